@@ -1,0 +1,1 @@
+"""The Faust app: agents on librdkafka batch channels. Start reading at ``agents/topology.py``."""

@@ -1,0 +1,256 @@
+"""Every message type of the pipeline, one frozen struct each.
+
+JSON, UTF-8, one object a record. Unknown fields are ignored; where a message travels on inside another
+(``ProfiledTransaction.transaction``, ``ProfiledLabel.label``) its original bytes are kept, unknown fields
+included. A new field needs a default; a field never changes its type. Enumerations are open: they are
+plain strings here, and a consumer tolerates a value that it does not know.
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated
+
+import msgspec
+
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+"""A non-empty identifier of at most 256 characters."""
+
+Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
+"""RFC 3339 with an offset; the pipeline keeps microseconds."""
+
+Currency = Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+"""An ISO 4217 alphabetic code."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What all messages share."""
+
+    schema_version: int = 1
+
+
+class Transaction(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A card transaction, as a producer writes it to ``transactions`` (key: ``card_id``)."""
+
+    transaction_id: Identifier
+    event_time: Timestamp
+    card_id: Identifier
+    merchant_id: Identifier
+    amount: Decimal
+    currency: Currency
+    account_id: str | None = None
+    transaction_type: str = "purchase"
+    original_transaction_id: str | None = None
+    authorisation: str | None = None
+    local_time: str | None = None
+    device_id: str | None = None
+    ip: str | None = None
+    country: str | None = None
+    channel: str | None = None
+    mcc: str | None = None
+    attributes: dict[str, str | float | None] | None = None
+
+
+class Label(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What somebody says a transaction was, on ``labels`` (key: ``card_id``); a correction is a new label."""
+
+    transaction_id: Identifier
+    card_id: Identifier
+    label: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    labelled_at: Timestamp
+    label_id: str | None = None
+    fraud_type: str | None = None
+    alert_id: str | None = None
+    analyst: str | None = None
+    note: str | None = None
+
+
+class SourceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a record stands in the log of its topic."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class LogPosition(msgspec.Struct, frozen=True, kw_only=True):
+    """A position in the ``profiled`` log."""
+
+    partition: int
+    offset: int
+
+
+class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", tag="transaction"):
+    """An accepted transaction with its card features, on ``profiled`` (key: ``merchant_id``)."""
+
+    transaction_id: str
+    card_id: str
+    merchant_id: str
+    event_time_us: int
+    """Microseconds since 1970-01-01T00:00:00Z."""
+    amount_base_minor: int
+    """Minor units of the base currency, converted with the rate table that ``rates_version`` names."""
+    rates_version: str
+    counts: bool
+    """Whether the transaction enters windows (purchases and cash do)."""
+    card_features: list[float | None]
+    """Values of ``pipeline.features.catalogue.CARD_FEATURES`` (transaction features first), in that order."""
+    kernel: str
+    """The kernel version that computed ``card_features``."""
+    case_id: str
+    case_sequence: int
+    source: SourceRecord
+    ingested_at: Timestamp
+    transaction: msgspec.Raw
+    """The producer's own bytes."""
+
+
+class ProfiledLabel(Message, frozen=True, kw_only=True, tag_field="kind", tag="label"):
+    """A label that stands behind its transaction, on ``profiled`` (key: ``merchant_id``).
+
+    Only labels that change what is known about the transaction travel on; ``known`` is what holds from
+    ``known_at_us`` on: ``fraud``, ``legitimate`` or ``none``.
+    """
+
+    transaction_id: str
+    card_id: str
+    merchant_id: str
+    event_time_us: int
+    """Event time of the labelled transaction."""
+    known: str
+    known_at_us: int
+    source: SourceRecord
+    label: msgspec.Raw
+
+
+Profiled = ProfiledTransaction | ProfiledLabel
+
+
+class ModelScores(msgspec.Struct, frozen=True, kw_only=True):
+    """Each model's own probability of fraud."""
+
+    lightgbm: float
+    river: float
+
+
+class Versions(msgspec.Struct, frozen=True, kw_only=True):
+    """What scored a transaction; enough to score it again."""
+
+    lightgbm: str
+    river: str
+    policy: str
+    kernel: str
+    rates: str
+
+
+class Decision(Message, frozen=True, kw_only=True):
+    """What the pipeline decided about one transaction, on ``decisions`` (key: ``card_id``)."""
+
+    transaction_id: str
+    card_id: str
+    merchant_id: str
+    event_time: Timestamp
+    amount: Decimal
+    currency: str
+    amount_base: float
+    """In the major unit of ``base_currency``."""
+    base_currency: str
+    transaction_type: str = "purchase"
+    score: float
+    """Calibrated probability of fraud of the blend, 0 to 1."""
+    model_scores: ModelScores
+    logit: float
+    """LightGBM's calibrated log-odds under ``versions.lightgbm``; what the River layer builds on."""
+    action: str
+    """``allow`` or ``alert``."""
+    selection: str | None = None
+    """Why an alert was raised: ``score``, ``rule`` or ``audit``."""
+    selection_probability: float = 1.0
+    """Probability with which this transaction would be put before an analyst."""
+    threshold: float
+    features: dict[str, float | None]
+    versions: Versions
+    source: SourceRecord
+    log: LogPosition
+    case_id: str
+    case_sequence: int
+    ingested_at: Timestamp
+    decided_at: Timestamp
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """One reason for an alert."""
+
+    code: str
+    """Stable; analysts' systems may count by it."""
+    feature: str
+    value: float | None
+    usual: float | None = None
+    """The same quantity as the card (or merchant) usually has it, where there is one."""
+    contribution: float
+    """Log-odds that this reason added to the score."""
+    sentence: str
+
+
+class Alert(Message, frozen=True, kw_only=True):
+    """What an analyst must see, on ``alerts`` (key: ``card_id``)."""
+
+    alert_id: str
+    """Derived from card and transaction, so that a repeat is recognisable."""
+    case_id: str
+    case_sequence: int
+    severity: float
+    """Expected loss: score times amount, in the major unit of ``base_currency``."""
+    raised_at: Timestamp
+    transaction_id: str
+    card_id: str
+    merchant_id: str
+    event_time: Timestamp
+    amount: Decimal
+    currency: str
+    amount_base: float
+    base_currency: str
+    score: float
+    model_scores: ModelScores
+    threshold: float
+    selection: str
+    reasons: list[Reason]
+    versions: Versions
+    source: SourceRecord
+    log: LogPosition
+
+
+class Example(Message, frozen=True, kw_only=True):
+    """A lesson: the features as served, with what they turned out to be; on ``examples``."""
+
+    transaction_id: str
+    card_id: str
+    merchant_id: str
+    event_time: Timestamp
+    amount_base: float
+    label: str
+    """``fraud``, ``legitimate`` or ``presumed_legitimate``."""
+    label_source: str | None
+    known_at: Timestamp
+    weight: float
+    """Inverse of the probability with which an example of this label is kept."""
+    revision: int
+    """0 for the first lesson of a transaction; a correction counts up, and River does not learn it again."""
+    features: dict[str, float | None]
+    logit: float
+    score: float
+    versions: Versions
+    log: LogPosition
+
+
+class ModelVersion(Message, frozen=True, kw_only=True):
+    """The active version of one model, on ``models`` (key: ``name``; compacted). Data, never code."""
+
+    name: str
+    """``lightgbm``, ``river`` or ``policy``; ``control`` records are reserved for records set aside."""
+    version: str
+    digest: str
+    """SHA-256 of the payload, hexadecimal."""
+    published_at: Timestamp
+    payload: msgspec.Raw
+    """A JSON object whose shape the model's own module defines (``pipeline.scoring``)."""
