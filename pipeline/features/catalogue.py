@@ -1,0 +1,72 @@
+"""The features by name, in the order in which every matrix, model and message holds them.
+
+``docs/features.md`` defines each value; the kernel (`pipeline.features.kernel`) computes it.
+"""
+
+import hashlib
+from typing import Final
+
+US_PER_SECOND: Final = 1_000_000
+US_PER_HOUR: Final = 3_600 * US_PER_SECOND
+US_PER_DAY: Final = 24 * US_PER_HOUR
+
+WINDOWS_US: Final[dict[str, int]] = {
+    "1h": US_PER_HOUR,
+    "1d": US_PER_DAY,
+    "7d": 7 * US_PER_DAY,
+    "30d": 30 * US_PER_DAY,
+}
+LONGEST_WINDOW_US: Final = 30 * US_PER_DAY
+LATENESS_US: Final = 7 * US_PER_DAY
+"""How far behind an entity's newest event a late one still finds all that its windows hold."""
+HORIZON_US: Final = LONGEST_WINDOW_US + LATENESS_US
+USUAL_EVENTS: Final = 32
+"""The card's usual amount is taken over at most so many of its latest transactions."""
+OUTLIER_MINIMUM_EVENTS: Final = 5
+OUTLIER_RATIO: Final = 3
+RISK_PRIOR_RATE: Final = 0.01
+RISK_PRIOR_STRENGTH: Final = 5.0
+
+KERNEL_REVISION: Final = 1
+"""Raised whenever a definition changes without changing a name."""
+
+_STATISTICS = ("count", "sum", "mean", "std", "max", "min")
+
+
+def _window_features(entity: str) -> tuple[str, ...]:
+    return tuple(f"{entity}_{statistic}_{window}" for window in WINDOWS_US for statistic in _STATISTICS)
+
+
+TRANSACTION_FEATURES: Final = ("amount", "hour", "weekday")
+
+CARD_FEATURES: Final = (
+    *TRANSACTION_FEATURES,
+    *_window_features("card"),
+    "card_seconds_since_last",
+    "card_usual_amount",
+    "card_amount_to_usual",
+    "card_amount_deviation",
+    "card_outlier_count_1d",
+    "card_outlier_count_7d",
+    "card_outlier_count_30d",
+    "card_merchant_count",
+)
+
+MERCHANT_FEATURES: Final = (
+    *_window_features("merchant"),
+    "merchant_seconds_since_last",
+    "merchant_amount_to_mean",
+    "merchant_surge",
+    "merchant_known_count_14d",
+    "merchant_known_fraud_14d",
+    "merchant_known_count_30d",
+    "merchant_known_fraud_30d",
+    "merchant_fraud_risk_30d",
+    "merchant_newest_label",
+    "merchant_seconds_since_fraud",
+    "merchant_seconds_since_legitimate",
+)
+
+FEATURES: Final = (*CARD_FEATURES, *MERCHANT_FEATURES)
+
+KERNEL_VERSION: Final = f"{KERNEL_REVISION}-{hashlib.sha256(' '.join(FEATURES).encode()).hexdigest()[:8]}"

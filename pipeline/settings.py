@@ -1,0 +1,120 @@
+"""Settings, from the environment (prefix ``FRAUD_PIPELINE_``) and from arguments; validated at the start."""
+
+import socket
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; ``docs/settings.md`` lists it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FRAUD_PIPELINE_", frozen=True, extra="forbid", populate_by_name=True
+    )
+
+    kafka_bootstrap_servers: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("KAFKA_BOOTSTRAP_SERVERS", "FRAUD_PIPELINE_KAFKA_BOOTSTRAP_SERVERS"),
+        description="The cluster to use. Unset: a real single-node Kafka is started from pip packages.",
+    )
+    kafka_config: dict[str, str] = Field(
+        default_factory=dict,
+        description="Further librdkafka properties for every client, as a JSON object (security, for instance).",
+    )
+    data_dir: Path = Field(
+        default=Path(".fraud-pipeline"),
+        description="Directory of all local state: embedded broker, model registry, feature store.",
+    )
+    topic_prefix: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="Put before every topic, group and transactional id.",
+    )
+    card_partitions: int = Field(default=4, ge=1, description="Partitions of the topics keyed by card.")
+    merchant_partitions: int = Field(
+        default=4, ge=1, description="Partitions of the topic keyed by merchant."
+    )
+    replication_factor: int | None = Field(
+        default=None,
+        ge=1,
+        description="Replicas of created topics. Unset: 3 where the cluster has three brokers, else 1.",
+    )
+    timestamps: Literal["broker", "producer"] = Field(
+        default="broker",
+        description="Who stamps `transactions` and `labels`: the broker on arrival, or the producer (replays with a simulated clock).",
+    )
+    create_topics: bool = Field(default=True, description="Create missing topics at the start of a worker.")
+    instance: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        description="Stable, unique name of this worker; part of its transactional ids.",
+    )
+    agents: str = Field(
+        default="card,score,feedback,learn", description="Agents that this worker runs, separated by commas."
+    )
+    delivery: Literal["exactly_once", "at_least_once"] = Field(
+        default="exactly_once", description="Delivery guarantee of outputs against input offsets."
+    )
+    batch_max_records: int = Field(default=2_000, ge=1, description="Most records that one batch holds.")
+    base_currency: str = Field(default="EUR", pattern="^[A-Z]{3}$", description="Currency of all windows.")
+    rates_file: Path | None = Field(
+        default=None,
+        description="Versioned rate table (JSON). Unset: the indicative one that ships with the package.",
+    )
+    future_tolerance_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="An event later than its record's timestamp by more than this is a dead letter.",
+    )
+    dedup_horizon_days: float = Field(
+        default=120.0,
+        gt=0,
+        description="A repeat of a transaction within this many days of event time emits nothing.",
+    )
+    label_horizon_days: float = Field(
+        default=120.0,
+        gt=0,
+        description="A label later than this after its transaction is counted and not joined.",
+    )
+    maturity_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="Event time after which a transaction without a report is presumed legitimate.",
+    )
+    negative_sample_rate: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="Share of legitimate transactions that become examples, weighted by its inverse.",
+    )
+    river_publish_interval_s: float = Field(
+        default=1.0, ge=0, description="Shortest time between two published River versions."
+    )
+    river_classifier: str | None = Field(
+        default=None,
+        description="Dotted path of a River classifier to use instead of the default layer, such as `river.naive_bayes.GaussianNB`.",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics endpoint binds to.")
+    metrics_port: int = Field(
+        default=9464, ge=0, le=65535, description="Port of the metrics endpoint; 0 for any free one."
+    )
+    registry_dir: Path | None = Field(
+        default=None, description="Model registry. Unset: `registry` in the data directory."
+    )
+
+    @property
+    def registry_path(self) -> Path:
+        """Directory of the model registry."""
+        return self.registry_dir if self.registry_dir is not None else self.data_dir / "registry"
+
+    @property
+    def agent_names(self) -> tuple[str, ...]:
+        """Names in ``agents``, in order."""
+        return tuple(name.strip() for name in self.agents.split(",") if name.strip())
+
+    def topic(self, name: str) -> str:
+        """Name of a topic, group or transactional id on the cluster: the prefix and ``name``."""
+        return f"{self.topic_prefix}{name}"

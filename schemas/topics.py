@@ -1,0 +1,56 @@
+"""Every topic of the pipeline, declared once: name, key, value, and its one writer."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.messages import Alert, Decision, Example, Label, Message, ModelVersion, Profiled, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as the pipeline needs it.
+
+    ``partitions_like`` names the setting that gives the number of partitions: ``cards`` topics are
+    co-partitioned by card, ``merchants`` topics by merchant, ``one`` has a single partition, because it is one ordered log.
+    """
+
+    name: str
+    key: str
+    value: type[Message] | object
+    writer: str
+    partitions_like: str
+    cleanup_policy: str = "delete"
+    max_message_bytes: int = 2 * 1024 * 1024
+    retention_ms: int = -1
+
+
+TRANSACTIONS: Final = Topic(
+    "transactions", "card_id", Transaction, "producers", "cards", max_message_bytes=4 * 1024 * 1024
+)
+LABELS: Final = Topic(
+    "labels", "card_id", Label, "analysts, chargebacks", "cards", max_message_bytes=4 * 1024 * 1024
+)
+PROFILED: Final = Topic(
+    "profiled", "merchant_id", Profiled, "card agent", "merchants", max_message_bytes=8 * 1024 * 1024
+)
+DECISIONS: Final = Topic(
+    "decisions", "card_id", Decision, "score agent", "cards", max_message_bytes=8 * 1024 * 1024
+)
+ALERTS: Final = Topic("alerts", "card_id", Alert, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
+EXAMPLES: Final = Topic(
+    "examples", "card_id", Example, "feedback agent", "one", max_message_bytes=8 * 1024 * 1024
+)
+MODELS: Final = Topic(
+    "models",
+    "name",
+    ModelVersion,
+    "learn agent",
+    "one",
+    cleanup_policy="compact",
+    max_message_bytes=32 * 1024 * 1024,
+)
+DEAD_LETTERS: Final = Topic(
+    "dead-letters", "the original key", bytes, "card agent", "cards", max_message_bytes=16 * 1024 * 1024
+)
+
+TOPICS: Final = (TRANSACTIONS, LABELS, PROFILED, DECISIONS, ALERTS, EXAMPLES, MODELS, DEAD_LETTERS)
