@@ -11,9 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Everything that can be set; ``docs/settings.md`` lists it."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="FRAUD_PIPELINE_", frozen=True, extra="forbid", populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="FRAUD_PIPELINE_", frozen=True, extra="forbid", populate_by_name=True)
 
     kafka_bootstrap_servers: str | None = Field(
         default=None,
@@ -34,9 +32,7 @@ class Settings(BaseSettings):
         description="Put before every topic, group and transactional id.",
     )
     card_partitions: int = Field(default=4, ge=1, description="Partitions of the topics keyed by card.")
-    merchant_partitions: int = Field(
-        default=4, ge=1, description="Partitions of the topic keyed by merchant."
-    )
+    merchant_partitions: int = Field(default=4, ge=1, description="Partitions of the topic keyed by merchant.")
     replication_factor: int | None = Field(
         default=None,
         ge=1,

@@ -27,19 +27,13 @@ class Topic:
 TRANSACTIONS: Final = Topic(
     "transactions", "card_id", Transaction, "producers", "cards", max_message_bytes=4 * 1024 * 1024
 )
-LABELS: Final = Topic(
-    "labels", "card_id", Label, "analysts, chargebacks", "cards", max_message_bytes=4 * 1024 * 1024
-)
+LABELS: Final = Topic("labels", "card_id", Label, "analysts, chargebacks", "cards", max_message_bytes=4 * 1024 * 1024)
 PROFILED: Final = Topic(
     "profiled", "merchant_id", Profiled, "card agent", "merchants", max_message_bytes=8 * 1024 * 1024
 )
-DECISIONS: Final = Topic(
-    "decisions", "card_id", Decision, "score agent", "cards", max_message_bytes=8 * 1024 * 1024
-)
+DECISIONS: Final = Topic("decisions", "card_id", Decision, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
 ALERTS: Final = Topic("alerts", "card_id", Alert, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
-EXAMPLES: Final = Topic(
-    "examples", "card_id", Example, "feedback agent", "one", max_message_bytes=8 * 1024 * 1024
-)
+EXAMPLES: Final = Topic("examples", "card_id", Example, "feedback agent", "one", max_message_bytes=8 * 1024 * 1024)
 MODELS: Final = Topic(
     "models",
     "name",

@@ -1,0 +1,52 @@
+"""The ``fraud-pipeline`` command. Subcommands are imported when they are called, so that help is instant."""
+
+import importlib
+from typing import Final
+
+import click
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
+    "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
+    "label": ("pipeline.commands.label", "Say what a transaction was."),
+    "replay": ("pipeline.commands.replay", "Feed a file of transactions through the topics."),
+    "run": ("pipeline.commands.run", "Run the whole pipeline on simulated transactions."),
+    "simulate": ("pipeline.commands.simulate", "Write simulated transactions to a file."),
+    "topics": ("pipeline.commands.topics", "Create the topics, or check them."),
+    "train": ("pipeline.commands.train", "Train, calibrate and register a LightGBM version."),
+    "worker": ("pipeline.commands.worker", "Run agents."),
+}
+
+
+class LazyGroup(click.Group):
+    """A command group whose commands are imported on use; each module has ``command``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, sorted."""
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of ``cmd_name``."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line a command, without importing any."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fraud-pipeline")
+def main() -> None:
+    """Streaming fraud detection on Kafka."""
+
+
+if __name__ == "__main__":
+    main()
