@@ -1,0 +1,1 @@
+"""The kernel that every program calls: from messages (or columns) to features, decisions and lessons. Pure."""

@@ -1,0 +1,126 @@
+"""Features of recorded history, as columns: what training sets, backtests and warm-ups are made of."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xxhash
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, US_PER_SECOND
+from pipeline.features.kernel import CardWindows, MerchantWindows
+
+COUNTING_TYPES = frozenset({"purchase", "cash"})
+"""Transaction types that enter the windows."""
+
+KNOWN_FRAUD, KNOWN_LEGITIMATE, KNOWN_NONE = 1, 0, 2
+
+
+def transaction_hash(card_id: str, transaction_id: str) -> int:
+    """Identity of a transaction as 64 bits, the same on every machine."""
+    return xxhash.xxh3_64_intdigest(f"{card_id}\x00{transaction_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLabels:
+    """Labels of a history: ``row`` of the labelled transaction, ``known`` (1 fraud, 0 legitimate, 2 none), ``known_at_us``.
+
+    Three arrays of equal length, in the order in which they became known here.
+    """
+
+    row: NDArray[np.int64]
+    known: NDArray[np.int8]
+    known_at_us: NDArray[np.int64]
+
+
+def delayed_labels(
+    event_time_us: NDArray[np.int64],
+    fraud: NDArray[np.bool_],
+    delay_s: float,
+    labelled: NDArray[np.bool_] | None = None,
+) -> KnownLabels:
+    """Every transaction's label (or those of ``labelled``), known ``delay_s`` seconds of event time after it."""
+    rows = np.arange(len(event_time_us)) if labelled is None else np.flatnonzero(labelled)
+    known_at_us = event_time_us[rows] + round(delay_s * US_PER_SECOND)
+    order = np.argsort(known_at_us, kind="stable")
+    return KnownLabels(rows[order], fraud[rows[order]].astype(np.int8), known_at_us[order])
+
+
+def event_times_us(times: pd.Series) -> NDArray[np.int64]:
+    """Microseconds since the epoch of a time-zone aware column; shape (n,)."""
+    if times.dt.tz is None:
+        raise ValueError("event_time has no time zone; say which one it is in (UTC, for instance)")
+    return times.dt.tz_convert("UTC").dt.as_unit("us").astype("int64").to_numpy()
+
+
+def compute_features(
+    frame: pd.DataFrame, *, label_delay_s: float | None = 7 * 86_400.0, labels: KnownLabels | None = None
+) -> NDArray[np.float64]:
+    """Features of a history in event-time order, as the agents would have computed them.
+
+    ``frame``: columns ``transaction_id``, ``event_time`` (time-zone aware), ``card_id``, ``merchant_id``,
+    ``amount_minor`` (minor units of the base currency); optional ``transaction_type`` and, unless ``labels`` says
+    what was known when, ``fraud`` (bool), known ``label_delay_s`` seconds after each transaction (None: never).
+    Rows must be sorted by ``event_time``. Returns shape (len(frame), len(FEATURES)).
+    """
+    event_time_us = event_times_us(frame["event_time"])
+    if np.any(np.diff(event_time_us) < 0):
+        raise ValueError("the history is not in event-time order; sort it by event_time first")
+    amount_minor = frame["amount_minor"].to_numpy(np.int64)
+    cards, merchants = frame["card_id"].tolist(), frame["merchant_id"].tolist()
+    counts = (
+        frame["transaction_type"].isin(COUNTING_TYPES).to_numpy(bool)
+        if "transaction_type" in frame
+        else np.ones(len(frame), bool)
+    )
+    day_s = (event_time_us // US_PER_SECOND) % 86_400
+    hour = (day_s + (event_time_us % US_PER_SECOND) / US_PER_SECOND) / 3_600.0
+    # 1970-01-01 was a Thursday, weekday 3.
+    weekday = ((event_time_us // US_PER_SECOND // 86_400 + 3) % 7).astype(np.float64)
+    features = np.empty((len(frame), len(FEATURES)))
+    features[:, : len(CARD_FEATURES)] = CardWindows().profile(
+        cards, merchants, event_time_us, amount_minor, counts, hour, weekday
+    )
+    if labels is None and label_delay_s is not None:
+        labels = delayed_labels(event_time_us, frame["fraud"].to_numpy(bool), label_delay_s)
+    if labels is None:
+        labels = KnownLabels(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.int64))
+    features[:, len(CARD_FEATURES) :] = _merchant_features(
+        frame, merchants, event_time_us, amount_minor, counts, labels
+    )
+    return features
+
+
+def _merchant_features(
+    frame: pd.DataFrame,
+    merchants: list[str],
+    event_time_us: NDArray[np.int64],
+    amount_minor: NDArray[np.int64],
+    counts: NDArray[np.bool_],
+    labels: KnownLabels,
+) -> NDArray[np.float64]:
+    """One log of transactions and labels: a label stands before the first transaction at or after its ``known_at_us``."""
+    n, m = len(event_time_us), len(labels.row)
+    order = np.argsort(np.concatenate([event_time_us, labels.known_at_us]) * 2 + np.r_[np.ones(n, int), np.zeros(m, int)],
+                       kind="stable")  # fmt: skip
+    row = np.concatenate([np.arange(n), labels.row])[order]
+    is_label = order >= n
+    cards, transactions = frame["card_id"].to_numpy(object), frame["transaction_id"].to_numpy(object)
+    identity = np.zeros(n + m, np.uint64)
+    identity[is_label] = [
+        transaction_hash(card, transaction)
+        for card, transaction in zip(cards[row[is_label]], transactions[row[is_label]], strict=True)
+    ]
+    known, known_at_us = np.zeros(n + m, np.int8), np.zeros(n + m, np.int64)
+    known[is_label], known_at_us[is_label] = labels.known[order[is_label] - n], labels.known_at_us[order[is_label] - n]
+    out = MerchantWindows().profile(
+        is_label.astype(np.uint8),
+        np.asarray(merchants, object)[row].tolist(),
+        identity,
+        event_time_us[row],
+        amount_minor[row],
+        counts[row],
+        known,
+        known_at_us,
+    )
+    return out[~is_label]
