@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import xxhash
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, US_PER_SECOND
+from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import CardWindows, MerchantWindows
 
 COUNTING_TYPES = frozenset({"purchase", "cash"})
@@ -16,16 +16,12 @@ COUNTING_TYPES = frozenset({"purchase", "cash"})
 KNOWN_FRAUD, KNOWN_LEGITIMATE, KNOWN_NONE = 1, 0, 2
 
 
-def transaction_hash(card_id: str, transaction_id: str) -> int:
-    """Identity of a transaction as 64 bits, the same on every machine."""
-    return xxhash.xxh3_64_intdigest(f"{card_id}\x00{transaction_id}")
-
-
 @dataclass(frozen=True, slots=True)
 class KnownLabels:
-    """Labels of a history: ``row`` of the labelled transaction, ``known`` (1 fraud, 0 legitimate, 2 none), ``known_at_us``.
+    """Labels of a history, in the order in which they became known here.
 
-    Three arrays of equal length, in the order in which they became known here.
+    Arrays of equal length: ``row`` of the labelled transaction, ``known`` (1 fraud, 0 legitimate, 2 none) and
+    ``known_at_us``.
     """
 
     row: NDArray[np.int64]
@@ -50,7 +46,7 @@ def event_times_us(times: pd.Series) -> NDArray[np.int64]:
     """Microseconds since the epoch of a time-zone aware column; shape (n,)."""
     if times.dt.tz is None:
         raise ValueError("event_time has no time zone; say which one it is in (UTC, for instance)")
-    return times.dt.tz_convert("UTC").dt.as_unit("us").astype("int64").to_numpy()
+    return np.asarray(times.dt.tz_convert("UTC").dt.as_unit("us").astype("int64"), np.int64)
 
 
 def compute_features(
@@ -99,10 +95,10 @@ def _merchant_features(
     counts: NDArray[np.bool_],
     labels: KnownLabels,
 ) -> NDArray[np.float64]:
-    """One log of transactions and labels: a label stands before the first transaction at or after its ``known_at_us``."""
+    """One log of both: a label stands before the first transaction at or after its ``known_at_us``."""
     n, m = len(event_time_us), len(labels.row)
-    order = np.argsort(np.concatenate([event_time_us, labels.known_at_us]) * 2 + np.r_[np.ones(n, int), np.zeros(m, int)],
-                       kind="stable")  # fmt: skip
+    is_transaction = np.r_[np.ones(n, np.int64), np.zeros(m, np.int64)]
+    order = np.lexsort((is_transaction, np.concatenate([event_time_us, labels.known_at_us])))
     row = np.concatenate([np.arange(n), labels.row])[order]
     is_label = order >= n
     cards, transactions = frame["card_id"].to_numpy(object), frame["transaction_id"].to_numpy(object)
