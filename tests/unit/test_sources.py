@@ -1,0 +1,201 @@
+"""Files of transactions: what is read, and what is refused with which words."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.simulator import COLUMNS, make_profiles, simulate_days
+from pipeline.sources import UnusableSource, load_transactions, read_transactions, resolve_mapping
+
+HEADER = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT,TX_TIME_SECONDS,TX_FRAUD,TX_FRAUD_SCENARIO\n"
+ROWS = (
+    "0,2018-04-01 00:00:31,0596,3156,57.16,31,0,0\n"
+    "1,2018-04-01 00:02:10,4961,3412,1081.51,130,1,1\n"
+    "2,2018-04-01 00:07:56,0002,1365,146,476,1,3\n"
+)
+
+
+def csv(folder: Path, text: str, name: str = "transactions.csv") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def handbook(tmp_path: Path) -> Path:
+    return csv(tmp_path, HEADER + ROWS)
+
+
+def test_the_handbooks_columns_are_recognised(handbook: Path) -> None:
+    frame = load_transactions(handbook)
+    assert tuple(frame.columns) == COLUMNS
+    assert frame["event_time"].dtype == pd.DatetimeTZDtype("us", "UTC")
+    assert frame["event_time"][0] == datetime(2018, 4, 1, 0, 0, 31, tzinfo=UTC)
+    assert frame["card_id"].tolist() == ["0596", "4961", "0002"]
+    assert frame["merchant_id"].tolist() == ["3156", "3412", "1365"]
+    assert frame["amount_minor"].tolist() == [5_716, 108_151, 14_600]
+    assert frame["amount"].tolist() == [57.16, 1081.51, 146.0]
+    assert frame["fraud"].tolist() == [False, True, True]
+    assert frame["fraud_type"].tolist() == [None, "amount", "card"]
+
+
+@pytest.mark.parametrize("name", ["simulated.parquet", "simulated.csv"])
+def test_a_simulated_file_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
+    made = simulate_days(make_profiles(np.random.default_rng(0), 60, 120), 0, 0, 12)
+    path = tmp_path / name
+    if name.endswith("csv"):
+        made.to_csv(path, index=False)
+    else:
+        made.to_parquet(path, index=False)
+    frames = list(read_transactions(path, batch_rows=100))
+    assert max(len(frame) for frame in frames) <= 100
+    read = pd.concat(frames, ignore_index=True)
+    assert made["fraud"].any()
+    pd.testing.assert_frame_equal(read, made)
+
+
+def test_parquet_types_of_other_makers_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "typed.parquet"
+    table = pa.table(
+        {
+            "id": pa.array([7, 8], pa.int32()),
+            "when": pa.array([1_522_540_800_000, 1_522_540_801_000], pa.timestamp("ms", "Europe/Brussels")),
+            "card": pa.array(["a", "b"]).dictionary_encode(),
+            "shop": pa.array(["x", "y"], pa.large_string()),
+            "value": pa.array([Decimal("10.01"), Decimal("-3.00")], pa.decimal128(12, 2)),
+            "bad": pa.array([True, False]),
+            "where": pa.array(["BE", None]),
+        }
+    )
+    pq.write_table(table, path)
+    changes = {
+        "transaction_id": "id",
+        "event_time": "when",
+        "card_id": "card",
+        "merchant_id": "shop",
+        "amount": "value",
+        "fraud": "bad",
+        "country": "where",
+    }
+    frame = load_transactions(path, resolve_mapping(path, changes, currency="USD"))
+    assert frame["transaction_id"].tolist() == ["7", "8"]
+    assert frame["event_time"][1] == datetime(2018, 4, 1, 0, 0, 1, tzinfo=UTC)
+    assert frame["amount_minor"].tolist() == [1_001, -300]
+    assert frame["currency"].tolist() == ["USD", "USD"]
+    assert frame["fraud"].tolist() == [True, False]
+    assert frame["fraud_type"].tolist() == [None, None]
+    assert frame["country"].tolist() == ["BE", None]
+
+
+def test_a_file_without_truth_has_no_truth_columns(tmp_path: Path) -> None:
+    path = csv(tmp_path, "transaction_id,event_time,card_id,merchant_id,amount\n1,2024-01-01T00:00:00Z,c,m,1.5\n")
+    assert "fraud" not in load_transactions(path).columns
+
+
+def test_naive_times_are_in_the_zone_that_is_given(tmp_path: Path) -> None:
+    times = ("2018-04-01 12:00:00", "2018-04-01T12:30:00+01:00", "2018-04-01 14:00:00")
+    path = csv(tmp_path, HEADER + "".join(f"{row},{time},c,m,1,0,0,0\n" for row, time in enumerate(times)))
+    brussels = load_transactions(path, resolve_mapping(path, time_zone="Europe/Brussels"))
+    assert brussels["event_time"].dt.strftime("%H:%M").tolist() == ["10:00", "11:30", "12:00"]
+
+
+def test_minor_units_follow_the_currency(tmp_path: Path) -> None:
+    path = csv(
+        tmp_path,
+        "transaction_id,event_time,card_id,merchant_id,amount,currency\n"
+        "1,2024-01-01T00:00:00Z,c,m,1500,JPY\n2,2024-01-01T00:00:00Z,c,m,1.234,KWD\n3,2024-01-01T00:00:00Z,c,m,1.23,EUR\n",
+    )
+    assert load_transactions(path)["amount_minor"].tolist() == [1_500, 1_234, 123]
+
+
+def test_times_are_filtered_from_inclusive_to_exclusive(handbook: Path) -> None:
+    frame = load_transactions(
+        handbook,
+        start=datetime(2018, 4, 1, 0, 2, 10, tzinfo=UTC),
+        end=datetime(2018, 4, 1, 0, 7, 56, tzinfo=UTC),
+    )
+    assert frame["transaction_id"].tolist() == ["1"]
+    with pytest.raises(UnusableSource, match="widen --from and --to"):
+        load_transactions(handbook, start=datetime(2020, 1, 1, tzinfo=UTC))
+    with pytest.raises(UnusableSource, match="offset"):
+        load_transactions(handbook, start=datetime(2020, 1, 1))  # noqa: DTZ001 (the case under test)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 100])
+def test_unsorted_rows_are_refused_or_sorted(tmp_path: Path, batch_rows: int) -> None:
+    first, second, third = ROWS.splitlines(keepends=True)
+    path = csv(tmp_path, HEADER + second + first + third)
+    with pytest.raises(UnusableSource, match=r"TX_DATETIME is not in order.*--sort"):
+        list(read_transactions(path, batch_rows=batch_rows))
+    frames = list(read_transactions(path, sort=True, batch_rows=batch_rows))
+    assert [name for frame in frames for name in frame["transaction_id"]] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("9,yesterday,c,m,1,0,0,0", r"row 4, column TX_DATETIME: 'yesterday' is no time"),
+        ("9,,c,m,1,0,0,0", r"row 4, column TX_DATETIME: None is no time"),
+        ("9,2018-04-02,c,m,much,0,0,0", r"row 4, column TX_AMOUNT: 'much' is no amount"),
+        ("9,2018-04-02,c,m,inf,0,0,0", r"row 4, column TX_AMOUNT: 'inf' is no amount"),
+        ("9,2018-04-02,c,m,1.005,0,0,0", r"row 4, column TX_AMOUNT: '1.005' has more than the 2 decimals of EUR"),
+        ("9,2018-04-02,c,m,1e17,0,0,0", r"row 4, column TX_AMOUNT: '1e17' is too large"),
+        ("9,2018-04-02,c,m,1,0,maybe,0", r"row 4, column TX_FRAUD: 'maybe' is neither"),
+        ("9,2018-04-02,,m,1,0,0,0", r"row 4, column CUSTOMER_ID: None is empty"),
+        ("9,2018-04-02,c", r"cannot be read as csv"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(UnusableSource, match=message):
+        load_transactions(csv(tmp_path, HEADER + ROWS + row + "\n"))
+
+
+def test_missing_columns_are_named_with_the_remedy(tmp_path: Path, handbook: Path) -> None:
+    path = csv(tmp_path, "TRANSACTION_ID,CUSTOMER_ID,TX_AMOUNT\n1,2,3\n", "short.csv")
+    with pytest.raises(UnusableSource, match=r"event_time, merchant_id; name one with --map event_time=COLUMN"):
+        resolve_mapping(path, preset="handbook")
+    with pytest.raises(UnusableSource, match="has no column NOPE"):
+        resolve_mapping(handbook, {"card_id": "NOPE"})
+    with pytest.raises(UnusableSource, match="knows no field card"):
+        resolve_mapping(handbook, {"card": "CUSTOMER_ID"})
+    with pytest.raises(UnusableSource, match="no preset other"):
+        resolve_mapping(handbook, preset="other")
+    with pytest.raises(UnusableSource, match="no time zone Mars"):
+        resolve_mapping(handbook, time_zone="Mars")
+
+
+def test_one_mapped_column_on_top_of_a_preset(tmp_path: Path) -> None:
+    path = csv(tmp_path, (HEADER + ROWS).replace("TX_AMOUNT", "EUROS"))
+    assert load_transactions(path, resolve_mapping(path, {"amount": "EUROS"}))["amount_minor"][0] == 5_716
+
+
+def test_what_is_no_file_of_transactions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnusableSource, match="no file"):
+        resolve_mapping(tmp_path / "absent.csv")
+    with pytest.raises(UnusableSource, match=r"unknown file type; use \.parquet"):
+        resolve_mapping(csv(tmp_path, "", "transactions.xlsx"))
+    with pytest.raises(UnusableSource, match="cannot be read as parquet"):
+        resolve_mapping(csv(tmp_path, "text", "text.parquet"))
+    with pytest.raises(UnusableSource, match="cannot be read as csv"):
+        resolve_mapping(csv(tmp_path, "", "empty.csv"))
+
+
+def test_numbers_are_no_times(tmp_path: Path) -> None:
+    path = tmp_path / "epoch.parquet"
+    pd.DataFrame(
+        {
+            "transaction_id": ["1"],
+            "event_time": [1_522_540_800],
+            "card_id": ["c"],
+            "merchant_id": ["m"],
+            "amount": [1.0],
+        }
+    ).to_parquet(path)
+    with pytest.raises(UnusableSource, match="event_time holds numbers"):
+        load_transactions(path)
