@@ -1,0 +1,116 @@
+"""Matches what comes out of the pipeline with what went in. Pure: records and clock readings are arguments."""
+
+import threading
+from typing import Final
+
+import msgspec
+
+from pipeline.demo.figures import Figures
+from schemas.messages import Alert, Identifier
+
+FRAUD: Final = "fraud"
+LEGITIMATE: Final = "legitimate"
+
+
+class DecisionHead(msgspec.Struct, frozen=True):
+    """The part of a decision that the ledger needs; reading only this keeps the monitor out of the workers' way."""
+
+    transaction_id: Identifier
+    action: str
+
+
+class LabelHead(msgspec.Struct, frozen=True):
+    """The part of a label that the ledger needs."""
+
+    transaction_id: Identifier
+    label: str
+
+
+class ModelHead(msgspec.Struct, frozen=True):
+    """The part of a model version that the ledger needs."""
+
+    name: str
+    version: str
+
+
+class Ledger:
+    """Keeps `Figures` from the records of one run.
+
+    `sent` may be called by another thread than the rest. Memory grows with the transactions in flight and with the alerts.
+    """
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+        self._lock = threading.Lock()
+        self._sent_s: dict[str, float | None] = {}
+        """Transactions without a decision: when they were sent (None in the warm-up, which is not timed)."""
+        self._alerted: set[str] = set()
+        """Transactions with an alert whose label has not come."""
+        self._early_labels: dict[str, str] = {}
+        """Labels that were read before the decision on their transaction."""
+        self._decision = msgspec.json.Decoder(DecisionHead)
+        self._label = msgspec.json.Decoder(LabelHead)
+        self._model = msgspec.json.Decoder(ModelHead)
+        self._alert = msgspec.json.Decoder(Alert)
+
+    def sent(self, transaction_id: str, now_s: float, *, warm_up: bool = False) -> None:
+        """Enter a transaction that is about to be sent at ``now_s``."""
+        with self._lock:
+            self._sent_s[transaction_id] = None if warm_up else now_s
+        self._figures.transactions += 1
+        self._figures.warm_up_transactions += warm_up
+
+    def decision(self, value: bytes, now_s: float) -> None:
+        """Enter a decision that was read at ``now_s`` (the clock of `sent`)."""
+        head = self._decision.decode(value)
+        self._figures.decisions += 1
+        with self._lock:
+            known = head.transaction_id in self._sent_s
+            sent_s = self._sent_s.pop(head.transaction_id, None)
+        if not known:
+            self._figures.repeated_decisions += 1
+            return
+        if sent_s is not None:
+            self._figures.latencies.add((now_s - sent_s) * 1_000)
+        label = self._early_labels.pop(head.transaction_id, None)
+        if head.action == "alert":
+            self._alerted.add(head.transaction_id)
+            if label is not None:
+                self._judge(head.transaction_id, label)
+
+    def label(self, value: bytes) -> None:
+        """Enter a label, whatever its source."""
+        head = self._label.decode(value)
+        self._figures.labels += 1
+        if head.transaction_id in self._alerted:
+            self._judge(head.transaction_id, head.label)
+        elif head.transaction_id in self._sent_s:
+            self._early_labels[head.transaction_id] = head.label
+
+    def alert(self, value: bytes) -> None:
+        """Enter an alert."""
+        self._figures.alerts += 1
+        self._figures.latest_alerts.append(self._alert.decode(value))
+
+    def dead_letter(self) -> None:
+        """Count a dead letter."""
+        self._figures.dead_letters += 1
+
+    def model(self, value: bytes) -> None:
+        """Enter a published model version."""
+        head = self._model.decode(value)
+        if head.name == "river":
+            self._figures.river_versions += self._figures.river_version is not None
+            self._figures.river_version = head.version
+
+    def missing(self, limit: int) -> list[str]:
+        """At most ``limit`` transactions that were sent and have no decision, oldest first."""
+        with self._lock:
+            return [transaction_id for transaction_id, _ in zip(self._sent_s, range(limit), strict=False)]
+
+    def _judge(self, transaction_id: str, label: str) -> None:
+        if label not in {FRAUD, LEGITIMATE}:
+            return
+        self._alerted.discard(transaction_id)
+        self._figures.judged_alerts += 1
+        self._figures.confirmed_alerts += label == FRAUD

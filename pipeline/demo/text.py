@@ -1,0 +1,129 @@
+"""How alerts and figures read in a terminal. Pure: messages in, lines out."""
+
+import textwrap
+from datetime import UTC, datetime
+from typing import Final
+
+from rich.text import Text
+
+from schemas.messages import Alert
+
+PLAIN_WIDTH: Final = 80
+"""Columns of lines that go to a pipe or a file."""
+NARROWEST: Final = 40
+
+
+def printable(text: str) -> str:
+    r"""``text`` with every control character written out, so that an identifier cannot steer a terminal.
+
+    >>> printable("card\x1b[31m")
+    'card\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def utc_text(moment: datetime) -> str:
+    """``moment`` in UTC, to the second.
+
+    >>> utc_text(datetime(2026, 3, 1, 9, 30, 5, tzinfo=UTC))
+    '2026-03-01 09:30:05 UTC'
+    """
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def count_text(number: int) -> str:
+    """A whole number with a comma between thousands.
+
+    >>> count_text(1234567)
+    '1,234,567'
+    """
+    return f"{number:,}"
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time in at most two units.
+
+    >>> [duration_text(s) for s in (4.2, 65, 7300)]
+    ['4 s', '1 min 05 s', '2 h 01 min']
+    """
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3_600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3_600} h {whole % 3_600 // 60:02d} min"
+
+
+def money_text(amount: object, currency: str) -> str:
+    """An amount (decimal or float, major unit) with its currency in front.
+
+    >>> money_text(231.5, "EUR")
+    'EUR 231.50'
+    """
+    return f"{printable(currency)} {amount:,.2f}" if isinstance(amount, float) else f"{printable(currency)} {amount:,}"
+
+
+def score_style(score: float) -> str:
+    """Colour of a score: the surer, the louder."""
+    if score >= 0.8:
+        return "bold red"
+    return "red" if score >= 0.4 else "yellow"
+
+
+def alert_lines(alert: Alert, width: int = PLAIN_WIDTH) -> list[Text]:
+    """One alert as lines of at most ``width`` columns (an identifier that is longer stays whole).
+
+    First when, how much and how sure; then who and where; then every reason's sentence.
+    """
+    width = max(width, NARROWEST)
+    head = Text(utc_text(alert.event_time), style="bold")
+    head.append(f"  {money_text(alert.amount, alert.currency)}")
+    head.append(f"  score {alert.score:.3f}", style=score_style(alert.score))
+    severity = f"  severity {money_text(alert.severity, alert.base_currency)}"
+    lines = [head]
+    if len(head) + len(severity) <= width:
+        head.append(severity)
+    else:
+        lines.append(Text(severity))
+    facts = [
+        f"card {printable(alert.card_id)}",
+        f"merchant {printable(alert.merchant_id)}",
+        f"transaction {printable(alert.transaction_id)}",
+        f"case {printable(alert.case_id)}, alert {alert.case_sequence}" if alert.case_sequence > 1 else "",
+        f"chosen by {printable(alert.selection)}" if alert.selection != "score" else "",
+    ]
+    lines += [Text(line, style="cyan") for line in _packed([fact for fact in facts if fact], width)]
+    for reason in alert.reasons:
+        wrapped = textwrap.wrap(
+            printable(reason.sentence),
+            width,
+            initial_indent="  - ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += [Text(line) for line in wrapped]
+    return lines
+
+
+def alert_row(alert: Alert, width: int = PLAIN_WIDTH) -> Text:
+    """One alert on one line, cut to ``width``: time, amount, score, card, merchant, the strongest reason."""
+    row = Text(f"{alert.event_time.astimezone(UTC):%m-%d %H:%M} ")
+    row.append(f"{money_text(alert.amount, alert.currency):>13} ")
+    row.append(f"{alert.score:.2f} ", style=score_style(alert.score))
+    row.append(f"card {printable(alert.card_id)} at {printable(alert.merchant_id)}", style="cyan")
+    if alert.reasons:
+        row.append(f": {printable(alert.reasons[0].sentence)}")
+    row.truncate(width, overflow="ellipsis")
+    return row
+
+
+def _packed(facts: list[str], width: int) -> list[str]:
+    """``facts`` joined by commas into as few indented lines as fit; a fact is never divided."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and len(lines[-1]) + 2 + len(fact) <= width:
+            lines[-1] += f"  {fact}"
+        else:
+            lines.append(f"  {fact}")
+    return lines

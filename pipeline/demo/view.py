@@ -1,0 +1,259 @@
+"""The view of a run: redrawn in place on a terminal with colours, plain lines everywhere else."""
+
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Protocol, Self, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.demo.figures import Figures
+from pipeline.demo.state import RunState
+from pipeline.demo.text import PLAIN_WIDTH, alert_row, count_text, duration_text, printable, utc_text
+
+PLAIN_INTERVAL_S: Final = 2.0
+"""Time between two progress lines in a pipe."""
+REDRAWS_PER_S: Final = 4.0
+MOST_COLUMNS: Final = 110
+"""Wider lines are hard to read."""
+
+Clock = Callable[[], float]
+
+
+def wants_colours(stream: TextIO) -> bool:
+    """Whether escape codes may go to ``stream``: a terminal that knows them, and nobody said ``NO_COLOR``."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") not in {"dumb", ""}
+
+
+def milliseconds_text(latency_ms: float | None) -> str:
+    """A latency with the digits that matter.
+
+    >>> [milliseconds_text(ms) for ms in (None, 5.31, 53.2, 1200)]
+    ['-', '5.3 ms', '53 ms', '1,200 ms']
+    """
+    if latency_ms is None:
+        return "-"
+    return f"{latency_ms:.1f} ms" if latency_ms < 10 else f"{latency_ms:,.0f} ms"
+
+
+def precision_text(figures: Figures) -> str:
+    """How many of the alerts that have a label by now were fraud."""
+    if figures.precision is None:
+        return "precision not known yet: labels come days later"
+    return f"precision so far {figures.precision:.0%} of {count_text(figures.judged_alerts)} labelled"
+
+
+def progress_line(state: RunState, now_s: float) -> str:
+    """The present state on one line, for a pipe: at most 80 columns with figures of the usual size."""
+    figures = state.figures
+    if figures.transactions == 0:
+        return f"[{now_s - state.started_s:5.0f} s] {state.stage}"
+    place = "" if state.day == 0 else f"day {state.day}{f'/{state.days}' if state.days else ''} "
+    precision = "" if figures.precision is None else f" ({figures.precision:.0%} true)"
+    return (
+        f"[{now_s - state.started_s:5.0f} s] {place or 'warm-up '}{state.transactions_per_s:,.0f}/s, "
+        f"{figures.decisions} decided, {figures.undecided} waiting, {figures.alerts} alerts{precision}"
+    )
+
+
+def dashboard(state: RunState, now_s: float, width: int = PLAIN_WIDTH, height: int = 24) -> RenderableType:
+    """The whole picture for a terminal of ``width`` columns and ``height`` lines; it fits 80 x 24."""
+    width = min(width, MOST_COLUMNS)
+    figures = state.figures
+    title = Text("Fraud detection on simulated transactions", style="bold")
+    elapsed = f"running for {duration_text(now_s - state.started_s)}"
+    title.append(elapsed.rjust(width - len(title)), style="dim")
+    parts: list[RenderableType] = [title, Rule(style="dim")]
+    parts += [Text(line, style="bold green") for line in textwrap.wrap(_capital(state.stage), width)]
+    if state.day:
+        parts.append(_day_line(state, width))
+    if state.share is not None:
+        parts.append(ProgressBar(total=1.0, completed=state.share, width=width))
+    if figures.transactions:
+        parts += [Text(), _figures_table(state)]
+    if figures.latest_alerts:
+        parts += [Text(), Text("Latest alerts (simulated time, amount, score)", style="bold")]
+        parts += [alert_row(alert, width) for alert in list(figures.latest_alerts)[::-1][: max(0, height - 18)]]
+    parts += [Text(), Text(_hint(state), style="dim")]
+    return Group(*parts)
+
+
+def summary_lines(state: RunState, now_s: float) -> list[str]:
+    """What the run did, in words, before the line of JSON."""
+    figures = state.figures
+    decided = figures.decisions - figures.repeated_decisions
+    lines = [
+        f"Transactions   {count_text(figures.transactions)} sent, of which {count_text(figures.warm_up_transactions)} "
+        "warmed the windows up",
+        f"Decisions      {count_text(figures.decisions)}"
+        + (", one for each transaction" if decided == figures.transactions else "")
+        + (f", {count_text(figures.undecided)} transactions without one" if figures.undecided else "")
+        + (f", {count_text(figures.repeated_decisions)} repeated" if figures.repeated_decisions else ""),
+        f"Alerts         {count_text(figures.alerts)}, {precision_text(figures)}",
+        f"Labels         {count_text(figures.labels)} sent, days after their transactions",
+        f"Latency        p50 {milliseconds_text(figures.latencies.percentile_ms(0.5))}, "
+        f"p99 {milliseconds_text(figures.latencies.percentile_ms(0.99))} from send to decision",
+        f"River model    version {printable(figures.river_version or '-')}, "
+        f"{count_text(figures.river_versions)} published while it learned",
+        f"Dead letters   {count_text(figures.dead_letters)}",
+        f"Wall time      {duration_text(now_s - state.started_s)}",
+    ]
+    return lines
+
+
+class View(Protocol):
+    """What the controller tells a view."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def stage(self, stage: str) -> None:
+        """Begin ``stage``; it is shown until the next."""
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+
+    def tick(self) -> None:
+        """Show progress, if it is time to. Called often from the controller's loops."""
+
+
+class PlainView:
+    """Lines for a pipe, a file, or a terminal without colours."""
+
+    def __init__(self, state: RunState, stream: TextIO, clock: Clock = time.monotonic) -> None:
+        self._state = state
+        self._stream = stream
+        self._clock = clock
+        self._next_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del kind, error, trace
+
+    def stage(self, stage: str) -> None:
+        """Print the stage with the seconds since the start."""
+        self._state.stage = stage
+        now_s = self._clock()
+        self._next_s = now_s + PLAIN_INTERVAL_S
+        self.say(f"[{now_s - self._state.started_s:5.0f} s] {stage}")
+
+    def say(self, line: str) -> None:
+        """Print ``line``, wrapped at 80 columns under its own beginning."""
+        indent = " " * (10 if line.startswith("[") else 2)
+        for part in textwrap.wrap(line, PLAIN_WIDTH, subsequent_indent=indent, break_long_words=False) or [""]:
+            self._stream.write(f"{part}\n")
+        self._stream.flush()
+
+    def tick(self) -> None:
+        """Print a progress line if the last line is `PLAIN_INTERVAL_S` old and there are figures to show."""
+        now_s = self._clock()
+        if now_s >= self._next_s and self._state.figures.transactions:
+            self._next_s = now_s + PLAIN_INTERVAL_S
+            self.say(progress_line(self._state, now_s))
+
+
+class LiveView:
+    """A picture that is redrawn in place, four times a second, by a thread of its own."""
+
+    def __init__(self, state: RunState, stream: TextIO, clock: Clock = time.monotonic) -> None:
+        self._state = state
+        self._clock = clock
+        self._console = Console(file=stream, highlight=False, markup=False)
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._picture,
+            refresh_per_second=REDRAWS_PER_S,
+            transient=True,
+            redirect_stderr=False,
+            redirect_stdout=False,
+            vertical_overflow="crop",
+        )
+
+    def _picture(self) -> RenderableType:
+        return dashboard(self._state, self._clock(), self._console.width, self._console.height)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del kind, error, trace
+        self._live.stop()
+
+    def stage(self, stage: str) -> None:
+        """Show ``stage`` from the next redraw on."""
+        self._state.stage = stage
+
+    def say(self, line: str) -> None:
+        """Print ``line`` above the picture."""
+        self._console.print(Text(line))
+
+    def tick(self) -> None:
+        """Nothing to do: the picture redraws itself."""
+
+
+def make_view(state: RunState, stream: TextIO = sys.stdout) -> PlainView | LiveView:
+    """The view that suits ``stream``."""
+    return LiveView(state, stream) if wants_colours(stream) else PlainView(state, stream)
+
+
+def _day_line(state: RunState, width: int) -> Text:
+    line = Text(f"Day {state.day}" + (f" of {state.days}" if state.days else ", until stopped"))
+    if state.simulated is not None:
+        line.append(f"   simulated time {utc_text(state.simulated)}"[: width - len(line)], style="dim")
+    return line
+
+
+def _figures_table(state: RunState) -> Table:
+    figures = state.figures
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right", style="bold", no_wrap=True)
+    table.add_column(style="dim", no_wrap=True, overflow="ellipsis")
+    river = printable(figures.river_version or "-")
+    rows = (
+        ("Transactions", count_text(figures.transactions), f"{state.transactions_per_s:,.0f} a second at the moment"),
+        (
+            "Decisions",
+            count_text(figures.decisions),
+            f"{count_text(figures.undecided)} transactions wait for one (lag)",
+        ),
+        ("Alerts", count_text(figures.alerts), precision_text(figures)),
+        ("Labels", count_text(figures.labels), "from analysts and chargebacks, a week late"),
+        (
+            "Latency",
+            milliseconds_text(figures.latencies.percentile_ms(0.5)),
+            f"median from send to decision; 99 % within {milliseconds_text(figures.latencies.percentile_ms(0.99))}",
+        ),
+        ("River model", count_text(figures.river_versions), f"versions learned; now {river}"),
+        ("Dead letters", count_text(figures.dead_letters), "records that could not be accepted"),
+    )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _hint(state: RunState) -> str:
+    workers = f"{state.workers} worker{'' if state.workers == 1 else 's'}. " if state.workers else ""
+    return f"{workers}Ctrl-C stops everything."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
