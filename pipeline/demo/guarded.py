@@ -1,8 +1,8 @@
 """Run a ``fraud-pipeline`` command that ends with the process that started it.
 
 ``python -m pipeline.demo.guarded ARGUMENTS...`` runs the command in a process whose standard input is a pipe from its
-parent. The parent writes nothing into it; when it ends, in whatever way, the kernel closes the pipe, and the command is stopped as
-by SIGTERM. Nothing else tells a child on every system that its parent was killed.
+parent. The parent writes nothing into it; when it ends, in whatever way, the kernel closes the pipe, and the command is
+stopped as by SIGTERM. Nothing else tells a child on every system that its parent was killed.
 """
 
 import os
@@ -18,7 +18,7 @@ GRACE_S: Final = 10.0
 
 
 def watch_parent(descriptor: int, grace_s: float = GRACE_S) -> None:
-    """Wait for the end of the pipe ``descriptor``, then end this process: SIGTERM, and SIGKILL after ``grace_s`` seconds."""
+    """Wait for the end of the pipe ``descriptor``, then end this process: SIGTERM, after ``grace_s`` seconds SIGKILL."""
     while os.read(descriptor, 4_096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

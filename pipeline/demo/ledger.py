@@ -36,7 +36,7 @@ class ModelHead(msgspec.Struct, frozen=True):
 class Ledger:
     """Keeps `Figures` from the records of one run.
 
-    `sent` may be called by another thread than the rest. Memory grows with the transactions in flight and with the alerts.
+    `sent` may be called by another thread than the rest. Memory grows with the transactions in flight and the alerts.
     """
 
     def __init__(self, figures: Figures) -> None:

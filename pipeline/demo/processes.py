@@ -52,8 +52,8 @@ def start_worker(
 ) -> WorkerProcess:
     """Start ``fraud-pipeline ARGUMENTS`` as ``settings.instance``, with its log in ``log_dir``/``instance``.log.
 
-    The process has a process group of its own, so that Ctrl-C reaches the controller alone, which then stops its workers in
-    order; and it ends by itself when this process is gone (`pipeline.demo.guarded`).
+    The process has a process group of its own, so that Ctrl-C reaches the controller alone, which then stops its
+    workers in order; and it ends by itself when this process is gone (`pipeline.demo.guarded`).
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     log = log_dir / f"{settings.instance}.log"

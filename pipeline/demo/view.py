@@ -90,7 +90,7 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
     """What the run did, in words, before the line of JSON."""
     figures = state.figures
     decided = figures.decisions - figures.repeated_decisions
-    lines = [
+    return [
         f"Transactions   {count_text(figures.transactions)} sent, of which {count_text(figures.warm_up_transactions)} "
         "warmed the windows up",
         f"Decisions      {count_text(figures.decisions)}"
@@ -106,7 +106,6 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
         f"Dead letters   {count_text(figures.dead_letters)}",
         f"Wall time      {duration_text(now_s - state.started_s)}",
     ]
-    return lines
 
 
 class View(Protocol):

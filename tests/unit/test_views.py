@@ -49,7 +49,7 @@ def make_alert(**changes: object) -> Alert:
                 value=6.2,
                 usual=1.0,
                 contribution=2.5,
-                sentence="The amount is 6.2 times what this card usually spends in one transaction, which is EUR 201.61.",
+                sentence="The amount is 6.2 times what this card usually spends in one transaction: EUR 201.61.",
             ),
             Reason(
                 code="risk",
