@@ -1,0 +1,114 @@
+# Every target sets up what it needs: a Python of 3.11 or newer and make are enough.
+# `make` alone lists the targets.
+
+VENV ?= .venv
+DAYS ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+PYTHON_OF_VENV := $(BIN)/python
+INSTALLED := $(VENV)/.installed
+
+# The home directory may be read-only (containers, CI): Numba's compiled code goes into the checkout.
+export NUMBA_CACHE_DIR ?= $(CURDIR)/build/cache/numba
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup run-pipeline broker worker test check lint types imports pytest format lock clean
+
+help: ## List the targets
+	@echo "Usage: make TARGET [VARIABLE=value]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "Variables: PYTHON (interpreter for the virtual environment), VENV (its directory, $(VENV)),"
+	@echo "           DAYS and ARGS (run-pipeline), ARGS (broker, worker, pytest)."
+
+# --- The virtual environment -------------------------------------------------------------------------------------
+
+setup: $(INSTALLED) ## Create the virtual environment and install the locked packages
+
+# A virtual environment whose interpreter has gone (an upgraded system) is made anew.
+ifeq ($(wildcard $(PYTHON_OF_VENV)),)
+.PHONY: $(INSTALLED)
+endif
+
+$(INSTALLED): requirements-dev.lock pyproject.toml
+	@found=; \
+	for candidate in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "No Python of version 3.11 or newer was found (looked for: $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11})." >&2; \
+	  echo "Install one, or name it: make PYTHON=/path/to/python3.12 $(or $(MAKECMDGOALS),setup)" >&2; \
+	  exit 1; \
+	fi; \
+	if ! "$$found" -c 'import ensurepip' 2>/dev/null; then \
+	  echo "$$found lacks the venv module; install it (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; \
+	fi; \
+	if [ ! -w "$${HOME:-/nonexistent}" ]; then PIP_NO_CACHE_DIR=1; export PIP_NO_CACHE_DIR; fi; \
+	echo "==> Installing the locked packages into $(VENV) (only when they have changed; about a minute)"; \
+	if ! "$(PYTHON_OF_VENV)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  "$$found" -m venv --clear "$(VENV)" || exit 1; \
+	fi; \
+	"$(PYTHON_OF_VENV)" -m pip install --quiet --require-hashes --requirement requirements-dev.lock || exit 1; \
+	"$(PYTHON_OF_VENV)" -m pip install --quiet --no-deps --no-build-isolation --editable . || exit 1; \
+	touch "$@"
+
+# --- Running -----------------------------------------------------------------------------------------------------
+
+run-pipeline: $(INSTALLED) ## Run everything on simulated transactions (DAYS=n for n days of them)
+	@"$(BIN)/fraud-pipeline" run $(if $(DAYS),--days $(DAYS)) $(ARGS)
+
+broker: $(INSTALLED) ## Run the embedded Kafka broker in the foreground
+	@"$(BIN)/fraud-pipeline" broker $(ARGS)
+
+worker: $(INSTALLED) ## Run the agents against KAFKA_BOOTSTRAP_SERVERS
+	@"$(BIN)/fraud-pipeline" worker $(ARGS)
+
+# --- Checking ----------------------------------------------------------------------------------------------------
+
+test: check pytest ## Check everything: lint, types, import contract, tests
+
+check: lint types imports ## The static part of `test`, in seconds
+
+lint: $(INSTALLED) ## Check style and formatting
+	@echo "==> Style"
+	@"$(BIN)/ruff" check --quiet .
+	@"$(BIN)/ruff" format --quiet --check . || { echo "Run 'make format' to reformat these files." >&2; exit 1; }
+
+types: $(INSTALLED) ## Check types (mypy --strict)
+	@echo "==> Types"
+	@"$(BIN)/mypy" --strict
+
+imports: $(INSTALLED) ## Check which package may import which
+	@echo "==> Import contract"
+	@"$(BIN)/lint-imports" --no-cache
+
+pytest: $(INSTALLED) ## Run the tests only (ARGS="-k name" for some of them)
+	@echo "==> Tests"
+	@"$(PYTHON_OF_VENV)" -m pytest $(ARGS)
+
+# --- Maintaining -------------------------------------------------------------------------------------------------
+
+format: $(INSTALLED) ## Reformat the code and fix what can be fixed
+	@"$(BIN)/ruff" check --fix .
+	@"$(BIN)/ruff" format .
+
+# Versions and hashes only: an address in a lock would bind everyone to one package index.
+LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-annotate --no-header --quiet
+
+lock: $(INSTALLED) ## Write both lock files anew (UPGRADE=1 to take the newest versions)
+	@"$(PYTHON_OF_VENV)" -m pip install --quiet 'uv>=0.9'
+	@mkdir -p build
+	@"$(PYTHON_OF_VENV)" -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" > build/build-requires.in
+	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in \
+	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in --group dev --constraint requirements.lock \
+	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements-dev.lock
+
+clean: ## Remove the virtual environment and all caches (keeps .fraud-pipeline: models and topics)
+	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find schemas pipeline agents tests -name __pycache__ -type d -prune -exec rm -rf {} +

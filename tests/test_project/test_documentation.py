@@ -1,0 +1,93 @@
+"""What is offered is documented: settings, metrics, commands, make targets."""
+
+import re
+import socket
+from pathlib import Path
+
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+
+from pipeline.cli import COMMANDS
+from pipeline.metrics import WorkerMetrics
+from pipeline.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def variable(name: str, field: FieldInfo) -> str:
+    """The environment variable that sets ``field``; the first of several."""
+    if isinstance(field.validation_alias, AliasChoices):
+        return str(field.validation_alias.choices[0])
+    return f"{Settings.model_config['env_prefix']}{name}".upper()
+
+
+def default(field: FieldInfo) -> str:
+    """The default as a person would write it into the environment."""
+    if field.default_factory is socket.gethostname:
+        return "the host's name"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{value}`" if str(value) else "empty"
+
+
+def settings_rows() -> list[str]:
+    return [
+        f"| `{variable(name, field)}` | {default(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def table_rows(page: str, first_cell: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if re.match(rf"\| `{first_cell}", line)]
+
+
+def test_every_setting_is_listed_with_its_default_and_meaning() -> None:
+    assert table_rows("docs/settings.md", "[A-Z_]+`") == settings_rows()
+
+
+def test_every_metric_is_listed_with_its_type() -> None:
+    documented = {
+        name: kind
+        for line in table_rows("docs/metrics.md", "[a-z_]+`")
+        for name, kind in re.findall(r"^\| `(\w+)` \| (\w+) \|", line)
+    }
+    exported = WorkerMetrics().metric_names()
+    elsewhere = {name: kind for name, kind in documented.items() if name not in exported}
+    assert {**exported, **elsewhere} == documented
+    # The process's own metrics come from /proc, which only Linux has.
+    assert all(name.startswith("process_") for name in elsewhere)
+    assert not (elsewhere and Path("/proc/self/stat").exists())
+
+
+def test_every_label_of_a_metric_is_listed() -> None:
+    documented = {
+        name: tuple(re.findall(r"`(\w+)`", labels))
+        for line in table_rows("docs/metrics.md", "fraud_pipeline_")
+        for name, labels in re.findall(r"^\| `(\w+)` \| \w+ \| ([^|]*)\|", line)
+    }
+    assert documented == WorkerMetrics().label_names()
+
+
+def test_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"fraud-pipeline {name}" not in readme] == []
+
+
+def test_help_lists_every_make_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = next(re.finditer(r"^\.PHONY: (help .*)$", makefile, re.MULTILINE)).group(1).split()
+    targets = re.findall(r"^([a-z-]+):(?!=)", makefile, re.MULTILINE)
+    described = re.findall(r"^([a-z-]+):.*## \S", makefile, re.MULTILINE)
+    assert sorted(phony) == sorted(targets) == sorted(described)
+
+
+def test_changelog_has_an_entry_for_the_unreleased_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased = changelog.split("## [Unreleased]", 1)[1].split("\n## [", 1)[0]
+    assert re.search(r"^- \S", unreleased, re.MULTILINE)
