@@ -1,0 +1,1 @@
+"""What is done with a score: the policy that decides, and the reasons that an analyst reads."""

@@ -1,0 +1,1 @@
+"""What labels mean, and which examples are kept."""

@@ -1,0 +1,100 @@
+"""Which examples an online model learns, and how far one of them may move it."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+import numpy as np
+
+from pipeline.scoring.layer_inputs import SOURCE_FEATURES, Inputs, compact_inputs
+from pipeline.scoring.river_layer import Lessons
+from schemas.messages import Example
+
+TARGETS = {"fraud": True, "legitimate": False, "presumed_legitimate": False}
+
+
+def choose(examples: Iterable[Example], lightgbm: str, lessons: Lessons) -> tuple[list[Example], Lessons]:
+    """The examples to learn, in order, and ``lessons`` with all of them counted.
+
+    One lesson a transaction: a correction is counted, not learned, because what the first lesson did cannot be taken
+    back out of a stochastic gradient. An example scored under another LightGBM version has another log-odds; a rule's
+    label would teach the rule.
+    """
+    chosen: list[Example] = []
+    counts = dict.fromkeys(Lessons.__struct_fields__, 0)
+    for example in examples:
+        if example.label_source == "rule":
+            counts["rule"] += 1
+        elif example.label not in TARGETS:
+            counts["unlabelled"] += 1
+        elif example.revision > 0:
+            counts["corrections"] += 1
+        elif example.versions.lightgbm != lightgbm:
+            counts["other_base"] += 1
+        else:
+            counts["learned"] += 1
+            chosen.append(example)
+    return chosen, add_lessons(lessons, counts)
+
+
+def add_lessons(lessons: Lessons, counts: Mapping[str, int]) -> Lessons:
+    """The sum."""
+    return msgspec.structs.replace(lessons, **{name: getattr(lessons, name) + n for name, n in counts.items()})
+
+
+def example_inputs(rows: list[tuple[Mapping[str, float | None], float]]) -> Inputs:
+    """Inputs of (features by name, LightGBM's log-odds); a feature that is absent or null is NaN."""
+    columns = np.full((len(SOURCE_FEATURES), len(rows)), np.nan)
+    for i, (features, _) in enumerate(rows):
+        for j, name in enumerate(SOURCE_FEATURES):
+            value = features.get(name)
+            if value is not None:
+                columns[j, i] = value
+    amount, hour, count, surge = columns
+    return compact_inputs(amount, hour, count, surge, np.array([logit for _, logit in rows], np.float64))
+
+
+def iterate(inputs: Inputs) -> Iterator[tuple[float, int, int, float, float]]:
+    """The rows of ``inputs`` as Python numbers: logit, amount input, hour input, new to merchant, surge."""
+    return zip(
+        inputs.logit.tolist(),
+        inputs.amount_input.tolist(),
+        inputs.hour_input.tolist(),
+        inputs.new_to_merchant.tolist(),
+        inputs.surge.tolist(),
+        strict=True,
+    )
+
+
+def importance_aware_weight(logit: float, target: bool, weight: float, rate: float, squared_norm: float) -> float:
+    """The weight at which one gradient step does what ``weight`` infinitely small steps in a row would do.
+
+    A plain step multiplies the gradient by the weight, and so overshoots the more, the heavier the lesson; the limit
+    of many small steps never moves the prediction past its target. Karampatziakis and Langford, "Online Importance
+    Weight Aware Updates" (2011), logistic loss: with z the log-odds towards the target, c = rate x weight x |x|^2, the
+    new z' solves z' + exp(z') = z + exp(z) + c. It is at most ``weight``, and nearly that for a small step.
+
+    >>> round(importance_aware_weight(0.0, True, 1.0, 1e-9, 1.0), 6)
+    1.0
+    >>> importance_aware_weight(0.0, True, 1000.0, 0.1, 1.0) < 100
+    True
+    """
+    z = logit if target else -logit
+    reach = rate * weight * squared_norm
+    if reach <= 0.0:
+        return 0.0
+    gradient = 1.0 / (1.0 + math.exp(min(z, 700.0)))
+    # Solve for the step d > 0 in d + exp(z) x (exp(d) - 1) = reach; the left side is convex and rises, so Newton
+    # from the right of the root falls onto it. Both bounds lie to the right: d <= reach, and the second from
+    # exp(z) x (exp(d) - 1) <= reach.
+    z = min(z, 700.0)
+    bound = math.log1p(reach * math.exp(-z)) if z > -700.0 else reach
+    step = min(reach, bound)
+    for _ in range(50):
+        slope = math.exp(z + step)
+        excess = step + slope - math.exp(z) - reach
+        correction = excess / (1.0 + slope)
+        step -= correction
+        if abs(correction) <= 1e-13 * max(step, 1e-300):
+            break
+    return min(weight, step / (rate * squared_norm * gradient))

@@ -1,0 +1,144 @@
+"""A LightGBM version: trees as text, calibration, and the features that they were trained on. Immutable."""
+
+import warnings
+from typing import Any, Final
+
+import lightgbm
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
+
+LIGHTGBM_KIND: Final = "lightgbm"
+LOGIT_BOUND: Final = 15.0
+"""Calibrated log-odds are held within this (3 in ten million), so that one leaf cannot swamp what learns on them."""
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """Platt scaling: calibrated log-odds = ``slope`` x raw margin + ``intercept``."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+class _Payload(msgspec.Struct, frozen=True, kw_only=True):
+    kind: str
+    kernel: str
+    feature_names: tuple[str, ...]
+    calibration: Calibration
+    metadata: dict[str, Any]
+    text: str
+
+
+class LightGBMModel:
+    """An immutable scorer; ``version`` is the beginning of the payload's digest.
+
+    Two models of the same content are the same version. Raises `ModelError` when the trees were made from
+    other features than the kernel's, or by another kernel version.
+    """
+
+    __slots__ = ("_booster", "_payload", "calibration", "digest", "feature_names", "kernel", "metadata", "version")
+
+    def __init__(
+        self,
+        text: str,
+        calibration: Calibration | None = None,
+        metadata: dict[str, Any] | None = None,
+        *,
+        feature_names: tuple[str, ...] = FEATURES,
+        kernel: str = KERNEL_VERSION,
+    ) -> None:
+        content = _Payload(
+            kind=LIGHTGBM_KIND,
+            kernel=kernel,
+            feature_names=feature_names,
+            calibration=calibration or Calibration(),
+            metadata=metadata or {},
+            text=text,
+        )
+        self._load(content, encode_payload(content))
+
+    def _load(self, content: _Payload, payload: bytes) -> None:
+        if content.feature_names != FEATURES or content.kernel != KERNEL_VERSION:
+            raise ModelError(_mismatch(content))
+        if not (np.isfinite(content.calibration.slope) and content.calibration.slope > 0):
+            raise ModelError(f"the calibration's slope is {content.calibration.slope}; it must be above 0: train again")
+        if not np.isfinite(content.calibration.intercept):
+            raise ModelError("the calibration's intercept is not a number: train again")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # LightGBM warns about parameters of training kept in the text.
+                booster = lightgbm.Booster(params={"verbosity": -1}, model_str=content.text)
+        except lightgbm.basic.LightGBMError as error:
+            raise ModelError(f"LightGBM cannot read the trees of this version ({error}); train it again") from error
+        if tuple(booster.feature_name()) != FEATURES:
+            raise ModelError("the trees name other features than their payload says; train this version again")
+        self._booster = booster
+        self._payload = payload
+        self.digest: str = payload_digest(payload)
+        self.version: str = self.digest[:VERSION_DIGITS]
+        self.feature_names: tuple[str, ...] = content.feature_names
+        self.kernel: str = content.kernel
+        self.calibration: Calibration = content.calibration
+        self.metadata: dict[str, Any] = content.metadata
+
+    @property
+    def trees(self) -> int:
+        """Number of trees."""
+        return int(self._booster.num_trees())
+
+    def margin(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Raw margins before calibration; ``features`` has shape (n, len(FEATURES)), the result (n,)."""
+        if len(features) == 0:
+            return np.empty(0)
+        margins: NDArray[np.float64] = self._booster.predict(features, raw_score=True, num_threads=1)
+        return margins
+
+    def logit(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Calibrated log-odds of fraud, within `LOGIT_BOUND`; shape (n,) for features of shape (n, len(FEATURES)).
+
+        A row's value does not depend on the rows beside it.
+        """
+        logits = self.margin(features) * self.calibration.slope + self.calibration.intercept
+        return np.clip(logits, -LOGIT_BOUND, LOGIT_BOUND, out=logits)
+
+    def contributions(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What each feature added to the calibrated log-odds (TreeSHAP), without the base value.
+
+        Shape (n, len(FEATURES)). Milliseconds a row: for alerts, not for traffic.
+        """
+        if len(features) == 0:
+            return np.empty((0, len(FEATURES)))
+        values = np.asarray(self._booster.predict(features, pred_contrib=True, num_threads=1))
+        return np.ascontiguousarray(values[:, :-1] * self.calibration.slope)
+
+    def to_payload(self) -> bytes:
+        """The version as one JSON object; ``digest`` is its SHA-256."""
+        return self._payload
+
+    @classmethod
+    def from_payload(cls, payload: bytes) -> "LightGBMModel":
+        """Read a version; raises `ModelError` when it does not fit this kernel or is damaged."""
+        content = decode_payload(payload, _Payload, "a LightGBM version")
+        if content.kind != LIGHTGBM_KIND:
+            raise ModelError(f"the payload is a {content.kind!r}, not a LightGBM version; look at what was published")
+        model = cls.__new__(cls)
+        # The bytes as they came: encoding again could change the digest that others know this version by.
+        model._load(content, bytes(payload))
+        return model
+
+
+def _mismatch(content: _Payload) -> str:
+    missing = [name for name in content.feature_names if name not in FEATURES]
+    new = [name for name in FEATURES if name not in content.feature_names]
+    differences = [
+        f"it has {', '.join(missing[:5])}, which the kernel lacks" if missing else "",
+        f"it lacks {', '.join(new[:5])}" if new else "",
+        "the order of the features differs" if not missing and not new and content.feature_names != FEATURES else "",
+        f"it is of kernel {content.kernel}, this is {KERNEL_VERSION}" if content.kernel != KERNEL_VERSION else "",
+    ]
+    reasons = "; ".join(difference for difference in differences if difference)
+    return f"this LightGBM version does not fit the kernel: {reasons}. Train one with `fraud-pipeline train`"

@@ -1,0 +1,1 @@
+"""Training of LightGBM versions: cohorts, fit, calibration, metrics and threshold, all from matrices."""
