@@ -1,0 +1,194 @@
+"""The policy: which transactions become alerts. Immutable; one version for all partitions."""
+
+import math
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import FEATURES
+from pipeline.learning.sampling import AUDIT_SAMPLE, sample_positions
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
+
+POLICY_KIND: Final = "policy"
+
+SELECTIONS: Final = (None, "score", "rule", "audit")
+"""Names of the selection codes, as `schemas.messages.Decision.selection` has them."""
+BY_NOTHING, BY_SCORE, BY_RULE, BY_AUDIT = range(4)
+
+_COMPARISONS: Final = {
+    ">": np.greater,
+    ">=": np.greater_equal,
+    "<": np.less,
+    "<=": np.less_equal,
+    "==": np.equal,
+    "!=": np.not_equal,
+}
+_COLUMNS: Final = {name: column for column, name in enumerate(FEATURES)}
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert whatever the score says, where ``feature`` ``op`` ``value`` holds; a missing value never fulfils it."""
+
+    code: str
+    """Stable; it becomes the code of the alert's reason."""
+    feature: str
+    op: str
+    """``>``, ``>=``, ``<``, ``<=``, ``==`` or ``!=``."""
+    value: float
+    sentence: str
+    """What an analyst reads."""
+
+    def matches(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Shape (n,), for features of shape (n, len(FEATURES))."""
+        column = features[:, _COLUMNS[self.feature]]
+        matched: NDArray[np.bool_] = _COMPARISONS[self.op](column, self.value) & ~np.isnan(column)
+        return matched
+
+
+class _Payload(msgspec.Struct, frozen=True, kw_only=True):
+    kind: str
+    threshold: float
+    beta: float
+    audit_rate: float
+    rules: tuple[Rule, ...]
+    max_reasons: int
+    lightgbm: str | None
+    metadata: dict[str, Any]
+
+
+class Verdicts(NamedTuple):
+    """What a policy says of n transactions; every array has shape (n,)."""
+
+    alert: NDArray[np.bool_]
+    selection: NDArray[np.int8]
+    """Index in `SELECTIONS`."""
+    selection_probability: NDArray[np.float64]
+    """With which the transaction would be put before an analyst: 1 for score and rules, else the audit rate."""
+
+
+class Policy:
+    """Threshold, blend, audit rate and rules. Raises `ModelError` where they make no sense.
+
+    ``lightgbm`` names the version for whose scores the threshold was chosen.
+    """
+
+    __slots__ = (
+        "audit_rate",
+        "beta",
+        "digest",
+        "lightgbm",
+        "max_reasons",
+        "metadata",
+        "payload",
+        "rules",
+        "threshold",
+        "version",
+    )
+
+    def __init__(
+        self,
+        threshold: float,
+        *,
+        beta: float = 1.0,
+        audit_rate: float = 0.0,
+        rules: tuple[Rule, ...] = (),
+        max_reasons: int = 5,
+        lightgbm: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        content = _Payload(
+            kind=POLICY_KIND,
+            threshold=float(threshold),
+            beta=float(beta),
+            audit_rate=float(audit_rate),
+            rules=tuple(rules),
+            max_reasons=max_reasons,
+            lightgbm=lightgbm,
+            metadata=metadata or {},
+        )
+        self._load(content, encode_payload(content))
+
+    def _load(self, content: _Payload, payload: bytes) -> None:
+        _check(content)
+        self.threshold = content.threshold
+        self.beta = content.beta
+        self.audit_rate = content.audit_rate
+        self.rules = content.rules
+        self.max_reasons = content.max_reasons
+        self.lightgbm = content.lightgbm
+        self.metadata = content.metadata
+        self.payload: bytes = payload
+        self.digest: str = payload_digest(payload)
+        self.version: str = self.digest[:VERSION_DIGITS]
+
+    def decide(
+        self, score: NDArray[np.float64], features: NDArray[np.float64], identity: NDArray[np.uint64]
+    ) -> Verdicts:
+        """Decide n transactions: scores (n,), features (n, len(FEATURES)), `transaction_hash` values (n,).
+
+        A score at or above the threshold alerts by ``score``, else a rule by ``rule``, else the audit sample by
+        ``audit``. A row's verdict depends on nothing but that row.
+        """
+        certain = score >= self.threshold
+        selection = np.zeros(len(score), np.int8)
+        selection[certain] = BY_SCORE
+        if self.rules:
+            matched = np.zeros(len(score), bool)
+            for rule in self.rules:
+                matched |= rule.matches(features)
+            selection[matched & ~certain] = BY_RULE
+            certain = certain | matched
+        alert = certain
+        if self.audit_rate > 0.0:
+            sampled = sample_positions(identity, AUDIT_SAMPLE) < self.audit_rate
+            selection[sampled & ~certain] = BY_AUDIT
+            alert = certain | sampled
+        return Verdicts(alert, selection, np.where(certain, 1.0, self.audit_rate))
+
+    def to_payload(self) -> bytes:
+        """The policy as one JSON object; ``digest`` is its SHA-256."""
+        return self.payload
+
+    @classmethod
+    def from_payload(cls, payload: bytes) -> "Policy":
+        """Read a policy; raises `ModelError` when it is damaged or makes no sense."""
+        content = decode_payload(payload, _Payload, "a policy")
+        if content.kind != POLICY_KIND:
+            raise ModelError(f"the payload is a {content.kind!r}, not a policy; look at what was published")
+        policy = cls.__new__(cls)
+        policy._load(content, bytes(payload))
+        return policy
+
+    def replace(self, **changes: Any) -> "Policy":
+        """A policy like this one but for ``changes``, which are arguments of the class."""
+        fields: dict[str, Any] = {
+            "threshold": self.threshold,
+            "beta": self.beta,
+            "audit_rate": self.audit_rate,
+            "rules": self.rules,
+            "max_reasons": self.max_reasons,
+            "lightgbm": self.lightgbm,
+            "metadata": self.metadata,
+        }
+        return Policy(**{**fields, **changes})
+
+
+def _check(content: _Payload) -> None:
+    for name, value in (("threshold", content.threshold), ("beta", content.beta), ("audit rate", content.audit_rate)):
+        # A threshold just above 1 is one that no score reaches: rules and audits only.
+        if not 0.0 <= value <= (2.0 if name == "threshold" else 1.0):
+            raise ModelError(f"a policy's {name} must be between 0 and 1, not {value}")
+    if content.max_reasons < 1:
+        raise ModelError(f"an alert has at least one reason; max_reasons is {content.max_reasons}")
+    for rule in content.rules:
+        if rule.feature not in _COLUMNS:
+            raise ModelError(f"rule {rule.code!r} names {rule.feature!r}, which is no feature; see docs/features.md")
+        if rule.op not in _COMPARISONS:
+            raise ModelError(f"rule {rule.code!r} compares with {rule.op!r}; use one of {', '.join(_COMPARISONS)}")
+        if not math.isfinite(rule.value):
+            raise ModelError(f"rule {rule.code!r} compares with {rule.value}, which is no number")
+        if not rule.code or not rule.sentence:
+            raise ModelError("a rule needs a code and a sentence that an analyst can read")
