@@ -1,0 +1,90 @@
+"""Follows the topics of a run, from a thread of its own, and keeps its figures."""
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from pipeline.demo.ledger import Ledger
+from pipeline.kafka.progress import TopicTail
+from pipeline.settings import Settings
+from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, MODELS
+
+WAIT_S: Final = 0.05
+"""Longest wait for a decision before the other topics are looked at; a decision ends it at once."""
+
+Clock = Callable[[], float]
+
+
+class MonitorFailed(RuntimeError):
+    """The monitor could not go on; its figures are not complete."""
+
+
+class Monitor:
+    """Reads what the pipeline commits, from the moment of its making, into a `Ledger`.
+
+    A latency is taken when the decision is handed over by the client, that is after its transaction has been
+    committed and the record has crossed the network, as for any consumer that reads committed records only.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, ledger: Ledger, clock: Clock = time.monotonic) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._decisions = TopicTail(bootstrap, settings, settings.topic(DECISIONS.name))
+        self._others = [
+            (TopicTail(bootstrap, settings, settings.topic(topic.name)), enter)
+            for topic, enter in (
+                (LABELS, ledger.label),
+                (ALERTS, ledger.alert),
+                (MODELS, ledger.model),
+                (DEAD_LETTERS, lambda _: ledger.dead_letter()),
+            )
+        ]
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._follow, name="monitor", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take in what is there, then stop."""
+        del kind, error, trace
+        self._stop.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raise ``MonitorFailed`` if the thread has ended with an error."""
+        if self._failure is not None:
+            raise MonitorFailed(f"following the topics failed: {self._failure}") from self._failure
+
+    def _follow(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._take_in(WAIT_S)
+            while self._take_in(WAIT_S):
+                pass
+        except Exception as error:
+            # Handed to the controller, which looks at it several times a second.
+            self._failure = error
+        finally:
+            for tail in (self._decisions, *(tail for tail, _ in self._others)):
+                tail.close()
+
+    def _take_in(self, wait_s: float) -> bool:
+        """One round over all topics; whether there was anything."""
+        values = self._decisions.poll(wait_s)
+        now_s = self._clock()
+        for value in values:
+            self._ledger.decision(value, now_s)
+        found = bool(values)
+        for tail, enter in self._others:
+            others = tail.poll(0)
+            for value in others:
+                enter(value)
+            found = found or bool(others)
+        return found
