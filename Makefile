@@ -84,7 +84,7 @@ types: $(INSTALLED) ## Check types (mypy --strict)
 
 imports: $(INSTALLED) ## Check which package may import which
 	@echo "==> Import contract"
-	@"$(BIN)/lint-imports" --no-cache
+	@"$(BIN)/lint-imports" --no-cache --no-logo
 
 pytest: $(INSTALLED) ## Run the tests only (ARGS="-k name" for some of them)
 	@echo "==> Tests"

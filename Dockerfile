@@ -1,0 +1,42 @@
+# The worker and all commands of `fraud-pipeline`, from the locked packages.
+ARG PYTHON_VERSION=3.12
+
+FROM python:${PYTHON_VERSION}-slim AS build
+WORKDIR /src
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
+# The packages change less often than the code: a layer of their own.
+COPY requirements.lock .
+RUN pip install --no-cache-dir --require-hashes --requirement requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY schemas schemas
+COPY pipeline pipeline
+COPY agents agents
+RUN pip install --no-cache-dir --no-deps --no-build-isolation .
+
+FROM python:${PYTHON_VERSION}-slim
+# LightGBM is linked against the system's OpenMP runtime.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home --home-dir /home/fraud --shell /usr/sbin/nologin fraud \
+    && install --directory --owner=fraud --group=fraud /data /registry
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    NUMBA_CACHE_DIR=/data/numba \
+    FRAUD_PIPELINE_DATA_DIR=/data \
+    FRAUD_PIPELINE_REGISTRY_DIR=/registry \
+    FRAUD_PIPELINE_METRICS_HOST=0.0.0.0 \
+    FRAUD_PIPELINE_METRICS_PORT=9464
+USER fraud
+WORKDIR /data
+VOLUME ["/data", "/registry"]
+EXPOSE 9464
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"FRAUD_PIPELINE_METRICS_PORT\"]}/metrics', timeout=4).read()"]
+# SIGTERM lets a worker finish or abort its batch and leave its group.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["fraud-pipeline"]
+CMD ["worker"]

@@ -1,0 +1,179 @@
+"""The deployment files: accepted by their own tools' schemas, complete, and naming only metrics that exist."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from packaging.version import Version
+
+from pipeline.metrics import WorkerMetrics
+from pipeline.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMETHEUS = ROOT / "deploy/prometheus"
+DASHBOARD = ROOT / "deploy/grafana/dashboards/fraud-pipeline.json"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+
+def bind_mounts() -> list[str]:
+    return [
+        volume.split(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if isinstance(volume, str) and volume.startswith(".")
+    ]
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / "rules.yml").read_text(encoding="utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    dashboard: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> list[str]:
+    return [rule["expr"] for rule in rules()] + [target["expr"] for panel in panels() for target in panel["targets"]]
+
+
+def test_compose_file_fits_the_compose_specification() -> None:
+    schema = json.loads((files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    errors = jsonschema.Draft7Validator(schema).iter_errors(COMPOSE)
+    assert [f"{error.json_path}: {error.message}" for error in errors] == []
+
+
+def test_compose_mounts_files_that_exist() -> None:
+    mounts = bind_mounts()
+    assert mounts
+    assert [mount for mount in mounts if not (ROOT / mount).exists()] == []
+
+
+def test_compose_declares_the_volumes_that_it_names() -> None:
+    named = {
+        volume.split(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if isinstance(volume, str) and not volume.startswith(".")
+    }
+    assert named == set(COMPOSE["volumes"])
+
+
+def test_compose_publishes_ports_on_loopback_only() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert ports
+    assert [port for port in ports if not str(port).startswith("127.0.0.1:")] == []
+
+
+def test_compose_pins_the_version_of_every_foreign_image() -> None:
+    foreign = {name: service["image"] for name, service in SERVICES.items() if "build" not in service}
+    assert {name: image for name, image in foreign.items() if not re.search(r":v?\d+\.\d+\.\d+$", image)} == {}
+    assert Version(foreign["kafka"].split(":")[1]) >= Version("4.0.0")
+
+
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "build" in service])
+def test_containers_set_only_settings_that_exist(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {
+        key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", str(value)) for key, value in SERVICES[name]["environment"].items()
+    }
+    prefix = Settings.model_config["env_prefix"]
+    known = {f"{prefix}{field}".upper() for field in Settings.model_fields} | {"KAFKA_BOOTSTRAP_SERVERS"}
+    assert set(environment) - known == set()
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    settings = Settings()
+    assert settings.kafka_bootstrap_servers == "kafka:19092"
+    assert settings.metrics_host == "0.0.0.0"
+
+
+def test_prometheus_scrapes_the_workers_port() -> None:
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
+    (discovery,) = config["scrape_configs"][0]["dns_sd_configs"]
+    assert discovery["names"] == ["worker"]
+    assert str(discovery["port"]) == SERVICES["worker"]["environment"]["FRAUD_PIPELINE_METRICS_PORT"]
+
+
+def test_expressions_name_only_metrics_that_are_exported() -> None:
+    exported = set()
+    for name, kind in WorkerMetrics().metric_names().items():
+        exported |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
+    named = {
+        metric
+        for expression in expressions()
+        for metric in re.findall(r"\b(?:fraud_pipeline|process|python)_[a-z_]+", expression)
+    }
+    own = {name for name in named if not name.startswith("process_")}
+    assert own - exported == set()
+    unshown = {
+        name for name in WorkerMetrics().label_names() if not any(name in expression for expression in expressions())
+    }
+    assert unshown == set()
+
+
+def test_expressions_use_only_labels_that_a_metric_has() -> None:
+    labels = WorkerMetrics().label_names()
+    for expression in expressions():
+        for metric, selector in re.findall(r"(fraud_pipeline_[a-z_]+)\{([^}]*)\}", expression):
+            family = re.sub(r"_(bucket|sum|count)$", "", metric)
+            used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector))
+            assert used - {*labels[family], "job", "instance", "le"} == set(), expression
+
+
+def test_alerts_say_what_happened_and_what_to_do() -> None:
+    for rule in rules():
+        assert rule["annotations"].keys() == {"summary", "action"}, rule["alert"]
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+
+
+def test_dashboard_panels_are_distinct_and_use_the_provisioned_datasource() -> None:
+    provisioned = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
+    uid = provisioned["datasources"][0]["uid"]
+    assert {panel["datasource"]["uid"] for panel in panels()} == {uid}
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels()]
+    assert len(set(places)) == len(places)
+
+
+def test_dockerfile_copies_every_package_of_the_project() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    for pattern in included:
+        package = pattern.rstrip("*")
+        assert f"COPY {package} {package}" in dockerfile
+        assert f"!{package}" in allowed
+
+
+def promtool(*arguments: str) -> None:
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not installed (Debian, Ubuntu: apt-get install prometheus)")
+    result = subprocess.run([tool, *arguments], check=False, cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_promtool_accepts_the_configuration_and_rules() -> None:
+    promtool("check", "config", "prometheus.yml")
+    promtool("check", "rules", "--lint-fatal", "rules.yml")
+
+
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    promtool("test", "rules", "rules-test.yml")
+
+
+def test_promtool_parses_the_dashboards_expressions(tmp_path: Path) -> None:
+    queries = [re.sub(r"\$__rate_interval", "1m", target["expr"]) for panel in panels() for target in panel["targets"]]
+    path = tmp_path / "dashboard.yml"
+    recorded = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(queries)]
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}), encoding="utf-8")
+    promtool("check", "rules", str(path))

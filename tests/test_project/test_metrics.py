@@ -1,0 +1,135 @@
+"""The metrics as Prometheus reads them, from the endpoint."""
+
+import math
+import socket
+import urllib.request
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline.metrics import ArrayHistogram, MetricsError, WorkerMetrics
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+def metrics() -> Iterator[WorkerMetrics]:
+    worker = WorkerMetrics(port=0)
+    yield worker
+    worker.stop()
+
+
+def scrape(port: int) -> Samples:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        text = response.read().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def sample(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((f"fraud_pipeline_{name}", frozenset(labels.items())))
+
+
+def test_what_agents_count_is_what_is_served(metrics: WorkerMetrics) -> None:
+    metrics.records_consumed("card", "transactions", 3)
+    metrics.records_consumed("card", "transactions", 4)
+    metrics.decisions({"allow": 5, "alert": 2})
+    metrics.alerts({"score": 1, "audit": 1})
+    metrics.dead_letters("decode", "malformed", 2)
+    metrics.duplicates(6)
+    metrics.labels("card", {"forwarded": 8})
+    metrics.examples({"fraud": 9})
+    metrics.lessons({"learned": 10})
+    metrics.transaction_aborted("score")
+    metrics.assigned_partitions("score", 4)
+    metrics.batch_records("score", 150)
+    metrics.stage_seconds("score", "commit", 0.004)
+    with metrics.stage("score", "commit"):
+        pass
+    served = scrape(metrics.start())
+    assert sample(served, "records_consumed_total", agent="card", topic="transactions") == 7
+    assert sample(served, "decisions_total", action="allow") == 5
+    assert sample(served, "decisions_total", action="alert") == 2
+    assert sample(served, "alerts_total", selection="audit") == 1
+    assert sample(served, "dead_letters_total", stage="decode", code="malformed") == 2
+    assert sample(served, "duplicates_total") == 6
+    assert sample(served, "labels_total", agent="card", outcome="forwarded") == 8
+    assert sample(served, "examples_total", label="fraud") == 9
+    assert sample(served, "lessons_total", outcome="learned") == 10
+    assert sample(served, "transactions_aborted_total", agent="score") == 1
+    assert sample(served, "assigned_partitions", agent="score") == 4
+    assert sample(served, "batch_records_bucket", agent="score", le="100.0") == 0
+    assert sample(served, "batch_records_bucket", agent="score", le="200.0") == 1
+    assert sample(served, "stage_seconds_count", agent="score", stage="commit") == 2
+
+
+def test_a_swapped_version_ends_its_series(metrics: WorkerMetrics) -> None:
+    metrics.model_version("river", "7")
+    metrics.model_version("lightgbm", "a")
+    metrics.model_version("river", "8")
+    metrics.model_version("river", "8")
+    served = scrape(metrics.start())
+    assert sample(served, "model_version_info", model="river", version="7") is None
+    assert sample(served, "model_version_info", model="river", version="8") == 1
+    assert sample(served, "model_version_info", model="lightgbm", version="a") == 1
+
+
+def test_a_revoked_partition_ends_its_series(metrics: WorkerMetrics) -> None:
+    metrics.lag_records("card", "labels", 0, 11)
+    metrics.lag_records("card", "labels", 1, 12)
+    metrics.forget_partition("card", "labels", 0)
+    served = scrape(metrics.start())
+    assert sample(served, "lag_records", agent="card", topic="labels", partition="0") is None
+    assert sample(served, "lag_records", agent="card", topic="labels", partition="1") == 12
+
+
+def test_latencies_of_a_batch_fall_into_prometheus_buckets(metrics: WorkerMetrics) -> None:
+    latencies_s = np.array([0.001, 0.0011, 0.2, 1_000.0])
+    metrics.decision_latency_seconds(latencies_s)
+    metrics.decision_latency_seconds(np.array([]))
+    served = scrape(metrics.start())
+    assert sample(served, "decision_latency_seconds_bucket", le="0.001") == 1
+    assert sample(served, "decision_latency_seconds_bucket", le="0.0025") == 2
+    assert sample(served, "decision_latency_seconds_bucket", le="300.0") == 3
+    assert sample(served, "decision_latency_seconds_bucket", le="+Inf") == 4
+    assert sample(served, "decision_latency_seconds_count") == 4
+    assert sample(served, "decision_latency_seconds_sum") == pytest.approx(latencies_s.sum())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_latency_that_is_no_number_is_refused_whole(value: float) -> None:
+    registry = CollectorRegistry()
+    histogram = ArrayHistogram("delay_seconds", "A delay.", (1.0,), registry)
+    with pytest.raises(ValueError, match="finite"):
+        histogram.observe([0.5, value])
+    assert registry.get_sample_value("delay_seconds_count") == 0
+
+
+def test_a_port_in_use_says_which_setting_to_change(metrics: WorkerMetrics) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(MetricsError, match=r"in use.*FRAUD_PIPELINE_METRICS_PORT"):
+            WorkerMetrics(port=taken.getsockname()[1]).start()
+
+
+def test_an_address_of_another_machine_says_which_setting_to_change() -> None:
+    with pytest.raises(MetricsError, match="FRAUD_PIPELINE_METRICS_HOST"):
+        WorkerMetrics(host="192.0.2.1").start()
+
+
+def test_stop_frees_the_port_and_start_serves_once(metrics: WorkerMetrics) -> None:
+    port = metrics.start()
+    with pytest.raises(MetricsError, match="already"):
+        metrics.start()
+    metrics.stop()
+    metrics.stop()
+    again = WorkerMetrics(port=port)
+    assert again.start() == port
+    again.stop()
