@@ -14,9 +14,9 @@ from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payl
 
 POLICY_KIND: Final = "policy"
 
-SELECTIONS: Final = (None, "score", "rule", "audit")
-"""Names of the selection codes, as `schemas.messages.Decision.selection` has them."""
-BY_NOTHING, BY_SCORE, BY_RULE, BY_AUDIT = range(4)
+BY_SCORE: Final = "score"
+BY_RULE: Final = "rule"
+BY_AUDIT: Final = "audit"
 
 _COMPARISONS: Final = {
     ">": np.greater,
@@ -51,11 +51,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     threshold: float
-    beta: float
+    blend: float
     audit_rate: float
     rules: tuple[Rule, ...]
     max_reasons: int
-    lightgbm: str | None
+    lightgbm_version: str | None
     metadata: dict[str, Any]
 
 
@@ -63,8 +63,8 @@ class Verdicts(NamedTuple):
     """What a policy says of n transactions; every array has shape (n,)."""
 
     alert: NDArray[np.bool_]
-    selection: NDArray[np.int8]
-    """Index in `SELECTIONS`."""
+    selection: list[str | None]
+    """``score``, ``rule`` or ``audit``; None where there is no alert."""
     selection_probability: NDArray[np.float64]
     """With which the transaction would be put before an analyst: 1 for score and rules, else the audit rate."""
 
@@ -72,14 +72,14 @@ class Verdicts(NamedTuple):
 class Policy:
     """Threshold, blend, audit rate and rules. Raises `ModelError` where they make no sense.
 
-    ``lightgbm`` names the version for whose scores the threshold was chosen.
+    ``lightgbm_version`` names the version for whose scores the threshold was chosen.
     """
 
     __slots__ = (
         "audit_rate",
-        "beta",
+        "blend",
         "digest",
-        "lightgbm",
+        "lightgbm_version",
         "max_reasons",
         "metadata",
         "payload",
@@ -92,21 +92,21 @@ class Policy:
         self,
         threshold: float,
         *,
-        beta: float = 1.0,
+        blend: float = 1.0,
         audit_rate: float = 0.0,
         rules: tuple[Rule, ...] = (),
         max_reasons: int = 5,
-        lightgbm: str | None = None,
+        lightgbm_version: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         content = _Payload(
             kind=POLICY_KIND,
             threshold=float(threshold),
-            beta=float(beta),
+            blend=float(blend),
             audit_rate=float(audit_rate),
             rules=tuple(rules),
             max_reasons=max_reasons,
-            lightgbm=lightgbm,
+            lightgbm_version=lightgbm_version,
             metadata=metadata or {},
         )
         self._load(content, encode_payload(content))
@@ -114,11 +114,11 @@ class Policy:
     def _load(self, content: _Payload, payload: bytes) -> None:
         _check(content)
         self.threshold = content.threshold
-        self.beta = content.beta
+        self.blend = content.blend
         self.audit_rate = content.audit_rate
         self.rules = content.rules
         self.max_reasons = content.max_reasons
-        self.lightgbm = content.lightgbm
+        self.lightgbm_version = content.lightgbm_version
         self.metadata = content.metadata
         self.payload: bytes = payload
         self.digest: str = payload_digest(payload)
@@ -133,18 +133,18 @@ class Policy:
         ``audit``. A row's verdict depends on nothing but that row.
         """
         certain = score >= self.threshold
-        selection = np.zeros(len(score), np.int8)
-        selection[certain] = BY_SCORE
+        selection: list[str | None] = [None] * len(score)
+        _fill(selection, certain, BY_SCORE)
         if self.rules:
             matched = np.zeros(len(score), bool)
             for rule in self.rules:
                 matched |= rule.matches(features)
-            selection[matched & ~certain] = BY_RULE
+            _fill(selection, matched & ~certain, BY_RULE)
             certain = certain | matched
         alert = certain
         if self.audit_rate > 0.0:
             sampled = sample_positions(identity, AUDIT_SAMPLE) < self.audit_rate
-            selection[sampled & ~certain] = BY_AUDIT
+            _fill(selection, sampled & ~certain, BY_AUDIT)
             alert = certain | sampled
         return Verdicts(alert, selection, np.where(certain, 1.0, self.audit_rate))
 
@@ -166,18 +166,23 @@ class Policy:
         """A policy like this one but for ``changes``, which are arguments of the class."""
         fields: dict[str, Any] = {
             "threshold": self.threshold,
-            "beta": self.beta,
+            "blend": self.blend,
             "audit_rate": self.audit_rate,
             "rules": self.rules,
             "max_reasons": self.max_reasons,
-            "lightgbm": self.lightgbm,
+            "lightgbm_version": self.lightgbm_version,
             "metadata": self.metadata,
         }
         return Policy(**{**fields, **changes})
 
 
+def _fill(selection: list[str | None], rows: NDArray[np.bool_], name: str) -> None:
+    for row in np.flatnonzero(rows).tolist():
+        selection[row] = name
+
+
 def _check(content: _Payload) -> None:
-    for name, value in (("threshold", content.threshold), ("beta", content.beta), ("audit rate", content.audit_rate)):
+    for name, value in (("threshold", content.threshold), ("blend", content.blend), ("audit rate", content.audit_rate)):
         # A threshold just above 1 is one that no score reaches: rules and audits only.
         if not 0.0 <= value <= (2.0 if name == "threshold" else 1.0):
             raise ModelError(f"a policy's {name} must be between 0 and 1, not {value}")

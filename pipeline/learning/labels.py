@@ -69,7 +69,7 @@ def source_rank(source: str) -> int:
     return SOURCE_RANK.get(source, UNKNOWN_SOURCE_RANK)
 
 
-def resolve(current: LabelState | None, label: Label) -> tuple[LabelState | None, Outcome]:
+def resolve(current: LabelState | None, label: Label) -> tuple[LabelState, Outcome]:
     """The state after ``label``, and what the label did.
 
     - ``first``: something is known for the first time; ``changed``: something else is known now (``none``, where a
@@ -77,11 +77,12 @@ def resolve(current: LabelState | None, label: Label) -> tuple[LabelState | None
     - ``confirmed``: it holds now and says what was known already; ``noted``: the same, but nothing is known.
     - ``repeated``: it is the label that holds. ``outranked``: another holds, and agrees. ``contradicted``: another
       holds, and says otherwise.
-    - ``ignored``: from a rule, which knows nothing about the transaction that the models could learn.
+    - ``ignored``: from a rule, which knows nothing about the transaction that the models could learn; alone it leaves a
+      state in which nothing is known and that every other label replaces.
     """
     rank = source_rank(label.source)
     if rank == SOURCE_RANK["rule"]:
-        return current, "ignored"
+        return current or LabelState(rank, _microseconds(label), NOTHING, 0), "ignored"
     labelled_at_us = _microseconds(label)
     known = known_value(label.label)
     if current is None:

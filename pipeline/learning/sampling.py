@@ -6,8 +6,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.features.identity import transaction_hash
-
 AUDIT_SAMPLE: Final = "audit"
 NEGATIVE_SAMPLE: Final = "negative"
 
@@ -44,12 +42,13 @@ def sample_position(identity: int, sample: str) -> float:
     return (mixed >> 11) * _UNIT
 
 
-def keep_negative(card_id: str, transaction_id: str, rate: float) -> bool:
+def keep_negative(identity: int, rate: float) -> bool:
     """Whether a legitimate transaction is kept as an example; a share ``rate`` of them is.
 
-    What is kept at one rate is kept at every higher one.
+    ``identity`` is its `pipeline.features.identity.transaction_hash`. What is kept at one rate is kept at
+    every higher one.
     """
-    return sample_position(transaction_hash(card_id, transaction_id), NEGATIVE_SAMPLE) < rate
+    return sample_position(identity, NEGATIVE_SAMPLE) < rate
 
 
 def _salt(sample: str) -> int:

@@ -13,8 +13,8 @@ from schemas.messages import Example
 TARGETS = {"fraud": True, "legitimate": False, "presumed_legitimate": False}
 
 
-def choose(examples: Iterable[Example], lightgbm: str, lessons: Lessons) -> tuple[list[Example], Lessons]:
-    """The examples to learn, in order, and ``lessons`` with all of them counted.
+def choose(examples: Iterable[Example], lightgbm_version: str) -> tuple[list[Example], dict[str, int]]:
+    """The examples to learn, in order, and how many became what (by the fields of `Lessons`).
 
     One lesson a transaction: a correction is counted, not learned, because what the first lesson did cannot be taken
     back out of a stochastic gradient. An example scored under another LightGBM version has another log-odds; a rule's
@@ -29,12 +29,12 @@ def choose(examples: Iterable[Example], lightgbm: str, lessons: Lessons) -> tupl
             counts["unlabelled"] += 1
         elif example.revision > 0:
             counts["corrections"] += 1
-        elif example.versions.lightgbm != lightgbm:
+        elif example.versions.lightgbm != lightgbm_version:
             counts["other_base"] += 1
         else:
             counts["learned"] += 1
             chosen.append(example)
-    return chosen, add_lessons(lessons, counts)
+    return chosen, counts
 
 
 def add_lessons(lessons: Lessons, counts: Mapping[str, int]) -> Lessons:

@@ -35,7 +35,7 @@ LEARNING_RATE: Final = 0.1
 class LayerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that decides what a fold of examples gives."""
 
-    lightgbm: str
+    lightgbm_version: str
     inputs: tuple[str, ...] = LAYER_INPUTS
     logit_scale: float = LOGIT_SCALE
     learning_rate: float = LEARNING_RATE
@@ -112,15 +112,15 @@ class RiverLayer:
         self.version: str = f"{config.digest[:VERSION_DIGITS]}@{examples_offset}"
 
     @classmethod
-    def identity(cls, lightgbm: str, examples_offset: int = 0) -> "RiverLayer":
+    def identity(cls, lightgbm_version: str, examples_offset: int = 0) -> "RiverLayer":
         """The layer that changes nothing, which every new LightGBM version starts with."""
         weights = (LOGIT_SCALE, *(0.0 for _ in LAYER_INPUTS[1:]))
-        return cls(LayerConfig(lightgbm=lightgbm), weights, 0.0, examples_offset)
+        return cls(LayerConfig(lightgbm_version=lightgbm_version), weights, 0.0, examples_offset)
 
     @property
-    def lightgbm(self) -> str:
+    def lightgbm_version(self) -> str:
         """The LightGBM version whose log-odds it takes."""
-        return self.config.lightgbm
+        return self.config.lightgbm_version
 
     @property
     def logit_weight(self) -> float:

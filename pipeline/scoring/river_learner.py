@@ -11,15 +11,15 @@ from pipeline.scoring.river_layer import LayerConfig, Lessons, RiverLayer
 from schemas.messages import Example
 
 
-class RiverLearner:
+class LayerLearner:
     """Folds examples, in the order of their log, into a ``river.linear_model.LogisticRegression``.
 
     Folding the same examples from the same layer gives the same numbers, however they are cut into batches.
     """
 
-    def __init__(self, lightgbm: str) -> None:
-        """Start as the layer that changes nothing of the LightGBM version ``lightgbm``."""
-        self._start_from(RiverLayer.identity(lightgbm))
+    def __init__(self, lightgbm_version: str) -> None:
+        """Start as the layer that changes nothing of the LightGBM version ``lightgbm_version``."""
+        self._start_from(RiverLayer.identity(lightgbm_version))
 
     def _start_from(self, layer: RiverLayer) -> None:
         self.config: LayerConfig = layer.config
@@ -32,9 +32,9 @@ class RiverLearner:
         self._river._weights = utils.VectorDict(dict(zip(LAYER_INPUTS, layer.weights.tolist(), strict=True)))
 
     @property
-    def lightgbm(self) -> str:
+    def lightgbm_version(self) -> str:
         """The LightGBM version that the layer stands on."""
-        return self.config.lightgbm
+        return self.config.lightgbm_version
 
     @property
     def river(self) -> linear_model.LogisticRegression:
@@ -46,16 +46,17 @@ class RiverLearner:
         self._learn(example_inputs([(features, base_logit)]), [target], [weight])
         self.lessons = add_lessons(self.lessons, {"learned": 1})
 
-    def learn_examples(self, examples: Iterable[Example]) -> int:
-        """Fold examples in order; returns how many were lessons (`pipeline.scoring.lessons.choose`)."""
-        chosen, self.lessons = choose(examples, self.lightgbm, self.lessons)
+    def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
+        """Fold examples in order; returns what became of them (`pipeline.scoring.lessons.choose`)."""
+        chosen, counts = choose(examples, self.lightgbm_version)
         if chosen:
             self._learn(
                 example_inputs([(example.features, example.logit) for example in chosen]),
                 [TARGETS[example.label] for example in chosen],
                 [example.weight for example in chosen],
             )
-        return len(chosen)
+        self.lessons = add_lessons(self.lessons, counts)
+        return counts
 
     def _learn(self, inputs: Inputs, targets: list[bool], weights: list[float]) -> None:
         river, rate = self._river, self.config.learning_rate
@@ -71,7 +72,7 @@ class RiverLearner:
             river.learn_one(x, target, importance_aware_weight(current, target, weight, rate, squared_norm))
 
     def snapshot(self, examples_offset: int) -> RiverLayer:
-        """The layer as it is now; ``examples_offset`` is the first offset that has not been folded."""
+        """The layer as it is now; ``examples_offset`` says how far the fold has come."""
         weights = self._river.weights
         return RiverLayer(
             self.config,
@@ -82,15 +83,15 @@ class RiverLearner:
         )
 
     def restore(self, payload: bytes) -> int:
-        """Continue from a layer's payload; returns its offset, the first example to fold.
+        """Continue from a layer's payload; returns the offset that it was taken at.
 
         Raises `ModelError` when the layer stands on another LightGBM version or learned with another rate.
         """
         layer = RiverLayer.from_payload(payload)
         if layer.config != self.config:
             raise ModelError(
-                f"layer {layer.version} was made for LightGBM {layer.lightgbm} or with other settings; this learner is "
-                f"for {self.lightgbm}: start a new layer for it"
+                f"layer {layer.version} was made for LightGBM {layer.lightgbm_version} or with other settings; this "
+                f"learner is for {self.lightgbm_version}: start a new layer for it"
             )
         self._start_from(layer)
         return layer.examples_offset

@@ -1,12 +1,15 @@
-"""What every online model offers to the score agent."""
+"""What every online model offers: to the score agent an immutable scorer, to the learn agent a learner."""
 
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.messages import Example
 
-class OnlineModel(Protocol):
+
+class RiverModel(Protocol):
     """An immutable scorer on top of one LightGBM version."""
 
     @property
@@ -15,7 +18,7 @@ class OnlineModel(Protocol):
         ...
 
     @property
-    def lightgbm(self) -> str:
+    def lightgbm_version(self) -> str:
         """The LightGBM version whose log-odds it takes."""
         ...
 
@@ -34,4 +37,21 @@ class OnlineModel(Protocol):
 
     def to_payload(self) -> bytes:
         """The model as one JSON object, without code."""
+        ...
+
+
+class RiverLearner(Protocol):
+    """A fold over ``examples``, in the order of their log."""
+
+    @property
+    def lightgbm_version(self) -> str:
+        """The LightGBM version whose examples it learns."""
+        ...
+
+    def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
+        """Fold examples in order; counts by what became of them (fields of `pipeline.scoring.river_layer.Lessons`)."""
+        ...
+
+    def snapshot(self, examples_offset: int) -> RiverModel:
+        """An immutable scorer of what has been learned; ``examples_offset`` becomes part of its version."""
         ...

@@ -1,0 +1,234 @@
+"""Any River classifier in the place of the default layer, named by a dotted path.
+
+It learns the same inputs from the same examples. Its state is not numbers but a Python object, so it never travels in
+a topic: the message names a file of the local registry and its digest, and the digest is verified before the file is
+unpickled.
+"""
+
+import copy
+import hashlib
+import importlib
+import inspect
+import math
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.layer_inputs import LAYER_INPUTS, LOGIT_SCALE, NEW_TO_MERCHANT, SURGE, Inputs, feature_inputs
+from pipeline.scoring.lessons import TARGETS, choose, example_inputs, iterate
+from pipeline.scoring.lightgbm_model import LOGIT_BOUND
+from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload
+from pipeline.scoring.river_layer import LAYER_REVISION
+from schemas.messages import Example
+
+CONFIGURED_KIND: Final = "river-file"
+MAX_REPETITIONS: Final = 100
+"""A classifier that takes no weights sees a lesson as often as it weighs, but not more often than this."""
+
+
+class ClassifierConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that decides what a fold of examples gives."""
+
+    classifier: str
+    lightgbm_version: str
+    inputs: tuple[str, ...] = LAYER_INPUTS
+    logit_scale: float = LOGIT_SCALE
+    revision: int = LAYER_REVISION
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hexadecimal."""
+        return hashlib.sha256(encode_payload(self)).hexdigest()
+
+
+class _Payload(msgspec.Struct, frozen=True, kw_only=True):
+    kind: str
+    config: ClassifierConfig
+    examples_offset: int
+    file: str
+    state_digest: str
+
+
+def build_classifier(path: str) -> Any:
+    """Call what ``path`` names (a class, or a function that returns a pipeline), without arguments.
+
+    Raises `ModelError` when that gives no River binary classifier.
+    """
+    module_name, _, name = path.rpartition(".")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"FRAUD_PIPELINE_RIVER_CLASSIFIER is {path!r}, which cannot be imported ({error}); "
+            "give a dotted path such as river.naive_bayes.GaussianNB"
+        ) from error
+    try:
+        classifier = factory()
+    except TypeError as error:
+        raise ModelError(
+            f"{path} cannot be made without arguments ({error}); name a function of your own that returns it"
+        ) from error
+    if not all(callable(getattr(classifier, method, None)) for method in ("learn_one", "predict_proba_one")):
+        raise ModelError(f"{path} gives no River classifier: it needs learn_one and predict_proba_one")
+    return classifier
+
+
+class ConfiguredRiverModel:
+    """An immutable scorer: holds its own copy of the classifier and asks it row by row."""
+
+    __slots__ = ("_classifier", "config", "examples_offset", "state", "state_digest", "version")
+
+    def __init__(self, config: ClassifierConfig, state: bytes, examples_offset: int) -> None:
+        """``state`` is the pickled classifier. Only bytes that this installation wrote may come here."""
+        self.config = config
+        self.examples_offset = examples_offset
+        self.state = state
+        self.state_digest: str = hashlib.sha256(state).hexdigest()
+        self.version: str = f"{config.digest[:VERSION_DIGITS]}@{examples_offset}"
+        self._classifier: Any = pickle.loads(state)  # noqa: S301 (verified by `from_payload`)
+
+    @property
+    def lightgbm_version(self) -> str:
+        """The LightGBM version whose log-odds it takes."""
+        return self.config.lightgbm_version
+
+    @property
+    def logit_weight(self) -> float:
+        """Unknown for a classifier that need not be linear; its difference to LightGBM counts as its own."""
+        return 1.0
+
+    @property
+    def file_name(self) -> str:
+        """Name of the registry file that holds ``state``."""
+        return f"river-{self.state_digest}.bin"
+
+    def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log-odds, shape (n,), within `LOGIT_BOUND`, of features (n, len(FEATURES)) and LightGBM's log-odds (n,)."""
+        # River does not promise that a prediction leaves a model as it was (caches, drift detectors): ask a copy.
+        classifier = copy.deepcopy(self._classifier)
+        probabilities = [
+            float(classifier.predict_proba_one(row).get(True, 0.0))
+            for row in _rows(feature_inputs(features, base_logit))
+        ]
+        return np.array([_bounded_logit(probability) for probability in probabilities], np.float64)
+
+    def evidence(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> list[str]:
+        """Nothing: a classifier in general does not say what it saw."""
+        del features
+        return [""] * len(base_logit)
+
+    def to_payload(self) -> bytes:
+        """What the message carries: configuration, offset, and the name and digest of the registry file."""
+        return encode_payload(
+            _Payload(
+                kind=CONFIGURED_KIND,
+                config=self.config,
+                examples_offset=self.examples_offset,
+                file=self.file_name,
+                state_digest=self.state_digest,
+            )
+        )
+
+    @classmethod
+    def from_payload(cls, payload: bytes, state: bytes, classifier: str) -> "ConfiguredRiverModel":
+        """Read a model whose registry file holds ``state``.
+
+        Raises `ModelError`, before anything is unpickled, when the file is not the one that the payload names, or
+        when the payload is of another classifier than this installation's ``classifier``.
+        """
+        content = read_reference(payload)
+        if content.config.classifier != classifier:
+            raise ModelError(
+                f"the River version is of classifier {content.config.classifier!r}, this worker is set to "
+                f"{classifier!r}; set FRAUD_PIPELINE_RIVER_CLASSIFIER alike on all workers"
+            )
+        if hashlib.sha256(state).hexdigest() != content.state_digest:
+            raise ModelError(
+                f"registry file {content.file} is not the one that was published: copy the registry again, or let the "
+                "learn agent publish a new version"
+            )
+        return cls(content.config, state, content.examples_offset)
+
+
+def read_reference(payload: bytes) -> _Payload:
+    """The reference that a payload holds; raises `ModelError` when it is none, or names a file elsewhere."""
+    content = decode_payload(payload, _Payload, "a reference to a River classifier")
+    if content.kind != CONFIGURED_KIND:
+        raise ModelError(f"the payload is a {content.kind!r}, not a River classifier; look at what was published")
+    if content.file != f"river-{content.state_digest}.bin" or not content.state_digest.isalnum():
+        raise ModelError(f"the payload names the file {content.file!r}, which is no River file of a registry")
+    return content
+
+
+class ConfiguredRiverLearner:
+    """Folds examples into a classifier of the user's choice, with the rules of `pipeline.scoring.lessons`."""
+
+    def __init__(self, classifier: str, lightgbm_version: str) -> None:
+        self.config = ClassifierConfig(classifier=classifier, lightgbm_version=lightgbm_version)
+        self.lessons: Counter[str] = Counter()
+        self._set(build_classifier(classifier))
+
+    def _set(self, classifier: Any) -> None:
+        self._classifier = classifier
+        self._weighted = "w" in inspect.signature(classifier.learn_one).parameters
+
+    @property
+    def lightgbm_version(self) -> str:
+        """The LightGBM version whose examples it learns."""
+        return self.config.lightgbm_version
+
+    def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
+        """Fold examples in order; returns what became of them."""
+        chosen, counts = choose(examples, self.lightgbm_version)
+        if chosen:
+            rows = _rows(example_inputs([(example.features, example.logit) for example in chosen]))
+            for example, row in zip(chosen, rows, strict=True):
+                self._learn(row, TARGETS[example.label], example.weight)
+        self.lessons.update(counts)
+        return counts
+
+    def _learn(self, row: dict[str, float], target: bool, weight: float) -> None:
+        if self._weighted:
+            self._classifier.learn_one(row, target, w=weight)
+        else:
+            for _ in range(max(1, min(round(weight), MAX_REPETITIONS))):
+                self._classifier.learn_one(row, target)
+
+    def snapshot(self, examples_offset: int) -> ConfiguredRiverModel:
+        """The classifier as it is now; the caller stores its ``state`` under its ``file_name``."""
+        return ConfiguredRiverModel(self.config, pickle.dumps(self._classifier, protocol=5), examples_offset)
+
+    def restore(self, payload: bytes, state: bytes) -> int:
+        """Continue from a published version; returns the offset that it was taken at."""
+        model = ConfiguredRiverModel.from_payload(payload, state, self.config.classifier)
+        if model.config != self.config:
+            raise ModelError(
+                f"River version {model.version} was made for LightGBM {model.lightgbm_version} or with other inputs; "
+                f"this learner is for {self.lightgbm_version}: start a new one"
+            )
+        self._set(pickle.loads(state))  # noqa: S301 (verified one statement above)
+        return model.examples_offset
+
+
+def _rows(inputs: Inputs) -> list[dict[str, float]]:
+    """One dictionary a row, every input in it: classifiers that are not linear need the zeros."""
+    rows = []
+    for logit, amount, hour, new, surge in iterate(inputs):
+        row = dict.fromkeys(LAYER_INPUTS, 0.0)
+        row[LAYER_INPUTS[0]] = logit
+        row[LAYER_INPUTS[amount]] = row[LAYER_INPUTS[hour]] = 1.0
+        row[LAYER_INPUTS[NEW_TO_MERCHANT]], row[LAYER_INPUTS[SURGE]] = new, surge
+        rows.append(row)
+    return rows
+
+
+def _bounded_logit(probability: float) -> float:
+    if not 0.0 < probability < 1.0:
+        return LOGIT_BOUND if probability >= 1.0 else -LOGIT_BOUND
+    return max(-LOGIT_BOUND, min(LOGIT_BOUND, math.log(probability) - math.log1p(-probability)))

@@ -1,0 +1,88 @@
+"""The online model that the settings ask for: the default layer, or a River classifier by its dotted path."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.scoring.configured_river import (
+    CONFIGURED_KIND,
+    ClassifierConfig,
+    ConfiguredRiverLearner,
+    ConfiguredRiverModel,
+    read_reference,
+)
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import VERSION_DIGITS, payload_kind
+from pipeline.scoring.river_layer import LAYER_KIND, RiverLayer
+from pipeline.scoring.river_learner import LayerLearner
+from pipeline.scoring.river_model import RiverModel
+
+ReadFile = Callable[[str, str], bytes]
+"""(file name, SHA-256) to the bytes of a registry file with that digest."""
+
+
+class Unlearned:
+    """A configured classifier before its first lesson: LightGBM's log-odds as they are."""
+
+    logit_weight = 1.0
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        self.lightgbm_version = config.lightgbm_version
+        self.version = f"{config.digest[:VERSION_DIGITS]}@0"
+
+    def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``base_logit``."""
+        del features
+        return base_logit
+
+    def evidence(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> list[str]:
+        """Nothing."""
+        del features
+        return [""] * len(base_logit)
+
+    def to_payload(self) -> bytes:
+        """Nothing was learned, so there is nothing to publish."""
+        raise ModelError("an online model without a lesson is not published; every worker has it already")
+
+
+def first_river(lightgbm_version: str, classifier: str | None = None) -> RiverModel:
+    """The online model before its first lesson on ``lightgbm_version``; it changes nothing."""
+    if classifier is None:
+        return RiverLayer.identity(lightgbm_version)
+    return Unlearned(ClassifierConfig(classifier=classifier, lightgbm_version=lightgbm_version))
+
+
+def new_learner(lightgbm_version: str, classifier: str | None = None) -> LayerLearner | ConfiguredRiverLearner:
+    """A learner without a lesson; ``classifier`` is the setting ``river_classifier``."""
+    if classifier is None:
+        return LayerLearner(lightgbm_version)
+    return ConfiguredRiverLearner(classifier, lightgbm_version)
+
+
+def resume_learner(
+    payload: bytes, lightgbm_version: str, classifier: str | None, read_file: ReadFile
+) -> tuple[LayerLearner | ConfiguredRiverLearner, int]:
+    """A learner that goes on from a published version, and the offset in ``examples`` of that version.
+
+    Raises `ModelError` when the version was made for another LightGBM version or with another configuration.
+    """
+    learner = new_learner(lightgbm_version, classifier)
+    if isinstance(learner, LayerLearner):
+        return learner, learner.restore(payload)
+    reference = read_reference(payload)
+    return learner, learner.restore(payload, read_file(reference.file, reference.state_digest))
+
+
+def load_river(payload: bytes, classifier: str | None, read_file: ReadFile) -> RiverModel:
+    """The scorer of a ``river`` record; raises `ModelError` when it does not fit the settings or is damaged."""
+    kind = payload_kind(payload)
+    if kind == LAYER_KIND and classifier is None:
+        return RiverLayer.from_payload(payload)
+    if kind == CONFIGURED_KIND and classifier is not None:
+        reference = read_reference(payload)
+        return ConfiguredRiverModel.from_payload(payload, read_file(reference.file, reference.state_digest), classifier)
+    raise ModelError(
+        f"the published online model is a {kind!r}, and FRAUD_PIPELINE_RIVER_CLASSIFIER is "
+        f"{classifier or 'not set'}: give all workers the same setting, and let the learn agent publish"
+    )
