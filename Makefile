@@ -28,6 +28,7 @@ help: ## List the targets
 # --- The virtual environment -------------------------------------------------------------------------------------
 
 setup: $(INSTALLED) ## Create the virtual environment and install the locked packages
+	@:
 
 # A virtual environment whose interpreter has gone (an upgraded system) is made anew.
 ifeq ($(wildcard $(PYTHON_OF_VENV)),)
@@ -35,17 +36,20 @@ ifeq ($(wildcard $(PYTHON_OF_VENV)),)
 endif
 
 $(INSTALLED): requirements-dev.lock pyproject.toml
-	@found=; \
+	@found=; without_venv=; \
 	for candidate in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \
-	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	  "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  if "$$candidate" -c 'import ensurepip, venv' 2>/dev/null; then found=$$candidate; break; fi; \
+	  without_venv=$$candidate; \
 	done; \
 	if [ -z "$$found" ]; then \
-	  echo "No Python of version 3.11 or newer was found (looked for: $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11})." >&2; \
-	  echo "Install one, or name it: make PYTHON=/path/to/python3.12 $(or $(MAKECMDGOALS),setup)" >&2; \
+	  if [ -n "$$without_venv" ]; then \
+	    echo "$$without_venv lacks Python's venv module. Install it (Debian, Ubuntu: apt-get install python3-venv)." >&2; \
+	  else \
+	    echo "No Python of version 3.11 or newer was found (looked for: $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11})." >&2; \
+	    echo "Install one, or name it: make PYTHON=/path/to/python3.12 $(or $(MAKECMDGOALS),setup)" >&2; \
+	  fi; \
 	  exit 1; \
-	fi; \
-	if ! "$$found" -c 'import ensurepip' 2>/dev/null; then \
-	  echo "$$found lacks the venv module; install it (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; \
 	fi; \
 	if [ ! -w "$${HOME:-/nonexistent}" ]; then PIP_NO_CACHE_DIR=1; export PIP_NO_CACHE_DIR; fi; \
 	echo "==> Installing the locked packages into $(VENV) (only when they have changed; about a minute)"; \

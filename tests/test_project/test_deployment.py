@@ -154,6 +154,22 @@ def test_dockerfile_copies_every_package_of_the_project() -> None:
         assert f"!{package}" in allowed
 
 
+def test_kubernetes_workers_keep_their_names_and_set_only_settings_that_exist() -> None:
+    manifest = (ROOT / "deploy/kubernetes/fraud-pipeline.yaml").read_text(encoding="utf-8")
+    workers = next(document for document in yaml.safe_load_all(manifest) if document["kind"] == "StatefulSet")
+    (container,) = workers["spec"]["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable for variable in container["env"]}
+    assert set(environment) <= {f"FRAUD_PIPELINE_{field}".upper() for field in Settings.model_fields}
+    instance = environment["FRAUD_PIPELINE_INSTANCE"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert instance == "metadata.name"
+    (port,) = container["ports"]
+    assert str(port["containerPort"]) == environment["FRAUD_PIPELINE_METRICS_PORT"]["value"]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    volumes = [*workers["spec"]["template"]["spec"]["volumes"]]
+    claims = [claim["metadata"] for claim in workers["spec"]["volumeClaimTemplates"]]
+    assert mounted == {volume["name"] for volume in [*volumes, *claims]}
+
+
 def promtool(*arguments: str) -> None:
     tool = shutil.which("promtool")
     if tool is None:
