@@ -1,0 +1,6 @@
+"""A real single-node Apache Kafka, from pip packages alone."""
+
+from pipeline.broker.errors import BrokerError
+from pipeline.broker.node import EmbeddedBroker, embedded_broker, ensure_broker, running_broker
+
+__all__ = ["BrokerError", "EmbeddedBroker", "embedded_broker", "ensure_broker", "running_broker"]

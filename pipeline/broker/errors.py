@@ -1,0 +1,5 @@
+"""What can go wrong with the embedded broker."""
+
+
+class BrokerError(RuntimeError):
+    """The embedded broker cannot start or has died; the text says why and what to do."""

@@ -1,0 +1,164 @@
+"""The jars of Apache Kafka: pinned by version and SHA-256 in the package, fetched once, kept for the user.
+
+The list is read from ``pipeline/data/kafka-jars.json``, so that a start resolves no dependencies: what is missing is fetched by
+``jgo``, without Maven or Java, and checked. ``resolve`` makes the list anew: ``python -c "from pipeline.broker.jars import write_list; write_list()"``.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.broker.errors import BrokerError
+
+ENDPOINTS: Final = (
+    "org.apache.kafka:kafka_2.13:4.4.0",
+    # Kafka logs through slf4j 1.7 and depends on log4j 2, but not on the piece between the two.
+    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5",
+)
+LIST_NAME: Final = "kafka-jars.json"
+DOWNLOADS: Final = 8
+"""Jars fetched at a time; latency, not bandwidth, is what a first start waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jar:
+    """One pinned jar."""
+
+    group: str
+    artifact: str
+    version: str
+    size_bytes: int
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        """Place in a repository of Maven's layout."""
+        return Path(*self.group.split("."), self.artifact, self.version, f"{self.artifact}-{self.version}.jar")
+
+
+def pinned() -> list[Jar]:
+    """The jars of this version of the project, in the order of the class path."""
+    text = resources.files("pipeline").joinpath("data", LIST_NAME).read_text(encoding="utf-8")
+    return [Jar(**entry) for entry in json.loads(text)["jars"]]
+
+
+def store_dir(fallback: Path) -> Path:
+    """Directory of fetched jars: the user's cache, or ``fallback`` where that cannot be written."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        store = (Path(base) if base else Path.home() / ".cache") / "fraud-pipeline" / "jars"
+        store.mkdir(parents=True, exist_ok=True)
+        if os.access(store, os.W_OK):
+            return store
+    except (OSError, RuntimeError):  # no home directory, or one that is not ours: the fallback is the handling
+        pass
+    fallback.mkdir(parents=True, exist_ok=True)
+    return fallback
+
+
+def class_path(fallback_store: Path) -> list[Path]:
+    """Paths of all jars; fetches the missing ones (45 MB the first time, nothing after that).
+
+    Raises ``BrokerError`` when a jar cannot be had or is not the pinned one.
+    """
+    store = store_dir(fallback_store)
+    jars = pinned()
+    missing = [jar for jar in jars if not _present(store, jar)]
+    if missing:
+        _fetch(store, missing)
+    return [store / jar.path for jar in jars]
+
+
+def _present(store: Path, jar: Jar) -> bool:
+    try:
+        return (store / jar.path).stat().st_size == jar.size_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _fetch(store: Path, jars: Sequence[Jar]) -> None:
+    # Each jar is completed in a directory of this process and then moved, so that processes can start at the same time and an
+    # interrupted download leaves nothing that looks finished.
+    with (
+        tempfile.TemporaryDirectory(prefix="incoming-", dir=store) as incoming,
+        ThreadPoolExecutor(DOWNLOADS) as threads,
+    ):
+        context = _maven(Path(incoming))
+        for future in [threads.submit(_fetch_one, context, store, jar) for jar in jars]:
+            future.result()
+
+
+def _fetch_one(context: Any, store: Path, jar: Jar) -> None:
+    artifact = context.project(jar.group, jar.artifact).at_version(jar.version).artifact()
+    try:
+        found = Path(artifact.resolve())
+    except Exception as error:
+        raise BrokerError(
+            f"cannot fetch {jar.path.name}, a part of Apache Kafka: {error}. The embedded broker needs a Maven repository the "
+            "first time it starts; name yours under [repositories] in ~/.config/jgo.conf, or set KAFKA_BOOTSTRAP_SERVERS "
+            "to a Kafka cluster that you have."
+        ) from error
+    digest = _sha256(found)
+    if digest != jar.sha256:
+        raise BrokerError(
+            f"{jar.path.name} is not the file that this project pins (SHA-256 {digest}, expected {jar.sha256}). "
+            f"It came from {found} or a Maven repository: remove it there and try again."
+        )
+    target = store / jar.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as copy, found.open("rb") as source:
+        shutil.copyfileobj(source, copy)
+    Path(copy.name).replace(target)
+
+
+def _maven(repository: Path) -> Any:
+    """A Maven context that writes to ``repository`` and reads the user's own repository and ``jgo`` settings."""
+    from jgo.config import GlobalSettings
+    from jgo.constants import MAVEN_CENTRAL_URL
+    from jgo.maven import MavenContext
+
+    settings = GlobalSettings.load()
+    local = [settings.repo_cache] if Path(settings.repo_cache).is_dir() else []
+    return MavenContext(
+        repo_cache=repository,
+        local_repos=local,
+        remote_repos={"central": MAVEN_CENTRAL_URL, **settings.repositories},
+        timeout=30,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve() -> list[Jar]:
+    """Resolve ``ENDPOINTS`` with all that they need, and hash every jar; of two versions of a jar, the first endpoint's is taken."""
+    import jgo
+
+    found: dict[tuple[str, str], Jar] = {}
+    # One by one: in a common resolution the versions that one endpoint manages would replace those that Kafka asks for.
+    for endpoint in ENDPOINTS:
+        for artifact in jgo.resolve(endpoint):
+            path = Path(artifact.resolve())
+            group, name, version = str(artifact.groupId), str(artifact.artifactId), str(artifact.version)
+            found.setdefault((group, name), Jar(group, name, version, path.stat().st_size, _sha256(path)))
+    return list(found.values())
+
+
+def write_list() -> None:
+    """Write the pinned list into the package."""
+    target = Path(__file__).parents[1] / "data" / LIST_NAME
+    jars = resolve()
+    content = {"endpoints": ENDPOINTS, "jars": [asdict(jar) for jar in jars]}
+    target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{target}: {len(jars)} jars\n")

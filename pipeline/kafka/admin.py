@@ -1,0 +1,229 @@
+"""Topics as the pipeline needs them: created, or checked; and where groups and topics stand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+
+from pipeline.kafka.clients import TopicError, admin_client, partition_numbers
+from pipeline.settings import Settings
+from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic
+
+REQUEST_TIMEOUT_S: Final = 30.0
+FOREVER_MS: Final = 2**63 - 1
+_PARTITION_SETTINGS: Final = {
+    "cards": "FRAUD_PIPELINE_CARD_PARTITIONS",
+    "merchants": "FRAUD_PIPELINE_MERCHANT_PARTITIONS",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """What was done about one topic: ``created`` or ``present``, and in which ways it is not what it should be."""
+
+    name: str
+    action: str
+    partitions: int
+    warnings: tuple[str, ...] = ()
+
+
+def cluster_is_up(bootstrap: str, timeout_s: float = 2.0) -> bool:
+    """Whether a broker answers, and counts itself among the cluster's."""
+    client = admin_client(bootstrap, overrides={"log_level": 0, "error_cb": lambda _error: None})
+    try:
+        return bool(client.list_topics(timeout=timeout_s).brokers)
+    except KafkaException:  # the answer to the question
+        return False
+
+
+def partition_count(topic: Topic, settings: Settings) -> int:
+    """Partitions that ``topic`` must have."""
+    return {"cards": settings.card_partitions, "merchants": settings.merchant_partitions, "one": 1}[
+        topic.partitions_like
+    ]
+
+
+def topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
+    """Topic configuration that ``topic`` must have."""
+    config = {
+        "cleanup.policy": topic.cleanup_policy,
+        "retention.ms": str(topic.retention_ms),
+        "max.message.bytes": str(topic.max_message_bytes),
+        "message.timestamp.type": "CreateTime",
+    }
+    if topic in (TRANSACTIONS, LABELS):
+        if settings.timestamps == "broker":
+            config["message.timestamp.type"] = "LogAppendTime"
+        else:
+            # A simulated clock may stand anywhere; the broker's default refuses an hour ahead of its own.
+            config["message.timestamp.after.max.ms"] = str(FOREVER_MS)
+            config["message.timestamp.before.max.ms"] = str(FOREVER_MS)
+    return config
+
+
+def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = TOPICS) -> list[TopicState]:
+    """Create the missing topics, if ``settings.create_topics``, and check the others; in the order of ``topics``.
+
+    Raises ``TopicError`` for a wrong number of partitions, and for a missing topic that may not be created. Other differences are
+    ``warnings`` of the returned states.
+    """
+    client = admin_client(bootstrap, settings=settings)
+    metadata = client.list_topics(timeout=REQUEST_TIMEOUT_S)
+    names = {settings.topic(topic.name): topic for topic in topics}
+    missing = {name: topic for name, topic in names.items() if name not in metadata.topics}
+    wrong = [
+        _wrong_count(name, len(metadata.topics[name].partitions), topic, settings)
+        for name, topic in names.items()
+        if name in metadata.topics and len(metadata.topics[name].partitions) != partition_count(topic, settings)
+    ]
+    if wrong:
+        raise TopicError("\n".join(wrong))
+    if missing and not settings.create_topics:
+        raise TopicError(
+            f"missing topics: {', '.join(missing)}. Create them with `fraud-pipeline topics`, or let workers do it: FRAUD_PIPELINE_CREATE_TOPICS=true."
+        )
+    replicas = settings.replication_factor or (3 if len(metadata.brokers) >= 3 else 1)
+    created = _create(client, missing, settings, replicas)
+    warnings = _differences(client, {name: topic for name, topic in names.items() if name not in created}, settings)
+    return [
+        TopicState(
+            name,
+            "created" if name in created else "present",
+            partition_count(topic, settings),
+            warnings.get(name, ()),
+        )
+        for name, topic in names.items()
+    ]
+
+
+def _wrong_count(name: str, found: int, topic: Topic, settings: Settings) -> str:
+    expected = partition_count(topic, settings)
+    message = f"topic {name} has {found} partitions, but {expected} are expected"
+    setting = _PARTITION_SETTINGS.get(topic.partitions_like)
+    recreate = "delete the pipeline's topics and create them again (their records are lost), or choose another FRAUD_PIPELINE_TOPIC_PREFIX"
+    if setting is None:
+        return f"{message}, because it is one ordered log: {recreate}."
+    return (
+        f"{message}: set {setting}={found} if every topic keyed like it has {found}, else {recreate}. Do not add "
+        "partitions: keys would move, and windows with them."
+    )
+
+
+def _create(client: AdminClient, missing: dict[str, Topic], settings: Settings, replicas: int) -> set[str]:
+    """Create ``missing``; names of those that this call created."""
+    if not missing:
+        return set()
+    request = [
+        NewTopic(
+            name,
+            num_partitions=partition_count(topic, settings),
+            replication_factor=replicas,
+            config=topic_config(topic, settings),
+        )
+        for name, topic in missing.items()
+    ]
+    created = set()
+    for name, future in client.create_topics(request, operation_timeout=REQUEST_TIMEOUT_S).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            # Workers that start together create together.
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise TopicError(_creation_failed(name, error.args[0], replicas)) from error
+            found = len(partition_numbers(client, name))
+            if found != partition_count(missing[name], settings):
+                raise TopicError(_wrong_count(name, found, missing[name], settings)) from error
+        else:
+            created.add(name)
+    return created
+
+
+def _creation_failed(name: str, error: KafkaError, replicas: int) -> str:
+    remedy = {
+        KafkaError.INVALID_REPLICATION_FACTOR: f"{replicas} replicas cannot be had: set FRAUD_PIPELINE_REPLICATION_FACTOR",
+        KafkaError.TOPIC_AUTHORIZATION_FAILED: "create the topics as an administrator (docs/broker.md lists them) and set FRAUD_PIPELINE_CREATE_TOPICS=false",
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED: "create the topics as an administrator (docs/broker.md lists them) and set FRAUD_PIPELINE_CREATE_TOPICS=false",
+        KafkaError.POLICY_VIOLATION: "the cluster's policy refuses it: create the topic as an administrator",
+    }.get(error.code())
+    return f"cannot create topic {name}: {error.str()}" + (f"; {remedy}" if remedy else "")
+
+
+def _differences(client: AdminClient, topics: dict[str, Topic], settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Configuration that is not as it should be, by topic, as sentences."""
+    if not topics:
+        return {}
+    futures = client.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in topics])
+    found: dict[str, tuple[str, ...]] = {}
+    for resource, future in futures.items():
+        actual = {entry.name: entry.value for entry in future.result(REQUEST_TIMEOUT_S).values()}
+        expected = topic_config(topics[resource.name], settings)
+        found[resource.name] = tuple(
+            f"{key} is {actual.get(key)}, should be {value}" + (" or more" if key in _AT_LEAST else "")
+            for key, value in expected.items()
+            if not _satisfies(key, actual.get(key), value)
+        )
+    return found
+
+
+_AT_LEAST: Final = frozenset({"max.message.bytes", "message.timestamp.after.max.ms", "message.timestamp.before.max.ms"})
+
+
+def _satisfies(key: str, actual: Any, expected: str) -> bool:
+    if actual is None:
+        # A broker before 3.6 has no such property, and accepts every timestamp.
+        return key.startswith("message.timestamp.")
+    if key in _AT_LEAST:
+        return int(actual) >= int(expected)
+    return str(actual) == expected
+
+
+def end_offsets(
+    bootstrap: str, topics: Sequence[str], *, settings: Settings | None = None
+) -> dict[tuple[str, int], int]:
+    """Last stable offset of every partition of ``topics`` (full names): one past what a ``read_committed`` consumer can read."""
+    return _end_offsets(admin_client(bootstrap, settings=settings), topics)
+
+
+def _end_offsets(client: AdminClient, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+    asked = {
+        TopicPartition(topic, number): OffsetSpec.latest()
+        for topic in topics
+        for number in partition_numbers(client, topic)
+    }
+    futures = client.list_offsets(
+        asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_TIMEOUT_S
+    )
+    return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+
+
+def committed_offsets(
+    bootstrap: str, group: str, topics: Sequence[str], *, settings: Settings | None = None
+) -> dict[tuple[str, int], int]:
+    """Next offset that ``group`` would read, by topic and partition; partitions without a commit are absent."""
+    return _committed_offsets(admin_client(bootstrap, settings=settings), group, topics)
+
+
+def _committed_offsets(client: AdminClient, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+    asked = [TopicPartition(topic, number) for topic in topics for number in partition_numbers(client, topic)]
+    future = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, asked)])[group]
+    try:
+        found = future.result(REQUEST_TIMEOUT_S)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            return {}
+        raise
+    return {(at.topic, at.partition): at.offset for at in found.topic_partitions if at.offset >= 0}
+
+
+def group_lag(
+    bootstrap: str, group: str, topics: Sequence[str], *, settings: Settings | None = None
+) -> dict[tuple[str, int], int]:
+    """Offsets that ``group`` has before it, by topic and partition, transaction markers included.
+
+    A partition without a commit counts from offset 0.
+    """
+    client = admin_client(bootstrap, settings=settings)
+    committed = _committed_offsets(client, group, topics)
+    return {at: max(end - committed.get(at, 0), 0) for at, end in _end_offsets(client, topics).items()}

@@ -1,0 +1,290 @@
+"""The librdkafka configurations of the project, and reading of a topic without a group.
+
+What the pipeline's guarantees rest on (isolation, commits, idempotence, partitioner) cannot be changed by settings; everything else that
+``settings.kafka_config`` names wins over the tuning here.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+
+from pipeline.settings import Settings
+from schemas.records import Record
+
+log = logging.getLogger(__name__)
+librdkafka_log = logging.getLogger("pipeline.kafka.librdkafka")
+
+MAX_RECORD_BYTES: Final = 32 * 1024 * 1024
+TRANSACTION_TIMEOUT_MS: Final = 10_000
+METADATA_TIMEOUT_S: Final = 30.0
+READ_BATCH: Final = 10_000
+"""Records taken from librdkafka at a time; each call costs as much as decoding a record."""
+READ_POLL_S: Final = 0.1
+
+Config = dict[str, Any]
+
+
+class TopicError(RuntimeError):
+    """A topic is missing or not what it must be; the text says what to do."""
+
+
+class ConfigError(ValueError):
+    """``settings.kafka_config`` contradicts what the pipeline relies on."""
+
+
+def log_error(error: KafkaError) -> None:
+    """Error callback: logs what librdkafka recovers from by itself, raises ``KafkaException`` for what it does not.
+
+    The exception leaves the ``poll``, ``consume`` or ``flush`` that served the callback.
+    """
+    if error.fatal():
+        raise KafkaException(error)
+    log.warning("Kafka client: %s (%s); retrying", error.str(), error.name())
+
+
+def log_error_only(error: KafkaError) -> None:
+    """Error callback of clients whose calls report their own failures."""
+    log.warning("Kafka client: %s (%s)", error.str(), error.name())
+
+
+def _merge(
+    tuning: Config, invariants: Config, settings: Settings | None, overrides: Mapping[str, Any] | None
+) -> Config:
+    given = settings.kafka_config if settings is not None else {}
+    for name, value in given.items():
+        if name in invariants and value.lower() != str(invariants[name]).lower():
+            raise ConfigError(
+                f"FRAUD_PIPELINE_KAFKA_CONFIG sets {name} to {value!r}, but the pipeline relies on {invariants[name]!r}: remove it"
+            )
+    return {**tuning, **given, **invariants, **(overrides or {})}
+
+
+def _common(bootstrap: str) -> Config:
+    return {
+        "bootstrap.servers": bootstrap,
+        "client.id": "fraud-pipeline",
+        "logger": librdkafka_log,
+        "error_cb": log_error,
+        "socket.nagle.disable": True,
+        # A broker that restarts is found again at once; the default waits up to ten seconds.
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1_000,
+    }
+
+
+def consumer_config(
+    bootstrap: str, group_id: str, *, settings: Settings | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Configuration of a consumer in group ``group_id`` (its full name, prefix included).
+
+    Reads committed records only, commits nothing by itself, joins by KIP-848 with the range assignor, which keeps co-partitioned topics
+    together. ``overrides`` win over everything. Raises ``ConfigError``.
+    """
+    tuning = {
+        **_common(bootstrap),
+        "fetch.wait.max.ms": 100,
+        "fetch.error.backoff.ms": 50,
+        # A full local queue is looked at again soon: the default of a second shows as a stall under load.
+        "fetch.queue.backoff.ms": 5,
+        "fetch.max.bytes": 64 * 1024 * 1024,
+        "max.partition.fetch.bytes": 4 * 1024 * 1024,
+        "queued.min.messages": 50_000,
+        "queued.max.messages.kbytes": 128 * 1024,
+        "check.crcs": True,
+        "topic.metadata.refresh.interval.ms": 60_000,
+        "allow.auto.create.topics": False,
+    }
+    invariants = {
+        "group.id": group_id,
+        "group.protocol": "consumer",
+        "group.remote.assignor": "range",
+        "isolation.level": "read_committed",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+    }
+    return _merge(tuning, invariants, settings, overrides)
+
+
+def producer_config(
+    bootstrap: str,
+    *,
+    transactional_id: str | None = None,
+    settings: Settings | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Configuration of an idempotent producer, transactional where ``transactional_id`` is given.
+
+    Keys are placed as Java clients place them (murmur2). Raises ``ConfigError``.
+    """
+    tuning = {
+        **_common(bootstrap),
+        # Flushing, and so a commit, does not wait for it.
+        "linger.ms": 5 if transactional_id is not None else 2,
+        "compression.type": "lz4",
+        "batch.size": 1024 * 1024,
+        "queue.buffering.max.messages": 500_000,
+        "message.max.bytes": MAX_RECORD_BYTES,
+        "allow.auto.create.topics": False,
+    }
+    invariants: Config = {"enable.idempotence": True, "acks": "all", "partitioner": "murmur2_random"}
+    if transactional_id is not None:
+        invariants["transactional.id"] = transactional_id
+        tuning |= {
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            # A transaction that follows another at once is told to retry; the default of 100 ms would be its latency.
+            "retry.backoff.ms": 2,
+            "retry.backoff.max.ms": 5,
+        }
+    return _merge(tuning, invariants, settings, overrides)
+
+
+def admin_client(
+    bootstrap: str, *, settings: Settings | None = None, overrides: Mapping[str, Any] | None = None
+) -> AdminClient:
+    """An admin client. It needs no closing."""
+    tuning = {**_common(bootstrap), "error_cb": log_error_only}
+    return AdminClient(_merge(tuning, {}, settings, overrides))
+
+
+def record_of(message: Message) -> Record:
+    """The record in a message without an error."""
+    headers = message.headers()
+    return Record(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        message.timestamp()[1],
+        message.key(),
+        message.value(),
+        tuple(headers) if headers else (),
+    )
+
+
+def partition_numbers(client: Consumer | AdminClient, topic: str) -> list[int]:
+    """Partitions of ``topic``, sorted; raises ``TopicError`` when it does not exist."""
+    metadata = client.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics.get(topic)
+    if metadata is None or metadata.error is not None or not metadata.partitions:
+        raise TopicError(
+            f"there is no topic {topic}: create it with `fraud-pipeline topics`, or check the topic prefix"
+        )
+    return sorted(metadata.partitions)
+
+
+def _reader(bootstrap: str, settings: Settings | None) -> Consumer:
+    # Classic, because it only assigns and never joins; the group's name appears nowhere on the cluster.
+    return Consumer(
+        consumer_config(
+            bootstrap,
+            "fraud-pipeline-reader",
+            settings=settings,
+            overrides={"group.protocol": "classic", "enable.partition.eof": True},
+        )
+    )
+
+
+def read_batches(
+    bootstrap: str,
+    topic: str,
+    *,
+    settings: Settings | None = None,
+    partitions: list[int] | None = None,
+    start: Mapping[int, int] | None = None,
+) -> Iterator[list[Record]]:
+    """Committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
+
+    ``start`` gives first offsets by partition. Order holds within a partition only. Raises ``TopicError``, ``KafkaException``.
+    """
+    reader = _reader(bootstrap, settings)
+    try:
+        numbers = partitions if partitions is not None else partition_numbers(reader, topic)
+        ends: dict[int, int] = {}
+        for number in numbers:
+            # With read_committed the high end is the last stable offset.
+            low, high = reader.get_watermark_offsets(TopicPartition(topic, number), timeout=METADATA_TIMEOUT_S)
+            if max(low, (start or {}).get(number, 0)) < high:
+                ends[number] = high
+        reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
+        while ends:
+            messages = _take(reader)
+            records = []
+            for message in messages:
+                number = message.partition()
+                if number not in ends:
+                    continue
+                if (error := message.error()) is not None:
+                    _raise_unless_end(error)
+                elif message.offset() < ends[number]:
+                    records.append(record_of(message))
+                    if message.offset() + 1 < ends[number]:
+                        continue
+                # The end of the partition: its last offset, one past it, or, behind transaction markers, librdkafka's word.
+                del ends[number]
+                reader.incremental_unassign([TopicPartition(topic, number)])
+            if records:
+                yield records
+    finally:
+        reader.close()
+
+
+def read_topic(
+    bootstrap: str,
+    topic: str,
+    *,
+    settings: Settings | None = None,
+    partitions: list[int] | None = None,
+    start: Mapping[int, int] | None = None,
+) -> Iterator[Record]:
+    """``read_batches``, record by record."""
+    for batch in read_batches(bootstrap, topic, settings=settings, partitions=partitions, start=start):
+        yield from batch
+
+
+def tail_topic(
+    bootstrap: str,
+    topic: str,
+    *,
+    settings: Settings | None = None,
+    from_beginning: bool = False,
+    stopped: threading.Event | Callable[[], bool] | None = None,
+) -> Iterator[Record]:
+    """Committed records of ``topic`` as they come, until ``stopped`` says so; the generator may also be closed.
+
+    From the end, as it is when the first record is asked for, or from the beginning. Raises ``TopicError``, ``KafkaException``.
+    """
+    is_stopped = stopped.is_set if isinstance(stopped, threading.Event) else stopped
+    reader = _reader(bootstrap, settings)
+    try:
+        offset = OFFSET_BEGINNING if from_beginning else OFFSET_END
+        reader.assign([TopicPartition(topic, number, offset) for number in partition_numbers(reader, topic)])
+        while is_stopped is None or not is_stopped():
+            for message in _take(reader):
+                if (error := message.error()) is not None:
+                    _raise_unless_end(error)
+                    continue
+                yield record_of(message)
+    finally:
+        reader.close()
+
+
+def _take(reader: Consumer) -> list[Message]:
+    # ``consume`` with a timeout waits for a full list.
+    first = reader.poll(READ_POLL_S)
+    return [] if first is None else [first, *reader.consume(READ_BATCH, 0)]
+
+
+def _raise_unless_end(error: KafkaError) -> None:
+    if error.code() != KafkaError._PARTITION_EOF:
+        raise KafkaException(error)

@@ -1,0 +1,29 @@
+"""Fixtures that all tests share: a real broker for the session, and settings that keep each test to itself on it."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """A real Kafka broker of this test process; tests that stop it must start it again."""
+    with embedded_broker(tmp_path_factory.mktemp("broker") / "kafka") as running:
+        yield running
+
+
+@pytest.fixture
+def kafka_settings(broker: EmbeddedBroker, tmp_path: Path) -> Settings:
+    """Settings of a test with the broker: topics, groups and files of its own, producer timestamps."""
+    return Settings(
+        kafka_bootstrap_servers=broker.bootstrap_servers,
+        topic_prefix=f"t{uuid.uuid4().hex[:12]}-",
+        data_dir=tmp_path / "data",
+        timestamps="producer",
+        metrics_port=0,
+    )
