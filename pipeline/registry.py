@@ -1,0 +1,240 @@
+"""The model registry: a directory of immutable versions.
+
+    <registry>/<name>/<version>/payload.json    the version itself; its SHA-256 begins with <version>
+    <registry>/<name>/<version>/metadata.json   how it came about
+    <registry>/<name>/active                    the version in force
+    <registry>/files/<file>                     states of River classifiers that are not numbers
+
+Every write goes to a temporary place beside its target and is renamed onto it, so that readers and other writers see
+all of it or nothing. A version never changes; registering the same content twice gives the same version.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version as library_version
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from pipeline.decision.policy import Policy
+from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.payload import payload_digest, version_of
+from schemas.messages import Timestamp
+
+LIGHTGBM: Final = "lightgbm"
+POLICY: Final = "policy"
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,63}")
+_VERSION: Final = re.compile(r"[0-9a-f]{12}")
+_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_LIBRARIES: Final = ("lightgbm", "numpy", "river")
+
+
+class RegistryError(RuntimeError):
+    """The registry has no such version, or one that was changed; the text says what to do."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a version without reading it."""
+
+    name: str
+    version: str
+    digest: str
+    """SHA-256 of the payload, hexadecimal."""
+    created: Timestamp
+    kernel: str
+    libraries: dict[str, str]
+    details: dict[str, Any] = {}
+    """Features, periods, metrics and settings, as the training reports them."""
+
+
+class Registry:
+    """A registry below ``path``, which is made when something is first registered."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def register(self, name: str, payload: bytes, details: dict[str, Any] | None = None) -> str:
+        """Write a version and return its name; one of the same content stays as it is."""
+        version = version_of(payload)
+        home = self._home(name)
+        target = home / version
+        if target.is_dir():
+            self.load(name, version)
+            return version
+        entry = Entry(
+            name=name,
+            version=version,
+            digest=payload_digest(payload),
+            created=datetime.now(UTC),
+            kernel=KERNEL_VERSION,
+            libraries={"python": platform.python_version()}
+            | {library: library_version(library) for library in _LIBRARIES},
+            details=details or {},
+        )
+        home.mkdir(parents=True, exist_ok=True)
+        with _temporary_directory(home) as temporary:
+            _write(temporary / "payload.json", payload)
+            _write(temporary / "metadata.json", msgspec.json.format(msgspec.json.encode(entry)))
+            try:
+                temporary.rename(target)
+            except OSError:
+                # Another process was first with the same content; anything else is an error.
+                if not target.is_dir():
+                    raise
+                self.load(name, version)
+        _sync(home)
+        return version
+
+    def entry(self, name: str, version: str) -> Entry:
+        """What is known of a version; raises `RegistryError` when there is none."""
+        path = self._directory(name, version) / "metadata.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Entry)
+        except FileNotFoundError:
+            known = ", ".join(entry.version for entry in self.entries(name)) or "none"
+            raise RegistryError(f"the registry {self.path} has no {name} version {version}; it has {known}") from None
+        except msgspec.MsgspecError as error:
+            raise RegistryError(f"{path} is damaged ({error}); restore it or register the version again") from error
+
+    def load(self, name: str, version: str) -> bytes:
+        """A version's payload, its digest verified; raises `RegistryError` when it was changed."""
+        entry = self.entry(name, version)
+        path = self._directory(name, version) / "payload.json"
+        try:
+            payload = path.read_bytes()
+        except FileNotFoundError:
+            raise RegistryError(f"{path} is missing; restore it or register the version again") from None
+        digest = payload_digest(payload)
+        if digest != entry.digest or not digest.startswith(version):
+            raise RegistryError(
+                f"{path} is not what was registered as {version} (its digest is {digest}); "
+                "do not use it: restore the file from a copy, or delete the version and train again"
+            )
+        return payload
+
+    def load_lightgbm(self, version: str) -> LightGBMModel:
+        """A LightGBM version, checked against this program's kernel."""
+        return LightGBMModel.from_payload(self.load(LIGHTGBM, version))
+
+    def load_policy(self, version: str) -> Policy:
+        """A policy."""
+        return Policy.from_payload(self.load(POLICY, version))
+
+    def entries(self, name: str) -> list[Entry]:
+        """All versions, the oldest first."""
+        home = self._home(name)
+        if not home.is_dir():
+            return []
+        versions = [child.name for child in home.iterdir() if child.is_dir() and _VERSION.fullmatch(child.name)]
+        return sorted((self.entry(name, version) for version in versions), key=lambda entry: entry.created)
+
+    def latest(self, name: str) -> str | None:
+        """The version registered last, or None."""
+        entries = self.entries(name)
+        return entries[-1].version if entries else None
+
+    def active(self, name: str) -> str | None:
+        """The version in force, or None while there is none."""
+        pointer = self._home(name) / "active"
+        try:
+            return pointer.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def activate(self, name: str, version: str) -> None:
+        """Put a version in force; it is read and verified first."""
+        self.load(name, version)
+        _replace(self._home(name) / "active", f"{version}\n".encode())
+
+    def save_file(self, name: str, content: bytes) -> None:
+        """Keep a state that is not numbers; the same name with the same content may be saved again."""
+        path = self._file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+
+    def read_file(self, name: str, digest: str) -> bytes:
+        """A file whose SHA-256 is ``digest``; raises `RegistryError` when it is another one or missing."""
+        path = self._file(name)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise RegistryError(
+                f"{path} is missing: workers with a configured River classifier share one registry directory"
+            ) from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise RegistryError(f"{path} does not have the digest {digest} that was published; do not use it")
+        return content
+
+    def delete_files_but(self, keep: set[str]) -> int:
+        """Delete all files but those named; returns how many."""
+        home = self.path / "files"
+        old = [path for path in home.glob("*") if path.name not in keep] if home.is_dir() else []
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+    def _home(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise RegistryError(f"{name!r} is no name of a model; use lower-case letters, digits and hyphens")
+        return self.path / name
+
+    def _directory(self, name: str, version: str) -> Path:
+        if not _VERSION.fullmatch(version):
+            raise RegistryError(f"{version!r} is no version; versions are 12 hexadecimal digits")
+        return self._home(name) / version
+
+    def _file(self, name: str) -> Path:
+        # Names come from messages: one that is a path would lead out of the registry.
+        if not _FILE.fullmatch(name):
+            raise RegistryError(f"{name!r} is no name of a registry file")
+        return self.path / "files" / name
+
+
+@contextlib.contextmanager
+def _temporary_directory(home: Path) -> Iterator[Path]:
+    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
+    try:
+        yield temporary
+    finally:
+        # Renamed away when all went well.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Make renames in ``directory`` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,74 @@
+"""Which transactions may teach: those whose labels were known by then, the earlier to train on, the later to check."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.scoring.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Rows to train on, and the later ones to stop, calibrate and set the threshold on."""
+
+    training: NDArray[np.intp]
+    validation: NDArray[np.intp]
+    validation_us: int
+    """Length of the validation period."""
+
+    def describe(self, event_time_us: NDArray[np.int64]) -> dict[str, Any]:
+        """Both periods as RFC 3339 times and rows."""
+        return {
+            name: {
+                "from": _text(int(event_time_us[rows].min())),
+                "to": _text(int(event_time_us[rows].max())),
+                "rows": len(rows),
+            }
+            for name, rows in (("training", self.training), ("validation", self.validation))
+        }
+
+
+def split_cohorts(
+    event_time_us: NDArray[np.int64],
+    *,
+    label_delay_us: int,
+    validation_us: int,
+    train_from_us: int | None = None,
+    known_before_us: int | None = None,
+    usable: NDArray[np.bool_] | None = None,
+) -> Split:
+    """Split by event time as it would have been possible at ``known_before_us`` (by default, when history ends).
+
+    A transaction is a target only if its label, known ``label_delay_us`` after it, was known by then; the last
+    ``validation_us`` of those check, the ones before train. ``usable`` marks rows that may be targets at all. Without
+    ``train_from_us`` the first ``label_delay_us`` of the history is left out, if that leaves as much to train on: no
+    label could be known there, which is true of no later day. Raises `ModelError` when a period is empty.
+    """
+    if len(event_time_us) == 0:
+        raise ModelError("there is no transaction to train on")
+    first, last = int(event_time_us.min()), int(event_time_us.max())
+    until = (last if known_before_us is None else known_before_us) - label_delay_us
+    # By default the history's own end: its last transaction, once its label could be known, is a target too.
+    check_from = until - validation_us
+    start = train_from_us
+    if start is None:
+        start = first + label_delay_us if first + 2 * label_delay_us <= check_from else first
+    known = np.ones(len(event_time_us), bool) if usable is None else usable
+    training = np.flatnonzero(known & (event_time_us >= start) & (event_time_us < check_from))
+    validation = np.flatnonzero(known & (event_time_us >= check_from) & (event_time_us <= until))
+    if len(training) == 0 or len(validation) == 0:
+        raise ModelError(
+            f"labels known by {_text(until + label_delay_us)}, {label_delay_us / US_PER_DAY:g} days after their "
+            f"transactions, leave {len(training)} transactions to train on and {len(validation)} to validate; the "
+            f"history goes from {_text(first)} to {_text(last)}: give a longer one, or shorten --label-delay-days and "
+            "--validation-days"
+        )
+    return Split(training, validation, validation_us)
+
+
+def _text(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
