@@ -1,0 +1,99 @@
+"""``fraud-pipeline simulate``: write simulated transactions to a file."""
+
+import json
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import click
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.simulator import DEFAULT_START, make_profiles, stream_days
+
+
+@click.command("simulate")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--days", default=183, show_default=True, type=click.IntRange(min=1), help="Days to simulate.")
+@click.option("--cards", default=5_000, show_default=True, type=click.IntRange(min=1), help="Cards.")
+@click.option("--merchants", default=10_000, show_default=True, type=click.IntRange(min=1), help="Merchants.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of all randomness.")
+@click.option(
+    "--start",
+    default=f"{DEFAULT_START:%Y-%m-%d}",
+    show_default=True,
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="First day (UTC).",
+)
+def command(file: Path, days: int, cards: int, merchants: int, seed: int, start: datetime) -> None:
+    """Write simulated transactions, with their truth, to FILE (.parquet or .csv), in order of time.
+
+    The simulator is that of the Fraud Detection Handbook; the same options give the same file. It compromises a fixed
+    number of cards and merchants a day, so that a smaller population has a larger share of fraud.
+    """
+    kind = file.suffix.lower()
+    if kind not in {".parquet", ".csv"}:
+        raise click.BadParameter(f"{file}: write to a .parquet or a .csv file", param_hint="FILE")
+    if not file.parent.is_dir():
+        raise click.BadParameter(f"there is no directory {file.parent}", param_hint="FILE")
+    try:
+        profiles = make_profiles(np.random.default_rng(seed), cards, merchants)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    frames = stream_days(profiles, seed, start=start.replace(tzinfo=UTC).date(), n_days=days)
+    transactions = frauds = 0
+    # Written beside the file and moved: an interrupted run leaves no half file under the name.
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        with _Writer(partial, kind) as writer:
+            for frame in frames:
+                writer.write(frame)
+                transactions += len(frame)
+                frauds += int(frame["fraud"].sum())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    click.echo(json.dumps({"file": str(file), "transactions": transactions, "frauds": frauds, "days": days}))
+
+
+class _Writer:
+    """Writes frames one after the other into one file, a row group a frame for Parquet."""
+
+    _SCHEMA = pa.schema(
+        [
+            ("transaction_id", pa.string()),
+            ("event_time", pa.timestamp("us", "UTC")),
+            ("card_id", pa.string()),
+            ("merchant_id", pa.string()),
+            ("amount", pa.float64()),
+            ("amount_minor", pa.int64()),
+            ("currency", pa.string()),
+            ("fraud", pa.bool_()),
+            ("fraud_type", pa.string()),
+        ]
+    )
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._stack = ExitStack()
+        self._parquet = self._csv = None
+        if kind == ".parquet":
+            self._parquet = self._stack.enter_context(pq.ParquetWriter(path, self._SCHEMA, compression="zstd"))
+        else:
+            self._csv = self._stack.enter_context(path.open("w", encoding="utf-8", newline=""))
+            self._csv.write(",".join(self._SCHEMA.names) + "\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def write(self, frame: pd.DataFrame) -> None:
+        """Append the rows of ``frame``."""
+        if self._parquet is not None:
+            self._parquet.write_table(pa.Table.from_pandas(frame, self._SCHEMA, preserve_index=False))
+        else:
+            frame.to_csv(self._csv, header=False, index=False, float_format="%.2f")
