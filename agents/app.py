@@ -1,0 +1,178 @@
+"""The Faust app: ``faust -A agents.app worker`` and ``fraud-pipeline worker`` both start it.
+
+Faust keeps agents, supervision, signals and logging; its own Kafka clients, tables and acknowledgement are switched off
+(``docs/decisions/0003-faust.md`` says why). Nothing connects before the worker starts.
+"""
+
+import logging
+import threading
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import faust
+from faust.app.base import BootStrategy
+from mode import Service
+
+from agents import card, feedback, learn, score
+from agents.channel import BatchChannel
+from agents.models import ModelWatch
+from agents.online import OnlineModels
+from agents.runtime import AgentSource, Partitions
+from agents.topology import AGENTS, AgentSpec
+from pipeline.broker import ensure_broker
+from pipeline.engine.card import CardOptions
+from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.models import ModelBoard
+from pipeline.kafka.admin import ensure_topics
+from pipeline.kafka.follower import TopicFollower
+from pipeline.metrics import WorkerMetrics
+from pipeline.rates import load_rates
+from pipeline.settings import Settings
+from schemas.topics import MODELS
+
+log = logging.getLogger(__name__)
+
+US_PER_SECOND: Final = 1_000_000
+US_PER_DAY: Final = 86_400 * US_PER_SECOND
+MODULES: Final = {"card": card, "score": score, "feedback": feedback, "learn": learn}
+
+
+class AgentsOnly(BootStrategy):  # type: ignore[misc]
+    """Agents and sensors, and none of Faust's own Kafka clients or web server."""
+
+    enable_kafka = False
+    enable_web = False
+
+
+class FraudApp(faust.App):  # type: ignore[misc]
+    """The app with its boot strategy."""
+
+    BootStrategy = AgentsOnly
+
+
+class Connections(Service):  # type: ignore[misc]
+    """Stops with the app: finishes batches, leaves groups, then lets go of metrics and broker."""
+
+    def __init__(self, worker: "WorkerContext", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._worker = worker
+
+    async def on_stop(self) -> None:
+        """Close everything the worker holds."""
+        await self._worker.close()
+
+
+class WorkerContext:
+    """Builds what the agents need, from settings, when the worker starts."""
+
+    def __init__(self, settings: Settings) -> None:
+        unknown = set(settings.agent_names) - AGENTS.keys()
+        if unknown or not settings.agent_names:
+            raise ValueError(f"unknown agents {sorted(unknown)}; FRAUD_PIPELINE_AGENTS takes of {', '.join(AGENTS)}")
+        self._settings = settings
+        self._stack = ExitStack()
+        self._channels: list[BatchChannel] = []
+        self.metrics = WorkerMetrics(settings.metrics_host, settings.metrics_port)
+        self.bootstrap = ""
+        self._connecting = threading.Lock()
+
+    def connect(self) -> None:
+        """Find or start the broker, check the topics, serve metrics; the first agent that asks does it for all."""
+        with self._connecting:
+            if self.bootstrap:
+                return
+            settings = self._settings
+            bootstrap = self._stack.enter_context(ensure_broker(settings))
+            if settings.create_topics:
+                for state in ensure_topics(bootstrap, settings):
+                    log.info("%s", state)
+            port = self.metrics.start()
+            self._stack.callback(self.metrics.stop)
+            log.info("agents %s on %s, metrics on %s:%d", settings.agents, bootstrap, settings.metrics_host, port)
+            self.bootstrap = bootstrap
+
+    def partitions(self, spec: AgentSpec) -> Partitions:
+        """The state and core call of an agent."""
+        settings = self._settings
+        match spec.name:
+            case "card":
+                return card.CardPartitions(
+                    CardOptions(
+                        rates=load_rates(settings),
+                        future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
+                        dedup_horizon_us=round(settings.dedup_horizon_days * US_PER_DAY),
+                        label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
+                        topic_prefix=settings.topic_prefix,
+                    )
+                )
+            case "score":
+                return score.ScorePartitions(settings.base_currency, self._watch())
+            case "feedback":
+                options = FeedbackOptions(
+                    label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
+                    maturity_us=round(settings.maturity_days * US_PER_DAY),
+                    negative_sample_rate=settings.negative_sample_rate,
+                )
+                directory = Path(settings.data_dir) / "served" / settings.topic(settings.instance)
+                return feedback.FeedbackPartitions(options, directory, settings.topic_prefix)
+            case _:
+                online = OnlineModels(settings)
+                return learn.LearnPartitions(
+                    online.learner, online.keep, self._watch(), settings.river_publish_interval_s
+                )
+
+    def channel(self, app: FraudApp, spec: AgentSpec) -> BatchChannel:
+        """The channel of an agent; its source is made when the agent first asks for a batch."""
+
+        def source() -> AgentSource:
+            self.connect()
+            return AgentSource(spec, self.bootstrap, self._settings, self.metrics, self.partitions(spec))
+
+        channel = BatchChannel(app, source, spec.name)
+        self._channels.append(channel)
+        return channel
+
+    async def close(self) -> None:
+        """Close the channels, then the metrics, then the broker where this worker started it."""
+        for channel in self._channels:
+            await channel.close()
+        self._stack.close()
+
+    def _watch(self) -> ModelWatch:
+        settings = self._settings
+        online = OnlineModels(settings)
+        follower = TopicFollower(self.bootstrap, settings, MODELS)
+        return ModelWatch(follower, ModelBoard(online.first, online.load), self.metrics)
+
+
+def create_app(settings: Settings | None = None) -> FraudApp:
+    """The app of one worker, with the agents that the settings name."""
+    settings = settings or Settings()
+    worker = WorkerContext(settings)
+    app = FraudApp(
+        f"fraud-pipeline-{settings.topic(settings.instance)}",
+        broker="kafka://",
+        store="memory://",
+        web_enabled=False,
+        autodiscover=False,
+        datadir=str(settings.data_dir / "faust"),
+    )
+    for name in settings.agent_names:
+        MODULES[name].create(app, worker.channel(app, AGENTS[name]))
+    app.service(partial(Connections, worker))
+    return app
+
+
+def run_worker(settings: Settings, log_level: str = "info") -> None:
+    """Run the app until it is stopped; raises SystemExit, with code 1 after an error that no agent may survive."""
+    worker = faust.Worker(create_app(settings), loglevel=log_level.upper(), quiet=True)
+    worker.execute_from_commandline()
+
+
+def __getattr__(name: str) -> Any:
+    # `faust -A agents.app worker` looks for `app`; importing this module for anything else makes none.
+    if name == "app":
+        return create_app()
+    raise AttributeError(name)

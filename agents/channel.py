@@ -1,0 +1,83 @@
+"""The batch channel: a Faust channel whose items are batches of Kafka records, formed when the agent asks.
+
+Faust pays its price per event; here one event carries up to thousands of records. Reading, working and committing run
+on one thread of the agent's own, so that the event loop only passes the baton, a batch is never formed before the agent
+is free, and a rebalance cannot come between reading a batch and committing it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import faust
+from faust.types import AppT
+
+from pipeline.kafka.session import Batch
+
+T = TypeVar("T")
+
+
+class BatchSource(Protocol):
+    """What a batch channel reads from; all methods are called on the channel's thread."""
+
+    def poll(self) -> Batch | None:
+        """Wait a moment for a batch."""
+
+    def work(self, batch: Batch) -> None:
+        """Process a batch and commit it."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+class BatchChannel(faust.Channel):  # type: ignore[misc]
+    """Iterating yields a source's batches; ``run`` calls a function in the thread that reads them."""
+
+    def __init__(self, app: AppT, new_source: Callable[[], BatchSource], name: str) -> None:
+        super().__init__(app)
+        self._new_source = new_source
+        self._source: BatchSource | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"agent-{name}")
+
+    def clone(self, *, is_iterator: bool | None = None, **kwargs: Any) -> "BatchChannel":
+        """This channel: it has one reader, its agent."""
+        del is_iterator, kwargs
+        return self
+
+    def derive(self, **kwargs: Any) -> "BatchChannel":
+        """This channel."""
+        del kwargs
+        return self
+
+    def __aiter__(self) -> "BatchChannel":
+        return self
+
+    async def __anext__(self) -> Batch:
+        """The next batch, formed now."""
+        while True:
+            batch = await self.run(self._poll)
+            if batch is not None:
+                return batch
+
+    async def work(self, batch: Batch) -> None:
+        """Process a batch, and commit its outputs with its offsets."""
+        await self.run(self._opened().work, batch)
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call ``function`` on the channel's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    async def close(self) -> None:
+        """Finish the call that runs, leave the group, and end the thread."""
+        if self._source is not None:
+            await self.run(self._source.close)
+        self._thread.shutdown(wait=False)
+
+    def _poll(self) -> Batch | None:
+        return self._opened().poll()
+
+    def _opened(self) -> BatchSource:
+        if self._source is None:
+            self._source = self._new_source()
+        return self._source

@@ -1,0 +1,109 @@
+"""The learn agent: examples in, versions of the online model out."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+
+import faust
+
+from agents.channel import BatchChannel
+from agents.models import ModelWatch
+from agents.topology import LEARN
+from pipeline.engine.learn import LearnPartition, model_record
+from pipeline.engine.results import Result
+from pipeline.kafka.session import Batch
+from pipeline.scoring.river_model import RiverLearner, RiverModel
+from schemas.records import Record
+
+NewLearner = Callable[[str, RiverModel | None], RiverLearner]
+"""From the LightGBM version to stand on, and the published model to go on from, to a learner."""
+KeepState = Callable[[RiverModel], None]
+"""Puts where every worker finds it what a version's record only names."""
+
+
+class LearnPartitions:
+    """The learner (``examples`` is one log, so there is one) and when it publishes."""
+
+    def __init__(
+        self, new_learner: NewLearner, keep_state: KeepState, models: ModelWatch, publish_interval_s: float
+    ) -> None:
+        self._new_learner, self._keep_state = new_learner, keep_state
+        self._models, self._interval_s = models, publish_interval_s
+        self._lightgbm = ""
+        self._held: LearnPartition | None = None
+        self._published_s = 0.0
+
+    def restore(self, partition: int, records: Sequence[Record]) -> None:
+        """Fold the committed examples that the published version does not have."""
+        del partition
+        self._of().learn(records)
+
+    def forget(self, partition: int) -> None:
+        """Drop the learner."""
+        del partition
+        self._held = None
+
+    def ready(self) -> bool:
+        """Take in a new LightGBM version: learning starts anew on it. False while there is none."""
+        active = self._models.refresh().active
+        if active is None:
+            return False
+        if self._held is not None and active.lightgbm.version != self._lightgbm:
+            self._held = self._fresh(self._held.next_offset)
+        return True
+
+    def due(self) -> bool:
+        """Whether a version waits to be published, and long enough after the last one."""
+        return (
+            self._held is not None
+            and self._held.unpublished
+            and time.monotonic() - self._published_s >= self._interval_s
+        )
+
+    def process(self, records: Sequence[Record], now: datetime) -> Result:
+        """Learn a batch."""
+        result = self._of().learn(records)
+        if self.due():
+            model = self._of().publish()
+            self._keep_state(model)
+            result.outputs.append(model_record("river", model.version, model.to_payload(), now))
+            self._published_s = time.monotonic()
+        return result
+
+    def close(self) -> None:
+        """Release the state."""
+        self._models.close()
+
+    def _of(self) -> LearnPartition:
+        if self._held is None:
+            river = self._models.board.river
+            active = self._models.board.active
+            if active is None:
+                raise RuntimeError("no LightGBM version is in force")
+            if river is not None and river.lightgbm_version == active.lightgbm.version:
+                self._lightgbm = active.lightgbm.version
+                self._held = LearnPartition(self._new_learner(self._lightgbm, river), _offset(river))
+            else:
+                self._held = self._fresh(0)
+        return self._held
+
+    def _fresh(self, next_offset: int) -> LearnPartition:
+        active = self._models.board.active
+        if active is None:
+            raise RuntimeError("no LightGBM version is in force")
+        self._lightgbm = active.lightgbm.version
+        return LearnPartition(self._new_learner(self._lightgbm, None), next_offset)
+
+
+def _offset(model: RiverModel) -> int:
+    """The first example that a version has not seen, which its name ends in."""
+    return int(model.version.rpartition("@")[2])
+
+
+def create(app: faust.App, channel: BatchChannel) -> None:
+    """Register the agent."""
+
+    @app.agent(channel, name=LEARN.name)  # type: ignore[untyped-decorator]
+    async def learn(batches: AsyncIterator[Batch]) -> None:
+        async for batch in batches:
+            await channel.work(batch)

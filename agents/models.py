@@ -1,0 +1,56 @@
+"""The models in force, as a worker learns of them from the ``models`` topic."""
+
+import logging
+
+import msgspec
+
+from pipeline.engine.models import ActiveModels, ModelBoard
+from pipeline.kafka.follower import TopicFollower
+from pipeline.metrics import WorkerMetrics
+from pipeline.scoring.errors import ModelError
+from schemas.messages import ModelVersion
+
+log = logging.getLogger(__name__)
+
+_decode = msgspec.json.Decoder(ModelVersion).decode
+
+
+class ModelWatch:
+    """Follows ``models`` on the thread of one agent; a version that may not be used is refused and told."""
+
+    def __init__(self, follower: TopicFollower, board: ModelBoard, metrics: WorkerMetrics) -> None:
+        self._follower, self.board, self._metrics = follower, board, metrics
+        self._started = False
+        self._told_waiting = False
+
+    def refresh(self) -> ModelBoard:
+        """Take in what was published since; the whole topic at the first call."""
+        if not self._started:
+            self._started = True
+            records = self._follower.start().read_to_end()
+        else:
+            records = self._follower.poll(0)
+        # Of one model only the newest matters; the topic may hold many that compaction has not removed yet.
+        newest = {record.key: record for record in records if record.value is not None}
+        for record in newest.values():
+            try:
+                self.board = self.board.updated(_decode(record.value or b""))
+            except (ModelError, msgspec.MsgspecError) as error:
+                log.error("%s offset %d is refused: %s", record.topic, record.offset, error)
+                self._metrics.model_refused(str((record.key or b"").decode(errors="replace")))
+        if newest:
+            self._tell(self.board.active)
+        elif self.board.active is None and not self._told_waiting:
+            self._told_waiting = True
+            log.warning("no LightGBM version is in force; publish one with `fraud-pipeline train --publish`")
+        return self.board
+
+    def close(self) -> None:
+        """Stop following."""
+        self._follower.close()
+
+    def _tell(self, active: ActiveModels | None) -> None:
+        if active is None:
+            return
+        for name, model in (("lightgbm", active.lightgbm), ("river", active.river), ("policy", active.policy)):
+            self._metrics.model_version(name, model.version)

@@ -1,0 +1,89 @@
+"""Where a transaction goes: the whole pipeline on one page. Start reading here.
+
+    producers -> transactions --> [card] --> profiled --> [score] --> decisions, alerts
+    analysts  -> labels --------> [card]                                   |
+                      \\-------------------------------> [feedback] <-------/
+                                                            |
+                                        models <-- [learn] <-- examples
+
+Each agent is a Faust agent on a channel of record batches (`agents.channel`). Its body is: one batch in, one call of
+its kernel (`pipeline.engine`), outputs and input offsets committed together. The kernels hold the state of a partition,
+are pure, and serve replays as well.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.topics import (
+    ALERTS,
+    DEAD_LETTERS,
+    DECISIONS,
+    EXAMPLES,
+    LABELS,
+    MODELS,
+    PROFILED,
+    TRANSACTIONS,
+    Topic,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """An agent: what it reads (co-partitioned, folded in this order), what it calls, what it writes."""
+
+    name: str
+    reads: tuple[Topic, ...]
+    kernel: str
+    writes: tuple[Topic, ...]
+    follows: tuple[Topic, ...] = ()
+    """Topics that every worker reads whole, outside the consumer group."""
+
+
+CARD: Final = AgentSpec(
+    name="card",
+    reads=(TRANSACTIONS, LABELS),
+    kernel="pipeline.engine.card.CardPartition: validate, windows per card, let labels follow",
+    writes=(PROFILED, DEAD_LETTERS),
+)
+SCORE: Final = AgentSpec(
+    name="score",
+    reads=(PROFILED,),
+    kernel="pipeline.engine.score.ScorePartition: known fraud and windows per merchant, models, policy",
+    writes=(DECISIONS, ALERTS),
+    follows=(MODELS,),
+)
+FEEDBACK: Final = AgentSpec(
+    name="feedback",
+    # Labels first: a fold that knows all labels before the decisions presumes nothing by mistake.
+    reads=(LABELS, DECISIONS),
+    kernel="pipeline.engine.feedback.FeedbackPartition: join a label to the features as served",
+    writes=(EXAMPLES,),
+)
+LEARN: Final = AgentSpec(
+    name="learn",
+    reads=(EXAMPLES,),
+    kernel="pipeline.engine.learn.LearnPartition: the online model learns, its versions are published",
+    writes=(MODELS,),
+    follows=(MODELS,),
+)
+
+AGENTS: Final = {spec.name: spec for spec in (CARD, SCORE, FEEDBACK, LEARN)}
+
+
+def diagram() -> str:
+    """The flow as Mermaid text, for the README; made from the declarations above."""
+    lines = [
+        "flowchart LR",
+        "    producers([producers]) --> transactions",
+        "    analysts([analysts, chargebacks]) --> labels",
+    ]
+    for spec in AGENTS.values():
+        node = f"{spec.name}[[{spec.name} agent]]"
+        lines += [f"    {_id(topic)} --> {node}" for topic in spec.reads]
+        lines += [f"    {node} --> {_id(topic)}" for topic in spec.writes]
+        lines += [f"    {_id(topic)} -.-> {node}" for topic in spec.follows]
+    return "\n".join(lines)
+
+
+def _id(topic: Topic) -> str:
+    return topic.name

@@ -1,0 +1,238 @@
+"""The score agent's kernel: merchant windows and known fraud, both models, the policy, and the reasons."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decision.reasons import explain
+from pipeline.engine.models import ActiveModels
+from pipeline.engine.results import Result
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
+from pipeline.features.identity import transaction_hash
+from pipeline.features.kernel import MerchantWindows
+from pipeline.scoring.blend import blend, sigmoid
+from schemas.messages import (
+    Alert,
+    Decision,
+    LogPosition,
+    Message,
+    ModelScores,
+    ProfiledLabel,
+    ProfiledTransaction,
+    Timestamp,
+)
+from schemas.records import Output, Record
+from schemas.topics import ALERTS, DECISIONS
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_decode = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
+KNOWN_CODES = {"fraud": 1, "legitimate": 0}
+KNOWN_NONE = 2
+
+
+class _Stated(Message, frozen=True, kw_only=True):
+    """What a decision repeats of the producer's own record."""
+
+    event_time: Timestamp
+    amount: Decimal
+    currency: str
+    transaction_type: str = "purchase"
+
+
+_decode_stated = msgspec.json.Decoder(_Stated).decode
+
+
+class KernelMismatch(RuntimeError):
+    """``profiled`` holds features of another kernel version than this worker's."""
+
+
+class ScorePartition:
+    """State of one partition of ``profiled``: a function of its records in offset order, and of nothing else."""
+
+    def __init__(self, base_currency: str) -> None:
+        self._base_currency = base_currency
+        self._windows = MerchantWindows()
+        self._seen: dict[tuple[str, int], int] = {}
+
+    def fold(self, records: Sequence[Record]) -> None:
+        """Let records enter the state without deciding anything."""
+        messages = self._read(records, Result())
+        self._profile([message for _, message in messages])
+
+    def process(self, records: Sequence[Record], models: ActiveModels, now: datetime) -> Result:
+        """Decide every transaction among ``records`` (one partition, in offset order)."""
+        result = Result()
+        read = self._read(records, result)
+        if not read:
+            return result
+        merchant = self._profile([message for _, message in read])
+        transactions = [
+            (i, record, message) for i, (record, message) in enumerate(read) if isinstance(message, ProfiledTransaction)
+        ]
+        result.counts["label", "profiled"] += len(read) - len(transactions)
+        if transactions:
+            rows = [i for i, _, _ in transactions]
+            decided = [(record, message) for _, record, message in transactions]
+            self._decide(decided, merchant[rows], models, now, result)
+        return result
+
+    def _read(
+        self, records: Sequence[Record], result: Result
+    ) -> list[tuple[Record, ProfiledTransaction | ProfiledLabel]]:
+        read = []
+        for record in records:
+            message = _decode(record.value or b"")
+            if isinstance(message, ProfiledTransaction):
+                # A card agent writes what it read in order, so that a source offset
+                # at or below the last one is a repeat (possible at least-once only).
+                source = (message.source.topic, message.source.partition)
+                if message.source.offset <= self._seen.get(source, -1):
+                    result.counts["duplicate", ""] += 1
+                    continue
+                self._seen[source] = message.source.offset
+                if message.kernel != KERNEL_VERSION:
+                    raise KernelMismatch(
+                        f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
+                        f"{message.kernel}, this worker has {KERNEL_VERSION}: run card and score agents of one "
+                        "version, and let the score agent finish the log before an upgrade"
+                    )
+            read.append((record, message))
+        return read
+
+    def _profile(self, messages: Sequence[ProfiledTransaction | ProfiledLabel]) -> NDArray[np.float64]:
+        n = len(messages)
+        kinds, known = np.zeros(n, np.uint8), np.zeros(n, np.int8)
+        identities, amounts = np.zeros(n, np.uint64), np.zeros(n, np.int64)
+        counts, known_at_us = np.zeros(n, np.bool_), np.zeros(n, np.int64)
+        for i, message in enumerate(messages):
+            if isinstance(message, ProfiledTransaction):
+                amounts[i], counts[i] = message.amount_base_minor, message.counts
+            else:
+                kinds[i], known_at_us[i] = 1, message.known_at_us
+                known[i] = KNOWN_CODES.get(message.known, KNOWN_NONE)
+                identities[i] = transaction_hash(message.card_id, message.transaction_id)
+        return self._windows.profile(
+            kinds,
+            [message.merchant_id for message in messages],
+            identities,
+            np.array([message.event_time_us for message in messages], np.int64),
+            amounts,
+            counts,
+            known,
+            known_at_us,
+        )
+
+    def _decide(
+        self,
+        read: Sequence[tuple[Record, ProfiledTransaction]],
+        merchant: NDArray[np.float64],
+        models: ActiveModels,
+        now: datetime,
+        result: Result,
+    ) -> None:
+        n = len(read)
+        features = np.empty((n, len(FEATURES)))
+        features[:, : len(CARD_FEATURES)] = np.array([message.card_features for _, message in read], np.float64)
+        features[:, len(CARD_FEATURES) :] = merchant
+        logit = models.lightgbm.logit(features)
+        river_logit = models.river.logit(features, logit)
+        score = blend(logit, river_logit, models.policy.blend)
+        identities = np.array(
+            [transaction_hash(message.card_id, message.transaction_id) for _, message in read], np.uint64
+        )
+        verdicts = models.policy.decide(score, features, identities)
+        columns = zip(
+            read,
+            features.tolist(),
+            logit.tolist(),
+            sigmoid(logit).tolist(),
+            sigmoid(river_logit).tolist(),
+            score.tolist(),
+            verdicts.alert.tolist(),
+            verdicts.selection,
+            verdicts.selection_probability.tolist(),
+            strict=True,
+        )
+        to_explain: list[tuple[int, Decision]] = []
+        for i, ((record, message), row, own_logit, own, river, score_, alert, selection, probability) in enumerate(
+            columns
+        ):
+            stated = _decode_stated(message.transaction)
+            decision = Decision(
+                transaction_id=message.transaction_id,
+                card_id=message.card_id,
+                merchant_id=message.merchant_id,
+                event_time=stated.event_time,
+                amount=stated.amount,
+                currency=stated.currency,
+                amount_base=message.amount_base_minor / 100,
+                base_currency=self._base_currency,
+                transaction_type=stated.transaction_type,
+                score=score_,
+                model_scores=ModelScores(lightgbm=own, river=river),
+                logit=own_logit,
+                action="alert" if alert else "allow",
+                selection=selection,
+                selection_probability=probability,
+                threshold=models.policy.threshold,
+                # The encoder writes NaN as null, which is how the wire says "no value".
+                features=dict(zip(FEATURES, row, strict=True)),
+                versions=models.versions(message.rates_version),
+                source=message.source,
+                log=LogPosition(partition=record.partition, offset=record.offset),
+                case_id=message.case_id,
+                case_sequence=message.case_sequence,
+                ingested_at=message.ingested_at,
+                decided_at=now,
+            )
+            result.outputs.append(Output(DECISIONS, message.card_id.encode(), _encode(decision)))
+            result.counts["decision", decision.action] += 1
+            result.latencies_s.append((now - message.ingested_at).total_seconds())
+            if alert:
+                to_explain.append((i, decision))
+        if to_explain:
+            rows = [i for i, _ in to_explain]
+            self._raise_alerts(to_explain, features[rows], logit[rows], models, now, result)
+
+    def _raise_alerts(
+        self,
+        decisions: Sequence[tuple[int, Decision]],
+        features: NDArray[np.float64],
+        logit: NDArray[np.float64],
+        models: ActiveModels,
+        now: datetime,
+        result: Result,
+    ) -> None:
+        reasons = explain(
+            features, logit, models, [decision.selection for _, decision in decisions], self._base_currency
+        )
+        for (_, decision), why in zip(decisions, reasons, strict=True):
+            alert = Alert(
+                alert_id=f"{transaction_hash(decision.card_id, decision.transaction_id):016x}",
+                case_id=decision.case_id,
+                case_sequence=decision.case_sequence,
+                severity=round(decision.score * decision.amount_base, 2),
+                raised_at=now,
+                transaction_id=decision.transaction_id,
+                card_id=decision.card_id,
+                merchant_id=decision.merchant_id,
+                event_time=decision.event_time,
+                amount=decision.amount,
+                currency=decision.currency,
+                amount_base=decision.amount_base,
+                base_currency=decision.base_currency,
+                score=decision.score,
+                model_scores=decision.model_scores,
+                threshold=decision.threshold,
+                selection=decision.selection or "score",
+                reasons=why,
+                versions=decision.versions,
+                source=decision.source,
+                log=decision.log,
+            )
+            result.outputs.append(Output(ALERTS, decision.card_id.encode(), _encode(alert)))
+            result.counts["alert", alert.selection] += 1

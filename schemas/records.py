@@ -1,0 +1,28 @@
+"""Records as the pipeline reads and writes them: bytes with a place in a log, and bytes on their way to a topic."""
+
+from typing import NamedTuple
+
+from schemas.topics import Topic
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class Output(NamedTuple):
+    """A record to be written; ``topic`` is the declaration, the adapter adds the prefix."""
+
+    topic: Topic
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class Record(NamedTuple):
+    """A record that was read; ``timestamp_ms`` is when it arrived (or what a replay says)."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
