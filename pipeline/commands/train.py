@@ -1,0 +1,237 @@
+"""``fraud-pipeline train``: train, calibrate and register a LightGBM version with a policy for it."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+import msgspec
+
+from pipeline.commands.replay import Moment
+from pipeline.decision.policy import Policy
+from pipeline.engine.learn import model_record
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.kafka.clients import TopicError, read_topic
+from pipeline.kafka.producer import DeliveryFailed, RecordProducer
+from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.settings import Settings
+from pipeline.sources import PRESETS, UnusableSource, load_transactions, resolve_mapping
+from pipeline.training.cohorts import Split, split_cohorts
+from pipeline.training.datasets import from_examples, from_history
+from pipeline.training.fit import TrainingConfig, TrainingSet, train
+from schemas.messages import Example
+from schemas.topics import EXAMPLES
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DEFAULTS = TrainingConfig()
+
+
+@click.command("train")
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--from-topics", is_flag=True, help="Train on the `examples` topic: features as they were served.")
+@click.option("--bootstrap", help="Cluster to read and publish to.  [default: KAFKA_BOOTSTRAP_SERVERS]")
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit.")
+@click.option("--map", "changes", multiple=True, metavar="FIELD=COLUMN", help="Column of a field; may be repeated.")
+@click.option("--currency", default="EUR", show_default=True, help="Currency of a file without such a column.")
+@click.option("--time-zone", default="UTC", show_default=True, help="Zone of times without an offset.")
+@click.option("--train-from", type=Moment(), help="Event time of the first transaction to train on.")
+@click.option(
+    "--known-before", "--train-to", type=Moment(), help="Use only what was known then.  [default: end of the history]"
+)
+@click.option(
+    "--label-delay-days",
+    type=click.FloatRange(min=0),
+    help="From a transaction to its label.  [default: 7; with --from-topics, the setting maturity_days]",
+)
+@click.option(
+    "--validation-days",
+    type=click.FloatRange(min=0, min_open=True),
+    default=7.0,
+    show_default=True,
+    help="Last days of the history, which stop the training, calibrate it and set the threshold.",
+)
+@click.option(
+    "--budget-per-day",
+    type=click.FloatRange(min=0, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="Alerts a day that analysts can look at.",
+)
+@click.option(
+    "--negative-rate",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=1.0,
+    show_default=True,
+    help="Share of a file's legitimate transactions to train on (weighted by its inverse).",
+)
+@click.option("--trees", type=click.IntRange(min=1), default=_DEFAULTS.trees, show_default=True, help="At most.")
+@click.option("--leaves", type=click.IntRange(min=2), default=_DEFAULTS.leaves, show_default=True, help="Of a tree.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_DEFAULTS.learning_rate,
+    show_default=True,
+    help="Shrinkage of each tree.",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=_DEFAULTS.threads, show_default=True, help="To train.")
+@click.option("--seed", type=click.IntRange(min=0), default=_DEFAULTS.seed, show_default=True, help="Of all sampling.")
+@click.option(
+    "--activate/--no-activate", default=True, show_default=True, help="Make it the registry's active version."
+)
+@click.option("--publish", is_flag=True, help="Put it in force on the cluster; workers swap between two batches.")
+def command(
+    file: Path | None,
+    from_topics: bool,
+    bootstrap: str | None,
+    preset: str | None,
+    changes: tuple[str, ...],
+    currency: str,
+    time_zone: str,
+    train_from: datetime | None,
+    known_before: datetime | None,
+    label_delay_days: float | None,
+    validation_days: float,
+    budget_per_day: float,
+    negative_rate: float,
+    trees: int,
+    leaves: int,
+    learning_rate: float,
+    threads: int,
+    seed: int,
+    activate: bool,
+    publish: bool,
+) -> None:
+    """Train on the transactions of FILE (.parquet, .csv, .csv.gz), or on what was served.
+
+    Features come from the kernel that live traffic uses, with labels known only after their delay. The new policy keeps
+    blend, audit rate and rules of the active one. One JSON line on the standard output names the versions and metrics.
+    """
+    if (file is None) == (not from_topics):
+        raise click.UsageError("name a FILE or give --from-topics, one of the two")
+    settings = Settings()
+    servers = bootstrap or settings.kafka_bootstrap_servers
+    if (from_topics or publish) and servers is None:
+        raise click.UsageError(
+            "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
+        )
+    registry = Registry(settings.registry_path)
+    started_s = time.monotonic()
+    try:
+        delay_days = (
+            label_delay_days if label_delay_days is not None else settings.maturity_days if file is None else 7.0
+        )
+        if file is not None:
+            mapping = resolve_mapping(file, _pairs(changes), preset=preset, currency=currency, time_zone=time_zone)
+            # What lies behind the date takes no part, not even in the features.
+            frame = load_transactions(file, mapping, end=known_before)
+            if set(frame["currency"]) != {settings.base_currency}:
+                raise ModelError(
+                    f"{file} holds amounts in {', '.join(sorted(set(frame['currency'])))}, the base currency is "
+                    f"{settings.base_currency}; convert them first, or set FRAUD_PIPELINE_BASE_CURRENCY"
+                )
+            _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
+            data = from_history(frame, label_delay_s=delay_days * 86_400.0, negative_rate=negative_rate)
+        else:
+            data = from_examples(_examples(servers or "", settings), known_before=known_before)
+            _say(f"{len(data.fraud):,} examples, {int(data.fraud.sum()):,} of them fraud")
+        _say(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
+        trained = train(
+            data,
+            _split(data, delay_days, validation_days, train_from, known_before),
+            alerts_per_day=budget_per_day,
+            config=TrainingConfig(trees=trees, leaves=leaves, learning_rate=learning_rate, threads=threads, seed=seed),
+            policy=_active_policy(registry),
+        )
+        details = {"metrics": trained.metrics, **trained.model.metadata}
+        registry.register(LIGHTGBM, trained.model.to_payload(), details)
+        registry.register(POLICY, trained.policy.to_payload(), {"lightgbm_version": trained.model.version})
+        if activate:
+            registry.activate(LIGHTGBM, trained.model.version)
+            registry.activate(POLICY, trained.policy.version)
+        if publish:
+            publish_champion(servers or "", settings, trained.model, trained.policy)
+    except (UnusableSource, ModelError, RegistryError, TopicError, DeliveryFailed) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        json.dumps(
+            {
+                "lightgbm": trained.model.version,
+                "policy": trained.policy.version,
+                "activated": activate,
+                "published": publish,
+                "registry": str(registry.path),
+                "seconds": round(time.monotonic() - started_s, 1),
+                "periods": trained.model.metadata["periods"],
+                "metrics": trained.metrics,
+            }
+        )
+    )
+
+
+def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
+    """Put a LightGBM version and its policy in force on the cluster; raises ``DeliveryFailed``."""
+    now = datetime.now(UTC)
+    with RecordProducer(servers, settings) as producer:
+        for name, version, payload in (
+            (LIGHTGBM, model.version, model.to_payload()),
+            (POLICY, policy.version, policy.to_payload()),
+        ):
+            record = model_record(name, version, payload, now)
+            producer.produce(
+                settings.topic(record.topic.name),
+                record.key or b"",
+                record.value or b"",
+                round(now.timestamp() * 1_000),
+            )
+
+
+def _split(
+    data: TrainingSet,
+    delay_days: float,
+    validation_days: float,
+    train_from: datetime | None,
+    known_before: datetime | None,
+) -> Split:
+    return split_cohorts(
+        data.event_time_us,
+        label_delay_us=round(delay_days * US_PER_DAY),
+        validation_us=round(validation_days * US_PER_DAY),
+        train_from_us=_microseconds(train_from),
+        known_before_us=_microseconds(known_before),
+    )
+
+
+def _microseconds(moment: datetime | None) -> int | None:
+    return None if moment is None else (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def _active_policy(registry: Registry) -> Policy | None:
+    version = registry.active(POLICY)
+    return None if version is None else registry.load_policy(version)
+
+
+def _examples(servers: str, settings: Settings) -> Iterator[Example]:
+    decode = msgspec.json.Decoder(Example).decode
+    for record in read_topic(servers, settings.topic(EXAMPLES.name), settings=settings):
+        if record.value is not None:
+            yield decode(record.value)
+
+
+def _pairs(changes: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for change in changes:
+        name, equals, column = change.partition("=")
+        if not (name and equals and column):
+            raise click.BadParameter(f"{change!r}: write FIELD=COLUMN, such as card_id=CUSTOMER_ID", param_hint="--map")
+        pairs[name] = column
+    return pairs
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+    sys.stderr.flush()

@@ -1,0 +1,88 @@
+"""Training sets: from a recorded history by the kernel, or from examples as they were served."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.engine.history import compute_features, event_times_us
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.features.identity import transaction_hash
+from pipeline.learning.sampling import NEGATIVE_SAMPLE, sample_positions
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lessons import TARGETS
+from pipeline.training.fit import TrainingSet
+from schemas.messages import Example
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def from_history(frame: pd.DataFrame, *, label_delay_s: float, negative_rate: float = 1.0) -> TrainingSet:
+    """Features of a whole history (columns of `pipeline.engine.history.compute_features`, with ``fraud``).
+
+    Labels enter the features ``label_delay_s`` after their transactions, as they would have been known. Of the
+    legitimate transactions a share ``negative_rate``, chosen by identity, is kept after that, weighted by its
+    inverse.
+    """
+    if "fraud" not in frame:
+        raise ModelError("the history has no labels; map the column that tells frauds with --map fraud=COLUMN")
+    event_time_us = event_times_us(frame["event_time"])
+    fraud = frame["fraud"].to_numpy(bool)
+    features = compute_features(frame, label_delay_s=label_delay_s)
+    weight = np.ones(len(frame))
+    card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
+    if negative_rate < 1.0:
+        identities = np.fromiter(
+            map(transaction_hash, frame["card_id"], frame["transaction_id"]), np.uint64, count=len(frame)
+        )
+        kept = fraud | (sample_positions(identities, NEGATIVE_SAMPLE) < negative_rate)
+        weight[~fraud] = 1.0 / negative_rate
+        return TrainingSet(features[kept], fraud[kept], weight[kept], event_time_us[kept], card[kept])
+    return TrainingSet(features, fraud, weight, event_time_us, card)
+
+
+def from_examples(examples: Iterable[Example], *, known_before: datetime | None = None) -> TrainingSet:
+    """What was served, with what it turned out to be: the last word on each transaction, ordered by event time.
+
+    Left out are examples known at or after ``known_before``, those of a rule, and those of another kernel version,
+    whose features mean something else. Raises `ModelError` when nothing is left.
+    """
+    latest: dict[tuple[str, str], Example] = {}
+    other_kernel = 0
+    for example in examples:
+        if example.versions.kernel != KERNEL_VERSION:
+            other_kernel += 1
+        elif (
+            example.label in TARGETS
+            and example.label_source != "rule"
+            and (known_before is None or example.known_at < known_before)
+        ):
+            key = (example.card_id, example.transaction_id)
+            before = latest.get(key)
+            if before is None or example.revision >= before.revision:
+                latest[key] = example
+    if not latest:
+        raise ModelError(
+            "the examples topic holds nothing to train on"
+            + (f" ({other_kernel} examples are of another kernel version)" if other_kernel else "")
+            + ": examples are written once labels come or transactions mature; train from a file until then"
+        )
+    ordered = sorted(latest.values(), key=lambda example: (example.event_time, example.card_id, example.transaction_id))
+    features = np.full((len(ordered), len(FEATURES)), np.nan)
+    for row, example in zip(features, ordered, strict=True):
+        row[:] = [np.nan if (value := example.features.get(name)) is None else value for name in FEATURES]
+    return TrainingSet(
+        features,
+        np.array([TARGETS[example.label] for example in ordered]),
+        np.array([example.weight for example in ordered], np.float64),
+        _microseconds(ordered),
+        np.asarray(pd.factorize(np.array([example.card_id for example in ordered], object))[0], np.int64),
+    )
+
+
+def _microseconds(examples: list[Example]) -> NDArray[np.int64]:
+    unit = timedelta(microseconds=1)
+    return np.array([(example.event_time - _EPOCH) // unit for example in examples], np.int64)
