@@ -124,11 +124,23 @@ class WorkerMetrics:
         )
         self._assigned = gauge("assigned_partitions", "Partitions that an agent owns.", "agent")
         self._models = gauge("model_version_info", "1 for the active version of each model.", "model", "version")
+        self._refused = counter("models_refused", "Published model versions that this worker refused.", "model")
         latency = PREFIX + "decision_latency_seconds"
         self._label_names[latency] = ()
         self._latency = ArrayHistogram(
             latency, "Time from a transaction's ingestion to its decision.", LATENCY_BUCKETS_S, self.registry
         )
+
+        # A series that first appears at 1 has no increase that Prometheus could see.
+        for family, values in (
+            (self._decisions, ("allow", "alert")),
+            (self._alerts, ("score", "rule", "audit")),
+            (self._examples, ("fraud", "legitimate", "presumed_legitimate")),
+            (self._refused, ("lightgbm", "river", "policy")),
+            (self._aborted, ("card", "score", "feedback", "learn")),
+        ):
+            for value in values:
+                family.labels(value)
 
     def start(self) -> int:
         """Serve ``/metrics`` from a thread of its own; returns the port.
@@ -238,6 +250,10 @@ class WorkerMetrics:
                 self._models.remove(model, before)
             self._model_versions[model] = version
             self._models.labels(model, version).set(1)
+
+    def model_refused(self, model: str) -> None:
+        """A published version of ``model`` could not be used; the version before it stays active."""
+        self._refused.labels(model).inc()
 
     def decision_latency_seconds(self, seconds: ArrayLike) -> None:
         """Time from ``ingested_at`` to ``decided_at`` of each decision of a batch.

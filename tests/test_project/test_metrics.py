@@ -48,6 +48,7 @@ def test_what_agents_count_is_what_is_served(metrics: WorkerMetrics) -> None:
     metrics.lessons({"learned": 10})
     metrics.transaction_aborted("score")
     metrics.assigned_partitions("score", 4)
+    metrics.model_refused("river")
     metrics.batch_records("score", 150)
     metrics.stage_seconds("score", "commit", 0.004)
     with metrics.stage("score", "commit"):
@@ -64,9 +65,17 @@ def test_what_agents_count_is_what_is_served(metrics: WorkerMetrics) -> None:
     assert sample(served, "lessons_total", outcome="learned") == 10
     assert sample(served, "transactions_aborted_total", agent="score") == 1
     assert sample(served, "assigned_partitions", agent="score") == 4
+    assert sample(served, "models_refused_total", model="river") == 1
     assert sample(served, "batch_records_bucket", agent="score", le="100.0") == 0
     assert sample(served, "batch_records_bucket", agent="score", le="200.0") == 1
     assert sample(served, "stage_seconds_count", agent="score", stage="commit") == 2
+
+
+def test_series_with_known_labels_start_at_zero(metrics: WorkerMetrics) -> None:
+    served = scrape(metrics.start())
+    assert sample(served, "models_refused_total", model="river") == 0
+    assert sample(served, "decisions_total", action="alert") == 0
+    assert sample(served, "transactions_aborted_total", agent="learn") == 0
 
 
 def test_a_swapped_version_ends_its_series(metrics: WorkerMetrics) -> None:
@@ -84,6 +93,7 @@ def test_a_revoked_partition_ends_its_series(metrics: WorkerMetrics) -> None:
     metrics.lag_records("card", "labels", 0, 11)
     metrics.lag_records("card", "labels", 1, 12)
     metrics.forget_partition("card", "labels", 0)
+    metrics.forget_partition("card", "labels", 7)
     served = scrape(metrics.start())
     assert sample(served, "lag_records", agent="card", topic="labels", partition="0") is None
     assert sample(served, "lag_records", agent="card", topic="labels", partition="1") == 12
