@@ -1,0 +1,193 @@
+"""``fraud-pipeline replay``: feed a file of transactions through the topics on a simulated clock."""
+
+import json
+import math
+import signal
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from pipeline.kafka.clients import ConfigError, TopicError
+from pipeline.kafka.producer import DeliveryFailed
+from pipeline.replay import Replay, ReplayOptions, ReplayProgress
+from pipeline.settings import Settings
+from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, read_transactions, resolve_mapping
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
+class Duration(click.ParamType):
+    """Seconds, or a number with a unit: ``90``, ``30m``, ``12h``, ``7d``."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds of ``value``."""
+        text = str(value).strip().lower()
+        number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
+        try:
+            seconds = float(number) * unit
+        except ValueError:
+            self.fail(f"{value!r} is no duration; write 90, 30m, 12h or 7d", param, ctx)
+        if not 0 <= seconds < math.inf:
+            self.fail(f"{value!r} is negative or without end; write 90, 30m, 12h or 7d", param, ctx)
+        return seconds
+
+
+class Speed(click.ParamType):
+    """Simulated seconds per second, or ``max``."""
+
+    name = "speed"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A positive number; infinite for ``max``."""
+        if value == "max":
+            return math.inf
+        try:
+            speed = float(str(value))
+        except ValueError:
+            speed = math.nan
+        if not 0 < speed <= math.inf:
+            self.fail(f"{value!r} is no speed; write a positive number (86400 is a day a second) or max", param, ctx)
+        return speed
+
+
+class Moment(click.ParamType):
+    """An ISO 8601 date or time; without an offset it is UTC."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """An aware time."""
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no time; write 2018-04-01 or 2018-04-01T12:00:00+02:00", param, ctx)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+@click.command("replay")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--bootstrap", help="Cluster to feed.  [default: KAFKA_BOOTSTRAP_SERVERS]")
+@click.option("--speed", type=Speed(), default="max", show_default=True, help="Simulated seconds a second, or max.")
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit.")
+@click.option("--map", "changes", multiple=True, metavar="FIELD=COLUMN", help="Column of a field; may be repeated.")
+@click.option("--currency", default="EUR", show_default=True, help="Currency of a file without such a column.")
+@click.option("--time-zone", default="UTC", show_default=True, help="Zone of times without an offset.")
+@click.option("--from", "start", type=Moment(), help="First event time.")
+@click.option("--to", "end", type=Moment(), help="Event time to end before.")
+@click.option("--sort", is_flag=True, help="Order the file by event time first, in memory.")
+@click.option(
+    "--label-delay", type=Duration(), default="7d", show_default=True, help="From a transaction to its label."
+)
+@click.option("--review-delay", type=Duration(), help="Follow alerts; from an alerted transaction to its label.")
+@click.option(
+    "--report-rate", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share of frauds reported."
+)
+@click.option("--legitimate-labels/--no-legitimate-labels", default=True, show_default=True, help="Label those too.")
+@click.option("--flush-labels/--no-flush-labels", default=True, show_default=True, help="Send what is left at the end.")
+@click.option(
+    "--max-in-flight",
+    type=click.IntRange(min=1),
+    default=8_000,
+    show_default=True,
+    help="Most transactions ahead of the workers.",
+)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the workers at all.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides which frauds are reported."
+)
+def command(
+    file: Path,
+    bootstrap: str | None,
+    speed: float,
+    preset: str | None,
+    changes: tuple[str, ...],
+    currency: str,
+    time_zone: str,
+    start: datetime | None,
+    end: datetime | None,
+    sort: bool,
+    label_delay: float,
+    review_delay: float | None,
+    report_rate: float,
+    legitimate_labels: bool,
+    flush_labels: bool,
+    max_in_flight: int,
+    wait: bool,
+    seed: int,
+) -> None:
+    """Feed the transactions of FILE (.parquet, .csv, .csv.gz) to the topics, each label after its delay.
+
+    Records bear the simulated clock, so the topics must keep producers' timestamps (docs/replay.md). Durations are
+    simulated time: 90 (seconds), 30m, 12h, 7d. Ctrl-C ends the replay; one JSON line on the standard output sums it up.
+    """
+    settings = Settings()
+    servers = bootstrap or settings.kafka_bootstrap_servers
+    if servers is None:
+        raise click.UsageError(
+            "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
+        )
+    options = ReplayOptions(
+        speed=speed,
+        label_delay_s=label_delay,
+        review_delay_s=review_delay,
+        report_rate=report_rate,
+        legitimate_labels=legitimate_labels,
+        flush_labels=flush_labels,
+        max_in_flight=max_in_flight,
+        wait=wait,
+        seed=seed,
+    )
+    stop = threading.Event()
+    previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        mapping = _mapping(file, changes, preset, currency, time_zone)
+        frames = read_transactions(file, mapping, start=start, end=end, sort=sort)
+        progress = Replay(settings, servers, frames, options, report=_say, stop=stop).run()
+    except (UnusableSource, ConfigError, TopicError, DeliveryFailed) as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if not progress.transactions and not progress.stopped:
+        raise click.ClickException(f"{file} holds no transaction in the chosen time; widen --from and --to")
+    click.echo(json.dumps(_summary(progress)))
+
+
+def _mapping(file: Path, changes: tuple[str, ...], preset: str | None, currency: str, time_zone: str) -> ColumnMapping:
+    pairs = {}
+    for change in changes:
+        name, equals, column = change.partition("=")
+        if not (name and equals and column):
+            raise click.BadParameter(f"{change!r}: write FIELD=COLUMN, such as card_id=CUSTOMER_ID", param_hint="--map")
+        pairs[name] = column
+    return resolve_mapping(file, pairs, preset=preset, currency=currency, time_zone=time_zone)
+
+
+def _say(progress: ReplayProgress) -> None:
+    when = f"{progress.simulated_time:%Y-%m-%d %H:%M}" if progress.simulated_time is not None else "-"
+    rate = progress.transactions / progress.elapsed_s if progress.elapsed_s else 0.0
+    click.echo(
+        f"{when}  {progress.transactions:,} transactions ({rate:,.0f}/s, {progress.in_flight:,} in flight)  "
+        f"{progress.labels:,} labels ({progress.reviews:,} reviews, {progress.pending_labels:,} to come)",
+        err=True,
+    )
+    if progress.warning is not None:
+        click.secho(progress.warning, fg="yellow", err=True)
+
+
+def _summary(progress: ReplayProgress) -> dict[str, object]:
+    return {
+        "transactions": progress.transactions,
+        "labels": progress.labels,
+        "fraud_labels": progress.fraud_labels,
+        "reviews": progress.reviews,
+        "labels_not_sent": progress.pending_labels,
+        "unmatched_alerts": progress.unmatched_alerts,
+        "first_event_time": progress.first_time and progress.first_time.isoformat(),
+        "simulated_time": progress.simulated_time and progress.simulated_time.isoformat(),
+        "elapsed_s": round(progress.elapsed_s, 3),
+        "stopped": progress.stopped,
+    }

@@ -1,0 +1,97 @@
+"""A plain producer of keyed records with their own timestamps; a record that is not written is an error."""
+
+from types import TracebackType
+from typing import Final, Self
+
+from confluent_kafka import KafkaError, Message, Producer
+
+from pipeline.kafka.clients import producer_config
+from pipeline.settings import Settings
+
+_FULL_QUEUE_POLL_S: Final = 0.05
+_REMEDIES: Final = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "create it with `fraud-pipeline topics`",
+    KafkaError._UNKNOWN_TOPIC: "create it with `fraud-pipeline topics`",
+    KafkaError.INVALID_TIMESTAMP: (
+        "the topic refuses the simulated clock: create it with `fraud-pipeline topics` under "
+        "FRAUD_PIPELINE_TIMESTAMPS=producer, or raise its message.timestamp.before.max.ms and .after.max.ms"
+    ),
+    KafkaError._MSG_TIMED_OUT: "is the cluster reachable?",
+}
+
+
+class DeliveryFailed(RuntimeError):
+    """A record was not written; the text names the topic, why, and what to do."""
+
+
+class RecordProducer:
+    """Writes records with Java's partitioner (murmur2 of the key), idempotently, in order within a partition.
+
+    Not transactional. Errors arrive with the delivery reports: the next call of any method raises ``DeliveryFailed``.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings) -> None:
+        self._failure: str | None = None
+        # Reports of successes would cost a Python call for each record.
+        self._producer = Producer(
+            {
+                **producer_config(bootstrap, settings=settings),
+                "delivery.report.only.error": True,
+                "on_delivery": self._on_delivery,
+            }
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.flush()
+
+    def __len__(self) -> int:
+        """Records that no broker has acknowledged yet."""
+        return len(self._producer)
+
+    def produce(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        timestamp_ms: int,
+        headers: list[tuple[str, bytes | None]] | None = None,
+    ) -> None:
+        """Queue a record for ``topic`` (its name on the cluster); waits while the client's queue is full."""
+        while True:
+            try:
+                self._producer.produce(topic, value, key, timestamp=timestamp_ms, headers=headers)
+            except BufferError:
+                self.poll(_FULL_QUEUE_POLL_S)
+            else:
+                break
+        if self._failure is not None:
+            raise DeliveryFailed(self._failure)
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Serve delivery reports."""
+        self._producer.poll(timeout_s)
+        if self._failure is not None:
+            raise DeliveryFailed(self._failure)
+
+    def flush(self, timeout_s: float = 60.0) -> None:
+        """Wait until every queued record is written."""
+        left = self._producer.flush(timeout_s)
+        if self._failure is not None:
+            raise DeliveryFailed(self._failure)
+        if left:
+            raise DeliveryFailed(
+                f"{left} records were not acknowledged within {timeout_s:g} s; is the cluster reachable?"
+            )
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None and self._failure is None:
+            remedy = _REMEDIES.get(error.code())
+            self._failure = f"a record for topic {message.topic()} was not written: {error.str()}" + (
+                f"; {remedy}" if remedy else ""
+            )

@@ -1,0 +1,114 @@
+"""How far a consumer group is behind, and the newest records of a topic: what a program that feeds topics looks at."""
+
+from typing import Final
+
+from confluent_kafka import (
+    OFFSET_INVALID,
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import ConfigResource, OffsetSpec
+
+from pipeline.kafka.clients import TopicError, admin_client, consumer_config, partition_numbers
+from pipeline.settings import Settings
+
+_TIMEOUT_S: Final = 30.0
+_TAIL_BATCH: Final = 500
+
+
+class GroupLag:
+    """Measures by how many records a group's commits are behind the end of one topic.
+
+    Where the group has committed nothing, it counts from the end as it was when this object was made: what an absent
+    group never read before is not this program's to wait for.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, topic: str, group: str) -> None:
+        # One client for all measurements: making one costs threads and connections.
+        self._client = admin_client(bootstrap, settings=settings)
+        self._group = group
+        self._partitions = [TopicPartition(topic, number) for number in partition_numbers(self._client, topic)]
+        self._base = self._ends()
+
+    def measure(self) -> tuple[int, int]:
+        """Records between the commits and the ends; and the sum of the commits, which grows with the group's work."""
+        ends, committed = self._ends(), self._committed()
+        lag = sum(max(0, end - committed.get(number, self._base[number])) for number, end in ends.items())
+        return lag, sum(committed.values())
+
+    def _ends(self) -> dict[int, int]:
+        futures = self._client.list_offsets(
+            {partition: OffsetSpec.latest() for partition in self._partitions}, request_timeout=_TIMEOUT_S
+        )
+        return {partition.partition: future.result().offset for partition, future in futures.items()}
+
+    def _committed(self) -> dict[int, int]:
+        request = ConsumerGroupTopicPartitions(self._group, self._partitions)
+        (future,) = self._client.list_consumer_group_offsets([request], request_timeout=_TIMEOUT_S).values()
+        try:
+            found = future.result()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return {}
+            raise
+        offsets = {}
+        for position in found.topic_partitions:
+            if position.error is not None:
+                raise KafkaException(position.error)
+            if position.offset != OFFSET_INVALID:
+                offsets[position.partition] = position.offset
+        return offsets
+
+
+class TopicTail:
+    """Reads what is added to a topic from now on, committed records only; used from one thread."""
+
+    def __init__(self, bootstrap: str, settings: Settings, topic: str) -> None:
+        self._topic = topic
+        self._consumer = Consumer(
+            # Classic, because it only assigns and never joins; the group appears nowhere on the cluster.
+            consumer_config(
+                bootstrap, "fraud-pipeline-reader", settings=settings, overrides={"group.protocol": "classic"}
+            )
+        )
+        positions = []
+        for number in partition_numbers(self._consumer, topic):
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_TIMEOUT_S)
+            positions.append(TopicPartition(topic, number, end))
+        self._consumer.assign(positions)
+
+    def poll(self, timeout_s: float) -> list[bytes]:
+        """Values that came; waits up to ``timeout_s`` for the first one."""
+        message = self._consumer.poll(timeout_s)
+        values: list[bytes] = []
+        while message is not None:
+            error = message.error()
+            if error is not None:
+                if error.fatal():
+                    raise KafkaException(error)
+            elif message.value() is not None:
+                values.append(message.value())
+            message = self._consumer.poll(0) if len(values) < _TAIL_BATCH else None
+        return values
+
+    def close(self) -> None:
+        """Close the consumer."""
+        self._consumer.close()
+
+
+def require_producer_timestamps(bootstrap: str, settings: Settings, topics: list[str]) -> None:
+    """Raise `TopicError` for a topic that is missing or that stamps records on arrival."""
+    client = admin_client(bootstrap, settings=settings)
+    for topic in topics:
+        partition_numbers(client, topic)
+    resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
+    for resource, future in client.describe_configs(resources, request_timeout=_TIMEOUT_S).items():
+        stamp = future.result()["message.timestamp.type"].value
+        if stamp != "CreateTime":
+            raise TopicError(
+                f"topic {resource.name} stamps records when they arrive ({stamp}): a simulated clock cannot be kept; "
+                "use topics created under FRAUD_PIPELINE_TIMESTAMPS=producer, with another FRAUD_PIPELINE_TOPIC_PREFIX"
+            )

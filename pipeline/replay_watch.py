@@ -1,0 +1,143 @@
+"""What a replay watches from the side: how far the card agents are behind, and the alerts that come out."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from pipeline.kafka.progress import GroupLag, TopicTail
+from pipeline.settings import Settings
+
+UNLIMITED: Final = 2**62
+
+_RELAXED_INTERVAL_S: Final = 0.02
+_URGENT_INTERVAL_S: Final = 0.002
+"""While there is little room, a late measurement costs throughput."""
+_TAIL_POLL_S: Final = 0.1
+
+
+class Alerted(msgspec.Struct, frozen=True):
+    """What a review needs of an alert."""
+
+    alert_id: str
+    card_id: str
+    transaction_id: str
+    event_time: datetime
+
+
+class _Watch:
+    """A thread that repeats ``step`` until the context is left; `check` raises what ended it early."""
+
+    def __init__(self, name: str) -> None:
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if kind is None:
+            self.check()
+
+    def check(self) -> None:
+        """Raise the error that ended the thread, if one did."""
+        if self._error is not None:
+            raise self._error
+
+    def step(self) -> float:
+        """Do one round; returns the seconds until the next."""
+        raise NotImplementedError
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.wait(self.step()):
+                pass
+        except BaseException as error:
+            # The thread that drives the replay must end it: it sees the error in `check`.
+            self._error = error
+
+
+class FlowWatch(_Watch):
+    """Says how many transactions may be sent.
+
+    ``state`` returns, at the moment it is called, the transactions sent so far and the records that still wait in the
+    client. ``allowed`` is the number of transactions up to which sending keeps at most ``limit`` ahead of the group's
+    commits; it errs on the low side by what a measurement in motion counts twice.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        settings: Settings,
+        topic: str,
+        group: str,
+        limit: int,
+        state: Callable[[], tuple[int, int]],
+    ) -> None:
+        super().__init__("replay-flow")
+        self._lag, self._limit, self._state = GroupLag(bootstrap, settings, topic, group), limit, state
+        self._committed = -1
+        self._consumed = 0
+        self.allowed = 0
+        self.progress_s = time.monotonic()
+        """When the group was last seen to commit something (monotonic clock)."""
+
+    def in_flight(self, sent: int) -> int:
+        """Transactions ahead of the commits when ``sent`` were sent, as of the last measurement."""
+        return max(0, sent - self._consumed)
+
+    def step(self) -> float:
+        """Measure once."""
+        sent, queued = self._state()
+        lag, committed = self._lag.measure()
+        if committed != self._committed:
+            self._committed, self.progress_s = committed, time.monotonic()
+        self._consumed = sent - queued - lag
+        self.allowed = self._consumed + self._limit
+        sent, _ = self._state()
+        return _URGENT_INTERVAL_S if self.in_flight(sent) > self._limit // 2 else _RELAXED_INTERVAL_S
+
+
+class AlertWatch(_Watch):
+    """Collects the alerts that are raised from the moment it was made."""
+
+    def __init__(self, bootstrap: str, settings: Settings, topic: str) -> None:
+        super().__init__("replay-alerts")
+        self._tail = TopicTail(bootstrap, settings, topic)
+        self._decoder = msgspec.json.Decoder(Alerted)
+        self.waiting: deque[Alerted] = deque()
+        self.latest_s = time.monotonic()
+        """When an alert was last seen (monotonic clock)."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the thread, then close the consumer that it used."""
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self._tail.close()
+
+    def take(self) -> Iterator[Alerted]:
+        """Yield what came, oldest first, and forget it."""
+        while self.waiting:
+            yield self.waiting.popleft()
+
+    def step(self) -> float:
+        """Read once."""
+        values = self._tail.poll(_TAIL_POLL_S)
+        if values:
+            self.latest_s = time.monotonic()
+            self.waiting.extend(map(self._decoder.decode, values))
+        return 0.0
