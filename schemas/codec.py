@@ -1,0 +1,283 @@
+"""Bytes to messages and back. Whatever the bytes are, the end is a message or an `InvalidMessage`.
+
+msgspec checks shapes; what it lets through is checked here: amounts (it reads ``"NaN"``, ``"1_000"`` and
+``1e400`` as decimals), times that cannot be, and bytes that other consumers could not read (broken UTF-8 in an
+unknown field, nesting that exhausts a stack).
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, Never, TypeVar
+
+import msgspec
+
+from schemas.errors import InvalidMessage
+from schemas.messages import Label, Message, Transaction
+from schemas.money import InexactAmount, RateTable
+
+MAX_VALUE_BYTES: Final = 1024 * 1024
+"""Longest accepted value of a transaction or label; the topics carry more, so that longer ones become dead letters."""
+
+MAX_NESTING: Final = 64
+"""Deepest nesting of objects and arrays. A producer's bytes travel on inside other messages, and a decoder's own
+limit depends on how deep its caller stands: what one agent reads, the next might not."""
+
+MAX_AMOUNT_BASE_MINOR: Final = 10**13
+"""Largest amount in minor base units: exact as a double (below 2**53), and 900,000 of them sum within 64 bits."""
+
+COUNTING_TYPES: Final = frozenset({"purchase", "cash"})
+"""Types of transaction that enter windows."""
+
+_MAX_AMOUNT: Final = Decimal(10**18)
+_MAX_DECIMALS: Final = 20
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_US_PER_HOUR: Final = 3_600_000_000
+_US_PER_DAY: Final = 24 * _US_PER_HOUR
+_WEEKDAY_OF_EPOCH: Final = 3
+_EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LATEST_US: Final = (datetime(2100, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+
+T = TypeVar("T")
+
+_TOO_DEEP: Final = f"Objects and arrays are nested more than {MAX_NESTING} deep; send a flat message."
+_QUOTE: Final = ord('"')
+_CENT: Final = Decimal("0.01")
+_PLAIN_DECIMAL: Final = re.compile(rb'"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"')
+_WRONG_TYPE: Final = re.compile(r"Expected `[^`]*`, got `")
+# Possessive, and content to end at the end of the text: linear time on any bytes.
+_JSON_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_BRACKET: Final = re.compile(rb"[\[\]{}]")
+
+
+class AcceptedTransaction(msgspec.Struct, frozen=True):
+    """A transaction that passed every check, with what the kernel needs of it."""
+
+    transaction: Transaction
+    event_time_us: int
+    """Microseconds since 1970-01-01T00:00:00Z."""
+    amount_base_minor: int
+    """Whole minor units of the rate table's base currency."""
+    counts: bool
+    """Whether it enters windows."""
+    hour: float
+    """Hours since midnight, with fraction: of ``local_time`` where that is given, else of the event time in UTC."""
+    weekday: float
+    """0 (Monday) to 6 (Sunday), of the same time."""
+
+
+class _AmountText(msgspec.Struct):
+    amount: msgspec.Raw
+
+
+_decode_transaction = msgspec.json.Decoder(Transaction).decode
+_decode_amount_text = msgspec.json.Decoder(_AmountText).decode
+_decode_label = msgspec.json.Decoder(Label).decode
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def decode_transaction(
+    value: bytes | None, *, record_timestamp_us: int, future_tolerance_us: int, rates: RateTable
+) -> AcceptedTransaction:
+    """Decode and accept a producer's transaction.
+
+    ``record_timestamp_us`` is when the record arrived, in microseconds since 1970; an event that is later than
+    that by more than ``future_tolerance_us`` is refused. Raises `InvalidMessage`, and nothing else, whose codes
+    ``docs/dead-letters.md`` lists.
+    """
+    transaction = _checked(value, _decode_transaction)
+    rate = rates.currencies.get(transaction.currency)
+    if rate is None:
+        raise InvalidMessage(
+            "currency_unknown",
+            f"No rate for currency {transaction.currency!r} in rate table {rates.version!r}; "
+            "send an ISO 4217 code that it has, or add the currency to the table.",
+        )
+    amount = transaction.amount
+    _check_amount_text(amount, value)
+    if amount < 0:
+        raise InvalidMessage(
+            "amount_negative", "The amount is below zero; send it positive, and the direction as transaction_type."
+        )
+    if amount > _MAX_AMOUNT:
+        _refuse_large_amount(rates)
+    try:
+        amount_minor = rate.to_minor(amount)
+    except InexactAmount as error:
+        raise InvalidMessage(
+            "amount_too_many_decimals",
+            f"{transaction.currency} has {rate.digits} decimals and the amount has more; round it at the source.",
+        ) from error
+    if amount_minor == 0 and transaction.transaction_type != "verification":
+        raise InvalidMessage("amount_zero", "The amount is zero; only transactions of type verification may be.")
+    amount_base_minor = rate.to_base_minor(amount_minor)
+    if amount_base_minor > MAX_AMOUNT_BASE_MINOR:
+        _refuse_large_amount(rates)
+    event_time_us = (transaction.event_time - _EPOCH) // _MICROSECOND
+    _check_time(event_time_us, "event_time")
+    if event_time_us > record_timestamp_us + future_tolerance_us:
+        raise InvalidMessage(
+            "event_time_in_future",
+            f"event_time is {(event_time_us - record_timestamp_us) / 1e6:.0f} s later than the record's timestamp, "
+            f"more than the tolerated {future_tolerance_us / 1e6:.0f} s; check the producer's clock and offset.",
+        )
+    local_time = transaction.local_time
+    if local_time is None:
+        of_day_us = event_time_us % _US_PER_DAY
+        weekday = (event_time_us // _US_PER_DAY + _WEEKDAY_OF_EPOCH) % 7
+    else:
+        of_day_us, weekday = _wall_clock(local_time)
+    return AcceptedTransaction(
+        transaction,
+        event_time_us,
+        amount_base_minor,
+        transaction.transaction_type in COUNTING_TYPES,
+        of_day_us / _US_PER_HOUR,
+        float(weekday),
+    )
+
+
+def decode_label(value: bytes | None) -> Label:
+    """Decode a label; unknown labels and sources pass, as both are open enumerations.
+
+    Raises `InvalidMessage`, and nothing else.
+    """
+    label = _checked(value, _decode_label)
+    _check_time(timestamp_us(label.labelled_at), "labelled_at")
+    return label
+
+
+def encode(message: Message) -> bytes:
+    """JSON of a message, decimals as numbers.
+
+    Raises ValueError when a number is NaN or infinite: msgspec alone would write a float as ``null`` and a decimal
+    as ``NaN``, which is not JSON. A number that does not exist is None.
+    """
+    for name in message.__struct_fields__:
+        _check_finite(getattr(message, name), name)
+    return _encode(message)
+
+
+def timestamp_us(time: datetime) -> int:
+    """Whole microseconds since 1970-01-01T00:00:00Z of a time with an offset.
+
+    >>> timestamp_us(datetime(1970, 1, 1, 0, 0, 1, 5, tzinfo=UTC))
+    1000005
+    """
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def _checked(value: bytes | None, decode: Callable[[bytes], T]) -> T:
+    """Decode within the bounds that every message keeps."""
+    if value is None:
+        raise InvalidMessage("null_value", "The record has no value; a transaction or label cannot be deleted.")
+    if len(value) > MAX_VALUE_BYTES:
+        raise InvalidMessage("too_large", f"The value has {len(value)} bytes; at most {MAX_VALUE_BYTES} are accepted.")
+    try:
+        if not value.isascii():
+            # The decoder skips unknown fields without reading them, and they travel on.
+            value.decode()
+        message = decode(value)
+    except msgspec.ValidationError as error:
+        raise InvalidMessage(_validation_code(str(error)), f"{error}; see the JSON Schema of the message.") from error
+    except msgspec.DecodeError as error:
+        raise InvalidMessage("not_json", f"{error}; send one JSON object a record.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidMessage("not_utf8", f"Byte {error.start} is not UTF-8; encode the JSON as UTF-8.") from error
+    except RecursionError as error:
+        raise InvalidMessage("too_deep", _TOO_DEEP) from error
+    if value.count(b"[") + value.count(b"{") > MAX_NESTING and _depth_exceeds(value, MAX_NESTING):
+        raise InvalidMessage("too_deep", _TOO_DEEP)
+    return message
+
+
+def _validation_code(text: str) -> str:
+    if "missing required field" in text:
+        return "missing_field"
+    return "wrong_type" if _WRONG_TYPE.match(text) else "invalid_value"
+
+
+def _depth_exceeds(value: bytes, limit: int) -> bool:
+    depth = 0
+    for bracket in _BRACKET.finditer(_JSON_STRING.sub(b"", value)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > limit:
+            return True
+    return False
+
+
+def _check_amount_text(amount: Decimal, value: bytes | None) -> None:
+    """Refuse what is not a number as JSON writes one, bare or as a string."""
+    if not amount.is_finite():
+        raise InvalidMessage("amount_not_finite", "The amount is not a finite number; send a decimal such as 12.34.")
+    if not amount.same_quantum(_CENT):
+        exponent = amount.as_tuple().exponent
+        # An exponent such as 0E+999999 or a thousand trailing zeros would be written out again by each agent.
+        if not isinstance(exponent, int) or not -_MAX_DECIMALS <= exponent <= _MAX_DECIMALS:
+            code = "amount_too_large" if amount > _MAX_AMOUNT else "amount_too_many_decimals"
+            raise InvalidMessage(code, "The amount's exponent is out of range; send a plain decimal such as 12.34.")
+    text = bytes(_decode_amount_text(value or b"").amount)
+    if text[0] == _QUOTE and _PLAIN_DECIMAL.fullmatch(text) is None:
+        raise InvalidMessage("invalid_value", "The amount is not a plain decimal; send a JSON number such as 12.34.")
+
+
+def _refuse_large_amount(rates: RateTable) -> Never:
+    raise InvalidMessage(
+        "amount_too_large",
+        f"The amount is above {MAX_AMOUNT_BASE_MINOR} minor units of {rates.base}; check the unit it is sent in.",
+    )
+
+
+def _check_time(time_us: int, field: str) -> None:
+    if not _EARLIEST_US <= time_us < _LATEST_US:
+        raise InvalidMessage(
+            f"{field}_impossible", f"{field} is not between 1990 and 2100; send RFC 3339 with an offset."
+        )
+
+
+def _wall_clock(local_time: str) -> tuple[int, int]:
+    """Microseconds since midnight, and weekday, as the clock on the wall shows them."""
+    try:
+        if len(local_time) < len("2024-01-31T12:00") or local_time[10] not in "Tt ":
+            raise ValueError("no time of day")
+        time = datetime.fromisoformat(local_time.upper())
+    except ValueError as error:
+        raise InvalidMessage(
+            "invalid_value", f"local_time cannot be read ({_short(error)}); send ISO 8601, such as 2024-01-31T12:00:00."
+        ) from error
+    seconds = (time.hour * 60 + time.minute) * 60 + time.second
+    return seconds * 1_000_000 + time.microsecond, time.weekday()
+
+
+def _short(error: ValueError) -> str:
+    return str(error)[:100]
+
+
+def _check_finite(value: object, path: str) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{path} is {value}, which JSON cannot hold; a number that does not exist is None.")
+    elif isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ValueError(f"{path} is {value}, which JSON cannot hold.")
+    elif isinstance(value, dict):
+        _check_finite_items(value.items(), value.values(), path)
+    elif isinstance(value, list | tuple):
+        _check_finite_items(enumerate(value), value, path)
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            _check_finite(getattr(value, name), f"{path}.{name}")
+
+
+def _check_finite_items(items: Iterable[tuple[object, object]], values: Iterable[Any], path: str) -> None:
+    # Most are numbers, or None for one that does not exist: a finite sum means that all are finite.
+    try:
+        if math.isfinite(sum(filter(None, values))):
+            return
+    except (TypeError, OverflowError):
+        pass
+    for name, value in items:
+        _check_finite(value, f"{path}.{name}")
