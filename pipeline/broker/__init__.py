@@ -1,6 +1,15 @@
 """A real single-node Apache Kafka, from pip packages alone."""
 
 from pipeline.broker.errors import BrokerError
-from pipeline.broker.node import EmbeddedBroker, embedded_broker, ensure_broker, running_broker
+from pipeline.broker.node import EmbeddedBroker, embedded_broker
+from pipeline.broker.provided import ProvidedBroker, ensure_broker, provide_broker, running_broker
 
-__all__ = ["BrokerError", "EmbeddedBroker", "embedded_broker", "ensure_broker", "running_broker"]
+__all__ = [
+    "BrokerError",
+    "EmbeddedBroker",
+    "ProvidedBroker",
+    "embedded_broker",
+    "ensure_broker",
+    "provide_broker",
+    "running_broker",
+]

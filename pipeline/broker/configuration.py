@@ -1,4 +1,4 @@
-"""Configuration of the embedded broker: one KRaft node that serves a development machine, quick to start and to stop."""
+"""Configuration of the embedded broker: one KRaft node on a development machine, quick to start and to stop."""
 
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,7 @@ def server_properties(log_dir: Path, host: str, port: int, controller_port: int)
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
         "share.coordinator.state.topic.num.partitions": "1",
-        # A pipeline that stood still for longer than a week must find its offsets: without them it would decide everything again.
+        # A pipeline that stood still for weeks must find its offsets: without them it would decide everything again.
         "offsets.retention.minutes": str(365 * 24 * 60),
         "log.retention.ms": "-1",
         "message.max.bytes": str(MAX_RECORD_BYTES),

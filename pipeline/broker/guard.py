@@ -1,7 +1,8 @@
 """Runs one program and does not let it outlive the process that asked for it.
 
-``python -I -S guard.py LOG PROGRAM ARGUMENTS...``: standard input is a pipe whose other end the owner holds and never writes to.
-When it closes (the owner closed it or died, in whatever way) the program gets SIGTERM, and SIGKILL after ``GRACE_S``.
+``python -I -S guard.py LOG PROGRAM ARGUMENTS...``: standard input is a pipe whose other end the owner holds and never
+writes to. When it closes (the owner closed it or died, in whatever way) the program gets SIGTERM, and SIGKILL after
+``GRACE_S``.
 The first line on standard output is the program's process id; the guard's exit code is the program's.
 
 Only the standard library, and no import of this package: it must start at once and stay small.
@@ -20,7 +21,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def _die_with_guard() -> None:
-    # Linux only: covers a guard that is itself killed. The signal comes when the thread that forked ends, here the main one.
+    # Linux only: covers a guard that is itself killed. The signal comes when the thread that forked ends: the main one.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

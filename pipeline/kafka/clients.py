@@ -1,7 +1,7 @@
 """The librdkafka configurations of the project, and reading of a topic without a group.
 
-What the pipeline's guarantees rest on (isolation, commits, idempotence, partitioner) cannot be changed by settings; everything else that
-``settings.kafka_config`` names wins over the tuning here.
+What the pipeline's guarantees rest on (isolation, commits, idempotence, partitioner) cannot be changed by settings;
+everything else that ``settings.kafka_config`` names wins over the tuning here.
 """
 
 import logging
@@ -40,6 +40,10 @@ class TopicError(RuntimeError):
     """A topic is missing or not what it must be; the text says what to do."""
 
 
+class ClusterUnreachable(RuntimeError):
+    """No broker answers; the text says what to check."""
+
+
 class ConfigError(ValueError):
     """``settings.kafka_config`` contradicts what the pipeline relies on."""
 
@@ -66,7 +70,8 @@ def _merge(
     for name, value in given.items():
         if name in invariants and value.lower() != str(invariants[name]).lower():
             raise ConfigError(
-                f"FRAUD_PIPELINE_KAFKA_CONFIG sets {name} to {value!r}, but the pipeline relies on {invariants[name]!r}: remove it"
+                f"FRAUD_PIPELINE_KAFKA_CONFIG sets {name} to {value!r}, but the pipeline relies on "
+                f"{invariants[name]!r}: remove it"
             )
     return {**tuning, **given, **invariants, **(overrides or {})}
 
@@ -89,8 +94,8 @@ def consumer_config(
 ) -> Config:
     """Configuration of a consumer in group ``group_id`` (its full name, prefix included).
 
-    Reads committed records only, commits nothing by itself, joins by KIP-848 with the range assignor, which keeps co-partitioned topics
-    together. ``overrides`` win over everything. Raises ``ConfigError``.
+    Reads committed records only, commits nothing by itself, joins by KIP-848 with the range assignor, which keeps
+    co-partitioned topics together. ``overrides`` win over everything. Raises ``ConfigError``.
     """
     tuning = {
         **_common(bootstrap),
@@ -154,7 +159,7 @@ def producer_config(
 def admin_client(
     bootstrap: str, *, settings: Settings | None = None, overrides: Mapping[str, Any] | None = None
 ) -> AdminClient:
-    """An admin client. It needs no closing."""
+    """An admin client. It needs no closing, but must be kept for as long as one of its futures is awaited."""
     tuning = {**_common(bootstrap), "error_cb": log_error_only}
     return AdminClient(_merge(tuning, {}, settings, overrides))
 
@@ -205,7 +210,8 @@ def read_batches(
 ) -> Iterator[list[Record]]:
     """Committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
 
-    ``start`` gives first offsets by partition. Order holds within a partition only. Raises ``TopicError``, ``KafkaException``.
+    ``start`` gives first offsets by partition. Order holds within a partition only. Raises ``TopicError``,
+    ``KafkaException``.
     """
     reader = _reader(bootstrap, settings)
     try:
@@ -230,7 +236,7 @@ def read_batches(
                     records.append(record_of(message))
                     if message.offset() + 1 < ends[number]:
                         continue
-                # The end of the partition: its last offset, one past it, or, behind transaction markers, librdkafka's word.
+                # The partition's end: its last offset, one past it, or, behind transaction markers, librdkafka's word.
                 del ends[number]
                 reader.incremental_unassign([TopicPartition(topic, number)])
             if records:
@@ -262,7 +268,8 @@ def tail_topic(
 ) -> Iterator[Record]:
     """Committed records of ``topic`` as they come, until ``stopped`` says so; the generator may also be closed.
 
-    From the end, as it is when the first record is asked for, or from the beginning. Raises ``TopicError``, ``KafkaException``.
+    From the end, as it is when the first record is asked for, or from the beginning. Raises ``TopicError``,
+    ``KafkaException``.
     """
     is_stopped = stopped.is_set if isinstance(stopped, threading.Event) else stopped
     reader = _reader(bootstrap, settings)

@@ -1,0 +1,54 @@
+"""Small questions to this machine: ports, and files that processes of the project leave for each other."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any, Final
+
+HOST: Final = "127.0.0.1"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``; empty where there is none or it is not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # a file that a killed process left half-written says nothing
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on ``port``."""
+    with socket.socket() as probe:
+        # As the broker binds: a port whose connections still linger in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:  # the answer to the question
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port that no server listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def connects(address: str) -> bool:
+    """Whether a server listens at ``host:port``."""
+    host, port = address.rsplit(":", 1)
+    try:
+        with socket.create_connection((host, int(port)), timeout=1):
+            return True
+    except OSError:  # the answer to the question
+        return False

@@ -1,0 +1,97 @@
+"""The cluster that a program works with: the given one, an embedded broker that runs already, or one of its own."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from pipeline.broker.errors import BrokerError, BrokerInUse
+from pipeline.broker.local import connects, read_json
+from pipeline.broker.node import POLL_S, START_TIMEOUT_S, STATE_NAME, EmbeddedBroker
+from pipeline.settings import Settings
+
+SAME_START_S: Final = 1.0
+"""Start times of one process, read twice, differ by less; a process id is used again after a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProvidedBroker:
+    """A cluster to use.
+
+    ``embedded`` is set where this process started it, ``data_dir`` where any process of the project did.
+    """
+
+    bootstrap_servers: str
+    embedded: EmbeddedBroker | None = None
+    data_dir: Path | None = None
+
+    def check(self) -> None:
+        """Raise ``BrokerError`` when an embedded broker has died or its process stopped it; cheap, so ask often."""
+        if self.embedded is not None:
+            self.embedded.check()
+        elif self.data_dir is not None and _serving(self.data_dir) != self.bootstrap_servers:
+            raise BrokerError(
+                f"the embedded broker at {self.bootstrap_servers}, which another process started, is gone. "
+                f"Start it again, for instance with `fraud-pipeline broker`; its log is {self.data_dir / 'broker.log'}."
+            )
+
+
+def _serving(data_dir: Path) -> str | None:
+    """Address in the state file of ``data_dir``, if the process that it names lives."""
+    state = read_json(data_dir / STATE_NAME)
+    if not state:
+        return None
+    try:
+        started_s = psutil.Process(int(state["pid"])).create_time()
+    except psutil.NoSuchProcess:  # the answer to the question: a killed process left its file
+        return None
+    same = abs(started_s - float(state["started_s"])) < SAME_START_S
+    return str(state["bootstrap_servers"]) if same else None
+
+
+def running_broker(data_dir: Path) -> str | None:
+    """Address of the embedded broker that a process runs in ``data_dir``, or None."""
+    address = _serving(data_dir)
+    return address if address is not None and connects(address) else None
+
+
+@contextlib.contextmanager
+def provide_broker(settings: Settings) -> Iterator[ProvidedBroker]:
+    """The given cluster, else the running embedded broker, else one that is started here and stopped at the end.
+
+    Nothing is started when ``settings.kafka_bootstrap_servers`` is set. Raises ``BrokerError``.
+    """
+    if settings.kafka_bootstrap_servers is not None:
+        yield ProvidedBroker(settings.kafka_bootstrap_servers)
+        return
+    data_dir = settings.data_dir / "kafka"
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        if (address := running_broker(data_dir)) is not None:
+            yield ProvidedBroker(address, data_dir=data_dir)
+            return
+        broker = EmbeddedBroker(data_dir)
+        try:
+            broker.start()
+        except BrokerInUse:
+            # Another process is starting it, or stopping it; the next look tells which.
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(POLL_S)
+            continue
+        try:
+            yield ProvidedBroker(broker.bootstrap_servers, embedded=broker, data_dir=data_dir)
+        finally:
+            broker.stop()
+        return
+
+
+@contextlib.contextmanager
+def ensure_broker(settings: Settings) -> Iterator[str]:
+    """``provide_broker`` for those who need the bootstrap servers alone."""
+    with provide_broker(settings) as broker:
+        yield broker.bootstrap_servers

@@ -1,0 +1,31 @@
+"""``fraud-pipeline topics``: create the pipeline's topics, or check them."""
+
+import click
+from pydantic import ValidationError
+
+from pipeline.broker import BrokerError, ensure_broker
+from pipeline.kafka.admin import ensure_topics
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.settings import Settings
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Create nothing: missing topics are an error.")
+def command(*, check: bool) -> None:
+    """Create the pipeline's topics, and check those that exist.
+
+    A wrong number of partitions is an error; any other difference is reported. Without KAFKA_BOOTSTRAP_SERVERS the
+    topics are the embedded broker's, which is started for the moment where it does not run.
+    """
+    try:
+        settings = Settings().model_copy(update={"create_topics": not check})
+        with ensure_broker(settings) as bootstrap:
+            states = ensure_topics(bootstrap, settings)
+    except (ValidationError, BrokerError, ConfigError, TopicError, ClusterUnreachable) as error:
+        raise click.ClickException(str(error)) from error
+    width = max(len(state.name) for state in states)
+    for state in states:
+        plural = "s" if state.partitions != 1 else ""
+        click.echo(f"{state.name:{width}}  {state.action:8} {state.partitions} partition{plural}")
+        for warning in state.warnings:
+            click.echo(f"{'':{width}}  warning: {warning}")
