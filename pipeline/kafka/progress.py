@@ -1,6 +1,9 @@
 """How far a consumer group is behind, and the newest records of a topic: what a program that feeds topics looks at."""
 
-from typing import Final
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
 
 from confluent_kafka import (
     OFFSET_INVALID,
@@ -17,6 +20,24 @@ from pipeline.settings import Settings
 
 _TIMEOUT_S: Final = 30.0
 _TAIL_BATCH: Final = 500
+_RETRY_INTERVAL_S: Final = 0.1
+_PASSING: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TIMED_OUT,
+    }
+)
+"""What a fresh topic, a moving leader or a restarting broker answers for a while; the client does not retry these."""
+
+T = TypeVar("T")
 
 
 class GroupLag:
@@ -31,11 +52,11 @@ class GroupLag:
         self._client = admin_client(bootstrap, settings=settings)
         self._group = group
         self._partitions = [TopicPartition(topic, number) for number in partition_numbers(self._client, topic)]
-        self._base = self._ends()
+        self._base = _patiently(self._ends)
 
     def measure(self) -> tuple[int, int]:
         """Records between the commits and the ends; and the sum of the commits, which grows with the group's work."""
-        ends, committed = self._ends(), self._committed()
+        ends, committed = _patiently(self._ends), _patiently(self._committed)
         lag = sum(max(0, end - committed.get(number, self._base[number])) for number, end in ends.items())
         return lag, sum(committed.values())
 
@@ -76,9 +97,12 @@ class TopicTail:
         )
         positions = []
         for number in partition_numbers(self._consumer, topic):
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_TIMEOUT_S)
-            positions.append(TopicPartition(topic, number, end))
+            positions.append(TopicPartition(topic, number, _patiently(partial(self._end, number))))
         self._consumer.assign(positions)
+
+    def _end(self, number: int) -> int:
+        _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=_TIMEOUT_S)
+        return int(end)
 
     def poll(self, timeout_s: float) -> list[bytes]:
         """Values that came; waits up to ``timeout_s`` for the first one."""
@@ -112,3 +136,15 @@ def require_producer_timestamps(bootstrap: str, settings: Settings, topics: list
                 f"topic {resource.name} stamps records when they arrive ({stamp}): a simulated clock cannot be kept; "
                 "use topics created under FRAUD_PIPELINE_TIMESTAMPS=producer, with another FRAUD_PIPELINE_TOPIC_PREFIX"
             )
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Repeat ``call`` for as long as its error may pass, up to ``_TIMEOUT_S``."""
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            return call()
+        except KafkaException as error:
+            if error.args[0].code() not in _PASSING or time.monotonic() > deadline_s:
+                raise
+            time.sleep(_RETRY_INTERVAL_S)
