@@ -1,17 +1,19 @@
 """Topics as the pipeline needs them: created, or checked; and where groups and topics stand."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from pipeline.kafka.clients import ClusterUnreachable, TopicError, admin_client, partition_numbers
+from pipeline.kafka.clients import ClusterUnreachable, TopicError, admin_client, last_offsets, partition_numbers
 from pipeline.settings import Settings
 from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic
 
 REQUEST_TIMEOUT_S: Final = 30.0
+CREATION_POLL_S: Final = 0.02
 CONNECT_TIMEOUT_S: Final = 15.0
 FOREVER_MS: Final = 2**63 - 1
 _PARTITION_SETTINGS: Final = {
@@ -143,12 +145,24 @@ def _create(client: AdminClient, missing: dict[str, Topic], settings: Settings, 
             # Workers that start together create together.
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise TopicError(_creation_failed(name, error.args[0], replicas)) from error
-            found = len(partition_numbers(client, name))
+            found = _await_topic(client, name)
             if found != partition_count(missing[name], settings):
                 raise TopicError(_wrong_count(name, found, missing[name], settings)) from error
         else:
             created.add(name)
     return created
+
+
+def _await_topic(client: AdminClient, name: str) -> int:
+    """Number of partitions of a topic that somebody else has just created, once the broker that we ask knows of it."""
+    deadline_s = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        try:
+            return len(partition_numbers(client, name))
+        except TopicError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(CREATION_POLL_S)
 
 
 def _creation_failed(name: str, error: KafkaError, replicas: int) -> str:
@@ -208,15 +222,8 @@ def end_offsets(
 
 
 def _end_offsets(client: AdminClient, topics: Sequence[str]) -> dict[tuple[str, int], int]:
-    asked = {
-        TopicPartition(topic, number): OffsetSpec.latest()
-        for topic in topics
-        for number in partition_numbers(client, topic)
-    }
-    futures = client.list_offsets(
-        asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_TIMEOUT_S
-    )
-    return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+    partitions = [(topic, number) for topic in topics for number in partition_numbers(client, topic)]
+    return last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
 
 
 def committed_offsets(

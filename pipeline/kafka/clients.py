@@ -6,19 +6,21 @@ everything else that ``settings.kafka_config`` names wins over the tuning here.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
     Consumer,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -32,6 +34,9 @@ METADATA_TIMEOUT_S: Final = 30.0
 READ_BATCH: Final = 10_000
 """Records taken from librdkafka at a time; each call costs as much as decoding a record."""
 READ_POLL_S: Final = 0.1
+SETTLE_S: Final = 2.0
+"""Longest wait for the markers of a committed transaction; they take milliseconds."""
+SETTLE_POLL_S: Final = 0.005
 
 Config = dict[str, Any]
 
@@ -188,6 +193,32 @@ def partition_numbers(client: Consumer | AdminClient, topic: str) -> list[int]:
     return sorted(metadata.partitions)
 
 
+def last_offsets(
+    client: AdminClient, partitions: Sequence[tuple[str, int]], isolation: IsolationLevel
+) -> dict[tuple[str, int], int]:
+    """One past the last offset of each partition (topic, number) that a reader with ``isolation`` can reach now."""
+    asked = {TopicPartition(topic, number): OffsetSpec.latest() for topic, number in partitions}
+    futures = client.list_offsets(asked, isolation_level=isolation, request_timeout=METADATA_TIMEOUT_S)
+    return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+
+
+def _settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: list[int]) -> dict[int, int]:
+    """Ends to read to: behind everything that was committed before the call.
+
+    A commit returns before the transaction's markers are in the log, and until then its records cannot be read. So this
+    waits for the readable end to pass the log's end of now, but not for long: that may be a transaction that stays open.
+    """
+    client = admin_client(bootstrap, settings=settings)
+    partitions = [(topic, number) for number in numbers]
+    written = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
+    deadline_s = time.monotonic() + SETTLE_S
+    while True:
+        readable = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
+        if time.monotonic() > deadline_s or all(readable[at] >= written[at] for at in partitions):
+            return {number: readable[topic, number] for number in numbers}
+        time.sleep(SETTLE_POLL_S)
+
+
 def _reader(bootstrap: str, settings: Settings | None) -> Consumer:
     # Classic, because it only assigns and never joins; the group's name appears nowhere on the cluster.
     return Consumer(
@@ -216,12 +247,8 @@ def read_batches(
     reader = _reader(bootstrap, settings)
     try:
         numbers = partitions if partitions is not None else partition_numbers(reader, topic)
-        ends: dict[int, int] = {}
-        for number in numbers:
-            # With read_committed the high end is the last stable offset.
-            low, high = reader.get_watermark_offsets(TopicPartition(topic, number), timeout=METADATA_TIMEOUT_S)
-            if max(low, (start or {}).get(number, 0)) < high:
-                ends[number] = high
+        found = _settled_ends(bootstrap, settings, topic, numbers)
+        ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
         reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
         while ends:
             messages = _take(reader)
