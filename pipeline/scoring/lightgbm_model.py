@@ -1,6 +1,5 @@
 """A LightGBM version: trees as text, calibration, and the features that they were trained on. Immutable."""
 
-import warnings
 from typing import Any, Final
 
 import lightgbm
@@ -69,9 +68,7 @@ class LightGBMModel:
         if not np.isfinite(content.calibration.intercept):
             raise ModelError("the calibration's intercept is not a number: train again")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # LightGBM warns about parameters of training kept in the text.
-                booster = lightgbm.Booster(params={"verbosity": -1}, model_str=content.text)
+            booster = lightgbm.Booster(model_str=content.text)
         except lightgbm.basic.LightGBMError as error:
             raise ModelError(f"LightGBM cannot read the trees of this version ({error}); train it again") from error
         if tuple(booster.feature_name()) != FEATURES:

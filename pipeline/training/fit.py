@@ -145,10 +145,7 @@ def _grow(data: TrainingSet, split: Split, config: TrainingConfig) -> lightgbm.B
         callbacks=[lightgbm.early_stopping(config.early_stopping_rounds, verbose=False)],
     )
     # The text of the best iteration alone: what comes after it is not part of the version.
-    best: lightgbm.Booster = lightgbm.Booster(
-        params={"verbosity": -1}, model_str=booster.model_to_string(num_iteration=booster.best_iteration)
-    )
-    return best
+    return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
 
 
 def _measure(
