@@ -1,0 +1,148 @@
+"""The kernel of windows agrees with the slow reference on every value, whatever the log and its batches."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES
+from pipeline.features.kernel import CardWindows, MerchantWindows
+from tests.property.strategies import DAY, START_US, busy_card_log, busy_merchant_log, card_logs, merchant_logs
+from tests.reference.features import card_features, merchant_features
+
+INEXACT = ("mean", "std", "amount_to", "deviation", "surge", "risk")
+"""Features whose last bits depend on the order of divisions and roots; all others must be equal."""
+EXACT_INTEGERS = 2**53
+KNOWN = {"legitimate": 0, "fraud": 1, "none": 2}
+
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+Profile = Callable[[pd.DataFrame], NDArray[np.float64]]
+
+
+def profile_cards(windows: CardWindows) -> Profile:
+    def profile(frame: pd.DataFrame) -> NDArray[np.float64]:
+        return windows.profile(
+            frame["card_id"].tolist(),
+            frame["merchant_id"].tolist(),
+            frame["event_time_us"].to_numpy(np.int64),
+            frame["amount_minor"].to_numpy(np.int64),
+            frame["counts"].to_numpy(np.bool_),
+            frame["hour"].to_numpy(np.float64),
+            frame["weekday"].to_numpy(np.float64),
+        )
+
+    return profile
+
+
+def profile_merchants(windows: MerchantWindows) -> Profile:
+    def profile(frame: pd.DataFrame) -> NDArray[np.float64]:
+        return windows.profile(
+            (frame["kind"] == "label").to_numpy(np.uint8),
+            frame["merchant_id"].tolist(),
+            frame["transaction"].to_numpy(np.uint64),
+            frame["event_time_us"].to_numpy(np.int64),
+            frame["amount_minor"].to_numpy(np.int64),
+            frame["counts"].to_numpy(np.bool_),
+            frame["known"].map(KNOWN).to_numpy(np.int8),
+            frame["known_at_us"].to_numpy(np.int64),
+        )
+
+    return profile
+
+
+def in_batches(profile: Profile, frame: pd.DataFrame, cuts: Sequence[int]) -> NDArray[np.float64]:
+    edges = sorted({0, len(frame), *(cut % len(frame) for cut in cuts)})
+    return np.vstack([profile(frame.iloc[start:end]) for start, end in itertools.pairwise(edges)])
+
+
+def assert_agrees(got: NDArray[np.float64], want: pd.DataFrame, names: Sequence[str], log: pd.DataFrame) -> None:
+    assert set(want.columns) == set(names)
+    assert got.shape == (len(log), len(names))
+    for column, name in enumerate(names):
+        expected = want[name].to_numpy(np.float64)
+        tolerance = 1e-12 if any(part in name for part in INEXACT) else 0.0
+        if "_sum_" in name:
+            # A sum above 2**53 minor units is rounded once by the reference, and twice by float(sum) / 100.
+            large = np.abs(np.nan_to_num(expected)) * 100 >= EXACT_INTEGERS
+            allowed = np.where(large, 1e-15, 0.0)
+        else:
+            allowed = np.full(len(log), tolerance)
+        actual = got[:, column]
+        close = (np.isnan(expected) & np.isnan(actual)) | (np.abs(actual - expected) <= allowed * np.abs(expected))
+        if not close.all():
+            row = int(np.argmin(close))
+            pytest.fail(
+                f"{name} of row {row} is {actual[row]!r}, the reference says {expected[row]!r}; "
+                f"the log up to it:\n{log.iloc[: row + 1].to_string()}"
+            )
+
+
+@relaxed
+@given(card_logs())
+def test_card_features_equal_the_reference(log: pd.DataFrame) -> None:
+    got = profile_cards(CardWindows())(log)
+    assert_agrees(got, card_features(log), CARD_FEATURES, log)
+
+
+@relaxed
+@given(merchant_logs())
+def test_merchant_features_equal_the_reference(log: pd.DataFrame) -> None:
+    got = profile_merchants(MerchantWindows())(log)
+    assert_agrees(got, merchant_features(log), MERCHANT_FEATURES, log)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_busy_card_equals_the_reference(seed: int) -> None:
+    log = busy_card_log(seed, 400)
+    got = in_batches(profile_cards(CardWindows()), log, (1, 2, 90, 91, 300))
+    assert_agrees(got, card_features(log), CARD_FEATURES, log)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_busy_merchant_equals_the_reference(seed: int) -> None:
+    log = busy_merchant_log(seed, 400)
+    got = in_batches(profile_merchants(MerchantWindows()), log, (1, 2, 90, 91, 300))
+    assert_agrees(got, merchant_features(log), MERCHANT_FEATURES, log)
+
+
+@relaxed
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 2_000), max_size=30))
+def test_batches_do_not_show(seed: int, cuts: list[int]) -> None:
+    """Bit for bit, NaN included: a replay cuts its batches elsewhere than live traffic did."""
+    cards, merchants = busy_card_log(seed, 2_000), busy_merchant_log(seed, 2_000)
+    whole_cards = profile_cards(CardWindows())(cards)
+    whole_merchants = profile_merchants(MerchantWindows())(merchants)
+    assert in_batches(profile_cards(CardWindows()), cards, cuts).tobytes() == whole_cards.tobytes()
+    assert in_batches(profile_merchants(MerchantWindows()), merchants, cuts).tobytes() == whole_merchants.tobytes()
+
+
+def test_the_same_log_gives_the_same_bytes_beside_other_entities() -> None:
+    """What a card sees does not depend on who shares its partition."""
+    log = busy_card_log(7, 500)
+    hot = log[log["card_id"] == "hot"]
+    together = profile_cards(CardWindows())(log)[(log["card_id"] == "hot").to_numpy()]
+    assert together.tobytes() == profile_cards(CardWindows())(hot).tobytes()
+
+
+def test_labels_get_no_features() -> None:
+    log = busy_merchant_log(3, 200)
+    got = profile_merchants(MerchantWindows())(log)
+    is_label = (log["kind"] == "label").to_numpy()
+    assert is_label.any()
+    assert np.isnan(got[is_label]).all()
+    assert not np.isnan(got[~is_label][:, 0]).any()
+
+
+def test_squares_of_the_largest_amounts_do_not_overflow() -> None:
+    """10**13 squared has 87 bits, and a hundred of them 94."""
+    log = busy_card_log(1, 150).assign(amount_minor=10**13, card_id="hot", counts=True)
+    log.loc[::2, "amount_minor"] = 10**13 - 1
+    log["event_time_us"] = START_US + np.arange(150) * (DAY // 24)
+    got = profile_cards(CardWindows())(log)
+    assert_agrees(got, card_features(log), CARD_FEATURES, log)
+    assert got[-1, CARD_FEATURES.index("card_std_30d")] == pytest.approx(0.005, rel=1e-3)
