@@ -1,6 +1,8 @@
 """Files of transactions: what is read, and what is refused with which words."""
 
-from datetime import UTC, datetime
+import gzip
+import json
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
 from pipeline.simulator import COLUMNS, make_profiles, simulate_days
 from pipeline.sources import UnusableSource, load_transactions, read_transactions, resolve_mapping
 
@@ -199,3 +203,31 @@ def test_numbers_are_no_times(tmp_path: Path) -> None:
     ).to_parquet(path)
     with pytest.raises(UnusableSource, match="event_time holds numbers"):
         load_transactions(path)
+
+
+def test_compressed_csv_is_read(tmp_path: Path, handbook: Path) -> None:
+    path = tmp_path / "packed.csv.gz"
+    path.write_bytes(gzip.compress(handbook.read_bytes()))
+    pd.testing.assert_frame_equal(load_transactions(path), load_transactions(handbook))
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
+def test_the_simulate_command_writes_what_the_simulator_makes(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    arguments = ["--days", "3", "--cards", "40", "--merchants", "80", "--seed", "5", "--start", "2024-02-28"]
+    result = CliRunner().invoke(main, ["simulate", str(path), *arguments])
+    assert result.exit_code == 0, result.output
+    made = simulate_days(make_profiles(np.random.default_rng(5), 40, 80), 5, 0, 3, date(2024, 2, 28))
+    pd.testing.assert_frame_equal(load_transactions(path), made)
+    assert json.loads(result.stdout)["transactions"] == len(made)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["a.xlsx"], ".parquet or a .csv"), (["no/such/a.csv"], "no directory"), (["a.csv", "--cards", "2"], "too few")],
+)
+def test_the_simulate_command_refuses_nonsense(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["simulate", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
