@@ -79,22 +79,21 @@ def importance_aware_weight(logit: float, target: bool, weight: float, rate: flo
     >>> importance_aware_weight(0.0, True, 1000.0, 0.1, 1.0) < 100
     True
     """
-    z = logit if target else -logit
+    # Beyond 200 nothing changes any more, and exp stays far from overflow.
+    z = max(-200.0, min(200.0, logit if target else -logit))
     reach = rate * weight * squared_norm
     if reach <= 0.0:
         return 0.0
-    gradient = 1.0 / (1.0 + math.exp(min(z, 700.0)))
-    # Solve for the step d > 0 in d + exp(z) x (exp(d) - 1) = reach; the left side is convex and rises, so Newton
-    # from the right of the root falls onto it. Both bounds lie to the right: d <= reach, and the second from
-    # exp(z) x (exp(d) - 1) <= reach.
-    z = min(z, 700.0)
-    bound = math.log1p(reach * math.exp(-z)) if z > -700.0 else reach
-    step = min(reach, bound)
+    # The step d > 0 solves d + exp(z) x (exp(d) - 1) = reach. The left side is convex and rises, so that Newton's
+    # method from the right of the root falls onto it; both starts lie there, because each term alone is at most reach.
+    # For z > 0 the equation is divided by exp(z), so that the small term is not lost in the large one.
+    outer, inner = (math.exp(-z), 1.0) if z > 0.0 else (1.0, math.exp(z))
+    step = min(reach, math.log1p(reach * math.exp(-z)))
     for _ in range(50):
-        slope = math.exp(z + step)
-        excess = step + slope - math.exp(z) - reach
-        correction = excess / (1.0 + slope)
+        excess = outer * (step - reach) + inner * math.expm1(step)
+        correction = excess / (outer + inner * math.exp(step))
         step -= correction
-        if abs(correction) <= 1e-13 * max(step, 1e-300):
+        if abs(correction) <= 1e-14 * step:
             break
+    gradient = 1.0 / (1.0 + math.exp(z))
     return min(weight, step / (rate * squared_norm * gradient))
