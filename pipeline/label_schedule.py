@@ -18,9 +18,9 @@ class Truth:
     fraud: bool
     fraud_type: str | None
     reported: bool
-    """Whether a label comes without a review."""
-    settled: bool = False
-    """Whether its label was sent, or it was given up without one."""
+    """Whether a label still comes without a review."""
+    reviewed: bool = False
+    """Whether its label comes from a review; it is held on, so that a repeat is recognised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,15 @@ class LabelSchedule:
 
     def review(self, card_id: str, transaction_id: str, alert_id: str, due_us: int) -> None:
         """Bring forward the label of an alerted transaction to ``due_us``, if it is then not due before."""
-        truth = self._by_transaction.pop((card_id, transaction_id), None)
-        if truth is None:
+        truth = self._by_transaction.get((card_id, transaction_id))
+        if truth is None or truth.reviewed:
             self.unmatched_alerts += 1
             return
         if truth.reported and truth.event_time_us + self._delay_us <= due_us:
             return
         self.pending += not truth.reported
         # The report no longer holds; the review sends in its place.
-        truth.reported = False
-        truth.settled = True
+        truth.reported, truth.reviewed = False, True
         heapq.heappush(self._reviewed, (due_us, self._sequence, truth, alert_id))
         self._sequence += 1
         self.next_due_us = min(self.next_due_us, due_us)
@@ -89,10 +88,8 @@ class LabelSchedule:
                 label = DueLabel(due_us, truth, alert_id)
             else:
                 truth = self._reports.popleft()
-                if not truth.settled:
-                    truth.settled = True
-                    self._by_transaction.pop((truth.card_id, truth.transaction_id), None)
-                    label = DueLabel(report_us, truth) if truth.reported else None
+                self._by_transaction.pop((truth.card_id, truth.transaction_id), None)
+                label = DueLabel(report_us, truth) if truth.reported else None
             self._find_next()
         self.pending -= label is not None
         return label

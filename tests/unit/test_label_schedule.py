@@ -76,6 +76,12 @@ def test_a_repeated_transaction_is_labelled_once() -> None:
     schedule.add(truth(1, 0))
     schedule.add(truth(1, 5))
     assert len(drain(schedule)) == 1
+    schedule = LabelSchedule(100, reviews=True)
+    schedule.add(truth(1, 0))
+    schedule.review("c", "t1", "a", 20)
+    assert len(drain(schedule, 20)) == 1
+    schedule.add(truth(1, 30))
+    assert drain(schedule) == []
 
 
 @given(
