@@ -182,7 +182,8 @@ class EmbeddedBroker:
         tool = ["kafka.tools.StorageTool", "format", "--standalone", "--config", str(configuration)]
         with self.log_path.open("ab") as output:
             made = subprocess.run(
-                [*command, *tool, "--cluster-id", _cluster_id()],
+                # It runs for a second: the optimising compiler would not pay for itself.
+                [command[0], "-XX:TieredStopAtLevel=1", *command[1:], *tool, "--cluster-id", _cluster_id()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -50,7 +50,8 @@ class GuardedProcess:
 
     def poll(self) -> int | None:
         """None while it runs, else its exit code (128 + signal for one that was killed)."""
-        return self._guard.poll()
+        code = self._guard.poll()
+        return 128 - code if code is not None and code < 0 else code
 
     def kill(self) -> None:
         """End the program at once, and wait."""
@@ -58,8 +59,8 @@ class GuardedProcess:
             self._started.kill()
         self.stop()
 
-    def stop(self) -> int:
-        """Ask the program to end, wait until it has, and return its exit code."""
+    def stop(self) -> None:
+        """Ask the program to end, and wait until it has."""
         if self._guard.stdin is not None:
             self._guard.stdin.close()  # the guard's sign
         try:
@@ -75,4 +76,3 @@ class GuardedProcess:
         for pipe in (self._guard.stdout, self._guard.stderr):
             if pipe is not None:
                 pipe.close()
-        return self._guard.returncode

@@ -205,8 +205,8 @@ def last_offsets(
 def _settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: list[int]) -> dict[int, int]:
     """Ends to read to: behind everything that was committed before the call.
 
-    A commit returns before the transaction's markers are in the log, and until then its records cannot be read. So this
-    waits for the readable end to pass the log's end of now, but not for long: that may be a transaction that stays open.
+    A commit returns before the transaction's markers are in the log, and until then its records cannot be read. So
+    this waits for the readable end to pass the log's end of now, but not for long: a transaction may stay open.
     """
     client = admin_client(bootstrap, settings=settings)
     partitions = [(topic, number) for number in numbers]

@@ -1,0 +1,246 @@
+"""The embedded broker: a real one, from pip alone, that leaves nothing behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from confluent_kafka import Producer
+
+from pipeline.broker import (
+    BrokerError,
+    EmbeddedBroker,
+    embedded_broker,
+    ensure_broker,
+    provide_broker,
+    running_broker,
+)
+from pipeline.broker import jars as jars_module
+from pipeline.broker import node as node_module
+from pipeline.kafka.admin import ensure_topics
+from pipeline.kafka.clients import producer_config, read_topic
+from pipeline.settings import Settings
+from schemas.topics import TRANSACTIONS
+
+pytestmark = pytest.mark.broker
+
+PATIENCE_S = 60.0
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def write(bootstrap: str, topic: str, values: list[bytes]) -> None:
+    producer = Producer(producer_config(bootstrap))
+    for value in values:
+        producer.produce(topic, value, b"key")
+    assert producer.flush(PATIENCE_S) == 0
+
+
+def values(bootstrap: str, topic: str) -> list[bytes | None]:
+    return [record.value for record in read_topic(bootstrap, topic)]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts ``fraud-pipeline broker`` without any Java on the path; ends what is left of it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, program: str = "from pipeline.cli import main; main()") -> subprocess.Popen[str]:
+        environment = {
+            "PATH": str(tmp_path),
+            "HOME": os.environ.get("HOME", str(tmp_path)),
+            "FRAUD_PIPELINE_DATA_DIR": str(tmp_path / "data"),
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_runs_without_java_and_leaves_no_process(
+    command: Callable[..., subprocess.Popen[str]], number: signal.Signals, tmp_path: Path
+) -> None:
+    process = command("broker")
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    assert running_broker(tmp_path / "data" / "kafka") == address
+    descendants = family(process)
+    assert any("kafka.Kafka" in one.cmdline() for one in descendants)
+
+    process.send_signal(number)
+    _, said = process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == 0, said
+    assert "Stopped." in said
+    assert [one for one in descendants if one.is_running()] == []
+    assert running_broker(tmp_path / "data" / "kafka") is None
+
+
+def test_a_killed_command_leaves_no_process_and_does_not_block_the_next(
+    command: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = command("broker")
+    assert process.stdout is not None
+    process.stdout.readline()
+    descendants = family(process)
+    assert len(descendants) == 2
+
+    process.kill()
+    eventually(lambda: not any(one.is_running() for one in descendants))
+
+    assert (tmp_path / "data" / "kafka" / node_module.STATE_NAME).exists()
+    assert running_broker(tmp_path / "data" / "kafka") is None
+    with embedded_broker(tmp_path / "data" / "kafka") as broker:
+        assert running_broker(tmp_path / "data" / "kafka") == broker.bootstrap_servers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the children of a killed guard on Linux alone")
+def test_a_killed_guard_takes_the_broker_with_it(command: Callable[..., subprocess.Popen[str]]) -> None:
+    process = command("broker")
+    assert process.stdout is not None
+    process.stdout.readline()
+    guard, java = family(process)
+
+    guard.kill()
+    _, said = process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == 1
+    assert "the embedded broker died" in said
+    assert not java.is_running()
+
+
+def test_a_broker_that_dies_is_reported_with_its_last_words(
+    command: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = command("broker")
+    assert process.stdout is not None
+    process.stdout.readline()
+    _guard, java = family(process)
+
+    java.kill()
+    _, said = process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == 1
+    assert f"the embedded broker died (exit code {128 + signal.SIGKILL})" in said
+    assert "Kafka Server started" in said
+    assert "Traceback" not in said
+
+
+def test_a_port_in_use_is_a_clear_error(command: Callable[..., subprocess.Popen[str]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        process = command("broker", "--port", str(port))
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert f"port {port} of 127.0.0.1 is in use by another program" in said
+    assert "Traceback" not in said
+
+
+def test_too_little_space_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "NEEDED_BYTES", 2**62)
+    with pytest.raises(BrokerError, match=r"no space for the embedded broker: \d+ MB free"):
+        EmbeddedBroker(tmp_path / "kafka").start()
+
+
+def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BrokerError, match="cannot write to .* FRAUD_PIPELINE_DATA_DIR"):
+        EmbeddedBroker(tmp_path / "file" / "kafka").start()
+
+
+def test_data_and_port_survive_a_stop_and_a_crash(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, card_partitions=1)
+    with embedded_broker(tmp_path / "kafka") as broker:
+        address = broker.bootstrap_servers
+        ensure_topics(address, settings, [TRANSACTIONS])
+        write(address, "transactions", [b"before"])
+
+        broker.stop()
+        broker.start()
+        assert broker.bootstrap_servers == address
+        assert values(address, "transactions") == [b"before"]
+
+        write(address, "transactions", [b"after a stop"])
+        broker.kill()
+        with pytest.raises(BrokerError, match="does not run"):
+            broker.check()
+        broker.start()
+        assert broker.bootstrap_servers == address
+        assert values(address, "transactions") == [b"before", b"after a stop"]
+
+    with socket.create_server(("127.0.0.1", int(address.split(":")[1]))), embedded_broker(tmp_path / "kafka") as broker:
+        assert broker.bootstrap_servers != address
+        assert values(broker.bootstrap_servers, "transactions") == [b"before", b"after a stop"]
+
+
+def test_one_directory_has_one_broker_that_processes_share(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    with provide_broker(settings) as mine:
+        assert mine.embedded is not None
+        with provide_broker(settings) as found:
+            assert found.embedded is None
+            assert found.bootstrap_servers == mine.bootstrap_servers
+            with pytest.raises(BrokerError, match=rf"another process runs .*{mine.bootstrap_servers}"):
+                EmbeddedBroker(tmp_path / "kafka").start()
+            found.check()
+            mine.embedded.stop()
+            with pytest.raises(BrokerError, match="is gone"):
+                found.check()
+
+
+def test_a_given_cluster_is_used_and_nothing_is_started(tmp_path: Path) -> None:
+    settings = Settings(kafka_bootstrap_servers="kafka.example:9092", data_dir=tmp_path / "data")
+    with ensure_broker(settings) as bootstrap:
+        assert bootstrap == "kafka.example:9092"
+    assert not (tmp_path / "data").exists()
+
+
+def test_git_ignores_the_data(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    broker = EmbeddedBroker(tmp_path / "anywhere" / "kafka")
+    broker._prepare_directory()
+    (broker.data_dir / "log").mkdir()
+    (broker.data_dir / "log" / "segment").write_bytes(b"data")
+    status = subprocess.run(
+        ["git", "-C", str(tmp_path), "status", "--porcelain"], check=True, capture_output=True, text=True
+    )
+    assert status.stdout == ""
+
+
+def test_a_jar_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jar = jars_module.pinned()[-1]
+    forged = jars_module.Jar(jar.group, jar.artifact, jar.version, jar.size_bytes, "0" * 64)
+    monkeypatch.setattr(jars_module, "pinned", lambda: [forged])
+    with pytest.raises(BrokerError, match="is not the file that this project pins"):
+        jars_module.class_path(tmp_path / "fallback")
+    assert list((tmp_path / "fraud-pipeline" / "jars").rglob("*.jar")) == []
