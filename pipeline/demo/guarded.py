@@ -18,7 +18,7 @@ GRACE_S: Final = 10.0
 
 
 def watch_parent(descriptor: int, grace_s: float = GRACE_S) -> None:
-    """Wait for the end of the pipe ``descriptor``, then end this process: SIGTERM, ``grace_s`` seconds later SIGKILL."""
+    """Wait for the end of the pipe ``descriptor``, then end this process: SIGTERM, and SIGKILL ``grace_s`` later."""
     while os.read(descriptor, 4_096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

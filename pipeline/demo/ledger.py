@@ -10,6 +10,7 @@ from schemas.messages import Alert, Identifier
 
 FRAUD: Final = "fraud"
 LEGITIMATE: Final = "legitimate"
+ALERT: Final = "alert"
 
 
 class DecisionHead(msgspec.Struct, frozen=True):
@@ -36,6 +37,8 @@ class ModelHead(msgspec.Struct, frozen=True):
 class Ledger:
     """Keeps `Figures` from the records of one run.
 
+    The alerts of the warm-up are not judged: the first model has learned from those very transactions.
+
     `sent` may be called by another thread than the rest. Memory grows with the transactions in flight and the alerts.
     """
 
@@ -48,6 +51,8 @@ class Ledger:
         """Transactions with an alert whose label has not come."""
         self._early_labels: dict[str, str] = {}
         """Labels that were read before the decision on their transaction."""
+        self.alerts_decided = 0
+        """Decisions read whose action is an alert: so many alerts there must be."""
         self._decision = msgspec.json.Decoder(DecisionHead)
         self._label = msgspec.json.Decoder(LabelHead)
         self._model = msgspec.json.Decoder(ModelHead)
@@ -73,7 +78,8 @@ class Ledger:
         if sent_s is not None:
             self._figures.latencies.add((now_s - sent_s) * 1_000)
         label = self._early_labels.pop(head.transaction_id, None)
-        if head.action == "alert":
+        self.alerts_decided += head.action == ALERT
+        if head.action == ALERT and sent_s is not None:
             self._alerted.add(head.transaction_id)
             if label is not None:
                 self._judge(head.transaction_id, label)

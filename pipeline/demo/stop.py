@@ -1,12 +1,14 @@
 """Stopping a run from outside: Ctrl-C, SIGTERM, or the end of the terminal."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -22,26 +24,44 @@ class Stopped(BaseException):
         return 128 + self.number
 
 
-class StopSignals:
-    """Turns stop signals into `Stopped`, once; while `quiet`, they are only remembered.
+class Mode(Enum):
+    """What a stop signal does."""
 
-    A signal can arrive inside a callback whose exceptions Python only reports; `check` raises it again at a safe place.
-    """
+    RAISE = auto()
+    """It raises `Stopped` at once, wherever the main thread is."""
+    NOTE = auto()
+    """It sets the event; the next one raises."""
+    HOLD = auto()
+    """It is remembered: the run is cleaning up, which must not be interrupted and does not last."""
+
+
+class StopSignals:
+    """Turns stop signals into `Stopped`. ``event`` is set once one has come."""
 
     def __init__(self) -> None:
-        self.quiet = False
+        self.mode = Mode.RAISE
+        self.event = threading.Event()
         self.received: int | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         del frame
         self.received = number
-        if not self.quiet:
+        self.event.set()
+        if self.mode is Mode.NOTE:
+            self.mode = Mode.RAISE
+        elif self.mode is Mode.RAISE:
+            # What follows is cleaning up.
+            self.mode = Mode.HOLD
             raise Stopped(number)
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal has come."""
+        """Raise `Stopped` if a signal has come.
+
+        The handler may have raised inside a callback or a finaliser, whose exceptions Python only prints.
+        """
         if self.received is not None:
+            self.mode = Mode.HOLD
             raise Stopped(self.received)
 
 

@@ -1,0 +1,219 @@
+"""``fraud-pipeline label``: find a transaction's card and say what the transaction was."""
+
+import re
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import click
+import msgspec
+
+from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.demo.text import printable, utc_text
+from pipeline.kafka.admin import end_offsets
+from pipeline.kafka.clients import TopicError, read_topic
+from pipeline.kafka.producer import DeliveryFailed, RecordProducer
+from pipeline.kafka.progress import require_producer_timestamps
+from pipeline.settings import Settings
+from schemas.messages import Label
+from schemas.records import Record
+from schemas.topics import ALERTS, DECISIONS, LABELS, TRANSACTIONS, Topic
+
+LABELS_OFFERED: Final = ("fraud", "legitimate", "disputed", "unknown")
+SOURCES_OFFERED: Final = ("analyst", "audit", "customer", "chargeback", "issuer", "rule", "simulator")
+SEARCHED: Final = (ALERTS, DECISIONS, TRANSACTIONS)
+"""Where a transaction is looked for, in order: the smallest topic first, and it holds what analysts look at."""
+
+SIMULATED_AFTER: Final = timedelta(days=30)
+"""Where the newest transaction lies so far from now on a topic whose producers stamp it, its clock is simulated."""
+NEWEST_RECORDS: Final = 20
+"""Offsets looked at behind the end of a partition: the last ones may be the markers of Kafka transactions."""
+
+_SAFE: Final = re.compile(rb"[A-Za-z0-9 ._:@#|-]+")
+"""Characters that every JSON encoder writes as they are."""
+
+
+class TransactionNotFound(click.ClickException):
+    """No topic holds the transaction."""
+
+
+class AmbiguousTransaction(click.ClickException):
+    """Several cards have a transaction of this identifier."""
+
+
+class _Head(msgspec.Struct, frozen=True):
+    transaction_id: str
+    card_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The card of a transaction, and the topic that told."""
+
+    card_id: str
+    topic: str
+
+
+def cards_of(records: Iterable[Record], transaction_id: str) -> set[str]:
+    """The cards that have a transaction ``transaction_id`` in ``records`` (alerts, decisions or transactions).
+
+    A record is decoded only if it holds the longest part of the identifier that every encoder writes alike. One that
+    does not decode is passed over: the card agent sets it aside, so that there is no decision for a label to be about.
+    """
+    needle = max(_SAFE.findall(transaction_id.encode("utf-8", "surrogatepass")), key=len, default=b"")
+    decode = msgspec.json.Decoder(_Head).decode
+    cards: set[str] = set()
+    for record in records:
+        if record.value is None or needle not in record.value:
+            continue
+        try:
+            head = decode(record.value)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        if head.transaction_id == transaction_id:
+            cards.add(head.card_id)
+    return cards
+
+
+def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) -> Found:
+    """Look for ``transaction_id`` in each of `SEARCHED` until one holds it.
+
+    Raises ``TransactionNotFound`` when none does and ``AmbiguousTransaction`` when that topic has it on several cards.
+    """
+    for topic in SEARCHED:
+        cards = cards_of(read(topic), transaction_id)
+        if len(cards) > 1:
+            listed = ", ".join(sorted(printable(card) for card in cards))
+            raise AmbiguousTransaction(
+                f"Several cards have a transaction {printable(transaction_id)}: {listed}. "
+                "Name the card that is meant with --card."
+            )
+        if cards:
+            return Found(cards.pop(), topic.name)
+    raise TransactionNotFound(
+        f"No transaction {printable(transaction_id)} in the topics {', '.join(topic.name for topic in SEARCHED)}. "
+        "Check the identifier (and FRAUD_PIPELINE_TOPIC_PREFIX), or name its card with --card if the topics no longer "
+        "hold it."
+    )
+
+
+def simulated_now(bootstrap: str, settings: Settings, now: datetime) -> datetime | None:
+    """The time on the topics' own clock, where that is a simulated one (a run, a replay); None where it is ``now``."""
+    topic = settings.topic(TRANSACTIONS.name)
+    try:
+        require_producer_timestamps(bootstrap, settings, [topic])
+    except TopicError:
+        # The broker stamps records on arrival (or there is no such topic): a clock like ours.
+        return None
+    start = {
+        partition: max(0, end - NEWEST_RECORDS)
+        for (_, partition), end in end_offsets(bootstrap, [topic], settings=settings).items()
+    }
+    newest_ms = max(
+        (record.timestamp_ms for record in read_topic(bootstrap, topic, settings=settings, start=start)), default=None
+    )
+    if newest_ms is None:
+        return None
+    newest = datetime.fromtimestamp(newest_ms / 1_000, UTC)
+    return newest if abs(now - newest) > SIMULATED_AFTER else None
+
+
+def sentence(label: Label, found_in: str | None) -> str:
+    """What was sent, in words."""
+    by = f"{label.source} {printable(label.analyst)}" if label.analyst else label.source
+    where = f" (found in {found_in})" if found_in else ""
+    return (
+        f"Sent: transaction {printable(label.transaction_id)} of card {printable(label.card_id)}{where} "
+        f"is {label.label}, says {by}, {utc_text(label.labelled_at)}."
+    )
+
+
+def parsed_time(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    """The time of ``--at``; a time without an offset could be any zone's, so it is refused."""
+    del context
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no time; write it as 2026-03-01T09:30:00Z", param=parameter) from None
+    if moment.tzinfo is None:
+        raise click.BadParameter(
+            f"{value!r} has no offset; write it as {value}Z for UTC or {value}+02:00", param=parameter
+        )
+    return moment
+
+
+@click.command()
+@click.argument("transaction_id")
+@click.argument("label", type=click.Choice(LABELS_OFFERED))
+@click.option("--source", type=click.Choice(SOURCES_OFFERED), default="analyst", show_default=True, help="Who says so.")
+@click.option("--analyst", metavar="NAME", help="Your name.")
+@click.option("--note", metavar="TEXT", help="Whatever the next person should know.")
+@click.option("--fraud-type", metavar="TYPE", help="The kind of fraud.")
+@click.option("--card", metavar="CARD_ID", help="The transaction's card; nothing is searched then.")
+@click.option(
+    "--at",
+    metavar="TIME",
+    callback=parsed_time,
+    help="When it was established, RFC 3339.  [default: now, on the clock of the topics]",
+)
+def command(
+    *,
+    transaction_id: str,
+    label: str,
+    source: str,
+    analyst: str | None,
+    note: str | None,
+    fraud_type: str | None,
+    card: str | None,
+    at: datetime | None,
+) -> None:
+    """Find the card of TRANSACTION_ID and send a label for it: what the transaction was.
+
+    A later label of the same source corrects an earlier one.
+    """
+    settings = Settings()
+    try:
+        bootstrap = find_cluster(settings)
+
+        def read(topic: Topic) -> Iterable[Record]:
+            return read_topic(bootstrap, settings.topic(topic.name), settings=settings)
+
+        found = Found(card, "") if card else find_card(read, transaction_id)
+        now = datetime.now(UTC)
+        simulated = None if at else simulated_now(bootstrap, settings, now)
+        message = Label(
+            transaction_id=transaction_id,
+            card_id=found.card_id,
+            label=label,
+            source=source,
+            labelled_at=at or simulated or now,
+            label_id=uuid.uuid4().hex,
+            fraud_type=fraud_type,
+            analyst=analyst,
+            note=note,
+        )
+        value = checked(message)
+        with RecordProducer(bootstrap, settings) as producer:
+            # On topics that a producer stamps, the record's time is when the label became known.
+            known_ms = int(max(message.labelled_at, simulated or now).timestamp() * 1_000)
+            producer.produce(settings.topic(LABELS.name), found.card_id.encode(), value, known_ms)
+    except (ClusterNotFound, TopicError, DeliveryFailed) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(sentence(message, found.topic))
+    if simulated:
+        click.echo("The topics run on a simulated clock; the label bears its time.")
+    click.echo(value.decode())
+
+
+def checked(label: Label) -> bytes:
+    """``label`` as bytes that the pipeline will accept; a usage error where it breaks the wire contract."""
+    try:
+        value = msgspec.json.encode(label)
+        msgspec.json.decode(value, type=Label)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        raise click.UsageError(f"this label would not be accepted: {error}") from error
+    return value

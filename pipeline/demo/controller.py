@@ -1,0 +1,258 @@
+"""The controller of a run: what starts when, what is waited for, and that everything stops."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TextIO
+
+from pipeline.broker import BrokerError, ProvidedBroker
+from pipeline.demo.bootstrap import FirstModel, train_first_model
+from pipeline.demo.feeder import Feeder
+from pipeline.demo.figures import RateMeter, summary_json
+from pipeline.demo.ledger import Ledger
+from pipeline.demo.monitor import Monitor, MonitorFailed
+from pipeline.demo.processes import WorkerDied, WorkerProcess, check_alive, running_workers
+from pipeline.demo.space import RunRefused, run_broker, run_directory, run_settings
+from pipeline.demo.state import RunState
+from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
+from pipeline.demo.text import count_text
+from pipeline.demo.view import View, make_view, summary_lines
+from pipeline.demo.world import World
+from pipeline.kafka.clients import TopicError
+from pipeline.kafka.producer import DeliveryFailed
+from pipeline.registry import RegistryError
+from pipeline.replay import ReplayProgress
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+
+STALLED_AFTER_S: Final = 60.0
+"""So long without a new decision while some are missing, and the run fails."""
+DRAIN_ON_STOP_S: Final = 5.0
+"""After Ctrl-C, transactions on their way get so long to be decided."""
+LOOK_S: Final = 0.05
+"""Time between two looks at something that is waited for."""
+EXAMPLES_NAMED: Final = 5
+
+FAILURES: Final = (
+    BrokerError,
+    TopicError,
+    DeliveryFailed,
+    ModelError,
+    RegistryError,
+    RunRefused,
+    WorkerDied,
+    MonitorFailed,
+)
+"""Errors whose text tells the user what to do."""
+
+
+class Incomplete(RuntimeError):
+    """Some transactions have no decision although everything runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the user may choose."""
+
+    days: int = 30
+    """Simulated days to stream; 0: until stopped."""
+    workers: int = 1
+    day_s: float = 1.0
+    """Real seconds that a simulated day takes."""
+    world: World = field(default_factory=World)
+
+
+def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
+    """Run the whole pipeline on a simulated world; returns the exit code.
+
+    Prints the view, a summary and, as the last line on ``stream``, one JSON object. 0 after a complete run, or when a run
+    without end was stopped; 128 + the signal when one with an end was; 1 after an error, explained on ``errors``.
+    """
+    state = RunState(started_s=time.monotonic(), days=options.days)
+    code = 0
+    failure: Exception | None = None
+    with stop_signals() as signals:
+        with make_view(state, stream) as view:
+            try:
+                Controller(settings, options, state, view, signals).run()
+            except Stopped as stopped:
+                code = 0 if options.days == 0 and state.day else stopped.exit_code
+            except (*FAILURES, Incomplete) as error:
+                code, failure = 1, error
+            signals.mode = Mode.HOLD
+        if failure is not None:
+            errors.write(f"\nError: {failure}\n")
+            errors.flush()
+        for line in ["", *summary_lines(state, time.monotonic()), summary_json(state.figures)]:
+            stream.write(f"{line}\n")
+        stream.flush()
+    return code
+
+
+class Controller:
+    """One run. Everything that is started is a context that is left on every way out, the newest first."""
+
+    def __init__(
+        self, settings: Settings, options: RunOptions, state: RunState, view: View, signals: StopSignals
+    ) -> None:
+        self._given, self._options, self._state = settings, options, state
+        self._view, self._signals = view, signals
+        self._ledger = Ledger(state.figures)
+        self._rate = RateMeter()
+        self._broker: ProvidedBroker | None = None
+        self._workers: Sequence[WorkerProcess] = ()
+        self._monitor: Monitor | None = None
+
+    def run(self) -> None:
+        """Run to the end; raises `Stopped`, `Incomplete` or one of `FAILURES`."""
+        log_dir = self._given.data_dir / "logs"
+        with run_directory(self._given) as directory:
+            settings = run_settings(self._given, directory, datetime.now(UTC))
+            self._say_where_to_start(settings)
+            with run_broker(settings) as broker, self._stopping("stopping the broker"):
+                self._broker = broker
+                servers = broker.bootstrap_servers
+                workers_settings = settings.model_copy(update={"kafka_bootstrap_servers": servers})
+                self._introduce(workers_settings, log_dir)
+                with (
+                    Monitor(servers, settings, self._ledger) as self._monitor,
+                    running_workers(workers_settings, self._options.workers, log_dir) as self._workers,
+                    self._stopping("stopping the workers"),
+                ):
+                    self._state.workers = len(self._workers)
+                    self._learn_first(settings, servers)
+                    self._stream(settings, servers)
+
+    def _say_where_to_start(self, settings: Settings) -> None:
+        if settings.kafka_bootstrap_servers is not None:
+            self._view.stage(f"connecting to the Kafka cluster at {settings.kafka_bootstrap_servers}")
+        else:
+            self._view.stage("starting a Kafka broker (the first time its 45 MB are fetched, which can take a minute)")
+
+    def _introduce(self, settings: Settings, log_dir: Path) -> None:
+        """Tell where everything is, for those who want to look from another terminal."""
+        prefix = f", topics begin with {settings.topic_prefix}" if settings.topic_prefix else ""
+        self._view.say(f"Kafka is at {settings.kafka_bootstrap_servers}{prefix}; workers log to {log_dir}.")
+        variables = f"FRAUD_PIPELINE_TOPIC_PREFIX={settings.topic_prefix} " if settings.topic_prefix else ""
+        self._view.say(f"In another terminal: {variables}fraud-pipeline alerts")
+
+    def _learn_first(self, settings: Settings, servers: str) -> None:
+        world = self._options.world
+        self._view.stage(
+            f"training the first LightGBM model on {world.history_days} simulated days (the first time, the feature "
+            "kernels are compiled, which takes half a minute)"
+        )
+        model: FirstModel = train_first_model(settings, servers, world)
+        self._state.figures.river_version = model.river
+        self._check()
+        precision = "" if model.precision is None else f"; {model.precision:.0%} of its alerts on later days are fraud"
+        self._view.say(
+            f"The first model has {model.trees} trees, learned from {count_text(model.transactions)} transactions"
+            f"{precision}."
+        )
+
+    def _stream(self, settings: Settings, servers: str) -> None:
+        """Warm up, stream the days, and wait for the last decision."""
+        world = self._options.world
+        self._view.stage(
+            f"warming up: the last {world.warm_up_days} days of the history fill the workers' windows, at full speed"
+        )
+        feeder = Feeder(
+            settings,
+            servers,
+            world,
+            self._state,
+            self._ledger,
+            day_s=self._options.day_s,
+            wait_decided=self._begin_days,
+            report=self._report,
+            stop=self._signals.event,
+        )
+        self._signals.mode = Mode.NOTE
+        sent = feeder.run()
+        if self._signals.event.is_set():
+            self._view.stage("stopping: waiting for the decisions on what was sent (Ctrl-C again: do not wait)")
+            self._await_decided(sent.labels, give_up_after_s=DRAIN_ON_STOP_S)
+            self._signals.check()
+        self._view.stage("all is sent; waiting for the last decisions")
+        self._await_decided(sent.labels)
+        self._signals.check()
+
+    def _begin_days(self) -> None:
+        """Called by the feeder between the warm-up and the first day."""
+        self._view.stage("warming up: waiting until everything sent so far is decided")
+        self._await_decided(0)
+        days = f"{self._options.days} simulated days" if self._options.days else "simulated days until stopped"
+        self._view.stage(f"streaming {days}, one in {self._options.day_s:g} s; labels follow a week later")
+
+    def _report(self, progress: ReplayProgress) -> None:
+        """Called by the feeder several times a second."""
+        self._check()
+        if progress.warning is not None:
+            raise Incomplete(
+                f"the workers have read nothing for a long time ({count_text(progress.in_flight)} transactions wait). "
+                f"Their logs are in {self._given.data_dir / 'logs'}."
+            )
+
+    def _await_decided(self, labels: int, give_up_after_s: float | None = None) -> None:
+        """Wait until every transaction has its decision, every alert is read, and so are ``labels`` labels.
+
+        Raises `Incomplete`, naming what is missing, when nothing has moved for long; with ``give_up_after_s`` it
+        returns after so many seconds instead. Ends at once when the run is to stop.
+        """
+        figures, ledger = self._state.figures, self._ledger
+        began_s = moved_s = time.monotonic()
+        decisions = -1
+        stopping = self._signals.event.is_set()
+        while figures.undecided or figures.alerts < ledger.alerts_decided or figures.labels < labels:
+            self._check()
+            now_s = time.monotonic()
+            if figures.decisions != decisions:
+                decisions, moved_s = figures.decisions, now_s
+            if give_up_after_s is not None and now_s - began_s > give_up_after_s:
+                return
+            if now_s - moved_s > STALLED_AFTER_S:
+                raise Incomplete(self._missing(labels))
+            if self._signals.event.wait(LOOK_S) and not stopping:
+                return
+            if stopping:
+                time.sleep(LOOK_S)
+
+    def _missing(self, labels: int) -> str:
+        figures, ledger = self._state.figures, self._ledger
+        parts = []
+        if figures.undecided:
+            examples = ", ".join(ledger.missing(EXAMPLES_NAMED))
+            parts.append(f"{count_text(figures.undecided)} transactions have no decision (such as {examples})")
+        if figures.alerts < ledger.alerts_decided:
+            parts.append(f"{ledger.alerts_decided - figures.alerts} alerts were decided and are not on their topic")
+        if figures.labels < labels:
+            parts.append(f"{labels - figures.labels} labels that were sent are not on their topic")
+        return (
+            f"{'; '.join(parts)}, and nothing has moved for {STALLED_AFTER_S:.0f} s. "
+            f"{count_text(figures.dead_letters)} records were set aside as dead letters. The workers' logs are in {self._given.data_dir / 'logs'}."
+        )
+
+    def _check(self) -> None:
+        """Raise what has gone wrong anywhere; keep the view up to date."""
+        figures = self._state.figures
+        self._state.transactions_per_s = self._rate.update(time.monotonic(), figures.transactions)
+        check_alive(self._workers)
+        if self._broker is not None:
+            self._broker.check()
+        if self._monitor is not None:
+            self._monitor.check()
+        self._view.tick()
+
+    @contextmanager
+    def _stopping(self, stage: str) -> Iterator[None]:
+        """Show ``stage`` while the contexts inside are left, and let no signal interrupt that."""
+        try:
+            yield
+        finally:
+            self._signals.mode = Mode.HOLD
+            self._view.stage(stage)

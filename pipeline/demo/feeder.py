@@ -1,0 +1,108 @@
+"""Streams a world through the topics: its recent history at full speed, then its days at the speed of the view."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+import pandas as pd
+
+from pipeline.demo.bootstrap import LABEL_DELAY_DAYS
+from pipeline.demo.ledger import Ledger
+from pipeline.demo.state import RunState
+from pipeline.demo.world import LONGEST_CATCH_UP_S, World, paced
+from pipeline.kafka.producer import RecordProducer
+from pipeline.replay import Replay, ReplayOptions, ReplayProgress
+from pipeline.settings import Settings
+from schemas.topics import TRANSACTIONS
+
+REPORT_INTERVAL_S: Final = 0.1
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    transaction_id: str
+
+
+class TimedProducer(RecordProducer):
+    """Enters every transaction into the ledger at the moment at which it is handed to the client."""
+
+    def __init__(self, bootstrap: str, settings: Settings, ledger: Ledger) -> None:
+        super().__init__(bootstrap, settings)
+        self._ledger = ledger
+        self._transactions = settings.topic(TRANSACTIONS.name)
+        self._decode = msgspec.json.Decoder(_Identity).decode
+        self.warm_up = False
+
+    def produce(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        timestamp_ms: int,
+        headers: list[tuple[str, bytes | None]] | None = None,
+    ) -> None:
+        """As the base class does it; waiting for room in the client's queue counts as latency."""
+        if topic == self._transactions:
+            self._ledger.sent(self._decode(value).transaction_id, time.monotonic(), warm_up=self.warm_up)
+        super().produce(topic, key, value, timestamp_ms, headers)
+
+
+class Feeder(Replay):
+    """A replay of a world: the warm-up, a pause until it is decided, then ``days`` days (0: without end).
+
+    ``wait_decided`` returns once every transaction sent has its decision; ``report`` is called several times a
+    second, and what it raises ends the replay; ``stop`` ends it in order.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        bootstrap: str,
+        world: World,
+        state: RunState,
+        ledger: Ledger,
+        *,
+        day_s: float,
+        wait_decided: Callable[[], None],
+        report: Callable[[ReplayProgress], None],
+        stop: threading.Event,
+    ) -> None:
+        super().__init__(
+            settings,
+            bootstrap,
+            self._world_frames(),
+            ReplayOptions(label_delay_s=LABEL_DELAY_DAYS * 86_400.0, flush_labels=False),
+            report=report,
+            stop=stop,
+            report_interval_s=REPORT_INTERVAL_S,
+        )
+        self._producer: TimedProducer = TimedProducer(bootstrap, settings, ledger)
+        self._world, self._state, self._day_s = world, state, day_s
+        self._wait_decided = wait_decided
+        self._stop_event = stop
+
+    def _world_frames(self) -> Iterator[pd.DataFrame]:
+        self._producer.warm_up = True
+        for frame in self._world.warm_up():
+            yield frame
+            if len(frame):
+                self._state.simulated = frame["event_time"].iloc[-1].to_pydatetime()
+        self._producer.warm_up = False
+        self._producer.flush()
+        self._wait_decided()
+        yield from self._days()
+
+    def _days(self) -> Iterator[pd.DataFrame]:
+        world, state = self._world, self._state
+        began_s = time.monotonic()
+        for number, day in enumerate(world.days(world.history_days, state.days or None), start=1):
+            state.day, state.day_share = number, 0.0
+            midnight = world.first_streamed() + timedelta(days=number - 1)
+            for share, frame in paced(day, self._day_s, time.monotonic, self._stop_event.wait, began_s):
+                yield frame
+                state.day_share, state.simulated = share, midnight + timedelta(days=share)
+            state.day_share = 1.0
+            # When the workers could not follow, the simulated clock waits for them.
+            began_s = max(began_s + self._day_s, time.monotonic() - LONGEST_CATCH_UP_S)

@@ -1,0 +1,118 @@
+"""What a run needs for itself: a directory, a broker, topics, all of them empty."""
+
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from pipeline.broker import ProvidedBroker, provide_broker
+from pipeline.demo.place import demo_dir
+from pipeline.kafka.admin import end_offsets, ensure_topics
+from pipeline.settings import Settings
+from schemas.topics import TOPICS
+
+KEPT: Final = ("lock", "jars", "ports.json")
+"""What of the last run's broker stays: the lock that its processes hold, fetched jars, the port."""
+
+
+class RunRefused(RuntimeError):
+    """A run cannot begin; the text says what to do."""
+
+
+@contextmanager
+def run_directory(settings: Settings) -> Iterator[Path]:
+    """The run's own directory, emptied; raises `RunRefused` while another run holds it."""
+    directory = demo_dir(settings)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (settings.data_dir / ".gitignore").write_text("*\n", encoding="utf-8")
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise RunRefused(
+            f"cannot write to {directory.absolute()}: {error}. Choose another directory with FRAUD_PIPELINE_DATA_DIR."
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunRefused(
+                f"another run is going on in {directory.absolute()}. Wait for its end, stop it, or choose another "
+                "directory with FRAUD_PIPELINE_DATA_DIR."
+            ) from None
+        for child in directory.iterdir():
+            if child.name == "kafka":
+                _empty_broker(child)
+            elif child.name != "lock":
+                _remove(child)
+        yield directory
+    finally:
+        os.close(lock)
+
+
+def _empty_broker(directory: Path) -> None:
+    """Delete the last run's topics. A broker that still holds the directory is ending: its lock says when it has."""
+    with (directory / "lock").open("a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for child in directory.iterdir():
+            if child.name not in KEPT:
+                _remove(child)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def run_settings(settings: Settings, directory: Path, now: datetime) -> Settings:
+    """The settings of a run's programs.
+
+    On a cluster of the user's, its topics get a prefix of their own, unless the user gave one.
+    """
+    prefix = settings.topic_prefix
+    if settings.kafka_bootstrap_servers is not None and not prefix:
+        prefix = f"demo-{now.astimezone(UTC):%Y%m%d-%H%M%S}-"
+    return settings.model_copy(
+        update={
+            "data_dir": directory,
+            "registry_dir": None,
+            "topic_prefix": prefix,
+            "timestamps": "producer",
+            "create_topics": True,
+            "metrics_port": free_or_any(settings.metrics_host, settings.metrics_port),
+        }
+    )
+
+
+def free_or_any(host: str, port: int) -> int:
+    """``port`` if it can be bound, else 0: a run does not fail because something else serves metrics."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:  # the answer to the question
+            return 0
+    return port
+
+
+@contextmanager
+def run_broker(settings: Settings) -> Iterator[ProvidedBroker]:
+    """The cluster of a run, with all topics, all empty; raises `RunRefused`, ``BrokerError``, ``TopicError``."""
+    with provide_broker(settings) as broker:
+        ensure_topics(broker.bootstrap_servers, settings)
+        names = [settings.topic(topic.name) for topic in TOPICS]
+        used = {
+            topic for (topic, _), end in end_offsets(broker.bootstrap_servers, names, settings=settings).items() if end
+        }
+        if used:
+            raise RunRefused(
+                f"these topics at {broker.bootstrap_servers} hold records already: {', '.join(sorted(used))}. A run needs "
+                "its own: choose an unused FRAUD_PIPELINE_TOPIC_PREFIX, or leave it unset."
+            )
+        yield broker

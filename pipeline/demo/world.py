@@ -1,0 +1,90 @@
+"""The simulated world of a run: its population, the history that the first model learns from, the days that stream."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from pipeline.features.catalogue import HORIZON_US, US_PER_DAY
+from pipeline.simulator import DEFAULT_START, Profiles, Scenario, make_profiles, simulate_days, stream_days
+
+WARM_UP_DAYS: Final = HORIZON_US // US_PER_DAY
+"""What the longest window can see: after so many days the workers' windows hold what they would always have held."""
+SLICE_S: Final = 0.02
+"""Real time between two sends; what falls into it is sent at once."""
+LONGEST_CATCH_UP_S: Final = 0.5
+"""Further behind than this, the simulated clock is put back instead of running faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A population and its days: day 0 to ``history_days`` - 1 are history, the days after that stream."""
+
+    cards: int = 1_000
+    merchants: int = 2_000
+    seed: int = 0
+    history_days: int = 65
+    start: date = DEFAULT_START
+
+    @property
+    def warm_up_days(self) -> int:
+        """Days of the history that are streamed before the first day, at full speed, to fill the workers' windows."""
+        return min(WARM_UP_DAYS, self.history_days)
+
+    @property
+    def scenario(self) -> Scenario:
+        """About the published share of frauds, for a population that is smaller than the published one."""
+        return Scenario(
+            merchants_per_day=max(1, round(self.merchants / 5_000)),
+            merchant_days=14 if self.merchants < 7_500 else 28,
+            cards_per_day=max(1, round(self.cards / 1_700)),
+            card_days=14,
+        )
+
+    def first_streamed(self) -> datetime:
+        """Midnight, UTC, at which the first streamed day begins."""
+        day = self.start + timedelta(days=self.history_days)
+        return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+    def history(self) -> pd.DataFrame:
+        """All transactions of the history, with the truth about them."""
+        return simulate_days(self._profiles(), self.seed, 0, self.history_days, self.start)
+
+    def days(self, first: int, count: int | None) -> Iterator[pd.DataFrame]:
+        """One frame a day from day ``first``; without end when ``count`` is None."""
+        return stream_days(self._profiles(), self.seed, first, self.start, count)
+
+    def warm_up(self) -> Iterator[pd.DataFrame]:
+        """The last days of the history."""
+        return self.days(self.history_days - self.warm_up_days, self.warm_up_days)
+
+    def _profiles(self) -> Profiles:
+        return make_profiles(np.random.default_rng(self.seed), self.cards, self.merchants, self.scenario)
+
+
+def paced(
+    day: pd.DataFrame, day_s: float, clock: Callable[[], float], sleep: Callable[[float], object], began_s: float
+) -> Iterator[tuple[float, pd.DataFrame]]:
+    """Cut a day into what falls into each slice of real time, and yield it when its time has come.
+
+    ``day_s`` is the real time that the day takes, from ``began_s`` on the ``clock``. Yields the share of the day that
+    has passed, with the transactions of the slice. A caller that is slow gets the next slices at once.
+    """
+    first = day["event_time"].iloc[0].normalize() if len(day) else None
+    if first is None:
+        sleep(day_s)
+        return
+    slices = max(1, round(day_s / SLICE_S))
+    seconds = (day["event_time"] - first).dt.total_seconds().to_numpy()
+    ends = np.searchsorted(seconds, np.arange(1, slices + 1) * (86_400 / slices))
+    begin = 0
+    for number, end in enumerate(ends.tolist(), start=1):
+        ahead_s = began_s + number * day_s / slices - clock()
+        if ahead_s > 0:
+            sleep(ahead_s)
+        if end > begin:
+            yield number / slices, day.iloc[begin:end]
+        begin = end
