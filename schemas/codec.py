@@ -31,6 +31,15 @@ MAX_AMOUNT_BASE_MINOR: Final = 10**13
 COUNTING_TYPES: Final = frozenset({"purchase", "cash"})
 """Types of transaction that enter windows."""
 
+CODES: Final = frozenset(
+    {
+        "null_value", "too_large", "not_utf8", "not_json", "too_deep", "missing_field", "wrong_type", "invalid_value",
+        "currency_unknown", "amount_negative", "amount_not_finite", "amount_too_large", "amount_too_many_decimals",
+        "amount_zero", "event_time_impossible", "event_time_in_future", "labelled_at_impossible",
+    }
+)  # fmt: skip
+"""Every code that an `InvalidMessage` of this module carries."""
+
 _MAX_AMOUNT: Final = Decimal(10**18)
 _MAX_DECIMALS: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

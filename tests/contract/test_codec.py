@@ -1,0 +1,357 @@
+"""Whatever bytes come in, the codec ends with a message or a named error, and accepts only what others can read."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from schemas import codec
+from schemas.codec import AcceptedTransaction, decode_label, decode_transaction, encode
+from schemas.errors import InvalidMessage
+from schemas.messages import Label, ModelVersion, ProfiledTransaction, SourceRecord, Transaction
+from schemas.money import load
+
+T = TypeVar("T")
+RATES = load((Path(__file__).resolve().parents[2] / "pipeline/data/rates.json").read_bytes())
+ARRIVED_US = 1_709_294_400_000_000
+TOLERANCE_US = 300_000_000
+FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "2000"))
+
+TRANSACTION: dict[str, Any] = {
+    "transaction_id": "t1",
+    "event_time": "2024-03-01T11:59:30.000001Z",
+    "card_id": "c1",
+    "merchant_id": "m1",
+    "amount": 12.34,
+    "currency": "EUR",
+}
+LABEL: dict[str, Any] = {
+    "transaction_id": "t1",
+    "card_id": "c1",
+    "label": "fraud",
+    "source": "analyst",
+    "labelled_at": "2024-03-01T12:00:00Z",
+}
+WITH_AMOUNT = json.dumps(TRANSACTION).encode()
+
+
+def accept(value: bytes | None) -> AcceptedTransaction:
+    return decode_transaction(value, record_timestamp_us=ARRIVED_US, future_tolerance_us=TOLERANCE_US, rates=RATES)
+
+
+def transaction(**changes: Any) -> bytes:
+    return json.dumps({**TRANSACTION, **changes}).encode()
+
+
+def with_amount(text: bytes) -> bytes:
+    return WITH_AMOUNT.replace(b"12.34", text)
+
+
+def without(name: str) -> bytes:
+    return json.dumps({key: value for key, value in TRANSACTION.items() if key != name}).encode()
+
+
+REFUSED: list[tuple[str, bytes | None]] = [
+    ("null_value", None),
+    ("too_large", transaction(note="x" * codec.MAX_VALUE_BYTES)),
+    ("not_json", b""),
+    ("not_json", b"t1,c1,12.34"),
+    ("not_json", WITH_AMOUNT + b"{}"),
+    ("not_json", b"\xef\xbb\xbf" + WITH_AMOUNT),
+    ("not_json", with_amount(b"NaN")),
+    ("not_json", with_amount(b"012")),
+    ("not_json", transaction(card_id="\ud800 lone")),
+    ("not_json", transaction(unknown="\udfff lone")),
+    ("not_utf8", WITH_AMOUNT.replace(b"c1", b"\xe9")),
+    ("not_utf8", WITH_AMOUNT.replace(b"}", b',"unknown":"\xff"}')),
+    ("too_deep", with_amount(b'1,"unknown":' + b"[" * 65 + b"]" * 65)),
+    ("too_deep", with_amount(b'1,"unknown":' + b"[" * 100_000)),
+    ("too_deep", with_amount(b'1,"unknown":' + b'{"a":' * 70 + b"1" + b"}" * 70)),
+    ("missing_field", b"{}"),
+    *(("missing_field", without(name)) for name in TRANSACTION),
+    ("wrong_type", b"[]"),
+    ("wrong_type", b"null"),
+    ("wrong_type", transaction(card_id=17)),
+    ("wrong_type", transaction(amount=True)),
+    ("wrong_type", transaction(amount=None)),
+    ("wrong_type", transaction(event_time=1_709_294_370)),
+    ("wrong_type", transaction(attributes={"nested": {}})),
+    ("invalid_value", transaction(card_id="")),
+    ("invalid_value", transaction(card_id="c" * 257)),
+    ("invalid_value", transaction(currency="eur")),
+    ("invalid_value", transaction(event_time="2024-03-01T11:59:30")),
+    ("invalid_value", transaction(event_time="yesterday")),
+    ("invalid_value", transaction(local_time="noon")),
+    ("invalid_value", transaction(local_time="2024-03-01")),
+    ("invalid_value", transaction(local_time="2024-02-30T10:00:00")),
+    ("invalid_value", transaction(amount="")),
+    ("invalid_value", transaction(amount=" 12.34")),
+    ("invalid_value", transaction(amount="1_000")),
+    ("invalid_value", transaction(amount="+5")),
+    ("invalid_value", transaction(amount="\uff11\uff12")),
+    ("invalid_value", with_amount(b"1e999999999999999999999")),
+    ("invalid_value", with_amount(b'1,"schema_version":' + b"9" * 100_000)),
+    ("invalid_value", with_amount(b'1,"attributes":{"a":1e400}')),
+    ("currency_unknown", transaction(currency="XTS")),
+    ("amount_negative", transaction(amount=-0.01)),
+    ("amount_not_finite", transaction(amount="NaN")),
+    ("amount_not_finite", transaction(amount="sNaN")),
+    ("amount_not_finite", transaction(amount="-Infinity")),
+    ("amount_too_large", with_amount(b"100000000000.01")),
+    ("amount_too_large", with_amount(b"1e400")),
+    ("amount_too_large", with_amount(b"9" * 100_000)),
+    ("amount_too_large", transaction(amount="9" * 100_000)),
+    ("amount_too_many_decimals", with_amount(b"12.345")),
+    ("amount_too_many_decimals", with_amount(b"0.1000000000000000055511151231257827")),
+    ("amount_too_many_decimals", with_amount(b"0." + b"1" * 100_000)),
+    ("amount_too_many_decimals", with_amount(b"1." + b"0" * 100_000)),
+    ("amount_too_many_decimals", with_amount(b"1e-999999")),
+    ("amount_too_many_decimals", transaction(amount=0.5, currency="JPY")),
+    ("amount_zero", transaction(amount=0)),
+    ("amount_zero", transaction(amount="0.00", transaction_type="refund")),
+    ("event_time_impossible", transaction(event_time="1989-12-31T23:59:59.999999Z")),
+    ("event_time_impossible", transaction(event_time="2100-01-01T00:00:00Z")),
+    ("event_time_impossible", transaction(event_time="0001-01-01T00:00:00+23:59")),
+    ("event_time_impossible", transaction(event_time="9999-12-31T23:59:59-23:59")),
+    ("event_time_in_future", transaction(event_time="2024-03-01T12:05:00.000001Z")),
+]
+
+
+@pytest.mark.parametrize(("code", "value"), REFUSED, ids=[f"{n}-{code}" for n, (code, _) in enumerate(REFUSED)])
+def test_what_is_wrong_has_a_name(code: str, value: bytes | None) -> None:
+    started = time.perf_counter()
+    with pytest.raises(InvalidMessage) as refused:
+        accept(value)
+    assert refused.value.code == code
+    assert len(str(refused.value)) < 400
+    assert time.perf_counter() - started < 5
+
+
+def test_every_code_is_provoked() -> None:
+    assert {code for code, _ in REFUSED} | {"labelled_at_impossible"} == codec.CODES
+
+
+@pytest.mark.parametrize(
+    ("text", "currency", "base_minor"),
+    [
+        (b"12.34", "EUR", 1234),
+        (b"0.01", "EUR", 1),
+        (b'"12.34"', "EUR", 1234),
+        (b'"12"', "EUR", 1200),
+        (b"12", "EUR", 1200),
+        (b"12.3400", "EUR", 1234),
+        (b"1.2e1", "EUR", 1200),
+        (b"1E2", "EUR", 10_000),
+        (b"100000000000", "EUR", 10**13),
+        (b"100.0", "JPY", 60),
+        (b"1.005", "KWD", 291),
+        (b"0.1", "USD", 9),
+    ],
+)
+def test_amounts_are_exact(text: bytes, currency: str, base_minor: int) -> None:
+    accepted = accept(with_amount(text).replace(b"EUR", currency.encode()))
+    assert accepted.amount_base_minor == base_minor
+    assert accepted.transaction.amount == Decimal(text.strip(b'"').decode())
+
+
+def test_zero_is_valid_for_a_verification() -> None:
+    accepted = accept(transaction(amount=0, transaction_type="verification"))
+    assert (accepted.amount_base_minor, accepted.counts) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [("purchase", True), ("cash", True), ("refund", False), ("reversal", False), ("not yet invented", False)],
+)
+def test_purchases_and_cash_count(kind: str, counts: bool) -> None:
+    assert accept(transaction(transaction_type=kind)).counts is counts
+
+
+def test_the_tolerance_is_inclusive() -> None:
+    assert accept(transaction(event_time="2024-03-01T12:05:00Z")).event_time_us == ARRIVED_US + TOLERANCE_US
+
+
+@given(
+    st.datetimes(datetime(1990, 1, 2), datetime(2024, 3, 1)),  # noqa: DTZ001
+    st.integers(-23 * 60, 23 * 60),
+    st.booleans(),
+)
+def test_hour_and_weekday_are_those_of_the_clock(naive: datetime, offset_min: int, with_offset: bool) -> None:
+    local = naive.replace(tzinfo=timezone(timedelta(minutes=offset_min)))
+    utc = local.astimezone(UTC)
+    accepted = accept(transaction(event_time=local.isoformat()))
+    assert accepted.event_time_us == (utc - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    for got, clock in (
+        (accepted, utc),
+        (accept(transaction(local_time=(local if with_offset else naive).isoformat())), naive),
+    ):
+        midnight = clock.replace(hour=0, minute=0, second=0, microsecond=0)
+        assert got.hour == pytest.approx((clock - midnight) / timedelta(hours=1), abs=1e-12)
+        assert got.weekday == clock.weekday()
+
+
+@pytest.mark.parametrize("text", ["2024-03-02T23:30:00z", "2024-03-02 23:30", "2024-03-02t23:30:00.000+09:00"])
+def test_local_time_may_be_written_in_several_ways(text: str) -> None:
+    accepted = accept(transaction(local_time=text))
+    assert (accepted.hour, accepted.weekday) == (23.5, 5.0)
+
+
+def test_of_a_repeated_key_the_last_one_holds() -> None:
+    value = WITH_AMOUNT[:-1] + b',"amount":"7.00","card_id":"c2"}'
+    accepted = accept(value)
+    assert (accepted.amount_base_minor, accepted.transaction.card_id) == (700, "c2")
+
+
+def test_an_escaped_key_does_not_hide_an_amount() -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        accept(WITH_AMOUNT[:-1] + b',"\\u0061mount":"1_0"}')
+    assert refused.value.code == "invalid_value"
+
+
+@pytest.mark.parametrize("filler", [b'\\"', b"[],", b'"",', b"{},"])
+def test_depth_is_measured_in_linear_time(filler: bytes) -> None:
+    """A million bytes of brackets or quotes; quadratic work would take minutes."""
+    body = filler * (900_000 // len(filler))
+    inside = b'"' + body + b'"' if filler == b'\\"' else b"[" + body[:-1] + b"]"
+    value = with_amount(b'1,"unknown":[' + b"[]," * 70 + inside + b"]")
+    started = time.perf_counter()
+    assert accept(value).amount_base_minor == 100
+    assert time.perf_counter() - started < 5
+
+
+def test_brackets_in_strings_are_no_nesting() -> None:
+    assert accept(transaction(unknown='\\"[[' * 200)).amount_base_minor == 1234
+
+
+@pytest.mark.parametrize("value", [b"{}", None, b"[" * 100_000, b"\xff", json.dumps({**LABEL, "label": 1}).encode()])
+def test_a_label_is_refused_by_name(value: bytes | None) -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        decode_label(value)
+    assert refused.value.code in codec.CODES
+
+
+@pytest.mark.parametrize("labelled_at", ["1970-01-01T00:00:00Z", "2999-01-01T00:00:00Z"])
+def test_a_label_from_an_impossible_time_is_refused(labelled_at: str) -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        decode_label(json.dumps({**LABEL, "labelled_at": labelled_at}).encode())
+    assert refused.value.code == "labelled_at_impossible"
+
+
+def test_labels_and_sources_are_open() -> None:
+    label = decode_label(json.dumps({**LABEL, "label": "suspicious", "source": "neighbour", "more": [1]}).encode())
+    assert (label.label, label.source) == ("suspicious", "neighbour")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_what_json_cannot_hold_is_not_written(number: float) -> None:
+    message = accept(transaction()).transaction
+    with pytest.raises(ValueError, match=r"attributes\.weight"):
+        encode(msgspec.structs.replace(message, attributes={"other": None, "name": "x", "weight": number}))
+    with pytest.raises(ValueError, match=r"attributes\.weight"):
+        encode(msgspec.structs.replace(message, attributes={"other": None, "weight": number}))
+    with pytest.raises(ValueError, match="amount"):
+        encode(msgspec.structs.replace(message, amount=Decimal(number)))
+
+
+def test_amounts_are_written_as_numbers() -> None:
+    assert b'"amount":12.50,' in encode(accept(with_amount(b'"12.50"')).transaction)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["NaN", "1_0", "1e5", "-0", "0", "1E+20", "0E-30", "\ud83d", "purchase", "verification", "EUR", "KWD"]
+    )
+    | st.sampled_from(["2024-03-01T00:00:00Z", "2024-03-01 00:00", "2024-W09-5T00:00", "9999-12-31T00:00:00Z"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+changed_messages = st.builds(
+    lambda base, changes: json.dumps({**base, **changes}).encode(),
+    st.sampled_from((TRANSACTION, LABEL)),
+    st.dictionaries(
+        st.sampled_from((*Transaction.__struct_fields__, *Label.__struct_fields__, "unknown")), json_values, max_size=3
+    ),
+)
+spliced_bytes = st.builds(
+    lambda base, start, length, patch: base[: start % len(base)] + patch + base[start % len(base) + length :],
+    changed_messages | st.sampled_from((WITH_AMOUNT, transaction(local_time="2024-03-01T10:00:00"))),
+    st.integers(0, 400),
+    st.integers(0, 4),
+    st.binary(max_size=6) | st.sampled_from((b'"', b"\\", b"\\u", b"\\ud800", b"[", b"{", b"}", b"9e9", b"-", b"\x00")),
+)
+
+
+@settings(max_examples=FUZZ_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(changed_messages, spliced_bytes, st.binary(max_size=64)))
+def test_any_bytes_end_as_a_message_or_a_named_error(value: bytes) -> None:
+    accepted = result_of(accept, value)
+    event(f"transaction: {accepted.code if isinstance(accepted, InvalidMessage) else 'accepted'}")
+    if not isinstance(accepted, InvalidMessage):
+        check_accepted(accepted, value)
+    label = result_of(decode_label, value)
+    if not isinstance(label, InvalidMessage):
+        assert decode_label(encode(label)) == label
+
+
+def result_of(decode: Callable[[bytes], T], value: bytes) -> T | InvalidMessage:
+    """The message or the named error; any other exception fails the test."""
+    try:
+        return decode(value)
+    except InvalidMessage as error:
+        refused = error
+    assert refused.code in codec.CODES
+    str(refused).encode()
+    return refused
+
+
+def check_accepted(accepted: AcceptedTransaction, value: bytes) -> None:
+    """What the next agents do with an accepted transaction works: write it, embed its bytes, read them again."""
+    json.loads(value, parse_int=Decimal)
+    message = accepted.transaction
+    assert 0 <= accepted.amount_base_minor <= codec.MAX_AMOUNT_BASE_MINOR
+    assert 0 <= accepted.hour < 24
+    assert accepted.weekday in range(7)
+    assert msgspec.json.decode(encode(message), type=Transaction) == message
+    profiled = ProfiledTransaction(
+        transaction_id=message.transaction_id,
+        card_id=message.card_id,
+        merchant_id=message.merchant_id,
+        event_time_us=accepted.event_time_us,
+        amount_base_minor=accepted.amount_base_minor,
+        rates_version=RATES.version,
+        counts=accepted.counts,
+        card_features=[None],
+        kernel="k",
+        case_id="c",
+        case_sequence=1,
+        source=SourceRecord(topic="t", partition=0, offset=0),
+        ingested_at=datetime(2024, 3, 1, tzinfo=UTC),
+        transaction=msgspec.Raw(value),
+    )
+    again = msgspec.json.decode(encode(profiled), type=ProfiledTransaction)
+    assert msgspec.json.decode(again.transaction, type=Transaction) == message
+
+
+def test_payloads_pass_through_the_encoder() -> None:
+    version = ModelVersion(
+        name="policy",
+        version="1",
+        digest="0" * 64,
+        published_at=datetime(2024, 3, 1, tzinfo=UTC),
+        payload=msgspec.Raw(b'{"threshold":0.5}'),
+    )
+    assert encode(version).endswith(b'"payload":{"threshold":0.5}}')
