@@ -76,7 +76,7 @@ def count(number: float, what: str) -> str:
     >>> count(1, "transaction"), count(12, "transaction")
     ('1 transaction', '12 transactions')
     """
-    return f"{number:,.0f} {what}{'' if round(number) == 1 else 's'}"
+    return f"{number:,.0f} {what}{'' if number == 1 else 's'}"
 
 
 def ago(seconds: float) -> str:
@@ -92,6 +92,8 @@ def ago(seconds: float) -> str:
 
 
 def _amount(facts: Facts) -> Telling | None:
+    if not facts.has("amount"):
+        return None
     amount = facts["amount"]
     return Telling("AMOUNT_HIGH", "amount", f"{facts.money(amount)} is an amount of a size that frauds have.")
 
@@ -138,6 +140,8 @@ def _outliers(facts: Facts) -> Telling | None:
 
 def _new_to_merchant(facts: Facts) -> Telling | None:
     times = facts["card_merchant_count"]
+    if math.isnan(times):
+        return None
     if times == 0:
         text = "This card has not been at this merchant in its last transactions."
         return Telling("CARD_NEW_TO_MERCHANT", "card_merchant_count", text)

@@ -1,0 +1,162 @@
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.reasons import CODES, explain, explain_row
+from pipeline.decision.stories import STORIES, Facts, pattern
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.river_layer import RiverLayer
+from pipeline.scoring.river_learner import LayerLearner
+from pipeline.scoring.river_model import RiverModel
+from tests.unit.model_helpers import COLUMN, example, matrix, small_model
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+
+
+@dataclass(frozen=True)
+class Models:
+    lightgbm: LightGBMModel
+    river: RiverModel
+    policy: Policy
+
+
+def models(policy: Policy | None = None, river: RiverModel | None = None) -> Models:
+    model = small_model()
+    return Models(model, river or RiverLayer.identity(model.version), policy or Policy(0.5))
+
+
+def row(**values: float) -> np.ndarray:
+    features = np.zeros(len(FEATURES))
+    for name, value in values.items():
+        features[COLUMN[name]] = value
+    return features
+
+
+def weights(**values: float) -> np.ndarray:
+    return row(**values)
+
+
+def test_every_feature_belongs_to_one_story() -> None:
+    told = [name for story in STORIES for name in story.features]
+    assert sorted(told) == sorted(FEATURES)
+
+
+def test_every_code_is_documented_and_nothing_else() -> None:
+    table = PAGE.read_text(encoding="utf-8").split("## Reasons")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE)) == sorted(CODES)
+    for code, meaning in CODES.items():
+        assert f"| `{code}` | {meaning} |" in table
+
+
+def test_an_unusual_amount_reads_as_an_analyst_would_say_it() -> None:
+    features = row(amount=412.90, card_usual_amount=65.40, card_amount_to_usual=412.90 / 65.40)
+    reasons = explain_row(features, weights(card_amount_to_usual=1.5, card_usual_amount=0.5), 0.0, "", [], 5, "EUR")
+    assert len(reasons) == 1
+    (reason,) = reasons
+    assert reason.code == "AMOUNT_UNUSUAL_FOR_CARD"
+    assert reason.sentence == "412.90 EUR is 6.3 times this card's usual 65.40 EUR."
+    assert reason.usual == 65.4
+    assert reason.contribution == 2.0
+
+
+@pytest.mark.parametrize(
+    ("values", "strongest", "code"),
+    [
+        ({"card_count_1h": 3, "card_count_30d": 30}, "card_count_1h", "CARD_BURST"),
+        ({"card_count_1d": 5, "card_count_30d": 30}, "card_count_1d", "CARD_BURST"),
+        ({"card_count_1d": 0, "card_seconds_since_last": 9e5}, "card_count_1d", "CARD_PATTERN"),
+        ({"card_outlier_count_7d": 1}, "card_outlier_count_7d", "CARD_RECENT_OUTLIERS"),
+        ({"card_outlier_count_7d": 0}, "card_outlier_count_7d", "CARD_PATTERN"),
+        ({"card_merchant_count": 0}, "card_merchant_count", "CARD_NEW_TO_MERCHANT"),
+        ({"card_merchant_count": 2}, "card_merchant_count", "CARD_KNOWN_AT_MERCHANT"),
+        ({"hour": 3.5, "weekday": 6}, "hour", "UNUSUAL_HOUR"),
+        ({"amount": 900}, "amount", "AMOUNT_HIGH"),
+        ({"merchant_count_1d": 50, "merchant_count_30d": 60}, "merchant_surge", "MERCHANT_SURGE"),
+        ({"merchant_count_1d": 1, "merchant_count_30d": 60}, "merchant_surge", "MERCHANT_PATTERN"),
+        ({"merchant_count_7d": 5}, "merchant_count_7d", "MERCHANT_PATTERN"),
+        (
+            {"merchant_known_count_30d": 9, "merchant_known_fraud_30d": 4, "merchant_newest_label": 1},
+            "merchant_newest_label",
+            "MERCHANT_NEWEST_LABEL_FRAUD",
+        ),
+        (
+            {"merchant_known_count_30d": 9, "merchant_known_fraud_30d": 4, "merchant_newest_label": 0},
+            "merchant_known_fraud_30d",
+            "MERCHANT_KNOWN_FRAUD",
+        ),
+        ({"merchant_known_count_30d": 9}, "merchant_fraud_risk_30d", "MERCHANT_LABELS"),
+        (
+            {"amount": 90, "merchant_amount_to_mean": 3, "merchant_mean_30d": 30},
+            "merchant_amount_to_mean",
+            "AMOUNT_UNUSUAL_FOR_MERCHANT",
+        ),
+    ],
+)
+def test_codes_follow_from_values(values: dict[str, float], strongest: str, code: str) -> None:
+    (reason,) = explain_row(row(**values), weights(**{strongest: 1.0}), 0.0, "", [], 5, "EUR")
+    assert reason.code == code
+    assert reason.code in CODES
+    assert reason.sentence.endswith(".")
+
+
+def test_reasons_are_positive_largest_first_and_not_too_many() -> None:
+    given = weights(amount=0.5, card_merchant_count=2.0, hour=-3.0, card_count_1h=1.0, merchant_count_7d=0.7)
+    features = row(card_count_1h=4.0, card_count_30d=4.0)
+    reasons = explain_row(features, given, 0.9, "hours below 4", [], 3, "EUR")
+    assert [reason.code for reason in reasons] == ["CARD_NEW_TO_MERCHANT", "CARD_BURST", "ONLINE_MODEL"]
+    assert [reason.contribution for reason in reasons] == [2.0, 1.0, 0.9]
+    assert "hours below 4" in reasons[2].sentence
+
+
+def test_one_code_appears_once() -> None:
+    given = weights(card_outlier_count_7d=0.4, card_count_7d=0.5)
+    reasons = explain_row(row(), given, 0.0, "", [], 5, "EUR")
+    assert [(reason.code, reason.contribution) for reason in reasons] == [("CARD_PATTERN", 0.9)]
+
+
+def test_an_alert_always_has_a_reason() -> None:
+    reasons = explain_row(row(), -np.ones(len(FEATURES)), -1.0, "", [], 5, "EUR")
+    assert len(reasons) == 1
+    empty = explain_row(np.full(len(FEATURES), np.nan), np.zeros(len(FEATURES)), 0.0, "", [], 5, "")
+    assert len(empty) == 1
+    assert empty[0].value is None
+
+
+def test_general_words_hold_for_every_feature() -> None:
+    for features in (row(), np.full(len(FEATURES), np.nan)):
+        facts = Facts(features, "EUR")
+        for story in STORIES:
+            for name in story.features:
+                telling = pattern(story, name, facts)
+                assert telling.code in CODES
+                assert name in telling.sentence
+
+
+def test_contributions_add_up_to_the_blend_s_log_odds() -> None:
+    learner = LayerLearner(small_model().version)
+    learner.learn_examples([example(i, lightgbm=small_model().version) for i in range(100)])
+    layer, features = learner.snapshot(100), matrix(20, seed=8)
+    logit = small_model().logit(features)
+    many = Policy(0.5, blend=0.6, max_reasons=50)
+    base = small_model().logit(features) - small_model().contributions(features).sum(axis=1)
+    blended = 0.4 * logit + 0.6 * layer.logit(features, logit)
+    share = 0.4 + 0.6 * layer.logit_weight
+    for i, reasons in enumerate(explain(features, logit, models(many, layer), ["score"] * 20, "EUR")):
+        # The parts that lower the score are not told: what is told may only exceed the sum.
+        assert sum(reason.contribution for reason in reasons) >= blended[i] - share * base[i] - 0.2
+        assert all(reason.contribution >= 0.01 for reason in reasons) or len(reasons) == 1
+
+
+def test_rules_and_audits_come_first() -> None:
+    rule = Rule(code="SMALL_HOURS", feature="hour", op=">=", value=0.0, sentence="A house rule.")
+    policy = Policy(0.5, rules=(rule,), audit_rate=0.1, max_reasons=2)
+    features = matrix(2)
+    by_rule, by_audit = explain(features, small_model().logit(features), models(policy), ["rule", "audit"], "EUR")
+    assert (by_rule[0].code, by_rule[0].sentence) == ("SMALL_HOURS", "A house rule.")
+    assert [reason.code for reason in by_audit] == ["SMALL_HOURS", "AUDIT_SAMPLE"]
+    assert len(by_rule) == 2

@@ -1,0 +1,241 @@
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from sklearn.linear_model import LogisticRegression
+
+from pipeline.commands.train import command
+from pipeline.decision.policy import Policy, Rule
+from pipeline.engine.history import compute_features
+from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.errors import ModelError
+from pipeline.simulator import make_profiles, simulate_days
+from pipeline.training.calibration import fit_platt
+from pipeline.training.cohorts import split_cohorts
+from pipeline.training.datasets import from_examples, from_history
+from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
+from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
+from tests.unit.model_helpers import START, example, matrix, truth
+
+SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
+
+
+def synthetic(rows: int = 6_000, days: int = 30) -> TrainingSet:
+    features = matrix(rows, seed=2)
+    return TrainingSet(
+        features=features,
+        fraud=truth(features),
+        weight=np.ones(rows),
+        event_time_us=np.sort(np.random.default_rng(3).integers(0, days * US_PER_DAY, rows)),
+        card=np.random.default_rng(4).integers(0, 200, rows),
+    )
+
+
+def trained(data: TrainingSet, **arguments: object) -> Trained:
+    split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
+    return train(data, split, config=SMALL, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_training_learns_calibrates_and_keeps_the_budget() -> None:
+    data = synthetic()
+    result = trained(data, alerts_per_day=10.0)
+    assert result.metrics["auc_roc"] > 0.9
+    assert result.metrics["average_precision"] > 2 * data.fraud.mean()
+    assert result.metrics["alerts_per_day"] <= 10.0
+    assert result.metrics["expected_to_observed_frauds"] == pytest.approx(1.0, abs=0.05)
+    assert result.policy.lightgbm_version == result.model.version
+    assert result.policy.threshold == result.metrics["threshold"]
+    assert result.model.metadata["periods"]["validation"]["rows"] > 0
+
+
+def test_a_training_is_reproducible_and_its_seed_matters() -> None:
+    data = synthetic()
+    assert trained(data).model.to_payload() == trained(data).model.to_payload()
+    split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
+    other = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1, seed=99)
+    assert train(data, split, config=other).model.version != trained(data).model.version
+
+
+def test_the_new_policy_keeps_rules_blend_and_audit() -> None:
+    rule = Rule(code="X", feature="amount", op=">", value=9_000.0, sentence="X.")
+    policy = trained(synthetic(), policy=Policy(0.9, blend=0.7, audit_rate=0.01, rules=(rule,))).policy
+    assert (policy.blend, policy.audit_rate, policy.rules) == (0.7, 0.01, (rule,))
+
+
+def test_sampled_negatives_are_calibrated_back() -> None:
+    data = synthetic(20_000)
+    kept = data.fraud | (np.random.default_rng(5).random(len(data.fraud)) < 0.2)
+    sampled = TrainingSet(
+        data.features[kept],
+        data.fraud[kept],
+        np.where(data.fraud, 1.0, 5.0)[kept],
+        data.event_time_us[kept],
+        data.card[kept],
+    )
+    result = trained(sampled)
+    everywhere = sigmoid(result.model.logit(data.features))
+    assert everywhere.sum() / data.fraud.sum() == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_period_without_frauds_is_explained() -> None:
+    data = synthetic()
+    honest = TrainingSet(data.features, np.zeros_like(data.fraud), data.weight, data.event_time_us, data.card)
+    with pytest.raises(ModelError, match="holds 0 frauds"):
+        trained(honest)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_platt_finds_the_maximum_that_another_solver_finds(weighted: bool) -> None:
+    random = np.random.default_rng(6)
+    margin = random.normal(-2, 2, 4_000)
+    fraud = random.random(4_000) < sigmoid(0.6 * margin - 1.0)
+    weight = np.where(fraud, 1.0, 4.0) if weighted else np.ones(4_000)
+    reference = LogisticRegression(C=np.inf, tol=1e-10).fit(margin[:, None], fraud, sample_weight=weight)
+    found = fit_platt(margin, fraud, weight)
+    assert found.slope == pytest.approx(reference.coef_[0, 0], abs=0.01)
+    assert found.intercept == pytest.approx(reference.intercept_[0], abs=0.02)
+
+
+def test_platt_refuses_what_cannot_be_calibrated() -> None:
+    margin = np.linspace(-1, 1, 100)
+    with pytest.raises(ModelError, match="learned nothing"):
+        fit_platt(margin, margin < 0, np.ones(100))
+    with pytest.raises(ModelError, match="both kinds"):
+        fit_platt(margin, np.zeros(100, bool), np.ones(100))
+
+
+def test_only_labels_known_by_then_are_targets() -> None:
+    times = np.arange(100) * US_PER_DAY
+    split = split_cohorts(
+        times, label_delay_us=7 * US_PER_DAY, validation_us=10 * US_PER_DAY, known_before_us=60 * US_PER_DAY
+    )
+    assert split.validation.tolist() == list(range(43, 54))
+    assert split.training.tolist() == list(range(7, 43))
+    early = split_cohorts(times, label_delay_us=0, validation_us=US_PER_DAY, train_from_us=90 * US_PER_DAY)
+    assert early.training.tolist() == list(range(90, 98))
+    with pytest.raises(ModelError, match="longer one"):
+        split_cohorts(times, label_delay_us=200 * US_PER_DAY, validation_us=US_PER_DAY)
+    with pytest.raises(ModelError, match="no transaction"):
+        split_cohorts(times[:0], label_delay_us=0, validation_us=1)
+
+
+def test_card_precision_counts_cards_once_a_day() -> None:
+    day = np.array([0, 0, 0, 0, 1, 1]) * US_PER_DAY
+    card = np.array([1, 1, 2, 3, 1, 2])
+    score = np.array([0.9, 0.8, 0.7, 0.1, 0.2, 0.9])
+    fraud = np.array([False, True, False, True, True, False])
+    # Day 0: cards 1 (a fraud) and 2; day 1: cards 2 and 1 (a fraud).
+    assert card_precision(fraud, score, day, card, top=2) == 0.5
+    assert card_precision(fraud, score, day, card, top=1) == 0.5
+    assert card_precision(fraud[:0], score[:0], day[:0], card[:0]) is None
+
+
+def test_metrics_without_both_kinds_are_not_numbers() -> None:
+    assert auc_roc(np.zeros(3, bool), np.ones(3), np.ones(3)) is None
+    assert average_precision(np.zeros(3, bool), np.ones(3), np.ones(3)) is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "weights", "days", "per_day", "alerts"),
+    [
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1], 1, 2, 2),
+        ([0.9, 0.8, 0.8, 0.6], [1, 1, 1, 1], 1, 2, 1),
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1], 2, 2, 4),
+        ([0.9, 0.8, 0.7, 0.6], [1, 10, 1, 1], 1, 5, 1),
+        ([0.9, 0.9], [1, 1], 1, 1, 0),
+        ([0.9, 0.01], [1, 1], 1, 100, 1),
+    ],
+)
+def test_the_threshold_keeps_the_budget(
+    scores: list[float], weights: list[float], days: float, per_day: float, alerts: int
+) -> None:
+    score = np.array(scores)
+    threshold = budget_threshold(score, np.array(weights, float), days, per_day)
+    assert int((score >= threshold).sum()) == alerts
+
+
+def history(days: int = 30) -> pd.DataFrame:
+    return simulate_days(make_profiles(np.random.default_rng(1), cards=200, merchants=300), 1, 0, days)
+
+
+def test_a_history_is_taught_with_the_kernel_s_own_features() -> None:
+    frame = history(12)
+    data = from_history(frame, label_delay_s=86_400.0)
+    np.testing.assert_array_equal(data.features, compute_features(frame, label_delay_s=86_400.0))
+    np.testing.assert_array_equal(data.fraud, frame["fraud"])
+    sampled = from_history(frame, label_delay_s=86_400.0, negative_rate=0.25)
+    assert sampled.fraud.sum() == data.fraud.sum()
+    assert set(sampled.weight[~sampled.fraud]) == {4.0}
+    assert sampled.weight.sum() == pytest.approx(len(frame), rel=0.1)
+    with pytest.raises(ModelError, match="no labels"):
+        from_history(frame.drop(columns="fraud"), label_delay_s=1.0)
+
+
+def test_examples_are_taught_as_served_with_the_last_word_on_each() -> None:
+    other_kernel = example(9)
+    other_kernel = example(
+        9, versions=type(other_kernel.versions)(lightgbm="base", river="r", policy="p", kernel="0-0", rates="1")
+    )
+    data = from_examples(
+        [
+            example(3, label="legitimate"),
+            example(1, label="fraud"),
+            example(3, label="fraud", revision=1),
+            example(4, label_source="rule"),
+            example(5, label="disputed"),
+            other_kernel,
+        ]
+    )
+    assert data.fraud.tolist() == [True, True]
+    assert data.event_time_us.tolist() == sorted(data.event_time_us.tolist())
+    served = [np.nan if value is None else value for value in example(3).features.values()]
+    np.testing.assert_array_equal(data.features[1], served)
+    earlier = from_examples(
+        [example(3, label="legitimate"), example(3, label="fraud", revision=1, known_at=START + timedelta(days=9))],
+        known_before=START + timedelta(days=8),
+    )
+    assert earlier.fraud.tolist() == [False]
+    with pytest.raises(ModelError, match="1 examples are of another kernel"):
+        from_examples([other_kernel])
+
+
+def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
+    file = tmp_path / "history.parquet"
+    history(30).to_parquet(file)
+    arguments = [str(file), "--trees", "10", "--threads", "1", "--budget-per-day", "5"]
+    run = CliRunner().invoke(command, arguments)
+    assert run.exit_code == 0, run.output
+    report = json.loads(run.stdout)
+    registry = Registry(tmp_path / "registry")
+    assert registry.active(LIGHTGBM) == report["lightgbm"]
+    assert registry.load_policy(registry.active(POLICY) or "").lightgbm_version == report["lightgbm"]
+    assert registry.entry(LIGHTGBM, report["lightgbm"]).details["metrics"]["auc_roc"] > 0.6
+    assert registry.load_lightgbm(report["lightgbm"]).feature_names == FEATURES
+    again = json.loads(CliRunner().invoke(command, arguments).stdout)
+    assert again["lightgbm"] == report["lightgbm"]
+    cutoff = datetime(2018, 4, 25, tzinfo=UTC).isoformat()
+    earlier = json.loads(
+        CliRunner()
+        .invoke(command, [*arguments, "--known-before", cutoff, "--no-activate", "--validation-days", "4"])
+        .stdout
+    )
+    assert earlier["periods"]["validation"]["to"] < "2018-04-18T00:00:01Z"
+    assert registry.active(LIGHTGBM) == report["lightgbm"]
+
+
+def test_the_command_says_what_is_missing(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
+    assert "name a FILE or give --from-topics" in CliRunner().invoke(command, []).output
+    assert "--bootstrap" in CliRunner().invoke(command, ["--from-topics"]).output
+    file = tmp_path / "short.parquet"
+    history(3).to_parquet(file)
+    run = CliRunner().invoke(command, [str(file)])
+    assert run.exit_code == 1
+    assert "give a longer one" in run.output
