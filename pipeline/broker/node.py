@@ -82,6 +82,12 @@ class EmbeddedBroker:
                         raise
                     self._end(kill=True)
                     self._ports_path.unlink(missing_ok=True)
+        except OSError as error:
+            self.stop()
+            raise BrokerError(
+                f"cannot start the embedded broker in {self.data_dir}: {error}. If the disk is full or not yours to "
+                "write, choose another directory with FRAUD_PIPELINE_DATA_DIR."
+            ) from error
         except BaseException:
             self.stop()
             raise

@@ -58,11 +58,9 @@ def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, program: str = "from pipeline.cli import main; main()") -> subprocess.Popen[str]:
-        environment = {
-            "PATH": str(tmp_path),
-            "HOME": os.environ.get("HOME", str(tmp_path)),
-            "FRAUD_PIPELINE_DATA_DIR": str(tmp_path / "data"),
-        }
+        ours = ("FRAUD_PIPELINE_", "KAFKA_", "JAVA_")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        environment |= {"PATH": str(tmp_path), "FRAUD_PIPELINE_DATA_DIR": str(tmp_path / "data")}
         process = subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
             env=environment,
@@ -173,7 +171,7 @@ def test_too_little_space_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BrokerError, match="cannot write to .* FRAUD_PIPELINE_DATA_DIR"):
+    with pytest.raises(BrokerError, match=r"cannot write to .* FRAUD_PIPELINE_DATA_DIR"):
         EmbeddedBroker(tmp_path / "file" / "kafka").start()
 
 
