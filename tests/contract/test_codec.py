@@ -286,9 +286,31 @@ changed_messages = st.builds(
         st.sampled_from((*Transaction.__struct_fields__, *Label.__struct_fields__, "unknown")), json_values, max_size=3
     ),
 )
+plausible_messages = st.fixed_dictionaries(
+    {
+        **{
+            name: st.text(st.characters(), min_size=1, max_size=5)
+            for name in ("transaction_id", "card_id", "merchant_id")
+        },
+        "event_time": st.datetimes(datetime(1989, 12, 1), datetime(2024, 4, 1)).map(lambda t: f"{t.isoformat()}+01:00"),  # noqa: DTZ001
+        "amount": st.integers(-5, 10**15)
+        | st.floats(0, 1e12)
+        | st.decimals(0, 10**12, places=2).map(str)
+        | st.sampled_from(["1E+2", "1e-2", "0E+30", "1.50000", "00", "1.", ".5"]),
+        "currency": st.sampled_from(["EUR", "USD", "JPY", "KWD", "XTS"]),
+    },
+    optional={
+        "transaction_type": st.sampled_from(["purchase", "verification"]) | st.text(max_size=3),
+        "local_time": st.datetimes().map(datetime.isoformat) | st.text(max_size=20),
+        "attributes": st.dictionaries(st.text(max_size=3), st.none() | st.floats() | st.text(max_size=3), max_size=3),
+        "unknown": json_values,
+    },
+).map(lambda fields: json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 spliced_bytes = st.builds(
     lambda base, start, length, patch: base[: start % len(base)] + patch + base[start % len(base) + length :],
-    changed_messages | st.sampled_from((WITH_AMOUNT, transaction(local_time="2024-03-01T10:00:00"))),
+    changed_messages
+    | plausible_messages
+    | st.sampled_from((WITH_AMOUNT, transaction(local_time="2024-03-01T10:00:00"))),
     st.integers(0, 400),
     st.integers(0, 4),
     st.binary(max_size=6) | st.sampled_from((b'"', b"\\", b"\\u", b"\\ud800", b"[", b"{", b"}", b"9e9", b"-", b"\x00")),
@@ -296,7 +318,7 @@ spliced_bytes = st.builds(
 
 
 @settings(max_examples=FUZZ_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.one_of(changed_messages, spliced_bytes, st.binary(max_size=64)))
+@given(st.one_of(plausible_messages, changed_messages, spliced_bytes, st.binary(max_size=64)))
 def test_any_bytes_end_as_a_message_or_a_named_error(value: bytes) -> None:
     accepted = result_of(accept, value)
     event(f"transaction: {accepted.code if isinstance(accepted, InvalidMessage) else 'accepted'}")

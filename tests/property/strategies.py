@@ -20,12 +20,20 @@ distances_us = st.one_of(
     st.integers(0, 2 * HOUR),
     st.integers(0, 45 * DAY),
 )
+lattice_us = st.tuples(st.sampled_from((0, 7, 14, 30, 37, 44)).map(lambda days: days * DAY), st.integers(-1, 1)).map(
+    sum
+)
+"""Few enough instants that two of them often lie exactly one limit apart."""
+
 amounts_minor = st.one_of(st.sampled_from((0, 1, 2, 3, 100, 10**13)), st.integers(1, 500), st.integers(0, 10**13))
 
 
 @st.composite
 def times_us(draw: st.DrawFn, size: int, *, ordered: bool) -> list[int]:
-    """Event times, each at a telling distance from an earlier one: after it, or on either side."""
+    """Event times at telling distances: of a few days' lattice, or each from an earlier one."""
+    if draw(st.booleans()):
+        lattice = [START_US + draw(lattice_us) for _ in range(size)]
+        return sorted(lattice) if ordered else lattice
     times: list[int] = []
     for _ in range(size):
         anchor = START_US if not times else (times[-1] if ordered else draw(st.sampled_from(times)))
