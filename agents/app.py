@@ -7,13 +7,12 @@ Faust keeps agents, supervision, signals and logging; its own Kafka clients, tab
 import logging
 import threading
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import faust
 from faust.app.base import BootStrategy
-from mode import Service
+from faust.types import AgentT
 
 from agents import card, feedback, learn, score
 from agents.channel import BatchChannel
@@ -47,21 +46,24 @@ class AgentsOnly(BootStrategy):  # type: ignore[misc]
 
 
 class FraudApp(faust.App):  # type: ignore[misc]
-    """The app with its boot strategy."""
+    """The app with its boot strategy, and what its worker holds open."""
 
     BootStrategy = AgentsOnly
 
-
-class Connections(Service):  # type: ignore[misc]
-    """Stops with the app: finishes batches, leaves groups, then lets go of metrics and broker."""
-
-    def __init__(self, worker: "WorkerContext", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, name: str, worker: "WorkerContext", **options: Any) -> None:
+        super().__init__(name, **options)
         self._worker = worker
 
+    async def _on_agent_error(self, agent: AgentT, exc: BaseException) -> None:
+        # Faust would start the agent again. Nothing of the batch is committed: whoever
+        # holds the partition next reads it again, and an operator must look first.
+        log.critical("agent %s cannot go on", agent.name, exc_info=exc)
+        await self.crash(exc)
+
     async def on_stop(self) -> None:
-        """Close everything the worker holds."""
+        """Finish the batches, leave the groups, then let go of metrics and broker."""
         await self._worker.close()
+        await super().on_stop()
 
 
 class WorkerContext:
@@ -153,6 +155,7 @@ def create_app(settings: Settings | None = None) -> FraudApp:
     worker = WorkerContext(settings)
     app = FraudApp(
         f"fraud-pipeline-{settings.topic(settings.instance)}",
+        worker,
         broker="kafka://",
         store="memory://",
         web_enabled=False,
@@ -161,14 +164,15 @@ def create_app(settings: Settings | None = None) -> FraudApp:
     )
     for name in settings.agent_names:
         MODULES[name].create(app, worker.channel(app, AGENTS[name]))
-    app.service(partial(Connections, worker))
     return app
 
 
 def run_worker(settings: Settings, log_level: str = "info") -> None:
     """Run the app until it is stopped; raises SystemExit, with code 1 after an error that no agent may survive."""
-    worker = faust.Worker(create_app(settings), loglevel=log_level.upper(), quiet=True)
-    worker.execute_from_commandline()
+    for name in ("faust", "mode"):
+        # Of Faust's own start and stop an operator needs to see what goes wrong.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    faust.Worker(create_app(settings), loglevel=log_level.upper(), quiet=True).execute_from_commandline()
 
 
 def __getattr__(name: str) -> Any:

@@ -32,12 +32,13 @@ class BatchSource(Protocol):
 
 
 class BatchChannel(faust.Channel):  # type: ignore[misc]
-    """Iterating yields a source's batches; ``run`` calls a function in the thread that reads them."""
+    """Iterating yields a source's batches; ``work`` processes one in the thread that read it."""
 
     def __init__(self, app: AppT, new_source: Callable[[], BatchSource], name: str) -> None:
         super().__init__(app)
         self._new_source = new_source
         self._source: BatchSource | None = None
+        self._closing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"agent-{name}")
 
     def clone(self, *, is_iterator: bool | None = None, **kwargs: Any) -> "BatchChannel":
@@ -56,23 +57,35 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
     async def __anext__(self) -> Batch:
         """The next batch, formed now."""
         while True:
-            batch = await self.run(self._poll)
+            batch = await self._unless_closing(self._poll)
             if batch is not None:
                 return batch
 
     async def work(self, batch: Batch) -> None:
         """Process a batch, and commit its outputs with its offsets."""
-        await self.run(self._opened().work, batch)
-
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Call ``function`` on the channel's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        await self._unless_closing(self._opened().work, batch)
 
     async def close(self) -> None:
         """Finish the call that runs, leave the group, and end the thread."""
+        self._closing = True
         if self._source is not None:
-            await self.run(self._source.close)
+            await self._call(self._source.close)
         self._thread.shutdown(wait=False)
+
+    async def _unless_closing(self, function: Callable[..., T], *args: Any) -> T:
+        """Call ``function`` on the channel's thread; once the channel closes, wait to be cancelled instead.
+
+        The agent must not end by itself: Faust would take that for a crash and start it again.
+        """
+        if not self._closing:
+            result = await self._call(function, *args)
+            if not self._closing:
+                return result
+        waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        return await waiting
+
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     def _poll(self) -> Batch | None:
         return self._opened().poll()

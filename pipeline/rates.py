@@ -2,7 +2,7 @@
 
 from importlib import resources
 
-from schemas.money import RateTable, load_rate_table
+from schemas.money import RateTable, load
 
 from pipeline.settings import Settings
 
@@ -17,10 +17,12 @@ def load_rates(settings: Settings) -> RateTable:
     content = (
         source.read_bytes() if source is not None else (resources.files("pipeline") / "data/rates.json").read_bytes()
     )
-    table = load_rate_table(content)
-    if table.base_currency != settings.base_currency:
+    table = load(content)
+    if table.base != settings.base_currency:
         raise RatesError(
-            f"the rate table {source or 'of the package'} converts to {table.base_currency}, the base currency is "
+            f"the rate table {source or 'of the package'} converts to {table.base}, the base currency is "
             f"{settings.base_currency}: set FRAUD_PIPELINE_RATES_FILE or FRAUD_PIPELINE_BASE_CURRENCY to match"
         )
+    if table.base_scale != 100:
+        raise RatesError(f"{table.base} has no cents: choose a base currency with two decimals for the windows")
     return table

@@ -40,7 +40,8 @@ class Settings(BaseSettings):
     )
     timestamps: Literal["broker", "producer"] = Field(
         default="broker",
-        description="Who stamps `transactions` and `labels`: the broker on arrival, or the producer (replays with a simulated clock).",
+        description="Who stamps `transactions` and `labels`: the broker on arrival, or the producer "
+        "(replays with a simulated clock).",
     )
     create_topics: bool = Field(default=True, description="Create missing topics at the start of a worker.")
     instance: str = Field(
@@ -91,7 +92,8 @@ class Settings(BaseSettings):
     )
     river_classifier: str | None = Field(
         default=None,
-        description="Dotted path of a River classifier to use instead of the default layer, such as `river.naive_bayes.GaussianNB`.",
+        description="Dotted path of a River classifier to use instead of the default layer, "
+        "such as `river.naive_bayes.GaussianNB`.",
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics endpoint binds to.")
     metrics_port: int = Field(

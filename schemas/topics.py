@@ -11,7 +11,7 @@ class Topic:
     """A topic as the pipeline needs it.
 
     ``partitions_like`` names the setting that gives the number of partitions: ``cards`` topics are
-    co-partitioned by card, ``merchants`` topics by merchant, ``one`` has a single partition, because it is one ordered log.
+    co-partitioned by card, ``merchants`` topics by merchant, ``one`` has a single partition: it is one ordered log.
     """
 
     name: str

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from schemas.codec import AcceptedTransaction, decode_label, decode_transaction
+from schemas.codec import AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.money import RateTable
 
 from pipeline.engine.results import Result
@@ -158,7 +158,7 @@ class CardPartition:
         except InvalidMessage as error:
             result.dead_letter(record, "card", error.code, str(error))
             return
-        labelled_at_us = round(label.labelled_at.timestamp() * 1_000_000)
+        labelled_at_us = timestamp_us(label.labelled_at)
         item = _Waiting(record, label, max(labelled_at_us, record.timestamp_ms * 1_000))
         key = (label.card_id, label.transaction_id)
         if key in self._placed:

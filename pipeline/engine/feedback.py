@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
 import msgspec
-from schemas.codec import decode_label
+from schemas.codec import decode_label, timestamp_us
 
 from pipeline.engine.results import Result
 from pipeline.features.catalogue import US_PER_DAY
@@ -106,7 +106,7 @@ class FeedbackPartition:
                 # The card agent reads the same topic and sets the record aside with its reason.
                 result.counts["label", "invalid"] += 1
                 continue
-            known_at_us = max(round(label.labelled_at.timestamp() * 1_000_000), record.timestamp_ms * 1_000)
+            known_at_us = max(timestamp_us(label.labelled_at), record.timestamp_ms * 1_000)
             key = (label.card_id, label.transaction_id)
             if self._store.get(key) is None:
                 self._waiting.setdefault(key, []).append((label, known_at_us))
@@ -124,7 +124,7 @@ class FeedbackPartition:
             value = record.value or b""
             place = _decode_place(value)
             key = (place.card_id, place.transaction_id)
-            event_time_us = _us(place.event_time)
+            event_time_us = timestamp_us(place.event_time)
             self._newest_us = max(self._newest_us, event_time_us)
             by_day.setdefault(event_time_us // US_PER_DAY, []).append((key, value))
             if keep_negative(transaction_hash(*key), self._options.negative_sample_rate):
@@ -137,7 +137,7 @@ class FeedbackPartition:
 
     def _join(self, key: Key, label: Label, known_at_us: int, result: Result, emit: bool) -> None:
         served = _decode_served(self._store.get(key) or b"")
-        event_time_us = _us(served.event_time)
+        event_time_us = timestamp_us(served.event_time)
         if known_at_us - event_time_us > self._options.label_horizon_us:
             result.counts["label", "too_late"] += 1
             return
@@ -221,8 +221,3 @@ class FeedbackPartition:
         for day in [day for day in self._known_by_day if day < limit]:
             for key in self._known_by_day.pop(day):
                 self._known.pop(key, None)
-
-
-def _us(time: datetime) -> int:
-    """Microseconds since the epoch, exactly."""
-    return (time - _EPOCH) // timedelta(microseconds=1)
