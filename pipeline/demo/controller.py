@@ -69,8 +69,8 @@ class RunOptions:
 def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
     """Run the whole pipeline on a simulated world; returns the exit code.
 
-    Prints the view, a summary and, as the last line on ``stream``, one JSON object. 0 after a complete run, or when a run
-    without end was stopped; 128 + the signal when one with an end was; 1 after an error, explained on ``errors``.
+    Prints the view, a summary and, as the last line on ``stream``, one JSON object. 0 after a complete run, or when a
+    run without end was stopped; 128 + the signal when one with an end was; 1 after an error, explained on ``errors``.
     """
     state = RunState(started_s=time.monotonic(), days=options.days)
     code = 0
@@ -234,7 +234,8 @@ class Controller:
             parts.append(f"{labels - figures.labels} labels that were sent are not on their topic")
         return (
             f"{'; '.join(parts)}, and nothing has moved for {STALLED_AFTER_S:.0f} s. "
-            f"{count_text(figures.dead_letters)} records were set aside as dead letters. The workers' logs are in {self._given.data_dir / 'logs'}."
+            f"{count_text(figures.dead_letters)} records were set aside as dead letters. "
+            f"The workers' logs are in {self._given.data_dir / 'logs'}."
         )
 
     def _check(self) -> None:

@@ -71,6 +71,8 @@ class Figures:
     """Decisions beyond the first of a transaction, or of a transaction that was never sent here."""
     alerts: int = 0
     dead_letters: int = 0
+    refused: int = 0
+    """Transactions of this run among the dead letters; they get no decision."""
     labels: int = 0
     judged_alerts: int = 0
     """Alerts whose label (fraud or legitimate) has come."""
@@ -85,8 +87,8 @@ class Figures:
 
     @property
     def undecided(self) -> int:
-        """Transactions sent whose decision has not been read yet."""
-        return max(0, self.transactions - (self.decisions - self.repeated_decisions))
+        """Transactions sent that have neither a decision nor been refused, as far as was read."""
+        return max(0, self.transactions - self.refused - (self.decisions - self.repeated_decisions))
 
     @property
     def precision(self) -> float | None:

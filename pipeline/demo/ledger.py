@@ -27,6 +27,13 @@ class LabelHead(msgspec.Struct, frozen=True):
     label: str
 
 
+class SetAsideHead(msgspec.Struct, frozen=True):
+    """The part of a dead letter that the ledger needs; a label has ``label``."""
+
+    transaction_id: str
+    label: str | None = None
+
+
 class ModelHead(msgspec.Struct, frozen=True):
     """The part of a model version that the ledger needs."""
 
@@ -54,6 +61,7 @@ class Ledger:
         self.alerts_decided = 0
         """Decisions read whose action is an alert: so many alerts there must be."""
         self._decision = msgspec.json.Decoder(DecisionHead)
+        self._set_aside = msgspec.json.Decoder(SetAsideHead)
         self._label = msgspec.json.Decoder(LabelHead)
         self._model = msgspec.json.Decoder(ModelHead)
         self._alert = msgspec.json.Decoder(Alert)
@@ -98,9 +106,20 @@ class Ledger:
         self._figures.alerts += 1
         self._figures.latest_alerts.append(self._alert.decode(value))
 
-    def dead_letter(self) -> None:
-        """Count a dead letter."""
+    def dead_letter(self, value: bytes) -> None:
+        """Count a dead letter, whose ``value`` is that of the record that was set aside: no decision will come on it."""
         self._figures.dead_letters += 1
+        try:
+            head = self._set_aside.decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # Not JSON, or not a message: none of the transactions that were sent here.
+            return
+        if head.label is not None:
+            return
+        with self._lock:
+            known = head.transaction_id in self._sent_s
+            self._sent_s.pop(head.transaction_id, None)
+        self._figures.refused += known
 
     def model(self, value: bytes) -> None:
         """Enter a published model version."""

@@ -38,7 +38,7 @@ class Monitor:
                 (LABELS, ledger.label),
                 (ALERTS, ledger.alert),
                 (MODELS, ledger.model),
-                (DEAD_LETTERS, lambda _: ledger.dead_letter()),
+                (DEAD_LETTERS, ledger.dead_letter),
             )
         ]
         self._stop = threading.Event()

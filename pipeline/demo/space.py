@@ -14,7 +14,6 @@ from pipeline.broker import ProvidedBroker, provide_broker
 from pipeline.demo.place import demo_dir
 from pipeline.kafka.admin import end_offsets, ensure_topics
 from pipeline.settings import Settings
-from schemas.topics import TOPICS
 
 KEPT: Final = ("lock", "jars", "ports.json")
 """What of the last run's broker stays: the lock that its processes hold, fetched jars, the port."""
@@ -105,14 +104,14 @@ def free_or_any(host: str, port: int) -> int:
 def run_broker(settings: Settings) -> Iterator[ProvidedBroker]:
     """The cluster of a run, with all topics, all empty; raises `RunRefused`, ``BrokerError``, ``TopicError``."""
     with provide_broker(settings) as broker:
-        ensure_topics(broker.bootstrap_servers, settings)
-        names = [settings.topic(topic.name) for topic in TOPICS]
-        used = {
-            topic for (topic, _), end in end_offsets(broker.bootstrap_servers, names, settings=settings).items() if end
-        }
+        servers = broker.bootstrap_servers
+        # What was created just now is empty, and may not have its leaders yet.
+        present = [topic.name for topic in ensure_topics(servers, settings) if topic.action == "present"]
+        ends = end_offsets(servers, present, settings=settings) if present else {}
+        used = sorted({topic for (topic, _), end in ends.items() if end})
         if used:
             raise RunRefused(
-                f"these topics at {broker.bootstrap_servers} hold records already: {', '.join(sorted(used))}. A run needs "
-                "its own: choose an unused FRAUD_PIPELINE_TOPIC_PREFIX, or leave it unset."
+                f"these topics at {servers} hold records already: {', '.join(used)}. A run needs its own: choose an "
+                "unused FRAUD_PIPELINE_TOPIC_PREFIX, or leave it unset."
             )
         yield broker

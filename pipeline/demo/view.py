@@ -96,6 +96,7 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
         f"Decisions      {count_text(figures.decisions)}"
         + (", one for each transaction" if decided == figures.transactions else "")
         + (f", {count_text(figures.undecided)} transactions without one" if figures.undecided else "")
+        + (f", {count_text(figures.refused)} refused" if figures.refused else "")
         + (f", {count_text(figures.repeated_decisions)} repeated" if figures.repeated_decisions else ""),
         f"Alerts         {count_text(figures.alerts)}, {precision_text(figures)}",
         f"Labels         {count_text(figures.labels)} sent, days after their transactions",

@@ -336,6 +336,29 @@ def test_the_ledger_times_each_transaction_once_and_leaves_the_warm_up_out() -> 
     assert figures.latencies.percentile_ms(0.5) == pytest.approx(250, rel=0.02)
 
 
+def test_a_refused_transaction_is_not_waited_for_and_a_refused_label_changes_nothing() -> None:
+    figures = Figures()
+    ledger = Ledger(figures)
+    ledger.sent("bad", 0.0)
+    ledger.sent("good", 0.0)
+    ledger.dead_letter(label("good", "fraud"))
+    ledger.dead_letter(b"\xffnot a message")
+    assert (figures.dead_letters, figures.refused, figures.undecided) == (2, 0, 2)
+    ledger.dead_letter(json.dumps({"transaction_id": "bad", "amount": "much"}).encode())
+    assert (figures.dead_letters, figures.refused, figures.undecided) == (3, 1, 1)
+    assert ledger.missing(10) == ["good"]
+
+
+def test_the_alerts_of_the_warm_up_are_not_judged() -> None:
+    figures = Figures()
+    ledger = Ledger(figures)
+    ledger.sent("w", 0.0, warm_up=True)
+    ledger.decision(decision("w", "alert"), 1.0)
+    ledger.label(label("w", "fraud"))
+    assert ledger.alerts_decided == 1
+    assert figures.judged_alerts == 0
+
+
 def test_precision_is_over_alerts_with_a_label_in_whatever_order_they_are_read() -> None:
     figures = Figures()
     ledger = Ledger(figures)
