@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -247,6 +248,16 @@ def test_keys_are_placed_as_java_places_them(kafka_settings: Settings) -> None:
         producer.produce(name, b"value", key)
     assert producer.flush(PATIENCE_S) == 0
     assert {record.key: record.partition for record in read_topic(bootstrap, name)} == java
+
+
+def test_the_documented_topics_are_the_declared_ones() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "broker.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 6]
+    fields = [tuple(cell.strip().strip("`") for cell in row.strip("|").split("|")) for row in rows]
+    assert fields == [
+        (topic.name, topic.key, topic.partitions_like, topic.cleanup_policy, str(topic.max_message_bytes))
+        for topic in TOPICS
+    ]
 
 
 def test_settings_cannot_take_the_guarantees_away(kafka_settings: Settings) -> None:
