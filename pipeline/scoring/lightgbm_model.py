@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.scoring.compiled_trees import forest_sums
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
+from pipeline.scoring.trees import read_forest
 
 LIGHTGBM_KIND: Final = "lightgbm"
 LOGIT_BOUND: Final = 15.0
@@ -39,7 +41,17 @@ class LightGBMModel:
     other features than the kernel's, or by another kernel version.
     """
 
-    __slots__ = ("_booster", "_payload", "calibration", "digest", "feature_names", "kernel", "metadata", "version")
+    __slots__ = (
+        "_booster",
+        "_forest",
+        "_payload",
+        "calibration",
+        "digest",
+        "feature_names",
+        "kernel",
+        "metadata",
+        "version",
+    )
 
     def __init__(
         self,
@@ -67,13 +79,15 @@ class LightGBMModel:
             raise ModelError(f"the calibration's slope is {content.calibration.slope}; it must be above 0: train again")
         if not np.isfinite(content.calibration.intercept):
             raise ModelError("the calibration's intercept is not a number: train again")
+        # LightGBM does not survive a broken text: it must be known to be sound before.
+        self._forest = read_forest(content.text, FEATURES)
         try:
-            booster = lightgbm.Booster(model_str=content.text)
+            self._booster = lightgbm.Booster(model_str=content.text)
         except lightgbm.basic.LightGBMError as error:
             raise ModelError(f"LightGBM cannot read the trees of this version ({error}); train it again") from error
-        if tuple(booster.feature_name()) != FEATURES:
-            raise ModelError("the trees name other features than their payload says; train this version again")
-        self._booster = booster
+        if self._forest is not None:
+            # Compiled here, not while the first batch waits.
+            forest_sums(self._forest, np.zeros((1, len(FEATURES))))
         self._payload = payload
         self.digest: str = payload_digest(payload)
         self.version: str = self.digest[:VERSION_DIGITS]
@@ -83,12 +97,19 @@ class LightGBMModel:
         self.metadata: dict[str, Any] = content.metadata
 
     @property
+    def compiled(self) -> bool:
+        """Whether the compiled sum scores; trees of more than 64 leaves are left to LightGBM, ten times slower."""
+        return self._forest is not None
+
+    @property
     def trees(self) -> int:
         """Number of trees."""
         return int(self._booster.num_trees())
 
     def margin(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Raw margins before calibration; ``features`` has shape (n, len(FEATURES)), the result (n,)."""
+        if self._forest is not None:
+            return forest_sums(self._forest, features)
         if len(features) == 0:
             return np.empty(0)
         margins: NDArray[np.float64] = self._booster.predict(features, raw_score=True, num_threads=1)

@@ -1,0 +1,160 @@
+import re
+from itertools import pairwise
+
+import lightgbm
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.compiled_trees import forest_sums
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.trees import read_forest
+from tests.unit.model_helpers import matrix, small_model, truth
+
+
+def grown(leaves: int = 15, trees: int = 12, gaps: bool = True, **parameters: object) -> lightgbm.Booster:
+    features = matrix(4_000, seed=21)
+    if not gaps:
+        features = np.nan_to_num(features, nan=0.5)
+    return lightgbm.train(
+        {
+            "objective": "binary",
+            "num_leaves": leaves,
+            "verbosity": -1,
+            "num_threads": 1,
+            "min_data_in_leaf": 5,
+            "seed": 1,
+            **parameters,
+        },
+        lightgbm.Dataset(
+            features, truth(features).astype(float), feature_name=list(FEATURES), params={"verbosity": -1, **parameters}
+        ),
+        num_boost_round=trees,
+    )
+
+
+def hard_rows(booster: lightgbm.Booster, rows: int = 3_000) -> np.ndarray:
+    """Rows with gaps everywhere, zeros, infinities, and values that are thresholds themselves and their neighbours."""
+    random = np.random.default_rng(8)
+    features = matrix(rows, seed=22) - 1.0
+    thresholds = booster.trees_to_dataframe().dropna(subset=["threshold"])
+    columns = thresholds["split_feature"].map(FEATURES.index).to_numpy()
+    values = thresholds["threshold"].to_numpy(float)
+    for row in range(0, rows, 2):
+        at = random.integers(0, len(values), 20)
+        features[row, columns[at]] = values[at]
+        features[row, columns[at[:5]]] = np.nextafter(values[at[:5]], np.inf)
+    for special in (np.nan, 0.0, -0.0, np.inf, -np.inf, 1e-36, 1e300):
+        features[random.random(features.shape) < 0.05] = special
+    return features
+
+
+@pytest.mark.parametrize(
+    "booster",
+    [
+        grown(),
+        grown(leaves=64, trees=5),
+        grown(leaves=2),
+        grown(gaps=False),
+        grown(use_missing=False),
+        grown(trees=1, leaves=3),
+        grown(min_data_in_leaf=10_000, trees=3),
+    ],
+    ids=["usual", "64 leaves", "stumps", "no gaps in training", "missing is zero", "one tree", "no splits"],
+)
+def test_the_compiled_sum_is_lightgbm_s_to_the_last_bit(booster: lightgbm.Booster) -> None:
+    forest = read_forest(booster.model_to_string(), FEATURES)
+    assert forest is not None
+    rows = matrix(500) if booster.trees_to_dataframe()["threshold"].isna().all() else hard_rows(booster)
+    np.testing.assert_array_equal(forest_sums(forest, rows), booster.predict(rows, raw_score=True))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 8, 9, 63, 64, 65, 129])
+def test_any_number_of_rows(rows: int) -> None:
+    model = small_model()
+    booster = lightgbm.Booster(model_str=msgspec.json.decode(model.to_payload())["text"])
+    features = matrix(max(rows, 1), seed=rows)[:rows]
+    expected = booster.predict(features, raw_score=True) if rows else np.empty(0)
+    np.testing.assert_array_equal(model.margin(features), expected)
+    np.testing.assert_array_equal(model.margin(np.asfortranarray(features)), expected)
+
+
+def test_the_compiled_sum_is_what_scores() -> None:
+    assert small_model().compiled
+
+
+@pytest.mark.parametrize("booster", [grown(leaves=100), grown(zero_as_missing=True)], ids=["large", "zero is missing"])
+def test_other_sound_trees_are_left_to_lightgbm(booster: lightgbm.Booster) -> None:
+    model = LightGBMModel(booster.model_to_string())
+    assert not model.compiled
+    features = matrix(300)
+    np.testing.assert_array_equal(model.margin(features), booster.predict(features, raw_score=True))
+
+
+TEXT = grown(trees=3, leaves=6).model_to_string()
+
+
+def edited(pattern: str, replacement: str) -> str:
+    """The text with its first match replaced, and sizes in the header that fit: one thing wrong, not two."""
+    text, found = re.subn(pattern, replacement, TEXT, count=1, flags=re.MULTILINE)
+    assert found
+    starts = [match.start() for match in re.finditer("^Tree=", text, re.MULTILINE)]
+    end = text.find("end of trees")
+    sizes = [after - before for before, after in pairwise([*starts, end if end >= 0 else starts[-1]])]
+    return re.sub("^tree_sizes=.*$", "tree_sizes=" + " ".join(map(str, sizes)), text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "complaint"),
+    [
+        ("^version=v4", "version=v3", "version"),
+        ("^num_class=1", "num_class=3", "num_class"),
+        ("^label_index=0", "label_index=0\naverage_output", "random forest"),
+        ("^feature_names=amount", "feature_names=sum", "other features"),
+        ("^max_feature_idx=69", "max_feature_idx=9999999", "number of features"),
+        ("^num_leaves=6", "num_leaves=9", "as many leaves"),
+        ("^num_cat=0", "num_cat=1", "categories"),
+        ("^is_linear=0", "is_linear=1", "linear leaves"),
+        ("^end of trees", "the end", "is not where|end of the trees"),
+        ("^Tree=1", "Tree=7", "tree 1 is not where"),
+        (r"^left_child=\S+ (\S+)", r"left_child=0 \1", "is no tree"),
+        (r"^left_child=\S+ (\S+)", r"left_child=77 \1", "names a node"),
+        (r"^right_child=\S+ (\S+)", r"right_child=-77 \1", "names a node"),
+        (r"^split_feature=\S+", "split_feature=70", "asks for a feature"),
+        (r"^threshold=\S+", "threshold=inf", "no number"),
+        (r"^threshold=\S+ ", "threshold=", "one inner node less"),
+        (r"^leaf_value=\S+", "leaf_value=x", "could not convert"),
+        (r"^leaf_value=\S+", "leaf_value=nan", "no number"),
+        (r"^leaf_count=\S+ ", "leaf_count=", "leaf_count"),
+        (r"^internal_value=\S+ ", "internal_value=", "internal_value"),
+        (r"^decision_type=\S+", "decision_type=1", "kind of decision"),
+        ("^version=v4", "version=v\u00e9", "characters"),
+    ],
+)
+def test_a_text_that_was_changed_is_refused(pattern: str, replacement: str, complaint: str) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        read_forest(edited(pattern, replacement), FEATURES)
+
+
+def test_editing_alone_breaks_nothing() -> None:
+    assert read_forest(edited("^version=v4", "version=v4"), FEATURES) is not None
+
+
+@given(st.integers(0, TEXT.index("end of trees") + 11))
+def test_a_text_that_was_cut_is_refused(length: int) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_forest(TEXT[:length], FEATURES)
+
+
+@given(st.integers(0, TEXT.index("end of trees") - 1), st.sampled_from("0123456789-. =\nx"))
+def test_a_text_with_another_character_is_refused_or_still_sound(place: int, character: str) -> None:
+    try:
+        forest = read_forest(TEXT[:place] + character + TEXT[place + 1 :], FEATURES)
+    except ModelError:
+        return
+    if forest is not None:
+        assert np.isfinite(forest_sums(forest, matrix(20))).all()
