@@ -32,8 +32,9 @@ amounts_minor = st.one_of(st.sampled_from((0, 1, 2, 3, 100, 10**13)), st.integer
 def times_us(draw: st.DrawFn, size: int, *, ordered: bool) -> list[int]:
     """Event times at telling distances: of a few days' lattice, or each from an earlier one."""
     if draw(st.booleans()):
-        lattice = [START_US + draw(lattice_us) for _ in range(size)]
-        return sorted(lattice) if ordered else lattice
+        instants = draw(st.lists(lattice_us, min_size=2, max_size=5, unique=True))
+        on_lattice = [START_US + draw(st.sampled_from(instants)) for _ in range(size)]
+        return sorted(on_lattice) if ordered else on_lattice
     times: list[int] = []
     for _ in range(size):
         anchor = START_US if not times else (times[-1] if ordered else draw(st.sampled_from(times)))
@@ -72,7 +73,8 @@ def merchant_logs(draw: st.DrawFn) -> pd.DataFrame:
     transactions: list[dict[str, object]] = []
     for number, time in enumerate(times):
         if transactions and draw(st.booleans()):
-            rows.append(_label(draw(st.sampled_from(transactions)), draw(st.sampled_from(times)), draw))
+            known_at_us = draw(st.sampled_from((START_US - DAY, *times)))
+            rows.append(_label(draw(st.sampled_from(transactions)), known_at_us, draw))
             continue
         row = {
             "kind": "transaction",

@@ -146,3 +146,66 @@ def test_squares_of_the_largest_amounts_do_not_overflow() -> None:
     got = profile_cards(CardWindows())(log)
     assert_agrees(got, card_features(log), CARD_FEATURES, log)
     assert got[-1, CARD_FEATURES.index("card_std_30d")] == pytest.approx(0.005, rel=1e-3)
+
+
+def merchant_log(*rows: tuple[int, int, str, int]) -> pd.DataFrame:
+    """Rows of (transaction, event time, known, known at); ``known`` is empty for the transaction itself."""
+    return pd.DataFrame(
+        {
+            "kind": ["label" if known else "transaction" for _, _, known, _ in rows],
+            "merchant_id": "m",
+            "transaction": np.array([number for number, _, _, _ in rows], np.uint64),
+            "event_time_us": [START_US + time for _, time, _, _ in rows],
+            "amount_minor": 100,
+            "counts": [not known for _, _, known, _ in rows],
+            "known": [known or "none" for _, _, known, _ in rows],
+            "known_at_us": [START_US + known_at for _, _, _, known_at in rows],
+        }
+    )
+
+
+def check_merchant(log: pd.DataFrame, **expected: float) -> None:
+    """The last row has these values, and the kernel and the reference agree on all rows."""
+    got = profile_merchants(MerchantWindows())(log)
+    assert_agrees(got, merchant_features(log), MERCHANT_FEATURES, log)
+    for name, value in expected.items():
+        assert got[-1, MERCHANT_FEATURES.index(name)] == value, name
+
+
+@pytest.mark.parametrize("first", ["fraud", "legitimate"])
+def test_of_one_instant_the_transaction_first_labelled_later_is_newest(first: str) -> None:
+    """A correction of the other one does not make that one newer."""
+    second = "legitimate" if first == "fraud" else "fraud"
+    log = merchant_log(
+        (1, 0, "", 0), (2, 0, "", 0), (2, 0, first, 1), (1, 0, "none", 1), (1, 0, second, 1), (2, 0, first, 2),
+        (3, DAY, "", 0),
+    )  # fmt: skip
+    check_merchant(log, merchant_newest_label=float(second == "fraud"), merchant_known_count_14d=2)
+
+
+@pytest.mark.parametrize(("beyond_us", "count"), [(0, 0), (-1, 1)])
+def test_a_label_leaves_37_days_behind_the_newest_labelled_transaction(beyond_us: int, count: int) -> None:
+    """Even one of which nothing is known, seen from a transaction that comes late."""
+    newest = 37 * DAY + beyond_us
+    log = merchant_log(
+        (1, 0, "", 0), (1, 0, "fraud", 1), (2, newest, "", 0), (2, newest, "none", newest), (3, 7 * DAY, "", 0)
+    )  # fmt: skip
+    check_merchant(log, merchant_known_count_30d=count)
+
+
+@pytest.mark.parametrize(("at_us", "fraud"), [(9, 0), (10, 1), (19, 1), (20, 0)])
+def test_knowledge_holds_from_the_moment_it_was_known(at_us: int, fraud: int) -> None:
+    """A correction that claims to have been known before what it corrects starts no earlier."""
+    log = merchant_log(
+        (1, 0, "", 0), (1, 0, "legitimate", 10), (1, 0, "fraud", 5), (1, 0, "none", 20), (2, at_us, "", 0)
+    )  # fmt: skip
+    check_merchant(log, merchant_known_fraud_30d=fraud, merchant_known_count_30d=fraud)
+
+
+@pytest.mark.parametrize(("amount_minor", "outliers"), [(300, 0), (301, 1)])
+def test_an_outlier_is_more_than_three_times_the_median(amount_minor: int, outliers: int) -> None:
+    log = busy_card_log(0, 7).assign(card_id="c", counts=True, event_time_us=START_US + np.arange(7) * 1_000_000)
+    log["amount_minor"] = [100, 100, 100, 100, 100, amount_minor, 1]
+    got = profile_cards(CardWindows())(log)
+    assert_agrees(got, card_features(log), CARD_FEATURES, log)
+    assert got[-1, CARD_FEATURES.index("card_outlier_count_1d")] == outliers
