@@ -19,8 +19,8 @@ from schemas.messages import Reason
 
 __all__ = ["CODES", "ScoringModels", "explain", "explain_row"]
 
-SMALLEST_CONTRIBUTION: Final = 0.01
-"""Log-odds below which a reason is noise: a hundredth is one percent on the odds."""
+SMALLEST_CONTRIBUTION: Final = 0.05
+"""Log-odds below which a reason is noise: five percent on the odds."""
 
 _COLUMNS: Final = [(story, [FEATURES.index(name) for name in story.features]) for story in STORIES]
 

@@ -47,7 +47,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     row_fraction: float = 0.8
     l2: float = 5.0
     early_stopping_rounds: int = 30
-    threads: int = 2
+    threads: int = 1
+    """LightGBM's threads spin while they wait: more of them than free cores are slower than one."""
     seed: int = 20_180_401
 
 
