@@ -4,6 +4,7 @@ Faust keeps agents, supervision, signals and logging; its own Kafka clients, tab
 (``docs/decisions/0003-faust.md`` says why). Nothing connects before the worker starts.
 """
 
+import gc
 import logging
 import threading
 from contextlib import ExitStack
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 US_PER_SECOND: Final = 1_000_000
 US_PER_DAY: Final = 86_400 * US_PER_SECOND
+GC_THRESHOLDS: Final = (100_000, 20, 100)
 MODULES: Final = {"card": card, "score": score, "feedback": feedback, "learn": learn}
 
 
@@ -169,6 +171,9 @@ def create_app(settings: Settings | None = None) -> FraudApp:
 
 def run_worker(settings: Settings, log_level: str = "info") -> None:
     """Run the app until it is stopped; raises SystemExit, with code 1 after an error that no agent may survive."""
+    # State is many small objects that live long and form no cycles: collecting garbage as often as by default
+    # costs a tenth of the time.
+    gc.set_threshold(*GC_THRESHOLDS)
     for name in ("faust", "mode"):
         # Of Faust's own start and stop an operator needs to see what goes wrong.
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -29,11 +29,11 @@ Key = tuple[str, str]
 class ServedStore(Protocol):
     """Decisions as served, by card and transaction, for as long as a label may come."""
 
-    def put(self, day: int, items: Iterable[tuple[Key, bytes]]) -> None:
-        """Keep decisions of one day of event time."""
+    def put(self, day: int, items: Iterable[tuple[Key, int, bytes]]) -> None:
+        """Keep decisions of one day of event time, as (key, event time in microseconds, bytes)."""
 
-    def get(self, key: Key) -> bytes | None:
-        """The decision's own bytes."""
+    def get(self, key: Key) -> tuple[int, bytes] | None:
+        """(event time in microseconds, the decision's own bytes), None where it is not known."""
 
     def drop_before(self, day: int) -> None:
         """Forget the days before ``day``."""
@@ -97,8 +97,10 @@ class FeedbackPartition:
         """File decisions, join labels, and presume what has matured; examples are the outputs."""
         result = Result()
         for key in self._file(decisions):
+            served = self._store.get(key)
             for label, known_at_us in self._waiting.pop(key, ()):
-                self._join(key, label, known_at_us, result, emit)
+                if served is not None:
+                    self._join(key, served, label, known_at_us, result, emit)
         for record in labels:
             try:
                 label = decode_label(record.value)
@@ -108,17 +110,18 @@ class FeedbackPartition:
                 continue
             known_at_us = max(timestamp_us(label.labelled_at), record.timestamp_ms * 1_000)
             key = (label.card_id, label.transaction_id)
-            if self._store.get(key) is None:
+            served = self._store.get(key)
+            if served is None:
                 self._waiting.setdefault(key, []).append((label, known_at_us))
                 result.counts["label", "early"] += 1
             else:
-                self._join(key, label, known_at_us, result, emit)
+                self._join(key, served, label, known_at_us, result, emit)
         self._presume_matured(result, emit)
         self._expire(result)
         return result
 
     def _file(self, records: Sequence[Record]) -> list[Key]:
-        by_day: dict[int, list[tuple[Key, bytes]]] = {}
+        by_day: dict[int, list[tuple[Key, int, bytes]]] = {}
         awaited: list[Key] = []
         for record in records:
             value = record.value or b""
@@ -126,7 +129,7 @@ class FeedbackPartition:
             key = (place.card_id, place.transaction_id)
             event_time_us = timestamp_us(place.event_time)
             self._newest_us = max(self._newest_us, event_time_us)
-            by_day.setdefault(event_time_us // US_PER_DAY, []).append((key, value))
+            by_day.setdefault(event_time_us // US_PER_DAY, []).append((key, event_time_us, value))
             if keep_negative(transaction_hash(*key), self._options.negative_sample_rate):
                 heapq.heappush(self._maturing, (event_time_us + self._options.maturity_us, key))
             if key in self._waiting:
@@ -135,9 +138,10 @@ class FeedbackPartition:
             self._store.put(day, items)
         return awaited
 
-    def _join(self, key: Key, label: Label, known_at_us: int, result: Result, emit: bool) -> None:
-        served = _decode_served(self._store.get(key) or b"")
-        event_time_us = timestamp_us(served.event_time)
+    def _join(
+        self, key: Key, served: tuple[int, bytes], label: Label, known_at_us: int, result: Result, emit: bool
+    ) -> None:
+        event_time_us, decision = served
         if known_at_us - event_time_us > self._options.label_horizon_us:
             result.counts["label", "too_late"] += 1
             return
@@ -160,7 +164,7 @@ class FeedbackPartition:
             return
         # A correction replaces an example that is there for certain, a first legitimate one stands for 1 / rate.
         weight = 1.0 / self._options.negative_sample_rate if now_known == "legitimate" and sampled else 1.0
-        self._tell(served, known, now_known, label.source, known_at_us, weight, result, emit)
+        self._tell(decision, known, now_known, label.source, known_at_us, weight, result, emit)
 
     def _presume_matured(self, result: Result, emit: bool) -> None:
         while self._maturing and self._maturing[0][0] <= self._newest_us:
@@ -168,19 +172,19 @@ class FeedbackPartition:
             known = self._known.get(key)
             if known is not None and (known.told or (known.state is not None and known.state.known != "none")):
                 continue
-            value = self._store.get(key)
-            if value is None:
+            served = self._store.get(key)
+            if served is None:
                 continue
             if known is None:
                 known = self._known[key] = _Known()
                 day = (matured_us - self._options.maturity_us) // US_PER_DAY
                 self._known_by_day.setdefault(day, []).append(key)
             weight = 1.0 / self._options.negative_sample_rate
-            self._tell(_decode_served(value), known, "presumed_legitimate", None, matured_us, weight, result, emit)
+            self._tell(served[1], known, "presumed_legitimate", None, matured_us, weight, result, emit)
 
     def _tell(
         self,
-        served: _Served,
+        decision: bytes,
         known: _Known,
         label: str,
         source: str | None,
@@ -190,6 +194,7 @@ class FeedbackPartition:
         emit: bool,
     ) -> None:
         if emit:
+            served = _decode_served(decision)
             example = Example(
                 transaction_id=served.transaction_id,
                 card_id=served.card_id,
