@@ -1,0 +1,45 @@
+"""A transaction and a label as producers write them, and ways to spoil them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from schemas.codec import AcceptedTransaction, decode_transaction
+from schemas.money import load
+
+RATES = load((Path(__file__).resolve().parents[2] / "pipeline/data/rates.json").read_bytes())
+ARRIVED_US = 1_709_294_400_000_000
+TOLERANCE_US = 300_000_000
+
+TRANSACTION: dict[str, Any] = {
+    "transaction_id": "t1",
+    "event_time": "2024-03-01T11:59:30.000001Z",
+    "card_id": "c1",
+    "merchant_id": "m1",
+    "amount": 12.34,
+    "currency": "EUR",
+}
+LABEL: dict[str, Any] = {
+    "transaction_id": "t1",
+    "card_id": "c1",
+    "label": "fraud",
+    "source": "analyst",
+    "labelled_at": "2024-03-01T12:00:00Z",
+}
+WITH_AMOUNT = json.dumps(TRANSACTION).encode()
+
+
+def accept(value: bytes | None) -> AcceptedTransaction:
+    return decode_transaction(value, record_timestamp_us=ARRIVED_US, future_tolerance_us=TOLERANCE_US, rates=RATES)
+
+
+def transaction(**changes: Any) -> bytes:
+    return json.dumps({**TRANSACTION, **changes}).encode()
+
+
+def with_amount(text: bytes) -> bytes:
+    return WITH_AMOUNT.replace(b"12.34", text)
+
+
+def without(name: str) -> bytes:
+    return json.dumps({key: value for key, value in TRANSACTION.items() if key != name}).encode()

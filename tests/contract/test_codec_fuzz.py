@@ -1,0 +1,132 @@
+"""Any bytes end as a message that the next agents can handle, or as a named error.
+
+``FUZZ_EXAMPLES`` sets how many are tried.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TypeVar
+
+import msgspec
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from schemas import codec
+from schemas.codec import AcceptedTransaction, decode_label, encode
+from schemas.errors import InvalidMessage
+from schemas.messages import Label, ProfiledTransaction, SourceRecord, Transaction
+from tests.contract.records import (
+    LABEL,
+    RATES,
+    TRANSACTION,
+    WITH_AMOUNT,
+    accept,
+    transaction,
+)
+
+T = TypeVar("T")
+FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "2000"))
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["NaN", "1_0", "1e5", "-0", "0", "1E+20", "0E-30", "\ud83d", "purchase", "verification", "EUR", "KWD"]
+    )
+    | st.sampled_from(["2024-03-01T00:00:00Z", "2024-03-01 00:00", "2024-W09-5T00:00", "9999-12-31T00:00:00Z"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+changed_messages = st.builds(
+    lambda base, changes: json.dumps({**base, **changes}).encode(),
+    st.sampled_from((TRANSACTION, LABEL)),
+    st.dictionaries(
+        st.sampled_from((*Transaction.__struct_fields__, *Label.__struct_fields__, "unknown")), json_values, max_size=3
+    ),
+)
+plausible_messages = st.fixed_dictionaries(
+    {
+        **{
+            name: st.text(st.characters(), min_size=1, max_size=5)
+            for name in ("transaction_id", "card_id", "merchant_id")
+        },
+        "event_time": st.datetimes(datetime(1989, 12, 1), datetime(2024, 4, 1)).map(lambda t: f"{t.isoformat()}+01:00"),  # noqa: DTZ001
+        "amount": st.integers(-5, 10**15)
+        | st.floats(0, 1e12)
+        | st.decimals(0, 10**12, places=2).map(str)
+        | st.sampled_from(["1E+2", "1e-2", "0E+30", "1.50000", "00", "1.", ".5"]),
+        "currency": st.sampled_from(["EUR", "USD", "JPY", "KWD", "XTS"]),
+    },
+    optional={
+        "transaction_type": st.sampled_from(["purchase", "verification"]) | st.text(max_size=3),
+        "local_time": st.datetimes().map(datetime.isoformat) | st.text(max_size=20),
+        "attributes": st.dictionaries(st.text(max_size=3), st.none() | st.floats() | st.text(max_size=3), max_size=3),
+        "unknown": json_values,
+    },
+).map(lambda fields: json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+spliced_bytes = st.builds(
+    lambda base, start, length, patch: base[: start % len(base)] + patch + base[start % len(base) + length :],
+    changed_messages
+    | plausible_messages
+    | st.sampled_from((WITH_AMOUNT, transaction(local_time="2024-03-01T10:00:00"))),
+    st.integers(0, 400),
+    st.integers(0, 4),
+    st.binary(max_size=6) | st.sampled_from((b'"', b"\\", b"\\u", b"\\ud800", b"[", b"{", b"}", b"9e9", b"-", b"\x00")),
+)
+
+
+@settings(max_examples=FUZZ_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(plausible_messages, changed_messages, spliced_bytes, st.binary(max_size=64)))
+def test_any_bytes_end_as_a_message_or_a_named_error(value: bytes) -> None:
+    accepted = result_of(accept, value)
+    event(f"transaction: {accepted.code if isinstance(accepted, InvalidMessage) else 'accepted'}")
+    if not isinstance(accepted, InvalidMessage):
+        check_accepted(accepted, value)
+    label = result_of(decode_label, value)
+    if not isinstance(label, InvalidMessage):
+        assert decode_label(encode(label)) == label
+
+
+def result_of(decode: Callable[[bytes], T], value: bytes) -> T | InvalidMessage:
+    """The message or the named error; any other exception fails the test."""
+    try:
+        return decode(value)
+    except InvalidMessage as error:
+        refused = error
+    assert refused.code in codec.CODES
+    str(refused).encode()
+    return refused
+
+
+def check_accepted(accepted: AcceptedTransaction, value: bytes) -> None:
+    """What the next agents do with an accepted transaction works: write it, embed its bytes, read them again."""
+    json.loads(value, parse_int=Decimal)
+    message = accepted.transaction
+    assert 0 <= accepted.amount_base_minor <= codec.MAX_AMOUNT_BASE_MINOR
+    assert 0 <= accepted.hour < 24
+    assert accepted.weekday in range(7)
+    assert msgspec.json.decode(encode(message), type=Transaction) == message
+    profiled = ProfiledTransaction(
+        transaction_id=message.transaction_id,
+        card_id=message.card_id,
+        merchant_id=message.merchant_id,
+        event_time_us=accepted.event_time_us,
+        amount_base_minor=accepted.amount_base_minor,
+        rates_version=RATES.version,
+        counts=accepted.counts,
+        card_features=[None],
+        kernel="k",
+        case_id="c",
+        case_sequence=1,
+        source=SourceRecord(topic="t", partition=0, offset=0),
+        ingested_at=datetime(2024, 3, 1, tzinfo=UTC),
+        transaction=msgspec.Raw(value),
+    )
+    again = msgspec.json.decode(encode(profiled), type=ProfiledTransaction)
+    assert msgspec.json.decode(again.transaction, type=Transaction) == message
