@@ -87,3 +87,7 @@ def diagram() -> str:
 
 def _id(topic: Topic) -> str:
     return topic.name
+
+
+if __name__ == "__main__":
+    print(f"```mermaid\n{diagram()}\n```")  # noqa: T201
