@@ -1,6 +1,7 @@
 """``fraud-pipeline alerts``: follow the alert topic in a terminal."""
 
 import sys
+import textwrap
 from itertools import islice
 from typing import Final
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.demo.text import PLAIN_WIDTH, alert_lines
+from pipeline.demo.text import PLAIN_WIDTH, alert_lines, printable
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.kafka.clients import TopicError, read_topic, tail_topic
 from pipeline.settings import Settings
@@ -27,7 +28,10 @@ def write_alert(value: bytes, console: Console | None) -> None:
         alert = msgspec.json.decode(value, type=Alert)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         # Somebody else wrote it: the score agent's own always decode. It is shown rather than dropped.
-        lines = [Text(f"A record that is not an alert of this version ({error}); see it with --json.")]
+        lines = [
+            Text("A record that is not an alert of this version; see it with --json:"),
+            *(Text(f"  {part}") for part in textwrap.wrap(printable(str(error)), PLAIN_WIDTH - 2)),
+        ]
     else:
         lines = alert_lines(alert, width=min(console.width, MOST_COLUMNS) if console else PLAIN_WIDTH)
     for line in [*lines, Text()]:

@@ -1,5 +1,6 @@
 """The controller of a run: what starts when, what is waited for, and that everything stops."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -75,7 +76,7 @@ def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, er
     state = RunState(started_s=time.monotonic(), days=options.days)
     code = 0
     failure: Exception | None = None
-    with stop_signals() as signals:
+    with stop_signals() as signals, logging_to(settings.data_dir / "logs" / "run.log"):
         with make_view(state, stream) as view:
             try:
                 Controller(settings, options, state, view, signals).run()
@@ -91,6 +92,26 @@ def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, er
             stream.write(f"{line}\n")
         stream.flush()
     return code
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Write what this process's libraries log to a file: on a terminal it would tear the picture apart."""
+    handler: logging.Handler
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    except OSError:
+        # The run says that it cannot write there, and what to do, in its first step.
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 class Controller:

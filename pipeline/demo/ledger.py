@@ -107,7 +107,7 @@ class Ledger:
         self._figures.latest_alerts.append(self._alert.decode(value))
 
     def dead_letter(self, value: bytes) -> None:
-        """Count a dead letter, whose ``value`` is that of the record that was set aside: no decision will come on it."""
+        """Count a dead letter; ``value`` is that of the record that was set aside: no decision will come on it."""
         self._figures.dead_letters += 1
         try:
             head = self._set_aside.decode(value)

@@ -66,7 +66,7 @@ class World:
 
 
 def _valid(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without the few purchases whose amount is rounded to nothing: a dead letter each, and no matter for a first look."""
+    """Without the few purchases whose amount rounds to zero: a dead letter each, and no matter for a first look."""
     return frame[frame["amount_minor"] > 0]
 
 
