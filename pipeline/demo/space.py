@@ -107,7 +107,7 @@ def free_or_any(host: str, port: int) -> int:
 
 
 def await_topics(servers: str, settings: Settings, names: Sequence[str]) -> None:
-    """Wait until the broker that answers knows all of ``names``: it learns of fresh topics a moment after they are made.
+    """Wait until the broker that answers knows all of ``names``: it learns of fresh ones a moment later.
 
     Raises ``TopicError`` when one does not appear.
     """

@@ -236,7 +236,7 @@ def _figures_table(state: RunState) -> Table:
             f"{count_text(figures.undecided)} transactions wait for one (lag)",
         ),
         ("Alerts", count_text(figures.alerts), precision_text(figures)),
-        ("Labels", count_text(figures.labels), "from analysts and chargebacks, a week late"),
+        ("Labels", count_text(figures.labels), "what transactions turned out to be, a week later"),
         (
             "Latency",
             milliseconds_text(figures.latencies.percentile_ms(0.5)),
