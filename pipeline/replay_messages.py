@@ -32,7 +32,8 @@ def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -
     """
     currencies: list[str] = frame["currency"].tolist()
     scales = {code: -currency_decimals(code) for code in set(currencies)}
-    extras = [name for name in PASSED_ON if name in frame.columns]
+    # A column without a value costs as much as one with them.
+    extras = [name for name in PASSED_ON if name in frame.columns and frame[name].notna().any()]
     optional: Iterable[dict[str, Any]] = (
         (
             {str(key): value for key, value in row.items() if value is not None}

@@ -44,6 +44,9 @@ HANDBOOK: Final[Mapping[str, str]] = {
 }
 CANONICAL: Final[Mapping[str, str]] = {name: name for name in FIELDS}
 PRESETS: Final[Mapping[str, Mapping[str, str]]] = {"canonical": CANONICAL, "handbook": HANDBOOK}
+ZERO_AMOUNT_TYPES: Final[Mapping[str, str]] = {"handbook": "verification"}
+"""By preset, the transaction type of rows with amount zero, which a purchase may not have. The Handbook's simulator
+rounds small draws to zero and has no types."""
 
 _OTHER_DECIMALS: Final = {
     0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
@@ -67,11 +70,13 @@ class ColumnMapping:
 
     ``columns`` maps names of ``FIELDS`` to the file's own; ``currency`` holds where no column is mapped to it, and
     ``time_zone`` for times without an offset (a local time that occurs twice is taken as the first of the two).
+    ``zero_amount_type`` is the ``transaction_type`` of rows with amount zero, where no column is mapped to that.
     """
 
     columns: Mapping[str, str] = field(default_factory=lambda: dict(CANONICAL))
     currency: str = "EUR"
     time_zone: str = "UTC"
+    zero_amount_type: str | None = None
 
 
 def currency_decimals(currency: str) -> int:
@@ -120,7 +125,7 @@ def resolve_mapping(
             f"{path}: no column is known for {', '.join(missing)}; name one with {needed} (it has {', '.join(present)})"
         )
     _zone(time_zone)
-    return ColumnMapping(columns, currency, time_zone)
+    return ColumnMapping(columns, currency, time_zone, ZERO_AMOUNT_TYPES.get(preset))
 
 
 def read_transactions(
@@ -134,10 +139,11 @@ def read_transactions(
 ) -> Iterator[pd.DataFrame]:
     """Yield frames of at most ``batch_rows`` rows with `pipeline.simulator.COLUMNS`, ordered by event time.
 
-    Columns of ``PASSED_ON`` that the mapping names follow them, and ``fraud`` and ``fraud_type`` are there only if the
-    mapping names ``fraud``. ``start`` (inclusive) and ``end`` (exclusive) are aware times. ``sort`` reads the whole
-    file into memory and orders it (stable); without it a row that is earlier than the one before raises
-    `UnusableSource`, as do times, amounts and truths that cannot be read. Memory otherwise is that of one batch.
+    Columns of ``PASSED_ON`` that the mapping names follow them, ``transaction_type`` also where the mapping has a
+    ``zero_amount_type``; None there is a purchase. ``fraud`` and ``fraud_type`` are there only if the mapping names
+    ``fraud``. ``start`` (inclusive) and ``end`` (exclusive) are aware times. ``sort`` reads the whole file into memory
+    and orders it (stable); without it a row that is earlier than the one before raises `UnusableSource`, as do times,
+    amounts and truths that cannot be read. Memory otherwise is that of one batch.
     """
     mapping = mapping if mapping is not None else resolve_mapping(path)
     frames = _converted(path, mapping, start, end, batch_rows)
@@ -273,6 +279,10 @@ class _Batch:
         for name in PASSED_ON:
             if name in columns:
                 frame[name] = pd.Series(self._optional_text(name), dtype=object)
+        if self.mapping.zero_amount_type is not None and "transaction_type" not in columns:
+            types: npt.NDArray[np.object_] = np.full(len(frame), None, dtype=object)
+            types[amount_minor == 0] = self.mapping.zero_amount_type
+            frame["transaction_type"] = pd.Series(types, dtype=object)
         return frame
 
     def _column(self, name: str) -> pa.ChunkedArray:

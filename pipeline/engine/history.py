@@ -55,8 +55,9 @@ def compute_features(
     """Features of a history in event-time order, as the agents would have computed them.
 
     ``frame``: columns ``transaction_id``, ``event_time`` (time-zone aware), ``card_id``, ``merchant_id``,
-    ``amount_minor`` (minor units of the base currency); optional ``transaction_type`` and, unless ``labels`` says
-    what was known when, ``fraud`` (bool), known ``label_delay_s`` seconds after each transaction (None: never).
+    ``amount_minor`` (minor units of the base currency); optional ``transaction_type`` (a missing one is a purchase, as
+    on the wire) and, unless ``labels`` says what was known when, ``fraud`` (bool), known ``label_delay_s`` seconds
+    after each transaction (None: never).
     Rows must be sorted by ``event_time``. Returns shape (len(frame), len(FEATURES)).
     """
     event_time_us = event_times_us(frame["event_time"])
@@ -65,7 +66,7 @@ def compute_features(
     amount_minor = frame["amount_minor"].to_numpy(np.int64)
     cards, merchants = frame["card_id"].tolist(), frame["merchant_id"].tolist()
     counts = (
-        frame["transaction_type"].isin(COUNTING_TYPES).to_numpy(bool)
+        frame["transaction_type"].fillna("purchase").isin(COUNTING_TYPES).to_numpy(bool)
         if "transaction_type" in frame
         else np.ones(len(frame), bool)
     )

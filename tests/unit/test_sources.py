@@ -14,8 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.engine.history import compute_features
+from pipeline.features.catalogue import CARD_FEATURES
+from pipeline.rates import load_rates
+from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
+from pipeline.settings import Settings
 from pipeline.simulator import COLUMNS, make_profiles, simulate_days
 from pipeline.sources import UnusableSource, load_transactions, read_transactions, resolve_mapping
+from schemas.codec import decode_transaction
 
 HEADER = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT,TX_TIME_SECONDS,TX_FRAUD,TX_FRAUD_SCENARIO\n"
 ROWS = (
@@ -38,7 +44,7 @@ def handbook(tmp_path: Path) -> Path:
 
 def test_the_handbooks_columns_are_recognised(handbook: Path) -> None:
     frame = load_transactions(handbook)
-    assert tuple(frame.columns) == COLUMNS
+    assert tuple(frame.columns) == (*COLUMNS, "transaction_type")
     assert frame["event_time"].dtype == pd.DatetimeTZDtype("us", "UTC")
     assert frame["event_time"][0] == datetime(2018, 4, 1, 0, 0, 31, tzinfo=UTC)
     assert frame["card_id"].tolist() == ["0596", "4961", "0002"]
@@ -47,6 +53,37 @@ def test_the_handbooks_columns_are_recognised(handbook: Path) -> None:
     assert frame["amount"].tolist() == [57.16, 1081.51, 146.0]
     assert frame["fraud"].tolist() == [False, True, True]
     assert frame["fraud_type"].tolist() == [None, "amount", "card"]
+
+
+def test_the_handbooks_zero_amounts_are_verifications(tmp_path: Path) -> None:
+    path = csv(tmp_path, HEADER + ROWS + "3,2018-04-01 00:09:00,0596,3156,0,540,0,0\n")
+    frame = load_transactions(path)
+    assert frame["transaction_type"].tolist() == [None, None, None, "verification"]
+    messages = list(transaction_messages(frame, event_times_us(frame)))
+    assert [message.transaction_type for message in messages] == ["purchase"] * 3 + ["verification"]
+    for message, amount in zip(messages, [5_716, 108_151, 14_600, 0], strict=True):
+        accepted = decode_transaction(
+            ENCODER.encode(message),
+            record_timestamp_us=2**60,
+            future_tolerance_us=0,
+            rates=load_rates(Settings()),
+        )
+        assert accepted.amount_base_minor == amount
+        assert accepted.counts == (amount > 0)
+    # Training sees what the agents see: a verification has features and enters no window.
+    counts = compute_features(frame)[:, CARD_FEATURES.index("card_count_30d")]
+    assert counts.tolist() == [0, 0, 0, 1]
+    again = pd.concat([frame, frame.tail(1).assign(event_time=frame["event_time"].iloc[-1])], ignore_index=True)
+    assert compute_features(again)[-1, CARD_FEATURES.index("card_count_30d")] == 1
+
+
+def test_a_files_own_types_are_kept_and_other_files_get_none(tmp_path: Path) -> None:
+    header = HEADER.replace("TX_FRAUD_SCENARIO", "TX_TYPE")
+    typed = csv(tmp_path, header + "0,2018-04-01 00:00:31,1,2,0,31,0,refund\n", "typed.csv")
+    mapping = resolve_mapping(typed, {"transaction_type": "TX_TYPE"})
+    assert load_transactions(typed, mapping)["transaction_type"].tolist() == ["refund"]
+    plain = csv(tmp_path, "transaction_id,event_time,card_id,merchant_id,amount\n1,2024-01-01T00:00:00Z,c,m,0\n")
+    assert "transaction_type" not in load_transactions(plain).columns
 
 
 @pytest.mark.parametrize("name", ["simulated.parquet", "simulated.csv"])
