@@ -7,6 +7,7 @@ Faust keeps agents, supervision, signals and logging; its own Kafka clients, tab
 import gc
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from agents.models import ModelWatch
 from agents.online import OnlineModels
 from agents.runtime import AgentSource, Partitions
 from agents.topology import AGENTS, AgentSpec
-from pipeline.broker import ensure_broker
+from pipeline.broker import provide_broker
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ModelBoard
@@ -80,6 +81,7 @@ class WorkerContext:
         self._channels: list[BatchChannel] = []
         self.metrics = WorkerMetrics(settings.metrics_host, settings.metrics_port)
         self.bootstrap = ""
+        self.check_broker: Callable[[], None] = lambda: None
         self._connecting = threading.Lock()
 
     def connect(self) -> None:
@@ -88,14 +90,21 @@ class WorkerContext:
             if self.bootstrap:
                 return
             settings = self._settings
-            bootstrap = self._stack.enter_context(ensure_broker(settings))
-            if settings.create_topics:
-                for state in ensure_topics(bootstrap, settings):
-                    log.info("%s", state)
+            broker = self._stack.enter_context(provide_broker(settings))
+            for state in ensure_topics(broker.bootstrap_servers, settings):
+                log.log(
+                    logging.WARNING if state.warnings else logging.INFO,
+                    "topic %s: %s, %d partitions%s",
+                    state.name,
+                    state.action,
+                    state.partitions,
+                    "".join(f"; {warning}" for warning in state.warnings),
+                )
             port = self.metrics.start()
             self._stack.callback(self.metrics.stop)
-            log.info("agents %s on %s, metrics on %s:%d", settings.agents, bootstrap, settings.metrics_host, port)
-            self.bootstrap = bootstrap
+            self.check_broker = broker.check
+            self.bootstrap = broker.bootstrap_servers
+            log.info("agents %s on %s, metrics on %s:%d", settings.agents, self.bootstrap, settings.metrics_host, port)
 
     def partitions(self, spec: AgentSpec) -> Partitions:
         """The state and core call of an agent."""
@@ -132,7 +141,9 @@ class WorkerContext:
 
         def source() -> AgentSource:
             self.connect()
-            return AgentSource(spec, self.bootstrap, self._settings, self.metrics, self.partitions(spec))
+            return AgentSource(
+                spec, self.bootstrap, self._settings, self.metrics, self.partitions(spec), self.check_broker
+            )
 
         channel = BatchChannel(app, source, spec.name)
         self._channels.append(channel)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -41,10 +41,17 @@ class AgentSource(BatchSource):
     """Reads batches for one agent, and commits what its kernel made of them."""
 
     def __init__(
-        self, spec: AgentSpec, bootstrap: str, settings: Settings, metrics: WorkerMetrics, partitions: Partitions
+        self,
+        spec: AgentSpec,
+        bootstrap: str,
+        settings: Settings,
+        metrics: WorkerMetrics,
+        partitions: Partitions,
+        check_broker: Callable[[], None],
     ) -> None:
         self._agent, self._metrics, self._partitions = spec.name, metrics, partitions
         self._session = Session(bootstrap, settings, spec.name, spec.reads, partitions)
+        self._check_broker = check_broker
         self._joined = False
         self._lag_told_s = 0.0
         self._lags: set[tuple[str, int]] = set()
@@ -60,7 +67,7 @@ class AgentSource(BatchSource):
             log.info("%s: joined", self._agent)
         with self._metrics.stage(self._agent, "poll"):
             batch = self._session.poll(POLL_TIMEOUT_S)
-        self._tell_lag()
+        self._look_around()
         if batch is None and self._partitions.due():
             return self._session.empty_batch()
         return batch
@@ -103,11 +110,13 @@ class AgentSource(BatchSource):
         if result.latencies_s:
             metrics.decision_latency_seconds(result.latencies_s)
 
-    def _tell_lag(self) -> None:
+    def _look_around(self) -> None:
         now_s = time.monotonic()
         if now_s - self._lag_told_s < LAG_INTERVAL_S:
             return
         self._lag_told_s = now_s
+        # Where this worker started the broker, its death is this worker's error.
+        self._check_broker()
         self._metrics.assigned_partitions(self._agent, len(self._session.assigned))
         lags = self._session.lag()
         for topic, partition in self._lags - lags.keys():

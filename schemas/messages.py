@@ -22,8 +22,8 @@ Currency = Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
 """An ISO 4217 alphabetic code."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """What all messages share."""
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What all messages share. Frozen values form no cycles, so that the garbage collector need not look at them."""
 
     schema_version: int = 1
 
@@ -65,7 +65,7 @@ class Label(Message, frozen=True, kw_only=True, omit_defaults=True):
     note: str | None = None
 
 
-class SourceRecord(msgspec.Struct, frozen=True, kw_only=True):
+class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a record stands in the log of its topic."""
 
     topic: str
@@ -73,7 +73,7 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True):
     offset: int
 
 
-class LogPosition(msgspec.Struct, frozen=True, kw_only=True):
+class LogPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A position in the ``profiled`` log."""
 
     partition: int
@@ -126,14 +126,14 @@ class ProfiledLabel(Message, frozen=True, kw_only=True, tag_field="kind", tag="l
 Profiled = ProfiledTransaction | ProfiledLabel
 
 
-class ModelScores(msgspec.Struct, frozen=True, kw_only=True):
+class ModelScores(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Each model's own probability of fraud."""
 
     lightgbm: float
     river: float
 
 
-class Versions(msgspec.Struct, frozen=True, kw_only=True):
+class Versions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What scored a transaction; enough to score it again."""
 
     lightgbm: str
@@ -178,7 +178,7 @@ class Decision(Message, frozen=True, kw_only=True):
     decided_at: Timestamp
 
 
-class Reason(msgspec.Struct, frozen=True, kw_only=True):
+class Reason(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One reason for an alert."""
 
     code: str

@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from schemas.codec import AcceptedTransaction, decode_label, decode_transaction, timestamp_us
-from schemas.money import RateTable
 
 from pipeline.engine.results import Result
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
 from pipeline.features.kernel import CardWindows
 from pipeline.learning.labels import LabelState, resolve
+from schemas.codec import AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, ProfiledLabel, ProfiledTransaction, SourceRecord
+from schemas.money import RateTable
 from schemas.records import Output, Record
 from schemas.topics import PROFILED
 
@@ -42,6 +42,8 @@ class _Placed(msgspec.Struct):
     merchant_id: str
     event_time_us: int
     offset: int
+    newest_us: int
+    """How far the event time of its partition had come when it was accepted."""
     label: LabelState | None = None
 
 
@@ -99,9 +101,9 @@ class CardPartition:
             if placed is not None and self._newest_us - placed.event_time_us <= options.dedup_horizon_us:
                 result.counts["duplicate", ""] += 1
                 continue
-            self._placed[key] = _Placed(transaction.merchant_id, event_time_us, record.offset)
-            self._placed_by_day.setdefault(event_time_us // US_PER_DAY, []).append(key)
             self._newest_us = max(self._newest_us, event_time_us)
+            self._placed[key] = _Placed(transaction.merchant_id, event_time_us, record.offset, self._newest_us)
+            self._placed_by_day.setdefault(event_time_us // US_PER_DAY, []).append(key)
             accepted.append((record, taken))
         return accepted
 
@@ -142,7 +144,7 @@ class CardPartition:
                 result.outputs.append(Output(PROFILED, transaction.merchant_id.encode(), _encode(message)))
             if self._waiting:
                 for early in self._waiting.pop((transaction.card_id, transaction.transaction_id), ()):
-                    self._apply(early, result)
+                    self._place_label(early, result)
         result.counts["accepted", ""] += len(accepted)
 
     def _episode(self, card_id: str, event_time_us: int) -> tuple[str, int]:
@@ -159,16 +161,28 @@ class CardPartition:
             result.dead_letter(record, "card", error.code, str(error))
             return
         labelled_at_us = timestamp_us(label.labelled_at)
-        item = _Waiting(record, label, max(labelled_at_us, record.timestamp_ms * 1_000))
-        key = (label.card_id, label.transaction_id)
-        if key in self._placed:
-            self._apply(item, result)
+        self._place_label(_Waiting(record, label, max(labelled_at_us, record.timestamp_ms * 1_000)), result)
+
+    def _place_label(self, item: _Waiting, result: Result) -> None:
+        """Apply a label if it finds its transaction, else let it wait.
+
+        Whether it does is a rule on times, and does not depend on which of the two was read first: a label that live
+        was set aside before a late transaction came, or came after its transaction was forgotten, finds none in a fold.
+        """
+        key = (item.label.card_id, item.label.transaction_id)
+        placed = self._placed.get(key)
+        if placed is not None and (
+            placed.newest_us - EARLY_LABEL_PATIENCE_US
+            <= item.known_at_us
+            <= placed.event_time_us + self._options.label_horizon_us + EARLY_LABEL_PATIENCE_US
+        ):
+            self._apply(item, placed, result)
         else:
             self._waiting.setdefault(key, []).append(item)
             result.counts["label", "early"] += 1
 
-    def _apply(self, item: _Waiting, result: Result) -> None:
-        label, placed = item.label, self._placed[item.label.card_id, item.label.transaction_id]
+    def _apply(self, item: _Waiting, placed: _Placed, result: Result) -> None:
+        label = item.label
         if item.known_at_us - placed.event_time_us > self._options.label_horizon_us:
             result.counts["label", "too_late"] += 1
             return
@@ -193,21 +207,26 @@ class CardPartition:
         if not self._waiting:
             return
         limit_us = self._newest_us - EARLY_LABEL_PATIENCE_US
-        for key in [key for key, items in self._waiting.items() if items[0].known_at_us < limit_us]:
-            for item in self._waiting.pop(key):
-                result.counts["label", "unknown_transaction"] += 1
-                result.dead_letter(
-                    item.record,
-                    "card",
-                    "label_without_transaction",
-                    f"no transaction {item.label.transaction_id!r} of card {item.label.card_id!r} is known; "
-                    "check both identifiers and send the label again",
-                )
+        given_up = [item for items in self._waiting.values() for item in items if item.known_at_us < limit_us]
+        for item in sorted(given_up, key=lambda item: item.record.offset):
+            key = (item.label.card_id, item.label.transaction_id)
+            self._waiting[key].remove(item)
+            if not self._waiting[key]:
+                del self._waiting[key]
+            result.counts["label", "unknown_transaction"] += 1
+            result.dead_letter(
+                item.record,
+                "card",
+                "label_without_transaction",
+                f"no transaction {item.label.transaction_id!r} of card {item.label.card_id!r} is known; "
+                "check both identifiers and send the label again",
+            )
 
     def _expire(self) -> None:
         """Forget transactions behind both horizons, whole days at a time."""
         horizon_us = max(self._options.dedup_horizon_us, self._options.label_horizon_us)
-        limit = (self._newest_us - horizon_us - EARLY_LABEL_PATIENCE_US) // US_PER_DAY
+        # So late that a label which found one of them would be given up at once: forgetting it does not show.
+        limit = (self._newest_us - horizon_us - 2 * EARLY_LABEL_PATIENCE_US) // US_PER_DAY
         for day in [day for day in self._placed_by_day if day < limit]:
             for key in self._placed_by_day.pop(day):
                 placed = self._placed.get(key)

@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
 import msgspec
-from schemas.codec import decode_label, timestamp_us
 
 from pipeline.engine.results import Result
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import LabelState, resolve
 from pipeline.learning.sampling import keep_negative
+from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Example, Label, LogPosition, Timestamp, Versions
 from schemas.records import Output, Record

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -41,6 +42,18 @@ class _Stated(Message, frozen=True, kw_only=True):
     amount: Decimal
     currency: str
     transaction_type: str = "purchase"
+
+
+_FeatureValues: Any = msgspec.defstruct("_FeatureValues", [(name, float) for name in FEATURES], gc=False)
+
+
+def _named(row: list[float]) -> dict[str, float | None]:
+    """A row under its features' names, for the encoder, which writes NaN as null: how the wire says "no value".
+
+    A struct, because it is made ten times faster than the dictionary that it stands for.
+    """
+    named: dict[str, float | None] = _FeatureValues(*row)
+    return named
 
 
 _decode_stated = msgspec.json.Decoder(_Stated).decode
@@ -152,15 +165,15 @@ class ScorePartition:
             sigmoid(logit).tolist(),
             sigmoid(river_logit).tolist(),
             score.tolist(),
-            verdicts.alert.tolist(),
             verdicts.selection,
             verdicts.selection_probability.tolist(),
             strict=True,
         )
-        to_explain: list[tuple[int, Decision]] = []
-        for i, ((record, message), row, own_logit, own, river, score_, alert, selection, probability) in enumerate(
-            columns
-        ):
+        versions = {rates: models.versions(rates) for rates in {message.rates_version for _, message in read}}
+        threshold, base_currency = models.policy.threshold, self._base_currency
+        outputs, latencies_s = result.outputs, result.latencies_s
+        alerted: list[tuple[int, Decision]] = []
+        for i, ((record, message), row, own_logit, own, river, score_, selection, probability) in enumerate(columns):
             stated = _decode_stated(message.transaction)
             decision = Decision(
                 transaction_id=message.transaction_id,
@@ -170,18 +183,17 @@ class ScorePartition:
                 amount=stated.amount,
                 currency=stated.currency,
                 amount_base=message.amount_base_minor / 100,
-                base_currency=self._base_currency,
+                base_currency=base_currency,
                 transaction_type=stated.transaction_type,
                 score=score_,
                 model_scores=ModelScores(lightgbm=own, river=river),
                 logit=own_logit,
-                action="alert" if alert else "allow",
+                action="allow" if selection is None else "alert",
                 selection=selection,
                 selection_probability=probability,
-                threshold=models.policy.threshold,
-                # The encoder writes NaN as null, which is how the wire says "no value".
-                features=dict(zip(FEATURES, row, strict=True)),
-                versions=models.versions(message.rates_version),
+                threshold=threshold,
+                features=_named(row),
+                versions=versions[message.rates_version],
                 source=message.source,
                 log=LogPosition(partition=record.partition, offset=record.offset),
                 case_id=message.case_id,
@@ -189,28 +201,27 @@ class ScorePartition:
                 ingested_at=message.ingested_at,
                 decided_at=now,
             )
-            result.outputs.append(Output(DECISIONS, message.card_id.encode(), _encode(decision)))
-            result.counts["decision", decision.action] += 1
-            result.latencies_s.append((now - message.ingested_at).total_seconds())
-            if alert:
-                to_explain.append((i, decision))
-        if to_explain:
-            rows = [i for i, _ in to_explain]
-            self._raise_alerts(to_explain, features[rows], logit[rows], models, now, result)
+            outputs.append(Output(DECISIONS, message.card_id.encode(), _encode(decision)))
+            latencies_s.append((now - message.ingested_at).total_seconds())
+            if selection is not None:
+                alerted.append((i, decision))
+        result.counts["decision", "alert"] += len(alerted)
+        result.counts["decision", "allow"] += n - len(alerted)
+        if alerted:
+            rows = [i for i, _ in alerted]
+            self._raise_alerts([decision for _, decision in alerted], features[rows], logit[rows], models, now, result)
 
     def _raise_alerts(
         self,
-        decisions: Sequence[tuple[int, Decision]],
+        decisions: Sequence[Decision],
         features: NDArray[np.float64],
         logit: NDArray[np.float64],
         models: ActiveModels,
         now: datetime,
         result: Result,
     ) -> None:
-        reasons = explain(
-            features, logit, models, [decision.selection for _, decision in decisions], self._base_currency
-        )
-        for (_, decision), why in zip(decisions, reasons, strict=True):
+        reasons = explain(features, logit, models, [decision.selection for decision in decisions], self._base_currency)
+        for decision, why in zip(decisions, reasons, strict=True):
             alert = Alert(
                 alert_id=f"{transaction_hash(decision.card_id, decision.transaction_id):016x}",
                 case_id=decision.case_id,

@@ -164,17 +164,16 @@ class Session:
         return record_of(message)
 
     def _produce(self, outputs: Sequence[Output]) -> None:
-        produce, prefix = self._producer.produce, self._settings.topic_prefix
-        for output in outputs:
+        produce = self._producer.produce
+        names = {output.topic.name: self._settings.topic(output.topic.name) for output in outputs}
+        options: dict[str, Any] = {} if self._exactly_once else {"on_delivery": self._on_delivery}
+        for topic, key, value, headers in outputs:
             while True:
                 try:
-                    produce(
-                        prefix + output.topic.name,
-                        output.value,
-                        output.key,
-                        headers=list(output.headers) or None,
-                        on_delivery=None if self._exactly_once else self._on_delivery,
-                    )
+                    if headers:
+                        produce(names[topic.name], value, key, headers=list(headers), **options)
+                    else:
+                        produce(names[topic.name], value, key, **options)
                     break
                 except BufferError:
                     # The client's queue is full: let it send.
