@@ -1,0 +1,34 @@
+"""A champion that is trained in a moment, and policies with it."""
+
+from pipeline.decision.policy import Policy, Rule
+from pipeline.engine.models import ActiveModels, ModelBoard
+from pipeline.scoring.river_factory import first_river, load_river
+from pipeline.scoring.river_model import RiverModel
+from tests.unit.model_helpers import small_model
+
+LARGE_AMOUNT = 900.0
+"""From here on the policy's rule raises an alert, whatever the score."""
+
+
+def policy(threshold: float = 0.6, **changes: object) -> Policy:
+    """A threshold, and one rule by amount."""
+    rule = Rule(
+        code="large-amount", feature="amount", op=">=", value=LARGE_AMOUNT, sentence="The amount is 900 or more."
+    )
+    return Policy(threshold, **{"rules": (rule,), "lightgbm_version": small_model().version, **changes})  # type: ignore[arg-type]
+
+
+def active(river: RiverModel | None = None, **changes: object) -> ActiveModels:
+    """The small champion with its policy; ``changes`` are the policy's."""
+    model = small_model()
+    return ActiveModels(model, river or first_river(model.version), policy(**changes))  # type: ignore[arg-type]
+
+
+def no_files(name: str, digest: str) -> bytes:
+    """A registry without files: the default layer travels as numbers."""
+    raise AssertionError(f"nobody should ask for {name} with digest {digest}")
+
+
+def empty_board() -> ModelBoard:
+    """A board before its first record, as a worker with default settings makes it."""
+    return ModelBoard(first_river, lambda payload: load_river(payload, None, no_files))

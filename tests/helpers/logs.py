@@ -1,0 +1,140 @@
+"""Partitions of topics in memory, and what producers and analysts write into them."""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from pipeline.engine.results import Result
+from schemas.messages import (
+    Alert,
+    Decision,
+    Example,
+    LogPosition,
+    ModelScores,
+    ProfiledLabel,
+    ProfiledTransaction,
+    SourceRecord,
+    Versions,
+)
+from schemas.records import Headers, Output, Record
+from schemas.topics import DECISIONS, Topic
+
+START = datetime(2024, 3, 1, tzinfo=UTC)
+"""A Friday, midnight."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+decode_profiled = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
+decode_decision = msgspec.json.Decoder(Decision).decode
+decode_alert = msgspec.json.Decoder(Alert).decode
+decode_example = msgspec.json.Decoder(Example).decode
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def after(days: float = 0.0, **more: float) -> datetime:
+    """``START`` and some time; ``more`` as for timedelta."""
+    return START + timedelta(days=days, **more)
+
+
+def microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+class Log:
+    """One partition of a topic: gives every record its offset."""
+
+    def __init__(self, topic: Topic, partition: int = 0) -> None:
+        self.topic, self.partition = topic, partition
+        self.records: list[Record] = []
+
+    def append(
+        self, value: bytes | None, at: datetime = START, key: bytes | None = b"key", headers: Headers = ()
+    ) -> Record:
+        """Add a record with the timestamp ``at`` (Kafka keeps milliseconds)."""
+        timestamp_ms = microseconds(at) // 1_000
+        record = Record(self.topic.name, self.partition, len(self.records), timestamp_ms, key, value, headers)
+        self.records.append(record)
+        return record
+
+    def take(self, result: Result, at: datetime = START) -> list[Record]:
+        """Add the outputs of ``result`` that are for this topic; returns the new records."""
+        return [self.append(output.value, at, output.key, output.headers) for output in to(self.topic, result)]
+
+
+def to(topic: Topic, result: Result) -> list[Output]:
+    """The outputs for ``topic``."""
+    return [output for output in result.outputs if output.topic is topic]
+
+
+def profiled(result: Result, topic: Topic) -> list[ProfiledTransaction | ProfiledLabel]:
+    return [decode_profiled(output.value or b"") for output in to(topic, result)]
+
+
+def reason(output: Output, name: str) -> str:
+    """What a dead letter's own header ``dead-letter-<name>`` says."""
+    (value,) = [value for header, value in output.headers if header == f"dead-letter-{name}"]
+    assert value is not None
+    return value.decode()
+
+
+def transaction(number: int = 0, at: datetime = START, **changes: Any) -> bytes:
+    """A transaction as a producer writes it; ``changes`` are fields, None leaves a field out."""
+    fields: dict[str, Any] = {
+        "transaction_id": f"t{number}",
+        "event_time": at.isoformat(),
+        "card_id": "c1",
+        "merchant_id": "m1",
+        "amount": 12.34,
+        "currency": "EUR",
+    }
+    return json.dumps({name: value for name, value in {**fields, **changes}.items() if value is not None}).encode()
+
+
+def label(number: int = 0, at: datetime = START, known: str = "fraud", **changes: Any) -> bytes:
+    """A label as an analyst's program writes it, of transaction ``number`` of `transaction`."""
+    fields: dict[str, Any] = {
+        "transaction_id": f"t{number}",
+        "card_id": "c1",
+        "label": known,
+        "source": "analyst",
+        "labelled_at": at.isoformat(),
+    }
+    return json.dumps({**fields, **changes}).encode()
+
+
+def decision(number: int = 0, at: datetime = START, **changes: Any) -> bytes:
+    """A decision as the score agent writes it."""
+    fields: dict[str, Any] = {
+        "transaction_id": f"t{number}",
+        "card_id": "c1",
+        "merchant_id": "m1",
+        "event_time": at,
+        "amount": 12.34,
+        "currency": "EUR",
+        "amount_base": 12.34,
+        "base_currency": "EUR",
+        "score": 0.25,
+        "model_scores": ModelScores(lightgbm=0.25, river=0.25),
+        "logit": -1.0986122886681098,
+        "action": "allow",
+        "threshold": 0.5,
+        "features": {"amount": 12.34, "card_usual_amount": None},
+        "versions": Versions(lightgbm="base", river="r@0", policy="p", kernel="k", rates="1"),
+        "source": SourceRecord(topic="transactions", partition=0, offset=number),
+        "log": LogPosition(partition=0, offset=2 * number),
+        "case_id": "case",
+        "case_sequence": 1,
+        "ingested_at": at,
+        "decided_at": at,
+    }
+    return _encode(Decision(**{**fields, **changes}))
+
+
+def decisions_log(values: Iterable[tuple[bytes, datetime]]) -> Log:
+    """A partition of ``decisions``."""
+    log = Log(DECISIONS)
+    for value, at in values:
+        log.append(value, at)
+    return log

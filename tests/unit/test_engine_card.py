@@ -1,0 +1,493 @@
+"""The card agent's kernel: what it accepts, refuses, remembers, and lets through to the merchants."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.results import Result
+from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
+from schemas.codec import CODES, MAX_VALUE_BYTES
+from schemas.messages import ProfiledLabel, ProfiledTransaction, SourceRecord
+from schemas.records import Record
+from schemas.topics import DEAD_LETTERS, LABELS, PROFILED, TRANSACTIONS
+from tests.contract.records import RATES
+from tests.helpers.logs import START, Log, after, label, microseconds, profiled, reason, to, transaction
+
+NOW = after(hours=1)
+HORIZON_DAYS = 120.0
+
+
+def partition(dedup_days: float = HORIZON_DAYS, label_days: float = HORIZON_DAYS, prefix: str = "") -> CardPartition:
+    return CardPartition(
+        CardOptions(
+            rates=RATES,
+            future_tolerance_us=300 * US_PER_SECOND,
+            dedup_horizon_us=round(dedup_days * US_PER_DAY),
+            label_horizon_us=round(label_days * US_PER_DAY),
+            topic_prefix=prefix,
+        )
+    )
+
+
+class Desk:
+    """A partition with its two topics; every call is a batch of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        self.state = partition(**options)
+        self.transactions, self.labels = Log(TRANSACTIONS), Log(LABELS)
+
+    def buy(self, number: int, at: datetime = START, arrived: datetime | None = None, **changes: Any) -> Result:
+        record = self.transactions.append(transaction(number, at, **changes), arrived or at)
+        return self.state.process([record], [], NOW)
+
+    def say(
+        self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
+    ) -> Result:
+        record = self.labels.append(label(number, at, known, **changes), arrived or at)
+        return self.state.process([], [record], NOW)
+
+
+def bought(result: Result) -> list[ProfiledTransaction]:
+    return [message for message in profiled(result, PROFILED) if isinstance(message, ProfiledTransaction)]
+
+
+def told(result: Result) -> list[tuple[str, str, int]]:
+    """(transaction, what is known, since when) of the labels that travel on."""
+    return [
+        (message.transaction_id, message.known, message.known_at_us)
+        for message in profiled(result, PROFILED)
+        if isinstance(message, ProfiledLabel)
+    ]
+
+
+def everything(result: Result) -> tuple[Any, ...]:
+    return result.outputs, result.counts
+
+
+def test_an_accepted_transaction_is_profiled() -> None:
+    log = Log(TRANSACTIONS, partition=3)
+    log.append(b"not json")
+    value = transaction(7, after(hours=9, minutes=30), amount=5, currency="USD", transaction_type="refund", extra=[1])
+    record = log.append(value, after(hours=9, minutes=31))
+    result = partition().process([record], [], NOW)
+    (output,) = result.outputs
+    assert (output.topic, output.key, output.headers) == (PROFILED, b"m1", ())
+    (message,) = bought(result)
+    assert (message.transaction_id, message.card_id, message.merchant_id) == ("t7", "c1", "m1")
+    assert message.event_time_us == microseconds(after(hours=9, minutes=30))
+    assert message.amount_base_minor == RATES.to_base_minor(500, "USD") != 500
+    assert message.rates_version == RATES.version
+    assert message.counts is False
+    assert message.source == SourceRecord(topic="transactions", partition=3, offset=1)
+    assert message.ingested_at == NOW
+    assert message.kernel == KERNEL_VERSION
+    assert bytes(message.transaction) == value
+    features = dict(zip(CARD_FEATURES, message.card_features, strict=True))
+    assert features["amount"] == message.amount_base_minor / 100
+    assert (features["hour"], features["weekday"]) == (9.5, 4)
+    assert (features["card_count_30d"], features["card_mean_30d"]) == (0, None)
+    assert result.counts == {("accepted", ""): 1}
+
+
+def test_a_source_is_named_without_the_prefix() -> None:
+    record = Record("blue-transactions", 0, 0, microseconds(START) // 1_000, b"c1", transaction(), ())
+    (message,) = bought(partition(prefix="blue-").process([record], [], NOW))
+    assert message.source.topic == "transactions"
+
+
+REFUSED_TRANSACTIONS: dict[str, bytes | None] = {
+    "null_value": None,
+    "too_large": transaction(1, note="x" * MAX_VALUE_BYTES),
+    "not_utf8": transaction(1, note="here").replace(b"here", b"\xff"),
+    "not_json": transaction(1)[:-1],
+    "too_deep": transaction(1).replace(b"{", b'{"deep": ' + b"[" * 70 + b"]" * 70 + b", ", 1),
+    "missing_field": transaction(1, merchant_id=None),
+    "wrong_type": transaction(1, card_id=17),
+    "invalid_value": transaction(1, transaction_id=""),
+    "currency_unknown": transaction(1, currency="XXX"),
+    "amount_negative": transaction(1, amount=-1),
+    "amount_not_finite": transaction(1, amount="NaN"),
+    "amount_too_large": transaction(1, amount=10**12),
+    "amount_too_many_decimals": transaction(1, amount=1.001),
+    "amount_zero": transaction(1, amount=0),
+    "event_time_impossible": transaction(1, event_time="1970-01-01T00:00:00Z"),
+    "event_time_in_future": transaction(1, after(minutes=6)),
+}
+REFUSED_LABELS: dict[str, bytes | None] = {
+    "null_value": None,
+    "not_json": b"fraud",
+    "missing_field": b"{}",
+    "wrong_type": label(1, label=1),
+    "invalid_value": label(1, labelled_at="2024-03-01T12:00:00"),
+    "labelled_at_impossible": label(1, labelled_at="2924-03-01T12:00:00Z"),
+}
+
+
+def test_every_code_is_tried() -> None:
+    assert REFUSED_TRANSACTIONS.keys() | REFUSED_LABELS.keys() == CODES
+
+
+@pytest.mark.parametrize("code", REFUSED_TRANSACTIONS)
+def test_a_refused_transaction_is_set_aside_whole_and_leaves_no_trace(code: str) -> None:
+    headers = (("trace", b"abc"), ("empty", None), ("trace", b"again"))
+    with_it, without = Log(TRANSACTIONS, partition=2), Log(TRANSACTIONS, partition=2)
+    with_it.append(transaction(0))
+    bad = with_it.append(REFUSED_TRANSACTIONS[code], START, b"its key", headers)
+    with_it.append(transaction(1))
+    without.append(transaction(0))
+    without.append(None)
+    without.append(transaction(1))
+    result = partition().process(with_it.records, [], NOW)
+
+    (dead,) = to(DEAD_LETTERS, result)
+    assert (dead.key, dead.value) == (b"its key", bad.value)
+    assert dead.headers[:3] == headers
+    assert reason(dead, "error") == code
+    assert reason(dead, "stage") == "card"
+    assert [reason(dead, name) for name in ("topic", "partition", "offset")] == ["transactions", "2", "1"]
+    assert reason(dead, "timestamp-ms") == str(bad.timestamp_ms)
+    assert len(reason(dead, "message")) > 10
+    assert result.counts == {("accepted", ""): 2, ("dead_letter", code): 1}
+    good = partition().process([without.records[0], without.records[2]], [], NOW)
+    assert to(PROFILED, result) == good.outputs
+    assert len(good.outputs) == 2
+
+
+@pytest.mark.parametrize("code", REFUSED_LABELS)
+def test_a_refused_label_is_set_aside_whole(code: str) -> None:
+    desk = Desk()
+    desk.buy(1)
+    bad = desk.labels.append(REFUSED_LABELS[code], START, None, (("trace", b"abc"),))
+    result = desk.state.process([], [bad], NOW)
+    (dead,) = result.outputs
+    assert (dead.topic, dead.key, dead.value, dead.headers[0]) == (DEAD_LETTERS, None, bad.value, ("trace", b"abc"))
+    assert (reason(dead, "error"), reason(dead, "topic")) == (code, "labels")
+    assert told(desk.say(1, after(1))) == [("t1", "fraud", microseconds(after(1)))]
+
+
+def test_the_reason_of_a_dead_letter_is_bounded_and_encodable() -> None:
+    record = Record("transactions", 0, 0, 0, None, b"x", ())
+    result = Result()
+    result.dead_letter(record, "card", "code", "\ud800" + "y" * 5_000)
+    assert reason(result.outputs[0], "message") == "\\ud800" + "y" * 999
+
+
+def test_a_repeat_emits_nothing_and_enters_no_window() -> None:
+    log = Log(TRANSACTIONS)
+    first = [log.append(transaction(0)), log.append(transaction(0, amount=99)), log.append(transaction(1))]
+    later = [log.append(transaction(1)), log.append(transaction(2))]
+    state = partition()
+    result = state.process(first, [], NOW)
+    assert [message.source.offset for message in bought(result)] == [0, 2]
+    assert result.counts == {("accepted", ""): 2, ("duplicate", ""): 1}
+    result = state.process(later, [], NOW)
+    (message,) = bought(result)
+    assert message.transaction_id == "t2"
+    assert message.card_features[CARD_FEATURES.index("card_count_1d")] == 2
+    assert message.card_features[CARD_FEATURES.index("card_sum_1d")] == 24.68
+    assert result.counts["duplicate", ""] == 1
+
+
+def test_a_transaction_is_a_repeat_only_of_its_own_card_and_within_the_horizon() -> None:
+    desk = Desk(dedup_days=10)
+    assert bought(desk.buy(0))
+    assert bought(desk.buy(0, card_id="c2"))
+    assert not bought(desk.buy(0, after(10)))
+    assert bought(desk.buy(1, after(10)))
+    assert not bought(desk.buy(0, after(10)))
+    assert bought(desk.buy(2, after(10, microseconds=1)))
+    assert bought(desk.buy(0, after(10)))
+    assert not bought(desk.buy(0, after(10)))
+
+
+def test_the_horizon_counts_event_time_not_arrival() -> None:
+    desk = Desk(dedup_days=10)
+    desk.buy(0, arrived=after(50))
+    assert not bought(desk.buy(0, arrived=after(90)))
+
+
+def test_what_is_forgotten_of_old_days_is_no_repeat_and_recent_ones_still_are() -> None:
+    desk = Desk(dedup_days=10, label_days=10)
+    for day in range(60):
+        assert bought(desk.buy(day, after(day)))
+    assert len(desk.state._placed) <= 10 + 2 * 7 + 2
+    assert not bought(desk.buy(59, after(59)))
+    assert bought(desk.buy(0))
+
+
+def test_a_case_gathers_a_day_of_a_card() -> None:
+    desk = Desk()
+    cases = [
+        (message.case_id, message.case_sequence)
+        for hours, card in ((0, "c1"), (23.9, "c1"), (23.9, "c2"), (24, "c1"), (25, "c1"), (26, "c2"), (80, "c1"))
+        for message in bought(desk.buy(int(hours * 10), after(hours=hours), card_id=card))
+    ]
+    start_s = int(START.timestamp())
+    day_s, hour_s = 86_400, 3_600
+    assert cases == [
+        (f"c1-{start_s}", 1),
+        (f"c1-{start_s}", 2),
+        (f"c2-{start_s + 239 * hour_s // 10}", 1),
+        (f"c1-{start_s + day_s}", 1),
+        (f"c1-{start_s + day_s}", 2),
+        (f"c2-{start_s + 239 * hour_s // 10}", 2),
+        (f"c1-{start_s + 80 * hour_s}", 1),
+    ]
+
+
+def test_a_late_transaction_stays_in_the_case_that_is_open() -> None:
+    desk = Desk()
+    desk.buy(0, after(5))
+    (message,) = bought(desk.buy(1, after(2)))
+    assert (message.case_id, message.case_sequence) == (f"c1-{int(after(5).timestamp())}", 2)
+
+
+def test_a_label_follows_its_transaction_to_the_merchant() -> None:
+    desk = Desk()
+    desk.buy(3, after(hours=2), merchant_id="m9")
+    value = label(3, after(1), note="called the customer", unknown_field=1)
+    record = desk.labels.append(value, after(1))
+    result = desk.state.process([], [record], NOW)
+    (output,) = result.outputs
+    assert (output.topic, output.key) == (PROFILED, b"m9")
+    (message,) = profiled(result, PROFILED)
+    assert isinstance(message, ProfiledLabel)
+    assert (message.transaction_id, message.card_id, message.merchant_id) == ("t3", "c1", "m9")
+    assert message.event_time_us == microseconds(after(hours=2))
+    assert (message.known, message.known_at_us) == ("fraud", microseconds(after(1)))
+    assert message.source == SourceRecord(topic="labels", partition=0, offset=0)
+    assert bytes(message.label) == value
+    assert result.counts == {("label", "first"): 1}
+
+
+@pytest.mark.parametrize(
+    ("labelled_at", "arrived", "known_at"),
+    [(after(1), after(3), after(3)), (after(3), after(1), after(3)), (after(2), after(2), after(2))],
+)
+def test_a_label_counts_from_the_later_of_its_time_and_its_arrival(
+    labelled_at: datetime, arrived: datetime, known_at: datetime
+) -> None:
+    desk = Desk()
+    desk.buy(0)
+    assert told(desk.say(0, labelled_at, arrived=arrived)) == [("t0", "fraud", microseconds(known_at))]
+
+
+def test_only_what_changes_knowledge_travels() -> None:
+    desk = Desk()
+    desk.buy(0)
+    steps: list[tuple[float, str, str, str, str | None]] = [
+        (1.0, "disputed", "customer", "noted", None),
+        (2.0, "fraud", "customer", "first", "fraud"),
+        (2.0, "fraud", "customer", "repeated", None),
+        (3.0, "fraud", "issuer", "confirmed", None),
+        (4.0, "legitimate", "customer", "contradicted", None),
+        (4.0, "fraud", "customer", "outranked", None),
+        (5.0, "fraud", "rule", "ignored", None),
+        (5.0, "legitimate", "analyst", "changed", "legitimate"),
+        (4.5, "fraud", "analyst", "contradicted", None),
+        (6.0, "fraud", "analyst", "changed", "fraud"),
+        (7.0, "unknown", "analyst", "changed", "none"),
+    ]
+    for days, said, source, outcome, known in steps:
+        result = desk.say(0, after(days), said, arrived=after(8), source=source)
+        assert result.counts == {("label", outcome): 1}, (days, said, source)
+        assert [item[1] for item in told(result)] == ([] if known is None else [known])
+
+
+def test_an_early_label_waits_for_its_transaction_and_stands_behind_it() -> None:
+    desk = Desk()
+    result = desk.say(0, after(hours=2))
+    assert everything(result) == ([], {("label", "early"): 1})
+    assert everything(desk.say(0, after(hours=3), "legitimate")) == ([], {("label", "early"): 1})
+    assert not told(desk.buy(0, card_id="c2"))
+    assert not told(desk.buy(1))
+    result = desk.buy(0)
+    kinds = [type(message) for message in profiled(result, PROFILED)]
+    assert kinds == [ProfiledTransaction, ProfiledLabel, ProfiledLabel]
+    assert told(result) == [
+        ("t0", "fraud", microseconds(after(hours=2))),
+        ("t0", "legitimate", microseconds(after(hours=3))),
+    ]
+
+
+def test_a_label_in_the_batch_of_its_transaction_stands_behind_it() -> None:
+    desk = Desk()
+    records = [desk.transactions.append(transaction(number)) for number in range(2)]
+    labels = [desk.labels.append(label(number, after(1)), after(1)) for number in (1, 0)]
+    result = desk.state.process(records, labels, NOW)
+    order = [(type(message).__name__, message.transaction_id) for message in profiled(result, PROFILED)]
+    assert order == [
+        ("ProfiledTransaction", "t0"),
+        ("ProfiledTransaction", "t1"),
+        ("ProfiledLabel", "t1"),
+        ("ProfiledLabel", "t0"),
+    ]
+
+
+def test_a_label_without_transaction_becomes_a_dead_letter_after_its_patience() -> None:
+    desk = Desk()
+    known_at = after(1)
+    desk.say(404, known_at, key="value")
+    assert not to(DEAD_LETTERS, desk.buy(0, known_at + timedelta(days=7)))
+    result = desk.buy(1, known_at + timedelta(days=7, microseconds=1))
+    (dead,) = to(DEAD_LETTERS, result)
+    assert (dead.key, dead.value) == (b"key", desk.labels.records[0].value)
+    assert reason(dead, "error") == "label_without_transaction"
+    assert "'t404'" in reason(dead, "message")
+    assert [reason(dead, name) for name in ("topic", "offset")] == ["labels", "0"]
+    assert result.counts["label", "unknown_transaction"] == 1
+    assert not to(DEAD_LETTERS, desk.buy(2, after(30)))
+    assert not told(desk.buy(404, after(30)))
+
+
+def test_each_waiting_label_has_its_own_patience() -> None:
+    desk = Desk()
+    desk.say(0, after(1), "legitimate")
+    desk.say(0, after(6))
+    dead = to(DEAD_LETTERS, desk.buy(1, after(9)))
+    assert [reason(output, "offset") for output in dead] == ["0"]
+    assert told(desk.buy(0, after(0.5), arrived=after(9))) == [("t0", "fraud", microseconds(after(6)))]
+
+
+def test_a_label_past_its_horizon_is_counted_and_changes_nothing() -> None:
+    desk = Desk(label_days=30)
+    desk.buy(0)
+    assert told(desk.say(0, after(30))) == [("t0", "fraud", microseconds(after(30)))]
+    result = desk.say(0, after(30, microseconds=1), "legitimate")
+    assert everything(result) == ([], {("label", "too_late"): 1})
+    assert desk.say(0, after(29), "legitimate", arrived=after(29)).counts == {("label", "contradicted"): 1}
+
+
+def test_batches_do_not_show() -> None:
+    transactions, labels = busy_logs(5, 300)
+    whole, parts = partition(), partition()
+    at_once = whole.process(transactions.records, [], NOW)
+    one_by_one = [parts.process([record], [], NOW) for record in transactions.records]
+    for topic in (PROFILED, DEAD_LETTERS):
+        assert to(topic, at_once) == [output for result in one_by_one for output in to(topic, result)]
+    at_once = whole.process([], labels.records, NOW)
+    one_by_one = [parts.process([], [record], NOW) for record in labels.records]
+    assert told(at_once) == [item for result in one_by_one for item in told(result)]
+    assert len(told(at_once)) > 50
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
+    """A fold reads all committed transactions, then all committed labels; live they came in any interleaving."""
+    random = np.random.default_rng(seed)
+    transactions, labels = busy_logs(seed, 400)
+    live, folded = partition(20, 20), partition(20, 20)
+    until = transactions.records[300].timestamp_ms
+    past, rest = split(transactions, until), split(labels, until)
+    lived = Result()
+    for batch, known in interleaved(past[0], rest[0], random):
+        result = live.process(batch, known, NOW)
+        lived.counts += result.counts
+        lived.outputs += result.outputs
+    for records in chunks(past[0], random):
+        assert to(PROFILED, folded.process(records, [], None)) == []
+    for records in chunks(rest[0], random):
+        folded.process([], records, None)
+
+    assert {detail for what, detail in lived.counts if what == "label"} >= {"early", "first", "changed", "too_late"}
+    assert lived.counts["duplicate", ""] > 5
+    assert lived.counts["dead_letter", "label_without_transaction"] > 0
+    more = 0
+    for batch, known in interleaved(past[1], rest[1], random):
+        after_live, after_fold = live.process(batch, known, NOW), folded.process(batch, known, NOW)
+        assert after_live.outputs == after_fold.outputs
+        assert after_live.counts == after_fold.counts
+        more += len(after_live.outputs)
+    assert more > 50
+
+
+def test_a_late_transaction_does_not_find_a_label_that_was_given_up() -> None:
+    """Live the label was set aside before its transaction came; a fold meets them the other way round."""
+    desk, folded = Desk(), partition()
+    desk.say(0, after(1), "legitimate", source="audit")
+    desk.buy(1, after(20))
+    assert not told(desk.buy(0, after(0.5), arrived=after(20)))
+    folded.process(desk.transactions.records, [], None)
+    folded.process([], desk.labels.records, None)
+    record = desk.labels.append(label(0, after(21)), after(21))
+    assert told(desk.state.process([], [record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
+    assert told(folded.process([], [record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
+
+
+def busy_logs(seed: int, size: int) -> tuple[Log, Log]:
+    """Sixty days of a few cards: late events, repeats, refused records, labels early, late, twice, and of nobody."""
+    random = np.random.default_rng(seed)
+    transactions, labels = Log(TRANSACTIONS), Log(LABELS)
+    arrivals = sorted(random.uniform(0, 60, size).tolist())
+    said: list[tuple[float, bytes]] = []
+    for number, days in enumerate(arrivals):
+        kind = random.random()
+        card = f"c{random.integers(4)}"
+        happened = days - (random.uniform(0, 6) if kind < 0.1 else 0.0)
+        if kind < 0.05:
+            transactions.append(transaction(number, amount=-1), after(days))
+        elif kind > 0.85 and number > 5:
+            transactions.append(transactions.records[number - int(random.integers(1, 5))].value, after(days))
+        else:
+            value = transaction(
+                number,
+                after(happened),
+                card_id=card,
+                merchant_id=f"m{random.integers(3)}",
+                amount=round(float(random.lognormal(3, 1)), 2),
+                transaction_type=str(random.choice(["purchase", "cash", "refund"])),
+            )
+            transactions.append(value, after(days))
+        for _ in range(int(random.integers(0, 4))):
+            # Early ones too, and some beyond the label horizon of twenty days.
+            delay = float(random.choice([-0.5, 0.2, 2, 8, 19, 22]))
+            of = number if random.random() < 0.95 else 10_000 + number
+            source = str(random.choice(["analyst", "customer", "chargeback", "rule", "audit"]))
+            known = str(random.choice(["fraud", "legitimate", "disputed"]))
+            at = max(days + delay, 0.0)
+            value = label(of, after(at - float(random.choice([0, 1]))), known, card_id=card, source=source)
+            said.append((at, b"broken" if random.random() < 0.03 else value))
+    for days, value in sorted(said):
+        labels.append(value, after(days))
+    return transactions, labels
+
+
+def split(log: Log, until_ms: int) -> tuple[list[Record], list[Record]]:
+    return (
+        [record for record in log.records if record.timestamp_ms < until_ms],
+        [record for record in log.records if record.timestamp_ms >= until_ms],
+    )
+
+
+def chunks(records: list[Record], random: np.random.Generator) -> list[list[Record]]:
+    cuts = sorted(random.integers(0, len(records) + 1, 5).tolist())
+    return [records[start:end] for start, end in zip([0, *cuts], [*cuts, len(records)], strict=True)]
+
+
+def interleaved(
+    transactions: list[Record], labels: list[Record], random: np.random.Generator
+) -> list[tuple[list[Record], list[Record]]]:
+    """Batches of both, roughly as they arrived: a batch may hold labels of the hours before or behind it."""
+    if not transactions:
+        return [([], labels)]
+    cuts = sorted({*random.integers(1, len(transactions), 40).tolist(), len(transactions)})
+    batches, first, told_up_to = [], 0, 0
+    for cut in cuts:
+        batch = transactions[first:cut]
+        end_ms = batch[-1].timestamp_ms + int(random.integers(-6, 6)) * 3_600_000
+        upto = told_up_to + sum(record.timestamp_ms <= end_ms for record in labels[told_up_to:])
+        if cut == len(transactions):
+            upto = len(labels)
+        batches.append((batch, labels[told_up_to:upto]))
+        first, told_up_to = cut, upto
+    return batches
+
+
+def test_messages_hold_no_nan() -> None:
+    (output,) = Desk().buy(0).outputs
+    assert b"NaN" not in (output.value or b"")
+    assert None in msgspec.json.decode(output.value or b"")["card_features"]
