@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from pipeline.engine.results import Result
+from pipeline.engine.results import Result, UnreadableRecord
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import LabelState, resolve
@@ -125,7 +125,10 @@ class FeedbackPartition:
         awaited: list[Key] = []
         for record in records:
             value = record.value or b""
-            place = _decode_place(value)
+            try:
+                place = _decode_place(value)
+            except msgspec.MsgspecError as error:
+                raise UnreadableRecord(record, error) from error
             key = (place.card_id, place.transaction_id)
             event_time_us = timestamp_us(place.event_time)
             self._newest_us = max(self._newest_us, event_time_us)

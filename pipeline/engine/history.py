@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, US_PER_SECOND
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, US_PER_DAY, US_PER_HOUR, US_PER_SECOND
 from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import CardWindows, MerchantWindows
 
@@ -70,8 +70,8 @@ def compute_features(
         if "transaction_type" in frame
         else np.ones(len(frame), bool)
     )
-    day_s = (event_time_us // US_PER_SECOND) % 86_400
-    hour = (day_s + (event_time_us % US_PER_SECOND) / US_PER_SECOND) / 3_600.0
+    # As live (`schemas.codec`): one division of integers, so that not even the last bit differs.
+    hour = (event_time_us % US_PER_DAY) / US_PER_HOUR
     # 1970-01-01 was a Thursday, weekday 3.
     weekday = ((event_time_us // US_PER_SECOND // 86_400 + 3) % 7).astype(np.float64)
     features = np.empty((len(frame), len(FEATURES)))

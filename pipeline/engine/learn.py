@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from pipeline.engine.results import Result
+from pipeline.engine.results import Result, UnreadableRecord
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.messages import Example, ModelVersion
@@ -35,7 +35,7 @@ class LearnPartition:
         result = Result()
         fresh = [record for record in records if record.offset >= self.next_offset]
         if fresh:
-            outcomes = self._learner.learn_examples([_decode(record.value or b"") for record in fresh])
+            outcomes = self._learner.learn_examples([_read(record) for record in fresh])
             for outcome, count in outcomes.items():
                 if count:
                     result.counts["lesson", outcome] += count
@@ -46,6 +46,13 @@ class LearnPartition:
         """The present version, taken as published from now on."""
         self._published_offset = self.next_offset
         return self._learner.snapshot(self.next_offset)
+
+
+def _read(record: Record) -> Example:
+    try:
+        return _decode(record.value or b"")
+    except msgspec.MsgspecError as error:
+        raise UnreadableRecord(record, error) from error
 
 
 def model_record(name: str, version: str, payload: bytes, now: datetime) -> Output:

@@ -9,6 +9,17 @@ from schemas.topics import DEAD_LETTERS
 _TEXT_LIMIT = 1_000
 
 
+class UnreadableRecord(RuntimeError):
+    """A record of a topic that only the pipeline's own agents write is not a message of theirs."""
+
+    def __init__(self, record: Record, cause: Exception) -> None:
+        super().__init__(
+            f"{record.topic} partition {record.partition} offset {record.offset} cannot be read ({cause}): only this "
+            "pipeline's agents, all of one release, may write to that topic; find what else did. Nothing of the "
+            "batch that holds the record is committed"
+        )
+
+
 @dataclass(slots=True)
 class Result:
     """Outputs of one batch, to be committed together with its input offsets, and its counts.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.reasons import explain
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.results import Result
+from pipeline.engine.results import Result, UnreadableRecord
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import MerchantWindows
@@ -98,7 +98,10 @@ class ScorePartition:
     ) -> list[tuple[Record, ProfiledTransaction | ProfiledLabel]]:
         read = []
         for record in records:
-            message = _decode(record.value or b"")
+            try:
+                message = _decode(record.value or b"")
+            except msgspec.MsgspecError as error:
+                raise UnreadableRecord(record, error) from error
             if isinstance(message, ProfiledTransaction):
                 # A card agent writes what it read in order, so that a source offset
                 # at or below the last one is a repeat (possible at least-once only).

@@ -1,0 +1,331 @@
+"""The score agent's kernel: one decision a transaction, from its log and the models in force alone."""
+
+import math
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.engine.card import CardPartition
+from pipeline.engine.history import compute_features
+from pipeline.engine.models import ActiveModels
+from pipeline.engine.results import Result
+from pipeline.engine.score import KernelMismatch, ScorePartition
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.features.identity import transaction_hash
+from pipeline.scoring.blend import sigmoid
+from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction
+from schemas.records import Record
+from schemas.topics import ALERTS, DECISIONS, LABELS, PROFILED, TRANSACTIONS
+from tests.helpers.champion import LARGE_AMOUNT, active
+from tests.helpers.expected import differences, expected_features
+from tests.helpers.logs import (
+    START,
+    Log,
+    after,
+    decode_alert,
+    decode_decision,
+    decode_profiled,
+    label,
+    to,
+    transaction,
+)
+from tests.unit.test_engine_card import busy_logs, chunks, interleaved, partition
+
+NOW = after(hours=1)
+
+
+def score() -> ScorePartition:
+    return ScorePartition("EUR")
+
+
+def profile(transactions: Sequence[Record], labels: Sequence[Record] = (), card: CardPartition | None = None) -> Log:
+    """The log of one merchant partition, as the card agent writes it: labels behind all transactions."""
+    log = Log(PROFILED, partition=2)
+    log.take((card or partition()).process(transactions, labels, START))
+    return log
+
+
+def purchases(count: int, *, large: Sequence[int] = (), **changes: object) -> Log:
+    log = Log(TRANSACTIONS)
+    for number in range(count):
+        at = after(hours=number)
+        amount = 1_500.0 + number if number in large else 10.0 + number
+        log.append(transaction(number, at, amount=amount, **changes), at)
+    return log
+
+
+def decisions(result: Result) -> list[Decision]:
+    return [decode_decision(output.value or b"") for output in to(DECISIONS, result)]
+
+
+def alerts(result: Result) -> list[Alert]:
+    return [decode_alert(output.value or b"") for output in to(ALERTS, result)]
+
+
+def rows(found: Sequence[Decision]) -> np.ndarray:
+    return np.array([[decision.features[name] for name in FEATURES] for decision in found], np.float64)
+
+
+def test_a_decision_says_what_was_decided_about_what_and_by_what() -> None:
+    models = active()
+    source = Log(TRANSACTIONS, partition=5)
+    source.append(b"refused")
+    record = source.append(
+        transaction(4, after(hours=7), amount="20.50", currency="USD", transaction_type="refund", merchant_id="m3")
+    )
+    log = Log(PROFILED, partition=2)
+    log.append(profile([source.append(transaction(3))]).records[0].value)
+    log.append(profile([record._replace(timestamp_ms=record.timestamp_ms + 10**9)]).records[0].value)
+    result = score().process(log.records[1:], models, NOW)
+    (output,) = to(DECISIONS, result)
+    assert (output.key, output.headers) == (b"c1", ())
+    (decision,) = decisions(result)
+    profiled = decode_profiled(log.records[1].value or b"")
+    assert isinstance(profiled, ProfiledTransaction)
+    assert (decision.transaction_id, decision.card_id, decision.merchant_id) == ("t4", "c1", "m3")
+    assert decision.event_time == after(hours=7)
+    assert (str(decision.amount), decision.currency) == ("20.50", "USD")
+    assert (decision.amount_base, decision.base_currency) == (profiled.amount_base_minor / 100, "EUR")
+    assert decision.transaction_type == "refund"
+    assert decision.source == profiled.source
+    assert (decision.source.partition, decision.source.offset) == (5, 1)
+    assert decision.log == LogPosition(partition=2, offset=1)
+    assert (decision.case_id, decision.case_sequence) == (profiled.case_id, 1)
+    assert (decision.ingested_at, decision.decided_at) == (START, NOW)
+    assert decision.versions == models.versions(profiled.rates_version)
+    assert (decision.versions.kernel, decision.versions.lightgbm) == (KERNEL_VERSION, models.lightgbm.version)
+    assert decision.threshold == models.policy.threshold
+    assert result.latencies_s == [3_600.0]
+    assert b"NaN" not in (output.value or b"")
+
+
+def test_scores_are_those_of_the_models_on_the_features_as_served() -> None:
+    models = active()
+    result = score().process(profile(purchases(40, large=[11, 30]).records).records, models, NOW)
+    found = decisions(result)
+    features = rows(found)
+    logit = models.lightgbm.logit(features)
+    river = models.river.logit(features, logit)
+    assert [decision.logit for decision in found] == logit.tolist()
+    assert [decision.model_scores for decision in found] == [
+        ModelScores(lightgbm=a, river=b) for a, b in zip(sigmoid(logit).tolist(), sigmoid(river).tolist(), strict=True)
+    ]
+    # The river model has had no lesson, so that the blend of both is the champion's own score.
+    assert [decision.score for decision in found] == pytest.approx(sigmoid(logit).tolist(), abs=1e-12)
+    assert len({decision.score for decision in found}) > 5
+
+
+def test_the_policy_selects_and_an_alert_explains() -> None:
+    models = active(threshold=0.5)
+    result = score().process(profile(purchases(40, large=[11, 30]).records).records, models, NOW)
+    found = {decision.transaction_id: decision for decision in decisions(result)}
+    raised = alerts(result)
+    assert {alert.transaction_id for alert in raised} == {name for name, one in found.items() if one.action == "alert"}
+    assert {"t11", "t30"} <= {alert.transaction_id for alert in raised} < found.keys()
+    for decision in found.values():
+        by_score = decision.score >= 0.5
+        by_rule = decision.amount_base >= LARGE_AMOUNT
+        assert decision.selection == ("score" if by_score else "rule" if by_rule else None)
+        assert decision.action == ("allow" if decision.selection is None else "alert")
+        assert decision.selection_probability == (0.0 if decision.selection is None else 1.0)
+    for alert in raised:
+        decision = found[alert.transaction_id]
+        for name in ("card_id", "merchant_id", "event_time", "amount", "currency", "amount_base", "base_currency"):
+            assert getattr(alert, name) == getattr(decision, name)
+        for name in ("score", "model_scores", "threshold", "selection", "versions", "source", "log", "case_id"):
+            assert getattr(alert, name) == getattr(decision, name)
+        assert alert.alert_id == f"{transaction_hash('c1', alert.transaction_id):016x}"
+        assert alert.raised_at == NOW
+        assert alert.severity == pytest.approx(alert.score * alert.amount_base, abs=0.005)
+        assert 1 <= len(alert.reasons) <= models.policy.max_reasons
+        assert all(reason.code and reason.sentence for reason in alert.reasons)
+        if alert.amount_base >= LARGE_AMOUNT:
+            assert alert.reasons[0].code == "large-amount"
+    assert result.counts["alert", "score"] + result.counts["alert", "rule"] == len(raised)
+    assert result.counts["decision", "alert"] == len(raised)
+    assert result.counts["decision", "allow"] == 40 - len(raised)
+
+
+def test_an_audit_puts_a_share_before_an_analyst() -> None:
+    models = active(threshold=1.5, audit_rate=0.2, rules=())
+    found = decisions(score().process(profile(purchases(200).records).records, models, NOW))
+    audited = [decision for decision in found if decision.selection == "audit"]
+    assert 20 < len(audited) < 60
+    assert {decision.selection_probability for decision in found} == {0.2}
+    assert {decision.action for decision in audited} == {"alert"}
+
+
+def test_every_transaction_has_exactly_one_decision_however_the_log_is_cut() -> None:
+    transactions, labels = busy_logs(3, 300)
+    log = profile(transactions.records, labels.records)
+    models = active()
+    whole = score().process(log.records, models, NOW)
+    state, random = score(), np.random.default_rng(1)
+    parts = [state.process(records, models, NOW) for records in chunks(log.records, random)]
+    assert to(DECISIONS, whole) == [output for part in parts for output in to(DECISIONS, part)]
+    assert to(ALERTS, whole) == [output for part in parts for output in to(ALERTS, part)]
+    messages = [decode_profiled(record.value or b"") for record in log.records]
+    expected = [m.transaction_id for m in messages if isinstance(m, ProfiledTransaction)]
+    assert [decision.transaction_id for decision in decisions(whole)] == expected
+    assert len(set(expected)) == len(expected) > 200
+    assert whole.counts["label", "profiled"] == len(messages) - len(expected) > 50
+
+
+def test_features_are_those_of_the_reference_with_labels_late_events_and_repeats() -> None:
+    transactions, labels = busy_logs(4, 350)
+    card, state, models = partition(), score(), active()
+    log, found = Log(PROFILED), list[Decision]()
+    for batch, known in interleaved(transactions.records, labels.records, np.random.default_rng(4)):
+        found += decisions(state.process(log.take(card.process(batch, known, START)), models, NOW))
+    expected = expected_features(log.records)
+    assert len(found) == len(expected) > 200
+    assert differences(found, expected) == []
+    assert any(decision.features["merchant_known_fraud_30d"] for decision in found)
+
+
+def test_features_are_those_that_training_computes_from_history() -> None:
+    random = np.random.default_rng(9)
+    days = np.sort(random.uniform(0, 60, 400))
+    frame = pd.DataFrame(
+        {
+            "transaction_id": [f"t{number}" for number in range(400)],
+            "event_time": [after(float(value)) for value in days],
+            "card_id": [f"c{number}" for number in random.integers(0, 5, 400)],
+            "merchant_id": [f"m{number}" for number in random.integers(0, 4, 400)],
+            "amount_minor": random.integers(1, 50_000, 400),
+            "transaction_type": random.choice(["purchase", "cash", "refund"], 400),
+            "fraud": random.random(400) < 0.2,
+        }
+    )
+    delay = timedelta(days=3)
+    moments: list[tuple[datetime, int, dict[str, object]]] = []
+    for row in frame.to_dict("records"):
+        moments.append((row["event_time"], 1, row))
+        moments.append((row["event_time"] + delay, 0, row))
+    card, state, models = partition(), score(), active()
+    transactions, labels, log = Log(TRANSACTIONS), Log(LABELS), Log(PROFILED)
+    found: list[Decision] = []
+    for at, is_transaction, row in sorted(moments, key=lambda item: item[:2]):
+        name, owner = row["transaction_id"], row["card_id"]
+        if is_transaction:
+            value = transaction(
+                0,
+                at,
+                transaction_id=name,
+                card_id=owner,
+                merchant_id=row["merchant_id"],
+                amount=int(str(row["amount_minor"])) / 100,
+                transaction_type=row["transaction_type"],
+            )
+            result = card.process([transactions.append(value, at)], [], START)
+        else:
+            value = label(0, at, "fraud" if row["fraud"] else "legitimate", transaction_id=name, card_id=owner)
+            result = card.process([], [labels.append(value, at)], START)
+        found += decisions(state.process(log.take(result), models, NOW))
+    expected = compute_features(frame, label_delay_s=delay.total_seconds())
+    np.testing.assert_array_equal(rows(found), expected)
+
+
+def test_a_repeat_by_source_offset_is_dropped() -> None:
+    """At-least-once delivery may write a batch of ``profiled`` twice."""
+    models = active()
+    log = profile(purchases(6).records)
+    twice = Log(PROFILED, partition=2)
+    for record in (*log.records[:4], *log.records[2:]):
+        twice.append(record.value)
+    state = score()
+    first, second = state.process(twice.records[:5], models, NOW), state.process(twice.records[5:], models, NOW)
+    found = decisions(first) + decisions(second)
+    assert [decision.transaction_id for decision in found] == [f"t{number}" for number in range(6)]
+    assert first.counts["duplicate", ""] == second.counts["duplicate", ""] == 1
+    once = decisions(score().process(log.records, models, NOW))
+    assert [decision.features for decision in found] == [decision.features for decision in once]
+
+
+def test_offsets_of_different_source_partitions_are_no_repeats() -> None:
+    log = Log(PROFILED)
+    for number in range(2):
+        source = Log(TRANSACTIONS, partition=number)
+        log.append(profile([source.append(transaction(number, card_id=f"c{number}"))]).records[0].value)
+    assert len(decisions(score().process(log.records, active(), NOW))) == 2
+
+
+def test_another_kernel_s_features_are_refused_by_name_of_the_record() -> None:
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    other = (record.value or b"").replace(KERNEL_VERSION.encode(), b"0-other")
+    log = Log(PROFILED, partition=2)
+    log.append(record.value)
+    with pytest.raises(KernelMismatch, match=r"profiled partition 2 offset 1 .* kernel 0-other.* one version"):
+        score().process([*log.records, log.append(other.replace(b'"offset":0', b'"offset":1'))], active(), NOW)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fold_leaves_the_state_that_deciding_leaves(seed: int) -> None:
+    transactions, labels = busy_logs(seed, 300)
+    card, log = partition(), Log(PROFILED)
+    random = np.random.default_rng(seed)
+    for batch, known in interleaved(transactions.records, labels.records, random):
+        log.take(card.process(batch, known, START))
+    cut = len(log.records) * 2 // 3
+    models, lived, folded = active(), score(), score()
+    for records in chunks(log.records[:cut], random):
+        lived.process(records, models, NOW)
+    for records in chunks(log.records[:cut], random):
+        folded.fold(records)
+    # What was decided last is read once more: a repeat must be known after a fold as well.
+    rest = [*log.records[cut - 3 :]]
+    after_live, after_fold = lived.process(rest, models, NOW), folded.process(rest, models, NOW)
+    assert after_live.outputs == after_fold.outputs
+    assert after_live.counts == after_fold.counts
+    assert len(after_live.outputs) > 60
+
+
+def test_a_label_is_visible_from_the_moment_it_was_known() -> None:
+    known_at = after(5)
+    card, state, models = partition(), score(), active()
+    transactions, labels, log = Log(TRANSACTIONS), Log(LABELS), Log(PROFILED)
+
+    def decide(number: int, at: datetime) -> Decision:
+        result = card.process([transactions.append(transaction(number, at), after(20))], [], START)
+        (decision,) = decisions(state.process(log.take(result), models, NOW))
+        return decision
+
+    decide(0, START)
+    # Dated a day after the transaction, but here only on day five.
+    told = card.process([], [labels.append(label(0, after(1)), known_at)], START)
+    assert state.process(log.take(told), models, NOW).outputs == []
+    before, at = decide(1, known_at - timedelta(microseconds=1)), decide(2, known_at)
+    assert (before.features["merchant_known_count_30d"], at.features["merchant_known_count_30d"]) == (0, 1)
+    assert before.features["merchant_newest_label"] is None
+    assert at.features["merchant_newest_label"] == 1
+    assert at.features["merchant_seconds_since_fraud"] == 5 * US_PER_DAY / 1e6
+
+
+def test_state_does_not_depend_on_models_or_clocks() -> None:
+    log = profile(purchases(60, large=[7]).records)
+    one, other = score(), score()
+    models = active()
+    strict = ActiveModels(models.lightgbm, models.river, models.policy.replace(threshold=0.0))
+    one.process(log.records[:40], models, NOW)
+    other.process(log.records[:40], strict, after(300))
+    assert one.process(log.records[40:], models, NOW).outputs == other.process(log.records[40:], models, NOW).outputs
+
+
+def test_an_unreadable_record_is_named() -> None:
+    log = profile(purchases(2).records)
+    log.append(b"garbage")
+    with pytest.raises(RuntimeError, match=r"profiled partition 2 offset 2 .*"):
+        score().process(log.records, active(), NOW)
+
+
+def test_values_that_do_not_exist_are_null() -> None:
+    result = score().process(profile(purchases(1).records).records, active(), NOW)
+    (output,) = to(DECISIONS, result)
+    features = msgspec.json.decode(output.value or b"")["features"]
+    assert tuple(features) == FEATURES
+    assert features["card_mean_1h"] is None
+    assert all(value is None or math.isfinite(value) for value in features.values())
