@@ -58,7 +58,8 @@ def _sums(
                 threshold, mask = node_threshold[node], node_mask[node]
                 tested = values[node_column[node]]
                 for r in range(width):
-                    alive[r] &= mask if tested[r] > threshold else everything
+                    # NaN, a missing value that goes right, fails the test of every threshold.
+                    alive[r] &= everything if tested[r] <= threshold else mask
             first = tree_leaf[tree]
             for r in range(rows):
                 lowest = alive[r] & (~alive[r] + np.uint64(1))

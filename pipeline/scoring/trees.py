@@ -37,7 +37,7 @@ class Forest(NamedTuple):
     columns: NDArray[np.int32]
     """Shape (c,): feature of each column of tests."""
     column_missing: NDArray[np.float64]
-    """Shape (c,): what a missing value counts as there, minus infinity (left) or infinity (right)."""
+    """Shape (c,): what a missing value counts as there, minus infinity (left) or NaN (right, whatever the threshold)."""
 
 
 class _Tree(NamedTuple):
@@ -122,7 +122,8 @@ def _read_tree(block: str, features: int) -> _Tree:
         raise _broken(f"tree {number} asks for a feature that there is not")
     if any(decision & _CATEGORICAL or not 0 <= decision <= 15 for decision in tree.decision):
         raise _broken(f"tree {number} has a kind of decision that there is not")
-    if not all(map(math.isfinite, (*tree.threshold, *tree.leaf))):
+    # An infinite threshold parts the missing values from all numbers.
+    if not all(map(math.isfinite, tree.leaf)) or any(math.isnan(at) or at == -math.inf for at in tree.threshold):
         raise _broken(f"tree {number} has a value that is no number")
     _leaf_order(tree, number)
     return tree
@@ -155,7 +156,7 @@ def _leaf_order(tree: _Tree, number: str | None = None) -> tuple[list[int], list
 
 
 def _lay_out(trees: list[_Tree]) -> Forest:
-    columns: dict[tuple[int, float], int] = {}
+    columns: dict[tuple[int, bool], int] = {}
     node_column, node_threshold, node_mask, leaf_value = [], [], [], []
     tree_node, tree_leaf = [0], [0]
     everything = (1 << MOST_LEAVES) - 1
@@ -167,7 +168,7 @@ def _lay_out(trees: list[_Tree]) -> Forest:
         ):
             # Where training saw no missing value of a feature, LightGBM takes one for 0.
             left = bool(decision & _DEFAULT_LEFT) if (decision >> 2) & 3 == _MISSING_NAN else threshold >= 0.0
-            column = columns.setdefault((feature, -math.inf if left else math.inf), len(columns))
+            column = columns.setdefault((feature, left), len(columns))
             node_column.append(column)
             node_threshold.append(threshold)
             node_mask.append(everything ^ (((1 << (end - first)) - 1) << first))
@@ -181,7 +182,7 @@ def _lay_out(trees: list[_Tree]) -> Forest:
         np.array(tree_leaf, np.int64),
         np.array(leaf_value, np.float64),
         np.array([feature for feature, _ in columns], np.int32),
-        np.array([missing for _, missing in columns], np.float64),
+        np.array([-math.inf if left else math.nan for _, left in columns], np.float64),
     )
 
 

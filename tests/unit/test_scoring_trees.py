@@ -75,6 +75,25 @@ def test_the_compiled_sum_is_lightgbm_s_to_the_last_bit(booster: lightgbm.Booste
     np.testing.assert_array_equal(forest_sums(forest, rows), booster.predict(rows, raw_score=True))
 
 
+def test_a_split_between_numbers_and_missing_values() -> None:
+    """Where that something is missing tells most, LightGBM's threshold is infinite: all numbers left, the rest right."""
+    features = matrix(4_000, seed=5)
+    features[::3, 0] = np.nan
+    # Were all numbers positive, a threshold at 0 would part them too.
+    features[1::3, 0] *= -1.0
+    fraud = np.isnan(features[:, 0]) | (features[:, 1] > np.nanquantile(features[:, 1], 0.9))
+    booster = lightgbm.train(
+        {"objective": "binary", "num_leaves": 7, "verbosity": -1, "num_threads": 1},
+        lightgbm.Dataset(features, fraud.astype(float), feature_name=list(FEATURES), params={"verbosity": -1}),
+        num_boost_round=3,
+    )
+    assert re.search(r"^threshold=.*\binf\b", booster.model_to_string(), re.MULTILINE)
+    forest = read_forest(booster.model_to_string(), FEATURES)
+    assert forest is not None
+    rows = np.vstack([features, hard_rows(booster)])
+    np.testing.assert_array_equal(forest_sums(forest, rows), booster.predict(rows, raw_score=True))
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 7, 8, 9, 63, 64, 65, 129])
 def test_any_number_of_rows(rows: int) -> None:
     model = small_model()
@@ -127,7 +146,8 @@ def edited(pattern: str, replacement: str) -> str:
         (r"^left_child=\S+ (\S+)", r"left_child=77 \1", "names a node"),
         (r"^right_child=\S+ (\S+)", r"right_child=-77 \1", "names a node"),
         (r"^split_feature=\S+", "split_feature=70", "asks for a feature"),
-        (r"^threshold=\S+", "threshold=inf", "no number"),
+        (r"^threshold=\S+", "threshold=nan", "no number"),
+        (r"^threshold=\S+", "threshold=-inf", "no number"),
         (r"^threshold=\S+ ", "threshold=", "one inner node less"),
         (r"^leaf_value=\S+", "leaf_value=x", "could not convert"),
         (r"^leaf_value=\S+", "leaf_value=nan", "no number"),
