@@ -93,8 +93,11 @@ class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", 
     rates_version: str
     counts: bool
     """Whether the transaction enters windows (purchases and cash do)."""
-    card_features: list[float | None]
-    """Values of ``pipeline.features.catalogue.CARD_FEATURES`` (transaction features first), in that order."""
+    card_features: bytes
+    """Values of ``pipeline.features.catalogue.CARD_FEATURES`` (transaction features first), in that order.
+
+    64-bit floats, little-endian, NaN for no value; base64 in JSON, which takes a seventh of the time of numbers.
+    """
     kernel: str
     """The kernel version that computed ``card_features``."""
     case_id: str

@@ -121,7 +121,8 @@ class CardPartition:
             np.array([item.weekday for item in taken], np.float64),
         )
         rates_version = self._options.rates.version
-        for (record, item), row in zip(accepted, features.tolist(), strict=True):
+        packed, width = features.astype("<f8", copy=False).tobytes(), 8 * features.shape[1]
+        for i, (record, item) in enumerate(accepted):
             transaction = item.transaction
             case_id, case_sequence = self._episode(transaction.card_id, item.event_time_us)
             if now is not None:
@@ -133,7 +134,7 @@ class CardPartition:
                     amount_base_minor=item.amount_base_minor,
                     rates_version=rates_version,
                     counts=item.counts,
-                    card_features=row,
+                    card_features=packed[i * width : (i + 1) * width],
                     kernel=KERNEL_VERSION,
                     case_id=case_id,
                     case_sequence=case_sequence,

@@ -222,8 +222,15 @@ class FeedbackPartition:
     def _expire(self, result: Result) -> None:
         if self._waiting:
             limit_us = self._newest_us - PATIENCE_US
-            for key in [key for key, items in self._waiting.items() if items[0][1] < limit_us]:
-                result.counts["label", "unknown_transaction"] += len(self._waiting.pop(key))
+            for key, items in list(self._waiting.items()):
+                patient = [item for item in items if item[1] >= limit_us]
+                if len(patient) == len(items):
+                    continue
+                result.counts["label", "unknown_transaction"] += len(items) - len(patient)
+                if patient:
+                    self._waiting[key] = patient
+                else:
+                    del self._waiting[key]
         limit = (self._newest_us - self._options.label_horizon_us - PATIENCE_US) // US_PER_DAY
         self._store.drop_before(limit)
         for day in [day for day in self._known_by_day if day < limit]:

@@ -96,10 +96,13 @@ def _merchant_features(
     counts: NDArray[np.bool_],
     labels: KnownLabels,
 ) -> NDArray[np.float64]:
-    """One log of both: a label stands before the first transaction at or after its ``known_at_us``."""
+    """One log of both: a label stands before the first transaction at or after its ``known_at_us``, behind its own."""
     n, m = len(event_time_us), len(labels.row)
     is_transaction = np.r_[np.ones(n, np.int64), np.zeros(m, np.int64)]
-    order = np.lexsort((is_transaction, np.concatenate([event_time_us, labels.known_at_us])))
+    # A label that is known at once would otherwise tell the features of its own transaction.
+    before = np.maximum(np.searchsorted(event_time_us, labels.known_at_us), labels.row + 1)
+    known_at = np.r_[np.zeros(n, np.int64), labels.known_at_us]
+    order = np.lexsort((known_at, is_transaction, np.r_[np.arange(n), before]))
     row = np.concatenate([np.arange(n), labels.row])[order]
     is_label = order >= n
     cards, transactions = frame["card_id"].to_numpy(object), frame["transaction_id"].to_numpy(object)

@@ -152,7 +152,8 @@ class ScorePartition:
     ) -> None:
         n = len(read)
         features = np.empty((n, len(FEATURES)))
-        features[:, : len(CARD_FEATURES)] = np.array([message.card_features for _, message in read], np.float64)
+        packed = b"".join([message.card_features for _, message in read])
+        features[:, : len(CARD_FEATURES)] = np.frombuffer(packed, "<f8").reshape(n, len(CARD_FEATURES))
         features[:, len(CARD_FEATURES) :] = merchant
         logit = models.lightgbm.logit(features)
         river_logit = models.river.logit(features, logit)

@@ -143,8 +143,8 @@ def producer_config(
         **_common(bootstrap),
         # Flushing, and so a commit, does not wait for it.
         "linger.ms": 5 if transactional_id is not None else 2,
-        # Of 215-byte transactions it leaves 36 bytes, where lz4 leaves 63, for no more processor time at either end.
-        "compression.type": "zstd",
+        # zstd leaves half of lz4's bytes, but takes 10 us of the processor more for each transaction's way through.
+        "compression.type": "lz4",
         "batch.size": 1024 * 1024,
         "queue.buffering.max.messages": 500_000,
         "message.max.bytes": MAX_RECORD_BYTES,

@@ -120,7 +120,7 @@ def check_accepted(accepted: AcceptedTransaction, value: bytes) -> None:
         amount_base_minor=accepted.amount_base_minor,
         rates_version=RATES.version,
         counts=accepted.counts,
-        card_features=[None],
+        card_features=b"",
         kernel="k",
         case_id="c",
         case_sequence=1,
