@@ -1,0 +1,307 @@
+"""The feedback agent's kernel: what a transaction turned out to be, joined to the features that were served."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.results import Result, UnreadableRecord
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.features.identity import transaction_hash
+from pipeline.learning.sampling import keep_negative
+from pipeline.served import DiskServedStore
+from schemas.messages import Example, LogPosition, Versions
+from schemas.records import Record
+from schemas.topics import DECISIONS, EXAMPLES, LABELS
+from tests.helpers.logs import START, Log, after, decision, decode_decision, decode_example, label
+
+RATE = 0.25
+MATURITY_DAYS = 30.0
+
+
+def sampled(number: int, card: str = "c1") -> bool:
+    return keep_negative(transaction_hash(card, f"t{number}"), RATE)
+
+
+IN = [number for number in range(400) if sampled(number)]
+OUT = [number for number in range(400) if not sampled(number)]
+
+
+class Desk:
+    """A partition with its two topics and its store on disk; every call is a batch of its own."""
+
+    def __init__(self, directory: Path, rate: float = RATE, horizon_days: float = 120.0) -> None:
+        options = FeedbackOptions(
+            label_horizon_us=round(horizon_days * US_PER_DAY),
+            maturity_us=round(MATURITY_DAYS * US_PER_DAY),
+            negative_sample_rate=rate,
+        )
+        self.store = DiskServedStore(directory)
+        self.state = FeedbackPartition(options, self.store)
+        self.decisions, self.labels = Log(DECISIONS), Log(LABELS)
+
+    def decide(self, number: int, at: datetime = START, **changes: Any) -> list[Example]:
+        return examples(self.state.process([self.decisions.append(decision(number, at, **changes), at)], []))
+
+    def say(
+        self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
+    ) -> list[Example]:
+        return examples(self.said(number, at, known, arrived, **changes))
+
+    def said(
+        self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
+    ) -> Result:
+        return self.state.process([], [self.labels.append(label(number, at, known, **changes), arrived or at)])
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    one = Desk(tmp_path / "served")
+    yield one
+    one.store.close()
+
+
+def examples(result: Result) -> list[Example]:
+    assert {output.topic for output in result.outputs} <= {EXAMPLES}
+    return [decode_example(output.value or b"") for output in result.outputs]
+
+
+def told(found: list[Example]) -> list[tuple[str, str, int, float]]:
+    return [(example.transaction_id, example.label, example.revision, example.weight) for example in found]
+
+
+def test_an_example_holds_the_features_as_served(desk: Desk) -> None:
+    versions = Versions(lightgbm="l1", river="r@7", policy="p", kernel="k", rates="x")
+    features = {"amount": 1.5, "card_usual_amount": None, "one of a later release": 2.0}
+    desk.decide(8, after(1), logit=-2.5, score=0.125, features=features, versions=versions, merchant_id="m4")
+    result = desk.said(8, after(2), source="chargeback", arrived=after(3))
+    (output,) = result.outputs
+    assert output.key == b"c1"
+    (example,) = examples(result)
+    served = decode_decision(desk.decisions.records[0].value or b"")
+    for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "logit", "score", "log"):
+        assert getattr(example, name) == getattr(served, name)
+    assert (example.features, example.versions) == (features, versions)
+    assert example.log == LogPosition(partition=0, offset=16)
+    assert (example.label, example.label_source, example.known_at) == ("fraud", "chargeback", after(3))
+    assert (example.weight, example.revision) == (1.0, 0)
+    assert result.counts == {("label", "first"): 1, ("example", "fraud"): 1}
+
+
+def test_a_label_may_come_before_its_decision(desk: Desk) -> None:
+    assert desk.say(5, after(hours=1)) == []
+    assert desk.say(5, after(hours=2), "legitimate", card_id="c2") == []
+    assert desk.decide(5, card_id="c3") == []
+    assert told(desk.decide(5)) == [("t5", "fraud", 0, 1.0)]
+    assert desk.decide(6) == []
+
+
+def test_a_label_in_the_batch_of_its_decision_is_joined(desk: Desk) -> None:
+    records = [desk.decisions.append(decision(number)) for number in (1, 2)]
+    labels = [desk.labels.append(label(2, after(1)), after(1))]
+    assert told(examples(desk.state.process(records, labels))) == [("t2", "fraud", 0, 1.0)]
+
+
+def test_frauds_are_kept_and_legitimate_ones_sampled_with_their_weight(desk: Desk) -> None:
+    for number in range(400):
+        desk.decide(number, after(minutes=number))
+    found = [example for number in range(200) for example in desk.say(number, after(1))]
+    assert told(found) == [(f"t{number}", "fraud", 0, 1.0) for number in range(200)]
+    found = [example for number in range(200, 400) for example in desk.say(number, after(1), "legitimate")]
+    assert told(found) == [(f"t{number}", "legitimate", 0, 4.0) for number in IN if number >= 200]
+    assert sum(example.weight for example in found) == pytest.approx(200, rel=0.3)
+    assert desk.said(OUT[-1], after(2), "legitimate", source="audit").counts == {("label", "confirmed"): 1}
+
+
+def test_what_is_not_sampled_is_counted(desk: Desk) -> None:
+    desk.decide(OUT[0])
+    result = desk.said(OUT[0], after(1), "legitimate")
+    assert result.counts == {("label", "first"): 1, ("label", "not_sampled"): 1}
+
+
+@pytest.mark.parametrize("number", [IN[0], OUT[0]])
+def test_a_correction_is_a_further_revision(desk: Desk, number: int) -> None:
+    desk.decide(number)
+    name, weight = f"t{number}", 4.0 if number == IN[0] else 1.0
+    assert told(desk.say(number, after(1))) == [(name, "fraud", 0, 1.0)]
+    assert desk.say(number, after(1)) == []
+    assert desk.say(number, after(2), source="audit") == []
+    # It stands for itself where no legitimate transaction of its kind would have been kept.
+    assert told(desk.say(number, after(3), "legitimate", source="audit")) == [(name, "legitimate", 1, weight)]
+    assert desk.say(number, after(4), "unknown", source="audit") == []
+    assert told(desk.say(number, after(5), source="audit")) == [(name, "fraud", 2, 1.0)]
+
+
+def test_rules_and_open_cases_teach_nothing(desk: Desk) -> None:
+    desk.decide(0)
+    assert desk.say(0, after(1), source="rule") == []
+    assert desk.say(0, after(1), "disputed") == []
+    assert desk.say(0, after(1), "something else", source="audit") == []
+
+
+def test_what_nobody_reports_is_presumed_legitimate_once_mature(desk: Desk) -> None:
+    first, second, reported = IN[:3]
+    for number in (first, OUT[0], reported):
+        desk.decide(number)
+    desk.say(reported, after(2))
+    assert desk.decide(second, after(MATURITY_DAYS) - timedelta(microseconds=1)) == []
+    (example,) = desk.decide(OUT[1], after(MATURITY_DAYS))
+    assert told([example]) == [(f"t{first}", "presumed_legitimate", 0, 4.0)]
+    assert (example.label_source, example.known_at) == (None, after(MATURITY_DAYS))
+    assert told(desk.decide(OUT[2], after(2 * MATURITY_DAYS))) == [(f"t{second}", "presumed_legitimate", 0, 4.0)]
+    assert desk.decide(OUT[3], after(3 * MATURITY_DAYS)) == []
+
+
+def test_a_report_after_the_presumption_is_a_revision(desk: Desk) -> None:
+    number = IN[0]
+    desk.decide(number)
+    desk.decide(OUT[0], after(MATURITY_DAYS))
+    assert told(desk.say(number, after(MATURITY_DAYS + 1))) == [(f"t{number}", "fraud", 1, 1.0)]
+
+
+def test_a_report_known_after_maturity_is_a_revision_even_where_it_is_read_first(desk: Desk) -> None:
+    """By its times: a fold reads all labels before all decisions."""
+    for number in (IN[0], OUT[0]):
+        desk.decide(number)
+    assert told(desk.say(IN[0], after(MATURITY_DAYS + 1))) == [(f"t{IN[0]}", "fraud", 1, 1.0)]
+    assert told(desk.say(OUT[0], after(MATURITY_DAYS + 1))) == [(f"t{OUT[0]}", "fraud", 0, 1.0)]
+    assert desk.decide(OUT[1], after(2 * MATURITY_DAYS)) == []
+
+
+def test_a_withdrawn_report_leaves_no_presumption_behind(desk: Desk) -> None:
+    number = IN[0]
+    desk.decide(number)
+    assert told(desk.say(number, after(1))) == [(f"t{number}", "fraud", 0, 1.0)]
+    assert desk.say(number, after(2), "unknown", source="audit") == []
+    assert desk.decide(OUT[0], after(2 * MATURITY_DAYS)) == []
+
+
+def test_a_disputed_transaction_is_presumed_like_any_other(desk: Desk) -> None:
+    desk.decide(IN[0])
+    desk.say(IN[0], after(1), "disputed")
+    assert told(desk.decide(OUT[0], after(MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
+
+
+def test_a_label_past_its_horizon_teaches_nothing(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, rate=1e-9, horizon_days=40)
+    desk.decide(0)
+    assert desk.said(0, after(40, microseconds=1)).counts == {("label", "too_late"): 1}
+    assert told(desk.say(0, after(40), arrived=after(40))) == [("t0", "fraud", 0, 1.0)]
+    desk.store.close()
+
+
+def test_decisions_are_forgotten_behind_the_horizon(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, rate=1e-9, horizon_days=40)
+    for day in range(0, 101, 5):
+        desk.decide(day, after(day))
+    kept = [day for day in range(0, 101, 5) if desk.store.get(("c1", f"t{day}")) is not None]
+    assert kept == list(range(55, 101, 5))
+    assert desk.say(100, after(101))
+    desk.store.close()
+
+
+def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
+    desk.say(404, after(1))
+    result = desk.state.process([desk.decisions.append(decision(0, after(8)))], [])
+    assert result.counts["label", "unknown_transaction"] == 0
+    result = desk.state.process([desk.decisions.append(decision(1, after(8, microseconds=1)))], [])
+    assert result.counts["label", "unknown_transaction"] == 1
+    assert desk.decide(404, after(0.5)) == []
+
+
+def test_each_waiting_label_has_its_own_patience(desk: Desk) -> None:
+    desk.say(0, after(1), "legitimate")
+    desk.say(0, after(6))
+    result = desk.state.process([desk.decisions.append(decision(1, after(9)))], [])
+    assert result.counts["label", "unknown_transaction"] == 1
+    assert told(desk.decide(0, after(0.5))) == [("t0", "fraud", 0, 1.0)]
+
+
+def test_an_invalid_label_is_left_to_the_card_agent(desk: Desk) -> None:
+    desk.decide(0)
+    result = desk.state.process([], [desk.labels.append(None), desk.labels.append(b"x")])
+    assert result.outputs == []
+    assert result.counts == {("label", "invalid"): 2}
+    assert desk.say(0, after(1))
+
+
+def test_an_unreadable_decision_is_named(desk: Desk) -> None:
+    desk.decide(0)
+    with pytest.raises(UnreadableRecord, match="decisions partition 0 offset 1 cannot be read"):
+        desk.state.process([desk.decisions.append(b"{}")], [])
+
+
+def test_a_repeated_decision_teaches_once(desk: Desk) -> None:
+    """At-least-once delivery may write a decision twice."""
+    desk.decide(IN[0])
+    desk.decide(IN[0])
+    assert told(desk.decide(OUT[0], after(MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int, tmp_path: Path) -> None:
+    """A fold reads all committed labels, then all committed decisions; live they came as they happened."""
+    random = np.random.default_rng(seed)
+    live, folded = Desk(tmp_path / "live", horizon_days=40), Desk(tmp_path / "folded", horizon_days=40)
+    moments = happenings(random, 500)
+    cut = 2 * len(moments) // 3
+    lived = Result()
+    for batch in batches(moments[:cut], random):
+        result = process(live, batch)
+        lived.counts += result.counts
+    past = [record for _, record in moments[:cut]]
+    for records in np.array_split(np.arange(cut), 4):
+        folded.state.process([], [past[i] for i in records if past[i].topic == "labels"], emit=False)
+    for records in np.array_split(np.arange(cut), 4):
+        result = folded.state.process([past[i] for i in records if past[i].topic == "decisions"], [], emit=False)
+        assert result.outputs == []
+    assert {what for what, _ in lived.counts} == {"label", "example"}
+    assert {detail for what, detail in lived.counts if what == "example"} == {
+        "fraud",
+        "legitimate",
+        "presumed_legitimate",
+    }
+    emitted = 0
+    for batch in batches(moments[cut:], random):
+        after_live, after_fold = process(live, batch), process(folded, batch)
+        assert examples(after_live) == examples(after_fold)
+        assert after_live.counts == after_fold.counts
+        emitted += len(after_live.outputs)
+    assert emitted > 40
+    live.store.close()
+    folded.store.close()
+
+
+def happenings(random: np.random.Generator, size: int) -> list[tuple[float, Record]]:
+    """Ninety days of decisions and labels with their days, in the order in which they arrive."""
+    moments: list[tuple[float, str, bytes]] = []
+    for number, days in enumerate(np.sort(random.uniform(0, 90, size)).tolist()):
+        moments.append((days + 0.001, "decisions", decision(number, after(days))))
+        if random.random() < 0.5:
+            for delay in random.choice([0.0, 1, 5, 25, 35, 45], int(random.integers(1, 4))).tolist():
+                source = str(random.choice(["analyst", "customer", "audit", "rule"]))
+                known = str(random.choice(["fraud", "legitimate", "disputed"], p=[0.4, 0.4, 0.2]))
+                of = number if random.random() < 0.95 else 10_000
+                moments.append((days + delay, "labels", label(of, after(days + delay), known, source=source)))
+    logs = {"decisions": Log(DECISIONS), "labels": Log(LABELS)}
+    in_order = sorted(moments, key=lambda moment: moment[0])
+    return [(days, logs[topic].append(value, after(days))) for days, topic, value in in_order]
+
+
+def batches(moments: list[tuple[float, Record]], random: np.random.Generator) -> Iterator[list[Record]]:
+    first = 0
+    while first < len(moments):
+        upto = first + int(random.integers(1, 12))
+        yield [record for _, record in moments[first:upto]]
+        first = upto
+
+
+def process(desk: Desk, batch: list[Record]) -> Result:
+    return desk.state.process(
+        [record for record in batch if record.topic == "decisions"],
+        [record for record in batch if record.topic == "labels"],
+    )

@@ -1,0 +1,154 @@
+"""The learn agent's kernel: a fold over ``examples`` that knows how far it has come and what it has published."""
+
+import msgspec
+import pytest
+
+from pipeline.engine.learn import LearnPartition, model_record
+from pipeline.engine.results import UnreadableRecord
+from pipeline.scoring.payload import payload_digest
+from pipeline.scoring.river_factory import new_learner, resume_learner
+from schemas.messages import Example, ModelVersion
+from schemas.records import Record
+from schemas.topics import EXAMPLES, MODELS
+from tests.helpers.champion import no_files
+from tests.helpers.logs import START, Log
+from tests.unit.model_helpers import example
+
+BASE = "base"
+
+
+def lessons(count: int, **changes: object) -> list[Record]:
+    """``examples`` with a hole after every tenth record, as the markers of transactions leave them."""
+    log = Log(EXAMPLES)
+    for number in range(count):
+        log.append(msgspec.json.encode(example(number, lightgbm=BASE, **changes)))
+    return [record._replace(offset=record.offset + record.offset // 10) for record in log.records]
+
+
+def fresh(next_offset: int = 0) -> LearnPartition:
+    return LearnPartition(new_learner(BASE), next_offset)
+
+
+def resumed(payload: bytes) -> LearnPartition:
+    learner, offset = resume_learner(payload, BASE, None, no_files)
+    return LearnPartition(learner, offset)
+
+
+def test_it_learns_in_order_and_knows_the_next_offset() -> None:
+    records = lessons(25)
+    state = fresh()
+    assert (state.next_offset, state.unpublished) == (0, False)
+    result = state.learn(records[:12])
+    assert (state.next_offset, state.unpublished) == (13, True)
+    assert result.outputs == []
+    assert result.counts == {("lesson", "learned"): 12}
+    state.learn(records[12:])
+    assert state.next_offset == 27
+    assert state.publish().version.endswith("@27")
+
+
+def test_no_records_are_no_progress() -> None:
+    state = fresh(5)
+    assert state.learn([]).counts == {}
+    assert (state.next_offset, state.unpublished) == (5, False)
+
+
+def test_what_was_folded_before_is_not_learned_again() -> None:
+    records = lessons(30)
+    state, once = fresh(), fresh()
+    state.learn(records[:20])
+    result = state.learn(records[10:])
+    once.learn(records)
+    assert result.counts == {("lesson", "learned"): 10}
+    assert state.publish().to_payload() == once.publish().to_payload()
+    assert state.learn(records).counts == {}
+    assert not state.unpublished
+
+
+def test_publishing_takes_the_present_version_and_is_due_again_after_a_lesson() -> None:
+    records = lessons(20)
+    state = fresh()
+    state.learn(records[:10])
+    first = state.publish()
+    assert not state.unpublished
+    before = first.to_payload()
+    state.learn(records[10:])
+    assert state.unpublished
+    assert first.to_payload() == before
+    second = state.publish()
+    assert second.version != first.version
+    assert second.version.rpartition("@")[0] == first.version.rpartition("@")[0]
+    assert second.to_payload() != before
+
+
+def test_batches_do_not_show() -> None:
+    records = lessons(40)
+    whole, parts = fresh(), fresh()
+    whole.learn(records)
+    for record in records:
+        parts.learn([record])
+    assert whole.publish().to_payload() == parts.publish().to_payload()
+
+
+@pytest.mark.parametrize("cut", [1, 10, 39])
+def test_going_on_from_a_published_version_gives_identical_weights(cut: int) -> None:
+    records = lessons(40)
+    straight = fresh()
+    straight.learn(records[:cut])
+    published = straight.publish().to_payload()
+    straight.learn(records[cut:])
+    again = resumed(published)
+    assert (again.next_offset, again.unpublished) == (records[cut - 1].offset + 1, False)
+    # A restart reads the topic from its beginning.
+    again.learn(records)
+    assert again.publish().to_payload() == straight.publish().to_payload()
+    assert again.publish().to_payload() != published
+
+
+def test_lessons_move_the_model() -> None:
+    state = fresh()
+    state.learn(lessons(40))
+    payload = msgspec.json.decode(state.publish().to_payload())
+    assert payload["weights"] != msgspec.json.decode(fresh().publish().to_payload())["weights"]
+    assert payload["lessons"]["learned"] == 40
+
+
+def test_what_teaches_nothing_is_counted_and_passed() -> None:
+    state = fresh()
+    others: list[Example] = [
+        example(0, lightgbm="another"),
+        example(1, lightgbm=BASE, revision=1),
+        example(2, lightgbm=BASE, label_source="rule"),
+        example(3, lightgbm=BASE, label="disputed"),
+    ]
+    log = Log(EXAMPLES)
+    for one in others:
+        log.append(msgspec.json.encode(one))
+    result = state.learn(log.records)
+    assert result.counts == {("lesson", kind): 1 for kind in ("other_base", "corrections", "rule", "unlabelled")}
+    assert (state.next_offset, state.unpublished) == (4, True)
+    learned = msgspec.json.decode(state.publish().to_payload())
+    assert learned["weights"] == msgspec.json.decode(fresh().publish().to_payload())["weights"]
+
+
+def test_an_unreadable_example_is_named_and_moves_nothing() -> None:
+    log = Log(EXAMPLES)
+    log.append(msgspec.json.encode(example(0, lightgbm=BASE)))
+    log.append(b"[]")
+    state = fresh()
+    with pytest.raises(UnreadableRecord, match="examples partition 0 offset 1 cannot be read"):
+        state.learn(log.records)
+    assert (state.next_offset, state.unpublished) == (0, False)
+    assert state.publish().to_payload() == fresh().publish().to_payload()
+
+
+def test_the_record_of_a_version_names_its_digest() -> None:
+    state = fresh()
+    state.learn(lessons(3))
+    model = state.publish()
+    output = model_record("river", model.version, model.to_payload(), START)
+    assert (output.topic, output.key, output.headers) == (MODELS, b"river", ())
+    message = msgspec.json.decode(output.value or b"", type=ModelVersion)
+    assert (message.name, message.version, message.published_at) == ("river", model.version, START)
+    assert bytes(message.payload) == model.to_payload()
+    assert message.digest == payload_digest(model.to_payload())

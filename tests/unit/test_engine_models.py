@@ -1,0 +1,143 @@
+"""The versions in force: what a record of ``models`` changes, and what is refused."""
+
+import lightgbm
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline.decision.policy import Policy
+from pipeline.engine.learn import model_record
+from pipeline.engine.models import ModelBoard
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.river_factory import new_learner
+from pipeline.scoring.river_model import RiverModel
+from schemas.messages import ModelVersion
+from tests.helpers.champion import empty_board, policy
+from tests.helpers.logs import START
+from tests.unit.model_helpers import example, matrix, small_model, truth
+
+
+def record(name: str, version: str, payload: bytes, **changes: object) -> ModelVersion:
+    message = msgspec.json.decode(model_record(name, version, payload, START).value or b"", type=ModelVersion)
+    return msgspec.structs.replace(message, **changes)
+
+
+def champion(model: LightGBMModel | None = None) -> ModelVersion:
+    model = model or small_model()
+    return record("lightgbm", model.version, model.to_payload())
+
+
+def of_policy(one: Policy) -> ModelVersion:
+    return record("policy", one.version, one.to_payload())
+
+
+def river(lightgbm_version: str, count: int = 20) -> tuple[RiverModel, ModelVersion]:
+    learner = new_learner(lightgbm_version)
+    learner.learn_examples([example(number, lightgbm=lightgbm_version) for number in range(count)])
+    model = learner.snapshot(count)
+    return model, record("river", model.version, model.to_payload())
+
+
+def other_model() -> LightGBMModel:
+    features = matrix(300, seed=5)
+    booster = lightgbm.train(
+        {"objective": "binary", "num_leaves": 4, "verbosity": -1, "num_threads": 1, "seed": 1},
+        lightgbm.Dataset(
+            features, truth(features).astype(float), feature_name=list(FEATURES), params={"verbosity": -1}
+        ),
+        num_boost_round=2,
+    )
+    return LightGBMModel(booster.model_to_string())
+
+
+def in_force(*records: ModelVersion) -> ModelBoard:
+    board = empty_board()
+    for one in records:
+        board = board.updated(one)
+    return board
+
+
+@pytest.mark.parametrize("records", [(), (champion(),), (of_policy(policy()),), (of_policy(policy()), river("x")[1])])
+def test_nothing_is_active_without_champion_and_policy(records: tuple[ModelVersion, ...]) -> None:
+    assert in_force(*records).active is None
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_champion_and_policy_are_active_with_a_first_river_in_any_order(reverse: bool) -> None:
+    records = [champion(), of_policy(policy())]
+    active = in_force(*(reversed(records) if reverse else records)).active
+    assert active is not None
+    versions = active.versions("7")
+    assert (versions.lightgbm, versions.policy) == (small_model().version, policy().version)
+    assert (versions.kernel, versions.rates) == (KERNEL_VERSION, "7")
+    assert versions.river.endswith("@0")
+    features = matrix(5)
+    logit = active.lightgbm.logit(features)
+    np.testing.assert_array_equal(active.river.logit(features, logit), logit)
+
+
+def test_the_latest_record_of_each_counts() -> None:
+    learned, published = river(small_model().version)
+    loose = policy(0.2)
+    active = in_force(champion(), of_policy(policy()), published, of_policy(loose)).active
+    assert active is not None
+    assert (active.river.version, active.policy.version) == (learned.version, loose.version)
+    features = matrix(5)
+    logit = active.lightgbm.logit(features)
+    np.testing.assert_array_equal(active.river.logit(features, logit), learned.logit(features, logit))
+
+
+def test_an_online_model_of_another_champion_is_replaced_by_the_identity() -> None:
+    learned, published = river(small_model().version)
+    newer = other_model()
+    board = in_force(champion(), of_policy(policy()), published, champion(newer))
+    assert board.active is not None
+    assert board.active.river.version.endswith("@0")
+    assert board.active.river.lightgbm_version == newer.version
+    features = matrix(5)
+    logit = newer.logit(features)
+    np.testing.assert_array_equal(board.active.river.logit(features, logit), logit)
+    # It comes back with its champion, and gives way to one of the new champion's own.
+    back = board.updated(champion()).active
+    assert back is not None
+    assert back.river.version == learned.version
+    own, of_newer = river(newer.version)
+    board = board.updated(of_newer)
+    assert board.active is not None
+    assert board.active.river.version == own.version
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "river", "policy"])
+def test_a_payload_without_the_digest_of_its_record_is_refused(name: str) -> None:
+    board = in_force(champion(), of_policy(policy()), river(small_model().version)[1])
+    good = {"lightgbm": champion(), "river": river(small_model().version, 3)[1], "policy": of_policy(policy(0.1))}[name]
+    damaged = msgspec.structs.replace(good, digest="0" * 64)
+    with pytest.raises(ModelError, match=rf"{name} version {good.version} does not have the digest .* publish"):
+        board.updated(damaged)
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "river", "policy"])
+def test_a_payload_of_another_kind_is_refused(name: str) -> None:
+    payload = b'{"kind":"something"}'
+    with pytest.raises(ModelError):
+        empty_board().updated(record(name, "v", payload))
+
+
+def test_features_of_another_kernel_are_refused() -> None:
+    payload = small_model().to_payload().replace(KERNEL_VERSION.encode(), b"0-00000000")
+    with pytest.raises(ModelError, match="kernel 0-00000000"):
+        empty_board().updated(record("lightgbm", "v", payload))
+
+
+def test_a_name_that_this_release_does_not_know_changes_nothing() -> None:
+    board = in_force(champion(), of_policy(policy()))
+    assert board.updated(record("control", "v", b"{}")) is board
+
+
+def test_a_board_does_not_change() -> None:
+    board = in_force(champion(), of_policy(policy()))
+    before = board.active
+    board.updated(of_policy(policy(0.2)))
+    assert board.active is before

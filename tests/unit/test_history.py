@@ -1,0 +1,141 @@
+"""Features of recorded history: columns in, the features in, and nothing that was not known at the time."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.engine.history import KnownLabels, compute_features, delayed_labels, event_times_us
+from pipeline.features.catalogue import FEATURES
+from tests.helpers.logs import START, after, microseconds
+from tests.reference.features import card_features, merchant_features
+
+DAY_US = 86_400 * 10**6
+
+
+def history(seed: int = 0, size: int = 250) -> pd.DataFrame:
+    """Seventy days of a few cards and merchants, some of the same instant."""
+    random = np.random.default_rng(seed)
+    times = np.sort(random.choice(random.uniform(0, 70, size // 2), size))
+    return pd.DataFrame(
+        {
+            "transaction_id": [f"t{number}" for number in range(size)],
+            "event_time": [after(float(days)) for days in times],
+            "card_id": [f"c{number}" for number in random.integers(0, 5, size)],
+            "merchant_id": [f"m{number}" for number in random.integers(0, 4, size)],
+            "amount_minor": random.integers(0, 30_000, size),
+            "transaction_type": random.choice(["purchase", "cash", "refund", "reversal"], size),
+            "fraud": random.random(size) < 0.2,
+        }
+    )
+
+
+def column(features: NDArray[np.float64], name: str) -> list[float]:
+    values: list[float] = features[:, FEATURES.index(name)].tolist()
+    return values
+
+
+def reference(frame: pd.DataFrame, labels: KnownLabels) -> pd.DataFrame:
+    """The same by the slow reference: labels stand before the first transaction at or after their time."""
+    rows = frame.assign(
+        event_time_us=[microseconds(time) for time in frame["event_time"]],
+        hour=[(time - time.normalize()).total_seconds() / 3_600 for time in frame["event_time"]],
+        weekday=[float(time.weekday()) for time in frame["event_time"]],
+        counts=frame["transaction_type"].isin(["purchase", "cash"]),
+        kind="transaction",
+        transaction=range(len(frame)),
+        known="none",
+        known_at_us=0,
+    )
+    said = rows.iloc[labels.row].assign(
+        kind="label", known=[["legitimate", "fraud", "none"][known] for known in labels.known]
+    )
+    said["known_at_us"] = labels.known_at_us
+    log = pd.concat([said.assign(at=said["known_at_us"]), rows.assign(at=rows["event_time_us"])], ignore_index=True)
+    log = log.sort_values("at", kind="stable", ignore_index=True)
+    merchant = merchant_features(log)[(log["kind"] == "transaction").to_numpy()].reset_index(drop=True)
+    return pd.concat([card_features(rows), merchant], axis=1)[list(FEATURES)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_features_are_those_of_the_reference(seed: int) -> None:
+    frame = history(seed)
+    labels = delayed_labels(event_times_us(frame["event_time"]), frame["fraud"].to_numpy(), 3 * 86_400.0)
+    features = compute_features(frame, label_delay_s=3 * 86_400.0)
+    assert features.shape == (len(frame), len(FEATURES))
+    np.testing.assert_allclose(features, reference(frame, labels).to_numpy(float), rtol=1e-9, atol=1e-9)
+
+
+def test_corrections_and_partial_labels_are_those_of_the_reference() -> None:
+    frame = history(7)
+    random = np.random.default_rng(7)
+    row = random.integers(0, len(frame), 200)
+    times = event_times_us(frame["event_time"])
+    known_at = times[row] + random.integers(0, 20 * DAY_US, 200)
+    order = np.argsort(known_at, kind="stable")
+    labels = KnownLabels(row[order], random.integers(0, 3, 200).astype(np.int8)[order], known_at[order])
+    features = compute_features(frame, labels=labels)
+    np.testing.assert_allclose(features, reference(frame, labels).to_numpy(float), rtol=1e-9, atol=1e-9)
+    assert sum(column(features, "merchant_known_fraud_30d")) > 0
+
+
+def two(**columns: object) -> pd.DataFrame:
+    frame = pd.DataFrame(
+        {
+            "transaction_id": ["a", "b"],
+            "event_time": [START, after(2)],
+            "card_id": ["c", "c"],
+            "merchant_id": ["m", "m"],
+            "amount_minor": [1_000, 3_000],
+            "fraud": [True, False],
+        }
+    )
+    return frame.assign(**columns)
+
+
+@pytest.mark.parametrize(("delay_s", "known"), [(2 * 86_400.0, 1), (2 * 86_400.0 + 1e-6, 0), (0.0, 1), (None, 0)])
+def test_a_label_is_known_after_its_delay_and_not_before(delay_s: float | None, known: int) -> None:
+    assert column(compute_features(two(), label_delay_s=delay_s), "merchant_known_fraud_30d") == [0, known]
+
+
+def test_without_labels_nothing_about_fraud_is_needed() -> None:
+    frame = two().drop(columns="fraud")
+    assert column(compute_features(frame, label_delay_s=None), "merchant_known_count_30d") == [0, 0]
+
+
+def test_refunds_get_features_and_do_not_count() -> None:
+    features = compute_features(two(transaction_type=["refund", "purchase"]))
+    assert column(features, "amount") == [10, 30]
+    assert column(features, "card_count_30d") == [0, 0]
+    assert column(compute_features(two(transaction_type=["cash", "refund"])), "card_count_30d") == [0, 1]
+
+
+def test_other_time_zones_are_the_same_instants() -> None:
+    frame = history(2)
+    elsewhere = frame.assign(event_time=frame["event_time"].dt.tz_convert("Asia/Kolkata"))
+    np.testing.assert_array_equal(compute_features(frame), compute_features(elsewhere))
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "ns"])
+def test_times_of_any_resolution_are_microseconds(unit: str) -> None:
+    times = pd.Series([START, after(1)]).dt.as_unit(unit)
+    assert event_times_us(times).tolist() == [microseconds(START), microseconds(after(1))]
+
+
+def test_a_time_without_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="no time zone"):
+        compute_features(two(event_time=[time.replace(tzinfo=None) for time in (START, after(2))]))
+
+
+def test_a_history_out_of_order_is_refused() -> None:
+    with pytest.raises(ValueError, match="sort it by event_time"):
+        compute_features(two().iloc[::-1])
+
+
+def test_labels_come_in_the_order_in_which_they_became_known() -> None:
+    times = np.array([10, 20, 30], np.int64) * 10**6
+    fraud = np.array([True, False, True])
+    labels = delayed_labels(times, fraud, 5.0, labelled=np.array([True, False, True]))
+    assert labels.row.tolist() == [0, 2]
+    assert labels.known.tolist() == [1, 1]
+    assert labels.known_at_us.tolist() == [15 * 10**6, 35 * 10**6]
