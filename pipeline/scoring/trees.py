@@ -37,7 +37,7 @@ class Forest(NamedTuple):
     columns: NDArray[np.int32]
     """Shape (c,): feature of each column of tests."""
     column_missing: NDArray[np.float64]
-    """Shape (c,): what a missing value counts as there, minus infinity (left) or NaN (right, whatever the threshold)."""
+    """Shape (c,): what a missing value counts as: minus infinity goes left, NaN right, whatever the threshold."""
 
 
 class _Tree(NamedTuple):

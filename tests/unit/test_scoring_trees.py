@@ -76,7 +76,7 @@ def test_the_compiled_sum_is_lightgbm_s_to_the_last_bit(booster: lightgbm.Booste
 
 
 def test_a_split_between_numbers_and_missing_values() -> None:
-    """Where that something is missing tells most, LightGBM's threshold is infinite: all numbers left, the rest right."""
+    """Where that something is missing tells most, the threshold is infinite: all numbers left, the rest right."""
     features = matrix(4_000, seed=5)
     features[::3, 0] = np.nan
     # Were all numbers positive, a threshold at 0 would part them too.
