@@ -2,9 +2,8 @@
 
 from importlib import resources
 
-from schemas.money import RateTable, load
-
 from pipeline.settings import Settings
+from schemas.money import RateTable, load
 
 
 class RatesError(ValueError):

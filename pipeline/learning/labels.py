@@ -7,7 +7,7 @@ arrive, and a repeated label changes nothing. `LabelState.changes` does depend o
 
 from typing import Final, Literal, NamedTuple
 
-from pipeline.features.catalogue import US_PER_SECOND
+from schemas.codec import timestamp_us
 from schemas.messages import Label
 
 SOURCE_RANK: Final[dict[str, int]] = {
@@ -82,8 +82,8 @@ def resolve(current: LabelState | None, label: Label) -> tuple[LabelState, Outco
     """
     rank = source_rank(label.source)
     if rank == SOURCE_RANK["rule"]:
-        return current or LabelState(rank, _microseconds(label), NOTHING, 0), "ignored"
-    labelled_at_us = _microseconds(label)
+        return current or LabelState(rank, timestamp_us(label.labelled_at), NOTHING, 0), "ignored"
+    labelled_at_us = timestamp_us(label.labelled_at)
     known = known_value(label.label)
     if current is None:
         before, changes = NOTHING, 0
@@ -98,9 +98,3 @@ def resolve(current: LabelState | None, label: Label) -> tuple[LabelState, Outco
     if known == before:
         return LabelState(rank, labelled_at_us, known, changes), "noted" if known == NOTHING else "confirmed"
     return LabelState(rank, labelled_at_us, known, changes + 1), "first" if changes == 0 else "changed"
-
-
-def _microseconds(label: Label) -> int:
-    # In integers: a float of seconds loses microseconds.
-    seconds = int(label.labelled_at.replace(microsecond=0).timestamp())
-    return seconds * US_PER_SECOND + label.labelled_at.microsecond
