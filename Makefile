@@ -3,6 +3,7 @@
 
 VENV ?= .venv
 DAYS ?=
+DATA ?=
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline broker worker test check lint types imports pytest format lock clean
+.PHONY: help setup run-pipeline broker worker test check lint types imports pytest evaluate format lock clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -23,7 +24,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Variables: PYTHON (interpreter for the virtual environment), VENV (its directory, $(VENV)),"
-	@echo "           DAYS and ARGS (run-pipeline), ARGS (broker, worker, pytest)."
+	@echo "           DAYS and ARGS (run-pipeline), DATA and ARGS (evaluate), ARGS (broker, worker, pytest)."
 
 # --- The virtual environment -------------------------------------------------------------------------------------
 
@@ -93,6 +94,13 @@ imports: $(INSTALLED) ## Check which package may import which
 pytest: $(INSTALLED) ## Run the tests only (ARGS="-k name" for some of them)
 	@echo "==> Tests"
 	@"$(PYTHON_OF_VENV)" -m pytest $(ARGS)
+
+evaluate: $(INSTALLED) ## Hold the whole pipeline to a file of real size (DATA=file with the Handbook's columns)
+	@if [ -z "$(DATA)" ]; then \
+	  echo "Name a file with the columns of the Fraud Detection Handbook: make evaluate DATA=/path/to/file.parquet" >&2; \
+	  exit 1; \
+	fi
+	@"$(PYTHON_OF_VENV)" -m tests.evaluation.handbook "$(DATA)" $(ARGS)
 
 # --- Maintaining -------------------------------------------------------------------------------------------------
 

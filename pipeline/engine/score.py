@@ -20,7 +20,6 @@ from schemas.messages import (
     Alert,
     Decision,
     LogPosition,
-    Message,
     ModelScores,
     ProfiledLabel,
     ProfiledTransaction,
@@ -35,7 +34,7 @@ KNOWN_CODES = {"fraud": 1, "legitimate": 0}
 KNOWN_NONE = 2
 
 
-class _Stated(Message, frozen=True, kw_only=True):
+class _Stated(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a decision repeats of the producer's own record."""
 
     event_time: Timestamp
