@@ -1,0 +1,87 @@
+"""The LightGBM version of an evaluation: trained by the project's own code on what was known by then, or reused."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
+from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.replay import EPOCH
+from pipeline.sources import ColumnMapping, load_transactions
+from pipeline.training.cohorts import split_cohorts
+from pipeline.training.datasets import from_history
+from pipeline.training.fit import TrainingConfig, train
+
+RECIPE = "evaluation"
+"""Where a registered version keeps what it was made from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """The versions to evaluate, registered and active."""
+
+    lightgbm: str
+    policy: str
+    details: dict[str, Any]
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides which LightGBM version comes out, beside the code."""
+
+    file: Path
+    mapping: ColumnMapping
+    known_before: datetime
+    label_delay_days: float
+    validation_days: float
+    alerts_per_day: float
+    config: TrainingConfig
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON can hold it; the file by its content."""
+        return {
+            "file_sha256": hashlib.sha256(self.file.read_bytes()).hexdigest(),
+            "known_before": self.known_before.isoformat(),
+            "label_delay_days": self.label_delay_days,
+            "validation_days": self.validation_days,
+            "alerts_per_day": self.alerts_per_day,
+            "training": msgspec.to_builtins(self.config),
+            "kernel": KERNEL_VERSION,
+        }
+
+
+def champion(registry: Registry, recipe: Recipe) -> Champion:
+    """Train by ``recipe``, unless the registry holds a version that was made by the same one; raises ``ModelError``."""
+    described = recipe.describe()
+    for entry in reversed(registry.entries(LIGHTGBM)):
+        if entry.details.get(RECIPE) == described:
+            return _activated(registry, entry.version, entry.details, reused=True)
+    frame = load_transactions(recipe.file, recipe.mapping, end=recipe.known_before)
+    data = from_history(frame, label_delay_s=recipe.label_delay_days * 86_400.0)
+    split = split_cohorts(
+        data.event_time_us,
+        label_delay_us=round(recipe.label_delay_days * US_PER_DAY),
+        validation_us=round(recipe.validation_days * US_PER_DAY),
+        known_before_us=(recipe.known_before - EPOCH) // timedelta(microseconds=1),
+    )
+    trained = train(data, split, alerts_per_day=recipe.alerts_per_day, config=recipe.config)
+    policy = registry.register(POLICY, trained.policy.to_payload())
+    details = {
+        RECIPE: described,
+        "policy": policy,
+        "metrics": trained.metrics,
+        "periods": trained.model.metadata["periods"],
+    }
+    lightgbm = registry.register(LIGHTGBM, trained.model.to_payload(), details)
+    return _activated(registry, lightgbm, details, reused=False)
+
+
+def _activated(registry: Registry, lightgbm: str, details: dict[str, Any], *, reused: bool) -> Champion:
+    registry.activate(LIGHTGBM, lightgbm)
+    registry.activate(POLICY, details["policy"])
+    return Champion(lightgbm, details["policy"], details, reused)

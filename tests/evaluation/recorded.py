@@ -1,0 +1,231 @@
+"""What the topics hold after a run, as columns; and the logs of sampled cards and merchants, as they were recorded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import FEATURES
+from pipeline.kafka.clients import read_batches
+from pipeline.replay import EPOCH
+from pipeline.settings import Settings
+from schemas.messages import LogPosition, ModelScores, ProfiledLabel, ProfiledTransaction, Transaction
+from schemas.records import Record
+from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS, Topic
+
+MICROSECOND = timedelta(microseconds=1)
+COUNTING = ("purchase", "cash")
+US_PER_HOUR = 3_600_000_000
+
+Identity = tuple[str, str]
+"""Card and transaction."""
+
+_Features: Any = msgspec.defstruct(
+    "_Features", [(name, float | None) for name in FEATURES], forbid_unknown_fields=True, gc=False
+)
+
+
+class _Versions(msgspec.Struct, gc=False):
+    lightgbm: str
+    river: str
+    policy: str
+
+
+class _Decision(msgspec.Struct, gc=False):
+    transaction_id: str
+    card_id: str
+    merchant_id: str
+    event_time: datetime
+    score: float
+    model_scores: ModelScores
+    logit: float
+    action: str
+    features: _Features
+    versions: _Versions
+    log: LogPosition
+    ingested_at: datetime
+    decided_at: datetime
+
+
+class Versions(NamedTuple):
+    """What a decision says that it was made by."""
+
+    lightgbm: str
+    river: str
+    policy: str
+
+
+@dataclass(slots=True)
+class Decisions:
+    """All decisions, one row each; arrays of n rows."""
+
+    identity: list[Identity]
+    versions: list[Versions]
+    event_time_us: NDArray[np.int64]
+    score: NDArray[np.float64]
+    lightgbm: NDArray[np.float64]
+    river: NDArray[np.float64]
+    logit: NDArray[np.float64]
+    alert: NDArray[np.bool_]
+    latency_s: NDArray[np.float64]
+    """From the card agent's batch to the decision."""
+    features: NDArray[np.float64]
+    """Shape (n, len(FEATURES)); NaN for null."""
+    row: dict[Identity, int] = field(default_factory=dict)
+    """Of each identity; of one that was decided several times, the last."""
+
+    def __post_init__(self) -> None:
+        self.row = {identity: row for row, identity in enumerate(self.identity)}
+
+    def rows_by_versions(self) -> dict[Versions, NDArray[np.intp]]:
+        """The rows that each combination of versions decided."""
+        rows: dict[Versions, list[int]] = {}
+        for row, versions in enumerate(self.versions):
+            rows.setdefault(versions, []).append(row)
+        return {versions: np.array(chosen, np.intp) for versions, chosen in rows.items()}
+
+
+class Topics:
+    """The topics of one run."""
+
+    def __init__(self, bootstrap: str, settings: Settings) -> None:
+        self._bootstrap, self._settings = bootstrap, settings
+
+    def batches(self, topic: Topic) -> Iterator[list[Record]]:
+        """Committed records of a topic, in order within a partition."""
+        return read_batches(self._bootstrap, self._settings.topic(topic.name), settings=self._settings)
+
+    def decisions(self) -> Decisions:
+        """All of `decisions`."""
+        decode = msgspec.json.Decoder(_Decision).decode
+        parts: list[tuple[NDArray[np.float64], ...]] = []
+        identity: list[Identity] = []
+        versions: list[Versions] = []
+        known: dict[Versions, Versions] = {}
+        times: list[NDArray[np.int64]] = []
+        for records in self.batches(DECISIONS):
+            read = [decode(record.value or b"") for record in records]
+            identity += [(one.card_id, one.transaction_id) for one in read]
+            for one in read:
+                named = Versions(one.versions.lightgbm, one.versions.river, one.versions.policy)
+                versions.append(known.setdefault(named, named))
+            times.append(np.array([(one.event_time - EPOCH) // MICROSECOND for one in read], np.int64))
+            parts.append(
+                (
+                    np.array([one.score for one in read]),
+                    np.array([one.model_scores.lightgbm for one in read]),
+                    np.array([one.model_scores.river for one in read]),
+                    np.array([one.logit for one in read]),
+                    np.array([one.action == "alert" for one in read], np.float64),
+                    np.array([(one.decided_at - one.ingested_at).total_seconds() for one in read]),
+                    np.array([msgspec.structs.astuple(one.features) for one in read], np.float64),
+                )
+            )
+        if not parts:
+            empty = np.empty(0)
+            parts, times = [(empty,) * 6 + (np.empty((0, len(FEATURES))),)], [np.empty(0, np.int64)]
+        score, lightgbm, river, logit, alert, latency_s, features = (
+            np.concatenate(column) for column in zip(*parts, strict=True)
+        )
+        return Decisions(
+            identity=identity,
+            versions=versions,
+            event_time_us=np.concatenate(times),
+            score=score,
+            lightgbm=lightgbm,
+            river=river,
+            logit=logit,
+            alert=alert.astype(np.bool_),
+            latency_s=latency_s,
+            features=features,
+        )
+
+    def dead_letters(self) -> dict[str, int]:
+        """How many records were set aside, by error."""
+        counts: dict[str, int] = {}
+        for records in self.batches(DEAD_LETTERS):
+            for record in records:
+                error = dict(record.headers).get("dead-letter-error") or b"?"
+                counts[error.decode()] = counts.get(error.decode(), 0) + 1
+        return counts
+
+    def transactions(self, cards: set[str]) -> tuple[list[Identity], pd.DataFrame]:
+        """Identities of all transactions; and the log of ``cards``, as the reference of card features reads it."""
+        decode = msgspec.json.Decoder(Transaction).decode
+        identities: list[Identity] = []
+        rows = []
+        for records in self.batches(TRANSACTIONS):
+            for record in records:
+                one = decode(record.value or b"")
+                identities.append((one.card_id, one.transaction_id))
+                if one.card_id in cards:
+                    rows.append(_stated(one))
+        return identities, _frame(rows)
+
+    def profiled(self, merchants: set[str]) -> tuple[int, int, pd.DataFrame]:
+        """Labels in `profiled`; those that stand before their transaction; and the log of ``merchants``.
+
+        The log is as the reference of merchants reads it.
+        Of a transaction everything comes from the producer's own bytes, of a label what the card agent recorded.
+        """
+        decode_any = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
+        decode = msgspec.json.Decoder(Transaction).decode
+        labels, early, rows = 0, 0, []
+        seen: set[tuple[int, str, str]] = set()
+        for records in self.batches(PROFILED):
+            for record in records:
+                one = decode_any(record.value or b"")
+                place = (record.partition, one.card_id, one.transaction_id)
+                if isinstance(one, ProfiledLabel):
+                    labels += 1
+                    early += place not in seen
+                else:
+                    seen.add(place)
+                if one.merchant_id not in merchants:
+                    continue
+                if isinstance(one, ProfiledTransaction):
+                    stated = _stated(decode(one.transaction))
+                    rows.append({"kind": "transaction", **stated, "known": "none", "known_at_us": 0})
+                else:
+                    rows.append(
+                        {
+                            "kind": "label",
+                            "card_id": one.card_id,
+                            "merchant_id": one.merchant_id,
+                            "transaction": one.transaction_id,
+                            "event_time_us": one.event_time_us,
+                            "amount_minor": 0,
+                            "counts": False,
+                            "known": one.known,
+                            "known_at_us": one.known_at_us,
+                        }
+                    )
+        frame = _frame(rows)
+        frame["transaction"] = list(zip(frame["card_id"], frame["transaction"], strict=True)) if rows else []
+        return labels, early, frame
+
+
+def _stated(one: Transaction) -> dict[str, Any]:
+    """A producer's transaction in the columns of the reference; amounts have two decimals here, as in the file."""
+    event_time_us = (one.event_time - EPOCH) // MICROSECOND
+    midnight = one.event_time.replace(hour=0, minute=0, second=0, microsecond=0)
+    return {
+        "card_id": one.card_id,
+        "merchant_id": one.merchant_id,
+        "transaction": one.transaction_id,
+        "event_time_us": event_time_us,
+        "amount_minor": int(one.amount * 100),
+        "counts": one.transaction_type in COUNTING,
+        "hour": ((one.event_time - midnight) // MICROSECOND) / US_PER_HOUR,
+        "weekday": float(one.event_time.weekday()),
+    }
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    columns = ["card_id", "merchant_id", "transaction", "event_time_us", "amount_minor", "counts"]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)

@@ -1,0 +1,87 @@
+"""The acceptance run as a user starts it, on a small file with the Handbook's columns."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from pipeline.settings import Settings
+from pipeline.simulator import Scenario, make_profiles, simulate_days
+from tests.evaluation.handbook import command
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+
+CHECKS = 6
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifty days, one purchase of them at amount zero."""
+    scenario = Scenario(merchants_per_day=2, merchant_days=5, cards_per_day=1, card_days=5)
+    made = simulate_days(make_profiles(np.random.default_rng(2), 150, 300, scenario), 2, 0, 50)
+    made = made[made["amount_minor"] > 0].reset_index(drop=True)
+    amounts = made["amount"].to_numpy().copy()
+    amounts[(~made["fraud"]).to_numpy().nonzero()[0][-1]] = 0.0
+    path = tmp_path_factory.mktemp("evaluation") / "transactions.parquet"
+    pd.DataFrame(
+        {
+            "TRANSACTION_ID": made["transaction_id"],
+            "TX_DATETIME": made["event_time"].dt.tz_localize(None),
+            "CUSTOMER_ID": made["card_id"],
+            "TERMINAL_ID": made["merchant_id"],
+            "TX_AMOUNT": amounts,
+            "TX_FRAUD": made["fraud"].astype(int),
+        }
+    ).to_parquet(path)
+    return path
+
+
+def test_a_run_is_checked_and_measured(
+    file: Path, kafka_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", str(kafka_settings.kafka_bootstrap_servers))
+    data_dir, output = tmp_path / "data", tmp_path / "evaluation.json"
+    arguments = [str(file), "--from", "2018-04-20", "--known-before", "2018-05-10", "--to", "2018-05-21"]
+    arguments += ["--sample", "5", "10", "--workers", "1", "--partitions", "2"]
+    arguments += ["--budget-per-day", "5", "--data-dir", str(data_dir), "--output", str(output)]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+    figures = json.loads(output.read_text())
+    assert len(figures["checks"]) == CHECKS
+    assert all(check["passed"] for check in figures["checks"])
+    by_name = {check["name"]: check["figures"] for check in figures["checks"]}
+    sent = figures["throughput"]["transactions"]
+    assert by_name["every transaction has exactly one decision"] == {
+        "file": sent,
+        "sent": sent,
+        "decisions": sent,
+        "decided_more_than_once": 0,
+        "dead_letters": 0,
+    }
+    assert by_name["every label is behind its transaction"]["profiled"] == figures["throughput"]["labels"] > 0
+    assert by_name["features equal the reference"]["values"] > 0
+    assert by_name["the blend is reproduced"]["decisions"] == sent
+    assert figures["throughput"]["transactions_per_s"] > 0
+    assert list(figures["detection"]) == ["2018-05-10 to 2018-05-20", "2018-05-14 to 2018-05-20"]
+    assert all(period["lightgbm"]["auc_roc"] > 0.5 for period in figures["detection"].values())
+    assert "[ok] features equal the reference" in result.output
+    assert "trained in" in result.output
+
+    # The model that lies in the data directory is used again, and a run that is too short for it says so.
+    arguments[arguments.index("--to") + 1] = "2018-04-22"
+    again = CliRunner().invoke(command, [*arguments, "--no-labels"], catch_exceptions=False)
+    assert again.exit_code == 0, again.output
+    assert "is registered already" in again.output
+    assert json.loads(output.read_text())["detection"] is None
+
+
+def test_a_file_with_too_little_to_learn_from_is_an_error(file: Path, tmp_path: Path) -> None:
+    arguments = [str(file), "--from", "2018-04-02", "--known-before", "2018-04-03", "--to", "2018-04-04"]
+    result = CliRunner().invoke(command, [*arguments, "--output", str(tmp_path / "none.json")])
+    assert result.exit_code == 1
+    assert "--label-delay-days" in result.output
+    assert not (tmp_path / "none.json").exists()
