@@ -57,6 +57,11 @@ class FraudApp(faust.App):  # type: ignore[misc]
         super().__init__(name, **options)
         self._worker = worker
 
+    async def on_first_start(self) -> None:
+        """Make the data directory: Faust makes its own below it, and nothing above that."""
+        Path(self.conf.datadir).parent.mkdir(parents=True, exist_ok=True)
+        await super().on_first_start()
+
     async def _on_agent_error(self, agent: AgentT, exc: BaseException) -> None:
         # Faust would start the agent again. Nothing of the batch is committed: whoever
         # holds the partition next reads it again, and an operator must look first.

@@ -9,6 +9,7 @@ from pipeline.kafka.follower import TopicFollower
 from pipeline.metrics import WorkerMetrics
 from pipeline.scoring.errors import ModelError
 from schemas.messages import ModelVersion
+from schemas.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,16 @@ class ModelWatch:
             records = self._follower.start().read_to_end()
         else:
             records = self._follower.poll(0)
-        # Of one model only the newest matters; the topic may hold many that compaction has not removed yet.
-        newest = {record.key: record for record in records if record.value is not None}
-        for record in newest.values():
-            try:
-                self.board = self.board.updated(_decode(record.value or b""))
-            except (ModelError, msgspec.MsgspecError) as error:
-                log.error("%s offset %d is refused: %s", record.topic, record.offset, error)
-                self._metrics.model_refused(str((record.key or b"").decode(errors="replace")))
-        if newest:
+        by_name: dict[bytes | None, list[Record]] = {}
+        for record in records:
+            if record.value is not None:
+                by_name.setdefault(record.key, []).append(record)
+        for versions in by_name.values():
+            # Only the newest that may be used matters; the topic may hold many that compaction has not removed yet.
+            for record in reversed(versions):
+                if self._accepts(record):
+                    break
+        if by_name:
             self._tell(self.board.active)
         elif self.board.active is None and not self._told_waiting:
             self._told_waiting = True
@@ -48,6 +50,15 @@ class ModelWatch:
     def close(self) -> None:
         """Stop following."""
         self._follower.close()
+
+    def _accepts(self, record: Record) -> bool:
+        try:
+            self.board = self.board.updated(_decode(record.value or b""))
+        except (ModelError, msgspec.MsgspecError) as error:
+            log.error("%s offset %d is refused: %s", record.topic, record.offset, error)
+            self._metrics.model_refused(str((record.key or b"").decode(errors="replace")))
+            return False
+        return True
 
     def _tell(self, active: ActiveModels | None) -> None:
         if active is None:

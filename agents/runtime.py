@@ -74,8 +74,12 @@ class AgentSource(BatchSource):
 
     def work(self, batch: Batch) -> None:
         """One batch: the core call, then outputs and offsets in one commit."""
-        with self._metrics.stage(self._agent, "process"):
-            result = self._partitions.process(batch.records, datetime.now(UTC))
+        try:
+            with self._metrics.stage(self._agent, "process"):
+                result = self._partitions.process(batch.records, datetime.now(UTC))
+        except Exception as error:
+            error.add_note(f"agent {self._agent}: nothing is committed of its batch, {_spans(batch.records)}")
+            raise
         try:
             with self._metrics.stage(self._agent, "commit"):
                 self._session.commit(batch, result.outputs)
@@ -124,6 +128,18 @@ class AgentSource(BatchSource):
         for (topic, partition), records in lags.items():
             self._metrics.lag_records(self._agent, topic, partition, records)
         self._lags = set(lags)
+
+
+def _spans(records: Sequence[Record]) -> str:
+    """Where the records of a batch lie, for whoever must find the one that fails."""
+    spans: dict[tuple[str, int], tuple[int, int]] = {}
+    for record in records:
+        first, _ = spans.get((record.topic, record.partition), (record.offset, 0))
+        spans[record.topic, record.partition] = (first, record.offset)
+    return ", ".join(
+        f"{topic} partition {partition} offsets {first} to {last}"
+        for (topic, partition), (first, last) in sorted(spans.items())
+    )
 
 
 def by_partition(records: Iterable[Record]) -> dict[int, list[Record]]:

@@ -1,0 +1,65 @@
+"""Workers as an operator starts them: processes, with their settings in the environment."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.demo.processes import settings_environment
+from pipeline.settings import Settings
+
+PATIENCE_S = 60.0
+POLL_S = 0.05
+ROOT = Path(__file__).parents[2]
+
+WORKER = ("-m", "pipeline.cli", "worker")
+FAUST = ("-m", "faust", "-A", "agents.app", "worker")
+
+
+class Worker:
+    """A process of its own with its output in a file; `end` leaves nothing behind."""
+
+    def __init__(self, settings: Settings, log: Path, command: tuple[str, ...] = WORKER) -> None:
+        ours = ("FRAUD_PIPELINE_", "KAFKA_")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self._log = log
+        with log.open("wb") as sink:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                env={**environment, **settings_environment(settings)},
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition`` holds; fails when the worker ends before, or after `PATIENCE_S`."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.said}"
+            assert time.monotonic() < deadline_s, f"the condition did not come true; the worker said:\n{self.said}"
+            time.sleep(POLL_S)
+
+    def until_it_says(self, text: str) -> None:
+        self.until(lambda: text in self.said)
+
+    def code(self) -> int:
+        """Its exit code, once it has ended."""
+        return self.process.wait(PATIENCE_S)
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.process.terminate()
+        return self.code()
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()

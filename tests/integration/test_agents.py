@@ -1,0 +1,332 @@
+"""The agents as workers run them: real processes, a real broker, whatever producers may send."""
+
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from confluent_kafka import Producer
+
+from pipeline.commands.train import publish_champion
+from pipeline.decision.policy import Policy
+from pipeline.demo.space import await_topics
+from pipeline.engine.learn import model_record
+from pipeline.kafka.admin import committed_offsets, ensure_topics
+from pipeline.kafka.clients import producer_config, read_topic
+from pipeline.kafka.progress import GroupLag
+from pipeline.settings import Settings
+from schemas.messages import Alert, Decision, Example, ModelVersion
+from schemas.records import Record
+from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, MODELS, PROFILED, TRANSACTIONS, Topic
+from tests.helpers.champion import LARGE_AMOUNT, policy
+from tests.helpers.expected import differences, expected_features
+from tests.helpers.logs import after, label, microseconds, transaction
+from tests.helpers.worker import FAUST, Worker
+from tests.unit.model_helpers import small_model
+
+pytestmark = pytest.mark.broker
+
+PATIENCE_S = 60.0
+Key = tuple[str, str]
+Starter = Callable[..., Worker]
+
+
+class Cluster:
+    """The topics of one test, as programs outside see them."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.kafka_bootstrap_servers is not None
+        self.settings, self.bootstrap = settings, settings.kafka_bootstrap_servers
+        topics = [state.name for state in ensure_topics(self.bootstrap, settings)]
+        await_topics(self.bootstrap, settings, topics)
+        for name in topics:
+            # Waits until fresh partitions have leaders.
+            GroupLag(self.bootstrap, settings, name, "nobody")
+        self._producer = Producer(producer_config(self.bootstrap))
+
+    def write(
+        self,
+        topic: Topic,
+        value: bytes | None,
+        key: bytes | None,
+        at: datetime,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+    ) -> None:
+        self._producer.produce(
+            self.settings.topic(topic.name), value, key, timestamp=microseconds(at) // 1_000, headers=list(headers)
+        )
+
+    def flush(self) -> None:
+        assert self._producer.flush(PATIENCE_S) == 0
+
+    def buy(self, number: int, at: datetime, **fields: Any) -> Key:
+        """Write a transaction; returns what identifies it."""
+        card = str(fields.get("card_id", "c1"))
+        self.write(TRANSACTIONS, transaction(number, at, **fields), card.encode(), at)
+        return card, f"t{number}"
+
+    def say(self, key: Key, at: datetime, known: str = "fraud", **fields: Any) -> None:
+        card, name = key
+        value = label(0, at, known, **{"transaction_id": name, "card_id": card, **fields})
+        self.write(LABELS, value, card.encode(), at)
+
+    def publish(self, one: Policy | None = None) -> None:
+        publish_champion(self.bootstrap, self.settings, small_model(), one or policy())
+
+    def read(self, topic: Topic) -> list[Record]:
+        return list(read_topic(self.bootstrap, self.settings.topic(topic.name), settings=self.settings))
+
+    def decisions(self) -> list[Decision]:
+        return [msgspec.json.decode(record.value or b"", type=Decision) for record in self.read(DECISIONS)]
+
+    def alerts(self) -> list[Alert]:
+        return [msgspec.json.decode(record.value or b"", type=Alert) for record in self.read(ALERTS)]
+
+    def examples(self) -> list[Example]:
+        return [msgspec.json.decode(record.value or b"", type=Example) for record in self.read(EXAMPLES)]
+
+    def versions(self, name: str) -> list[str]:
+        messages = [msgspec.json.decode(record.value or b"", type=ModelVersion) for record in self.read(MODELS)]
+        return [message.version for message in messages if message.name == name]
+
+    def committed(self, group: str, topic: Topic) -> dict[tuple[str, int], int]:
+        name = self.settings.topic
+        return committed_offsets(self.bootstrap, name(group), [name(topic.name)], settings=self.settings)
+
+
+@pytest.fixture
+def cluster(kafka_settings: Settings) -> Cluster:
+    return Cluster(kafka_settings.model_copy(update={"card_partitions": 3, "merchant_partitions": 2}))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    """Starts workers; ends what is left of them."""
+    started: list[Worker] = []
+
+    def begin(settings: Settings, *command: str, **changes: Any) -> Worker:
+        own = settings.model_copy(update=changes)
+        log = tmp_path / f"worker-{len(started)}.log"
+        worker = Worker(own, log, command) if command else Worker(own, log)
+        started.append(worker)
+        return worker
+
+    yield begin
+    for worker in started:
+        worker.end()
+
+
+def keys(decisions: Sequence[Decision]) -> list[Key]:
+    return [(decision.card_id, decision.transaction_id) for decision in decisions]
+
+
+def once(decisions: Sequence[Decision]) -> bool:
+    return max(Counter(keys(decisions)).values()) == 1
+
+
+def bad_transactions(at: datetime) -> dict[str, bytes | None]:
+    return {
+        "null_value": None,
+        "too_large": transaction(1, at, note="x" * 2_000_000),
+        "not_utf8": b'{"transaction_id": "\xff"}',
+        "not_json": b"\x00\x01 garbage",
+        "missing_field": transaction(1, at, amount=None),
+        "wrong_type": b"[]",
+        "invalid_value": transaction(1, at, event_time="yesterday"),
+        "currency_unknown": transaction(1, at, currency="XXX"),
+        "amount_not_finite": transaction(1, at, amount="NaN"),
+        "amount_negative": transaction(1, at, amount=-5),
+        "event_time_in_future": transaction(1, at + timedelta(days=400)),
+    }
+
+
+def shop(cluster: Cluster, numbers: range, seed: int) -> dict[Key, datetime]:
+    """A few cards at a few merchants, some minutes apart, a large amount now and then; returns when."""
+    random = np.random.default_rng(seed)
+    bought: dict[Key, datetime] = {}
+    for number in numbers:
+        at = after(minutes=7 * number)
+        large = number % 25 == 24
+        key = cluster.buy(
+            number,
+            at,
+            card_id=f"c{random.integers(12)}",
+            merchant_id=f"m{random.integers(5)}",
+            amount=LARGE_AMOUNT + number if large else round(float(random.lognormal(3, 0.6)), 2),
+            transaction_type=str(random.choice(["purchase", "purchase", "cash", "refund"])),
+        )
+        bought[key] = at
+    return bought
+
+
+def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    bought: dict[Key, datetime] = {}
+    bad = bad_transactions(after(hours=3))
+    headers = (("trace", b"0af7"), ("empty", None))
+    for step, (name, value) in enumerate(bad.items()):
+        bought |= shop(cluster, range(10 * step, 10 * step + 10), seed=step)
+        cluster.write(TRANSACTIONS, value, f"key of {name}".encode(), after(hours=3), headers)
+    cluster.write(LABELS, b"no label", None, after(hours=3))
+    for key in list(bought)[:5]:
+        number = int(key[1][1:])
+        cluster.buy(number, bought[key], card_id=key[0])
+    cluster.flush()
+
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= len(bought) and len(cluster.read(DEAD_LETTERS)) > len(bad))
+    first = cluster.decisions()
+    assert sorted(keys(first)) == sorted(bought)
+    check_dead_letters(cluster.read(DEAD_LETTERS), bad, headers)
+    check_alerts(cluster.alerts(), first)
+    assert {decision.versions.lightgbm for decision in first} == {small_model().version}
+    assert {decision.versions.river.rpartition("@")[2] for decision in first} == {"0"}
+
+    # Labels: each alert is a fraud; a few others are reported, one of them before its transaction.
+    reported = {key for key in bought if int(key[1][1:]) % 25 == 24} | set(list(bought)[3:8])
+    early = ("c1", "t500")
+    for key in sorted(reported | {early}):
+        cluster.say(key, after(1))
+    cluster.flush()
+    worker.until(lambda: len(cluster.examples()) >= len(reported) and cluster.versions("river") != [])
+    assert all(example.label == "fraud" and example.revision == 0 for example in cluster.examples())
+    taught = cluster.versions("river")[-1]
+
+    bought |= shop(cluster, range(300, 340), seed=77)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) >= len(bought))
+    assert worker.stop() == 0, worker.said
+
+    # While nobody runs, more comes in, and somebody publishes a champion that cannot be used.
+    damaged = model_record("lightgbm", "0" * 12, b'{"kind":"lightgbm"}', datetime.now(UTC))
+    cluster.write(MODELS, damaged.value, damaged.key, datetime.now(UTC))
+    bought |= shop(cluster, range(340, 420), seed=78)
+    cluster.flush()
+    again = start(cluster.settings)
+    again.until(lambda: len(cluster.decisions()) >= len(bought))
+    bought[cluster.buy(500, after(2), card_id="c1", merchant_id="m1", amount=31)] = after(2)
+    cluster.flush()
+    again.until(lambda: early in {(one.card_id, one.transaction_id) for one in cluster.examples()})
+    assert again.stop() == 0, again.said
+
+    decisions = cluster.decisions()
+    assert sorted(keys(decisions)) == sorted(bought)
+    assert differences(decisions, expected_features(cluster.read(PROFILED))) == []
+    assert any(decision.features["merchant_known_fraud_30d"] for decision in decisions)
+    later = [decision for decision in decisions if int(decision.transaction_id[1:]) >= 300]
+    assert taught in {decision.versions.river for decision in later}
+    assert {decision.versions.lightgbm for decision in later} == {small_model().version}
+    assert "is refused" in again.said
+    check_alerts(cluster.alerts(), decisions)
+    taught_about = Counter((one.card_id, one.transaction_id) for one in cluster.examples())
+    assert taught_about == Counter(reported | {early})
+    assert len(cluster.read(DEAD_LETTERS)) == len(bad) + 1
+
+
+def check_dead_letters(
+    found: Sequence[Record], bad: dict[str, bytes | None], headers: Sequence[tuple[str, bytes | None]]
+) -> None:
+    by_code = {dict(record.headers)["dead-letter-error"].decode(): record for record in found if record.key}  # type: ignore[union-attr]
+    assert by_code.keys() == bad.keys()
+    for code, record in by_code.items():
+        assert record.value == bad[code]
+        assert record.key == f"key of {code}".encode()
+        assert record.headers[: len(headers)] == tuple(headers)
+        reason = {name: (value or b"").decode() for name, value in record.headers[len(headers) :]}
+        assert reason["dead-letter-topic"].endswith("transactions")
+        assert int(reason["dead-letter-offset"]) >= 0
+        assert reason["dead-letter-message"]
+    (bad_label,) = [record for record in found if not record.key]
+    assert (bad_label.key, bad_label.value) == (None, b"no label")
+
+
+def check_alerts(alerts: Sequence[Alert], decisions: Sequence[Decision]) -> None:
+    alerted = {(one.card_id, one.transaction_id): one for one in decisions if one.action == "alert"}
+    assert alerted
+    assert sorted((alert.card_id, alert.transaction_id) for alert in alerts) == sorted(alerted)
+    assert {one.transaction_id for one in decisions if one.amount_base >= LARGE_AMOUNT} <= {
+        alert.transaction_id for alert in alerts
+    }
+    for alert in alerts:
+        decision = alerted[alert.card_id, alert.transaction_id]
+        assert (alert.score, alert.log, alert.versions) == (decision.score, decision.log, decision.versions)
+        assert alert.reasons
+        assert all(reason.code and reason.sentence for reason in alert.reasons)
+
+
+def test_workers_share_partitions_and_a_killed_one_loses_nothing(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    workers = [start(cluster.settings, instance=f"w{number}", agents="card,score") for number in (1, 2)]
+    for worker in workers:
+        worker.until_it_says("card: joined")
+        worker.until_it_says("score: joined")
+    bought = shop(cluster, range(0, 150), seed=1)
+    cluster.flush()
+    workers[0].until(lambda: len(cluster.decisions()) >= 150)
+    bought |= shop(cluster, range(150, 400), seed=2)
+    cluster.flush()
+    workers[0].process.send_signal(signal.SIGKILL)
+    bought |= shop(cluster, range(400, 450), seed=3)
+    cluster.flush()
+    workers[1].until(lambda: len(cluster.decisions()) >= 450)
+    decisions = cluster.decisions()
+    assert sorted(keys(decisions)) == sorted(bought)
+    assert differences(decisions, expected_features(cluster.read(PROFILED))) == []
+    assert workers[1].stop() == 0, workers[1].said
+
+
+def test_faust_s_own_command_starts_a_worker(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    worker = start(cluster.settings, *FAUST)
+    bought = shop(cluster, range(20), seed=1)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) >= 20)
+    assert sorted(keys(cluster.decisions())) == sorted(bought)
+    assert worker.stop() == 0, worker.said
+
+
+def test_a_wrong_number_of_partitions_ends_the_worker_with_what_to_do(cluster: Cluster, start: Starter) -> None:
+    worker = start(cluster.settings, card_partitions=7)
+    assert worker.code() == 1
+    assert f"topic {cluster.settings.topic('transactions')} has 3 partitions, but 7 are expected" in worker.said
+    assert "set FRAUD_PIPELINE_CARD_PARTITIONS=3" in worker.said
+    assert cluster.committed("card", TRANSACTIONS) == {}
+
+
+def test_an_agent_s_error_ends_the_worker_names_the_record_and_commits_nothing(
+    cluster: Cluster, start: Starter
+) -> None:
+    cluster.publish()
+    shop(cluster, range(20), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings, agents="card,score")
+    worker.until(lambda: len(cluster.decisions()) >= 20)
+    before = cluster.committed("score", PROFILED)
+
+    name = cluster.settings.topic("profiled")
+    written: list[tuple[int, int]] = []
+    rogue = Producer(producer_config(cluster.bootstrap))
+    rogue.produce(
+        name, b"garbage", b"m1", on_delivery=lambda _, message: written.append((message.partition(), message.offset()))
+    )
+    assert rogue.flush(PATIENCE_S) == 0
+    assert worker.code() == 1
+    ((partition, offset),) = written
+    assert f"{name} partition {partition} offset {offset} cannot be read" in worker.said
+    assert f"nothing is committed of its batch, {name} partition {partition} offsets {offset} to" in worker.said
+    assert cluster.committed("score", PROFILED) == before
+    assert len(cluster.decisions()) == 20
+
+
+def test_an_unknown_agent_is_refused() -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "worker", "scorer"]
+    result = subprocess.run(command, capture_output=True, check=False, text=True, timeout=PATIENCE_S)
+    assert result.returncode == 2
+    assert "'scorer' is not one of 'card', 'feedback', 'learn', 'score'" in result.stderr
