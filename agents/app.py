@@ -15,6 +15,7 @@ from typing import Any, Final
 import faust
 from faust.app.base import BootStrategy
 from faust.types import AgentT
+from mode.supervisors import ForfeitOneForOneSupervisor
 
 from agents import card, feedback, learn, score
 from agents.channel import BatchChannel
@@ -179,6 +180,8 @@ def create_app(settings: Settings | None = None) -> FraudApp:
         web_enabled=False,
         autodiscover=False,
         datadir=str(settings.data_dir / "faust"),
+        # An agent that was started again while the worker ends would wait for ever, and the worker with it.
+        agent_supervisor=ForfeitOneForOneSupervisor,
     )
     for name in settings.agent_names:
         MODULES[name].create(app, worker.channel(app, AGENTS[name]))
