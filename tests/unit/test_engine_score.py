@@ -17,6 +17,7 @@ from pipeline.engine.score import KernelMismatch, ScorePartition
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.river_factory import new_learner
 from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISIONS, LABELS, PROFILED, TRANSACTIONS
@@ -33,6 +34,7 @@ from tests.helpers.logs import (
     to,
     transaction,
 )
+from tests.unit.model_helpers import example, small_model
 from tests.unit.test_engine_card import busy_logs, chunks, interleaved, partition
 
 NOW = after(hours=1)
@@ -103,8 +105,12 @@ def test_a_decision_says_what_was_decided_about_what_and_by_what() -> None:
     assert b"NaN" not in (output.value or b"")
 
 
-def test_scores_are_those_of_the_models_on_the_features_as_served() -> None:
-    models = active()
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_scores_are_those_of_the_models_on_the_features_as_served(weight: float) -> None:
+    base = small_model().version
+    learner = new_learner(base)
+    learner.learn_examples([example(number, lightgbm=base) for number in range(30)])
+    models = active(learner.snapshot(30), blend=weight)
     result = score().process(profile(purchases(40, large=[11, 30]).records).records, models, NOW)
     found = decisions(result)
     features = rows(found)
@@ -114,9 +120,10 @@ def test_scores_are_those_of_the_models_on_the_features_as_served() -> None:
     assert [decision.model_scores for decision in found] == [
         ModelScores(lightgbm=a, river=b) for a, b in zip(sigmoid(logit).tolist(), sigmoid(river).tolist(), strict=True)
     ]
-    # The river model has had no lesson, so that the blend of both is the champion's own score.
-    assert [decision.score for decision in found] == pytest.approx(sigmoid(logit).tolist(), abs=1e-12)
-    assert len({decision.score for decision in found}) > 5
+    assert np.abs(river - logit).max() > 0.1
+    expected = sigmoid((1 - weight) * logit + weight * river)
+    assert [decision.score for decision in found] == pytest.approx(expected.tolist(), rel=1e-9)
+    assert {decision.versions.river for decision in found} == {learner.snapshot(30).version}
 
 
 def test_the_policy_selects_and_an_alert_explains() -> None:
