@@ -4,8 +4,7 @@ import fcntl
 import os
 import shutil
 import socket
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,15 +13,10 @@ from typing import Final
 from pipeline.broker import ProvidedBroker, provide_broker
 from pipeline.demo.place import demo_dir
 from pipeline.kafka.admin import end_offsets, ensure_topics
-from pipeline.kafka.clients import TopicError, admin_client, partition_numbers
 from pipeline.settings import Settings
 
 KEPT: Final = ("lock", "jars", "ports.json")
 """What of the last run's broker stays: the lock that its processes hold, fetched jars, the port."""
-
-
-APPEAR_TIMEOUT_S: Final = 30.0
-APPEAR_POLL_S: Final = 0.05
 
 
 class RunRefused(RuntimeError):
@@ -106,32 +100,13 @@ def free_or_any(host: str, port: int) -> int:
     return port
 
 
-def await_topics(servers: str, settings: Settings, names: Sequence[str]) -> None:
-    """Wait until the broker that answers knows all of ``names``: it learns of fresh ones a moment later.
-
-    Raises ``TopicError`` when one does not appear.
-    """
-    client = admin_client(servers, settings=settings)
-    deadline_s = time.monotonic() + APPEAR_TIMEOUT_S
-    for name in names:
-        while True:
-            try:
-                partition_numbers(client, name)
-                break
-            except TopicError:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(APPEAR_POLL_S)
-
-
 @contextmanager
 def run_broker(settings: Settings) -> Iterator[ProvidedBroker]:
     """The cluster of a run, with all topics, all empty; raises `RunRefused`, ``BrokerError``, ``TopicError``."""
     with provide_broker(settings) as broker:
         servers = broker.bootstrap_servers
         topics = ensure_topics(servers, settings)
-        await_topics(servers, settings, [topic.name for topic in topics])
-        # What was created just now is empty, and may not have its leaders yet.
+        # What was created just now is empty.
         present = [topic.name for topic in topics if topic.action == "present"]
         ends = end_offsets(servers, present, settings=settings) if present else {}
         used = sorted({topic for (topic, _), end in ends.items() if end})

@@ -1,7 +1,7 @@
 """Topics as the pipeline needs them: created, or checked; and where groups and topics stand."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,8 @@ from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic
 
 REQUEST_TIMEOUT_S: Final = 30.0
 CREATION_POLL_S: Final = 0.02
+APPEAR_TIMEOUT_S: Final = 30.0
+APPEAR_POLL_S: Final = 0.05
 CONNECT_TIMEOUT_S: Final = 15.0
 FOREVER_MS: Final = 2**63 - 1
 _PARTITION_SETTINGS: Final = {
@@ -96,6 +98,7 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = 
         )
     replicas = settings.replication_factor or (3 if len(metadata.brokers) >= 3 else 1)
     created = _create(client, missing, settings, replicas)
+    _await_leaders(client, created)
     warnings = _differences(client, {name: topic for name, topic in names.items() if name not in created}, settings)
     return [
         TopicState(
@@ -106,6 +109,28 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = 
         )
         for name, topic in names.items()
     ]
+
+
+def _await_leaders(client: AdminClient, names: Iterable[str]) -> None:
+    """Wait until the broker that answers knows the topics and their leaders: it learns of fresh ones a moment later."""
+    deadline_s = time.monotonic() + APPEAR_TIMEOUT_S
+    for name in names:
+        while not _has_leaders(client, name):
+            if time.monotonic() > deadline_s:
+                raise TopicError(
+                    f"topic {name} was created, but has no leader after {APPEAR_TIMEOUT_S:.0f} s: see the brokers' log"
+                )
+            time.sleep(APPEAR_POLL_S)
+
+
+def _has_leaders(client: AdminClient, name: str) -> bool:
+    topic = client.list_topics(name, timeout=CONNECT_TIMEOUT_S).topics.get(name)
+    return (
+        topic is not None
+        and topic.error is None
+        and bool(topic.partitions)
+        and all(partition.error is None and partition.leader >= 0 for partition in topic.partitions.values())
+    )
 
 
 def _wrong_count(name: str, found: int, topic: Topic, settings: Settings) -> str:

@@ -13,7 +13,6 @@ from confluent_kafka import ConsumerGroupState
 
 from pipeline.broker import ProvidedBroker
 from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
-from pipeline.demo.space import await_topics
 from pipeline.kafka.admin import end_offsets, ensure_topics, group_lag
 from pipeline.kafka.clients import admin_client, read_batches
 from pipeline.kafka.progress import GroupLag
@@ -91,7 +90,7 @@ class CommitWatch:
 def prepared(broker: ProvidedBroker, settings: Settings, workers: int, log_dir: Path) -> Iterator[list[WorkerProcess]]:
     """Topics and running workers, which wait for a first model."""
     servers = broker.bootstrap_servers
-    await_topics(servers, settings, [topic.name for topic in ensure_topics(servers, settings)])
+    ensure_topics(servers, settings)
     with running_workers(
         settings.model_copy(update={"kafka_bootstrap_servers": servers}), workers, log_dir
     ) as processes:

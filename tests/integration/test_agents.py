@@ -16,11 +16,9 @@ from confluent_kafka import Producer
 
 from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy
-from pipeline.demo.space import await_topics
 from pipeline.engine.learn import model_record
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.clients import producer_config, read_topic
-from pipeline.kafka.progress import GroupLag
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, Example, ModelVersion
 from schemas.records import Record
@@ -44,11 +42,7 @@ class Cluster:
     def __init__(self, settings: Settings) -> None:
         assert settings.kafka_bootstrap_servers is not None
         self.settings, self.bootstrap = settings, settings.kafka_bootstrap_servers
-        topics = [state.name for state in ensure_topics(self.bootstrap, settings)]
-        await_topics(self.bootstrap, settings, topics)
-        for name in topics:
-            # Waits until fresh partitions have leaders.
-            GroupLag(self.bootstrap, settings, name, "nobody")
+        ensure_topics(self.bootstrap, settings)
         self._producer = Producer(producer_config(self.bootstrap))
 
     def write(
@@ -282,11 +276,13 @@ def test_workers_share_partitions_and_a_killed_one_loses_nothing(cluster: Cluste
     assert workers[1].stop() == 0, workers[1].said
 
 
-def test_faust_s_own_command_starts_a_worker(cluster: Cluster, start: Starter) -> None:
-    cluster.publish()
-    worker = start(cluster.settings, *FAUST)
+def test_faust_s_own_command_starts_a_worker_that_waits_for_a_champion(cluster: Cluster, start: Starter) -> None:
     bought = shop(cluster, range(20), seed=1)
     cluster.flush()
+    worker = start(cluster.settings, *FAUST)
+    worker.until_it_says("no LightGBM version is in force; publish one with `fraud-pipeline train --publish`")
+    assert cluster.decisions() == []
+    cluster.publish()
     worker.until(lambda: len(cluster.decisions()) >= 20)
     assert sorted(keys(cluster.decisions())) == sorted(bought)
     assert worker.stop() == 0, worker.said

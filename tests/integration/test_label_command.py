@@ -13,11 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from pipeline.demo.space import await_topics
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import read_topic
 from pipeline.kafka.producer import RecordProducer
-from pipeline.kafka.progress import GroupLag
 from pipeline.settings import Settings
 from schemas.messages import Alert, Label, LogPosition, ModelScores, Reason, SourceRecord, Versions
 from schemas.topics import ALERTS, DECISIONS, LABELS, TRANSACTIONS, Topic
@@ -37,11 +35,7 @@ def environment(settings: Settings) -> dict[str, str]:
 @pytest.fixture
 def cluster(kafka_settings: Settings) -> Settings:
     assert kafka_settings.kafka_bootstrap_servers is not None
-    topics = ensure_topics(kafka_settings.kafka_bootstrap_servers, kafka_settings)
-    await_topics(kafka_settings.kafka_bootstrap_servers, kafka_settings, [topic.name for topic in topics])
-    for topic in topics:
-        # Waits until fresh partitions have leaders.
-        GroupLag(kafka_settings.kafka_bootstrap_servers, kafka_settings, topic.name, "nobody")
+    ensure_topics(kafka_settings.kafka_bootstrap_servers, kafka_settings)
     return kafka_settings
 
 

@@ -202,13 +202,12 @@ def test_nothing_outlives_a_controller_that_is_killed(tmp_path: Path, runs: list
 
 
 def test_a_run_keeps_away_from_topics_with_records(kafka_settings: Settings, tmp_path: Path, runs: list[Run]) -> None:
-    from pipeline.demo.space import await_topics
     from pipeline.kafka.admin import ensure_topics
     from pipeline.kafka.producer import RecordProducer
 
     servers = kafka_settings.kafka_bootstrap_servers
     assert servers is not None
-    await_topics(servers, kafka_settings, [topic.name for topic in ensure_topics(servers, kafka_settings)])
+    ensure_topics(servers, kafka_settings)
     with RecordProducer(servers, kafka_settings) as producer:
         producer.produce(kafka_settings.topic(LABELS.name), b"key", b"value", 0)
     run = Run(tmp_path, on_cluster(kafka_settings))
