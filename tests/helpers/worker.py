@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.demo.processes import settings_environment
 from pipeline.settings import Settings
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 POLL_S = 0.05
 ROOT = Path(__file__).parents[2]
 
