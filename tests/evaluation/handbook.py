@@ -42,9 +42,10 @@ from pipeline.training.fit import TrainingConfig
 from schemas.messages import Example, ModelVersion
 from schemas.topics import EXAMPLES, MODELS
 from tests.evaluation import checks
-from tests.evaluation.champion import Champion, Recipe, champion
+from tests.evaluation.champion import Recipe, champion
 from tests.evaluation.measures import detection, latency_ms
 from tests.evaluation.recorded import Decisions, Identity, Topics
+from tests.evaluation.report import model_figures, say, say_figures, say_rates, throughput
 from tests.evaluation.stream import Stalled, Streaming, StreamReport, prepared
 
 FRAME_ROWS = 16_384
@@ -149,13 +150,13 @@ def evaluate(
         file, mapping, known_before, label_delay / 86_400.0, VALIDATION_DAYS, budget_per_day,
         TrainingConfig(threads=threads),
     )  # fmt: skip
-    _say(f"training on what was known before {known_before:%Y-%m-%d}")
+    say(f"training on what was known before {known_before:%Y-%m-%d}")
     began_s = time.monotonic()
     model = champion(registry, recipe)
     training_s = time.monotonic() - began_s
-    _say(f"LightGBM {model.lightgbm} {'is registered already' if model.reused else f'trained in {training_s:.0f} s'}")
+    say(f"LightGBM {model.lightgbm} {'is registered already' if model.reused else f'trained in {training_s:.0f} s'}")
 
-    _say("starting the broker")
+    say("starting the broker")
     with provide_broker(settings) as broker, prepared(broker, settings, workers, data_dir / "logs") as processes:
         servers = broker.bootstrap_servers
         publish_champion(servers, settings, registry.load_lightgbm(model.lightgbm), registry.load_policy(model.policy))
@@ -167,14 +168,14 @@ def evaluate(
             flush_labels=False,
             max_in_flight=max_in_flight,
         )
-        _say(f"replaying {len(frame):,} transactions through {workers} workers{'' if labels else ', without labels'}")
+        say(f"replaying {len(frame):,} transactions through {workers} workers{'' if labels else ', without labels'}")
         streaming = Streaming(broker, settings, processes, options)
         streaming.await_joined()
         report = streaming.run(frame.iloc[at : at + FRAME_ROWS] for at in range(0, len(frame), FRAME_ROWS))
-        _say_rates(report)
+        say_rates(report)
         if labels:
             streaming.await_learned()
-        _say("reading what was recorded, and checking it")
+        say("reading what was recorded, and checking it")
         topics = Topics(servers, settings)
         decisions = topics.decisions()
         outcomes = _check(topics, decisions, frame, report, registry, np.random.default_rng(seed), sample)
@@ -197,13 +198,13 @@ def evaluate(
             "delivery": settings.delivery,
             "batch_max_records": settings.batch_max_records,
         },
-        "model": _model_figures(model, training_s),
-        "throughput": _throughput(report),
+        "model": model_figures(model, training_s),
+        "throughput": throughput(report),
         "ingested_to_decided_ms": latency_ms(decisions),
         "detection": _detection(decisions, frame, known_before, end) if labels else None,
         "checks": [asdict(check) for check in outcomes],
     }
-    _say_figures(figures, outcomes)
+    say_figures(figures, outcomes)
     return figures, outcomes
 
 
@@ -282,72 +283,6 @@ def _detection(
         name: detection(decisions, frauds, (first - EPOCH) // unit, (end - EPOCH) // unit)
         for name, first in periods.items()
     }
-
-
-def _model_figures(model: Champion, training_s: float) -> dict[str, Any]:
-    return {
-        "lightgbm": model.lightgbm,
-        "policy": model.policy,
-        "reused": model.reused,
-        "training_s": None if model.reused else round(training_s, 1),
-        "periods": model.details["periods"],
-        "validation_metrics": model.details["metrics"],
-    }
-
-
-def _throughput(report: StreamReport) -> dict[str, Any]:
-    return {
-        "transactions": report.transactions,
-        "labels": report.labels,
-        "sent_s": round(report.sent_s, 2),
-        "decided_s": round(report.decided_s, 2),
-        "transactions_per_s": round(report.transactions / report.decided_s, 1),
-        "cpu_s": report.cpu_s,
-        "cpu_us_per_transaction": {
-            name: round(used / report.transactions * 1e6, 1) for name, used in report.cpu_s.items()
-        },
-        "feedback_lag_at_last_decision": report.feedback_lag,
-    }
-
-
-def _say(text: str) -> None:
-    click.echo(f"==> {text}")
-
-
-def _say_rates(report: StreamReport) -> None:
-    figures = _throughput(report)
-    click.echo(
-        f"  {report.transactions:,} transactions and {report.labels:,} labels in {report.decided_s:.1f} s, from the "
-        f"first sent to the last decision committed: {figures['transactions_per_s']:,.0f} transactions/s"
-    )
-    cpu = ", ".join(f"{name} {used:.1f} us" for name, used in figures["cpu_us_per_transaction"].items())
-    click.echo(f"  processor time a transaction: {cpu}; the feedback agent is {report.feedback_lag:,} records behind")
-
-
-def _say_figures(figures: dict[str, Any], outcomes: list[checks.Check]) -> None:
-    latency = ", ".join(f"{name} {value:g}" for name, value in figures["ingested_to_decided_ms"].items())
-    click.echo(f"  from the card agent's batch to the decision, ms: {latency}")
-    for period, measured in (figures["detection"] or {}).items():
-        click.echo(f"\n{period}: {measured['transactions']:,} transactions, {measured['frauds']:,} frauds")
-        for name in ("lightgbm", "blend"):
-            values = ", ".join(f"{what} {_number(value)}" for what, value in measured[name].items())
-            click.echo(f"  {name:8}  {values}")
-        click.echo(
-            f"  alerts    {measured['alerts_per_day']:.1f} a day, precision {_number(measured['alert_precision'])}, "
-            f"recall {_number(measured['alert_recall'])}"
-        )
-    click.echo()
-    for check in outcomes:
-        compared = ", ".join(f"{name} {_number(value)}" for name, value in check.figures.items())
-        click.echo(f"[{'ok' if check.passed else 'FAILED'}] {check.name} ({compared})")
-        for problem in check.problems:
-            click.echo(f"         {problem}")
-
-
-def _number(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)
 
 
 if __name__ == "__main__":
