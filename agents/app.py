@@ -22,7 +22,7 @@ from agents.channel import BatchChannel
 from agents.models import ModelWatch
 from agents.online import OnlineModels
 from agents.runtime import AgentSource, Partitions
-from agents.topology import AGENTS, AgentSpec
+from agents.topology import AGENTS, AgentSpec, UnknownAgent
 from pipeline.broker import provide_broker
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
@@ -58,6 +58,14 @@ class FraudApp(faust.App):  # type: ignore[misc]
         super().__init__(name, **options)
         self._worker = worker
 
+    def connect(self) -> None:
+        """Find or start the broker, check topics and settings, serve metrics. The first agent does it otherwise."""
+        try:
+            self._worker.connect()
+        except BaseException:
+            self._worker.disconnect()
+            raise
+
     async def on_first_start(self) -> None:
         """Make the data directory: Faust makes its own below it, and nothing above that."""
         Path(self.conf.datadir).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +89,9 @@ class WorkerContext:
     def __init__(self, settings: Settings) -> None:
         unknown = set(settings.agent_names) - AGENTS.keys()
         if unknown or not settings.agent_names:
-            raise ValueError(f"unknown agents {sorted(unknown)}; FRAUD_PIPELINE_AGENTS takes of {', '.join(AGENTS)}")
+            raise UnknownAgent(
+                f"FRAUD_PIPELINE_AGENTS is {settings.agents!r}: give some of {', '.join(AGENTS)}, separated by commas"
+            )
         self._settings = settings
         self._stack = ExitStack()
         self._channels: list[BatchChannel] = []
@@ -96,6 +106,7 @@ class WorkerContext:
             if self.bootstrap:
                 return
             settings = self._settings
+            load_rates(settings)  # an unfit table is told here, not by an agent that fails
             broker = self._stack.enter_context(provide_broker(settings))
             for state in ensure_topics(broker.bootstrap_servers, settings):
                 log.log(
@@ -159,6 +170,10 @@ class WorkerContext:
         """Close the channels, then the metrics, then the broker where this worker started it."""
         for channel in self._channels:
             await channel.close()
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Let go of metrics and broker."""
         self._stack.close()
 
     def _watch(self) -> ModelWatch:
@@ -189,14 +204,21 @@ def create_app(settings: Settings | None = None) -> FraudApp:
 
 
 def run_worker(settings: Settings, log_level: str = "info") -> None:
-    """Run the app until it is stopped; raises SystemExit, with code 1 after an error that no agent may survive."""
+    """Run the app until it is stopped; raises SystemExit, with code 1 after an error that no agent may survive.
+
+    What stands in the way of a start (no broker, wrong topics, a port in use, an unfit rate table) is raised before
+    any agent runs.
+    """
+    logging.basicConfig(level=log_level.upper(), format="[%(asctime)s] [%(levelname)s] %(message)s")
     # State is many small objects that live long and form no cycles: collecting garbage as often as by default
     # costs a tenth of the time.
     gc.set_threshold(*GC_THRESHOLDS)
     for name in ("faust", "mode"):
         # Of Faust's own start and stop an operator needs to see what goes wrong.
         logging.getLogger(name).setLevel(logging.WARNING)
-    faust.Worker(create_app(settings), loglevel=log_level.upper(), quiet=True).execute_from_commandline()
+    app = create_app(settings)
+    app.connect()
+    faust.Worker(app, loglevel=log_level.upper(), quiet=True).execute_from_commandline()
 
 
 def __getattr__(name: str) -> Any:

@@ -67,6 +67,11 @@ LEARN: Final = AgentSpec(
     follows=(MODELS,),
 )
 
+
+class UnknownAgent(ValueError):
+    """The settings name an agent that there is not."""
+
+
 AGENTS: Final = {spec.name: spec for spec in (CARD, SCORE, FEEDBACK, LEARN)}
 
 

@@ -1,9 +1,23 @@
 """``fraud-pipeline worker``: run agents."""
 
-import click
+from typing import Any, Final
 
-from agents.topology import AGENTS
+import click
+from pydantic import ValidationError
+
+from agents.topology import AGENTS, UnknownAgent
+from pipeline.broker import BrokerError
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.metrics import MetricsError
+from pipeline.rates import RatesError
 from pipeline.settings import Settings
+from schemas.money import InvalidRates
+
+START_ERRORS: Final = (
+    *(BrokerError, ClusterUnreachable, ConfigError, InvalidRates),
+    *(MetricsError, RatesError, TopicError, UnknownAgent, ValidationError),
+)
+"""What an operator can mend; the text says how."""
 
 
 @click.command()
@@ -21,11 +35,14 @@ def command(agents: tuple[str, ...], instance: str | None, metrics_port: int | N
     """
     from agents.app import run_worker
 
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     if agents:
         changes["agents"] = ",".join(agents)
     if instance is not None:
         changes["instance"] = instance
     if metrics_port is not None:
         changes["metrics_port"] = metrics_port
-    run_worker(Settings(**changes), log_level)  # type: ignore[arg-type]
+    try:
+        run_worker(Settings(**changes), log_level)
+    except START_ERRORS as error:
+        raise click.ClickException(str(error)) from error

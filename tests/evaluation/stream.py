@@ -3,13 +3,15 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import psutil
-from confluent_kafka import ConsumerGroupState
+from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException
+from confluent_kafka.admin import ConsumerGroupDescription
 
 from pipeline.broker import ProvidedBroker
 from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
@@ -24,6 +26,16 @@ LOOK_S = 0.05
 STALLED_AFTER_S = 120.0
 TAIL_RECORDS = 1_000
 STATEMENT_INTERVAL_S = 5.0
+
+NOT_YET = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.GROUP_ID_NOT_FOUND,
+    }
+)
+"""What a broker answers about a group while its coordinator is still coming up."""
 
 
 class Stalled(RuntimeError):
@@ -118,10 +130,7 @@ class Streaming:
         deadline_s = time.monotonic() + STALLED_AFTER_S
         while True:
             self._check()
-            found = [future.result() for future in client.describe_consumer_groups(groups).values()]
-            if all(
-                group.state == ConsumerGroupState.STABLE and len(group.members) == len(self._workers) for group in found
-            ):
+            if all(self._has_joined(future) for future in client.describe_consumer_groups(groups).values()):
                 return
             if time.monotonic() > deadline_s:
                 raise Stalled(f"not all workers have joined {', '.join(groups)}; read the workers' logs")
@@ -168,6 +177,15 @@ class Streaming:
             elif time.monotonic() - moved_s > STALLED_AFTER_S:
                 raise Stalled(f"the feedback agent is {lag} records behind and stands still; read the workers' logs")
             time.sleep(10 * LOOK_S)
+
+    def _has_joined(self, description: "Future[ConsumerGroupDescription]") -> bool:
+        try:
+            group = description.result()
+        except KafkaException as error:
+            if error.args[0].code() not in NOT_YET:
+                raise
+            return False
+        return group.state == ConsumerGroupState.STABLE and len(group.members) == len(self._workers)
 
     def _timed(self, frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for frame in frames:
