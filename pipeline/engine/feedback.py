@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from pipeline.engine.results import Result, UnreadableRecord
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import LabelState, resolve
 from pipeline.learning.sampling import keep_negative
@@ -21,7 +21,7 @@ from schemas.topics import EXAMPLES
 _encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 PATIENCE_US = 7 * US_PER_DAY
-"""How long, in event time, a label waits for its transaction's decision; the card agent sets it aside after that."""
+"""How long, in event time and in whole hours, a label waits for its transaction's decision; the card agent sets it aside."""
 
 Key = tuple[str, str]
 
@@ -92,6 +92,7 @@ class FeedbackPartition:
         self._waiting: dict[Key, list[tuple[Label, int]]] = {}
         self._maturing: list[tuple[int, Key]] = []
         self._newest_us = 0
+        self._expired_hour = 0
 
     def process(self, decisions: Sequence[Record], labels: Sequence[Record], *, emit: bool = True) -> Result:
         """File decisions, join labels, and presume what has matured; examples are the outputs."""
@@ -220,17 +221,21 @@ class FeedbackPartition:
         known.told += 1
 
     def _expire(self, result: Result) -> None:
-        if self._waiting:
-            limit_us = self._newest_us - PATIENCE_US
-            for key, items in list(self._waiting.items()):
-                patient = [item for item in items if item[1] >= limit_us]
-                if len(patient) == len(items):
-                    continue
-                result.counts["label", "unknown_transaction"] += len(items) - len(patient)
-                if patient:
-                    self._waiting[key] = patient
-                else:
-                    del self._waiting[key]
+        hour = self._newest_us // US_PER_HOUR
+        if hour == self._expired_hour:
+            return
+        # Once an hour of event time: behind a backlog, the labels that wait are many.
+        self._expired_hour = hour
+        limit_us = hour * US_PER_HOUR - PATIENCE_US
+        for key, items in list(self._waiting.items()):
+            patient = [item for item in items if item[1] >= limit_us]
+            if len(patient) == len(items):
+                continue
+            result.counts["label", "unknown_transaction"] += len(items) - len(patient)
+            if patient:
+                self._waiting[key] = patient
+            else:
+                del self._waiting[key]
         limit = (self._newest_us - self._options.label_horizon_us - PATIENCE_US) // US_PER_DAY
         self._store.drop_before(limit)
         for day in [day for day in self._known_by_day if day < limit]:

@@ -208,7 +208,7 @@ def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
     desk.say(404, after(1))
     result = desk.state.process([desk.decisions.append(decision(0, after(8)))], [])
     assert result.counts["label", "unknown_transaction"] == 0
-    result = desk.state.process([desk.decisions.append(decision(1, after(8, microseconds=1)))], [])
+    result = desk.state.process([desk.decisions.append(decision(1, after(8, hours=1)))], [])
     assert result.counts["label", "unknown_transaction"] == 1
     assert desk.decide(404, after(0.5)) == []
 
