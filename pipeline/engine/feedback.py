@@ -21,7 +21,7 @@ from schemas.topics import EXAMPLES
 _encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 PATIENCE_US = 7 * US_PER_DAY
-"""How long, in event time and in whole hours, a label waits for its transaction's decision; the card agent sets it aside."""
+"""How long, in whole hours of event time, a label waits for its decision; the card agent is who sets it aside."""
 
 Key = tuple[str, str]
 
