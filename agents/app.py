@@ -4,6 +4,7 @@ Faust keeps agents, supervision, signals and logging; its own Kafka clients, tab
 (``docs/decisions/0003-faust.md`` says why). Nothing connects before the worker starts.
 """
 
+import asyncio
 import gc
 import logging
 import threading
@@ -141,6 +142,7 @@ class WorkerContext:
                 return score.ScorePartitions(settings.base_currency, self._watch())
             case "feedback":
                 options = FeedbackOptions(
+                    future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
                     label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
                     maturity_us=round(settings.maturity_days * US_PER_DAY),
                     negative_sample_rate=settings.negative_sample_rate,
@@ -168,9 +170,13 @@ class WorkerContext:
 
     async def close(self) -> None:
         """Close the channels, then the metrics, then the broker where this worker started it."""
-        for channel in self._channels:
-            await channel.close()
-        self.disconnect()
+        try:
+            closed = await asyncio.gather(*(channel.close() for channel in self._channels), return_exceptions=True)
+        finally:
+            self.disconnect()
+        for channel, error in zip(self._channels, closed, strict=True):
+            if error is not None:
+                log.error("agent %s did not close cleanly: %s", channel.name, error)
 
     def disconnect(self) -> None:
         """Let go of metrics and broker."""

@@ -19,13 +19,16 @@ T = TypeVar("T")
 
 
 class BatchSource(Protocol):
-    """What a batch channel reads from; all methods are called on the channel's thread."""
+    """What a batch channel reads from; all methods but ``stop`` are called on the channel's thread."""
 
     def poll(self) -> Batch | None:
         """Wait a moment for a batch."""
 
     def work(self, batch: Batch) -> None:
         """Process a batch and commit it."""
+
+    def stop(self) -> None:
+        """Give up what waits for a broker that does not answer; called from another thread."""
 
     def close(self) -> None:
         """Leave the group."""
@@ -36,6 +39,7 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
 
     def __init__(self, app: AppT, new_source: Callable[[], BatchSource], name: str) -> None:
         super().__init__(app)
+        self.name = name
         self._new_source = new_source
         self._source: BatchSource | None = None
         self._closing = False
@@ -69,8 +73,11 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
         """Finish the call that runs, leave the group, and end the thread."""
         self._closing = True
         if self._source is not None:
-            await self._call(self._source.close)
-        self._thread.shutdown(wait=False)
+            self._source.stop()
+        try:
+            await self._call(self._close)
+        finally:
+            self._thread.shutdown(wait=False)
 
     async def _unless_closing(self, function: Callable[..., T], *args: Any) -> T:
         """Call ``function`` on the channel's thread; once the channel closes, wait to be cancelled instead.
@@ -86,6 +93,11 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    def _close(self) -> None:
+        # On the agent's thread, where a source may have been made since.
+        if self._source is not None:
+            self._source.close()
 
     def _poll(self) -> Batch | None:
         return self._opened().poll()

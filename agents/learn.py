@@ -92,7 +92,9 @@ class LearnPartitions:
         if active is None:
             raise RuntimeError("no LightGBM version is in force")
         self._lightgbm = active.lightgbm.version
-        return LearnPartition(self._new_learner(self._lightgbm, None), next_offset)
+        # Published before its first lesson, where it does not start at the first example: whoever restarts this
+        # agent must start where it did, or two models would bear one version.
+        return LearnPartition(self._new_learner(self._lightgbm, None), next_offset, published=next_offset == 0)
 
 
 def _offset(model: RiverModel) -> int:

@@ -89,10 +89,16 @@ class AgentSource(BatchSource):
             return
         self._count(batch, result)
 
+    def stop(self) -> None:
+        """Let a commit that the broker does not answer fail, instead of being tried again."""
+        self._session.stop()
+
     def close(self) -> None:
         """Leave the group and release the state."""
-        self._session.close()
-        self._partitions.close()
+        try:
+            self._session.close()
+        finally:
+            self._partitions.close()
 
     def _count(self, batch: Batch, result: Result) -> None:
         metrics, agent = self._metrics, self._agent

@@ -36,6 +36,7 @@ CODES: Final = frozenset(
         "null_value", "too_large", "not_utf8", "not_json", "too_deep", "missing_field", "wrong_type", "invalid_value",
         "currency_unknown", "amount_negative", "amount_not_finite", "amount_too_large", "amount_too_many_decimals",
         "amount_zero", "event_time_impossible", "event_time_in_future", "labelled_at_impossible",
+        "labelled_at_in_future",
     }
 )  # fmt: skip
 """Every code that an `InvalidMessage` of this module carries."""
@@ -106,11 +107,11 @@ def decode_transaction(
             "send an ISO 4217 code that it has, or add the currency to the table.",
         )
     amount = transaction.amount
-    _check_amount_text(amount, value)
-    if amount < 0:
+    if amount.is_finite() and amount < 0:
         raise InvalidMessage(
             "amount_negative", "The amount is below zero; send it positive, and the direction as transaction_type."
         )
+    _check_amount_text(amount, value)
     if amount > _MAX_AMOUNT:
         _refuse_large_amount(rates)
     try:
@@ -149,13 +150,21 @@ def decode_transaction(
     )
 
 
-def decode_label(value: bytes | None) -> Label:
+def decode_label(value: bytes | None, *, record_timestamp_us: int, future_tolerance_us: int) -> Label:
     """Decode a label; unknown labels and sources pass, as both are open enumerations.
 
-    Raises `InvalidMessage`, and nothing else.
+    ``record_timestamp_us`` is when the record arrived; a ``labelled_at`` that is later by more than
+    ``future_tolerance_us`` is refused, because the later of two labels wins. Raises `InvalidMessage`, and nothing else.
     """
     label = _checked(value, _decode_label)
-    _check_time(timestamp_us(label.labelled_at), "labelled_at")
+    labelled_at_us = timestamp_us(label.labelled_at)
+    _check_time(labelled_at_us, "labelled_at")
+    if labelled_at_us > record_timestamp_us + future_tolerance_us:
+        raise InvalidMessage(
+            "labelled_at_in_future",
+            f"labelled_at is {(labelled_at_us - record_timestamp_us) / 1e6:.0f} s later than the record's timestamp, "
+            f"more than the tolerated {future_tolerance_us / 1e6:.0f} s; check the sender's clock and offset.",
+        )
     return label
 
 

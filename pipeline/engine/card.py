@@ -157,7 +157,11 @@ class CardPartition:
 
     def _take_label(self, record: Record, result: Result) -> None:
         try:
-            label = decode_label(record.value)
+            label = decode_label(
+                record.value,
+                record_timestamp_us=record.timestamp_ms * 1_000,
+                future_tolerance_us=self._options.future_tolerance_us,
+            )
         except InvalidMessage as error:
             result.dead_letter(record, "card", error.code, str(error))
             return

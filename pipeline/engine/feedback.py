@@ -42,6 +42,7 @@ class ServedStore(Protocol):
 class FeedbackOptions(NamedTuple):
     """What the feedback kernel must be told."""
 
+    future_tolerance_us: int
     label_horizon_us: int
     maturity_us: int
     negative_sample_rate: float
@@ -104,7 +105,11 @@ class FeedbackPartition:
                     self._join(key, served, label, known_at_us, result, emit)
         for record in labels:
             try:
-                label = decode_label(record.value)
+                label = decode_label(
+                    record.value,
+                    record_timestamp_us=record.timestamp_ms * 1_000,
+                    future_tolerance_us=self._options.future_tolerance_us,
+                )
             except InvalidMessage:
                 # The card agent reads the same topic and sets the record aside with its reason.
                 result.counts["label", "invalid"] += 1

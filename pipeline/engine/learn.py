@@ -19,11 +19,11 @@ _encode = msgspec.json.Encoder().encode
 class LearnPartition:
     """The online model's state: a fold over ``examples``, from a checkpoint or from the start."""
 
-    def __init__(self, learner: RiverLearner, next_offset: int = 0) -> None:
+    def __init__(self, learner: RiverLearner, next_offset: int = 0, *, published: bool = True) -> None:
         self._learner = learner
         self.next_offset = next_offset
         """The first example that has not been folded."""
-        self._published_offset = next_offset
+        self._published_offset = next_offset if published else -1
 
     @property
     def unpublished(self) -> bool:

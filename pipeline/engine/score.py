@@ -76,7 +76,10 @@ class ScorePartition:
         self._profile([message for _, message in messages])
 
     def process(self, records: Sequence[Record], models: ActiveModels, now: datetime) -> Result:
-        """Decide every transaction among ``records`` (one partition, in offset order)."""
+        """Decide every transaction among ``records`` (one partition, in offset order).
+
+        Raises `KernelMismatch` for features of another kernel; a fold, which does not use them, reads over those.
+        """
         result = Result()
         read = self._read(records, result)
         if not read:
@@ -109,12 +112,6 @@ class ScorePartition:
                     result.counts["duplicate", ""] += 1
                     continue
                 self._seen[source] = message.source.offset
-                if message.kernel != KERNEL_VERSION:
-                    raise KernelMismatch(
-                        f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
-                        f"{message.kernel}, this worker has {KERNEL_VERSION}: run card and score agents of one "
-                        "version, and let the score agent finish the log before an upgrade"
-                    )
             read.append((record, message))
         return read
 
@@ -172,6 +169,13 @@ class ScorePartition:
             verdicts.selection_probability.tolist(),
             strict=True,
         )
+        for record, message in read:
+            if message.kernel != KERNEL_VERSION:
+                raise KernelMismatch(
+                    f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
+                    f"{message.kernel}, this worker has {KERNEL_VERSION}: run card and score agents of one version, "
+                    "and let the score agent finish the log before an upgrade"
+                )
         versions = {rates: models.versions(rates) for rates in {message.rates_version for _, message in read}}
         threshold, base_currency = models.policy.threshold, self._base_currency
         outputs, latencies_s = result.outputs, result.latencies_s

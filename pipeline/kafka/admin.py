@@ -22,6 +22,9 @@ _PARTITION_SETTINGS: Final = {
     "cards": "FRAUD_PIPELINE_CARD_PARTITIONS",
     "merchants": "FRAUD_PIPELINE_MERCHANT_PARTITIONS",
 }
+_NO_LEADER_YET: Final = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +128,16 @@ def _await_leaders(client: AdminClient, names: Iterable[str]) -> None:
 
 def _has_leaders(client: AdminClient, name: str) -> bool:
     topic = client.list_topics(name, timeout=CONNECT_TIMEOUT_S).topics.get(name)
-    return (
-        topic is not None
-        and topic.error is None
-        and bool(topic.partitions)
-        and all(partition.error is None and partition.leader >= 0 for partition in topic.partitions.values())
-    )
+    if topic is None or topic.error is not None or not topic.partitions:
+        return False
+    try:
+        # Metadata can name a leader that does not know it yet.
+        last_offsets(client, [(name, number) for number in topic.partitions], IsolationLevel.READ_UNCOMMITTED)
+    except KafkaException as error:
+        if error.args[0].code() not in _NO_LEADER_YET:
+            raise
+        return False
+    return True
 
 
 def _wrong_count(name: str, found: int, topic: Topic, settings: Settings) -> str:

@@ -30,6 +30,7 @@ librdkafka_log = logging.getLogger("pipeline.kafka.librdkafka")
 
 MAX_RECORD_BYTES: Final = 32 * 1024 * 1024
 TRANSACTION_TIMEOUT_MS: Final = 10_000
+MAX_POLL_INTERVAL_MS: Final = 3_600_000
 METADATA_TIMEOUT_S: Final = 30.0
 READ_BATCH: Final = 10_000
 """Records taken from librdkafka at a time; each call costs as much as decoding a record."""
@@ -123,6 +124,8 @@ def consumer_config(
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
+        # Reading and working share a thread: a long fold is no reason to lose the partitions it is for.
+        "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
         "auto.offset.reset": "earliest",
     }
     return _merge(tuning, invariants, settings, overrides)

@@ -5,6 +5,7 @@ that no partition can be taken away while a batch of it is being worked on.
 """
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,8 +28,11 @@ from schemas.topics import Topic
 
 log = logging.getLogger(__name__)
 
-COMMIT_TIMEOUT_S = 30.0
-"""Longest wait for a transaction's commit; well above the broker's transaction timeout, which ends it anyway."""
+MOST_ABORTS = 10
+"""Aborts in a row after which an operator is asked: what the broker refuses for good would be tried for ever."""
+FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.FENCED_INSTANCE_ID})
+COMMIT_TIMEOUT_S = 10.0
+"""Longest wait for one transactional call, which is then repeated; the broker ends a transaction after as long."""
 
 
 class SessionError(RuntimeError):
@@ -72,8 +76,11 @@ class Session:
         self._consumer = Consumer(consumer_config(bootstrap, group, settings=settings))
         transactional_id = f"{group}-{settings.instance}" if self._exactly_once else None
         self._producer = Producer(producer_config(bootstrap, transactional_id=transactional_id, settings=settings))
+        # Where each partition that is held has been read up to. A record below it, or of a partition that is not held,
+        # was fetched before a rebalance or an abort that happened while its batch was being formed.
         self._positions: dict[tuple[str, int], int] = {}
-        self._revoked: set[tuple[str, int]] = set()
+        self._aborts = 0
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Fence earlier holders of the transactional id and join the group."""
@@ -90,19 +97,24 @@ class Session:
 
     def poll(self, timeout_s: float) -> Batch | None:
         """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there."""
-        self._revoked.clear()
         first = self._consumer.poll(timeout_s)
         if first is None:
             return None
         messages = [first]
         if self._settings.batch_max_records > 1:
             messages += self._consumer.consume(self._settings.batch_max_records - 1, 0)
-        records = [record for record in map(self._record, messages) if record is not None]
-        if self._revoked:
-            records = [record for record in records if (record.topic, record.partition) not in self._revoked]
-        if not records:
-            return None
-        return Batch(records, self._consumer.consumer_group_metadata())
+        # Read before the records are looked at: a rebalance in between would have been served by the calls above.
+        metadata = self._consumer.consumer_group_metadata()
+        positions, records = self._positions, []
+        for record in map(self._record, messages):
+            if record is None:
+                continue
+            partition = (record.topic, record.partition)
+            expected = positions.get(partition)
+            if expected is not None and record.offset >= expected:
+                positions[partition] = record.offset + 1
+                records.append(record)
+        return Batch(records, metadata) if records else None
 
     def empty_batch(self) -> Batch:
         """A batch of no records, for outputs that no input asks for."""
@@ -138,7 +150,7 @@ class Session:
                     self._consumer.commit(offsets=positions, asynchronous=False)
         except KafkaException as error:
             self._after_failure(error)
-        self._positions.update(offsets)
+        self._aborts = 0
 
     def lag(self) -> dict[tuple[str, int], int]:
         """Records between the position of each assigned partition and its end, from the client's cache."""
@@ -149,10 +161,14 @@ class Session:
                 lags[topic, partition] = max(0, high - position)
         return lags
 
+    def stop(self) -> None:
+        """No longer repeat calls that fail; may be called from another thread."""
+        self._stopping.set()
+
     def close(self) -> None:
-        """Leave the group; an unfinished transaction is aborted."""
+        """Leave the group. An unfinished transaction is aborted by the broker, or by this id's next holder."""
+        self._stopping.set()
         self._consumer.close()
-        self._producer.flush(COMMIT_TIMEOUT_S)
 
     def _record(self, message: Message) -> Record | None:
         error = message.error()
@@ -185,20 +201,32 @@ class Session:
             raise SessionError(f"agent {self.agent}: a record for {message.topic()} was not written: {error.str()}")
 
     def _retrying(self, what: str, call: Any) -> None:
-        """Repeat a transactional call for as long as its error says that it may be repeated."""
+        """Repeat a transactional call for as long as its error says that it may be repeated, and nobody stops it."""
         while True:
             try:
                 call()
                 return
             except KafkaException as error:
-                if not error.args[0].retriable():
+                if not error.args[0].retriable() or self._stopping.is_set():
                     raise
                 log.warning("%s: %s: %s; trying again", self.agent, what, error.args[0].str())
 
     def _after_failure(self, error: KafkaException) -> None:
         cause: KafkaError = error.args[0]
+        if cause.code() in FENCED:
+            raise SessionError(
+                f"agent {self.agent}: {cause.str()} ({cause.name()}): another worker runs with --instance "
+                f"{self._settings.instance}, or this one stood still for longer than a transaction may take; start it "
+                "again, and give each worker its own --instance"
+            ) from error
         if not (self._exactly_once and cause.txn_requires_abort()):
             raise SessionError(f"agent {self.agent}: {cause.str()} ({cause.name()})") from error
+        self._aborts += 1
+        if self._aborts > MOST_ABORTS:
+            raise SessionError(
+                f"agent {self.agent}: the same transaction was aborted {self._aborts} times: {cause.str()} "
+                f"({cause.name()}); look at the brokers, and at the limits of the topics that it writes to"
+            ) from error
         log.warning("%s: transaction aborted: %s", self.agent, cause.str())
         self._retrying("abort_transaction", lambda: self._producer.abort_transaction(COMMIT_TIMEOUT_S))
         held = [TopicPartition(topic, partition) for topic, partition in self._positions]
@@ -213,7 +241,6 @@ class Session:
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._forget(partitions)
-        self._revoked.update((partition.topic, partition.partition) for partition in partitions)
         consumer.incremental_unassign(partitions)
 
     def _forget(self, partitions: Sequence[TopicPartition]) -> None:

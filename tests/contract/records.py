@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from schemas.codec import AcceptedTransaction, decode_transaction
+from schemas.codec import AcceptedTransaction, decode_label, decode_transaction
+from schemas.messages import Label
 from schemas.money import load
 
 RATES = load((Path(__file__).resolve().parents[2] / "pipeline/data/rates.json").read_bytes())
@@ -31,6 +32,10 @@ WITH_AMOUNT = json.dumps(TRANSACTION).encode()
 
 def accept(value: bytes | None) -> AcceptedTransaction:
     return decode_transaction(value, record_timestamp_us=ARRIVED_US, future_tolerance_us=TOLERANCE_US, rates=RATES)
+
+
+def take(value: bytes | None, arrived_us: int = ARRIVED_US) -> Label:
+    return decode_label(value, record_timestamp_us=arrived_us, future_tolerance_us=TOLERANCE_US)
 
 
 def transaction(**changes: Any) -> bytes:

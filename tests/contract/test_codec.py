@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import codec
-from schemas.codec import decode_label, encode
+from schemas.codec import encode
 from schemas.errors import InvalidMessage
 from schemas.messages import ModelVersion
 from tests.contract.records import (
@@ -21,6 +21,7 @@ from tests.contract.records import (
     TRANSACTION,
     WITH_AMOUNT,
     accept,
+    take,
     transaction,
     with_amount,
     without,
@@ -103,7 +104,7 @@ def test_what_is_wrong_has_a_name(code: str, value: bytes | None) -> None:
 
 
 def test_every_code_is_provoked() -> None:
-    assert {code for code, _ in REFUSED} | {"labelled_at_impossible"} == codec.CODES
+    assert {code for code, _ in REFUSED} | {"labelled_at_impossible", "labelled_at_in_future"} == codec.CODES
 
 
 @pytest.mark.parametrize(
@@ -201,19 +202,33 @@ def test_brackets_in_strings_are_no_nesting() -> None:
 @pytest.mark.parametrize("value", [b"{}", None, b"[" * 100_000, b"\xff", json.dumps({**LABEL, "label": 1}).encode()])
 def test_a_label_is_refused_by_name(value: bytes | None) -> None:
     with pytest.raises(InvalidMessage) as refused:
-        decode_label(value)
+        take(value)
     assert refused.value.code in codec.CODES
 
 
 @pytest.mark.parametrize("labelled_at", ["1970-01-01T00:00:00Z", "2999-01-01T00:00:00Z"])
 def test_a_label_from_an_impossible_time_is_refused(labelled_at: str) -> None:
     with pytest.raises(InvalidMessage) as refused:
-        decode_label(json.dumps({**LABEL, "labelled_at": labelled_at}).encode())
+        take(json.dumps({**LABEL, "labelled_at": labelled_at}).encode())
     assert refused.value.code == "labelled_at_impossible"
 
 
+def test_a_label_from_the_future_is_refused_because_it_would_outrank_all_that_follow() -> None:
+    value = json.dumps({**LABEL, "labelled_at": "2024-03-01T12:05:00Z"}).encode()
+    assert take(value).label == "fraud"
+    with pytest.raises(InvalidMessage, match="301 s later") as refused:
+        take(value, arrived_us=ARRIVED_US - 1_000_000)
+    assert refused.value.code == "labelled_at_in_future"
+
+
+def test_a_negative_amount_is_called_negative_whatever_its_digits() -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        accept(with_amount(b"-1e400"))
+    assert refused.value.code == "amount_negative"
+
+
 def test_labels_and_sources_are_open() -> None:
-    label = decode_label(json.dumps({**LABEL, "label": "suspicious", "source": "neighbour", "more": [1]}).encode())
+    label = take(json.dumps({**LABEL, "label": "suspicious", "source": "neighbour", "more": [1]}).encode())
     assert (label.label, label.source) == ("suspicious", "neighbour")
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from schemas import codec
-from schemas.codec import AcceptedTransaction, decode_label, encode
+from schemas.codec import AcceptedTransaction, encode
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, ProfiledTransaction, SourceRecord, Transaction
 from tests.contract.records import (
@@ -24,6 +24,7 @@ from tests.contract.records import (
     TRANSACTION,
     WITH_AMOUNT,
     accept,
+    take,
     transaction,
 )
 
@@ -88,9 +89,9 @@ def test_any_bytes_end_as_a_message_or_a_named_error(value: bytes) -> None:
     event(f"transaction: {accepted.code if isinstance(accepted, InvalidMessage) else 'accepted'}")
     if not isinstance(accepted, InvalidMessage):
         check_accepted(accepted, value)
-    label = result_of(decode_label, value)
+    label = result_of(take, value)
     if not isinstance(label, InvalidMessage):
-        assert decode_label(encode(label)) == label
+        assert take(encode(label)) == label
 
 
 def result_of(decode: Callable[[bytes], T], value: bytes) -> T | InvalidMessage:

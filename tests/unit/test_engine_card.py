@@ -128,6 +128,7 @@ REFUSED_LABELS: dict[str, bytes | None] = {
     "wrong_type": label(1, label=1),
     "invalid_value": label(1, labelled_at="2024-03-01T12:00:00"),
     "labelled_at_impossible": label(1, labelled_at="2924-03-01T12:00:00Z"),
+    "labelled_at_in_future": label(1, labelled_at="2034-03-01T12:00:00Z"),
 }
 
 
@@ -270,7 +271,11 @@ def test_a_label_follows_its_transaction_to_the_merchant() -> None:
 
 @pytest.mark.parametrize(
     ("labelled_at", "arrived", "known_at"),
-    [(after(1), after(3), after(3)), (after(3), after(1), after(3)), (after(2), after(2), after(2))],
+    [
+        (after(1), after(3), after(3)),
+        (after(1, minutes=5), after(1), after(1, minutes=5)),
+        (after(2), after(2), after(2)),
+    ],
 )
 def test_a_label_counts_from_the_later_of_its_time_and_its_arrival(
     labelled_at: datetime, arrived: datetime, known_at: datetime

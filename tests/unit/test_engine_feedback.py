@@ -36,6 +36,7 @@ class Desk:
 
     def __init__(self, directory: Path, rate: float = RATE, horizon_days: float = 120.0) -> None:
         options = FeedbackOptions(
+            future_tolerance_us=300_000_000,
             label_horizon_us=round(horizon_days * US_PER_DAY),
             maturity_us=round(MATURITY_DAYS * US_PER_DAY),
             negative_sample_rate=rate,
