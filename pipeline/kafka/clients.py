@@ -28,6 +28,34 @@ from schemas.records import Record
 log = logging.getLogger(__name__)
 librdkafka_log = logging.getLogger("pipeline.kafka.librdkafka")
 
+REPEAT_S: Final = 10.0
+"""Seconds for which a complaint of one kind is not told again: a broker that is away is tried many times a second."""
+
+
+class OncePerWhile(logging.Filter):
+    """Lets the first of several records of one kind through, then one every ``REPEAT_S``.
+
+    The kind is the first word of librdkafka's own lines, and the code of an error that a callback reports.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether ``record`` is told."""
+        kind = getattr(record, "kafka_error", None) or record.getMessage().partition(" ")[0]
+        now_s = time.monotonic()
+        if now_s - self._told_s.get(kind, -REPEAT_S) < REPEAT_S:
+            return False
+        self._told_s[kind] = now_s
+        return True
+
+
+librdkafka_log.addFilter(OncePerWhile())
+errors_log = logging.getLogger("pipeline.kafka.errors")
+errors_log.addFilter(OncePerWhile())
+
 MAX_RECORD_BYTES: Final = 32 * 1024 * 1024
 TRANSACTION_TIMEOUT_MS: Final = 10_000
 MAX_POLL_INTERVAL_MS: Final = 3_600_000
@@ -54,6 +82,12 @@ class ConfigError(ValueError):
     """``settings.kafka_config`` contradicts what the pipeline relies on."""
 
 
+def _tell(error: KafkaError, what_next: str) -> None:
+    errors_log.warning(
+        "Kafka client: %s (%s)%s", error.str(), error.name(), what_next, extra={"kafka_error": error.name()}
+    )
+
+
 def log_error(error: KafkaError) -> None:
     """Error callback: logs what librdkafka recovers from by itself, raises ``KafkaException`` for what it does not.
 
@@ -61,12 +95,12 @@ def log_error(error: KafkaError) -> None:
     """
     if error.fatal():
         raise KafkaException(error)
-    log.warning("Kafka client: %s (%s); retrying", error.str(), error.name())
+    _tell(error, "; retrying")
 
 
 def log_error_only(error: KafkaError) -> None:
     """Error callback of clients whose calls report their own failures."""
-    log.warning("Kafka client: %s (%s)", error.str(), error.name())
+    _tell(error, "")
 
 
 def _merge(
