@@ -28,17 +28,17 @@ from pipeline.broker import provide_broker
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ModelBoard
+from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.follower import TopicFollower
 from pipeline.metrics import WorkerMetrics
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
+from schemas.money import RateTable
 from schemas.topics import MODELS
 
 log = logging.getLogger(__name__)
 
-US_PER_SECOND: Final = 1_000_000
-US_PER_DAY: Final = 86_400 * US_PER_SECOND
 GC_THRESHOLDS: Final = (100_000, 20, 100)
 MODULES: Final = {"card": card, "score": score, "feedback": feedback, "learn": learn}
 
@@ -99,6 +99,7 @@ class WorkerContext:
         self.metrics = WorkerMetrics(settings.metrics_host, settings.metrics_port)
         self.bootstrap = ""
         self.check_broker: Callable[[], None] = lambda: None
+        self._rates: RateTable
         self._connecting = threading.Lock()
 
     def connect(self) -> None:
@@ -107,7 +108,7 @@ class WorkerContext:
             if self.bootstrap:
                 return
             settings = self._settings
-            load_rates(settings)  # an unfit table is told here, not by an agent that fails
+            self._rates = load_rates(settings)  # an unfit table is told here, not by an agent that fails
             broker = self._stack.enter_context(provide_broker(settings))
             for state in ensure_topics(broker.bootstrap_servers, settings):
                 log.log(
@@ -131,7 +132,7 @@ class WorkerContext:
             case "card":
                 return card.CardPartitions(
                     CardOptions(
-                        rates=load_rates(settings),
+                        rates=self._rates,
                         future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
                         dedup_horizon_us=round(settings.dedup_horizon_days * US_PER_DAY),
                         label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),

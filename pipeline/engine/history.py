@@ -9,11 +9,7 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, US_PER_DAY, US_PER_HOUR, US_PER_SECOND
 from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import CardWindows, MerchantWindows
-
-COUNTING_TYPES = frozenset({"purchase", "cash"})
-"""Transaction types that enter the windows."""
-
-KNOWN_FRAUD, KNOWN_LEGITIMATE, KNOWN_NONE = 1, 0, 2
+from schemas.codec import COUNTING_TYPES
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,14 @@ from typing import Any, Final
 from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from pipeline.kafka.clients import ClusterUnreachable, TopicError, admin_client, last_offsets, partition_numbers
+from pipeline.kafka.clients import (
+    PASSING_ERRORS,
+    ClusterUnreachable,
+    TopicError,
+    admin_client,
+    last_offsets,
+    partition_numbers,
+)
 from pipeline.settings import Settings
 from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic
 
@@ -22,9 +29,6 @@ _PARTITION_SETTINGS: Final = {
     "cards": "FRAUD_PIPELINE_CARD_PARTITIONS",
     "merchants": "FRAUD_PIPELINE_MERCHANT_PARTITIONS",
 }
-_NO_LEADER_YET: Final = frozenset(
-    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ def _has_leaders(client: AdminClient, name: str) -> bool:
         # Metadata can name a leader that does not know it yet.
         last_offsets(client, [(name, number) for number in topic.partitions], IsolationLevel.READ_UNCOMMITTED)
     except KafkaException as error:
-        if error.args[0].code() not in _NO_LEADER_YET:
+        if error.args[0].code() not in PASSING_ERRORS:
             raise
         return False
     return True
@@ -254,27 +258,39 @@ def end_offsets(
 
 
 def _end_offsets(client: AdminClient, topics: Sequence[str]) -> dict[tuple[str, int], int]:
-    partitions = [(topic, number) for topic in topics for number in partition_numbers(client, topic)]
-    return last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
+    return last_offsets(client, _partitions(client, topics), IsolationLevel.READ_COMMITTED)
 
 
 def committed_offsets(
     bootstrap: str, group: str, topics: Sequence[str], *, settings: Settings | None = None
 ) -> dict[tuple[str, int], int]:
     """Next offset that ``group`` would read, by topic and partition; partitions without a commit are absent."""
-    return _committed_offsets(admin_client(bootstrap, settings=settings), group, topics)
+    client = admin_client(bootstrap, settings=settings)
+    return committed_by_group(client, group, _partitions(client, topics))
 
 
-def _committed_offsets(client: AdminClient, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
-    asked = [TopicPartition(topic, number) for topic in topics for number in partition_numbers(client, topic)]
-    future = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, asked)])[group]
+def committed_by_group(
+    client: AdminClient, group: str, partitions: Sequence[tuple[str, int]]
+) -> dict[tuple[str, int], int]:
+    """``committed_offsets`` of given partitions (topic, number), with a client that is there already."""
+    asked = [TopicPartition(topic, number) for topic, number in partitions]
+    (future,) = client.list_consumer_group_offsets(
+        [ConsumerGroupTopicPartitions(group, asked)], request_timeout=REQUEST_TIMEOUT_S
+    ).values()
     try:
-        found = future.result(REQUEST_TIMEOUT_S)
+        found = future.result()
     except KafkaException as error:
         if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
             return {}
         raise
+    for at in found.topic_partitions:
+        if at.error is not None:
+            raise KafkaException(at.error)
     return {(at.topic, at.partition): at.offset for at in found.topic_partitions if at.offset >= 0}
+
+
+def _partitions(client: AdminClient, topics: Sequence[str]) -> list[tuple[str, int]]:
+    return [(topic, number) for topic in topics for number in partition_numbers(client, topic)]
 
 
 def group_lag(
@@ -285,5 +301,5 @@ def group_lag(
     A partition without a commit counts from offset 0.
     """
     client = admin_client(bootstrap, settings=settings)
-    committed = _committed_offsets(client, group, topics)
+    committed = committed_by_group(client, group, _partitions(client, topics))
     return {at: max(end - committed.get(at, 0), 0) for at, end in _end_offsets(client, topics).items()}

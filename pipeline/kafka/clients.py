@@ -67,6 +67,22 @@ SETTLE_S: Final = 2.0
 """Longest wait for the markers of a committed transaction; they take milliseconds."""
 SETTLE_POLL_S: Final = 0.005
 
+PASSING_ERRORS: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TIMED_OUT,
+    }
+)
+"""What a fresh topic, a moving leader or a restarting broker answers for a while; the client does not retry these."""
+
 Config = dict[str, Any]
 
 

@@ -5,38 +5,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
 
-from confluent_kafka import (
-    OFFSET_INVALID,
-    Consumer,
-    ConsumerGroupTopicPartitions,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-)
-from confluent_kafka.admin import ConfigResource, OffsetSpec
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka.admin import ConfigResource
 
-from pipeline.kafka.clients import TopicError, admin_client, consumer_config, partition_numbers
+from pipeline.kafka.admin import committed_by_group
+from pipeline.kafka.clients import (
+    PASSING_ERRORS,
+    TopicError,
+    admin_client,
+    consumer_config,
+    last_offsets,
+    partition_numbers,
+)
 from pipeline.settings import Settings
 
 _TIMEOUT_S: Final = 30.0
 _TAIL_BATCH: Final = 500
 _RETRY_INTERVAL_S: Final = 0.1
-_PASSING: Final = frozenset(
-    {
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.REQUEST_TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._TIMED_OUT,
-    }
-)
-"""What a fresh topic, a moving leader or a restarting broker answers for a while; the client does not retry these."""
-
 T = TypeVar("T")
 
 
@@ -51,37 +36,20 @@ class GroupLag:
         # One client for all measurements: making one costs threads and connections.
         self._client = admin_client(bootstrap, settings=settings)
         self._group = group
-        self._partitions = [TopicPartition(topic, number) for number in partition_numbers(self._client, topic)]
+        self._partitions = [(topic, number) for number in partition_numbers(self._client, topic)]
         self._base = _patiently(self._ends)
 
     def measure(self) -> tuple[int, int]:
         """Records between the commits and the ends; and the sum of the commits, which grows with the group's work."""
         ends, committed = _patiently(self._ends), _patiently(self._committed)
-        lag = sum(max(0, end - committed.get(number, self._base[number])) for number, end in ends.items())
+        lag = sum(max(0, end - committed.get(at, self._base[at])) for at, end in ends.items())
         return lag, sum(committed.values())
 
-    def _ends(self) -> dict[int, int]:
-        futures = self._client.list_offsets(
-            {partition: OffsetSpec.latest() for partition in self._partitions}, request_timeout=_TIMEOUT_S
-        )
-        return {partition.partition: future.result().offset for partition, future in futures.items()}
+    def _ends(self) -> dict[tuple[str, int], int]:
+        return last_offsets(self._client, self._partitions, IsolationLevel.READ_UNCOMMITTED)
 
-    def _committed(self) -> dict[int, int]:
-        request = ConsumerGroupTopicPartitions(self._group, self._partitions)
-        (future,) = self._client.list_consumer_group_offsets([request], request_timeout=_TIMEOUT_S).values()
-        try:
-            found = future.result()
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return {}
-            raise
-        offsets = {}
-        for position in found.topic_partitions:
-            if position.error is not None:
-                raise KafkaException(position.error)
-            if position.offset != OFFSET_INVALID:
-                offsets[position.partition] = position.offset
-        return offsets
+    def _committed(self) -> dict[tuple[str, int], int]:
+        return committed_by_group(self._client, self._group, self._partitions)
 
 
 class TopicTail:
@@ -145,6 +113,6 @@ def _patiently(call: Callable[[], T]) -> T:
         try:
             return call()
         except KafkaException as error:
-            if error.args[0].code() not in _PASSING or time.monotonic() > deadline_s:
+            if error.args[0].code() not in PASSING_ERRORS or time.monotonic() > deadline_s:
                 raise
             time.sleep(_RETRY_INTERVAL_S)
