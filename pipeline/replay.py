@@ -109,6 +109,7 @@ class Replay:
         report: Callable[[ReplayProgress], None] | None = None,
         stop: threading.Event | None = None,
         report_interval_s: float = 1.0,
+        producer: RecordProducer | None = None,
     ) -> None:
         self._settings, self._bootstrap, self._frames = settings, bootstrap, frames
         self._options = options or ReplayOptions()
@@ -124,7 +125,8 @@ class Replay:
         self._sleeping_until_us = 0
         self._anchor_s, self._anchor_us = 0.0, 0
         self._started_s = self._reported_s = 0.0
-        self._producer = RecordProducer(bootstrap, settings)
+        # One without waiting records has length 0, and so is false.
+        self._producer = producer if producer is not None else RecordProducer(bootstrap, settings)
         self._flow: FlowWatch | None = None
         self._alerts: AlertWatch | None = None
 

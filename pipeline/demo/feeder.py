@@ -69,6 +69,7 @@ class Feeder(Replay):
         report: Callable[[ReplayProgress], None],
         stop: threading.Event,
     ) -> None:
+        self._timed = TimedProducer(bootstrap, settings, ledger)
         super().__init__(
             settings,
             bootstrap,
@@ -77,20 +78,20 @@ class Feeder(Replay):
             report=report,
             stop=stop,
             report_interval_s=REPORT_INTERVAL_S,
+            producer=self._timed,
         )
-        self._producer: TimedProducer = TimedProducer(bootstrap, settings, ledger)
         self._world, self._state, self._day_s = world, state, day_s
         self._wait_decided = wait_decided
         self._stop_event = stop
 
     def _world_frames(self) -> Iterator[pd.DataFrame]:
-        self._producer.warm_up = True
+        self._timed.warm_up = True
         for frame in self._world.warm_up():
             yield frame
             if len(frame):
                 self._state.simulated = frame["event_time"].iloc[-1].to_pydatetime()
-        self._producer.warm_up = False
-        self._producer.flush()
+        self._timed.warm_up = False
+        self._timed.flush()
         self._wait_decided()
         yield from self._days()
 
