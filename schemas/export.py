@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.messages import Alert, Decision, Example, Label, ModelVersion, Profiled, Transaction
+from schemas.messages import Alert, Decision, Example, Label, ModelVersion, Profiled, Progress, SetAside, Transaction
 
 MESSAGES: Final[dict[str, Any]] = {
     "transaction": Transaction,
@@ -19,6 +19,8 @@ MESSAGES: Final[dict[str, Any]] = {
     "alert": Alert,
     "example": Example,
     "model-version": ModelVersion,
+    "progress": Progress,
+    "set-aside": SetAside,
 }
 """Name of each schema, and the type that it describes."""
 

@@ -106,6 +106,8 @@ class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", 
     ingested_at: Timestamp
     transaction: msgspec.Raw
     """The producer's own bytes."""
+    read: SourceRecord | None = None
+    """Where the card agent read the record, where that is not ``source``: on ``rerouted``."""
 
 
 class ProfiledLabel(Message, frozen=True, kw_only=True, tag_field="kind", tag="label"):
@@ -257,3 +259,33 @@ class ModelVersion(Message, frozen=True, kw_only=True):
     published_at: Timestamp
     payload: msgspec.Raw
     """A JSON object whose shape the model's own module defines (``pipeline.scoring``)."""
+
+
+class Progress(Message, frozen=True, kw_only=True):
+    """What one batch of an agent read of one partition number, on ``progress`` (key: the agent's name).
+
+    Committed with the batch. An agent that reads several topics folds them again in the order that these records tell.
+    """
+
+    agent: str
+    starts: dict[str, int]
+    """Topic (without prefix) to the offset of the first record read; topics of which nothing was read are absent."""
+    ends: dict[str, int]
+    """Topic to the offset behind the last record read."""
+
+
+class SetAside(Message, frozen=True, kw_only=True):
+    """A record that an agent could not process and that every later reading passes over.
+
+    On ``models``, under the key ``control/set-aside/<agent>/<topic>/<partition>/<offset>``.
+    """
+
+    agent: str
+    topic: str
+    """Without prefix."""
+    partition: int
+    offset: int
+    error: str
+    """The class of the exception."""
+    message: str
+    set_aside_at: Timestamp

@@ -14,6 +14,8 @@ class Output(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    partition: int | None = None
+    """Where the record must go; None: where its key belongs."""
 
 
 class Record(NamedTuple):

@@ -3,7 +3,18 @@
 from dataclasses import dataclass
 from typing import Final
 
-from schemas.messages import Alert, Decision, Example, Label, Message, ModelVersion, Profiled, Transaction
+from schemas.messages import (
+    Alert,
+    Decision,
+    Example,
+    Label,
+    Message,
+    ModelVersion,
+    Profiled,
+    Progress,
+    SetAside,
+    Transaction,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,7 @@ EXAMPLES: Final = Topic("examples", "card_id", Example, "feedback agent", "one",
 MODELS: Final = Topic(
     "models",
     "name",
-    ModelVersion,
+    ModelVersion | SetAside,
     "learn agent",
     "one",
     cleanup_policy="compact",
@@ -47,4 +58,27 @@ DEAD_LETTERS: Final = Topic(
     "dead-letters", "the original key", bytes, "card agent", "cards", max_message_bytes=16 * 1024 * 1024
 )
 
-TOPICS: Final = (TRANSACTIONS, LABELS, PROFILED, DECISIONS, ALERTS, EXAMPLES, MODELS, DEAD_LETTERS)
+REROUTED: Final = Topic(
+    "rerouted",
+    "card_id",
+    "a transaction or label as its producer wrote it",
+    "card agent",
+    "cards",
+    max_message_bytes=8 * 1024 * 1024,
+)
+"""Records that lay in another partition than their card's; the card agent reads them from here."""
+PROGRESS: Final = Topic("progress", "agent", Progress, "card and feedback agents", "cards")
+"""What each batch of an agent with several input topics read: the order in which a fold reads them again."""
+
+TOPICS: Final = (
+    TRANSACTIONS,
+    LABELS,
+    REROUTED,
+    PROFILED,
+    DECISIONS,
+    ALERTS,
+    EXAMPLES,
+    MODELS,
+    DEAD_LETTERS,
+    PROGRESS,
+)

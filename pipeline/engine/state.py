@@ -1,0 +1,145 @@
+"""What the state of a partition is made of, and how it is taken back, kept and loaded; where it is kept is an adapter's.
+
+A batch changes state at once. `settle` then says that the batch is committed, `undo` that it was not: exactly what it
+changed is taken back. Between the two a partition works on one batch only.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from pipeline.features.columns import Pages, SavedColumn
+
+
+class StateDump(NamedTuple):
+    """A settled state, copied; what is written of it later does not change with the partition any more."""
+
+    values: bytes
+    """What is small, in the kernel's own encoding."""
+    columns: Mapping[str, Pages]
+    store: str | None = None
+    """A directory that holds the store's files, frozen; None where the store is in memory or there is none."""
+
+
+class LoadedState(NamedTuple):
+    """A state as it was dumped, to start a partition from."""
+
+    values: bytes
+    columns: Mapping[str, SavedColumn]
+
+
+class Store(Protocol):
+    """Keys and values that may outgrow memory, ordered by key. Writes show at once; `undo` takes them back."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None."""
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of ``keys``, in order; cheaper than one by one."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Keep a value."""
+
+    def delete(self, key: bytes) -> None:
+        """Forget a key; one that is not there is no error."""
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values with ``start`` <= key < ``end``, ascending, as they are now."""
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Forget ``start`` <= key < ``end``. Takes effect when the batch is settled, and not before."""
+
+    def settle(self) -> None:
+        """What was written since the last time is committed."""
+
+    def undo(self) -> None:
+        """Take back what was written since the last time."""
+
+    def freeze(self) -> str | None:
+        """A directory with the store's settled files as they are now, or None where there are none to keep."""
+
+    def close(self) -> None:
+        """Close and remove what is held."""
+
+
+class PartitionState(Protocol):
+    """One partition's state, as the agents keep it; every kernel's partition is one."""
+
+    def settle(self) -> None:
+        """The batch is committed."""
+
+    def undo(self) -> None:
+        """The batch is not committed: take back all that it changed."""
+
+    def dump(self, *, full: bool = False) -> StateDump:
+        """Copy the settled state: what changed since the last dump, or all of it when ``full``."""
+
+    def close(self) -> None:
+        """Let go of the state and of what it is kept in."""
+
+
+class MemoryStore:
+    """A store in memory."""
+
+    def __init__(self, items: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        self._settled: dict[bytes, bytes] = dict(items)
+        self._pending: dict[bytes, bytes | None] = {}
+        self._ranges: list[tuple[bytes, bytes]] = []
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None."""
+        if key in self._pending:
+            return self._pending[key]
+        return self._settled.get(key)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of ``keys``, in order."""
+        return [self.get(key) for key in keys]
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Keep a value."""
+        self._pending[key] = value
+
+    def delete(self, key: bytes) -> None:
+        """Forget a key."""
+        self._pending[key] = None
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values with ``start`` <= key < ``end``, ascending."""
+        for key in sorted(key for key in {*self._settled, *self._pending} if start <= key < end):
+            value = self.get(key)
+            if value is not None:
+                yield key, value
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Forget a range when the batch is settled."""
+        self._ranges.append((start, end))
+
+    def settle(self) -> None:
+        """Let the writes be for good."""
+        for key, value in self._pending.items():
+            if value is None:
+                self._settled.pop(key, None)
+            else:
+                self._settled[key] = value
+        for start, end in self._ranges:
+            for key in [key for key in self._settled if start <= key < end]:
+                del self._settled[key]
+        self.undo()
+
+    def undo(self) -> None:
+        """Drop the writes."""
+        self._pending.clear()
+        self._ranges.clear()
+
+    def freeze(self) -> str | None:
+        """Nothing on disk."""
+        return None
+
+    def items(self) -> dict[bytes, bytes]:
+        """All that is settled."""
+        return dict(self._settled)
+
+    def close(self) -> None:
+        """Drop everything."""
+        self._settled.clear()
+        self.undo()
