@@ -119,7 +119,7 @@ class CardPartition:
             np.array([item.counts for item in taken], np.bool_),
             np.array([item.hour for item in taken], np.float64),
             np.array([item.weekday for item in taken], np.float64),
-        )
+        ).features
         rates_version = self._options.rates.version
         packed, width = features.astype("<f8", copy=False).tobytes(), 8 * features.shape[1]
         for i, (record, item) in enumerate(accepted):

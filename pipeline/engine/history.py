@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,7 @@ def _merchant_features(
     known, known_at_us = np.zeros(n + m, np.int8), np.zeros(n + m, np.int64)
     known[is_label], known_at_us[is_label] = labels.known[order[is_label] - n], labels.known_at_us[order[is_label] - n]
     names = np.asarray(merchants, object)[row].tolist()
-    log = (event_time_us[row], amount_minor[row], counts[row], known, known_at_us)
+    log: tuple[NDArray[Any], ...] = (event_time_us[row], amount_minor[row], counts[row], known, known_at_us)
     kinds, windows = is_label.astype(np.uint8), MerchantWindows()
     out = np.empty((n + m, len(MERCHANT_FEATURES)))
     for part in _parts(n + m):

@@ -149,7 +149,7 @@ class State(NamedTuple):
     """All arrays of one partition's windows. Tables are rows of 64-bit words; ``*_dirty`` has a byte a page."""
 
     meta: NDArray[np.int64]
-    index: NDArray[np.int32]
+    places: NDArray[np.int32]
     """Slots by key, in open addressing with linear probing; 0: none. Its size is a power of two."""
     journal: NDArray[np.int64]
     slots: NDArray[np.int64]
@@ -188,7 +188,7 @@ def _minus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
 
 
 @compiled
-def _standard_deviation(count: int, total: int, signed_high: Any, signed_low: Any) -> float:
+def _standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: Any) -> float:
     """Population standard deviation from exact sums: sqrt(n * sum(a^2) - sum(a)^2) / n."""
     n, high, low = np.uint64(count), np.uint64(signed_high), np.uint64(signed_low)
     scaled_high, scaled_low = multiply(n, low)
@@ -200,13 +200,13 @@ def _standard_deviation(count: int, total: int, signed_high: Any, signed_low: An
 
 
 @compiled
-def _mark(dirty: Any, start: int, words: int) -> None:
+def _mark(dirty: Any, start: Any, words: Any) -> None:
     for page in range(start >> _PAGE_SHIFT, ((start + words - 1) >> _PAGE_SHIFT) + 1):
         dirty[page] = 1
 
 
 @compiled
-def _save(state: State, source: int, table: Any, dirty: Any, start: int, words: int) -> None:
+def _save(state: State, source: Any, table: Any, dirty: Any, start: Any, words: Any) -> None:
     """Copy words that are about to be overwritten to the journal, and mark their pages."""
     if words <= 0:
         return
@@ -222,7 +222,7 @@ def _save(state: State, source: int, table: Any, dirty: Any, start: int, words: 
 
 
 @compiled
-def _tables(state: State, kind: int) -> Any:
+def _tables(state: State, kind: Any) -> Any:
     """(chunks, items, marks of the chunks' pages, marks of the items' pages) of one kind of timeline."""
     if kind == EVENTS:
         return state.chunks, state.events, state.chunks_dirty, state.events_dirty
@@ -230,12 +230,12 @@ def _tables(state: State, kind: int) -> Any:
 
 
 @compiled
-def _find(state: State, high: int, low: int) -> Any:
+def _find(state: State, high: Any, low: Any) -> Any:
     """(slot of a key or 0, its place in the index or the free one where it would go)."""
-    mask = state.index.shape[0] - 1
+    mask = state.places.shape[0] - 1
     at = low & mask
     while True:
-        slot = np.int64(state.index[at])
+        slot = np.int64(state.places[at])
         if slot == 0 or (
             state.slots[slot * SLOT_WORDS + _KEY_LOW] == low and state.slots[slot * SLOT_WORDS + _KEY_HIGH] == high
         ):
@@ -244,7 +244,7 @@ def _find(state: State, high: int, low: int) -> Any:
 
 
 @compiled
-def _enter(state: State, high: int, low: int) -> int:
+def _enter(state: State, high: Any, low: Any) -> int:
     """Slot of a key, a new one where there is none yet; its record is in the journal."""
     slot, at = _find(state, high, low)
     meta, slots = state.meta, state.slots
@@ -262,7 +262,7 @@ def _enter(state: State, high: int, low: int) -> int:
     slots[base : base + SLOT_WORDS] = 0
     slots[base + _KEY_HIGH] = high
     slots[base + _KEY_LOW] = low
-    state.index[at] = slot
+    state.places[at] = slot
     meta[ENTITIES] += 1
     end = meta[JOURNAL_END]
     state.journal[end] = _NEW_SLOT
@@ -273,37 +273,37 @@ def _enter(state: State, high: int, low: int) -> int:
 
 
 @compiled
-def _leave_index(state: State, slot: int) -> None:
+def _leave_index(state: State, slot: Any) -> None:
     """Take a slot out of the index; what was probed past it moves up."""
-    index, slots = state.index, state.slots
-    mask = index.shape[0] - 1
+    places, slots = state.places, state.slots
+    mask = places.shape[0] - 1
     at = slots[slot * SLOT_WORDS + _KEY_LOW] & mask
-    while index[at] != slot:
+    while places[at] != slot:
         at = (at + 1) & mask
     gap = at
     while True:
         at = (at + 1) & mask
-        other = np.int64(index[at])
+        other = np.int64(places[at])
         if other == 0:
             break
         home = slots[other * SLOT_WORDS + _KEY_LOW] & mask
         if ((at - home) & mask) >= ((at - gap) & mask):
-            index[gap] = other
+            places[gap] = other
             gap = at
-    index[gap] = 0
+    places[gap] = 0
 
 
 @compiled
 def fill_index(state: State) -> None:
     """Enter all slots into an empty index."""
-    mask = state.index.shape[0] - 1
+    mask = state.places.shape[0] - 1
     for slot in range(1, state.meta[SLOTS_END]):
         base = slot * SLOT_WORDS
         if state.slots[base + _TAIL] != _FREE:
             at = state.slots[base + _KEY_LOW] & mask
-            while state.index[at] != 0:
+            while state.places[at] != 0:
                 at = (at + 1) & mask
-            state.index[at] = slot
+            state.places[at] = slot
 
 
 @compiled
@@ -314,7 +314,7 @@ def known_keys(state: State, keys: Any, out: Any) -> None:
 
 
 @compiled
-def _has_room(state: State, kind: int, words: int) -> bool:
+def _has_room(state: State, kind: Any, words: Any) -> bool:
     """Whether one more row surely finds its chunks, its place in the arena and in the journal."""
     chunks, items, _, _ = _tables(state, kind)
     meta = state.meta
@@ -326,7 +326,7 @@ def _has_room(state: State, kind: int, words: int) -> bool:
 
 
 @compiled
-def _size_class(capacity: int) -> int:
+def _size_class(capacity: Any) -> int:
     size_class, size = 0, SMALLEST_CHUNK
     while size < capacity:
         size <<= 1
@@ -335,7 +335,7 @@ def _size_class(capacity: int) -> int:
 
 
 @compiled
-def _take_chunk(state: State, kind: int, words: int, slot: int, after: int, capacity: int) -> int:
+def _take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capacity: Any) -> int:
     """An empty chunk, linked into a slot's chain behind chunk ``after`` (0: the chain is empty)."""
     chunks, _, chunks_dirty, items_dirty = _tables(state, kind)
     meta, slots = state.meta, state.slots
@@ -376,7 +376,7 @@ def _take_chunk(state: State, kind: int, words: int, slot: int, after: int, capa
 
 
 @compiled
-def _next_capacity(held: int) -> int:
+def _next_capacity(held: Any) -> int:
     """Twice the root of what the timeline holds: as many chunks to walk as rows to look through in one of them."""
     capacity = SMALLEST_CHUNK
     while capacity < LARGEST_CHUNK and capacity * capacity < 4 * held:
@@ -385,7 +385,7 @@ def _next_capacity(held: int) -> int:
 
 
 @compiled
-def _make_room(state: State, kind: int, words: int, slot: int, chunk: int, at: int) -> Any:
+def _make_room(state: State, kind: Any, words: Any, slot: Any, chunk: Any, at: Any) -> Any:
     """Open a row at position ``at`` of ``chunk`` (0: in front of all).
 
     Later rows of the chunk are moved, the new one is not written. Returns the (chunk, position) of the row.
@@ -433,7 +433,7 @@ def _make_room(state: State, kind: int, words: int, slot: int, chunk: int, at: i
 
 
 @compiled
-def _share_events(state: State, words: int, lower: int, upper: int) -> None:
+def _share_events(state: State, words: Any, lower: Any, upper: Any) -> None:
     """Give the two halves of a chunk that was split their own cumulative columns and totals."""
     chunks, events = state.chunks, state.events
     low, up = lower * CHUNK_WORDS, upper * CHUNK_WORDS
@@ -464,7 +464,7 @@ def _share_events(state: State, words: int, lower: int, upper: int) -> None:
 
 
 @compiled
-def _share_labels(state: State, lower: int, upper: int) -> None:
+def _share_labels(state: State, lower: Any, upper: Any) -> None:
     """Give the two halves of a chunk that was split their own cumulative columns and totals."""
     chunks, labels = state.label_chunks, state.labels
     low, up = lower * CHUNK_WORDS, upper * CHUNK_WORDS
@@ -487,7 +487,7 @@ def _share_labels(state: State, lower: int, upper: int) -> None:
 
 @compiled
 def _insert_event(
-    state: State, words: int, slot: int, chunk: int, at: int, time_us: int, amount: int, flag: int, other: int
+    state: State, words: Any, slot: Any, chunk: Any, at: Any, time_us: Any, amount: Any, flag: Any, other: Any
 ) -> None:
     """Put an event at position ``at`` of ``chunk``; the rows behind it in that chunk are moved and raised."""
     chunk, at = _make_room(state, EVENTS, words, slot, chunk, at)
@@ -531,7 +531,7 @@ def _insert_event(
 
 
 @compiled
-def _first_later(items: Any, words: int, start: int, length: int, time_us: int) -> int:
+def _first_later(items: Any, words: Any, start: Any, length: Any, time_us: Any) -> int:
     """Position (within a chunk from row ``start`` on) of the first of ``length`` rows later than ``time_us``."""
     low, high = 0, length
     while low < high:
@@ -540,11 +540,11 @@ def _first_later(items: Any, words: int, start: int, length: int, time_us: int) 
             low = middle + 1
         else:
             high = middle
-    return low
+    return int(low)
 
 
 @compiled
-def _place(state: State, kind: int, words: int, slot: int, time_us: int) -> Any:
+def _place(state: State, kind: Any, words: Any, slot: Any, time_us: Any) -> Any:
     """(chunk, position) behind the last row not later than ``time_us``; chunk 0: all are later, or there is none."""
     chunks, items, _, _ = _tables(state, kind)
     chunk = state.slots[slot * SLOT_WORDS + _TAIL + _KIND_STEP * kind]
@@ -561,7 +561,7 @@ def _place(state: State, kind: int, words: int, slot: int, time_us: int) -> Any:
 
 @compiled
 def _window_features(
-    state: State, words: int, chunk: int, end: int, time_us: int, floor_us: int, row: Any, column: int, flagged: Any
+    state: State, words: Any, chunk: Any, end: Any, time_us: Any, floor_us: Any, row: Any, column: Any, flagged: Any
 ) -> None:
     """Write count, sum, mean, std, max and min of every window to ``row`` from ``column`` on.
 
@@ -634,7 +634,7 @@ def _window_features(
 
 
 @compiled
-def _median_and_spread(ordered: Any, n: int) -> Any:
+def _median_and_spread(ordered: Any, n: Any) -> Any:
     """(2 x median, 4 x MAD) of ``ordered[:n]`` (ascending integers); MAD: median absolute deviation from the median."""
     median_2 = ordered[(n - 1) // 2] + ordered[n // 2]
     # The distances from the median fall and then rise along the sorted amounts, so that the
@@ -657,7 +657,7 @@ def _median_and_spread(ordered: Any, n: int) -> Any:
 @compiled
 def profile_cards(
     state: State,
-    first_row: int,
+    first_row: Any,
     keys: Any,
     merchants: Any,
     times: Any,
@@ -698,7 +698,7 @@ def profile_cards(
         chunk, end = _place(state, EVENTS, words, slot, time_us)
         _window_features(state, words, chunk, end, time_us, floor_us, row, len(TRANSACTION_FEATURES), flagged)
         tail = _CARD_TAIL
-        n = min(np.int64(row[tail - _N_STATISTICS]), USUAL_EVENTS)
+        n: Any = min(np.int64(row[tail - _N_STATISTICS]), USUAL_EVENTS)
         row[tail : tail + 4] = np.nan
         flag, seen = 0, 0
         if n > 0:
@@ -738,7 +738,7 @@ def profile_cards(
 
 
 @compiled
-def _insert_label(state: State, slot: int, time_us: int, identity: int, value: int, known_at_us: int) -> None:
+def _insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: Any, known_at_us: Any) -> None:
     """Add what a label makes known; an earlier label of the same transaction is superseded."""
     chunks, labels = state.label_chunks, state.labels
     chunk, at = _place(state, LABELS, LABEL_WORDS, slot, time_us)
@@ -792,7 +792,7 @@ def _insert_label(state: State, slot: int, time_us: int, identity: int, value: i
 
 
 @compiled
-def _first_reaching(labels: Any, start: int, low: int, high: int, known: int, frauds: int, target: int) -> int:
+def _first_reaching(labels: Any, start: Any, low: Any, high: Any, known: Any, frauds: Any, target: Any) -> int:
     """First position in [low, high) at which known x its weight + frauds x its weight has reached ``target``."""
     while low < high:
         middle = (low + high) >> 1
@@ -801,11 +801,11 @@ def _first_reaching(labels: Any, start: int, low: int, high: int, known: int, fr
             low = middle + 1
         else:
             high = middle
-    return low
+    return int(low)
 
 
 @compiled
-def _count_known(state: State, chunk: int, first: int, end: int, time_us: int, found: Any) -> None:
+def _count_known(state: State, chunk: Any, first: Any, end: Any, time_us: Any, found: Any) -> None:
     """Add what is known at ``time_us`` of positions [first, end) of a chunk to ``found``, the newest first.
 
     ``found``: known, frauds, whether the newest is fraud (-1: none yet), times of the newest fraud and of the newest
@@ -851,7 +851,7 @@ def _count_known(state: State, chunk: int, first: int, end: int, time_us: int, f
 
 
 @compiled
-def _label_features(state: State, slot: int, time_us: int, floor_us: int, row: Any, column: int, found: Any) -> None:
+def _label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: Any, column: Any, found: Any) -> None:
     chunks, labels = state.label_chunks, state.labels
     found[0] = found[1] = 0
     found[2] = -1
@@ -890,7 +890,7 @@ def _label_features(state: State, slot: int, time_us: int, floor_us: int, row: A
 @compiled
 def profile_merchants(
     state: State,
-    first_row: int,
+    first_row: Any,
     kinds: Any,
     keys: Any,
     identities: Any,
@@ -964,7 +964,7 @@ def take_back(state: State) -> None:
 
 
 @compiled
-def _drop_front(state: State, kind: int, slot: int, floor_us: int) -> int:
+def _drop_front(state: State, kind: Any, slot: Any, floor_us: Any) -> int:
     """Free a timeline's first chunks as far as nothing in them is later than ``floor_us``; returns their number."""
     chunks, _, chunks_dirty, _ = _tables(state, kind)
     meta, slots, base = state.meta, state.slots, slot * SLOT_WORDS + _KIND_STEP * kind
@@ -992,7 +992,7 @@ def _drop_front(state: State, kind: int, slot: int, floor_us: int) -> int:
 
 
 @compiled
-def sweep(state: State, labelled: bool, steps: int) -> None:
+def sweep(state: State, labelled: bool, steps: Any) -> None:
     """Visit the next slots in turn, free what lies behind the horizon, and forget entities that hold nothing.
 
     ``steps`` bounds the slots visited and chunks freed (a timeline that was begun is finished).

@@ -130,15 +130,20 @@ class CardWindows(_Windows):
         """
         n, tables = len(cards), self._tables
         keys, others = entity_keys(cards), np.ascontiguousarray(entity_keys(merchants)[:, 0])
-        columns = _columns(
+        time_us, amount, enters, hours, weekdays = _columns(
             n, (event_time_us, np.int64), (amount_minor, np.int64), (counts, np.bool_), (hour, np.float64),
             (weekday, np.float64),
         )  # fmt: skip
         profile = CardProfile(np.empty((n, len(CARD_FEATURES))), np.empty(n, np.int64), np.empty(n, np.int64))
         tables.begin(n)
         done = 0
-        while (done := profile_cards(tables.state, done, keys, others, *columns, *profile)) < n:
-            tables.grow()
+        while done < n:
+            done = profile_cards(
+                tables.state, done, keys, others, time_us, amount, enters, hours, weekdays,
+                profile.features, profile.case_start_us, profile.case_sequence,
+            )  # fmt: skip
+            if done < n:
+                tables.grow()
         return profile
 
 
@@ -165,22 +170,26 @@ class MerchantWindows(_Windows):
         legitimate, 2 for none. Returns shape (n, len(MERCHANT_FEATURES)), NaN in the rows of labels.
         """
         n, tables = len(merchants), self._tables
-        kind, identity, *columns = _columns(
+        kind, identity, time_us, amount, enters, value, since_us = _columns(
             n, (kinds, np.uint8), (transaction_hash, np.uint64), (event_time_us, np.int64), (amount_minor, np.int64),
             (counts, np.bool_), (known, np.int8), (known_at_us, np.int64),
         )  # fmt: skip
-        keys = entity_keys(merchants)
+        keys, identities = entity_keys(merchants), identity.view(np.int64)
         out = np.empty((n, len(MERCHANT_FEATURES)))
         tables.begin(n)
         done = 0
-        while (done := profile_merchants(tables.state, done, kind, keys, identity.view(np.int64), *columns, out)) < n:
-            tables.grow()
+        while done < n:
+            done = profile_merchants(
+                tables.state, done, kind, keys, identities, time_us, amount, enters, value, since_us, out
+            )
+            if done < n:
+                tables.grow()
         return out
 
 
 def _columns(n: int, *columns: tuple[NDArray[Any], type[np.generic]]) -> list[NDArray[Any]]:
     """Columns as the compiled functions were compiled for; they do not check lengths themselves."""
-    arranged = [np.require(column, dtype, "CW") for column, dtype in columns]
+    arranged = [np.require(column, dtype, ("C", "W")) for column, dtype in columns]
     if any(column.shape != (n,) for column in arranged):
         raise ValueError(f"every column must have {n} rows; the shapes are {[c.shape for c in arranged]}")
     return arranged

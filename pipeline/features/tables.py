@@ -59,7 +59,7 @@ class Tables:
         empty, no_marks = np.zeros(0, np.int64), np.zeros(0, np.uint8)
         self.state = State(
             meta=meta,
-            index=np.zeros(_INITIAL_INDEX, np.int32),
+            places=np.zeros(_INITIAL_INDEX, np.int32),
             journal=np.zeros(2 * JOURNAL_RESERVE, np.int64),
             slots=empty, chunks=empty, events=empty, label_chunks=empty, labels=empty,
             slots_dirty=no_marks, chunks_dirty=no_marks, events_dirty=no_marks,
@@ -78,7 +78,7 @@ class Tables:
         self._rows += rows
         meta = self.state.meta
         self._hold("slots", int(meta[SLOTS_END]) + rows)
-        size = len(self.state.index)
+        size = len(self.state.places)
         if 2 * (int(meta[ENTITIES]) + rows) > size:
             self._index(2 * (int(meta[ENTITIES]) + rows))
 
@@ -158,7 +158,7 @@ class Tables:
     def nbytes(self) -> int:
         """Bytes of all arrays, as far as they are used."""
         used = sum(int(self.state.meta[end]) * words * 8 for words, end in self._words.values())
-        return used + self.state.index.nbytes + self.state.journal.nbytes
+        return used + self.state.places.nbytes + self.state.journal.nbytes
 
     @property
     def entities(self) -> int:
@@ -193,5 +193,5 @@ class Tables:
         size = _INITIAL_INDEX
         while size < wanted:
             size *= 2
-        self.state = self.state._replace(index=np.zeros(size, np.int32))
+        self.state = self.state._replace(places=np.zeros(size, np.int32))
         fill_index(self.state)
