@@ -896,12 +896,15 @@ def _count_known(state: State, chunk: Any, first: Any, end: Any, time_us: Any, f
             if found[3 if value == 1 else 4] == NEVER:
                 found[3 if value == 1 else 4] = labels[row]
         return
-    last = (start + end - 1) * LABEL_WORDS
     known_before, frauds_before = np.int64(0), np.int64(0)
     if first > 0:
         known_before = labels[(start + first - 1) * LABEL_WORDS + _L_KNOWN]
         frauds_before = labels[(start + first - 1) * LABEL_WORDS + _L_FRAUDS]
-    known_end, frauds_end = labels[last + _L_KNOWN], labels[last + _L_FRAUDS]
+    # The totals, where they do: the rows of old chunks are left alone.
+    known_end, frauds_end = state.label_chunks[record + _KNOWN], state.label_chunks[record + _FRAUDS]
+    if end < state.label_chunks[record + _LENGTH]:
+        known_end = labels[(start + end - 1) * LABEL_WORDS + _L_KNOWN]
+        frauds_end = labels[(start + end - 1) * LABEL_WORDS + _L_FRAUDS]
     known, frauds = known_end - known_before, frauds_end - frauds_before
     found[0] += known
     found[1] += frauds
