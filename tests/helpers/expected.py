@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pandas as pd
@@ -15,6 +16,7 @@ from tests.reference.features import card_features, merchant_features
 
 Key = tuple[str, str]
 COUNTING = ("purchase", "cash")
+LONG_AGO_US = -(2**62)
 
 _decode_transaction = msgspec.json.Decoder(Transaction).decode
 
@@ -29,8 +31,11 @@ def expected_features(profiled: Iterable[Record]) -> dict[Key, dict[str, float]]
     messages = [decode_profiled(record.value or b"") for record in in_log_order]
     transactions = [message for message in messages if isinstance(message, ProfiledTransaction)]
     by_card = sorted(transactions, key=lambda message: (message.source.partition, message.source.offset))
-    card_rows = [_card_row(message) for message in by_card]
-    merchant_rows = [_merchant_row(message) for message in messages]
+    # The horizon is a matter of the partition: of `transactions` for the card, of `profiled` for the merchant.
+    card_rows = with_newest([(message.source.partition, _card_row(message)) for message in by_card])
+    merchant_rows = with_newest(
+        [(record.partition, _merchant_row(message)) for record, message in zip(in_log_order, messages, strict=True)]
+    )
     features: dict[Key, dict[str, float]] = {}
     for frame, computed in (
         (card_rows, card_features(pd.DataFrame(card_rows))),
@@ -38,8 +43,20 @@ def expected_features(profiled: Iterable[Record]) -> dict[Key, dict[str, float]]
     ):
         for row, values in zip(frame, computed.to_dict("records"), strict=True):
             if row["kind"] == "transaction":
-                features.setdefault(row["transaction"], {}).update(values)  # type: ignore[arg-type,call-overload]
+                features.setdefault(row["transaction"], {}).update(values)  # type: ignore[arg-type]
     return features
+
+
+def with_newest(rows: Iterable[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of (partition, row) in log order, each with its partition's newest event time before it."""
+    newest: dict[int, int] = {}
+    told = []
+    for partition, row in rows:
+        before = newest.get(partition, LONG_AGO_US)
+        told.append({**row, "partition_newest_us": before})
+        if row["kind"] == "transaction":
+            newest[partition] = max(before, row["event_time_us"])
+    return told
 
 
 def differences(decisions: Iterable[Decision], expected: Mapping[Key, Mapping[str, float]]) -> list[str]:
@@ -57,7 +74,7 @@ def differences(decisions: Iterable[Decision], expected: Mapping[Key, Mapping[st
     return found
 
 
-def _card_row(message: ProfiledTransaction) -> dict[str, object]:
+def _card_row(message: ProfiledTransaction) -> dict[str, Any]:
     stated = _decode_transaction(message.transaction)
     assert stated.currency == "EUR"
     time = EPOCH + timedelta(microseconds=microseconds(stated.event_time))
@@ -75,7 +92,7 @@ def _card_row(message: ProfiledTransaction) -> dict[str, object]:
     }
 
 
-def _merchant_row(message: ProfiledTransaction | ProfiledLabel) -> dict[str, object]:
+def _merchant_row(message: ProfiledTransaction | ProfiledLabel) -> dict[str, Any]:
     if isinstance(message, ProfiledTransaction):
         return {**_card_row(message), "known": "none", "known_at_us": 0}
     return {
