@@ -38,12 +38,34 @@ class Settings(BaseSettings):
         ge=1,
         description="Replicas of created topics. Unset: 3 where the cluster has three brokers, else 1.",
     )
+    min_insync_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        description="Replicas that must have a record of a created topic before it counts as written. "
+        "Unset: 2 where there are three replicas, else 1.",
+    )
     timestamps: Literal["broker", "producer"] = Field(
         default="broker",
         description="Who stamps `transactions` and `labels`: the broker on arrival, or the producer "
         "(replays with a simulated clock).",
     )
     create_topics: bool = Field(default=True, description="Create missing topics at the start of a worker.")
+    group_protocol: Literal["auto", "consumer", "classic"] = Field(
+        default="auto",
+        description="How agents join their groups: `consumer` (KIP-848), `classic`, or what the brokers offer.",
+    )
+    accept_short_retention: bool = Field(
+        default=False,
+        description="Start although topics delete records that a restore of state must read; it is only warned about.",
+    )
+    accept_lost_records: bool = Field(
+        default=False,
+        description="Start although records between a group's offsets and its topics were lost; they are never decided.",
+    )
+    restart_from_beginning: bool = Field(
+        default=False,
+        description="Start although an agent's offsets are lost while its results exist; everything is decided again.",
+    )
     instance: str = Field(
         default_factory=socket.gethostname,
         min_length=1,
@@ -98,6 +120,11 @@ class Settings(BaseSettings):
     metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics endpoint binds to.")
     metrics_port: int = Field(
         default=9464, ge=0, le=65535, description="Port of the metrics endpoint; 0 for any free one."
+    )
+    liveness_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="An agent whose thread has not come round for this long makes `/livez` fail.",
     )
     registry_dir: Path | None = Field(
         default=None, description="Model registry. Unset: `registry` in the data directory."
