@@ -6,6 +6,7 @@ from datetime import datetime
 
 import msgspec
 
+from agents.models import CONTROL
 from pipeline.engine.results import Result
 from pipeline.kafka.follower import TopicFollower
 from pipeline.settings import Settings
@@ -15,7 +16,6 @@ from schemas.topics import MODELS
 
 log = logging.getLogger(__name__)
 
-PREFIX = b"control/"
 _decode = msgspec.json.Decoder(SetAside).decode
 _encode = msgspec.json.Encoder().encode
 _TEXT_LIMIT = 1_000
@@ -34,7 +34,7 @@ class SetAsides:
         if self._follower is None:
             self._follower = TopicFollower(self._bootstrap, self._settings, MODELS).start()
         for record in self._follower.read_to_end():
-            if record.key is not None and record.value is not None and record.key.startswith(PREFIX):
+            if record.key is not None and record.value is not None and record.key.startswith(CONTROL):
                 item = _decode(record.value)
                 if item.agent == self._agent:
                     self._places.add((self._settings.topic(item.topic), item.partition, item.offset))
@@ -59,7 +59,7 @@ class SetAsides:
         )
         result = Result()
         key = b"%sset-aside/%s/%s/%d/%d" % (
-            PREFIX,
+            CONTROL,
             self._agent.encode(),
             topic.encode(),
             record.partition,

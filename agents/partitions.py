@@ -7,23 +7,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from pipeline.state.mapped import MappedStorage
+from pipeline.state.snapshots import Snapshot
 
 from agents.control import SetAsides
 from agents.keeper import Keeper
-from pipeline.engine.state import LoadedState, PartitionState, Store
-from pipeline.features.columns import Storage
+from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
+from pipeline.features.columns import MemoryStorage, Storage
 from pipeline.health import Health
 from pipeline.kafka.session import Restored, Session
 from pipeline.metrics import WorkerMetrics
-from pipeline.state.mapped import MappedStorage
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
 
 P = TypeVar("P", bound=PartitionState)
-BEAT_S: Final = 1.0
 
 
 class Place(NamedTuple):
@@ -38,6 +39,7 @@ class Environment:
     """What the partitions of an agent need of their worker."""
 
     agent: str
+    topic_prefix: str
     directory: Path
     """For state that may outgrow memory; a cache, emptied when a partition comes and when it goes."""
     store_memory: StoreMemory
@@ -51,7 +53,8 @@ class Environment:
 @dataclass(slots=True)
 class _Restoring:
     started_s: float = field(default_factory=time.monotonic)
-    source: str = "log"
+    source: Literal["snapshot", "log"] = "log"
+    taken_at_s: float | None = None
 
 
 class KernelPartitions(ABC, Generic[P]):
@@ -64,9 +67,12 @@ class KernelPartitions(ABC, Generic[P]):
         self._environment = environment
         self._held: dict[int, P] = {}
         self._restoring: dict[int, _Restoring] = {}
+        self._restores = 0
+        # What an earlier process left there may not have been committed.
+        shutil.rmtree(environment.directory, ignore_errors=True)
 
     @abstractmethod
-    def new(self, place: Place, loaded: LoadedState | None) -> P:
+    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> P:
         """The kernel of one partition."""
 
     @abstractmethod
@@ -80,24 +86,21 @@ class KernelPartitions(ABC, Generic[P]):
         environment.set_asides.refresh()
         self.forget(partition)
         self._restoring[partition] = restoring = _Restoring()
-        directory = environment.directory / str(partition)
-        shutil.rmtree(directory, ignore_errors=True)
+        prefix = environment.topic_prefix
+        found = None
+        if environment.keeper is not None:
+            by_name = {topic.removeprefix(prefix): offset for topic, offset in committed.items()}
+            found = environment.keeper.newest(partition, by_name)
+        # A directory of its own each time: the last one's frozen files may still be on their way into a snapshot.
+        self._restores += 1
+        directory = environment.directory / f"{partition}-{self._restores}"
         directory.mkdir(parents=True)
-        found = environment.keeper.newest(partition, committed) if environment.keeper is not None else None
-        store_directory = directory / "store"
-        if found is not None and self.uses_store:
-            found.fetch_store(store_directory)
-        place = Place(
-            MappedStorage(directory / "columns") if self.uses_storage else _no_storage(),
-            RocksStore(store_directory, memory=environment.store_memory, restored=found is not None)
-            if self.uses_store
-            else _no_store(),
-        )
-        self._held[partition] = self.new(place, found.state if found is not None else None)
+        place = Place(self._storage(directory), self._store(directory, found))
+        self._held[partition] = self.new(partition, place, found.state if found is not None else None)
         if found is None:
             return None
-        restoring.source = "snapshot"
-        return Restored(found.positions, found.progress)
+        restoring.source, restoring.taken_at_s = "snapshot", found.created_at.timestamp()
+        return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
     def fold(self, partition: int, records: Sequence[Record]) -> None:
         """One batch, without those that are set aside."""
@@ -111,7 +114,14 @@ class KernelPartitions(ABC, Generic[P]):
         restoring = self._restoring.pop(partition)
         seconds = time.monotonic() - restoring.started_s
         environment = self._environment
-        environment.metrics.restored(environment.agent, restoring.source, seconds, records)
+        environment.metrics.state_restored(
+            environment.agent,
+            partition,
+            source=restoring.source,
+            seconds=seconds,
+            records=records,
+            snapshot_at_s=restoring.taken_at_s,
+        )
         log.info(
             "%s: partition %d: state restored in %.1f s from %s and %d records",
             environment.agent, partition, seconds,
@@ -125,7 +135,6 @@ class KernelPartitions(ABC, Generic[P]):
         state = self._held.pop(partition, None)
         if state is not None:
             state.close()
-            shutil.rmtree(self._environment.directory / str(partition), ignore_errors=True)
         if self._environment.keeper is not None:
             self._environment.keeper.forget(partition)
 
@@ -159,14 +168,15 @@ class KernelPartitions(ABC, Generic[P]):
         for partition in list(self._held):
             self.forget(partition)
 
+    def _storage(self, directory: Path) -> Storage:
+        return MappedStorage(directory / "columns") if self.uses_storage else MemoryStorage()
 
-def _no_storage() -> Storage:
-    from pipeline.features.columns import MemoryStorage
-
-    return MemoryStorage()
-
-
-def _no_store() -> Store:
-    from pipeline.engine.state import MemoryStore
-
-    return MemoryStore()
+    def _store(self, directory: Path, found: Snapshot | None) -> Store:
+        if not self.uses_store:
+            return MemoryStore()
+        environment = self._environment
+        if found is None or environment.keeper is None:
+            return RocksStore(directory / "store", memory=environment.store_memory)
+        fetched = directory / "fetched"
+        environment.keeper.fetch_store(found, fetched)
+        return RocksStore.restored(directory / "store", fetched, memory=environment.store_memory)

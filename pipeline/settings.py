@@ -117,6 +117,29 @@ class Settings(BaseSettings):
         description="Dotted path of a River classifier to use instead of the default layer, "
         "such as `river.naive_bayes.GaussianNB`.",
     )
+    snapshot_url: str | None = Field(
+        default=None,
+        description="Where snapshots of state are kept: a directory or any fsspec URL, one that all workers reach where "
+        "they run on several machines. Unset: `snapshots` in the data directory. Empty: none are kept.",
+    )
+    snapshot_interval_s: float = Field(
+        default=60.0, gt=0, description="Time between two snapshots of a partition's state."
+    )
+    snapshots_kept: int = Field(default=2, ge=1, description="Snapshots of each partition that are kept.")
+    store_memory_mb: int = Field(
+        default=256, ge=16, description="Memory that the stores of all partitions share; the rest of them is on disk."
+    )
+    set_aside_after: int = Field(
+        default=3,
+        ge=1,
+        description="A record that makes its agent fail this many times is set aside, and passed over from then on.",
+    )
+    set_aside_limit: int = Field(
+        default=20, ge=0, description="Most records that one agent sets aside before its worker ends instead."
+    )
+    shutdown_timeout_s: float = Field(
+        default=9.0, gt=0, description="A worker that is told to stop ends after at most this long."
+    )
     metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics endpoint binds to.")
     metrics_port: int = Field(
         default=9464, ge=0, le=65535, description="Port of the metrics endpoint; 0 for any free one."
@@ -134,6 +157,13 @@ class Settings(BaseSettings):
     def registry_path(self) -> Path:
         """Directory of the model registry."""
         return self.registry_dir if self.registry_dir is not None else self.data_dir / "registry"
+
+    @property
+    def snapshot_address(self) -> str | None:
+        """Address of the snapshots, None where none are kept."""
+        if self.snapshot_url is None:
+            return str((self.data_dir / "snapshots").absolute())
+        return self.snapshot_url or None
 
     @property
     def agent_names(self) -> tuple[str, ...]:

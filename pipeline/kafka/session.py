@@ -34,7 +34,13 @@ from schemas.topics import PROGRESS, Topic
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S: Final = 10.0
+SHORT_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.2
+
+
+class KafkaCallFailed(RuntimeError):
+    """The broker did not answer a question that can wait."""
+
 
 Place = tuple[str, int]
 """Topic on the cluster, and partition number."""
@@ -237,9 +243,14 @@ class Session:
                 self._seek(place, offset)
 
     def progress_position(self, number: int) -> int:
-        """The end of ``progress`` now, behind the marker of every batch that was committed; raises KafkaException."""
+        """The end of ``progress`` now, behind the marker of every batch that was committed; or KafkaCallFailed."""
+        if len(self._names) == 1:
+            return 0
         at = TopicPartition(self._settings.topic(PROGRESS.name), number)
-        _, high = self._consumer.get_watermark_offsets(at, timeout=REQUEST_TIMEOUT_S)
+        try:
+            _, high = self._consumer.get_watermark_offsets(at, timeout=SHORT_TIMEOUT_S)
+        except KafkaException as error:
+            raise KafkaCallFailed(error.args[0].str()) from error
         return int(high)
 
     def lag(self) -> dict[Place, int]:

@@ -39,7 +39,9 @@ class StoreMemory:
 
     def __init__(self, size_bytes: int) -> None:
         if size_bytes < MINIMUM_BYTES:
-            raise ValueError(f"stores need at least {MINIMUM_BYTES} bytes of memory, not {size_bytes}: raise the setting")
+            raise ValueError(
+                f"stores need at least {MINIMUM_BYTES} bytes of memory, not {size_bytes}: raise the setting"
+            )
         self.size_bytes = size_bytes
         self._cache = Cache(size_bytes)
         # Charged to the cache, so that the two together stay within the budget.
