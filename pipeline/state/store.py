@@ -1,4 +1,4 @@
-"""Keys and values on disk, in RocksDB: a cache of what the log says, so that nothing of it is flushed for safety's sake."""
+"""Keys and values on disk, in RocksDB: a cache of what the log says, so that nothing is flushed for safety's sake."""
 
 import contextlib
 import os
@@ -39,7 +39,9 @@ class StoreMemory:
 
     def __init__(self, size_bytes: int) -> None:
         if size_bytes < MINIMUM_BYTES:
-            raise ValueError(f"stores need at least {MINIMUM_BYTES} bytes of memory, not {size_bytes}: raise the setting")
+            raise ValueError(
+                f"stores need at least {MINIMUM_BYTES} bytes of memory, not {size_bytes}: raise the setting"
+            )
         self.size_bytes = size_bytes
         self._cache = Cache(size_bytes)
         # Charged to the cache, so that the two together stay within the budget.
@@ -68,6 +70,8 @@ class StoreMemory:
         options.set_enable_write_thread_adaptive_yield(False)
         options.set_keep_log_file_num(1)
         options.set_stats_dump_period_sec(0)
+        # A snapshot saves it whole each time.
+        options.set_max_manifest_file_size(1 << 20)
         return options
 
 
