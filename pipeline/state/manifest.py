@@ -1,6 +1,7 @@
 """A snapshot's table of contents: whose state it is, up to where, and which pieces of which objects it is made of."""
 
 import hashlib
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -8,6 +9,9 @@ import msgspec
 
 FORMAT: Final = 1
 """Raised when an older program could not read what a newer one writes."""
+MANIFEST_SUFFIX: Final = ".json"
+
+_NUMBER_DIGITS: Final = 12
 
 
 class SnapshotKey(NamedTuple):
@@ -23,11 +27,12 @@ class SnapshotKey(NamedTuple):
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """A stretch of an object: its number in the manifest's ``objects``, where it begins, how long it is as stored."""
+    """A stretch of an object: its number in the manifest's ``objects``, where it begins, its stored and plain size."""
 
     object: int
-    offset: int
-    length: int
+    offset_bytes: int
+    stored_bytes: int
+    size_bytes: int
 
 
 class SavedPages(msgspec.Struct, frozen=True):
@@ -116,6 +121,21 @@ def decode_manifest(content: bytes) -> Manifest:
         return msgspec.json.decode(body, type=Manifest)
     except msgspec.MsgspecError as error:
         raise ManifestDamaged(f"the manifest's content is not one: {error}") from error
+
+
+def directory_of(key: SnapshotKey) -> str:
+    """Where the snapshots of a partition lie."""
+    return f"{key.agent}/{key.partition}"
+
+
+def manifest_names(listing: Iterable[str]) -> list[str]:
+    """Those of a directory's names that are snapshots, the newest first."""
+    return sorted((n for n in listing if n.endswith(MANIFEST_SUFFIX) and n[:_NUMBER_DIGITS].isdigit()), reverse=True)
+
+
+def number_of(name: str) -> int:
+    """A snapshot's number, which grows from one to the next."""
+    return int(name.rsplit("/", 1)[-1][:_NUMBER_DIGITS])
 
 
 def _checksum(format_number: int, body: bytes) -> str:

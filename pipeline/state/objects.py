@@ -1,8 +1,8 @@
 """Where snapshots lie: a local directory or any fsspec address, with writes that are whole or not there at all."""
 
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -114,15 +114,15 @@ class LocalPlace:
     def _place(self, name: str, fill: Callable[[Any], object]) -> None:
         target = self._root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=_TEMPORARY)
+        temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
         try:
-            with open(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         _flush_directory(target.parent)
 

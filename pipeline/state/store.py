@@ -1,4 +1,4 @@
-"""Keys and values on disk, in RocksDB: a cache of what the log says, so that nothing of it is flushed for safety's sake."""
+"""Keys and values on disk, in RocksDB: a cache of what the log says, so that nothing is flushed for safety's sake."""
 
 import contextlib
 import os
@@ -70,6 +70,8 @@ class StoreMemory:
         options.set_enable_write_thread_adaptive_yield(False)
         options.set_keep_log_file_num(1)
         options.set_stats_dump_period_sec(0)
+        # A snapshot saves it whole each time.
+        options.set_max_manifest_file_size(1 << 20)
         return options
 
 
