@@ -1,4 +1,4 @@
-"""How the worker is: what its agents are doing, and whether a broker answers; the answers of ``/livez`` and ``/readyz``.
+"""What the agents are doing and whether a broker answers: what ``/livez`` and ``/readyz`` say.
 
 *Live* means that a restart would not help: every agent's thread comes round. *Ready* means that transactions are being
 decided: every agent runs and a broker answers. A broker that is away makes a worker unready, never dead: a restart

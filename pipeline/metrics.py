@@ -232,7 +232,7 @@ class WorkerMetrics:
     def snapshot_written(
         self, agent: str, partition: int, *, size_bytes: int, seconds: float, taken_at_s: float
     ) -> None:
-        """A snapshot of the state as of ``taken_at_s`` (seconds since 1970) is complete; writing it took ``seconds``."""
+        """A snapshot of the state as of ``taken_at_s`` (seconds since 1970) took ``seconds`` to write."""
         self._written.labels(agent).inc()
         self._snapshot_seconds.labels(agent).observe(seconds)
         self._snapshot_bytes.labels(agent, str(partition)).set(size_bytes)

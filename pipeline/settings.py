@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     )
     accept_lost_records: bool = Field(
         default=False,
-        description="Start although records between a group's offsets and its topics were lost; they are never decided.",
+        description="Start although records that a group has not read are gone; they are never decided.",
     )
     restart_from_beginning: bool = Field(
         default=False,

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException
 from pipeline.health import Health
 from pipeline.kafka.clients import admin_client
 from pipeline.settings import Settings
+from schemas.topics import TRANSACTIONS
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class BrokerWatch:
         self._client = admin_client(
             bootstrap, settings=settings, overrides={"log_level": 0, "error_cb": lambda _error: None}
         )
+        # One topic instead of all of a large cluster's.
+        self._topic = settings.topic(TRANSACTIONS.name)
         self._health = health
         self._interval_s, self._request_timeout_s = interval_s, request_timeout_s
         self._stopping = threading.Event()
@@ -52,7 +55,7 @@ class BrokerWatch:
     def ask(self) -> bool:
         """Ask once, now; whether a broker answered."""
         try:
-            self._client.list_topics(_NO_TOPIC, timeout=self._request_timeout_s)
+            self._client.list_topics(self._topic, timeout=self._request_timeout_s)
         except KafkaException as error:
             self._health.broker_silent(error.args[0].str())
             return False
@@ -76,7 +79,3 @@ class BrokerWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-_NO_TOPIC: Final = "__consumer_offsets"
-"""One topic instead of all of a large cluster's; whether it exists does not matter."""
