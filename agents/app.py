@@ -17,8 +17,6 @@ import faust
 from faust.app.base import BootStrategy
 from faust.types import AgentT
 from mode.supervisors import ForfeitOneForOneSupervisor
-from pipeline.kafka.startup import Cluster, check_start
-from pipeline.state.snapshots import SnapshotRepository
 
 from agents import card, feedback, learn, score
 from agents.channel import BatchChannel
@@ -37,12 +35,16 @@ from pipeline.engine.models import ModelBoard
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
 from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics, partition_count
+from pipeline.kafka.clients import admin_client
+from pipeline.kafka.cluster import GroupProtocol, Identities, group_protocol, topic_identities
 from pipeline.kafka.follower import TopicFollower
+from pipeline.kafka.startup import check_start
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.metrics import WorkerMetrics
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
 from pipeline.state.place import StatePlace
+from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
 from schemas.topics import MODELS
@@ -111,7 +113,8 @@ class WorkerContext:
         self.bootstrap = ""
         self.check_broker: Callable[[], None] = lambda: None
         self._rates: RateTable
-        self._cluster: Cluster
+        self._identities: Identities
+        self._group_protocol: GroupProtocol = "consumer"
         self._places: dict[str, Path] = {}
         self._store_memory: StoreMemory
         self._repository: SnapshotRepository | None = None
@@ -132,7 +135,7 @@ class WorkerContext:
             self._store_memory = StoreMemory(settings.store_memory_mb * 1024 * 1024)
             if (address := settings.snapshot_address) is not None:
                 self._repository = SnapshotRepository(
-                    address, kept=settings.snapshots_kept, refused=self.metrics.snapshot_refused
+                    address, kept=settings.snapshots_kept, on_refused=self._snapshot_refused
                 )
             broker = self._stack.enter_context(provide_broker(settings))
             for state in ensure_topics(broker.bootstrap_servers, settings):
@@ -144,9 +147,13 @@ class WorkerContext:
                     state.partitions,
                     "".join(f"; {warning}" for warning in state.warnings),
                 )
-            reads = {name: AGENTS[name].reads for name in settings.agent_names}
-            writes = {name: AGENTS[name].writes for name in settings.agent_names}
-            self._cluster = check_start(broker.bootstrap_servers, settings, reads, writes)
+            roles = [AGENTS[name] for name in settings.agent_names]
+            for warning in check_start(broker.bootstrap_servers, settings, roles):
+                log.warning("%s", warning)
+            client = admin_client(broker.bootstrap_servers, settings=settings)
+            topics = {settings.topic(topic.name) for role in roles for topic in role.reads}
+            self._identities = topic_identities(client, sorted(topics))
+            self._group_protocol = group_protocol(client, settings)
             port = self.metrics.start()
             self._stack.callback(self.metrics.stop)
             self._stack.enter_context(BrokerWatch(broker.bootstrap_servers, settings, self.health))
@@ -189,12 +196,12 @@ class WorkerContext:
                 )
 
     def _environment(self, spec: AgentSpec, set_asides: SetAsides) -> Environment:
-        settings, cluster = self._settings, self._cluster
+        settings, identities = self._settings, self._identities
         keeper = None
         if self._repository is not None and spec.name != "learn":
             identity = Identity(
-                cluster_id=cluster.cluster_id,
-                topic_ids={topic.name: cluster.topic_ids[settings.topic(topic.name)] for topic in spec.reads},
+                cluster_id=identities.cluster_id,
+                topic_ids={topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in spec.reads},
                 partition_count=partition_count(spec.reads[0], settings),
                 kernel=KERNEL_VERSION,
             )
@@ -225,7 +232,7 @@ class WorkerContext:
                 self.partitions(spec, set_asides),
                 set_asides,
                 self.check_broker,
-                self._cluster.group_protocol,
+                self._group_protocol,
             )
 
         channel = BatchChannel(app, source, spec.name)
@@ -241,6 +248,11 @@ class WorkerContext:
         for channel, error in zip(self._channels, closed, strict=True):
             if error is not None:
                 log.error("agent %s did not close cleanly: %s", channel.name, error)
+
+    def _snapshot_refused(self, refused: Refused) -> None:
+        tell_refused(refused)
+        agent = refused.name.removeprefix(f"{self._settings.snapshot_address}/").partition("/")[0]
+        self.metrics.snapshot_refused(agent, refused.reason)
 
     def disconnect(self) -> None:
         """Let go of metrics and broker."""

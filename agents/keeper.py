@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pipeline.state.snapshots import Snapshot, SnapshotRepository
-
 from pipeline.engine.state import PartitionState, StateDump
 from pipeline.kafka.session import KafkaCallFailed, Session
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.errors import SnapshotError
 from pipeline.state.manifest import SnapshotKey
+from pipeline.state.snapshots import Snapshot, SnapshotRepository
 from pipeline.state.store import RocksStore
+from pipeline.state.writer import SnapshotWriter
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +48,21 @@ class Keeper:
     ) -> None:
         self._repository, self._agent, self._identity = repository, agent, identity
         self._settings, self._metrics = settings, metrics
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"snapshots-{agent}")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"snapshots-{agent}")
         self._writing: dict[int, Future[float]] = {}
         self._due_s: dict[int, float] = {}
         self._saved: dict[int, dict[str, int]] = {}
-        self._complete: set[int] = set()
-        """Partitions whose next dump may tell only what changed: the last one was written, or they came from one."""
+        self._writers: dict[int, SnapshotWriter] = {}
 
-    def newest(self, partition: int, committed: Mapping[str, int]) -> Snapshot | None:
+    def newest(self, partition: int, committed: Mapping[str, int], scratch: Path) -> Snapshot | None:
         """The newest snapshot that may be used, at or before ``committed`` (by name without prefix)."""
-        found = self._repository.newest(self._key(partition), committed)
-        if found is not None:
-            self._complete.add(partition)
-            self._saved[partition] = dict(found.positions)
-        return found
+        return self._repository.newest(self._key(partition), committed, scratch)
 
-    def fetch_store(self, snapshot: Snapshot, directory: Path) -> None:
-        """Bring the files of the snapshot's store into ``directory``, which is made."""
-        self._repository.fetch_store(snapshot, directory)
+    def begin(self, partition: int, base: Snapshot | None) -> None:
+        """The partition's state begins from ``base``, or from nothing."""
+        self._writers[partition] = self._repository.writer(self._key(partition), base)
+        if base is not None:
+            self._saved[partition] = dict(base.positions)
 
     def held(self, partition: int) -> None:
         """The partition's state is complete from now on."""
@@ -75,9 +72,8 @@ class Keeper:
 
     def forget(self, partition: int) -> None:
         """The partition is held no more; a snapshot that is being written is still completed."""
-        for known in (self._due_s, self._saved, self._writing):
+        for known in (self._due_s, self._saved, self._writing, self._writers):
             known.pop(partition, None)
-        self._complete.discard(partition)
         self._metrics.forget_state(self._agent, partition)
 
     def save(self, held: Mapping[int, PartitionState], session: Session, *, at_end: bool = False) -> None:
@@ -103,7 +99,7 @@ class Keeper:
             log.warning(
                 "%s: no time was left to write %d snapshots; a fold makes up for them", self._agent, len(self._writing)
             )
-        self._writer.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _take(self, number: int, held: Mapping[int, PartitionState], session: Session) -> None:
         positions = {
@@ -120,17 +116,20 @@ class Keeper:
             log.warning("%s: partition %d: no snapshot now: %s", self._agent, number, error)
             return
         started_s = time.monotonic()
-        dump = held[number].dump(full=number not in self._complete)
+        dump = held[number].dump(full=self._writers[number].needs_full)
         self._metrics.stage_seconds(self._agent, "snapshot", time.monotonic() - started_s)
-        self._complete.discard(number)
-        self._writing[number] = self._writer.submit(self._write, number, positions, progress, dump)
+        self._writing[number] = self._thread.submit(
+            self._write, number, self._writers[number], positions, progress, dump
+        )
         self._saved[number] = positions
 
-    def _write(self, number: int, positions: dict[str, int], progress: int, dump: StateDump) -> float:
+    def _write(
+        self, number: int, writer: SnapshotWriter, positions: dict[str, int], progress: int, dump: StateDump
+    ) -> float:
         """On the writer's thread; returns the seconds that it took."""
         started_s, taken_at_s = time.monotonic(), datetime.now(UTC).timestamp()
         try:
-            written = self._repository.write(self._key(number), positions, progress, dump)
+            written = writer.write(positions, progress, dump)
         finally:
             if dump.store is not None:
                 RocksStore.release(dump.store)
@@ -154,7 +153,6 @@ class Keeper:
                 self._metrics.snapshot_failed(self._agent)
                 self._saved.pop(number, None)
                 continue
-            self._complete.add(number)
             self._due_s[number] = time.monotonic() + max(self._settings.snapshot_interval_s, DUTY * seconds)
 
     def _key(self, partition: int) -> SnapshotKey:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from pipeline.state.mapped import MappedStorage
-from pipeline.state.snapshots import Snapshot
 
 from agents.control import SetAsides
 from agents.keeper import Keeper
@@ -19,6 +18,7 @@ from pipeline.features.columns import MemoryStorage, Storage
 from pipeline.health import Health
 from pipeline.kafka.session import Restored, Session
 from pipeline.metrics import WorkerMetrics
+from pipeline.state.snapshots import Snapshot
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Record
 
@@ -86,19 +86,21 @@ class KernelPartitions(ABC, Generic[P]):
         environment.set_asides.refresh()
         self.forget(partition)
         self._restoring[partition] = restoring = _Restoring()
-        prefix = environment.topic_prefix
-        found = None
-        if environment.keeper is not None:
-            by_name = {topic.removeprefix(prefix): offset for topic, offset in committed.items()}
-            found = environment.keeper.newest(partition, by_name)
         # A directory of its own each time: the last one's frozen files may still be on their way into a snapshot.
         self._restores += 1
         directory = environment.directory / f"{partition}-{self._restores}"
         directory.mkdir(parents=True)
+        prefix = environment.topic_prefix
+        found = None
+        if environment.keeper is not None:
+            by_name = {topic.removeprefix(prefix): offset for topic, offset in committed.items()}
+            found = environment.keeper.newest(partition, by_name, directory / "fetched")
+            environment.keeper.begin(partition, found)
         place = Place(self._storage(directory), self._store(directory, found))
         self._held[partition] = self.new(partition, place, found.state if found is not None else None)
         if found is None:
             return None
+        found.close()
         restoring.source, restoring.taken_at_s = "snapshot", found.created_at.timestamp()
         return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
@@ -174,9 +176,7 @@ class KernelPartitions(ABC, Generic[P]):
     def _store(self, directory: Path, found: Snapshot | None) -> Store:
         if not self.uses_store:
             return MemoryStore()
-        environment = self._environment
-        if found is None or environment.keeper is None:
-            return RocksStore(directory / "store", memory=environment.store_memory)
-        fetched = directory / "fetched"
-        environment.keeper.fetch_store(found, fetched)
-        return RocksStore.restored(directory / "store", fetched, memory=environment.store_memory)
+        memory = self._environment.store_memory
+        if found is None or found.store is None:
+            return RocksStore(directory / "store", memory=memory)
+        return RocksStore.restored(directory / "store", found.store, memory=memory)

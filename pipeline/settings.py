@@ -119,8 +119,8 @@ class Settings(BaseSettings):
     )
     snapshot_url: str | None = Field(
         default=None,
-        description="Where snapshots of state are kept: a directory or any fsspec URL, one that all workers reach where "
-        "they run on several machines. Unset: `snapshots` in the data directory. Empty: none are kept.",
+        description="Where snapshots of state are kept: a directory or any fsspec URL, one that all workers reach "
+        "where they run on several machines. Unset: `snapshots` in the data directory. Empty: none are kept.",
     )
     snapshot_interval_s: float = Field(
         default=60.0, gt=0, description="Time between two snapshots of a partition's state."

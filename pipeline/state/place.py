@@ -29,8 +29,8 @@ class StatePlace:
             holder = lock.read().strip()
             lock.close()
             raise PlaceTaken(
-                f"agent {self._agent} of instance {self._instance} runs already, in process {holder or '(unknown)'}: give "
-                "this worker a name of its own (--instance, FRAUD_PIPELINE_INSTANCE), or end the other one"
+                f"agent {self._agent} of instance {self._instance} runs already, in process {holder or '(unknown)'}: "
+                "give this worker a name of its own (--instance, FRAUD_PIPELINE_INSTANCE), or end the other one"
             ) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
