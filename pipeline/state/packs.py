@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -125,6 +125,22 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class FileIdentity(NamedTuple):
+    """What a file keeps when it is moved or linked, and shares with no file of other content."""
+
+    name: str
+    size_bytes: int
+    device: int
+    inode: int
+    modified_ns: int
+
+
+def identity_of(path: Path) -> FileIdentity:
+    """Which file it is."""
+    status = path.stat()
+    return FileIdentity(path.name, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
 class PackedColumn:

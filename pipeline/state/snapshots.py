@@ -28,7 +28,7 @@ from pipeline.state.manifest import (
     number_of,
 )
 from pipeline.state.objects import open_place
-from pipeline.state.packs import PackedColumn, digest_of, unpack
+from pipeline.state.packs import FileIdentity, PackedColumn, digest_of, identity_of, unpack
 from pipeline.state.writer import SnapshotWriter
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class Snapshot:
     store: Path | None
     """A directory with the store's files, for ``RocksStore.restored``."""
     manifest: Manifest
+    tables: dict[FileIdentity, str]
+    """Digests of the store's larger files."""
     scratch: Path
 
     def close(self) -> None:
@@ -143,6 +145,7 @@ class SnapshotRepository:
             self.url,
             key,
             None if base is None else base.manifest,
+            {} if base is None else base.tables,
             kept=self._kept,
             grace_s=self._grace_s,
             damaged=self._damaged,
@@ -197,6 +200,7 @@ class SnapshotRepository:
             state=LoadedState(unpack(files, manifest.values), columns),
             store=None if manifest.store is None else store,
             manifest=manifest,
+            tables={identity_of(target): digest for target, digest in targets.items() if target.parent == store},
             scratch=scratch,
         )
 

@@ -47,6 +47,12 @@ class StoreMemory:
         # Charged to the cache, so that the two together stay within the budget.
         self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(size_bytes // 4, False, self._cache)
 
+    def used_bytes(self) -> int:
+        """How much of it is in use."""
+        # What is not yet in a file is charged to the cache, and so counted with it.
+        used: int = self._cache.get_usage()
+        return used
+
     def options(self) -> Any:
         """RocksDB's options for one store that shares this memory."""
         blocks = BlockBasedOptions()

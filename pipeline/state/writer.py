@@ -26,7 +26,7 @@ from pipeline.state.manifest import (
     number_of,
 )
 from pipeline.state.objects import Found, Place
-from pipeline.state.packs import Packer
+from pipeline.state.packs import FileIdentity, Packer, identity_of
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class SnapshotWriter:
         url: str,
         key: SnapshotKey,
         base: Manifest | None,
+        tables: Mapping[FileIdentity, str],
         *,
         kept: int,
         grace_s: float,
@@ -60,7 +61,7 @@ class SnapshotWriter:
         self._key = key
         self._directory = directory_of(key)
         self._base = base
-        self._store = {} if base is None else _store_digests(base)
+        self._tables = tables
         self._kept = kept
         self._grace_s = grace_s
         self._damaged = damaged
@@ -91,7 +92,7 @@ class SnapshotWriter:
                 f"no snapshot of {self._directory} could be written to {self._url} ({error}): see to the "
                 "room and the rights there; the snapshots before are as they were, and the next one is a full one"
             ) from error
-        self._base, self._store = manifest, _store_digests(manifest)
+        self._base = manifest
         try:
             self._prune()
         except OSError as error:
@@ -147,16 +148,19 @@ class SnapshotWriter:
 
     def _store_files(self, packer: Packer, objects: Mapping[str, Found], directory: Path) -> dict[str, StoreFile]:
         files: dict[str, StoreFile] = {}
+        tables: dict[FileIdentity, str] = {}
         for path in sorted(directory.iterdir()):
-            size_bytes = path.stat().st_size
+            identity = identity_of(path)
             if path.suffix != ".sst":
-                files[path.name] = StoreFile(size_bytes, piece=packer.add(path.read_bytes()))
+                files[path.name] = StoreFile(identity.size_bytes, piece=packer.add(path.read_bytes()))
                 continue
-            # A store never gives a table's name to another table, so that what this writer saved needs no reading.
-            digest = self._store.get((path.name, size_bytes))
+            # Tables never change, so that one which was saved before needs no reading.
+            digest = self._tables.get(identity)
             if digest is None or digest not in objects:
                 digest = packer.upload(path)
-            files[path.name] = StoreFile(size_bytes, digest=digest)
+            tables[identity] = digest
+            files[path.name] = StoreFile(identity.size_bytes, digest=digest)
+        self._tables = tables
         return files
 
     def _publish(self, manifest: Manifest) -> tuple[str, int]:
@@ -205,11 +209,6 @@ class SnapshotWriter:
             for digest, found in objects.items():
                 if digest not in needed and found.age_s > self._grace_s:
                     self._place.delete(f"{self._directory}/objects/{digest}")
-
-
-def _store_digests(manifest: Manifest) -> dict[tuple[str, int], str]:
-    files = (manifest.store or {}).items()
-    return {(name, file.size_bytes): file.digest for name, file in files if file.digest is not None}
 
 
 def _page_count(items: int) -> int:
