@@ -46,7 +46,7 @@ class Desk:
         self.decisions, self.labels = Log(DECISIONS), Log(LABELS)
 
     def decide(self, number: int, at: datetime = START, **changes: Any) -> list[Example]:
-        return examples(self.state.process([self.decisions.append(decision(number, at, **changes), at)], []))
+        return examples(self.state.process([self.decisions.append(decision(number, at, **changes), at)], NOW))
 
     def say(
         self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
@@ -56,7 +56,7 @@ class Desk:
     def said(
         self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
     ) -> Result:
-        return self.state.process([], [self.labels.append(label(number, at, known, **changes), arrived or at)])
+        return self.state.process([self.labels.append(label(number, at, known, **changes), arrived or at)], NOW)
 
 
 @pytest.fixture
@@ -207,9 +207,9 @@ def test_decisions_are_forgotten_behind_the_horizon(tmp_path: Path) -> None:
 
 def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
     desk.say(404, after(1))
-    result = desk.state.process([desk.decisions.append(decision(0, after(8)))], [])
+    result = desk.state.process([desk.decisions.append(decision(0, after(8)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 0
-    result = desk.state.process([desk.decisions.append(decision(1, after(8, hours=1)))], [])
+    result = desk.state.process([desk.decisions.append(decision(1, after(8, hours=1)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 1
     assert desk.decide(404, after(0.5)) == []
 
@@ -217,14 +217,14 @@ def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
 def test_each_waiting_label_has_its_own_patience(desk: Desk) -> None:
     desk.say(0, after(1), "legitimate")
     desk.say(0, after(6))
-    result = desk.state.process([desk.decisions.append(decision(1, after(9)))], [])
+    result = desk.state.process([desk.decisions.append(decision(1, after(9)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 1
     assert told(desk.decide(0, after(0.5))) == [("t0", "fraud", 0, 1.0)]
 
 
 def test_an_invalid_label_is_left_to_the_card_agent(desk: Desk) -> None:
     desk.decide(0)
-    result = desk.state.process([], [desk.labels.append(None), desk.labels.append(b"x")])
+    result = desk.state.process([desk.labels.append(None), desk.labels.append(b"x")], NOW)
     assert result.outputs == []
     assert result.counts == {("label", "invalid"): 2}
     assert desk.say(0, after(1))
@@ -233,7 +233,7 @@ def test_an_invalid_label_is_left_to_the_card_agent(desk: Desk) -> None:
 def test_an_unreadable_decision_is_named(desk: Desk) -> None:
     desk.decide(0)
     with pytest.raises(UnreadableRecord, match="decisions partition 0 offset 1 cannot be read"):
-        desk.state.process([desk.decisions.append(b"{}")], [])
+        desk.state.process([desk.decisions.append(b"{}")], NOW)
 
 
 def test_a_repeated_decision_teaches_once(desk: Desk) -> None:
@@ -256,7 +256,7 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int, tmp_path
         lived.counts += result.counts
     past = [record for _, record in moments[:cut]]
     for records in np.array_split(np.arange(cut), 4):
-        folded.state.process([], [past[i] for i in records if past[i].topic == "labels"], emit=False)
+        folded.state.process([past[i] for i in records if past[i].topic == "labels"], emit=False, NOW)
     for records in np.array_split(np.arange(cut), 4):
         result = folded.state.process([past[i] for i in records if past[i].topic == "decisions"], [], emit=False)
         assert result.outputs == []

@@ -47,7 +47,7 @@ def score() -> ScorePartition:
 def profile(transactions: Sequence[Record], labels: Sequence[Record] = (), card: CardPartition | None = None) -> Log:
     """The log of one merchant partition, as the card agent writes it: labels behind all transactions."""
     log = Log(PROFILED, partition=2)
-    log.take((card or partition()).process(transactions, labels, START))
+    log.take((card or partition()).process([*transactions, *labels], START))
     return log
 
 
