@@ -235,7 +235,7 @@ class FeedbackPartition:
             if now_known == LEGITIMATE and known.told == 0 and not sampled:
                 result.counts["label", "not_sampled"] += 1
             else:
-                # A correction replaces an example that is there for certain; a first legitimate one stands for 1 / rate.
+                # A correction replaces an example that is there for certain; a first one stands for 1 / rate.
                 weight = 1.0 / rate if now_known == LEGITIMATE and sampled else 1.0
                 self._tell(served, known, now_known, label.source, known_at_us, weight, result, emit)
         self._served.learn(digest, known)

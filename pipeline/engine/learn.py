@@ -66,8 +66,8 @@ class LearnPartition:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
         if values.learner is None or values.lightgbm != self._learner.lightgbm_version:
             raise ModelError(
-                f"the saved learner is of LightGBM {values.lightgbm}, this one of {self._learner.lightgbm_version}, or it "
-                "is kept with its published versions only; go on from the published version"
+                f"the saved learner is of LightGBM {values.lightgbm}, this one of {self._learner.lightgbm_version}, or "
+                "it is kept with its published versions only; go on from the published version"
             )
         self._learner.go_back(values.learner)
         self.next_offset, self._published_offset = values.next_offset, values.published_offset

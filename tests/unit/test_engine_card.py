@@ -1,5 +1,6 @@
 """The card agent's kernel: what it accepts, refuses, remembers, and lets through to the merchants."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -7,7 +8,6 @@ import numpy as np
 import pytest
 
 from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
@@ -47,15 +47,20 @@ class Desk:
         self.state = partition(store=self.store, **options)
         self.transactions, self.labels = Log(TRANSACTIONS), Log(LABELS)
 
+    def work(self, records: Sequence[Record]) -> Result:
+        result = self.state.process(records, NOW)
+        self.state.settle()
+        return result
+
     def buy(self, number: int, at: datetime = START, arrived: datetime | None = None, **changes: Any) -> Result:
         record = self.transactions.append(transaction(number, at, **changes), arrived or at)
-        return self.state.process([record], NOW)
+        return self.work([record])
 
     def say(
         self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
     ) -> Result:
         record = self.labels.append(label(number, at, known, **changes), arrived or at)
-        return self.state.process([record], NOW)
+        return self.work([record])
 
 
 def bought(result: Result) -> list[ProfiledTransaction]:
@@ -84,7 +89,7 @@ def test_an_accepted_transaction_is_profiled() -> None:
     log.append(b"not json")
     value = transaction(7, after(hours=9, minutes=30), amount=5, currency="USD", transaction_type="refund", extra=[1])
     record = log.append(value, after(hours=9, minutes=31))
-    result = partition().process([record], NOW)
+    result = partition(partitions=4).process([record], NOW)
     (output,) = result.outputs
     assert (output.topic, output.key, output.headers) == (PROFILED, b"m1", ())
     (message,) = bought(result)
@@ -147,25 +152,25 @@ def test_every_code_is_tried() -> None:
 @pytest.mark.parametrize("code", REFUSED_TRANSACTIONS)
 def test_a_refused_transaction_is_set_aside_whole_and_leaves_no_trace(code: str) -> None:
     headers = (("trace", b"abc"), ("empty", None), ("trace", b"again"))
-    with_it, without = Log(TRANSACTIONS, partition=2), Log(TRANSACTIONS, partition=2)
+    with_it, without = Log(TRANSACTIONS, partition=3), Log(TRANSACTIONS, partition=3)
     with_it.append(transaction(0))
     bad = with_it.append(REFUSED_TRANSACTIONS[code], START, b"its key", headers)
     with_it.append(transaction(1))
     without.append(transaction(0))
     without.append(None)
     without.append(transaction(1))
-    result = partition().process(with_it.records, NOW)
+    result = partition(partitions=4).process(with_it.records, NOW)
 
     (dead,) = to(DEAD_LETTERS, result)
     assert (dead.key, dead.value) == (b"its key", bad.value)
     assert dead.headers[:3] == headers
     assert reason(dead, "error") == code
     assert reason(dead, "stage") == "card"
-    assert [reason(dead, name) for name in ("topic", "partition", "offset")] == ["transactions", "2", "1"]
+    assert [reason(dead, name) for name in ("topic", "partition", "offset")] == ["transactions", "3", "1"]
     assert reason(dead, "timestamp-ms") == str(bad.timestamp_ms)
     assert len(reason(dead, "message")) > 10
     assert result.counts == {("accepted", ""): 2, ("dead_letter", code): 1}
-    good = partition().process([without.records[0], without.records[2]], NOW)
+    good = partition(partitions=4).process([without.records[0], without.records[2]], NOW)
     assert to(PROFILED, result) == good.outputs
     assert len(good.outputs) == 2
 
@@ -227,7 +232,7 @@ def test_what_is_forgotten_of_old_days_is_no_repeat_and_recent_ones_still_are() 
     desk = Desk(dedup_days=10, label_days=10)
     for day in range(60):
         assert bought(desk.buy(day, after(day)))
-    assert len(desk.state._placed) <= 10 + 2 * 7 + 2
+    assert sum(key[:1] == b"t" for key in desk.store.items()) <= 10 + 2 * 7 + 2
     assert not bought(desk.buy(59, after(59)))
     assert bought(desk.buy(0))
 
