@@ -71,9 +71,8 @@ def compute_features(
     # 1970-01-01 was a Thursday, weekday 3.
     weekday = ((event_time_us // US_PER_SECOND // 86_400 + 3) % 7).astype(np.float64)
     features = np.empty((len(frame), len(FEATURES)))
-    features[:, : len(CARD_FEATURES)] = CardWindows().profile(
-        cards, merchants, event_time_us, amount_minor, counts, hour, weekday
-    )
+    profile = CardWindows().profile(cards, merchants, event_time_us, amount_minor, counts, hour, weekday)
+    features[:, : len(CARD_FEATURES)] = profile.features
     if labels is None and label_delay_s is not None:
         labels = delayed_labels(event_time_us, frame["fraud"].to_numpy(bool), label_delay_s)
     if labels is None:

@@ -5,13 +5,16 @@ Live agents, replays, training sets and benchmarks all call `CardWindows.profile
 of the rows; splitting the rows over several calls changes nothing.
 """
 
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES
+from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES, US_PER_DAY
+from pipeline.features.columns import PAGE_ITEMS, Pages, SavedColumn, Storage
 from pipeline.features.compiled import (
     BLOCK,
     SIZE_CLASSES,
@@ -27,6 +30,8 @@ from pipeline.features.compiled import (
 Arena = TypeVar("Arena", Events, Labels)
 Bases = TypeVar("Bases", EventBases, LabelBases)
 
+EPISODE_US: Final = US_PER_DAY
+"""A case gathers a card's transactions from its first one on for this long."""
 _INITIAL_SLOTS = 1024
 _INITIAL_ARENA = 1024 * BLOCK
 
@@ -117,10 +122,94 @@ def _arena_length(name: str, size: int) -> int:
     return size // BLOCK if name.startswith("block_") else size
 
 
-class CardWindows:
-    """Windows of all cards of one partition."""
+class CardProfile(NamedTuple):
+    """What a call of `CardWindows.profile` gives."""
+
+    features: NDArray[np.float64]
+    """Shape (n, len(CARD_FEATURES))."""
+    case_start_us: NDArray[np.int64]
+    """Shape (n,): event time of the transaction that opened the case."""
+    case_sequence: NDArray[np.int64]
+    """Shape (n,): 1 for the first transaction of a case."""
+
+
+class _Saveable:
+    """A plain stand-in for undo and saving: whole copies."""
+
+    _fields: tuple[str, ...]
 
     def __init__(self) -> None:
+        self.newest_us = 0
+        """Largest event time of all transactions that were profiled; 0 before any."""
+        self._before: dict[str, Any] | None = None
+
+    def _remember(self) -> None:
+        if self._before is None:
+            self._before = copy.deepcopy({name: getattr(self, name) for name in self._fields})
+
+    def settle(self) -> None:
+        """What was profiled is committed."""
+        self._before = None
+
+    def undo(self) -> None:
+        """Take back what was profiled since the last time."""
+        if self._before is not None:
+            for name, value in self._before.items():
+                setattr(self, name, value)
+        self._before = None
+
+    def dump(self, *, full: bool = False) -> tuple[bytes, dict[str, Pages]]:
+        """(values, columns) of the settled state; this stand-in saves all of it, always."""
+        del full
+        plain: dict[str, Any] = {}
+        columns: dict[str, Pages] = {}
+        for name in self._fields:
+            value = getattr(self, name)
+            if not isinstance(value, _Timelines):
+                plain[name] = list(value.items()) if isinstance(value, dict) else value
+                continue
+            for part in ("directory", "arena", "bases"):
+                arrays = getattr(value, part)
+                for field, array in zip(arrays._fields, arrays, strict=True):
+                    pages = {
+                        k // PAGE_ITEMS: array[k : k + PAGE_ITEMS].tobytes() for k in range(0, len(array), PAGE_ITEMS)
+                    }
+                    columns[f"{name}.{part}.{field}"] = Pages(array.dtype.str, len(array), pages)
+        return msgspec.msgpack.encode(plain), columns
+
+    def load(self, values: bytes, columns: Mapping[str, SavedColumn]) -> None:
+        """Take over a dumped state; only into an empty object."""
+        for name, value in msgspec.msgpack.decode(values).items():
+            held = getattr(self, name)
+            if isinstance(held, dict):
+                held.update({key: tuple(item) if isinstance(item, list) else item for key, item in value})
+            else:
+                setattr(self, name, value)
+        for name in self._fields:
+            timelines = getattr(self, name)
+            if not isinstance(timelines, _Timelines):
+                continue
+            for part in ("directory", "arena", "bases"):
+                loaded = {}
+                for field in getattr(timelines, part)._fields:
+                    column = columns[f"{name}.{part}.{field}"]
+                    loaded[field] = np.zeros(column.items, np.dtype(column.dtype))
+                    column.read_into(loaded[field])
+                setattr(timelines, part, type(getattr(timelines, part))(**loaded))
+
+    def close(self) -> None:
+        """Let go of the state."""
+
+
+class CardWindows(_Saveable):
+    """Windows of all cards of one partition."""
+
+    _fields = ("_cards", "_merchants", "_events", "_cases", "newest_us")
+
+    def __init__(self, storage: Storage | None = None) -> None:
+        super().__init__()
+        del storage
+        self._cases: dict[str, tuple[int, int]] = {}
         self._cards = _Slots()
         self._merchants = _Slots()
         self._events = _Timelines(Events, EventBases)
@@ -134,11 +223,16 @@ class CardWindows:
         counts: NDArray[np.bool_],
         hour: NDArray[np.float64],
         weekday: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Features of n transactions in log order, which then enter the windows.
+    ) -> CardProfile:
+        """Features and cases of n transactions in log order, which then enter the windows.
 
-        Amounts are minor units of the base currency, 0 <= amount < 2**53. Returns shape (n, len(CARD_FEATURES)).
+        Amounts are minor units of the base currency, 0 <= amount < 2**53.
         """
+        self._remember()
+        case = np.array(
+            [self._case(card, time) for card, time in zip(cards, event_time_us.tolist(), strict=True)], np.int64
+        ).reshape(-1, 2)
+        self.newest_us = max(self.newest_us, int(event_time_us.max(initial=0)))
         slots = self._cards.of(cards)
         others = self._merchants.of(merchants)
         self._events.hold_slots(len(self._cards))
@@ -151,8 +245,19 @@ class CardWindows:
                 slots, others, event_time_us, amount_minor, counts, hour, weekday, out,
             )  # fmt: skip
             if done == len(slots):
-                return out
+                return CardProfile(out, case[:, 0], case[:, 1])
             events.grow_arena()
+
+    def knows(self, card: str) -> bool:
+        """Whether the card has a place in the table."""
+        return card in self._cards
+
+    def _case(self, card: str, event_time_us: int) -> tuple[int, int]:
+        start_us, sequence = self._cases.get(card, (event_time_us, 0))
+        if event_time_us >= start_us + EPISODE_US:
+            start_us, sequence = event_time_us, 0
+        self._cases[card] = (start_us, sequence + 1)
+        return self._cases[card]
 
     @property
     def nbytes(self) -> int:
@@ -160,10 +265,14 @@ class CardWindows:
         return self._events.nbytes
 
 
-class MerchantWindows:
+class MerchantWindows(_Saveable):
     """Windows and known labels of all merchants of one partition of ``profiled``."""
 
-    def __init__(self) -> None:
+    _fields = ("_merchants", "_events", "_labels", "newest_us")
+
+    def __init__(self, storage: Storage | None = None) -> None:
+        super().__init__()
+        del storage
         self._merchants = _Slots()
         self._events = _Timelines(Events, EventBases)
         self._labels = _Timelines(Labels, LabelBases)
@@ -184,6 +293,8 @@ class MerchantWindows:
         A label's ``event_time_us`` and ``transaction_hash`` are its transaction's; ``known`` is 1 for fraud, 0 for
         legitimate, 2 for none. Returns shape (n, len(MERCHANT_FEATURES)), NaN in the rows of labels.
         """
+        self._remember()
+        self.newest_us = max(self.newest_us, int(event_time_us[kinds == 0].max(initial=0)))
         slots = self._merchants.of(merchants)
         events, labels = self._events, self._labels
         events.hold_slots(len(self._merchants))

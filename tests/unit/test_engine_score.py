@@ -47,7 +47,7 @@ def score() -> ScorePartition:
 def profile(transactions: Sequence[Record], labels: Sequence[Record] = (), card: CardPartition | None = None) -> Log:
     """The log of one merchant partition, as the card agent writes it: labels behind all transactions."""
     log = Log(PROFILED, partition=2)
-    log.take((card or partition()).process(transactions, labels, START))
+    log.take((card or partition()).process([*transactions, *labels], START))
     return log
 
 
@@ -80,8 +80,9 @@ def test_a_decision_says_what_was_decided_about_what_and_by_what() -> None:
         transaction(4, after(hours=7), amount="20.50", currency="USD", transaction_type="refund", merchant_id="m3")
     )
     log = Log(PROFILED, partition=2)
-    log.append(profile([source.append(transaction(3))]).records[0].value)
-    log.append(profile([record._replace(timestamp_ms=record.timestamp_ms + 10**9)]).records[0].value)
+    log.append(profile([source.append(transaction(3))], card=partition(partitions=6)).records[0].value)
+    later = record._replace(timestamp_ms=record.timestamp_ms + 10**9)
+    log.append(profile([later], card=partition(partitions=6)).records[0].value)
     result = score().process(log.records[1:], models, NOW)
     (output,) = to(DECISIONS, result)
     assert (output.key, output.headers) == (b"c1", ())
@@ -187,7 +188,7 @@ def test_features_are_those_of_the_reference_with_labels_late_events_and_repeats
     card, state, models = partition(), score(), active()
     log, found = Log(PROFILED), list[Decision]()
     for batch, known in interleaved(transactions.records, labels.records, np.random.default_rng(4)):
-        found += decisions(state.process(log.take(card.process(batch, known, START)), models, NOW))
+        found += decisions(state.process(log.take(card.process([*batch, *known], START)), models, NOW))
     expected = expected_features(log.records)
     assert len(found) == len(expected) > 200
     assert differences(found, expected) == []
@@ -228,10 +229,10 @@ def test_features_are_those_that_training_computes_from_history() -> None:
                 amount=int(str(row["amount_minor"])) / 100,
                 transaction_type=row["transaction_type"],
             )
-            result = card.process([transactions.append(value, at)], [], START)
+            result = card.process([transactions.append(value, at)], START)
         else:
             value = label(0, at, "fraud" if row["fraud"] else "legitimate", transaction_id=name, card_id=owner)
-            result = card.process([], [labels.append(value, at)], START)
+            result = card.process([labels.append(value, at)], START)
         found += decisions(state.process(log.take(result), models, NOW))
     expected = compute_features(frame, label_delay_s=delay.total_seconds())
     np.testing.assert_array_equal(rows(found), expected)
@@ -257,7 +258,8 @@ def test_offsets_of_different_source_partitions_are_no_repeats() -> None:
     log = Log(PROFILED)
     for number in range(2):
         source = Log(TRANSACTIONS, partition=number)
-        log.append(profile([source.append(transaction(number, card_id=f"c{number}"))]).records[0].value)
+        record = source.append(transaction(number, card_id=f"c{number}"))
+        log.append(profile([record], card=partition(partitions=2)).records[0].value)
     assert len(decisions(score().process(log.records, active(), NOW))) == 2
 
 
@@ -278,7 +280,7 @@ def test_a_fold_leaves_the_state_that_deciding_leaves(seed: int) -> None:
     card, log = partition(), Log(PROFILED)
     random = np.random.default_rng(seed)
     for batch, known in interleaved(transactions.records, labels.records, random):
-        log.take(card.process(batch, known, START))
+        log.take(card.process([*batch, *known], START))
     cut = len(log.records) * 2 // 3
     models, lived, folded = active(), score(), score()
     for records in chunks(log.records[:cut], random):
@@ -299,13 +301,13 @@ def test_a_label_is_visible_from_the_moment_it_was_known() -> None:
     transactions, labels, log = Log(TRANSACTIONS), Log(LABELS), Log(PROFILED)
 
     def decide(number: int, at: datetime) -> Decision:
-        result = card.process([transactions.append(transaction(number, at), after(20))], [], START)
+        result = card.process([transactions.append(transaction(number, at), after(20))], START)
         (decision,) = decisions(state.process(log.take(result), models, NOW))
         return decision
 
     decide(0, START)
     # Dated a day after the transaction, but here only on day five.
-    told = card.process([], [labels.append(label(0, after(1)), known_at)], START)
+    told = card.process([labels.append(label(0, after(1)), known_at)], START)
     assert state.process(log.take(told), models, NOW).outputs == []
     before, at = decide(1, known_at - timedelta(microseconds=1)), decide(2, known_at)
     assert (before.features["merchant_known_count_30d"], at.features["merchant_known_count_30d"]) == (0, 1)
