@@ -35,8 +35,8 @@ from pipeline.engine.models import ModelBoard
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
 from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics, partition_count
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.cluster import GroupProtocol, Identities, group_protocol, topic_identities
+from pipeline.kafka.clients import GroupProtocol, admin_client
+from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
 from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.startup import check_start
 from pipeline.kafka.watch import BrokerWatch
@@ -186,6 +186,7 @@ class WorkerContext:
                     label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
                     maturity_us=round(settings.maturity_days * US_PER_DAY),
                     negative_sample_rate=settings.negative_sample_rate,
+                    partitions=settings.card_partitions,
                     topic_prefix=settings.topic_prefix,
                 )
                 return feedback.FeedbackPartitions(environment, options)

@@ -32,13 +32,12 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
 
     def fold_into(self, state: FeedbackPartition, records: Sequence[Record]) -> None:
         """Let committed records enter the state; nothing is written."""
-        state.process(records, emit=False)
+        state.process(records, None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Join a batch."""
-        del now
         parts = by_partition(records)
-        return merged(self._held[partition].process(part) for partition, part in parts.items())
+        return merged(self._held[partition].process(part, now) for partition, part in parts.items())
 
 
 def create(app: faust.App, channel: BatchChannel) -> None:

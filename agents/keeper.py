@@ -104,7 +104,7 @@ class Keeper:
     def _take(self, number: int, held: Mapping[int, PartitionState], session: Session) -> None:
         positions = {
             topic.removeprefix(self._settings.topic_prefix): offset
-            for (topic, partition), offset in session.positions.items()
+            for (topic, partition), offset in session.settled.items()
             if partition == number
         }
         self._due_s[number] = time.monotonic() + self._settings.snapshot_interval_s

@@ -147,6 +147,8 @@ class Session:
         # Where each partition that is held has been read up to. A record below it, or of a partition that is not held,
         # was fetched before a rebalance or an abort that happened while its batch was being formed.
         self._positions: dict[Place, int] = {}
+        self._settled: dict[Place, int] = {}
+        """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
         self._assigned: set[Place] = set()
 
     def start(self) -> None:
@@ -162,9 +164,9 @@ class Session:
         return sorted(self._positions)
 
     @property
-    def positions(self) -> Mapping[Place, int]:
-        """Offsets behind what was read; after a commit, those that are committed."""
-        return self._positions
+    def settled(self) -> Mapping[Place, int]:
+        """Offsets behind what has entered the settled state of each partition held."""
+        return self._settled
 
     def poll(self, timeout_s: float) -> Batch | None:
         """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there."""
@@ -233,6 +235,7 @@ class Session:
                 raise SessionError(f"agent {self.agent}: {error.args[0].str()} ({error.args[0].name()})") from error
             raise Aborted(error.args[0].str()) from error
         self._handler.settle(batch.partitions)
+        self._settled.update(batch.ends)
 
     def rewind(self, batch: Batch) -> None:
         """Take back what ``batch`` did to the state, and read it again from its start."""
@@ -366,15 +369,15 @@ class Session:
             self._seek(place, offsets[place])
         if earlier:
             consumer.resume([TopicPartition(*place) for place in earlier])
-        for place, offset in offsets.items():
-            self._positions[place] = offset
+        self._positions.update(offsets)
+        self._settled.update(offsets)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             self._assigned.discard((partition.topic, partition.partition))
         numbers = {partition.partition for partition in partitions}
         for place in [place for place in self._positions if place[1] in numbers]:
-            del self._positions[place]
+            del self._positions[place], self._settled[place]
         for number in numbers:
             self._handler.forget(number)
         if self._classic:

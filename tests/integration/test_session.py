@@ -120,7 +120,8 @@ def test_an_aborted_batch_is_taken_back_and_read_again(settings: Settings) -> No
         too_large = Output(PROFILED, b"k", random.Random(0).randbytes(PROFILED.max_message_bytes + 1_000_000))
         with pytest.raises(Aborted):
             one.commit(batch, [*handler.process(batch), too_large])
-        assert held(handler) == [] and not handler.pending
+        assert held(handler) == []
+        assert not handler.pending
         work(one, handler, lambda: len(held(handler)) == 3)
         assert held(handler) == decided(settings) == [b"1", b"2", b"3"]
 
@@ -220,7 +221,8 @@ def test_partitions_move_whole_between_workers(settings: Settings) -> None:
                 assert one.poll(0.05) is None
                 assert two.poll(0.05) is None
             numbers = [{number for _, number in member.assigned} for member in (one, two)]
-            assert numbers[0] | numbers[1] == {0, 1} and not numbers[0] & numbers[1]
+            assert numbers[0] | numbers[1] == {0, 1}
+            assert not numbers[0] & numbers[1]
             assert sorted([*held(first), *held(second)]) == sorted(str(number).encode() for number in range(10))
 
 
