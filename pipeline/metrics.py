@@ -167,6 +167,11 @@ class WorkerMetrics:
         ):
             for value in values:
                 family.labels(value)
+        for agent, topic in (
+            *(("card", "transactions"), ("card", "labels"), ("card", "rerouted"), ("score", "profiled")),
+            *(("feedback", "labels"), ("feedback", "decisions"), ("learn", "examples")),
+        ):
+            self._set_aside.labels(agent, topic)
 
     def start(self) -> int:
         """Serve metrics and health from threads of their own; returns the port. Raises ``EndpointError``."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, DescribeClusterResult, ResourceType, TopicDescription
+from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, ResourceType, TopicDescription
 
 from pipeline.kafka.clients import GroupProtocol, TopicError, patiently
 from pipeline.settings import Settings
@@ -27,7 +27,7 @@ class Identities(NamedTuple):
 def topic_identities(client: AdminClient, names: Sequence[str]) -> Identities:
     """The ids of the cluster and of the topics ``names`` (full). Raises ``TopicError``, ``KafkaException``."""
     topics = describe_topics(client, names)
-    return Identities(str(_cluster(client).cluster_id), {name: str(topics[name].topic_id) for name in names})
+    return Identities(str(_metadata(client).cluster_id), {name: str(topics[name].topic_id) for name in names})
 
 
 def group_protocol(client: AdminClient, settings: Settings) -> GroupProtocol:
@@ -46,8 +46,8 @@ def group_protocol(client: AdminClient, settings: Settings) -> GroupProtocol:
 
 
 def brokers(client: AdminClient) -> list[int]:
-    """Numbers of the brokers, sorted."""
-    return sorted(node.id for node in _cluster(client).nodes)
+    """Numbers of the brokers that are up, sorted."""
+    return sorted(_metadata(client).brokers)
 
 
 def describe_topics(
@@ -94,6 +94,6 @@ def configs_of(
 _DENIED: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 
 
-def _cluster(client: AdminClient) -> DescribeClusterResult:
-    ask: Any = partial(client.describe_cluster, request_timeout=REQUEST_TIMEOUT_S)
-    return patiently(lambda: ask().result())
+def _metadata(client: AdminClient) -> ClusterMetadata:
+    # Any broker answers this. What asks the controller (describe_cluster) fails for half a minute after a broker died.
+    return patiently(partial(client.list_topics, timeout=REQUEST_TIMEOUT_S))

@@ -1,124 +1,85 @@
-"""The topics of one test as programs outside see them, and what is bought there."""
+"""Kafka nodes of a test's own: as many as it wants, with properties as it wants them."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Any
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
 
-import msgspec
-import numpy as np
-from confluent_kafka import Producer
+from pipeline.broker.configuration import jvm_arguments, log4j_text, properties_text, server_properties
+from pipeline.broker.jars import class_path
+from pipeline.broker.java import find_java
+from pipeline.broker.local import HOST, free_port
+from pipeline.broker.process import GuardedProcess
+from pipeline.kafka.admin import cluster_is_up
+from pipeline.kafka.clients import admin_client
+from pipeline.kafka.cluster import brokers
 
-from pipeline.commands.train import publish_champion
-from pipeline.decision.policy import Policy
-from pipeline.kafka.admin import committed_offsets, ensure_topics
-from pipeline.kafka.clients import producer_config, read_topic
-from pipeline.settings import Settings
-from schemas.messages import Alert, Decision, Example, ModelVersion
-from schemas.records import Record
-from schemas.topics import ALERTS, DECISIONS, EXAMPLES, LABELS, MODELS, TRANSACTIONS, Topic
-from tests.helpers.champion import LARGE_AMOUNT, policy
-from tests.helpers.logs import after, label, microseconds, transaction
-from tests.helpers.worker import Worker
-from tests.unit.model_helpers import small_model
-
-PATIENCE_S = 60.0
-Key = tuple[str, str]
-Starter = Callable[..., Worker]
+START_TIMEOUT_S: Final = 120.0
+POLL_S: Final = 0.1
+CLUSTER_ID: Final = "ZnJhdWQtcGlwZWxpbmUtMQ"
 
 
-class Cluster:
-    """The topics of one test, as programs outside see them."""
+class Nodes:
+    """Running nodes, all of them brokers and controllers; those of ``processes`` may be killed one by one."""
 
-    def __init__(self, settings: Settings) -> None:
-        assert settings.kafka_bootstrap_servers is not None
-        self.settings, self.bootstrap = settings, settings.kafka_bootstrap_servers
-        ensure_topics(self.bootstrap, settings)
-        self._producer = Producer(producer_config(self.bootstrap))
-
-    def write(
-        self,
-        topic: Topic,
-        value: bytes | None,
-        key: bytes | None,
-        at: datetime,
-        headers: Sequence[tuple[str, bytes | None]] = (),
-        partition: int | None = None,
-    ) -> None:
-        where = {} if partition is None else {"partition": partition}
-        self._producer.produce(
-            self.settings.topic(topic.name),
-            value,
-            key,
-            timestamp=microseconds(at) // 1_000,
-            headers=list(headers),
-            **where,
-        )
-
-    def flush(self) -> None:
-        assert self._producer.flush(PATIENCE_S) == 0
-
-    def buy(self, number: int, at: datetime, **fields: Any) -> Key:
-        """Write a transaction; returns what identifies it."""
-        card = str(fields.get("card_id", "c1"))
-        self.write(TRANSACTIONS, transaction(number, at, **fields), card.encode(), at)
-        return card, f"t{number}"
-
-    def say(self, key: Key, at: datetime, known: str = "fraud", **fields: Any) -> None:
-        card, name = key
-        value = label(0, at, known, **{"transaction_id": name, "card_id": card, **fields})
-        self.write(LABELS, value, card.encode(), at)
-
-    def publish(self, one: Policy | None = None) -> None:
-        publish_champion(self.bootstrap, self.settings, small_model(), one or policy())
-
-    def read(self, topic: Topic) -> list[Record]:
-        return list(read_topic(self.bootstrap, self.settings.topic(topic.name), settings=self.settings))
-
-    def decisions(self) -> list[Decision]:
-        return [msgspec.json.decode(record.value or b"", type=Decision) for record in self.read(DECISIONS)]
-
-    def alerts(self) -> list[Alert]:
-        return [msgspec.json.decode(record.value or b"", type=Alert) for record in self.read(ALERTS)]
-
-    def examples(self) -> list[Example]:
-        return [msgspec.json.decode(record.value or b"", type=Example) for record in self.read(EXAMPLES)]
-
-    def versions(self, name: str) -> list[str]:
-        messages = [
-            msgspec.json.decode(record.value or b"", type=ModelVersion)
-            for record in self.read(MODELS)
-            if not (record.key or b"").startswith(b"control/")
-        ]
-        return [message.version for message in messages if message.name == name]
-
-    def committed(self, group: str, topic: Topic) -> dict[tuple[str, int], int]:
-        name = self.settings.topic
-        return committed_offsets(self.bootstrap, name(group), [name(topic.name)], settings=self.settings)
+    def __init__(self, addresses: list[str], processes: list[GuardedProcess]) -> None:
+        self.bootstrap_servers = ",".join(addresses)
+        self.processes = processes
 
 
-def keys(decisions: Sequence[Decision]) -> list[Key]:
-    return [(decision.card_id, decision.transaction_id) for decision in decisions]
+@contextmanager
+def kafka_nodes(directory: Path, count: int, properties: Mapping[str, str]) -> Iterator[Nodes]:
+    """``count`` nodes that form one cluster, with ``properties`` over the embedded broker's; ended on the way out."""
+    ports = [(free_port(), free_port()) for _ in range(count)]
+    voters = ",".join(f"{number}@{HOST}:{controller}" for number, (_, controller) in enumerate(ports, 1))
+    with ExitStack() as stack:
+        processes = []
+        for number, (port, controller_port) in enumerate(ports, 1):
+            process = _start(directory / str(number), number, port, controller_port, voters, properties, stack)
+            # A node that is asked to stop would wait for a quorum that ends with it.
+            stack.callback(process.kill)
+            processes.append(process)
+        nodes = Nodes([f"{HOST}:{port}" for port, _ in ports], processes)
+        _await(nodes.bootstrap_servers, count, directory)
+        yield nodes
 
 
-def once(decisions: Sequence[Decision]) -> bool:
-    return max(Counter(keys(decisions)).values()) == 1
+def _start(
+    directory: Path,
+    number: int,
+    port: int,
+    controller_port: int,
+    voters: str,
+    properties: Mapping[str, str],
+    stack: ExitStack,
+) -> GuardedProcess:
+    directory.mkdir(parents=True)
+    configuration, log4j = directory / "server.properties", directory / "log4j2.properties"
+    own = {**server_properties(directory / "log", HOST, port, controller_port), "node.id": str(number)}
+    del own["controller.quorum.bootstrap.servers"]
+    own |= {"controller.quorum.voters": voters, **properties}
+    configuration.write_text(properties_text(own), encoding="utf-8")
+    log4j.write_text(log4j_text(), encoding="utf-8")
+    jars = os.pathsep.join(map(str, class_path(directory / "jars")))
+    small = [option for option in jvm_arguments(log4j, directory) if not option.startswith(("-Xm", "-XX:+Exit"))]
+    command = [str(find_java()), "-Xmx384m", *small, "-cp", jars]
+    shutil.rmtree(directory / "log", ignore_errors=True)
+    tool = ["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config", str(configuration)]
+    subprocess.run([*command, *tool], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=60)
+    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    stack.callback(os.close, lock)
+    return GuardedProcess([*command, "kafka.Kafka", str(configuration)], directory / "broker.log", lock)
 
 
-def shop(cluster: Cluster, numbers: range, seed: int) -> dict[Key, datetime]:
-    """A few cards at a few merchants, some minutes apart, a large amount now and then; returns when."""
-    random = np.random.default_rng(seed)
-    bought: dict[Key, datetime] = {}
-    for number in numbers:
-        at = after(minutes=7 * number)
-        large = number % 25 == 24
-        key = cluster.buy(
-            number,
-            at,
-            card_id=f"c{random.integers(12)}",
-            merchant_id=f"m{random.integers(5)}",
-            amount=LARGE_AMOUNT + number if large else round(float(random.lognormal(3, 0.6)), 2),
-            transaction_type=str(random.choice(["purchase", "purchase", "cash", "refund"])),
-        )
-        bought[key] = at
-    return bought
+def _await(bootstrap: str, count: int, directory: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    client = admin_client(bootstrap, overrides={"log_level": 0, "error_cb": lambda _error: None})
+    while not (cluster_is_up(bootstrap) and len(brokers(client)) == count):
+        if time.monotonic() > deadline_s:
+            logs = "\n".join(path.read_text()[-2_000:] for path in sorted(directory.glob("*/broker.log")))
+            raise AssertionError(f"{count} nodes did not form a cluster within {START_TIMEOUT_S:.0f} s:\n{logs}")
+        time.sleep(POLL_S)

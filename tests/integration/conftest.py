@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.settings import Settings
-from tests.helpers.cluster import Cluster, Starter
+from tests.helpers.topics import Cluster, Starter
 from tests.helpers.worker import Worker
 
 

@@ -124,6 +124,8 @@ def test_series_with_known_labels_start_at_zero(metrics: WorkerMetrics) -> None:
     assert sample(served, "models_refused_total", model="river") == 0
     assert sample(served, "decisions_total", action="alert") == 0
     assert sample(served, "transactions_aborted_total", agent="learn") == 0
+    assert sample(served, "set_aside_total", agent="score", topic="profiled") == 0
+    assert sample(served, "snapshots_failed_total", agent="feedback") == 0
 
 
 def test_a_swapped_version_ends_its_series(metrics: WorkerMetrics) -> None:
