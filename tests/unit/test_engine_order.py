@@ -209,8 +209,9 @@ def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPat
 def test_a_decision_behind_the_horizon_is_not_kept() -> None:
     store = MemoryStore()
     state, log, labels = FeedbackPartition(feedback_options(), store), Log(DECISIONS), Log(LABELS)
-    state.process([log.append(decision(0, after(200))), log.append(decision(1, after(1)))], NOW)
-    state.settle()
+    for number, days in ((0, 200), (1, 1)):
+        state.process([log.append(decision(number, after(days)))], NOW)
+        state.settle()
     assert sum(key[:1] == b"s" for key in store.items()) == 1
     assert state.process([labels.append(label(1, after(199)), after(199))], NOW).counts == {("label", "early"): 1}
 
