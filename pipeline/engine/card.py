@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
 from pipeline.engine.placed import IndexState, Placed, PlacedIndex
 from pipeline.engine.placement import partition_of
-from pipeline.engine.rerouting import original, rerouted
+from pipeline.engine.rerouting import NotRerouted, original, rerouted
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump, Store
 from pipeline.engine.waiting import Waiting, WaitingRoom, WaitingState
@@ -156,8 +156,8 @@ class CardPartition:
             if read.topic == self._rerouted:
                 try:
                     record = original(read, self._topics)
-                except InvalidMessage as error:
-                    result.dead_letter(read, "card", error.code, str(error))
+                except NotRerouted as error:
+                    result.dead_letter(read, "card", "rerouted_headers", str(error))
                     continue
             (transactions if record.topic == self._topics[0] else labels).append(_Arrival(record, read))
         return transactions, labels

@@ -8,7 +8,7 @@ import msgspec
 
 from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
 from pipeline.engine.placement import partition_of
-from pipeline.engine.rerouting import original
+from pipeline.engine.rerouting import NotRerouted, original
 from pipeline.engine.results import Result, UnreadableRecord
 from pipeline.engine.served import Known, Served, ServedDecisions, ServedState
 from pipeline.engine.state import LoadedState, StateDump, Store
@@ -181,7 +181,7 @@ class FeedbackPartition:
                     record_timestamp_us=record.timestamp_ms * 1_000,
                     future_tolerance_us=self._options.future_tolerance_us,
                 )
-            except InvalidMessage:
+            except (InvalidMessage, NotRerouted):
                 # The card agent reads the same topics and sets the record aside with its reason.
                 result.counts["label", "invalid"] += 1
                 continue

@@ -2,7 +2,6 @@
 
 from typing import Final
 
-from schemas.errors import InvalidMessage
 from schemas.records import Headers, Output, Record
 from schemas.topics import REROUTED
 
@@ -15,8 +14,12 @@ HEADERS: Final = (
 )
 """Own headers, behind the producer's: where the record lay, when it arrived there, and its key (null: none)."""
 
-CODE: Final = "rerouted_headers"
-"""Code of the dead letter of a record on ``rerouted`` that does not say where it lay."""
+_DIGITS: Final = 18
+_ADVICE: Final = "only the card agent may write to this topic: send the record to its own topic instead."
+
+
+class NotRerouted(ValueError):
+    """A record on ``rerouted`` does not say where it lay; the text tells its sender what to do."""
 
 
 def rerouted(record: Record, card_id: str, partition: int) -> Output:
@@ -35,21 +38,17 @@ def rerouted(record: Record, card_id: str, partition: int) -> Output:
 def original(record: Record, topics: tuple[str, ...]) -> Record:
     """The record that was passed on as ``record``, as it lay in one of ``topics`` (full names).
 
-    Raises `InvalidMessage` where the headers do not tell.
+    Raises `NotRerouted` where the headers do not tell.
     """
     split = len(record.headers) - len(HEADERS)
     own = record.headers[max(split, 0) :]
     if tuple(name for name, _ in own) != HEADERS:
-        raise InvalidMessage(CODE, f"The record does not end in the headers {', '.join(HEADERS)}; {_ADVICE}")
+        raise NotRerouted(f"The record does not end in the headers {', '.join(HEADERS)}; {_ADVICE}")
     topic, *numbers, key = (value for _, value in own)
     name = (topic or b"").decode(errors="replace")
     if name not in topics:
-        raise InvalidMessage(CODE, f"{HEADERS[0]} is {name!r}, not one of {', '.join(topics)}; {_ADVICE}")
+        raise NotRerouted(f"{HEADERS[0]} is {name!r}, not one of {', '.join(topics)}; {_ADVICE}")
     if not all(number is not None and number.isdigit() and len(number) <= _DIGITS for number in numbers):
-        raise InvalidMessage(CODE, f"{', '.join(HEADERS[1:4])} are not all whole numbers; {_ADVICE}")
+        raise NotRerouted(f"{', '.join(HEADERS[1:4])} are not all whole numbers; {_ADVICE}")
     partition, offset, timestamp_ms = (int(number or b"") for number in numbers)
     return Record(name, partition, offset, timestamp_ms, key, record.value, record.headers[:split])
-
-
-_DIGITS: Final = 18
-_ADVICE: Final = "only the card agent may write to this topic: send the record to its own topic instead."

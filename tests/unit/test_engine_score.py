@@ -18,7 +18,8 @@ from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import new_learner
-from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction
+from schemas.codec import encode
+from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, SourceRecord
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISIONS, LABELS, PROFILED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT, active
@@ -340,3 +341,40 @@ def test_values_that_do_not_exist_are_null() -> None:
     assert tuple(features) == FEATURES
     assert features["card_mean_1h"] is None
     assert all(value is None or math.isfinite(value) for value in features.values())
+
+
+def test_repeats_are_told_by_where_the_card_agent_read_the_record() -> None:
+    """What was passed on comes out of order by its first place, and in order by the place where it was read."""
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    message = decode_profiled(record.value or b"")
+    assert isinstance(message, ProfiledTransaction)
+    log = Log(PROFILED)
+    for number, (source, read) in enumerate([(9, None), (12, 4), (3, 5), (12, 4), (10, None), (9, None)]):
+        changed = msgspec.structs.replace(
+            message,
+            transaction_id=f"t{number}",
+            source=SourceRecord(topic="transactions", partition=0, offset=source),
+            read=None if read is None else SourceRecord(topic="rerouted", partition=0, offset=read),
+        )
+        log.append(encode(changed))
+    result = score().process(log.records, active(), NOW)
+    assert [decision.transaction_id for decision in decisions(result)] == ["t0", "t1", "t2", "t4"]
+    assert result.counts["duplicate", ""] == 2
+
+
+def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
+    models, log = active(), profile(purchases(30).records)
+    state, untouched = score(), score()
+    for one in (state, untouched):
+        one.process(log.records[:10], models, NOW)
+        one.settle()
+    foreign = (log.records[20].value or b"").replace(KERNEL_VERSION.encode(), b"0-other")
+    with pytest.raises(KernelMismatch):
+        state.process([*log.records[10:20], log.records[20]._replace(value=foreign)], models, NOW)
+    state.undo()
+    after_undo, expected = (
+        state.process(log.records[10:], models, NOW),
+        untouched.process(log.records[10:], models, NOW),
+    )
+    assert after_undo.outputs == expected.outputs
+    assert len(decisions(expected)) == 20
