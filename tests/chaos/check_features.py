@@ -1,6 +1,7 @@
 """Every feature of sampled cards and merchants, computed again the slow way from the recorded logs alone."""
 
 import base64
+import math
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
@@ -75,8 +76,8 @@ def _compare(check: Check, run: Run, key: tuple[str, str], values: dict[Hashable
 
 
 def _agree(name: str, served: float | None, right: float) -> bool:
-    if served is None or right != right:
-        return served is None and right != right
+    if served is None or math.isnan(right):
+        return served is None and math.isnan(right)
     tolerance = RELATIVE_TOLERANCE if any(part in name for part in DIVIDED) else 0.0
     return abs(served - right) <= tolerance * abs(right)
 

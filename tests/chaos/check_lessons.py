@@ -1,6 +1,7 @@
 """Labels and lessons: what is passed on, what becomes an example, and that nothing is told twice."""
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 from tests.chaos.arithmetic import holds, identity, microseconds, sample_position
@@ -119,7 +120,7 @@ def _check_examples(
         heavy = example["label"] in ("legitimate", PRESUMED) and sampled
         check.same(f"{key}: weight", example["weight"], 1.0 / rules.negative_sample_rate if heavy else 1.0)
     told = [one["label"] for one in examples]
-    if any(a == b for a, b in zip(told, told[1:], strict=False)) and not _withdrawn(labels):
+    if any(a == b for a, b in pairwise(told)) and not _withdrawn(labels):
         check.differs(f"{key}: the same lesson twice in a row: {told}")
 
 
