@@ -98,6 +98,22 @@ def test_a_scan_bears_writes_while_it_runs(store: RocksStore) -> None:
     assert [key[0] for key, _ in seen[0]] == [2, 4, 5, 8, 10, 12, 14, 16]
 
 
+def test_a_range_is_forgotten_once_and_not_again(store: RocksStore) -> None:
+    store.put(b"b", b"1")
+    store.delete_range(b"a", b"c")
+    assert store.get(b"b") == b"1"
+    store.settle()
+    assert store.get(b"b") is None
+    store.put(b"b", b"2")
+    store.settle()
+    assert store.get(b"b") == b"2"
+    store.delete_range(b"a", b"c")
+    store.undo()
+    store.put(b"d", b"3")
+    store.settle()
+    assert store.get(b"b") == b"2"
+
+
 def test_what_is_frozen_stays_as_it_was_until_it_is_released(
     store: RocksStore, memory: StoreMemory, tmp_path: Path
 ) -> None:

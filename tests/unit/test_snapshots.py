@@ -12,9 +12,11 @@ import pytest
 from pipeline.engine.state import StateDump
 from pipeline.features.columns import PAGE_ITEMS, Pages
 from pipeline.state.errors import SnapshotError
+from pipeline.state.objects import Found, LocalPlace
 from pipeline.state.packs import PACK_BYTES
 from pipeline.state.snapshots import Reason, Refused, Snapshot, SnapshotRepository
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
+from pipeline.state.writer import SnapshotWriter
 from tests.unit.snapshot_helpers import (
     KEY,
     check_state,
@@ -181,18 +183,17 @@ def test_old_snapshots_and_what_only_they_name_go(store: RocksStore, tmp_path: P
 
 def test_a_page_that_stays_does_not_keep_what_changed(tmp_path: Path) -> None:
     def state(step: int, numbers: range) -> StateDump:
-        def page(number: int) -> bytes:
-            return bytes(number.to_bytes(2, "big") + step.to_bytes(2, "big")) * (PAGE_ITEMS * 2)
-
-        return StateDump(b"", {"a": Pages("int64", 100 * PAGE_ITEMS, {number: page(number) for number in numbers})})
+        random = np.random.default_rng(step)
+        changed = {number: random.bytes(8 * PAGE_ITEMS) for number in numbers}
+        return StateDump(b"", {"a": Pages("int64", 30 * PAGE_ITEMS, changed)})
 
     root = tmp_path / "root"
     writer = SnapshotRepository(str(root), kept=1, grace_s=0).writer(KEY, None)
-    size = writer.write({}, 0, state(0, range(100))).size_bytes
-    for step in range(1, 30):
-        writer.write({}, step, state(step, range(1, 100)))
-    assert sum(objects(root).values()) < 2.5 * size
-    assert len(objects(root)) <= 3
+    size = writer.write({}, 0, state(0, range(30))).size_bytes
+    for step in range(1, 29):
+        # Each step's object has one page more that stays, and all its others are written again.
+        writer.write({}, step, state(step, range(step, 30)))
+    assert sum(objects(root).values()) < 2 * size
 
 
 def test_large_states_are_cut_into_objects_of_bounded_size(tmp_path: Path) -> None:
@@ -233,6 +234,45 @@ def test_two_writers_of_one_partition_leave_each_others_snapshots_whole(tmp_path
     assert len({path.name.split("-")[0] for path in manifests(root)}) == 2
 
 
+class StalePlace(LocalPlace):
+    """A place whose snapshots do not show once ``shown`` is set, as on a slow network."""
+
+    shown: dict[str, Found] | None = None
+
+    def listing(self, directory: str) -> dict[str, Found]:
+        if directory == "card/3" and self.shown is not None:
+            return self.shown
+        return super().listing(directory)
+
+
+def test_two_writers_that_take_the_same_number_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    place = StalePlace(tmp_path)
+    place.shown = {}
+    for step in (1, 2):
+        writer = SnapshotWriter(place, "here", KEY, None, {}, kept=2, grace_s=60, damaged=())
+        writer.write(positions_at(step), step, dump_at(step))
+    assert [path.name[:12] for path in manifests(tmp_path)] == ["000000000001"] * 2
+
+
+class HarmedPlace(LocalPlace):
+    """A place from which all other objects vanish whenever one is written."""
+
+    def write(self, name: str, content: bytes) -> None:
+        for other in self.listing("card/3/objects"):
+            self.delete(f"card/3/objects/{other}")
+        super().write(name, content)
+
+
+def test_a_snapshot_that_needs_what_vanished_meanwhile_is_not_written(tmp_path: Path) -> None:
+    repository = SnapshotRepository(str(tmp_path / "root"))
+    repository.writer(KEY, None).write(positions_at(1), 1, dump_at(1))
+    base = found(repository, tmp_path / "scratch").manifest
+    writer = SnapshotWriter(HarmedPlace(tmp_path / "root"), "here", KEY, base, {}, kept=2, grace_s=60, damaged=())
+    with pytest.raises(SnapshotError, match="another program"):
+        writer.write(positions_at(2), 2, dump_at(2, full=False))
+    assert len(manifests(tmp_path / "root")) == 1
+
+
 def test_a_snapshot_that_another_program_emptied_is_written_in_full_again(tmp_path: Path) -> None:
     root = tmp_path / "root"
     repository = SnapshotRepository(str(root))
@@ -246,18 +286,22 @@ def test_a_snapshot_that_another_program_emptied_is_written_in_full_again(tmp_pa
     check_state(found(repository, tmp_path / "scratch").state, 2)
 
 
-def test_a_full_disk_leaves_the_snapshots_before_and_can_be_got_over(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_snapshots_before_and_can_be_got_over(store: RocksStore, tmp_path: Path) -> None:
     root = tmp_path / "root"
     repository = SnapshotRepository(str(root))
     writer = repository.writer(KEY, None)
     writer.write(positions_at(1), 1, dump_at(1))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    # Small enough to be written before the disk is full.
+    store.put(b"key", b"value")
+    store.settle()
+    frozen = store.freeze()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
         with pytest.raises(SnapshotError, match="room"):
-            writer.write(positions_at(2), 2, dump_at(2, full=False))
+            writer.write(positions_at(2), 2, dump_at(2, full=False, store=frozen))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
