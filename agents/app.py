@@ -252,8 +252,8 @@ class WorkerContext:
 
     def _snapshot_refused(self, refused: Refused) -> None:
         tell_refused(refused)
-        agent = refused.name.removeprefix(f"{self._settings.snapshot_address}/").partition("/")[0]
-        self.metrics.snapshot_refused(agent, refused.reason)
+        group = refused.name.removeprefix(f"{self._settings.snapshot_address}/").partition("/")[0]
+        self.metrics.snapshot_refused(group.removeprefix(self._settings.topic_prefix), refused.reason)
 
     def disconnect(self) -> None:
         """Let go of metrics and broker."""

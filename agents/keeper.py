@@ -158,7 +158,7 @@ class Keeper:
     def _key(self, partition: int) -> SnapshotKey:
         identity = self._identity
         return SnapshotKey(
-            self._agent,
+            self._settings.topic(self._agent),  # pipelines that differ in their prefix may share an address
             partition,
             identity.cluster_id,
             dict(identity.topic_ids),
