@@ -137,7 +137,9 @@ class Fleet:
             self.endings.append(Ending(round(now_s, 1), name, code, recent, log_tail(worker.log, 6)))
             self.say(f"{name} ended by itself (exit code {code}){' after its pause' if recent else ''}")
             if len(self.endings) > MOST_RESTARTS:
-                raise WorkerFailed(f"workers end by themselves again and again; the last was {name}:\n{log_tail(worker.log)}")
+                raise WorkerFailed(
+                    f"workers end by themselves again and again; the last was {name}:\n{log_tail(worker.log)}"
+                )
             self.start(name, worker.agents)
 
     def stop(self) -> None:

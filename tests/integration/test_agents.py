@@ -14,9 +14,9 @@ from schemas.messages import Alert, Decision
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, LABELS, MODELS, PROFILED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT
-from tests.helpers.topics import PATIENCE_S, Cluster, Key, Starter, keys, shop
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, transaction
+from tests.helpers.topics import PATIENCE_S, Cluster, Key, Starter, keys, shop
 from tests.helpers.worker import FAUST
 from tests.unit.model_helpers import small_model
 

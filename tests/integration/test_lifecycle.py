@@ -13,9 +13,9 @@ import pytest
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.settings import Settings
 from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, REROUTED, TRANSACTIONS
-from tests.helpers.topics import Cluster, Starter, keys, once, shop
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, transaction
+from tests.helpers.topics import Cluster, Starter, keys, once, shop
 from tests.helpers.worker import Worker
 
 pytestmark = pytest.mark.broker
