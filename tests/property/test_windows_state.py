@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pipeline.state.mapped import MappedStorage
 
 from pipeline.features.catalogue import CARD_FEATURES, HORIZON_US, MERCHANT_FEATURES
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows, MerchantWindows
 from pipeline.features.tables import Tables
+from pipeline.state.mapped import MappedStorage
 from tests.helpers.timelines import Saved, Windows, contents
 from tests.property.strategies import (
     DAY,
