@@ -56,8 +56,8 @@ SCORE: Final = AgentSpec(
 )
 FEEDBACK: Final = AgentSpec(
     name="feedback",
-    # Labels first: a fold that knows all labels before the decisions presumes nothing by mistake.
-    reads=(LABELS, DECISIONS),
+    # What was passed on too: a label that lay elsewhere is joined where its decision lies.
+    reads=(LABELS, REROUTED, DECISIONS),
     kernel="pipeline.engine.feedback.FeedbackPartition: join a label to the features as served",
     writes=(EXAMPLES, PROGRESS),
 )

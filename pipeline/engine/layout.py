@@ -19,10 +19,12 @@ class OtherLayout(ValueError):
 def transaction_digest(card_id: str, transaction_id: str) -> bytes:
     """16 bytes that stand for a card's transaction in the store's keys; 128 bits do not collide.
 
+    The length of the first tells where the second begins, whatever characters they hold.
+
     >>> len(transaction_digest("c1", "t1")), transaction_digest("c1", "t1") == transaction_digest("c1t", "1")
     (16, False)
     """
-    return xxhash.xxh3_128_digest(f"{card_id}\x00{transaction_id}".encode("utf-8", "surrogatepass"))
+    return xxhash.xxh3_128_digest(f"{len(card_id)} {card_id}{transaction_id}".encode("utf-8", "surrogatepass"))
 
 
 def day_key(prefix: bytes, day: int, digest: bytes = b"") -> bytes:

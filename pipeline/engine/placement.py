@@ -40,4 +40,6 @@ def partition_of(card_id: str, partitions: int) -> int:
     >>> partition_of("foobar", 7)
     0
     """
+    if partitions == 1:
+        return 0
     return (murmur2(card_id.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF) % partitions

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,6 +25,7 @@ from pipeline.features.columns import MemoryColumn
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
+from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.records import Output, Record
 from schemas.topics import EXAMPLES, PROFILED, REROUTED
 from tests.helpers.champion import active
@@ -41,7 +43,7 @@ MODELS = active()
 class Kernel(NamedTuple):
     """How to run one of the four."""
 
-    start: Callable[[MemoryStore, LoadedState | None], Partition]
+    start: Callable[[Any, LoadedState | None], Partition]
     work: Callable[[Any, Sequence[Record]], Result]
     batches: Callable[[np.random.Generator], Batches]
 
@@ -133,7 +135,7 @@ KERNELS = {
 class Run:
     """A partition with its store, and the pages of its columns as a writer of snapshots puts them together."""
 
-    def __init__(self, kernel: Kernel, store: MemoryStore | None = None, loaded: LoadedState | None = None) -> None:
+    def __init__(self, kernel: Kernel, store: Any = None, loaded: LoadedState | None = None) -> None:
         self.kernel, self.store = kernel, store or MemoryStore()
         self.state = kernel.start(self.store, loaded)
         self.columns: dict[str, MemoryColumn] = {}
@@ -264,6 +266,27 @@ def test_a_loaded_dump_goes_on_alike(name: str, seed: int) -> None:
     for run in runs:
         assert run.store.items() == straight.store.items()
         assert own_values(run) == own_values(straight)
+
+
+@pytest.mark.parametrize("name", ["card", "feedback"])
+def test_a_store_on_disk_does_not_show(name: str, tmp_path: Path) -> None:
+    """RocksDB in the place of memory, restored from its frozen files half-way, after batches that were undone."""
+    kernel = KERNELS[name]
+    memory = StoreMemory(MINIMUM_BYTES)
+    batches = kernel.batches(np.random.default_rng(11))
+    straight, on_disk = Run(kernel), Run(kernel, RocksStore(tmp_path / "first", memory=memory))
+    on_disk.dump(full=True)
+    for number, batch in enumerate(batches):
+        if number == len(batches) // 2:
+            dump = on_disk.dump()
+            assert dump.store is not None
+            store = RocksStore.restored(tmp_path / "second", Path(dump.store), memory=memory)
+            on_disk.state.close()
+            on_disk = Run(kernel, store, LoadedState(dump.values, on_disk.columns))
+        on_disk.abort(batch[: 1 + len(batch) // 2])
+        assert told(on_disk.commit(batch)) == told(straight.commit(batch))
+    assert dict(on_disk.store.scan(b"", b"\xff")) == dict(straight.store.scan(b"", b"\xff"))
+    on_disk.state.close()
 
 
 @pytest.mark.parametrize("name", ["card", "feedback"])

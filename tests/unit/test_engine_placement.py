@@ -125,14 +125,6 @@ def test_a_record_without_a_key_is_placed_by_its_card() -> None:
     assert cluster.hops == 6
 
 
-def test_a_known_card_needs_no_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = Cluster()
-    cluster.buy(1)
-    monkeypatch.setattr("pipeline.engine.card.partition_of", lambda *_: pytest.fail("hashed"))
-    assert bought(cluster.buy(2))
-    assert told(cluster.say(2, after(1)))
-
-
 def test_a_repeat_in_another_partition_is_a_repeat() -> None:
     cluster = Cluster()
     assert bought(cluster.buy(1))
