@@ -43,6 +43,12 @@ NOTHING_YET_US: Final = -(2**62)
 
 SMALLEST_CHUNK: Final = 4
 LARGEST_CHUNK: Final = 2_048
+ROWS_RESERVE: Final = LARGEST_CHUNK + LARGEST_CHUNK // 4
+"""Rows of an arena that one row can need at most: the largest chunk and what is kept behind its rows."""
+_RUN: Final = 16
+_RUN_SHIFT: Final = 4
+_LEAST_WITH_RUNS: Final = 64
+"""Chunks of events of this capacity or more keep the largest and smallest amount of each run of rows, behind them."""
 
 # Numbers that the state needs besides its tables.
 NEWEST: Final = 0
@@ -320,7 +326,7 @@ def _has_room(state: State, kind: Any, words: Any) -> bool:
     meta = state.meta
     return bool(
         (meta[CHUNKS_END + 2 * kind] + 2) * CHUNK_WORDS <= chunks.shape[0]
-        and (meta[EVENTS_END + 2 * kind] + LARGEST_CHUNK) * words <= items.shape[0]
+        and (meta[EVENTS_END + 2 * kind] + ROWS_RESERVE) * words <= items.shape[0]
         and meta[JOURNAL_END] + JOURNAL_RESERVE <= state.journal.shape[0]
     )
 
@@ -352,10 +358,13 @@ def _take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capa
         base = chunk * CHUNK_WORDS
         _save(state, source, chunks, chunks_dirty, base, CHUNK_WORDS)
         start = meta[EVENTS_END + 2 * kind]
-        meta[EVENTS_END + 2 * kind] = start + capacity
+        rows = capacity
+        if kind == EVENTS and capacity >= _LEAST_WITH_RUNS:
+            rows += (capacity // _RUN * 2 + words - 1) // words
+        meta[EVENTS_END + 2 * kind] = start + rows
         chunks[base + _START] = start
         chunks[base + _CAPACITY] = capacity
-        _mark(items_dirty, start * words, capacity * words)
+        _mark(items_dirty, start * words, rows * words)
     chunks[base + _LENGTH : base + CHUNK_WORDS] = 0
     head, tail = slot * SLOT_WORDS + _HEAD + _KIND_STEP * kind, slot * SLOT_WORDS + _TAIL + _KIND_STEP * kind
     if after == 0:
@@ -377,51 +386,19 @@ def _take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capa
 
 @compiled
 def _next_capacity(held: Any) -> int:
-    """Twice the root of what the timeline holds: as many chunks to walk as rows to look through in one of them."""
-    capacity = SMALLEST_CHUNK
-    while capacity < LARGEST_CHUNK and capacity * capacity < 4 * held:
+    """By the root of what the timeline holds: about as many chunks to walk as runs or rows to look through in one."""
+    capacity, factor = SMALLEST_CHUNK, 4 if held < 256 else 16
+    while capacity < LARGEST_CHUNK and capacity * capacity < factor * held:
         capacity <<= 1
     return capacity
 
 
 @compiled
-def _make_room(state: State, kind: Any, words: Any, slot: Any, chunk: Any, at: Any) -> Any:
-    """Open a row at position ``at`` of ``chunk`` (0: in front of all).
-
-    Later rows of the chunk are moved, the new one is not written. Returns the (chunk, position) of the row.
-    """
+def _opened(state: State, kind: Any, words: Any, chunk: Any, at: Any) -> Any:
+    """Move the rows of a chunk with room from position ``at`` on up by one; returns (chunk, position)."""
     chunks, items, chunks_dirty, items_dirty = _tables(state, kind)
-    slots, base = state.slots, slot * SLOT_WORDS + _KIND_STEP * kind
-    slots[base + _HELD] += 1
-    state.meta[HELD_EVENTS + kind] += 1
-    if chunk == 0:
-        chunk, at = slots[base + _HEAD], 0
-        if chunk == 0:
-            chunk = _take_chunk(state, kind, words, slot, 0, SMALLEST_CHUNK)
     record = chunk * CHUNK_WORDS
     length = chunks[record + _LENGTH]
-    if length == chunks[record + _CAPACITY]:
-        if at == length and chunk == slots[base + _TAIL]:
-            chunk = _take_chunk(state, kind, words, slot, chunk, _next_capacity(slots[base + _HELD]))
-            at = 0
-        else:
-            half = length // 2
-            upper = _take_chunk(state, kind, words, slot, chunk, length)
-            start, target = chunks[record + _START] * words, chunks[upper * CHUNK_WORDS + _START] * words
-            _save(state, _IN_ITEMS + kind, items, items_dirty, start + half * words, (length - half) * words)
-            for k in range((length - half) * words):
-                items[target + k] = items[start + half * words + k]
-            _mark(items_dirty, target, (length - half) * words)
-            chunks[record + _LENGTH] = half
-            chunks[upper * CHUNK_WORDS + _LENGTH] = length - half
-            if kind == EVENTS:
-                _share_events(state, words, chunk, upper)
-            else:
-                _share_labels(state, chunk, upper)
-            if at > half:
-                chunk, at = upper, at - half
-        record = chunk * CHUNK_WORDS
-        length = chunks[record + _LENGTH]
     _save(state, _IN_CHUNKS + kind, chunks, chunks_dirty, record, CHUNK_WORDS)
     start = chunks[record + _START] * words
     _save(state, _IN_ITEMS + kind, items, items_dirty, start + at * words, (length - at) * words)
@@ -430,6 +407,92 @@ def _make_room(state: State, kind: Any, words: Any, slot: Any, chunk: Any, at: A
     _mark(items_dirty, start + at * words, (length + 1 - at) * words)
     chunks[record + _LENGTH] = length + 1
     return chunk, at
+
+
+@compiled
+def _make_room(state: State, kind: Any, words: Any, slot: Any, chunk: Any, at: Any) -> Any:
+    """Open a row at position ``at`` of ``chunk`` (0: in front of all).
+
+    Later rows of the chunk are moved, the new one is not written. Returns the (chunk, position) of the row.
+    """
+    chunks, items, _, items_dirty = _tables(state, kind)
+    slots, base = state.slots, slot * SLOT_WORDS + _KIND_STEP * kind
+    slots[base + _HELD] += 1
+    state.meta[HELD_EVENTS + kind] += 1
+    if chunk == 0:
+        chunk, at = slots[base + _HEAD], 0
+        if chunk == 0:
+            chunk = _take_chunk(state, kind, words, slot, 0, SMALLEST_CHUNK)
+    record = chunk * CHUNK_WORDS
+    length, capacity = chunks[record + _LENGTH], chunks[record + _CAPACITY]
+    # The last sixteenth is left for late ones, which would split the chunk otherwise.
+    if at == length and length >= capacity - capacity // 16 and chunk == slots[base + _TAIL]:
+        chunk = _take_chunk(state, kind, words, slot, chunk, _next_capacity(slots[base + _HELD]))
+        return _opened(state, kind, words, chunk, 0)
+    if length == capacity:
+        half = length // 2
+        upper = _take_chunk(state, kind, words, slot, chunk, length)
+        start, target = chunks[record + _START] * words, chunks[upper * CHUNK_WORDS + _START] * words
+        _save(state, _IN_ITEMS + kind, items, items_dirty, start + half * words, (length - half) * words)
+        for k in range((length - half) * words):
+            items[target + k] = items[start + half * words + k]
+        _mark(items_dirty, target, (length - half) * words)
+        chunks[record + _LENGTH] = half
+        chunks[upper * CHUNK_WORDS + _LENGTH] = length - half
+        if kind == EVENTS:
+            _share_events(state, words, chunk, upper)
+        else:
+            _share_labels(state, chunk, upper)
+        if at > half:
+            chunk, at = upper, at - half
+    return _opened(state, kind, words, chunk, at)
+
+
+@compiled
+def _refresh_runs(state: State, words: Any, chunk: Any, first: Any) -> None:
+    """Find the extremes of a chunk's runs again, from the run of position ``first`` on."""
+    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
+    if chunks[record + _CAPACITY] < _LEAST_WITH_RUNS:
+        return
+    start, length = chunks[record + _START], chunks[record + _LENGTH]
+    runs = (start + chunks[record + _CAPACITY]) * words
+    low, high = first >> _RUN_SHIFT, (length - 1) >> _RUN_SHIFT
+    _save(state, _IN_ITEMS, events, state.events_dirty, runs + 2 * low, 2 * (high + 1 - low))
+    for run in range(low, high + 1):
+        at = start + run * _RUN
+        largest = smallest = events[at * words + _E_AMOUNT]
+        for i in range(at + 1, min(at + _RUN, start + length)):
+            largest = max(largest, events[i * words + _E_AMOUNT])
+            smallest = min(smallest, events[i * words + _E_AMOUNT])
+        events[runs + 2 * run] = largest
+        events[runs + 2 * run + 1] = smallest
+
+
+@compiled
+def _extremes(state: State, words: Any, chunk: Any, first: Any, end: Any, largest: Any, smallest: Any) -> Any:
+    """(largest, smallest) with the amounts at positions [first, end) of a chunk taken in.
+
+    ``end`` is the chunk's length, or lies behind what was not looked at yet.
+    """
+    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
+    start, length, i = chunks[record + _START], chunks[record + _LENGTH], end
+    if chunks[record + _CAPACITY] >= _LEAST_WITH_RUNS:
+        runs = (start + chunks[record + _CAPACITY]) * words
+        while i > first:
+            low = (i - 1) & ~(_RUN - 1)
+            if low >= first and (i == low + _RUN or i == length):
+                run = runs + 2 * (low >> _RUN_SHIFT)
+                largest, smallest = max(largest, events[run]), min(smallest, events[run + 1])
+                i = low
+            else:
+                i -= 1
+                amount = events[(start + i) * words + _E_AMOUNT]
+                largest, smallest = max(largest, amount), min(smallest, amount)
+        return largest, smallest
+    for k in range(start + first, start + end):
+        largest = max(largest, events[k * words + _E_AMOUNT])
+        smallest = min(smallest, events[k * words + _E_AMOUNT])
+    return largest, smallest
 
 
 @compiled
@@ -461,6 +524,8 @@ def _share_events(state: State, words: Any, lower: Any, upper: Any) -> None:
         chunks[record + _SUM] = events[last + _E_SUM]
         chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW] = events[last + _E_HIGH], events[last + _E_LOW]
         chunks[record + _FLAGS] = events[last + _E_FLAGS] if words > _E_FLAGS else np.int64(0)
+    _refresh_runs(state, words, lower, chunks[low + _LENGTH] - 1)
+    _refresh_runs(state, words, upper, 0)
 
 
 @compiled
@@ -528,6 +593,13 @@ def _insert_event(
         chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW], high, low
     )
     chunks[record + _FLAGS] += flag
+    if at + 1 < length or at % _RUN == 0:
+        _refresh_runs(state, words, chunk, at)
+    elif chunks[record + _CAPACITY] >= _LEAST_WITH_RUNS:
+        run = (start + chunks[record + _CAPACITY]) * words + 2 * (at >> _RUN_SHIFT)
+        _save(state, _IN_ITEMS, events, state.events_dirty, run, 2)
+        events[run] = max(events[run], amount)
+        events[run + 1] = min(events[run + 1], amount)
 
 
 @compiled
@@ -595,9 +667,7 @@ def _window_features(
                     square_high, square_low = _plus(high, low, part_high, part_low)
                     if words > _E_FLAGS:
                         marked += events[last + _E_FLAGS] - events[before + _E_FLAGS]
-                    for i in range(start + first, start + looked):
-                        largest = max(largest, events[i * words + _E_AMOUNT])
-                        smallest = min(smallest, events[i * words + _E_AMOUNT])
+                    largest, smallest = _extremes(state, words, chunk, first, looked, largest, smallest)
                     looked = first
             at = column + w * _N_STATISTICS
             row[at] = n
@@ -622,9 +692,7 @@ def _window_features(
             high, low = _plus(high, low, chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW])
             flags += chunks[record + _FLAGS]
         else:
-            for i in range(start, start + looked):
-                largest = max(largest, events[i * words + _E_AMOUNT])
-                smallest = min(smallest, events[i * words + _E_AMOUNT])
+            largest, smallest = _extremes(state, words, chunk, 0, looked, largest, smallest)
             sum_ += events[last + _E_SUM]
             high, low = _plus(high, low, events[last + _E_HIGH], events[last + _E_LOW])
             if words > _E_FLAGS:
@@ -828,12 +896,15 @@ def _count_known(state: State, chunk: Any, first: Any, end: Any, time_us: Any, f
             if found[3 if value == 1 else 4] == NEVER:
                 found[3 if value == 1 else 4] = labels[row]
         return
-    last = (start + end - 1) * LABEL_WORDS
     known_before, frauds_before = np.int64(0), np.int64(0)
     if first > 0:
         known_before = labels[(start + first - 1) * LABEL_WORDS + _L_KNOWN]
         frauds_before = labels[(start + first - 1) * LABEL_WORDS + _L_FRAUDS]
-    known_end, frauds_end = labels[last + _L_KNOWN], labels[last + _L_FRAUDS]
+    # The totals, where they do: the rows of old chunks are left alone.
+    known_end, frauds_end = state.label_chunks[record + _KNOWN], state.label_chunks[record + _FRAUDS]
+    if end < state.label_chunks[record + _LENGTH]:
+        known_end = labels[(start + end - 1) * LABEL_WORDS + _L_KNOWN]
+        frauds_end = labels[(start + end - 1) * LABEL_WORDS + _L_FRAUDS]
     known, frauds = known_end - known_before, frauds_end - frauds_before
     found[0] += known
     found[1] += frauds

@@ -18,10 +18,10 @@ from pipeline.features.compiled import (
     LABEL_CHUNKS_END,
     LABEL_WORDS,
     LABELS_END,
-    LARGEST_CHUNK,
     META_WORDS,
     NEWEST,
     NOTHING_YET_US,
+    ROWS_RESERVE,
     SLOT_WORDS,
     SLOTS_END,
     State,
@@ -32,8 +32,10 @@ from pipeline.features.compiled import (
 
 _INITIAL_ROWS: Final = 1_024
 _INITIAL_INDEX: Final = 4_096
-_STEPS_PER_ROW: Final = 2
-"""Slots visited for each row that was profiled: forgetting keeps ahead of arriving, and costs a bounded time."""
+_ROWS_PER_STEP: Final = 2
+"""Rows profiled for each slot that is visited to see what it still holds: most timelines lose little at a time."""
+_STEPS_PER_ENTITY: Final = 2
+"""Slots visited for each new entity, so that forgetting keeps ahead of arriving, and costs a bounded time."""
 _LEAST_STEPS: Final = 16
 
 
@@ -87,7 +89,7 @@ class Tables:
         meta, state = self.state.meta, self.state
         for name, (_, end) in self._words.items():
             if name != "slots":
-                self._hold(name, int(meta[end]) + (LARGEST_CHUNK if name in ("events", "labels") else 2))
+                self._hold(name, int(meta[end]) + (ROWS_RESERVE if name in ("events", "labels") else 2))
         if int(meta[JOURNAL_END]) + JOURNAL_RESERVE > len(state.journal):
             grown = np.zeros(2 * len(state.journal), np.int64)
             grown[: meta[JOURNAL_END]] = state.journal[: meta[JOURNAL_END]]
@@ -95,10 +97,13 @@ class Tables:
 
     def settle(self) -> None:
         """What changed is for good; visit a bounded number of slots to forget what lies behind the horizon."""
-        self.state.meta[JOURNAL_END] = 0
+        meta, before = self.state.meta, self._before
+        meta[JOURNAL_END] = 0
         self._before = None
-        if self._rows:
-            sweep(self.state, self._labelled, max(_LEAST_STEPS, _STEPS_PER_ROW * self._rows))
+        if before is not None:
+            arrived = int(meta[ENTITIES] - before[ENTITIES])
+            steps = self._rows // _ROWS_PER_STEP + _STEPS_PER_ENTITY * arrived
+            sweep(self.state, self._labelled, max(_LEAST_STEPS, steps))
             self._rows = 0
 
     def undo(self) -> None:

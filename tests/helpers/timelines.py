@@ -76,7 +76,10 @@ def _all_accounted_for(tables: Tables, kind: int, used: list[int]) -> None:
         assert all(chunks[chunk][layout._CAPACITY] == layout.SMALLEST_CHUNK << size_class for chunk in on_list)
         free += on_list
     assert sorted([*free, *used]) == list(range(1, len(chunks)))
-    ends = chunks[1:, layout._START] + chunks[1:, layout._CAPACITY]
+    words = tables._words["labels" if kind == layout.LABELS else "events"][0]
+    capacity = chunks[1:, layout._CAPACITY]
+    with_runs = (capacity >= layout._LEAST_WITH_RUNS) & (kind == layout.EVENTS)
+    ends = chunks[1:, layout._START] + capacity + np.where(with_runs, -(-(capacity // layout._RUN * 2) // words), 0)
     assert [0, *ends.tolist()] == [*chunks[1:, layout._START].tolist(), int(meta[layout.EVENTS_END + 2 * kind])]
 
 
@@ -95,6 +98,11 @@ def _rows(tables: Tables, kind: int, slot: np.ndarray, used: list[int]) -> list[
         rows = items[start * words : (start + int(chunk[layout._LENGTH])) * words].reshape(-1, words).tolist()
         assert (chunk[layout._FIRST], chunk[layout._LAST]) == (rows[0][0], rows[-1][0])
         found += _labels(chunk, rows) if kind == layout.LABELS else _events(chunk, rows)
+        if kind == layout.EVENTS and chunk[layout._CAPACITY] >= layout._LEAST_WITH_RUNS:
+            runs = items[(start + int(chunk[layout._CAPACITY])) * words :]
+            for k in range(0, len(rows), layout._RUN):
+                amounts = [row[1] for row in rows[k : k + layout._RUN]]
+                assert runs[k // 8 : k // 8 + 2].tolist() == [max(amounts), min(amounts)]
         previous = number
     used += chain
     assert slot[layout._TAIL + step] == previous
