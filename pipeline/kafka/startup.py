@@ -55,6 +55,7 @@ def check_start(bootstrap: str, settings: Settings, roles: Sequence[Role]) -> li
     Raises ``StartRefused`` with every problem found, ``TopicError`` for a missing topic, ``KafkaException``.
     """
     cluster = Cluster(bootstrap, settings, admin_client(bootstrap, settings=settings))
+    brokers(cluster.client)  # a client's first request should be for metadata: others can take seconds
     problems: list[str] = []
     warnings: list[str] = []
     for check in (check_partitions, check_retention, check_replication, check_offsets):
