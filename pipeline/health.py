@@ -100,7 +100,8 @@ class Health:
     def state(self, agent: str, state: AgentState) -> None:
         """``agent`` is in ``state`` from now on. Its thread has come round with it."""
         with self._lock:
-            self._agents[agent] = _Agent(state, self.clock())
+            known = self._agents[agent]
+            known.state, known.beat_s = state, self.clock()
 
     def broker_answered(self) -> None:
         """A broker has just answered."""

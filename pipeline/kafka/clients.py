@@ -297,6 +297,8 @@ def _settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers
     this waits for the readable end to pass the log's end of now, but not for long: a transaction may stay open.
     """
     client = admin_client(bootstrap, settings=settings)
+    # A client whose first request is for offsets waits up to three seconds in a tenth of the cases; else it never does.
+    client.list_topics(topic, timeout=METADATA_TIMEOUT_S)
     partitions = [(topic, number) for number in numbers]
     written = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
     deadline_s = time.monotonic() + SETTLE_S

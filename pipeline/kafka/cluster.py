@@ -26,8 +26,9 @@ class Identities(NamedTuple):
 
 def topic_identities(client: AdminClient, names: Sequence[str]) -> Identities:
     """The ids of the cluster and of the topics ``names`` (full). Raises ``TopicError``, ``KafkaException``."""
+    cluster_id = str(_metadata(client).cluster_id)
     topics = describe_topics(client, names)
-    return Identities(str(_metadata(client).cluster_id), {name: str(topics[name].topic_id) for name in names})
+    return Identities(cluster_id, {name: str(topics[name].topic_id) for name in names})
 
 
 def group_protocol(client: AdminClient, settings: Settings) -> GroupProtocol:

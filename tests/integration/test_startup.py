@@ -207,6 +207,8 @@ def test_a_partition_without_an_offset_is_refused_only_if_it_was_worked_on(boots
     value = Progress(agent="card", starts={"transactions": 0}, ends={"transactions": 1})
     write(bootstrap, settings, PROGRESS, msgspec.json.encode(value), key=b"card", partition=1)
     assert f"no offsets for {settings.topic('transactions')} partition 1" in refusal(bootstrap, settings, CARD)
+    # Results without an offset are what a worker leaves that dies between the two.
+    assert check_start(bootstrap, changed(settings, delivery="at_least_once"), [CARD]) == []
 
 
 def test_a_scored_partition_without_an_offset_is_refused(bootstrap: str, settings: Settings) -> None:
@@ -285,6 +287,7 @@ def test_a_broker_that_stops_makes_the_worker_unready_and_its_return_ready(own_b
         os.kill(own_broker.pid, signal.SIGSTOP)
         try:
             eventually(lambda: not health.ready().ok)
+            eventually(lambda: health.ready().checks[0].detail.startswith("no answer for"))
             assert health.unreachable_s() > 1.0
             assert health.live().ok
         finally:

@@ -130,6 +130,8 @@ def test_a_broker_that_is_away_kills_no_worker(health: Health, clock: Clock) -> 
 def test_an_agent_that_does_not_run_here_is_an_error(health: Health) -> None:
     with pytest.raises(KeyError):
         health.working("learn")
+    with pytest.raises(KeyError):
+        health.state("learn", "running")
 
 
 @pytest.fixture
