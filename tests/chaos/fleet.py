@@ -109,6 +109,7 @@ class Fleet:
     def terminate(self, name: str, *, twice: bool = False) -> float:
         """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept."""
         worker = self.workers.pop(name)
+        worker.process.send_signal(signal.SIGCONT)
         started_s = time.monotonic()
         worker.process.terminate()
         limit_s = AT_ONCE_S if twice else EXIT_S
@@ -137,7 +138,9 @@ class Fleet:
             self.endings.append(Ending(round(now_s, 1), name, code, recent, log_tail(worker.log, 6)))
             self.say(f"{name} ended by itself (exit code {code}){' after its pause' if recent else ''}")
             if len(self.endings) > MOST_RESTARTS:
-                raise WorkerFailed(f"workers end by themselves again and again; the last was {name}:\n{log_tail(worker.log)}")
+                raise WorkerFailed(
+                    f"workers end by themselves again and again; the last was {name}:\n{log_tail(worker.log)}"
+                )
             self.start(name, worker.agents)
 
     def stop(self) -> None:

@@ -321,6 +321,8 @@ class Chaos:
         deadline_s = time.monotonic() + timeout_s
         while not holds():
             self._check(tail)
+            if self.fleet.endings:
+                raise ChaosError(f"{otherwise}, and a worker ended by itself:\n{self.fleet.endings[0].log}")
             if time.monotonic() > deadline_s:
                 raise ChaosError(f"{otherwise} within {timeout_s:.0f} s; read {self.fleet.log_dir}")
             time.sleep(POLL_S)
@@ -332,7 +334,7 @@ class Chaos:
             raise tail.error
 
     def _look_for_recovery(self, one: Happened, tail: Tail) -> None:
-        if one.kind in SCALES or one.agents == "none":
+        if one.kind in SCALES or one.kind == "snapshots full" or one.agents == "none":
             return
         seen_s = tail.recovered(one.wall_s, one.agents, MERCHANT_PARTITIONS)
         one.recovered_s = None if seen_s is None else seen_s - one.monotonic_s

@@ -134,7 +134,9 @@ def _frame(load: Load) -> pd.DataFrame:
     else:
         cards_wanted = max(8, round(load.rows / load.days / TRANSACTIONS_A_CARD_AND_DAY))
         profiles = make_profiles(
-            np.random.default_rng((load.seed, 3)), cards=cards_wanted, merchants=max(4, cards_wanted // CARDS_A_MERCHANT)
+            np.random.default_rng((load.seed, 3)),
+            cards=cards_wanted,
+            merchants=max(4, cards_wanted // CARDS_A_MERCHANT),
         )
         frame = simulate_days(profiles, load.seed, 0, max(1, round(load.days)))
     frame = frame.assign(event_us=(frame["event_time"] - pd.Timestamp(EPOCH)) // pd.Timedelta(microseconds=1))
