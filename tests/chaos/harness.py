@@ -31,6 +31,7 @@ from tests.unit.model_helpers import small_model
 
 POLL_S = 0.1
 FIRST_DECISION_S = 120.0
+FIRST_INPUTS = 20
 QUIET_S = 3.0
 SETTLE_S = 240.0
 CARD_PARTITIONS, MERCHANT_PARTITIONS = 2, 2
@@ -156,9 +157,10 @@ class Chaos:
         tail.start()
         try:
             began_s = time.monotonic()
-            feeder.start()
+            feeder.send_first(FIRST_INPUTS)
             self._await(lambda: tail.counts["decisions"] > 0, FIRST_DECISION_S, "no decision came", tail)
             self._started_s = time.monotonic()
+            feeder.start()
             seconds["to the first decision"] = self._started_s - began_s
             self._misbehave(feeder, tail)
             feeder.finish()
