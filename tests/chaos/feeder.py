@@ -36,8 +36,15 @@ class Feeder:
         self.sent = 0
         """How many were handed to the client."""
 
+    def send_first(self, count: int) -> None:
+        """Send a few at once, which tell when the pipeline works."""
+        for sent in self._ledger[:count]:
+            self._send(sent)
+        self.sent = min(count, len(self._ledger))
+        self._producer.flush(FLUSH_S)
+
     def start(self) -> None:
-        """Begin."""
+        """Begin with the rest."""
         self._thread.start()
 
     @property
@@ -56,9 +63,9 @@ class Feeder:
         self._stopped.set()
 
     def _run(self) -> None:
-        started_s = time.monotonic()
+        started_s, first = time.monotonic(), self.sent
         while self.sent < len(self._ledger) and not self._stopped.is_set():
-            due = len(self._ledger) * (time.monotonic() - started_s) / self._seconds
+            due = first + (len(self._ledger) - first) * (time.monotonic() - started_s) / self._seconds
             while self.sent < min(due, len(self._ledger)):
                 self._send(self._ledger[self.sent])
                 self.sent += 1

@@ -109,6 +109,7 @@ class Fleet:
     def terminate(self, name: str, *, twice: bool = False) -> float:
         """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept."""
         worker = self.workers.pop(name)
+        worker.process.send_signal(signal.SIGCONT)
         started_s = time.monotonic()
         worker.process.terminate()
         limit_s = AT_ONCE_S if twice else EXIT_S

@@ -31,6 +31,7 @@ from tests.unit.model_helpers import small_model
 
 POLL_S = 0.1
 FIRST_DECISION_S = 120.0
+FIRST_INPUTS = 20
 QUIET_S = 3.0
 SETTLE_S = 240.0
 CARD_PARTITIONS, MERCHANT_PARTITIONS = 2, 2
@@ -156,9 +157,10 @@ class Chaos:
         tail.start()
         try:
             began_s = time.monotonic()
-            feeder.start()
+            feeder.send_first(FIRST_INPUTS)
             self._await(lambda: tail.counts["decisions"] > 0, FIRST_DECISION_S, "no decision came", tail)
             self._started_s = time.monotonic()
+            feeder.start()
             seconds["to the first decision"] = self._started_s - began_s
             self._misbehave(feeder, tail)
             feeder.finish()
@@ -321,6 +323,8 @@ class Chaos:
         deadline_s = time.monotonic() + timeout_s
         while not holds():
             self._check(tail)
+            if self.fleet.endings:
+                raise ChaosError(f"{otherwise}, and a worker ended by itself:\n{self.fleet.endings[0].log}")
             if time.monotonic() > deadline_s:
                 raise ChaosError(f"{otherwise} within {timeout_s:.0f} s; read {self.fleet.log_dir}")
             time.sleep(POLL_S)
@@ -332,7 +336,7 @@ class Chaos:
             raise tail.error
 
     def _look_for_recovery(self, one: Happened, tail: Tail) -> None:
-        if one.kind in SCALES or one.agents == "none":
+        if one.kind in SCALES or one.kind == "snapshots full" or one.agents == "none":
             return
         seen_s = tail.recovered(one.wall_s, one.agents, MERCHANT_PARTITIONS)
         one.recovered_s = None if seen_s is None else seen_s - one.monotonic_s

@@ -13,7 +13,7 @@ class SnapshotPlace:
     """The directory of the snapshots, on a small file system of its own where this process may mount one."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        self.directory = directory = directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
         self.mounted = os.geteuid() == 0 and (
             subprocess.run(
