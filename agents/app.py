@@ -31,6 +31,7 @@ from agents.topology import AGENTS, AgentSpec, UnknownAgent
 from pipeline.broker import provide_broker
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelBoard
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
 from pipeline.health import Health
@@ -204,7 +205,7 @@ class WorkerContext:
                 cluster_id=identities.cluster_id,
                 topic_ids={topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in spec.reads},
                 partition_count=partition_count(spec.reads[0], settings),
-                kernel=KERNEL_VERSION,
+                kernel=f"{KERNEL_VERSION}.{LAYOUT}",
             )
             keeper = Keeper(self._repository, spec.name, identity, settings, self.metrics)
         return Environment(

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.settings import Settings
-from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, REROUTED, TRANSACTIONS
+from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, transaction
 from tests.helpers.topics import Cluster, Starter, keys, once, shop
@@ -28,7 +28,7 @@ def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
     decisions = cluster.decisions()
     assert once(decisions)
     assert sorted(keys(decisions)) == sorted(bought)
-    assert differences(decisions, expected_features(cluster.read(PROFILED))) == []
+    assert differences(decisions, expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
 
 
 def stopped_s(worker: Worker) -> float:
