@@ -6,8 +6,7 @@ from typing import Final
 import msgspec
 from confluent_kafka import IsolationLevel
 
-from pipeline.kafka.clients import admin_client, last_offsets, read_batches
-from pipeline.kafka.cluster import describe_topics
+from pipeline.kafka.clients import admin_client, last_offsets, partition_numbers, read_batches
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.topics import DECISIONS, PROGRESS, Topic
@@ -55,7 +54,7 @@ def _ends(bootstrap: str, topic: Topic, partition: int | None, key: bytes, setti
     """Values under ``key`` (any, where it is empty) at both ends of a topic, or of one partition of it."""
     name = settings.topic(topic.name)
     client = admin_client(bootstrap, settings=settings)
-    numbers = [part.id for part in describe_topics(client, [name])[name].partitions]
+    numbers = partition_numbers(client, name)
     values: list[bytes] = []
     for number in numbers if partition is None else [partition]:
         end = last_offsets(client, [(name, number)], IsolationLevel.READ_COMMITTED)[name, number]
