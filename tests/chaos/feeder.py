@@ -26,7 +26,8 @@ class Feeder:
                 "queue.buffering.max.messages": 1_000_000,
                 "queue.buffering.max.kbytes": 1024 * 1024,
                 "message.timeout.ms": 0,
-                "error_cb": lambda _error: None,  # a broker that is away is what the run is about
+                "error_cb": lambda _error: None,
+                "log_level": 0,  # a broker that is away is what the run is about
             }
         )
         self._prefix, self._ledger, self._seconds = prefix, ledger, seconds

@@ -21,6 +21,7 @@ AT_ONCE_S = 3.0
 """Time that a worker has after a second SIGTERM."""
 RECENT_PAUSE_S = 60.0
 MOST_RESTARTS = 30
+STACK_LINES = 80
 ALL_AGENTS = "card,score,feedback,learn"
 
 
@@ -78,7 +79,7 @@ class Fleet:
                 stdin=subprocess.PIPE,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env={**inherited, **settings_environment(own), **self.environment},
+                env={**inherited, **settings_environment(own), **self.environment, "PYTHONFAULTHANDLER": "1"},
                 cwd=ROOT,
                 process_group=0,
             )
@@ -121,8 +122,11 @@ class Fleet:
             if code != 0 and not twice:
                 self.slow_exits.append(f"{name} ended with {code} after SIGTERM:\n{log_tail(worker.log)}")
         except subprocess.TimeoutExpired:
-            self.slow_exits.append(f"{name} was still there {limit_s:.0f} s after SIGTERM:\n{log_tail(worker.log)}")
-            worker.process.kill()
+            # With Python's fault handler this leaves the stacks of all threads in the log.
+            worker.process.send_signal(signal.SIGABRT)
+            worker.process.wait()
+            tail = log_tail(worker.log, STACK_LINES)
+            self.slow_exits.append(f"{name} was still there {limit_s:.0f} s after SIGTERM:\n{tail}")
         self._ended(worker)
         return time.monotonic() - started_s
 

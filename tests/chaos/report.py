@@ -106,7 +106,7 @@ def as_text(result: dict[str, Any]) -> str:
             lines += _wrapped(", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in check["compared"].items()), 6)
         for problem in check["problems"]:
             lines += _wrapped(problem, 6)
-    lines += ["", *(_wrapped(f"FAILED: {text}")[0] for text in result["failures"])]
+    lines += ["", *(_wrapped("FAILED: " + text.splitlines()[0])[0] for text in result["failures"])]
     verdict = "nothing lost, nothing doubled, every value reproduced"
     if result["differences"] or result["failures"]:
         verdict = f"{result['differences']:,} differences, {len(result['failures'])} other failures"

@@ -31,6 +31,7 @@ class Tail:
                 "enable.auto.commit": False,
                 "reconnect.backoff.max.ms": 500,
                 "error_cb": lambda _error: None,
+                "log_level": 0,
             }
         )
         self._stopped = threading.Event()
