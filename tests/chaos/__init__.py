@@ -1,0 +1,1 @@
+"""Faults on purpose under load, and an independent proof afterwards that nothing was lost, doubled or changed."""

@@ -1,0 +1,159 @@
+"""The documented arithmetic of the pipeline, written again from the documents; nothing of it is shared with it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import xxhash
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+US = timedelta(microseconds=1)
+DAY_US = 86_400_000_000
+LOGIT_BOUND = 15.0
+MASK = (1 << 64) - 1
+
+LAYER_INPUTS = 15
+LEARNING_RATE = 0.05
+LOGIT_SCALE = 4.0
+AMOUNT_EDGES = (10.0, 30.0, 100.0, 300.0, 1000.0)
+HOUR_EDGES = (4.0, 8.0, 12.0, 16.0, 20.0)
+NEW, SURGE = 13, 14
+SURGE_BOUND = 8.0
+HALVINGS = 80
+
+SOURCE_RANK = {"audit": 7, "analyst": 6, "chargeback": 5, "issuer": 4, "customer": 3, "simulator": 2, "rule": 0}
+SEVERITY = {"none": 0, "legitimate": 1, "fraud": 2}
+
+
+def murmur2(data: bytes) -> int:
+    """The 32-bit hash of Kafka's own partitioner (Appleby's MurmurHash2 with Kafka's seed), unsigned."""
+    multiplier, mask = 0x5BD1E995, 0xFFFFFFFF
+    value = (0x9747B28C ^ len(data)) & mask
+    whole = len(data) & ~3
+    for i in range(0, whole, 4):
+        block = int.from_bytes(data[i : i + 4], "little")
+        block = (block * multiplier) & mask
+        block ^= block >> 24
+        block = (block * multiplier) & mask
+        value = ((value * multiplier) & mask) ^ block
+    if rest := data[whole:]:
+        value ^= int.from_bytes(rest, "little")
+        value = (value * multiplier) & mask
+    value ^= value >> 13
+    value = (value * multiplier) & mask
+    return value ^ (value >> 15)
+
+
+def partition_of(key: str | bytes, partitions: int) -> int:
+    """Where Kafka's own partitioner puts a key."""
+    data = key.encode() if isinstance(key, str) else key
+    return (murmur2(data) & 0x7FFFFFFF) % partitions
+
+
+def microseconds(text: str) -> int:
+    """Of an RFC 3339 time, since 1970."""
+    return (datetime.fromisoformat(text) - EPOCH) // US
+
+
+def identity(card: str, transaction: str) -> int:
+    """The 64 bits that stand for a transaction."""
+    return xxhash.xxh3_64_intdigest(f"{card}\x00{transaction}".encode())
+
+
+def sample_position(number: int, sample: str) -> float:
+    """Place of an identity in a named sample, from 0 to below 1: SplitMix64's finalizer."""
+    mixed = number ^ xxhash.xxh3_64_intdigest(sample.encode())
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & MASK
+    mixed ^= mixed >> 31
+    return float(mixed >> 11) * 2.0**-53
+
+
+def sigmoid(logit: float) -> float:
+    """Probability of log-odds."""
+    return 1.0 / (1.0 + math.exp(-max(-40.0, min(40.0, logit))))
+
+
+def holds(labels: Iterable[tuple[str, str, int]]) -> str:
+    """What several labels (label, source, labelled_at in microseconds) leave known, in whatever order they came."""
+    best, known = (-1, 0, 0), "none"
+    for label, source, labelled_at_us in labels:
+        rank = SOURCE_RANK.get(source, 1)
+        says = label if label in ("fraud", "legitimate") else "none"
+        if rank and (rank, labelled_at_us, SEVERITY[says]) > best:
+            best, known = (rank, labelled_at_us, SEVERITY[says]), says
+    return known
+
+
+class Layer:
+    """The online layer: weights on 15 inputs, taught one example after the other."""
+
+    def __init__(self) -> None:
+        """Before its first lesson: LightGBM's log-odds themselves."""
+        self.weights = [LOGIT_SCALE] + [0.0] * (LAYER_INPUTS - 1)
+        self.intercept = 0.0
+        self.lessons = dict.fromkeys(("learned", "corrections", "other_base", "rule", "unlabelled"), 0)
+
+    def logit(self, features: Mapping[str, float | None], base_logit: float) -> float:
+        """Log-odds of one transaction."""
+        return sum(self.weights[i] * x for i, x in layer_inputs(features, base_logit).items()) + self.intercept
+
+    def teach(self, example: Mapping[str, Any], lightgbm: str) -> None:
+        """One record of ``examples``, for a layer that stands on the LightGBM version ``lightgbm``."""
+        fate = self._fate(example, lightgbm)
+        self.lessons[fate] += 1
+        if fate != "learned":
+            return
+        inputs = layer_inputs(example["features"], example["logit"])
+        z = sum(self.weights[i] * x for i, x in inputs.items()) + self.intercept
+        fraud = example["label"] == "fraud"
+        norm = 1.0 + sum(x * x for x in inputs.values())
+        step = importance_step(z if fraud else -z, LEARNING_RATE * example["weight"] * norm)
+        # Never further than the weighted gradient itself would go.
+        gradient = 1.0 / (1.0 + math.exp(min(700.0, z if fraud else -z)))
+        along = min(step / norm, LEARNING_RATE * example["weight"] * gradient) * (1.0 if fraud else -1.0)
+        for i, x in inputs.items():
+            self.weights[i] += along * x
+        self.intercept += along
+
+    @staticmethod
+    def _fate(example: Mapping[str, Any], lightgbm: str) -> str:
+        if example["label_source"] == "rule":
+            return "rule"
+        if example["label"] not in ("fraud", "legitimate", "presumed_legitimate"):
+            return "unlabelled"
+        if example["revision"] > 0:
+            return "corrections"
+        return "learned" if example["versions"]["lightgbm"] == lightgbm else "other_base"
+
+
+def layer_inputs(features: Mapping[str, float | None], base_logit: float) -> dict[int, float]:
+    """The inputs of the layer that are not zero, by index."""
+    inputs = {0: max(-LOGIT_BOUND, min(LOGIT_BOUND, base_logit)) / LOGIT_SCALE}
+    inputs[1 + band(features["amount"] or 0.0, AMOUNT_EDGES)] = 1.0
+    inputs[2 + len(AMOUNT_EDGES) + band(features["hour"] or 0.0, HOUR_EDGES)] = 1.0
+    if features["card_merchant_count"] == 0:
+        inputs[NEW] = 1.0
+    if surge := features["merchant_surge"]:
+        inputs[SURGE] = math.log1p(max(0.0, min(SURGE_BOUND, surge))) / math.log1p(SURGE_BOUND)
+    return inputs
+
+
+def band(value: float, edges: Sequence[float]) -> int:
+    """How many edges are at or below ``value``."""
+    return sum(value >= edge for edge in edges)
+
+
+def importance_step(z: float, reach: float) -> float:
+    """How far the log-odds towards the target move: the d > 0 with d + exp(z) (exp(d) - 1) = reach, by halving."""
+    if reach <= 0.0:
+        return 0.0
+    low, high = 0.0, min(reach, math.log1p(reach * math.exp(min(700.0, -z))))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if middle + math.exp(z) * math.expm1(middle) < reach:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

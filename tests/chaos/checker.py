@@ -1,0 +1,57 @@
+"""The proof after a run: all checks, on logs that were read as any program outside would read them.
+
+Shares no code with the kernel: the arithmetic is written again from the documents, features come from the slow
+reference, LightGBM's scores from LightGBM itself.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tests.chaos import check_features, check_lessons, check_records, check_scores
+from tests.chaos.records import Logs, Sent
+from tests.chaos.run import Check, Rules, Run
+
+CHECKS: tuple[Callable[[Run], Check], ...] = (
+    check_records.inputs_are_the_ledger,
+    check_records.misplaced_are_rerouted,
+    check_records.progress_covers_every_input,
+    check_records.transactions_are_profiled_once,
+    check_records.decisions_are_one_to_one,
+    check_records.alerts_are_one_to_one,
+    check_records.dead_letters_are_complete,
+    check_records.nothing_was_set_aside,
+    check_features.card_features_travel_unchanged,
+    check_features.features_equal_the_reference,
+    check_scores.scores_are_reproduced,
+    check_scores.weights_are_a_fresh_fold,
+    check_lessons.labels_are_passed_on,
+    check_lessons.examples_are_consistent,
+)
+
+
+def check_all(
+    logs: Logs, ledger: Sequence[Sent], rules: Rules, checks: Sequence[Callable[[Run], Check]] = CHECKS
+) -> list[Check]:
+    """Every check, in order. One that fails for what it reads counts as a difference, and the others go on."""
+    run = Run(logs, ledger, rules)
+    results = []
+    for check in checks:
+        try:
+            results.append(check(run))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            broken = Check(check.__name__)
+            broken.differs(f"the records are not what their documents say: {type(error).__name__}: {error}")
+            results.append(broken)
+    return results
+
+
+def differences(checks: Sequence[Check]) -> int:
+    """In all checks together."""
+    return sum(check.differences for check in checks)
+
+
+def summary(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """As JSON can hold it."""
+    return [
+        {"check": c.name, "differences": c.differences, "compared": c.compared, "problems": c.problems} for c in checks
+    ]

@@ -1,0 +1,167 @@
+"""The workers of a run: started, stopped, killed, paused; one that ends by itself is told and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.demo.processes import log_tail, settings_environment
+from pipeline.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+WORKER = ("-m", "pipeline.demo.guarded", "worker")
+EXIT_S = 10.0
+"""Time that a worker has after SIGTERM."""
+AT_ONCE_S = 3.0
+"""Time that a worker has after a second SIGTERM."""
+RECENT_PAUSE_S = 60.0
+MOST_RESTARTS = 30
+STACK_LINES = 80
+ALL_AGENTS = "card,score,feedback,learn"
+
+
+class Ending(NamedTuple):
+    """A worker that ended although nobody asked it to."""
+
+    at_s: float
+    name: str
+    code: int
+    after_pause: bool
+    """Whether it had been stopped for longer than its session shortly before: then it may end."""
+    log: str
+
+
+class WorkerFailed(RuntimeError):
+    """Workers end by themselves again and again."""
+
+
+@dataclass
+class Running:
+    """A worker's process."""
+
+    name: str
+    agents: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    paused_s: float = -1e9
+    """When it was last let go on after a pause (monotonic)."""
+
+
+@dataclass
+class Fleet:
+    """Workers by name. ``command`` is what Python runs; ``environment`` is added to that of the settings."""
+
+    settings: Settings
+    log_dir: Path
+    command: Sequence[str] = WORKER
+    environment: Mapping[str, str] = field(default_factory=dict)
+    workers: dict[str, Running] = field(default_factory=dict)
+    endings: list[Ending] = field(default_factory=list)
+    slow_exits: list[str] = field(default_factory=list)
+    say: Callable[[str], None] = print
+
+    def start(self, name: str, agents: str = ALL_AGENTS) -> None:
+        """Start a worker; its log goes on where an earlier one of that name ended."""
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        log = self.log_dir / f"{name}.log"
+        own = self.settings.model_copy(update={"instance": name, "metrics_port": 0, "agents": agents})
+        ours = ("FRAUD_PIPELINE_", "KAFKA_")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+        with log.open("ab") as sink:
+            process = subprocess.Popen(
+                [sys.executable, *self.command],
+                # The end of this pipe tells a worker that its harness is gone.
+                stdin=subprocess.PIPE,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env={**inherited, **settings_environment(own), **self.environment, "PYTHONFAULTHANDLER": "1"},
+                cwd=ROOT,
+                process_group=0,
+            )
+        self.workers[name] = Running(name, agents, process, log)
+
+    def pick(self, target: str, draw: float) -> Running | None:
+        """One of the workers that run, by ``target`` (a kind of agent or ``any``) and a number from 0 to 1."""
+        able = [one for name, one in sorted(self.workers.items()) if target == "any" or target in one.agents]
+        return able[int(draw * len(able))] if able else None
+
+    def kill(self, name: str) -> Running:
+        """SIGKILL."""
+        worker = self.workers.pop(name)
+        worker.process.kill()
+        self._ended(worker)
+        return worker
+
+    def pause(self, name: str) -> None:
+        """SIGSTOP."""
+        self.workers[name].process.send_signal(signal.SIGSTOP)
+
+    def go_on(self, name: str) -> None:
+        """SIGCONT."""
+        if (worker := self.workers.get(name)) is not None:
+            worker.process.send_signal(signal.SIGCONT)
+            worker.paused_s = time.monotonic()
+
+    def terminate(self, name: str, *, twice: bool = False) -> float:
+        """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept."""
+        worker = self.workers.pop(name)
+        worker.process.send_signal(signal.SIGCONT)
+        started_s = time.monotonic()
+        worker.process.terminate()
+        limit_s = AT_ONCE_S if twice else EXIT_S
+        if twice:
+            time.sleep(0.2)
+            worker.process.terminate()
+        try:
+            code = worker.process.wait(limit_s)
+            if code != 0 and not twice:
+                self.slow_exits.append(f"{name} ended with {code} after SIGTERM:\n{log_tail(worker.log)}")
+        except subprocess.TimeoutExpired:
+            # With Python's fault handler this leaves the stacks of all threads in the log.
+            worker.process.send_signal(signal.SIGABRT)
+            worker.process.wait()
+            tail = log_tail(worker.log, STACK_LINES)
+            self.slow_exits.append(f"{name} was still there {limit_s:.0f} s after SIGTERM:\n{tail}")
+        self._ended(worker)
+        return time.monotonic() - started_s
+
+    def watch(self, now_s: float) -> None:
+        """Start again what has ended by itself. Raises `WorkerFailed` where that does not help."""
+        for name, worker in list(self.workers.items()):
+            code = worker.process.poll()
+            if code is None:
+                continue
+            del self.workers[name]
+            self._ended(worker)
+            recent = time.monotonic() - worker.paused_s < RECENT_PAUSE_S
+            self.endings.append(Ending(round(now_s, 1), name, code, recent, log_tail(worker.log, 6)))
+            self.say(f"{name} ended by itself (exit code {code}){' after its pause' if recent else ''}")
+            if len(self.endings) > MOST_RESTARTS:
+                raise WorkerFailed(
+                    f"workers end by themselves again and again; the last was {name}:\n{log_tail(worker.log)}"
+                )
+            self.start(name, worker.agents)
+
+    def stop(self) -> None:
+        """SIGTERM to all that are left, at once, and wait."""
+        for worker in self.workers.values():
+            worker.process.send_signal(signal.SIGCONT)
+            worker.process.terminate()
+        for name in list(self.workers):
+            self.terminate(name)
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        for name in list(self.workers):
+            self.kill(name)
+
+    @staticmethod
+    def _ended(worker: Running) -> None:
+        worker.process.wait()
+        if worker.process.stdin is not None:
+            worker.process.stdin.close()

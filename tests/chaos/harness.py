@@ -1,0 +1,382 @@
+"""A run: broker, workers, load, faults on schedule, then quiet, then the proof."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.broker import EmbeddedBroker
+from pipeline.commands.train import publish_champion
+from pipeline.decision.policy import Policy, Rule
+from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics
+from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
+from pipeline.settings import Settings
+from tests.chaos.arithmetic import DAY_US
+from tests.chaos.checker import check_all
+from tests.chaos.feeder import Feeder
+from tests.chaos.fleet import WORKER, Fleet
+from tests.chaos.load import Load, ledger
+from tests.chaos.records import Logs, Sent, read_logs
+from tests.chaos.run import EXPECTED, Check, Expected, Rules
+from tests.chaos.schedule import KINDS, Fault
+from tests.chaos.snapshots import SnapshotPlace
+from tests.chaos.tail import Tail
+from tests.unit.model_helpers import small_model
+
+POLL_S = 0.1
+FIRST_DECISION_S = 120.0
+FIRST_INPUTS = 20
+QUIET_S = 3.0
+SETTLE_S = 240.0
+CARD_PARTITIONS, MERCHANT_PARTITIONS = 2, 2
+SAMPLE_RATE = 0.3
+LABEL_HORIZON_DAYS = 120.0
+SNAPSHOT_ENVIRONMENT = {"FRAUD_PIPELINE_SNAPSHOT_INTERVAL_S": "3"}
+"""Beside the address: often enough that a short run has several."""
+GROUPS = {
+    "card": ("transactions", "labels", "rerouted"),
+    "score": ("profiled",),
+    "feedback": ("labels", "decisions"),
+    "learn": ("examples",),
+}
+UNTAILED = ("transactions", "labels")
+
+
+class ChaosError(RuntimeError):
+    """The run could not be made; what it was to prove is not known."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run; times in seconds of the wall clock."""
+
+    load: Load
+    seconds: float
+    faults: Sequence[Fault]
+    maturity_days: float = 5.0
+    expected: Expected = EXPECTED
+    prefix: str = "chaos-"
+    first_agents: tuple[tuple[str, str], ...] = (("w1", "card,score,feedback,learn"),)
+    command: Sequence[str] = WORKER
+    environment: Mapping[str, str] = field(default_factory=dict)
+    settle_s: float = SETTLE_S
+
+
+@dataclass
+class Happened:
+    """A fault as it was done."""
+
+    at_s: float
+    kind: str
+    what: str
+    agents: str = "any"
+    wall_s: float = 0.0
+    monotonic_s: float = 0.0
+    recovered_s: float | None = None
+    """From the fault to the next decision (example, model) of work begun after it, in all partitions."""
+
+
+@dataclass
+class Outcome:
+    """What a run left."""
+
+    logs: Logs
+    ledger: list[Sent]
+    rules: Rules
+    checks: list[Check]
+    happened: list[Happened]
+    seconds: dict[str, float]
+    fleet: Fleet
+    settled: str
+    """Empty, or what had not been worked off in time."""
+
+
+class Chaos:
+    """One run in ``directory``; use as a context, which leaves no process and no mount behind."""
+
+    def __init__(self, broker: EmbeddedBroker, directory: Path, options: Options, say: Callable[[str], None]) -> None:
+        self._broker, self._options, self._say = broker, options, say
+        self.snapshots = SnapshotPlace(directory / "snapshots")
+        self.settings = Settings(
+            kafka_bootstrap_servers=broker.bootstrap_servers,
+            topic_prefix=options.prefix,
+            data_dir=directory / "data",
+            timestamps="producer",
+            card_partitions=CARD_PARTITIONS,
+            merchant_partitions=MERCHANT_PARTITIONS,
+            negative_sample_rate=SAMPLE_RATE,
+            maturity_days=options.maturity_days,
+            label_horizon_days=LABEL_HORIZON_DAYS,
+            metrics_port=0,
+        )
+        self.rules = Rules(
+            card_partitions=CARD_PARTITIONS,
+            merchant_partitions=MERCHANT_PARTITIONS,
+            negative_sample_rate=SAMPLE_RATE,
+            maturity_us=round(options.maturity_days * DAY_US),
+            label_horizon_us=round(LABEL_HORIZON_DAYS * DAY_US),
+            prefix=options.prefix,
+            expected=options.expected,
+        )
+        environment = {
+            "FRAUD_PIPELINE_SNAPSHOT_URL": self.snapshots.directory.as_uri(),
+            **SNAPSHOT_ENVIRONMENT,
+            **options.environment,
+        }
+        self.fleet = Fleet(self.settings, directory / "logs", options.command, environment, say=self._tell)
+        self.happened: list[Happened] = []
+        self._bootstrap = broker.bootstrap_servers
+        self._started_s = time.monotonic()
+        self._timers: list[threading.Timer] = []
+        self._broker_paused = False
+
+    def __enter__(self) -> "Chaos":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cancel_timers()
+        self.fleet.end()
+        self.snapshots.close()
+
+    def run(self) -> Outcome:
+        """Everything; raises `ChaosError` where no proof is possible, and what broker and workers raise."""
+        options, seconds = self._options, {}
+        sent = ledger(options.load, options.expected)
+        ensure_topics(self._bootstrap, self.settings)
+        publish(self._bootstrap, self.settings, version=0)
+        for name, agents in options.first_agents:
+            self.fleet.start(name, agents)
+        feeder = Feeder(self._bootstrap, options.prefix, sent, options.seconds)
+        tail = Tail(self._bootstrap, options.prefix, CARD_PARTITIONS)
+        tail.start()
+        try:
+            began_s = time.monotonic()
+            feeder.send_first(FIRST_INPUTS)
+            self._await(lambda: tail.counts["decisions"] > 0, FIRST_DECISION_S, "no decision came", tail)
+            self._started_s = time.monotonic()
+            feeder.start()
+            seconds["to the first decision"] = self._started_s - began_s
+            self._misbehave(feeder, tail)
+            feeder.finish()
+            seconds["under load and faults"] = self._now_s()
+            settled = self._settle(tail)
+            seconds["until everything was worked off"] = self._now_s() - seconds["under load and faults"]
+        finally:
+            feeder.stop()
+            tail.stop()
+        for one in self.happened:
+            self._look_for_recovery(one, tail)
+        self.fleet.stop()
+        reading_s = time.monotonic()
+        logs = read_logs(self._bootstrap, options.prefix)
+        checks = check_all(logs, sent, self.rules)
+        seconds["to read and check"] = time.monotonic() - reading_s
+        return Outcome(logs, sent, self.rules, checks, self.happened, seconds, self.fleet, settled)
+
+    def _misbehave(self, feeder: Feeder, tail: Tail) -> None:
+        """Do the faults at their times, for as long as there is load; new models come in between."""
+        waiting = list(self._options.faults)
+        swaps = [share * self._options.seconds for share in (0.35, 0.7)]
+        while not feeder.done:
+            now_s = self._now_s()
+            self._check(tail)
+            if waiting and waiting[0].at_s <= now_s:
+                self._do(waiting.pop(0))
+            elif swaps and swaps[0] <= now_s and not self._broker_paused:
+                swaps.pop(0)
+                publish(self._bootstrap, self.settings, version=2 - len(swaps))
+                self._tell(f"models {2 - len(swaps)} published")
+            else:
+                time.sleep(POLL_S)
+        for fault in waiting:
+            self._tell(f"too late for: {fault.kind}")
+
+    def _do(self, fault: Fault) -> None:
+        self._cancel_timers(only_ended=True)
+        what, agents = fault.kind, "any"
+        one = Happened(round(self._now_s(), 1), fault.kind, "", wall_s=time.time(), monotonic_s=time.monotonic())
+        if fault.kind in SCALES:
+            what = self._scale(SCALES[fault.kind])
+        elif fault.kind == "broker kill":
+            self._broker.kill()
+            self._broker.start()
+            if self._broker.bootstrap_servers != self._bootstrap:
+                raise ChaosError("another program took the broker's port while it was down; run again")
+            what = "killed and started again"
+        elif fault.kind == "broker pause":
+            self._broker_paused = True
+            os.kill(self._broker.pid, signal.SIGSTOP)
+            time.sleep(fault.length_s)
+            os.kill(self._broker.pid, signal.SIGCONT)
+            self._broker_paused = False
+            what = f"stopped for {fault.length_s:.1f} s"
+        else:
+            worker = self.fleet.pick(fault.target, fault.draw)
+            if worker is None:
+                what = f"no worker for {fault.target}: nothing done"
+                agents = "none"
+            else:
+                agents = worker.agents if worker.agents in KINDS else "any"
+                what = f"{worker.name}: {self._hurt(fault, worker.name, worker.agents)}"
+        one.what, one.agents = what, agents
+        self.happened.append(one)
+        self._tell(f"{fault.kind}: {what}")
+
+    def _hurt(self, fault: Fault, name: str, agents: str) -> str:
+        fleet, place = self.fleet, self.snapshots
+        match fault.kind:
+            case "kill":
+                fleet.kill(name)
+                time.sleep(fault.length_s)
+                fleet.start(name, agents)
+                return f"killed, away for {fault.length_s:.1f} s"
+            case "pause":
+                fleet.pause(name)
+                self._later(fault.length_s, lambda: fleet.go_on(name))
+                return f"stopped for {fault.length_s:.1f} s"
+            case "terminate" | "terminate twice":
+                took_s = fleet.terminate(name, twice=fault.kind == "terminate twice")
+                fleet.start(name, agents)
+                return f"ended after {took_s:.1f} s"
+            case "snapshots full":
+                full = place.fill()
+                self._later(max(6.0, fault.length_s), place.empty_again)
+                return "directory of the snapshots filled" if full else "no file system of its own: not filled"
+        fleet.kill(name)
+        damaged: object
+        match fault.kind:
+            case "snapshot corrupt":
+                damaged = place.corrupt(fault.draw)
+            case "snapshot cut short":
+                damaged = place.cut_short(fault.draw)
+            case _:
+                damaged = f"{place.remove_all()} files"
+        fleet.start(name, agents)
+        return f"killed; {damaged or 'no snapshot was there'}"
+
+    def _scale(self, wanted: Mapping[str, str]) -> str:
+        """Have exactly these workers: start what is missing, end what is too many."""
+        for name, agents in wanted.items():
+            if name not in self.fleet.workers:
+                self.fleet.start(name, agents)
+        for name in sorted(self.fleet.workers.keys() - wanted.keys()):
+            self.fleet.go_on(name)
+            self.fleet.terminate(name)
+        return ", ".join(wanted)
+
+    def _later(self, after_s: float, do: Callable[[], None]) -> None:
+        timer = threading.Timer(after_s, do)
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
+
+    def _cancel_timers(self, *, only_ended: bool = False) -> None:
+        for timer in list(self._timers):
+            if only_ended and timer.is_alive():
+                continue
+            if timer.is_alive():
+                timer.cancel()
+                timer.function()
+            self._timers.remove(timer)
+
+    def _settle(self, tail: Tail) -> str:
+        """End all faults and wait until all is worked off and nothing comes any more; what is left, if not."""
+        self._cancel_timers()
+        self.snapshots.empty_again()
+        for name in list(self.fleet.workers):
+            self.fleet.go_on(name)
+        deadline_s = time.monotonic() + self._options.settle_s
+        while True:
+            self._check(tail)
+            left = self._left(tail)
+            if not left and time.monotonic() - tail.last_arrival_s > QUIET_S:
+                return ""
+            if time.monotonic() > deadline_s:
+                return ", ".join(f"{n} of {what}" for what, n in left.items()) or "records kept coming"
+            time.sleep(5 * POLL_S)
+
+    def _left(self, tail: Tail) -> dict[str, int]:
+        """Records that a group has not committed, by agent and topic."""
+        left: dict[str, int] = {}
+        for agent, topics in GROUPS.items():
+            names = [self.settings.topic(topic) for topic in topics]
+            there = committed_offsets(self._bootstrap, self.settings.topic(agent), names, settings=self.settings)
+            for topic in topics:
+                name = self.settings.topic(topic)
+                if topic in UNTAILED:
+                    ends = end_offsets(self._bootstrap, [name], settings=self.settings)
+                    wanted = {number: end for (_, number), end in ends.items()}
+                else:
+                    wanted = {number: end for (of, number), end in tail.ends.items() if of == topic}
+                behind = sum(max(0, end - max(0, there.get((name, n), 0))) for n, end in wanted.items())
+                if behind and (topic != "rerouted" or self._options.expected.rerouting):
+                    left[f"{agent}/{topic}"] = behind
+        return left
+
+    def _await(self, holds: Callable[[], bool], timeout_s: float, otherwise: str, tail: Tail) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not holds():
+            self._check(tail)
+            if self.fleet.endings:
+                raise ChaosError(f"{otherwise}, and a worker ended by itself:\n{self.fleet.endings[0].log}")
+            if time.monotonic() > deadline_s:
+                raise ChaosError(f"{otherwise} within {timeout_s:.0f} s; read {self.fleet.log_dir}")
+            time.sleep(POLL_S)
+
+    def _check(self, tail: Tail) -> None:
+        self._broker.check()
+        self.fleet.watch(self._now_s())
+        if tail.error is not None:
+            raise tail.error
+
+    def _look_for_recovery(self, one: Happened, tail: Tail) -> None:
+        if one.kind in SCALES or one.kind == "snapshots full" or one.agents == "none":
+            return
+        seen_s = tail.recovered(one.wall_s, one.agents, MERCHANT_PARTITIONS)
+        one.recovered_s = None if seen_s is None else seen_s - one.monotonic_s
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def _tell(self, text: str) -> None:
+        self._say(f"{self._now_s():7.1f} s  {text}")
+
+
+SCALES: dict[str, dict[str, str]] = {
+    "three workers": dict.fromkeys(("w1", "w2", "w3"), "card,score,feedback,learn"),
+    "two workers": dict.fromkeys(("w1", "w2"), "card,score,feedback,learn"),
+    "one worker": dict.fromkeys(("w1",), "card,score,feedback,learn"),
+    "a worker for each agent": {
+        **{f"{agent}-{n}": agent for agent in ("card", "score") for n in (1, 2)},
+        "feedback-1": "feedback",
+        "learn-1": "learn",
+    },
+}
+"""Fleets that a run passes through."""
+
+
+def publish(bootstrap: str, settings: Settings, version: int) -> None:
+    """Put LightGBM's version and policy number ``version`` in force; 1 is a new policy, 2 also a new champion."""
+    model: LightGBMModel = small_model()
+    if version == 2:
+        payload: dict[str, Any] = {"made": "for the second half"}
+        model = LightGBMModel(_text(model), Calibration(slope=0.9, intercept=-0.1), payload)
+    rule = Rule(code="large", feature="amount", op=">=", value=200.0, sentence="The amount is 200 or more.")
+    policy = Policy(
+        (0.6, 0.5, 0.55)[version],
+        blend=(1.0, 0.7, 0.9)[version],
+        audit_rate=0.03,
+        rules=(rule,),
+        lightgbm_version=model.version,
+    )
+    publish_champion(bootstrap, settings, model, policy)
+
+
+def _text(model: LightGBMModel) -> str:
+    return str(msgspec.json.decode(model.to_payload())["text"])

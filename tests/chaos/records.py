@@ -1,0 +1,206 @@
+"""What the topics hold after a run, read as any program outside would, and what the producer says that it sent."""
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+INPUTS = ("transactions", "labels")
+NUMBER_HEADER = "chaos-number"
+"""Header of every input that is sent: its number in the ledger."""
+ORIGIN = "rerouted-"
+"""Before the names of the headers that tell where a rerouted record lay."""
+QUIET_READS = 100
+POLL_S = 0.2
+TOPIC_NAMES = (
+    "transactions",
+    "labels",
+    "rerouted",
+    "profiled",
+    "decisions",
+    "alerts",
+    "examples",
+    "models",
+    "dead-letters",
+    "progress",
+)
+
+Place = tuple[str, int, int]
+"""Topic without prefix, partition, offset."""
+Key = tuple[str, str]
+"""Card and transaction."""
+
+
+class Entry(NamedTuple):
+    """A record as a reader of committed records sees it."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return self.topic, self.partition, self.offset
+
+    def header(self, name: str) -> bytes | None:
+        """The last header of that name."""
+        return dict(self.headers).get(name)
+
+
+class Sent(NamedTuple):
+    """An input in the producer's ledger, with what must become of it."""
+
+    number: int
+    topic: str
+    partition: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    kind: str
+    """What the load meant by it: ``plain``, ``late``, ``repeat``, ``garbage`` and so on."""
+    dead: str | None
+    """The code of the dead letter that it must become; None for a transaction or label that must be accepted."""
+    card: str = ""
+    transaction: str = ""
+
+
+@dataclass(frozen=True)
+class Logs:
+    """All committed records by topic, in the order (partition, offset); equal contents are decoded once."""
+
+    topics: Mapping[str, Sequence[Entry]]
+    _decoded: dict[str, list[tuple[Entry, Any]]] = field(default_factory=dict, compare=False, repr=False)
+
+    def entries(self, topic: str) -> Sequence[Entry]:
+        """Records of one topic."""
+        return self.topics.get(topic, ())
+
+    def decoded(self, topic: str) -> list[tuple[Entry, Any]]:
+        """Records of one topic with their JSON values; for topics that the pipeline alone writes to."""
+        if topic not in self._decoded:
+            self._decoded[topic] = [(entry, json.loads(entry.value or b"null")) for entry in self.entries(topic)]
+        return self._decoded[topic]
+
+    def changed(self, topic: str, change: Callable[[list[Entry]], Iterable[Entry]]) -> "Logs":
+        """The same logs but for one topic."""
+        return Logs({**self.topics, topic: tuple(change(list(self.entries(topic))))})
+
+    @cached_property
+    def size(self) -> int:
+        """Number of records."""
+        return sum(map(len, self.topics.values()))
+
+
+def read_logs(bootstrap: str, prefix: str, topics: Sequence[str] = TOPIC_NAMES) -> Logs:
+    """Everything that is committed now; a topic that does not exist is empty. Raises ``KafkaException``."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "chaos-checker",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "fetch.message.max.bytes": 32 * 1024 * 1024,
+            "check.crcs": True,
+        }
+    )
+    try:
+        existing = consumer.list_topics(timeout=30.0).topics
+        waiting: set[tuple[str, int]] = set()
+        for name in topics:
+            if (metadata := existing.get(prefix + name)) is not None:
+                waiting |= {(prefix + name, number) for number in metadata.partitions}
+        consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for name, number in sorted(waiting)])
+        found: dict[str, list[Entry]] = {name: [] for name in topics}
+        silent = 0
+        while waiting:
+            message = consumer.poll(POLL_S)
+            if message is None:
+                silent += 1
+                if silent > QUIET_READS:
+                    raise RuntimeError(f"the ends of {sorted(waiting)} are not reached; is the broker there?")
+                continue
+            silent = 0
+            if (error := message.error()) is not None:
+                if error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                waiting.discard((message.topic(), message.partition()))
+                continue
+            name = message.topic().removeprefix(prefix)
+            found[name].append(
+                Entry(
+                    name,
+                    message.partition(),
+                    message.offset(),
+                    message.timestamp()[1],
+                    message.key(),
+                    message.value(),
+                    tuple(message.headers() or ()),
+                )
+            )
+    finally:
+        consumer.close()
+    return Logs(
+        {name: tuple(sorted(entries, key=lambda e: (e.partition, e.offset))) for name, entries in found.items()}
+    )
+
+
+def rerouted_origin(entry: Entry, prefix: str) -> Place | None:
+    """Where a rerouted record was sent to, by its headers."""
+    topic, partition, offset = (entry.header(ORIGIN + name) for name in ("topic", "partition", "offset"))
+    if topic is None or partition is None or offset is None:
+        return None
+    return topic.decode().removeprefix(prefix), int(partition), int(offset)
+
+
+def save(path: Path, rows: Iterable[Entry | Sent]) -> None:
+    """Write records as JSON lines, for a look afterwards."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row._asdict(), default=_text) + "\n")
+
+
+def load_entries(path: Path) -> list[Entry]:
+    """What `save` wrote of topics."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Entry(
+            **{
+                **row,
+                "key": _bytes(row["key"]),
+                "value": _bytes(row["value"]),
+                "headers": tuple((name, _bytes(value)) for name, value in row["headers"]),
+            }
+        )
+        for row in rows
+    ]
+
+
+def load_sent(path: Path) -> list[Sent]:
+    """What `save` wrote of a ledger."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Sent(**{**row, "key": _bytes(row["key"]), "value": _bytes(row["value"])}) for row in rows]
+
+
+def exact(value: bytes) -> Any:
+    """JSON with every number as it is written."""
+    return json.loads(value, parse_float=Decimal)
+
+
+def _text(value: bytes) -> dict[str, str]:
+    return {"base64": base64.b64encode(value).decode()}
+
+
+def _bytes(value: dict[str, str] | None) -> bytes | None:
+    return None if value is None else base64.b64decode(value["base64"])

@@ -1,0 +1,124 @@
+"""The outcome of a run: a JSON file for programs, a summary of 80 columns for people."""
+
+import json
+import statistics
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.checker import differences, summary
+from tests.chaos.harness import SCALES, Happened, Outcome
+
+WIDTH = 80
+SIGKILLS = ("kill", "snapshot corrupt", "snapshot cut short", "snapshots gone")
+
+
+def failures(outcome: Outcome) -> list[str]:
+    """What, beside differences, a run must not show."""
+    found = []
+    if outcome.settled:
+        found.append(f"not worked off in time: {outcome.settled}")
+    found += [f"slow or bad exit: {text}" for text in outcome.fleet.slow_exits]
+    if outcome.rules.expected.rides_out:
+        found += [
+            f"{one.name} ended by itself at {one.at_s} s (exit code {one.code}):\n{one.log}"
+            for one in outcome.fleet.endings
+            if not one.after_pause
+        ]
+    found += [f"no recovery was seen from {one.kind} at {one.at_s} s" for one in unrecovered(outcome.happened)]
+    return found
+
+
+def unrecovered(happened: Iterable[Happened]) -> list[Happened]:
+    """Faults after which some partition never showed work again; the last seconds of the load do not tell."""
+    found = list(happened)
+    return [one for one in found[:-1] if one.monotonic_s and _meant(one) and one.recovered_s is None]
+
+
+def _meant(one: Happened) -> bool:
+    return one.kind not in SCALES and one.kind != "snapshots full" and one.agents not in ("none", "feedback", "learn")
+
+
+def as_json(outcome: Outcome, options: dict[str, Any]) -> dict[str, Any]:
+    """Everything worth keeping."""
+    return {
+        "options": options,
+        "differences": differences(outcome.checks),
+        "failures": failures(outcome),
+        "faults": dict(Counter(one.kind for one in outcome.happened)),
+        "sigkills_of_workers": sum(one.kind in SIGKILLS and one.agents != "none" for one in outcome.happened),
+        "recovery_s": recoveries(outcome.happened),
+        "records": {topic: len(entries) for topic, entries in outcome.logs.topics.items()},
+        "inputs": dict(Counter(sent.kind for sent in outcome.ledger)),
+        "seconds": {name: round(value, 1) for name, value in outcome.seconds.items()},
+        "workers_that_ended_by_themselves": [one._asdict() for one in outcome.fleet.endings],
+        "checks": summary(outcome.checks),
+        "log": [
+            {
+                "at_s": one.at_s,
+                "kind": one.kind,
+                "what": one.what,
+                "recovered_s": None if one.recovered_s is None else round(one.recovered_s, 2),
+            }
+            for one in outcome.happened
+        ],
+    }
+
+
+def recoveries(happened: Iterable[Happened]) -> dict[str, dict[str, float]]:
+    """Recovery by kind of fault (of kills also by agent): count, median, longest, in seconds."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for one in happened:
+        if one.recovered_s is not None:
+            name = one.kind if one.agents == "any" else f"{one.kind} {one.agents}"
+            by_kind[name].append(one.recovered_s)
+    return {
+        kind: {
+            "seen": len(values),
+            "p50": round(statistics.median(values), 2),
+            "max": round(max(values), 2),
+        }
+        for kind, values in sorted(by_kind.items())
+    }
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The summary."""
+    lines = ["", "Faults" + " " * 24 + "done      recovery, s: seen    p50     max"]
+    recovery = result["recovery_s"]
+    for kind in sorted(set(result["faults"]) | set(recovery)):
+        done, seen = result["faults"].get(kind, ""), recovery.get(kind)
+        row = f"  {kind:<28}{done:>4}"
+        lines.append(row + (f"{seen['seen']:>24}{seen['p50']:>7.1f}{seen['max']:>8.1f}" if seen else ""))
+    lines.append(f"  SIGKILLs of workers: {result['sigkills_of_workers']}")
+    ended = result["workers_that_ended_by_themselves"]
+    lines.append(f"  workers that ended by themselves: {len(ended)}")
+    lines += ["", "Records"]
+    lines += _wrapped(", ".join(f"{topic} {count:,}" for topic, count in result["records"].items()))
+    lines += ["", "Inputs"]
+    lines += _wrapped(", ".join(f"{kind} {count:,}" for kind, count in sorted(result["inputs"].items())))
+    lines += ["", "Proof" + " " * 60 + "differences"]
+    for check in result["checks"]:
+        lines.append(f"  {check['check']:<62}{check['differences']:>12,}")
+        if check["compared"]:
+            lines += _wrapped(", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in check["compared"].items()), 6)
+        for problem in check["problems"]:
+            lines += _wrapped(problem, 6)
+    lines += ["", *(_wrapped("FAILED: " + text.splitlines()[0])[0] for text in result["failures"])]
+    verdict = "nothing lost, nothing doubled, every value reproduced"
+    if result["differences"] or result["failures"]:
+        verdict = f"{result['differences']:,} differences, {len(result['failures'])} other failures"
+    lines += [f"Seed {result['options'].get('seed')}: {verdict}."]
+    return "\n".join(lines)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """The JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _wrapped(text: str, indent: int = 2) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent) or [""]

@@ -1,0 +1,75 @@
+"""Which faults happen when: drawn up front from the seed, so that a run can be repeated."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("card", "score", "feedback", "learn")
+"""Agents that run as workers of their own in the second part of a run."""
+
+LONG_SHARES = {
+    "broker kill": 0.1,
+    "broker pause": 0.08,
+    "pause": 0.1,
+    "terminate": 0.1,
+    "terminate twice": 0.04,
+    "snapshots full": 0.05,
+    "snapshot corrupt": 0.06,
+    "snapshot cut short": 0.06,
+    "snapshots gone": 0.04,
+}
+"""Faults of each kind for each SIGKILL of a worker; at least one of each."""
+
+SHORT_KINDS = ("kill", "pause", "broker kill", "terminate")
+
+
+class Fault(NamedTuple):
+    """One fault; ``at_s`` counts from the first decision."""
+
+    at_s: float
+    kind: str
+    target: str
+    """A kind of agent, or ``any``: whose worker is meant."""
+    draw: float
+    """Between 0 and 1: chooses among the workers that there are, and among files."""
+    length_s: float
+    """How long a pause lasts, or how long a killed worker stays away."""
+
+
+def schedule(seed: int, seconds: float, kills: int, *, by_kind_from: float = 0.5) -> list[Fault]:
+    """Faults of a long run of ``seconds``: ``kills`` SIGKILLs of workers, others in proportion, and 1 -> 3 -> 2 -> 1.
+
+    From the share ``by_kind_from`` of the time on every kind of agent is a worker of its own, and is killed in turn.
+    """
+    random = np.random.default_rng((seed, 4))
+    kinds = ["kill"] * kills
+    for kind, share in LONG_SHARES.items():
+        kinds += [kind] * max(1, round(share * kills))
+    kinds = random.permutation(kinds).tolist()
+    return _spread(random, kinds, seconds, by_kind_from)
+
+
+def short_schedule(seed: int, seconds: float) -> list[Fault]:
+    """A few faults of several kinds, the broker's death among them, and a second worker."""
+    random = np.random.default_rng((seed, 4))
+    return _spread(random, random.permutation(SHORT_KINDS).tolist(), seconds, by_kind_from=2.0)
+
+
+def _spread(random: np.random.Generator, kinds: Sequence[str], seconds: float, by_kind_from: float) -> list[Fault]:
+    scaling = [(0.02, "three workers"), (0.3, "two workers"), (0.42, "one worker")] if by_kind_from < 1 else []
+    scaling += [(by_kind_from, "a worker for each agent")] if by_kind_from < 1 else [(0.0, "two workers")]
+    gap_s = seconds / (len(kinds) + 1)
+    faults = [Fault(share * seconds, kind, "any", 0.0, 0.0) for share, kind in scaling]
+    turn = 0
+    for number, kind in enumerate(kinds, 1):
+        at_s = gap_s * (number + float(random.uniform(-0.35, 0.35)))
+        target = "any"
+        if at_s >= by_kind_from * seconds and kind in ("kill", "pause", "terminate", "terminate twice"):
+            target = KINDS[turn % len(KINDS)]
+            turn += 1
+        length_s = {"kill": random.uniform(0, 1), "pause": random.uniform(9, 13), "broker pause": random.uniform(2, 5)}
+        faults.append(
+            Fault(at_s, kind, target, float(random.random()), float(length_s.get(kind, random.uniform(0.5, 3))))
+        )
+    return sorted(faults, key=lambda fault: fault.at_s)

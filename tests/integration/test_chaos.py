@@ -1,0 +1,242 @@
+"""The short form of ``make chaos``, the checker on damaged logs, and bugs that are seeded on purpose."""
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.broker import EmbeddedBroker, embedded_broker
+from tests.chaos.checker import CHECKS, check_all, differences
+from tests.chaos.harness import Chaos, Options, Outcome
+from tests.chaos.load import Load
+from tests.chaos.records import Entry
+from tests.chaos.report import as_json, as_text, failures
+from tests.chaos.run import EXPECTED, Check
+from tests.chaos.schedule import short_schedule
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+
+SEED = 11
+SECONDS = 32.0
+BUGS = {
+    "commit-before-produce": ("one decision a profiled transaction", "was profiled and not decided"),
+    "batch-twice": ("one decision a profiled transaction", "was decided again"),
+    "forgotten-undo": ("features equal the reference", "the reference has"),
+}
+
+Change = Callable[[list[Entry]], list[Entry]]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A short run on a broker of its own, which is killed in it."""
+    directory = tmp_path_factory.mktemp("chaos")
+    load = Load(SEED, 1_600, 6.0, 2)
+    options = Options(load, SECONDS, short_schedule(SEED, SECONDS), maturity_days=1.5, settle_s=90.0)
+    with embedded_broker(directory / "kafka") as broker, Chaos(broker, directory, options, print) as chaos:
+        return chaos.run()
+
+
+def test_nothing_is_lost_doubled_or_changed(outcome: Outcome) -> None:
+    result = as_json(outcome, {"seed": SEED})
+    text = as_text(result)
+    assert differences(outcome.checks) == 0, text
+    assert failures(outcome) == [], text
+    assert {"kill", "pause", "broker kill", "terminate"} <= result["faults"].keys()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    compared = {name: count for check in outcome.checks for name, count in check.compared.items()}
+    for what in ("transactions", "repeats", "alerts", "dead_letters", "values", "versions", "labels", "examples"):
+        assert compared[what] > 0, f"nothing was compared of {what}"
+    if EXPECTED.rerouting:
+        assert compared["rerouted"] > 0
+
+
+def dropped(which: Callable[[Any], bool]) -> Change:
+    """Without the last record that fits."""
+
+    def change(entries: list[Entry]) -> list[Entry]:
+        index = _last(entries, which)
+        return entries[:index] + entries[index + 1 :]
+
+    return change
+
+
+def doubled(which: Callable[[Any], bool]) -> Change:
+    """The last record that fits stands a second time at the end of its partition."""
+
+    def change(entries: list[Entry]) -> list[Entry]:
+        one = entries[_last(entries, which)]
+        end = max(entry.offset for entry in entries if entry.partition == one.partition) + 2
+        return sorted([*entries, one._replace(offset=end)], key=lambda entry: (entry.partition, entry.offset))
+
+    return change
+
+
+def edited(which: Callable[[Any], bool], edit: Callable[[Any], None]) -> Change:
+    """The last record that fits says something else."""
+
+    def change(entries: list[Entry]) -> list[Entry]:
+        index = _last(entries, which)
+        message = json.loads(entries[index].value or b"")
+        edit(message)
+        value = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+        return [*entries[:index], entries[index]._replace(value=value), *entries[index + 1 :]]
+
+    return change
+
+
+def _last(entries: list[Entry], which: Callable[[Any], bool]) -> int:
+    return max(i for i, entry in enumerate(entries) if which(json.loads(entry.value or b"null")))
+
+
+def is_any(_: Any) -> bool:
+    return True
+
+
+def is_transaction(one: Any) -> bool:
+    return bool(one["kind"] == "transaction")
+
+
+def is_label(one: Any) -> bool:
+    return bool(one["kind"] == "label")
+
+
+def is_river(one: Any) -> bool:
+    return bool(one["name"] == "river")
+
+
+def is_lesson(one: Any) -> bool:
+    return bool(one["revision"] == 0 and one["label"] == "fraud")
+
+
+def add(name: str, amount: float) -> Callable[[Any], None]:
+    """Raise the number under a dotted name."""
+
+    def edit(message: Any) -> None:
+        *path, last = name.split(".")
+        for part in path:
+            message = message[part]
+        position: Any = int(last) if last.isdigit() else last
+        message[position] += amount
+
+    return edit
+
+
+def put(name: str, value: object) -> Callable[[Any], None]:
+    return lambda message: message.update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("topic", "change", "found_by", "saying"),
+    [
+        ("decisions", dropped(is_any), "decisions_are_one_to_one", "was profiled and not decided"),
+        ("decisions", doubled(is_any), "decisions_are_one_to_one", "has 2 decisions"),
+        ("decisions", edited(is_any, add("case_sequence", 1)), "decisions_are_one_to_one", "case"),
+        (
+            "decisions",
+            edited(is_any, add("features.merchant_sum_30d", 0.01)),
+            "features_equal_the_reference",
+            "merchant_sum_30d",
+        ),
+        (
+            "decisions",
+            edited(is_any, add("features.card_count_30d", 1)),
+            "card_features_travel_unchanged",
+            "other card features",
+        ),
+        ("decisions", edited(is_any, add("score", 1e-6)), "scores_are_reproduced", "score"),
+        ("decisions", edited(is_any, add("model_scores.river", 1e-6)), "scores_are_reproduced", "score of River"),
+        ("decisions", edited(is_any, add("logit", 1e-6)), "scores_are_reproduced", "log-odds"),
+        (
+            "decisions",
+            edited(lambda one: one["action"] == "allow", put("action", "alert")),
+            "alerts_are_one_to_one",
+            "has none",
+        ),
+        ("alerts", dropped(is_any), "alerts_are_one_to_one", "has none"),
+        ("alerts", doubled(is_any), "alerts_are_one_to_one", "too many"),
+        ("alerts", edited(is_any, add("severity", 1)), "alerts_are_one_to_one", "severity"),
+        ("profiled", dropped(is_transaction), "transactions_are_profiled_once", "has 0 profiled records"),
+        ("profiled", doubled(is_transaction), "transactions_are_profiled_once", "has 2 profiled records"),
+        ("profiled", dropped(is_label), "labels_are_passed_on", "labels in profiled"),
+        ("profiled", doubled(is_label), "labels_are_passed_on", "labels in profiled"),
+        ("profiled", edited(is_label, add("known_at_us", 1)), "labels_are_passed_on", "labels in profiled"),
+        ("examples", dropped(is_lesson), "examples_are_consistent", "known to be fraud"),
+        ("examples", doubled(is_lesson), "examples_are_consistent", "revisions"),
+        ("examples", edited(is_any, put("weight", 7.0)), "examples_are_consistent", "weight"),
+        ("examples", edited(is_any, add("logit", 1e-6)), "examples_are_consistent", "logit"),
+        ("examples", dropped(is_lesson), "weights_are_a_fresh_fold", "weight"),
+        ("examples", edited(is_lesson, put("label", "legitimate")), "weights_are_a_fresh_fold", "weight"),
+        ("models", edited(is_river, add("payload.weights.0", 1e-7)), "weights_are_a_fresh_fold", "weight 0"),
+        ("models", edited(is_river, add("payload.lessons.learned", 1)), "weights_are_a_fresh_fold", "lessons"),
+        ("dead-letters", lambda entries: entries[1:], "dead_letters_are_complete", "has no dead letter"),
+        ("dead-letters", lambda entries: [*entries, entries[0]], "dead_letters_are_complete", "or had one"),
+        (
+            "dead-letters",
+            lambda entries: [entries[0]._replace(value=b"?"), *entries[1:]],
+            "dead_letters_are_complete",
+            "value of the dead letter",
+        ),
+        ("transactions", lambda entries: entries[1:], "inputs_are_the_ledger", "is not in transactions"),
+        ("transactions", lambda entries: [*entries, entries[0]], "inputs_are_the_ledger", "or before"),
+    ],
+)
+def test_the_checker_names_what_is_wrong_with_damaged_logs(
+    outcome: Outcome, topic: str, change: Change, found_by: str, saying: str
+) -> None:
+    (check,) = [check for check in CHECKS if check.__name__ == found_by]
+    (found,) = check_all(outcome.logs.changed(topic, change), outcome.ledger, outcome.rules, [check])
+    assert found.differences > 0
+    assert any(saying in problem for problem in found.problems), found.problems
+
+
+@pytest.mark.skipif(not EXPECTED.rerouting, reason="this release does not reroute")
+@pytest.mark.parametrize(
+    ("change", "saying"),
+    [(lambda entries: entries[1:], "was not rerouted"), (lambda entries: [*entries, entries[0]], "or was before")],
+)
+def test_the_checker_follows_rerouted_records(outcome: Outcome, change: Change, saying: str) -> None:
+    (check,) = [check for check in CHECKS if check.__name__ == "misplaced_are_rerouted"]
+    (found,) = check_all(outcome.logs.changed("rerouted", change), outcome.ledger, outcome.rules, [check])
+    assert any(saying in problem for problem in found.problems), found.problems
+
+
+@pytest.mark.skipif(not EXPECTED.progress, reason="this release writes no progress")
+@pytest.mark.parametrize(
+    ("change", "saying"),
+    [
+        (lambda entries: entries[1:], "was never read"),
+        (lambda entries: [*entries, entries[-1]._replace(offset=entries[-1].offset + 2)], "read twice"),
+    ],
+)
+def test_the_checker_follows_progress(outcome: Outcome, change: Change, saying: str) -> None:
+    (check,) = [check for check in CHECKS if check.__name__ == "progress_covers_every_input"]
+    (found,) = check_all(outcome.logs.changed("progress", change), outcome.ledger, outcome.rules, [check])
+    assert any(saying in problem for problem in found.problems), found.problems
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_that_is_seeded_on_purpose_is_found(bug: str, broker: EmbeddedBroker, tmp_path: Path) -> None:
+    struck = tmp_path / "struck"
+    options = Options(
+        Load(SEED, 400, 3.0, 2),
+        5.0,
+        (),
+        maturity_days=1.0,
+        prefix=f"bug-{uuid.uuid4().hex[:8]}-",
+        command=("-m", "tests.chaos.buggy_worker", bug, "worker"),
+        environment={"CHAOS_BUG_FILE": str(struck), "FRAUD_PIPELINE_BATCH_MAX_RECORDS": "50"},
+    )
+    with Chaos(broker, tmp_path, options, print) as chaos:
+        checks = chaos.run().checks
+    assert struck.exists(), "the bug did not strike; the worker's internals have other names now"
+    name, saying = BUGS[bug]
+    (found,) = [check for check in checks if check.name == name]
+    assert any(saying in problem for problem in found.problems), told(checks)
+
+
+def told(checks: list[Check]) -> str:
+    return "\n".join(f"{check.name}: {check.differences} {check.problems}" for check in checks)
