@@ -352,12 +352,19 @@ def _size_class(capacity: Any) -> int:
 
 
 @compiled
-def _take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capacity: Any) -> int:
-    """An empty chunk, linked into a slot's chain behind chunk ``after`` (0: the chain is empty)."""
+def _take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capacity: Any, least_capacity: Any) -> int:
+    """An empty chunk, linked into a slot's chain behind chunk ``after`` (0: the chain is empty).
+
+    Where none of ``capacity`` is free, a smaller one down to ``least_capacity`` is taken before the arena grows:
+    entities that became busier leave small ones behind.
+    """
     chunks, _, chunks_dirty, items_dirty = _tables(state, kind)
     meta, slots = state.meta, state.slots
     source = _IN_CHUNKS + kind
     free = _FREE_CHUNKS + _SIZE_CLASSES * kind + _size_class(capacity)
+    least = _FREE_CHUNKS + _SIZE_CLASSES * kind + _size_class(least_capacity)
+    while meta[free] == 0 and free > least:
+        free -= 1
     chunk = meta[free]
     if chunk > 0:
         base = chunk * CHUNK_WORDS
@@ -433,16 +440,17 @@ def _make_room(state: State, kind: Any, words: Any, slot: Any, chunk: Any, at: A
     if chunk == 0:
         chunk, at = slots[base + _HEAD], 0
         if chunk == 0:
-            chunk = _take_chunk(state, kind, words, slot, 0, SMALLEST_CHUNK)
+            chunk = _take_chunk(state, kind, words, slot, 0, SMALLEST_CHUNK, SMALLEST_CHUNK)
     record = chunk * CHUNK_WORDS
     length, capacity = chunks[record + _LENGTH], chunks[record + _CAPACITY]
     # The last sixteenth is left for late ones, which would split the chunk otherwise.
     if at == length and length >= capacity - capacity // 16 and chunk == slots[base + _TAIL]:
-        chunk = _take_chunk(state, kind, words, slot, chunk, _next_capacity(slots[base + _HELD]))
+        capacity = _next_capacity(slots[base + _HELD])
+        chunk = _take_chunk(state, kind, words, slot, chunk, capacity, capacity // 4)
         return _opened(state, kind, words, chunk, 0)
     if length == capacity:
         half = length // 2
-        upper = _take_chunk(state, kind, words, slot, chunk, length)
+        upper = _take_chunk(state, kind, words, slot, chunk, length, length)
         start, target = chunks[record + _START] * words, chunks[upper * CHUNK_WORDS + _START] * words
         _save(state, _IN_ITEMS + kind, items, items_dirty, start + half * words, (length - half) * words)
         for k in range((length - half) * words):
