@@ -324,13 +324,6 @@ def fill_index(state: State) -> None:
 
 
 @compiled
-def known_keys(state: State, keys: Any, out: Any) -> None:
-    """Whether each key (n x 2) has a slot."""
-    for i in range(keys.shape[0]):
-        out[i] = _find(state, keys[i, 0], keys[i, 1])[0] > 0
-
-
-@compiled
 def _has_room(state: State, kind: Any, words: Any) -> bool:
     """Whether one more row surely finds its chunks, its place in the arena and in the journal."""
     chunks, items, _, _ = _tables(state, kind)

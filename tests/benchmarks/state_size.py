@@ -3,13 +3,17 @@
 Run ``python -m tests.benchmarks.state_size``. What it prints is what ``docs/sizing.md`` calculates with.
 """
 
+import re
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.features.compiled import CHUNKS_END, EVENTS_END, LABEL_CHUNKS_END, LABELS_END, SLOTS_END
 from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.state.mapped import MappedStorage
 
 DAY_US = 86_400_000_000
 START_US = 1_700_000_000_000_000
@@ -96,6 +100,38 @@ def merchants(entities: int, a_day: float, labelled: float) -> Size:
     return measured(windows, int((np.concatenate(times) > windows.newest_us - 37 * DAY_US).sum()))
 
 
+def touched(entities: int, a_day: float) -> dict[str, float]:
+    """Share of the mapped files' memory that the next hour and the next day of cards' transactions touch (Linux)."""
+    shares = {}
+    with tempfile.TemporaryDirectory() as directory:
+        windows = CardWindows(MappedStorage(Path(directory)))
+        for day, (names, time_us, _) in enumerate(days(entities, a_day, 1)):
+            parts = [slice(None)]
+            if day == DAYS - 1:
+                hour = int(np.searchsorted(time_us, time_us[0] + DAY_US // 24))
+                parts = [slice(0, hour), slice(hour, None)]
+                Path("/proc/self/clear_refs").write_text("1")
+            for what, part in zip(("hour", "day"), parts, strict=False):
+                n = len(names[part])
+                on, zeros = np.ones(n, np.bool_), np.zeros(n)
+                windows.profile(names[part], names[part], time_us[part], np.full(n, 100), on, zeros, zeros)
+                windows.settle()
+                shares[what] = referenced(directory) / windows.nbytes
+        windows.close()
+    return shares
+
+
+def referenced(directory: str) -> int:
+    """Bytes of the files below ``directory`` that were touched since the marks were cleared."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = directory in line
+        elif inside and line.startswith("Referenced:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
 def main() -> None:
     """Print a table."""
     print("entities, transactions a day each | bytes/live transaction: rows, chunks | bytes/entity | held/live")
@@ -113,6 +149,8 @@ def main() -> None:
         )
     without, with_labels = merchants(1_000, 40.0, 0.0), merchants(1_000, 40.0, LABELLED)
     each = (with_labels.total_bytes - without.total_bytes) / with_labels.labels
+    shares = ", ".join(f"{share:.0%} in a {what}" for what, share in touched(20_000, 2.0).items())
+    print(f"touched of the files of 20,000 cards x 2.0: {shares}")
     print(f"a label: {each:.0f} bytes ({with_labels.labels:,} of them)")
 
 
