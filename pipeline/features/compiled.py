@@ -41,12 +41,13 @@ NEVER: Final = np.iinfo(np.int64).max
 NOTHING_YET_US: Final = -(2**62)
 """The newest event time of a partition without transactions: so early that nothing lies behind its horizon."""
 
-SMALLEST_CHUNK: Final = 4
+SMALLEST_CHUNK: Final = np.int64(4)
 LARGEST_CHUNK: Final = 2_048
 ROWS_RESERVE: Final = LARGEST_CHUNK + LARGEST_CHUNK // 4
 """Rows of an arena that one row can need at most: the largest chunk and what is kept behind its rows."""
 _RUN: Final = 16
 _RUN_SHIFT: Final = 4
+_RUN_WORDS: Final = np.int64(2)
 _LEAST_WITH_RUNS: Final = 64
 """Chunks of events of this capacity or more keep the largest and smallest amount of each run of rows, behind them."""
 
@@ -67,12 +68,16 @@ _FREE_CHUNKS: Final = 16
 _SIZE_CLASSES: Final = 16
 META_WORDS: Final = 48
 
+# Constants that are arguments of compiled functions are NumPy's integers: of Python's, Numba would compile each
+# function once for each value.
+_NONE: Final = np.int64(0)
+
 # The two kinds of timeline; what belongs to labels stands one step further on.
-EVENTS: Final = 0
-LABELS: Final = 1
+EVENTS: Final = np.int64(0)
+LABELS: Final = np.int64(1)
 
 # A slot: one entity. Its key are 128 bits, a free one has FREE as its tail and the next free one as its head.
-SLOT_WORDS: Final = 8
+SLOT_WORDS: Final = np.int64(8)
 _KEY_HIGH: Final = 0
 _KEY_LOW: Final = 1
 _HEAD: Final = 2
@@ -84,7 +89,7 @@ _FREE: Final = -1
 _KIND_STEP: Final = 3
 
 # A chunk; number 0 stands for none.
-CHUNK_WORDS: Final = 13
+CHUNK_WORDS: Final = np.int64(13)
 _START: Final = 0
 _CAPACITY: Final = 1
 _LENGTH: Final = 2
@@ -105,8 +110,8 @@ _CORRECTED: Final = 10
 
 # A row of an event: time, amount, and cumulative within the chunk: sum, squares in 128 bits; of a card's also flags,
 # and the merchant's hash.
-CARD_EVENT_WORDS: Final = 7
-MERCHANT_EVENT_WORDS: Final = 5
+CARD_EVENT_WORDS: Final = np.int64(7)
+MERCHANT_EVENT_WORDS: Final = np.int64(5)
 _E_AMOUNT: Final = 1
 _E_SUM: Final = 2
 _E_HIGH: Final = 3
@@ -116,7 +121,7 @@ _E_OTHER: Final = 6
 
 # A row of a label: its transaction's time and identity, from when and until when it is what is known, its value, and
 # cumulative within the chunk: known, frauds.
-LABEL_WORDS: Final = 7
+LABEL_WORDS: Final = np.int64(7)
 _L_IDENTITY: Final = 1
 _L_KNOWN_AT: Final = 2
 _L_SUPERSEDED_AT: Final = 3
@@ -125,9 +130,9 @@ _L_KNOWN: Final = 5
 _L_FRAUDS: Final = 6
 
 # What an entry of the journal was copied from.
-_IN_SLOTS: Final = 0
-_IN_CHUNKS: Final = 1
-_IN_ITEMS: Final = 3
+_IN_SLOTS: Final = np.int64(0)
+_IN_CHUNKS: Final = np.int64(1)
+_IN_ITEMS: Final = np.int64(3)
 _NEW_SLOT: Final = 5
 JOURNAL_RESERVE: Final = 2 * LARGEST_CHUNK * CARD_EVENT_WORDS
 """Words of the journal that one row can need at most: half a chunk split, half a chunk moved, and records."""
@@ -161,6 +166,12 @@ def compiled(function: F) -> F:
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function))
 
 
+def inlined(function: F) -> F:
+    """The same, for small functions that are called for every row: the call would cost more than what they do."""
+    options = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False, "forceinline": True}
+    return cast(F, numba.njit(**options)(function))
+
+
 class State(NamedTuple):
     """All arrays of one partition's windows. Tables are rows of 64-bit words; ``*_dirty`` has a byte a page."""
 
@@ -192,14 +203,14 @@ def multiply(a: Any, b: Any) -> Any:
     return a_high * b_high + (middle >> _SHIFT_32) + (cross >> _SHIFT_32), (cross << _SHIFT_32) | (low & _MASK_32)
 
 
-@compiled
+@inlined
 def _plus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
     """128-bit sum; the words are signed here and everywhere in the tables, and count as unsigned."""
     low = a_low + b_low
     return a_high + b_high + (1 if np.uint64(low) < np.uint64(b_low) else 0), low
 
 
-@compiled
+@inlined
 def _minus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
     return a_high - b_high - (1 if np.uint64(a_low) < np.uint64(b_low) else 0), a_low - b_low
 
@@ -216,13 +227,13 @@ def _standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: An
     return float(np.sqrt(numerator) / count)
 
 
-@compiled
+@inlined
 def _mark(dirty: Any, start: Any, words: Any) -> None:
     for page in range(start >> _PAGE_SHIFT, ((start + words - 1) >> _PAGE_SHIFT) + 1):
         dirty[page] = 1
 
 
-@compiled
+@inlined
 def _save(state: State, source: Any, table: Any, dirty: Any, start: Any, words: Any) -> None:
     """Copy words that are about to be overwritten to the journal, and mark their pages."""
     if words <= 0:
@@ -238,7 +249,7 @@ def _save(state: State, source: Any, table: Any, dirty: Any, start: Any, words: 
     _mark(dirty, start, words)
 
 
-@compiled
+@inlined
 def _tables(state: State, kind: Any) -> Any:
     """(chunks, items, marks of the chunks' pages, marks of the items' pages) of one kind of timeline."""
     if kind == EVENTS:
@@ -246,7 +257,7 @@ def _tables(state: State, kind: Any) -> Any:
     return state.label_chunks, state.labels, state.label_chunks_dirty, state.labels_dirty
 
 
-@compiled
+@inlined
 def _find(state: State, high: Any, low: Any) -> Any:
     """(slot of a key or 0, its place in the index or the free one where it would go)."""
     mask = state.places.shape[0] - 1
@@ -260,7 +271,7 @@ def _find(state: State, high: Any, low: Any) -> Any:
         at = (at + 1) & mask
 
 
-@compiled
+@inlined
 def _enter(state: State, high: Any, low: Any) -> int:
     """Slot of a key, a new one where there is none yet; its record is in the journal."""
     slot, at = _find(state, high, low)
@@ -323,7 +334,7 @@ def fill_index(state: State) -> None:
             state.places[at] = slot
 
 
-@compiled
+@inlined
 def _has_room(state: State, kind: Any, words: Any) -> bool:
     """Whether one more row surely finds its chunks, its place in the arena and in the journal."""
     chunks, items, _, _ = _tables(state, kind)
@@ -401,10 +412,10 @@ def _next_capacity(held: Any) -> int:
     capacity, factor = SMALLEST_CHUNK, 4 if held < 256 else 16
     while capacity < LARGEST_CHUNK and capacity * capacity < factor * held:
         capacity <<= 1
-    return capacity
+    return int(capacity)
 
 
-@compiled
+@inlined
 def _opened(state: State, kind: Any, words: Any, chunk: Any, at: Any) -> Any:
     """Move the rows of a chunk with room from position ``at`` on up by one; returns (chunk, position)."""
     chunks, items, chunks_dirty, items_dirty = _tables(state, kind)
@@ -433,14 +444,14 @@ def _make_room(state: State, kind: Any, words: Any, slot: Any, chunk: Any, at: A
     if chunk == 0:
         chunk, at = slots[base + _HEAD], 0
         if chunk == 0:
-            chunk = _take_chunk(state, kind, words, slot, 0, SMALLEST_CHUNK, SMALLEST_CHUNK)
+            chunk = _take_chunk(state, kind, words, slot, _NONE, SMALLEST_CHUNK, SMALLEST_CHUNK)
     record = chunk * CHUNK_WORDS
     length, capacity = chunks[record + _LENGTH], chunks[record + _CAPACITY]
     # The last sixteenth is left for late ones, which would split the chunk otherwise.
     if at == length and length >= capacity - capacity // 16 and chunk == slots[base + _TAIL]:
         capacity = _next_capacity(slots[base + _HELD])
         chunk = _take_chunk(state, kind, words, slot, chunk, capacity, capacity // 4)
-        return _opened(state, kind, words, chunk, 0)
+        return _opened(state, kind, words, chunk, _NONE)
     if length == capacity:
         half = length // 2
         upper = _take_chunk(state, kind, words, slot, chunk, length, length)
@@ -480,7 +491,7 @@ def _refresh_runs(state: State, words: Any, chunk: Any, first: Any) -> None:
         events[runs + 2 * run + 1] = smallest
 
 
-@compiled
+@inlined
 def _extremes(state: State, words: Any, chunk: Any, first: Any, end: Any, largest: Any, smallest: Any) -> Any:
     """(largest, smallest) with the amounts at positions [first, end) of a chunk taken in.
 
@@ -537,7 +548,7 @@ def _share_events(state: State, words: Any, lower: Any, upper: Any) -> None:
         chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW] = events[last + _E_HIGH], events[last + _E_LOW]
         chunks[record + _FLAGS] = events[last + _E_FLAGS] if words > _E_FLAGS else np.int64(0)
     _refresh_runs(state, words, lower, chunks[low + _LENGTH] - 1)
-    _refresh_runs(state, words, upper, 0)
+    _refresh_runs(state, words, upper, _NONE)
 
 
 @compiled
@@ -609,12 +620,12 @@ def _insert_event(
         _refresh_runs(state, words, chunk, at)
     elif chunks[record + _CAPACITY] >= _LEAST_WITH_RUNS:
         run = (start + chunks[record + _CAPACITY]) * words + 2 * (at >> _RUN_SHIFT)
-        _save(state, _IN_ITEMS, events, state.events_dirty, run, 2)
+        _save(state, _IN_ITEMS, events, state.events_dirty, run, _RUN_WORDS)
         events[run] = max(events[run], amount)
         events[run + 1] = min(events[run + 1], amount)
 
 
-@compiled
+@inlined
 def _first_later(items: Any, words: Any, start: Any, length: Any, time_us: Any) -> int:
     """Position (within a chunk from row ``start`` on) of the first of ``length`` rows later than ``time_us``."""
     low, high = 0, length
@@ -627,7 +638,7 @@ def _first_later(items: Any, words: Any, start: Any, length: Any, time_us: Any) 
     return int(low)
 
 
-@compiled
+@inlined
 def _place(state: State, kind: Any, words: Any, slot: Any, time_us: Any) -> Any:
     """(chunk, position) behind the last row not later than ``time_us``; chunk 0: all are later, or there is none."""
     chunks, items, _, _ = _tables(state, kind)
@@ -704,7 +715,7 @@ def _window_features(
             high, low = _plus(high, low, chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW])
             flags += chunks[record + _FLAGS]
         else:
-            largest, smallest = _extremes(state, words, chunk, 0, looked, largest, smallest)
+            largest, smallest = _extremes(state, words, chunk, _NONE, looked, largest, smallest)
             sum_ += events[last + _E_SUM]
             high, low = _plus(high, low, events[last + _E_HIGH], events[last + _E_LOW])
             if words > _E_FLAGS:
@@ -780,7 +791,7 @@ def profile_cards(
         tail = _CARD_TAIL
         n: Any = min(np.int64(row[tail - _N_STATISTICS]), USUAL_EVENTS)
         row[tail : tail + 4] = np.nan
-        flag, seen = 0, 0
+        flag, seen = np.int64(0), 0
         if n > 0:
             last = chunks[chunk * CHUNK_WORDS + _START] + end - 1
             row[tail] = (time_us - events[last * words]) / US_PER_SECOND
@@ -807,7 +818,7 @@ def profile_cards(
             if scale > 0:
                 row[tail + 3] = (amount - median_2 / 2.0) / scale
             if n >= OUTLIER_MINIMUM_EVENTS and 2 * amount > OUTLIER_RATIO * median_2:
-                flag = 1
+                flag = np.int64(1)
         for w in range(1, _N_WINDOWS):
             row[tail + 3 + w] = flagged[w]
         row[tail + 7] = seen
@@ -1018,7 +1029,7 @@ def profile_merchants(
         row[tail + 2] = row[_N_STATISTICS] / (month / 30.0) if month > 0 else np.nan
         _label_features(state, slot, time_us, floor_us, row, tail + 3, found)
         if enters:
-            _insert_event(state, words, slot, chunk, end, time_us, amount, 0, 0)
+            _insert_event(state, words, slot, chunk, end, time_us, amount, _NONE, _NONE)
         meta[NEWEST] = max(meta[NEWEST], time_us)
     return int(keys.shape[0])
 

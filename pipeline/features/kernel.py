@@ -98,7 +98,7 @@ class CardWindows(_Windows):
     """Windows and cases of all cards of one partition."""
 
     def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(Tables(storage, CARD_EVENT_WORDS, labelled=False))
+        super().__init__(Tables(storage, int(CARD_EVENT_WORDS), labelled=False))
 
     def profile(
         self,
@@ -137,7 +137,7 @@ class MerchantWindows(_Windows):
     """Windows and known labels of all merchants of one partition of ``profiled``."""
 
     def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(Tables(storage, MERCHANT_EVENT_WORDS, labelled=True))
+        super().__init__(Tables(storage, int(MERCHANT_EVENT_WORDS), labelled=True))
 
     def profile(
         self,

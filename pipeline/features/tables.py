@@ -47,11 +47,11 @@ class Tables:
         self._storage: Storage = MemoryStorage() if storage is None else storage
         self._labelled = labelled
         self._words = {
-            "slots": (SLOT_WORDS, SLOTS_END),
-            "chunks": (CHUNK_WORDS, CHUNKS_END),
+            "slots": (int(SLOT_WORDS), SLOTS_END),
+            "chunks": (int(CHUNK_WORDS), CHUNKS_END),
             "events": (event_words, EVENTS_END),
-            "label_chunks": (CHUNK_WORDS, LABEL_CHUNKS_END),
-            "labels": (LABEL_WORDS, LABELS_END),
+            "label_chunks": (int(CHUNK_WORDS), LABEL_CHUNKS_END),
+            "labels": (int(LABEL_WORDS), LABELS_END),
         }
         if not labelled:
             self._words = {name: self._words[name] for name in ("slots", "chunks", "events")}

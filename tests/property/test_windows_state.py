@@ -314,3 +314,12 @@ def test_every_card_is_found_while_others_are_forgotten_around_it() -> None:
             windows.settle()
             contents(windows)
     assert size <= windows.entities < 1.5 * size
+
+
+@pytest.mark.parametrize(("beyond_us", "sequence"), [(-1, 2), (0, 1)])
+def test_a_case_that_began_37_days_ago_is_over_for_late_ones_too(beyond_us: int, sequence: int) -> None:
+    log = busy_card_log(0, 1).iloc[[0, 0, 0]].assign(card_id=["a", "b", "a"])
+    log["event_time_us"] = START_US + np.array([0, HORIZON_US + beyond_us, 1])
+    got, want = whole_profile(CardWindows(), log), card_cases(log)
+    assert got.case_sequence.tolist() == want["case_sequence"].tolist() == [1, 1, sequence]
+    assert got.case_start_us.tolist() == want["case_start_us"].tolist()
