@@ -1,6 +1,5 @@
 """Records set aside: what an agent could not process, kept on ``models``, and passed over by every reading after."""
 
-import logging
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -8,13 +7,11 @@ import msgspec
 
 from agents.models import CONTROL
 from pipeline.engine.results import Result
-from pipeline.kafka.follower import TopicFollower
+from pipeline.kafka.clients import read_batches
 from pipeline.settings import Settings
 from schemas.messages import SetAside
 from schemas.records import Output, Record
 from schemas.topics import MODELS
-
-log = logging.getLogger(__name__)
 
 _decode = msgspec.json.Decoder(SetAside).decode
 _encode = msgspec.json.Encoder().encode
@@ -26,18 +23,19 @@ class SetAsides:
 
     def __init__(self, bootstrap: str, settings: Settings, agent: str) -> None:
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
-        self._follower: TopicFollower | None = None
         self._places: set[tuple[str, int, int]] = set()
+        self._next: dict[int, int] = {}
 
     def refresh(self) -> None:
-        """Take in what was set aside so far, by whomever: to be called before a fold."""
-        if self._follower is None:
-            self._follower = TopicFollower(self._bootstrap, self._settings, MODELS).start()
-        for record in self._follower.read_to_end():
-            if record.key is not None and record.value is not None and record.key.startswith(CONTROL):
-                item = _decode(record.value)
-                if item.agent == self._agent:
-                    self._places.add((self._settings.topic(item.topic), item.partition, item.offset))
+        """Take in all that was set aside before this call, by whomever: to be called before a fold."""
+        name = self._settings.topic(MODELS.name)
+        for records in read_batches(self._bootstrap, name, settings=self._settings, start=self._next):
+            for record in records:
+                self._next[record.partition] = record.offset + 1
+                if record.key is not None and record.value is not None and record.key.startswith(CONTROL):
+                    item = _decode(record.value)
+                    if item.agent == self._agent:
+                        self._places.add((self._settings.topic(item.topic), item.partition, item.offset))
 
     def without(self, records: Sequence[Record]) -> Sequence[Record]:
         """``records`` but for those that are set aside."""
@@ -70,8 +68,3 @@ class SetAsides:
         result.counts["set_aside", topic] += 1
         self._places.add((record.topic, record.partition, record.offset))
         return result
-
-    def close(self) -> None:
-        """Stop following."""
-        if self._follower is not None:
-            self._follower.close()

@@ -41,12 +41,15 @@ class LearnPartitions:
         self._held: LearnPartition | None = None
         self._published_s = 0.0
 
+    def assigning(self) -> None:
+        """Learn what was set aside, by whoever held the partition before."""
+        self._environment.set_asides.refresh()
+
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored:
         """Start from the published version: the fold is of the committed examples that it does not have."""
         del partition
         self._held = None
         self._started_s = time.monotonic()
-        self._environment.set_asides.refresh()
         self._environment.health.state(LEARN.name, "restoring")
         held = self._of()
         return Restored(dict.fromkeys(committed, held.next_offset), 0)

@@ -6,6 +6,7 @@ and ``0013-undo.md`` say why each step is as it is.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,6 +24,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import PASSING_ERRORS, consumer_config, record_of
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
 from pipeline.kafka.transactions import Aborted, SessionError, Stopped, Transactions, Unknown
@@ -36,6 +38,9 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S: Final = 10.0
 SHORT_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.2
+LAST_WAIT_S: Final = 4.0
+"""Longest wait for a broker once the worker ends: what was not committed is read again."""
+UNSTABLE: Final = frozenset({KafkaError.UNSTABLE_OFFSET_COMMIT})
 
 
 class KafkaCallFailed(RuntimeError):
@@ -57,6 +62,9 @@ class Restored(NamedTuple):
 
 class PartitionHandler(Protocol):
     """What owns the state of an agent's partitions."""
+
+    def assigning(self) -> None:
+        """Partitions have come, and are about to be restored."""
 
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
         """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing."""
@@ -134,6 +142,7 @@ class Session:
         self._names = {settings.topic(topic.name): topic for topic in topics}
         self._bootstrap, self._tell_waiting = bootstrap, waiting
         self._stopping = threading.Event()
+        self._stopped_s = math.inf
         self._classic = group_protocol == "classic"
         group = settings.topic(agent)
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
@@ -266,14 +275,22 @@ class Session:
         return lags
 
     def stop(self) -> None:
-        """No longer repeat calls that fail; may be called from another thread."""
+        """No longer repeat calls that fail, nor wait for long; may be called from another thread."""
+        self._stopped_s = min(self._stopped_s, time.monotonic())
         self._stopping.set()
 
     def close(self) -> None:
         """Leave the group. An unfinished transaction is aborted by the broker, or by this id's next holder."""
         self._stopping.set()
         self._transactions.close()
-        self._consumer.close()
+        caller = Caller(self.agent, lambda: None)
+        try:
+            caller.call("leaving the group", self._consumer.close, LAST_WAIT_S)
+        except Hung as error:
+            # The group learns of it when the session times out.
+            log.warning("%s", error)
+        finally:
+            caller.end()
 
     # --- Reading -----------------------------------------------------------------------------------------------
 
@@ -314,15 +331,20 @@ class Session:
 
     def _committed(self, places: Collection[Place]) -> dict[Place, int]:
         """Committed offsets, 0 where there is none."""
-        asked = [TopicPartition(*place) for place in places]
-        found = self._patiently("committed offsets", lambda: self._consumer.committed(asked, REQUEST_TIMEOUT_S))
-        for partition in found:
-            if partition.error is not None:
-                raise SessionError(f"agent {self.agent}: committed offsets: {partition.error.str()}")
-        return {
-            (partition.topic, partition.partition): 0 if partition.offset == OFFSET_INVALID else partition.offset
-            for partition in found
-        }
+
+        def ask() -> dict[Place, int]:
+            found = self._consumer.committed([TopicPartition(*place) for place in places], REQUEST_TIMEOUT_S)
+            for partition in found:
+                if partition.error is not None:
+                    # For one, that the last holder's transaction has not ended yet: it will, by its time limit.
+                    raise KafkaException(partition.error)
+            return {
+                (partition.topic, partition.partition): 0 if partition.offset == OFFSET_INVALID else partition.offset
+                for partition in found
+            }
+
+        committed: dict[Place, int] = self._patiently("committed offsets", ask)
+        return committed
 
     def _patiently(self, what: str, call: Callable[[], Any]) -> Any:
         """Repeat ``call`` for as long as its error may pass; `Stopped` once the worker ends."""
@@ -331,7 +353,7 @@ class Session:
                 return call()
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
-                if cause.code() not in PASSING_ERRORS and not cause.retriable():
+                if cause.code() not in PASSING_ERRORS | UNSTABLE and not cause.retriable():
                     raise
                 if self._stopping.is_set():
                     raise Stopped(f"agent {self.agent}: {what}: {cause.str()}") from error
@@ -341,6 +363,8 @@ class Session:
 
     def _waiting(self) -> None:
         self._tell_waiting()
+        if time.monotonic() - self._stopped_s > LAST_WAIT_S:
+            raise Stopped(f"agent {self.agent}: the worker ends while it waits for a broker")
 
     # --- Partitions that come and go ---------------------------------------------------------------------------
 
@@ -349,6 +373,8 @@ class Session:
         self._assigned.update(places)
         numbers = {number for _, number in places}
         whole = sorted(n for n in numbers if all((topic, n) in self._assigned for topic in self._names))
+        if whole:
+            self._handler.assigning()
         offsets: dict[Place, int] = {}
         for number in whole:
             offsets |= self._restore(number)

@@ -30,6 +30,9 @@ class Numbers:
         self.pending: dict[int, list[bytes]] = {}
         self.folded: list[list[bytes]] = []
 
+    def assigning(self) -> None:
+        """Nothing to prepare."""
+
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
         self.settled[partition] = []
         return None
