@@ -107,12 +107,16 @@ class Fleet:
             worker.process.send_signal(signal.SIGCONT)
             worker.paused_s = time.monotonic()
 
-    def terminate(self, name: str, *, twice: bool = False) -> float:
-        """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept."""
+    def terminate(self, name: str, *, twice: bool = False, told: bool = False) -> float:
+        """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept.
+
+        ``told``: the first SIGTERM was sent before.
+        """
         worker = self.workers.pop(name)
         worker.process.send_signal(signal.SIGCONT)
         started_s = time.monotonic()
-        worker.process.terminate()
+        if not told:
+            worker.process.terminate()
         limit_s = AT_ONCE_S if twice else EXIT_S
         if twice:
             time.sleep(0.2)
@@ -153,7 +157,7 @@ class Fleet:
             worker.process.send_signal(signal.SIGCONT)
             worker.process.terminate()
         for name in list(self.workers):
-            self.terminate(name)
+            self.terminate(name, told=True)
 
     def end(self) -> None:
         """Leave nothing behind."""
