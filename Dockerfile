@@ -35,7 +35,7 @@ WORKDIR /data
 VOLUME ["/data", "/registry"]
 EXPOSE 9464
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"FRAUD_PIPELINE_METRICS_PORT\"]}/metrics', timeout=4).read()"]
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"FRAUD_PIPELINE_METRICS_PORT\"]}/livez', timeout=4).read()"]
 # SIGTERM lets a worker finish or abort its batch and leave its group.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["fraud-pipeline"]

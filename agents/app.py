@@ -20,20 +20,33 @@ from mode.supervisors import ForfeitOneForOneSupervisor
 
 from agents import card, feedback, learn, score
 from agents.channel import BatchChannel
+from agents.control import SetAsides
+from agents.keeper import Identity, Keeper
 from agents.models import ModelWatch
 from agents.online import OnlineModels
+from agents.partitions import Environment
 from agents.runtime import AgentSource, Partitions
+from agents.stopping import PipelineWorker
 from agents.topology import AGENTS, AgentSpec, UnknownAgent
 from pipeline.broker import provide_broker
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelBoard
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
-from pipeline.kafka.admin import ensure_topics
+from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
+from pipeline.health import Health
+from pipeline.kafka.admin import ensure_topics, partition_count
+from pipeline.kafka.clients import GroupProtocol, admin_client
+from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
 from pipeline.kafka.follower import TopicFollower
+from pipeline.kafka.startup import check_start
+from pipeline.kafka.watch import BrokerWatch
 from pipeline.metrics import WorkerMetrics
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
+from pipeline.state.place import StatePlace
+from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
+from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
 from schemas.topics import MODELS
 
@@ -96,10 +109,16 @@ class WorkerContext:
         self._settings = settings
         self._stack = ExitStack()
         self._channels: list[BatchChannel] = []
-        self.metrics = WorkerMetrics(settings.metrics_host, settings.metrics_port)
+        self.health = Health(settings.agent_names, settings.liveness_timeout_s)
+        self.metrics = WorkerMetrics(settings.metrics_host, settings.metrics_port, self.health)
         self.bootstrap = ""
         self.check_broker: Callable[[], None] = lambda: None
         self._rates: RateTable
+        self._identities: Identities
+        self._group_protocol: GroupProtocol = "consumer"
+        self._places: dict[str, Path] = {}
+        self._store_memory: StoreMemory
+        self._repository: SnapshotRepository | None = None
         self._connecting = threading.Lock()
 
     def connect(self) -> None:
@@ -109,6 +128,16 @@ class WorkerContext:
                 return
             settings = self._settings
             self._rates = load_rates(settings)  # an unfit table is told here, not by an agent that fails
+            for name in settings.agent_names:
+                place = self._stack.enter_context(
+                    StatePlace(settings.data_dir, settings.topic(settings.instance), name)
+                )
+                self._places[name] = place.directory
+            self._store_memory = StoreMemory(settings.store_memory_mb * 1024 * 1024)
+            if (address := settings.snapshot_address) is not None:
+                self._repository = SnapshotRepository(
+                    address, kept=settings.snapshots_kept, on_refused=self._snapshot_refused
+                )
             broker = self._stack.enter_context(provide_broker(settings))
             for state in ensure_topics(broker.bootstrap_servers, settings):
                 log.log(
@@ -119,50 +148,93 @@ class WorkerContext:
                     state.partitions,
                     "".join(f"; {warning}" for warning in state.warnings),
                 )
+            roles = [AGENTS[name] for name in settings.agent_names]
+            for warning in check_start(broker.bootstrap_servers, settings, roles):
+                log.warning("%s", warning)
+            client = admin_client(broker.bootstrap_servers, settings=settings)
+            topics = {settings.topic(topic.name) for role in roles for topic in role.reads}
+            self._identities = topic_identities(client, sorted(topics))
+            self._group_protocol = group_protocol(client, settings)
             port = self.metrics.start()
             self._stack.callback(self.metrics.stop)
+            self._stack.enter_context(BrokerWatch(broker.bootstrap_servers, settings, self.health))
             self.check_broker = broker.check
             self.bootstrap = broker.bootstrap_servers
             log.info("agents %s on %s, metrics on %s:%d", settings.agents, self.bootstrap, settings.metrics_host, port)
 
-    def partitions(self, spec: AgentSpec) -> Partitions:
+    def partitions(self, spec: AgentSpec, set_asides: SetAsides) -> Partitions:
         """The state and core call of an agent."""
         settings = self._settings
+        environment = self._environment(spec, set_asides)
         match spec.name:
             case "card":
                 return card.CardPartitions(
+                    environment,
                     CardOptions(
                         rates=self._rates,
                         future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
                         dedup_horizon_us=round(settings.dedup_horizon_days * US_PER_DAY),
                         label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
+                        partitions=settings.card_partitions,
                         topic_prefix=settings.topic_prefix,
-                    )
+                    ),
                 )
             case "score":
-                return score.ScorePartitions(settings.base_currency, self._watch())
+                return score.ScorePartitions(environment, settings.base_currency, self._watch())
             case "feedback":
                 options = FeedbackOptions(
                     future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
                     label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
                     maturity_us=round(settings.maturity_days * US_PER_DAY),
                     negative_sample_rate=settings.negative_sample_rate,
+                    partitions=settings.card_partitions,
+                    topic_prefix=settings.topic_prefix,
                 )
-                directory = Path(settings.data_dir) / "served" / settings.topic(settings.instance)
-                return feedback.FeedbackPartitions(options, directory, settings.topic_prefix)
+                return feedback.FeedbackPartitions(environment, options)
             case _:
                 online = OnlineModels(settings)
                 return learn.LearnPartitions(
-                    online.learner, online.keep, self._watch(), settings.river_publish_interval_s
+                    environment, online.learner, online.keep, self._watch(), settings.river_publish_interval_s
                 )
+
+    def _environment(self, spec: AgentSpec, set_asides: SetAsides) -> Environment:
+        settings, identities = self._settings, self._identities
+        keeper = None
+        if self._repository is not None and spec.name != "learn":
+            identity = Identity(
+                cluster_id=identities.cluster_id,
+                topic_ids={topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in spec.reads},
+                partition_count=partition_count(spec.reads[0], settings),
+                kernel=f"{KERNEL_VERSION}.{LAYOUT}",
+            )
+            keeper = Keeper(self._repository, spec.name, identity, settings, self.metrics)
+        return Environment(
+            agent=spec.name,
+            topic_prefix=settings.topic_prefix,
+            directory=self._places[spec.name],
+            store_memory=self._store_memory,
+            set_asides=set_asides,
+            keeper=keeper,
+            metrics=self.metrics,
+            health=self.health,
+        )
 
     def channel(self, app: FraudApp, spec: AgentSpec) -> BatchChannel:
         """The channel of an agent; its source is made when the agent first asks for a batch."""
 
         def source() -> AgentSource:
             self.connect()
+            set_asides = SetAsides(self.bootstrap, self._settings, spec.name)
             return AgentSource(
-                spec, self.bootstrap, self._settings, self.metrics, self.partitions(spec), self.check_broker
+                spec,
+                self.bootstrap,
+                self._settings,
+                self.metrics,
+                self.health,
+                self.partitions(spec, set_asides),
+                set_asides,
+                self.check_broker,
+                self._group_protocol,
             )
 
         channel = BatchChannel(app, source, spec.name)
@@ -178,6 +250,11 @@ class WorkerContext:
         for channel, error in zip(self._channels, closed, strict=True):
             if error is not None:
                 log.error("agent %s did not close cleanly: %s", channel.name, error)
+
+    def _snapshot_refused(self, refused: Refused) -> None:
+        tell_refused(refused)
+        group = refused.name.removeprefix(f"{self._settings.snapshot_address}/").partition("/")[0]
+        self.metrics.snapshot_refused(group.removeprefix(self._settings.topic_prefix), refused.reason)
 
     def disconnect(self) -> None:
         """Let go of metrics and broker."""
@@ -225,7 +302,9 @@ def run_worker(settings: Settings, log_level: str = "info") -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     app = create_app(settings)
     app.connect()
-    faust.Worker(app, loglevel=log_level.upper(), quiet=True).execute_from_commandline()
+    PipelineWorker(
+        app, shutdown_timeout_s=settings.shutdown_timeout_s, loglevel=log_level.upper(), quiet=True
+    ).execute_from_commandline()
 
 
 def __getattr__(name: str) -> Any:

@@ -6,57 +6,36 @@ from datetime import datetime
 import faust
 
 from agents.channel import BatchChannel
+from agents.partitions import Environment, KernelPartitions, Place
 from agents.runtime import by_partition, merged
 from agents.topology import CARD
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.results import Result
+from pipeline.engine.state import LoadedState
 from pipeline.kafka.session import Batch
 from schemas.records import Record
 
 
-class CardPartitions:
+class CardPartitions(KernelPartitions[CardPartition]):
     """The card kernel of every partition that this worker holds."""
 
-    def __init__(self, options: CardOptions) -> None:
+    def __init__(self, environment: Environment, options: CardOptions) -> None:
+        super().__init__(environment)
         self._options = options
-        self._transactions = options.topic_prefix + CARD.reads[0].name
-        self._held: dict[int, CardPartition] = {}
 
-    def restore(self, partition: int, records: Sequence[Record]) -> None:
-        """Fold committed records; nothing is written."""
-        transactions, labels = self._split(records)
-        self._of(partition).process(transactions, labels, None)
+    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> CardPartition:
+        """The card kernel of one partition."""
+        del partition
+        return CardPartition(self._options, place.storage, place.store, loaded)
 
-    def forget(self, partition: int) -> None:
-        """Drop a partition's state."""
-        self._held.pop(partition, None)
-
-    def ready(self) -> bool:
-        """Nothing to wait for."""
-        return True
-
-    def due(self) -> bool:
-        """Nothing is written without input."""
-        return False
+    def fold_into(self, state: CardPartition, records: Sequence[Record]) -> None:
+        """Let committed records enter the state."""
+        state.process(records, None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Profile a batch."""
-        results = []
-        for partition, part in by_partition(records).items():
-            transactions, labels = self._split(part)
-            results.append(self._of(partition).process(transactions, labels, now))
-        return merged(results)
-
-    def close(self) -> None:
-        """Release the state."""
-        self._held.clear()
-
-    def _of(self, partition: int) -> CardPartition:
-        return self._held.setdefault(partition, CardPartition(self._options))
-
-    def _split(self, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-        transactions = [record for record in records if record.topic == self._transactions]
-        return transactions, [record for record in records if record.topic != self._transactions]
+        parts = by_partition(records)
+        return merged(self._held[partition].process(part, now) for partition, part in parts.items())
 
 
 def create(app: faust.App, channel: BatchChannel) -> None:

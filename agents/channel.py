@@ -14,6 +14,7 @@ import faust
 from faust.types import AppT
 
 from pipeline.kafka.session import Batch
+from pipeline.kafka.transactions import Stopped
 
 T = TypeVar("T")
 
@@ -85,9 +86,15 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
         The agent must not end by itself: Faust would take that for a crash and start it again.
         """
         if not self._closing:
-            result = await self._call(function, *args)
-            if not self._closing:
-                return result
+            try:
+                result = await self._call(function, *args)
+            except Stopped:
+                # What it waited for will not come any more; nothing of the batch is committed.
+                if not self._closing:
+                    raise
+            else:
+                if not self._closing:
+                    return result
         waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         return await waiting
 

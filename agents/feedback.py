@@ -1,71 +1,43 @@
-"""The feedback agent: decisions and labels in, examples out."""
+"""The feedback agent: labels and decisions in, examples out."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from pathlib import Path
 
 import faust
 
 from agents.channel import BatchChannel
+from agents.partitions import Environment, KernelPartitions, Place
 from agents.runtime import by_partition, merged
 from agents.topology import FEEDBACK
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.results import Result
+from pipeline.engine.state import LoadedState
 from pipeline.kafka.session import Batch
-from pipeline.served import DiskServedStore
 from schemas.records import Record
 
 
-class FeedbackPartitions:
-    """The feedback kernel of every partition that this worker holds, each with its store on disk."""
+class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
+    """The feedback kernel of every partition that this worker holds."""
 
-    def __init__(self, options: FeedbackOptions, directory: Path, topic_prefix: str) -> None:
-        self._options, self._directory = options, directory
-        self._labels = topic_prefix + FEEDBACK.reads[0].name
-        self._held: dict[int, tuple[FeedbackPartition, DiskServedStore]] = {}
+    uses_storage = False
 
-    def restore(self, partition: int, records: Sequence[Record]) -> None:
-        """Fold committed records; nothing is written."""
-        decisions, labels = self._split(records)
-        self._of(partition).process(decisions, labels, emit=False)
+    def __init__(self, environment: Environment, options: FeedbackOptions) -> None:
+        super().__init__(environment)
+        self._options = options
 
-    def forget(self, partition: int) -> None:
-        """Drop a partition's state and its store."""
-        held = self._held.pop(partition, None)
-        if held is not None:
-            held[1].close()
+    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> FeedbackPartition:
+        """The feedback kernel of one partition."""
+        del partition
+        return FeedbackPartition(self._options, place.store, loaded)
 
-    def ready(self) -> bool:
-        """Nothing to wait for."""
-        return True
-
-    def due(self) -> bool:
-        """Nothing is written without input."""
-        return False
+    def fold_into(self, state: FeedbackPartition, records: Sequence[Record]) -> None:
+        """Let committed records enter the state; nothing is written."""
+        state.process(records, None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Join a batch."""
-        del now
-        results = []
-        for partition, part in by_partition(records).items():
-            decisions, labels = self._split(part)
-            results.append(self._of(partition).process(decisions, labels))
-        return merged(results)
-
-    def close(self) -> None:
-        """Release the state."""
-        for partition in list(self._held):
-            self.forget(partition)
-
-    def _of(self, partition: int) -> FeedbackPartition:
-        if partition not in self._held:
-            store = DiskServedStore(self._directory / str(partition))
-            self._held[partition] = (FeedbackPartition(self._options, store), store)
-        return self._held[partition][0]
-
-    def _split(self, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-        decisions = [record for record in records if record.topic != self._labels]
-        return decisions, [record for record in records if record.topic == self._labels]
+        parts = by_partition(records)
+        return merged(self._held[partition].process(part, now) for partition, part in parts.items())
 
 
 def create(app: faust.App, channel: BatchChannel) -> None:

@@ -1,17 +1,18 @@
 """The learn agent: examples in, versions of the online model out."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 import faust
 
 from agents.channel import BatchChannel
 from agents.models import ModelWatch
+from agents.partitions import Environment
 from agents.topology import LEARN
 from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.engine.results import Result
-from pipeline.kafka.session import Batch
+from pipeline.kafka.session import Batch, Restored, Session
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.records import Record
 
@@ -25,23 +26,67 @@ class LearnPartitions:
     """The learner (``examples`` is one log, so there is one) and when it publishes."""
 
     def __init__(
-        self, new_learner: NewLearner, keep_state: KeepState, models: ModelWatch, publish_interval_s: float
+        self,
+        environment: Environment,
+        new_learner: NewLearner,
+        keep_state: KeepState,
+        models: ModelWatch,
+        publish_interval_s: float,
     ) -> None:
+        self._environment = environment
+        self._started_s = 0.0
         self._new_learner, self._keep_state = new_learner, keep_state
         self._models, self._interval_s = models, publish_interval_s
         self._lightgbm = ""
         self._held: LearnPartition | None = None
         self._published_s = 0.0
 
-    def restore(self, partition: int, records: Sequence[Record]) -> None:
-        """Fold the committed examples that the published version does not have."""
+    def assigning(self) -> None:
+        """Learn what was set aside, by whoever held the partition before."""
+        self._environment.set_asides.refresh()
+
+    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored:
+        """Start from the published version: the fold is of the committed examples that it does not have."""
         del partition
-        self._of().learn(records)
+        self._held = None
+        self._started_s = time.monotonic()
+        self._environment.health.state(LEARN.name, "restoring")
+        held = self._of()
+        return Restored(dict.fromkeys(committed, held.next_offset), 0)
+
+    def fold(self, partition: int, records: Sequence[Record]) -> None:
+        """Learn one batch, silently."""
+        del partition
+        self._environment.health.working(LEARN.name)
+        held = self._of()
+        held.learn(self._environment.set_asides.without(records))
+        held.settle()
+
+    def restored(self, partition: int, records: int) -> None:
+        """Tell how the restore went."""
+        self._environment.metrics.state_restored(
+            LEARN.name, partition, source="log", seconds=time.monotonic() - self._started_s, records=records
+        )
+
+    def settle(self, partitions: Collection[int]) -> None:
+        """The last batch is committed, one of no records included."""
+        del partitions
+        if self._held is not None:
+            self._held.settle()
+
+    def undo(self, partitions: Collection[int]) -> None:
+        """Take the last batch back, one of no records included."""
+        del partitions
+        if self._held is not None:
+            self._held.undo()
+
+    def save(self, session: Session, *, at_end: bool = False) -> None:
+        """Nothing: the published versions are the snapshots."""
 
     def forget(self, partition: int) -> None:
         """Drop the learner."""
-        del partition
         self._held = None
+        self._environment.metrics.forget_state(LEARN.name, partition)
 
     def ready(self) -> bool:
         """Take in a new LightGBM version: learning starts anew on it. False while there is none."""

@@ -13,6 +13,9 @@ from schemas.records import Record
 
 log = logging.getLogger(__name__)
 
+CONTROL = b"control/"
+"""What keys begin with that are no model's: records set aside."""
+
 _decode = msgspec.json.Decoder(ModelVersion).decode
 
 
@@ -33,7 +36,7 @@ class ModelWatch:
             records = self._follower.poll(0)
         by_name: dict[bytes | None, list[Record]] = {}
         for record in records:
-            if record.value is not None:
+            if record.value is not None and not (record.key or b"").startswith(CONTROL):
                 by_name.setdefault(record.key, []).append(record)
         for versions in by_name.values():
             # Only the newest that may be used matters; the topic may hold many that compaction has not removed yet.

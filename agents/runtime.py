@@ -5,13 +5,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from functools import partial
+from typing import Final, Protocol
 
 from agents.channel import BatchSource
+from agents.control import SetAsides
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
-from pipeline.kafka.session import Aborted, Batch, PartitionHandler, Session
+from pipeline.engine.score import KernelMismatch
+from pipeline.health import Health
+from pipeline.kafka.session import Batch, PartitionHandler, Session
+from pipeline.kafka.transactions import Aborted, SessionError
 from pipeline.metrics import WorkerMetrics
+from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.records import Record
 
@@ -19,6 +25,13 @@ log = logging.getLogger(__name__)
 
 POLL_TIMEOUT_S = 0.1
 LAG_INTERVAL_S = 1.0
+RETRY_PAUSE_S: Final = 0.5
+NOT_THE_RECORD: Final = (KernelMismatch, ModelError, OSError, MemoryError, SessionError)
+"""Errors that no record is to blame for: setting records aside would lose all of them, one by one."""
+
+
+class TooManyFailures(RuntimeError):
+    """So many records failed that the fault must lie elsewhere; the text says what to do."""
 
 
 class Partitions(PartitionHandler, Protocol):
@@ -33,6 +46,9 @@ class Partitions(PartitionHandler, Protocol):
     def due(self) -> bool:
         """Whether ``process`` has something to write without new records."""
 
+    def save(self, session: Session, *, at_end: bool = False) -> None:
+        """Keep the settled state of partitions whose turn it is, or of all ``at_end``."""
+
     def close(self) -> None:
         """Release what the state holds."""
 
@@ -46,19 +62,37 @@ class AgentSource(BatchSource):
         bootstrap: str,
         settings: Settings,
         metrics: WorkerMetrics,
+        health: Health,
         partitions: Partitions,
+        set_asides: SetAsides,
         check_broker: Callable[[], None],
+        group_protocol: str = "consumer",
     ) -> None:
-        self._agent, self._metrics, self._partitions = spec.name, metrics, partitions
-        self._session = Session(bootstrap, settings, spec.name, spec.reads, partitions)
+        self._agent, self._metrics, self._health, self._partitions = spec.name, metrics, health, partitions
+        self._settings, self._set_asides = settings, set_asides
+        self._session = Session(
+            bootstrap,
+            settings,
+            spec.name,
+            spec.reads,
+            partitions,
+            waiting=lambda: health.working(spec.name),
+            renewed=lambda: metrics.producer_renewed(spec.name),
+            group_protocol=group_protocol,
+        )
         self._check_broker = check_broker
         self._joined = False
+        self._whole = True
         self._lag_told_s = 0.0
         self._lags: set[tuple[str, int]] = set()
+        self._failures: Counter[tuple[str, int, int]] = Counter()
+        self._set_aside_count = 0
 
     def poll(self) -> Batch | None:
         """The next batch; joins the group once the agent is ready to work."""
+        self._health.working(self._agent)
         if not self._partitions.ready():
+            self._health.state(self._agent, "waiting for a model")
             time.sleep(POLL_TIMEOUT_S)  # on the agent's own thread; readiness comes from a topic read without waiting
             return None
         if not self._joined:
@@ -67,7 +101,9 @@ class AgentSource(BatchSource):
             log.info("%s: joined", self._agent)
         with self._metrics.stage(self._agent, "poll"):
             batch = self._session.poll(POLL_TIMEOUT_S)
+        self._health.state(self._agent, "running")
         self._look_around()
+        self._partitions.save(self._session)
         if batch is None and self._partitions.due():
             return self._session.empty_batch()
         return batch
@@ -75,30 +111,89 @@ class AgentSource(BatchSource):
     def work(self, batch: Batch) -> None:
         """One batch: the core call, then outputs and offsets in one commit."""
         try:
-            with self._metrics.stage(self._agent, "process"):
-                result = self._partitions.process(batch.records, datetime.now(UTC))
-        except Exception as error:
-            error.add_note(f"agent {self._agent}: nothing is committed of its batch, {_spans(batch.records)}")
-            raise
-        try:
-            with self._metrics.stage(self._agent, "commit"):
-                self._session.commit(batch, result.outputs)
+            self._work(batch)
         except Aborted as reason:
             log.warning("%s: %d records will be processed again: %s", self._agent, len(batch.records), reason)
             self._metrics.transaction_aborted(self._agent)
-            return
-        self._count(batch, result)
+        except BaseException:
+            # The state may hold a part of the batch: it must not be kept.
+            self._whole = False
+            raise
 
     def stop(self) -> None:
         """Let a commit that the broker does not answer fail, instead of being tried again."""
         self._session.stop()
 
     def close(self) -> None:
-        """Leave the group and release the state."""
+        """Keep the state, leave the group and release the state."""
+        self._health.state(self._agent, "stopping")
         try:
-            self._session.close()
+            if self._whole:
+                self._partitions.save(self._session, at_end=True)
         finally:
-            self._partitions.close()
+            try:
+                self._session.close()
+            finally:
+                self._partitions.close()
+
+    def _work(self, batch: Batch) -> None:
+        """Process and commit; what fails is narrowed down to the record that it fails for.
+
+        Raises ``Aborted`` where nothing from some record on is committed: the caller reads those again.
+        """
+        self._health.working(self._agent)
+        try:
+            with self._metrics.stage(self._agent, "process"):
+                result = self._partitions.process(batch.records, datetime.now(UTC))
+        except NOT_THE_RECORD as error:
+            error.add_note(f"agent {self._agent}: nothing is committed of its batch, {_spans(batch.records)}")
+            raise
+        except Exception as error:
+            self._partitions.undo(batch.partitions)
+            if not batch.records:
+                raise
+            if len(batch.records) == 1:
+                self._fail(batch, error)
+                return
+            first, second = batch.halves()
+            try:
+                self._work(first)
+            except Aborted:
+                self._session.rewind(second)
+                raise
+            self._work(second)
+            return
+        self._commit(batch, result)
+
+    def _commit(self, batch: Batch, result: Result) -> None:
+        with self._metrics.stage(self._agent, "commit"):
+            self._session.commit(batch, result.outputs)
+        self._count(batch, result)
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        """One record fails: nothing of it is committed; after as many failures as the settings say it is set aside."""
+        (record,) = batch.records
+        place = (record.topic, record.partition, record.offset)
+        self._failures[place] += 1
+        times, most = self._failures[place], self._settings.set_aside_after
+        log.critical(
+            "%s: %s partition %d offset %d fails (%d of %d times); nothing of it is committed",
+            self._agent, *place, times, most, exc_info=error,
+        )  # fmt: skip
+        if times < most:
+            self._session.rewind(batch)
+            time.sleep(RETRY_PAUSE_S)  # on the agent's own thread, which has nothing else to do
+            raise Aborted(f"{record.topic} partition {record.partition} offset {record.offset} fails: {error}")
+        if self._set_aside_count >= self._settings.set_aside_limit:
+            raise TooManyFailures(
+                f"agent {self._agent}: {self._set_aside_count} records were set aside since the start, and "
+                f"{record.topic} partition {record.partition} offset {record.offset} fails too: the fault is hardly "
+                "theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
+            ) from error
+        self._set_aside_count += 1
+        log.error("%s: %s partition %d offset %d is set aside", self._agent, *place)
+        self._commit(batch, self._set_asides.add(record, error, datetime.now(UTC)))
+        del self._failures[place]
 
     def _count(self, batch: Batch, result: Result) -> None:
         metrics, agent = self._metrics, self._agent
@@ -115,8 +210,12 @@ class AgentSource(BatchSource):
         metrics.lessons(by_kind.get("lesson", {}))
         for code, count in by_kind.get("dead_letter", {}).items():
             metrics.dead_letters(agent, code, count)
+        for topic, count in by_kind.get("rerouted", {}).items():
+            metrics.rerouted(topic, count)
+        for topic, count in by_kind.get("set_aside", {}).items():
+            metrics.set_aside(agent, topic, count)
         if duplicates := by_kind.get("duplicate"):
-            metrics.duplicates(sum(duplicates.values()))
+            (metrics.duplicates if agent == "card" else partial(metrics.repeats, agent))(sum(duplicates.values()))
         if result.latencies_s:
             metrics.decision_latency_seconds(result.latencies_s)
 

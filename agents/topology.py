@@ -22,6 +22,8 @@ from schemas.topics import (
     LABELS,
     MODELS,
     PROFILED,
+    PROGRESS,
+    REROUTED,
     TRANSACTIONS,
     Topic,
 )
@@ -35,15 +37,16 @@ class AgentSpec:
     reads: tuple[Topic, ...]
     kernel: str
     writes: tuple[Topic, ...]
+    """Besides these, an agent that sets a record aside says so on ``models`` and ``dead-letters``."""
     follows: tuple[Topic, ...] = ()
     """Topics that every worker reads whole, outside the consumer group."""
 
 
 CARD: Final = AgentSpec(
     name="card",
-    reads=(TRANSACTIONS, LABELS),
-    kernel="pipeline.engine.card.CardPartition: validate, windows per card, let labels follow",
-    writes=(PROFILED, DEAD_LETTERS),
+    reads=(TRANSACTIONS, REROUTED, LABELS),
+    kernel="pipeline.engine.card.CardPartition: validate, place, windows per card, let labels follow",
+    writes=(PROFILED, REROUTED, DEAD_LETTERS, PROGRESS),
 )
 SCORE: Final = AgentSpec(
     name="score",
@@ -54,10 +57,10 @@ SCORE: Final = AgentSpec(
 )
 FEEDBACK: Final = AgentSpec(
     name="feedback",
-    # Labels first: a fold that knows all labels before the decisions presumes nothing by mistake.
-    reads=(LABELS, DECISIONS),
+    # What was passed on too: a label that lay elsewhere is joined where its decision lies.
+    reads=(LABELS, REROUTED, DECISIONS),
     kernel="pipeline.engine.feedback.FeedbackPartition: join a label to the features as served",
-    writes=(EXAMPLES,),
+    writes=(EXAMPLES, PROGRESS),
 )
 LEARN: Final = AgentSpec(
     name="learn",

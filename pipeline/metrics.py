@@ -1,37 +1,36 @@
-"""The worker's metrics, for Prometheus: what it counts, and the endpoint that serves it.
+"""The worker's metrics, for Prometheus: what it counts and how it is.
 
 ``docs/metrics.md`` says what each metric means. Agents call the methods once a batch, not once a record.
 """
 
-import errno
 import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
-from wsgiref.simple_server import WSGIServer
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from pipeline.endpoint import Endpoint
+from pipeline.health import Health, HealthCollector
+
 PREFIX: Final = "fraud_pipeline_"
 
 STAGE_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 BATCH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+LONG_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0)
+"""Of what takes from a moment to an hour: snapshots and restores."""
 LATENCY_BUCKETS_S: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
-
-
-class MetricsError(RuntimeError):
-    """The metrics endpoint cannot be served; the text says what to change."""
 
 
 class ArrayHistogram(Collector):
@@ -79,20 +78,23 @@ class ArrayHistogram(Collector):
 class WorkerMetrics:
     """All metrics of one worker process, in a registry of their own.
 
-    ``host`` and ``port`` (0: any free one) are where ``start`` serves ``/metrics``. Counting works without
-    ``start``, from any thread. Amounts of time are seconds.
+    ``host`` and ``port`` (0: any free one) are where ``start`` serves ``/metrics``, ``/livez`` and ``/readyz``.
+    ``health`` is the worker's; it is told of separately. Counting works without ``start``, from any thread. Amounts of
+    time are seconds.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._host = host
-        self._port = port
-        self._server: tuple[WSGIServer, threading.Thread] | None = None
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, health: Health | None = None) -> None:
+        self.health = health if health is not None else Health()
         self._label_names: dict[str, tuple[str, ...]] = {}
         self._model_versions: dict[str, str] = {}
         self._model_lock = threading.Lock()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        of_health = HealthCollector(self.health, PREFIX)
+        self.registry.register(of_health)
+        self._label_names |= of_health.label_names()
+        self._endpoint = Endpoint(host, port, self.registry, self.health)
 
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             self._label_names[f"{PREFIX}{name}_total"] = labels
@@ -125,6 +127,26 @@ class WorkerMetrics:
         self._assigned = gauge("assigned_partitions", "Partitions that an agent owns.", "agent")
         self._models = gauge("model_version_info", "1 for the active version of each model.", "model", "version")
         self._refused = counter("models_refused", "Published model versions that this worker refused.", "model")
+        self._renewed = counter("producers_renewed", "Producers replaced after an error of theirs.", "agent")
+        self._repeats = counter("repeats", "Records read again that had been worked on, and passed over.", "agent")
+        self._set_aside = counter("set_aside", "Records set aside after they failed again and again.", "agent", "topic")
+        self._rerouted = counter("rerouted", "Records passed on to their card's partition.", "topic")
+        self._written = counter("snapshots_written", "Snapshots of partitions written.", "agent")
+        self._failed = counter("snapshots_failed", "Snapshots that could not be written.", "agent")
+        self._unfit = counter("snapshots_refused", "Snapshots found and not used.", "agent", "reason")
+        self._snapshot_seconds = histogram(
+            "snapshot_seconds", "Time to write a snapshot, beside the work.", LONG_BUCKETS_S, "agent"
+        )
+        self._snapshot_bytes = gauge("snapshot_bytes", "Size of the newest snapshot.", "agent", "partition")
+        self._snapshot_time = gauge(
+            "snapshot_timestamp_seconds", "When the newest snapshot was taken.", "agent", "partition"
+        )
+        self._restore_seconds = histogram(
+            "restore_seconds", "Time to restore a partition's state.", LONG_BUCKETS_S, "agent", "source"
+        )
+        self._folded = counter("records_folded", "Committed records folded silently to restore state.", "agent")
+        self._store_entries = gauge("store_entries", "Entries of a partition's store.", "agent", "partition")
+        self._store_bytes = gauge("store_bytes", "Bytes of a partition's store on disk.", "agent", "partition")
         latency = PREFIX + "decision_latency_seconds"
         self._label_names[latency] = ()
         self._latency = ArrayHistogram(
@@ -137,44 +159,27 @@ class WorkerMetrics:
             (self._alerts, ("score", "rule", "audit")),
             (self._examples, ("fraud", "legitimate", "presumed_legitimate")),
             (self._refused, ("lightgbm", "river", "policy")),
-            (self._aborted, ("card", "score", "feedback", "learn")),
+            (self._rerouted, ("transactions", "labels")),
+            *(
+                (family, ("card", "score", "feedback", "learn"))
+                for family in (self._aborted, self._renewed, self._repeats, self._written, self._failed, self._folded)
+            ),
         ):
             for value in values:
                 family.labels(value)
+        for agent, topic in (
+            *(("card", "transactions"), ("card", "labels"), ("card", "rerouted"), ("score", "profiled")),
+            *(("feedback", "labels"), ("feedback", "decisions"), ("learn", "examples")),
+        ):
+            self._set_aside.labels(agent, topic)
 
     def start(self) -> int:
-        """Serve ``/metrics`` from a thread of its own; returns the port.
-
-        Raises:
-            MetricsError: the endpoint is served already, or its address cannot be bound.
-        """
-        if self._server is not None:
-            raise MetricsError("The metrics endpoint is served already; stop it before you start it again.")
-        try:
-            server, thread = start_http_server(self._port, self._host, self.registry)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise MetricsError(
-                    f"Port {self._port} of {self._host} is in use, so metrics cannot be served there. "
-                    "Set FRAUD_PIPELINE_METRICS_PORT to a free port, or to 0 for any; "
-                    "each worker of a machine needs its own."
-                ) from error
-            raise MetricsError(
-                f"Metrics cannot be served at {self._host}:{self._port} ({error}). "
-                "Set FRAUD_PIPELINE_METRICS_HOST to an address of this machine, such as 127.0.0.1."
-            ) from error
-        self._server = (server, thread)
-        return int(server.server_port)
+        """Serve metrics and health from threads of their own; returns the port. Raises ``EndpointError``."""
+        return self._endpoint.start()
 
     def stop(self) -> None:
         """Stop serving and free the port; does nothing if nothing is served."""
-        if self._server is None:
-            return
-        server, thread = self._server
-        self._server = None
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        self._endpoint.stop()
 
     def records_consumed(self, agent: str, topic: str, records: int) -> None:
         """``agent`` has committed ``records`` more records of ``topic``."""
@@ -212,6 +217,69 @@ class WorkerMetrics:
     def transaction_aborted(self, agent: str) -> None:
         """``agent`` aborted a Kafka transaction; its batch is processed again."""
         self._aborted.labels(agent).inc()
+
+    def producer_renewed(self, agent: str) -> None:
+        """``agent`` replaced a producer that could not go on."""
+        self._renewed.labels(agent).inc()
+
+    def repeats(self, agent: str, records: int) -> None:
+        """``agent`` passed over ``records`` records that it had worked on before (at-least-once delivery)."""
+        self._repeats.labels(agent).inc(records)
+
+    def set_aside(self, agent: str, topic: str, records: int = 1) -> None:
+        """``records`` records of ``topic`` failed too often at ``agent``; they are passed over from now on."""
+        self._set_aside.labels(agent, topic).inc(records)
+
+    def rerouted(self, topic: str, records: int) -> None:
+        """``records`` records of ``topic`` lay in another partition than their card's and were passed on."""
+        self._rerouted.labels(topic).inc(records)
+
+    def snapshot_written(
+        self, agent: str, partition: int, *, size_bytes: int, seconds: float, taken_at_s: float
+    ) -> None:
+        """A snapshot of the state as of ``taken_at_s`` (seconds since 1970) took ``seconds`` to write."""
+        self._written.labels(agent).inc()
+        self._snapshot_seconds.labels(agent).observe(seconds)
+        self._snapshot_bytes.labels(agent, str(partition)).set(size_bytes)
+        self._snapshot_time.labels(agent, str(partition)).set(taken_at_s)
+
+    def snapshot_failed(self, agent: str) -> None:
+        """A snapshot could not be written."""
+        self._failed.labels(agent).inc()
+
+    def snapshot_refused(self, agent: str, reason: str) -> None:
+        """A snapshot was found and not used; ``reason`` is one word, such as ``damaged`` or ``version``."""
+        self._unfit.labels(agent, reason).inc()
+
+    def state_restored(
+        self,
+        agent: str,
+        partition: int,
+        *,
+        source: Literal["snapshot", "log"],
+        seconds: float,
+        records: int,
+        snapshot_at_s: float | None = None,
+    ) -> None:
+        """The state of ``partition`` is complete after ``seconds``, ``records`` of them folded.
+
+        ``snapshot_at_s`` is when the snapshot used was taken, in seconds since 1970; without one its age counts from
+        now, so that a partition which never gets a snapshot is seen.
+        """
+        self._restore_seconds.labels(agent, source).observe(seconds)
+        self._folded.labels(agent).inc(records)
+        taken_at_s = snapshot_at_s if snapshot_at_s is not None else time.time()
+        self._snapshot_time.labels(agent, str(partition)).set(taken_at_s)
+
+    def store(self, agent: str, partition: int, *, entries: int, size_bytes: int) -> None:
+        """How large a partition's store is."""
+        self._store_entries.labels(agent, str(partition)).set(entries)
+        self._store_bytes.labels(agent, str(partition)).set(size_bytes)
+
+    def forget_state(self, agent: str, partition: int) -> None:
+        """The partition's state was let go: its snapshots and its store are another worker's to tell of."""
+        for family in (self._snapshot_bytes, self._snapshot_time, self._store_entries, self._store_bytes):
+            family.remove_by_labels({"agent": agent, "partition": str(partition)})
 
     def stage_seconds(self, agent: str, stage: str, seconds: float) -> None:
         """One batch spent ``seconds`` in ``stage``."""

@@ -38,12 +38,34 @@ class Settings(BaseSettings):
         ge=1,
         description="Replicas of created topics. Unset: 3 where the cluster has three brokers, else 1.",
     )
+    min_insync_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        description="Replicas that must have a record of a created topic before it counts as written. "
+        "Unset: 2 where there are three replicas, else 1.",
+    )
     timestamps: Literal["broker", "producer"] = Field(
         default="broker",
         description="Who stamps `transactions` and `labels`: the broker on arrival, or the producer "
         "(replays with a simulated clock).",
     )
     create_topics: bool = Field(default=True, description="Create missing topics at the start of a worker.")
+    group_protocol: Literal["auto", "consumer", "classic"] = Field(
+        default="auto",
+        description="How agents join their groups: `consumer` (KIP-848), `classic`, or what the brokers offer.",
+    )
+    accept_short_retention: bool = Field(
+        default=False,
+        description="Start although topics delete records that a restore of state must read; it is only warned about.",
+    )
+    accept_lost_records: bool = Field(
+        default=False,
+        description="Start although records that a group has not read are gone; they are never decided.",
+    )
+    restart_from_beginning: bool = Field(
+        default=False,
+        description="Start although an agent's offsets are lost while its results exist; everything is decided again.",
+    )
     instance: str = Field(
         default_factory=socket.gethostname,
         min_length=1,
@@ -95,9 +117,37 @@ class Settings(BaseSettings):
         description="Dotted path of a River classifier to use instead of the default layer, "
         "such as `river.naive_bayes.GaussianNB`.",
     )
+    snapshot_url: str | None = Field(
+        default=None,
+        description="Where snapshots of state are kept: a directory or any fsspec URL, one that all workers reach "
+        "where they run on several machines. Unset: `snapshots` in the data directory. Empty: none are kept.",
+    )
+    snapshot_interval_s: float = Field(
+        default=60.0, gt=0, description="Time between two snapshots of a partition's state."
+    )
+    snapshots_kept: int = Field(default=2, ge=1, description="Snapshots of each partition that are kept.")
+    store_memory_mb: int = Field(
+        default=256, ge=16, description="Memory that the stores of all partitions share; the rest of them is on disk."
+    )
+    set_aside_after: int = Field(
+        default=3,
+        ge=1,
+        description="A record that makes its agent fail this many times is set aside, and passed over from then on.",
+    )
+    set_aside_limit: int = Field(
+        default=20, ge=0, description="Most records that one agent sets aside before its worker ends instead."
+    )
+    shutdown_timeout_s: float = Field(
+        default=9.0, gt=0, description="A worker that is told to stop ends after at most this long."
+    )
     metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics endpoint binds to.")
     metrics_port: int = Field(
         default=9464, ge=0, le=65535, description="Port of the metrics endpoint; 0 for any free one."
+    )
+    liveness_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="An agent whose thread has not come round for this long makes `/livez` fail.",
     )
     registry_dir: Path | None = Field(
         default=None, description="Model registry. Unset: `registry` in the data directory."
@@ -107,6 +157,13 @@ class Settings(BaseSettings):
     def registry_path(self) -> Path:
         """Directory of the model registry."""
         return self.registry_dir if self.registry_dir is not None else self.data_dir / "registry"
+
+    @property
+    def snapshot_address(self) -> str | None:
+        """Address of the snapshots, None where none are kept."""
+        if self.snapshot_url is None:
+            return str((self.data_dir / "snapshots").absolute())
+        return self.snapshot_url or None
 
     @property
     def agent_names(self) -> tuple[str, ...]:

@@ -7,15 +7,16 @@ from pydantic import ValidationError
 
 from agents.topology import AGENTS, UnknownAgent
 from pipeline.broker import BrokerError
+from pipeline.endpoint import EndpointError
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
-from pipeline.metrics import MetricsError
+from pipeline.kafka.startup import StartRefused
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
 from schemas.money import InvalidRates
 
 START_ERRORS: Final = (
-    *(BrokerError, ClusterUnreachable, ConfigError, InvalidRates),
-    *(MetricsError, RatesError, TopicError, UnknownAgent, ValidationError),
+    *(BrokerError, ClusterUnreachable, ConfigError, EndpointError, InvalidRates),
+    *(RatesError, StartRefused, TopicError, UnknownAgent, ValidationError),
 )
 """What an operator can mend; the text says how."""
 

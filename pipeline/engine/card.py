@@ -2,28 +2,39 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 
+from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
+from pipeline.engine.placed import IndexState, Placed, PlacedIndex
+from pipeline.engine.placement import partition_of
+from pipeline.engine.rerouting import NotRerouted, original, rerouted
 from pipeline.engine.results import Result
+from pipeline.engine.state import LoadedState, StateDump, Store
+from pipeline.engine.waiting import Waiting, WaitingRoom, WaitingState
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
+from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardWindows
-from pipeline.learning.labels import LabelState, resolve
+from pipeline.learning.labels import NOTHING, resolve
 from schemas.codec import AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, ProfiledLabel, ProfiledTransaction, SourceRecord
 from schemas.money import RateTable
 from schemas.records import Output, Record
-from schemas.topics import PROFILED
+from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
 
-EPISODE_US = US_PER_DAY
-"""A case gathers a card's transactions from its first one on for this long."""
-EARLY_LABEL_PATIENCE_US = 7 * US_PER_DAY
+EARLY_LABEL_PATIENCE_US: Final = 7 * US_PER_DAY
 """How long, in event time, a label waits for its transaction before it becomes a dead letter."""
+GIVE_UP_AT_MOST: Final = 5_000
+"""Labels that one batch gives up; more of them are left to the batches that follow."""
+_FORGET_AT_LEAST: Final = 64
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
+_decode_kept_label = msgspec.json.Decoder(Label).decode
+_pack_record = msgspec.msgpack.Encoder().encode
+_unpack_record = msgspec.msgpack.Decoder(Record).decode
 
 
 class CardOptions(NamedTuple):
@@ -33,22 +44,35 @@ class CardOptions(NamedTuple):
     future_tolerance_us: int
     dedup_horizon_us: int
     label_horizon_us: int
+    partitions: int
+    """How many partitions ``transactions`` has, and so ``labels`` and ``rerouted``."""
     topic_prefix: str = ""
 
 
-class _Placed(msgspec.Struct):
-    """What is remembered of an accepted transaction within the horizons."""
-
-    merchant_id: str
-    event_time_us: int
-    offset: int
+class _Values(msgspec.Struct):
+    layout: int
+    windows: bytes
     newest_us: int
-    """How far the event time of its partition had come when it was accepted."""
-    label: LabelState | None = None
+    index: IndexState
+    waiting: WaitingState
 
 
-class _Waiting(NamedTuple):
-    """A label that came before its transaction."""
+class _Arrival(NamedTuple):
+    """A record as its producer wrote it, and as it was read: the same, but for one that was passed on."""
+
+    record: Record
+    read: Record
+
+
+class _Accepted(NamedTuple):
+    arrival: _Arrival
+    item: AcceptedTransaction
+    digest: bytes
+    placed: Placed
+
+
+class _Known(NamedTuple):
+    """A label with the time from which it counts."""
 
     record: Record
     label: Label
@@ -56,37 +80,106 @@ class _Waiting(NamedTuple):
 
 
 class CardPartition:
-    """State of one partition of ``transactions`` and of the same partition of ``labels``.
+    """State of one partition of ``transactions`` and of the same partition of ``labels`` and ``rerouted``."""
 
-    Updates from transactions and from labels commute: no order between the two topics needs recording.
-    """
+    def __init__(
+        self, options: CardOptions, storage: Storage | None, store: Store, loaded: LoadedState | None = None
+    ) -> None:
+        """Start empty, or from a dump; then ``store`` holds what the dumped partition's store held.
 
-    def __init__(self, options: CardOptions) -> None:
+        Raises `OtherLayout` where another release has made the dump.
+        """
         self._options = options
-        self._windows = CardWindows()
-        self._placed: dict[tuple[str, str], _Placed] = {}
-        self._placed_by_day: dict[int, list[tuple[str, str]]] = {}
-        self._waiting: dict[tuple[str, str], list[_Waiting]] = {}
-        self._episodes: dict[str, tuple[int, int]] = {}
-        self._newest_us = 0
+        self._store = store
+        self._windows = CardWindows(storage)
+        self._topics = (options.topic_prefix + TRANSACTIONS.name, options.topic_prefix + LABELS.name)
+        self._rerouted = options.topic_prefix + REROUTED.name
+        self._bare = {options.topic_prefix + topic.name: topic.name for topic in (TRANSACTIONS, LABELS, REROUTED)}
+        values = None if loaded is None else decode_values(loaded.values, _Values)
+        if values is not None and values.layout != LAYOUT:
+            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
+        if loaded is not None and values is not None:
+            self._windows.load(values.windows, loaded.columns)
+        self._newest_us = self._settled_newest_us = 0 if values is None else values.newest_us
+        self._index = PlacedIndex(store, values.index if values else None)
+        self._waiting = WaitingRoom(store, values.waiting if values else None)
 
-    def process(self, transactions: Sequence[Record], labels: Sequence[Record], now: datetime | None) -> Result:
-        """Profile a batch; ``now`` is stamped as ``ingested_at``, None only updates the state (a fold)."""
+    def process(self, records: Sequence[Record], now: datetime | None) -> Result:
+        """Profile one partition's records: of ``transactions``, ``rerouted`` and ``labels``, each in offset order.
+
+        ``now`` is stamped as ``ingested_at``; None only updates the state (a fold) and emits nothing. Transactions
+        come before labels, whatever the order of the records.
+        """
         result = Result()
+        transactions, labels = self._sort(records, result)
         accepted = self._accept(transactions, result)
         if accepted:
             self._profile(accepted, now, result)
-        for record in labels:
-            self._take_label(record, result)
+        self._take_labels(labels, result)
         self._give_up_waiting(result)
-        self._expire()
+        self._index.forget_before(self._forgotten_day(), 2 * len(records) + _FORGET_AT_LEAST)
+        if now is None:
+            result.outputs.clear()
         return result
 
-    def _accept(self, records: Sequence[Record], result: Result) -> list[tuple[Record, AcceptedTransaction]]:
-        options, accepted = self._options, []
-        for record in records:
+    def settle(self) -> None:
+        """The batch is committed."""
+        self._windows.settle()
+        self._store.settle()
+        self._index.settle()
+        self._waiting.settle()
+        self._settled_newest_us = self._newest_us
+
+    def undo(self) -> None:
+        """The batch is not committed: take it back."""
+        self._windows.undo()
+        self._store.undo()
+        self._index.undo()
+        self._waiting.undo()
+        self._newest_us = self._settled_newest_us
+
+    def dump(self, *, full: bool = False) -> StateDump:
+        """Copy the settled state."""
+        windows, columns = self._windows.dump(full=full)
+        values = _Values(LAYOUT, windows, self._newest_us, self._index.state, self._waiting.state)
+        return StateDump(msgspec.msgpack.encode(values), columns, self._store.freeze())
+
+    def close(self) -> None:
+        """Let go of the state."""
+        self._windows.close()
+        self._store.close()
+
+    def _sort(self, records: Sequence[Record], result: Result) -> tuple[list[_Arrival], list[_Arrival]]:
+        transactions: list[_Arrival] = []
+        labels: list[_Arrival] = []
+        for read in records:
+            record = read
+            if read.topic == self._rerouted:
+                try:
+                    record = original(read, self._topics)
+                except NotRerouted as error:
+                    result.dead_letter(read, "card", "rerouted_headers", str(error))
+                    continue
+            (transactions if record.topic == self._topics[0] else labels).append(_Arrival(record, read))
+        return transactions, labels
+
+    def _belongs(self, card_id: str, arrival: _Arrival, result: Result) -> bool:
+        """Whether a record's card is this partition's; else the record is passed on."""
+        # A hash for each record: it takes a third of the time of asking the windows whether they know the card.
+        partition = partition_of(card_id, self._options.partitions)
+        if partition == arrival.read.partition:
+            return True
+        result.outputs.append(rerouted(arrival.record, card_id, partition))
+        result.counts["rerouted", self._bare[arrival.read.topic]] += 1
+        return False
+
+    def _accept(self, arrivals: Sequence[_Arrival], result: Result) -> list[_Accepted]:
+        options = self._options
+        decoded: list[tuple[_Arrival, AcceptedTransaction, bytes]] = []
+        for arrival in arrivals:
+            record = arrival.record
             try:
-                taken = decode_transaction(
+                item = decode_transaction(
                     record.value,
                     record_timestamp_us=record.timestamp_ms * 1_000,
                     future_tolerance_us=options.future_tolerance_us,
@@ -95,23 +188,27 @@ class CardPartition:
             except InvalidMessage as error:
                 result.dead_letter(record, "card", error.code, str(error))
                 continue
-            transaction, event_time_us = taken.transaction, taken.event_time_us
-            key = (transaction.card_id, transaction.transaction_id)
-            placed = self._placed.get(key)
-            if placed is not None and self._newest_us - placed.event_time_us <= options.dedup_horizon_us:
+            transaction = item.transaction
+            if self._belongs(transaction.card_id, arrival, result):
+                digest = transaction_digest(transaction.card_id, transaction.transaction_id)
+                decoded.append((arrival, item, digest))
+        found = self._index.find([digest for _, _, digest in decoded])
+        here: dict[bytes, Placed] = {}
+        accepted = []
+        for (arrival, item, digest), before in zip(decoded, found, strict=True):
+            known = here.get(digest, before)
+            if known is not None and self._newest_us - known.newest_us <= options.dedup_horizon_us:
                 result.counts["duplicate", ""] += 1
                 continue
-            self._newest_us = max(self._newest_us, event_time_us)
-            self._placed[key] = _Placed(transaction.merchant_id, event_time_us, record.offset, self._newest_us)
-            self._placed_by_day.setdefault(event_time_us // US_PER_DAY, []).append(key)
-            accepted.append((record, taken))
+            self._newest_us = max(self._newest_us, item.event_time_us)
+            placed = here[digest] = Placed(item.transaction.merchant_id, item.event_time_us, self._newest_us)
+            self._index.add(digest, placed)
+            accepted.append(_Accepted(arrival, item, digest, placed))
         return accepted
 
-    def _profile(
-        self, accepted: Sequence[tuple[Record, AcceptedTransaction]], now: datetime | None, result: Result
-    ) -> None:
-        taken = [item for _, item in accepted]
-        features = self._windows.profile(
+    def _profile(self, accepted: Sequence[_Accepted], now: datetime | None, result: Result) -> None:
+        taken = [one.item for one in accepted]
+        profile = self._windows.profile(
             [item.transaction.card_id for item in taken],
             [item.transaction.merchant_id for item in taken],
             np.array([item.event_time_us for item in taken], np.int64),
@@ -120,11 +217,16 @@ class CardPartition:
             np.array([item.hour for item in taken], np.float64),
             np.array([item.weekday for item in taken], np.float64),
         )
+        result.counts["accepted", ""] += len(accepted)
+        awaited = set(self._waiting.awaited([one.digest for one in accepted]))
+        if now is None and not awaited:
+            return
         rates_version = self._options.rates.version
-        packed, width = features.astype("<f8", copy=False).tobytes(), 8 * features.shape[1]
-        for i, (record, item) in enumerate(accepted):
-            transaction = item.transaction
-            case_id, case_sequence = self._episode(transaction.card_id, item.event_time_us)
+        features = profile.features.astype("<f8", copy=False)
+        packed, width = features.tobytes(), 8 * features.shape[1]
+        cases = zip(profile.case_start_us.tolist(), profile.case_sequence.tolist(), strict=True)
+        for i, (one, (case_start_us, case_sequence)) in enumerate(zip(accepted, cases, strict=True)):
+            transaction, item, arrival = one.item.transaction, one.item, one.arrival
             if now is not None:
                 message = ProfiledTransaction(
                     transaction_id=transaction.transaction_id,
@@ -136,88 +238,94 @@ class CardPartition:
                     counts=item.counts,
                     card_features=packed[i * width : (i + 1) * width],
                     kernel=KERNEL_VERSION,
-                    case_id=case_id,
+                    case_id=f"{transaction.card_id}-{case_start_us // 1_000_000}",
                     case_sequence=case_sequence,
-                    source=self._source(record),
+                    source=self._place(arrival.record),
                     ingested_at=now,
-                    transaction=msgspec.Raw(record.value or b""),
+                    transaction=msgspec.Raw(arrival.record.value or b""),
+                    read=None if arrival.read is arrival.record else self._place(arrival.read),
                 )
                 result.outputs.append(Output(PROFILED, transaction.merchant_id.encode(), _encode(message)))
-            if self._waiting:
-                for early in self._waiting.pop((transaction.card_id, transaction.transaction_id), ()):
-                    self._place_label(early, result)
-        result.counts["accepted", ""] += len(accepted)
+            if one.digest in awaited:
+                self._let_follow(one, result)
 
-    def _episode(self, card_id: str, event_time_us: int) -> tuple[str, int]:
-        start_us, sequence = self._episodes.get(card_id, (event_time_us, 0))
-        if event_time_us >= start_us + EPISODE_US:
-            start_us, sequence = event_time_us, 0
-        self._episodes[card_id] = (start_us, sequence + 1)
-        return f"{card_id}-{start_us // 1_000_000}", sequence + 1
+    def _let_follow(self, one: _Accepted, result: Result) -> None:
+        """Apply the labels that waited for a transaction, and that have not been given up by their times."""
+        for waiting in self._waiting.items(one.digest):
+            known = _kept(waiting)
+            if self._finds(one.placed, known.known_at_us):
+                self._waiting.remove(waiting)
+                self._apply(known, one.digest, one.placed, result)
 
-    def _take_label(self, record: Record, result: Result) -> None:
-        try:
-            label = decode_label(
-                record.value,
-                record_timestamp_us=record.timestamp_ms * 1_000,
-                future_tolerance_us=self._options.future_tolerance_us,
-            )
-        except InvalidMessage as error:
-            result.dead_letter(record, "card", error.code, str(error))
-            return
-        labelled_at_us = timestamp_us(label.labelled_at)
-        self._place_label(_Waiting(record, label, max(labelled_at_us, record.timestamp_ms * 1_000)), result)
+    def _take_labels(self, arrivals: Sequence[_Arrival], result: Result) -> None:
+        taken: list[tuple[bytes, _Known]] = []
+        for arrival in arrivals:
+            record = arrival.record
+            timestamp_us_ = record.timestamp_ms * 1_000
+            try:
+                label = decode_label(
+                    record.value,
+                    record_timestamp_us=timestamp_us_,
+                    future_tolerance_us=self._options.future_tolerance_us,
+                )
+            except InvalidMessage as error:
+                result.dead_letter(record, "card", error.code, str(error))
+                continue
+            if self._belongs(label.card_id, arrival, result):
+                known_at_us = max(timestamp_us(label.labelled_at), timestamp_us_)
+                digest = transaction_digest(label.card_id, label.transaction_id)
+                taken.append((digest, _Known(record, label, known_at_us)))
+        digests = list(dict.fromkeys(digest for digest, _ in taken))
+        found = dict(zip(digests, self._index.find(digests), strict=True))
+        for digest, known in taken:
+            placed = found[digest]
+            if placed is not None and self._finds(placed, known.known_at_us):
+                self._apply(known, digest, placed, result)
+            else:
+                self._waiting.add(digest, known.known_at_us, _pack_record(known.record))
+                result.counts["label", "early"] += 1
 
-    def _place_label(self, item: _Waiting, result: Result) -> None:
-        """Apply a label if it finds its transaction, else let it wait.
+    def _finds(self, placed: Placed, known_at_us: int) -> bool:
+        """Whether a label finds its transaction: a rule on times, whichever of the two is read first.
 
-        Whether it does is a rule on times, and does not depend on which of the two was read first: a label that live
-        was set aside before a late transaction came, or came after its transaction was forgotten, finds none in a fold.
+        A label that has been set aside before a late transaction came, or that came after its transaction was
+        forgotten, finds none either where a fold meets them the other way round.
         """
-        key = (item.label.card_id, item.label.transaction_id)
-        placed = self._placed.get(key)
-        if placed is not None and (
-            placed.newest_us - EARLY_LABEL_PATIENCE_US
-            <= item.known_at_us
+        return (
+            day_of(placed.newest_us) >= self._forgotten_day()
+            and placed.newest_us - EARLY_LABEL_PATIENCE_US
+            <= known_at_us
             <= placed.event_time_us + self._options.label_horizon_us + EARLY_LABEL_PATIENCE_US
-        ):
-            self._apply(item, placed, result)
-        else:
-            self._waiting.setdefault(key, []).append(item)
-            result.counts["label", "early"] += 1
+        )
 
-    def _apply(self, item: _Waiting, placed: _Placed, result: Result) -> None:
+    def _apply(self, item: _Known, digest: bytes, placed: Placed, result: Result) -> None:
         label = item.label
         if item.known_at_us - placed.event_time_us > self._options.label_horizon_us:
             result.counts["label", "too_late"] += 1
             return
-        before = "none" if placed.label is None else placed.label.known
-        placed.label, outcome = resolve(placed.label, label)
+        before = NOTHING if placed.label is None else placed.label.known
+        state, outcome = resolve(placed.label, label)
         result.counts["label", outcome] += 1
-        if placed.label.known == before:
+        if state != placed.label:
+            placed.label = state
+            self._index.change(digest, placed)
+        if state.known == before:
             return
         message = ProfiledLabel(
             transaction_id=label.transaction_id,
             card_id=label.card_id,
             merchant_id=placed.merchant_id,
             event_time_us=placed.event_time_us,
-            known=placed.label.known,
+            known=state.known,
             known_at_us=item.known_at_us,
-            source=self._source(item.record),
+            source=self._place(item.record),
             label=msgspec.Raw(item.record.value or b""),
         )
         result.outputs.append(Output(PROFILED, placed.merchant_id.encode(), _encode(message)))
 
     def _give_up_waiting(self, result: Result) -> None:
-        if not self._waiting:
-            return
-        limit_us = self._newest_us - EARLY_LABEL_PATIENCE_US
-        given_up = [item for items in self._waiting.values() for item in items if item.known_at_us < limit_us]
-        for item in sorted(given_up, key=lambda item: item.record.offset):
-            key = (item.label.card_id, item.label.transaction_id)
-            self._waiting[key].remove(item)
-            if not self._waiting[key]:
-                del self._waiting[key]
+        for waiting in self._waiting.take_older(self._newest_us - EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST):
+            item = _kept(waiting)
             result.counts["label", "unknown_transaction"] += 1
             result.dead_letter(
                 item.record,
@@ -227,20 +335,18 @@ class CardPartition:
                 "check both identifiers and send the label again",
             )
 
-    def _expire(self) -> None:
-        """Forget transactions behind both horizons, whole days at a time."""
-        horizon_us = max(self._options.dedup_horizon_us, self._options.label_horizon_us)
-        # So late that a label which found one of them would be given up at once: forgetting it does not show.
-        limit = (self._newest_us - horizon_us - 2 * EARLY_LABEL_PATIENCE_US) // US_PER_DAY
-        for day in [day for day in self._placed_by_day if day < limit]:
-            for key in self._placed_by_day.pop(day):
-                placed = self._placed.get(key)
-                if placed is not None and placed.event_time_us // US_PER_DAY == day:
-                    del self._placed[key]
+    def _forgotten_day(self) -> int:
+        """The first day of acceptance that is remembered; what lies before is as if it were not there.
 
-    def _source(self, record: Record) -> SourceRecord:
-        return SourceRecord(
-            topic=record.topic.removeprefix(self._options.topic_prefix),
-            partition=record.partition,
-            offset=record.offset,
-        )
+        It lies so far behind both horizons that a label which finds nothing because of it has long waited in vain.
+        """
+        horizon_us = max(self._options.dedup_horizon_us, self._options.label_horizon_us)
+        return day_of(self._newest_us - horizon_us - 2 * EARLY_LABEL_PATIENCE_US)
+
+    def _place(self, record: Record) -> SourceRecord:
+        return SourceRecord(topic=self._bare[record.topic], partition=record.partition, offset=record.offset)
+
+
+def _kept(waiting: Waiting) -> _Known:
+    record = _unpack_record(waiting.payload)
+    return _Known(record, _decode_kept_label(record.value or b""), waiting.at_us)

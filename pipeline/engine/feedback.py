@@ -1,42 +1,37 @@
 """The feedback agent's kernel: joins what a transaction turned out to be to the features that it was scored with."""
 
-import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import msgspec
 
+from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
+from pipeline.engine.placement import partition_of
+from pipeline.engine.rerouting import NotRerouted, original
 from pipeline.engine.results import Result, UnreadableRecord
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
+from pipeline.engine.served import Known, Served, ServedDecisions, ServedState
+from pipeline.engine.state import LoadedState, StateDump, Store
+from pipeline.engine.waiting import WaitingRoom, WaitingState
+from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
-from pipeline.learning.labels import LabelState, resolve
+from pipeline.learning.labels import LEGITIMATE, NOTHING, resolve
 from pipeline.learning.sampling import keep_negative
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Example, Label, LogPosition, Timestamp, Versions
 from schemas.records import Output, Record
-from schemas.topics import EXAMPLES
+from schemas.topics import DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
 
 _encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-PATIENCE_US = 7 * US_PER_DAY
-"""How long, in whole hours of event time, a label waits for its decision; the card agent is who sets it aside."""
-
-Key = tuple[str, str]
-
-
-class ServedStore(Protocol):
-    """Decisions as served, by card and transaction, for as long as a label may come."""
-
-    def put(self, day: int, items: Iterable[tuple[Key, int, bytes]]) -> None:
-        """Keep decisions of one day of event time, as (key, event time in microseconds, bytes)."""
-
-    def get(self, key: Key) -> tuple[int, bytes] | None:
-        """(event time in microseconds, the decision's own bytes), None where it is not known."""
-
-    def drop_before(self, day: int) -> None:
-        """Forget the days before ``day``."""
+PATIENCE_US: Final = 7 * US_PER_DAY
+"""How long, in event time, a label waits for its decision; the card agent is who sets it aside."""
+PRESUME_AT_MOST: Final = 5_000
+"""Transactions that one batch presumes legitimate; more of them are left to the batches that follow."""
+GIVE_UP_AT_MOST: Final = 5_000
+"""Labels that one batch gives up; likewise."""
+_FORGET_AT_LEAST: Final = 64
 
 
 class FeedbackOptions(NamedTuple):
@@ -46,6 +41,16 @@ class FeedbackOptions(NamedTuple):
     label_horizon_us: int
     maturity_us: int
     negative_sample_rate: float
+    partitions: int
+    """How many partitions ``labels`` has, and so ``rerouted`` and ``decisions``."""
+    topic_prefix: str = ""
+
+
+class _Values(msgspec.Struct):
+    layout: int
+    newest_us: int
+    served: ServedState
+    waiting: WaitingState
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -56,7 +61,7 @@ class _Place(msgspec.Struct, frozen=True):
     event_time: Timestamp
 
 
-class _Served(msgspec.Struct, frozen=True):
+class _Taken(msgspec.Struct, frozen=True):
     """What an example takes over from a decision."""
 
     transaction_id: str
@@ -71,130 +76,185 @@ class _Served(msgspec.Struct, frozen=True):
     log: LogPosition
 
 
-class _Known(msgspec.Struct):
-    """What is known of a transaction, and how many examples have told it."""
-
-    state: LabelState | None = None
-    told: int = 0
-
-
 _decode_place = msgspec.json.Decoder(_Place).decode
-_decode_served = msgspec.json.Decoder(_Served).decode
+_decode_taken = msgspec.json.Decoder(_Taken).decode
+_decode_kept_label = msgspec.json.Decoder(Label).decode
 
 
 class FeedbackPartition:
-    """State of one partition of ``decisions`` and of the same partition of ``labels``."""
+    """State of one partition of ``decisions`` and of the same partition of ``labels`` and ``rerouted``."""
 
-    def __init__(self, options: FeedbackOptions, store: ServedStore) -> None:
+    def __init__(self, options: FeedbackOptions, store: Store, loaded: LoadedState | None = None) -> None:
+        """Start empty, or from a dump; then ``store`` holds what the dumped partition's store held.
+
+        Raises `OtherLayout` where another release has made the dump.
+        """
         self._options = options
         self._store = store
-        self._known: dict[Key, _Known] = {}
-        self._known_by_day: dict[int, list[Key]] = {}
-        self._waiting: dict[Key, list[tuple[Label, int]]] = {}
-        self._maturing: list[tuple[int, Key]] = []
-        self._newest_us = 0
-        self._expired_hour = 0
+        self._decisions = options.topic_prefix + DECISIONS.name
+        self._labels = options.topic_prefix + LABELS.name
+        self._rerouted = options.topic_prefix + REROUTED.name
+        self._transactions = options.topic_prefix + TRANSACTIONS.name
+        values = None if loaded is None else decode_values(loaded.values, _Values)
+        if values is not None and values.layout != LAYOUT:
+            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
+        self._newest_us = self._settled_newest_us = 0 if values is None else values.newest_us
+        self._served = ServedDecisions(store, values.served if values else None)
+        self._waiting = WaitingRoom(store, values.waiting if values else None)
 
-    def process(self, decisions: Sequence[Record], labels: Sequence[Record], *, emit: bool = True) -> Result:
-        """File decisions, join labels, and presume what has matured; examples are the outputs."""
+    def process(self, records: Sequence[Record], now: datetime | None) -> Result:
+        """File decisions, join labels, and presume what has matured; examples are the outputs.
+
+        ``records`` are one partition's, of ``labels``, ``rerouted`` and ``decisions``, each in offset order; decisions
+        come before labels, whatever the order. ``now`` None only updates the state (a fold) and emits nothing.
+        """
         result = Result()
-        for key in self._file(decisions):
-            served = self._store.get(key)
-            for label, known_at_us in self._waiting.pop(key, ()):
-                if served is not None:
-                    self._join(key, served, label, known_at_us, result, emit)
-        for record in labels:
-            try:
-                label = decode_label(
-                    record.value,
-                    record_timestamp_us=record.timestamp_ms * 1_000,
-                    future_tolerance_us=self._options.future_tolerance_us,
-                )
-            except InvalidMessage:
-                # The card agent reads the same topic and sets the record aside with its reason.
-                result.counts["label", "invalid"] += 1
-                continue
-            known_at_us = max(timestamp_us(label.labelled_at), record.timestamp_ms * 1_000)
-            key = (label.card_id, label.transaction_id)
-            served = self._store.get(key)
-            if served is None:
-                self._waiting.setdefault(key, []).append((label, known_at_us))
-                result.counts["label", "early"] += 1
-            else:
-                self._join(key, served, label, known_at_us, result, emit)
+        emit = now is not None
+        self._file([record for record in records if record.topic == self._decisions], result, emit)
+        self._take_labels([record for record in records if record.topic != self._decisions], result, emit)
         self._presume_matured(result, emit)
-        self._expire(result)
+        given_up = self._waiting.take_older(self._newest_us - PATIENCE_US, GIVE_UP_AT_MOST)
+        if given_up:
+            result.counts["label", "unknown_transaction"] += len(given_up)
+        self._served.forget_before(self._forgotten_day(), 2 * len(records) + _FORGET_AT_LEAST)
         return result
 
-    def _file(self, records: Sequence[Record]) -> list[Key]:
-        by_day: dict[int, list[tuple[Key, int, bytes]]] = {}
-        awaited: list[Key] = []
+    def settle(self) -> None:
+        """The batch is committed."""
+        self._store.settle()
+        self._served.settle()
+        self._waiting.settle()
+        self._settled_newest_us = self._newest_us
+
+    def undo(self) -> None:
+        """The batch is not committed: take it back."""
+        self._store.undo()
+        self._served.undo()
+        self._waiting.undo()
+        self._newest_us = self._settled_newest_us
+
+    def dump(self, *, full: bool = False) -> StateDump:
+        """Copy the settled state: all of it is small, or in the store."""
+        del full
+        values = _Values(LAYOUT, self._newest_us, self._served.state, self._waiting.state)
+        return StateDump(msgspec.msgpack.encode(values), {}, self._store.freeze())
+
+    def close(self) -> None:
+        """Let go of the state."""
+        self._store.close()
+
+    def _file(self, records: Sequence[Record], result: Result, emit: bool) -> None:
+        rate, maturity_us = self._options.negative_sample_rate, self._options.maturity_us
+        digests = []
         for record in records:
             value = record.value or b""
             try:
                 place = _decode_place(value)
             except msgspec.MsgspecError as error:
                 raise UnreadableRecord(record, error) from error
-            key = (place.card_id, place.transaction_id)
             event_time_us = timestamp_us(place.event_time)
             self._newest_us = max(self._newest_us, event_time_us)
-            by_day.setdefault(event_time_us // US_PER_DAY, []).append((key, event_time_us, value))
-            if keep_negative(transaction_hash(*key), self._options.negative_sample_rate):
-                heapq.heappush(self._maturing, (event_time_us + self._options.maturity_us, key))
-            if key in self._waiting:
-                awaited.append(key)
-        for day, items in by_day.items():
-            self._store.put(day, items)
-        return awaited
+            if day_of(event_time_us) < self._forgotten_day():
+                continue
+            digest = transaction_digest(place.card_id, place.transaction_id)
+            digests.append(digest)
+            self._served.file(digest, event_time_us, value)
+            if keep_negative(transaction_hash(place.card_id, place.transaction_id), rate):
+                self._served.let_mature(digest, event_time_us + maturity_us, rate)
+        awaited = list(dict.fromkeys(self._waiting.awaited(digests)))
+        for digest, served in zip(awaited, self._find(awaited), strict=True):
+            if served is None:
+                continue
+            for item in self._waiting.items(digest):
+                self._waiting.remove(item)
+                self._join(digest, served, _decode_kept_label(item.payload), item.at_us, result, emit)
 
-    def _join(
-        self, key: Key, served: tuple[int, bytes], label: Label, known_at_us: int, result: Result, emit: bool
-    ) -> None:
-        event_time_us, decision = served
+    def _take_labels(self, records: Sequence[Record], result: Result, emit: bool) -> None:
+        taken: list[tuple[bytes, Label, int, bytes]] = []
+        for read in records:
+            try:
+                record = self._original(read)
+                if record is None:
+                    continue
+                label = decode_label(
+                    record.value,
+                    record_timestamp_us=record.timestamp_ms * 1_000,
+                    future_tolerance_us=self._options.future_tolerance_us,
+                )
+            except (InvalidMessage, NotRerouted):
+                # The card agent reads the same topics and sets the record aside with its reason.
+                result.counts["label", "invalid"] += 1
+                continue
+            if partition_of(label.card_id, self._options.partitions) != read.partition:
+                # The card agent passes it on, and it is read again where its decision lies.
+                result.counts["label", "rerouted"] += 1
+                continue
+            known_at_us = max(timestamp_us(label.labelled_at), record.timestamp_ms * 1_000)
+            digest = transaction_digest(label.card_id, label.transaction_id)
+            taken.append((digest, label, known_at_us, record.value or b""))
+        digests = list(dict.fromkeys(digest for digest, _, _, _ in taken))
+        found = dict(zip(digests, self._find(digests), strict=True))
+        for digest, label, known_at_us, value in taken:
+            served = found[digest]
+            if served is None:
+                self._waiting.add(digest, known_at_us, value)
+                result.counts["label", "early"] += 1
+            else:
+                self._join(digest, served, label, known_at_us, result, emit)
+
+    def _original(self, read: Record) -> Record | None:
+        """The label as its producer wrote it; None for a transaction that was passed on."""
+        if read.topic != self._rerouted:
+            return read
+        record = original(read, (self._transactions, self._labels))
+        return record if record.topic == self._labels else None
+
+    def _find(self, digests: Sequence[bytes]) -> list[Served | None]:
+        first = self._forgotten_day()
+        return [
+            None if served is None or day_of(served.event_time_us) < first else served
+            for served in self._served.find(digests)
+        ]
+
+    def _join(self, digest: bytes, served: Served, label: Label, known_at_us: int, result: Result, emit: bool) -> None:
+        event_time_us = served.event_time_us
         if known_at_us - event_time_us > self._options.label_horizon_us:
             result.counts["label", "too_late"] += 1
             return
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = _Known()
-            self._known_by_day.setdefault(event_time_us // US_PER_DAY, []).append(key)
-        sampled = keep_negative(transaction_hash(*key), self._options.negative_sample_rate)
+        known = self._served.known(digest)
+        rate = self._options.negative_sample_rate
+        sampled = keep_negative(transaction_hash(label.card_id, label.transaction_id), rate)
         if known.told == 0 and sampled and known_at_us > event_time_us + self._options.maturity_us:
             # By the times alone it had been presumed legitimate before: the same on every fold.
             known.told = 1
-        before = "none" if known.state is None else known.state.known
+        before = NOTHING if known.state is None else known.state.known
         known.state, outcome = resolve(known.state, label)
         result.counts["label", outcome] += 1
         now_known = known.state.known
-        if now_known in (before, "none"):
-            return
-        if now_known == "legitimate" and known.told == 0 and not sampled:
-            result.counts["label", "not_sampled"] += 1
-            return
-        # A correction replaces an example that is there for certain, a first legitimate one stands for 1 / rate.
-        weight = 1.0 / self._options.negative_sample_rate if now_known == "legitimate" and sampled else 1.0
-        self._tell(decision, known, now_known, label.source, known_at_us, weight, result, emit)
+        if now_known not in (before, NOTHING):
+            if now_known == LEGITIMATE and known.told == 0 and not sampled:
+                result.counts["label", "not_sampled"] += 1
+            else:
+                # A correction replaces an example that is there for certain; a first one stands for 1 / rate.
+                weight = 1.0 / rate if now_known == LEGITIMATE and sampled else 1.0
+                self._tell(served, known, now_known, label.source, known_at_us, weight, result, emit)
+        self._served.learn(digest, known)
 
     def _presume_matured(self, result: Result, emit: bool) -> None:
-        while self._maturing and self._maturing[0][0] <= self._newest_us:
-            matured_us, key = heapq.heappop(self._maturing)
-            known = self._known.get(key)
-            if known is not None and (known.told or (known.state is not None and known.state.known != "none")):
-                continue
-            served = self._store.get(key)
+        matured = self._served.take_matured(self._newest_us, PRESUME_AT_MOST)
+        for one, served in zip(matured, self._find([one.digest for one in matured]), strict=True):
             if served is None:
                 continue
-            if known is None:
-                known = self._known[key] = _Known()
-                day = (matured_us - self._options.maturity_us) // US_PER_DAY
-                self._known_by_day.setdefault(day, []).append(key)
-            weight = 1.0 / self._options.negative_sample_rate
-            self._tell(served[1], known, "presumed_legitimate", None, matured_us, weight, result, emit)
+            known = self._served.known(one.digest)
+            if known.told or (known.state is not None and known.state.known != NOTHING):
+                continue
+            self._tell(served, known, "presumed_legitimate", None, one.at_us, 1.0 / one.rate, result, emit)
+            self._served.learn(one.digest, known)
 
     def _tell(
         self,
-        decision: bytes,
-        known: _Known,
+        served: Served,
+        known: Known,
         label: str,
         source: str | None,
         known_at_us: int,
@@ -203,46 +263,29 @@ class FeedbackPartition:
         emit: bool,
     ) -> None:
         if emit:
-            served = _decode_served(decision)
+            taken = _decode_taken(served.decision)
             example = Example(
-                transaction_id=served.transaction_id,
-                card_id=served.card_id,
-                merchant_id=served.merchant_id,
-                event_time=served.event_time,
-                amount_base=served.amount_base,
+                transaction_id=taken.transaction_id,
+                card_id=taken.card_id,
+                merchant_id=taken.merchant_id,
+                event_time=taken.event_time,
+                amount_base=taken.amount_base,
                 label=label,
                 label_source=source,
                 known_at=_EPOCH + timedelta(microseconds=known_at_us),
                 weight=weight,
                 revision=known.told,
-                features=served.features,
-                logit=served.logit,
-                score=served.score,
-                versions=served.versions,
-                log=served.log,
+                features=taken.features,
+                logit=taken.logit,
+                score=taken.score,
+                versions=taken.versions,
+                log=taken.log,
             )
-            result.outputs.append(Output(EXAMPLES, served.card_id.encode(), _encode(example)))
+            result.outputs.append(Output(EXAMPLES, taken.card_id.encode(), _encode(example)))
         result.counts["example", label] += 1
         known.told += 1
 
-    def _expire(self, result: Result) -> None:
-        hour = self._newest_us // US_PER_HOUR
-        if hour == self._expired_hour:
-            return
-        # Once an hour of event time: behind a backlog, the labels that wait are many.
-        self._expired_hour = hour
-        limit_us = hour * US_PER_HOUR - PATIENCE_US
-        for key, items in list(self._waiting.items()):
-            patient = [item for item in items if item[1] >= limit_us]
-            if len(patient) == len(items):
-                continue
-            result.counts["label", "unknown_transaction"] += len(items) - len(patient)
-            if patient:
-                self._waiting[key] = patient
-            else:
-                del self._waiting[key]
-        limit = (self._newest_us - self._options.label_horizon_us - PATIENCE_US) // US_PER_DAY
-        self._store.drop_before(limit)
-        for day in [day for day in self._known_by_day if day < limit]:
-            for key in self._known_by_day.pop(day):
-                self._known.pop(key, None)
+    def _forgotten_day(self) -> int:
+        """The first day of event time that is remembered; what lies before is as if it were not there."""
+        horizon_us = max(self._options.label_horizon_us, self._options.maturity_us)
+        return day_of(self._newest_us - horizon_us - PATIENCE_US)

@@ -1,15 +1,26 @@
 """Features of recorded history, as columns: what training sets, backtests and warm-ups are made of."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, US_PER_DAY, US_PER_HOUR, US_PER_SECOND
+from pipeline.features.catalogue import (
+    CARD_FEATURES,
+    FEATURES,
+    MERCHANT_FEATURES,
+    US_PER_DAY,
+    US_PER_HOUR,
+    US_PER_SECOND,
+)
 from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from schemas.codec import COUNTING_TYPES
+
+_BATCH_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +82,18 @@ def compute_features(
     # 1970-01-01 was a Thursday, weekday 3.
     weekday = ((event_time_us // US_PER_SECOND // 86_400 + 3) % 7).astype(np.float64)
     features = np.empty((len(frame), len(FEATURES)))
-    features[:, : len(CARD_FEATURES)] = CardWindows().profile(
-        cards, merchants, event_time_us, amount_minor, counts, hour, weekday
-    )
+    windows = CardWindows()
+    for part in _parts(len(frame)):
+        features[part, : len(CARD_FEATURES)] = windows.profile(
+            cards[part],
+            merchants[part],
+            event_time_us[part],
+            amount_minor[part],
+            counts[part],
+            hour[part],
+            weekday[part],
+        ).features
+        windows.settle()
     if labels is None and label_delay_s is not None:
         labels = delayed_labels(event_time_us, frame["fraud"].to_numpy(bool), label_delay_s)
     if labels is None:
@@ -109,14 +129,17 @@ def _merchant_features(
     ]
     known, known_at_us = np.zeros(n + m, np.int8), np.zeros(n + m, np.int64)
     known[is_label], known_at_us[is_label] = labels.known[order[is_label] - n], labels.known_at_us[order[is_label] - n]
-    out = MerchantWindows().profile(
-        is_label.astype(np.uint8),
-        np.asarray(merchants, object)[row].tolist(),
-        identity,
-        event_time_us[row],
-        amount_minor[row],
-        counts[row],
-        known,
-        known_at_us,
-    )
+    names = np.asarray(merchants, object)[row].tolist()
+    log: tuple[NDArray[Any], ...] = (event_time_us[row], amount_minor[row], counts[row], known, known_at_us)
+    kinds, windows = is_label.astype(np.uint8), MerchantWindows()
+    out = np.empty((n + m, len(MERCHANT_FEATURES)))
+    for part in _parts(n + m):
+        out[part] = windows.profile(kinds[part], names[part], identity[part], *(column[part] for column in log))
+        windows.settle()
     return out[~is_label]
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    """Batches: what is settled needs no journal, and what is behind the horizon can be forgotten on the way."""
+    for start in range(0, rows, _BATCH_ROWS):
+        yield slice(start, start + _BATCH_ROWS)

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
+from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.results import Result, UnreadableRecord
+from pipeline.engine.state import LoadedState, StateDump
+from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.messages import Example, ModelVersion
@@ -16,14 +20,57 @@ _decode = msgspec.json.Decoder(Example).decode
 _encode = msgspec.json.Encoder().encode
 
 
+REFOLD_AT_MOST: Final = 1_000
+"""Examples that an undo may have to learn again: saving a large classifier before each batch would cost more."""
+
+
+class _Values(msgspec.Struct):
+    layout: int
+    next_offset: int
+    published_offset: int
+    lightgbm: str
+    learner: bytes | None
+
+
 class LearnPartition:
     """The online model's state: a fold over ``examples``, from a checkpoint or from the start."""
 
-    def __init__(self, learner: RiverLearner, next_offset: int = 0, *, published: bool = True) -> None:
+    def __init__(
+        self,
+        learner: RiverLearner,
+        next_offset: int = 0,
+        *,
+        published: bool = True,
+        loaded: LoadedState | None = None,
+    ) -> None:
+        """Go on with ``learner`` from ``next_offset``, or from a dump that was made with one like it.
+
+        Raises `OtherLayout` for a dump of another release, `ModelError` for one that ``learner`` cannot go on from
+        (another LightGBM version, other settings, a classifier that is kept with its published versions only); start
+        from the published version then.
+        """
         self._learner = learner
         self.next_offset = next_offset
         """The first example that has not been folded."""
         self._published_offset = next_offset if published else -1
+        if loaded is not None:
+            self._load(loaded)
+        self._settled = (self.next_offset, self._published_offset)
+        self._saved = learner.save()
+        self._since: list[Example] = []
+        self._pending: list[Example] = []
+
+    def _load(self, loaded: LoadedState) -> None:
+        values = decode_values(loaded.values, _Values)
+        if values.layout != LAYOUT:
+            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
+        if values.learner is None or values.lightgbm != self._learner.lightgbm_version:
+            raise ModelError(
+                f"the saved learner is of LightGBM {values.lightgbm}, this one of {self._learner.lightgbm_version}, or "
+                "it is kept with its published versions only; go on from the published version"
+            )
+        self._learner.go_back(values.learner)
+        self.next_offset, self._published_offset = values.next_offset, values.published_offset
 
     @property
     def unpublished(self) -> bool:
@@ -35,7 +82,10 @@ class LearnPartition:
         result = Result()
         fresh = [record for record in records if record.offset >= self.next_offset]
         if fresh:
-            outcomes = self._learner.learn_examples([_read(record) for record in fresh])
+            examples = [_read(record) for record in fresh]
+            # Noted first: where learning fails half-way, the undo must know of it.
+            self._pending += examples
+            outcomes = self._learner.learn_examples(examples)
             for outcome, count in outcomes.items():
                 if count:
                     result.counts["lesson", outcome] += count
@@ -46,6 +96,33 @@ class LearnPartition:
         """The present version, taken as published from now on."""
         self._published_offset = self.next_offset
         return self._learner.snapshot(self.next_offset)
+
+    def settle(self) -> None:
+        """The batch is committed."""
+        self._settled = (self.next_offset, self._published_offset)
+        self._since += self._pending
+        self._pending = []
+        if len(self._since) > REFOLD_AT_MOST:
+            self._saved, self._since = self._learner.save(), []
+
+    def undo(self) -> None:
+        """The batch is not committed: take it back."""
+        self.next_offset, self._published_offset = self._settled
+        if self._pending:
+            self._pending = []
+            self._learner.go_back(self._saved)
+            self._learner.learn_examples(self._since)
+
+    def dump(self, *, full: bool = False) -> StateDump:
+        """Copy the settled state."""
+        del full
+        next_offset, published_offset = self._settled
+        learner = self._learner.numbers()
+        values = _Values(LAYOUT, next_offset, published_offset, self._learner.lightgbm_version, learner)
+        return StateDump(msgspec.msgpack.encode(values), {})
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _read(record: Record) -> Example:

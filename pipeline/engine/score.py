@@ -10,9 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.reasons import explain
+from pipeline.engine.journal import JournaledDict
+from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.results import Result, UnreadableRecord
+from pipeline.engine.state import LoadedState, StateDump
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
+from pipeline.features.columns import Storage
 from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import MerchantWindows
 from pipeline.scoring.blend import blend, sigmoid
@@ -62,13 +66,50 @@ class KernelMismatch(RuntimeError):
     """``profiled`` holds features of another kernel version than this worker's."""
 
 
+class _Values(msgspec.Struct):
+    layout: int
+    windows: bytes
+    seen: list[tuple[str, int, int]]
+
+
 class ScorePartition:
     """State of one partition of ``profiled``: a function of its records in offset order, and of nothing else."""
 
-    def __init__(self, base_currency: str) -> None:
+    def __init__(self, base_currency: str, storage: Storage | None = None, loaded: LoadedState | None = None) -> None:
+        """Start empty, or from a dump.
+
+        Raises `OtherLayout` where another release has made the dump.
+        """
         self._base_currency = base_currency
-        self._windows = MerchantWindows()
-        self._seen: dict[tuple[str, int], int] = {}
+        self._windows = MerchantWindows(storage)
+        self._seen: JournaledDict[tuple[str, int], int] = JournaledDict()
+        """The last offset of each partition that a card agent has read, by topic and number."""
+        if loaded is not None:
+            values = decode_values(loaded.values, _Values)
+            if values.layout != LAYOUT:
+                raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
+            self._windows.load(values.windows, loaded.columns)
+            self._seen.update({(topic, partition): offset for topic, partition, offset in values.seen})
+
+    def settle(self) -> None:
+        """The batch is committed."""
+        self._windows.settle()
+        self._seen.settle()
+
+    def undo(self) -> None:
+        """The batch is not committed: take it back."""
+        self._windows.undo()
+        self._seen.undo()
+
+    def dump(self, *, full: bool = False) -> StateDump:
+        """Copy the settled state."""
+        windows, columns = self._windows.dump(full=full)
+        seen = [(topic, partition, offset) for (topic, partition), offset in sorted(self._seen.items())]
+        return StateDump(msgspec.msgpack.encode(_Values(LAYOUT, windows, seen)), columns)
+
+    def close(self) -> None:
+        """Let go of the state."""
+        self._windows.close()
 
     def fold(self, records: Sequence[Record]) -> None:
         """Let records enter the state without deciding anything."""
@@ -105,13 +146,14 @@ class ScorePartition:
             except msgspec.MsgspecError as error:
                 raise UnreadableRecord(record, error) from error
             if isinstance(message, ProfiledTransaction):
-                # A card agent writes what it read in order, so that a source offset
+                # A card agent writes what it read in order, so that an offset
                 # at or below the last one is a repeat (possible at least-once only).
-                source = (message.source.topic, message.source.partition)
-                if message.source.offset <= self._seen.get(source, -1):
+                read_at = message.read or message.source
+                log = (read_at.topic, read_at.partition)
+                if read_at.offset <= self._seen.get(log, -1):
                     result.counts["duplicate", ""] += 1
                     continue
-                self._seen[source] = message.source.offset
+                self._seen.put(log, read_at.offset)
             read.append((record, message))
         return read
 

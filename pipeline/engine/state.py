@@ -1,4 +1,4 @@
-"""What the state of a partition is made of, and how it is taken back, kept and loaded; where it is kept is an adapter's.
+"""What a partition's state is made of, and how it is taken back, kept and loaded; where it is kept is an adapter's.
 
 A batch changes state at once. `settle` then says that the batch is committed, `undo` that it was not: exactly what it
 changed is taken back. Between the two a partition works on one batch only.

@@ -18,8 +18,10 @@ WINDOWS_US: Final[dict[str, int]] = {
 }
 LONGEST_WINDOW_US: Final = 30 * US_PER_DAY
 LATENESS_US: Final = 7 * US_PER_DAY
-"""How far behind an entity's newest event a late one still finds all that its windows hold."""
+"""How far behind its partition's newest event a late one still finds all that its windows hold."""
 HORIZON_US: Final = LONGEST_WINDOW_US + LATENESS_US
+EPISODE_US: Final = US_PER_DAY
+"""A case gathers a card's transactions from its first one on for this long."""
 USUAL_EVENTS: Final = 32
 """The card's usual amount is taken over at most so many of its latest transactions."""
 OUTLIER_MINIMUM_EVENTS: Final = 5
@@ -27,7 +29,7 @@ OUTLIER_RATIO: Final = 3
 RISK_PRIOR_RATE: Final = 0.01
 RISK_PRIOR_STRENGTH: Final = 5.0
 
-KERNEL_REVISION: Final = 1
+KERNEL_REVISION: Final = 2
 """Raised whenever a definition changes without changing a name."""
 
 _STATISTICS = ("count", "sum", "mean", "std", "max", "min")

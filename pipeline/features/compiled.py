@@ -3,9 +3,13 @@
 All compiled functions stand in this one module, because Numba's cache notices changes of a function's own
 file only. ``docs/features.md`` defines what they compute; `pipeline.features.kernel` is the way in.
 
-A *timeline* holds one entity's events, ordered by event time (of the same instant, by log), in a block of a shared
-arena. Every column that a window sums over is cumulative, so that any window is a difference of two entries, found by
-two binary searches; an integer that wraps around on the way still gives the right difference.
+A *timeline* holds one entity's events, ordered by event time (of the same instant, by log), in a chain of *chunks*.
+A chunk is a record of totals and a run of rows in a shared arena. Every number that a window sums over is cumulative
+within its chunk: what a window holds of a chunk is a difference of two rows, found by binary search, and the
+chunks between are added by their totals. Chunks are taken from the arena in the order of need, so that old events
+lie on pages that nothing touches until they expire.
+
+What is overwritten between two settles is copied to a journal first; `take_back` copies it back, last one first.
 """
 
 from collections.abc import Callable
@@ -16,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import (
-    CARD_FEATURES,
+    EPISODE_US,
     HORIZON_US,
     LONGEST_WINDOW_US,
-    MERCHANT_FEATURES,
     OUTLIER_MINIMUM_EVENTS,
     OUTLIER_RATIO,
     RISK_PRIOR_RATE,
@@ -30,20 +33,111 @@ from pipeline.features.catalogue import (
     USUAL_EVENTS,
     WINDOWS_US,
 )
+from pipeline.features.columns import PAGE_ITEMS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-BLOCK: Final = 16
-"""Capacity of a new timeline, and the run of events over which extremes are kept ready."""
-SIZE_CLASSES: Final = 48
 NEVER: Final = np.iinfo(np.int64).max
+NOTHING_YET_US: Final = -(2**62)
+"""The newest event time of a partition without transactions: so early that nothing lies behind its horizon."""
+
+SMALLEST_CHUNK: Final = 4
+LARGEST_CHUNK: Final = 2_048
+ROWS_RESERVE: Final = LARGEST_CHUNK + LARGEST_CHUNK // 4
+"""Rows of an arena that one row can need at most: the largest chunk and what is kept behind its rows."""
+_RUN: Final = 16
+_RUN_SHIFT: Final = 4
+_LEAST_WITH_RUNS: Final = 64
+"""Chunks of events of this capacity or more keep the largest and smallest amount of each run of rows, behind them."""
+
+# Numbers that the state needs besides its tables.
+NEWEST: Final = 0
+SLOTS_END: Final = 1
+CHUNKS_END: Final = 2
+EVENTS_END: Final = 3
+LABEL_CHUNKS_END: Final = 4
+LABELS_END: Final = 5
+FREE_SLOT: Final = 6
+CURSOR: Final = 7
+ENTITIES: Final = 8
+JOURNAL_END: Final = 9
+HELD_EVENTS: Final = 10
+HELD_LABELS: Final = 11
+_FREE_CHUNKS: Final = 16
+_SIZE_CLASSES: Final = 16
+META_WORDS: Final = 48
+
+# The two kinds of timeline; what belongs to labels stands one step further on.
+EVENTS: Final = 0
+LABELS: Final = 1
+
+# A slot: one entity. Its key are 128 bits, a free one has FREE as its tail and the next free one as its head.
+SLOT_WORDS: Final = 8
+_KEY_HIGH: Final = 0
+_KEY_LOW: Final = 1
+_HEAD: Final = 2
+_TAIL: Final = 3
+_HELD: Final = 4
+_CASE_START: Final = 5
+_CASE_SEQUENCE: Final = 6
+_FREE: Final = -1
+_KIND_STEP: Final = 3
+
+# A chunk; number 0 stands for none.
+CHUNK_WORDS: Final = 13
+_START: Final = 0
+_CAPACITY: Final = 1
+_LENGTH: Final = 2
+_PREVIOUS: Final = 3
+_NEXT: Final = 4
+_FIRST: Final = 5
+_LAST: Final = 6
+_MAX: Final = 7
+_MIN: Final = 8
+_SUM: Final = 9
+_SQUARE_HIGH: Final = 10
+_SQUARE_LOW: Final = 11
+_FLAGS: Final = 12
+_KNOWN: Final = 7
+_FRAUDS: Final = 8
+_LATEST_KNOWN_AT: Final = 9
+_CORRECTED: Final = 10
+
+# A row of an event: time, amount, and cumulative within the chunk: sum, squares in 128 bits; of a card's also flags,
+# and the merchant's hash.
+CARD_EVENT_WORDS: Final = 7
+MERCHANT_EVENT_WORDS: Final = 5
+_E_AMOUNT: Final = 1
+_E_SUM: Final = 2
+_E_HIGH: Final = 3
+_E_LOW: Final = 4
+_E_FLAGS: Final = 5
+_E_OTHER: Final = 6
+
+# A row of a label: its transaction's time and identity, from when and until when it is what is known, its value, and
+# cumulative within the chunk: known, frauds.
+LABEL_WORDS: Final = 7
+_L_IDENTITY: Final = 1
+_L_KNOWN_AT: Final = 2
+_L_SUPERSEDED_AT: Final = 3
+_L_VALUE: Final = 4
+_L_KNOWN: Final = 5
+_L_FRAUDS: Final = 6
+
+# What an entry of the journal was copied from.
+_IN_SLOTS: Final = 0
+_IN_CHUNKS: Final = 1
+_IN_ITEMS: Final = 3
+_NEW_SLOT: Final = 5
+JOURNAL_RESERVE: Final = 2 * LARGEST_CHUNK * CARD_EVENT_WORDS
+"""Words of the journal that one row can need at most: half a chunk split, half a chunk moved, and records."""
+
 _WINDOWS: Final = tuple(WINDOWS_US.values())
 _N_WINDOWS: Final = len(_WINDOWS)
 _N_STATISTICS: Final = 6
 _CARD_TAIL: Final = len(TRANSACTION_FEATURES) + _N_WINDOWS * _N_STATISTICS
 _MERCHANT_TAIL: Final = _N_WINDOWS * _N_STATISTICS
-_N_CARD: Final = len(CARD_FEATURES)
-_N_MERCHANT: Final = len(MERCHANT_FEATURES)
+_PAGE_SHIFT: Final = PAGE_ITEMS.bit_length() - 1
 _TWO_64: Final = 18446744073709551616.0
 _MASK_32: Final = np.uint64(0xFFFFFFFF)
 _SHIFT_32: Final = np.uint64(32)
@@ -57,61 +151,23 @@ def compiled(function: F) -> F:
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
-class Directory(NamedTuple):
-    """Where each entity's block lies in the arena; one entry a slot, but for ``free`` and ``meta``."""
+class State(NamedTuple):
+    """All arrays of one partition's windows. Tables are rows of 64-bit words; ``*_dirty`` has a byte a page."""
 
-    start: NDArray[np.int64]
-    length: NDArray[np.int64]
-    capacity: NDArray[np.int64]
-    free: NDArray[np.int64]
-    """Head of the list of free blocks by size class (capacity = BLOCK << class); -1: none."""
     meta: NDArray[np.int64]
-    """[0]: end of the used part of the arena."""
-
-
-class Events(NamedTuple):
-    """Arena of transactions. ``sum_``, ``square_*`` and ``flags`` are cumulative within a timeline."""
-
-    time_us: NDArray[np.int64]
-    amount: NDArray[np.int64]
-    sum_: NDArray[np.int64]
-    square_high: NDArray[np.uint64]
-    square_low: NDArray[np.uint64]
-    flags: NDArray[np.int32]
-    other: NDArray[np.int32]
-    """The entity on the other side (the merchant, in a card's timeline)."""
-    block_max: NDArray[np.int64]
-    block_min: NDArray[np.int64]
-
-
-class EventBases(NamedTuple):
-    """The cumulative columns just before each timeline's first entry."""
-
-    sum_: NDArray[np.int64]
-    square_high: NDArray[np.uint64]
-    square_low: NDArray[np.uint64]
-    flags: NDArray[np.int32]
-
-
-class Labels(NamedTuple):
-    """Arena of labelled transactions; ``known`` and ``frauds`` are cumulative within a timeline."""
-
-    time_us: NDArray[np.int64]
-    identity: NDArray[np.uint64]
-    known_at_us: NDArray[np.int64]
-    superseded_at_us: NDArray[np.int64]
-    value: NDArray[np.int8]
-    known: NDArray[np.int32]
-    frauds: NDArray[np.int32]
-
-
-class LabelBases(NamedTuple):
-    """Per timeline: cumulative columns before its first entry, and what decides whether they may be used."""
-
-    known: NDArray[np.int32]
-    frauds: NDArray[np.int32]
-    latest_known_at_us: NDArray[np.int64]
-    corrected: NDArray[np.int32]
+    places: NDArray[np.int32]
+    """Slots by key, in open addressing with linear probing; 0: none. Its size is a power of two."""
+    journal: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    chunks: NDArray[np.int64]
+    events: NDArray[np.int64]
+    label_chunks: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    slots_dirty: NDArray[np.uint8]
+    chunks_dirty: NDArray[np.uint8]
+    events_dirty: NDArray[np.uint8]
+    label_chunks_dirty: NDArray[np.uint8]
+    labels_dirty: NDArray[np.uint8]
 
 
 @compiled
@@ -126,9 +182,21 @@ def multiply(a: Any, b: Any) -> Any:
 
 
 @compiled
-def _standard_deviation(count: int, total: int, high: Any, low: Any) -> float:
+def _plus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
+    """128-bit sum; the words are signed here and everywhere in the tables, and count as unsigned."""
+    low = a_low + b_low
+    return a_high + b_high + (1 if np.uint64(low) < np.uint64(b_low) else 0), low
+
+
+@compiled
+def _minus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
+    return a_high - b_high - (1 if np.uint64(a_low) < np.uint64(b_low) else 0), a_low - b_low
+
+
+@compiled
+def _standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: Any) -> float:
     """Population standard deviation from exact sums: sqrt(n * sum(a^2) - sum(a)^2) / n."""
-    n = np.uint64(count)
+    n, high, low = np.uint64(count), np.uint64(signed_high), np.uint64(signed_low)
     scaled_high, scaled_low = multiply(n, low)
     scaled_high = scaled_high + n * high
     square_high, square_low = multiply(np.uint64(total), np.uint64(total))
@@ -138,33 +206,134 @@ def _standard_deviation(count: int, total: int, high: Any, low: Any) -> float:
 
 
 @compiled
-def _first_later(times: Any, start: int, length: int, time_us: Any) -> int:
-    """Index (within the timeline) of the first entry later than ``time_us``."""
-    low, high = 0, length
-    while low < high:
-        middle = (low + high) >> 1
-        if times[start + middle] <= time_us:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _mark(dirty: Any, start: Any, words: Any) -> None:
+    for page in range(start >> _PAGE_SHIFT, ((start + words - 1) >> _PAGE_SHIFT) + 1):
+        dirty[page] = 1
 
 
 @compiled
-def _first_reaching(column: Any, start: int, low: int, high: int, target: int) -> int:
-    """First index in [low, high) at which the cumulative ``column`` has reached ``target``."""
-    while low < high:
-        middle = (low + high) >> 1
-        if column[start + middle] < target:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _save(state: State, source: Any, table: Any, dirty: Any, start: Any, words: Any) -> None:
+    """Copy words that are about to be overwritten to the journal, and mark their pages."""
+    if words <= 0:
+        return
+    journal = state.journal
+    end = state.meta[JOURNAL_END]
+    for k in range(words):
+        journal[end + k] = table[start + k]
+    journal[end + words] = source
+    journal[end + words + 1] = start
+    journal[end + words + 2] = words
+    state.meta[JOURNAL_END] = end + words + 3
+    _mark(dirty, start, words)
 
 
 @compiled
-def _size_class(capacity: int) -> int:
-    size_class, size = 0, BLOCK
+def _tables(state: State, kind: Any) -> Any:
+    """(chunks, items, marks of the chunks' pages, marks of the items' pages) of one kind of timeline."""
+    if kind == EVENTS:
+        return state.chunks, state.events, state.chunks_dirty, state.events_dirty
+    return state.label_chunks, state.labels, state.label_chunks_dirty, state.labels_dirty
+
+
+@compiled
+def _find(state: State, high: Any, low: Any) -> Any:
+    """(slot of a key or 0, its place in the index or the free one where it would go)."""
+    mask = state.places.shape[0] - 1
+    at = low & mask
+    while True:
+        slot = np.int64(state.places[at])
+        if slot == 0 or (
+            state.slots[slot * SLOT_WORDS + _KEY_LOW] == low and state.slots[slot * SLOT_WORDS + _KEY_HIGH] == high
+        ):
+            return slot, at
+        at = (at + 1) & mask
+
+
+@compiled
+def _enter(state: State, high: Any, low: Any) -> int:
+    """Slot of a key, a new one where there is none yet; its record is in the journal."""
+    slot, at = _find(state, high, low)
+    meta, slots = state.meta, state.slots
+    if slot > 0:
+        _save(state, _IN_SLOTS, slots, state.slots_dirty, slot * SLOT_WORDS, SLOT_WORDS)
+        return int(slot)
+    slot = meta[FREE_SLOT]
+    if slot > 0:
+        meta[FREE_SLOT] = slots[slot * SLOT_WORDS + _HEAD]
+    else:
+        slot = meta[SLOTS_END]
+        meta[SLOTS_END] = slot + 1
+    base = slot * SLOT_WORDS
+    _save(state, _IN_SLOTS, slots, state.slots_dirty, base, SLOT_WORDS)
+    slots[base : base + SLOT_WORDS] = 0
+    slots[base + _KEY_HIGH] = high
+    slots[base + _KEY_LOW] = low
+    state.places[at] = slot
+    meta[ENTITIES] += 1
+    end = meta[JOURNAL_END]
+    state.journal[end] = _NEW_SLOT
+    state.journal[end + 1] = slot
+    state.journal[end + 2] = 0
+    meta[JOURNAL_END] = end + 3
+    return int(slot)
+
+
+@compiled
+def _leave_index(state: State, slot: Any) -> None:
+    """Take a slot out of the index; what was probed past it moves up."""
+    places, slots = state.places, state.slots
+    mask = places.shape[0] - 1
+    at = slots[slot * SLOT_WORDS + _KEY_LOW] & mask
+    while places[at] != slot:
+        at = (at + 1) & mask
+    gap = at
+    while True:
+        at = (at + 1) & mask
+        other = np.int64(places[at])
+        if other == 0:
+            break
+        home = slots[other * SLOT_WORDS + _KEY_LOW] & mask
+        if ((at - home) & mask) >= ((at - gap) & mask):
+            places[gap] = other
+            gap = at
+    places[gap] = 0
+
+
+@compiled
+def fill_index(state: State) -> None:
+    """Enter all slots into an empty index."""
+    mask = state.places.shape[0] - 1
+    for slot in range(1, state.meta[SLOTS_END]):
+        base = slot * SLOT_WORDS
+        if state.slots[base + _TAIL] != _FREE:
+            at = state.slots[base + _KEY_LOW] & mask
+            while state.places[at] != 0:
+                at = (at + 1) & mask
+            state.places[at] = slot
+
+
+@compiled
+def known_keys(state: State, keys: Any, out: Any) -> None:
+    """Whether each key (n x 2) has a slot."""
+    for i in range(keys.shape[0]):
+        out[i] = _find(state, keys[i, 0], keys[i, 1])[0] > 0
+
+
+@compiled
+def _has_room(state: State, kind: Any, words: Any) -> bool:
+    """Whether one more row surely finds its chunks, its place in the arena and in the journal."""
+    chunks, items, _, _ = _tables(state, kind)
+    meta = state.meta
+    return bool(
+        (meta[CHUNKS_END + 2 * kind] + 2) * CHUNK_WORDS <= chunks.shape[0]
+        and (meta[EVENTS_END + 2 * kind] + ROWS_RESERVE) * words <= items.shape[0]
+        and meta[JOURNAL_END] + JOURNAL_RESERVE <= state.journal.shape[0]
+    )
+
+
+@compiled
+def _size_class(capacity: Any) -> int:
+    size_class, size = 0, SMALLEST_CHUNK
     while size < capacity:
         size <<= 1
         size_class += 1
@@ -172,209 +341,368 @@ def _size_class(capacity: int) -> int:
 
 
 @compiled
-def _take_block(directory: Directory, links: Any, capacity: int) -> int:
-    """Start of an unused block, or -1 where the arena must grow first. Freed blocks form lists through ``links``."""
-    size_class = _size_class(capacity)
-    head = directory.free[size_class]
-    if head >= 0:
-        directory.free[size_class] = links[head]
-        return int(head)
-    tail = directory.meta[0]
-    if tail + capacity > links.shape[0]:
-        return -1
-    directory.meta[0] = tail + capacity
-    return int(tail)
+def _take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capacity: Any) -> int:
+    """An empty chunk, linked into a slot's chain behind chunk ``after`` (0: the chain is empty)."""
+    chunks, _, chunks_dirty, items_dirty = _tables(state, kind)
+    meta, slots = state.meta, state.slots
+    source = _IN_CHUNKS + kind
+    free = _FREE_CHUNKS + _SIZE_CLASSES * kind + _size_class(capacity)
+    chunk = meta[free]
+    if chunk > 0:
+        base = chunk * CHUNK_WORDS
+        _save(state, source, chunks, chunks_dirty, base, CHUNK_WORDS)
+        meta[free] = chunks[base + _NEXT]
+    else:
+        chunk = meta[CHUNKS_END + 2 * kind]
+        meta[CHUNKS_END + 2 * kind] = chunk + 1
+        base = chunk * CHUNK_WORDS
+        _save(state, source, chunks, chunks_dirty, base, CHUNK_WORDS)
+        start = meta[EVENTS_END + 2 * kind]
+        rows = capacity
+        if kind == EVENTS and capacity >= _LEAST_WITH_RUNS:
+            rows += (capacity // _RUN * 2 + words - 1) // words
+        meta[EVENTS_END + 2 * kind] = start + rows
+        chunks[base + _START] = start
+        chunks[base + _CAPACITY] = capacity
+        _mark(items_dirty, start * words, rows * words)
+    chunks[base + _LENGTH : base + CHUNK_WORDS] = 0
+    head, tail = slot * SLOT_WORDS + _HEAD + _KIND_STEP * kind, slot * SLOT_WORDS + _TAIL + _KIND_STEP * kind
+    if after == 0:
+        slots[head] = chunk
+        slots[tail] = chunk
+        return int(chunk)
+    following = chunks[after * CHUNK_WORDS + _NEXT]
+    _save(state, source, chunks, chunks_dirty, after * CHUNK_WORDS, CHUNK_WORDS)
+    chunks[after * CHUNK_WORDS + _NEXT] = chunk
+    chunks[base + _PREVIOUS] = after
+    chunks[base + _NEXT] = following
+    if following > 0:
+        _save(state, source, chunks, chunks_dirty, following * CHUNK_WORDS, CHUNK_WORDS)
+        chunks[following * CHUNK_WORDS + _PREVIOUS] = chunk
+    else:
+        slots[tail] = chunk
+    return int(chunk)
 
 
 @compiled
-def _free_block(directory: Directory, links: Any, start: int, capacity: int) -> None:
-    size_class = _size_class(capacity)
-    links[start] = directory.free[size_class]
-    directory.free[size_class] = start
+def _next_capacity(held: Any) -> int:
+    """By the root of what the timeline holds: about as many chunks to walk as runs or rows to look through in one."""
+    capacity, factor = SMALLEST_CHUNK, 4 if held < 256 else 16
+    while capacity < LARGEST_CHUNK and capacity * capacity < factor * held:
+        capacity <<= 1
+    return capacity
 
 
 @compiled
-def _room(directory: Directory, slot: int, times: Any, links: Any) -> Any:
-    """Make room for one more entry of ``slot``.
+def _opened(state: State, kind: Any, words: Any, chunk: Any, at: Any) -> Any:
+    """Move the rows of a chunk with room from position ``at`` on up by one; returns (chunk, position)."""
+    chunks, items, chunks_dirty, items_dirty = _tables(state, kind)
+    record = chunk * CHUNK_WORDS
+    length = chunks[record + _LENGTH]
+    _save(state, _IN_CHUNKS + kind, chunks, chunks_dirty, record, CHUNK_WORDS)
+    start = chunks[record + _START] * words
+    _save(state, _IN_ITEMS + kind, items, items_dirty, start + at * words, (length - at) * words)
+    for k in range(start + (length + 1) * words - 1, start + (at + 1) * words - 1, -1):
+        items[k] = items[k - words]
+    _mark(items_dirty, start + at * words, (length + 1 - at) * words)
+    chunks[record + _LENGTH] = length + 1
+    return chunk, at
 
-    Returns (old start, entries to drop from the front, new start); the new start is -1 where the arena is full.
+
+@compiled
+def _make_room(state: State, kind: Any, words: Any, slot: Any, chunk: Any, at: Any) -> Any:
+    """Open a row at position ``at`` of ``chunk`` (0: in front of all).
+
+    Later rows of the chunk are moved, the new one is not written. Returns the (chunk, position) of the row.
     """
-    start, length, capacity = directory.start[slot], directory.length[slot], directory.capacity[slot]
-    if length < capacity:
-        return start, 0, start
-    drop = 0
-    if length > 0:
-        drop = _first_later(times, start, length, times[start + length - 1] - HORIZON_US)
-        if drop * 4 >= capacity:
-            return start, drop, start
-    wanted = BLOCK if capacity == 0 else capacity * 2
-    new = _take_block(directory, links, wanted)
-    if new >= 0:
-        directory.start[slot] = new
-        directory.capacity[slot] = wanted
-    return start, drop, new
+    chunks, items, _, items_dirty = _tables(state, kind)
+    slots, base = state.slots, slot * SLOT_WORDS + _KIND_STEP * kind
+    slots[base + _HELD] += 1
+    state.meta[HELD_EVENTS + kind] += 1
+    if chunk == 0:
+        chunk, at = slots[base + _HEAD], 0
+        if chunk == 0:
+            chunk = _take_chunk(state, kind, words, slot, 0, SMALLEST_CHUNK)
+    record = chunk * CHUNK_WORDS
+    length, capacity = chunks[record + _LENGTH], chunks[record + _CAPACITY]
+    # The last sixteenth is left for late ones, which would split the chunk otherwise.
+    if at == length and length >= capacity - capacity // 16 and chunk == slots[base + _TAIL]:
+        chunk = _take_chunk(state, kind, words, slot, chunk, _next_capacity(slots[base + _HELD]))
+        return _opened(state, kind, words, chunk, 0)
+    if length == capacity:
+        half = length // 2
+        upper = _take_chunk(state, kind, words, slot, chunk, length)
+        start, target = chunks[record + _START] * words, chunks[upper * CHUNK_WORDS + _START] * words
+        _save(state, _IN_ITEMS + kind, items, items_dirty, start + half * words, (length - half) * words)
+        for k in range((length - half) * words):
+            items[target + k] = items[start + half * words + k]
+        _mark(items_dirty, target, (length - half) * words)
+        chunks[record + _LENGTH] = half
+        chunks[upper * CHUNK_WORDS + _LENGTH] = length - half
+        if kind == EVENTS:
+            _share_events(state, words, chunk, upper)
+        else:
+            _share_labels(state, chunk, upper)
+        if at > half:
+            chunk, at = upper, at - half
+    return _opened(state, kind, words, chunk, at)
 
 
 @compiled
-def _refresh_blocks(events: Events, start: int, first: int, length: int) -> None:
-    """Recompute the extremes of all blocks from the one that holds entry ``first`` on."""
-    for block in range(first // BLOCK, (length + BLOCK - 1) // BLOCK):
-        low = start + block * BLOCK
-        high = min(start + length, low + BLOCK)
-        largest, smallest = events.amount[low], events.amount[low]
-        for i in range(low + 1, high):
-            largest = max(largest, events.amount[i])
-            smallest = min(smallest, events.amount[i])
-        events.block_max[low // BLOCK] = largest
-        events.block_min[low // BLOCK] = smallest
+def _refresh_runs(state: State, words: Any, chunk: Any, first: Any) -> None:
+    """Find the extremes of a chunk's runs again, from the run of position ``first`` on."""
+    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
+    if chunks[record + _CAPACITY] < _LEAST_WITH_RUNS:
+        return
+    start, length = chunks[record + _START], chunks[record + _LENGTH]
+    runs = (start + chunks[record + _CAPACITY]) * words
+    low, high = first >> _RUN_SHIFT, (length - 1) >> _RUN_SHIFT
+    _save(state, _IN_ITEMS, events, state.events_dirty, runs + 2 * low, 2 * (high + 1 - low))
+    for run in range(low, high + 1):
+        at = start + run * _RUN
+        largest = smallest = events[at * words + _E_AMOUNT]
+        for i in range(at + 1, min(at + _RUN, start + length)):
+            largest = max(largest, events[i * words + _E_AMOUNT])
+            smallest = min(smallest, events[i * words + _E_AMOUNT])
+        events[runs + 2 * run] = largest
+        events[runs + 2 * run + 1] = smallest
 
 
 @compiled
-def _event_room(directory: Directory, events: Events, bases: EventBases, slot: int) -> bool:
-    """Make room for one more event; False where the arena is full and nothing was changed."""
-    old_capacity, length = directory.capacity[slot], directory.length[slot]
-    old, drop, new = _room(directory, slot, events.time_us, events.amount)
-    if new < 0:
-        return False
-    if drop == 0 and new == old:
-        return True
-    if drop > 0:
-        last = old + drop - 1
-        bases.sum_[slot] = events.sum_[last]
-        bases.square_high[slot] = events.square_high[last]
-        bases.square_low[slot] = events.square_low[last]
-        bases.flags[slot] = events.flags[last]
-    for i in range(length - drop):
-        source, target = old + drop + i, new + i
-        events.time_us[target] = events.time_us[source]
-        events.amount[target] = events.amount[source]
-        events.sum_[target] = events.sum_[source]
-        events.square_high[target] = events.square_high[source]
-        events.square_low[target] = events.square_low[source]
-        events.flags[target] = events.flags[source]
-        events.other[target] = events.other[source]
-    directory.length[slot] = length - drop
-    _refresh_blocks(events, new, 0, length - drop)
-    if new != old and old_capacity > 0:
-        _free_block(directory, events.amount, old, old_capacity)
-    return True
+def _extremes(state: State, words: Any, chunk: Any, first: Any, end: Any, largest: Any, smallest: Any) -> Any:
+    """(largest, smallest) with the amounts at positions [first, end) of a chunk taken in.
+
+    ``end`` is the chunk's length, or lies behind what was not looked at yet.
+    """
+    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
+    start, length, i = chunks[record + _START], chunks[record + _LENGTH], end
+    if chunks[record + _CAPACITY] >= _LEAST_WITH_RUNS:
+        runs = (start + chunks[record + _CAPACITY]) * words
+        while i > first:
+            low = (i - 1) & ~(_RUN - 1)
+            if low >= first and (i == low + _RUN or i == length):
+                run = runs + 2 * (low >> _RUN_SHIFT)
+                largest, smallest = max(largest, events[run]), min(smallest, events[run + 1])
+                i = low
+            else:
+                i -= 1
+                amount = events[(start + i) * words + _E_AMOUNT]
+                largest, smallest = max(largest, amount), min(smallest, amount)
+        return largest, smallest
+    for k in range(start + first, start + end):
+        largest = max(largest, events[k * words + _E_AMOUNT])
+        smallest = min(smallest, events[k * words + _E_AMOUNT])
+    return largest, smallest
+
+
+@compiled
+def _share_events(state: State, words: Any, lower: Any, upper: Any) -> None:
+    """Give the two halves of a chunk that was split their own cumulative columns and totals."""
+    chunks, events = state.chunks, state.events
+    low, up = lower * CHUNK_WORDS, upper * CHUNK_WORDS
+    last = (chunks[low + _START] + chunks[low + _LENGTH] - 1) * words
+    start, end = chunks[up + _START], chunks[up + _START] + chunks[up + _LENGTH]
+    sum_, high, square_low = events[last + _E_SUM], events[last + _E_HIGH], events[last + _E_LOW]
+    flags = events[last + _E_FLAGS] if words > _E_FLAGS else np.int64(0)
+    for i in range(start, end):
+        row = i * words
+        events[row + _E_SUM] -= sum_
+        events[row + _E_HIGH], events[row + _E_LOW] = _minus(
+            events[row + _E_HIGH], events[row + _E_LOW], high, square_low
+        )
+        if words > _E_FLAGS:
+            events[row + _E_FLAGS] -= flags
+    for record in (low, up):
+        start, end = chunks[record + _START], chunks[record + _START] + chunks[record + _LENGTH]
+        largest = smallest = events[start * words + _E_AMOUNT]
+        for i in range(start + 1, end):
+            largest = max(largest, events[i * words + _E_AMOUNT])
+            smallest = min(smallest, events[i * words + _E_AMOUNT])
+        last = (end - 1) * words
+        chunks[record + _FIRST], chunks[record + _LAST] = events[start * words], events[last]
+        chunks[record + _MAX], chunks[record + _MIN] = largest, smallest
+        chunks[record + _SUM] = events[last + _E_SUM]
+        chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW] = events[last + _E_HIGH], events[last + _E_LOW]
+        chunks[record + _FLAGS] = events[last + _E_FLAGS] if words > _E_FLAGS else np.int64(0)
+    _refresh_runs(state, words, lower, chunks[low + _LENGTH] - 1)
+    _refresh_runs(state, words, upper, 0)
+
+
+@compiled
+def _share_labels(state: State, lower: Any, upper: Any) -> None:
+    """Give the two halves of a chunk that was split their own cumulative columns and totals."""
+    chunks, labels = state.label_chunks, state.labels
+    low, up = lower * CHUNK_WORDS, upper * CHUNK_WORDS
+    last = (chunks[low + _START] + chunks[low + _LENGTH] - 1) * LABEL_WORDS
+    known, frauds = labels[last + _L_KNOWN], labels[last + _L_FRAUDS]
+    for i in range(chunks[up + _START], chunks[up + _START] + chunks[up + _LENGTH]):
+        labels[i * LABEL_WORDS + _L_KNOWN] -= known
+        labels[i * LABEL_WORDS + _L_FRAUDS] -= frauds
+    for record in (low, up):
+        start, end = chunks[record + _START], chunks[record + _START] + chunks[record + _LENGTH]
+        latest, corrected = labels[start * LABEL_WORDS + _L_KNOWN_AT], 0
+        for i in range(start, end):
+            latest = max(latest, labels[i * LABEL_WORDS + _L_KNOWN_AT])
+            corrected += 1 if labels[i * LABEL_WORDS + _L_SUPERSEDED_AT] != NEVER else 0
+        last = (end - 1) * LABEL_WORDS
+        chunks[record + _FIRST], chunks[record + _LAST] = labels[start * LABEL_WORDS], labels[last]
+        chunks[record + _KNOWN], chunks[record + _FRAUDS] = labels[last + _L_KNOWN], labels[last + _L_FRAUDS]
+        chunks[record + _LATEST_KNOWN_AT], chunks[record + _CORRECTED] = latest, corrected
 
 
 @compiled
 def _insert_event(
-    directory: Directory,
-    events: Events,
-    bases: EventBases,
-    slot: int,
-    position: int,
-    time_us: int,
-    amount: int,
-    flag: int,
-    other: int,
+    state: State, words: Any, slot: Any, chunk: Any, at: Any, time_us: Any, amount: Any, flag: Any, other: Any
 ) -> None:
-    """Put an event at ``position`` of its timeline (there must be room); later entries move up by one."""
-    start, length = directory.start[slot], directory.length[slot]
-    high, low = multiply(np.uint64(amount), np.uint64(amount))
-    for i in range(start + length, start + position, -1):
-        events.time_us[i] = events.time_us[i - 1]
-        events.amount[i] = events.amount[i - 1]
-        events.other[i] = events.other[i - 1]
-        events.sum_[i] = events.sum_[i - 1] + amount
-        events.flags[i] = events.flags[i - 1] + flag
-        new_low = events.square_low[i - 1] + low
-        events.square_high[i] = events.square_high[i - 1] + high + (np.uint64(1) if new_low < low else np.uint64(0))
-        events.square_low[i] = new_low
-    at = start + position
-    if position == 0:
-        sum_, flags = bases.sum_[slot], bases.flags[slot]
-        square_high, square_low = bases.square_high[slot], bases.square_low[slot]
+    """Put an event at position ``at`` of ``chunk``; the rows behind it in that chunk are moved and raised."""
+    chunk, at = _make_room(state, EVENTS, words, slot, chunk, at)
+    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
+    start, length = chunks[record + _START], chunks[record + _LENGTH]
+    unsigned_high, unsigned_low = multiply(np.uint64(amount), np.uint64(amount))
+    high, low = np.int64(unsigned_high), np.int64(unsigned_low)
+    row = (start + at) * words
+    events[row] = time_us
+    events[row + _E_AMOUNT] = amount
+    if at == 0:
+        events[row + _E_SUM], events[row + _E_HIGH], events[row + _E_LOW] = amount, high, low
     else:
-        sum_, flags = events.sum_[at - 1], events.flags[at - 1]
-        square_high, square_low = events.square_high[at - 1], events.square_low[at - 1]
-    new_low = square_low + low
-    events.time_us[at] = time_us
-    events.amount[at] = amount
-    events.other[at] = other
-    events.sum_[at] = sum_ + amount
-    events.flags[at] = flags + flag
-    events.square_high[at] = square_high + high + (np.uint64(1) if new_low < low else np.uint64(0))
-    events.square_low[at] = new_low
-    directory.length[slot] = length + 1
-    if position == length and position % BLOCK != 0:
-        block = at // BLOCK
-        events.block_max[block] = max(events.block_max[block], amount)
-        events.block_min[block] = min(events.block_min[block], amount)
+        before = row - words
+        events[row + _E_SUM] = events[before + _E_SUM] + amount
+        events[row + _E_HIGH], events[row + _E_LOW] = _plus(
+            events[before + _E_HIGH], events[before + _E_LOW], high, low
+        )
+    if words > _E_FLAGS:
+        events[row + _E_FLAGS] = flag + (events[row - words + _E_FLAGS] if at > 0 else 0)
+        events[row + _E_OTHER] = other
+    for i in range(start + at + 1, start + length):
+        row = i * words
+        events[row + _E_SUM] += amount
+        events[row + _E_HIGH], events[row + _E_LOW] = _plus(events[row + _E_HIGH], events[row + _E_LOW], high, low)
+        if words > _E_FLAGS:
+            events[row + _E_FLAGS] += flag
+    if length == 1:
+        chunks[record + _FIRST] = chunks[record + _LAST] = time_us
+        chunks[record + _MAX] = chunks[record + _MIN] = amount
     else:
-        _refresh_blocks(events, start, position, length + 1)
+        chunks[record + _FIRST] = min(chunks[record + _FIRST], time_us)
+        chunks[record + _LAST] = max(chunks[record + _LAST], time_us)
+        chunks[record + _MAX] = max(chunks[record + _MAX], amount)
+        chunks[record + _MIN] = min(chunks[record + _MIN], amount)
+    chunks[record + _SUM] += amount
+    chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW] = _plus(
+        chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW], high, low
+    )
+    chunks[record + _FLAGS] += flag
+    if at + 1 < length or at % _RUN == 0:
+        _refresh_runs(state, words, chunk, at)
+    elif chunks[record + _CAPACITY] >= _LEAST_WITH_RUNS:
+        run = (start + chunks[record + _CAPACITY]) * words + 2 * (at >> _RUN_SHIFT)
+        _save(state, _IN_ITEMS, events, state.events_dirty, run, 2)
+        events[run] = max(events[run], amount)
+        events[run + 1] = min(events[run + 1], amount)
+
+
+@compiled
+def _first_later(items: Any, words: Any, start: Any, length: Any, time_us: Any) -> int:
+    """Position (within a chunk from row ``start`` on) of the first of ``length`` rows later than ``time_us``."""
+    low, high = 0, length
+    while low < high:
+        middle = (low + high) >> 1
+        if items[(start + middle) * words] <= time_us:
+            low = middle + 1
+        else:
+            high = middle
+    return int(low)
+
+
+@compiled
+def _place(state: State, kind: Any, words: Any, slot: Any, time_us: Any) -> Any:
+    """(chunk, position) behind the last row not later than ``time_us``; chunk 0: all are later, or there is none."""
+    chunks, items, _, _ = _tables(state, kind)
+    chunk = state.slots[slot * SLOT_WORDS + _TAIL + _KIND_STEP * kind]
+    while chunk > 0 and chunks[chunk * CHUNK_WORDS + _FIRST] > time_us:
+        chunk = chunks[chunk * CHUNK_WORDS + _PREVIOUS]
+    if chunk == 0:
+        return chunk, np.int64(0)
+    record = chunk * CHUNK_WORDS
+    length = chunks[record + _LENGTH]
+    if chunks[record + _LAST] <= time_us:
+        return chunk, length
+    return chunk, np.int64(_first_later(items, words, chunks[record + _START], length, time_us))
 
 
 @compiled
 def _window_features(
-    directory: Directory, events: Events, bases: EventBases, slot: int, time_us: int, row: Any, column: int
-) -> Any:
+    state: State, words: Any, chunk: Any, end: Any, time_us: Any, floor_us: Any, row: Any, column: Any, flagged: Any
+) -> None:
     """Write count, sum, mean, std, max and min of every window to ``row`` from ``column`` on.
 
-    Returns (first index of the history, index behind it).
+    ``chunk`` and ``end``: the place behind the last event to look at. ``flagged``: gets the flags of every window.
     """
-    start, length = directory.start[slot], directory.length[slot]
-    end = length
-    if length > 0 and events.time_us[start + length - 1] > time_us:
-        end = _first_later(events.time_us, start, length, time_us)
-    largest, smallest, known_from = np.int64(0), np.int64(0), end
-    floor = events.time_us[start + length - 1] - HORIZON_US if length > 0 else np.int64(0)
-    first = end
-    for w in range(_N_WINDOWS):
-        first = _first_later(events.time_us, start, end, max(time_us - _WINDOWS[w], floor)) if length > 0 else 0
-        count = end - first
-        at = column + w * _N_STATISTICS
-        row[at] = count
-        if count == 0:
-            row[at + 1] = 0.0
-            row[at + 2 : at + 6] = np.nan
-            continue
-        last = start + end - 1
-        if first == 0:
-            sum_, high, low = bases.sum_[slot], bases.square_high[slot], bases.square_low[slot]
-        else:
-            before = start + first - 1
-            sum_, high, low = events.sum_[before], events.square_high[before], events.square_low[before]
-        total = events.sum_[last] - sum_
-        borrow = np.uint64(1) if events.square_low[last] < low else np.uint64(0)
-        square_high = events.square_high[last] - high - borrow
-        square_low = events.square_low[last] - low
-        if known_from == end:
-            largest = smallest = events.amount[start + end - 1]
-        i = known_from - 1
-        while i >= first:
-            if (i + 1) % BLOCK == 0 and i - BLOCK + 1 >= first:
-                block = (start + i) // BLOCK
-                largest = max(largest, events.block_max[block])
-                smallest = min(smallest, events.block_min[block])
-                i -= BLOCK
+    chunks, events = state.chunks, state.events
+    count, sum_, high, low = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    flags, largest, smallest = np.int64(0), np.int64(-1), np.int64(NEVER)
+    w = 0
+    while w < _N_WINDOWS:
+        record = chunk * CHUNK_WORDS
+        start = chunks[record + _START]
+        # Rows of this chunk from here on have been looked through for extremes.
+        looked = end
+        last = (start + end - 1) * words
+        while w < _N_WINDOWS:
+            lower_us = max(time_us - _WINDOWS[w], floor_us)
+            if chunk > 0 and chunks[record + _FIRST] > lower_us:
+                break
+            n, total, square_high, square_low, marked = count, sum_, high, low, flags
+            if chunk > 0 and chunks[record + _LAST] > lower_us:
+                first = _first_later(events, words, start, end, lower_us)
+                if first < end:
+                    # The chunk's first event is not later than the limit, so there is a row before.
+                    before = (start + first - 1) * words
+                    n += end - first
+                    total += events[last + _E_SUM] - events[before + _E_SUM]
+                    part_high, part_low = _minus(
+                        events[last + _E_HIGH], events[last + _E_LOW], events[before + _E_HIGH], events[before + _E_LOW]
+                    )
+                    square_high, square_low = _plus(high, low, part_high, part_low)
+                    if words > _E_FLAGS:
+                        marked += events[last + _E_FLAGS] - events[before + _E_FLAGS]
+                    largest, smallest = _extremes(state, words, chunk, first, looked, largest, smallest)
+                    looked = first
+            at = column + w * _N_STATISTICS
+            row[at] = n
+            flagged[w] = marked
+            if n == 0:
+                row[at + 1] = 0.0
+                row[at + 2 : at + 6] = np.nan
             else:
-                largest = max(largest, events.amount[start + i])
-                smallest = min(smallest, events.amount[start + i])
-                i -= 1
-        known_from = first
-        row[at + 1] = total / 100.0
-        row[at + 2] = total / count / 100.0
-        row[at + 3] = _standard_deviation(count, total, square_high, square_low) / 100.0
-        row[at + 4] = largest / 100.0
-        row[at + 5] = smallest / 100.0
-    return first, end
+                row[at + 1] = total / 100.0
+                row[at + 2] = total / n / 100.0
+                row[at + 3] = _standard_deviation(n, total, square_high, square_low) / 100.0
+                row[at + 4] = largest / 100.0
+                row[at + 5] = smallest / 100.0
+            w += 1
+        if w == _N_WINDOWS:
+            break
+        # All of the chunk before ``end`` lies in the remaining windows.
+        count += end
+        if end == chunks[record + _LENGTH]:
+            largest, smallest = max(largest, chunks[record + _MAX]), min(smallest, chunks[record + _MIN])
+            sum_ += chunks[record + _SUM]
+            high, low = _plus(high, low, chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW])
+            flags += chunks[record + _FLAGS]
+        else:
+            largest, smallest = _extremes(state, words, chunk, 0, looked, largest, smallest)
+            sum_ += events[last + _E_SUM]
+            high, low = _plus(high, low, events[last + _E_HIGH], events[last + _E_LOW])
+            if words > _E_FLAGS:
+                flags += events[last + _E_FLAGS]
+        chunk = chunks[record + _PREVIOUS]
+        end = chunks[chunk * CHUNK_WORDS + _LENGTH] if chunk > 0 else 0
 
 
 @compiled
-def _flagged(directory: Directory, events: Events, bases: EventBases, slot: int, first: int, end: int) -> int:
-    start = directory.start[slot]
-    if end <= first:
-        return 0
-    before = bases.flags[slot] if first == 0 else events.flags[start + first - 1]
-    return int(events.flags[start + end - 1] - before)
-
-
-@compiled
-def _median_and_spread(ordered: Any, n: int) -> Any:
+def _median_and_spread(ordered: Any, n: Any) -> Any:
     """(2 x median, 4 x MAD) of ``ordered[:n]`` (ascending integers); MAD: median absolute deviation from the median."""
     median_2 = ordered[(n - 1) // 2] + ordered[n // 2]
     # The distances from the median fall and then rise along the sorted amounts, so that the
@@ -396,11 +724,9 @@ def _median_and_spread(ordered: Any, n: int) -> Any:
 
 @compiled
 def profile_cards(
-    directory: Directory,
-    events: Events,
-    bases: EventBases,
-    first_row: int,
-    slots: Any,
+    state: State,
+    first_row: Any,
+    keys: Any,
     merchants: Any,
     times: Any,
     amounts: Any,
@@ -408,29 +734,53 @@ def profile_cards(
     hours: Any,
     weekdays: Any,
     out: Any,
+    case_starts: Any,
+    case_sequences: Any,
 ) -> int:
-    """Fill ``out`` (rows x CARD_FEATURES) from ``first_row`` on; returns the first row not done (the arena is full)."""
+    """Fill ``out`` (rows x CARD_FEATURES) from ``first_row`` on; returns the first row not done (a table is full)."""
+    meta, slots, chunks, events = state.meta, state.slots, state.chunks, state.events
+    words = CARD_EVENT_WORDS
     ordered = np.empty(USUAL_EVENTS, np.int64)
-    for i in range(first_row, slots.shape[0]):
-        slot, time_us, amount = slots[i], times[i], amounts[i]
-        if counts[i] and not _event_room(directory, events, bases, slot):
+    flagged = np.empty(_N_WINDOWS, np.int64)
+    for i in range(first_row, keys.shape[0]):
+        if not _has_room(state, EVENTS, words):
             return i
+        slot = _enter(state, keys[i, 0], keys[i, 1])
+        time_us, amount = times[i], amounts[i]
+        floor_us = meta[NEWEST] - HORIZON_US
+        base = slot * SLOT_WORDS
+        if (
+            slots[base + _CASE_SEQUENCE] == 0
+            or slots[base + _CASE_START] <= floor_us
+            or time_us >= slots[base + _CASE_START] + EPISODE_US
+        ):
+            slots[base + _CASE_START] = time_us
+            slots[base + _CASE_SEQUENCE] = 0
+        slots[base + _CASE_SEQUENCE] += 1
+        case_starts[i] = slots[base + _CASE_START]
+        case_sequences[i] = slots[base + _CASE_SEQUENCE]
         row = out[i]
         row[0] = amount / 100.0
         row[1] = hours[i]
         row[2] = weekdays[i]
-        first, end = _window_features(directory, events, bases, slot, time_us, row, len(TRANSACTION_FEATURES))
-        start, length = directory.start[slot], directory.length[slot]
+        chunk, end = _place(state, EVENTS, words, slot, time_us)
+        _window_features(state, words, chunk, end, time_us, floor_us, row, len(TRANSACTION_FEATURES), flagged)
         tail = _CARD_TAIL
-        row[tail] = (time_us - events.time_us[start + end - 1]) / US_PER_SECOND if end > first else np.nan
-        n = min(end - first, USUAL_EVENTS)
-        row[tail + 1 : tail + 4] = np.nan
+        n: Any = min(np.int64(row[tail - _N_STATISTICS]), USUAL_EVENTS)
+        row[tail : tail + 4] = np.nan
         flag, seen = 0, 0
         if n > 0:
+            last = chunks[chunk * CHUNK_WORDS + _START] + end - 1
+            row[tail] = (time_us - events[last * words]) / US_PER_SECOND
+            inside, at = chunk, end
             for j in range(n):
-                at = start + end - n + j
-                value = events.amount[at]
-                if events.other[at] == merchants[i]:
+                if at == 0:
+                    inside = chunks[inside * CHUNK_WORDS + _PREVIOUS]
+                    at = chunks[inside * CHUNK_WORDS + _LENGTH]
+                at -= 1
+                event = (chunks[inside * CHUNK_WORDS + _START] + at) * words
+                value = events[event + _E_AMOUNT]
+                if events[event + _E_OTHER] == merchants[i]:
                     seen += 1
                 k = j
                 while k > 0 and ordered[k - 1] > value:
@@ -447,183 +797,173 @@ def profile_cards(
             if n >= OUTLIER_MINIMUM_EVENTS and 2 * amount > OUTLIER_RATIO * median_2:
                 flag = 1
         for w in range(1, _N_WINDOWS):
-            # The count of the window, written above, says where it starts.
-            count = np.int64(row[len(TRANSACTION_FEATURES) + w * _N_STATISTICS])
-            row[tail + 3 + w] = _flagged(directory, events, bases, slot, end - count, end)
+            row[tail + 3 + w] = flagged[w]
         row[tail + 7] = seen
-        if counts[i] and (length == 0 or time_us > events.time_us[start + length - 1] - HORIZON_US):
-            _insert_event(directory, events, bases, slot, end, time_us, amount, flag, merchants[i])
-    return int(slots.shape[0])
+        if counts[i] and time_us > floor_us:
+            _insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i])
+        meta[NEWEST] = max(meta[NEWEST], time_us)
+    return int(keys.shape[0])
 
 
 @compiled
-def _label_room(directory: Directory, labels: Labels, bases: LabelBases, slot: int) -> bool:
-    """Make room for one more label; False where the arena is full and nothing was changed."""
-    old_capacity, length = directory.capacity[slot], directory.length[slot]
-    old, drop, new = _room(directory, slot, labels.time_us, labels.known_at_us)
-    if new < 0:
-        return False
-    if drop == 0 and new == old:
-        return True
-    if drop > 0:
-        bases.known[slot] = labels.known[old + drop - 1]
-        bases.frauds[slot] = labels.frauds[old + drop - 1]
-    latest, corrected = np.int64(0), 0
-    for i in range(length - drop):
-        source, target = old + drop + i, new + i
-        labels.time_us[target] = labels.time_us[source]
-        labels.identity[target] = labels.identity[source]
-        labels.known_at_us[target] = labels.known_at_us[source]
-        labels.superseded_at_us[target] = labels.superseded_at_us[source]
-        labels.value[target] = labels.value[source]
-        labels.known[target] = labels.known[source]
-        labels.frauds[target] = labels.frauds[source]
-        latest = max(latest, labels.known_at_us[target])
-        corrected += 1 if labels.superseded_at_us[target] != NEVER else 0
-    bases.latest_known_at_us[slot] = latest
-    bases.corrected[slot] = corrected
-    directory.length[slot] = length - drop
-    if new != old and old_capacity > 0:
-        _free_block(directory, labels.known_at_us, old, old_capacity)
-    return True
-
-
-@compiled
-def _insert_label(
-    directory: Directory,
-    labels: Labels,
-    bases: LabelBases,
-    slot: int,
-    time_us: int,
-    identity: Any,
-    value: int,
-    known_at_us: int,
-) -> None:
-    """Add what a label makes known (there must be room); an earlier label of the same transaction is superseded."""
-    start, length = directory.start[slot], directory.length[slot]
-    if length > 0 and time_us <= labels.time_us[start + length - 1] - HORIZON_US:
-        return
-    position = _first_later(labels.time_us, start, length, time_us)
-    i = position - 1
-    while i >= 0 and labels.time_us[start + i] == time_us:
-        if labels.identity[start + i] == identity and labels.superseded_at_us[start + i] == NEVER:
-            known_at_us = max(known_at_us, labels.known_at_us[start + i])
-            labels.superseded_at_us[start + i] = known_at_us
-            bases.corrected[slot] += 1
+def _insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: Any, known_at_us: Any) -> None:
+    """Add what a label makes known; an earlier label of the same transaction is superseded."""
+    chunks, labels = state.label_chunks, state.labels
+    chunk, at = _place(state, LABELS, LABEL_WORDS, slot, time_us)
+    inside, i = chunk, at
+    while inside > 0:
+        if i == 0:
+            inside = chunks[inside * CHUNK_WORDS + _PREVIOUS]
+            if inside == 0:
+                break
+            i = chunks[inside * CHUNK_WORDS + _LENGTH]
+        i -= 1
+        row = (chunks[inside * CHUNK_WORDS + _START] + i) * LABEL_WORDS
+        if labels[row] != time_us:
+            break
+        if labels[row + _L_IDENTITY] == identity and labels[row + _L_SUPERSEDED_AT] == NEVER:
+            known_at_us = max(known_at_us, labels[row + _L_KNOWN_AT])
+            record = inside * CHUNK_WORDS
+            _save(state, _IN_ITEMS + LABELS, labels, state.labels_dirty, row, LABEL_WORDS)
+            _save(state, _IN_CHUNKS + LABELS, chunks, state.label_chunks_dirty, record, CHUNK_WORDS)
+            labels[row + _L_SUPERSEDED_AT] = known_at_us
+            chunks[record + _CORRECTED] += 1
             # Directly behind what it replaces, so that of two transactions of the same
             # instant the one first labelled later stays the later one.
-            position = i + 1
+            chunk, at = inside, i + 1
             break
-        i -= 1
     known = 1 if value in (0, 1) else 0
     fraud = 1 if value == 1 else 0
-    for j in range(start + length, start + position, -1):
-        labels.time_us[j] = labels.time_us[j - 1]
-        labels.identity[j] = labels.identity[j - 1]
-        labels.known_at_us[j] = labels.known_at_us[j - 1]
-        labels.superseded_at_us[j] = labels.superseded_at_us[j - 1]
-        labels.value[j] = labels.value[j - 1]
-        labels.known[j] = labels.known[j - 1] + known
-        labels.frauds[j] = labels.frauds[j - 1] + fraud
-    at = start + position
-    labels.time_us[at] = time_us
-    labels.identity[at] = identity
-    labels.known_at_us[at] = known_at_us
-    labels.superseded_at_us[at] = NEVER
-    labels.value[at] = value
-    labels.known[at] = (bases.known[slot] if position == 0 else labels.known[at - 1]) + known
-    labels.frauds[at] = (bases.frauds[slot] if position == 0 else labels.frauds[at - 1]) + fraud
-    bases.latest_known_at_us[slot] = max(bases.latest_known_at_us[slot], known_at_us)
-    directory.length[slot] = length + 1
+    chunk, at = _make_room(state, LABELS, LABEL_WORDS, slot, chunk, at)
+    record = chunk * CHUNK_WORDS
+    start, length = chunks[record + _START], chunks[record + _LENGTH]
+    row = (start + at) * LABEL_WORDS
+    labels[row] = time_us
+    labels[row + _L_IDENTITY] = identity
+    labels[row + _L_KNOWN_AT] = known_at_us
+    labels[row + _L_SUPERSEDED_AT] = NEVER
+    labels[row + _L_VALUE] = value
+    labels[row + _L_KNOWN] = known + (labels[row - LABEL_WORDS + _L_KNOWN] if at > 0 else 0)
+    labels[row + _L_FRAUDS] = fraud + (labels[row - LABEL_WORDS + _L_FRAUDS] if at > 0 else 0)
+    for j in range(start + at + 1, start + length):
+        labels[j * LABEL_WORDS + _L_KNOWN] += known
+        labels[j * LABEL_WORDS + _L_FRAUDS] += fraud
+    if length == 1:
+        chunks[record + _FIRST] = chunks[record + _LAST] = time_us
+        chunks[record + _LATEST_KNOWN_AT] = known_at_us
+    else:
+        chunks[record + _FIRST] = min(chunks[record + _FIRST], time_us)
+        chunks[record + _LAST] = max(chunks[record + _LAST], time_us)
+        chunks[record + _LATEST_KNOWN_AT] = max(chunks[record + _LATEST_KNOWN_AT], known_at_us)
+    chunks[record + _KNOWN] += known
+    chunks[record + _FRAUDS] += fraud
 
 
 @compiled
-def _known_cumulative(labels: Labels, bases: LabelBases, slot: int, start: int, first: int, end: int) -> Any:
-    """(known, frauds, newest known, newest fraud, newest legitimate) of entries [first, end), by cumulative columns.
+def _first_reaching(labels: Any, start: Any, low: Any, high: Any, known: Any, frauds: Any, target: Any) -> int:
+    """First position in [low, high) at which known x its weight + frauds x its weight has reached ``target``."""
+    while low < high:
+        middle = (low + high) >> 1
+        row = (start + middle) * LABEL_WORDS
+        if known * labels[row + _L_KNOWN] + frauds * labels[row + _L_FRAUDS] < target:
+            low = middle + 1
+        else:
+            high = middle
+    return int(low)
 
-    The last three are indices, -1 for none.
+
+@compiled
+def _count_known(state: State, chunk: Any, first: Any, end: Any, time_us: Any, found: Any) -> None:
+    """Add what is known at ``time_us`` of positions [first, end) of a chunk to ``found``, the newest first.
+
+    ``found``: known, frauds, whether the newest is fraud (-1: none yet), times of the newest fraud and of the newest
+    legitimate one (NEVER: none yet).
     """
     if end <= first:
-        return 0, 0, -1, -1, -1
-    known_before = bases.known[slot] if first == 0 else labels.known[start + first - 1]
-    frauds_before = bases.frauds[slot] if first == 0 else labels.frauds[start + first - 1]
-    known_end, frauds_end = labels.known[start + end - 1], labels.frauds[start + end - 1]
+        return
+    labels, record = state.labels, chunk * CHUNK_WORDS
+    start = state.label_chunks[record + _START]
+    if state.label_chunks[record + _CORRECTED] > 0 or state.label_chunks[record + _LATEST_KNOWN_AT] > time_us:
+        for i in range(end - 1, first - 1, -1):
+            row = (start + i) * LABEL_WORDS
+            value = labels[row + _L_VALUE]
+            if value == 2 or labels[row + _L_KNOWN_AT] > time_us or labels[row + _L_SUPERSEDED_AT] <= time_us:
+                continue
+            found[0] += 1
+            found[1] += value
+            if found[2] < 0:
+                found[2] = value
+            if found[3 if value == 1 else 4] == NEVER:
+                found[3 if value == 1 else 4] = labels[row]
+        return
+    known_before, frauds_before = np.int64(0), np.int64(0)
+    if first > 0:
+        known_before = labels[(start + first - 1) * LABEL_WORDS + _L_KNOWN]
+        frauds_before = labels[(start + first - 1) * LABEL_WORDS + _L_FRAUDS]
+    # The totals, where they do: the rows of old chunks are left alone.
+    known_end, frauds_end = state.label_chunks[record + _KNOWN], state.label_chunks[record + _FRAUDS]
+    if end < state.label_chunks[record + _LENGTH]:
+        known_end = labels[(start + end - 1) * LABEL_WORDS + _L_KNOWN]
+        frauds_end = labels[(start + end - 1) * LABEL_WORDS + _L_FRAUDS]
     known, frauds = known_end - known_before, frauds_end - frauds_before
-    newest = _first_reaching(labels.known, start, first, end, known_end) if known > 0 else -1
-    fraud = _first_reaching(labels.frauds, start, first, end, frauds_end) if frauds > 0 else -1
-    legitimate = -1
-    if known > frauds:
-        low, high, target = first, end, known_end - frauds_end
-        while low < high:
-            middle = (low + high) >> 1
-            if labels.known[start + middle] - labels.frauds[start + middle] < target:
-                low = middle + 1
-            else:
-                high = middle
-        legitimate = low
-    return known, frauds, newest, fraud, legitimate
+    found[0] += known
+    found[1] += frauds
+    fraud_at, legitimate_at = -1, -1
+    if frauds > 0 and (found[2] < 0 or found[3] == NEVER):
+        fraud_at = _first_reaching(labels, start, first, end, 0, 1, frauds_end)
+    if known > frauds and (found[2] < 0 or found[4] == NEVER):
+        legitimate_at = _first_reaching(labels, start, first, end, 1, -1, known_end - frauds_end)
+    if found[2] < 0 and known > 0:
+        found[2] = 1 if fraud_at > legitimate_at else 0
+    if found[3] == NEVER and fraud_at >= 0:
+        found[3] = labels[(start + fraud_at) * LABEL_WORDS]
+    if found[4] == NEVER and legitimate_at >= 0:
+        found[4] = labels[(start + legitimate_at) * LABEL_WORDS]
 
 
 @compiled
-def _known_scanned(labels: Labels, start: int, first: int, end: int, time_us: int) -> Any:
-    """The same, entry by entry, by what was known at ``time_us``."""
-    known, frauds, newest, fraud, legitimate = 0, 0, -1, -1, -1
-    for i in range(end - 1, first - 1, -1):
-        at = start + i
-        value = labels.value[at]
-        if value == 2 or labels.known_at_us[at] > time_us or labels.superseded_at_us[at] <= time_us:
-            continue
-        known += 1
-        if newest < 0:
-            newest = i
-        if value == 1:
-            frauds += 1
-            if fraud < 0:
-                fraud = i
-        elif legitimate < 0:
-            legitimate = i
-    return known, frauds, newest, fraud, legitimate
-
-
-@compiled
-def _label_features(
-    directory: Directory, labels: Labels, bases: LabelBases, slot: int, time_us: int, row: Any, column: int
-) -> None:
-    start, length = directory.start[slot], directory.length[slot]
-    month, fortnight = (0, 0, -1, -1, -1), (0, 0, -1, -1, -1)
-    if length > 0:
-        floor = labels.time_us[start + length - 1] - HORIZON_US
-        end = _first_later(labels.time_us, start, length, time_us)
-        first = _first_later(labels.time_us, start, end, max(time_us - LONGEST_WINDOW_US, floor))
-        middle = _first_later(labels.time_us, start, end, max(time_us - _FORTNIGHT_US, floor))
-        if bases.corrected[slot] == 0 and bases.latest_known_at_us[slot] <= time_us:
-            month = _known_cumulative(labels, bases, slot, start, first, end)
-            fortnight = _known_cumulative(labels, bases, slot, start, middle, end)
+def _label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: Any, column: Any, found: Any) -> None:
+    chunks, labels = state.label_chunks, state.labels
+    found[0] = found[1] = 0
+    found[2] = -1
+    found[3] = found[4] = NEVER
+    fortnight_known, fortnight_frauds = np.int64(-1), np.int64(-1)
+    fortnight_us = max(time_us - _FORTNIGHT_US, floor_us)
+    month_us = max(time_us - LONGEST_WINDOW_US, floor_us)
+    chunk, end = _place(state, LABELS, LABEL_WORDS, slot, time_us)
+    while chunk > 0 and chunks[chunk * CHUNK_WORDS + _LAST] > month_us:
+        record = chunk * CHUNK_WORDS
+        start, middle = chunks[record + _START], np.int64(0)
+        if fortnight_known < 0:
+            if chunks[record + _FIRST] <= fortnight_us:
+                middle = np.int64(_first_later(labels, LABEL_WORDS, start, end, fortnight_us))
+            _count_known(state, chunk, middle, end, time_us, found)
+            if chunks[record + _FIRST] <= fortnight_us:
+                fortnight_known, fortnight_frauds = found[0], found[1]
         else:
-            month = _known_scanned(labels, start, first, end, time_us)
-            fortnight = _known_scanned(labels, start, middle, end, time_us)
-    row[column] = fortnight[0]
-    row[column + 1] = fortnight[1]
-    row[column + 2] = month[0]
-    row[column + 3] = month[1]
-    row[column + 4] = (month[1] + RISK_PRIOR_RATE * RISK_PRIOR_STRENGTH) / (month[0] + RISK_PRIOR_STRENGTH)
-    newest, fraud, legitimate = month[2], month[3], month[4]
-    row[column + 5] = np.nan if newest < 0 else (1.0 if newest == fraud else 0.0)
-    row[column + 6] = np.nan if fraud < 0 else (time_us - labels.time_us[start + fraud]) / US_PER_SECOND
-    row[column + 7] = np.nan if legitimate < 0 else (time_us - labels.time_us[start + legitimate]) / US_PER_SECOND
+            middle = end
+        first = np.int64(0)
+        if chunks[record + _FIRST] <= month_us:
+            first = np.int64(_first_later(labels, LABEL_WORDS, start, middle, month_us))
+        _count_known(state, chunk, first, middle, time_us, found)
+        chunk = chunks[record + _PREVIOUS]
+        end = chunks[chunk * CHUNK_WORDS + _LENGTH] if chunk > 0 else np.int64(0)
+    row[column] = found[0] if fortnight_known < 0 else fortnight_known
+    row[column + 1] = found[1] if fortnight_known < 0 else fortnight_frauds
+    row[column + 2] = found[0]
+    row[column + 3] = found[1]
+    row[column + 4] = (found[1] + RISK_PRIOR_RATE * RISK_PRIOR_STRENGTH) / (found[0] + RISK_PRIOR_STRENGTH)
+    row[column + 5] = np.nan if found[2] < 0 else np.float64(found[2])
+    row[column + 6] = np.nan if found[3] == NEVER else (time_us - found[3]) / US_PER_SECOND
+    row[column + 7] = np.nan if found[4] == NEVER else (time_us - found[4]) / US_PER_SECOND
 
 
 @compiled
 def profile_merchants(
-    directory: Directory,
-    events: Events,
-    bases: EventBases,
-    label_directory: Directory,
-    labels: Labels,
-    label_bases: LabelBases,
-    first_row: int,
+    state: State,
+    first_row: Any,
     kinds: Any,
-    slots: Any,
+    keys: Any,
     identities: Any,
     times: Any,
     amounts: Any,
@@ -632,30 +972,122 @@ def profile_merchants(
     known_at: Any,
     out: Any,
 ) -> int:
-    """Fill ``out`` (rows x MERCHANT_FEATURES) from ``first_row`` on; returns the first row not done (an arena is full).
+    """Fill ``out`` (rows x MERCHANT_FEATURES) from ``first_row`` on; returns the first row not done (a table is full).
 
     A row of kind 1 is a label: it changes what is known, and its output row is NaN.
     """
-    for i in range(first_row, slots.shape[0]):
-        slot, time_us, amount = slots[i], times[i], amounts[i]
-        row = out[i]
-        if kinds[i] == 1:
-            if not _label_room(label_directory, labels, label_bases, slot):
-                return i
-            row[:] = np.nan
-            _insert_label(label_directory, labels, label_bases, slot, time_us, identities[i], known[i], known_at[i])
-            continue
-        if counts[i] and not _event_room(directory, events, bases, slot):
+    meta, chunks, events = state.meta, state.chunks, state.events
+    words = MERCHANT_EVENT_WORDS
+    flagged = np.empty(_N_WINDOWS, np.int64)
+    found = np.empty(5, np.int64)
+    for i in range(first_row, keys.shape[0]):
+        is_label = kinds[i] == 1
+        if not _has_room(state, LABELS if is_label else EVENTS, LABEL_WORDS if is_label else words):
             return i
-        first, end = _window_features(directory, events, bases, slot, time_us, row, 0)
-        start, length = directory.start[slot], directory.length[slot]
+        time_us, amount = times[i], amounts[i]
+        floor_us = meta[NEWEST] - HORIZON_US
+        enters = time_us > floor_us and (is_label or counts[i])
+        slot = _enter(state, keys[i, 0], keys[i, 1]) if enters else _find(state, keys[i, 0], keys[i, 1])[0]
+        row = out[i]
+        if is_label:
+            row[:] = np.nan
+            if enters:
+                _insert_label(state, slot, time_us, identities[i], known[i], known_at[i])
+            continue
+        chunk, end = _place(state, EVENTS, words, slot, time_us)
+        _window_features(state, words, chunk, end, time_us, floor_us, row, 0, flagged)
         tail = _MERCHANT_TAIL
-        row[tail] = (time_us - events.time_us[start + end - 1]) / US_PER_SECOND if end > first else np.nan
+        month = row[(_N_WINDOWS - 1) * _N_STATISTICS]
+        row[tail] = np.nan
+        if month > 0:
+            row[tail] = (time_us - events[(chunks[chunk * CHUNK_WORDS + _START] + end - 1) * words]) / US_PER_SECOND
         mean = row[(_N_WINDOWS - 1) * _N_STATISTICS + 2]
         row[tail + 1] = amount / 100.0 / mean if mean > 0 else np.nan
-        month = row[(_N_WINDOWS - 1) * _N_STATISTICS]
         row[tail + 2] = row[_N_STATISTICS] / (month / 30.0) if month > 0 else np.nan
-        _label_features(label_directory, labels, label_bases, slot, time_us, row, tail + 3)
-        if counts[i] and (length == 0 or time_us > events.time_us[start + length - 1] - HORIZON_US):
-            _insert_event(directory, events, bases, slot, end, time_us, amount, 0, 0)
-    return int(slots.shape[0])
+        _label_features(state, slot, time_us, floor_us, row, tail + 3, found)
+        if enters:
+            _insert_event(state, words, slot, chunk, end, time_us, amount, 0, 0)
+        meta[NEWEST] = max(meta[NEWEST], time_us)
+    return int(keys.shape[0])
+
+
+@compiled
+def take_back(state: State) -> None:
+    """Copy the journal back, last entry first. The caller restores ``meta``."""
+    journal, end = state.journal, state.meta[JOURNAL_END]
+    while end > 0:
+        source, start, words = journal[end - 3], journal[end - 2], journal[end - 1]
+        end -= 3 + words
+        if source == _NEW_SLOT:
+            _leave_index(state, start)
+            continue
+        table = state.slots
+        if source == _IN_CHUNKS:
+            table = state.chunks
+        elif source == _IN_CHUNKS + LABELS:
+            table = state.label_chunks
+        elif source == _IN_ITEMS:
+            table = state.events
+        elif source == _IN_ITEMS + LABELS:
+            table = state.labels
+        for k in range(words):
+            table[start + k] = journal[end + k]
+
+
+@compiled
+def _drop_front(state: State, kind: Any, slot: Any, floor_us: Any) -> int:
+    """Free a timeline's first chunks as far as nothing in them is later than ``floor_us``; returns their number."""
+    chunks, _, chunks_dirty, _ = _tables(state, kind)
+    meta, slots, base = state.meta, state.slots, slot * SLOT_WORDS + _KIND_STEP * kind
+    dropped = 0
+    chunk = slots[base + _HEAD]
+    while chunk > 0 and chunks[chunk * CHUNK_WORDS + _LAST] <= floor_us:
+        record = chunk * CHUNK_WORDS
+        following, length = chunks[record + _NEXT], chunks[record + _LENGTH]
+        free = _FREE_CHUNKS + _SIZE_CLASSES * kind + _size_class(chunks[record + _CAPACITY])
+        chunks[record + _NEXT] = meta[free]
+        meta[free] = chunk
+        _mark(chunks_dirty, record, CHUNK_WORDS)
+        slots[base + _HELD] -= length
+        meta[HELD_EVENTS + kind] -= length
+        slots[base + _HEAD] = following
+        if following > 0:
+            chunks[following * CHUNK_WORDS + _PREVIOUS] = 0
+            _mark(chunks_dirty, following * CHUNK_WORDS, CHUNK_WORDS)
+        else:
+            slots[base + _TAIL] = 0
+        _mark(state.slots_dirty, slot * SLOT_WORDS, SLOT_WORDS)
+        dropped += 1
+        chunk = following
+    return dropped
+
+
+@compiled
+def sweep(state: State, labelled: bool, steps: Any) -> None:
+    """Visit the next slots in turn, free what lies behind the horizon, and forget entities that hold nothing.
+
+    ``steps`` bounds the slots visited and chunks freed (a timeline that was begun is finished).
+    """
+    meta, slots = state.meta, state.slots
+    end, floor_us, slot = meta[SLOTS_END], meta[NEWEST] - HORIZON_US, meta[CURSOR]
+    steps = min(steps, 2 * end)
+    while steps > 0 and end > 1:
+        steps -= 1
+        slot = slot + 1 if slot + 1 < end else 1
+        base = slot * SLOT_WORDS
+        if slots[base + _TAIL] == _FREE:
+            continue
+        steps -= _drop_front(state, EVENTS, slot, floor_us)
+        if labelled:
+            steps -= _drop_front(state, LABELS, slot, floor_us)
+            empty = slots[base + _HEAD] == 0 and slots[base + _HEAD + _KIND_STEP] == 0
+        else:
+            empty = slots[base + _HEAD] == 0 and slots[base + _CASE_START] <= floor_us
+        if empty:
+            _leave_index(state, slot)
+            slots[base + _HEAD] = meta[FREE_SLOT]
+            slots[base + _TAIL] = _FREE
+            meta[FREE_SLOT] = slot
+            meta[ENTITIES] -= 1
+            _mark(state.slots_dirty, base, SLOT_WORDS)
+    meta[CURSOR] = slot

@@ -2,128 +2,117 @@
 
 Live agents, replays, training sets and benchmarks all call `CardWindows.profile` and
 `MerchantWindows.profile`. A call reads each row's features off the state and then lets the row enter it, in the order
-of the rows; splitting the rows over several calls changes nothing.
+of the rows; splitting the rows over several calls changes nothing, and neither does where `settle` stands between them.
+
+Cards and merchants are told apart by 128 bits of their names' hash; the names themselves are not kept.
 """
 
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES
+from pipeline.features.columns import Pages, SavedColumn, Storage
 from pipeline.features.compiled import (
-    BLOCK,
-    SIZE_CLASSES,
-    Directory,
-    EventBases,
-    Events,
-    LabelBases,
-    Labels,
+    CARD_EVENT_WORDS,
+    MERCHANT_EVENT_WORDS,
+    NEWEST,
+    NOTHING_YET_US,
+    known_keys,
     profile_cards,
     profile_merchants,
 )
-
-Arena = TypeVar("Arena", Events, Labels)
-Bases = TypeVar("Bases", EventBases, LabelBases)
-
-_INITIAL_SLOTS = 1024
-_INITIAL_ARENA = 1024 * BLOCK
+from pipeline.features.identity import entity_keys
+from pipeline.features.tables import Tables
 
 
-class _Slots(dict[str, int]):
-    """Names to consecutive integers, in order of appearance."""
+class CardProfile(NamedTuple):
+    """What is known of n transactions from their cards."""
 
-    def __missing__(self, name: str) -> int:
-        slot = len(self)
-        self[name] = slot
-        return slot
-
-    def of(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Slots of ``names``, new ones included; shape (n,)."""
-        return np.fromiter(map(self.__getitem__, names), np.int64, len(names))
+    features: NDArray[np.float64]
+    """Shape (n, len(CARD_FEATURES))."""
+    case_start_us: NDArray[np.int64]
+    """Shape (n,): event time of the transaction that opened the case."""
+    case_sequence: NDArray[np.int64]
+    """Shape (n,): 1 for the first transaction of a case."""
 
 
-def _resized(column: NDArray[Any], size: int) -> NDArray[Any]:
-    grown = np.zeros(size, column.dtype)
-    grown[: column.shape[0]] = column
-    return grown
+class _Windows:
+    """What the windows of cards and of merchants have in common."""
 
-
-class _Timelines(Generic[Arena, Bases]):
-    """Slots, directory, arena and bases of one kind of timeline; grows by doubling."""
-
-    def __init__(self, arena: type[Arena], bases: type[Bases]) -> None:
-        self.directory = Directory(
-            start=np.zeros(_INITIAL_SLOTS, np.int64),
-            length=np.zeros(_INITIAL_SLOTS, np.int64),
-            capacity=np.zeros(_INITIAL_SLOTS, np.int64),
-            free=np.full(SIZE_CLASSES, -1, np.int64),
-            meta=np.zeros(1, np.int64),
-        )
-        self.arena: Arena = arena(
-            **{name: np.zeros(_arena_length(name, _INITIAL_ARENA), _dtype(name)) for name in arena._fields}
-        )
-        self.bases: Bases = bases(**{name: np.zeros(_INITIAL_SLOTS, _dtype(name)) for name in bases._fields})
-
-    def hold_slots(self, slots: int) -> None:
-        """Make sure that the directory has ``slots`` entries."""
-        size = self.directory.start.shape[0]
-        if slots <= size:
-            return
-        while size < slots:
-            size *= 2
-        directory = self.directory
-        self.directory = directory._replace(
-            start=_resized(directory.start, size),
-            length=_resized(directory.length, size),
-            capacity=_resized(directory.capacity, size),
-        )
-        self.bases = type(self.bases)._make(_resized(column, size) for column in self.bases)
-
-    def grow_arena(self) -> None:
-        """Double the arena."""
-        self.arena = type(self.arena)._make(_resized(column, 2 * column.shape[0]) for column in self.arena)
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
 
     @property
-    def entries(self) -> int:
-        """Number of entries in all timelines."""
-        return int(self.directory.length.sum())
+    def newest_us(self) -> int:
+        """The largest event time of the partition's transactions so far; 0 before there is one."""
+        newest_us = int(self._tables.state.meta[NEWEST])
+        return 0 if newest_us == NOTHING_YET_US else newest_us
+
+    def settle(self) -> None:
+        """What was profiled is for good; forgets a bounded part of what lies behind the horizon."""
+        self._tables.settle()
+
+    def undo(self) -> None:
+        """Take back all that was profiled since the last `settle`."""
+        self._tables.undo()
+
+    def dump(self, *, full: bool = False) -> tuple[bytes, dict[str, Pages]]:
+        """(values, columns) of the settled state: what changed since the last dump, or all of it.
+
+        RuntimeError where something is not settled.
+        """
+        return self._tables.dump(full=full)
+
+    def load(self, values: bytes, columns: Mapping[str, SavedColumn]) -> None:
+        """Fill empty windows with a dumped state; ValueError where its parts do not fit together."""
+        self._tables.load(values, columns)
+
+    def close(self) -> None:
+        """Let go of the state; the windows must not be used any more."""
+        self._tables.close()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(column.nbytes for column in (*self.directory, *self.arena, *self.bases))
+        """Bytes of the state, as far as its tables are used."""
+        return self._tables.nbytes
+
+    @property
+    def entities(self) -> int:
+        """Cards or merchants that are held."""
+        return self._tables.entities
+
+    @property
+    def events(self) -> int:
+        """Transactions that are held; some may lie behind the horizon already."""
+        return self._tables.events
+
+    @property
+    def labels(self) -> int:
+        """Labels that are held."""
+        return self._tables.labels
+
+    def _knows(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        known = np.zeros(len(names), np.bool_)
+        known_keys(self._tables.state, entity_keys(names), known)
+        return known
 
 
-_DTYPES: dict[str, type[np.generic]] = {
-    "square_high": np.uint64,
-    "square_low": np.uint64,
-    "identity": np.uint64,
-    "flags": np.int32,
-    "other": np.int32,
-    "known": np.int32,
-    "frauds": np.int32,
-    "corrected": np.int32,
-    "value": np.int8,
-}
+class CardWindows(_Windows):
+    """Windows and cases of all cards of one partition."""
 
+    def __init__(self, storage: Storage | None = None) -> None:
+        super().__init__(Tables(storage, CARD_EVENT_WORDS, labelled=False))
 
-def _dtype(name: str) -> type[np.generic]:
-    return _DTYPES.get(name, np.int64)
+    def knows(self, card: str) -> bool:
+        """Whether the card has a place in the table: it was profiled here, and was not forgotten yet."""
+        return bool(self._knows((card,))[0])
 
-
-def _arena_length(name: str, size: int) -> int:
-    return size // BLOCK if name.startswith("block_") else size
-
-
-class CardWindows:
-    """Windows of all cards of one partition."""
-
-    def __init__(self) -> None:
-        self._cards = _Slots()
-        self._merchants = _Slots()
-        self._events = _Timelines(Events, EventBases)
+    def knows_each(self, cards: Sequence[str]) -> NDArray[np.bool_]:
+        """`knows` of many cards at once; shape (n,)."""
+        return self._knows(cards)
 
     def profile(
         self,
@@ -134,39 +123,35 @@ class CardWindows:
         counts: NDArray[np.bool_],
         hour: NDArray[np.float64],
         weekday: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Features of n transactions in log order, which then enter the windows.
+    ) -> CardProfile:
+        """Features and cases of n transactions in log order, which then enter the windows.
 
-        Amounts are minor units of the base currency, 0 <= amount < 2**53. Returns shape (n, len(CARD_FEATURES)).
+        Amounts are minor units of the base currency, 0 <= amount < 2**53. The arrays have shape (n,).
         """
-        slots = self._cards.of(cards)
-        others = self._merchants.of(merchants)
-        self._events.hold_slots(len(self._cards))
-        out = np.empty((len(slots), len(CARD_FEATURES)))
+        n, tables = len(cards), self._tables
+        keys, others = entity_keys(cards), np.ascontiguousarray(entity_keys(merchants)[:, 0])
+        time_us, amount, enters, hours, weekdays = _columns(
+            n, (event_time_us, np.int64), (amount_minor, np.int64), (counts, np.bool_), (hour, np.float64),
+            (weekday, np.float64),
+        )  # fmt: skip
+        profile = CardProfile(np.empty((n, len(CARD_FEATURES))), np.empty(n, np.int64), np.empty(n, np.int64))
+        tables.begin(n)
         done = 0
-        while True:
-            events = self._events
+        while done < n:
             done = profile_cards(
-                events.directory, events.arena, events.bases, done,
-                slots, others, event_time_us, amount_minor, counts, hour, weekday, out,
+                tables.state, done, keys, others, time_us, amount, enters, hours, weekdays,
+                profile.features, profile.case_start_us, profile.case_sequence,
             )  # fmt: skip
-            if done == len(slots):
-                return out
-            events.grow_arena()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the windows' arrays."""
-        return self._events.nbytes
+            if done < n:
+                tables.grow()
+        return profile
 
 
-class MerchantWindows:
+class MerchantWindows(_Windows):
     """Windows and known labels of all merchants of one partition of ``profiled``."""
 
-    def __init__(self) -> None:
-        self._merchants = _Slots()
-        self._events = _Timelines(Events, EventBases)
-        self._labels = _Timelines(Labels, LabelBases)
+    def __init__(self, storage: Storage | None = None) -> None:
+        super().__init__(Tables(storage, MERCHANT_EVENT_WORDS, labelled=True))
 
     def profile(
         self,
@@ -184,22 +169,27 @@ class MerchantWindows:
         A label's ``event_time_us`` and ``transaction_hash`` are its transaction's; ``known`` is 1 for fraud, 0 for
         legitimate, 2 for none. Returns shape (n, len(MERCHANT_FEATURES)), NaN in the rows of labels.
         """
-        slots = self._merchants.of(merchants)
-        events, labels = self._events, self._labels
-        events.hold_slots(len(self._merchants))
-        labels.hold_slots(len(self._merchants))
-        out = np.empty((len(slots), len(MERCHANT_FEATURES)))
+        n, tables = len(merchants), self._tables
+        kind, identity, time_us, amount, enters, value, since_us = _columns(
+            n, (kinds, np.uint8), (transaction_hash, np.uint64), (event_time_us, np.int64), (amount_minor, np.int64),
+            (counts, np.bool_), (known, np.int8), (known_at_us, np.int64),
+        )  # fmt: skip
+        keys, identities = entity_keys(merchants), identity.view(np.int64)
+        out = np.empty((n, len(MERCHANT_FEATURES)))
+        tables.begin(n)
         done = 0
-        while True:
+        while done < n:
             done = profile_merchants(
-                events.directory, events.arena, events.bases, labels.directory, labels.arena, labels.bases, done,
-                kinds, slots, transaction_hash, event_time_us, amount_minor, counts, known, known_at_us, out,
-            )  # fmt: skip
-            if done == len(slots):
-                return out
-            (labels if kinds[done] == 1 else events).grow_arena()
+                tables.state, done, kind, keys, identities, time_us, amount, enters, value, since_us, out
+            )
+            if done < n:
+                tables.grow()
+        return out
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the windows' arrays."""
-        return self._events.nbytes + self._labels.nbytes
+
+def _columns(n: int, *columns: tuple[NDArray[Any], type[np.generic]]) -> list[NDArray[Any]]:
+    """Columns as the compiled functions were compiled for; they do not check lengths themselves."""
+    arranged = [np.require(column, dtype, ("C", "W")) for column, dtype in columns]
+    if any(column.shape != (n,) for column in arranged):
+        raise ValueError(f"every column must have {n} rows; the shapes are {[c.shape for c in arranged]}")
+    return arranged

@@ -104,7 +104,7 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = 
             "FRAUD_PIPELINE_CREATE_TOPICS=true."
         )
     replicas = settings.replication_factor or (3 if len(metadata.brokers) >= 3 else 1)
-    created = _create(client, missing, settings, replicas)
+    created = _create(client, missing, settings, replicas, _insync_replicas(settings, replicas))
     _await_leaders(client, created)
     warnings = _differences(client, {name: topic for name, topic in names.items() if name not in created}, settings)
     return [
@@ -160,7 +160,18 @@ def _wrong_count(name: str, found: int, topic: Topic, settings: Settings) -> str
     )
 
 
-def _create(client: AdminClient, missing: dict[str, Topic], settings: Settings, replicas: int) -> set[str]:
+def _insync_replicas(settings: Settings, replicas: int) -> int:
+    """``min.insync.replicas`` of topics with ``replicas``: one broker may be away, and a record is on two."""
+    insync = settings.min_insync_replicas or (2 if replicas >= 3 else 1)
+    if insync > replicas:
+        raise TopicError(
+            f"FRAUD_PIPELINE_MIN_INSYNC_REPLICAS is {insync}, but topics are created with {replicas} replicas, so that "
+            "nothing could be written: lower it, or raise FRAUD_PIPELINE_REPLICATION_FACTOR."
+        )
+    return insync
+
+
+def _create(client: AdminClient, missing: dict[str, Topic], settings: Settings, replicas: int, insync: int) -> set[str]:
     """Create ``missing``; names of those that this call created."""
     if not missing:
         return set()
@@ -169,7 +180,7 @@ def _create(client: AdminClient, missing: dict[str, Topic], settings: Settings, 
             name,
             num_partitions=partition_count(topic, settings),
             replication_factor=replicas,
-            config=topic_config(topic, settings),
+            config={**topic_config(topic, settings), "min.insync.replicas": str(insync)},
         )
         for name, topic in missing.items()
     ]

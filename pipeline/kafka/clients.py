@@ -7,8 +7,8 @@ everything else that ``settings.kafka_config`` names wins over the tuning here.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -60,6 +60,9 @@ MAX_RECORD_BYTES: Final = 32 * 1024 * 1024
 TRANSACTION_TIMEOUT_MS: Final = 10_000
 MAX_POLL_INTERVAL_MS: Final = 3_600_000
 METADATA_TIMEOUT_S: Final = 30.0
+RETRY_INTERVAL_S: Final = 0.1
+CLASSIC_SESSION_TIMEOUT_MS: Final = 10_000
+"""A worker that died is replaced after this long; under KIP-848 the broker says how long."""
 READ_BATCH: Final = 10_000
 """Records taken from librdkafka at a time; each call costs as much as decoding a record."""
 READ_POLL_S: Final = 0.1
@@ -84,6 +87,8 @@ PASSING_ERRORS: Final = frozenset(
 """What a fresh topic, a moving leader or a restarting broker answers for a while; the client does not retry these."""
 
 Config = dict[str, Any]
+GroupProtocol = Literal["consumer", "classic"]
+T = TypeVar("T")
 
 
 class TopicError(RuntimeError):
@@ -146,12 +151,18 @@ def _common(bootstrap: str) -> Config:
 
 
 def consumer_config(
-    bootstrap: str, group_id: str, *, settings: Settings | None = None, overrides: Mapping[str, Any] | None = None
+    bootstrap: str,
+    group_id: str,
+    *,
+    settings: Settings | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    protocol: GroupProtocol = "consumer",
 ) -> Config:
     """Configuration of a consumer in group ``group_id`` (its full name, prefix included).
 
-    Reads committed records only, commits nothing by itself, joins by KIP-848 with the range assignor, which keeps
-    co-partitioned topics together. ``overrides`` win over everything. Raises ``ConfigError``.
+    Reads committed records only, commits nothing by itself, joins with the range assignor, which keeps co-partitioned
+    topics together: by KIP-848, or by the ``classic`` protocol, whose range assignor takes all partitions away before
+    it gives some back. ``overrides`` win over everything. Raises ``ConfigError``.
     """
     tuning = {
         **_common(bootstrap),
@@ -169,8 +180,7 @@ def consumer_config(
     }
     invariants = {
         "group.id": group_id,
-        "group.protocol": "consumer",
-        "group.remote.assignor": "range",
+        "group.protocol": protocol,
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
@@ -178,6 +188,11 @@ def consumer_config(
         "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
         "auto.offset.reset": "earliest",
     }
+    if protocol == "consumer":
+        invariants["group.remote.assignor"] = "range"
+    else:
+        invariants["partition.assignment.strategy"] = "range"
+        tuning["session.timeout.ms"] = CLASSIC_SESSION_TIMEOUT_MS
     return _merge(tuning, invariants, settings, overrides)
 
 
@@ -247,12 +262,31 @@ def partition_numbers(client: Consumer | AdminClient, topic: str) -> list[int]:
     return sorted(metadata.partitions)
 
 
+def patiently(call: Callable[[], T]) -> T:
+    """Repeat ``call`` for as long as its ``KafkaException`` may pass, up to ``METADATA_TIMEOUT_S``."""
+    deadline_s = time.monotonic() + METADATA_TIMEOUT_S
+    while True:
+        try:
+            return call()
+        except KafkaException as error:
+            if error.args[0].code() not in PASSING_ERRORS or time.monotonic() > deadline_s:
+                raise
+            time.sleep(RETRY_INTERVAL_S)
+
+
 def last_offsets(
     client: AdminClient, partitions: Sequence[tuple[str, int]], isolation: IsolationLevel
 ) -> dict[tuple[str, int], int]:
     """One past the last offset of each partition (topic, number) that a reader with ``isolation`` can reach now."""
     asked = {TopicPartition(topic, number): OffsetSpec.latest() for topic, number in partitions}
     futures = client.list_offsets(asked, isolation_level=isolation, request_timeout=METADATA_TIMEOUT_S)
+    return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+
+
+def first_offsets(client: AdminClient, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """The offset at which the log of each partition (topic, number) begins."""
+    asked = {TopicPartition(topic, number): OffsetSpec.earliest() for topic, number in partitions}
+    futures = client.list_offsets(asked, request_timeout=METADATA_TIMEOUT_S)
     return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
 
 
@@ -263,6 +297,8 @@ def _settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers
     this waits for the readable end to pass the log's end of now, but not for long: a transaction may stay open.
     """
     client = admin_client(bootstrap, settings=settings)
+    # A client whose first request is for offsets waits up to three seconds in a tenth of the cases; else it never does.
+    client.list_topics(topic, timeout=METADATA_TIMEOUT_S)
     partitions = [(topic, number) for number in numbers]
     written = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
     deadline_s = time.monotonic() + SETTLE_S
@@ -292,7 +328,7 @@ def read_batches(
     settings: Settings | None = None,
     partitions: list[int] | None = None,
     start: Mapping[int, int] | None = None,
-) -> Iterator[list[Record]]:
+) -> Generator[list[Record], None, None]:
     """Committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
 
     ``start`` gives first offsets by partition. Order holds within a partition only. Raises ``TopicError``,

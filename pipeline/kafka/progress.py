@@ -1,28 +1,24 @@
 """How far a consumer group is behind, and the newest records of a topic: what a program that feeds topics looks at."""
 
-import time
-from collections.abc import Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import ConfigResource
 
 from pipeline.kafka.admin import committed_by_group
 from pipeline.kafka.clients import (
-    PASSING_ERRORS,
     TopicError,
     admin_client,
     consumer_config,
     last_offsets,
     partition_numbers,
+    patiently,
 )
 from pipeline.settings import Settings
 
 _TIMEOUT_S: Final = 30.0
 _TAIL_BATCH: Final = 500
-_RETRY_INTERVAL_S: Final = 0.1
-T = TypeVar("T")
 
 
 class GroupLag:
@@ -37,11 +33,11 @@ class GroupLag:
         self._client = admin_client(bootstrap, settings=settings)
         self._group = group
         self._partitions = [(topic, number) for number in partition_numbers(self._client, topic)]
-        self._base = _patiently(self._ends)
+        self._base = patiently(self._ends)
 
     def measure(self) -> tuple[int, int]:
         """Records between the commits and the ends; and the sum of the commits, which grows with the group's work."""
-        ends, committed = _patiently(self._ends), _patiently(self._committed)
+        ends, committed = patiently(self._ends), patiently(self._committed)
         lag = sum(max(0, end - committed.get(at, self._base[at])) for at, end in ends.items())
         return lag, sum(committed.values())
 
@@ -65,7 +61,7 @@ class TopicTail:
         )
         positions = []
         for number in partition_numbers(self._consumer, topic):
-            positions.append(TopicPartition(topic, number, _patiently(partial(self._end, number))))
+            positions.append(TopicPartition(topic, number, patiently(partial(self._end, number))))
         self._consumer.assign(positions)
 
     def _end(self, number: int) -> int:
@@ -104,15 +100,3 @@ def require_producer_timestamps(bootstrap: str, settings: Settings, topics: list
                 f"topic {resource.name} stamps records when they arrive ({stamp}): a simulated clock cannot be kept; "
                 "use topics created under FRAUD_PIPELINE_TIMESTAMPS=producer, with another FRAUD_PIPELINE_TOPIC_PREFIX"
             )
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    """Repeat ``call`` for as long as its error may pass, up to ``_TIMEOUT_S``."""
-    deadline_s = time.monotonic() + _TIMEOUT_S
-    while True:
-        try:
-            return call()
-        except KafkaException as error:
-            if error.args[0].code() not in PASSING_ERRORS or time.monotonic() > deadline_s:
-                raise
-            time.sleep(_RETRY_INTERVAL_S)

@@ -1,15 +1,19 @@
 """One agent's Kafka session: reads batches, and commits outputs together with input offsets.
 
 Everything here runs on the agent's own thread, rebalance callbacks included (librdkafka calls them from ``poll``), so
-that no partition can be taken away while a batch of it is being worked on.
+that no partition can be taken away while a batch of it is being worked on. ``docs/decisions/0004-exactly-once.md``
+and ``0013-undo.md`` say why each step is as it is.
 """
 
 import logging
+import math
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol
 
+import msgspec
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_INVALID,
@@ -17,83 +21,161 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
-    Producer,
     TopicPartition,
 )
 
-from pipeline.kafka.clients import consumer_config, producer_config, read_batches, record_of
+from pipeline.kafka.caller import Caller, Hung
+from pipeline.kafka.clients import PASSING_ERRORS, consumer_config, record_of
+from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
+from pipeline.kafka.transactions import Aborted, SessionError, Stopped, Transactions, Unknown
 from pipeline.settings import Settings
+from schemas.messages import Progress
 from schemas.records import Output, Record
-from schemas.topics import Topic
+from schemas.topics import PROGRESS, Topic
 
 log = logging.getLogger(__name__)
 
-MOST_ABORTS = 10
-"""Aborts in a row after which an operator is asked: what the broker refuses for good would be tried for ever."""
-FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.FENCED_INSTANCE_ID})
-COMMIT_TIMEOUT_S = 10.0
-"""Longest wait for one transactional call, which is then repeated; the broker ends a transaction after as long."""
+REQUEST_TIMEOUT_S: Final = 10.0
+SHORT_TIMEOUT_S: Final = 2.0
+RETRY_S: Final = 0.2
+LAST_WAIT_S: Final = 4.0
+"""Longest wait for a broker once the worker ends: what was not committed is read again."""
+UNSTABLE: Final = frozenset({KafkaError.UNSTABLE_OFFSET_COMMIT})
 
 
-class SessionError(RuntimeError):
-    """The session cannot go on; the worker must end, and nothing of the current batch is committed."""
+class KafkaCallFailed(RuntimeError):
+    """The broker did not answer a question that can wait."""
 
 
-class Aborted(Exception):
-    """A transaction was aborted; state was rolled back and reading starts again at the committed offsets."""
+Place = tuple[str, int]
+"""Topic on the cluster, and partition number."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Restored(NamedTuple):
+    """Where a snapshot stands: offsets behind what it holds, by full topic name, and where to go on in ``progress``."""
+
+    positions: Mapping[str, int]
+    progress: int
 
 
 class PartitionHandler(Protocol):
     """What owns the state of an agent's partitions."""
 
-    def restore(self, partition: int, records: Sequence[Record]) -> None:
-        """Fold committed records into the state of ``partition``, silently."""
+    def assigning(self) -> None:
+        """Partitions have come, and are about to be restored."""
+
+    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
+        """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing."""
+
+    def fold(self, partition: int, records: Sequence[Record]) -> None:
+        """Let one batch of committed records enter the state of ``partition``, silently."""
+
+    def restored(self, partition: int, records: int) -> None:
+        """The fold of ``records`` records is complete."""
 
     def forget(self, partition: int) -> None:
-        """Drop the state of ``partition``."""
+        """Drop the state of ``partition``; one that is not held is no error."""
+
+    def settle(self, partitions: Collection[int]) -> None:
+        """What the last batch did to these partitions is committed."""
+
+    def undo(self, partitions: Collection[int]) -> None:
+        """What the last batch did to these partitions is not committed: take it back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records of the assigned partitions, and what it takes to commit exactly them."""
+    """Records of the assigned partitions, by partition and in the order of the agent's topics."""
 
     records: list[Record]
     group_metadata: Any
     """Captured with the batch: metadata fetched after a rebalance could commit for another member's partition."""
+    starts: dict[Place, int] = field(default_factory=dict)
+    """Offset of the first record of each partition of each topic."""
+    ends: dict[Place, int] = field(default_factory=dict)
+    """Offset behind the last record."""
+
+    @property
+    def partitions(self) -> set[int]:
+        """Numbers of the partitions that the records are of."""
+        return {number for _, number in self.starts}
+
+    def part(self, records: list[Record]) -> "Batch":
+        """A batch of some of these records, which follow each other."""
+        return make_batch(records, self.group_metadata)
+
+    def halves(self) -> list["Batch"]:
+        """This batch as two, to be worked on one after the other."""
+        middle = len(self.records) // 2
+        return [self.part(self.records[:middle]), self.part(self.records[middle:])]
+
+
+def make_batch(records: list[Record], group_metadata: Any) -> Batch:
+    """A batch with the places that its records span."""
+    starts: dict[Place, int] = {}
+    ends: dict[Place, int] = {}
+    for record in records:
+        place = (record.topic, record.partition)
+        starts.setdefault(place, record.offset)
+        ends[place] = record.offset + 1
+    return Batch(records, group_metadata, starts, ends)
 
 
 class Session:
     """Consumer and producer of one agent; delivery as `pipeline.settings.Settings.delivery` says."""
 
     def __init__(
-        self, bootstrap: str, settings: Settings, agent: str, topics: Sequence[Topic], handler: PartitionHandler
+        self,
+        bootstrap: str,
+        settings: Settings,
+        agent: str,
+        topics: Sequence[Topic],
+        handler: PartitionHandler,
+        *,
+        waiting: Callable[[], None] = lambda: None,
+        renewed: Callable[[], None] = lambda: None,
+        group_protocol: str = "consumer",
     ) -> None:
         self._settings, self._handler, self.agent = settings, handler, agent
         self._names = {settings.topic(topic.name): topic for topic in topics}
-        self._bootstrap = bootstrap
-        self._exactly_once = settings.delivery == "exactly_once"
+        self._bootstrap, self._tell_waiting = bootstrap, waiting
+        self._stopping = threading.Event()
+        self._stopped_s = math.inf
+        self._classic = group_protocol == "classic"
         group = settings.topic(agent)
-        self._consumer = Consumer(consumer_config(bootstrap, group, settings=settings))
-        transactional_id = f"{group}-{settings.instance}" if self._exactly_once else None
-        self._producer = Producer(producer_config(bootstrap, transactional_id=transactional_id, settings=settings))
+        # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
+        overrides: dict[str, Any] = {"auto.offset.reset": "error"}
+        if self._classic:
+            overrides |= {"group.protocol": "classic", "partition.assignment.strategy": "range"}
+        self._consumer = Consumer(consumer_config(bootstrap, group, settings=settings, overrides=overrides))
+        self._transactions = Transactions(
+            bootstrap, settings, agent, stopping=self._stopping, waiting=self._waiting, renewed=renewed
+        )
         # Where each partition that is held has been read up to. A record below it, or of a partition that is not held,
         # was fetched before a rebalance or an abort that happened while its batch was being formed.
-        self._positions: dict[tuple[str, int], int] = {}
-        self._aborts = 0
-        self._stopping = threading.Event()
+        self._positions: dict[Place, int] = {}
+        self._settled: dict[Place, int] = {}
+        """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
+        self._assigned: set[Place] = set()
 
     def start(self) -> None:
         """Fence earlier holders of the transactional id and join the group."""
-        if self._exactly_once:
-            self._retrying("init_transactions", lambda: self._producer.init_transactions(COMMIT_TIMEOUT_S))
+        self._transactions.start()
         self._consumer.subscribe(
             list(self._names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
         )
 
     @property
-    def assigned(self) -> list[tuple[str, int]]:
+    def assigned(self) -> list[Place]:
         """Partitions held now, as (topic on the cluster, number)."""
         return sorted(self._positions)
+
+    @property
+    def settled(self) -> Mapping[Place, int]:
+        """Offsets behind what has entered the settled state of each partition held."""
+        return self._settled
 
     def poll(self, timeout_s: float) -> Batch | None:
         """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there."""
@@ -105,54 +187,85 @@ class Session:
             messages += self._consumer.consume(self._settings.batch_max_records - 1, 0)
         # Read before the records are looked at: a rebalance in between would have been served by the calls above.
         metadata = self._consumer.consumer_group_metadata()
-        positions, records = self._positions, []
+        positions = self._positions
+        by_place: dict[Place, list[Record]] = {}
         for record in map(self._record, messages):
             if record is None:
                 continue
-            partition = (record.topic, record.partition)
-            expected = positions.get(partition)
+            place = (record.topic, record.partition)
+            expected = positions.get(place)
             if expected is not None and record.offset >= expected:
-                positions[partition] = record.offset + 1
-                records.append(record)
-        return Batch(records, metadata) if records else None
+                positions[place] = record.offset + 1
+                by_place.setdefault(place, []).append(record)
+        if not by_place:
+            return None
+        order = list(self._names)
+        records = [
+            record
+            for place in sorted(by_place, key=lambda place: (place[1], order.index(place[0])))
+            for record in by_place[place]
+        ]
+        return make_batch(records, metadata)
 
     def empty_batch(self) -> Batch:
         """A batch of no records, for outputs that no input asks for."""
-        return Batch([], self._consumer.consumer_group_metadata())
+        return make_batch([], self._consumer.consumer_group_metadata())
 
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
-        """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither.
+        """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then settle the state.
 
-        Raises ``Aborted`` when the transaction was aborted (state is rolled back and the batch will be read again)
-        and ``SessionError`` when this worker must end (it was fenced, for instance).
+        1. In one transaction: the outputs, a record of what was read, the offsets.
+        2. Committed: the state is settled.
+        3. Aborted: the state is taken back, reading goes back to the batch's start, and ``Aborted`` is raised.
+        4. Nobody says which (a broker that died, a fence): a new producer ends the old transaction one way or the
+           other, and the group's committed offsets tell which.
+
+        Raises ``SessionError`` when this worker must end (another one has its name, for instance).
         """
-        offsets: dict[tuple[str, int], int] = {}
-        for record in batch.records:
-            offsets[record.topic, record.partition] = record.offset + 1
-        positions = [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
+        offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in batch.ends.items()]
+        records = [*outputs, *self._markers(batch)]
         try:
-            if self._exactly_once:
-                self._producer.begin_transaction()
-                self._produce(outputs)
-                if positions:
-                    self._retrying(
-                        "send_offsets_to_transaction",
-                        lambda: self._producer.send_offsets_to_transaction(
-                            positions, batch.group_metadata, COMMIT_TIMEOUT_S
-                        ),
-                    )
-                self._retrying("commit_transaction", lambda: self._producer.commit_transaction(COMMIT_TIMEOUT_S))
+            if self._transactions.exactly_once:
+                self._transactions.commit(records, offsets, batch.group_metadata)
             else:
-                self._produce(outputs)
-                if unsent := self._producer.flush(COMMIT_TIMEOUT_S):
-                    raise SessionError(f"{unsent} records of agent {self.agent} were not acknowledged in time")
-                if positions:
-                    self._consumer.commit(offsets=positions, asynchronous=False)
-        except KafkaException as error:
-            self._after_failure(error)
-        self._aborts = 0
+                self._transactions.write(records)
+                if offsets:
+                    self._patiently("commit", lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
+        except Unknown as reason:
+            if not (batch.ends and self._is_committed(batch)):
+                self.rewind(batch)
+                raise Aborted(str(reason)) from reason
+            log.warning("%s: %s; the transaction was committed", self.agent, reason)
+        except (Aborted, KafkaException) as error:
+            self.rewind(batch)
+            if isinstance(error, Aborted):
+                raise
+            if error.args[0].fatal():
+                raise SessionError(f"agent {self.agent}: {error.args[0].str()} ({error.args[0].name()})") from error
+            raise Aborted(error.args[0].str()) from error
+        self._handler.settle(batch.partitions)
+        self._settled.update(batch.ends)
 
-    def lag(self) -> dict[tuple[str, int], int]:
+    def rewind(self, batch: Batch) -> None:
+        """Take back what ``batch`` did to the state, and read it again from its start."""
+        self._handler.undo(batch.partitions)
+        for place, offset in batch.starts.items():
+            # Not forwards: a part of the same batch that stands before this one may have been taken back already.
+            if offset < self._positions.get(place, -1):
+                self._seek(place, offset)
+
+    def progress_position(self, number: int) -> int:
+        """The end of ``progress`` now, behind the marker of every batch that was committed; or KafkaCallFailed."""
+        if len(self._names) == 1:
+            return 0
+        at = TopicPartition(self._settings.topic(PROGRESS.name), number)
+        try:
+            _, high = self._consumer.get_watermark_offsets(at, timeout=SHORT_TIMEOUT_S)
+        except KafkaException as error:
+            raise KafkaCallFailed(error.args[0].str()) from error
+        return int(high)
+
+    def lag(self) -> dict[Place, int]:
         """Records between the position of each assigned partition and its end, from the client's cache."""
         lags = {}
         for (topic, partition), position in self._positions.items():
@@ -162,125 +275,177 @@ class Session:
         return lags
 
     def stop(self) -> None:
-        """No longer repeat calls that fail; may be called from another thread."""
+        """No longer repeat calls that fail, nor wait for long; may be called from another thread."""
+        self._stopped_s = min(self._stopped_s, time.monotonic())
         self._stopping.set()
 
     def close(self) -> None:
         """Leave the group. An unfinished transaction is aborted by the broker, or by this id's next holder."""
         self._stopping.set()
-        self._consumer.close()
+        self._transactions.close()
+        caller = Caller(self.agent, lambda: None)
+        try:
+            caller.call("leaving the group", self._consumer.close, LAST_WAIT_S)
+        except Hung as error:
+            # The group learns of it when the session times out.
+            log.warning("%s", error)
+        finally:
+            caller.end()
+
+    # --- Reading -----------------------------------------------------------------------------------------------
 
     def _record(self, message: Message) -> Record | None:
         error = message.error()
-        if error is not None:
-            if error.fatal():
-                raise SessionError(f"agent {self.agent}: {error.str()}")
-            log.warning("%s: %s", self.agent, error.str())
-            return None
-        return record_of(message)
+        if error is None:
+            return record_of(message)
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            raise SessionError(
+                f"agent {self.agent}: {message.topic()} partition {message.partition()} no longer holds the offset to "
+                "read from: its records were deleted before they were read. Check the topic's retention; "
+                "docs/operating.md says how to go on"
+            )
+        if error.fatal():
+            raise SessionError(f"agent {self.agent}: {error.str()}")
+        log.warning("%s: %s", self.agent, error.str())
+        return None
 
-    def _produce(self, outputs: Sequence[Output]) -> None:
-        produce = self._producer.produce
-        names = {output.topic.name: self._settings.topic(output.topic.name) for output in outputs}
-        options: dict[str, Any] = {} if self._exactly_once else {"on_delivery": self._on_delivery}
-        for topic, key, value, headers in outputs:
-            while True:
-                try:
-                    if headers:
-                        produce(names[topic.name], value, key, headers=list(headers), **options)
-                    else:
-                        produce(names[topic.name], value, key, **options)
-                    break
-                except BufferError:
-                    # The client's queue is full: let it send.
-                    self._producer.poll(0.1)
-        self._producer.poll(0)
+    def _seek(self, place: Place, offset: int) -> None:
+        self._positions[place] = offset
+        self._patiently("seek", lambda: self._consumer.seek(TopicPartition(*place, offset)))
 
-    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            raise SessionError(f"agent {self.agent}: a record for {message.topic()} was not written: {error.str()}")
+    def _markers(self, batch: Batch) -> list[Output]:
+        """What the batch read, for folds; an agent with one input topic needs no order recorded."""
+        if len(self._names) == 1:
+            return []
+        markers = []
+        for number in sorted(batch.partitions):
+            starts = {self._names[topic].name: offset for (topic, n), offset in batch.starts.items() if n == number}
+            ends = {self._names[topic].name: offset for (topic, n), offset in batch.ends.items() if n == number}
+            value = _encode(Progress(agent=self.agent, starts=starts, ends=ends))
+            markers.append(Output(PROGRESS, self.agent.encode(), value, partition=number))
+        return markers
 
-    def _retrying(self, what: str, call: Any) -> None:
-        """Repeat a transactional call for as long as its error says that it may be repeated, and nobody stops it."""
+    def _is_committed(self, batch: Batch) -> bool:
+        found = self._committed(batch.ends)
+        return all(found[place] >= end for place, end in batch.ends.items())
+
+    def _committed(self, places: Collection[Place]) -> dict[Place, int]:
+        """Committed offsets, 0 where there is none."""
+
+        def ask() -> dict[Place, int]:
+            found = self._consumer.committed([TopicPartition(*place) for place in places], REQUEST_TIMEOUT_S)
+            for partition in found:
+                if partition.error is not None:
+                    # For one, that the last holder's transaction has not ended yet: it will, by its time limit.
+                    raise KafkaException(partition.error)
+            return {
+                (partition.topic, partition.partition): 0 if partition.offset == OFFSET_INVALID else partition.offset
+                for partition in found
+            }
+
+        committed: dict[Place, int] = self._patiently("committed offsets", ask)
+        return committed
+
+    def _patiently(self, what: str, call: Callable[[], Any]) -> Any:
+        """Repeat ``call`` for as long as its error may pass; `Stopped` once the worker ends."""
         while True:
             try:
-                call()
-                return
+                return call()
             except KafkaException as error:
-                if not error.args[0].retriable() or self._stopping.is_set():
+                cause: KafkaError = error.args[0]
+                if cause.code() not in PASSING_ERRORS | UNSTABLE and not cause.retriable():
                     raise
-                log.warning("%s: %s: %s; trying again", self.agent, what, error.args[0].str())
+                if self._stopping.is_set():
+                    raise Stopped(f"agent {self.agent}: {what}: {cause.str()}") from error
+                log.warning("%s: %s: %s; trying again", self.agent, what, cause.str())
+                self._waiting()
+                time.sleep(RETRY_S)
 
-    def _after_failure(self, error: KafkaException) -> None:
-        cause: KafkaError = error.args[0]
-        if cause.code() in FENCED:
-            raise SessionError(
-                f"agent {self.agent}: {cause.str()} ({cause.name()}): another worker runs with --instance "
-                f"{self._settings.instance}, or this one stood still for longer than a transaction may take; start it "
-                "again, and give each worker its own --instance"
-            ) from error
-        if not (self._exactly_once and cause.txn_requires_abort()):
-            raise SessionError(f"agent {self.agent}: {cause.str()} ({cause.name()})") from error
-        self._aborts += 1
-        if self._aborts > MOST_ABORTS:
-            raise SessionError(
-                f"agent {self.agent}: the same transaction was aborted {self._aborts} times: {cause.str()} "
-                f"({cause.name()}); look at the brokers, and at the limits of the topics that it writes to"
-            ) from error
-        log.warning("%s: transaction aborted: %s", self.agent, cause.str())
-        self._retrying("abort_transaction", lambda: self._producer.abort_transaction(COMMIT_TIMEOUT_S))
-        held = [TopicPartition(topic, partition) for topic, partition in self._positions]
-        self._forget(held)
-        for position in self._restore(held):
-            self._consumer.seek(position)
-        raise Aborted(cause.str()) from error
+    def _waiting(self) -> None:
+        self._tell_waiting()
+        if time.monotonic() - self._stopped_s > LAST_WAIT_S:
+            raise Stopped(f"agent {self.agent}: the worker ends while it waits for a broker")
+
+    # --- Partitions that come and go ---------------------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        positions = self._restore(partitions)
-        consumer.incremental_assign(positions)
+        places = [(partition.topic, partition.partition) for partition in partitions]
+        self._assigned.update(places)
+        numbers = {number for _, number in places}
+        whole = sorted(n for n in numbers if all((topic, n) in self._assigned for topic in self._names))
+        if whole:
+            self._handler.assigning()
+        offsets: dict[Place, int] = {}
+        for number in whole:
+            offsets |= self._restore(number)
+        positions = [
+            TopicPartition(*place, offset if (offset := offsets.get(place, 0)) > 0 else OFFSET_BEGINNING)
+            for place in places
+        ]
+        if self._classic:
+            consumer.assign(positions)
+        else:
+            consumer.incremental_assign(positions)
+        # The other topics of a number may come later, in a further call: until then nothing of it is read.
+        if partial := [TopicPartition(*place) for place in places if place[1] not in whole]:
+            consumer.pause(partial)
+        earlier = [(topic, number) for number in whole for topic in self._names if (topic, number) not in places]
+        for place in earlier:
+            # Paused since it came, and perhaps read ahead since.
+            self._seek(place, offsets[place])
+        if earlier:
+            consumer.resume([TopicPartition(*place) for place in earlier])
+        self._positions.update(offsets)
+        self._settled.update(offsets)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._forget(partitions)
-        consumer.incremental_unassign(partitions)
-
-    def _forget(self, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:
-            self._positions.pop((partition.topic, partition.partition), None)
-        for number in {partition.partition for partition in partitions}:
+            self._assigned.discard((partition.topic, partition.partition))
+        numbers = {partition.partition for partition in partitions}
+        for place in [place for place in self._positions if place[1] in numbers]:
+            del self._positions[place], self._settled[place]
+        for number in numbers:
             self._handler.forget(number)
+        if self._classic:
+            consumer.unassign()
+        else:
+            left = [TopicPartition(*place) for place in self._assigned if place[1] in numbers]
+            if left:
+                consumer.pause(left)
+            consumer.incremental_unassign(partitions)
 
-    def _restore(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        """Fold what is committed of ``partitions``; returns where reading goes on."""
-        committed = self._consumer.committed(
-            [TopicPartition(partition.topic, partition.partition) for partition in partitions], COMMIT_TIMEOUT_S
-        )
-        positions = []
-        by_number: dict[int, list[TopicPartition]] = {}
-        for partition in committed:
-            if partition.error is not None:
-                raise SessionError(f"agent {self.agent}: committed offsets: {partition.error.str()}")
-            if partition.offset == OFFSET_INVALID:
-                partition.offset = OFFSET_BEGINNING
-            positions.append(TopicPartition(partition.topic, partition.partition, partition.offset))
-            by_number.setdefault(partition.partition, []).append(partition)
-        # In the order of the agent's topics, which is the order its state is folded in.
-        order = list(self._names)
-        for number, members in sorted(by_number.items()):
-            self._fold(number, sorted(members, key=lambda member: order.index(member.topic)))
-        for position in positions:
-            self._positions[position.topic, position.partition] = max(position.offset, 0)
-        return positions
-
-    def _fold(self, number: int, members: Sequence[TopicPartition]) -> None:
+    def _restore(self, number: int) -> dict[Place, int]:
+        """Bring a partition's state up to what is committed; returns where reading goes on."""
+        committed = self._committed([(topic, number) for topic in self._names])
+        by_topic = {topic: committed[topic, number] for topic in self._names}
+        restored = self._handler.restore(number, by_topic)
+        positions: Mapping[str, int] = restored.positions if restored is not None else {}
+        progress = restored.progress if restored is not None else 0
+        readers = [
+            RangeReader(self._bootstrap, self._settings, topic, number, positions.get(topic, 0), self._waiting_or_stop)
+            for topic in self._names
+        ]
         folded = 0
-        for member in members:
-            if member.offset <= 0:
-                continue
-            for records in read_batches(self._bootstrap, member.topic, settings=self._settings, partitions=[number]):
-                committed = [record for record in records if record.offset < member.offset]
-                self._handler.restore(number, committed)
-                folded += len(committed)
-                if records[-1].offset + 1 >= member.offset:
-                    break
-        if folded:
-            log.info("%s: partition %d: state restored from %d records", self.agent, number, folded)
+        try:
+            markers = (
+                read_markers(self._bootstrap, self._settings, self.agent, number, progress)
+                if len(self._names) > 1
+                else iter(())
+            )
+            for records in in_recorded_order(readers, markers, by_topic, lambda topic: self._names[topic].name):
+                self._waiting_or_stop()
+                self._handler.fold(number, records)
+                folded += len(records)
+        except BaseException:
+            self._handler.forget(number)
+            raise
+        finally:
+            for reader in readers:
+                reader.close()
+        self._handler.restored(number, folded)
+        return committed
+
+    def _waiting_or_stop(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped(f"agent {self.agent}: the worker ends while state is being restored")
+        self._waiting()

@@ -95,3 +95,15 @@ class LayerLearner:
             )
         self._start_from(layer)
         return layer.examples_offset
+
+    def save(self) -> bytes:
+        """All that it has learned, as the payload of a layer."""
+        return self.snapshot(0).payload
+
+    def go_back(self, saved: bytes) -> None:
+        """Be as it was at `save`; raises `ModelError` where that was another learner."""
+        self.restore(saved)
+
+    def numbers(self) -> bytes | None:
+        """The same as `save`: a layer is numbers."""
+        return self.save()

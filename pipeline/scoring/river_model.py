@@ -55,3 +55,15 @@ class RiverLearner(Protocol):
     def snapshot(self, examples_offset: int) -> RiverModel:
         """An immutable scorer of what has been learned; ``examples_offset`` becomes part of its version."""
         ...
+
+    def save(self) -> bytes:
+        """All that it has learned, for `go_back` in this process; it may hold code."""
+        ...
+
+    def go_back(self, saved: bytes) -> None:
+        """Be as it was at `save`."""
+        ...
+
+    def numbers(self) -> bytes | None:
+        """What `save` gives where that is data without code, which may be kept anywhere; else None."""
+        ...

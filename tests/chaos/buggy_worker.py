@@ -107,9 +107,7 @@ class _FailsOnce:
         self._producer = producer
 
     def commit_transaction(self, *_: Any) -> None:
-        raise KafkaException(
-            KafkaError(KafkaError.INVALID_TXN_STATE, "refused on purpose", False, False, True)  # noqa: FBT003
-        )
+        raise KafkaException(KafkaError(KafkaError.INVALID_TXN_STATE, "refused on purpose", False, False, True))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)

@@ -1,45 +1,72 @@
 """Features as the slow reference computes them from logs alone, and the comparison with what was served."""
 
 import math
-from collections.abc import Iterable, Mapping
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from itertools import groupby
 
 import msgspec
 import pandas as pd
 
 from pipeline.features.catalogue import FEATURES
-from schemas.messages import Decision, ProfiledLabel, ProfiledTransaction, Transaction
+from schemas.messages import Decision, ProfiledLabel, ProfiledTransaction, Progress, SourceRecord, Transaction
 from schemas.records import Record
 from tests.helpers.logs import EPOCH, decode_profiled, microseconds
 from tests.reference.features import card_features, merchant_features
 
 Key = tuple[str, str]
 COUNTING = ("purchase", "cash")
+READS = ("transactions", "rerouted")
 
+_decode_progress = msgspec.json.Decoder(Progress).decode
 _decode_transaction = msgspec.json.Decoder(Transaction).decode
 
 
-def expected_features(profiled: Iterable[Record]) -> dict[Key, dict[str, float]]:
+def expected_features(profiled: Iterable[Record], progress: Iterable[Record] = ()) -> dict[Key, dict[str, float]]:
     """Features of every transaction in ``profiled``, by (card, transaction).
 
-    Takes from the messages what the producer wrote and the order of both logs, nothing that the kernel computed.
-    Amounts must be in euros.
+    Takes from the messages what the producer wrote and the order of the logs, nothing that the kernel computed.
+    ``progress`` tells in which order the card agent read its topics; without it, all is taken to be read in order of
+    offsets, which is right where nothing was rerouted. Amounts must be in euros.
     """
     in_log_order = sorted(profiled, key=lambda record: (record.partition, record.offset))
-    messages = [decode_profiled(record.value or b"") for record in in_log_order]
-    transactions = [message for message in messages if isinstance(message, ProfiledTransaction)]
-    by_card = sorted(transactions, key=lambda message: (message.source.partition, message.source.offset))
-    card_rows = [_card_row(message) for message in by_card]
-    merchant_rows = [_merchant_row(message) for message in messages]
+    messages = [(record.partition, decode_profiled(record.value or b"")) for record in in_log_order]
+    transactions = [message for _, message in messages if isinstance(message, ProfiledTransaction)]
+    order = _ReadingOrder(progress)
     features: dict[Key, dict[str, float]] = {}
-    for frame, computed in (
-        (card_rows, card_features(pd.DataFrame(card_rows))),
-        (merchant_rows, merchant_features(pd.DataFrame(merchant_rows))),
-    ):
-        for row, values in zip(frame, computed.to_dict("records"), strict=True):
+
+    def compute(rows: list[dict[str, object]], reference: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        for row, values in zip(rows, reference(pd.DataFrame(rows)).to_dict("records"), strict=True):
             if row["kind"] == "transaction":
                 features.setdefault(row["transaction"], {}).update(values)  # type: ignore[arg-type,call-overload]
+
+    in_reading_order = sorted(transactions, key=lambda message: order.of(message.read or message.source))
+    for _, of_partition in groupby(in_reading_order, lambda message: (message.read or message.source).partition):
+        compute([_card_row(message) for message in of_partition], card_features)
+    for _, of_log in groupby(messages, lambda item: item[0]):
+        compute([_merchant_row(message) for _, message in of_log], merchant_features)
     return features
+
+
+class _ReadingOrder:
+    """The place of each record of the card agent's inputs in the order in which they were read."""
+
+    def __init__(self, progress: Iterable[Record]) -> None:
+        self._batches: dict[tuple[int, str], list[tuple[int, int]]] = {}
+        for number, record in enumerate(sorted(progress, key=lambda record: (record.partition, record.offset))):
+            marker = _decode_progress(record.value or b"")
+            if marker.agent == "card":
+                for topic, end in marker.ends.items():
+                    self._batches.setdefault((record.partition, topic), []).append((end, number))
+
+    def of(self, place: SourceRecord) -> tuple[int, int, int, int]:
+        """(partition, batch, topic, offset)."""
+        batches = self._batches.get((place.partition, place.topic), [])
+        at = bisect_right(batches, (place.offset, sys.maxsize))
+        batch = batches[at][1] if at < len(batches) else 0
+        return place.partition, batch, READS.index(place.topic), place.offset
 
 
 def differences(decisions: Iterable[Decision], expected: Mapping[Key, Mapping[str, float]]) -> list[str]:

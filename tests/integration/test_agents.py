@@ -4,125 +4,23 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
-import msgspec
-import numpy as np
 import pytest
-from confluent_kafka import Producer
 
-from pipeline.commands.train import publish_champion
-from pipeline.decision.policy import Policy
 from pipeline.engine.learn import model_record
-from pipeline.kafka.admin import committed_offsets, ensure_topics
-from pipeline.kafka.clients import producer_config, read_topic
-from pipeline.settings import Settings
-from schemas.messages import Alert, Decision, Example, ModelVersion
+from schemas.messages import Alert, Decision
 from schemas.records import Record
-from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, MODELS, PROFILED, TRANSACTIONS, Topic
-from tests.helpers.champion import LARGE_AMOUNT, policy
+from schemas.topics import DEAD_LETTERS, LABELS, MODELS, PROFILED, TRANSACTIONS
+from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.expected import differences, expected_features
-from tests.helpers.logs import after, label, microseconds, transaction
-from tests.helpers.worker import FAUST, Worker
+from tests.helpers.logs import after, transaction
+from tests.helpers.topics import PATIENCE_S, Cluster, Key, Starter, keys, shop
+from tests.helpers.worker import FAUST
 from tests.unit.model_helpers import small_model
 
 pytestmark = pytest.mark.broker
-
-PATIENCE_S = 60.0
-Key = tuple[str, str]
-Starter = Callable[..., Worker]
-
-
-class Cluster:
-    """The topics of one test, as programs outside see them."""
-
-    def __init__(self, settings: Settings) -> None:
-        assert settings.kafka_bootstrap_servers is not None
-        self.settings, self.bootstrap = settings, settings.kafka_bootstrap_servers
-        ensure_topics(self.bootstrap, settings)
-        self._producer = Producer(producer_config(self.bootstrap))
-
-    def write(
-        self,
-        topic: Topic,
-        value: bytes | None,
-        key: bytes | None,
-        at: datetime,
-        headers: Sequence[tuple[str, bytes | None]] = (),
-    ) -> None:
-        self._producer.produce(
-            self.settings.topic(topic.name), value, key, timestamp=microseconds(at) // 1_000, headers=list(headers)
-        )
-
-    def flush(self) -> None:
-        assert self._producer.flush(PATIENCE_S) == 0
-
-    def buy(self, number: int, at: datetime, **fields: Any) -> Key:
-        """Write a transaction; returns what identifies it."""
-        card = str(fields.get("card_id", "c1"))
-        self.write(TRANSACTIONS, transaction(number, at, **fields), card.encode(), at)
-        return card, f"t{number}"
-
-    def say(self, key: Key, at: datetime, known: str = "fraud", **fields: Any) -> None:
-        card, name = key
-        value = label(0, at, known, **{"transaction_id": name, "card_id": card, **fields})
-        self.write(LABELS, value, card.encode(), at)
-
-    def publish(self, one: Policy | None = None) -> None:
-        publish_champion(self.bootstrap, self.settings, small_model(), one or policy())
-
-    def read(self, topic: Topic) -> list[Record]:
-        return list(read_topic(self.bootstrap, self.settings.topic(topic.name), settings=self.settings))
-
-    def decisions(self) -> list[Decision]:
-        return [msgspec.json.decode(record.value or b"", type=Decision) for record in self.read(DECISIONS)]
-
-    def alerts(self) -> list[Alert]:
-        return [msgspec.json.decode(record.value or b"", type=Alert) for record in self.read(ALERTS)]
-
-    def examples(self) -> list[Example]:
-        return [msgspec.json.decode(record.value or b"", type=Example) for record in self.read(EXAMPLES)]
-
-    def versions(self, name: str) -> list[str]:
-        messages = [msgspec.json.decode(record.value or b"", type=ModelVersion) for record in self.read(MODELS)]
-        return [message.version for message in messages if message.name == name]
-
-    def committed(self, group: str, topic: Topic) -> dict[tuple[str, int], int]:
-        name = self.settings.topic
-        return committed_offsets(self.bootstrap, name(group), [name(topic.name)], settings=self.settings)
-
-
-@pytest.fixture
-def cluster(kafka_settings: Settings) -> Cluster:
-    return Cluster(kafka_settings.model_copy(update={"card_partitions": 3, "merchant_partitions": 2}))
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Starter]:
-    """Starts workers; ends what is left of them."""
-    started: list[Worker] = []
-
-    def begin(settings: Settings, *command: str, **changes: Any) -> Worker:
-        own = settings.model_copy(update=changes)
-        log = tmp_path / f"worker-{len(started)}.log"
-        worker = Worker(own, log, command) if command else Worker(own, log)
-        started.append(worker)
-        return worker
-
-    yield begin
-    for worker in started:
-        worker.end()
-
-
-def keys(decisions: Sequence[Decision]) -> list[Key]:
-    return [(decision.card_id, decision.transaction_id) for decision in decisions]
-
-
-def once(decisions: Sequence[Decision]) -> bool:
-    return max(Counter(keys(decisions)).values()) == 1
 
 
 def bad_transactions(at: datetime) -> dict[str, bytes | None]:
@@ -139,25 +37,6 @@ def bad_transactions(at: datetime) -> dict[str, bytes | None]:
         "amount_negative": transaction(1, at, amount=-5),
         "event_time_in_future": transaction(1, at + timedelta(days=400)),
     }
-
-
-def shop(cluster: Cluster, numbers: range, seed: int) -> dict[Key, datetime]:
-    """A few cards at a few merchants, some minutes apart, a large amount now and then; returns when."""
-    random = np.random.default_rng(seed)
-    bought: dict[Key, datetime] = {}
-    for number in numbers:
-        at = after(minutes=7 * number)
-        large = number % 25 == 24
-        key = cluster.buy(
-            number,
-            at,
-            card_id=f"c{random.integers(12)}",
-            merchant_id=f"m{random.integers(5)}",
-            amount=LARGE_AMOUNT + number if large else round(float(random.lognormal(3, 0.6)), 2),
-            transaction_type=str(random.choice(["purchase", "purchase", "cash", "refund"])),
-        )
-        bought[key] = at
-    return bought
 
 
 def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Starter) -> None:
@@ -295,31 +174,6 @@ def test_a_wrong_number_of_partitions_ends_the_worker_with_what_to_do(cluster: C
     assert f"topic {cluster.settings.topic('transactions')} has 3 partitions, but 7 are expected" in worker.said
     assert "set FRAUD_PIPELINE_CARD_PARTITIONS=3" in worker.said
     assert cluster.committed("card", TRANSACTIONS) == {}
-
-
-def test_an_agent_s_error_ends_the_worker_names_the_record_and_commits_nothing(
-    cluster: Cluster, start: Starter
-) -> None:
-    cluster.publish()
-    shop(cluster, range(20), seed=1)
-    cluster.flush()
-    worker = start(cluster.settings, agents="card,score")
-    worker.until(lambda: len(cluster.decisions()) >= 20)
-    before = cluster.committed("score", PROFILED)
-
-    name = cluster.settings.topic("profiled")
-    written: list[tuple[int, int]] = []
-    rogue = Producer(producer_config(cluster.bootstrap))
-    rogue.produce(
-        name, b"garbage", b"m1", on_delivery=lambda _, message: written.append((message.partition(), message.offset()))
-    )
-    assert rogue.flush(PATIENCE_S) == 0
-    assert worker.code() == 1
-    ((partition, offset),) = written
-    assert f"{name} partition {partition} offset {offset} cannot be read" in worker.said
-    assert f"nothing is committed of its batch, {name} partition {partition} offsets {offset} to" in worker.said
-    assert cluster.committed("score", PROFILED) == before
-    assert len(cluster.decisions()) == 20
 
 
 def test_an_unknown_agent_is_refused() -> None:

@@ -162,3 +162,59 @@ def _busy_times(generator: np.random.Generator, size: int) -> np.ndarray:
     times = START_US + np.cumsum(gaps.astype(np.int64))
     late = generator.random(size) < 0.1
     return times - np.where(late, generator.integers(0, 12 * DAY, size), 0)
+
+
+def passing_cards_log(seed: int, size: int) -> pd.DataFrame:
+    """Cards that come and go over hundreds of days, some to return long after; a tenth of the events is late."""
+    generator = np.random.default_rng(seed)
+    times = _passing_times(generator, size)
+    return pd.DataFrame(
+        {
+            "card_id": _passing_entities(generator, size),
+            "merchant_id": generator.choice(["m", "n", "o"], size),
+            "event_time_us": times,
+            "amount_minor": generator.integers(1, 20_000, size),
+            "counts": generator.random(size) < 0.9,
+            "hour": times / HOUR % 24,
+            "weekday": (times // DAY % 7).astype(float),
+        }
+    )
+
+
+def passing_merchants_log(seed: int, size: int) -> pd.DataFrame:
+    """Merchants that come and go over hundreds of days, with labels and corrections."""
+    generator = np.random.default_rng(seed)
+    times, entities = _passing_times(generator, size), _passing_entities(generator, size)
+    rows: list[dict[str, object]] = []
+    transactions: list[dict[str, object]] = []
+    for number, time in enumerate(times.tolist()):
+        if transactions and generator.random() < 0.4:
+            of = transactions[int(generator.integers(max(0, len(transactions) - 40), len(transactions)))]
+            known = str(generator.choice(["fraud", "legitimate", "none"], p=[0.4, 0.4, 0.2]))
+            known_at_us = time + int(generator.integers(-5 * DAY, 5 * DAY))
+            rows.append({**of, "kind": "label", "known": known, "known_at_us": known_at_us})
+            continue
+        row: dict[str, object] = {
+            "kind": "transaction",
+            "merchant_id": entities[number],
+            "transaction": int(generator.integers(2**63)) + number,
+            "event_time_us": time,
+            "amount_minor": int(generator.integers(1, 20_000)),
+            "counts": bool(generator.random() < 0.9),
+            "known": "none",
+            "known_at_us": 0,
+        }
+        rows.append(row)
+        transactions.append(row)
+    return _with_identities(rows)
+
+
+def _passing_times(generator: np.random.Generator, size: int) -> np.ndarray:
+    gaps = generator.choice([0, SECOND, HOUR, 12 * HOUR, 2 * DAY], size, p=[0.1, 0.3, 0.3, 0.2, 0.1])
+    late = generator.random(size) < 0.1
+    return START_US + np.cumsum(gaps.astype(np.int64)) - np.where(late, generator.integers(0, 50 * DAY, size), 0)
+
+
+def _passing_entities(generator: np.random.Generator, size: int) -> list[str]:
+    drawn = np.arange(size) // 20 + generator.integers(0, 6, size)
+    return [f"e{number if generator.random() < 0.95 else number % 3}" for number in drawn.tolist()]

@@ -34,7 +34,7 @@ def profile_cards(windows: CardWindows) -> Profile:
             frame["counts"].to_numpy(np.bool_),
             frame["hour"].to_numpy(np.float64),
             frame["weekday"].to_numpy(np.float64),
-        )
+        ).features
 
     return profile
 

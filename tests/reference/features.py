@@ -14,6 +14,7 @@ import pandas as pd
 SECOND = 1_000_000
 DAY = 24 * 60 * 60 * SECOND
 WINDOWS = {"1h": DAY // 24, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
+HORIZON = 37 * DAY
 NAN = math.nan
 
 
@@ -42,17 +43,18 @@ def card_features(frame: pd.DataFrame) -> pd.DataFrame:
     """The features of the transaction and of its card, one row for each row of ``frame``.
 
     ``frame`` is in log order, with columns ``card_id``, ``merchant_id``, ``event_time_us``, ``amount_minor``,
-    ``counts``, ``hour`` and ``weekday``.
+    ``counts``, ``hour`` and ``weekday``. Where it is not the whole log of its partition, the column
+    ``partition_newest_us`` tells the newest event time before each row (see `with_partition_newest`).
     """
     logs: dict[Any, list[Event]] = {}
     rows = []
-    for position, row in enumerate(frame.to_dict("records")):
+    for position, row in enumerate(with_partition_newest(frame).to_dict("records")):
         earlier = logs.setdefault(row["card_id"], [])
         event = Event(
             position, int(row["event_time_us"]), int(row["amount_minor"]), bool(row["counts"]), row["merchant_id"]
         )
         values = {"amount": event.amount / 100, "hour": row["hour"], "weekday": row["weekday"]}
-        past = history(earlier, event.time)
+        past = history(earlier, event.time, int(row["partition_newest_us"]))
         values |= window_features("card", past, event.time)
         usual = past[-32:]
         values |= usual_features(usual, event)
@@ -64,16 +66,31 @@ def card_features(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, index=frame.index)
 
 
+def card_cases(frame: pd.DataFrame) -> pd.DataFrame:
+    """``case_start_us`` and ``case_sequence`` of each row of a frame as `card_features` reads it."""
+    cases: dict[Any, list[int]] = {}
+    rows = []
+    for row in with_partition_newest(frame).to_dict("records"):
+        time = int(row["event_time_us"])
+        case = cases.setdefault(row["card_id"], [])
+        if case and (case[0] <= int(row["partition_newest_us"]) - HORIZON or time >= case[0] + DAY):
+            case.clear()
+        case.append(time)
+        rows.append({"case_start_us": case[0], "case_sequence": len(case)})
+    return pd.DataFrame(rows, index=frame.index)
+
+
 def merchant_features(frame: pd.DataFrame) -> pd.DataFrame:
     """The features of the merchant, one row for each row of ``frame``; all NaN for a label.
 
     ``frame`` is the merchants' log, with columns ``kind`` (``transaction`` or ``label``), ``merchant_id``,
     ``transaction`` (what identifies a labelled transaction), ``event_time_us`` (of a label: that of its
-    transaction), ``amount_minor``, ``counts``, ``known`` (``fraud``, ``legitimate`` or ``none``) and ``known_at_us``.
+    transaction), ``amount_minor``, ``counts``, ``known`` (``fraud``, ``legitimate`` or ``none``) and ``known_at_us``;
+    and ``partition_newest_us``, as for cards.
     """
     logs: dict[Any, tuple[list[Event], list[LabelEvent]]] = {}
     rows: list[dict[str, float]] = []
-    for position, row in enumerate(frame.to_dict("records")):
+    for position, row in enumerate(with_partition_newest(frame).to_dict("records")):
         earlier, labels = logs.setdefault(row["merchant_id"], ([], []))
         time = int(row["event_time_us"])
         if row["kind"] == "label":
@@ -81,24 +98,37 @@ def merchant_features(frame: pd.DataFrame) -> pd.DataFrame:
             rows.append({})
             continue
         event = Event(position, time, int(row["amount_minor"]), bool(row["counts"]), row["merchant_id"])
-        past = history(earlier, time)
+        newest = int(row["partition_newest_us"])
+        past = history(earlier, time, newest)
         values = window_features("merchant", past, time)
         mean, count = values["merchant_mean_30d"], values["merchant_count_30d"]
         values["merchant_amount_to_mean"] = event.amount / 100 / mean if mean > 0 else NAN
         values["merchant_surge"] = values["merchant_count_1d"] / (count / 30) if count > 0 else NAN
-        values |= label_features(labels, time)
+        values |= label_features(labels, time, newest)
         rows.append(values)
         earlier.append(event)
     return pd.DataFrame(rows, index=frame.index)
 
 
-def history(earlier: Sequence[Event], time: int) -> list[Event]:
+def with_partition_newest(frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` with ``partition_newest_us``: the largest event time of the transactions before each row.
+
+    Taken from the frame itself, unless the column is there; long ago before the first.
+    """
+    if "partition_newest_us" in frame:
+        return frame
+    newest, before = -(2**62), []
+    labels = frame["kind"] == "label" if "kind" in frame else [False] * len(frame)
+    for time, is_label in zip(frame["event_time_us"], labels, strict=True):
+        before.append(newest)
+        if not is_label:
+            newest = max(newest, int(time))
+    return frame.assign(partition_newest_us=before)
+
+
+def history(earlier: Sequence[Event], time: int, newest: int) -> list[Event]:
     """The counted events that a transaction at ``time`` looks back on, by event time and then by log."""
-    counted = [event for event in earlier if event.counts]
-    if not counted:
-        return []
-    newest = max(event.time for event in counted)
-    seen = [e for e in counted if time - 30 * DAY < e.time <= time and e.time > newest - 37 * DAY]
+    seen = [e for e in earlier if e.counts and time - 30 * DAY < e.time <= time and e.time > newest - HORIZON]
     return sorted(seen, key=lambda e: (e.time, e.position))
 
 
@@ -138,17 +168,16 @@ def usual_features(usual: Sequence[Event], event: Event) -> dict[str, float]:
     return values
 
 
-def label_features(labels: Sequence[LabelEvent], time: int) -> dict[str, float]:
+def label_features(labels: Sequence[LabelEvent], time: int, newest: int) -> dict[str, float]:
     """What is known at ``time`` of the merchant's labelled transactions."""
     by_transaction: dict[Any, list[LabelEvent]] = {}
     for label in labels:
         by_transaction.setdefault(label.transaction, []).append(label)
-    newest = max((label.time for label in labels), default=0)
     known = []
     for of_one in by_transaction.values():
         holds = knowledge(of_one, time)
         first = of_one[0]
-        if holds in ("fraud", "legitimate") and first.time <= time and first.time > newest - 37 * DAY:
+        if holds in ("fraud", "legitimate") and first.time <= time and first.time > newest - HORIZON:
             known.append((first.time, first.position, holds))
     known.sort()
     values: dict[str, float] = {}

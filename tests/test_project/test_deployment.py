@@ -170,6 +170,21 @@ def test_kubernetes_workers_keep_their_names_and_set_only_settings_that_exist() 
     assert mounted == {volume["name"] for volume in [*volumes, *claims]}
 
 
+def test_probes_ask_for_life_and_readiness_apart() -> None:
+    manifest = (ROOT / "deploy/kubernetes/fraud-pipeline.yaml").read_text(encoding="utf-8")
+    workers = next(document for document in yaml.safe_load_all(manifest) if document["kind"] == "StatefulSet")
+    pod = workers["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    paths = {probe: container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
+    compose = " ".join(SERVICES["worker"]["healthcheck"]["test"])
+    assert f"127.0.0.1:{SERVICES['worker']['environment']['FRAUD_PIPELINE_METRICS_PORT']}/readyz" in compose
+    assert "/livez" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    # A worker ends within 10 s.
+    assert pod["terminationGracePeriodSeconds"] >= 15
+    assert int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) >= 15
+
+
 def promtool(*arguments: str) -> None:
     tool = shutil.which("promtool")
     if tool is None:

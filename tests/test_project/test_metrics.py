@@ -2,6 +2,7 @@
 
 import math
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 
@@ -10,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.metrics import ArrayHistogram, MetricsError, WorkerMetrics
+from pipeline.endpoint import EndpointError
+from pipeline.metrics import ArrayHistogram, WorkerMetrics
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -71,11 +73,59 @@ def test_what_agents_count_is_what_is_served(metrics: WorkerMetrics) -> None:
     assert sample(served, "stage_seconds_count", agent="score", stage="commit") == 2
 
 
+def test_state_and_its_snapshots_are_told_until_the_partition_goes(metrics: WorkerMetrics) -> None:
+    metrics.state_restored("card", 0, source="snapshot", seconds=1.5, records=70, snapshot_at_s=1_000.0)
+    metrics.state_restored("card", 1, source="log", seconds=40.0, records=900)
+    metrics.snapshot_written("card", 0, size_bytes=2_048, seconds=0.2, taken_at_s=1_060.0)
+    metrics.snapshot_failed("card")
+    metrics.snapshot_refused("card", "damaged")
+    metrics.store("card", 0, entries=12, size_bytes=4_096)
+    port = metrics.start()
+    served = scrape(port)
+    assert sample(served, "restore_seconds_count", agent="card", source="snapshot") == 1
+    assert sample(served, "restore_seconds_sum", agent="card", source="log") == 40
+    assert sample(served, "records_folded_total", agent="card") == 970
+    assert sample(served, "snapshots_written_total", agent="card") == 1
+    assert sample(served, "snapshots_failed_total", agent="card") == 1
+    assert sample(served, "snapshots_refused_total", agent="card", reason="damaged") == 1
+    assert sample(served, "snapshot_seconds_count", agent="card") == 1
+    assert sample(served, "snapshot_bytes", agent="card", partition="0") == 2_048
+    assert sample(served, "snapshot_timestamp_seconds", agent="card", partition="0") == 1_060
+    without = sample(served, "snapshot_timestamp_seconds", agent="card", partition="1")
+    assert without is not None
+    assert abs(without - time.time()) < 60
+    assert sample(served, "store_entries", agent="card", partition="0") == 12
+    assert sample(served, "store_bytes", agent="card", partition="0") == 4_096
+    metrics.forget_state("card", 0)
+    metrics.forget_state("card", 7)
+    after = scrape(port)
+    assert sample(after, "snapshot_timestamp_seconds", agent="card", partition="0") is None
+    assert sample(after, "snapshot_bytes", agent="card", partition="0") is None
+    assert sample(after, "store_entries", agent="card", partition="0") is None
+    assert sample(after, "snapshots_written_total", agent="card") == 1
+
+
+def test_records_that_left_the_usual_way_are_counted(metrics: WorkerMetrics) -> None:
+    metrics.set_aside("card", "transactions")
+    metrics.rerouted("labels", 3)
+    metrics.producer_renewed("score")
+    metrics.repeats("score", 5)
+    served = scrape(metrics.start())
+    assert sample(served, "set_aside_total", agent="card", topic="transactions") == 1
+    assert sample(served, "rerouted_total", topic="labels") == 3
+    assert sample(served, "rerouted_total", topic="transactions") == 0
+    assert sample(served, "producers_renewed_total", agent="score") == 1
+    assert sample(served, "repeats_total", agent="score") == 5
+    assert sample(served, "repeats_total", agent="card") == 0
+
+
 def test_series_with_known_labels_start_at_zero(metrics: WorkerMetrics) -> None:
     served = scrape(metrics.start())
     assert sample(served, "models_refused_total", model="river") == 0
     assert sample(served, "decisions_total", action="alert") == 0
     assert sample(served, "transactions_aborted_total", agent="learn") == 0
+    assert sample(served, "set_aside_total", agent="score", topic="profiled") == 0
+    assert sample(served, "snapshots_failed_total", agent="feedback") == 0
 
 
 def test_a_swapped_version_ends_its_series(metrics: WorkerMetrics) -> None:
@@ -125,18 +175,18 @@ def test_a_port_in_use_says_which_setting_to_change(metrics: WorkerMetrics) -> N
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(MetricsError, match=r"in use.*FRAUD_PIPELINE_METRICS_PORT"):
+        with pytest.raises(EndpointError, match=r"in use.*FRAUD_PIPELINE_METRICS_PORT"):
             WorkerMetrics(port=taken.getsockname()[1]).start()
 
 
 def test_an_address_of_another_machine_says_which_setting_to_change() -> None:
-    with pytest.raises(MetricsError, match="FRAUD_PIPELINE_METRICS_HOST"):
+    with pytest.raises(EndpointError, match="FRAUD_PIPELINE_METRICS_HOST"):
         WorkerMetrics(host="192.0.2.1").start()
 
 
 def test_stop_frees_the_port_and_start_serves_once(metrics: WorkerMetrics) -> None:
     port = metrics.start()
-    with pytest.raises(MetricsError, match="already"):
+    with pytest.raises(EndpointError, match="already"):
         metrics.start()
     metrics.stop()
     metrics.stop()

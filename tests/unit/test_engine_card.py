@@ -1,5 +1,6 @@
 """The card agent's kernel: what it accepts, refuses, remembers, and lets through to the merchants."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.results import Result
+from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
 from schemas.codec import CODES, MAX_VALUE_BYTES
 from schemas.messages import ProfiledLabel, ProfiledTransaction, SourceRecord
@@ -20,34 +22,45 @@ NOW = after(hours=1)
 HORIZON_DAYS = 120.0
 
 
-def partition(dedup_days: float = HORIZON_DAYS, label_days: float = HORIZON_DAYS, prefix: str = "") -> CardPartition:
-    return CardPartition(
-        CardOptions(
-            rates=RATES,
-            future_tolerance_us=300 * US_PER_SECOND,
-            dedup_horizon_us=round(dedup_days * US_PER_DAY),
-            label_horizon_us=round(label_days * US_PER_DAY),
-            topic_prefix=prefix,
-        )
+def options(
+    dedup_days: float = HORIZON_DAYS, label_days: float = HORIZON_DAYS, prefix: str = "", partitions: int = 1
+) -> CardOptions:
+    return CardOptions(
+        rates=RATES,
+        future_tolerance_us=300 * US_PER_SECOND,
+        dedup_horizon_us=round(dedup_days * US_PER_DAY),
+        label_horizon_us=round(label_days * US_PER_DAY),
+        partitions=partitions,
+        topic_prefix=prefix,
     )
+
+
+def partition(*args: Any, store: MemoryStore | None = None, **changes: Any) -> CardPartition:
+    return CardPartition(options(*args, **changes), None, store or MemoryStore())
 
 
 class Desk:
     """A partition with its two topics; every call is a batch of its own."""
 
     def __init__(self, **options: Any) -> None:
-        self.state = partition(**options)
+        self.store = MemoryStore()
+        self.state = partition(store=self.store, **options)
         self.transactions, self.labels = Log(TRANSACTIONS), Log(LABELS)
+
+    def work(self, records: Sequence[Record]) -> Result:
+        result = self.state.process(records, NOW)
+        self.state.settle()
+        return result
 
     def buy(self, number: int, at: datetime = START, arrived: datetime | None = None, **changes: Any) -> Result:
         record = self.transactions.append(transaction(number, at, **changes), arrived or at)
-        return self.state.process([record], [], NOW)
+        return self.work([record])
 
     def say(
         self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
     ) -> Result:
         record = self.labels.append(label(number, at, known, **changes), arrived or at)
-        return self.state.process([], [record], NOW)
+        return self.work([record])
 
 
 def bought(result: Result) -> list[ProfiledTransaction]:
@@ -76,7 +89,7 @@ def test_an_accepted_transaction_is_profiled() -> None:
     log.append(b"not json")
     value = transaction(7, after(hours=9, minutes=30), amount=5, currency="USD", transaction_type="refund", extra=[1])
     record = log.append(value, after(hours=9, minutes=31))
-    result = partition().process([record], [], NOW)
+    result = partition(partitions=4).process([record], NOW)
     (output,) = result.outputs
     assert (output.topic, output.key, output.headers) == (PROFILED, b"m1", ())
     (message,) = bought(result)
@@ -99,7 +112,7 @@ def test_an_accepted_transaction_is_profiled() -> None:
 
 def test_a_source_is_named_without_the_prefix() -> None:
     record = Record("blue-transactions", 0, 0, microseconds(START) // 1_000, b"c1", transaction(), ())
-    (message,) = bought(partition(prefix="blue-").process([record], [], NOW))
+    (message,) = bought(partition(prefix="blue-").process([record], NOW))
     assert message.source.topic == "transactions"
 
 
@@ -139,25 +152,25 @@ def test_every_code_is_tried() -> None:
 @pytest.mark.parametrize("code", REFUSED_TRANSACTIONS)
 def test_a_refused_transaction_is_set_aside_whole_and_leaves_no_trace(code: str) -> None:
     headers = (("trace", b"abc"), ("empty", None), ("trace", b"again"))
-    with_it, without = Log(TRANSACTIONS, partition=2), Log(TRANSACTIONS, partition=2)
+    with_it, without = Log(TRANSACTIONS, partition=3), Log(TRANSACTIONS, partition=3)
     with_it.append(transaction(0))
     bad = with_it.append(REFUSED_TRANSACTIONS[code], START, b"its key", headers)
     with_it.append(transaction(1))
     without.append(transaction(0))
     without.append(None)
     without.append(transaction(1))
-    result = partition().process(with_it.records, [], NOW)
+    result = partition(partitions=4).process(with_it.records, NOW)
 
     (dead,) = to(DEAD_LETTERS, result)
     assert (dead.key, dead.value) == (b"its key", bad.value)
     assert dead.headers[:3] == headers
     assert reason(dead, "error") == code
     assert reason(dead, "stage") == "card"
-    assert [reason(dead, name) for name in ("topic", "partition", "offset")] == ["transactions", "2", "1"]
+    assert [reason(dead, name) for name in ("topic", "partition", "offset")] == ["transactions", "3", "1"]
     assert reason(dead, "timestamp-ms") == str(bad.timestamp_ms)
     assert len(reason(dead, "message")) > 10
     assert result.counts == {("accepted", ""): 2, ("dead_letter", code): 1}
-    good = partition().process([without.records[0], without.records[2]], [], NOW)
+    good = partition(partitions=4).process([without.records[0], without.records[2]], NOW)
     assert to(PROFILED, result) == good.outputs
     assert len(good.outputs) == 2
 
@@ -167,7 +180,7 @@ def test_a_refused_label_is_set_aside_whole(code: str) -> None:
     desk = Desk()
     desk.buy(1)
     bad = desk.labels.append(REFUSED_LABELS[code], START, None, (("trace", b"abc"),))
-    result = desk.state.process([], [bad], NOW)
+    result = desk.state.process([bad], NOW)
     (dead,) = result.outputs
     assert (dead.topic, dead.key, dead.value, dead.headers[0]) == (DEAD_LETTERS, None, bad.value, ("trace", b"abc"))
     assert (reason(dead, "error"), reason(dead, "topic")) == (code, "labels")
@@ -186,10 +199,10 @@ def test_a_repeat_emits_nothing_and_enters_no_window() -> None:
     first = [log.append(transaction(0)), log.append(transaction(0, amount=99)), log.append(transaction(1))]
     later = [log.append(transaction(1)), log.append(transaction(2))]
     state = partition()
-    result = state.process(first, [], NOW)
+    result = state.process(first, NOW)
     assert [message.source.offset for message in bought(result)] == [0, 2]
     assert result.counts == {("accepted", ""): 2, ("duplicate", ""): 1}
-    result = state.process(later, [], NOW)
+    result = state.process(later, NOW)
     (message,) = bought(result)
     assert message.transaction_id == "t2"
     assert values_of(message.card_features)[CARD_FEATURES.index("card_count_1d")] == 2
@@ -219,7 +232,7 @@ def test_what_is_forgotten_of_old_days_is_no_repeat_and_recent_ones_still_are() 
     desk = Desk(dedup_days=10, label_days=10)
     for day in range(60):
         assert bought(desk.buy(day, after(day)))
-    assert len(desk.state._placed) <= 10 + 2 * 7 + 2
+    assert sum(key[:1] == b"t" for key in desk.store.items()) <= 10 + 2 * 7 + 2
     assert not bought(desk.buy(59, after(59)))
     assert bought(desk.buy(0))
 
@@ -256,7 +269,7 @@ def test_a_label_follows_its_transaction_to_the_merchant() -> None:
     desk.buy(3, after(hours=2), merchant_id="m9")
     value = label(3, after(1), note="called the customer", unknown_field=1)
     record = desk.labels.append(value, after(1))
-    result = desk.state.process([], [record], NOW)
+    result = desk.state.process([record], NOW)
     (output,) = result.outputs
     assert (output.topic, output.key) == (PROFILED, b"m9")
     (message,) = profiled(result, PROFILED)
@@ -327,7 +340,7 @@ def test_a_label_in_the_batch_of_its_transaction_stands_behind_it() -> None:
     desk = Desk()
     records = [desk.transactions.append(transaction(number)) for number in range(2)]
     labels = [desk.labels.append(label(number, after(1)), after(1)) for number in (1, 0)]
-    result = desk.state.process(records, labels, NOW)
+    result = desk.state.process([*records, *labels], NOW)
     order = [(type(message).__name__, message.transaction_id) for message in profiled(result, PROFILED)]
     assert order == [
         ("ProfiledTransaction", "t0"),
@@ -374,12 +387,12 @@ def test_a_label_past_its_horizon_is_counted_and_changes_nothing() -> None:
 def test_batches_do_not_show() -> None:
     transactions, labels = busy_logs(5, 300)
     whole, parts = partition(), partition()
-    at_once = whole.process(transactions.records, [], NOW)
-    one_by_one = [parts.process([record], [], NOW) for record in transactions.records]
+    at_once = whole.process(transactions.records, NOW)
+    one_by_one = [parts.process([record], NOW) for record in transactions.records]
     for topic in (PROFILED, DEAD_LETTERS):
         assert to(topic, at_once) == [output for result in one_by_one for output in to(topic, result)]
-    at_once = whole.process([], labels.records, NOW)
-    one_by_one = [parts.process([], [record], NOW) for record in labels.records]
+    at_once = whole.process(labels.records, NOW)
+    one_by_one = [parts.process([record], NOW) for record in labels.records]
     assert told(at_once) == [item for result in one_by_one for item in told(result)]
     assert len(told(at_once)) > 50
 
@@ -394,20 +407,20 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
     past, rest = split(transactions, until), split(labels, until)
     lived = Result()
     for batch, known in interleaved(past[0], rest[0], random):
-        result = live.process(batch, known, NOW)
+        result = live.process([*batch, *known], NOW)
         lived.counts += result.counts
         lived.outputs += result.outputs
     for records in chunks(past[0], random):
-        assert to(PROFILED, folded.process(records, [], None)) == []
+        assert to(PROFILED, folded.process(records, None)) == []
     for records in chunks(rest[0], random):
-        folded.process([], records, None)
+        folded.process(records, None)
 
     assert {detail for what, detail in lived.counts if what == "label"} >= {"early", "first", "changed", "too_late"}
     assert lived.counts["duplicate", ""] > 5
     assert lived.counts["dead_letter", "label_without_transaction"] > 0
     more = 0
     for batch, known in interleaved(past[1], rest[1], random):
-        after_live, after_fold = live.process(batch, known, NOW), folded.process(batch, known, NOW)
+        after_live, after_fold = live.process([*batch, *known], NOW), folded.process([*batch, *known], NOW)
         assert after_live.outputs == after_fold.outputs
         assert after_live.counts == after_fold.counts
         more += len(after_live.outputs)
@@ -420,11 +433,11 @@ def test_a_late_transaction_does_not_find_a_label_that_was_given_up() -> None:
     desk.say(0, after(1), "legitimate", source="audit")
     desk.buy(1, after(20))
     assert not told(desk.buy(0, after(0.5), arrived=after(20)))
-    folded.process(desk.transactions.records, [], None)
-    folded.process([], desk.labels.records, None)
+    folded.process(desk.transactions.records, None)
+    folded.process(desk.labels.records, None)
     record = desk.labels.append(label(0, after(21)), after(21))
-    assert told(desk.state.process([], [record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
-    assert told(folded.process([], [record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
+    assert told(desk.state.process([record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
+    assert told(folded.process([record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
 
 
 def busy_logs(seed: int, size: int) -> tuple[Log, Log]:

@@ -2,23 +2,24 @@
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result, UnreadableRecord
+from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.sampling import keep_negative
-from pipeline.served import DiskServedStore
 from schemas.messages import Example, LogPosition, Versions
 from schemas.records import Record
 from schemas.topics import DECISIONS, EXAMPLES, LABELS
 from tests.helpers.logs import START, Log, after, decision, decode_decision, decode_example, label
 
+NOW = after(500)
 RATE = 0.25
 MATURITY_DAYS = 30.0
 
@@ -32,21 +33,27 @@ OUT = [number for number in range(400) if not sampled(number)]
 
 
 class Desk:
-    """A partition with its two topics and its store on disk; every call is a batch of its own."""
+    """A partition with its two topics and its store; every call is a batch of its own."""
 
-    def __init__(self, directory: Path, rate: float = RATE, horizon_days: float = 120.0) -> None:
+    def __init__(self, rate: float = RATE, horizon_days: float = 120.0) -> None:
         options = FeedbackOptions(
             future_tolerance_us=300_000_000,
             label_horizon_us=round(horizon_days * US_PER_DAY),
             maturity_us=round(MATURITY_DAYS * US_PER_DAY),
             negative_sample_rate=rate,
+            partitions=1,
         )
-        self.store = DiskServedStore(directory)
+        self.store = MemoryStore()
         self.state = FeedbackPartition(options, self.store)
         self.decisions, self.labels = Log(DECISIONS), Log(LABELS)
 
     def decide(self, number: int, at: datetime = START, **changes: Any) -> list[Example]:
-        return examples(self.state.process([self.decisions.append(decision(number, at, **changes), at)], []))
+        return examples(self.work(self.decisions.append(decision(number, at, **changes), at)))
+
+    def work(self, record: Record) -> Result:
+        result = self.state.process([record], NOW)
+        self.state.settle()
+        return result
 
     def say(
         self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
@@ -56,19 +63,22 @@ class Desk:
     def said(
         self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
     ) -> Result:
-        return self.state.process([], [self.labels.append(label(number, at, known, **changes), arrived or at)])
+        return self.work(self.labels.append(label(number, at, known, **changes), arrived or at))
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    one = Desk(tmp_path / "served")
-    yield one
-    one.store.close()
+def desk() -> Desk:
+    return Desk()
 
 
 def examples(result: Result) -> list[Example]:
     assert {output.topic for output in result.outputs} <= {EXAMPLES}
     return [decode_example(output.value or b"") for output in result.outputs]
+
+
+def kept_bytes(desk: Desk, number: int) -> bool:
+    digest = transaction_digest("c1", f"t{number}")
+    return any(key[-16:] == digest and key[:1] == b"s" for key in desk.store.items())
 
 
 def told(found: list[Example]) -> list[tuple[str, str, int, float]]:
@@ -104,7 +114,7 @@ def test_a_label_may_come_before_its_decision(desk: Desk) -> None:
 def test_a_label_in_the_batch_of_its_decision_is_joined(desk: Desk) -> None:
     records = [desk.decisions.append(decision(number)) for number in (1, 2)]
     labels = [desk.labels.append(label(2, after(1)), after(1))]
-    assert told(examples(desk.state.process(records, labels))) == [("t2", "fraud", 0, 1.0)]
+    assert told(examples(desk.state.process([*records, *labels], NOW))) == [("t2", "fraud", 0, 1.0)]
 
 
 def test_frauds_are_kept_and_legitimate_ones_sampled_with_their_weight(desk: Desk) -> None:
@@ -187,29 +197,27 @@ def test_a_disputed_transaction_is_presumed_like_any_other(desk: Desk) -> None:
     assert told(desk.decide(OUT[0], after(MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
 
 
-def test_a_label_past_its_horizon_teaches_nothing(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, rate=1e-9, horizon_days=40)
+def test_a_label_past_its_horizon_teaches_nothing() -> None:
+    desk = Desk(rate=1e-9, horizon_days=40)
     desk.decide(0)
     assert desk.said(0, after(40, microseconds=1)).counts == {("label", "too_late"): 1}
     assert told(desk.say(0, after(40), arrived=after(40))) == [("t0", "fraud", 0, 1.0)]
-    desk.store.close()
 
 
-def test_decisions_are_forgotten_behind_the_horizon(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, rate=1e-9, horizon_days=40)
+def test_decisions_are_forgotten_behind_the_horizon() -> None:
+    desk = Desk(rate=1e-9, horizon_days=40)
     for day in range(0, 101, 5):
         desk.decide(day, after(day))
-    kept = [day for day in range(0, 101, 5) if desk.store.get(("c1", f"t{day}")) is not None]
+    kept = [day for day in range(0, 101, 5) if kept_bytes(desk, day)]
     assert kept == list(range(55, 101, 5))
     assert desk.say(100, after(101))
-    desk.store.close()
 
 
 def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
     desk.say(404, after(1))
-    result = desk.state.process([desk.decisions.append(decision(0, after(8)))], [])
+    result = desk.state.process([desk.decisions.append(decision(0, after(8)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 0
-    result = desk.state.process([desk.decisions.append(decision(1, after(8, hours=1)))], [])
+    result = desk.state.process([desk.decisions.append(decision(1, after(8, hours=1)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 1
     assert desk.decide(404, after(0.5)) == []
 
@@ -217,14 +225,14 @@ def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
 def test_each_waiting_label_has_its_own_patience(desk: Desk) -> None:
     desk.say(0, after(1), "legitimate")
     desk.say(0, after(6))
-    result = desk.state.process([desk.decisions.append(decision(1, after(9)))], [])
+    result = desk.state.process([desk.decisions.append(decision(1, after(9)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 1
     assert told(desk.decide(0, after(0.5))) == [("t0", "fraud", 0, 1.0)]
 
 
 def test_an_invalid_label_is_left_to_the_card_agent(desk: Desk) -> None:
     desk.decide(0)
-    result = desk.state.process([], [desk.labels.append(None), desk.labels.append(b"x")])
+    result = desk.state.process([desk.labels.append(None), desk.labels.append(b"x")], NOW)
     assert result.outputs == []
     assert result.counts == {("label", "invalid"): 2}
     assert desk.say(0, after(1))
@@ -233,7 +241,7 @@ def test_an_invalid_label_is_left_to_the_card_agent(desk: Desk) -> None:
 def test_an_unreadable_decision_is_named(desk: Desk) -> None:
     desk.decide(0)
     with pytest.raises(UnreadableRecord, match="decisions partition 0 offset 1 cannot be read"):
-        desk.state.process([desk.decisions.append(b"{}")], [])
+        desk.state.process([desk.decisions.append(b"{}")], NOW)
 
 
 def test_a_repeated_decision_teaches_once(desk: Desk) -> None:
@@ -244,10 +252,10 @@ def test_a_repeated_decision_teaches_once(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int, tmp_path: Path) -> None:
+def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
     """A fold reads all committed labels, then all committed decisions; live they came as they happened."""
     random = np.random.default_rng(seed)
-    live, folded = Desk(tmp_path / "live", horizon_days=40), Desk(tmp_path / "folded", horizon_days=40)
+    live, folded = Desk(horizon_days=40), Desk(horizon_days=40)
     moments = happenings(random, 500)
     cut = 2 * len(moments) // 3
     lived = Result()
@@ -256,9 +264,9 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int, tmp_path
         lived.counts += result.counts
     past = [record for _, record in moments[:cut]]
     for records in np.array_split(np.arange(cut), 4):
-        folded.state.process([], [past[i] for i in records if past[i].topic == "labels"], emit=False)
+        folded.state.process([past[i] for i in records if past[i].topic == "labels"], None)
     for records in np.array_split(np.arange(cut), 4):
-        result = folded.state.process([past[i] for i in records if past[i].topic == "decisions"], [], emit=False)
+        result = folded.state.process([past[i] for i in records if past[i].topic == "decisions"], None)
         assert result.outputs == []
     assert {what for what, _ in lived.counts} == {"label", "example"}
     assert {detail for what, detail in lived.counts if what == "example"} == {
@@ -273,8 +281,6 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int, tmp_path
         assert after_live.counts == after_fold.counts
         emitted += len(after_live.outputs)
     assert emitted > 40
-    live.store.close()
-    folded.store.close()
 
 
 def happenings(random: np.random.Generator, size: int) -> list[tuple[float, Record]]:
@@ -302,7 +308,6 @@ def batches(moments: list[tuple[float, Record]], random: np.random.Generator) ->
 
 
 def process(desk: Desk, batch: list[Record]) -> Result:
-    return desk.state.process(
-        [record for record in batch if record.topic == "decisions"],
-        [record for record in batch if record.topic == "labels"],
-    )
+    result = desk.state.process(batch, NOW)
+    desk.state.settle()
+    return result

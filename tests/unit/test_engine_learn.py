@@ -1,10 +1,15 @@
 """The learn agent's kernel: a fold over ``examples`` that knows how far it has come and what it has published."""
 
 import msgspec
+import numpy as np
 import pytest
 
+from pipeline.engine.layout import OtherLayout
 from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.engine.results import UnreadableRecord
+from pipeline.engine.state import LoadedState
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import new_learner, resume_learner
 from schemas.messages import Example, ModelVersion
@@ -152,3 +157,73 @@ def test_the_record_of_a_version_names_its_digest() -> None:
     assert (message.name, message.version, message.published_at) == ("river", model.version, START)
     assert bytes(message.payload) == model.to_payload()
     assert message.digest == payload_digest(model.to_payload())
+
+
+def test_what_is_undone_was_never_learned() -> None:
+    records = lessons(40)
+    state, once = fresh(), fresh()
+    for first in range(0, 40, 4):
+        for _ in range(2):
+            state.learn(records[first : first + 9])
+            state.publish()
+            state.undo()
+        assert state.next_offset == once.next_offset
+        assert state.learn(records[first : first + 4]).counts == once.learn(records[first : first + 4]).counts
+        state.settle()
+        assert state.unpublished
+    assert state.publish().to_payload() == once.publish().to_payload()
+
+
+def test_an_undo_costs_no_more_than_the_lessons_since_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engine.learn.REFOLD_AT_MOST", 10)
+    records = lessons(40)
+    state, once = fresh(), fresh()
+    for first in range(0, 40, 4):
+        state.learn(records[first : first + 4])
+        state.settle()
+        assert len(state._since) <= 10
+        state.learn(records[first + 4 : first + 6])
+        state.undo()
+    once.learn(records)
+    assert state.publish().to_payload() == once.publish().to_payload()
+
+
+@pytest.mark.parametrize("cut", [0, 17, 40])
+def test_going_on_from_a_dump_gives_identical_weights(cut: int) -> None:
+    records = lessons(40)
+    straight = fresh()
+    straight.learn(records[:cut])
+    straight.settle()
+    dump = straight.dump()
+    straight.learn(records[cut:])
+    again = LearnPartition(new_learner(BASE), 0, loaded=LoadedState(dump.values, {}))
+    assert again.unpublished is (cut > 0)
+    again.learn(records)
+    assert again.publish().to_payload() == straight.publish().to_payload()
+
+
+def test_a_dump_of_another_base_or_without_numbers_is_refused() -> None:
+    loaded = LoadedState(fresh().dump().values, {})
+    with pytest.raises(ModelError, match="of LightGBM base, this one of another"):
+        LearnPartition(new_learner("another"), loaded=loaded)
+    classifier = "river.naive_bayes.BernoulliNB"
+    state = LearnPartition(new_learner(BASE, classifier))
+    with pytest.raises(ModelError, match="published versions only"):
+        LearnPartition(new_learner(BASE, classifier), loaded=LoadedState(state.dump().values, {}))
+    with pytest.raises(OtherLayout, match="folded from the log"):
+        LearnPartition(new_learner(BASE), loaded=LoadedState(b"\xc1", {}))
+
+
+def test_a_configured_classifier_is_taken_back_too() -> None:
+    records = lessons(40)
+    state, once = (LearnPartition(new_learner(BASE, "river.tree.HoeffdingTreeClassifier")) for _ in range(2))
+    for first in range(0, 40, 8):
+        state.learn(records[first : first + 20])
+        state.undo()
+        state.learn(records[first : first + 8])
+        state.settle()
+    once.learn(records)
+    features = np.array([[float(row)] * len(FEATURES) for row in range(5)])
+    logits = np.linspace(-3, 3, 5)
+    np.testing.assert_array_equal(state.publish().logit(features, logits), once.publish().logit(features, logits))
+    assert state._learner.lessons == once._learner.lessons  # type: ignore[attr-defined]

@@ -18,7 +18,8 @@ from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import new_learner
-from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction
+from schemas.codec import encode
+from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, SourceRecord
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISIONS, LABELS, PROFILED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT, active
@@ -47,7 +48,7 @@ def score() -> ScorePartition:
 def profile(transactions: Sequence[Record], labels: Sequence[Record] = (), card: CardPartition | None = None) -> Log:
     """The log of one merchant partition, as the card agent writes it: labels behind all transactions."""
     log = Log(PROFILED, partition=2)
-    log.take((card or partition()).process(transactions, labels, START))
+    log.take((card or partition()).process([*transactions, *labels], START))
     return log
 
 
@@ -80,8 +81,9 @@ def test_a_decision_says_what_was_decided_about_what_and_by_what() -> None:
         transaction(4, after(hours=7), amount="20.50", currency="USD", transaction_type="refund", merchant_id="m3")
     )
     log = Log(PROFILED, partition=2)
-    log.append(profile([source.append(transaction(3))]).records[0].value)
-    log.append(profile([record._replace(timestamp_ms=record.timestamp_ms + 10**9)]).records[0].value)
+    log.append(profile([source.append(transaction(3))], card=partition(partitions=6)).records[0].value)
+    later = record._replace(timestamp_ms=record.timestamp_ms + 10**9)
+    log.append(profile([later], card=partition(partitions=6)).records[0].value)
     result = score().process(log.records[1:], models, NOW)
     (output,) = to(DECISIONS, result)
     assert (output.key, output.headers) == (b"c1", ())
@@ -187,7 +189,7 @@ def test_features_are_those_of_the_reference_with_labels_late_events_and_repeats
     card, state, models = partition(), score(), active()
     log, found = Log(PROFILED), list[Decision]()
     for batch, known in interleaved(transactions.records, labels.records, np.random.default_rng(4)):
-        found += decisions(state.process(log.take(card.process(batch, known, START)), models, NOW))
+        found += decisions(state.process(log.take(card.process([*batch, *known], START)), models, NOW))
     expected = expected_features(log.records)
     assert len(found) == len(expected) > 200
     assert differences(found, expected) == []
@@ -228,10 +230,10 @@ def test_features_are_those_that_training_computes_from_history() -> None:
                 amount=int(str(row["amount_minor"])) / 100,
                 transaction_type=row["transaction_type"],
             )
-            result = card.process([transactions.append(value, at)], [], START)
+            result = card.process([transactions.append(value, at)], START)
         else:
             value = label(0, at, "fraud" if row["fraud"] else "legitimate", transaction_id=name, card_id=owner)
-            result = card.process([], [labels.append(value, at)], START)
+            result = card.process([labels.append(value, at)], START)
         found += decisions(state.process(log.take(result), models, NOW))
     expected = compute_features(frame, label_delay_s=delay.total_seconds())
     np.testing.assert_array_equal(rows(found), expected)
@@ -257,7 +259,8 @@ def test_offsets_of_different_source_partitions_are_no_repeats() -> None:
     log = Log(PROFILED)
     for number in range(2):
         source = Log(TRANSACTIONS, partition=number)
-        log.append(profile([source.append(transaction(number, card_id=f"c{number}"))]).records[0].value)
+        record = source.append(transaction(number, card_id=f"c{number}"))
+        log.append(profile([record], card=partition(partitions=2)).records[0].value)
     assert len(decisions(score().process(log.records, active(), NOW))) == 2
 
 
@@ -278,7 +281,7 @@ def test_a_fold_leaves_the_state_that_deciding_leaves(seed: int) -> None:
     card, log = partition(), Log(PROFILED)
     random = np.random.default_rng(seed)
     for batch, known in interleaved(transactions.records, labels.records, random):
-        log.take(card.process(batch, known, START))
+        log.take(card.process([*batch, *known], START))
     cut = len(log.records) * 2 // 3
     models, lived, folded = active(), score(), score()
     for records in chunks(log.records[:cut], random):
@@ -299,13 +302,13 @@ def test_a_label_is_visible_from_the_moment_it_was_known() -> None:
     transactions, labels, log = Log(TRANSACTIONS), Log(LABELS), Log(PROFILED)
 
     def decide(number: int, at: datetime) -> Decision:
-        result = card.process([transactions.append(transaction(number, at), after(20))], [], START)
+        result = card.process([transactions.append(transaction(number, at), after(20))], START)
         (decision,) = decisions(state.process(log.take(result), models, NOW))
         return decision
 
     decide(0, START)
     # Dated a day after the transaction, but here only on day five.
-    told = card.process([], [labels.append(label(0, after(1)), known_at)], START)
+    told = card.process([labels.append(label(0, after(1)), known_at)], START)
     assert state.process(log.take(told), models, NOW).outputs == []
     before, at = decide(1, known_at - timedelta(microseconds=1)), decide(2, known_at)
     assert (before.features["merchant_known_count_30d"], at.features["merchant_known_count_30d"]) == (0, 1)
@@ -338,3 +341,40 @@ def test_values_that_do_not_exist_are_null() -> None:
     assert tuple(features) == FEATURES
     assert features["card_mean_1h"] is None
     assert all(value is None or math.isfinite(value) for value in features.values())
+
+
+def test_repeats_are_told_by_where_the_card_agent_read_the_record() -> None:
+    """What was passed on comes out of order by its first place, and in order by the place where it was read."""
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    message = decode_profiled(record.value or b"")
+    assert isinstance(message, ProfiledTransaction)
+    log = Log(PROFILED)
+    for number, (source, read) in enumerate([(9, None), (12, 4), (3, 5), (12, 4), (10, None), (9, None)]):
+        changed = msgspec.structs.replace(
+            message,
+            transaction_id=f"t{number}",
+            source=SourceRecord(topic="transactions", partition=0, offset=source),
+            read=None if read is None else SourceRecord(topic="rerouted", partition=0, offset=read),
+        )
+        log.append(encode(changed))
+    result = score().process(log.records, active(), NOW)
+    assert [decision.transaction_id for decision in decisions(result)] == ["t0", "t1", "t2", "t4"]
+    assert result.counts["duplicate", ""] == 2
+
+
+def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
+    models, log = active(), profile(purchases(30).records)
+    state, untouched = score(), score()
+    for one in (state, untouched):
+        one.process(log.records[:10], models, NOW)
+        one.settle()
+    foreign = (log.records[20].value or b"").replace(KERNEL_VERSION.encode(), b"0-other")
+    with pytest.raises(KernelMismatch):
+        state.process([*log.records[10:20], log.records[20]._replace(value=foreign)], models, NOW)
+    state.undo()
+    after_undo, expected = (
+        state.process(log.records[10:], models, NOW),
+        untouched.process(log.records[10:], models, NOW),
+    )
+    assert after_undo.outputs == expected.outputs
+    assert len(decisions(expected)) == 20

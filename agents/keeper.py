@@ -1,0 +1,166 @@
+"""When the snapshots of an agent's partitions are taken, and by which thread they are written."""
+
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pipeline.engine.state import PartitionState, StateDump
+from pipeline.kafka.session import KafkaCallFailed, Session
+from pipeline.metrics import WorkerMetrics
+from pipeline.settings import Settings
+from pipeline.state.errors import SnapshotError
+from pipeline.state.manifest import SnapshotKey
+from pipeline.state.snapshots import Snapshot, SnapshotRepository
+from pipeline.state.store import RocksStore
+from pipeline.state.writer import SnapshotWriter
+
+log = logging.getLogger(__name__)
+
+DUTY: Final = 10
+"""A snapshot that took t to write is followed by no other of its partition for this many times t."""
+
+
+class Identity(NamedTuple):
+    """What a snapshot must share with whoever loads it."""
+
+    cluster_id: str
+    topic_ids: Mapping[str, str]
+    """Of the agent's input topics, by name without prefix."""
+    partition_count: int
+    kernel: str
+
+
+class Keeper:
+    """Takes snapshots on the agent's thread and writes them on one of its own; used from the agent's thread."""
+
+    def __init__(
+        self,
+        repository: SnapshotRepository,
+        agent: str,
+        identity: Identity,
+        settings: Settings,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._repository, self._agent, self._identity = repository, agent, identity
+        self._settings, self._metrics = settings, metrics
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"snapshots-{agent}")
+        self._writing: dict[int, Future[float]] = {}
+        self._due_s: dict[int, float] = {}
+        self._saved: dict[int, dict[str, int]] = {}
+        self._writers: dict[int, SnapshotWriter] = {}
+
+    def newest(self, partition: int, committed: Mapping[str, int], scratch: Path) -> Snapshot | None:
+        """The newest snapshot that may be used, at or before ``committed`` (by name without prefix)."""
+        return self._repository.newest(self._key(partition), committed, scratch)
+
+    def begin(self, partition: int, base: Snapshot | None) -> None:
+        """The partition's state begins from ``base``, or from nothing."""
+        self._writers[partition] = self._repository.writer(self._key(partition), base)
+        if base is not None:
+            self._saved[partition] = dict(base.positions)
+
+    def held(self, partition: int) -> None:
+        """The partition's state is complete from now on."""
+        # Spread over the interval, so that partitions that came together are not saved together.
+        spread = (partition % 8 + 1) / 8
+        self._due_s[partition] = time.monotonic() + spread * self._settings.snapshot_interval_s
+
+    def forget(self, partition: int) -> None:
+        """The partition is held no more; a snapshot that is being written is still completed."""
+        for known in (self._due_s, self._saved, self._writing, self._writers):
+            known.pop(partition, None)
+
+    def save(self, held: Mapping[int, PartitionState], session: Session, *, at_end: bool = False) -> None:
+        """Take one snapshot that is due, or ``at_end`` all that can be written within a third of the time to stop."""
+        self._collect()
+        now_s = time.monotonic()
+        if not at_end:
+            due = [number for number, due_s in self._due_s.items() if due_s <= now_s and number in held]
+            if due and not self._writing:
+                self._take(min(due, key=self._due_s.__getitem__), held, session)
+            return
+        deadline_s = now_s + self._settings.shutdown_timeout_s / 3
+        for number in sorted(self._due_s):
+            if number in held and time.monotonic() < deadline_s:
+                if (before := self._writing.get(number)) is not None:
+                    wait_for([before], max(0.0, deadline_s - time.monotonic()))
+                    self._collect()
+                if number not in self._writing:
+                    self._take(number, held, session)
+        wait_for(self._writing.values(), max(0.0, deadline_s - time.monotonic()))
+        self._collect()
+        if self._writing:
+            log.warning(
+                "%s: no time was left to write %d snapshots; a fold makes up for them", self._agent, len(self._writing)
+            )
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self, number: int, held: Mapping[int, PartitionState], session: Session) -> None:
+        positions = {
+            topic.removeprefix(self._settings.topic_prefix): offset
+            for (topic, partition), offset in session.settled.items()
+            if partition == number
+        }
+        self._due_s[number] = time.monotonic() + self._settings.snapshot_interval_s
+        if not positions or positions == self._saved.get(number):
+            return
+        try:
+            progress = session.progress_position(number)
+        except KafkaCallFailed as error:
+            log.warning("%s: partition %d: no snapshot now: %s", self._agent, number, error)
+            return
+        started_s = time.monotonic()
+        dump = held[number].dump(full=self._writers[number].needs_full)
+        self._metrics.stage_seconds(self._agent, "snapshot", time.monotonic() - started_s)
+        self._writing[number] = self._thread.submit(
+            self._write, number, self._writers[number], positions, progress, dump
+        )
+        self._saved[number] = positions
+
+    def _write(
+        self, number: int, writer: SnapshotWriter, positions: dict[str, int], progress: int, dump: StateDump
+    ) -> float:
+        """On the writer's thread; returns the seconds that it took."""
+        started_s, taken_at_s = time.monotonic(), datetime.now(UTC).timestamp()
+        try:
+            written = writer.write(positions, progress, dump)
+        finally:
+            if dump.store is not None:
+                RocksStore.release(dump.store)
+        seconds = time.monotonic() - started_s
+        self._metrics.snapshot_written(
+            self._agent, number, size_bytes=written.size_bytes, seconds=seconds, taken_at_s=taken_at_s
+        )
+        return seconds
+
+    def _collect(self) -> None:
+        """Look at what the writer has done."""
+        for number, future in list(self._writing.items()):
+            if not future.done():
+                continue
+            del self._writing[number]
+            try:
+                seconds = future.result()
+            except SnapshotError as error:
+                # Told and counted: a snapshot only shortens a fold, and the next one is tried in its time.
+                log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
+                self._metrics.snapshot_failed(self._agent)
+                self._saved.pop(number, None)
+                continue
+            self._due_s[number] = time.monotonic() + max(self._settings.snapshot_interval_s, DUTY * seconds)
+
+    def _key(self, partition: int) -> SnapshotKey:
+        identity = self._identity
+        return SnapshotKey(
+            self._settings.topic(self._agent),  # pipelines that differ in their prefix may share an address
+            partition,
+            identity.cluster_id,
+            dict(identity.topic_ids),
+            identity.partition_count,
+            identity.kernel,
+        )

@@ -1,0 +1,197 @@
+"""The partitions of one agent: made from a snapshot or from nothing, folded, settled, taken back, and kept again."""
+
+import logging
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
+
+from agents.control import SetAsides
+from agents.keeper import Keeper
+from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
+from pipeline.features.columns import MemoryStorage, Storage
+from pipeline.health import Health
+from pipeline.kafka.session import Restored, Session
+from pipeline.metrics import WorkerMetrics
+from pipeline.state.mapped import MappedStorage
+from pipeline.state.snapshots import Snapshot
+from pipeline.state.store import RocksStore, StoreMemory
+from schemas.records import Record
+
+log = logging.getLogger(__name__)
+
+P = TypeVar("P", bound=PartitionState)
+MEASURE_INTERVAL_S: Final = 15.0
+
+
+class Place(NamedTuple):
+    """Where one partition's state is kept while it is held."""
+
+    storage: Storage
+    store: Store
+
+
+@dataclass(slots=True)
+class Environment:
+    """What the partitions of an agent need of their worker."""
+
+    agent: str
+    topic_prefix: str
+    directory: Path
+    """For state that may outgrow memory; a cache, emptied when a partition comes and when it goes."""
+    store_memory: StoreMemory
+    set_asides: SetAsides
+    keeper: Keeper | None
+    """None: no snapshots are kept."""
+    metrics: WorkerMetrics
+    health: Health
+
+
+@dataclass(slots=True)
+class _Restoring:
+    started_s: float = field(default_factory=time.monotonic)
+    source: Literal["snapshot", "log"] = "log"
+    taken_at_s: float | None = None
+
+
+class KernelPartitions(ABC, Generic[P]):
+    """Holds the kernel of every partition that this worker has of an agent."""
+
+    uses_store = True
+    uses_storage = True
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._held: dict[int, P] = {}
+        self._stores: dict[int, RocksStore] = {}
+        self._measured_s = 0.0
+        self._restoring: dict[int, _Restoring] = {}
+        self._restores = 0
+        # What an earlier process left there may not have been committed.
+        shutil.rmtree(environment.directory, ignore_errors=True)
+
+    @abstractmethod
+    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> P:
+        """The kernel of one partition."""
+
+    @abstractmethod
+    def fold_into(self, state: P, records: Sequence[Record]) -> None:
+        """Let one batch of committed records enter ``state``; nothing is written."""
+
+    def assigning(self) -> None:
+        """Learn what was set aside, by whoever held the partitions before."""
+        self._environment.set_asides.refresh()
+
+    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
+        """Start from the newest snapshot that may be used, else from nothing."""
+        environment = self._environment
+        environment.health.state(environment.agent, "restoring")
+        self.forget(partition)
+        self._restoring[partition] = restoring = _Restoring()
+        # A directory of its own each time: the last one's frozen files may still be on their way into a snapshot.
+        self._restores += 1
+        directory = environment.directory / f"{partition}-{self._restores}"
+        directory.mkdir(parents=True)
+        prefix = environment.topic_prefix
+        found = None
+        if environment.keeper is not None:
+            by_name = {topic.removeprefix(prefix): offset for topic, offset in committed.items()}
+            found = environment.keeper.newest(partition, by_name, directory / "fetched")
+            environment.keeper.begin(partition, found)
+        place = Place(self._storage(directory), self._store(directory, found))
+        if isinstance(place.store, RocksStore):
+            self._stores[partition] = place.store
+        self._held[partition] = self.new(partition, place, found.state if found is not None else None)
+        if found is None:
+            return None
+        found.close()
+        restoring.source, restoring.taken_at_s = "snapshot", found.created_at.timestamp()
+        return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
+
+    def fold(self, partition: int, records: Sequence[Record]) -> None:
+        """One batch, without those that are set aside."""
+        self._environment.health.working(self._environment.agent)
+        state = self._held[partition]
+        self.fold_into(state, self._environment.set_asides.without(records))
+        state.settle()
+
+    def restored(self, partition: int, records: int) -> None:
+        """Tell how the restore went."""
+        restoring = self._restoring.pop(partition)
+        seconds = time.monotonic() - restoring.started_s
+        environment = self._environment
+        environment.metrics.state_restored(
+            environment.agent,
+            partition,
+            source=restoring.source,
+            seconds=seconds,
+            records=records,
+            snapshot_at_s=restoring.taken_at_s,
+        )
+        log.info(
+            "%s: partition %d: state restored in %.1f s from %s and %d records",
+            environment.agent, partition, seconds,
+            "a snapshot" if restoring.source == "snapshot" else "the log alone", records,
+        )  # fmt: skip
+        if environment.keeper is not None:
+            environment.keeper.held(partition)
+
+    def forget(self, partition: int) -> None:
+        """Drop a partition's state and what it is kept in."""
+        state = self._held.pop(partition, None)
+        self._stores.pop(partition, None)
+        if state is not None:
+            state.close()
+        if self._environment.keeper is not None:
+            self._environment.keeper.forget(partition)
+        self._environment.metrics.forget_state(self._environment.agent, partition)
+
+    def settle(self, partitions: Collection[int]) -> None:
+        """Their last batch is committed."""
+        for partition in partitions:
+            if (state := self._held.get(partition)) is not None:
+                state.settle()
+
+    def undo(self, partitions: Collection[int]) -> None:
+        """Take their last batch back."""
+        for partition in partitions:
+            if (state := self._held.get(partition)) is not None:
+                state.undo()
+
+    def save(self, session: Session, *, at_end: bool = False) -> None:
+        """Keep what is due, one partition a call, or all that changed at the end, as far as time allows."""
+        if (keeper := self._environment.keeper) is not None:
+            keeper.save(self._held, session, at_end=at_end)
+        if not at_end and time.monotonic() - self._measured_s > MEASURE_INTERVAL_S:
+            self._measured_s = time.monotonic()
+            for partition, store in self._stores.items():
+                self._environment.metrics.store(
+                    self._environment.agent, partition, entries=store.entries(), size_bytes=store.size_bytes()
+                )
+
+    def ready(self) -> bool:
+        """Nothing to wait for."""
+        return True
+
+    def due(self) -> bool:
+        """Nothing is written without input."""
+        return False
+
+    def close(self) -> None:
+        """Release the state."""
+        for partition in list(self._held):
+            self.forget(partition)
+
+    def _storage(self, directory: Path) -> Storage:
+        return MappedStorage(directory / "columns") if self.uses_storage else MemoryStorage()
+
+    def _store(self, directory: Path, found: Snapshot | None) -> Store:
+        if not self.uses_store:
+            return MemoryStore()
+        memory = self._environment.store_memory
+        if found is None or found.store is None:
+            return RocksStore(directory / "store", memory=memory)
+        return RocksStore.restored(directory / "store", found.store, memory=memory)

@@ -1,0 +1,66 @@
+"""How the kernels lay their state out in a `Store` and in the values of a dump; raise `LAYOUT` when either changes."""
+
+from typing import Final, TypeVar
+
+import msgspec
+import xxhash
+
+from pipeline.features.catalogue import US_PER_DAY
+
+LAYOUT: Final = 1
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class OtherLayout(ValueError):
+    """A dump was made by a release that lays its state out in another way; the state must be folded from the log."""
+
+
+def transaction_digest(card_id: str, transaction_id: str) -> bytes:
+    """16 bytes that stand for a card's transaction in the store's keys; 128 bits do not collide.
+
+    The length of the first tells where the second begins, whatever characters they hold.
+
+    >>> len(transaction_digest("c1", "t1")), transaction_digest("c1", "t1") == transaction_digest("c1t", "1")
+    (16, False)
+    """
+    return xxhash.xxh3_128_digest(f"{len(card_id)} {card_id}{transaction_id}".encode("utf-8", "surrogatepass"))
+
+
+def day_key(prefix: bytes, day: int, digest: bytes = b"") -> bytes:
+    """A key that sorts by day since 1970.
+
+    >>> day_key(b"d", 2) < day_key(b"d", 300) < day_key(b"d", 300, b"x") < day_key(b"d", 301)
+    True
+    """
+    return prefix + max(day, 0).to_bytes(4, "big") + digest
+
+
+def day_of_key(key: bytes) -> int:
+    """The day of a key of `day_key`, whose prefix has one byte."""
+    return int.from_bytes(key[1:5], "big")
+
+
+def digest_of_key(key: bytes) -> bytes:
+    """The digest of a key of `day_key`, whose prefix has one byte."""
+    return key[5:]
+
+
+def time_key(prefix: bytes, time_us: int, rest: bytes = b"") -> bytes:
+    """A key that sorts by time, in microseconds since 1970."""
+    return prefix + max(time_us, 0).to_bytes(8, "big") + rest
+
+
+def day_of(time_us: int) -> int:
+    """Day since 1970 of a time in microseconds."""
+    return time_us // US_PER_DAY
+
+
+def decode_values(values: bytes, kind: type[T]) -> T:
+    """Values of a dump; raises `OtherLayout` where they are of another release."""
+    try:
+        return msgspec.msgpack.decode(values, type=kind)
+    except msgspec.MsgspecError as error:
+        raise OtherLayout(
+            f"the saved state cannot be read by this release ({error}); let the state be folded from the log"
+        ) from error

@@ -1,0 +1,149 @@
+"""Labels that came before what they are about: kept in the store, so that a flood of them takes no memory."""
+
+import copy
+import struct
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from pipeline.engine.layout import time_key
+from pipeline.engine.state import Store
+
+_NEVER: Final = 2**63 - 1
+_QUEUE: Final = b"w"
+_ITEM: Final = b"i"
+_TIME: Final = b"x"
+_NUMBERS: Final = struct.Struct("<III")
+_DIGEST_BYTES: Final = 16
+
+
+class WaitingState(msgspec.Struct):
+    """What of the waiting labels is not in the store."""
+
+    count: int = 0
+    oldest_us: int = _NEVER
+    """Nothing that waits is older."""
+
+
+class Waiting(NamedTuple):
+    """One that waits."""
+
+    digest: bytes
+    number: int
+    """Among those of the same digest, in the order in which they came."""
+    at_us: int
+    payload: bytes
+
+
+class _Queue(NamedTuple):
+    """What waits for one digest; numbers in between may be free again."""
+
+    first: int = 0
+    next: int = 0
+    held: int = 0
+
+
+class WaitingRoom:
+    """Items by the digest of what they wait for, and by their time.
+
+    Store keys: ``w`` + digest: which numbers are taken; ``i`` + digest + number: time and payload; ``x`` + time +
+    digest + number, empty.
+    """
+
+    def __init__(self, store: Store, state: WaitingState | None = None) -> None:
+        self._store = store
+        self._state = state or WaitingState()
+        self._settled = copy.copy(self._state)
+
+    @property
+    def state(self) -> WaitingState:
+        """For the dump."""
+        return self._state
+
+    def settle(self) -> None:
+        """The batch is committed (the store is settled by its owner)."""
+        self._settled = copy.copy(self._state)
+
+    def undo(self) -> None:
+        """The batch is not committed."""
+        self._state = copy.copy(self._settled)
+
+    def add(self, digest: bytes, at_us: int, payload: bytes) -> None:
+        """Let an item wait."""
+        queue = self._queue(digest)
+        item = Waiting(digest, queue.next, at_us, payload)
+        self._store.put(_item_key(digest, item.number), at_us.to_bytes(8, "big") + payload)
+        self._store.put(_time_key(item), b"")
+        self._keep(digest, queue._replace(next=queue.next + 1, held=queue.held + 1))
+        self._state.count += 1
+        self._state.oldest_us = min(self._state.oldest_us, at_us)
+
+    def awaited(self, digests: Sequence[bytes]) -> list[bytes]:
+        """Those of ``digests`` for which something waits; costs nothing while nothing does."""
+        if not self._state.count or not digests:
+            return []
+        found = self._store.get_many([_QUEUE + digest for digest in digests])
+        return [digest for digest, queue in zip(digests, found, strict=True) if queue is not None]
+
+    def items(self, digest: bytes) -> list[Waiting]:
+        """What waits for ``digest``, in the order in which it came."""
+        queue = self._queue(digest)
+        numbers = range(queue.first, queue.next)
+        # By their keys, which costs less than a scan where a batch has written much.
+        found = self._store.get_many([_item_key(digest, number) for number in numbers])
+        return [
+            Waiting(digest, number, int.from_bytes(value[:8], "big"), value[8:])
+            for number, value in zip(numbers, found, strict=True)
+            if value is not None
+        ]
+
+    def remove(self, item: Waiting) -> None:
+        """Let go of an item."""
+        self._store.delete(_item_key(item.digest, item.number))
+        self._store.delete(_time_key(item))
+        queue = self._queue(item.digest)
+        first = queue.first + (item.number == queue.first)
+        self._keep(item.digest, queue._replace(first=first, held=queue.held - 1))
+        self._state.count -= 1
+
+    def take_older(self, limit_us: int, at_most: int) -> list[Waiting]:
+        """Remove and return up to ``at_most`` items whose time lies before ``limit_us``, oldest first."""
+        state = self._state
+        if not state.count or state.oldest_us >= limit_us:
+            return []
+        places: list[tuple[int, bytes, int]] = []
+        next_us = _NEVER
+        for key, _ in self._store.scan(time_key(_TIME, state.oldest_us), _TIME + b"\xff" * 8):
+            at_us = int.from_bytes(key[1:9], "big")
+            if at_us >= limit_us or len(places) == at_most:
+                next_us = at_us
+                break
+            places.append((at_us, key[9 : 9 + _DIGEST_BYTES], int.from_bytes(key[9 + _DIGEST_BYTES :], "big")))
+        state.oldest_us = next_us
+        found = self._store.get_many([_item_key(digest, number) for _, digest, number in places])
+        taken = []
+        for (at_us, digest, number), value in zip(places, found, strict=True):
+            if value is None:
+                raise RuntimeError("the store has lost a waiting label: delete it, and let the state be folded again")
+            taken.append(Waiting(digest, number, at_us, value[8:]))
+            self.remove(taken[-1])
+        return taken
+
+    def _queue(self, digest: bytes) -> _Queue:
+        packed = self._store.get(_QUEUE + digest)
+        return _Queue() if packed is None else _Queue(*_NUMBERS.unpack(packed))
+
+    def _keep(self, digest: bytes, queue: _Queue) -> None:
+        if queue.held:
+            self._store.put(_QUEUE + digest, _NUMBERS.pack(*queue))
+        else:
+            self._store.delete(_QUEUE + digest)
+
+
+def _item_key(digest: bytes, number: int) -> bytes:
+    return _ITEM + digest + number.to_bytes(4, "big")
+
+
+def _time_key(item: Waiting) -> bytes:
+    return time_key(_TIME, item.at_us, item.digest + item.number.to_bytes(4, "big"))

@@ -1,0 +1,202 @@
+"""The windows' tables: how they grow, what of them is saved, and how a saved state is loaded."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from pipeline.features.columns import PAGE_ITEMS, MemoryStorage, Pages, SavedColumn, Storage
+from pipeline.features.compiled import (
+    CHUNK_WORDS,
+    CHUNKS_END,
+    ENTITIES,
+    EVENTS_END,
+    HELD_EVENTS,
+    HELD_LABELS,
+    JOURNAL_END,
+    JOURNAL_RESERVE,
+    LABEL_CHUNKS_END,
+    LABEL_WORDS,
+    LABELS_END,
+    META_WORDS,
+    NEWEST,
+    NOTHING_YET_US,
+    ROWS_RESERVE,
+    SLOT_WORDS,
+    SLOTS_END,
+    State,
+    fill_index,
+    sweep,
+    take_back,
+)
+
+_INITIAL_ROWS: Final = 1_024
+_INITIAL_INDEX: Final = 4_096
+_ROWS_PER_STEP: Final = 2
+"""Rows profiled for each slot that is visited to see what it still holds: most timelines lose little at a time."""
+_STEPS_PER_ENTITY: Final = 2
+"""Slots visited for each new entity, so that forgetting keeps ahead of arriving, and costs a bounded time."""
+_LEAST_STEPS: Final = 16
+
+
+class Tables:
+    """All arrays of one partition's windows. ``state`` is what the compiled functions work on."""
+
+    def __init__(self, storage: Storage | None, event_words: int, *, labelled: bool) -> None:
+        self._storage: Storage = MemoryStorage() if storage is None else storage
+        self._labelled = labelled
+        self._words = {
+            "slots": (SLOT_WORDS, SLOTS_END),
+            "chunks": (CHUNK_WORDS, CHUNKS_END),
+            "events": (event_words, EVENTS_END),
+            "label_chunks": (CHUNK_WORDS, LABEL_CHUNKS_END),
+            "labels": (LABEL_WORDS, LABELS_END),
+        }
+        if not labelled:
+            self._words = {name: self._words[name] for name in ("slots", "chunks", "events")}
+        meta = np.zeros(META_WORDS, np.int64)
+        meta[NEWEST] = NOTHING_YET_US
+        # Number 0 stands for none.
+        meta[[SLOTS_END, CHUNKS_END, LABEL_CHUNKS_END]] = 1
+        empty, no_marks = np.zeros(0, np.int64), np.zeros(0, np.uint8)
+        self.state = State(
+            meta=meta,
+            places=np.zeros(_INITIAL_INDEX, np.int32),
+            journal=np.zeros(2 * JOURNAL_RESERVE, np.int64),
+            slots=empty, chunks=empty, events=empty, label_chunks=empty, labels=empty,
+            slots_dirty=no_marks, chunks_dirty=no_marks, events_dirty=no_marks,
+            label_chunks_dirty=no_marks, labels_dirty=no_marks,
+        )  # fmt: skip
+        for name in self._words:
+            self._hold(name, _INITIAL_ROWS)
+            getattr(self.state, f"{name}_dirty")[0] = 1
+        self._before: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None
+        self._rows = 0
+
+    def begin(self, rows: int) -> None:
+        """Make sure that ``rows`` more rows find their slots, and note what `undo` goes back to."""
+        if self._before is None:
+            self._before = self.state.meta.copy()
+        self._rows += rows
+        meta = self.state.meta
+        self._hold("slots", int(meta[SLOTS_END]) + rows)
+        size = len(self.state.places)
+        if 2 * (int(meta[ENTITIES]) + rows) > size:
+            self._index(2 * (int(meta[ENTITIES]) + rows))
+
+    def grow(self) -> None:
+        """Enlarge what has no room for another row."""
+        meta, state = self.state.meta, self.state
+        for name, (_, end) in self._words.items():
+            if name != "slots":
+                self._hold(name, int(meta[end]) + (ROWS_RESERVE if name in ("events", "labels") else 2))
+        if int(meta[JOURNAL_END]) + JOURNAL_RESERVE > len(state.journal):
+            grown = np.zeros(2 * len(state.journal), np.int64)
+            grown[: meta[JOURNAL_END]] = state.journal[: meta[JOURNAL_END]]
+            self.state = self.state._replace(journal=grown)
+
+    def settle(self) -> None:
+        """What changed is for good; visit a bounded number of slots to forget what lies behind the horizon."""
+        meta, before = self.state.meta, self._before
+        meta[JOURNAL_END] = 0
+        self._before = None
+        if before is not None:
+            arrived = int(meta[ENTITIES] - before[ENTITIES])
+            steps = self._rows // _ROWS_PER_STEP + _STEPS_PER_ENTITY * arrived
+            sweep(self.state, self._labelled, max(_LEAST_STEPS, steps))
+            self._rows = 0
+
+    def undo(self) -> None:
+        """Take back all that changed since the last `settle`."""
+        if self._before is not None:
+            take_back(self.state)
+            self.state.meta[:] = self._before
+            self._before = None
+        self._rows = 0
+
+    def dump(self, *, full: bool) -> tuple[bytes, dict[str, Pages]]:
+        """(values, columns): the pages that changed since the last dump, or all."""
+        if self._before is not None:
+            raise RuntimeError("the windows hold a batch that is not settled; settle or undo it before a dump")
+        meta = self.state.meta
+        columns = {}
+        for name, (words, end) in self._words.items():
+            table, dirty = getattr(self.state, name), getattr(self.state, f"{name}_dirty")
+            items = int(meta[end]) * words
+            pages = -(-items // PAGE_ITEMS)
+            numbers = range(pages) if full else np.flatnonzero(dirty[:pages]).tolist()
+            columns[f"windows_{name}"] = Pages(
+                "<i8",
+                items,
+                {k: table[k * PAGE_ITEMS : min(items, (k + 1) * PAGE_ITEMS)].tobytes() for k in numbers},
+            )
+            dirty[:] = 0
+        return meta.astype("<i8").tobytes(), columns
+
+    def load(self, values: bytes, columns: Mapping[str, SavedColumn]) -> None:
+        """Fill empty tables with a saved state; ValueError where its parts do not fit together."""
+        if self.state.meta[SLOTS_END] > 1 or self._before is not None:
+            raise RuntimeError("a saved state is loaded into empty windows only")
+        if len(values) != 8 * META_WORDS:
+            raise ValueError(f"the saved windows have {len(values)} bytes of values, not {8 * META_WORDS}")
+        meta = np.frombuffer(values, "<i8")
+        for name, (words, end) in self._words.items():
+            saved = columns.get(f"windows_{name}")
+            if saved is None:
+                raise ValueError(f"the saved windows lack the column windows_{name}")
+            if saved.items != meta[end] * words or np.dtype(saved.dtype) != np.int64:
+                raise ValueError(
+                    f"the saved column windows_{name} has {saved.items} items of {saved.dtype}, "
+                    f"not {meta[end] * words} of <i8"
+                )
+            self._hold(name, int(meta[end]))
+            saved.read_into(getattr(self.state, name))
+            getattr(self.state, f"{name}_dirty")[:] = 0
+        self.state.meta[:] = meta
+        self._index(2 * int(meta[ENTITIES]))
+
+    def close(self) -> None:
+        """Let go of the columns."""
+        self._storage.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, as far as they are used."""
+        used = sum(int(self.state.meta[end]) * words * 8 for words, end in self._words.values())
+        return used + self.state.places.nbytes + self.state.journal.nbytes
+
+    @property
+    def entities(self) -> int:
+        """Cards or merchants that are held."""
+        return int(self.state.meta[ENTITIES])
+
+    @property
+    def events(self) -> int:
+        """Transactions that are held; some may lie behind the horizon and wait to be freed."""
+        return int(self.state.meta[HELD_EVENTS])
+
+    @property
+    def labels(self) -> int:
+        """Labels that are held."""
+        return int(self.state.meta[HELD_LABELS])
+
+    def _hold(self, name: str, rows: int) -> None:
+        words, _ = self._words[name]
+        table = getattr(self.state, name)
+        if rows * words <= len(table):
+            return
+        # By half, not twofold: large tables are files or most of the memory.
+        items = max(rows * words, len(table) + len(table) // 2)
+        items = -(-items // PAGE_ITEMS) * PAGE_ITEMS
+        grown = self._storage.column(f"windows_{name}", "<i8", items)
+        dirty = np.zeros(-(-len(grown) // PAGE_ITEMS), np.uint8)
+        held = getattr(self.state, f"{name}_dirty")
+        dirty[: len(held)] = held
+        self.state = self.state._replace(**{name: grown, f"{name}_dirty": dirty})
+
+    def _index(self, wanted: int) -> None:
+        size = _INITIAL_INDEX
+        while size < wanted:
+            size *= 2
+        self.state = self.state._replace(places=np.zeros(size, np.int32))
+        fill_index(self.state)

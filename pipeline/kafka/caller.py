@@ -1,0 +1,57 @@
+"""Calls that may never come back, made on a thread that can be given up.
+
+librdkafka 2.16 can wait for ever in a transactional call when the broker died that it took for the coordinator
+(confluentinc/librdkafka 5456); its own time limit does not help. Who calls through a `Caller` gets the word back.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+HUNG_AFTER_S: Final = 13.0
+"""Longer than any call may take by its own limit of ten seconds."""
+_LOOK_S: Final = 0.2
+
+
+class Hung(RuntimeError):
+    """A call did not come back in time; its thread is given up, and whatever the call used must not be used again."""
+
+
+class Caller:
+    """One daemon thread, which makes one call at a time for one other thread."""
+
+    def __init__(self, name: str, waiting: Callable[[], None]) -> None:
+        self._name, self._waiting = name, waiting
+        self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._ends: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=f"{name}-calls", daemon=True).start()
+
+    def call(self, what: str, function: Callable[[], Any], timeout_s: float = HUNG_AFTER_S) -> Any:
+        """What ``function`` returns or raises; `Hung` after ``timeout_s``. ``waiting`` is called while it lasts."""
+        self._calls.put(function)
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                value, error = self._ends.get(timeout=_LOOK_S)
+            except queue.Empty:
+                self._waiting()
+                if time.monotonic() > deadline_s:
+                    raise Hung(f"{self._name}: {what} has not come back for {timeout_s:.0f} s") from None
+                continue
+            if error is not None:
+                raise error
+            return value
+
+    def end(self) -> None:
+        """End the thread once its call, if there is one, has come back."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (function := self._calls.get()) is not None:
+            try:
+                self._ends.put((function(), None))
+            except BaseException as error:
+                # Not dropped: raised where the call was made.
+                self._ends.put((None, error))

@@ -1,0 +1,100 @@
+"""What a cluster says of itself: brokers, topics, configuration, identities, and the group protocol that it offers."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, ResourceType, TopicDescription
+
+from pipeline.kafka.clients import GroupProtocol, TopicError, patiently
+from pipeline.settings import Settings
+
+REQUEST_TIMEOUT_S: Final = 30.0
+_PROTOCOLS: Final = "group.coordinator.rebalance.protocols"
+_OLD: Final = ("zookeeper.connect", "inter.broker.protocol.version")
+"""Properties of brokers before 4.0, none of which offers KIP-848 for production."""
+
+
+class Identities(NamedTuple):
+    """What a snapshot belongs to: another cluster, or a topic made anew under the same name, has other ids."""
+
+    cluster_id: str
+    topic_ids: dict[str, str]
+    """Full name -> Kafka's id of the topic."""
+
+
+def topic_identities(client: AdminClient, names: Sequence[str]) -> Identities:
+    """The ids of the cluster and of the topics ``names`` (full). Raises ``TopicError``, ``KafkaException``."""
+    cluster_id = str(_metadata(client).cluster_id)
+    topics = describe_topics(client, names)
+    return Identities(cluster_id, {name: str(topics[name].topic_id) for name in names})
+
+
+def group_protocol(client: AdminClient, settings: Settings) -> GroupProtocol:
+    """How agents must join their groups: as the settings say, else ``consumer`` (KIP-848) where the brokers offer it.
+
+    Brokers that do not let themselves be asked are taken to offer it.
+    """
+    if settings.group_protocol != "auto":
+        return settings.group_protocol
+    broker = str(brokers(client)[0])
+    config = configs_of(client, ResourceType.BROKER, [broker])[0].get(broker, {})
+    offered = config.get(_PROTOCOLS)
+    if offered is not None:
+        return "consumer" if "consumer" in offered.split(",") else "classic"
+    return "classic" if any(name in config for name in _OLD) else "consumer"
+
+
+def brokers(client: AdminClient) -> list[int]:
+    """Numbers of the brokers that are up, sorted."""
+    return sorted(_metadata(client).brokers)
+
+
+def describe_topics(
+    client: AdminClient, names: Sequence[str], *, missing_ok: bool = False
+) -> dict[str, TopicDescription]:
+    """Partitions, replicas and id of each topic, in the order of ``names``.
+
+    Raises ``TopicError`` for one that does not exist, unless ``missing_ok``: it is then left out.
+    """
+    found = {}
+    for name, future in client.describe_topics(TopicCollection(list(names)), request_timeout=REQUEST_TIMEOUT_S).items():
+        try:
+            found[name] = future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+            if not missing_ok:
+                raise TopicError(
+                    f"there is no topic {name}: create it with `fraud-pipeline topics`, or check the topic prefix"
+                ) from error
+    return {name: found[name] for name in names if name in found}
+
+
+def configs_of(
+    client: AdminClient, kind: ResourceType, names: Sequence[str]
+) -> tuple[dict[str, dict[str, str | None]], list[str]]:
+    """Configuration of topics or brokers by name, and a warning for each that may not be read."""
+    configs: dict[str, dict[str, str | None]] = {}
+    warnings = []
+    asked = [ConfigResource(kind, name) for name in names]
+    for resource, future in client.describe_configs(asked, request_timeout=REQUEST_TIMEOUT_S).items():
+        try:
+            configs[resource.name] = {entry.name: entry.value for entry in future.result().values()}
+        except KafkaException as error:
+            if error.args[0].code() not in _DENIED:
+                raise
+            warnings.append(
+                f"the configuration of {kind.name.lower()} {resource.name} cannot be checked "
+                f"({error.args[0].str()}): allow DESCRIBE_CONFIGS to this user, or check it yourself"
+            )
+    return configs, warnings
+
+
+_DENIED: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
+
+
+def _metadata(client: AdminClient) -> ClusterMetadata:
+    # Any broker answers this. What asks the controller (describe_cluster) fails for half a minute after a broker died.
+    return patiently(partial(client.list_topics, timeout=REQUEST_TIMEOUT_S))

@@ -1,0 +1,134 @@
+"""What a fold reads: ranges of the input topics, batch by batch in the order in which they were read live.
+
+An agent that reads several topics commits, with every batch, a `schemas.messages.Progress` record that says how far it
+had read each of them. State is a function of the topics and of that order, so that a fold repeats both.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from pipeline.kafka.clients import READ_BATCH, consumer_config, read_batches, record_of
+from pipeline.settings import Settings
+from schemas.messages import Progress
+from schemas.records import Record
+from schemas.topics import PROGRESS
+
+_POLL_S: Final = 0.1
+_decode = msgspec.json.Decoder(Progress).decode
+
+
+class RangeReader:
+    """Committed records of one partition of one topic (full name), in order, without a group."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        settings: Settings,
+        topic: str,
+        partition: int,
+        start: int,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.topic, self.partition, self.position = topic, partition, start
+        """``position``: the offset behind everything that was returned."""
+        self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
+        self._consumer: Consumer | None = None
+        self._ahead: deque[Record] = deque()
+        self._at_end = False
+
+    def read_to(self, end: int, most: int = READ_BATCH) -> list[Record]:
+        """The next records below offset ``end``, at most ``most``; fewer only where there are no more of them."""
+        records: list[Record] = []
+        while len(records) < most and self.position < end:
+            if not self._ahead:
+                if self._at_end:
+                    # Behind the last record there may be marks of transactions, which are no records.
+                    self.position = end
+                    break
+                self._fetch()
+                continue
+            if self._ahead[0].offset >= end:
+                self.position = end
+                break
+            record = self._ahead.popleft()
+            self.position = record.offset + 1
+            records.append(record)
+        return records
+
+    def close(self) -> None:
+        """Close the reader."""
+        if self._consumer is not None:
+            self._consumer.close()
+
+    def _fetch(self) -> None:
+        if self._consumer is None:
+            self._consumer = Consumer(
+                consumer_config(
+                    self._bootstrap,
+                    "fraud-pipeline-reader",
+                    settings=self._settings,
+                    # Classic, because it only assigns and never joins; the group appears nowhere on the cluster.
+                    overrides={"group.protocol": "classic", "enable.partition.eof": True},
+                )
+            )
+            start = self.position if self.position > 0 else OFFSET_BEGINNING
+            self._consumer.assign([TopicPartition(self.topic, self.partition, start)])
+        self._waiting()
+        first = self._consumer.poll(_POLL_S)
+        if first is None:
+            return
+        for message in (first, *self._consumer.consume(READ_BATCH, 0)):
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
+        error = message.error()
+        if error is None:
+            self._ahead.append(record_of(message))
+        elif error.code() == KafkaError._PARTITION_EOF:
+            self._at_end = True
+        elif error.fatal() or not error.retriable():
+            raise KafkaException(error)
+
+
+def read_markers(bootstrap: str, settings: Settings, agent: str, partition: int, start: int) -> Iterator[Progress]:
+    """What each batch of ``agent`` read of ``partition``, from offset ``start`` of ``progress`` on, in order."""
+    key = agent.encode()
+    topic = settings.topic(PROGRESS.name)
+    for records in read_batches(bootstrap, topic, settings=settings, partitions=[partition], start={partition: start}):
+        for record in records:
+            if record.key == key and record.value is not None:
+                yield _decode(record.value)
+
+
+def in_recorded_order(
+    readers: Sequence[RangeReader], markers: Iterator[Progress], ends: Mapping[str, int], name_of: Callable[[str], str]
+) -> Iterator[list[Record]]:
+    """Batches as they were read live, from the readers' positions up to ``ends`` (by full topic name).
+
+    ``name_of`` turns a topic's full name into the one that markers bear. What no marker tells of (records from before
+    there were any, and all of an agent with one input) comes topic by topic, in the order of ``readers``.
+    """
+    if any(reader.position < ends.get(reader.topic, 0) for reader in readers):
+        for marker in markers:
+            before: list[Record] = []
+            batch: list[Record] = []
+            for reader in readers:
+                name = name_of(reader.topic)
+                end = min(marker.ends.get(name, 0), ends.get(reader.topic, 0))
+                start = marker.starts.get(name, 0)
+                while records := reader.read_to(end):
+                    before += [record for record in records if record.offset < start]
+                    batch += [record for record in records if record.offset >= start]
+            if before:
+                yield before
+            if batch:
+                yield batch
+            if all(reader.position >= ends.get(reader.topic, 0) for reader in readers):
+                return
+    for reader in readers:
+        while records := reader.read_to(ends.get(reader.topic, 0)):
+            yield records

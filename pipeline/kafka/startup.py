@@ -1,0 +1,255 @@
+"""What a worker looks at before its agents start: whether this cluster can keep what the pipeline promises.
+
+``check_start`` does all of it. A problem refuses the start with what to do about it; where an operator may know better,
+a setting makes it a warning.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final, NamedTuple, Protocol
+
+from confluent_kafka import IsolationLevel
+from confluent_kafka.admin import AdminClient, ResourceType
+
+from pipeline.kafka.admin import committed_by_group
+from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, patiently
+from pipeline.kafka.cluster import brokers, configs_of, describe_topics
+from pipeline.kafka.retention import retention_problems
+from pipeline.kafka.traces import any_record, holds_trace
+from pipeline.settings import Settings
+from schemas.topics import MODELS, PROGRESS, TOPICS, Topic
+
+RECHECK_S: Final = 2.0
+"""Another worker may commit between two of our questions: what is wrong is looked at twice."""
+CLUSTER_BROKERS: Final = 3
+CLUSTER_REPLICAS: Final = 3
+CLUSTER_INSYNC: Final = 2
+
+Partition = tuple[str, int]
+
+
+class StartRefused(RuntimeError):
+    """The worker must not start on this cluster as it is; the text says what to do, a line for each problem."""
+
+
+class Role(Protocol):
+    """An agent, as far as the checks need to know it."""
+
+    @property
+    def name(self) -> str:
+        """Its name, which with the prefix is its group's."""
+
+    @property
+    def reads(self) -> tuple[Topic, ...]:
+        """Its inputs."""
+
+    @property
+    def writes(self) -> tuple[Topic, ...]:
+        """Its outputs."""
+
+
+def check_start(bootstrap: str, settings: Settings, roles: Sequence[Role]) -> list[str]:
+    """Look at everything, for the agents ``roles``; returns warnings. The topics must exist (``ensure_topics``).
+
+    Raises ``StartRefused`` with every problem found, ``TopicError`` for a missing topic, ``KafkaException``.
+    """
+    cluster = Cluster(bootstrap, settings, admin_client(bootstrap, settings=settings))
+    brokers(cluster.client)  # a client's first request should be for metadata: others can take seconds
+    problems: list[str] = []
+    warnings: list[str] = []
+    for check in (check_partitions, check_retention, check_replication, check_offsets):
+        found = check(cluster, roles)
+        problems += found.problems
+        warnings += found.warnings
+    if problems:
+        raise StartRefused("\n".join(problems))
+    return warnings
+
+
+class Cluster(NamedTuple):
+    """The cluster that is looked at, and the settings that it must suit."""
+
+    bootstrap: str
+    settings: Settings
+    client: AdminClient
+
+
+class Findings(NamedTuple):
+    """What a check found, as sentences."""
+
+    problems: list[str]
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, problems: Sequence[str], *, accepted: bool, setting: str) -> "Findings":
+        """Problems, or warnings where the operator has accepted them; says how to accept them."""
+        if accepted:
+            return cls([], list(problems))
+        return cls([f"{problem}. To start all the same: {setting}=true." for problem in problems], [])
+
+
+def check_partitions(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+    """The topics keyed alike must have the same number of partitions."""
+    del roles  # a topic is written by one agent and read by another: all must agree, whichever run here
+    names = {
+        like: [cluster.settings.topic(topic.name) for topic in TOPICS if topic.partitions_like == like]
+        for like in ("cards", "merchants")
+    }
+    topics = describe_topics(cluster.client, [name for group in names.values() for name in group])
+    problems = []
+    for like, group in names.items():
+        counts = {name: len(topics[name].partitions) for name in group}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            problems.append(
+                f"the topics keyed by {like} differ in their partitions ({told}): records of one key would lie with "
+                "different workers. Delete the pipeline's topics and create them again (their records are lost), or "
+                "choose another FRAUD_PIPELINE_TOPIC_PREFIX"
+            )
+    return Findings(problems, [])
+
+
+def check_retention(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+    """Every input must keep its records for as long as a restore may read them."""
+    settings = cluster.settings
+    topics = list(dict.fromkeys([*(topic for role in roles for topic in role.reads), PROGRESS, MODELS]))
+    configs, warnings = configs_of(cluster.client, ResourceType.TOPIC, [settings.topic(t.name) for t in topics])
+    found = Findings.of(
+        retention_problems([topic for topic in topics if settings.topic(topic.name) in configs], configs, settings),
+        accepted=settings.accept_short_retention,
+        setting="FRAUD_PIPELINE_ACCEPT_SHORT_RETENTION",
+    )
+    return Findings(found.problems, found.warnings + warnings)
+
+
+def check_replication(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+    """On three brokers or more, what is written must outlive one of them."""
+    del roles  # the pipeline's promises need all of its topics
+    client, settings = cluster.client, cluster.settings
+    numbers = brokers(client)
+    is_large = len(numbers) >= CLUSTER_BROKERS
+    names = [settings.topic(topic.name) for topic in TOPICS]
+    configs, warnings = configs_of(client, ResourceType.TOPIC, names)
+    wanted = settings.min_insync_replicas or CLUSTER_INSYNC
+    problems = []
+    for name, topic in describe_topics(client, names).items():
+        replicas = min(len(partition.replicas) for partition in topic.partitions)
+        insync = int(configs.get(name, {}).get("min.insync.replicas") or 1)
+        if insync > replicas:
+            problems.append(
+                f"topic {name} has min.insync.replicas={insync} and {replicas} replicas, so that nothing can be "
+                "written: add replicas (kafka-reassign-partitions), or lower min.insync.replicas."
+            )
+        elif is_large and replicas < CLUSTER_REPLICAS:
+            warnings.append(
+                f"topic {name} has {replicas} of {CLUSTER_REPLICAS} replicas: add some (kafka-reassign-partitions), or "
+                "the loss of a broker stops or loses it"
+            )
+        elif is_large and insync < wanted:
+            warnings.append(
+                f"topic {name} has min.insync.replicas={insync}: set it to {wanted}, or a record may count as written "
+                "while one broker alone has it"
+            )
+    return Findings(problems, warnings + (_internal_topics(client, numbers[0]) if is_large else []))
+
+
+def _internal_topics(client: AdminClient, broker: int) -> list[str]:
+    """What is wrong with Kafka's own topics, which hold the offsets and the outcome of every transaction."""
+    configs, warnings = configs_of(client, ResourceType.BROKER, [str(broker)])
+    config = configs.get(str(broker), {})
+    for name, holds, key in (
+        ("__transaction_state", "transactions", "transaction.state.log.replication.factor"),
+        ("__consumer_offsets", "offsets", "offsets.topic.replication.factor"),
+    ):
+        topic = describe_topics(client, [name], missing_ok=True).get(name)
+        found = config.get(key) if topic is None else min(len(part.replicas) for part in topic.partitions)
+        if found is not None and int(found) == 1:
+            warnings.append(
+                f"{name} has one replica, so that the loss of a broker loses {holds}: set {key}={CLUSTER_REPLICAS} on "
+                "the brokers, and add replicas to the topic where it exists (kafka-reassign-partitions)"
+            )
+    if config.get("transaction.state.log.min.isr") == "1":
+        warnings.append(f"the brokers have transaction.state.log.min.isr=1: set it to {CLUSTER_INSYNC}")
+    return warnings
+
+
+def check_offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+    """Every group's offsets must lie within its topics, and must exist where its results do."""
+    found = _offsets(cluster, roles)
+    if found.problems:
+        time.sleep(RECHECK_S)
+        found = _offsets(cluster, roles)
+    return found
+
+
+def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+    client, settings = cluster.client, cluster.settings
+    lost: list[str] = []
+    again: list[str] = []
+    for role in roles:
+        topics = describe_topics(client, [settings.topic(topic.name) for topic in role.reads])
+        partitions = [(name, part.id) for name, topic in topics.items() for part in topic.partitions]
+        # In this order, so that what is committed in between cannot make an offset look too large.
+        committed = patiently(partial(committed_by_group, client, settings.topic(role.name), partitions))
+        ends = patiently(partial(last_offsets, client, partitions, IsolationLevel.READ_UNCOMMITTED))
+        starts = patiently(partial(first_offsets, client, partitions))
+        lost += _out_of_reach(settings.topic(role.name), committed, starts, ends)
+        missing = [at for at in partitions if at not in committed and ends[at] > starts[at]]
+        again += _decided_again(cluster, role, missing, whole=not committed)
+    refused = Findings.of(lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS")
+    redone = Findings.of(
+        again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
+    )
+    return Findings(refused.problems + redone.problems, refused.warnings + redone.warnings)
+
+
+def _out_of_reach(
+    group: str,
+    committed: Mapping[Partition, int],
+    starts: Mapping[Partition, int],
+    ends: Mapping[Partition, int],
+) -> list[str]:
+    problems = []
+    for at, offset in committed.items():
+        topic, number = at
+        if offset < starts[at]:
+            problems.append(
+                f"group {group} stands at offset {offset} of {topic} partition {number}, whose log begins at "
+                f"{starts[at]}: {starts[at] - offset} offsets were deleted before they were read. Restore the topic "
+                "from a backup, and give it a longer retention.ms"
+            )
+        elif offset > ends[at]:
+            problems.append(
+                f"group {group} stands at offset {offset} of {topic} partition {number}, whose log ends at {ends[at]}: "
+                "the topic was made anew, or lost records. Restore it from a backup; or, if all topics of the pipeline "
+                "are new, use another FRAUD_PIPELINE_TOPIC_PREFIX or delete the group (kafka-consumer-groups --delete)"
+            )
+    return problems
+
+
+def _decided_again(cluster: Cluster, role: Role, missing: Sequence[Partition], *, whole: bool) -> list[str]:
+    """What would be done a second time, because inputs whose results exist have no offset."""
+    # Whoever publishes a model writes to `models`, and a second reading of the lessons ends at the same version.
+    results = [topic for topic in role.writes if topic not in (MODELS, PROGRESS)]
+    if not missing or not results:
+        return []
+    group = cluster.settings.topic(role.name)
+    if whole:
+        found = [topic for topic in results if any_record(cluster.bootstrap, topic, cluster.settings)]
+        what = f"group {group} has no offsets, but {', '.join(cluster.settings.topic(topic.name) for topic in found)}"
+    elif cluster.settings.delivery == "at_least_once":
+        # A worker that dies within its first batch leaves results without an offset: repeats are this mode's bargain.
+        return []
+    else:
+        missing = [at for at in missing if holds_trace(cluster.bootstrap, role.name, at, cluster.settings)]
+        found = results if missing else []
+        told = ", ".join(f"{topic} partition {number}" for topic, number in missing)
+        what = f"group {group} has no offsets for {told}, but its topics"
+    if not found:
+        return []
+    return [
+        f"{what} hold what it made of them: it would do everything again. Set its offsets to where it stood "
+        "(kafka-consumer-groups --reset-offsets; docs/operating.md says how to find them), or use another "
+        "FRAUD_PIPELINE_TOPIC_PREFIX"
+    ]

@@ -1,0 +1,245 @@
+"""The writing half of a session: one transaction a batch, and what to do when one does not end well."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from pipeline.kafka.caller import Caller, Hung
+from pipeline.kafka.clients import log_error, producer_config
+from pipeline.settings import Settings
+from schemas.records import Output
+
+log = logging.getLogger(__name__)
+
+MOST_ABORTS: Final = 10
+"""Aborts in a row after which an operator is asked: what the broker refuses for good would be tried for ever."""
+FENCED: Final = frozenset(
+    {
+        KafkaError._FENCED,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+    }
+)
+CALL_TIMEOUT_S: Final = 10.0
+"""Longest wait for one transactional call; the broker ends a transaction after as long."""
+FENCED_AGAIN_S: Final = 60.0
+"""A worker that is fenced twice within this time has a rival of its own name, not a pause behind it."""
+RETRY_S: Final = 0.5
+
+
+class SessionError(RuntimeError):
+    """The session cannot go on; the worker must end, and nothing of the current batch is committed."""
+
+
+class Stopped(SessionError):
+    """The worker ends, and what it waited for has not come."""
+
+
+class Aborted(Exception):
+    """Nothing of the batch is committed; its state was taken back, and it is read again."""
+
+
+class Unknown(Exception):
+    """A transaction ended without word of how; a new producer has ended it, the committed offsets tell the rest."""
+
+
+class Transactions:
+    """A producer that is replaced when it can no longer be used; used from one thread, but for ``stopping``."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        settings: Settings,
+        agent: str,
+        *,
+        stopping: threading.Event,
+        waiting: Callable[[], None],
+        renewed: Callable[[], None],
+    ) -> None:
+        self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
+        self._stopping, self._waiting, self._tell_renewed = stopping, waiting, renewed
+        self.exactly_once = settings.delivery == "exactly_once"
+        self._id = f"{settings.topic(agent)}-{settings.instance}"
+        self._brokers_down = threading.Event()
+        self._undelivered: KafkaError | None = None
+        self._fenced_s = float("-inf")
+        self._aborts = 0
+        self._producer, self._caller = self._new()
+
+    def start(self) -> None:
+        """Fence earlier holders of the transactional id; what they left unfinished is aborted."""
+        if self.exactly_once:
+            self._initialise()
+
+    def commit(self, outputs: Sequence[Output], offsets: list[TopicPartition], metadata: Any) -> None:
+        """``outputs`` and ``offsets`` in one transaction.
+
+        Raises ``Aborted`` (nothing is committed), ``Unknown`` (the transaction was ended by a new producer) and
+        ``SessionError``.
+        """
+        if self._brokers_down.is_set():
+            # What this producer knows of coordinators may be from before: librdkafka may wait for one of them for ever.
+            self._renew("brokers were away")
+        committing = False
+        try:
+            self._call("begin_transaction", self._producer.begin_transaction)
+            self._produce(outputs)
+            if offsets:
+                self._transactional(
+                    "send_offsets_to_transaction",
+                    lambda: self._producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S),
+                )
+            committing = True
+            self._transactional("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+        except Hung as error:
+            self._renew(str(error))
+            raise (Unknown if committing else Aborted)(str(error)) from error
+        except KafkaException as error:
+            self._after_failure(error, committing)
+        self._aborts = 0
+
+    def write(self, outputs: Sequence[Output]) -> None:
+        """``outputs``, acknowledged, without a transaction; raises ``Aborted`` where any was not."""
+        self._undelivered = None
+        self._produce(outputs)
+        deadline_s = time.monotonic() + 3 * CALL_TIMEOUT_S
+        while (left := self._producer.flush(0.5)) and time.monotonic() < deadline_s and not self._stopping.is_set():
+            self._waiting()
+        if left or self._undelivered is not None:
+            reason = self._undelivered.str() if self._undelivered is not None else f"{left} were not acknowledged"
+            # What is still queued must not be written after its batch was read again and written anew.
+            self._producer.purge()
+            self._renew(f"records were not written: {reason}")
+            raise Aborted(f"records were not written: {reason}")
+        self._aborts = 0
+
+    def close(self) -> None:
+        """Give the producer up; a transaction that is open is left to the broker, or to this id's next holder."""
+        self._caller.end()
+
+    def _new(self) -> tuple[Producer, Caller]:
+        config = producer_config(
+            self._bootstrap,
+            transactional_id=self._id if self.exactly_once else None,
+            settings=self._settings,
+            overrides={"error_cb": self._on_error},
+        )
+        return Producer(config), Caller(self._agent, self._waiting)
+
+    def _renew(self, reason: str) -> None:
+        """A new producer in place of this one, whose unfinished transaction it ends."""
+        log.warning("%s: a new producer takes over: %s", self._agent, reason)
+        self._tell_renewed()
+        self._caller.end()
+        self._brokers_down.clear()
+        self._producer, self._caller = self._new()
+        if self.exactly_once:
+            self._initialise()
+
+    def _initialise(self) -> None:
+        while True:
+            try:
+                self._transactional("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
+            except Hung as error:
+                if self._stopping.is_set():
+                    raise Stopped(f"agent {self._agent}: {error}") from error
+                log.warning("%s: %s; trying again with a new producer", self._agent, error)
+                self._caller.end()
+                self._producer, self._caller = self._new()
+            except KafkaException as error:
+                cause: KafkaError = error.args[0]
+                raise SessionError(f"agent {self._agent}: {cause.str()} ({cause.name()})") from error
+            else:
+                return
+
+    def _call(self, what: str, call: Callable[[], Any]) -> None:
+        self._caller.call(what, call)
+
+    def _transactional(self, what: str, call: Callable[[], Any]) -> None:
+        """Repeat a transactional call for as long as its error says that it may be repeated, and nobody stops it.
+
+        `Hung` when the repetitions take longer than a transaction may: a coordinator that answers again and again that
+        a transaction is in progress is one that this producer will not be rid of.
+        """
+        deadline_s = time.monotonic() + 2 * CALL_TIMEOUT_S
+        while True:
+            try:
+                self._call(what, call)
+                return
+            except KafkaException as error:
+                cause: KafkaError = error.args[0]
+                if not cause.retriable():
+                    raise
+                if self._stopping.is_set():
+                    raise Stopped(f"agent {self._agent}: {what}: {cause.str()}") from error
+                if time.monotonic() > deadline_s:
+                    raise Hung(f"{self._agent}: {what}: {cause.str()}") from error
+                log.warning("%s: %s: %s; trying again", self._agent, what, cause.str())
+
+    def _produce(self, outputs: Sequence[Output]) -> None:
+        produce = self._producer.produce
+        names = {output.topic.name: self._settings.topic(output.topic.name) for output in outputs}
+        options: dict[str, Any] = {} if self.exactly_once else {"on_delivery": self._on_delivery}
+        for topic, key, value, headers, partition in outputs:
+            more = options
+            if headers or partition is not None:
+                more = {**options, **({"headers": list(headers)} if headers else {})}
+                if partition is not None:
+                    more["partition"] = partition
+            while True:
+                try:
+                    produce(names[topic.name], value, key, **more)
+                    break
+                except BufferError:
+                    # The client's queue is full: let it send.
+                    self._producer.poll(0.1)
+                    self._waiting()
+                    if self._stopping.is_set() and self._brokers_down.is_set():
+                        raise Stopped(f"agent {self._agent}: the broker takes no records") from None
+        self._producer.poll(0)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._brokers_down.set()
+        if error.fatal() and self.exactly_once:
+            # The call that is under way, or the next one, fails with it and is dealt with there.
+            return
+        log_error(error)
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        del message
+        if error is not None and self._undelivered is None:
+            self._undelivered = error
+
+    def _after_failure(self, error: KafkaException, committing: bool) -> None:
+        cause: KafkaError = error.args[0]
+        reason = f"{cause.str()} ({cause.name()})"
+        if cause.code() in FENCED:
+            now_s = time.monotonic()
+            if now_s - self._fenced_s < FENCED_AGAIN_S:
+                raise SessionError(
+                    f"agent {self._agent}: {reason}: another worker runs with --instance {self._settings.instance}; "
+                    "give each worker an --instance of its own"
+                ) from error
+            self._fenced_s = now_s
+            self._renew(f"{reason}; this worker stood still for longer than a transaction may take, or has a rival")
+            raise (Unknown if committing else Aborted)(reason) from error
+        self._aborts += 1
+        if self._aborts > MOST_ABORTS:
+            raise SessionError(
+                f"agent {self._agent}: the same batch was aborted {self._aborts} times: {reason}; look at the "
+                "brokers, and at the limits of the topics that it writes to"
+            ) from error
+        if cause.txn_requires_abort():
+            try:
+                self._transactional("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+            except (Hung, KafkaException) as failed:
+                self._renew(f"{failed}")
+            raise Aborted(reason) from error
+        self._renew(reason)
+        raise (Unknown if committing else Aborted)(reason) from error

@@ -1,0 +1,1 @@
+"""Where state is kept and saved: a store on disk, and snapshots on any address."""

@@ -1,0 +1,64 @@
+"""Columns of state in files that the operating system keeps in memory as far as they are used.
+
+What nothing touches for long, such as the rows of events that only wait to expire, is written out and leaves memory.
+The files are a place to work in, not a copy to start from: they are removed on close, and ones left by a process that
+was killed are overwritten. Snapshots are what state is loaded from.
+"""
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class MappedStorage:
+    """Columns as files of one directory, which nothing else may use. Implements `pipeline.features.columns.Storage`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def column(self, name: str, dtype: str, items: int) -> NDArray[Any]:
+        """The column, its file grown and mapped again.
+
+        OSError where the disk has no room. Room is taken at once: a page without a place on disk, found missing only
+        when it is written out, would end the process without a word.
+        """
+        held = self._arrays.get(name)
+        if held is not None and len(held) >= items:
+            return held
+        kind = np.dtype(dtype)
+        size = max(1, items * kind.itemsize)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if held is None else 0)
+        descriptor = os.open(self._path(name), flags, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            mapped = mmap.mmap(descriptor, size)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: the state needs {size} bytes for one file; free space there or give the state "
+                "another directory, then start the worker again",
+                str(self._path(name)),
+            ) from error
+        finally:
+            os.close(descriptor)
+        # An older mapping of the same file is let go of with the last array on it.
+        array: NDArray[Any] = np.frombuffer(mapped, kind, items)
+        self._arrays[name] = array
+        return array
+
+    def close(self) -> None:
+        """Remove the files."""
+        for name in self._arrays:
+            self._path(name).unlink(missing_ok=True)
+        self._arrays.clear()
+        if self._directory.exists() and not any(self._directory.iterdir()):
+            self._directory.rmdir()
+
+    def _path(self, name: str) -> Path:
+        return self._directory / f"{name}.column"

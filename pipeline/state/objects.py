@@ -1,0 +1,221 @@
+"""Where snapshots lie: a local directory or any fsspec address, with writes that are whole or not there at all."""
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+_CHUNK_BYTES: Final = 1 << 20
+_TEMPORARY: Final = ".writing-"
+_ABANDONED_S: Final = 3_600.0
+
+T = TypeVar("T")
+
+
+class Found(NamedTuple):
+    """An object in a listing."""
+
+    size_bytes: int
+    age_s: float
+    """Seconds since it was written, by this machine's clock."""
+
+
+class Place(Protocol):
+    """Named objects below one address; names have parts separated by slashes. Every failure is an OSError."""
+
+    def listing(self, directory: str) -> dict[str, Found]:
+        """The objects directly in ``directory`` by their last name part; none where there is no such directory."""
+
+    def read(self, name: str) -> bytes:
+        """The content; FileNotFoundError where there is none."""
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy the content to a local file; FileNotFoundError where there is none."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object, whole or not at all."""
+
+    def upload(self, name: str, source: Path) -> None:
+        """Put a local file, whole or not at all."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is gone is no error."""
+
+
+def open_place(url: str) -> Place:
+    """The place at a path, a ``file://`` URL, or a URL of any other fsspec file system.
+
+    Raises ValueError where no file system of that name is known, ImportError where its package is missing.
+    """
+    parts = urlsplit(url)
+    if "://" not in url:
+        return LocalPlace(Path(url))
+    if parts.scheme in ("file", "local"):
+        return LocalPlace(Path(unquote(parts.netloc + parts.path)))
+    file_system, root = fsspec.core.url_to_fs(url)
+    return RemotePlace(file_system, root)
+
+
+class LocalPlace:
+    """A local directory, made when something is first written."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def listing(self, directory: str) -> dict[str, Found]:
+        """The objects; what a killed writer left half-written is removed when it is old."""
+        now_s = time.time()
+        found: dict[str, Found] = {}
+        try:
+            entries = list(os.scandir(self._root / directory))
+        except FileNotFoundError:
+            return found
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            if not entry.is_file():
+                continue
+            if not entry.name.startswith(_TEMPORARY):
+                found[entry.name] = Found(status.st_size, now_s - status.st_mtime)
+            elif now_s - status.st_mtime > _ABANDONED_S:
+                Path(entry.path).unlink(missing_ok=True)
+        return found
+
+    def read(self, name: str) -> bytes:
+        """The content."""
+        return (self._root / name).read_bytes()
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy."""
+        shutil.copyfile(self._root / name, target)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write beside the target, flush to disk, rename."""
+        self._place(name, lambda file: file.write(content))
+
+    def upload(self, name: str, source: Path) -> None:
+        """Copy beside the target, flush to disk, rename."""
+        with source.open("rb") as content:
+            self._place(name, lambda file: shutil.copyfileobj(content, file, _CHUNK_BYTES))
+
+    def delete(self, name: str) -> None:
+        """Remove."""
+        (self._root / name).unlink(missing_ok=True)
+
+    def _place(self, name: str, fill: Callable[[Any], object]) -> None:
+        target = self._root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+        try:
+            with temporary.open("xb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _flush_directory(target.parent)
+
+
+class RemotePlace:
+    """An fsspec file system, on which a put is atomic, as it is on object stores."""
+
+    def __init__(self, file_system: Any, root: str) -> None:
+        self._files = file_system
+        self._root = root.rstrip("/")
+
+    def listing(self, directory: str) -> dict[str, Found]:
+        """The objects."""
+        path = f"{self._root}/{directory}"
+
+        def ask() -> list[dict[str, Any]]:
+            self._files.invalidate_cache(path)
+            entries: list[dict[str, Any]] = self._files.ls(path, detail=True)
+            return entries
+
+        try:
+            entries = _as_os_error(ask)
+        except FileNotFoundError:
+            return {}
+        return {
+            str(entry["name"]).rsplit("/", 1)[-1]: Found(int(entry["size"]), self._age_s(entry))
+            for entry in entries
+            if entry["type"] == "file"
+        }
+
+    def read(self, name: str) -> bytes:
+        """The content."""
+        content: bytes = _as_os_error(lambda: self._files.cat_file(f"{self._root}/{name}"))
+        return content
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Download."""
+        _as_os_error(lambda: self._files.get_file(f"{self._root}/{name}", str(target)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put."""
+        path = f"{self._root}/{name}"
+
+        def put() -> None:
+            self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            self._files.pipe_file(path, content)
+
+        _as_os_error(put)
+
+    def upload(self, name: str, source: Path) -> None:
+        """Put."""
+        path = f"{self._root}/{name}"
+
+        def put() -> None:
+            self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            self._files.put_file(str(source), path)
+
+        _as_os_error(put)
+
+    def delete(self, name: str) -> None:
+        """Remove."""
+        try:
+            _as_os_error(lambda: self._files.rm_file(f"{self._root}/{name}"))
+        except FileNotFoundError:
+            return
+
+    def _age_s(self, entry: dict[str, Any]) -> float:
+        written = next((entry[key] for key in _TIMES if entry.get(key) is not None), None)
+        if written is None:
+            written = _as_os_error(lambda: self._files.modified(entry["name"]))
+        if isinstance(written, str):
+            written = datetime.fromisoformat(written)
+        stamp_s: float = written.timestamp() if isinstance(written, datetime) else float(written)
+        return time.time() - stamp_s
+
+
+_TIMES: Final = ("mtime", "LastModified", "last_modified", "updated", "created")
+"""What file systems call the time of writing in their listings."""
+
+
+def _as_os_error(action: Callable[[], T]) -> T:
+    """The file systems' own errors (of HTTP, of credentials) as OSError, which is what callers expect of a disk."""
+    try:
+        return action()
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _flush_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

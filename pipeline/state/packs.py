@@ -1,0 +1,174 @@
+"""Pieces of state, compressed and put together into objects of a few megabytes, so that a snapshot writes few."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.features.columns import PAGE_ITEMS
+from pipeline.state.manifest import Piece
+from pipeline.state.objects import Found, Place
+
+PACK_BYTES: Final = 8 << 20
+"""An object is closed once it has as much."""
+
+_CODEC: Final = pa.Codec("zstd", compression_level=1)
+
+
+class Packer:
+    """Puts pieces into new objects of ``place`` below ``directory``, and carries over those of an earlier snapshot.
+
+    ``held`` are the objects that are there already. Failures of the place are OSError.
+    """
+
+    def __init__(self, place: Place, directory: str, held: Mapping[str, Found]) -> None:
+        self.objects: list[str] = []
+        self.written: list[str] = []
+        self.written_bytes = 0
+        self._place = place
+        self._directory = directory
+        self._held = held
+        self._carried: dict[str, int] = {}
+        self._pack = bytearray()
+        self._pack_number = -1
+
+    def add(self, content: bytes) -> Piece:
+        """Compress and put."""
+        compressed: bytes = _CODEC.compress(content, asbytes=True)
+        return self._append(compressed, len(content))
+
+    def carry(self, pieces: Mapping[Any, Piece], objects: list[str]) -> dict[Any, Piece]:
+        """Pieces of an earlier snapshot, whose ``objects`` are given, as pieces of this one.
+
+        Objects of which less than half is still used are written anew, so that what is stored stays below twice what
+        is needed. Raises FileNotFoundError where an object is gone, OSError where it was changed.
+        """
+        used: dict[int, int] = {}
+        for piece in pieces.values():
+            used[piece.object] = used.get(piece.object, 0) + piece.stored_bytes
+        opened: dict[int, bytes] = {}
+        for number, used_bytes in used.items():
+            found = self._held.get(objects[number])
+            if found is None:
+                raise FileNotFoundError(f"the object {objects[number]} of the snapshot before is gone")
+            if used_bytes * 2 < found.size_bytes:
+                opened[number] = self._read(objects[number])
+        carried: dict[Any, Piece] = {}
+        for name, piece in pieces.items():
+            content = opened.get(piece.object)
+            if content is None:
+                carried[name] = msgspec.structs.replace(piece, object=self._number_of(objects[piece.object]))
+            else:
+                stored = content[piece.offset_bytes : piece.offset_bytes + piece.stored_bytes]
+                carried[name] = self._append(stored, piece.size_bytes)
+        return carried
+
+    def upload(self, source: Path) -> str:
+        """Put a file as an object of its own, and return its digest."""
+        digest = digest_of(source)
+        self._place.upload(f"{self._directory}/{digest}", source)
+        self._count(digest, source.stat().st_size)
+        return digest
+
+    def close(self) -> None:
+        """Write what is still open."""
+        if not self._pack:
+            return
+        content = bytes(self._pack)
+        digest = hashlib.sha256(content).hexdigest()
+        self._place.write(f"{self._directory}/{digest}", content)
+        self.objects[self._pack_number] = digest
+        self._count(digest, len(content))
+        self._pack.clear()
+
+    def _append(self, stored: bytes, size_bytes: int) -> Piece:
+        if not self._pack:
+            self._pack_number = len(self.objects)
+            self.objects.append("")
+        piece = Piece(self._pack_number, len(self._pack), len(stored), size_bytes)
+        self._pack += stored
+        if len(self._pack) >= PACK_BYTES:
+            self.close()
+        return piece
+
+    def _number_of(self, digest: str) -> int:
+        number = self._carried.get(digest)
+        if number is None:
+            number = self._carried[digest] = len(self.objects)
+            self.objects.append(digest)
+        return number
+
+    def _read(self, digest: str) -> bytes:
+        content = self._place.read(f"{self._directory}/{digest}")
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise OSError(f"the object {digest} of the snapshot before was changed or damaged")
+        return content
+
+    def _count(self, digest: str, size_bytes: int) -> None:
+        self.written.append(digest)
+        self.written_bytes += size_bytes
+
+
+def unpack(files: list[Path], piece: Piece) -> bytes:
+    """A piece, from local copies of its snapshot's objects."""
+    with files[piece.object].open("rb") as file:
+        return _unpacked(file.fileno(), piece)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class FileIdentity(NamedTuple):
+    """What a file keeps when it is moved or linked, and shares with no file of other content."""
+
+    name: str
+    size_bytes: int
+    device: int
+    inode: int
+    modified_ns: int
+
+
+def identity_of(path: Path) -> FileIdentity:
+    """Which file it is."""
+    status = path.stat()
+    return FileIdentity(path.name, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
+
+
+class PackedColumn:
+    """A column in local copies of a snapshot's objects."""
+
+    def __init__(self, dtype: str, items: int, pages: list[Piece], files: list[Path]) -> None:
+        self.dtype = dtype
+        self.items = items
+        self._pages = pages
+        self._files = files
+
+    def read_into(self, array: NDArray[Any]) -> None:
+        """Fill the first ``items`` items of ``array``; one page at a time is in memory."""
+        handles: dict[int, int] = {}
+        try:
+            for number, piece in enumerate(self._pages):
+                if piece.object not in handles:
+                    handles[piece.object] = os.open(self._files[piece.object], os.O_RDONLY)
+                values = np.frombuffer(_unpacked(handles[piece.object], piece), np.dtype(self.dtype))
+                start = number * PAGE_ITEMS
+                stop = min(start + len(values), self.items)
+                array[start:stop] = values[: stop - start]
+        finally:
+            for handle in handles.values():
+                os.close(handle)
+
+
+def _unpacked(handle: int, piece: Piece) -> bytes:
+    stored = os.pread(handle, piece.stored_bytes, piece.offset_bytes)
+    content: bytes = _CODEC.decompress(stored, piece.size_bytes, asbytes=True)
+    return content

@@ -1,0 +1,268 @@
+"""Keys and values on disk, in RocksDB: a cache of what the log says, so that nothing is flushed for safety's sake."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    Checkpoint,
+    DBCompressionType,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteBufferManager,
+    WriteOptions,
+)
+
+from pipeline.state.errors import StoreError
+
+MINIMUM_BYTES: Final = 8 << 20
+"""Less than this leaves RocksDB flushing all the time."""
+
+_BLOOM_BITS: Final = 10
+_BLOCK_BYTES: Final = 8 << 10
+_LARGEST_WRITE_BUFFER_BYTES: Final = 64 << 20
+_OPEN_FILES: Final = 256
+
+
+class StoreMemory:
+    """Memory that all stores of a process share: read blocks, filters and indexes, and what is not yet in a file.
+
+    ``size_bytes`` bounds all of it together, whatever the number of stores. Raises ValueError below MINIMUM_BYTES.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        if size_bytes < MINIMUM_BYTES:
+            raise ValueError(
+                f"stores need at least {MINIMUM_BYTES} bytes of memory, not {size_bytes}: raise the setting"
+            )
+        self.size_bytes = size_bytes
+        self._cache = Cache(size_bytes)
+        # Charged to the cache, so that the two together stay within the budget.
+        self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(size_bytes // 4, False, self._cache)
+
+    def used_bytes(self) -> int:
+        """How much of it is in use."""
+        # What is not yet in a file is charged to the cache, and so counted with it.
+        used: int = self._cache.get_usage()
+        return used
+
+    def options(self) -> Any:
+        """RocksDB's options for one store that shares this memory."""
+        blocks = BlockBasedOptions()
+        blocks.set_block_cache(self._cache)
+        blocks.set_cache_index_and_filter_blocks(True)
+        blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
+        blocks.set_bloom_filter(_BLOOM_BITS, False)
+        blocks.set_block_size(_BLOCK_BYTES)
+        blocks.set_format_version(5)
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_block_based_table_factory(blocks)
+        options.set_write_buffer_manager(self._buffers)
+        options.set_write_buffer_size(min(self.size_bytes // 8, _LARGEST_WRITE_BUFFER_BYTES))
+        options.set_level_compaction_dynamic_level_bytes(True)
+        options.set_compression_type(DBCompressionType.lz4())
+        options.set_bottommost_compression_type(DBCompressionType.zstd())
+        options.set_max_open_files(_OPEN_FILES)
+        options.set_max_background_jobs(2)
+        # One thread works on a store; the machinery for many costs each write.
+        options.set_enable_write_thread_adaptive_yield(False)
+        options.set_keep_log_file_num(1)
+        options.set_stats_dump_period_sec(0)
+        # A snapshot saves it whole each time.
+        options.set_max_manifest_file_size(1 << 20)
+        return options
+
+
+class RocksStore:
+    """A store in ``directory``, which begins empty: what an earlier process left there may not have been committed.
+
+    What was written since the last ``settle`` is held in memory, so that ``undo`` only forgets it. One thread works
+    on a store; ``release`` may be called from any. Raises StoreError where RocksDB fails.
+    """
+
+    def __init__(self, directory: Path, *, memory: StoreMemory) -> None:
+        _remove_with_frozen(directory)
+        self._directory = directory
+        self._open(memory)
+
+    @classmethod
+    def restored(cls, directory: Path, frozen: Path, *, memory: StoreMemory) -> "RocksStore":
+        """A store in ``directory`` that begins with the files in ``frozen``, which are moved or copied."""
+        _remove_with_frozen(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(frozen, directory)
+        store = cls.__new__(cls)
+        store._directory = directory
+        store._open(memory)
+        return store
+
+    def _open(self, memory: StoreMemory) -> None:
+        self._pending: dict[bytes, bytes | None] = {}
+        self._ranges: list[tuple[bytes, bytes]] = []
+        self._freezes = 0
+        # RocksDB's own log of writes would only guard what a fold gives again.
+        self._writing = WriteOptions()
+        self._writing.disable_wal = True
+        with _told(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._memory = memory
+            self._database = Rdict(str(self._directory), memory.options())
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None."""
+        if key in self._pending:
+            return self._pending[key]
+        try:
+            found: bytes | None = self._database.get(key)
+        except Exception as error:
+            raise _failed(self._directory, error) from error
+        return found
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of ``keys``, in order."""
+        pending = self._pending
+        if not pending:
+            return self._read_many(list(keys))
+        absent = [key for key in keys if key not in pending]
+        if not absent:
+            return [pending[key] for key in keys]
+        read = iter(self._read_many(absent))
+        return [pending[key] if key in pending else next(read) for key in keys]
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Keep a value."""
+        self._pending[key] = value
+
+    def delete(self, key: bytes) -> None:
+        """Forget a key."""
+        self._pending[key] = None
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values with ``start`` <= key < ``end``, ascending; keys put meanwhile may be missing."""
+        if start >= end:
+            return
+        pending = self._pending
+        written = iter(sorted(key for key in pending if start <= key < end))
+        ahead = next(written, None)
+        for key, value in self._read_range(start, end):
+            while ahead is not None and ahead <= key:
+                if ahead != key:
+                    held = pending.get(ahead)
+                    if held is not None:
+                        yield ahead, held
+                ahead = next(written, None)
+            current = pending.get(key, value)
+            if current is not None:
+                yield key, current
+        while ahead is not None:
+            held = pending.get(ahead)
+            if held is not None:
+                yield ahead, held
+            ahead = next(written, None)
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Forget a range when the batch is settled."""
+        # RocksDB takes a range that ends before it starts for a failure of the disk, and refuses all later writes.
+        if start < end:
+            self._ranges.append((start, end))
+
+    def settle(self) -> None:
+        """Write what is pending, all of it or nothing."""
+        if not self._pending and not self._ranges:
+            return
+        batch = WriteBatch(raw_mode=True)
+        for key, value in self._pending.items():
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        for start, end in self._ranges:
+            batch.delete_range(start, end)
+        with _told(self._directory):
+            self._database.write(batch, self._writing)
+        self.undo()
+
+    def undo(self) -> None:
+        """Forget what is pending."""
+        self._pending.clear()
+        self._ranges.clear()
+
+    def freeze(self) -> str:
+        """A directory beside the store's with its settled files, as hard links; it stays until it is released."""
+        target = self._directory.with_name(f"{self._directory.name}.frozen-{self._freezes}")
+        self._freezes += 1
+        with _told(self._directory):
+            self._database.flush()
+            Checkpoint(self._database).create_checkpoint(str(target))
+        return str(target)
+
+    @staticmethod
+    def release(frozen: str) -> None:
+        """Remove what ``freeze`` returned, whether the store is open or closed; once more is no error."""
+        if os.path.exists(frozen):
+            shutil.rmtree(frozen)
+
+    def close(self) -> None:
+        """Close and remove the store; what is frozen stays until it is released."""
+        self.undo()
+        with _told(self._directory):
+            self._database.close()
+        shutil.rmtree(self._directory)
+
+    def entries(self) -> int:
+        """Keys in the store, as RocksDB estimates them."""
+        with _told(self._directory):
+            found: int | None = self._database.property_int_value("rocksdb.estimate-num-keys")
+        return found or 0
+
+    def size_bytes(self) -> int:
+        """Bytes of the store's files."""
+        return sum(entry.stat().st_size for entry in os.scandir(self._directory))
+
+    def _read_many(self, keys: list[bytes]) -> list[bytes | None]:
+        with _told(self._directory):
+            found: list[bytes | None] = self._database.get(keys)
+        return found
+
+    def _read_range(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        reading = ReadOptions()
+        reading.set_iterate_upper_bound(end)
+        with _told(self._directory):
+            cursor = self._database.iter(reading)
+            cursor.seek(start)
+        while cursor.valid():
+            yield cursor.key(), cursor.value()
+            cursor.next()
+        with _told(self._directory):
+            # A cursor that meets a damaged block only ends.
+            cursor.status()
+
+
+@contextlib.contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    """Errors of RocksDB, which are plain exceptions, and of the disk below it, as StoreError."""
+    try:
+        yield
+    except Exception as error:
+        raise _failed(directory, error) from error
+
+
+def _failed(directory: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"the store in {directory} failed ({error}): look for room and errors on its disk; "
+        "the worker rebuilds it from the log when it is started again"
+    )
+
+
+def _remove_with_frozen(directory: Path) -> None:
+    for left in [directory, *directory.parent.glob(f"{directory.name}.frozen-*")]:
+        if left.exists():
+            shutil.rmtree(left)

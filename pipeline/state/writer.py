@@ -1,0 +1,215 @@
+"""Writes snapshots: what changed since the one before, and then the new one's own file."""
+
+import logging
+import secrets
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.engine.state import StateDump
+from pipeline.features.columns import PAGE_ITEMS
+from pipeline.state.errors import SnapshotError
+from pipeline.state.manifest import (
+    MANIFEST_SUFFIX,
+    Manifest,
+    ManifestDamaged,
+    ManifestForeign,
+    Piece,
+    SavedPages,
+    SnapshotKey,
+    StoreFile,
+    decode_manifest,
+    directory_of,
+    encode_manifest,
+    manifest_names,
+    number_of,
+)
+from pipeline.state.objects import Found, Place
+from pipeline.state.packs import FileIdentity, Packer, identity_of
+
+log = logging.getLogger(__name__)
+
+
+class Written(NamedTuple):
+    """What a snapshot took."""
+
+    name: str
+    objects: int
+    """Objects written, the snapshot's own file among them."""
+    size_bytes: int
+    """Bytes written."""
+
+
+class SnapshotWriter:
+    """Writes one partition's snapshots, one at a time, each on top of the one before; from any one thread."""
+
+    def __init__(
+        self,
+        place: Place,
+        url: str,
+        key: SnapshotKey,
+        base: Manifest | None,
+        tables: Mapping[FileIdentity, str],
+        *,
+        kept: int,
+        grace_s: float,
+        damaged: Collection[str],
+    ) -> None:
+        self._place = place
+        self._url = url
+        self._key = key
+        self._directory = directory_of(key)
+        self._base = base
+        self._tables = tables
+        self._kept = kept
+        self._grace_s = grace_s
+        self._damaged = damaged
+
+    @property
+    def needs_full(self) -> bool:
+        """Whether the next dump must be a full one, since there is nothing that it could be built on."""
+        return self._base is None
+
+    def write(self, positions: Mapping[str, int], progress: int, dump: StateDump) -> Written:
+        """Write a snapshot of the state at ``positions`` and ``progress`` (next offsets); then remove old ones.
+
+        Raises SnapshotError where it could not be written. Nothing of it is to be seen then, the snapshots before
+        stay, and the next dump must be a full one (``needs_full``).
+        """
+        base, self._base = self._base, None
+        try:
+            objects = self._place.listing(f"{self._directory}/objects")
+            packer = Packer(self._place, f"{self._directory}/objects", objects)
+            try:
+                manifest = self._manifest(packer, base, objects, positions, progress, dump)
+                name, size_bytes = self._publish(manifest)
+            except BaseException:
+                self._withdraw(packer, objects)
+                raise
+        except OSError as error:
+            raise SnapshotError(
+                f"no snapshot of {self._directory} could be written to {self._url} ({error}): see to the "
+                "room and the rights there; the snapshots before are as they were, and the next one is a full one"
+            ) from error
+        self._base = manifest
+        try:
+            self._prune()
+        except OSError as error:
+            log.warning("old snapshots of %s could not be removed: %s", self._directory, error)
+        return Written(name, len(packer.written) + 1, packer.written_bytes + size_bytes)
+
+    def _manifest(
+        self,
+        packer: Packer,
+        base: Manifest | None,
+        objects: Mapping[str, Found],
+        positions: Mapping[str, int],
+        progress: int,
+        dump: StateDump,
+    ) -> Manifest:
+        kept: dict[tuple[str, int], Piece] = {}
+        for column, pages in dump.columns.items():
+            saved = None if base is None else base.columns.get(column)
+            for number in range(_page_count(pages.items)):
+                if number in pages.changed:
+                    continue
+                if saved is None or saved.dtype != pages.dtype or number >= len(saved.pages):
+                    raise SnapshotError(
+                        f"page {number} of column {column} of {self._directory} is neither in the dump nor in the "
+                        "snapshot before: the next dump must be a full one"
+                    )
+                kept[column, number] = saved.pages[number]
+        pieces = packer.carry(kept, [] if base is None else base.objects)
+        for column, pages in dump.columns.items():
+            for number in range(_page_count(pages.items)):
+                if number in pages.changed:
+                    pieces[column, number] = packer.add(pages.changed[number])
+        values = packer.add(dump.values)
+        store = None if dump.store is None else self._store_files(packer, objects, Path(dump.store))
+        packer.close()
+        return Manifest(
+            **self._key._asdict(),
+            positions=dict(positions),
+            progress=progress,
+            created_at=datetime.now(UTC),
+            objects=packer.objects,
+            values=values,
+            columns={
+                column: SavedPages(
+                    pages.dtype,
+                    pages.items,
+                    [pieces[column, number] for number in range(_page_count(pages.items))],
+                )
+                for column, pages in dump.columns.items()
+            },
+            store=store,
+        )
+
+    def _store_files(self, packer: Packer, objects: Mapping[str, Found], directory: Path) -> dict[str, StoreFile]:
+        files: dict[str, StoreFile] = {}
+        tables: dict[FileIdentity, str] = {}
+        for path in sorted(directory.iterdir()):
+            identity = identity_of(path)
+            if path.suffix != ".sst":
+                files[path.name] = StoreFile(identity.size_bytes, piece=packer.add(path.read_bytes()))
+                continue
+            # Tables never change, so that one which was saved before needs no reading.
+            digest = self._tables.get(identity)
+            if digest is None or digest not in objects:
+                digest = packer.upload(path)
+            tables[identity] = digest
+            files[path.name] = StoreFile(identity.size_bytes, digest=digest)
+        self._tables = tables
+        return files
+
+    def _publish(self, manifest: Manifest) -> tuple[str, int]:
+        present = self._place.listing(f"{self._directory}/objects")
+        gone = manifest.names() - present.keys()
+        if gone:
+            raise FileNotFoundError(f"another program removed {len(gone)} objects meanwhile, {min(gone)} among them")
+        numbers = [number_of(name) for name in manifest_names(self._place.listing(self._directory))]
+        # The random part keeps two writers of one partition from overwriting each other's.
+        name = f"{self._directory}/{max(numbers, default=0) + 1:012d}-{secrets.token_hex(4)}{MANIFEST_SUFFIX}"
+        content = encode_manifest(manifest)
+        self._place.write(name, content)
+        return name, len(content)
+
+    def _withdraw(self, packer: Packer, before: Mapping[str, Found]) -> None:
+        for digest in packer.written:
+            if digest not in before:
+                try:
+                    self._place.delete(f"{self._directory}/objects/{digest}")
+                except OSError as error:
+                    log.warning("what a failed snapshot of %s left could not be removed: %s", self._directory, error)
+                    return
+
+    def _prune(self) -> None:
+        # Listed before the snapshots are read: what is named later than this is too young to go.
+        objects = self._place.listing(f"{self._directory}/objects")
+        whole = 0
+        needed: set[str] = set()
+        all_read = True
+        for last in manifest_names(self._place.listing(self._directory)):
+            name = f"{self._directory}/{last}"
+            if whole == self._kept:
+                self._place.delete(name)
+                continue
+            try:
+                manifest = decode_manifest(self._place.read(name))
+            except (ManifestDamaged, FileNotFoundError):
+                continue
+            except ManifestForeign:
+                # Which objects it needs is not known here.
+                all_read = False
+                continue
+            needed |= manifest.names()
+            whole += manifest.key == self._key and name not in self._damaged
+        if all_read:
+            for digest, found in objects.items():
+                if digest not in needed and found.age_s > self._grace_s:
+                    self._place.delete(f"{self._directory}/objects/{digest}")
+
+
+def _page_count(items: int) -> int:
+    return -(-items // PAGE_ITEMS)

@@ -1,0 +1,124 @@
+"""The topics of one test as programs outside see them, and what is bought there."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+from confluent_kafka import Producer
+
+from pipeline.commands.train import publish_champion
+from pipeline.decision.policy import Policy
+from pipeline.kafka.admin import committed_offsets, ensure_topics
+from pipeline.kafka.clients import producer_config, read_topic
+from pipeline.settings import Settings
+from schemas.messages import Alert, Decision, Example, ModelVersion
+from schemas.records import Record
+from schemas.topics import ALERTS, DECISIONS, EXAMPLES, LABELS, MODELS, TRANSACTIONS, Topic
+from tests.helpers.champion import LARGE_AMOUNT, policy
+from tests.helpers.logs import after, label, microseconds, transaction
+from tests.helpers.worker import Worker
+from tests.unit.model_helpers import small_model
+
+PATIENCE_S = 60.0
+Key = tuple[str, str]
+Starter = Callable[..., Worker]
+
+
+class Cluster:
+    """The topics of one test, as programs outside see them."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.kafka_bootstrap_servers is not None
+        self.settings, self.bootstrap = settings, settings.kafka_bootstrap_servers
+        ensure_topics(self.bootstrap, settings)
+        self._producer = Producer(producer_config(self.bootstrap))
+
+    def write(
+        self,
+        topic: Topic,
+        value: bytes | None,
+        key: bytes | None,
+        at: datetime,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+        partition: int | None = None,
+    ) -> None:
+        where = {} if partition is None else {"partition": partition}
+        self._producer.produce(
+            self.settings.topic(topic.name),
+            value,
+            key,
+            timestamp=microseconds(at) // 1_000,
+            headers=list(headers),
+            **where,
+        )
+
+    def flush(self) -> None:
+        assert self._producer.flush(PATIENCE_S) == 0
+
+    def buy(self, number: int, at: datetime, **fields: Any) -> Key:
+        """Write a transaction; returns what identifies it."""
+        card = str(fields.get("card_id", "c1"))
+        self.write(TRANSACTIONS, transaction(number, at, **fields), card.encode(), at)
+        return card, f"t{number}"
+
+    def say(self, key: Key, at: datetime, known: str = "fraud", **fields: Any) -> None:
+        card, name = key
+        value = label(0, at, known, **{"transaction_id": name, "card_id": card, **fields})
+        self.write(LABELS, value, card.encode(), at)
+
+    def publish(self, one: Policy | None = None) -> None:
+        publish_champion(self.bootstrap, self.settings, small_model(), one or policy())
+
+    def read(self, topic: Topic) -> list[Record]:
+        return list(read_topic(self.bootstrap, self.settings.topic(topic.name), settings=self.settings))
+
+    def decisions(self) -> list[Decision]:
+        return [msgspec.json.decode(record.value or b"", type=Decision) for record in self.read(DECISIONS)]
+
+    def alerts(self) -> list[Alert]:
+        return [msgspec.json.decode(record.value or b"", type=Alert) for record in self.read(ALERTS)]
+
+    def examples(self) -> list[Example]:
+        return [msgspec.json.decode(record.value or b"", type=Example) for record in self.read(EXAMPLES)]
+
+    def versions(self, name: str) -> list[str]:
+        messages = [
+            msgspec.json.decode(record.value or b"", type=ModelVersion)
+            for record in self.read(MODELS)
+            if not (record.key or b"").startswith(b"control/")
+        ]
+        return [message.version for message in messages if message.name == name]
+
+    def committed(self, group: str, topic: Topic) -> dict[tuple[str, int], int]:
+        name = self.settings.topic
+        return committed_offsets(self.bootstrap, name(group), [name(topic.name)], settings=self.settings)
+
+
+def keys(decisions: Sequence[Decision]) -> list[Key]:
+    return [(decision.card_id, decision.transaction_id) for decision in decisions]
+
+
+def once(decisions: Sequence[Decision]) -> bool:
+    return max(Counter(keys(decisions)).values()) == 1
+
+
+def shop(cluster: Cluster, numbers: range, seed: int) -> dict[Key, datetime]:
+    """A few cards at a few merchants, some minutes apart, a large amount now and then; returns when."""
+    random = np.random.default_rng(seed)
+    bought: dict[Key, datetime] = {}
+    for number in numbers:
+        at = after(minutes=7 * number)
+        large = number % 25 == 24
+        key = cluster.buy(
+            number,
+            at,
+            card_id=f"c{random.integers(12)}",
+            merchant_id=f"m{random.integers(5)}",
+            amount=LARGE_AMOUNT + number if large else round(float(random.lognormal(3, 0.6)), 2),
+            transaction_type=str(random.choice(["purchase", "purchase", "cash", "refund"])),
+        )
+        bought[key] = at
+    return bought

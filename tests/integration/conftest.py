@@ -1,0 +1,33 @@
+"""Fixtures of the integration tests: topics of their own, and workers that do not outlive their test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.settings import Settings
+from tests.helpers.topics import Cluster, Starter
+from tests.helpers.worker import Worker
+
+
+@pytest.fixture
+def cluster(kafka_settings: Settings) -> Cluster:
+    return Cluster(kafka_settings.model_copy(update={"card_partitions": 3, "merchant_partitions": 2}))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    """Starts workers; ends what is left of them."""
+    started: list[Worker] = []
+
+    def begin(settings: Settings, *command: str, **changes: Any) -> Worker:
+        own = settings.model_copy(update=changes)
+        log = tmp_path / f"worker-{len(started)}.log"
+        worker = Worker(own, log, command) if command else Worker(own, log)
+        started.append(worker)
+        return worker
+
+    yield begin
+    for worker in started:
+        worker.end()

@@ -1,0 +1,101 @@
+"""Replication and the group protocol, on clusters that are not the embedded broker."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
+
+from agents.topology import AGENTS
+from pipeline.health import Health
+from pipeline.kafka.admin import ensure_topics
+from pipeline.kafka.clients import admin_client, consumer_config, producer_config
+from pipeline.kafka.cluster import brokers, describe_topics, group_protocol
+from pipeline.kafka.startup import check_start
+from pipeline.kafka.watch import BrokerWatch
+from pipeline.settings import Settings
+from schemas.topics import TOPICS, TRANSACTIONS
+from tests.helpers.cluster import Nodes, kafka_nodes
+
+pytestmark = pytest.mark.broker
+
+PATIENCE_S = 60.0
+REPLICATED = {
+    "offsets.topic.replication.factor": "3",
+    "transaction.state.log.replication.factor": "3",
+    "transaction.state.log.min.isr": "2",
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with kafka_nodes(tmp_path_factory.mktemp("cluster"), 3, REPLICATED) as nodes:
+        yield nodes
+
+
+def settings_of(nodes: Nodes, prefix: str) -> Settings:
+    return Settings(kafka_bootstrap_servers=nodes.bootstrap_servers, topic_prefix=prefix)
+
+
+def test_topics_of_a_cluster_are_replicated_and_fit(cluster: Nodes) -> None:
+    settings = settings_of(cluster, "fit-")
+    ensure_topics(cluster.bootstrap_servers, settings)
+    client = admin_client(cluster.bootstrap_servers)
+    names = [settings.topic(topic.name) for topic in TOPICS]
+    for topic in describe_topics(client, names).values():
+        assert {len(partition.replicas) for partition in topic.partitions} == {3}
+    resource = ConfigResource(ResourceType.TOPIC, names[0])
+    assert client.describe_configs([resource])[resource].result(PATIENCE_S)["min.insync.replicas"].value == "2"
+    assert check_start(cluster.bootstrap_servers, settings, tuple(AGENTS.values())) == []
+
+
+def test_topics_that_the_loss_of_a_broker_would_lose_are_told(cluster: Nodes) -> None:
+    settings = settings_of(cluster, "bare-")
+    client = admin_client(cluster.bootstrap_servers)
+    labels = settings.topic("labels")
+    client.create_topics([NewTopic(labels, 4, 3, config={"min.insync.replicas": "1"})])[labels].result(PATIENCE_S)
+    ensure_topics(cluster.bootstrap_servers, settings.model_copy(update={"replication_factor": 1}))
+    warnings = check_start(cluster.bootstrap_servers, settings, tuple(AGENTS.values()))
+    assert len(warnings) == len(TOPICS)
+    assert f"topic {settings.topic('transactions')} has 1 of 3 replicas" in warnings[0]
+    assert [warning for warning in warnings if f"topic {labels} has min.insync.replicas=1" in warning]
+
+
+def test_the_loss_of_one_broker_is_no_loss_of_the_cluster(cluster: Nodes) -> None:
+    settings = settings_of(cluster, "loss-")
+    ensure_topics(cluster.bootstrap_servers, settings)
+    health = Health()
+    watch = BrokerWatch(cluster.bootstrap_servers, settings, health)
+    assert watch.ask()
+    cluster.processes[2].kill()
+    client = admin_client(cluster.bootstrap_servers, overrides={"log_level": 0, "error_cb": lambda _error: None})
+    deadline_s = time.monotonic() + PATIENCE_S
+    while brokers(client) != [1, 2]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert watch.ask()
+    assert health.ready().ok
+    producer = Producer(producer_config(cluster.bootstrap_servers, overrides={"error_cb": lambda _error: None}))
+    for number in range(settings.card_partitions):
+        producer.produce(settings.topic(TRANSACTIONS.name), b"{}", partition=number)
+    assert producer.flush(PATIENCE_S) == 0
+
+
+def test_brokers_without_the_newer_group_protocol_get_the_classic_one(tmp_path_factory: pytest.TempPathFactory) -> None:
+    old = {"group.coordinator.rebalance.protocols": "classic"}
+    with kafka_nodes(tmp_path_factory.mktemp("classic"), 1, old) as nodes:
+        settings = settings_of(nodes, "")
+        ensure_topics(nodes.bootstrap_servers, settings, [TRANSACTIONS])
+        client = admin_client(nodes.bootstrap_servers)
+        protocol = group_protocol(client, settings)
+        assert protocol == "classic"
+        consumer = Consumer(consumer_config(nodes.bootstrap_servers, "group", settings=settings, protocol=protocol))
+        try:
+            consumer.subscribe([TRANSACTIONS.name])
+            deadline_s = time.monotonic() + PATIENCE_S
+            while len(consumer.assignment()) < settings.card_partitions:
+                assert time.monotonic() < deadline_s
+                consumer.poll(0.1)
+        finally:
+            consumer.close()

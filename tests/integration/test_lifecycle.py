@@ -1,0 +1,264 @@
+"""Workers that are stopped, killed, misled and left without a broker: nothing is lost, nothing is decided twice."""
+
+import os
+import random
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.settings import Settings
+from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
+from tests.helpers.expected import differences, expected_features
+from tests.helpers.logs import after, transaction
+from tests.helpers.topics import Cluster, Starter, keys, once, shop
+from tests.helpers.worker import Worker
+
+pytestmark = pytest.mark.broker
+
+STOPS_WITHIN_S = 10.0
+
+
+def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
+    """One decision for each transaction, with the features that the recorded log gives."""
+    decisions = cluster.decisions()
+    assert once(decisions)
+    assert sorted(keys(decisions)) == sorted(bought)
+    assert differences(decisions, expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
+
+
+def stopped_s(worker: Worker) -> float:
+    """Seconds from SIGTERM to the end, which must be a good one."""
+    began_s = time.monotonic()
+    assert worker.stop() == 0, worker.said
+    return time.monotonic() - began_s
+
+
+def manifests(settings: Settings) -> list[Path]:
+    return sorted((settings.data_dir / "snapshots").glob("*/*/*.json"))
+
+
+def test_a_stop_keeps_the_state_and_a_start_goes_on_from_it(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(120), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 120)
+    assert stopped_s(worker) < STOPS_WITHIN_S
+    assert manifests(cluster.settings)
+    bought |= shop(cluster, range(120, 200), seed=2)
+    cluster.flush()
+    again = start(cluster.settings)
+    again.until(lambda: len(cluster.decisions()) >= 200)
+    for agent in ("card", "score", "feedback"):
+        assert f"{agent}: partition 1: state restored" in again.said
+        assert f"{agent}: partition 1: state restored in 0.0 s from the log" not in again.said
+    assert again.stop() == 0, again.said
+    check(cluster, bought)
+
+
+def test_damaged_snapshots_are_told_of_and_done_without(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(120), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 120)
+    assert worker.stop() == 0, worker.said
+    noise = random.Random(5)
+    files = [path for path in (cluster.settings.data_dir / "snapshots").rglob("*") if path.is_file()]
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[noise.randrange(len(content))] ^= 0x40
+        path.write_bytes(content)
+    bought |= shop(cluster, range(120, 200), seed=2)
+    cluster.flush()
+    again = start(cluster.settings)
+    again.until(lambda: len(cluster.decisions()) >= 200)
+    assert "is not used (damaged)" in again.said
+    assert "from a snapshot" not in again.said
+    assert again.stop() == 0, again.said
+    check(cluster, bought)
+
+
+@pytest.mark.parametrize("received", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once_and_loses_nothing(
+    cluster: Cluster, start: Starter, received: signal.Signals
+) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(1_500), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings, batch_max_records=20)
+    worker.until(lambda: len(cluster.decisions()) >= 100)
+    worker.process.send_signal(received)
+    worker.until_it_says(f"{received.name}: finishing the batch")
+    worker.process.send_signal(received)
+    assert worker.code() in (0, 128 + received), worker.said
+    again = start(cluster.settings)
+    again.until(lambda: len(cluster.decisions()) >= len(bought))
+    assert again.stop() == 0, again.said
+    check(cluster, bought)
+
+
+def test_a_record_that_fails_is_set_aside_and_passed_over_by_every_fold(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(100), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 100)
+    for partition in (0, 1):
+        cluster.write(PROFILED, b"garbage", b"m1", after(1), partition=partition)
+    cluster.flush()
+    bought |= shop(cluster, range(100, 150), seed=2)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) >= 150)
+    name = cluster.settings.topic(PROFILED.name)
+    aside = [r for r in cluster.read(DEAD_LETTERS) if dict(r.headers)["dead-letter-error"] == b"set_aside"]
+    assert [record.value for record in aside] == [b"garbage"] * 2
+    for record in aside:
+        headers = {key: (value or b"").decode() for key, value in record.headers}
+        place = f"{name} partition {headers['dead-letter-partition']} offset {headers['dead-letter-offset']}"
+        assert f"{place} fails (3 of 3 times); nothing of it is committed" in worker.said
+    controls = [record.key for record in cluster.read(MODELS) if (record.key or b"").startswith(b"control/")]
+    assert len(controls) == 2
+    assert worker.stop() == 0, worker.said
+    # A fold from the beginning meets the same records.
+    bought |= shop(cluster, range(150, 200), seed=3)
+    cluster.flush()
+    again = start(cluster.settings, snapshot_url="")
+    again.until(lambda: len(cluster.decisions()) >= 200)
+    assert "fails" not in again.said
+    assert again.stop() == 0, again.said
+    decisions = cluster.decisions()
+    assert once(decisions)
+    assert sorted(keys(decisions)) == sorted(bought)
+
+
+def test_too_many_failures_end_the_worker(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    cluster.write(PROFILED, b"garbage", b"m1", after(1), partition=0)
+    cluster.write(PROFILED, b"more of it", b"m1", after(1), partition=0)
+    cluster.flush()
+    worker = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1)
+    assert worker.code() == 1
+    assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit" in worker.said
+    aside = cluster.read(DEAD_LETTERS)
+    assert [record.value for record in aside] == [b"garbage"]
+
+
+def test_records_of_foreign_partitioners_and_without_keys_find_their_card(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(60), seed=1)
+    for number in range(60, 120):
+        at = after(minutes=7 * number)
+        card = f"c{number % 12}"
+        # Round and round, as a producer without a key does; every other one names its key all the same.
+        cluster.write(
+            TRANSACTIONS,
+            transaction(number, at, card_id=card, merchant_id=f"m{number % 5}"),
+            card.encode() if number % 2 else None,
+            at,
+            partition=number % 3,
+        )
+        bought[card, f"t{number}"] = at
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 120)
+    passed_on = cluster.read(REROUTED)
+    assert 0 < len(passed_on) < 60
+    assert worker.stop() == 0, worker.said
+    check(cluster, bought)
+    again = start(cluster.settings, snapshot_url="")
+    bought |= shop(cluster, range(120, 160), seed=2)
+    cluster.flush()
+    again.until(lambda: len(cluster.decisions()) >= 160)
+    assert again.stop() == 0, again.said
+    check(cluster, bought)
+
+
+def ready(worker: Worker) -> int:
+    """The status of /readyz, 0 where nobody answers yet."""
+    for line in worker.said.splitlines():
+        if ", metrics on " in line:
+            address = line.rpartition(", metrics on ")[2].strip()
+            break
+    else:
+        return 0
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_broker_that_is_killed_is_ridden_out(tmp_path: Path, start: Starter) -> None:
+    with embedded_broker(tmp_path / "kafka") as broker:
+        cluster = Cluster(of_its_own(broker, tmp_path))
+        cluster.publish()
+        worker = start(cluster.settings)
+        bought = shop(cluster, range(100), seed=1)
+        cluster.flush()
+        worker.until(lambda: len(cluster.decisions()) >= 100)
+        worker.until(lambda: ready(worker) == 200)
+        for round_ in range(2):
+            first = 100 + 700 * round_
+            bought |= shop(cluster, range(first, first + 700), seed=2 + round_)
+            broker.kill()
+            worker.until(lambda: ready(worker) == 503)
+            broker.start()
+            cluster.flush()
+            expected = len(bought)
+            worker.until(lambda expected=expected: len(cluster.decisions()) >= expected)  # type: ignore[misc]
+            worker.until(lambda: ready(worker) == 200)
+        assert stopped_s(worker) < STOPS_WITHIN_S
+        check(cluster, bought)
+
+
+def of_its_own(broker: EmbeddedBroker, directory: Path) -> Settings:
+    return Settings(
+        kafka_bootstrap_servers=broker.bootstrap_servers,
+        data_dir=directory / "data",
+        timestamps="producer",
+        metrics_port=0,
+        card_partitions=2,
+        merchant_partitions=2,
+    )
+
+
+def test_two_workers_of_one_name_on_one_machine_are_refused(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    worker = start(cluster.settings)
+    worker.until_it_says("card: joined")
+    second = start(cluster.settings)
+    assert second.code() == 1
+    assert "runs already, in process" in second.said
+    assert str(worker.process.pid) in second.said
+    assert "--instance" in second.said
+    assert worker.stop() == 0, worker.said
+
+
+def test_a_worker_that_stood_still_does_no_harm_when_it_goes_on(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    workers = [start(cluster.settings, instance=f"w{number}") for number in (1, 2)]
+    for worker in workers:
+        worker.until_it_says("card: joined")
+        worker.until_it_says("score: joined")
+    bought = shop(cluster, range(200), seed=1)
+    cluster.flush()
+    workers[0].until(lambda: len(cluster.decisions()) >= 200)
+    bought |= shop(cluster, range(200, 900), seed=2)
+    cluster.flush()
+    os.kill(workers[0].process.pid, signal.SIGSTOP)
+    bought |= shop(cluster, range(900, 1_000), seed=3)
+    cluster.flush()
+    workers[1].until(lambda: len(cluster.decisions()) >= len(bought))
+    os.kill(workers[0].process.pid, signal.SIGCONT)
+    bought |= shop(cluster, range(1_000, 1_100), seed=4)
+    cluster.flush()
+    workers[1].until(lambda: len(cluster.decisions()) >= len(bought))
+    for worker in workers:
+        assert worker.stop() == 0, worker.said
+    check(cluster, bought)

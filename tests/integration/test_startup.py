@@ -1,0 +1,307 @@
+"""What a worker refuses to start on, and how it tells that a broker went away: against a real broker."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import (
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from agents.topology import AGENTS, CARD, FEEDBACK, LEARN, SCORE
+from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.health import Health
+from pipeline.kafka.admin import ensure_topics
+from pipeline.kafka.clients import TopicError, admin_client, consumer_config, producer_config
+from pipeline.kafka.cluster import group_protocol, topic_identities
+from pipeline.kafka.retention import MS_PER_DAY, needed_days
+from pipeline.kafka.startup import StartRefused, check_start
+from pipeline.kafka.watch import BrokerWatch
+from pipeline.settings import Settings
+from schemas.messages import Progress
+from schemas.topics import (
+    DEAD_LETTERS,
+    DECISIONS,
+    EXAMPLES,
+    LABELS,
+    MODELS,
+    PROFILED,
+    PROGRESS,
+    TRANSACTIONS,
+    Topic,
+)
+
+pytestmark = pytest.mark.broker
+
+PATIENCE_S: Final = 60.0
+ALL: Final = tuple(AGENTS.values())
+
+
+@pytest.fixture
+def bootstrap(broker: EmbeddedBroker) -> str:
+    return broker.bootstrap_servers
+
+
+@pytest.fixture
+def settings(kafka_settings: Settings, bootstrap: str) -> Settings:
+    """Settings whose topics exist and are empty."""
+    ensure_topics(bootstrap, kafka_settings)
+    return kafka_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.kafka.startup.RECHECK_S", 0.0)
+
+
+def changed(settings: Settings, **changes: object) -> Settings:
+    return settings.model_copy(update=changes)
+
+
+def configure(bootstrap: str, name: str, **config: str) -> None:
+    entries = [
+        ConfigEntry(key.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+        for key, value in config.items()
+    ]
+    resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+    client = admin_client(bootstrap)
+    client.incremental_alter_configs([resource])[resource].result(PATIENCE_S)
+
+
+def write(bootstrap: str, settings: Settings, topic: Topic, value: bytes = b"{}", **where: object) -> None:
+    producer = Producer(producer_config(bootstrap))
+    producer.produce(settings.topic(topic.name), value, **where)
+    assert producer.flush(PATIENCE_S) == 0
+
+
+def commit(bootstrap: str, settings: Settings, agent: str, offsets: dict[tuple[Topic, int], int]) -> None:
+    """Offsets as the agent's group would have committed them; committed with records, as its batches are."""
+    positions = [
+        TopicPartition(settings.topic(topic.name), number, offset) for (topic, number), offset in offsets.items()
+    ]
+    request = [ConsumerGroupTopicPartitions(settings.topic(agent), positions)]
+    client = admin_client(bootstrap)
+    (future,) = client.alter_consumer_group_offsets(request).values()
+    for position in future.result(PATIENCE_S).topic_partitions:
+        assert position.error is None
+
+
+def refusal(bootstrap: str, settings: Settings, *roles: object) -> str:
+    with pytest.raises(StartRefused) as caught:
+        check_start(bootstrap, settings, roles or ALL)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_fresh_topics_are_fit(bootstrap: str, settings: Settings) -> None:
+    assert check_start(bootstrap, settings, ALL) == []
+
+
+@pytest.mark.parametrize("topic", [TRANSACTIONS, LABELS, PROFILED, DECISIONS, EXAMPLES, PROGRESS])
+def test_a_topic_that_forgets_too_soon_is_refused(bootstrap: str, settings: Settings, topic: Topic) -> None:
+    name = settings.topic(topic.name)
+    days = needed_days(topic, settings)
+    short_ms = 10_000 * MS_PER_DAY if days is None else round(days * MS_PER_DAY) - 1
+    configure(bootstrap, name, retention_ms=str(short_ms))
+    told = refusal(bootstrap, settings)
+    assert f"topic {name} deletes records after" in told
+    assert "retention.ms" in told
+    assert "FRAUD_PIPELINE_ACCEPT_SHORT_RETENTION=true" in told
+    assert len(told.splitlines()) == 1
+    (warning,) = check_start(bootstrap, changed(settings, accept_short_retention=True), ALL)
+    assert warning in told
+    configure(bootstrap, name, retention_ms="-1" if days is None else str(short_ms + 1))
+    assert check_start(bootstrap, settings, ALL) == []
+
+
+def test_retention_by_size_and_compaction_are_refused(bootstrap: str, settings: Settings) -> None:
+    configure(bootstrap, settings.topic("profiled"), retention_bytes="1000000")
+    configure(bootstrap, settings.topic("decisions"), cleanup_policy="compact")
+    told = refusal(bootstrap, settings)
+    assert "retention.bytes=-1" in told
+    assert "cleanup.policy=delete" in told
+    assert len(told.splitlines()) == 2
+
+
+def test_topics_keyed_alike_must_agree(bootstrap: str, settings: Settings) -> None:
+    client = admin_client(bootstrap)
+    name = settings.topic("progress")
+    client.delete_topics([name])[name].result(PATIENCE_S)
+    eventually(lambda: name not in client.list_topics(timeout=PATIENCE_S).topics)
+    client.create_topics([NewTopic(name, 3, 1)])[name].result(PATIENCE_S)
+    eventually(lambda: name in client.list_topics(timeout=PATIENCE_S).topics)
+    told = refusal(bootstrap, settings)
+    assert "keyed by cards" in told
+    assert f"{name} 3" in told
+    with pytest.raises(TopicError, match="has 3 partitions"):
+        ensure_topics(bootstrap, settings)
+
+
+def test_more_insync_replicas_than_replicas_are_refused(bootstrap: str, settings: Settings) -> None:
+    configure(bootstrap, settings.topic("alerts"), min_insync_replicas="2")
+    assert "nothing can be written" in refusal(bootstrap, settings)
+    other = changed(settings, topic_prefix=f"{settings.topic_prefix}other-", min_insync_replicas=2)
+    with pytest.raises(TopicError, match="FRAUD_PIPELINE_MIN_INSYNC_REPLICAS is 2"):
+        ensure_topics(bootstrap, other)
+
+
+@pytest.mark.parametrize(
+    ("role", "source", "result"),
+    [
+        (CARD, TRANSACTIONS, PROFILED),
+        (CARD, TRANSACTIONS, DEAD_LETTERS),
+        (SCORE, PROFILED, DECISIONS),
+        (FEEDBACK, DECISIONS, EXAMPLES),
+    ],
+)
+def test_lost_offsets_of_a_group_with_results_are_refused(
+    bootstrap: str, settings: Settings, role: object, source: Topic, result: Topic
+) -> None:
+    write(bootstrap, settings, source)
+    assert check_start(bootstrap, settings, [role]) == []  # type: ignore[list-item]
+    write(bootstrap, settings, result)
+    told = refusal(bootstrap, settings, role)
+    assert "has no offsets" in told
+    assert settings.topic(result.name) in told
+    assert "FRAUD_PIPELINE_RESTART_FROM_BEGINNING=true" in told
+    again = check_start(bootstrap, changed(settings, restart_from_beginning=True), [role])  # type: ignore[list-item]
+    assert len(again) == 1
+
+
+def test_models_that_somebody_published_are_no_result_of_the_learn_agent(bootstrap: str, settings: Settings) -> None:
+    write(bootstrap, settings, EXAMPLES)
+    write(bootstrap, settings, MODELS, key=b"lightgbm")
+    assert check_start(bootstrap, settings, [LEARN]) == []
+
+
+def test_what_an_aborted_transaction_left_is_no_result(bootstrap: str, settings: Settings) -> None:
+    write(bootstrap, settings, TRANSACTIONS)
+    producer = Producer(producer_config(bootstrap, transactional_id=settings.topic("aborting")))
+    producer.init_transactions(PATIENCE_S)
+    producer.begin_transaction()
+    producer.produce(settings.topic("profiled"), b"{}")
+    producer.flush(PATIENCE_S)
+    producer.abort_transaction(PATIENCE_S)
+    assert check_start(bootstrap, settings, [CARD]) == []
+
+
+def test_a_partition_without_an_offset_is_refused_only_if_it_was_worked_on(bootstrap: str, settings: Settings) -> None:
+    for number in (0, 1):
+        write(bootstrap, settings, TRANSACTIONS, partition=number)
+    write(bootstrap, settings, PROFILED)
+    commit(bootstrap, settings, "card", {(TRANSACTIONS, 0): 1})
+    assert check_start(bootstrap, settings, [CARD]) == []
+    for agent, topic in (("feedback", "transactions"), ("card", "labels")):
+        value = Progress(agent=agent, starts={topic: 0}, ends={topic: 1})
+        write(bootstrap, settings, PROGRESS, msgspec.json.encode(value), key=agent.encode(), partition=1)
+    assert check_start(bootstrap, settings, [CARD]) == []
+    value = Progress(agent="card", starts={"transactions": 0}, ends={"transactions": 1})
+    write(bootstrap, settings, PROGRESS, msgspec.json.encode(value), key=b"card", partition=1)
+    assert f"no offsets for {settings.topic('transactions')} partition 1" in refusal(bootstrap, settings, CARD)
+    # Results without an offset are what a worker leaves that dies between the two.
+    assert check_start(bootstrap, changed(settings, delivery="at_least_once"), [CARD]) == []
+
+
+def test_a_scored_partition_without_an_offset_is_refused(bootstrap: str, settings: Settings) -> None:
+    for number in (0, 1):
+        write(bootstrap, settings, PROFILED, partition=number)
+    commit(bootstrap, settings, "score", {(PROFILED, 0): 1})
+    write(bootstrap, settings, DECISIONS, b'{"log": {"partition": 0, "offset": 0}}')
+    assert check_start(bootstrap, settings, [SCORE]) == []
+    write(bootstrap, settings, DECISIONS, b'{"log": {"partition": 1, "offset": 0}}')
+    assert f"no offsets for {settings.topic('profiled')} partition 1" in refusal(bootstrap, settings, SCORE)
+
+
+def test_records_deleted_before_they_were_read_are_refused(bootstrap: str, settings: Settings) -> None:
+    name = settings.topic("transactions")
+    for _ in range(3):
+        write(bootstrap, settings, TRANSACTIONS, partition=2)
+    commit(bootstrap, settings, "card", {(TRANSACTIONS, 2): 1})
+    assert check_start(bootstrap, settings, [CARD]) == []
+    at = TopicPartition(name, 2, 2)
+    client = admin_client(bootstrap)
+    client.delete_records([at])[at].result(PATIENCE_S)
+    told = refusal(bootstrap, settings, CARD)
+    assert f"offset 1 of {name} partition 2, whose log begins at 2" in told
+    assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true" in told
+    (warning,) = check_start(bootstrap, changed(settings, accept_lost_records=True), [CARD])
+    assert warning in told
+
+
+def test_an_offset_behind_the_log_is_refused(bootstrap: str, settings: Settings) -> None:
+    write(bootstrap, settings, LABELS, partition=0)
+    commit(bootstrap, settings, "feedback", {(LABELS, 0): 2})
+    told = refusal(bootstrap, settings, FEEDBACK)
+    assert "offset 2" in told
+    assert "whose log ends at 1" in told
+
+
+def test_a_topic_made_anew_has_another_identity(bootstrap: str, settings: Settings) -> None:
+    client = admin_client(bootstrap)
+    names = [settings.topic("labels"), settings.topic("transactions")]
+    before = topic_identities(client, names)
+    assert topic_identities(client, names) == before
+    assert before.cluster_id
+    client.delete_topics(names[:1])[names[0]].result(PATIENCE_S)
+    eventually(lambda: names[0] not in client.list_topics(timeout=PATIENCE_S).topics)
+    with pytest.raises(TopicError, match="there is no topic"):
+        topic_identities(client, names)
+    ensure_topics(bootstrap, settings)
+    after = topic_identities(client, names)
+    assert after.topic_ids[names[0]] != before.topic_ids[names[0]]
+    assert after.topic_ids[names[1]] == before.topic_ids[names[1]]
+    assert after.cluster_id == before.cluster_id
+
+
+def test_groups_use_the_newer_protocol_where_it_is_offered(bootstrap: str, settings: Settings) -> None:
+    client = admin_client(bootstrap)
+    assert group_protocol(client, settings) == "consumer"
+    assert group_protocol(client, changed(settings, group_protocol="classic")) == "classic"
+    classic = consumer_config(bootstrap, "g", protocol="classic")
+    assert (classic["group.protocol"], classic["partition.assignment.strategy"]) == ("classic", "range")
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    """A broker that a test may stop."""
+    with embedded_broker(tmp_path / "kafka") as running:
+        yield running
+
+
+def test_a_broker_that_stops_makes_the_worker_unready_and_its_return_ready(own_broker: EmbeddedBroker) -> None:
+    settings = Settings(kafka_bootstrap_servers=own_broker.bootstrap_servers)
+    ensure_topics(own_broker.bootstrap_servers, settings)
+    health = Health(("score",), broker_patience_s=1.0)
+    health.state("score", "running")
+    with BrokerWatch(own_broker.bootstrap_servers, settings, health, interval_s=0.1, request_timeout_s=0.5):
+        eventually(lambda: health.ready().ok)
+        os.kill(own_broker.pid, signal.SIGSTOP)
+        try:
+            eventually(lambda: not health.ready().ok)
+            eventually(lambda: health.ready().checks[0].detail.startswith("no answer for"))
+            assert health.unreachable_s() > 1.0
+            assert health.live().ok
+        finally:
+            os.kill(own_broker.pid, signal.SIGCONT)
+        eventually(lambda: health.ready().ok)
+        own_broker.kill()
+        eventually(lambda: not health.ready().ok)
+        own_broker.start()
+        eventually(lambda: health.ready().ok)
+        assert health.unreachable_s() == 0
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "it did not come to hold in time"
+        time.sleep(0.02)

@@ -1,0 +1,196 @@
+"""The store on disk does what the store in memory does, whatever is done to it, and after it was saved and restored."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.engine.state import MemoryStore
+from pipeline.state.errors import StoreError
+from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
+
+keys = st.one_of(
+    st.sampled_from([b"", b"\x00", b"a", b"a\x00", b"ab", b"b", b"\xff", b"\xff\xff"]), st.binary(max_size=3)
+)
+values = st.one_of(st.just(b""), st.binary(max_size=40), st.integers(1, 30_000).map(bytes))
+steps = st.one_of(
+    st.tuples(st.just("put"), keys, values),
+    st.tuples(st.just("delete"), keys, st.just(b"")),
+    st.tuples(st.just("delete_range"), keys, keys),
+    st.tuples(st.just("scan"), keys, keys),
+    st.tuples(st.sampled_from(["settle", "settle", "undo", "restore", "flush"]), st.just(b""), st.just(b"")),
+)
+
+
+@pytest.fixture(scope="module")
+def memory() -> StoreMemory:
+    return StoreMemory(MINIMUM_BYTES)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(steps, max_size=40), st.lists(keys, min_size=1, max_size=10))
+def test_the_store_on_disk_is_the_store_in_memory(
+    memory: StoreMemory, done: list[tuple[str, bytes, bytes]], looked_up: list[bytes]
+) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        expected = MemoryStore()
+        store = RocksStore(Path(home, "0"), memory=memory)
+        opened = 1
+        for name, key, other in done:
+            if name == "put":
+                expected.put(key, other)
+                store.put(key, other)
+            elif name == "delete":
+                expected.delete(key)
+                store.delete(key)
+            elif name == "delete_range":
+                expected.delete_range(key, other)
+                store.delete_range(key, other)
+            elif name == "scan":
+                assert list(store.scan(key, other)) == list(expected.scan(key, other))
+            elif name == "settle":
+                expected.settle()
+                store.settle()
+            elif name == "undo":
+                expected.undo()
+                store.undo()
+            elif name == "flush":
+                store.release(store.freeze())
+            else:
+                # What is not settled is not saved.
+                expected.undo()
+                frozen = Path(store.freeze())
+                store.close()
+                store = RocksStore.restored(Path(home, str(opened)), frozen, memory=memory)
+                opened += 1
+            asked = [*looked_up, key]
+            assert store.get_many(asked) == expected.get_many(asked) == [store.get(one) for one in asked]
+        assert list(store.scan(b"", b"\xff" * 4)) == list(expected.scan(b"", b"\xff" * 4))
+        store.close()
+
+
+@pytest.fixture
+def store(memory: StoreMemory, tmp_path: Path) -> Iterator[RocksStore]:
+    one = RocksStore(tmp_path / "store", memory=memory)
+    yield one
+    one.close()
+
+
+def test_a_scan_bears_writes_while_it_runs(store: RocksStore) -> None:
+    expected = MemoryStore()
+    for one in (store, expected):
+        for number in range(0, 20, 2):
+            one.put(bytes([number]), b"settled")
+        one.settle()
+        one.put(b"\x05", b"pending")
+        one.put(b"\x0c", b"pending")
+    seen: list[list[tuple[bytes, bytes]]] = []
+    for one in (store, expected):
+        seen.append([])
+        for key, value in one.scan(b"\x01", b"\x12"):
+            seen[-1].append((key, value))
+            one.delete(b"\x06")
+            one.put(b"\x08", b"changed")
+    assert seen[0] == seen[1]
+    assert [key[0] for key, _ in seen[0]] == [2, 4, 5, 8, 10, 12, 14, 16]
+
+
+def test_a_range_is_forgotten_once_and_not_again(store: RocksStore) -> None:
+    store.put(b"b", b"1")
+    store.delete_range(b"a", b"c")
+    assert store.get(b"b") == b"1"
+    store.settle()
+    assert store.get(b"b") is None
+    store.put(b"b", b"2")
+    store.settle()
+    assert store.get(b"b") == b"2"
+    store.delete_range(b"a", b"c")
+    store.undo()
+    store.put(b"d", b"3")
+    store.settle()
+    assert store.get(b"b") == b"2"
+
+
+def test_what_is_frozen_stays_as_it_was_until_it_is_released(
+    store: RocksStore, memory: StoreMemory, tmp_path: Path
+) -> None:
+    store.put(b"a", b"first")
+    store.settle()
+    store.put(b"b", b"not settled")
+    frozen = store.freeze()
+    store.settle()
+    store.put(b"a", b"second")
+    store.settle()
+    other = store.freeze()
+    assert frozen != other
+    restored = RocksStore.restored(tmp_path / "restored", Path(frozen), memory=memory)
+    assert restored.get_many([b"a", b"b"]) == [b"first", None]
+    assert store.get_many([b"a", b"b"]) == [b"second", b"not settled"]
+    restored.close()
+    store.release(other)
+    store.release(other)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_store_begins_empty_and_removes_what_a_killed_one_left(memory: StoreMemory, tmp_path: Path) -> None:
+    left = tmp_path / "0"
+    left.mkdir()
+    (left / "CURRENT").write_bytes(b"rubbish")
+    (tmp_path / "0.frozen-7").mkdir()
+    (tmp_path / "01").mkdir()
+    store = RocksStore(left, memory=memory)
+    assert list(store.scan(b"", b"\xff")) == []
+    store.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["01"]
+
+
+def test_what_is_frozen_outlives_the_store(memory: StoreMemory, tmp_path: Path) -> None:
+    store = RocksStore(tmp_path / "0", memory=memory)
+    store.put(b"a", b"1")
+    store.settle()
+    frozen = Path(store.freeze())
+    store.close()
+    restored = RocksStore.restored(tmp_path / "1", frozen, memory=memory)
+    assert restored.get(b"a") == b"1"
+    restored.close()
+
+
+def test_stores_share_one_budget_of_memory(memory: StoreMemory, tmp_path: Path) -> None:
+    stores = [RocksStore(tmp_path / str(number), memory=memory) for number in range(3)]
+    for batch in range(40):
+        for store in stores:
+            for number in range(100):
+                store.put(b"%d-%d" % (batch, number), bytes(2_000))
+            store.settle()
+    for store in stores:
+        assert sum(1 for _ in store.scan(b"", b"\xff")) == 4_000
+    # 24 MB were written; unflushed writes are allowed to run over their quarter while a flush is under way.
+    assert memory.used_bytes() < 2 * MINIMUM_BYTES
+    for store in stores:
+        store.close()
+
+
+def test_a_damaged_table_is_an_error_and_not_a_gap(store: RocksStore, memory: StoreMemory, tmp_path: Path) -> None:
+    for number in range(2_000):
+        store.put(number.to_bytes(4, "big"), number.to_bytes(4, "big") * 20)
+    store.settle()
+    frozen = Path(store.freeze())
+    table = next(frozen.glob("*.sst"))
+    content = bytearray(table.read_bytes())
+    content[len(content) // 3] ^= 1
+    table.unlink()
+    table.write_bytes(content)
+    damaged = RocksStore.restored(tmp_path / "damaged", frozen, memory=memory)
+    with pytest.raises(StoreError, match="disk"):
+        list(damaged.scan(b"", b"\xff"))
+    with pytest.raises(StoreError, match="disk"):
+        damaged.get_many([number.to_bytes(4, "big") for number in range(2_000)])
+    damaged.close()
+
+
+def test_too_little_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="raise"):
+        StoreMemory(MINIMUM_BYTES - 1)

@@ -1,0 +1,330 @@
+"""Whatever was processed and taken back leaves no trace, and a state that was dumped and loaded goes on alike."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline.engine.card import CardPartition
+from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.journal import JournaledDict
+from pipeline.engine.learn import LearnPartition
+from pipeline.engine.placed import PlacedIndex
+from pipeline.engine.rerouting import rerouted
+from pipeline.engine.results import Result
+from pipeline.engine.score import ScorePartition
+from pipeline.engine.served import ServedDecisions
+from pipeline.engine.state import LoadedState, MemoryStore, StateDump
+from pipeline.engine.waiting import WaitingRoom
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.features.columns import MemoryColumn
+from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.scoring.river_factory import new_learner
+from pipeline.scoring.river_learner import LayerLearner
+from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
+from schemas.records import Output, Record
+from schemas.topics import EXAMPLES, PROFILED, REROUTED
+from tests.helpers.champion import active
+from tests.helpers.logs import START, Log, after
+from tests.unit.model_helpers import example
+from tests.unit.test_engine_card import busy_logs, interleaved, options
+from tests.unit.test_engine_feedback import happenings
+
+NOW = after(200)
+Partition = CardPartition | ScorePartition | FeedbackPartition | LearnPartition
+Batches = list[list[Record]]
+MODELS = active()
+
+
+class Kernel(NamedTuple):
+    """How to run one of the four."""
+
+    start: Callable[[Any, LoadedState | None], Partition]
+    work: Callable[[Any, Sequence[Record]], Result]
+    batches: Callable[[np.random.Generator], Batches]
+
+
+def card_batches(random: np.random.Generator) -> Batches:
+    """Transactions, some of them passed on from another partition, and labels."""
+    transactions, labels = busy_logs(int(random.integers(1 << 30)), 260)
+    found, passed_on = [], Log(REROUTED)
+    for bought, said in interleaved(transactions.records, labels.records, random):
+        here, there = [], []
+        for record in bought:
+            if random.random() < 0.2:
+                output = rerouted(record._replace(partition=1, headers=(("trace", None),)), "c1", 0)
+                passed = passed_on.append(output.value, START, output.key, output.headers)
+                there.append(passed)
+            else:
+                here.append(record)
+        found.append([*here, *there, *said])
+    return found
+
+
+def score_batches(random: np.random.Generator) -> Batches:
+    card = CardPartition(options(20, 20), None, MemoryStore())
+    log = Log(PROFILED)
+    for batch in card_batches(random):
+        log.take(card.process(batch, START))
+        card.settle()
+    return cut(log.records, random)
+
+
+def feedback_batches(random: np.random.Generator) -> Batches:
+    return cut([record for _, record in happenings(random, 250)], random)
+
+
+def learn_batches(random: np.random.Generator) -> Batches:
+    log = Log(EXAMPLES)
+    for number in range(150):
+        lightgbm = "base" if random.random() < 0.9 else "another"
+        log.append(msgspec.json.encode(example(number, lightgbm=lightgbm)))
+    return cut(log.records, random)
+
+
+def cut(records: Sequence[Record], random: np.random.Generator) -> Batches:
+    cuts = sorted({0, *random.integers(1, len(records), 30).tolist(), len(records)})
+    return [list(records[first:end]) for first, end in pairwise(cuts)]
+
+
+FEEDBACK = FeedbackOptions(
+    future_tolerance_us=300_000_000,
+    label_horizon_us=20 * US_PER_DAY,
+    maturity_us=15 * US_PER_DAY,
+    negative_sample_rate=0.5,
+    partitions=1,
+)
+
+
+def learn(state: LearnPartition, records: Sequence[Record]) -> Result:
+    """Learning has no outputs but the versions: publish every other batch."""
+    result = state.learn(records)
+    if records[-1].offset % 2:
+        result.outputs.append(Output(PROFILED, None, state.publish().to_payload()))
+    return result
+
+
+KERNELS = {
+    "card": Kernel(
+        lambda store, loaded: CardPartition(options(10, 10), None, store, loaded),
+        lambda state, records: state.process(records, NOW),
+        card_batches,
+    ),
+    "score": Kernel(
+        lambda store, loaded: ScorePartition("EUR", None, loaded),
+        lambda state, records: state.process(records, MODELS, NOW),
+        score_batches,
+    ),
+    "feedback": Kernel(
+        lambda store, loaded: FeedbackPartition(FEEDBACK, store, loaded),
+        lambda state, records: state.process(records, NOW),
+        feedback_batches,
+    ),
+    "learn": Kernel(
+        lambda store, loaded: LearnPartition(new_learner("base"), loaded=loaded),
+        learn,
+        learn_batches,
+    ),
+}
+
+
+class Run:
+    """A partition with its store, and the pages of its columns as a writer of snapshots puts them together."""
+
+    def __init__(self, kernel: Kernel, store: Any = None, loaded: LoadedState | None = None) -> None:
+        self.kernel, self.store = kernel, store or MemoryStore()
+        self.state = kernel.start(self.store, loaded)
+        self.columns: dict[str, MemoryColumn] = {}
+
+    def commit(self, records: Sequence[Record]) -> Result:
+        result = self.kernel.work(self.state, records)
+        self.state.settle()
+        return result
+
+    def abort(self, records: Sequence[Record]) -> None:
+        self.kernel.work(self.state, records)
+        self.state.undo()
+
+    def dump(self, full: bool = False) -> StateDump:
+        dump = self.state.dump(full=full)
+        for name, pages in dump.columns.items():
+            before = {} if full or name not in self.columns else self.columns[name].pages
+            self.columns[name] = MemoryColumn(pages.dtype, pages.items, {**before, **pages.changed})
+        return dump
+
+    def loaded_again(self, full: bool = False) -> "Run":
+        """A second run, from what a writer of snapshots has of this one."""
+        dump = self.dump(full)
+        again = Run(self.kernel, MemoryStore(self.store.items().items()), LoadedState(dump.values, dict(self.columns)))
+        again.columns = dict(self.columns)
+        return again
+
+
+def own_values(run: Run) -> dict[str, Any]:
+    """What the engine itself keeps; two arrays of windows may differ in layout and hold the same."""
+    values: dict[str, Any] = msgspec.msgpack.decode(run.state.dump(full=True).values)
+    values.pop("windows", None)
+    return values
+
+
+def told(result: Result) -> tuple[Any, ...]:
+    return result.outputs, result.counts
+
+
+def differences(kernel: Kernel, seed: int) -> list[str]:
+    """What tells a run with batches that were undone, again and again, from one without."""
+    random = np.random.default_rng(seed)
+    batches = kernel.batches(random)
+    straight, shaken = Run(kernel), Run(kernel)
+    found = []
+    for number, batch in enumerate(batches):
+        for _ in range(int(random.integers(0, 3))):
+            # What an abort takes back may have been cut otherwise than what is committed later.
+            ahead = [record for part in batches[number : number + int(random.integers(1, 5))] for record in part]
+            shaken.abort(ahead[: int(random.integers(1, len(ahead) + 1))])
+        if told(straight.commit(batch)) != told(shaken.commit(batch)):
+            found.append(f"batch {number} has other results")
+    if straight.store.items() != shaken.store.items():
+        found.append("the stores differ")
+    if own_values(straight) != own_values(shaken):
+        found.append("the values differ")
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_was_undone_leaves_no_trace(name: str, seed: int) -> None:
+    assert differences(KERNELS[name], seed) == []
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """An undo that was forgotten."""
+
+
+def newest_stays(kind: type[CardPartition] | type[FeedbackPartition]) -> Callable[[Any], None]:
+    undo = kind.undo
+
+    def forgetful(state: Any) -> None:
+        newest_us = state._newest_us
+        undo(state)
+        state._newest_us = newest_us
+
+    return forgetful
+
+
+FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
+    "card windows": ("card", CardWindows, "undo", nothing),
+    "card store": ("card", MemoryStore, "undo", nothing),
+    "card index": ("card", PlacedIndex, "undo", nothing),
+    "card waiting": ("card", WaitingRoom, "undo", nothing),
+    "card newest": ("card", CardPartition, "undo", newest_stays(CardPartition)),
+    "score windows": ("score", MerchantWindows, "undo", nothing),
+    "score offsets": ("score", JournaledDict, "undo", nothing),
+    "feedback store": ("feedback", MemoryStore, "undo", nothing),
+    "feedback served": ("feedback", ServedDecisions, "undo", nothing),
+    "feedback waiting": ("feedback", WaitingRoom, "undo", nothing),
+    "feedback newest": ("feedback", FeedbackPartition, "undo", newest_stays(FeedbackPartition)),
+    "learn model": ("learn", LayerLearner, "go_back", nothing),
+    "learn offsets": ("learn", LearnPartition, "undo", nothing),
+}
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_an_undo_that_is_forgotten_shows(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above would notice each part of a state whose undo is missing."""
+    name, kind, method, broken = FORGOTTEN[what]
+    monkeypatch.setattr(kind, method, broken)
+    assert differences(KERNELS[name], 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_loaded_dump_goes_on_alike(name: str, seed: int) -> None:
+    kernel, random = KERNELS[name], np.random.default_rng(seed)
+    batches = kernel.batches(random)
+    straight = Run(kernel)
+    straight.dump(full=True)
+    runs: list[Run] = []
+    outputs = 0
+    for number, batch in enumerate(batches):
+        if number % 8 == 4:
+            runs.append(straight.loaded_again(full=number % 16 == 4))
+            if len(runs) > 1:
+                # What was loaded can be dumped and loaded in its turn.
+                runs[0] = runs[0].loaded_again(full=bool(random.random() < 0.5))
+        result = straight.commit(batch)
+        outputs += len(result.outputs)
+        for run in runs:
+            run.abort(batch[: 1 + len(batch) // 2])
+            assert told(run.commit(batch)) == told(result)
+    assert len(runs) >= 2
+    assert outputs > 20 or name == "learn"
+    for run in runs:
+        assert run.store.items() == straight.store.items()
+        assert own_values(run) == own_values(straight)
+
+
+@pytest.mark.parametrize("name", ["card", "feedback"])
+def test_a_store_on_disk_does_not_show(name: str, tmp_path: Path) -> None:
+    """RocksDB in the place of memory, restored from its frozen files half-way, after batches that were undone."""
+    kernel = KERNELS[name]
+    memory = StoreMemory(MINIMUM_BYTES)
+    batches = kernel.batches(np.random.default_rng(11))
+    straight, on_disk = Run(kernel), Run(kernel, RocksStore(tmp_path / "first", memory=memory))
+    on_disk.dump(full=True)
+    for number, batch in enumerate(batches):
+        if number == len(batches) // 2:
+            dump = on_disk.dump()
+            assert dump.store is not None
+            store = RocksStore.restored(tmp_path / "second", Path(dump.store), memory=memory)
+            on_disk.state.close()
+            on_disk = Run(kernel, store, LoadedState(dump.values, on_disk.columns))
+        on_disk.abort(batch[: 1 + len(batch) // 2])
+        assert told(on_disk.commit(batch)) == told(straight.commit(batch))
+    assert dict(on_disk.store.scan(b"", b"\xff")) == dict(straight.store.scan(b"", b"\xff"))
+    on_disk.state.close()
+
+
+@pytest.mark.parametrize("name", ["card", "feedback"])
+def test_a_fold_of_the_recorded_batches_leaves_the_state_and_emits_nothing(name: str) -> None:
+    kernel = KERNELS[name]
+    batches = kernel.batches(np.random.default_rng(7))
+    live, folded = Run(kernel), Run(kernel._replace(work=lambda state, records: state.process(records, None)))
+    for batch in batches[:20]:
+        result = live.commit(batch)
+        silent = folded.commit(batch)
+        assert (silent.outputs, silent.counts) == ([], result.counts)
+    assert folded.store.items() == live.store.items()
+    assert own_values(folded) == own_values(live)
+    folded.kernel = kernel
+    for batch in batches[20:]:
+        assert told(live.commit(batch)) == told(folded.commit(batch))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batches_do_not_show_in_decisions_whatever_was_undone(seed: int) -> None:
+    """The score agent's batches are not recorded: a fold cuts the log as it likes."""
+    kernel, random = KERNELS["score"], np.random.default_rng(seed)
+    records = [record for batch in kernel.batches(random) for record in batch]
+    whole, parts = Run(kernel), Run(kernel)
+    expected = whole.commit(records)
+    assert len(expected.outputs) > 100
+    results = []
+    for batch in cut(records, random):
+        parts.abort(batch)
+        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            results.append(parts.commit(half))
+    for topic in {output.topic.name for output in expected.outputs}:
+        assert of(topic, [expected]) == of(topic, results)
+    fold = Run(kernel._replace(work=lambda state, batch: state.fold(batch) or Result()))
+    for batch in cut(records, random):
+        fold.commit(batch)
+    assert own_values(fold) == own_values(parts) == own_values(whole)
+
+
+def of(topic: str, results: Sequence[Result]) -> list[Output]:
+    return [output for result in results for output in result.outputs if output.topic.name == topic]

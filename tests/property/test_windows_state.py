@@ -1,0 +1,303 @@
+"""The windows' state is bounded, can be taken back, saved and loaded, and none of it shows in a feature."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import CARD_FEATURES, HORIZON_US, MERCHANT_FEATURES
+from pipeline.features.columns import Storage
+from pipeline.features.kernel import CardProfile, CardWindows, MerchantWindows
+from pipeline.features.tables import Tables
+from pipeline.state.mapped import MappedStorage
+from tests.helpers.timelines import Saved, Windows, contents
+from tests.property.strategies import (
+    DAY,
+    START_US,
+    busy_card_log,
+    busy_merchant_log,
+    card_logs,
+    merchant_logs,
+    passing_cards_log,
+    passing_merchants_log,
+)
+from tests.property.test_features import assert_agrees, profile_cards, profile_merchants
+from tests.reference.features import card_cases, card_features, merchant_features
+
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+seeds = st.integers(0, 2**32)
+OPERATIONS = ("settle", "settle", "undo", "dump", "full", "load")
+plans = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(1, 400)), max_size=25)
+Plan = list[tuple[str, int]]
+
+
+def profile(windows: Windows) -> Callable[[pd.DataFrame], NDArray[np.float64]]:
+    return profile_cards(windows) if isinstance(windows, CardWindows) else profile_merchants(windows)
+
+
+def run(
+    windows: Windows, log: pd.DataFrame, plan: Plan, anew: Callable[[], Windows]
+) -> tuple[NDArray[np.float64], Windows]:
+    """Features of ``log``, profiled in batches of the plan's sizes, after each of which its operation is done."""
+    features: list[NDArray[np.float64]] = []
+    saved, start = Saved(), 0
+    saved.take(windows.dump(full=True))
+    for number in range(len(log)):
+        if start >= len(log):
+            break
+        operation, size = plan[number] if number < len(plan) else ("settle", 100)
+        batch = log.iloc[start : start + size]
+        if operation == "undo":
+            before, newest_us = contents(windows), windows.newest_us
+            for part in (batch.iloc[: size // 2], batch.iloc[size // 2 :]):
+                profile(windows)(part)
+            windows.undo()
+            assert contents(windows) == before
+            assert windows.newest_us == newest_us
+        features.append(profile(windows)(batch))
+        windows.settle()
+        start += size
+        if operation in ("dump", "full", "load"):
+            saved.take(windows.dump(full=operation == "full"))
+            assert saved.whole()
+        if operation == "load":
+            before = contents(windows)
+            windows.close()
+            windows = anew()
+            windows.load(saved.values, saved.columns)
+            assert contents(windows) == before
+    contents(windows)
+    return np.vstack(features), windows
+
+
+@relaxed
+@given(card_logs(), plans)
+def test_cards_equal_the_reference_whatever_is_done_between(log: pd.DataFrame, plan: Plan) -> None:
+    plan = [(operation, size % 12 + 1) for operation, size in plan]
+    got, _ = run(CardWindows(), log, plan, CardWindows)
+    assert_agrees(got, card_features(log), CARD_FEATURES, log)
+
+
+@relaxed
+@given(merchant_logs(), plans)
+def test_merchants_equal_the_reference_whatever_is_done_between(log: pd.DataFrame, plan: Plan) -> None:
+    plan = [(operation, size % 12 + 1) for operation, size in plan]
+    got, _ = run(MerchantWindows(), log, plan, MerchantWindows)
+    assert_agrees(got, merchant_features(log), MERCHANT_FEATURES, log)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds, plans, st.booleans())
+def test_long_logs_do_not_show_what_is_done_between(seed: int, plan: Plan, busy: bool) -> None:
+    """Against one call that never settles, sweeps or loads."""
+    cards = busy_card_log(seed, 1_500) if busy else passing_cards_log(seed, 1_500)
+    merchants = busy_merchant_log(seed, 1_500) if busy else passing_merchants_log(seed, 1_500)
+    got, _ = run(CardWindows(), cards, plan, CardWindows)
+    assert got.tobytes() == profile_cards(CardWindows())(cards).tobytes()
+    got, _ = run(MerchantWindows(), merchants, plan, MerchantWindows)
+    assert got.tobytes() == profile_merchants(MerchantWindows())(merchants).tobytes()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_entities_that_pass_equal_the_reference(seed: int) -> None:
+    cards, merchants = passing_cards_log(seed, 700), passing_merchants_log(seed, 700)
+    got, _ = run(CardWindows(), cards, [("settle", 20)] * 40, CardWindows)
+    assert_agrees(got, card_features(cards), CARD_FEATURES, cards)
+    got, _ = run(MerchantWindows(), merchants, [("settle", 20)] * 40, MerchantWindows)
+    assert_agrees(got, merchant_features(merchants), MERCHANT_FEATURES, merchants)
+
+
+def whole_profile(windows: CardWindows, log: pd.DataFrame) -> CardProfile:
+    return windows.profile(
+        log["card_id"].tolist(), log["merchant_id"].tolist(),
+        *(log[name].to_numpy() for name in ("event_time_us", "amount_minor", "counts", "hour", "weekday")),
+    )  # fmt: skip
+
+
+@relaxed
+@given(st.one_of(card_logs(), st.integers(0, 99).map(lambda seed: passing_cards_log(seed, 200))), st.integers(1, 30))
+def test_cases_are_those_of_the_reference(log: pd.DataFrame, size: int) -> None:
+    windows, want = CardWindows(), card_cases(log)
+    for start in range(0, len(log), size):
+        batch, expected = log.iloc[start : start + size], want.iloc[start : start + size]
+        whole_profile(windows, log.iloc[start:])
+        windows.undo()
+        got = whole_profile(windows, batch)
+        windows.settle()
+        assert got.case_start_us.tolist() == expected["case_start_us"].tolist()
+        assert got.case_sequence.tolist() == expected["case_sequence"].tolist()
+
+
+def test_a_card_is_known_until_it_is_forgotten() -> None:
+    windows, log = CardWindows(), passing_cards_log(0, 1)
+    card = log["card_id"].iloc[0]
+    assert not windows.knows(card)
+    profile_cards(windows)(log)
+    assert windows.knows(card)
+    windows.undo()
+    assert not windows.knows(card)
+    profile_cards(windows)(log)
+    windows.settle()
+    for days in (0, HORIZON_US // DAY):
+        other = log.assign(card_id="other", event_time_us=log["event_time_us"] + days * DAY)
+        assert windows.knows(card)
+        profile_cards(windows)(other)
+        windows.settle()
+    assert windows.knows_each([card, "other", card]).tolist() == [False, True, False]
+
+
+def test_the_newest_time_is_the_partitions() -> None:
+    windows = MerchantWindows()
+    assert windows.newest_us == 0
+    log = passing_merchants_log(1, 300)
+    profile_merchants(windows)(log)
+    assert windows.newest_us == log.loc[log["kind"] == "transaction", "event_time_us"].max()
+    windows.undo()
+    assert windows.newest_us == 0
+
+
+@pytest.mark.parametrize("kind", ["cards", "merchants"])
+def test_state_stays_bounded_while_entities_come_and_go(kind: str) -> None:
+    """A year and a half of entities that live for a day or two: the tables stop growing."""
+    windows: Windows = CardWindows() if kind == "cards" else MerchantWindows()
+    make = passing_cards_log if kind == "cards" else passing_merchants_log
+    log = make(5, 3_000)
+    days = (log["event_time_us"].max() - START_US) / DAY
+    assert days > 10 * HORIZON_US / DAY
+    used = []
+    for start in range(0, len(log), 50):
+        profile(windows)(log.iloc[start : start + 50])
+        windows.settle()
+        used.append(windows.nbytes)
+    held = contents(windows)
+    assert max(used[len(used) // 3 :]) <= 1.3 * max(used[: len(used) // 3])
+    floor_us = windows.newest_us - HORIZON_US
+    live = sum(time > floor_us for one in held.values() for time, *_ in one.events)
+    assert windows.events < 3 * live + 200
+    names = log["card_id" if kind == "cards" else "merchant_id"]
+    assert len(held) < 0.5 * names.nunique()
+
+
+def test_only_what_changed_is_dumped_again() -> None:
+    windows, log = CardWindows(), busy_card_log(0, 3_000)
+    many = log.assign(card_id=[f"c{k}" for k in range(len(log))])
+    for _ in range(10):
+        profile_cards(windows)(many)
+        many["event_time_us"] += 1
+    windows.settle()
+    _, first = windows.dump(full=True)
+    profile_cards(windows)(many.iloc[-1:])
+    windows.settle()
+    _, second = windows.dump()
+    assert sum(len(column.changed) for column in second.values()) <= 6
+    assert sum(len(column.changed) for column in first.values()) > 20
+    assert not any(column.changed for column in windows.dump()[1].values())
+    assert all(column.changed for column in windows.dump(full=True)[1].values())
+
+
+def test_what_is_not_settled_is_not_dumped() -> None:
+    windows = CardWindows()
+    profile_cards(windows)(busy_card_log(0, 10))
+    with pytest.raises(RuntimeError, match="settle or undo"):
+        windows.dump()
+    with pytest.raises(RuntimeError, match="empty windows"):
+        windows.load(b"", {})
+
+
+def test_a_dump_that_does_not_fit_is_refused() -> None:
+    windows = CardWindows()
+    profile_cards(windows)(busy_card_log(0, 10))
+    windows.settle()
+    saved = Saved()
+    saved.take(windows.dump(full=True))
+    with pytest.raises(ValueError, match="bytes of values"):
+        CardWindows().load(saved.values[:-8], saved.columns)
+    with pytest.raises(ValueError, match="lack the column"):
+        CardWindows().load(saved.values, {})
+    shorter = {name: column._replace(items=column.items - 1) for name, column in saved.columns.items()}
+    with pytest.raises(ValueError, match="items of <i8"):
+        CardWindows().load(saved.values, shorter)
+
+
+def test_columns_of_unequal_lengths_are_refused() -> None:
+    log = busy_card_log(0, 10)
+    with pytest.raises(ValueError, match="every column must have 9 rows"):
+        CardWindows().profile(
+            ["c"] * 9, ["m"] * 9,
+            *(log[name].to_numpy() for name in ("event_time_us", "amount_minor", "counts", "hour", "weekday")),
+        )  # fmt: skip
+
+
+def test_busy_timelines_grow_large_chunks_and_take_late_events() -> None:
+    """Chunks of every size, split by late events, against one run that never undoes."""
+    size = 60_000
+    generator = np.random.default_rng(3)
+    times = START_US + np.arange(size) * 1_000_000
+    times[generator.random(size) < 0.02] -= DAY // 4
+    log = (
+        busy_card_log(0, 1)
+        .iloc[np.zeros(size, int)]
+        .assign(
+            card_id=np.where(generator.random(size) < 0.9, "hot", "warm"),
+            event_time_us=times,
+            amount_minor=generator.integers(1, 10**13, size),
+            counts=True,
+        )
+    )
+    windows = CardWindows()
+    got = []
+    for start in range(0, size, 10_000):
+        batch = log.iloc[start : start + 10_000]
+        profile_cards(windows)(batch)
+        windows.undo()
+        got.append(profile_cards(windows)(batch))
+        windows.settle()
+    held = contents(windows)
+    assert max(len(one.events) for one in held.values()) > 50_000
+    chunks = windows._tables.state.chunks
+    assert len(chunks) // 13 < 2_000
+    # The last rows, by hand.
+    features = np.vstack(got)
+    hot = log.iloc[:-1][(log["card_id"] == log["card_id"].iloc[-1]).to_numpy()[:-1]]
+    within = hot[hot["event_time_us"] > times[-1] - 3_600_000_000]
+    within = within[within["event_time_us"] <= times[-1]]
+    assert features[-1, CARD_FEATURES.index("card_count_1h")] == len(within)
+    assert features[-1, CARD_FEATURES.index("card_sum_1h")] == int(within["amount_minor"].sum()) / 100
+    assert features[-1, CARD_FEATURES.index("card_max_1h")] == within["amount_minor"].max() / 100
+    assert features[-1, CARD_FEATURES.index("card_min_1h")] == within["amount_minor"].min() / 100
+
+
+def storages(directory: Path) -> Callable[[], Storage]:
+    return lambda: MappedStorage(directory)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_mapped_files_hold_the_same(seed: int, tmp_path: Path) -> None:
+    cards, merchants = passing_cards_log(seed, 1_500), busy_merchant_log(seed, 1_500)
+    plan = [(OPERATIONS[k % 6], 60) for k in range(30)]
+    opened = storages(tmp_path / "cards")
+    got, windows = run(CardWindows(opened()), cards, plan, lambda: CardWindows(opened()))
+    assert got.tobytes() == profile_cards(CardWindows())(cards).tobytes()
+    windows.close()
+    opened = storages(tmp_path / "merchants")
+    got, windows = run(MerchantWindows(opened()), merchants, plan, lambda: MerchantWindows(opened()))
+    assert got.tobytes() == profile_merchants(MerchantWindows())(merchants).tobytes()
+    assert any((tmp_path / "merchants").iterdir())
+    windows.close()
+    assert not (tmp_path / "merchants").exists() or not any((tmp_path / "merchants").iterdir())
+
+
+def test_tables_grow_by_what_is_needed() -> None:
+    windows = CardWindows()
+    log = busy_card_log(0, 1).iloc[np.zeros(9_000, int)].assign(card_id=[f"c{k}" for k in range(9_000)])
+    got = profile_cards(windows)(log)
+    windows.undo()
+    assert contents(windows) == {}
+    assert profile_cards(windows)(log).tobytes() == got.tobytes()
+    assert len(contents(windows)) == 9_000
+    assert isinstance(windows._tables, Tables)

@@ -1,0 +1,254 @@
+"""Late, early, repeated, at the same instant, from the future: what becomes of a record by its order and its times."""
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from pipeline.engine import card as card_module
+from pipeline.engine import feedback as feedback_module
+from pipeline.engine.card import CardPartition
+from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.placed import Placed, PlacedIndex
+from pipeline.engine.results import Result
+from pipeline.engine.served import ServedDecisions
+from pipeline.engine.state import MemoryStore
+from pipeline.engine.waiting import WaitingRoom
+from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
+from schemas.messages import ProfiledTransaction
+from schemas.records import Record
+from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, TRANSACTIONS
+from tests.helpers.logs import START, Log, after, decision, label, microseconds, reason, to, transaction
+from tests.unit.test_engine_card import NOW, Desk, bought, everything, options, told, values_of
+
+
+def counted(result: Result, window: str = "1d") -> float:
+    """How many transactions of its card a single profiled transaction finds in a window."""
+    (message,) = bought(result)
+    return values_of(message.card_features)[CARD_FEATURES.index(f"card_count_{window}")]
+
+
+def test_a_late_transaction_takes_its_place_in_event_time() -> None:
+    desk = Desk()
+    desk.buy(0, after(1))
+    desk.buy(1, after(3))
+    assert counted(desk.buy(2, after(1, hours=1), arrived=after(3))) == 1
+    assert counted(desk.buy(3, after(1, hours=2), arrived=after(3))) == 2
+    assert counted(desk.buy(4, after(3, hours=1))) == 1
+
+
+def test_transactions_of_the_same_instant_stand_in_the_order_of_the_log() -> None:
+    desk = Desk()
+    assert [counted(desk.buy(number, after(1))) for number in range(4)] == [0, 1, 2, 3]
+    (message,) = bought(desk.buy(4, after(1)))
+    assert values_of(message.card_features)[CARD_FEATURES.index("card_seconds_since_last")] == 0
+
+
+def test_a_repeat_in_the_same_batch_and_in_a_later_one_emits_nothing() -> None:
+    log, state = Log(TRANSACTIONS), CardPartition(options(), None, MemoryStore())
+    result = state.process([log.append(transaction(0)), log.append(transaction(0))], NOW)
+    assert (len(bought(result)), result.counts["duplicate", ""]) == (1, 1)
+    state.settle()
+    result = state.process([log.append(transaction(0)), log.append(transaction(1))], NOW)
+    assert [message.transaction_id for message in bought(result)] == ["t1"]
+
+
+def test_old_transactions_that_are_sent_twice_are_repeats() -> None:
+    """The horizon counts from when the first was accepted: a history that is filled in is decided once."""
+    desk = Desk(dedup_days=10, label_days=10)
+    desk.buy(0, after(200))
+    assert bought(desk.buy(1, after(2), arrived=after(200)))
+    assert not bought(desk.buy(1, after(2), arrived=after(200)))
+    desk.buy(2, after(210))
+    assert not bought(desk.buy(1, after(2), arrived=after(210)))
+    desk.buy(3, after(210, microseconds=1))
+    assert bought(desk.buy(1, after(2), arrived=after(211)))
+
+
+def test_a_transaction_a_year_ahead_of_its_arrival_moves_no_time() -> None:
+    """A producer's clock runs a year ahead; the topic says when its records arrived."""
+    desk = Desk(dedup_days=10, label_days=10)
+    desk.buy(0)
+    desk.say(1, after(hours=1))
+    (dead,) = to(DEAD_LETTERS, desk.buy(9, after(365), arrived=after(hours=2)))
+    assert reason(dead, "error") == "event_time_in_future"
+    (dead,) = to(DEAD_LETTERS, desk.say(0, after(365), arrived=after(hours=2)))
+    assert reason(dead, "error") == "labelled_at_in_future"
+    # Nothing is forgotten or given up because of it.
+    assert counted(desk.buy(2, after(hours=3))) == 1
+    assert not bought(desk.buy(0))
+    assert told(desk.buy(1, after(hours=4))) == [("t1", "fraud", microseconds(after(hours=1)))]
+
+
+def test_the_tolerance_of_the_future_is_exact() -> None:
+    desk = Desk()
+    assert bought(desk.buy(0, after(seconds=300), arrived=START))
+    assert to(DEAD_LETTERS, desk.buy(1, after(seconds=300, microseconds=1), arrived=START))
+
+
+def test_a_label_before_its_transaction_waits_and_one_of_an_unknown_transaction_is_set_aside() -> None:
+    desk = Desk()
+    assert everything(desk.say(0, after(hours=1))) == ([], {("label", "early"): 1})
+    assert everything(desk.say(404, after(hours=1))) == ([], {("label", "early"): 1})
+    assert told(desk.buy(0, after(hours=2))) == [("t0", "fraud", microseconds(after(hours=1)))]
+    (dead,) = to(DEAD_LETTERS, desk.buy(1, after(8)))
+    assert reason(dead, "error") == "label_without_transaction"
+    assert not [key for key in desk.store.items() if key[:1] in b"wix"]
+
+
+def test_transactions_of_a_batch_come_before_its_labels() -> None:
+    desk = Desk()
+    early = desk.labels.append(label(0, after(hours=1)), after(hours=1))
+    bought_ = desk.transactions.append(transaction(0), START)
+    result = desk.work([early, bought_])
+    assert result.counts == {("accepted", ""): 1, ("label", "first"): 1}
+
+
+def test_a_flood_of_labels_takes_no_memory_and_is_given_up_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card_module, "GIVE_UP_AT_MOST", 100)
+    desk = Desk()
+    desk.work([desk.labels.append(label(1_000 + n, after(1)), after(1)) for n in range(450)])
+    waiting = desk.state._waiting.state
+    assert waiting.count == 450
+    assert len(desk.state.dump().values) < 20_000 + len(desk.state._windows.dump()[0])
+    given_up = [len(to(DEAD_LETTERS, desk.buy(number, after(20)))) for number in range(6)]
+    assert given_up == [100, 100, 100, 100, 50, 0]
+    assert desk.state._waiting.state.count == 0
+    assert {key[:1] for key in desk.store.items()} == {b"t", b"d"}
+
+
+def test_many_labels_of_one_transaction_that_is_not_there() -> None:
+    desk = Desk()
+    for number in range(50):
+        desk.say(0, after(hours=1, seconds=number), "fraud" if number % 2 else "legitimate")
+    result = desk.buy(0, after(hours=2))
+    assert len(told(result)) == 50
+    assert desk.state._waiting.state.count == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_when_the_index_forgets_does_not_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies behind the horizons is as if it were not there, however late it is swept."""
+    random = np.random.default_rng(seed)
+    transactions, labels = Log(TRANSACTIONS), Log(LABELS)
+    batches: list[list[Record]] = []
+    for number in range(200):
+        days = number * 0.5
+        of = max(number - int(random.integers(0, 70)), 0)
+        batches.append([transactions.append(transaction(number, after(days)), after(days))])
+        if random.random() < 0.5:
+            # A repeat, from long ago or from just now.
+            batches.append([transactions.append(transaction(of, after(0.5 * of)), after(days))])
+        known_at = days - float(random.choice([0, 10, 20]))
+        if known_at >= 0:
+            batches.append([labels.append(label(of, after(known_at)), after(known_at))])
+    prompt, slow = (CardPartition(options(10, 10), None, MemoryStore()) for _ in range(2))
+    results = [prompt.process(batch, NOW) for batch in batches]
+    monkeypatch.setattr(PlacedIndex, "forget_before", lambda *_: None)
+    assert [everything(slow.process(batch, NOW)) for batch in batches] == [everything(result) for result in results]
+    assert sum(result.counts["duplicate", ""] for result in results) > 10
+    assert sum(len(told(result)) for result in results) > 10
+
+
+def test_the_index_is_swept_a_bounded_number_at_a_time() -> None:
+    store = MemoryStore()
+    index = PlacedIndex(store)
+    digests = [bytes([number]) * 16 for number in range(100)]
+    for number, digest in enumerate(digests):
+        index.add(digest, Placed("m", 0, number * US_PER_DAY // 10))
+    # One of the first day is accepted again later.
+    index.add(digests[0], Placed("m", 0, 9 * US_PER_DAY))
+    store.settle()
+    held = []
+    for _ in range(6):
+        index.forget_before(5, 12)
+        store.settle()
+        held.append(sum(key[:1] == b"t" for key in store.items()))
+    assert held == [89, 77, 65, 53, 51, 51]
+    assert index.find([digests[0], digests[1], digests[50]]) == [
+        Placed("m", 0, 9 * US_PER_DAY),
+        None,
+        Placed("m", 0, 5 * US_PER_DAY),
+    ]
+    index.forget_before(10, 1_000)
+    store.settle()
+    assert store.items() == {}
+
+
+def test_waiting_items_come_oldest_first_and_once() -> None:
+    store = MemoryStore()
+    room = WaitingRoom(store)
+    for number, at_us in enumerate([50, 10, 30, 10, 70]):
+        room.add(b"a" * 16 if number % 2 else b"b" * 16, at_us, b"%d" % number)
+    assert [item.payload for item in room.items(b"b" * 16)] == [b"0", b"2", b"4"]
+    assert room.awaited([b"b" * 16, b"c" * 16]) == [b"b" * 16]
+    assert room.take_older(10, 9) == []
+    assert [item.payload for item in room.take_older(60, 2)] == [b"1", b"3"]
+    assert room.awaited([b"a" * 16]) == []
+    assert [item.payload for item in room.take_older(60, 9)] == [b"2", b"0"]
+    room.add(b"a" * 16, 5, b"older")
+    assert [item.payload for item in room.take_older(100, 9)] == [b"older", b"4"]
+    assert room.take_older(100, 9) == []
+    store.settle()
+    assert store.items() == {}
+
+
+def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedback_module, "PRESUME_AT_MOST", 40)
+    state = FeedbackPartition(feedback_options(rate=1.0), MemoryStore())
+    log = Log(DECISIONS)
+    state.process([log.append(decision(number, after(minutes=number))) for number in range(100)], NOW)
+    told_of = []
+    for number in range(4):
+        result = state.process([log.append(decision(100 + number, after(40)))], NOW)
+        state.settle()
+        told_of.append(len(to(EXAMPLES, result)))
+    assert told_of == [40, 40, 20, 0]
+
+
+def test_a_decision_behind_the_horizon_is_not_kept() -> None:
+    store = MemoryStore()
+    state, log, labels = FeedbackPartition(feedback_options(), store), Log(DECISIONS), Log(LABELS)
+    for number, days in ((0, 200), (1, 1)):
+        state.process([log.append(decision(number, after(days)))], NOW)
+        state.settle()
+    assert sum(key[:1] == b"s" for key in store.items()) == 1
+    assert state.process([labels.append(label(1, after(199)), after(199))], NOW).counts == {("label", "early"): 1}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_when_decisions_are_forgotten_does_not_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(seed)
+    decisions, labels = Log(DECISIONS), Log(LABELS)
+    batches: list[list[Record]] = []
+    for number in range(250):
+        days = number * 0.5
+        batches.append([decisions.append(decision(number, after(days)), after(days))])
+        of = max(number - int(random.integers(0, 110)), 0)
+        known_at = after(days) - timedelta(days=float(random.choice([0, 5])))
+        batches.append([labels.append(label(of, known_at), known_at)])
+    options_ = feedback_options(rate=0.5, horizon_days=20)
+    prompt, slow = FeedbackPartition(options_, MemoryStore()), FeedbackPartition(options_, MemoryStore())
+    results = [prompt.process(batch, NOW) for batch in batches]
+    monkeypatch.setattr(ServedDecisions, "forget_before", lambda *_: None)
+    assert [everything(slow.process(batch, NOW)) for batch in batches] == [everything(result) for result in results]
+    assert sum(len(result.outputs) for result in results) > 50
+
+
+def feedback_options(rate: float = 1e-9, horizon_days: int = 120) -> FeedbackOptions:
+    return FeedbackOptions(
+        future_tolerance_us=300_000_000,
+        label_horizon_us=horizon_days * US_PER_DAY,
+        maturity_us=30 * US_PER_DAY,
+        negative_sample_rate=rate,
+        partitions=1,
+    )
+
+
+def test_a_case_outlives_a_late_transaction() -> None:
+    desk = Desk()
+    found: list[ProfiledTransaction] = []
+    for number, at in enumerate([after(1), after(3), after(2), after(3, hours=1)]):
+        found += bought(desk.buy(number, at, arrived=after(4)))
+    assert [message.case_sequence for message in found] == [1, 1, 2, 3]
+    assert len({message.case_id for message in found}) == 2

@@ -1,0 +1,286 @@
+"""Records that lie elsewhere than Java's partitioner would have put them find the way to their card's partition."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from pipeline.engine.card import CardPartition
+from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.placement import murmur2, partition_of
+from pipeline.engine.rerouting import HEADERS, NotRerouted, original, rerouted
+from pipeline.engine.results import Result
+from pipeline.engine.state import MemoryStore
+from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
+from schemas.messages import ProfiledTransaction, SourceRecord
+from schemas.records import Headers, Record
+from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
+from tests.helpers.logs import START, Log, after, decision, decode_example, label, microseconds, reason, to, transaction
+from tests.unit.test_engine_card import bought, options, told, values_of
+
+NOW = after(100)
+PARTITIONS = 4
+HOME = partition_of("c1", PARTITIONS)
+ELSEWHERE = (HOME + 1) % PARTITIONS
+TRACE: Headers = (("trace", b"abc"), ("empty", None), ("rerouted-topic", b"a producer's own"))
+
+
+class Cluster:
+    """The card agent's partitions with their logs; what is passed on is read before the next record."""
+
+    def __init__(self) -> None:
+        self.stores = [MemoryStore() for _ in range(PARTITIONS)]
+        self.states = [CardPartition(options(partitions=PARTITIONS), None, store) for store in self.stores]
+        self.logs = {
+            topic: [Log(topic, partition) for partition in range(PARTITIONS)]
+            for topic in (TRANSACTIONS, LABELS, REROUTED)
+        }
+        self.hops = 0
+
+    def buy(self, number: int, at: datetime = START, partition: int = HOME, **changes: Any) -> Result:
+        record = self.logs[TRANSACTIONS][partition].append(transaction(number, at, **changes), at, b"key", TRACE)
+        return self.work(partition, record)
+
+    def say(self, number: int, at: datetime, partition: int = HOME, **changes: Any) -> Result:
+        record = self.logs[LABELS][partition].append(label(number, at, **changes), at, None, TRACE)
+        return self.work(partition, record)
+
+    def work(self, partition: int, *records: Record) -> Result:
+        whole = Result()
+        result = self.states[partition].process(records, NOW)
+        self.states[partition].settle()
+        whole.counts += result.counts
+        for output in result.outputs:
+            if output.topic is not REROUTED:
+                whole.outputs.append(output)
+                continue
+            assert output.partition is not None
+            self.hops += 1
+            # It arrives there much later than it was written.
+            passed = self.logs[REROUTED][output.partition].append(output.value, after(90), output.key, output.headers)
+            further = self.work(output.partition, passed)
+            whole.outputs += further.outputs
+            whole.counts += further.counts
+        return whole
+
+
+def test_java_s_partitioner_is_followed() -> None:
+    """The vectors of Kafka's own test of its hash, and what toPositive makes of them."""
+    known = {
+        b"21": -973932308,
+        b"foobar": -790332482,
+        b"a-little-bit-long-string": -985981536,
+        b"a-little-bit-longer-string": -1486304829,
+        b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+        b"abc": 479470107,
+    }
+    for key, signed in known.items():
+        assert murmur2(key) == signed % 2**32
+        assert partition_of(key.decode(), 17) == (signed & 0x7FFFFFFF) % 17
+    assert partition_of("c", 1) == 0
+    assert partition_of("Müller", 1_000) == (murmur2("Müller".encode()) & 0x7FFFFFFF) % 1_000
+
+
+def test_a_record_elsewhere_is_passed_on_as_it_is() -> None:
+    cluster = Cluster()
+    record = cluster.logs[TRANSACTIONS][ELSEWHERE].append(transaction(1), START, None, TRACE)
+    result = cluster.states[ELSEWHERE].process([record], NOW)
+    (output,) = result.outputs
+    assert (output.topic, output.partition, output.key, output.value) == (REROUTED, HOME, b"c1", record.value)
+    assert output.headers == (
+        *TRACE,
+        ("rerouted-topic", b"transactions"),
+        ("rerouted-partition", str(ELSEWHERE).encode()),
+        ("rerouted-offset", b"0"),
+        ("rerouted-timestamp-ms", str(record.timestamp_ms).encode()),
+        ("rerouted-key", None),
+    )
+    assert result.counts == {("rerouted", "transactions"): 1}
+
+
+def test_what_was_passed_on_is_profiled_as_if_it_had_lain_at_home() -> None:
+    cluster, at_home = Cluster(), Cluster()
+    for number in range(6):
+        partition = ELSEWHERE if number % 2 else HOME
+        (message,) = bought(cluster.buy(number, after(hours=number), partition))
+        (expected,) = bought(at_home.buy(number, after(hours=number)))
+        assert message.card_features == expected.card_features
+        assert (message.case_id, message.case_sequence) == (expected.case_id, expected.case_sequence)
+        assert message.transaction == expected.transaction
+        assert message.source == SourceRecord(topic="transactions", partition=partition, offset=number // 2)
+        read = SourceRecord(topic="rerouted", partition=HOME, offset=number // 2)
+        assert message.read == (read if number % 2 else None)
+    assert cluster.hops == 3
+
+
+def test_a_record_without_a_key_is_placed_by_its_card() -> None:
+    cluster = Cluster()
+    found: list[ProfiledTransaction] = []
+    for number in range(8):
+        record = cluster.logs[TRANSACTIONS][number % PARTITIONS].append(transaction(number), START, None)
+        found += bought(cluster.work(record.partition, record))
+    counts = [values_of(message.card_features)[CARD_FEATURES.index("card_count_1d")] for message in found]
+    assert counts == list(range(8))
+    assert cluster.hops == 6
+
+
+def test_a_repeat_in_another_partition_is_a_repeat() -> None:
+    cluster = Cluster()
+    assert bought(cluster.buy(1))
+    result = cluster.buy(1, partition=ELSEWHERE)
+    assert result.outputs == []
+    assert result.counts == {("rerouted", "transactions"): 1, ("duplicate", ""): 1}
+    other_way = Cluster()
+    assert bought(other_way.buy(1, partition=ELSEWHERE))
+    assert other_way.buy(1).counts == {("duplicate", ""): 1}
+
+
+def test_a_label_elsewhere_finds_its_transaction_from_the_time_it_came() -> None:
+    cluster = Cluster()
+    cluster.buy(1)
+    result = cluster.say(1, after(3), ELSEWHERE)
+    assert told(result) == [("t1", "fraud", microseconds(after(3)))]
+    assert result.counts == {("rerouted", "labels"): 1, ("label", "first"): 1}
+
+
+def test_a_label_elsewhere_may_come_before_its_transaction_elsewhere() -> None:
+    cluster = Cluster()
+    assert cluster.say(1, after(hours=1), ELSEWHERE).counts["label", "early"] == 1
+    assert told(cluster.buy(1, after(hours=2), (HOME + 2) % PARTITIONS)) == [
+        ("t1", "fraud", microseconds(after(hours=1)))
+    ]
+
+
+def test_an_unreadable_record_is_set_aside_where_it_lies() -> None:
+    cluster = Cluster()
+    result = cluster.buy(1, partition=ELSEWHERE, amount=-1)
+    (dead,) = to(DEAD_LETTERS, result)
+    assert [reason(dead, name) for name in ("topic", "partition", "error")] == [
+        "transactions",
+        str(ELSEWHERE),
+        "amount_negative",
+    ]
+    assert cluster.hops == 0
+
+
+def test_a_dead_letter_of_a_passed_on_record_names_where_it_lay() -> None:
+    cluster = Cluster()
+    cluster.say(404, after(1), ELSEWHERE)
+    (dead,) = to(DEAD_LETTERS, cluster.buy(1, after(9)))
+    assert reason(dead, "error") == "label_without_transaction"
+    assert [reason(dead, name) for name in ("topic", "partition", "offset")] == ["labels", str(ELSEWHERE), "0"]
+    assert reason(dead, "timestamp-ms") == str(microseconds(after(1)) // 1_000)
+    # Key and headers are the producer's: none of those under which it was passed on.
+    assert dead.key is None
+    assert dead.headers[:3] == TRACE
+    assert dead.headers[3][0] == "dead-letter-topic"
+
+
+def test_the_time_of_arrival_is_the_first_one() -> None:
+    """An event that came too early for its own record is not made acceptable by the way it took."""
+    cluster = Cluster()
+    record = cluster.logs[TRANSACTIONS][HOME].append(transaction(1, after(2)), after(1))
+    passed = rerouted(record, "c1", HOME)
+    again = cluster.logs[REROUTED][HOME].append(passed.value, after(3), passed.key, passed.headers)
+    (dead,) = to(DEAD_LETTERS, cluster.work(HOME, again))
+    assert reason(dead, "error") == "event_time_in_future"
+
+
+BAD_HEADERS: dict[str, Headers] = {
+    "none": (),
+    "the producer's only": TRACE,
+    "not last": (*((name, b"1") for name in HEADERS), ("more", b"")),
+    "no number": (
+        ("rerouted-topic", b"transactions"),
+        ("rerouted-partition", b"-1"),
+        ("rerouted-offset", b"0"),
+        ("rerouted-timestamp-ms", b"0"),
+        ("rerouted-key", None),
+    ),
+    "a null": (
+        ("rerouted-topic", b"transactions"),
+        ("rerouted-partition", None),
+        ("rerouted-offset", b"0"),
+        ("rerouted-timestamp-ms", b"0"),
+        ("rerouted-key", None),
+    ),
+    "another topic": (
+        ("rerouted-topic", b"decisions"),
+        ("rerouted-partition", b"0"),
+        ("rerouted-offset", b"0"),
+        ("rerouted-timestamp-ms", b"0"),
+        ("rerouted-key", None),
+    ),
+}
+
+
+@pytest.mark.parametrize("headers", BAD_HEADERS.values(), ids=BAD_HEADERS)
+def test_a_record_that_does_not_say_where_it_lay_is_set_aside(headers: Headers) -> None:
+    cluster = Cluster()
+    record = cluster.logs[REROUTED][HOME].append(transaction(1), START, b"c1", headers)
+    result = cluster.work(HOME, record)
+    (dead,) = result.outputs
+    assert (dead.topic, dead.value, dead.headers[: len(headers)]) == (DEAD_LETTERS, record.value, headers)
+    assert [reason(dead, name) for name in ("topic", "error")] == ["rerouted", "rerouted_headers"]
+    with pytest.raises(NotRerouted, match="only the card agent may write"):
+        original(record, ("transactions", "labels"))
+
+
+def test_a_record_that_was_passed_on_to_the_wrong_place_goes_on_with_its_first_place() -> None:
+    cluster = Cluster()
+    record = cluster.logs[TRANSACTIONS][ELSEWHERE].append(transaction(1), START, b"key", TRACE)
+    passed = rerouted(record, "c1", ELSEWHERE)
+    again = cluster.logs[REROUTED][ELSEWHERE].append(passed.value, START, passed.key, passed.headers)
+    (message,) = bought(cluster.work(ELSEWHERE, again))
+    assert message.source == SourceRecord(topic="transactions", partition=ELSEWHERE, offset=0)
+    assert cluster.hops == 1
+
+
+def test_original_undoes_rerouted() -> None:
+    record = Record("blue-labels", 3, 17, 1_700_000_000_000, b"\xff", b"value", TRACE)
+    output = rerouted(record, "c1", 2)
+    read = Record("blue-rerouted", 2, 5, 1_800_000_000_000, output.key, output.value, output.headers)
+    assert original(read, ("blue-transactions", "blue-labels")) == record
+
+
+def test_feedback_joins_labels_that_were_passed_on_and_leaves_those_that_lie_elsewhere() -> None:
+    home = FeedbackPartition(feedback_options(), MemoryStore())
+    decisions, labels, passed_on = Log(DECISIONS, HOME), Log(LABELS, ELSEWHERE), Log(REROUTED, HOME)
+    home.process([decisions.append(decision(1)), decisions.append(decision(2))], NOW)
+    elsewhere = FeedbackPartition(feedback_options(), MemoryStore())
+    said = labels.append(label(1, after(1)), after(1))
+    result = elsewhere.process([said], NOW)
+    assert (result.outputs, result.counts) == ([], {("label", "rerouted"): 1})
+    records = []
+    for record in (said, Log(TRANSACTIONS, ELSEWHERE).append(transaction(2))):
+        output = rerouted(record, "c1", HOME)
+        records.append(passed_on.append(output.value, after(9), output.key, output.headers))
+    result = home.process([*records, passed_on.append(label(2, after(1)), after(1))], NOW)
+    (example,) = (decode_example(output.value or b"") for output in to(EXAMPLES, result))
+    assert (example.transaction_id, example.known_at) == ("t1", after(1))
+    assert result.counts == {("label", "first"): 1, ("example", "fraud"): 1, ("label", "invalid"): 1}
+
+
+def feedback_options() -> FeedbackOptions:
+    return FeedbackOptions(
+        future_tolerance_us=300_000_000,
+        label_horizon_us=120 * US_PER_DAY,
+        maturity_us=30 * US_PER_DAY,
+        negative_sample_rate=1e-9,
+        partitions=PARTITIONS,
+    )
+
+
+def test_a_prefix_is_no_part_of_the_names_that_are_told() -> None:
+    state = CardPartition(options(partitions=PARTITIONS, prefix="blue-"), None, MemoryStore())
+    record = Record("blue-transactions", ELSEWHERE, 0, microseconds(START) // 1_000, None, transaction(1), ())
+    result = state.process([record], NOW)
+    (output,) = result.outputs
+    assert result.counts == {("rerouted", "transactions"): 1}
+    home = CardPartition(options(partitions=PARTITIONS, prefix="blue-"), None, MemoryStore())
+    read = Record("blue-rerouted", HOME, 4, 0, output.key, output.value, output.headers)
+    (message,) = bought(home.process([read], NOW))
+    assert message.source == SourceRecord(topic="transactions", partition=ELSEWHERE, offset=0)
+    assert message.read == SourceRecord(topic="rerouted", partition=HOME, offset=4)
+    assert json.loads(bytes(message.transaction))["card_id"] == "c1"

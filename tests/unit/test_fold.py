@@ -1,0 +1,70 @@
+"""The order in which a fold reads several topics, without a broker."""
+
+from collections.abc import Iterator
+
+from pipeline.kafka.fold import in_recorded_order
+from schemas.messages import Progress
+from schemas.records import Record
+
+
+class Recorded:
+    """A reader of a topic that holds records at given offsets."""
+
+    def __init__(self, topic: str, offsets: list[int], position: int = 0) -> None:
+        self.topic, self.position = topic, position
+        self._offsets = offsets
+
+    def read_to(self, end: int, most: int = 2) -> list[Record]:
+        found = [offset for offset in self._offsets if self.position <= offset < end][:most]
+        self.position = found[-1] + 1 if len(found) == most else max(end, self.position)
+        return [Record(self.topic, 0, offset, 0, b"", b"") for offset in found]
+
+
+def folded(readers: list[Recorded], markers: list[Progress], ends: dict[str, int]) -> list[list[tuple[str, int]]]:
+    batches: Iterator[list[Record]] = in_recorded_order(readers, iter(markers), ends, lambda topic: topic)  # type: ignore[arg-type]
+    return [[(record.topic, record.offset) for record in batch] for batch in batches]
+
+
+def marker(starts: dict[str, int], ends: dict[str, int]) -> Progress:
+    return Progress(agent="card", starts=starts, ends=ends)
+
+
+def test_batches_come_as_they_were_read() -> None:
+    markers = [marker({"b": 0}, {"b": 1}), marker({"a": 0, "b": 1}, {"a": 3, "b": 2}), marker({"a": 3}, {"a": 4})]
+    assert folded([Recorded("a", [0, 1, 2, 3]), Recorded("b", [0, 1])], markers, {"a": 4, "b": 2}) == [
+        [("b", 0)],
+        [("a", 0), ("a", 1), ("a", 2), ("b", 1)],
+        [("a", 3)],
+    ]
+
+
+def test_what_no_marker_tells_of_comes_topic_by_topic() -> None:
+    assert folded([Recorded("a", [0, 2]), Recorded("b", [1])], [], {"a": 3, "b": 2}) == [
+        [("a", 0), ("a", 2)],
+        [("b", 1)],
+    ]
+
+
+def test_records_from_before_the_first_marker_are_a_batch_before_its_own() -> None:
+    assert folded([Recorded("a", [0, 1, 2]), Recorded("b", [0])], [marker({"a": 2}, {"a": 3})], {"a": 3, "b": 1}) == [
+        [("a", 0), ("a", 1)],
+        [("a", 2)],
+        [("b", 0)],
+    ]
+
+
+def test_a_marker_of_what_is_not_committed_does_not_lead_beyond_it() -> None:
+    assert folded([Recorded("a", [0, 1, 2])], [marker({"a": 0}, {"a": 3})], {"a": 2}) == [[("a", 0), ("a", 1)]]
+
+
+def test_a_batch_that_was_told_twice_is_folded_once() -> None:
+    twice = [marker({"a": 0}, {"a": 2})] * 2
+    assert folded([Recorded("a", [0, 1, 2])], [*twice, marker({"a": 2}, {"a": 3})], {"a": 3}) == [
+        [("a", 0), ("a", 1)],
+        [("a", 2)],
+    ]
+
+
+def test_a_fold_from_a_snapshot_starts_behind_it() -> None:
+    markers = [marker({"a": 0}, {"a": 2}), marker({"a": 2}, {"a": 3})]
+    assert folded([Recorded("a", [0, 1, 2], position=2)], markers, {"a": 3}) == [[("a", 2)]]

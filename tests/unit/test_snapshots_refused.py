@@ -1,0 +1,255 @@
+"""Snapshots that must not be used are not: damaged, missing parts, other formats, other clusters; an older one is."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from pipeline.state.manifest import FORMAT, decode_manifest, encode_manifest
+from pipeline.state.snapshots import Reason, Refused, Snapshot, SnapshotRepository
+from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
+from tests.unit.snapshot_helpers import (
+    KEY,
+    check_state,
+    dump_at,
+    positions_at,
+    store_items,
+    write_store,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def written(root: Path, home: Path) -> None:
+    """Two snapshots with stores, the second built on the first."""
+    store = RocksStore(home / "store", memory=StoreMemory(MINIMUM_BYTES))
+    writer = SnapshotRepository(str(root)).writer(KEY, None)
+    for step in (1, 2):
+        frozen = write_store(store, step)
+        writer.write(positions_at(step), step, dump_at(step, full=step == 1, store=frozen))
+        store.release(frozen)
+    store.close()
+
+
+def manifests(root: Path) -> list[Path]:
+    return sorted((root / "card" / "3").glob("*.json"))
+
+
+def read(root: Path, scratch: Path, **changed: Any) -> tuple[Snapshot | None, list[Refused]]:
+    refused: list[Refused] = []
+    repository = SnapshotRepository(str(root), on_refused=refused.append)
+    committed = changed.pop("committed", {"transactions": 2**62, "labels": 2**62})
+    return repository.newest(KEY._replace(**changed), committed, scratch), refused
+
+
+def needed_by(path: Path) -> list[Path]:
+    """The objects of a snapshot: packs first, then tables."""
+    manifest = decode_manifest(path.read_bytes())
+    tables = [file.digest for file in (manifest.store or {}).values() if file.digest is not None]
+    return [path.parent / "objects" / name for name in [*manifest.objects, *tables]]
+
+
+def flip(path: Path, random: Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+
+
+def truncate(path: Path, random: Random) -> None:
+    path.write_bytes(path.read_bytes()[: random.randrange(path.stat().st_size)])
+
+
+def remove(path: Path, random: Random) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, remove])
+@pytest.mark.parametrize("kind", ["manifest", "object"])
+def test_harm_to_any_file_of_the_newest_falls_back_to_the_one_before(
+    harm: Callable[[Path, Random], None], kind: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    older, newer = manifests(root)
+    own = [newer] if kind == "manifest" else sorted(set(needed_by(newer)) - set(needed_by(older)))
+    assert own
+    random = Random(7)
+    for attempt in range(30):
+        target = own[attempt % len(own)]
+        whole = target.read_bytes()
+        harm(target, random)
+        snapshot, refused = read(root, tmp_path / "scratch")
+        if harm is remove and kind == "manifest":
+            assert refused == []
+        else:
+            expected = Reason.MISSING if harm is remove else Reason.DAMAGED
+            assert [(one.name, one.reason) for one in refused] == [(f"card/3/{newer.name}", expected)]
+        assert snapshot is not None
+        check_state(snapshot.state, 1)
+        assert snapshot.store is not None
+        restored = RocksStore.restored(tmp_path / "restored", snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
+        assert list(restored.scan(b"", b"\xff")) == store_items(1)
+        restored.close()
+        snapshot.close()
+        target.write_bytes(whole)
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, remove])
+def test_harm_to_what_both_need_leaves_neither(harm: Callable[[Path, Random], None], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    older, newer = manifests(root)
+    shared = sorted(set(needed_by(newer)) & set(needed_by(older)))
+    harm(shared[0], Random(1))
+    snapshot, refused = read(root, tmp_path / "scratch")
+    assert snapshot is None
+    assert len(refused) == 2
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_what_is_written_after_damage_does_not_lean_on_it(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    repository = SnapshotRepository(str(root), on_refused=lambda refused: None)
+    repository.writer(KEY, None).write(positions_at(1), 1, dump_at(1))
+    for path in (root / "card" / "3" / "objects").iterdir():
+        flip(path, Random(3))
+    committed = positions_at(1)
+    assert repository.newest(KEY, committed, tmp_path / "scratch") is None
+    # The very same content under the very same names: what is damaged must be written over.
+    repository.writer(KEY, None).write(positions_at(1), 1, dump_at(1))
+    snapshot = repository.newest(KEY, committed, tmp_path / "scratch")
+    assert snapshot is not None
+    check_state(snapshot.state, 1)
+
+
+def test_a_damaged_snapshot_does_not_take_a_whole_ones_place(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    older, newer = manifests(root)
+    own = sorted(set(needed_by(newer)) - set(needed_by(older)))
+    flip(own[0], Random(5))
+    repository = SnapshotRepository(str(root), kept=2, on_refused=lambda refused: None)
+    snapshot = repository.newest(KEY, positions_at(2), tmp_path / "scratch")
+    assert snapshot is not None
+    writer = repository.writer(KEY, snapshot)
+    writer.write(positions_at(2), 2, dump_at(2, full=False))
+    assert manifests(root)[0] == older
+    for step in (3, 4):
+        writer.write(positions_at(step), step, dump_at(step, full=False))
+    assert len(manifests(root)) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"cluster_id": "cluster-2"}, Reason.OTHER_CLUSTER),
+        ({"topic_ids": {"transactions": "topic-1", "labels": "topic-9"}}, Reason.OTHER_TOPICS),
+        ({"topic_ids": {"transactions": "topic-1"}}, Reason.OTHER_TOPICS),
+        ({"partition_count": 12}, Reason.OTHER_PARTITION_COUNT),
+        ({"kernel": "kernel-3"}, Reason.OTHER_KERNEL),
+        ({"committed": {"transactions": 99, "labels": 2**62}}, Reason.AHEAD),
+        ({"committed": {"transactions": 2**62}}, Reason.AHEAD),
+    ],
+)
+def test_another_states_snapshot_is_not_used(changed: dict[str, Any], reason: Reason, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    snapshot, refused = read(root, tmp_path / "scratch", **changed)
+    assert snapshot is None
+    assert [one.reason for one in refused] == [reason, reason]
+
+
+def test_a_snapshot_copied_from_another_partition_is_not_used(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    shutil.copytree(root / "card" / "3", root / "card" / "4")
+    snapshot, refused = read(root, tmp_path / "scratch", partition=4)
+    assert snapshot is None
+    assert [one.reason for one in refused] == [Reason.OTHER_PARTITION] * 2
+
+
+def test_the_newest_that_is_not_ahead_is_used(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    snapshot, refused = read(root, tmp_path / "scratch", committed=positions_at(1))
+    assert snapshot is not None
+    check_state(snapshot.state, 1)
+    assert [one.reason for one in refused] == [Reason.AHEAD]
+
+
+@pytest.mark.parametrize(
+    ("format_number", "reason"), [(FORMAT + 1, Reason.NEWER_FORMAT), (FORMAT - 1, Reason.OLDER_FORMAT)]
+)
+def test_another_format_is_told_and_its_objects_are_let_be(format_number: int, reason: Reason, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    older, newer = manifests(root)
+    own = sorted(set(needed_by(newer)) - set(needed_by(older)))
+    newer.write_bytes(encode_manifest(decode_manifest(newer.read_bytes()), format_number=format_number))
+    snapshot, refused = read(root, tmp_path / "scratch")
+    assert snapshot is not None
+    check_state(snapshot.state, 1)
+    assert [one.reason for one in refused] == [reason]
+    hasty = SnapshotRepository(str(root), grace_s=0).writer(KEY, snapshot)
+    hasty.write(positions_at(2), 2, dump_at(2, full=False))
+    assert newer.exists()
+    assert all(path.exists() for path in own)
+
+
+def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    newer = manifests(root)[-1]
+    manifest = decode_manifest(newer.read_bytes())
+    assert manifest.store is not None
+    manifest.store["../../../outside"] = manifest.store.pop("CURRENT")
+    newer.write_bytes(encode_manifest(manifest))
+    snapshot, refused = read(root, tmp_path / "deep" / "scratch")
+    assert snapshot is not None
+    assert [one.reason for one in refused] == [Reason.DAMAGED]
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_snapshots(tmp_path: Path) -> None:
+    random = Random(11)
+    reached = 0
+    for _ in range(8):
+        with subprocess.Popen(
+            [sys.executable, "-m", "tests.unit.snapshot_helpers", str(tmp_path), str(reached)],
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            told = reached
+            for _ in range(random.randrange(3)):
+                told = int(process.stdout.readline())
+            # Somewhere in the next snapshot, which takes some hundredths of a second.
+            try:
+                process.wait(random.random() * 0.08)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+            told = max([told, *map(int, process.stdout.read().split())])
+            assert process.wait() == -signal.SIGKILL
+        snapshot, refused = read(tmp_path / "snapshots", tmp_path / "look")
+        assert refused == []
+        if snapshot is None:
+            assert told == 0
+            continue
+        # Killed between the snapshot and its word, it has one more.
+        assert snapshot.progress in (told, told + 1)
+        reached = snapshot.progress
+        check_state(snapshot.state, reached)
+        assert snapshot.store is not None
+        restored = RocksStore.restored(tmp_path / "restored", snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
+        assert list(restored.scan(b"", b"\xff")) == store_items(reached)
+        restored.close()
+        snapshot.close()
+    assert reached > 2
