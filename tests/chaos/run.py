@@ -29,7 +29,7 @@ class Expected(NamedTuple):
     """No worker ends by itself because of what happens to the broker."""
 
 
-EXPECTED = Expected(progress=False, rerouting=False, partition_horizon=False, rides_out=False)
+EXPECTED = Expected()
 
 
 class Rules(NamedTuple):

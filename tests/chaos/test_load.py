@@ -24,7 +24,20 @@ def test_a_seed_gives_one_load_and_another_seed_another() -> None:
 def test_a_load_holds_everything_that_producers_and_analysts_may_do() -> None:
     sent = ledger(LOAD, Expected())
     kinds = Counter(one.kind for one in sent)
-    expected = "plain late very_late shuffled foreign keyless repeat garbage oversize label correction unknown".split()
+    expected = [
+        "plain",
+        "late",
+        "very_late",
+        "shuffled",
+        "foreign",
+        "keyless",
+        "repeat",
+        "garbage",
+        "oversize",
+        "label",
+        "correction",
+        "unknown",
+    ]
     expected += ["same instant", "a year ahead", "early label", "repeated label", "garbage label"]
     assert [kind for kind in expected if not kinds[kind]] == []
     assert [one.timestamp_ms for one in sent] == sorted(one.timestamp_ms for one in sent)
