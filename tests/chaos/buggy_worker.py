@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.cli import main
 from pipeline.demo.guarded import watch_parent
 from pipeline.features.kernel import CardWindows
-from pipeline.kafka.session import Aborted, Session, make_batch
+from pipeline.kafka.session import Session, make_batch
+from pipeline.kafka.transactions import Aborted
 
 STRIKES_AT = 2
 """The batch with outputs at which a bug strikes."""
@@ -52,7 +53,7 @@ def commit_before_produce() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return commit(session, batch, outputs, *more)
 
-    Session.commit = committed  # type: ignore[method-assign]
+    Session.commit = committed  # type: ignore[assignment,method-assign]
 
 
 def batch_twice() -> None:
@@ -66,7 +67,7 @@ def batch_twice() -> None:
             commit(session, make_batch([], batch.group_metadata), outputs, *more)
         return result
 
-    Session.commit = committed  # type: ignore[method-assign]
+    Session.commit = committed  # type: ignore[assignment,method-assign]
 
 
 def forgotten_undo() -> None:
@@ -83,7 +84,7 @@ def forgotten_undo() -> None:
         finally:
             session._transactions = transactions
 
-    Session.commit = committed  # type: ignore[method-assign]
+    Session.commit = committed  # type: ignore[assignment,method-assign]
 
 
 def _commit() -> Commit:
