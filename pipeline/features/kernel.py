@@ -20,7 +20,6 @@ from pipeline.features.compiled import (
     MERCHANT_EVENT_WORDS,
     NEWEST,
     NOTHING_YET_US,
-    known_keys,
     profile_cards,
     profile_merchants,
 )
@@ -94,25 +93,12 @@ class _Windows:
         """Labels that are held."""
         return self._tables.labels
 
-    def _knows(self, names: Sequence[str]) -> NDArray[np.bool_]:
-        known = np.zeros(len(names), np.bool_)
-        known_keys(self._tables.state, entity_keys(names), known)
-        return known
-
 
 class CardWindows(_Windows):
     """Windows and cases of all cards of one partition."""
 
     def __init__(self, storage: Storage | None = None) -> None:
         super().__init__(Tables(storage, CARD_EVENT_WORDS, labelled=False))
-
-    def knows(self, card: str) -> bool:
-        """Whether the card has a place in the table: it was profiled here, and was not forgotten yet."""
-        return bool(self._knows((card,))[0])
-
-    def knows_each(self, cards: Sequence[str]) -> NDArray[np.bool_]:
-        """`knows` of many cards at once; shape (n,)."""
-        return self._knows(cards)
 
     def profile(
         self,

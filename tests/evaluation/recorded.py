@@ -21,6 +21,7 @@ from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS, Topi
 MICROSECOND = timedelta(microseconds=1)
 COUNTING = ("purchase", "cash")
 US_PER_HOUR = 3_600_000_000
+LONG_AGO_US = -(2**62)
 
 Identity = tuple[str, str]
 """Card and transaction."""
@@ -159,12 +160,14 @@ class Topics:
         decode = msgspec.json.Decoder(Transaction).decode
         identities: list[Identity] = []
         rows = []
+        newest = _Newest()
         for records in self.batches(TRANSACTIONS):
             for record in records:
                 one = decode(record.value or b"")
                 identities.append((one.card_id, one.transaction_id))
+                before_us = newest.before(record.partition, (one.event_time - EPOCH) // MICROSECOND)
                 if one.card_id in cards:
-                    rows.append(_stated(one))
+                    rows.append({**_stated(one), "partition_newest_us": before_us})
         return identities, _frame(rows)
 
     def profiled(self, merchants: set[str]) -> tuple[int, int, pd.DataFrame]:
@@ -177,6 +180,7 @@ class Topics:
         decode = msgspec.json.Decoder(Transaction).decode
         labels, early, rows = 0, 0, []
         seen: set[tuple[int, str, str]] = set()
+        newest = _Newest()
         for records in self.batches(PROFILED):
             for record in records:
                 one = decode_any(record.value or b"")
@@ -184,13 +188,23 @@ class Topics:
                 if isinstance(one, ProfiledLabel):
                     labels += 1
                     early += place not in seen
+                    before_us = newest.before(record.partition, None)
                 else:
                     seen.add(place)
+                    before_us = newest.before(record.partition, one.event_time_us)
                 if one.merchant_id not in merchants:
                     continue
                 if isinstance(one, ProfiledTransaction):
                     stated = _stated(decode(one.transaction))
-                    rows.append({"kind": "transaction", **stated, "known": "none", "known_at_us": 0})
+                    rows.append(
+                        {
+                            "kind": "transaction",
+                            **stated,
+                            "known": "none",
+                            "known_at_us": 0,
+                            "partition_newest_us": before_us,
+                        }
+                    )
                 else:
                     rows.append(
                         {
@@ -203,11 +217,26 @@ class Topics:
                             "counts": False,
                             "known": one.known,
                             "known_at_us": one.known_at_us,
+                            "partition_newest_us": before_us,
                         }
                     )
         frame = _frame(rows)
         frame["transaction"] = list(zip(frame["card_id"], frame["transaction"], strict=True)) if rows else []
         return labels, early, frame
+
+
+class _Newest:
+    """The newest event time of each partition's transactions: what lies 37 days behind it has left the windows."""
+
+    def __init__(self) -> None:
+        self._newest_us: dict[int, int] = {}
+
+    def before(self, partition: int, event_time_us: int | None) -> int:
+        """The newest so far; a transaction's own time (None for a label) counts from the next record on."""
+        newest_us = self._newest_us.get(partition, LONG_AGO_US)
+        if event_time_us is not None:
+            self._newest_us[partition] = max(newest_us, event_time_us)
+        return newest_us
 
 
 def _stated(one: Transaction) -> dict[str, Any]:

@@ -184,13 +184,32 @@ def test_of_one_instant_the_transaction_first_labelled_later_is_newest(first: st
 
 
 @pytest.mark.parametrize(("beyond_us", "count"), [(0, 0), (-1, 1)])
-def test_a_label_leaves_37_days_behind_the_newest_labelled_transaction(beyond_us: int, count: int) -> None:
-    """Even one of which nothing is known, seen from a transaction that comes late."""
+def test_a_label_leaves_37_days_behind_the_newest_transaction_of_any_merchant(beyond_us: int, count: int) -> None:
+    """Seen from a transaction that comes late."""
+    newest = 37 * DAY + beyond_us
+    log = merchant_log((1, 0, "", 0), (1, 0, "fraud", 1), (2, newest, "", 0), (3, 7 * DAY, "", 0))
+    log.loc[2, "merchant_id"] = "elsewhere"
+    check_merchant(log, merchant_known_count_30d=count, merchant_count_30d=count)
+
+
+@pytest.mark.parametrize(("beyond_us", "count"), [(0, 0), (-1, 1)])
+def test_what_comes_37_days_late_does_not_enter(beyond_us: int, count: int) -> None:
+    """Neither a transaction nor a label; a label alone moves no horizon."""
     newest = 37 * DAY + beyond_us
     log = merchant_log(
-        (1, 0, "", 0), (1, 0, "fraud", 1), (2, newest, "", 0), (2, newest, "none", newest), (3, 7 * DAY, "", 0)
+        (1, newest, "", 0), (2, 0, "", 0), (2, 0, "fraud", 1), (3, 2 * newest, "none", 1), (4, DAY, "", 0)
     )  # fmt: skip
-    check_merchant(log, merchant_known_count_30d=count)
+    check_merchant(log, merchant_known_count_30d=count, merchant_count_30d=count)
+
+
+@pytest.mark.parametrize(("beyond_us", "count"), [(0, 0), (-1, 1)])
+def test_a_card_forgets_37_days_behind_the_newest_transaction_of_any_card(beyond_us: int, count: int) -> None:
+    """Of a refund, too: every transaction moves the partition's time."""
+    log = busy_card_log(0, 3).assign(card_id=["a", "b", "a"], counts=[True, False, True])
+    log["event_time_us"] = START_US + np.array([0, 37 * DAY + beyond_us, DAY])
+    got = profile_cards(CardWindows())(log)
+    assert_agrees(got, card_features(log), CARD_FEATURES, log)
+    assert got[-1, CARD_FEATURES.index("card_count_30d")] == count
 
 
 @pytest.mark.parametrize(("at_us", "fraud"), [(9, 0), (10, 1), (19, 1), (20, 0)])

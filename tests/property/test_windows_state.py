@@ -133,22 +133,19 @@ def test_cases_are_those_of_the_reference(log: pd.DataFrame, size: int) -> None:
         assert got.case_sequence.tolist() == expected["case_sequence"].tolist()
 
 
-def test_a_card_is_known_until_it_is_forgotten() -> None:
-    windows, log = CardWindows(), passing_cards_log(0, 1)
-    card = log["card_id"].iloc[0]
-    assert not windows.knows(card)
+def test_a_card_and_its_case_are_forgotten_behind_the_horizon() -> None:
+    windows, log = CardWindows(), passing_cards_log(0, 1).assign(counts=False)
     profile_cards(windows)(log)
-    assert windows.knows(card)
+    assert windows.entities == 1
     windows.undo()
-    assert not windows.knows(card)
+    assert windows.entities == 0
     profile_cards(windows)(log)
     windows.settle()
-    for days in (0, HORIZON_US // DAY):
-        other = log.assign(card_id="other", event_time_us=log["event_time_us"] + days * DAY)
-        assert windows.knows(card)
+    for beyond_us, held in ((-1, 2), (0, 1)):
+        other = log.assign(card_id="other", event_time_us=log["event_time_us"] + HORIZON_US + beyond_us)
         profile_cards(windows)(other)
         windows.settle()
-    assert windows.knows_each([card, "other", card]).tolist() == [False, True, False]
+        assert len(contents(windows)) == held
 
 
 def test_the_newest_time_is_the_partitions() -> None:
@@ -301,3 +298,19 @@ def test_tables_grow_by_what_is_needed() -> None:
     assert profile_cards(windows)(log).tobytes() == got.tobytes()
     assert len(contents(windows)) == 9_000
     assert isinstance(windows._tables, Tables)
+
+
+def test_every_card_is_found_while_others_are_forgotten_around_it() -> None:
+    """A nearly full index, from which cards leave and into which others come."""
+    windows, size = CardWindows(), 1_900
+    log = busy_card_log(0, 1).iloc[np.zeros(size, int)]
+    for generation in range(3):
+        cards = [f"{generation}-{number}" for number in range(size)]
+        arriving = log.assign(card_id=cards, event_time_us=START_US + generation * 38 * DAY)
+        for start in range(0, size, 190):
+            profile_cards(windows)(arriving.iloc[start : start + 190])
+            windows.undo()
+            profile_cards(windows)(arriving.iloc[start : start + 190])
+            windows.settle()
+            contents(windows)
+    assert size <= windows.entities < 1.5 * size

@@ -1,0 +1,1 @@
+"""Measurements that a person starts; none of them is a test."""

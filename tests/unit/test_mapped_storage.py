@@ -1,0 +1,53 @@
+"""Columns in mapped files: what they held stays when they grow, and nothing stays behind."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.state.mapped import MappedStorage
+
+
+def test_a_column_keeps_what_it_held_and_is_zero_beyond(tmp_path: Path) -> None:
+    storage = MappedStorage(tmp_path / "state")
+    column = storage.column("a", "<i8", 10)
+    column[:] = np.arange(10)
+    grown = storage.column("a", "<i8", 100_000)
+    assert grown[:10].tolist() == list(range(10))
+    assert not grown[10:].any()
+    assert storage.column("a", "<i8", 50) is grown
+    other = storage.column("b", "|u1", 3)
+    other[:] = 7
+    assert not grown[10:].any()
+    assert other.dtype == np.uint8
+
+
+def test_close_removes_the_files(tmp_path: Path) -> None:
+    storage = MappedStorage(tmp_path / "state")
+    storage.column("a", "<i8", 10)
+    assert (tmp_path / "state").exists()
+    storage.close()
+    assert not (tmp_path / "state").exists()
+
+
+def test_what_another_process_left_is_not_read(tmp_path: Path) -> None:
+    MappedStorage(tmp_path).column("a", "<i8", 10)[:] = 1
+    assert not MappedStorage(tmp_path).column("a", "<i8", 20).any()
+
+
+def test_a_full_disk_is_told_when_a_column_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = MappedStorage(tmp_path)
+    column = storage.column("a", "<i8", 10)
+    column[:] = 5
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="free space there") as told:
+        storage.column("a", "<i8", 10_000)
+    assert told.value.errno == errno.ENOSPC
+    assert column.tolist() == [5] * 10
+    assert storage.column("a", "<i8", 10) is column
