@@ -27,7 +27,7 @@ from confluent_kafka import (
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import PASSING_ERRORS, consumer_config, record_of
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
-from pipeline.kafka.transactions import Aborted, SessionError, Stopped, Transactions, Unknown
+from pipeline.kafka.transactions import MOST_ABORTS, Aborted, SessionError, Stopped, Transactions, Unknown
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.records import Output, Record
@@ -159,6 +159,7 @@ class Session:
         self._settled: dict[Place, int] = {}
         """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
         self._assigned: set[Place] = set()
+        self._refusals = 0
 
     def start(self) -> None:
         """Fence earlier holders of the transactional id and join the group."""
@@ -240,9 +241,11 @@ class Session:
             self.rewind(batch)
             if isinstance(error, Aborted):
                 raise
-            if error.args[0].fatal():
+            self._refusals += 1
+            if error.args[0].fatal() or self._refusals > MOST_ABORTS:
                 raise SessionError(f"agent {self.agent}: {error.args[0].str()} ({error.args[0].name()})") from error
             raise Aborted(error.args[0].str()) from error
+        self._refusals = 0
         self._handler.settle(batch.partitions)
         self._settled.update(batch.ends)
 
