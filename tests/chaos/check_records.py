@@ -74,7 +74,7 @@ def transactions_are_profiled_once(run: Run) -> Check:
         if sent.topic == "transactions" and sent.dead is None:
             candidates[sent.card, sent.transaction].append((place, sent))
     passed_on = [(rerouted_origin(entry, run.rules.prefix), entry.place) for entry in run.logs.entries("rerouted")]
-    read_as = {origin: place for origin, place in passed_on if origin is not None}
+    read_as: dict[Place, Place] = {origin: place for origin, place in passed_on if origin is not None}
     check.compared = {"transactions": len(candidates), "repeats": sum(len(c) - 1 for c in candidates.values())}
     seen: Counter[Key] = Counter()
     for entry, one in run.profiled:
