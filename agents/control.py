@@ -1,13 +1,14 @@
 """Records set aside: what an agent could not process, kept on ``models``, and passed over by every reading after."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime
 
 import msgspec
 
 from agents.models import CONTROL
 from pipeline.engine.results import Result
-from pipeline.kafka.clients import read_batches
+from pipeline.kafka.fold import RangeReader, settled_end
 from pipeline.settings import Settings
 from schemas.messages import SetAside
 from schemas.records import Output, Record
@@ -24,18 +25,24 @@ class SetAsides:
     def __init__(self, bootstrap: str, settings: Settings, agent: str) -> None:
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
         self._places: set[tuple[str, int, int]] = set()
-        self._next: dict[int, int] = {}
+        self._next = 0
 
-    def refresh(self) -> None:
+    def refresh(self, waiting: Callable[[], None]) -> None:
         """Take in all that was set aside before this call, by whomever: to be called before a fold."""
-        name = self._settings.topic(MODELS.name)
-        for records in read_batches(self._bootstrap, name, settings=self._settings, start=self._next):
-            for record in records:
-                self._next[record.partition] = record.offset + 1
-                if record.key is not None and record.value is not None and record.key.startswith(CONTROL):
-                    item = _decode(record.value)
-                    if item.agent == self._agent:
-                        self._places.add((self._settings.topic(item.topic), item.partition, item.offset))
+        topic = self._settings.topic(MODELS.name)
+        end = settled_end(self._bootstrap, self._settings, topic, 0, waiting)
+        with closing(RangeReader(self._bootstrap, self._settings, topic, 0, self._next, waiting)) as reader:
+            while records := reader.read_to(end):
+                for record in records:
+                    self._take(record)
+            self._next = reader.position
+
+    def _take(self, record: Record) -> None:
+        if record.key is None or record.value is None or not record.key.startswith(CONTROL):
+            return
+        item = _decode(record.value)
+        if item.agent == self._agent:
+            self._places.add((self._settings.topic(item.topic), item.partition, item.offset))
 
     def without(self, records: Sequence[Record]) -> Sequence[Record]:
         """``records`` but for those that are set aside."""

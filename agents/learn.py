@@ -41,9 +41,9 @@ class LearnPartitions:
         self._held: LearnPartition | None = None
         self._published_s = 0.0
 
-    def assigning(self) -> None:
+    def assigning(self, waiting: Callable[[], None]) -> None:
         """Learn what was set aside, by whoever held the partition before."""
-        self._environment.set_asides.refresh()
+        self._environment.set_asides.refresh(waiting)
 
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored:
         """Start from the published version: the fold is of the committed examples that it does not have."""

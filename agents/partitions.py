@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, Literal, NamedTuple, TypeVar
@@ -81,9 +81,9 @@ class KernelPartitions(ABC, Generic[P]):
     def fold_into(self, state: P, records: Sequence[Record]) -> None:
         """Let one batch of committed records enter ``state``; nothing is written."""
 
-    def assigning(self) -> None:
+    def assigning(self, waiting: Callable[[], None]) -> None:
         """Learn what was set aside, by whoever held the partitions before."""
-        self._environment.set_asides.refresh()
+        self._environment.set_asides.refresh(waiting)
 
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
         """Start from the newest snapshot that may be used, else from nothing."""

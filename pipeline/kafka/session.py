@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -26,7 +26,7 @@ from confluent_kafka import (
 
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import PASSING_ERRORS, consumer_config, record_of
-from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
+from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers, settled_end
 from pipeline.kafka.transactions import MOST_ABORTS, Aborted, SessionError, Stopped, Transactions, Unknown
 from pipeline.settings import Settings
 from schemas.messages import Progress
@@ -63,8 +63,8 @@ class Restored(NamedTuple):
 class PartitionHandler(Protocol):
     """What owns the state of an agent's partitions."""
 
-    def assigning(self) -> None:
-        """Partitions have come, and are about to be restored."""
+    def assigning(self, waiting: Callable[[], None]) -> None:
+        """Partitions have come, and are about to be restored; whoever waits for a broker calls ``waiting`` meanwhile."""
 
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
         """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing."""
@@ -377,7 +377,7 @@ class Session:
         numbers = {number for _, number in places}
         whole = sorted(n for n in numbers if all((topic, n) in self._assigned for topic in self._names))
         if whole:
-            self._handler.assigning()
+            self._handler.assigning(self._waiting_or_stop)
         offsets: dict[Place, int] = {}
         for number in whole:
             offsets |= self._restore(number)
@@ -428,13 +428,20 @@ class Session:
             RangeReader(self._bootstrap, self._settings, topic, number, positions.get(topic, 0), self._waiting_or_stop)
             for topic in self._names
         ]
+        told = RangeReader(
+            self._bootstrap,
+            self._settings,
+            self._settings.topic(PROGRESS.name),
+            number,
+            progress,
+            self._waiting_or_stop,
+        )
         folded = 0
         try:
-            markers = (
-                read_markers(self._bootstrap, self._settings, self.agent, number, progress)
-                if len(self._names) > 1
-                else iter(())
-            )
+            markers: Iterator[Progress] = iter(())
+            if len(self._names) > 1:
+                end = settled_end(self._bootstrap, self._settings, told.topic, number, self._waiting_or_stop)
+                markers = read_markers(told, self.agent, end)
             for records in in_recorded_order(readers, markers, by_topic, lambda topic: self._names[topic].name):
                 self._waiting_or_stop()
                 self._handler.fold(number, records)
@@ -443,7 +450,7 @@ class Session:
             self._handler.forget(number)
             raise
         finally:
-            for reader in readers:
+            for reader in (*readers, told):
                 reader.close()
         self._handler.restored(number, folded)
         return committed

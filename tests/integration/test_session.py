@@ -30,7 +30,7 @@ class Numbers:
         self.pending: dict[int, list[bytes]] = {}
         self.folded: list[list[bytes]] = []
 
-    def assigning(self) -> None:
+    def assigning(self, waiting: Callable[[], None]) -> None:
         """Nothing to prepare."""
 
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
