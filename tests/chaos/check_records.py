@@ -88,8 +88,7 @@ def transactions_are_profiled_once(run: Run) -> Check:
             continue
         _same_transaction(check, run, one, meant)
         if len(candidates[key]) > 1:
-            places = [place for place, _ in candidates[key]]
-            first = min(places, key=lambda place: _rank(run, read_as.get(place, place)))
+            first = min((_rank(run, read_as.get(place, place)), place) for place, _ in candidates[key])[1]
             check.same(f"{key}: source, of several sendings", source, first)
         check.same(f"{key}: where it was read", run.read_place(one), read_as.get(source, source))
     for key in candidates:
