@@ -64,7 +64,7 @@ class PartitionHandler(Protocol):
     """What owns the state of an agent's partitions."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
-        """Partitions have come, and are about to be restored; whoever waits for a broker calls ``waiting`` meanwhile."""
+        """Partitions have come, and are about to be restored; a wait for a broker calls ``waiting`` meanwhile."""
 
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
         """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing."""
