@@ -12,7 +12,9 @@ from agents.partitions import Environment
 from agents.topology import LEARN
 from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.engine.results import Result
-from pipeline.kafka.session import Batch, Restored, Session
+from pipeline.kafka.batch import Batch
+from pipeline.kafka.handler import Restored
+from pipeline.kafka.session import Session
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.records import Record
 

@@ -14,7 +14,8 @@ from agents.keeper import Keeper
 from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
 from pipeline.features.columns import MemoryStorage, Storage
 from pipeline.health import Health
-from pipeline.kafka.session import Restored, Session
+from pipeline.kafka.handler import Restored
+from pipeline.kafka.session import Session
 from pipeline.metrics import WorkerMetrics
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import Snapshot

@@ -14,7 +14,9 @@ from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.engine.score import KernelMismatch
 from pipeline.health import Health
-from pipeline.kafka.session import Batch, PartitionHandler, Session
+from pipeline.kafka.batch import Batch
+from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted, SessionError
 from pipeline.metrics import WorkerMetrics
 from pipeline.scoring.errors import ModelError

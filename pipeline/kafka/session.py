@@ -9,9 +9,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 from confluent_kafka import (
@@ -24,9 +23,11 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from pipeline.kafka.batch import Batch, Place, make_batch
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import PASSING_ERRORS, consumer_config, record_of
-from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers, settled_end
+from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.restore import restore_partition
 from pipeline.kafka.transactions import MOST_ABORTS, Aborted, SessionError, Stopped, Transactions, Unknown
 from pipeline.settings import Settings
 from schemas.messages import Progress
@@ -47,80 +48,7 @@ class KafkaCallFailed(RuntimeError):
     """The broker did not answer a question that can wait."""
 
 
-Place = tuple[str, int]
-"""Topic on the cluster, and partition number."""
-
 _encode = msgspec.json.Encoder().encode
-
-
-class Restored(NamedTuple):
-    """Where a snapshot stands: offsets behind what it holds, by full topic name, and where to go on in ``progress``."""
-
-    positions: Mapping[str, int]
-    progress: int
-
-
-class PartitionHandler(Protocol):
-    """What owns the state of an agent's partitions."""
-
-    def assigning(self, waiting: Callable[[], None]) -> None:
-        """Partitions have come, and are about to be restored; a wait for a broker calls ``waiting`` meanwhile."""
-
-    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
-        """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing."""
-
-    def fold(self, partition: int, records: Sequence[Record]) -> None:
-        """Let one batch of committed records enter the state of ``partition``, silently."""
-
-    def restored(self, partition: int, records: int) -> None:
-        """The fold of ``records`` records is complete."""
-
-    def forget(self, partition: int) -> None:
-        """Drop the state of ``partition``; one that is not held is no error."""
-
-    def settle(self, partitions: Collection[int]) -> None:
-        """What the last batch did to these partitions is committed."""
-
-    def undo(self, partitions: Collection[int]) -> None:
-        """What the last batch did to these partitions is not committed: take it back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Records of the assigned partitions, by partition and in the order of the agent's topics."""
-
-    records: list[Record]
-    group_metadata: Any
-    """Captured with the batch: metadata fetched after a rebalance could commit for another member's partition."""
-    starts: dict[Place, int] = field(default_factory=dict)
-    """Offset of the first record of each partition of each topic."""
-    ends: dict[Place, int] = field(default_factory=dict)
-    """Offset behind the last record."""
-
-    @property
-    def partitions(self) -> set[int]:
-        """Numbers of the partitions that the records are of."""
-        return {number for _, number in self.starts}
-
-    def part(self, records: list[Record]) -> "Batch":
-        """A batch of some of these records, which follow each other."""
-        return make_batch(records, self.group_metadata)
-
-    def halves(self) -> list["Batch"]:
-        """This batch as two, to be worked on one after the other."""
-        middle = len(self.records) // 2
-        return [self.part(self.records[:middle]), self.part(self.records[middle:])]
-
-
-def make_batch(records: list[Record], group_metadata: Any) -> Batch:
-    """A batch with the places that its records span."""
-    starts: dict[Place, int] = {}
-    ends: dict[Place, int] = {}
-    for record in records:
-        place = (record.topic, record.partition)
-        starts.setdefault(place, record.offset)
-        ends[place] = record.offset + 1
-    return Batch(records, group_metadata, starts, ends)
 
 
 class Session:
@@ -419,39 +347,16 @@ class Session:
 
     def _restore(self, number: int) -> dict[Place, int]:
         """Bring a partition's state up to what is committed; returns where reading goes on."""
-        committed = self._committed([(topic, number) for topic in self._names])
-        by_topic = {topic: committed[topic, number] for topic in self._names}
-        restored = self._handler.restore(number, by_topic)
-        positions: Mapping[str, int] = restored.positions if restored is not None else {}
-        progress = restored.progress if restored is not None else 0
-        readers = [
-            RangeReader(self._bootstrap, self._settings, topic, number, positions.get(topic, 0), self._waiting_or_stop)
-            for topic in self._names
-        ]
-        told = RangeReader(
-            self._bootstrap,
-            self._settings,
-            self._settings.topic(PROGRESS.name),
-            number,
-            progress,
-            self._waiting_or_stop,
-        )
-        folded = 0
+        places = [(topic, number) for topic in self._names]
+        found = self._committed(places)
+        committed = {place: found[place] for place in places}
         try:
-            markers: Iterator[Progress] = iter(())
-            if len(self._names) > 1:
-                end = settled_end(self._bootstrap, self._settings, told.topic, number, self._waiting_or_stop)
-                markers = read_markers(told, self.agent, end)
-            for records in in_recorded_order(readers, markers, by_topic, lambda topic: self._names[topic].name):
-                self._waiting_or_stop()
-                self._handler.fold(number, records)
-                folded += len(records)
+            folded = restore_partition(
+                self._bootstrap, self._settings, self.agent, number, committed, self._handler, self._waiting_or_stop
+            )
         except BaseException:
             self._handler.forget(number)
             raise
-        finally:
-            for reader in (*readers, told):
-                reader.close()
         self._handler.restored(number, folded)
         return committed
 

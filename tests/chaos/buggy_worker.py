@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.cli import main
 from pipeline.demo.guarded import watch_parent
 from pipeline.features.kernel import CardWindows
-from pipeline.kafka.session import Session, make_batch
+from pipeline.kafka.batch import make_batch
+from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted
 
 STRIKES_AT = 2
