@@ -5,6 +5,11 @@ VENV ?= .venv
 DAYS ?=
 DATA ?=
 ARGS ?=
+SECONDS ?= 900
+KILLS ?= 32
+SEED ?= 1
+ROWS ?=
+FUZZ ?= 100000
 
 BIN := $(VENV)/bin
 PYTHON_OF_VENV := $(BIN)/python
@@ -16,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline broker worker test check lint types imports pytest evaluate format lock clean
+.PHONY: help setup run-pipeline broker worker test check lint types imports pytest evaluate chaos format lock clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -24,7 +29,8 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Variables: PYTHON (interpreter for the virtual environment), VENV (its directory, $(VENV)),"
-	@echo "           DAYS and ARGS (run-pipeline), DATA and ARGS (evaluate), ARGS (broker, worker, pytest)."
+	@echo "           DAYS and ARGS (run-pipeline), DATA and ARGS (evaluate), ARGS (broker, worker, pytest),"
+	@echo "           SECONDS, KILLS, SEED, ROWS, DATA, FUZZ and ARGS (chaos)."
 
 # --- The virtual environment -------------------------------------------------------------------------------------
 
@@ -101,6 +107,14 @@ evaluate: $(INSTALLED) ## Hold the whole pipeline to a file of real size (DATA=f
 	  exit 1; \
 	fi
 	@"$(PYTHON_OF_VENV)" -m tests.evaluation.handbook "$(DATA)" $(ARGS)
+
+# Root may mount the small file system that the snapshots fill; without it that one fault is left out.
+chaos: $(INSTALLED) ## Kill and starve a running pipeline, then prove that nothing shows (SECONDS, KILLS, SEED)
+	@echo "==> Decoders: $(FUZZ) inputs"
+	@FUZZ_EXAMPLES=$(FUZZ) "$(PYTHON_OF_VENV)" -m pytest --quiet --timeout 1800 tests/contract/test_codec_fuzz.py
+	@echo "==> Faults: $(SECONDS) s, $(KILLS) kills of workers"
+	@"$(PYTHON_OF_VENV)" -m tests.chaos --seconds $(SECONDS) --kills $(KILLS) --seed $(SEED) \
+	  $(if $(ROWS),--rows $(ROWS)) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # --- Maintaining -------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import faust
 from faust.types import AppT
 
-from pipeline.kafka.session import Batch
+from pipeline.kafka.batch import Batch
 from pipeline.kafka.transactions import Stopped
 
 T = TypeVar("T")

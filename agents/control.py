@@ -1,20 +1,18 @@
 """Records set aside: what an agent could not process, kept on ``models``, and passed over by every reading after."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime
 
 import msgspec
 
 from agents.models import CONTROL
 from pipeline.engine.results import Result
-from pipeline.kafka.follower import TopicFollower
+from pipeline.kafka.fold import RangeReader, settled_end
 from pipeline.settings import Settings
 from schemas.messages import SetAside
 from schemas.records import Output, Record
 from schemas.topics import MODELS
-
-log = logging.getLogger(__name__)
 
 _decode = msgspec.json.Decoder(SetAside).decode
 _encode = msgspec.json.Encoder().encode
@@ -26,18 +24,25 @@ class SetAsides:
 
     def __init__(self, bootstrap: str, settings: Settings, agent: str) -> None:
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
-        self._follower: TopicFollower | None = None
         self._places: set[tuple[str, int, int]] = set()
+        self._next = 0
 
-    def refresh(self) -> None:
-        """Take in what was set aside so far, by whomever: to be called before a fold."""
-        if self._follower is None:
-            self._follower = TopicFollower(self._bootstrap, self._settings, MODELS).start()
-        for record in self._follower.read_to_end():
-            if record.key is not None and record.value is not None and record.key.startswith(CONTROL):
-                item = _decode(record.value)
-                if item.agent == self._agent:
-                    self._places.add((self._settings.topic(item.topic), item.partition, item.offset))
+    def refresh(self, waiting: Callable[[], None]) -> None:
+        """Take in all that was set aside before this call, by whomever: to be called before a fold."""
+        topic = self._settings.topic(MODELS.name)
+        end = settled_end(self._bootstrap, self._settings, topic, 0, waiting)
+        with closing(RangeReader(self._bootstrap, self._settings, topic, 0, self._next, waiting)) as reader:
+            while records := reader.read_to(end):
+                for record in records:
+                    self._take(record)
+            self._next = reader.position
+
+    def _take(self, record: Record) -> None:
+        if record.key is None or record.value is None or not record.key.startswith(CONTROL):
+            return
+        item = _decode(record.value)
+        if item.agent == self._agent:
+            self._places.add((self._settings.topic(item.topic), item.partition, item.offset))
 
     def without(self, records: Sequence[Record]) -> Sequence[Record]:
         """``records`` but for those that are set aside."""
@@ -70,8 +75,3 @@ class SetAsides:
         result.counts["set_aside", topic] += 1
         self._places.add((record.topic, record.partition, record.offset))
         return result
-
-    def close(self) -> None:
-        """Stop following."""
-        if self._follower is not None:
-            self._follower.close()

@@ -12,7 +12,7 @@ from agents.topology import FEEDBACK
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState
-from pipeline.kafka.session import Batch
+from pipeline.kafka.batch import Batch
 from schemas.records import Record
 
 

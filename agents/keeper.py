@@ -74,7 +74,6 @@ class Keeper:
         """The partition is held no more; a snapshot that is being written is still completed."""
         for known in (self._due_s, self._saved, self._writing, self._writers):
             known.pop(partition, None)
-        self._metrics.forget_state(self._agent, partition)
 
     def save(self, held: Mapping[int, PartitionState], session: Session, *, at_end: bool = False) -> None:
         """Take one snapshot that is due, or ``at_end`` all that can be written within a third of the time to stop."""

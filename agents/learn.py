@@ -12,7 +12,9 @@ from agents.partitions import Environment
 from agents.topology import LEARN
 from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.engine.results import Result
-from pipeline.kafka.session import Batch, Restored, Session
+from pipeline.kafka.batch import Batch
+from pipeline.kafka.handler import Restored
+from pipeline.kafka.session import Session
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.records import Record
 
@@ -41,12 +43,15 @@ class LearnPartitions:
         self._held: LearnPartition | None = None
         self._published_s = 0.0
 
+    def assigning(self, waiting: Callable[[], None]) -> None:
+        """Learn what was set aside, by whoever held the partition before."""
+        self._environment.set_asides.refresh(waiting)
+
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored:
         """Start from the published version: the fold is of the committed examples that it does not have."""
         del partition
         self._held = None
         self._started_s = time.monotonic()
-        self._environment.set_asides.refresh()
         self._environment.health.state(LEARN.name, "restoring")
         held = self._of()
         return Restored(dict.fromkeys(committed, held.next_offset), 0)

@@ -4,20 +4,20 @@ import logging
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar
-
-from pipeline.state.mapped import MappedStorage
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from agents.control import SetAsides
 from agents.keeper import Keeper
 from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
 from pipeline.features.columns import MemoryStorage, Storage
 from pipeline.health import Health
-from pipeline.kafka.session import Restored, Session
+from pipeline.kafka.handler import Restored
+from pipeline.kafka.session import Session
 from pipeline.metrics import WorkerMetrics
+from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import Snapshot
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Record
@@ -25,6 +25,7 @@ from schemas.records import Record
 log = logging.getLogger(__name__)
 
 P = TypeVar("P", bound=PartitionState)
+MEASURE_INTERVAL_S: Final = 15.0
 
 
 class Place(NamedTuple):
@@ -66,6 +67,8 @@ class KernelPartitions(ABC, Generic[P]):
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._held: dict[int, P] = {}
+        self._stores: dict[int, RocksStore] = {}
+        self._measured_s = 0.0
         self._restoring: dict[int, _Restoring] = {}
         self._restores = 0
         # What an earlier process left there may not have been committed.
@@ -79,11 +82,14 @@ class KernelPartitions(ABC, Generic[P]):
     def fold_into(self, state: P, records: Sequence[Record]) -> None:
         """Let one batch of committed records enter ``state``; nothing is written."""
 
+    def assigning(self, waiting: Callable[[], None]) -> None:
+        """Learn what was set aside, by whoever held the partitions before."""
+        self._environment.set_asides.refresh(waiting)
+
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
         """Start from the newest snapshot that may be used, else from nothing."""
         environment = self._environment
         environment.health.state(environment.agent, "restoring")
-        environment.set_asides.refresh()
         self.forget(partition)
         self._restoring[partition] = restoring = _Restoring()
         # A directory of its own each time: the last one's frozen files may still be on their way into a snapshot.
@@ -97,6 +103,8 @@ class KernelPartitions(ABC, Generic[P]):
             found = environment.keeper.newest(partition, by_name, directory / "fetched")
             environment.keeper.begin(partition, found)
         place = Place(self._storage(directory), self._store(directory, found))
+        if isinstance(place.store, RocksStore):
+            self._stores[partition] = place.store
         self._held[partition] = self.new(partition, place, found.state if found is not None else None)
         if found is None:
             return None
@@ -135,10 +143,12 @@ class KernelPartitions(ABC, Generic[P]):
     def forget(self, partition: int) -> None:
         """Drop a partition's state and what it is kept in."""
         state = self._held.pop(partition, None)
+        self._stores.pop(partition, None)
         if state is not None:
             state.close()
         if self._environment.keeper is not None:
             self._environment.keeper.forget(partition)
+        self._environment.metrics.forget_state(self._environment.agent, partition)
 
     def settle(self, partitions: Collection[int]) -> None:
         """Their last batch is committed."""
@@ -156,6 +166,12 @@ class KernelPartitions(ABC, Generic[P]):
         """Keep what is due, one partition a call, or all that changed at the end, as far as time allows."""
         if (keeper := self._environment.keeper) is not None:
             keeper.save(self._held, session, at_end=at_end)
+        if not at_end and time.monotonic() - self._measured_s > MEASURE_INTERVAL_S:
+            self._measured_s = time.monotonic()
+            for partition, store in self._stores.items():
+                self._environment.metrics.store(
+                    self._environment.agent, partition, entries=store.entries(), size_bytes=store.size_bytes()
+                )
 
     def ready(self) -> bool:
         """Nothing to wait for."""

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Protocol
 
 from agents.channel import BatchSource
@@ -13,7 +14,9 @@ from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.engine.score import KernelMismatch
 from pipeline.health import Health
-from pipeline.kafka.session import Batch, PartitionHandler, Session
+from pipeline.kafka.batch import Batch
+from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted, SessionError
 from pipeline.metrics import WorkerMetrics
 from pipeline.scoring.errors import ModelError
@@ -81,6 +84,7 @@ class AgentSource(BatchSource):
         )
         self._check_broker = check_broker
         self._joined = False
+        self._whole = True
         self._lag_told_s = 0.0
         self._lags: set[tuple[str, int]] = set()
         self._failures: Counter[tuple[str, int, int]] = Counter()
@@ -113,6 +117,10 @@ class AgentSource(BatchSource):
         except Aborted as reason:
             log.warning("%s: %d records will be processed again: %s", self._agent, len(batch.records), reason)
             self._metrics.transaction_aborted(self._agent)
+        except BaseException:
+            # The state may hold a part of the batch: it must not be kept.
+            self._whole = False
+            raise
 
     def stop(self) -> None:
         """Let a commit that the broker does not answer fail, instead of being tried again."""
@@ -122,13 +130,13 @@ class AgentSource(BatchSource):
         """Keep the state, leave the group and release the state."""
         self._health.state(self._agent, "stopping")
         try:
-            self._partitions.save(self._session, at_end=True)
+            if self._whole:
+                self._partitions.save(self._session, at_end=True)
         finally:
             try:
                 self._session.close()
             finally:
                 self._partitions.close()
-                self._set_asides.close()
 
     def _work(self, batch: Batch) -> None:
         """Process and commit; what fails is narrowed down to the record that it fails for.
@@ -209,7 +217,7 @@ class AgentSource(BatchSource):
         for topic, count in by_kind.get("set_aside", {}).items():
             metrics.set_aside(agent, topic, count)
         if duplicates := by_kind.get("duplicate"):
-            metrics.duplicates(sum(duplicates.values()))
+            (metrics.duplicates if agent == "card" else partial(metrics.repeats, agent))(sum(duplicates.values()))
         if result.latencies_s:
             metrics.decision_latency_seconds(result.latencies_s)
 

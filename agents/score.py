@@ -13,7 +13,7 @@ from agents.topology import SCORE
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState
-from pipeline.kafka.session import Batch
+from pipeline.kafka.batch import Batch
 from schemas.records import Record
 
 

@@ -37,6 +37,7 @@ class AgentSpec:
     reads: tuple[Topic, ...]
     kernel: str
     writes: tuple[Topic, ...]
+    """Besides these, an agent that sets a record aside says so on ``models`` and ``dead-letters``."""
     follows: tuple[Topic, ...] = ()
     """Topics that every worker reads whole, outside the consumer group."""
 

@@ -138,7 +138,7 @@ class Settings(BaseSettings):
         default=20, ge=0, description="Most records that one agent sets aside before its worker ends instead."
     )
     shutdown_timeout_s: float = Field(
-        default=9.0, gt=0, description="A worker that is told to stop ends after at most this long."
+        default=8.0, gt=0, description="A worker that is told to stop ends after at most this long."
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics endpoint binds to.")
     metrics_port: int = Field(

@@ -298,12 +298,12 @@ def _settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers
     """
     client = admin_client(bootstrap, settings=settings)
     # A client whose first request is for offsets waits up to three seconds in a tenth of the cases; else it never does.
-    client.list_topics(topic, timeout=METADATA_TIMEOUT_S)
+    patiently(lambda: client.list_topics(topic, timeout=METADATA_TIMEOUT_S))
     partitions = [(topic, number) for number in numbers]
-    written = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
+    written = patiently(lambda: last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED))
     deadline_s = time.monotonic() + SETTLE_S
     while True:
-        readable = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
+        readable = patiently(lambda: last_offsets(client, partitions, IsolationLevel.READ_COMMITTED))
         if time.monotonic() > deadline_s or all(readable[at] >= written[at] for at in partitions):
             return {number: readable[topic, number] for number in numbers}
         time.sleep(SETTLE_POLL_S)

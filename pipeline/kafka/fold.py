@@ -4,21 +4,76 @@ An agent that reads several topics commits, with every batch, a `schemas.message
 had read each of them. State is a function of the topics and of that order, so that a fold repeats both.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
-from pipeline.kafka.clients import READ_BATCH, consumer_config, read_batches, record_of
+from pipeline.kafka.clients import (
+    PASSING_ERRORS,
+    READ_BATCH,
+    TopicError,
+    admin_client,
+    consumer_config,
+    last_offsets,
+    record_of,
+)
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.records import Record
-from schemas.topics import PROGRESS
 
 _POLL_S: Final = 0.1
+_LOOK_S: Final = 0.02
+_RETRY_S: Final = 0.2
+_REQUEST_TIMEOUT_S: Final = 10.0
+SETTLE_S: Final = 60.0
+"""Longest wait for transactions that are open; the broker ends one that nobody ends within 20 s."""
 _decode = msgspec.json.Decoder(Progress).decode
+
+
+def settled_end(bootstrap: str, settings: Settings, topic: str, partition: int, waiting: Callable[[], None]) -> int:
+    """The offset behind all that was committed to a partition (topic: full name) before the call, once it can be read.
+
+    Waits for as long as no broker answers; ``waiting`` is called meanwhile, and may raise. Raises `TopicError` where a
+    transaction stays open for longer than brokers let one.
+    """
+    client = admin_client(bootstrap, settings=settings)
+    at = (topic, partition)
+
+    def ask(isolation: IsolationLevel) -> int:
+        while True:
+            waiting()
+            try:
+                # A client whose first request is for offsets may wait for seconds.
+                client.list_topics(topic, timeout=_REQUEST_TIMEOUT_S)
+                return last_offsets(client, [at], isolation)[at]
+            except KafkaException as error:
+                if error.args[0].code() not in PASSING_ERRORS:
+                    raise
+                time.sleep(_RETRY_S)
+
+    written = ask(IsolationLevel.READ_UNCOMMITTED)
+    deadline_s = time.monotonic() + SETTLE_S
+    while ask(IsolationLevel.READ_COMMITTED) < written:
+        if time.monotonic() > deadline_s:
+            raise TopicError(
+                f"topic {topic} partition {partition}: a transaction has been open for more than {SETTLE_S:.0f} s, and "
+                "what was committed behind it cannot be read: see the brokers' log, and end it with "
+                "kafka-transactions.sh abort"
+            )
+        time.sleep(_LOOK_S)
+    return written
 
 
 class RangeReader:
@@ -72,7 +127,11 @@ class RangeReader:
                     "fraud-pipeline-reader",
                     settings=self._settings,
                     # Classic, because it only assigns and never joins; the group appears nowhere on the cluster.
-                    overrides={"group.protocol": "classic", "enable.partition.eof": True},
+                    overrides={
+                        "group.protocol": "classic",
+                        "enable.partition.eof": True,
+                        "auto.offset.reset": "error",
+                    },
                 )
             )
             start = self.position if self.position > 0 else OFFSET_BEGINNING
@@ -90,15 +149,19 @@ class RangeReader:
             self._ahead.append(record_of(message))
         elif error.code() == KafkaError._PARTITION_EOF:
             self._at_end = True
-        elif error.fatal() or not error.retriable():
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+            raise TopicError(
+                f"topic {self.topic} partition {self.partition} no longer holds offset {self.position}, which a "
+                "restore of state needs: give the topic a longer retention; docs/operating.md says how to go on"
+            )
+        elif error.code() not in PASSING_ERRORS and not error.retriable():
             raise KafkaException(error)
 
 
-def read_markers(bootstrap: str, settings: Settings, agent: str, partition: int, start: int) -> Iterator[Progress]:
-    """What each batch of ``agent`` read of ``partition``, from offset ``start`` of ``progress`` on, in order."""
+def read_markers(reader: RangeReader, agent: str, end: int) -> Iterator[Progress]:
+    """What each batch of ``agent`` read, as a partition of ``progress`` tells it up to ``end``, in order."""
     key = agent.encode()
-    topic = settings.topic(PROGRESS.name)
-    for records in read_batches(bootstrap, topic, settings=settings, partitions=[partition], start={partition: start}):
+    while records := reader.read_to(end):
         for record in records:
             if record.key == key and record.value is not None:
                 yield _decode(record.value)

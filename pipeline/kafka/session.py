@@ -6,11 +6,11 @@ and ``0013-undo.md`` say why each step is as it is.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 import msgspec
 from confluent_kafka import (
@@ -23,9 +23,12 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from pipeline.kafka.batch import Batch, Place, make_batch
+from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import PASSING_ERRORS, consumer_config, record_of
-from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
-from pipeline.kafka.transactions import Aborted, SessionError, Stopped, Transactions, Unknown
+from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.restore import restore_partition
+from pipeline.kafka.transactions import MOST_ABORTS, Aborted, SessionError, Stopped, Transactions, Unknown
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.records import Output, Record
@@ -36,83 +39,16 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S: Final = 10.0
 SHORT_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.2
+LAST_WAIT_S: Final = 4.0
+"""Longest wait for a broker once the worker ends: what was not committed is read again."""
+UNSTABLE: Final = frozenset({KafkaError.UNSTABLE_OFFSET_COMMIT})
 
 
 class KafkaCallFailed(RuntimeError):
     """The broker did not answer a question that can wait."""
 
 
-Place = tuple[str, int]
-"""Topic on the cluster, and partition number."""
-
 _encode = msgspec.json.Encoder().encode
-
-
-class Restored(NamedTuple):
-    """Where a snapshot stands: offsets behind what it holds, by full topic name, and where to go on in ``progress``."""
-
-    positions: Mapping[str, int]
-    progress: int
-
-
-class PartitionHandler(Protocol):
-    """What owns the state of an agent's partitions."""
-
-    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
-        """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing."""
-
-    def fold(self, partition: int, records: Sequence[Record]) -> None:
-        """Let one batch of committed records enter the state of ``partition``, silently."""
-
-    def restored(self, partition: int, records: int) -> None:
-        """The fold of ``records`` records is complete."""
-
-    def forget(self, partition: int) -> None:
-        """Drop the state of ``partition``; one that is not held is no error."""
-
-    def settle(self, partitions: Collection[int]) -> None:
-        """What the last batch did to these partitions is committed."""
-
-    def undo(self, partitions: Collection[int]) -> None:
-        """What the last batch did to these partitions is not committed: take it back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Records of the assigned partitions, by partition and in the order of the agent's topics."""
-
-    records: list[Record]
-    group_metadata: Any
-    """Captured with the batch: metadata fetched after a rebalance could commit for another member's partition."""
-    starts: dict[Place, int] = field(default_factory=dict)
-    """Offset of the first record of each partition of each topic."""
-    ends: dict[Place, int] = field(default_factory=dict)
-    """Offset behind the last record."""
-
-    @property
-    def partitions(self) -> set[int]:
-        """Numbers of the partitions that the records are of."""
-        return {number for _, number in self.starts}
-
-    def part(self, records: list[Record]) -> "Batch":
-        """A batch of some of these records, which follow each other."""
-        return make_batch(records, self.group_metadata)
-
-    def halves(self) -> list["Batch"]:
-        """This batch as two, to be worked on one after the other."""
-        middle = len(self.records) // 2
-        return [self.part(self.records[:middle]), self.part(self.records[middle:])]
-
-
-def make_batch(records: list[Record], group_metadata: Any) -> Batch:
-    """A batch with the places that its records span."""
-    starts: dict[Place, int] = {}
-    ends: dict[Place, int] = {}
-    for record in records:
-        place = (record.topic, record.partition)
-        starts.setdefault(place, record.offset)
-        ends[place] = record.offset + 1
-    return Batch(records, group_metadata, starts, ends)
 
 
 class Session:
@@ -134,6 +70,7 @@ class Session:
         self._names = {settings.topic(topic.name): topic for topic in topics}
         self._bootstrap, self._tell_waiting = bootstrap, waiting
         self._stopping = threading.Event()
+        self._stopped_s = math.inf
         self._classic = group_protocol == "classic"
         group = settings.topic(agent)
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
@@ -150,6 +87,7 @@ class Session:
         self._settled: dict[Place, int] = {}
         """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
         self._assigned: set[Place] = set()
+        self._refusals = 0
 
     def start(self) -> None:
         """Fence earlier holders of the transactional id and join the group."""
@@ -231,9 +169,11 @@ class Session:
             self.rewind(batch)
             if isinstance(error, Aborted):
                 raise
-            if error.args[0].fatal():
+            self._refusals += 1
+            if error.args[0].fatal() or self._refusals > MOST_ABORTS:
                 raise SessionError(f"agent {self.agent}: {error.args[0].str()} ({error.args[0].name()})") from error
             raise Aborted(error.args[0].str()) from error
+        self._refusals = 0
         self._handler.settle(batch.partitions)
         self._settled.update(batch.ends)
 
@@ -266,14 +206,22 @@ class Session:
         return lags
 
     def stop(self) -> None:
-        """No longer repeat calls that fail; may be called from another thread."""
+        """No longer repeat calls that fail, nor wait for long; may be called from another thread."""
+        self._stopped_s = min(self._stopped_s, time.monotonic())
         self._stopping.set()
 
     def close(self) -> None:
         """Leave the group. An unfinished transaction is aborted by the broker, or by this id's next holder."""
         self._stopping.set()
         self._transactions.close()
-        self._consumer.close()
+        caller = Caller(self.agent, lambda: None)
+        try:
+            caller.call("leaving the group", self._consumer.close, LAST_WAIT_S)
+        except Hung as error:
+            # The group learns of it when the session times out.
+            log.warning("%s", error)
+        finally:
+            caller.end()
 
     # --- Reading -----------------------------------------------------------------------------------------------
 
@@ -314,15 +262,20 @@ class Session:
 
     def _committed(self, places: Collection[Place]) -> dict[Place, int]:
         """Committed offsets, 0 where there is none."""
-        asked = [TopicPartition(*place) for place in places]
-        found = self._patiently("committed offsets", lambda: self._consumer.committed(asked, REQUEST_TIMEOUT_S))
-        for partition in found:
-            if partition.error is not None:
-                raise SessionError(f"agent {self.agent}: committed offsets: {partition.error.str()}")
-        return {
-            (partition.topic, partition.partition): 0 if partition.offset == OFFSET_INVALID else partition.offset
-            for partition in found
-        }
+
+        def ask() -> dict[Place, int]:
+            found = self._consumer.committed([TopicPartition(*place) for place in places], REQUEST_TIMEOUT_S)
+            for partition in found:
+                if partition.error is not None:
+                    # For one, that the last holder's transaction has not ended yet: it will, by its time limit.
+                    raise KafkaException(partition.error)
+            return {
+                (partition.topic, partition.partition): 0 if partition.offset == OFFSET_INVALID else partition.offset
+                for partition in found
+            }
+
+        committed: dict[Place, int] = self._patiently("committed offsets", ask)
+        return committed
 
     def _patiently(self, what: str, call: Callable[[], Any]) -> Any:
         """Repeat ``call`` for as long as its error may pass; `Stopped` once the worker ends."""
@@ -331,7 +284,7 @@ class Session:
                 return call()
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
-                if cause.code() not in PASSING_ERRORS and not cause.retriable():
+                if cause.code() not in PASSING_ERRORS | UNSTABLE and not cause.retriable():
                     raise
                 if self._stopping.is_set():
                     raise Stopped(f"agent {self.agent}: {what}: {cause.str()}") from error
@@ -341,6 +294,8 @@ class Session:
 
     def _waiting(self) -> None:
         self._tell_waiting()
+        if time.monotonic() - self._stopped_s > LAST_WAIT_S:
+            raise Stopped(f"agent {self.agent}: the worker ends while it waits for a broker")
 
     # --- Partitions that come and go ---------------------------------------------------------------------------
 
@@ -349,6 +304,8 @@ class Session:
         self._assigned.update(places)
         numbers = {number for _, number in places}
         whole = sorted(n for n in numbers if all((topic, n) in self._assigned for topic in self._names))
+        if whole:
+            self._handler.assigning(self._waiting_or_stop)
         offsets: dict[Place, int] = {}
         for number in whole:
             offsets |= self._restore(number)
@@ -390,32 +347,16 @@ class Session:
 
     def _restore(self, number: int) -> dict[Place, int]:
         """Bring a partition's state up to what is committed; returns where reading goes on."""
-        committed = self._committed([(topic, number) for topic in self._names])
-        by_topic = {topic: committed[topic, number] for topic in self._names}
-        restored = self._handler.restore(number, by_topic)
-        positions: Mapping[str, int] = restored.positions if restored is not None else {}
-        progress = restored.progress if restored is not None else 0
-        readers = [
-            RangeReader(self._bootstrap, self._settings, topic, number, positions.get(topic, 0), self._waiting_or_stop)
-            for topic in self._names
-        ]
-        folded = 0
+        places = [(topic, number) for topic in self._names]
+        found = self._committed(places)
+        committed = {place: found[place] for place in places}
         try:
-            markers = (
-                read_markers(self._bootstrap, self._settings, self.agent, number, progress)
-                if len(self._names) > 1
-                else iter(())
+            folded = restore_partition(
+                self._bootstrap, self._settings, self.agent, number, committed, self._handler, self._waiting_or_stop
             )
-            for records in in_recorded_order(readers, markers, by_topic, lambda topic: self._names[topic].name):
-                self._waiting_or_stop()
-                self._handler.fold(number, records)
-                folded += len(records)
         except BaseException:
             self._handler.forget(number)
             raise
-        finally:
-            for reader in readers:
-                reader.close()
         self._handler.restored(number, folded)
         return committed
 

@@ -27,6 +27,11 @@ FENCED: Final = frozenset(
 )
 CALL_TIMEOUT_S: Final = 10.0
 """Longest wait for one transactional call; the broker ends a transaction after as long."""
+HUNG_SOON_S: Final = 4.0
+"""Longest wait for a call of a transaction during which all brokers were away.
+
+What the client knows of coordinators may be from before, and it may wait for one of them for ever.
+"""
 FENCED_AGAIN_S: Final = 60.0
 """A worker that is fenced twice within this time has a rival of its own name, not a pause behind it."""
 RETRY_S: Final = 0.5
@@ -69,6 +74,8 @@ class Transactions:
         self._undelivered: KafkaError | None = None
         self._fenced_s = float("-inf")
         self._aborts = 0
+        self._began_s = 0.0
+        self._in_transaction = False
         self._producer, self._caller = self._new()
 
     def start(self) -> None:
@@ -82,10 +89,11 @@ class Transactions:
         Raises ``Aborted`` (nothing is committed), ``Unknown`` (the transaction was ended by a new producer) and
         ``SessionError``.
         """
+        self._producer.poll(0)  # hear of brokers that went away since
         if self._brokers_down.is_set():
             # What this producer knows of coordinators may be from before: librdkafka may wait for one of them for ever.
             self._renew("brokers were away")
-        committing = False
+        committing, self._in_transaction = False, True
         try:
             self._call("begin_transaction", self._producer.begin_transaction)
             self._produce(outputs)
@@ -97,10 +105,14 @@ class Transactions:
             committing = True
             self._transactional("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
         except Hung as error:
+            self._in_transaction = False
             self._renew(str(error))
             raise (Unknown if committing else Aborted)(str(error)) from error
         except KafkaException as error:
+            self._in_transaction = False
             self._after_failure(error, committing)
+        finally:
+            self._in_transaction = False
         self._aborts = 0
 
     def write(self, outputs: Sequence[Output]) -> None:
@@ -129,7 +141,7 @@ class Transactions:
             settings=self._settings,
             overrides={"error_cb": self._on_error},
         )
-        return Producer(config), Caller(self._agent, self._waiting)
+        return Producer(config), Caller(self._agent, self._while_waiting)
 
     def _renew(self, reason: str) -> None:
         """A new producer in place of this one, whose unfinished transaction it ends."""
@@ -158,7 +170,14 @@ class Transactions:
                 return
 
     def _call(self, what: str, call: Callable[[], Any]) -> None:
+        self._began_s = time.monotonic()
         self._caller.call(what, call)
+
+    def _while_waiting(self) -> None:
+        self._waiting()
+        self._producer.poll(0)
+        if self._in_transaction and self._brokers_down.is_set() and time.monotonic() - self._began_s > HUNG_SOON_S:
+            raise Hung(f"{self._agent}: brokers went away during a transaction")
 
     def _transactional(self, what: str, call: Callable[[], Any]) -> None:
         """Repeat a transactional call for as long as its error says that it may be repeated, and nobody stops it.

@@ -217,6 +217,12 @@ class RocksStore:
             self._database.close()
         shutil.rmtree(self._directory)
 
+    def entries(self) -> int:
+        """Keys in the store, as RocksDB estimates them."""
+        with _told(self._directory):
+            found: int | None = self._database.property_int_value("rocksdb.estimate-num-keys")
+        return found or 0
+
     def size_bytes(self) -> int:
         """Bytes of the store's files."""
         return sum(entry.stat().st_size for entry in os.scandir(self._directory))

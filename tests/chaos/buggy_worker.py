@@ -4,7 +4,6 @@
 Every bug strikes once, and leaves the file that ``CHAOS_BUG_FILE`` names.
 """
 
-import dataclasses
 import os
 import signal
 import sys
@@ -13,16 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
-
 from pipeline.cli import main
 from pipeline.demo.guarded import watch_parent
 from pipeline.features.kernel import CardWindows
-from pipeline.kafka.session import Aborted, Session
+from pipeline.kafka.batch import make_batch
+from pipeline.kafka.session import Session
+from pipeline.kafka.transactions import Aborted
 
-STRIKES_AT = 3
+STRIKES_AT = 2
 """The batch with outputs at which a bug strikes."""
-ENOUGH_OUTPUTS = 5
+ENOUGH_OUTPUTS = 4
 
 Commit = Callable[..., Any]
 
@@ -55,7 +54,7 @@ def commit_before_produce() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return commit(session, batch, outputs, *more)
 
-    Session.commit = committed  # type: ignore[method-assign]
+    Session.commit = committed  # type: ignore[assignment,method-assign]
 
 
 def batch_twice() -> None:
@@ -66,51 +65,40 @@ def batch_twice() -> None:
         strikes = bug.strikes(session, outputs)
         result = commit(session, batch, outputs, *more)
         if strikes:
-            commit(session, dataclasses.replace(batch, records=[]), outputs, *more)
+            commit(session, make_batch([], batch.group_metadata), outputs, *more)
         return result
 
-    Session.commit = committed  # type: ignore[method-assign]
+    Session.commit = committed  # type: ignore[assignment,method-assign]
 
 
 def forgotten_undo() -> None:
     """A transaction of the card agent aborts, and its windows keep what the batch put into them."""
     bug, commit = Bug("card"), _commit()
-    if hasattr(CardWindows, "undo"):
-        CardWindows.undo = CardWindows.settle
+    CardWindows.undo = CardWindows.settle  # type: ignore[method-assign]
 
     def committed(session: Any, batch: Any, outputs: Any, *more: Any) -> Any:
         if not bug.strikes(session, outputs):
             return commit(session, batch, outputs, *more)
-        producer, session._producer = session._producer, _FailsOnce(session._producer)
-        # Where an abort folds the state again instead of undoing it, the windows of before are put back.
-        windows = {number: part._windows for number, part in session._handler._held.items()}
+        transactions, session._transactions = session._transactions, _Refused()
         try:
             return commit(session, batch, outputs, *more)
-        except Aborted:
-            for number, kept in windows.items():
-                session._handler._held[number]._windows = kept
-            raise
         finally:
-            session._producer = producer
+            session._transactions = transactions
 
-    Session.commit = committed  # type: ignore[method-assign]
+    Session.commit = committed  # type: ignore[assignment,method-assign]
 
 
 def _commit() -> Commit:
     return Session.commit
 
 
-class _FailsOnce:
-    """A producer whose transaction the broker refuses, in a way that asks for an abort."""
+class _Refused:
+    """Transactions that the broker refuses."""
 
-    def __init__(self, producer: Any) -> None:
-        self._producer = producer
+    exactly_once = True
 
-    def commit_transaction(self, *_: Any) -> None:
-        raise KafkaException(KafkaError(KafkaError.INVALID_TXN_STATE, "refused on purpose", False, False, True))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._producer, name)
+    def commit(self, *_: Any) -> None:
+        raise Aborted("refused on purpose")
 
 
 BUGS: dict[str, Callable[[], None]] = {

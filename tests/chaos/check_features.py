@@ -13,7 +13,7 @@ import pandas as pd
 
 from tests.chaos.arithmetic import EPOCH, US
 from tests.chaos.run import Check, Run, key_of
-from tests.reference.features import card_features, merchant_features
+from tests.reference.features import card_cases, card_features, merchant_features
 
 SAMPLE_COST = 1_500_000
 """Pairs of rows that the reference may look at, for cards and for merchants; a few seconds each."""
@@ -44,6 +44,17 @@ def features_equal_the_reference(run: Run, seed: int = 0, cost: int = SAMPLE_COS
                 _compare(check, run, row["transaction"], values)
     if not check.compared.get("values"):
         check.differs("nothing was compared")
+    return check
+
+
+def cases_follow_from_the_log(run: Run) -> Check:
+    """Every transaction's case and its number within it, against the reference."""
+    check = Check("cases follow from the log")
+    rows = _card_rows(run)
+    for row, case in zip(rows, card_cases(pd.DataFrame(rows)).to_dict("records"), strict=True):
+        wanted = (f"{row['card_id']}-{case['case_start_us'] // 1_000_000}", case["case_sequence"])
+        check.same(f"{row['transaction']}: case", row["case"], wanted)
+    check.compared = {"transactions": len(rows)}
     return check
 
 
@@ -88,7 +99,7 @@ def _card_rows(run: Run) -> list[Row]:
     for accepted in run.accepted.values():
         newest = 0
         for _, one in accepted:
-            rows.append({**_stated(one), "partition_newest_us": newest})
+            rows.append({**_stated(one), "partition_newest_us": newest, "case": (one["case_id"], one["case_sequence"])})
             newest = max(newest, one["event_time_us"])
     return rows
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -56,11 +57,16 @@ class Models:
             getattr(models, name)[version] = payload
         return models
 
-    def first_offset(self, lightgbm_version: str) -> int:
-        """Where the layer on a LightGBM version began: where it was published without a lesson, else at the start."""
+    def first_offset(self, lightgbm_version: str, offsets: Sequence[int]) -> int:
+        """Where the layer on a LightGBM version began: as many examples before its first record as that has counted.
+
+        ``offsets`` are those of all examples.
+        """
         for _, payload in self.in_order:
             if payload["config"]["lightgbm_version"] == lightgbm_version:
-                return 0 if any(payload["lessons"].values()) else int(payload["examples_offset"])
+                before = [offset for offset in offsets if offset < payload["examples_offset"]]
+                counted = sum(payload["lessons"].values())
+                return 0 if counted >= len(before) else [*before, int(payload["examples_offset"])][-counted - 1]
         return 0
 
     def folded(self, run: Run) -> dict[tuple[str, int], Layer]:
@@ -73,7 +79,7 @@ class Models:
         examples = run.logs.decoded("examples")
         layers: dict[tuple[str, int], Layer] = {}
         for version, offsets in wanted.items():
-            layer, start = Layer(), self.first_offset(version)
+            layer, start = Layer(), self.first_offset(version, [entry.offset for entry, _ in examples])
             waiting = sorted(offsets)
             for entry, example in examples:
                 while waiting and waiting[0] <= entry.offset:
@@ -105,6 +111,10 @@ def weights_are_a_fresh_fold(run: Run) -> Check:
                 check.differs(f"River {version}: weight {i} is {found!r}, a fresh fold gives {wanted!r}")
         if not _close(payload["intercept"], layer.intercept):
             check.differs(f"River {version}: intercept {payload['intercept']!r}, a fold gives {layer.intercept!r}")
+    offsets = [entry.offset for entry in run.logs.entries("examples")]
+    for base, first in {p["config"]["lightgbm_version"]: p for _, p in reversed(models.in_order)}.items():
+        if models.first_offset(base, offsets) > 0 and first["lessons"]["learned"]:
+            check.differs(f"the layer on {base} began behind the first example, and was not published before a lesson")
     entries = run.logs.entries("examples")
     end = entries[-1].offset + 1 if entries else 0
     if entries and (not models.in_order or int(models.in_order[-1][1]["examples_offset"]) != end):

@@ -22,6 +22,7 @@ CHECKS: tuple[Callable[[Run], Check], ...] = (
     check_records.nothing_was_set_aside,
     check_features.card_features_travel_unchanged,
     check_features.features_equal_the_reference,
+    check_features.cases_follow_from_the_log,
     check_scores.scores_are_reproduced,
     check_scores.weights_are_a_fresh_fold,
     check_lessons.labels_are_passed_on,

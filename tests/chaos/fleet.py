@@ -22,6 +22,8 @@ AT_ONCE_S = 3.0
 RECENT_PAUSE_S = 60.0
 MOST_RESTARTS = 30
 STACK_LINES = 80
+STARTING_S = 10.0
+"""Younger than this, a worker may not have come to handle SIGTERM yet, and holds nothing."""
 ALL_AGENTS = "card,score,feedback,learn"
 
 
@@ -48,6 +50,7 @@ class Running:
     agents: str
     process: subprocess.Popen[bytes]
     log: Path
+    started_s: float
     paused_s: float = -1e9
     """When it was last let go on after a pause (monotonic)."""
 
@@ -83,7 +86,7 @@ class Fleet:
                 cwd=ROOT,
                 process_group=0,
             )
-        self.workers[name] = Running(name, agents, process, log)
+        self.workers[name] = Running(name, agents, process, log, time.monotonic())
 
     def pick(self, target: str, draw: float) -> Running | None:
         """One of the workers that run, by ``target`` (a kind of agent or ``any``) and a number from 0 to 1."""
@@ -107,19 +110,24 @@ class Fleet:
             worker.process.send_signal(signal.SIGCONT)
             worker.paused_s = time.monotonic()
 
-    def terminate(self, name: str, *, twice: bool = False) -> float:
-        """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept."""
+    def terminate(self, name: str, *, twice: bool = False, told: bool = False) -> float:
+        """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept.
+
+        ``told``: the first SIGTERM was sent before.
+        """
         worker = self.workers.pop(name)
         worker.process.send_signal(signal.SIGCONT)
         started_s = time.monotonic()
-        worker.process.terminate()
+        if not told:
+            worker.process.terminate()
         limit_s = AT_ONCE_S if twice else EXIT_S
         if twice:
             time.sleep(0.2)
             worker.process.terminate()
         try:
             code = worker.process.wait(limit_s)
-            if code != 0 and not twice:
+            early = code == -signal.SIGTERM and started_s - worker.started_s < STARTING_S
+            if code != 0 and not twice and not early:
                 self.slow_exits.append(f"{name} ended with {code} after SIGTERM:\n{log_tail(worker.log)}")
         except subprocess.TimeoutExpired:
             # With Python's fault handler this leaves the stacks of all threads in the log.
@@ -153,7 +161,7 @@ class Fleet:
             worker.process.send_signal(signal.SIGCONT)
             worker.process.terminate()
         for name in list(self.workers):
-            self.terminate(name)
+            self.terminate(name, told=True)
 
     def end(self) -> None:
         """Leave nothing behind."""

@@ -42,7 +42,7 @@ SNAPSHOT_ENVIRONMENT = {"FRAUD_PIPELINE_SNAPSHOT_INTERVAL_S": "3"}
 GROUPS = {
     "card": ("transactions", "labels", "rerouted"),
     "score": ("profiled",),
-    "feedback": ("labels", "decisions"),
+    "feedback": ("labels", "rerouted", "decisions"),
     "learn": ("examples",),
 }
 UNTAILED = ("transactions", "labels")

@@ -98,7 +98,7 @@ def _drafts(load: Load, expected: Expected, random: np.random.Generator) -> Iter
     kinds = random.choice([*shares, "plain"], len(frame), p=[*shares.values(), 1 - sum(shares.values())])
     oversize = 0
     for row, kind in zip(frame.itertuples(index=False), kinds.tolist(), strict=True):
-        card, name, event_us = str(row.card_id), str(row.transaction_id), int(row.event_us)
+        card, name, event_us = str(row.card_id), str(row.transaction_id), int(str(row.event_us))
         clock_us = min(event_us + _delay_us(kind, random), max(last_us, event_us))
         placed = kind if kind in ("foreign", "keyless") else "home"
         value = _transaction(row, random)

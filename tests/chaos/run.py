@@ -1,5 +1,6 @@
 """What a run leaves for the checks: logs, ledger, the rules that were in force; and what all checks ask of them."""
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class Expected(NamedTuple):
     """No worker ends by itself because of what happens to the broker."""
 
 
-EXPECTED = Expected(progress=False, rerouting=False, partition_horizon=False, rides_out=False)
+EXPECTED = Expected()
 
 
 class Rules(NamedTuple):
@@ -125,11 +126,9 @@ class Run:
                 if topic not in batch["starts"]:
                     continue
                 start, end = batch["starts"][topic], batch["ends"][topic]
-                order[batch["agent"], entry.partition] += [
-                    (topic, entry.partition, offset)
-                    for offset in places[topic, entry.partition]
-                    if start <= offset < end
-                ]
+                offsets = places[topic, entry.partition]
+                read = offsets[bisect_left(offsets, start) : bisect_left(offsets, end)]
+                order[batch["agent"], entry.partition] += [(topic, entry.partition, offset) for offset in read]
         return order
 
     @cached_property

@@ -223,7 +223,7 @@ def test_a_bug_that_is_seeded_on_purpose_is_found(bug: str, broker: EmbeddedBrok
     struck = tmp_path / "struck"
     options = Options(
         Load(SEED, 400, 3.0, 2),
-        5.0,
+        2.5,
         (),
         maturity_days=1.0,
         prefix=f"bug-{uuid.uuid4().hex[:8]}-",

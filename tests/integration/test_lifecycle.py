@@ -55,7 +55,7 @@ def test_a_stop_keeps_the_state_and_a_start_goes_on_from_it(cluster: Cluster, st
     again = start(cluster.settings)
     again.until(lambda: len(cluster.decisions()) >= 200)
     for agent in ("card", "score", "feedback"):
-        assert f"{agent}: partition 1: state restored" in again.said
+        again.until_it_says(f"{agent}: partition 1: state restored")
         assert f"{agent}: partition 1: state restored in 0.0 s from the log" not in again.said
     assert again.stop() == 0, again.said
     check(cluster, bought)

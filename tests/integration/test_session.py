@@ -8,10 +8,12 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from pipeline.kafka.admin import committed_offsets, ensure_topics
+from pipeline.kafka.batch import Batch
 from pipeline.kafka.caller import Hung
 from pipeline.kafka.clients import read_topic
+from pipeline.kafka.handler import Restored
 from pipeline.kafka.producer import RecordProducer
-from pipeline.kafka.session import Batch, Restored, Session
+from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted, SessionError, Transactions
 from pipeline.settings import Settings
 from schemas.records import Output, Record
@@ -29,6 +31,9 @@ class Numbers:
         self.settled: dict[int, list[bytes]] = {}
         self.pending: dict[int, list[bytes]] = {}
         self.folded: list[list[bytes]] = []
+
+    def assigning(self, waiting: Callable[[], None]) -> None:
+        """Nothing to prepare."""
 
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
         self.settled[partition] = []

@@ -16,5 +16,9 @@ def test_readme_shows_the_topology() -> None:
 
 
 def test_every_topic_has_the_writer_it_declares() -> None:
-    writers = {topic.name: f"{spec.name} agent" for spec in AGENTS.values() for topic in spec.writes}
-    assert {topic.name: topic.writer for topic in TOPICS if topic not in (TRANSACTIONS, LABELS)} == writers
+    writers: dict[str, list[str]] = {}
+    for spec in AGENTS.values():
+        for topic in spec.writes:
+            writers.setdefault(topic.name, []).append(spec.name)
+    told = {name: f"{' and '.join(agents)} agent{'s' * (len(agents) > 1)}" for name, agents in writers.items()}
+    assert {topic.name: topic.writer for topic in TOPICS if topic not in (TRANSACTIONS, LABELS)} == told

@@ -1,0 +1,47 @@
+"""A batch: records that are worked on and committed together, and what it takes to commit exactly them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from schemas.records import Record
+
+Place = tuple[str, int]
+"""Topic on the cluster, and partition number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records of the assigned partitions, by partition and in the order of the agent's topics."""
+
+    records: list[Record]
+    group_metadata: Any
+    """Captured with the batch: metadata fetched after a rebalance could commit for another member's partition."""
+    starts: dict[Place, int] = field(default_factory=dict)
+    """Offset of the first record of each partition of each topic."""
+    ends: dict[Place, int] = field(default_factory=dict)
+    """Offset behind the last record."""
+
+    @property
+    def partitions(self) -> set[int]:
+        """Numbers of the partitions that the records are of."""
+        return {number for _, number in self.starts}
+
+    def part(self, records: list[Record]) -> "Batch":
+        """A batch of some of these records, which follow each other."""
+        return make_batch(records, self.group_metadata)
+
+    def halves(self) -> list["Batch"]:
+        """This batch as two, to be worked on one after the other."""
+        middle = len(self.records) // 2
+        return [self.part(self.records[:middle]), self.part(self.records[middle:])]
+
+
+def make_batch(records: list[Record], group_metadata: Any) -> Batch:
+    """A batch with the places that its records span."""
+    starts: dict[Place, int] = {}
+    ends: dict[Place, int] = {}
+    for record in records:
+        place = (record.topic, record.partition)
+        starts.setdefault(place, record.offset)
+        ends[place] = record.offset + 1
+    return Batch(records, group_metadata, starts, ends)

@@ -1,0 +1,38 @@
+"""What a session asks of whoever owns the state of an agent's partitions."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from schemas.records import Record
+
+
+class Restored(NamedTuple):
+    """Where a snapshot stands: offsets behind what it holds, by full topic name, and where to go on in ``progress``."""
+
+    positions: Mapping[str, int]
+    progress: int
+
+
+class PartitionHandler(Protocol):
+    """What owns the state of an agent's partitions."""
+
+    def assigning(self, waiting: Callable[[], None]) -> None:
+        """Partitions have come, and are about to be restored; a wait for a broker calls ``waiting`` meanwhile."""
+
+    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
+        """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing."""
+
+    def fold(self, partition: int, records: Sequence[Record]) -> None:
+        """Let one batch of committed records enter the state of ``partition``, silently."""
+
+    def restored(self, partition: int, records: int) -> None:
+        """The fold of ``records`` records is complete."""
+
+    def forget(self, partition: int) -> None:
+        """Drop the state of ``partition``; one that is not held is no error."""
+
+    def settle(self, partitions: Collection[int]) -> None:
+        """What the last batch did to these partitions is committed."""
+
+    def undo(self, partitions: Collection[int]) -> None:
+        """What the last batch did to these partitions is not committed: take it back."""

@@ -1,0 +1,110 @@
+"""Load and faults are drawn from the seed alone, and hold every kind that the run is for."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.arithmetic import partition_of
+from tests.chaos.load import Load, ledger
+from tests.chaos.records import load_entries, load_sent, save
+from tests.chaos.run import Expected
+from tests.chaos.schedule import KINDS, LONG_SHARES, schedule, short_schedule
+from tests.chaos.snapshots import SnapshotPlace
+
+LOAD = Load(5, 4_000, 6.0, 2)
+
+
+def test_a_seed_gives_one_load_and_another_seed_another() -> None:
+    assert ledger(LOAD, Expected()) == ledger(LOAD, Expected())
+    assert ledger(LOAD, Expected())[:50] != ledger(Load(6, 4_000, 6.0, 2), Expected())[:50]
+
+
+def test_a_load_holds_everything_that_producers_and_analysts_may_do() -> None:
+    sent = ledger(LOAD, Expected())
+    kinds = Counter(one.kind for one in sent)
+    expected = [
+        "plain",
+        "late",
+        "very_late",
+        "shuffled",
+        "foreign",
+        "keyless",
+        "repeat",
+        "garbage",
+        "oversize",
+        "label",
+        "correction",
+        "unknown",
+    ]
+    expected += ["same instant", "a year ahead", "early label", "repeated label", "garbage label"]
+    assert [kind for kind in expected if not kinds[kind]] == []
+    assert [one.timestamp_ms for one in sent] == sorted(one.timestamp_ms for one in sent)
+    for one in sent:
+        home = partition_of(one.card, 2) if one.card else one.partition
+        assert (one.partition != home) <= (
+            one.kind in ("foreign", "keyless", "repeat", "correction") or one.topic == "labels"
+        )
+    first: dict[tuple[str, str], bytes | None] = {}
+    for one in sent:
+        if one.topic == "transactions" and one.dead is None:
+            assert first.setdefault((one.card, one.transaction), one.value) == one.value
+    early = {one.transaction: one.number for one in sent if one.kind == "early label"}
+    shown = {one.transaction: one.number for one in reversed(sent) if one.topic == "transactions" and one.dead is None}
+    assert all(number < shown[name] for name, number in early.items())
+    assert not any(one.kind in ("foreign", "keyless") for one in ledger(LOAD, Expected(rerouting=False)))
+
+
+def test_what_is_labelled_is_labelled_at_a_time_that_its_record_allows() -> None:
+    for one in ledger(LOAD, Expected()):
+        if one.topic == "transactions" and one.dead is None:
+            stated = json.loads(one.value or b"")
+            assert stated["amount"] > 0 or stated["transaction_type"] == "verification"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_long_schedule_has_the_kills_that_are_asked_for_and_every_other_kind(seed: int) -> None:
+    faults = schedule(seed, 900.0, 32)
+    kinds = Counter(fault.kind for fault in faults)
+    assert kinds["kill"] == 32
+    assert set(LONG_SHARES) <= kinds.keys()
+    assert faults == schedule(seed, 900.0, 32)
+    assert [fault.at_s for fault in faults] == sorted(fault.at_s for fault in faults)
+    assert all(0 <= fault.at_s < 900.0 for fault in faults)
+    scales = [fault.kind for fault in faults if "worker" in fault.kind]
+    assert scales == ["three workers", "two workers", "one worker", "a worker for each agent"]
+    assert {fault.target for fault in faults if fault.kind == "kill"} == {"any", *KINDS}
+
+
+def test_the_short_schedule_kills_the_broker_and_a_worker() -> None:
+    assert {"kill", "pause", "broker kill", "terminate"} <= {fault.kind for fault in short_schedule(1, 30.0)}
+
+
+def test_what_is_kept_of_a_run_can_be_read_again(tmp_path: Path) -> None:
+    sent = ledger(Load(5, 100, 2.0, 2), Expected())
+    save(tmp_path / "ledger", sent)
+    assert load_sent(tmp_path / "ledger") == sent
+    save(tmp_path / "none", [])
+    assert load_entries(tmp_path / "none") == []
+
+
+def test_snapshots_are_damaged_and_their_space_is_filled(tmp_path: Path) -> None:
+    place = SnapshotPlace(tmp_path / "snapshots")
+    try:
+        assert place.corrupt(0.5) is None
+        kept = place.directory / "card" / "0" / "page"
+        kept.parent.mkdir(parents=True)
+        kept.write_bytes(bytes(1_000))
+        assert place.corrupt(0.5) == "card/0/page"
+        assert kept.read_bytes().count(b"\xa5") == 16
+        assert place.cut_short(0.0) == "card/0/page"
+        assert kept.stat().st_size == 600
+        if place.fill():
+            with pytest.raises(OSError, match="No space left"):
+                (place.directory / "more").write_bytes(bytes(100_000))
+        place.empty_again()
+        assert place.remove_all() >= 1
+        assert place.files() == []
+    finally:
+        place.close()
