@@ -16,7 +16,7 @@ from pipeline.kafka.batch import Batch
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.session import Session
 from pipeline.scoring.river_model import RiverLearner, RiverModel
-from schemas.records import Record
+from schemas.records import Output, Record
 
 NewLearner = Callable[[str, RiverModel | None], RiverLearner]
 """From the LightGBM version to stand on, and the published model to go on from, to a learner."""
@@ -109,13 +109,20 @@ class LearnPartitions:
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Learn a batch."""
-        result = self._of().learn(records)
+        held = self._of()
+        # Whoever takes over must begin where this layer began, or two models would bear one version.
+        first = [self._publish(held, now)] if held.untold else []
+        result = held.learn(records)
+        result.outputs += first
         if self.due():
-            model = self._of().publish()
-            self._keep_state(model)
-            result.outputs.append(model_record("river", model.version, model.to_payload(), now))
-            self._published_s = time.monotonic()
+            result.outputs.append(self._publish(held, now))
         return result
+
+    def _publish(self, held: LearnPartition, now: datetime) -> Output:
+        model = held.publish()
+        self._keep_state(model)
+        self._published_s = time.monotonic()
+        return model_record("river", model.version, model.to_payload(), now)
 
     def close(self) -> None:
         """Release the state."""
@@ -139,8 +146,7 @@ class LearnPartitions:
         if active is None:
             raise RuntimeError("no LightGBM version is in force")
         self._lightgbm = active.lightgbm.version
-        # Published before its first lesson, where it does not start at the first example: whoever restarts this
-        # agent must start where it did, or two models would bear one version.
+        # One that starts at the first example needs no record of it: anyone would start there.
         return LearnPartition(self._new_learner(self._lightgbm, None), next_offset, published=next_offset == 0)
 
 

@@ -77,6 +77,11 @@ class LearnPartition:
         """Whether there are lessons that no published version has."""
         return self._published_offset != self.next_offset
 
+    @property
+    def untold(self) -> bool:
+        """Whether nobody could know where this layer began: it must be published before its first lesson."""
+        return self._published_offset < 0
+
     def learn(self, records: Sequence[Record]) -> Result:
         """Fold the records from ``next_offset`` on, in order."""
         result = Result()
