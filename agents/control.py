@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 
@@ -16,7 +17,9 @@ from schemas.topics import MODELS
 
 _decode = msgspec.json.Decoder(SetAside).decode
 _encode = msgspec.json.Encoder().encode
-_TEXT_LIMIT = 1_000
+_TEXT_LIMIT: Final = 1_000
+RECENT: Final = timedelta(days=1)
+"""What was set aside within it, by whichever worker, counts towards the limit: a restart does not lift it."""
 
 
 class SetAsides:
@@ -24,7 +27,7 @@ class SetAsides:
 
     def __init__(self, bootstrap: str, settings: Settings, agent: str) -> None:
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
-        self._places: set[tuple[str, int, int]] = set()
+        self._places: dict[tuple[str, int, int], datetime] = {}
         self._next = 0
 
     def refresh(self, waiting: Callable[[], None]) -> None:
@@ -42,7 +45,7 @@ class SetAsides:
             return
         item = _decode(record.value)
         if item.agent == self._agent:
-            self._places.add((self._settings.topic(item.topic), item.partition, item.offset))
+            self._places[self._settings.topic(item.topic), item.partition, item.offset] = item.set_aside_at
 
     def without(self, records: Sequence[Record]) -> Sequence[Record]:
         """``records`` but for those that are set aside."""
@@ -50,8 +53,16 @@ class SetAsides:
             return records
         return [r for r in records if (r.topic, r.partition, r.offset) not in self._places]
 
-    def add(self, record: Record, error: Exception, now: datetime) -> Result:
-        """Set ``record`` aside: the control record and the dead letter, to be committed with its offset."""
+    def recent(self, now: datetime) -> int:
+        """How many records of this agent were set aside within `RECENT` before ``now``, as far as is known here."""
+        return sum(at > now - RECENT for at in self._places.values())
+
+    def committed(self, record: Record, now: datetime) -> None:
+        """The setting aside of ``record`` is committed."""
+        self._places[record.topic, record.partition, record.offset] = now
+
+    def outputs(self, record: Record, error: Exception, now: datetime) -> Result:
+        """What sets ``record`` aside once it is committed with its offset: the control record and the dead letter."""
         topic = record.topic.removeprefix(self._settings.topic_prefix)
         item = SetAside(
             agent=self._agent,
@@ -73,5 +84,4 @@ class SetAsides:
         result.outputs.append(Output(MODELS, key, _encode(item)))
         result.dead_letter(record, self._agent, "set_aside", f"{item.error}: {item.message}")
         result.counts["set_aside", topic] += 1
-        self._places.add((record.topic, record.partition, record.offset))
         return result

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pipeline.engine.state import PartitionState, StateDump
-from pipeline.kafka.session import KafkaCallFailed, Session
+from pipeline.kafka.session import Session
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
-from pipeline.state.errors import SnapshotError
+from pipeline.state.errors import SnapshotError, StoreError
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Snapshot, SnapshotRepository
 from pipeline.state.store import RocksStore
@@ -50,6 +50,8 @@ class Keeper:
         self._settings, self._metrics = settings, metrics
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"snapshots-{agent}")
         self._writing: dict[int, Future[float]] = {}
+        self._left: list[tuple[int, Future[float]]] = []
+        """Of partitions that are held no more."""
         self._due_s: dict[int, float] = {}
         self._saved: dict[int, dict[str, int]] = {}
         self._writers: dict[int, SnapshotWriter] = {}
@@ -72,7 +74,9 @@ class Keeper:
 
     def forget(self, partition: int) -> None:
         """The partition is held no more; a snapshot that is being written is still completed."""
-        for known in (self._due_s, self._saved, self._writing, self._writers):
+        if (writing := self._writing.pop(partition, None)) is not None:
+            self._left.append((partition, writing))
+        for known in (self._due_s, self._saved, self._writers):
             known.pop(partition, None)
 
     def save(self, held: Mapping[int, PartitionState], session: Session, *, at_end: bool = False) -> None:
@@ -109,16 +113,16 @@ class Keeper:
         self._due_s[number] = time.monotonic() + self._settings.snapshot_interval_s
         if not positions or positions == self._saved.get(number):
             return
-        try:
-            progress = session.progress_position(number)
-        except KafkaCallFailed as error:
-            log.warning("%s: partition %d: no snapshot now: %s", self._agent, number, error)
-            return
         started_s = time.monotonic()
-        dump = held[number].dump(full=self._writers[number].needs_full)
+        try:
+            dump = held[number].dump(full=self._writers[number].needs_full)
+        except StoreError as error:
+            # A disk that is full, for one. Where the store itself is broken, its next use says so.
+            self._failed(number, error)
+            return
         self._metrics.stage_seconds(self._agent, "snapshot", time.monotonic() - started_s)
         self._writing[number] = self._thread.submit(
-            self._write, number, self._writers[number], positions, progress, dump
+            self._write, number, self._writers[number], positions, session.progress[number], dump
         )
         self._saved[number] = positions
 
@@ -147,12 +151,19 @@ class Keeper:
             try:
                 seconds = future.result()
             except SnapshotError as error:
-                # Told and counted: a snapshot only shortens a fold, and the next one is tried in its time.
-                log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
-                self._metrics.snapshot_failed(self._agent)
+                self._failed(number, error)
                 self._saved.pop(number, None)
                 continue
             self._due_s[number] = time.monotonic() + max(self._settings.snapshot_interval_s, DUTY * seconds)
+        for number, future in self._left:
+            if future.done() and not future.cancelled() and isinstance(failure := future.exception(), SnapshotError):
+                self._failed(number, failure)
+        self._left = [(number, future) for number, future in self._left if not future.done()]
+
+    def _failed(self, number: int, error: Exception) -> None:
+        """Told and counted: a snapshot only shortens a fold, and the next one is tried in its time."""
+        log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
+        self._metrics.snapshot_failed(self._agent)
 
     def _key(self, partition: int) -> SnapshotKey:
         identity = self._identity

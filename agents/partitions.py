@@ -115,9 +115,11 @@ class KernelPartitions(ABC, Generic[P]):
     def fold(self, partition: int, records: Sequence[Record]) -> None:
         """One batch, without those that are set aside."""
         self._environment.health.working(self._environment.agent)
-        state = self._held[partition]
-        self.fold_into(state, self._environment.set_asides.without(records))
-        state.settle()
+        # A batch of one record that is set aside did nothing live either.
+        if kept := self._environment.set_asides.without(records):
+            state = self._held[partition]
+            self.fold_into(state, kept)
+            state.settle()
 
     def restored(self, partition: int, records: int) -> None:
         """Tell how the restore went."""

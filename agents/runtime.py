@@ -13,6 +13,7 @@ from agents.control import SetAsides
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.engine.score import KernelMismatch
+from pipeline.engine.state import StateLost
 from pipeline.health import Health
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.handler import PartitionHandler
@@ -21,6 +22,7 @@ from pipeline.kafka.transactions import Aborted, SessionError
 from pipeline.metrics import WorkerMetrics
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
+from pipeline.state.errors import StoreError
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 0.1
 LAG_INTERVAL_S = 1.0
 RETRY_PAUSE_S: Final = 0.5
-NOT_THE_RECORD: Final = (KernelMismatch, ModelError, OSError, MemoryError, SessionError)
+NOT_THE_RECORD: Final = (KernelMismatch, ModelError, StoreError, StateLost, OSError, MemoryError, SessionError)
 """Errors that no record is to blame for: setting records aside would lose all of them, one by one."""
 
 
@@ -88,7 +90,6 @@ class AgentSource(BatchSource):
         self._lag_told_s = 0.0
         self._lags: set[tuple[str, int]] = set()
         self._failures: Counter[tuple[str, int, int]] = Counter()
-        self._set_aside_count = 0
 
     def poll(self) -> Batch | None:
         """The next batch; joins the group once the agent is ready to work."""
@@ -145,8 +146,10 @@ class AgentSource(BatchSource):
         """
         self._health.working(self._agent)
         try:
+            records = self._set_asides.without(batch.records)
             with self._metrics.stage(self._agent, "process"):
-                result = self._partitions.process(batch.records, datetime.now(UTC))
+                passed_over = batch.records and not records
+                result = Result() if passed_over else self._partitions.process(records, datetime.now(UTC))
         except NOT_THE_RECORD as error:
             error.add_note(f"agent {self._agent}: nothing is committed of its batch, {_spans(batch.records)}")
             raise
@@ -186,15 +189,16 @@ class AgentSource(BatchSource):
             self._session.rewind(batch)
             time.sleep(RETRY_PAUSE_S)  # on the agent's own thread, which has nothing else to do
             raise Aborted(f"{record.topic} partition {record.partition} offset {record.offset} fails: {error}")
-        if self._set_aside_count >= self._settings.set_aside_limit:
+        now = datetime.now(UTC)
+        if (recent := self._set_asides.recent(now)) >= self._settings.set_aside_limit:
             raise TooManyFailures(
-                f"agent {self._agent}: {self._set_aside_count} records were set aside since the start, and "
+                f"agent {self._agent}: {recent} records were set aside within a day, and "
                 f"{record.topic} partition {record.partition} offset {record.offset} fails too: the fault is hardly "
                 "theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
             ) from error
-        self._set_aside_count += 1
         log.error("%s: %s partition %d offset %d is set aside", self._agent, *place)
-        self._commit(batch, self._set_asides.add(record, error, datetime.now(UTC)))
+        self._commit(batch, self._set_asides.outputs(record, error, now))
+        self._set_asides.committed(record, now)
         del self._failures[place]
 
     def _count(self, batch: Batch, result: Result) -> None:

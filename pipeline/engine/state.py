@@ -61,6 +61,10 @@ class Store(Protocol):
         """Close and remove what is held."""
 
 
+class StateLost(RuntimeError):
+    """What the state must hold is not there: it is damaged, and must be folded from the log again."""
+
+
 class PartitionState(Protocol):
     """One partition's state, as the agents keep it; every kernel's partition is one."""
 

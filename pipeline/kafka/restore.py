@@ -19,8 +19,10 @@ def restore_partition(
     committed: Mapping[Place, int],
     handler: PartitionHandler,
     waiting: Callable[[], None],
-) -> int:
-    """Let ``handler`` start partition ``number`` and fold it up to ``committed``; returns how many records were folded.
+) -> tuple[int, int]:
+    """Let ``handler`` start partition ``number`` and fold it up to ``committed``.
+
+    Returns how many records were folded, and the offset in ``progress`` behind the markers of all of them.
 
     ``committed`` has the agent's topics in the order in which a batch holds them. ``waiting`` is called while nothing
     comes, and may raise. Raises `TopicError` where records that the fold needs are gone.
@@ -28,7 +30,7 @@ def restore_partition(
     ends = {topic: offset for (topic, _), offset in committed.items()}
     restored = handler.restore(number, ends)
     positions = restored.positions if restored is not None else {}
-    folded = 0
+    folded, progress = 0, 0
     with ExitStack() as stack:
 
         def reader(topic: str, start: int) -> RangeReader:
@@ -38,9 +40,10 @@ def restore_partition(
         markers: Iterator[Progress] = iter(())
         if len(ends) > 1:
             told = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
-            markers = read_markers(told, agent, settled_end(bootstrap, settings, told.topic, number, waiting))
+            progress = settled_end(bootstrap, settings, told.topic, number, waiting)
+            markers = read_markers(told, agent, progress)
         for records in in_recorded_order(readers, markers, ends, lambda name: name.removeprefix(settings.topic_prefix)):
             waiting()
             handler.fold(number, records)
             folded += len(records)
-    return folded
+    return folded, progress

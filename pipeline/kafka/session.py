@@ -37,15 +37,10 @@ from schemas.topics import PROGRESS, Topic
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S: Final = 10.0
-SHORT_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.2
 LAST_WAIT_S: Final = 4.0
 """Longest wait for a broker once the worker ends: what was not committed is read again."""
 UNSTABLE: Final = frozenset({KafkaError.UNSTABLE_OFFSET_COMMIT})
-
-
-class KafkaCallFailed(RuntimeError):
-    """The broker did not answer a question that can wait."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -86,6 +81,7 @@ class Session:
         self._positions: dict[Place, int] = {}
         self._settled: dict[Place, int] = {}
         """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
+        self._progress: dict[int, int] = {}
         self._assigned: set[Place] = set()
         self._refusals = 0
 
@@ -173,6 +169,8 @@ class Session:
             if error.args[0].fatal() or self._refusals > MOST_ABORTS:
                 raise SessionError(f"agent {self.agent}: {error.args[0].str()} ({error.args[0].name()})") from error
             raise Aborted(error.args[0].str()) from error
+        else:
+            self._progress.update(self._transactions.marked())
         self._refusals = 0
         self._handler.settle(batch.partitions)
         self._settled.update(batch.ends)
@@ -185,16 +183,13 @@ class Session:
             if offset < self._positions.get(place, -1):
                 self._seek(place, offset)
 
-    def progress_position(self, number: int) -> int:
-        """The end of ``progress`` now, behind the marker of every batch that was committed; or KafkaCallFailed."""
-        if len(self._names) == 1:
-            return 0
-        at = TopicPartition(self._settings.topic(PROGRESS.name), number)
-        try:
-            _, high = self._consumer.get_watermark_offsets(at, timeout=SHORT_TIMEOUT_S)
-        except KafkaException as error:
-            raise KafkaCallFailed(error.args[0].str()) from error
-        return int(high)
+    @property
+    def progress(self) -> Mapping[int, int]:
+        """By partition number: an offset in ``progress`` behind the marker of the last batch in the settled state.
+
+        Not its end of now: another member, which holds the partition by then, may have written on.
+        """
+        return self._progress
 
     def lag(self) -> dict[Place, int]:
         """Records between the position of each assigned partition and its end, from the client's cache."""
@@ -257,8 +252,9 @@ class Session:
         return markers
 
     def _is_committed(self, batch: Batch) -> bool:
+        # One that goes further is another member's, which may have read its batches in another order than this one's.
         found = self._committed(batch.ends)
-        return all(found[place] >= end for place, end in batch.ends.items())
+        return all(found[place] == end for place, end in batch.ends.items())
 
     def _committed(self, places: Collection[Place]) -> dict[Place, int]:
         """Committed offsets, 0 where there is none."""
@@ -336,6 +332,7 @@ class Session:
         for place in [place for place in self._positions if place[1] in numbers]:
             del self._positions[place], self._settled[place]
         for number in numbers:
+            self._progress.pop(number, None)
             self._handler.forget(number)
         if self._classic:
             consumer.unassign()
@@ -351,7 +348,7 @@ class Session:
         found = self._committed(places)
         committed = {place: found[place] for place in places}
         try:
-            folded = restore_partition(
+            folded, self._progress[number] = restore_partition(
                 self._bootstrap, self._settings, self.agent, number, committed, self._handler, self._waiting_or_stop
             )
         except BaseException:

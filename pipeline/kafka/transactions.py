@@ -12,6 +12,7 @@ from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import log_error, producer_config
 from pipeline.settings import Settings
 from schemas.records import Output
+from schemas.topics import PROGRESS
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Transactions:
         self._id = f"{settings.topic(agent)}-{settings.instance}"
         self._brokers_down = threading.Event()
         self._undelivered: KafkaError | None = None
+        self._marked: dict[int, int] = {}
         self._fenced_s = float("-inf")
         self._aborts = 0
         self._began_s = 0.0
@@ -129,6 +131,11 @@ class Transactions:
             self._renew(f"records were not written: {reason}")
             raise Aborted(f"records were not written: {reason}")
         self._aborts = 0
+
+    def marked(self) -> dict[int, int]:
+        """Offsets behind the records of the last commit that went to ``progress``, by partition number."""
+        self._producer.poll(0)
+        return dict(self._marked)
 
     def close(self) -> None:
         """Give the producer up; a transaction that is open is left to the broker, or to this id's next holder."""
@@ -204,12 +211,15 @@ class Transactions:
         produce = self._producer.produce
         names = {output.topic.name: self._settings.topic(output.topic.name) for output in outputs}
         options: dict[str, Any] = {} if self.exactly_once else {"on_delivery": self._on_delivery}
+        self._marked.clear()
         for topic, key, value, headers, partition in outputs:
             more = options
             if headers or partition is not None:
                 more = {**options, **({"headers": list(headers)} if headers else {})}
                 if partition is not None:
                     more["partition"] = partition
+                if topic is PROGRESS:
+                    more["on_delivery"] = self._on_marked
             while True:
                 try:
                     produce(names[topic.name], value, key, **more)
@@ -234,6 +244,11 @@ class Transactions:
         del message
         if error is not None and self._undelivered is None:
             self._undelivered = error
+
+    def _on_marked(self, error: KafkaError | None, message: Message) -> None:
+        self._on_delivery(error, message)
+        if error is None:
+            self._marked[message.partition()] = message.offset() + 1
 
     def _after_failure(self, error: KafkaException, committing: bool) -> None:
         cause: KafkaError = error.args[0]
