@@ -378,3 +378,46 @@ def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
     )
     assert after_undo.outputs == expected.outputs
     assert len(decisions(expected)) == 20
+
+
+def test_a_topic_made_anew_holds_no_repeats() -> None:
+    """Its offsets begin again; nothing of it was decided before."""
+    models, state = active(), score()
+    before = profile(purchases(50).records)
+    assert len(decisions(state.process(before.records, models, NOW))) == 50
+    anew = Log(TRANSACTIONS)
+    for number in range(100, 110):
+        anew.append(transaction(number, after(hours=number)), after(hours=number))
+    log = Log(PROFILED, partition=2)
+    for record in before.records:
+        log.append(record.value)
+    later = [log.append(output.value) for output in partition().process(anew.records, after(hours=200)).outputs]
+    result = state.process(later, models, after(hours=201))
+    assert len(decisions(result)) == 10
+    assert result.counts["duplicate", ""] == 0
+
+
+def test_a_batch_written_again_by_a_later_worker_is_a_repeat_but_for_what_it_has_more() -> None:
+    models, state, card = active(), score(), partition()
+    source = purchases(8).records
+    log = Log(PROFILED, partition=2)
+    for at, records in ((START, source[:3]), (START + timedelta(seconds=5), source[3:6])):
+        for output in card.process(records, at).outputs:
+            log.append(output.value)
+    again = partition()
+    again.process(source[:3], None)
+    for output in again.process(source[3:], START + timedelta(seconds=30)).outputs:
+        log.append(output.value)
+    result = state.process(log.records, models, NOW)
+    assert [decision.transaction_id for decision in decisions(result)] == [f"t{number}" for number in range(8)]
+    assert result.counts["duplicate", ""] == 3
+
+
+def test_features_of_another_number_are_refused_like_those_of_another_kernel() -> None:
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    message = decode_profiled(record.value or b"")
+    assert isinstance(message, ProfiledTransaction)
+    log = Log(PROFILED, partition=2)
+    log.append(encode(msgspec.structs.replace(message, card_features=message.card_features[:-8], kernel="0-other")))
+    with pytest.raises(KernelMismatch):
+        score().process(log.records, active(), NOW)
