@@ -1,22 +1,30 @@
 """``python -m tests.chaos``: the long form, or any other length."""
 
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import click
+from confluent_kafka import KafkaException
 
 from pipeline.broker import embedded_broker
-from tests.chaos.harness import Chaos, Options
+from tests.chaos.harness import Chaos, Options, Outcome
 from tests.chaos.load import Load
-from tests.chaos.records import save
+from tests.chaos.records import read_logs, save
 from tests.chaos.report import as_json, as_text, write
 from tests.chaos.run import EXPECTED
 from tests.chaos.schedule import schedule, short_schedule
 
 RESULT = Path("build/chaos.json")
+FAILED = Path("build/chaos-failed")
 DAYS_A_SECOND = 0.06
 """Event time that passes in a second: a worker's absence must stay within what labels wait for."""
+HORIZON_DAYS = 10.0
+"""Of labels and of repeats, or a quarter of a shorter run."""
 
 
 @click.command()
@@ -24,44 +32,125 @@ DAYS_A_SECOND = 0.06
 @click.option("--kills", default=32, show_default=True, help="SIGKILLs of workers; other faults in proportion.")
 @click.option("--seed", default=1, show_default=True, help="Of load and faults.")
 @click.option("--rows", type=int, help="Transactions, about.  [default: 60 a second]")
+@click.option("--days", type=float, help="Event time that passes.  [default: 0.06 a second, 3 at least]")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="A file with the Handbook's columns.")
 @click.option("--short", is_flag=True, help="The few faults of the short form.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep logs and ledger of the run in this directory.")
+@click.option(
+    "--delivery",
+    type=click.Choice(["exactly_once", "at_least_once"]),
+    default="exactly_once",
+    show_default=True,
+    help="Of the workers; at least once, the proof allows repeats.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["auto", "consumer", "classic"]),
+    default="auto",
+    show_default=True,
+    help="How the workers join their groups.",
+)
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep everything of the run in this directory.")
 def main(
-    seconds: float, kills: int, seed: int, rows: int | None, data: Path | None, short: bool, keep: Path | None
+    seconds: float,
+    kills: int,
+    seed: int,
+    rows: int | None,
+    days: float | None,
+    data: Path | None,
+    short: bool,
+    delivery: Literal["exactly_once", "at_least_once"],
+    protocol: Literal["auto", "consumer", "classic"],
+    keep: Path | None,
 ) -> None:
     """Kill, stop, starve and corrupt a running pipeline, then prove from its logs that nothing shows."""
-    rows = rows or round(60 * seconds)
-    load = Load(seed, rows, max(3.0, seconds * DAYS_A_SECOND), 2, data)
+    rows, days = rows or round(60 * seconds), days or max(3.0, seconds * DAYS_A_SECOND)
+    load = Load(seed, rows, days, 2, data, horizon_days=min(HORIZON_DAYS, days / 4))
     faults = short_schedule(seed, seconds) if short else schedule(seed, seconds, kills)
-    options = Options(load, seconds, faults, maturity_days=min(5.0, load.days / 4))
-    with TemporaryDirectory(prefix="chaos-") as scratch:
-        directory = keep or Path(scratch)
-        directory.mkdir(parents=True, exist_ok=True)
-        with (
-            embedded_broker(Path(scratch) / "kafka") as broker,
-            Chaos(broker, directory, options, lambda text: print(text, flush=True)) as chaos,
-        ):
-            outcome = chaos.run()
-        if keep is not None:
-            save(keep / "ledger.jsonl", outcome.ledger)
-            save(keep / "topics.jsonl", [one for entries in outcome.logs.topics.values() for one in entries])
-    result = as_json(
-        outcome,
-        {
-            "seed": seed,
-            "seconds": seconds,
-            "kills": kills,
-            "rows": rows,
-            "days": load.days,
-            "data": data.name if data else None,
-            "expected": EXPECTED._asdict(),
-        },
+    options = Options(
+        load,
+        seconds,
+        faults,
+        maturity_days=min(5.0, days / 4),
+        delivery=delivery,
+        protocol=protocol,
+        thorough=not short,
     )
-    write(RESULT, result)
-    print(as_text(result))
-    print(f"Written to {RESULT}.")
+    told = {
+        "seed": seed,
+        "seconds": seconds,
+        "kills": kills,
+        "rows": rows,
+        "days": days,
+        "data": data.name if data else None,
+        "delivery": delivery,
+        "protocol": protocol,
+        "expected": EXPECTED._asdict(),
+    }
+    with _kept(keep) as (directory, good):
+        result = as_json(_run(directory, options, told, everything=keep is not None), told)
+        write(RESULT, result)
+        print(as_text(result))
+        print(f"Written to {RESULT}.")
+        if not (result["differences"] or result["failures"]):
+            good.append(True)
     sys.exit(bool(result["differences"] or result["failures"]))
+
+
+@contextmanager
+def _kept(keep: Path | None) -> Iterator[tuple[Path, list[bool]]]:
+    """A directory for a run, which is ``keep`` or goes afterwards; one that failed is kept as `FAILED`.
+
+    The run was good when something was put into the list, which comes with the directory.
+    """
+    good: list[bool] = []
+    with TemporaryDirectory(prefix="chaos-") as scratch:
+        directory = keep or Path(scratch) / "run"
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            yield directory, good
+        finally:
+            if not good and keep is None:
+                shutil.rmtree(FAILED, ignore_errors=True)
+                FAILED.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(directory, FAILED)
+            if not good:
+                print(f"Kept for a look: logs, ledger, topics and the broker's data, in {keep or FAILED}.")
+
+
+def _run(directory: Path, options: Options, told: dict[str, Any], *, everything: bool) -> Outcome:
+    """Run; ledger and topics are saved where the run fails or ``everything`` is to be kept.
+
+    A run that cannot go on writes what is known of it to `RESULT`, and raises.
+    """
+    with (
+        embedded_broker(directory / "kafka") as broker,
+        Chaos(broker, directory, options, lambda text: print(text, flush=True)) as chaos,
+    ):
+        try:
+            outcome = chaos.run()
+        except Exception as error:
+            endings = [one._asdict() for one in chaos.fleet.endings]
+            told_of = {"options": told, "failures": [f"{type(error).__name__}: {error}"]}
+            write(RESULT, {**told_of, "workers_that_ended_by_themselves": endings})
+            _save(directory, chaos, broker.bootstrap_servers)
+            raise
+    result = as_json(outcome, {})
+    if everything or result["differences"] or result["failures"]:
+        _save(directory, chaos, None)
+    return outcome
+
+
+def _save(directory: Path, chaos: Chaos, bootstrap: str | None) -> None:
+    """Write ledger and topics, which are read first where ``bootstrap`` is given and they were not yet."""
+    save(directory / "ledger.jsonl", chaos.sent)
+    logs = chaos.logs
+    if logs is None and bootstrap is not None:
+        try:
+            logs = read_logs(bootstrap, chaos.settings.topic_prefix)
+        except (KafkaException, RuntimeError) as error:
+            print(f"The topics could not be read ({error}): they are in the broker's data.")
+    if logs is not None:
+        save(directory / "topics.jsonl", [one for entries in logs.topics.values() for one in entries])
 
 
 if __name__ == "__main__":

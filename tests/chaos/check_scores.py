@@ -72,7 +72,7 @@ class Models:
     def folded(self, run: Run) -> dict[tuple[str, int], Layer]:
         """Layers by (LightGBM version, offset in ``examples``): a fresh fold of the records before the offset."""
         wanted: dict[str, set[int]] = defaultdict(set)
-        for version in {one["versions"]["lightgbm"] for one in run.decision_of.values()}:
+        for version in {one["versions"]["lightgbm"] for _, one in run.logs.decoded("decisions")}:
             wanted[version].add(0)
         for _, payload in self.in_order:
             wanted[payload["config"]["lightgbm_version"]].add(int(payload["examples_offset"]))

@@ -22,6 +22,8 @@ AT_ONCE_S = 3.0
 RECENT_PAUSE_S = 60.0
 MOST_RESTARTS = 30
 STACK_LINES = 80
+ENDING_LINES = 15
+"""Last lines of a log that tell why a worker ended by itself."""
 STARTING_S = 10.0
 """Younger than this, a worker may not have come to handle SIGTERM yet, and holds nothing."""
 ALL_AGENTS = "card,score,feedback,learn"
@@ -147,7 +149,7 @@ class Fleet:
             del self.workers[name]
             self._ended(worker)
             recent = time.monotonic() - worker.paused_s < RECENT_PAUSE_S
-            self.endings.append(Ending(round(now_s, 1), name, code, recent, log_tail(worker.log, 6)))
+            self.endings.append(Ending(round(now_s, 1), name, code, recent, log_tail(worker.log, ENDING_LINES)))
             self.say(f"{name} ended by itself (exit code {code}){' after its pause' if recent else ''}")
             if len(self.endings) > MOST_RESTARTS:
                 raise WorkerFailed(

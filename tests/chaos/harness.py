@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,12 +19,13 @@ from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US
 from tests.chaos.checker import check_all
+from tests.chaos.evidence import Evidence, gather, read_lines
 from tests.chaos.feeder import Feeder
-from tests.chaos.fleet import WORKER, Fleet
+from tests.chaos.fleet import WORKER, Fleet, Running
 from tests.chaos.load import Load, ledger
 from tests.chaos.records import Logs, Sent, read_logs
 from tests.chaos.run import EXPECTED, Check, Expected, Rules
-from tests.chaos.schedule import KINDS, Fault
+from tests.chaos.schedule import KINDS, Fault, Happened
 from tests.chaos.snapshots import SnapshotPlace
 from tests.chaos.tail import Tail
 from tests.unit.model_helpers import small_model
@@ -36,9 +37,12 @@ QUIET_S = 3.0
 SETTLE_S = 240.0
 CARD_PARTITIONS, MERCHANT_PARTITIONS = 2, 2
 SAMPLE_RATE = 0.3
-LABEL_HORIZON_DAYS = 120.0
-SNAPSHOT_ENVIRONMENT = {"FRAUD_PIPELINE_SNAPSHOT_INTERVAL_S": "3"}
-"""Beside the address: often enough that a short run has several."""
+SNAPSHOT_INTERVAL_S = 3.0
+"""Often enough that a short run has several."""
+FULL_AT_LEAST_S = 8.0
+"""Longer than the time between two snapshots."""
+TRY_AGAIN_S = 4.0
+"""After this a fault that could not be done is tried again."""
 GROUPS = {
     "card": ("transactions", "labels", "rerouted"),
     "score": ("profiled",),
@@ -66,20 +70,10 @@ class Options:
     command: Sequence[str] = WORKER
     environment: Mapping[str, str] = field(default_factory=dict)
     settle_s: float = SETTLE_S
-
-
-@dataclass
-class Happened:
-    """A fault as it was done."""
-
-    at_s: float
-    kind: str
-    what: str
-    agents: str = "any"
-    wall_s: float = 0.0
-    monotonic_s: float = 0.0
-    recovered_s: float | None = None
-    """From the fault to the next decision (example, model) of work begun after it, in all partitions."""
+    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    protocol: Literal["auto", "consumer", "classic"] = "auto"
+    thorough: bool = False
+    """Whether the run must have met everything that it is for (`tests.chaos.evidence`)."""
 
 
 @dataclass
@@ -95,6 +89,8 @@ class Outcome:
     fleet: Fleet
     settled: str
     """Empty, or what had not been worked off in time."""
+    evidence: Evidence
+    options: Options
 
 
 class Chaos:
@@ -112,7 +108,11 @@ class Chaos:
             merchant_partitions=MERCHANT_PARTITIONS,
             negative_sample_rate=SAMPLE_RATE,
             maturity_days=options.maturity_days,
-            label_horizon_days=LABEL_HORIZON_DAYS,
+            label_horizon_days=options.load.horizon_days,
+            dedup_horizon_days=options.load.horizon_days,
+            delivery=options.delivery,
+            group_protocol=options.protocol,
+            snapshot_interval_s=SNAPSHOT_INTERVAL_S,
             metrics_port=0,
         )
         self.rules = Rules(
@@ -120,17 +120,21 @@ class Chaos:
             merchant_partitions=MERCHANT_PARTITIONS,
             negative_sample_rate=SAMPLE_RATE,
             maturity_us=round(options.maturity_days * DAY_US),
-            label_horizon_us=round(LABEL_HORIZON_DAYS * DAY_US),
+            label_horizon_us=round(options.load.horizon_days * DAY_US),
+            dedup_horizon_us=round(options.load.horizon_days * DAY_US),
             prefix=options.prefix,
             expected=options.expected,
+            exactly_once=options.delivery == "exactly_once",
         )
         environment = {
             "FRAUD_PIPELINE_SNAPSHOT_URL": self.snapshots.directory.as_uri(),
-            **SNAPSHOT_ENVIRONMENT,
             **options.environment,
         }
         self.fleet = Fleet(self.settings, directory / "logs", options.command, environment, say=self._tell)
         self.happened: list[Happened] = []
+        self.sent: list[Sent] = []
+        self.logs: Logs | None = None
+        """What was read for the proof, once it was."""
         self._bootstrap = broker.bootstrap_servers
         self._started_s = time.monotonic()
         self._timers: list[threading.Timer] = []
@@ -147,7 +151,7 @@ class Chaos:
     def run(self) -> Outcome:
         """Everything; raises `ChaosError` where no proof is possible, and what broker and workers raise."""
         options, seconds = self._options, {}
-        sent = ledger(options.load, options.expected)
+        self.sent = sent = ledger(options.load, options.expected)
         ensure_topics(self._bootstrap, self.settings)
         publish(self._bootstrap, self.settings, version=0)
         for name, agents in options.first_agents:
@@ -174,10 +178,11 @@ class Chaos:
             self._look_for_recovery(one, tail)
         self.fleet.stop()
         reading_s = time.monotonic()
-        logs = read_logs(self._bootstrap, options.prefix)
+        self.logs = logs = read_logs(self._bootstrap, options.prefix)
         checks = check_all(logs, sent, self.rules)
         seconds["to read and check"] = time.monotonic() - reading_s
-        return Outcome(logs, sent, self.rules, checks, self.happened, seconds, self.fleet, settled)
+        evidence = gather(read_lines(self.fleet.log_dir), self.happened)
+        return Outcome(logs, sent, self.rules, checks, self.happened, seconds, self.fleet, settled, evidence, options)
 
     def _misbehave(self, feeder: Feeder, tail: Tail) -> None:
         """Do the faults at their times, for as long as there is load; new models come in between."""
@@ -187,7 +192,9 @@ class Chaos:
             now_s = self._now_s()
             self._check(tail)
             if waiting and waiting[0].at_s <= now_s:
-                self._do(waiting.pop(0))
+                fault = waiting.pop(0)
+                if not self._do(fault):
+                    waiting = sorted([*waiting, fault._replace(at_s=now_s + TRY_AGAIN_S)], key=lambda one: one.at_s)
             elif swaps and swaps[0] <= now_s and not self._broker_paused:
                 swaps.pop(0)
                 publish(self._bootstrap, self.settings, version=2 - len(swaps))
@@ -195,9 +202,10 @@ class Chaos:
             else:
                 time.sleep(POLL_S)
         for fault in waiting:
-            self._tell(f"too late for: {fault.kind}")
+            self._tell(f"not done: {fault.kind}")
 
-    def _do(self, fault: Fault) -> None:
+    def _do(self, fault: Fault) -> bool:
+        """Do a fault; False where it cannot be done now, and then it is as if nothing had happened."""
         self._cancel_timers(only_ended=True)
         what, agents = fault.kind, "any"
         one = Happened(round(self._now_s(), 1), fault.kind, "", wall_s=time.time(), monotonic_s=time.monotonic())
@@ -218,17 +226,27 @@ class Chaos:
             what = f"stopped for {fault.length_s:.1f} s"
         else:
             worker = self.fleet.pick(fault.target, fault.draw)
-            if worker is None:
-                what = f"no worker for {fault.target}: nothing done"
-                agents = "none"
-            else:
-                agents = worker.agents if worker.agents in KINDS else "any"
-                what = f"{worker.name}: {self._hurt(fault, worker.name, worker.agents)}"
+            if fault.kind.startswith("snapshot") and worker is not None and not self._has_snapshots(worker):
+                able = [other for other in self.fleet.workers.values() if self._has_snapshots(other)]
+                worker = able[0] if able else None
+            done = None if worker is None else self._hurt(fault, worker.name, worker.agents, one)
+            if worker is None or done is None:
+                return False
+            agents = worker.agents if worker.agents in KINDS else "any"
+            what = f"{worker.name}: {done}"
         one.what, one.agents = what, agents
         self.happened.append(one)
         self._tell(f"{fault.kind}: {what}")
+        return True
 
-    def _hurt(self, fault: Fault, name: str, agents: str) -> str:
+    def _kept_by(self, agents: str) -> list[str]:
+        return [self.settings.topic(agent) for agent in agents.split(",")]
+
+    def _has_snapshots(self, worker: Running) -> bool:
+        return bool(self.snapshots.newest(self._kept_by(worker.agents)))
+
+    def _hurt(self, fault: Fault, name: str, agents: str, one: Happened) -> str | None:
+        """What was done to a worker, or to the snapshots of its agents; None: it could not be."""
         fleet, place = self.fleet, self.snapshots
         match fault.kind:
             case "kill":
@@ -246,19 +264,18 @@ class Chaos:
                 return f"ended after {took_s:.1f} s"
             case "snapshots full":
                 full = place.fill()
-                self._later(max(6.0, fault.length_s), place.empty_again)
-                return "directory of the snapshots filled" if full else "no file system of its own: not filled"
+                if full is not None:
+                    self._later(max(FULL_AT_LEAST_S, fault.length_s), place.empty_again)
+                return full
         fleet.kill(name)
-        damaged: object
-        match fault.kind:
-            case "snapshot corrupt":
-                damaged = place.corrupt(fault.draw)
-            case "snapshot cut short":
-                damaged = place.cut_short(fault.draw)
-            case _:
-                damaged = f"{place.remove_all()} files"
+        if fault.kind == "snapshots gone":
+            what = f"{place.remove_all()} files removed"
+        else:
+            cut = fault.kind == "snapshot cut short"
+            one.snapshots = tuple(place.damage(self._kept_by(agents), cut=cut, draw=float(fault.draw * 1e3 % 1)))
+            what = ", ".join(one.snapshots)
         fleet.start(name, agents)
-        return f"killed; {damaged or 'no snapshot was there'}"
+        return f"killed; {what}"
 
     def _scale(self, wanted: Mapping[str, str]) -> str:
         """Have exactly these workers: start what is missing, end what is too many."""

@@ -28,6 +28,10 @@ SOURCES = ("customer", "analyst", "chargeback", "issuer", "audit", "a bank's own
 SHARES = {"late": 0.03, "very_late": 0.01, "shuffled": 0.03, "foreign": 0.03, "keyless": 0.01}
 """Shares of transactions; the rest is sent at its own time to its own partition."""
 TWINS, REPEATS, BAD, UNKNOWN_LABELS = 0.02, 0.04, 0.012, 0.004
+AGAIN, LATE_LABEL = 0.02, 0.03
+"""Of transactions: sent again behind the deduplication horizon, and labelled about the label horizon or behind it."""
+AGAIN_DAYS, LATE_LABEL_DAYS = 25.0, 20.0
+"""As far behind the horizon at most: behind what the agents remember."""
 LABELLED_FRAUD, LABELLED_LEGITIMATE, CORRECTED, EARLY, LABEL_REPEATED, FOREIGN_LABEL = 0.8, 0.06, 0.2, 0.05, 0.05, 0.04
 
 
@@ -41,6 +45,8 @@ class Load:
     partitions: int
     data: Path | None = None
     """A file with the Handbook's columns instead of the simulator."""
+    horizon_days: float = 10.0
+    """Of labels and of repeats, short enough that things come behind it."""
 
 
 class _Draft(NamedTuple):
@@ -111,6 +117,7 @@ def _drafts(load: Load, expected: Expected, random: np.random.Generator) -> Iter
             again_us = clock_us + int(random.uniform(0, 2 * DAY_US)) * int(random.random() < 0.8)
             where = "foreign" if expected.rerouting and random.random() < 0.4 else "home"
             yield _Draft(again_us, "transactions", value, "repeat", card, name, placed=where)
+        yield from _behind_horizons(clock_us, last_us, load.horizon_days, card, name, value, random)
         yield from _labels(clock_us, card, name, bool(row.fraud), expected, random)
         if random.random() < BAD:
             bad = _bad(clock_us, value, oversize < MOST_OVERSIZE, random)
@@ -191,6 +198,27 @@ def _labels(
         at_us += int(random.uniform(HOUR_US, 3 * DAY_US))
         says, kind = str(random.choice(["fraud", "legitimate", "disputed", "unknown"])), "correction"
         source = str(random.choice([*SOURCES, "rule"]))
+
+
+def _behind_horizons(
+    clock_us: int,
+    last_us: int,
+    horizon_days: float,
+    card: str,
+    name: str,
+    value: bytes,
+    random: np.random.Generator,
+) -> Iterator[_Draft]:
+    left_days = (last_us - clock_us) / DAY_US
+    nearest, furthest = 1.02 * horizon_days, min(horizon_days + AGAIN_DAYS, left_days)
+    if random.random() < AGAIN and nearest < furthest:
+        at_us = clock_us + int(random.uniform(nearest, furthest) * DAY_US)
+        yield _Draft(at_us, "transactions", value, "again", card, name)
+    nearest, furthest = 0.9 * horizon_days, min(horizon_days + LATE_LABEL_DAYS, left_days)
+    if random.random() < LATE_LABEL and nearest < furthest:
+        at_us = clock_us + int(random.uniform(nearest, furthest) * DAY_US)
+        says = str(random.choice(["fraud", "legitimate"]))
+        yield _Draft(at_us, "labels", _label(at_us, card, name, says, "chargeback"), "late label", card, name)
 
 
 def _label(at_us: int, card: str, name: str, says: str, source: str) -> bytes:

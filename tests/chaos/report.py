@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.checker import differences, summary
-from tests.chaos.harness import SCALES, Happened, Outcome
+from tests.chaos.evidence import lacking
+from tests.chaos.harness import SCALES, Outcome
+from tests.chaos.schedule import Happened
 
 WIDTH = 80
+NAMED = 5
 SIGKILLS = ("kill", "snapshot corrupt", "snapshot cut short", "snapshots gone")
 
 
@@ -23,10 +26,14 @@ def failures(outcome: Outcome) -> list[str]:
     found += [f"slow or bad exit: {text}" for text in outcome.fleet.slow_exits]
     if outcome.rules.expected.rides_out:
         found += [
-            f"{one.name} ended by itself at {one.at_s} s (exit code {one.code}):\n{one.log}"
+            f"{one.name} ended by itself at {one.at_s} s (exit code {one.code}); its last lines are above"
             for one in outcome.fleet.endings
             if not one.after_pause
         ]
+    found += [f"a snapshot failed without a fault: {text}" for text in outcome.evidence.failed_unasked[:NAMED]]
+    if outcome.options.thorough:
+        days, kinds = outcome.options.load.days, [fault.kind for fault in outcome.options.faults]
+        found += lacking(outcome.evidence, outcome.happened, kinds, outcome.checks, outcome.rules, days)
     found += [f"no recovery was seen from {one.kind} at {one.at_s} s" for one in unrecovered(outcome.happened)]
     return found
 
@@ -53,6 +60,14 @@ def as_json(outcome: Outcome, options: dict[str, Any]) -> dict[str, Any]:
         "records": {topic: len(entries) for topic, entries in outcome.logs.topics.items()},
         "inputs": dict(Counter(sent.kind for sent in outcome.ledger)),
         "seconds": {name: round(value, 1) for name, value in outcome.seconds.items()},
+        "snapshots": {
+            "restores_from_a_snapshot": outcome.evidence.from_snapshot,
+            "restores_from_the_log_alone": outcome.evidence.from_log,
+            "refused": dict(outcome.evidence.refused),
+            "damage_met": outcome.evidence.met,
+            "failed_while_full": outcome.evidence.failed_writes,
+            "failed_without_a_fault": len(outcome.evidence.failed_unasked),
+        },
         "workers_that_ended_by_themselves": [one._asdict() for one in outcome.fleet.endings],
         "checks": summary(outcome.checks),
         "log": [
@@ -95,6 +110,14 @@ def as_text(result: dict[str, Any]) -> str:
     lines.append(f"  SIGKILLs of workers: {result['sigkills_of_workers']}")
     ended = result["workers_that_ended_by_themselves"]
     lines.append(f"  workers that ended by themselves: {len(ended)}")
+    for one in ended:
+        after = ", after its pause" if one["after_pause"] else ""
+        lines.append(f"  {one['name']} at {one['at_s']} s (exit code {one['code']}{after}):")
+        lines += [text for line in one["log"].splitlines() for text in _wrapped(line, 6)]
+    lines += ["", "Snapshots"]
+    for name, value in result["snapshots"].items():
+        told = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,}"
+        lines += _wrapped(f"{name.replace('_', ' ')}: {told or 0}")
     lines += ["", "Records"]
     lines += _wrapped(", ".join(f"{topic} {count:,}" for topic, count in result["records"].items()))
     lines += ["", "Inputs"]
@@ -106,7 +129,7 @@ def as_text(result: dict[str, Any]) -> str:
             lines += _wrapped(", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in check["compared"].items()), 6)
         for problem in check["problems"]:
             lines += _wrapped(problem, 6)
-    lines += ["", *(_wrapped("FAILED: " + text.splitlines()[0])[0] for text in result["failures"])]
+    lines += ["", *(line for text in result["failures"] for line in _wrapped("FAILED: " + text.splitlines()[0]))]
     verdict = "nothing lost, nothing doubled, every value reproduced"
     if result["differences"] or result["failures"]:
         verdict = f"{result['differences']:,} differences, {len(result['failures'])} other failures"

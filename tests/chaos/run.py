@@ -1,14 +1,14 @@
 """What a run leaves for the checks: logs, ledger, the rules that were in force; and what all checks ask of them."""
 
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from tests.chaos.arithmetic import DAY_US, microseconds, partition_of
-from tests.chaos.records import INPUTS, NUMBER_HEADER, Entry, Key, Logs, Place, Sent, exact
+from tests.chaos.arithmetic import DAY_US, partition_of
+from tests.chaos.records import INPUTS, NUMBER_HEADER, Entry, Key, Logs, Place, Sent, rerouted_origin
 
 NAMED = 5
 """Differences that a check names; all are counted."""
@@ -41,9 +41,12 @@ class Rules(NamedTuple):
     negative_sample_rate: float
     maturity_us: int
     label_horizon_us: int
+    dedup_horizon_us: int
     prefix: str = ""
     label_patience_us: int = 7 * DAY_US
     expected: Expected = EXPECTED
+    exactly_once: bool = True
+    """Else at least once: what is repeated is allowed, what is lost or wrong is not."""
 
 
 @dataclass
@@ -54,6 +57,10 @@ class Check:
     compared: dict[str, int] = field(default_factory=dict)
     differences: int = 0
     problems: list[str] = field(default_factory=list)
+
+    def count(self, what: str, more: int = 1) -> None:
+        """Something was compared; `checker.check_all` takes a count of zero for a difference."""
+        self.compared[what] = self.compared.get(what, 0) + more
 
     def differs(self, text: str) -> None:
         """Count a difference; the first few are told."""
@@ -99,9 +106,26 @@ class Run:
         return {entry.place: entry for topic in topics for entry in self.logs.entries(topic)}
 
     @cached_property
-    def profiled(self) -> list[tuple[Entry, dict[str, Any]]]:
+    def profiled_as_written(self) -> list[tuple[Entry, dict[str, Any]]]:
         """Profiled transactions, in the order of ``profiled``."""
         return [(entry, one) for entry, one in self.logs.decoded("profiled") if one["kind"] == "transaction"]
+
+    @cached_property
+    def profiled(self) -> list[tuple[Entry, dict[str, Any]]]:
+        """Profiled transactions that are to be decided: under at-least-once delivery without what was written again.
+
+        That is a record at or behind whose place its partition of ``profiled`` has had one already.
+        """
+        if self.rules.exactly_once:
+            return self.profiled_as_written
+        last: dict[tuple[int, str, int], int] = defaultdict(lambda: -1)
+        found = []
+        for entry, one in self.profiled_as_written:
+            topic, partition, offset = self.read_place(one)
+            if offset > last[entry.partition, topic, partition]:
+                last[entry.partition, topic, partition] = offset
+                found.append((entry, one))
+        return found
 
     @cached_property
     def profiled_labels(self) -> list[tuple[Entry, dict[str, Any]]]:
@@ -109,27 +133,83 @@ class Run:
         return [(entry, one) for entry, one in self.logs.decoded("profiled") if one["kind"] == "label"]
 
     @cached_property
-    def decision_of(self) -> dict[Key, dict[str, Any]]:
-        """Decisions by key; of one that was decided several times, the last."""
-        return {key_of(one): one for _, one in self.logs.decoded("decisions")}
+    def decisions_at(self) -> dict[tuple[int, int], list[dict[str, Any]]]:
+        """Decisions by the partition and offset in ``profiled`` that they were made from."""
+        found: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+        for _, one in self.logs.decoded("decisions"):
+            found[one["log"]["partition"], one["log"]["offset"]].append(one)
+        return found
 
     @cached_property
-    def reading(self) -> dict[tuple[str, int], list[Place]]:
-        """What each agent of several topics read of each partition, in order, as ``progress`` tells it."""
-        order: dict[tuple[str, int], list[Place]] = defaultdict(list)
+    def batches(self) -> dict[tuple[str, int], list[list[Place]]]:
+        """What each agent of several topics read of each partition, batch by batch, as ``progress`` tells it."""
+        batches: dict[tuple[str, int], list[list[Place]]] = defaultdict(list)
         places: dict[tuple[str, int], list[int]] = defaultdict(list)
         for topic, partition, offset in sorted(self.entry_at):
             places[topic, partition].append(offset)
-        for entry, batch in self.logs.decoded("progress"):
-            reads = CARD_READS if batch["agent"] == "card" else FEEDBACK_READS
-            for topic in reads:
-                if topic not in batch["starts"]:
+        for entry, told in self.logs.decoded("progress"):
+            batch: list[Place] = []
+            for topic in CARD_READS if told["agent"] == "card" else FEEDBACK_READS:
+                if topic not in told["starts"]:
                     continue
-                start, end = batch["starts"][topic], batch["ends"][topic]
+                start, end = told["starts"][topic], told["ends"][topic]
                 offsets = places[topic, entry.partition]
                 read = offsets[bisect_left(offsets, start) : bisect_left(offsets, end)]
-                order[batch["agent"], entry.partition] += [(topic, entry.partition, offset) for offset in read]
-        return order
+                batch += [(topic, entry.partition, offset) for offset in read]
+            batches[told["agent"], entry.partition].append(batch)
+        return batches
+
+    @cached_property
+    def first_batches(self) -> dict[tuple[str, int], list[list[Place]]]:
+        """The same, each record where it was read first: no other than `batches` where nothing was read again."""
+        first: dict[tuple[str, int], list[list[Place]]] = {}
+        for reader, batches in self.batches.items():
+            seen: set[Place] = set()
+            first[reader] = []
+            for batch in batches:
+                first[reader].append([place for place in batch if place not in seen])
+                seen.update(batch)
+        return first
+
+    @cached_property
+    def reading(self) -> dict[tuple[str, int], list[Place]]:
+        """What each agent of several topics read of each partition, in order; what it read again, again."""
+        return {reader: [place for batch in batches for place in batch] for reader, batches in self.batches.items()}
+
+    @cached_property
+    def cards_read_again(self) -> set[str]:
+        """Cards of which the card agent read something twice: in which order it took them is not known for certain."""
+        cards: set[str] = set()
+        for (agent, _), order in self.reading.items():
+            if agent == "card" and len(order) != len(set(order)):
+                again = [place for place, times in Counter(order).items() if times > 1]
+                cards |= {sent.card for place in again if (sent := self.sent_at.get(self.origin(place))) is not None}
+        return cards
+
+    @cached_property
+    def transactions_read_again(self) -> set[Key]:
+        """Transactions of which the feedback agent read something twice: how often it told them is not known."""
+        again = {
+            place
+            for (agent, _), order in self.reading.items()
+            if agent == "feedback" and len(order) != len(set(order))
+            for place, times in Counter(order).items()
+            if times > 1
+        }
+        if not again:
+            return set()
+        sent = [self.sent_at[origin] for place in again if (origin := self.origin(place)) in self.sent_at]
+        decided = {key_of(one) for entry, one in self.logs.decoded("decisions") if entry.place in again}
+        return decided | {(one.card, one.transaction) for one in sent}
+
+    @cached_property
+    def _origins(self) -> dict[Place, Place]:
+        found = {e.place: rerouted_origin(e, self.rules.prefix) for e in self.logs.entries("rerouted")}
+        return {place: origin for place, origin in found.items() if origin is not None}
+
+    def origin(self, place: Place) -> Place:
+        """Where what was read at ``place`` was sent to: another place for what was passed on."""
+        return self._origins.get(place, place)
 
     @cached_property
     def rank(self) -> dict[Place, int]:
@@ -137,9 +217,9 @@ class Run:
         if self.rules.expected.progress:
             return {
                 place: number
-                for (agent, _), order in self.reading.items()
+                for (agent, _), batches in self.first_batches.items()
                 if agent == "card"
-                for number, place in enumerate(order)
+                for number, place in enumerate(place for batch in batches for place in batch)
             }
         places = sorted(place for place in self.entry_at if place[0] in CARD_READS)
         return {place: CARD_READS.index(place[0]) * 10**12 + place[2] for place in places}
@@ -150,12 +230,12 @@ class Run:
         return at["topic"], at["partition"], at["offset"]
 
     @cached_property
-    def accepted(self) -> dict[int, list[tuple[Place, dict[str, Any]]]]:
-        """Profiled transactions by card partition, in the order in which the card agent read them."""
-        by_partition: dict[int, list[tuple[Place, dict[str, Any]]]] = defaultdict(list)
-        for _, one in self.profiled:
+    def accepted(self) -> dict[int, list[tuple[Place, Entry, dict[str, Any]]]]:
+        """Profiled transactions by card partition, with where they were read, in the order in which they were read."""
+        by_partition: dict[int, list[tuple[Place, Entry, dict[str, Any]]]] = defaultdict(list)
+        for entry, one in self.profiled:
             place = self.read_place(one)
-            by_partition[place[1]].append((place, one))
+            by_partition[place[1]].append((place, entry, one))
         for rows in by_partition.values():
             rows.sort(key=lambda row: self.rank.get(row[0], 10**15))
         return by_partition
@@ -163,13 +243,6 @@ class Run:
     def home(self, card: str) -> int:
         """The partition of a card."""
         return partition_of(card, self.rules.card_partitions)
-
-    def labels(self) -> Iterator[tuple[Place, Sent, dict[str, Any], int]]:
-        """Valid labels: where they were sent, the ledger's entry, the label, when it was known."""
-        for place, sent in sorted(self.sent_at.items(), key=lambda item: item[1].number):
-            if sent.topic == "labels" and sent.dead in (None, "label_without_transaction"):
-                label = exact(sent.value or b"")
-                yield place, sent, label, max(microseconds(label["labelled_at"]), sent.timestamp_ms * 1_000)
 
 
 def key_of(one: dict[str, Any]) -> Key:

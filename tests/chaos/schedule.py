@@ -1,6 +1,7 @@
 """Which faults happen when: drawn up front from the seed, so that a run can be repeated."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,22 @@ class Fault(NamedTuple):
     """Between 0 and 1: chooses among the workers that there are, and among files."""
     length_s: float
     """How long a pause lasts, or how long a killed worker stays away."""
+
+
+@dataclass
+class Happened:
+    """A fault as it was done."""
+
+    at_s: float
+    kind: str
+    what: str
+    agents: str = "any"
+    snapshots: tuple[str, ...] = ()
+    """Snapshots that were damaged."""
+    wall_s: float = 0.0
+    monotonic_s: float = 0.0
+    recovered_s: float | None = None
+    """From the fault to the next decision (example, model) of work begun after it, in all partitions."""
 
 
 def schedule(seed: int, seconds: float, kills: int, *, by_kind_from: float = 0.5) -> list[Fault]:

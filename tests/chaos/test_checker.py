@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.chaos.check_records import (
     progress_covers_every_input,
     transactions_are_profiled_once,
 )
+from tests.chaos.checker import check_all
 from tests.chaos.load import Load, ledger
 from tests.chaos.records import NUMBER_HEADER, Entry, Logs, Sent
 from tests.chaos.run import CARD_READS, Check, Expected, Rules, Run
@@ -28,10 +30,19 @@ CHECKS = (
     dead_letters_are_complete,
     labels_are_passed_on,
 )
-RULES = Rules(2, 2, 0.3, DAY_US, 120 * DAY_US, expected=Expected())
+HORIZON_US, PATIENCE_US = 2 * DAY_US, 7 * DAY_US
+RULES = Rules(2, 2, 0.3, DAY_US, HORIZON_US, HORIZON_US, expected=Expected())
 
 Topics = dict[str, list[Entry]]
 Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class Placed(NamedTuple):
+    """A transaction that was accepted."""
+
+    merchant: str
+    event_us: int
+    newest_us: int
 
 
 class Cluster:
@@ -40,7 +51,8 @@ class Cluster:
     def __init__(self, sent: list[Sent]) -> None:
         self.topics: Topics = defaultdict(list)
         self._read: dict[tuple[str, int], int] = defaultdict(int)
-        self._placed: dict[tuple[str, str], str] = {}
+        self._placed: dict[tuple[str, str], Placed] = {}
+        self._newest_us = [0, 0]
         self._labels: dict[tuple[str, str], list[tuple[str, str, int]]] = defaultdict(list)
         self._early: dict[tuple[str, str], list[Entry]] = defaultdict(list)
         self._sent = {one.number: one for one in sent}
@@ -58,10 +70,6 @@ class Cluster:
         """Batches of both partitions in turn until nothing is left."""
         while sum(self._batch(partition) for partition in range(2)):
             pass
-        # Whoever told nothing yet is given up.
-        for waiting in self._early.values():
-            for origin in waiting:
-                self._dead(origin, "label_without_transaction")
         order = {name: tuple(sorted(e, key=lambda e: (e.partition, e.offset))) for name, e in self.topics.items()}
         return Logs(order)
 
@@ -76,6 +84,7 @@ class Cluster:
                 taken += new
         for entry in taken:
             self._take(entry)
+        self._give_up(partition)
         if taken:
             for agent in ("card", "feedback"):
                 mine = {t for t in starts if agent == "card" or t != "transactions"}
@@ -109,10 +118,14 @@ class Cluster:
 
     def _transaction(self, sent: Sent, origin: Entry, entry: Entry) -> None:
         key = sent.card, sent.transaction
-        if key in self._placed:
+        before, partition = self._placed.get(key), entry.partition
+        if before is not None and self._newest_us[partition] - before.newest_us <= HORIZON_US:
             return
         stated = json.loads(sent.value or b"")
-        self._placed[key] = stated["merchant_id"]
+        event_us = microseconds(stated["event_time"])
+        self._newest_us[partition] = max(self._newest_us[partition], event_us)
+        self._placed[key] = Placed(stated["merchant_id"], event_us, self._newest_us[partition])
+        self._labels[key] = []
         message = {
             "kind": "transaction",
             "transaction_id": key[1],
@@ -131,8 +144,12 @@ class Cluster:
 
     def _label(self, sent: Sent, origin: Entry) -> None:
         key = sent.card, sent.transaction
-        if key not in self._placed:
+        placed, known_at_us = self._placed.get(key), known_at(origin)
+        latest_us = placed.event_us + HORIZON_US + PATIENCE_US if placed is not None else 0
+        if placed is None or not placed.newest_us - PATIENCE_US <= known_at_us <= latest_us:
             self._early[key].append(origin)
+            return
+        if known_at_us - placed.event_us > HORIZON_US:
             return
         label = json.loads(origin.value or b"")
         told = self._labels[key]
@@ -140,18 +157,25 @@ class Cluster:
         told.append((label["label"], label["source"], microseconds(label["labelled_at"])))
         if (now := holds(told)) == before:
             return
-        known_at_us = max(told[-1][2], origin.timestamp_ms * 1_000)
         message = {
             "kind": "label",
             "transaction_id": key[1],
             "card_id": key[0],
-            "merchant_id": self._placed[key],
+            "merchant_id": placed.merchant,
             "event_time_us": 0,
             "known": now,
             "known_at_us": known_at_us,
             "source": source(origin),
         }
         self._profile(message)
+
+    def _give_up(self, partition: int) -> None:
+        limit_us = self._newest_us[partition] - PATIENCE_US
+        for (card, _), waiting in list(self._early.items()):
+            if partition_of(card, 2) == partition:
+                for origin in [one for one in waiting if known_at(one) < limit_us]:
+                    waiting.remove(origin)
+                    self._dead(origin, "label_without_transaction")
 
     def _profile(self, message: dict[str, object]) -> None:
         merchant = str(message["merchant_id"])
@@ -163,16 +187,17 @@ class Cluster:
         self.append("dead-letters", origin.partition, origin.key, origin.value, (*origin.headers, *told))
 
 
+def known_at(label: Entry) -> int:
+    return max(microseconds(json.loads(label.value or b"")["labelled_at"]), label.timestamp_ms * 1_000)
+
+
 def source(entry: Entry) -> dict[str, object]:
     return {"topic": entry.topic, "partition": entry.partition, "offset": entry.offset}
 
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    sent = ledger(Load(3, 1_500, 12.0, 2), Expected())
-    # A label that waits in vain at the very end is given up only later: not here.
-    last_ms = max(one.timestamp_ms for one in sent if one.topic == "transactions")
-    sent = [one for one in sent if one.kind != "unknown" or one.timestamp_ms < last_ms - 8 * DAY_US // 1_000]
+    sent = ledger(Load(3, 1_000, 16.0, 2, horizon_days=2.0), Expected())
     return Run(Cluster(sent).work(), sent, RULES)
 
 
@@ -186,7 +211,7 @@ def found(run: Run, topic: str, change: Callable[[list[Entry]], list[Entry]], ch
 def test_good_logs_pass(run: Run, check: Callable[[Run], Check]) -> None:
     result = check(run)
     assert (result.differences, result.problems) == (0, [])
-    assert all(result.compared.values()), result.compared
+    assert all(count for what, count in result.compared.items() if what != "forgotten"), result.compared
 
 
 def test_a_missing_a_doubled_and_a_changed_rerouted_record_are_found(run: Run) -> None:
@@ -221,3 +246,60 @@ def test_a_repeat_that_was_taken_for_the_first_is_found(run: Run) -> None:
         raise AssertionError("no transaction was sent twice to one partition")
 
     assert "of several sendings" in found(run, "profiled", swap, transactions_are_profiled_once)
+
+
+def accepted_again(run: Run) -> tuple[int, Entry]:
+    """A profiled record, with its place in the topic, of a transaction that had one before."""
+    seen: set[tuple[str, str]] = set()
+    for i, (entry, message) in enumerate(run.logs.decoded("profiled")):
+        key = message["card_id"], message["transaction_id"]
+        if message["kind"] == "transaction" and key in seen:
+            return i, entry
+        seen.add(key)
+    raise AssertionError("no transaction was accepted a second time")
+
+
+def test_a_transaction_behind_the_deduplication_horizon_must_be_accepted_again(run: Run) -> None:
+    i, _ = accepted_again(run)
+    text = found(run, "profiled", lambda e: e[:i] + e[i + 1 :], transactions_are_profiled_once)
+    assert "has 1 profiled records instead of 2" in text
+
+
+def test_a_repeat_within_the_deduplication_horizon_must_not_be_accepted(run: Run) -> None:
+    strict = run.rules._replace(dedup_horizon_us=100 * DAY_US)
+    result = transactions_are_profiled_once(Run(run.logs, run.ledger, strict))
+    assert any("has 2 profiled records instead of 1" in problem for problem in result.problems)
+
+
+def test_a_label_behind_the_label_horizon_must_not_be_passed_on(run: Run) -> None:
+    strict = run.rules._replace(label_horizon_us=DAY_US)
+    assert labels_are_passed_on(Run(run.logs, run.ledger, strict)).differences
+
+
+def test_a_label_that_is_given_up_too_early_or_too_late_is_found(run: Run) -> None:
+    for days in (1, 14):
+        other = run.rules._replace(label_patience_us=days * DAY_US)
+        assert dead_letters_are_complete(Run(run.logs, run.ledger, other)).differences
+
+
+def test_a_check_that_compared_nothing_is_a_difference() -> None:
+    results = check_all(Logs({}), [], RULES)
+    passed = [check.name for check in results if not check.differences]
+    assert passed == ["no record was set aside"]
+
+
+@pytest.mark.parametrize(
+    ("topic", "check", "missing"),
+    [
+        ("rerouted", misplaced_are_rerouted, "was not rerouted"),
+        ("dead-letters", dead_letters_are_complete, "has no dead letter"),
+        ("progress", progress_covers_every_input, "was never read"),
+    ],
+)
+def test_at_least_once_allows_repeats_and_no_loss(
+    run: Run, topic: str, check: Callable[[Run], Check], missing: str
+) -> None:
+    loose = Run(run.logs, run.ledger, run.rules._replace(exactly_once=False))
+    repeated = check(Run(loose.logs.changed(topic, lambda e: [*e, *e[-3:]]), run.ledger, loose.rules))
+    assert (repeated.differences, repeated.problems) == (0, [])
+    assert missing in found(loose, topic, lambda e: e[1:], check)

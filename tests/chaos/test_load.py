@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.chaos.run import Expected
 from tests.chaos.schedule import KINDS, LONG_SHARES, schedule, short_schedule
 from tests.chaos.snapshots import SnapshotPlace
 
-LOAD = Load(5, 4_000, 6.0, 2)
+LOAD = Load(5, 4_000, 6.0, 2, horizon_days=1.5)
 
 
 def test_a_seed_gives_one_load_and_another_seed_another() -> None:
@@ -39,6 +40,7 @@ def test_a_load_holds_everything_that_producers_and_analysts_may_do() -> None:
         "unknown",
     ]
     expected += ["same instant", "a year ahead", "early label", "repeated label", "garbage label"]
+    expected += ["again", "late label"]
     assert [kind for kind in expected if not kinds[kind]] == []
     assert [one.timestamp_ms for one in sent] == sorted(one.timestamp_ms for one in sent)
     for one in sent:
@@ -89,22 +91,51 @@ def test_what_is_kept_of_a_run_can_be_read_again(tmp_path: Path) -> None:
     assert load_entries(tmp_path / "none") == []
 
 
-def test_snapshots_are_damaged_and_their_space_is_filled(tmp_path: Path) -> None:
-    place = SnapshotPlace(tmp_path / "snapshots")
+def snapshot(place: SnapshotPlace, partition: str, number: int) -> tuple[Path, Path]:
+    """A snapshot of one object, as the agents lay them out: its own file and the object."""
+    held = place.directory / partition / "objects" / f"{number:064x}"
+    held.parent.mkdir(parents=True, exist_ok=True)
+    held.write_bytes(bytes(1_000))
+    own = place.directory / partition / f"{number:012d}-abcd.json"
+    own.write_text(json.dumps({"objects": [held.name], "more": "x" * 500}))
+    return own, held
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[SnapshotPlace]:
+    found = SnapshotPlace(tmp_path / "snapshots")
     try:
-        assert place.corrupt(0.5) is None
-        kept = place.directory / "card" / "0" / "page"
-        kept.parent.mkdir(parents=True)
-        kept.write_bytes(bytes(1_000))
-        assert place.corrupt(0.5) == "card/0/page"
-        assert kept.read_bytes().count(b"\xa5") == 16
-        assert place.cut_short(0.0) == "card/0/page"
-        assert kept.stat().st_size == 600
-        if place.fill():
-            with pytest.raises(OSError, match="No space left"):
-                (place.directory / "more").write_bytes(bytes(100_000))
-        place.empty_again()
-        assert place.remove_all() >= 1
-        assert place.files() == []
+        yield found
     finally:
+        found.close()
+
+
+def test_the_newest_snapshot_of_each_partition_is_damaged_and_no_other(place: SnapshotPlace) -> None:
+    assert place.damage(["card"], cut=False, draw=0.0) == []
+    older = snapshot(place, "card/0", 1)
+    own, held = snapshot(place, "card/0", 2)
+    other = snapshot(place, "score/0", 1)
+    before = {path: path.read_bytes() for path in (*older, *other, own)}
+    assert place.damage(["card", "learn"], cut=False, draw=0.0) == ["card/0/000000000002-abcd.json"]
+    assert held.read_bytes().count(b"\xa5") == 16
+    assert {path: path.read_bytes() for path in before} == before
+    size = own.stat().st_size
+    assert place.damage(["card"], cut=True, draw=0.9) == ["card/0/000000000002-abcd.json"]
+    assert own.stat().st_size == int(0.6 * size)
+    assert place.remove_all() == 6
+    assert place.files() == []
+
+
+@pytest.mark.parametrize("own_file_system", [True, False])
+def test_nothing_can_be_written_to_a_full_directory(place: SnapshotPlace, *, own_file_system: bool) -> None:
+    if own_file_system and not place.mounted:
+        pytest.skip("this process may not mount a file system")
+    if not own_file_system:
         place.close()
+    own, _ = snapshot(place, "card/0", 1)
+    assert place.fill()
+    with pytest.raises(OSError, match=r"No space left|Not a directory"):
+        (place.directory / "card" / "0" / "more").write_bytes(bytes(100_000))
+    place.empty_again()
+    (place.directory / "card" / "0" / "more").write_bytes(bytes(100_000))
+    assert own.exists()

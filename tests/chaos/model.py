@@ -1,0 +1,327 @@
+"""What must become of every input and of every label, followed record by record in the order that the logs record.
+
+Written from ``docs/wire-contract.md`` and ``docs/models.md``: dictionaries, and one record after the other.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+
+from tests.chaos.arithmetic import DAY_US, holds, identity, microseconds, sample_position
+from tests.chaos.records import Key, Place, Sent, exact
+from tests.chaos.run import Run, key_of
+
+PRESUMED = "presumed_legitimate"
+UNKNOWN = "label_without_transaction"
+
+
+class Told(NamedTuple):
+    """A valid label."""
+
+    place: Place
+    """Where it was sent."""
+    label: str
+    source: str
+    labelled_at_us: int
+    known_at_us: int
+
+    @property
+    def triple(self) -> tuple[str, str, int]:
+        """What decides which of several holds."""
+        return self.label, self.source, self.labelled_at_us
+
+
+class Accepted(NamedTuple):
+    """A transaction that the card agent took in."""
+
+    key: Key
+    source: Place
+    read: Place
+    again: bool
+    """Whether one of the same name was accepted before, longer ago than the deduplication horizon."""
+
+
+class Change(NamedTuple):
+    """A label that changes what is known, and so is passed on."""
+
+    known: str
+    known_at_us: int
+    place: Place
+
+
+@dataclass
+class CardFate:
+    """What the card agents must have made of all inputs."""
+
+    accepted: list[Accepted] = field(default_factory=list)
+    dead: dict[Place, str] = field(default_factory=dict)
+    """Codes of dead letters, by where the records were sent."""
+    changes: dict[Key, list[Change]] = field(default_factory=lambda: defaultdict(list))
+    applied: dict[Key, list[Told]] = field(default_factory=lambda: defaultdict(list))
+    """Labels that met a transaction of theirs in time."""
+    repeats: int = 0
+    too_late: int = 0
+    """Labels behind the label horizon that found their transaction."""
+    forgotten: int = 0
+    """Labels and transactions of something that had been forgotten by then."""
+
+
+class Lesson(NamedTuple):
+    """An example as it must stand in ``examples``."""
+
+    label: str
+    source: str | None
+    known_at_us: int
+    weight: float
+    revision: int
+    log: tuple[int, int]
+    """Partition and offset in ``profiled`` of the decision whose features it teaches."""
+
+
+@dataclass
+class FeedbackFate:
+    """What the feedback agents must have made of labels and decisions."""
+
+    lessons: dict[Key, list[Lesson]] = field(default_factory=lambda: defaultdict(list))
+    given_up: list[Told] = field(default_factory=list)
+    """Labels that no decision came for in time."""
+    too_late: int = 0
+    not_sampled: int = 0
+    forgotten: int = 0
+
+
+def follow_cards(run: Run) -> CardFate:
+    """All partitions of the card agent."""
+    fate = CardFate()
+    for (agent, partition), batches in sorted(run.first_batches.items()):
+        if agent == "card":
+            follower = _CardPartition(run, partition, fate)
+            for batch in batches:
+                follower.take(batch)
+    return fate
+
+
+def follow_feedback(run: Run) -> FeedbackFate:
+    """All partitions of the feedback agent."""
+    fate = FeedbackFate()
+    decisions = {entry.place: one for entry, one in run.logs.decoded("decisions")}
+    for (agent, partition), batches in sorted(run.first_batches.items()):
+        if agent == "feedback":
+            follower = _FeedbackPartition(run, partition, fate, decisions)
+            for batch in batches:
+                follower.take(batch)
+    return fate
+
+
+def told(place: Place, sent: Sent) -> Told:
+    """A valid label as it was sent."""
+    label = exact(sent.value or b"")
+    labelled_at_us = microseconds(label["labelled_at"])
+    known_at_us = max(labelled_at_us, sent.timestamp_ms * 1_000)
+    return Told(place, label["label"], label["source"], labelled_at_us, known_at_us)
+
+
+def sampled(run: Run, key: Key) -> bool:
+    """Whether a legitimate transaction becomes an example."""
+    return sample_position(identity(*key), "negative") < run.rules.negative_sample_rate
+
+
+@dataclass
+class _Held:
+    """A transaction that was accepted, and the labels that have met it."""
+
+    event_us: int
+    newest_us: int
+    """The largest event time of the partition when it was accepted, its own among them."""
+    labels: list[Told] = field(default_factory=list)
+
+
+class _CardPartition:
+    def __init__(self, run: Run, partition: int, fate: CardFate) -> None:
+        self._run, self._rules, self._partition, self._fate = run, run.rules, partition, fate
+        self._newest_us = 0
+        self._held: dict[Key, _Held] = {}
+        self._waiting: dict[Key, list[Told]] = defaultdict(list)
+
+    def take(self, batch: list[Place]) -> None:
+        """One batch: transactions, then labels, then what has waited for too long."""
+        inputs = [
+            (place, origin, self._run.sent_at.get(origin)) for place in batch for origin in [self._run.origin(place)]
+        ]
+        here: list[tuple[Place, Place, Sent]] = []
+        for place, origin, sent in inputs:
+            if sent is None:
+                continue  # the check of the inputs tells
+            if sent.dead is not None and sent.dead != UNKNOWN:
+                self._fate.dead[origin] = sent.dead
+            elif self._run.home(sent.card) == self._partition:
+                here.append((place, origin, sent))
+        accepted = [
+            (sent.card, sent.transaction)
+            for place, origin, sent in here
+            if sent.topic == "transactions" and self._accept(place, origin, sent)
+        ]
+        for key in accepted:
+            if waiting := self._waiting.pop(key, None):
+                self._waiting[key] = [label for label in waiting if not self._meets(key, label)]
+        for _, origin, sent in here:
+            if sent.topic == "labels":
+                key, label = (sent.card, sent.transaction), told(origin, sent)
+                if not self._meets(key, label):
+                    self._waiting[key].append(label)
+        for label in _too_old(self._waiting, self._newest_us - self._rules.label_patience_us):
+            self._fate.dead[label.place] = UNKNOWN
+
+    def _accept(self, place: Place, origin: Place, sent: Sent) -> bool:
+        key, event_us = (sent.card, sent.transaction), microseconds(exact(sent.value or b"")["event_time"])
+        before = self._held.get(key)
+        if before is not None and self._newest_us - before.newest_us <= self._rules.dedup_horizon_us:
+            self._fate.repeats += 1
+            return False
+        self._fate.forgotten += before is not None and self._forgotten(before)
+        self._newest_us = max(self._newest_us, event_us)
+        self._held[key] = _Held(event_us, self._newest_us)
+        self._fate.accepted.append(Accepted(key, origin, place, before is not None))
+        return True
+
+    def _forgotten(self, one: _Held) -> bool:
+        """Whole days, as they are forgotten; twice the patience behind both horizons."""
+        horizon_us = max(self._rules.dedup_horizon_us, self._rules.label_horizon_us)
+        behind_us = self._newest_us - horizon_us - 2 * self._rules.label_patience_us
+        return one.newest_us // DAY_US < behind_us // DAY_US
+
+    def _meets(self, key: Key, label: Told) -> bool:
+        """Let a label meet its transaction; False where it must wait for one."""
+        rules, one = self._rules, self._held.get(key)
+        if one is None:
+            return False
+        if self._forgotten(one):
+            self._fate.forgotten += 1
+            return False
+        latest_us = one.event_us + rules.label_horizon_us + rules.label_patience_us
+        if not one.newest_us - rules.label_patience_us <= label.known_at_us <= latest_us:
+            return False
+        if label.known_at_us - one.event_us > rules.label_horizon_us:
+            self._fate.too_late += 1
+            return True
+        before = holds(known.triple for known in one.labels)
+        one.labels.append(label)
+        self._fate.applied[key].append(label)
+        now = holds(known.triple for known in one.labels)
+        if now != before:
+            self._fate.changes[key].append(Change(now, label.known_at_us, label.place))
+        return True
+
+
+def _too_old(waiting: dict[Key, list[Told]], limit_us: int) -> list[Told]:
+    """Take those out of ``waiting`` that are known since before ``limit_us``."""
+    taken: list[Told] = []
+    for key, labels in list(waiting.items()):
+        old = [one for one in labels if one.known_at_us < limit_us]
+        if old:
+            taken += old
+            waiting[key] = [one for one in labels if one.known_at_us >= limit_us]
+        if not waiting[key]:
+            del waiting[key]
+    return taken
+
+
+@dataclass
+class _Decided:
+    """A decision that feedback keeps, and what it has been told about it."""
+
+    event_us: int
+    log: tuple[int, int]
+    labels: list[Told] = field(default_factory=list)
+    lessons: int = 0
+    """Told so far; or counted as told, where maturity had come before the first label."""
+
+
+class _FeedbackPartition:
+    def __init__(self, run: Run, partition: int, fate: FeedbackFate, decisions: dict[Place, dict[str, Any]]) -> None:
+        self._run, self._rules, self._partition, self._fate = run, run.rules, partition, fate
+        self._decisions = decisions
+        self._newest_us = 0
+        self._decided: dict[Key, _Decided] = {}
+        self._maturing: list[tuple[int, Key]] = []
+        self._waiting: dict[Key, list[Told]] = defaultdict(list)
+
+    def take(self, batch: list[Place]) -> None:
+        """One batch: decisions, then labels, then what has matured, then what has waited for too long."""
+        filed = [self._file(self._decisions[place]) for place in batch if place[0] == "decisions"]
+        for key in dict.fromkeys(key for key in filed if key is not None):
+            if key in self._waiting and self._kept(key) is not None:
+                for label in self._waiting.pop(key):
+                    self._join(key, label)
+        for place in batch:
+            origin = self._run.origin(place)
+            sent = self._run.sent_at.get(origin)
+            if sent is None or sent.topic != "labels" or sent.dead not in (None, UNKNOWN):
+                continue
+            if self._run.home(sent.card) != self._partition:
+                continue
+            key, label = (sent.card, sent.transaction), told(origin, sent)
+            if self._kept(key) is None:
+                self._fate.forgotten += key in self._decided
+                self._waiting[key].append(label)
+            else:
+                self._join(key, label)
+        while self._maturing and self._maturing[0][0] <= self._newest_us:
+            at_us, key = heappop(self._maturing)
+            self._mature(key, at_us)
+        self._fate.given_up += _too_old(self._waiting, self._newest_us - self._rules.label_patience_us)
+
+    def _file(self, decision: dict[str, Any]) -> Key | None:
+        key, event_us = key_of(decision), microseconds(decision["event_time"])
+        self._newest_us = max(self._newest_us, event_us)
+        if event_us // DAY_US < self._forgotten_day():
+            self._fate.forgotten += 1
+            return None
+        log = decision["log"]["partition"], decision["log"]["offset"]
+        if (before := self._kept(key)) is not None:
+            before.log = log
+        else:
+            self._decided[key] = _Decided(event_us, log)
+        if sampled(self._run, key):
+            heappush(self._maturing, (event_us + self._rules.maturity_us, key))
+        return key
+
+    def _forgotten_day(self) -> int:
+        """Whole days of event time, as they are forgotten."""
+        horizon_us = max(self._rules.label_horizon_us, self._rules.maturity_us)
+        return (self._newest_us - horizon_us - self._rules.label_patience_us) // DAY_US
+
+    def _kept(self, key: Key) -> _Decided | None:
+        one = self._decided.get(key)
+        return None if one is None or one.event_us // DAY_US < self._forgotten_day() else one
+
+    def _join(self, key: Key, label: Told) -> None:
+        one = self._decided[key]
+        if label.known_at_us - one.event_us > self._rules.label_horizon_us:
+            self._fate.too_late += 1
+            return
+        kept = sampled(self._run, key)
+        if one.lessons == 0 and kept and label.known_at_us > one.event_us + self._rules.maturity_us:
+            one.lessons = 1  # by the times alone it was presumed legitimate before
+        before = holds(known.triple for known in one.labels)
+        one.labels.append(label)
+        now = holds(known.triple for known in one.labels)
+        if now in (before, "none"):
+            return
+        if now == "legitimate" and one.lessons == 0 and not kept:
+            self._fate.not_sampled += 1
+            return
+        heavy = now == "legitimate" and kept
+        weight = 1.0 / self._rules.negative_sample_rate if heavy else 1.0
+        self._tell(key, one, now, label.source, label.known_at_us, weight)
+
+    def _mature(self, key: Key, at_us: int) -> None:
+        one = self._kept(key)
+        if one is None or one.lessons or holds(label.triple for label in one.labels) != "none":
+            return
+        self._tell(key, one, PRESUMED, None, at_us, 1.0 / self._rules.negative_sample_rate)
+
+    def _tell(self, key: Key, one: _Decided, label: str, source: str | None, known_at_us: int, weight: float) -> None:
+        self._fate.lessons[key].append(Lesson(label, source, known_at_us, weight, one.lessons, one.log))
+        one.lessons += 1

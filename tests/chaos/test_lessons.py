@@ -1,0 +1,202 @@
+"""The check of examples on logs that are written by hand: one transaction for each thing that labels may do."""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.chaos.arithmetic import DAY_US, EPOCH
+from tests.chaos.check_lessons import examples_are_consistent
+from tests.chaos.model import PRESUMED, sampled
+from tests.chaos.records import NUMBER_HEADER, Entry, Logs, Sent
+from tests.chaos.run import Check, Expected, Rules, Run
+
+RULES = Rules(1, 1, 0.5, 5 * DAY_US, 10 * DAY_US, 10 * DAY_US, expected=Expected())
+CARD = "card"
+START_DAY = 10_000.0
+EMPTY = Run(Logs({}), [], RULES)
+
+
+def name_of(number: int, *, kept: bool) -> str:
+    """The ``number``-th name whose transaction is in the sample of legitimate ones, or is not."""
+    names = (f"t{i}" for i in range(10_000))
+    return [name for _, name in zip(range(number + 1), (n for n in names if sampled(EMPTY, (CARD, n)) == kept))][-1]  # noqa: B905
+
+
+class Lesson(NamedTuple):
+    """What an example says."""
+
+    label: str
+    source: str | None
+    day: float
+    weight: float
+    revision: int
+
+
+class Case(NamedTuple):
+    """Labels of one transaction (days after it, what, who), and the examples that must come of it."""
+
+    name: str
+    labels: tuple[tuple[float, str, str], ...]
+    lessons: tuple[Lesson, ...]
+
+
+CASES = {
+    "nothing, sampled": Case(name_of(0, kept=True), (), (Lesson(PRESUMED, None, 5, 2.0, 0),)),
+    "nothing, unsampled": Case(name_of(0, kept=False), (), ()),
+    "legitimate, unsampled": Case(name_of(1, kept=False), ((1, "legitimate", "analyst"),), ()),
+    "legitimate, sampled": Case(
+        name_of(1, kept=True), ((1, "legitimate", "analyst"),), (Lesson("legitimate", "analyst", 1, 2.0, 0),)
+    ),
+    "fraud": Case(name_of(2, kept=False), ((1, "fraud", "analyst"),), (Lesson("fraud", "analyst", 1, 1.0, 0),)),
+    "only a rule": Case(name_of(2, kept=True), ((1, "fraud", "rule"),), (Lesson(PRESUMED, None, 5, 2.0, 0),)),
+    "only disputed": Case(name_of(3, kept=True), ((1, "disputed", "issuer"),), (Lesson(PRESUMED, None, 5, 2.0, 0),)),
+    "corrected, unsampled": Case(
+        name_of(3, kept=False),
+        ((1, "fraud", "customer"), (2, "legitimate", "analyst")),
+        (Lesson("fraud", "customer", 1, 1.0, 0), Lesson("legitimate", "analyst", 2, 1.0, 1)),
+    ),
+    "withdrawn before maturity": Case(
+        name_of(4, kept=True),
+        ((1, "fraud", "customer"), (2, "unknown", "analyst")),
+        (Lesson("fraud", "customer", 1, 1.0, 0),),
+    ),
+    "fraud after maturity": Case(
+        name_of(5, kept=True),
+        ((7, "fraud", "chargeback"),),
+        (Lesson(PRESUMED, None, 5, 2.0, 0), Lesson("fraud", "chargeback", 7, 1.0, 1)),
+    ),
+    "behind the horizon": Case(
+        name_of(6, kept=True), ((11, "fraud", "chargeback"),), (Lesson(PRESUMED, None, 5, 2.0, 0),)
+    ),
+}
+
+
+def at(days: float) -> str:
+    return (EPOCH + timedelta(days=START_DAY + days)).isoformat()
+
+
+def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons: lessons) -> Run:
+    """A run of all cases, each input a batch of its own, whose examples ``change`` has changed."""
+    inputs: list[tuple[float, str, str, str, str]] = [(0.0, "transactions", one.name, "", "") for one in CASES.values()]
+    inputs += [(day, "labels", one.name, label, source) for one in CASES.values() for day, label, source in one.labels]
+    # Time goes on by the transactions of somebody else.
+    inputs += [(float(day), "transactions", f"clock{day}", "", "") for day in (3, 6, 9, 12, 15)]
+    topics: dict[str, list[Entry]] = {}
+    ledger: list[Sent] = []
+
+    def write(topic: str, value: dict[str, Any], number: int | None = None, days: float = 0.0) -> int:
+        entries = topics.setdefault(topic, [])
+        headers = () if number is None else ((NUMBER_HEADER, str(number).encode()),)
+        milliseconds = round((START_DAY + days) * 86_400_000)
+        content = json.dumps(value).encode()
+        entries.append(Entry(topic, 0, len(entries), milliseconds, CARD.encode(), content, headers))
+        return len(entries) - 1
+
+    def progress(agent: str, topic: str, offset: int) -> None:
+        write("progress", {"agent": agent, "starts": {topic: offset}, "ends": {topic: offset + 1}})
+
+    for number, (day, topic, name, label, source) in enumerate(sorted(inputs)):
+        stated: dict[str, Any] = {"transaction_id": name, "card_id": CARD}
+        if topic == "transactions":
+            stated |= {"event_time": at(day)}
+        else:
+            stated |= {"label": label, "source": source, "labelled_at": at(day)}
+        offset = write(topic, stated, number, day)
+        entry = topics[topic][-1]
+        ledger.append(Sent(number, topic, 0, entry.timestamp_ms, entry.key, entry.value, "plain", None, CARD, name))
+        progress("card", topic, offset)
+        if topic == "transactions":
+            place = write("decisions", decision(name, day, offset))
+            progress("feedback", "decisions", place)
+        else:
+            progress("feedback", "labels", offset)
+    served = {one["transaction_id"]: one for one in (json.loads(e.value or b"") for e in topics["decisions"])}
+    for title, case in CASES.items():
+        for lesson in change(title, list(case.lessons)):
+            told = {"label": lesson.label, "label_source": lesson.source, "known_at": at(lesson.day)}
+            told |= {"weight": lesson.weight, "revision": lesson.revision}
+            write("examples", {**served[case.name], **told})
+    for day in (3, 6, 9, 12, 15):
+        if sampled(EMPTY, (CARD, f"clock{day}")) and day + 5 <= 15:
+            told = {"label": PRESUMED, "label_source": None, "known_at": at(day + 5), "weight": 2.0, "revision": 0}
+            write("examples", {**served[f"clock{day}"], **told})
+    return Run(Logs({name: tuple(entries) for name, entries in topics.items()}), ledger, RULES)
+
+
+def decision(name: str, day: float, offset: int) -> dict[str, Any]:
+    return {
+        "transaction_id": name,
+        "card_id": CARD,
+        "merchant_id": "m",
+        "event_time": at(day),
+        "amount_base": 1.0,
+        "features": {"amount": 1.0},
+        "logit": 0.5,
+        "score": 0.6,
+        "versions": {"lightgbm": "a"},
+        "log": {"partition": 0, "offset": offset},
+    }
+
+
+def found(title: str, change: Callable[[list[Lesson]], list[Lesson]]) -> str:
+    """What the check says where the examples of one case are others."""
+    check: Check = examples_are_consistent(made(lambda name, lessons: change(lessons) if name == title else lessons))
+    assert check.differences
+    assert all(CASES[title].name in problem for problem in check.problems), check.problems
+    return "\n".join(check.problems)
+
+
+def test_examples_that_are_right_pass() -> None:
+    check = examples_are_consistent(made())
+    assert (check.differences, check.problems) == (0, [])
+    assert check.compared["presumed"] >= 5
+    assert [check.compared[what] for what in ("corrections", "not_sampled", "labels_too_late")] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("title", [title for title, case in CASES.items() if case.lessons])
+def test_an_example_that_is_missing_is_found(title: str) -> None:
+    assert "lacks 1 examples" in found(title, lambda lessons: lessons[:-1])
+
+
+@pytest.mark.parametrize("title", [title for title, case in CASES.items() if case.lessons])
+def test_an_example_that_is_told_twice_is_found(title: str) -> None:
+    assert "examples instead of" in found(title, lambda lessons: [*lessons, lessons[-1]])
+
+
+@pytest.mark.parametrize(
+    ("title", "lesson"),
+    [
+        ("legitimate, unsampled", Lesson("legitimate", "analyst", 1, 1.0, 0)),
+        ("nothing, unsampled", Lesson(PRESUMED, None, 5, 2.0, 0)),
+        ("behind the horizon", Lesson("fraud", "chargeback", 11, 1.0, 1)),
+        ("only a rule", Lesson("fraud", "rule", 1, 1.0, 1)),
+        ("only disputed", Lesson("fraud", "issuer", 1, 1.0, 1)),
+        ("withdrawn before maturity", Lesson(PRESUMED, None, 5, 2.0, 1)),
+    ],
+)
+def test_an_example_too_many_is_found(title: str, lesson: Lesson) -> None:
+    assert "examples instead of" in found(title, lambda lessons: [*lessons, lesson])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"label": "legitimate"}, {"source": "issuer"}, {"day": 2}, {"weight": 2.0}, {"revision": 1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_an_example_that_says_something_else_is_found(change: dict[str, Any]) -> None:
+    found("fraud", lambda lessons: [lessons[0]._replace(**change)])
+
+
+def test_at_least_once_allows_a_repeated_example_and_no_missing_one() -> None:
+    def differences(change: Callable[[str, list[Lesson]], list[Lesson]]) -> int:
+        run = made(change)
+        loose = Run(run.logs, run.ledger, run.rules._replace(exactly_once=False))
+        return examples_are_consistent(loose).differences
+
+    assert differences(lambda _, lessons: lessons) == 0
+    assert differences(lambda _, lessons: [one for one in lessons for _ in range(2)]) == 0
+    assert differences(lambda title, lessons: [] if title == "fraud" else lessons) > 0
+    assert differences(lambda title, lessons: [] if title == "only disputed" else lessons) > 0
