@@ -16,11 +16,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from agents.app import GC_THRESHOLDS
 from agents.runtime import by_partition, merged
@@ -34,7 +34,7 @@ from pipeline.engine.placed import PlacedIndex
 from pipeline.engine.placement import partition_of
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore, Store
+from pipeline.engine.state import MemoryStore, PartitionState, Store
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.rates import load_rates
@@ -82,6 +82,9 @@ class Timed(NamedTuple):
     cpu_s: float
 
 
+NO_TIME = Timed(0.0, 0.0)
+
+
 @dataclass(slots=True)
 class Outcome:
     """One replay."""
@@ -92,10 +95,10 @@ class Outcome:
     alerts: int = 0
     decision_bytes: int = 0
     examples: int = 0
-    hops: Timed = Timed(0.0, 0.0)
+    hops: Timed = NO_TIME
     """File to decisions."""
-    feedback: Timed = Timed(0.0, 0.0)
-    learning: Timed = Timed(0.0, 0.0)
+    feedback: Timed = NO_TIME
+    learning: Timed = NO_TIME
     stages_us: dict[str, float] = field(default_factory=dict)
     """Processor microseconds a transaction."""
 
@@ -150,7 +153,8 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the state."""
-        for kernel in (*self._cards, *self._scores, *self._feedbacks):
+        kernels: list[PartitionState] = [*self._cards, *self._scores, *self._feedbacks]
+        for kernel in kernels:
             kernel.close()
 
     def fold(self, records: Sequence[Record]) -> None:
@@ -233,13 +237,12 @@ def read_file(path: Path, engine: Engine, batch_rows: int) -> Iterator[list[Reco
             ]
 
 
-def replay(engine: Engine, path: Path, batch_rows: int, sink: io.BufferedIOBase, stages: Stages | None) -> Outcome:
+def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: Stages | None) -> Outcome:
     """Both hops over a file, timed; then feedback and learning on what came out, each timed by itself."""
-    outcome, labels, decisions = Outcome(), [], []
-    with (
-        stages.around(STAGES) if stages else nullcontext(),
-        stages.stage("file, handover") if stages else nullcontext(),
-    ):
+    outcome = Outcome()
+    labels: list[list[Record]] = []
+    decisions: list[list[Output]] = []
+    with _around(stages):
         started = _clocks()
         for records in read_file(path, engine, batch_rows):
             now = datetime.now(UTC)
@@ -270,6 +273,15 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: io.BufferedIOBase,
     return outcome
 
 
+@contextmanager
+def _around(stages: Stages | None) -> Iterator[None]:
+    if stages is None:
+        yield
+        return
+    with stages.around(STAGES), stages.stage("file, handover"):
+        yield
+
+
 def _clocks() -> Timed:
     return Timed(time.perf_counter(), time.process_time())
 
@@ -287,12 +299,15 @@ class Options:
     batch_rows: int = 2_000
     partitions: int = 1
     in_memory: bool = False
-    traffic: Traffic = Traffic()
+    traffic: Traffic = field(default_factory=Traffic)
     trees: int = TREES
     leaves: int = LEAVES
     training_cards: int = 1_000
     core: int | None = None
     stages: bool = True
+
+
+QUICK = Options(rows=20_000, traffic=Traffic(cards=2_000, merchants=1_000, history_days=5))
 
 
 def run(options: Options, profile: cProfile.Profile | None = None) -> Outcome:
@@ -331,10 +346,7 @@ def run(options: Options, profile: cProfile.Profile | None = None) -> Outcome:
 
 def rows(*, quick: bool = False) -> dict[str, Any]:
     """For ``build/bench.json``: the replay as a worker keeps its state, with the split by stage."""
-    if quick:
-        options = Options(rows=20_000, traffic=Traffic(cards=2_000, merchants=1_000, history_days=5))
-    else:
-        options = Options()
+    options = QUICK if quick else Options()
     return {**run(options).row(), "trees": options.trees, "leaves": options.leaves, "batch": options.batch_rows}
 
 

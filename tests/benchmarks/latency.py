@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -58,7 +58,7 @@ class Options:
     seconds: float = 20.0
     warm_up_s: float = 5.0
     poisson: bool = False
-    traffic: Traffic = Traffic()
+    traffic: Traffic = field(default_factory=Traffic)
     trees: int = TREES
     leaves: int = LEAVES
     kafka_config: tuple[tuple[str, str], ...] = ()
@@ -152,9 +152,9 @@ class _Run:
             sent += item.topic == "transactions"
             if number % 1_000 == 0:
                 sink.poll()
-                self._await(lambda: sent - self._arrivals.decisions_read < IN_FLIGHT)
+                self._await_decisions(sent - IN_FLIGHT)
         sink.flush()
-        self._await(lambda: self._arrivals.decisions_read >= sent)
+        self._await_decisions(sent)
         self._await_feedback()
         self._arrivals.take()
 
@@ -210,14 +210,14 @@ class _Run:
     def _drained(self, count: int) -> bool:
         """Wait until all are decided, for as long as the pipeline moves."""
         try:
-            self._await(lambda: self._arrivals.decisions_read >= count)
+            self._await_decisions(count)
         except Stalled:
             return False
         return True
 
-    def _await(self, done: Callable[[], bool]) -> None:
+    def _await_decisions(self, count: int) -> None:
         read, moved_s = -1, time.monotonic()
-        while not done():
+        while self._arrivals.decisions_read < count:
             check_alive(self._workers)
             self._broker.check()
             self._arrivals.check()

@@ -40,15 +40,18 @@ def schedule(count: int, rate: float, *, poisson: bool = False, seed: int = 0) -
     if poisson:
         gaps_s = np.random.default_rng((seed, 12)).exponential(1 / rate, count)
         gaps_s[:1] = 0.0
-        return np.rint(1e9 * np.cumsum(gaps_s)).astype(np.int64)
-    return np.rint(np.arange(count) * (1e9 / rate)).astype(np.int64)
+        random_ns: NDArray[np.int64] = np.rint(1e9 * np.cumsum(gaps_s)).astype(np.int64)
+        return random_ns
+    due_ns: NDArray[np.int64] = np.rint(np.arange(count) * (1e9 / rate)).astype(np.int64)
+    return due_ns
 
 
 def due_times(items: Sequence[Item], transactions_ns: NDArray[np.int64]) -> NDArray[np.int64]:
     """When each item is due: a label together with the transaction that stands before it."""
     is_transaction = np.array([item.topic == "transactions" for item in items])
     place = np.maximum(np.cumsum(is_transaction) - 1, 0)
-    return transactions_ns[place]
+    due_ns: NDArray[np.int64] = transactions_ns[place]
+    return due_ns
 
 
 def send(

@@ -28,7 +28,7 @@ class Stages:
             self._stack.pop()
 
     @contextmanager
-    def around(self, functions: dict[str, list[tuple[type, str]]]) -> Iterator[None]:
+    def around(self, functions: dict[str, list[tuple[Any, str]]]) -> Iterator[None]:
         """Count calls of methods, given by stage as (class, name), until the block is left."""
         with ExitStack() as stack:
             for name, methods in functions.items():
