@@ -98,7 +98,10 @@ class Hops:
 
 
 def windows_row(cards: int, *, rows: int, batch: int, a_card: float, merchants: int | None = None) -> Row:
-    """Throughput with ``cards`` cards that have ``a_card`` transactions each in the last 30 days."""
+    """Throughput with ``cards`` cards that have ``a_card`` transactions each in the last 30 days.
+
+    The measured ``rows`` come on top; ``held_a_card`` and ``bytes_a_card`` are those of the end.
+    """
     generator = np.random.default_rng(3)
     merchants = max(10, round(cards * MERCHANTS_A_CARD)) if merchants is None else merchants
     hops, end_us = Hops(), START_US + 30 * US_PER_DAY
@@ -127,6 +130,7 @@ def windows_row(cards: int, *, rows: int, batch: int, a_card: float, merchants: 
         "cards": hops.cards.entities,
         "merchants": hops.merchants.entities,
         "transactions_a_card": a_card,
+        "held_a_card": round(hops.cards.events / hops.cards.entities, 1),
         "batch": batch,
         "transactions_a_second": round(rows / windows_s),
         "with_names_a_second": round(rows / (windows_s + keys_s)),
