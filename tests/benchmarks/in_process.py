@@ -1,0 +1,408 @@
+"""Replay in process: from a file of transactions to encoded decisions on one core, without Kafka.
+
+Run ``python -m tests.benchmarks.in_process``. The kernels are the agents' own, called batch by batch as the agents call
+them; the two hops hand records over in memory. Feedback and River's learning are timed apart, on the same decisions.
+"""
+
+import argparse
+import cProfile
+import gc
+import io
+import itertools
+import json
+import os
+import pstats
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from agents.app import GC_THRESHOLDS
+from agents.runtime import by_partition, merged
+from pipeline.decision.policy import Policy
+from pipeline.engine import score as score_module
+from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.learn import LearnPartition
+from pipeline.engine.models import ActiveModels
+from pipeline.engine.placed import PlacedIndex
+from pipeline.engine.placement import partition_of
+from pipeline.engine.results import Result
+from pipeline.engine.score import ScorePartition
+from pipeline.engine.state import MemoryStore, PartitionState, Store
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.rates import load_rates
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.river_factory import new_learner
+from pipeline.scoring.river_layer import RiverLayer
+from pipeline.settings import Settings
+from pipeline.state.mapped import MappedStorage
+from pipeline.state.store import RocksStore, StoreMemory
+from schemas.records import Output, Record
+from schemas.topics import DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
+from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
+from tests.benchmarks.stages import Stages
+from tests.benchmarks.traffic import Traffic, a_while_ago, items
+
+LINE_KINDS = {b"t": TRANSACTIONS.name, b"l": LABELS.name}
+_DAYS_AGO = 60
+TOP_FUNCTIONS = 70
+
+STAGES: dict[str, list[tuple[Any, str]]] = {
+    "card: decode, check, deduplicate": [(CardPartition, "_accept")],
+    "card: index read": [(PlacedIndex, "find")],
+    "card: windows": [(CardWindows, "profile"), (CardWindows, "settle")],
+    "card: build and encode profiled": [(CardPartition, "_profile")],
+    "card: labels, forgetting, rest": [(CardPartition, "process")],
+    "card: index write": [(RocksStore, "settle"), (MemoryStore, "settle")],
+    "score: decode profiled": [(ScorePartition, "_read")],
+    "score: columns": [(ScorePartition, "_profile")],
+    "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
+    "score: trees": [(LightGBMModel, "logit")],
+    "score: River": [(RiverLayer, "logit")],
+    "score: policy": [(Policy, "decide")],
+    "score: reasons of alerts": [(score_module, "explain")],
+    "score: TreeSHAP of alerts": [(LightGBMModel, "contributions")],
+    "score: build and encode decisions": [(ScorePartition, "_decide")],
+    "score: rest": [(ScorePartition, "process")],
+}
+"""Functions that are called once a batch of a partition, by the stage that they are counted for."""
+
+
+class Timed(NamedTuple):
+    """What a pass over transactions took."""
+
+    wall_s: float
+    cpu_s: float
+
+
+NO_TIME = Timed(0.0, 0.0)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One replay."""
+
+    transactions: int = 0
+    labels: int = 0
+    decisions: int = 0
+    alerts: int = 0
+    decision_bytes: int = 0
+    examples: int = 0
+    hops: Timed = NO_TIME
+    """File to decisions."""
+    feedback: Timed = NO_TIME
+    learning: Timed = NO_TIME
+    stages_us: dict[str, float] = field(default_factory=dict)
+    """Processor microseconds a transaction."""
+
+    def row(self) -> dict[str, Any]:
+        """For ``build/bench.json``."""
+        n = max(1, self.transactions)
+        return {
+            "transactions": self.transactions,
+            "labels": self.labels,
+            "alerts": self.alerts,
+            "bytes_a_decision": round(self.decision_bytes / max(1, self.decisions)),
+            "transactions_a_second": round(n / self.hops.wall_s),
+            "transactions_a_cpu_second": round(n / self.hops.cpu_s),
+            "us_a_transaction": round(1e6 * self.hops.cpu_s / n, 2),
+            "feedback_us_a_transaction": round(1e6 * self.feedback.cpu_s / n, 2),
+            "learning_us_a_transaction": round(1e6 * self.learning.cpu_s / n, 2),
+            "examples": self.examples,
+            "stages_us": {name: round(us, 2) for name, us in self.stages_us.items()},
+        }
+
+
+class Engine:
+    """The kernels of all partitions of a small cluster, in one thread."""
+
+    def __init__(self, models: ActiveModels, partitions: int, directory: Path | None) -> None:
+        """State in files and RocksDB below ``directory``, as a worker keeps it, or in memory."""
+        settings = Settings()
+        self._models, self._partitions = models, partitions
+        memory = None if directory is None else StoreMemory(settings.store_memory_mb * 1024 * 1024)
+
+        def store(name: str) -> Store:
+            if directory is None or memory is None:
+                return MemoryStore()
+            return RocksStore(directory / name, memory=memory)
+
+        def storage(name: str) -> MappedStorage | None:
+            return None if directory is None else MappedStorage(directory / name)
+
+        future_us = round(settings.future_tolerance_s * 1e6)
+        horizon_us = round(settings.label_horizon_days * US_PER_DAY)
+        card = CardOptions(load_rates(settings), future_us, horizon_us, horizon_us, partitions)
+        feedback = FeedbackOptions(
+            future_us, horizon_us, round(settings.maturity_days * US_PER_DAY), settings.negative_sample_rate, partitions
+        )
+        numbers = range(partitions)
+        self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
+        self._scores = [ScorePartition("EUR", storage(f"score-{n}")) for n in numbers]
+        self._feedbacks = [FeedbackPartition(feedback, store(f"served-{n}")) for n in numbers]
+        self._learner = LearnPartition(new_learner(models.lightgbm.version))
+        self._offsets: dict[tuple[str, int], int] = {}
+        self._places: dict[bytes, int] = {}
+
+    def close(self) -> None:
+        """Let go of the state."""
+        kernels: list[PartitionState] = [*self._cards, *self._scores, *self._feedbacks]
+        for kernel in kernels:
+            kernel.close()
+
+    def fold(self, records: Sequence[Record]) -> None:
+        """Let history enter the windows; nothing is decided."""
+        now = datetime.now(UTC)
+        for number, part in by_partition(self.profiled(records, now)).items():
+            self._scores[number].fold(part)
+            self._scores[number].settle()
+
+    def profiled(self, records: Sequence[Record], now: datetime) -> list[Record]:
+        """The card hop: its outputs, as the score hop reads them."""
+        parts = by_partition(records)
+        outputs = merged(self._cards[number].process(part, now) for number, part in parts.items()).outputs
+        for number in parts:
+            self._cards[number].settle()
+        return self._log(outputs, now)
+
+    def decided(self, records: Sequence[Record], now: datetime) -> Result:
+        """The score hop."""
+        parts = by_partition(records)
+        result = merged(self._scores[number].process(part, self._models, now) for number, part in parts.items())
+        for number in parts:
+            self._scores[number].settle()
+        return result
+
+    def joined(self, records: Sequence[Record], now: datetime) -> list[Record]:
+        """Feedback: examples of labels and decisions."""
+        parts = by_partition(records)
+        outputs = merged(self._feedbacks[number].process(part, now) for number, part in parts.items()).outputs
+        for number in parts:
+            self._feedbacks[number].settle()
+        return self._log(outputs, now)
+
+    def learned(self, examples: Sequence[Record]) -> None:
+        """River's lessons."""
+        self._learner.learn(examples)
+        self._learner.settle()
+
+    def place(self, key: bytes) -> int:
+        """The partition of a key; remembered, because a broker would have it for nothing."""
+        number = self._places.get(key)
+        if number is None:
+            number = self._places[key] = partition_of(key.decode(), self._partitions)
+        return number
+
+    def append(self, topic: str, key: bytes, value: bytes, timestamp_ms: int) -> Record:
+        """A record at the end of its partition's log."""
+        number = self.place(key)
+        offset = self._offsets.get((topic, number), 0)
+        self._offsets[topic, number] = offset + 1
+        return Record(topic, number, offset, timestamp_ms, key, value)
+
+    def _log(self, outputs: Iterable[Output], now: datetime) -> list[Record]:
+        """Records of the topics that a further kernel reads."""
+        stamp_ms = round(now.timestamp() * 1_000)
+        return [
+            self.append(output.topic.name, output.key or b"", output.value or b"", stamp_ms)
+            for output in outputs
+            if output.topic in (PROFILED, DECISIONS, EXAMPLES)
+        ]
+
+
+def write_file(path: Path, traffic: Traffic, rows: int) -> None:
+    """History and ``rows`` measured transactions, one a line: kind, key, JSON, parted by tabs; history in its own."""
+    starts = a_while_ago(_DAYS_AGO)
+    for name, frame in (("history", traffic.history(starts)), ("measured", traffic.measured(starts, rows))):
+        with (path / f"{name}.lines").open("wb") as sink:
+            for item in items(frame, traffic.seed):
+                sink.write(b"%s\t%s\t%s\n" % (item.topic[:1].encode(), item.key, item.value))
+
+
+def read_file(path: Path, engine: Engine, batch_rows: int) -> Iterator[list[Record]]:
+    """The lines as records of their partitions, in batches."""
+    stamp_ms = round(time.time() * 1_000)
+    with path.open("rb") as lines:
+        while chunk := list(itertools.islice(lines, batch_rows)):
+            yield [
+                engine.append(LINE_KINDS[kind], key, value, stamp_ms)
+                for kind, key, value in (line.rstrip(b"\n").split(b"\t", 2) for line in chunk)
+            ]
+
+
+def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: Stages | None) -> Outcome:
+    """Both hops over a file, timed; then feedback and learning on what came out, each timed by itself."""
+    outcome = Outcome()
+    labels: list[list[Record]] = []
+    decisions: list[list[Output]] = []
+    with _around(stages):
+        started = _clocks()
+        for records in read_file(path, engine, batch_rows):
+            now = datetime.now(UTC)
+            result = engine.decided(engine.profiled(records, now), now)
+            for output in result.outputs:
+                sink.write(output.value or b"")
+            outcome.alerts += result.counts["decision", "alert"]
+            labels.append([record for record in records if record.topic == LABELS.name])
+            decisions.append([output for output in result.outputs if output.topic is DECISIONS])
+        outcome.hops = _since(started)
+    outcome.labels = sum(map(len, labels))
+    outcome.decisions = outcome.transactions = sum(map(len, decisions))
+    outcome.decision_bytes = sum(len(output.value or b"") for outputs in decisions for output in outputs)
+    if stages:
+        outcome.stages_us = {name: 1e6 * s / outcome.transactions for name, s in stages.seconds.items()}
+    examples = []
+    now = datetime.now(UTC)
+    batches = [[*engine._log(made, now), *told] for made, told in zip(decisions, labels, strict=True)]
+    started = _clocks()
+    for batch in batches:
+        examples.append(engine.joined(batch, now))
+    outcome.feedback = _since(started)
+    outcome.examples = sum(map(len, examples))
+    started = _clocks()
+    for batch in examples:
+        engine.learned(batch)
+    outcome.learning = _since(started)
+    return outcome
+
+
+@contextmanager
+def _around(stages: Stages | None) -> Iterator[None]:
+    if stages is None:
+        yield
+        return
+    with stages.around(STAGES), stages.stage("file, handover"):
+        yield
+
+
+def _clocks() -> Timed:
+    return Timed(time.perf_counter(), time.process_time())
+
+
+def _since(started: Timed) -> Timed:
+    now = _clocks()
+    return Timed(now.wall_s - started.wall_s, now.cpu_s - started.cpu_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A run."""
+
+    rows: int = 200_000
+    batch_rows: int = 2_000
+    partitions: int = 1
+    in_memory: bool = False
+    traffic: Traffic = field(default_factory=Traffic)
+    trees: int = TREES
+    leaves: int = LEAVES
+    training_cards: int = 1_000
+    core: int | None = None
+    stages: bool = True
+
+
+QUICK = Options(rows=20_000, traffic=Traffic(cards=2_000, merchants=1_000, history_days=5))
+
+
+def run(options: Options, profile: cProfile.Profile | None = None) -> Outcome:
+    """Write the file, fill the windows, replay. Pins this process to one core meanwhile."""
+    models = champion(options.trees, options.leaves, cards=options.training_cards)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(dir=BUILD, prefix="in-process-"))
+    cores, thresholds = os.sched_getaffinity(0), gc.get_threshold()
+    engine = Engine(models, options.partitions, None if options.in_memory else directory / "state")
+    try:
+        write_file(directory, options.traffic, options.rows)
+        os.sched_setaffinity(0, {options.core if options.core is not None else max(cores)})
+        gc.collect()
+        # As a worker does.
+        gc.set_threshold(*GC_THRESHOLDS)
+        for records in read_file(directory / "history.lines", engine, options.batch_rows):
+            engine.fold(records)
+        with open(os.devnull, "wb", buffering=1 << 20) as sink:
+            if profile:
+                profile.enable()
+            return replay(
+                engine,
+                directory / "measured.lines",
+                options.batch_rows,
+                sink,
+                Stages() if options.stages and not profile else None,
+            )
+    finally:
+        if profile:
+            profile.disable()
+        gc.set_threshold(*thresholds)
+        os.sched_setaffinity(0, cores)
+        engine.close()
+        shutil.rmtree(directory)
+
+
+def rows(*, quick: bool = False) -> dict[str, Any]:
+    """For ``build/bench.json``: the replay as a worker keeps its state, with the split by stage."""
+    options = QUICK if quick else Options()
+    return {**run(options).row(), "trees": options.trees, "leaves": options.leaves, "batch": options.batch_rows}
+
+
+def describe(row: dict[str, Any]) -> str:
+    """What a terminal shows."""
+    lines = [
+        f"{row['transactions_a_second']:,} transactions/s ({row['us_a_transaction']} us of the core each), "
+        f"{row['alerts']:,} alerts, {row['bytes_a_decision']:,} bytes a decision",
+        f"feedback {row['feedback_us_a_transaction']} us, learning {row['learning_us_a_transaction']} us a transaction "
+        f"({row['examples']:,} examples)",
+    ]
+    lines += [f"  {name:36} {us:7.2f} us" for name, us in sorted(row["stages_us"].items(), key=lambda kv: -kv[1])]
+    return "\n".join(lines)
+
+
+def write_profile(options: Options, name: str) -> Path:
+    """Replay under cProfile; the functions by their own time in ``build/profile-NAME.txt``."""
+    profile = cProfile.Profile()
+    outcome = run(options, profile)
+    text = io.StringIO()
+    text.write(f"{outcome.transactions} transactions; with the profiler's own cost\n")
+    for order in ("tottime", "cumulative"):
+        pstats.Stats(profile, stream=text).strip_dirs().sort_stats(order).print_stats(TOP_FUNCTIONS)
+    path = BUILD.parent / f"profile-{name}.txt"
+    path.write_text(text.getvalue(), encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    """Print what a replay took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = Options()
+    parser.add_argument("--rows", type=int, default=defaults.rows)
+    parser.add_argument("--batch-rows", type=int, default=defaults.batch_rows)
+    parser.add_argument("--partitions", type=int, default=defaults.partitions)
+    parser.add_argument("--history-days", type=int, default=defaults.traffic.history_days)
+    parser.add_argument("--cards", type=int, default=defaults.traffic.cards)
+    parser.add_argument("--memory", action="store_true", help="state in memory instead of RocksDB and mapped files")
+    parser.add_argument("--no-stages", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="write build/profile-in-process.txt instead")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    options = Options(
+        rows=given.rows,
+        batch_rows=given.batch_rows,
+        partitions=given.partitions,
+        in_memory=given.memory,
+        traffic=Traffic(cards=given.cards, merchants=given.cards // 2, history_days=given.history_days),
+        stages=not given.no_stages,
+    )
+    if given.profile:
+        print(write_profile(options, "in-process"))
+        return
+    row = run(options).row()
+    print(json.dumps(row, indent=2) if given.json else describe(row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""End-to-end latency at fixed rates: from when a transaction was due to when a consumer had its decision or alert.
+
+Run ``python -m tests.benchmarks.latency``. One embedded broker, one worker with all agents, an open-loop generator
+(`tests.benchmarks.open_loop`) and a reader with ``read_committed`` share the machine.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import psutil
+
+from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.commands.train import publish_champion
+from pipeline.demo.processes import WorkerProcess, check_alive, running_workers, settings_environment
+from pipeline.kafka.admin import end_offsets, ensure_topics, group_lag
+from pipeline.kafka.clients import read_batches
+from pipeline.settings import Settings
+from schemas.topics import DECISIONS, LABELS, PROFILED, REROUTED, TRANSACTIONS, Topic
+from tests.benchmarks.arrivals import Arrivals, Stamps
+from tests.benchmarks.delays import STAGES, Sent, measure
+from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
+from tests.benchmarks.open_loop import STARTED, KafkaSink
+from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items, write_items
+
+Mode = Literal["exactly_once", "at_least_once"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+RATES = (500, 2_000, 5_000, 10_000)
+STALLED_AFTER_S = 120.0
+LOOK_S = 0.05
+IN_FLIGHT = 20_000
+"""Transactions of the history that are sent ahead of their decisions."""
+_DAYS_AGO = 90
+"""Event times lie in the past, within the horizon of labels."""
+
+
+class Stalled(RuntimeError):
+    """The pipeline does not move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is measured."""
+
+    modes: tuple[Mode, ...] = MODES
+    rates: tuple[int, ...] = RATES
+    seconds: float = 20.0
+    warm_up_s: float = 5.0
+    poisson: bool = False
+    traffic: Traffic = field(default_factory=Traffic)
+    trees: int = TREES
+    leaves: int = LEAVES
+    kafka_config: tuple[tuple[str, str], ...] = ()
+    keep_logs: Path | None = None
+
+
+QUICK = Options(
+    modes=("exactly_once",),
+    rates=(500,),
+    seconds=3.0,
+    warm_up_s=1.0,
+    traffic=Traffic(cards=1_000, merchants=500, history_days=2),
+)
+
+
+def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+    """One row for each mode and rate, for ``build/bench.json``."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(dir=BUILD, prefix="latency-"))
+    starts = a_while_ago(_DAYS_AGO)
+    counts = [round(rate * (options.warm_up_s + options.seconds)) for rate in options.rates]
+    tell("preparing transactions")
+    history = list(items(options.traffic.history(starts), options.traffic.seed))
+    measured = options.traffic.measured(starts, sum(counts))
+    parts, first = [], 0
+    for count in counts:
+        part = list(items(measured.iloc[first : first + count], options.traffic.seed, first_number=first))
+        parts.append((part, measured["transaction_id"].iloc[first : first + count].tolist()))
+        first += count
+    try:
+        found = []
+        with embedded_broker(directory / "kafka") as broker:
+            for mode in options.modes:
+                with _pipeline(broker, directory, mode, options) as run:
+                    tell(f"{mode}: {len(history):,} records of history")
+                    run.fill(history)
+                    for rate, (part, identities) in zip(options.rates, parts, strict=True):
+                        found.append(run.at(rate, part, identities))
+                        tell(describe_short(found[-1]))
+        return found
+    finally:
+        if options.keep_logs is not None:
+            shutil.copytree(directory / "logs", options.keep_logs, dirs_exist_ok=True)
+        shutil.rmtree(directory)
+
+
+@contextmanager
+def _pipeline(broker: EmbeddedBroker, directory: Path, mode: Mode, options: Options) -> Iterator["_Run"]:
+    settings = Settings(
+        kafka_bootstrap_servers=broker.bootstrap_servers,
+        topic_prefix=f"{mode.replace('_', '-')}-",
+        data_dir=directory / mode,
+        delivery=mode,
+        metrics_port=0,
+        kafka_config=dict(options.kafka_config),
+    )
+    ensure_topics(broker.bootstrap_servers, settings)
+    models = champion(options.trees, options.leaves)
+    publish_champion(broker.bootstrap_servers, settings, models.lightgbm, models.policy)
+    with running_workers(settings, 1, directory / "logs" / mode) as workers:
+        arrivals = Arrivals(broker.bootstrap_servers, settings)
+        arrivals.start()
+        try:
+            yield _Run(broker, settings, mode, workers, arrivals, directory, options)
+        finally:
+            arrivals.end()
+
+
+class _Run:
+    """One mode's topics, worker and reader."""
+
+    def __init__(
+        self,
+        broker: EmbeddedBroker,
+        settings: Settings,
+        mode: Mode,
+        workers: Sequence[WorkerProcess],
+        arrivals: Arrivals,
+        directory: Path,
+        options: Options,
+    ) -> None:
+        self._broker, self._settings, self._mode, self._workers = broker, settings, mode, workers
+        self._arrivals, self._directory, self._options = arrivals, directory, options
+        self._servers = broker.bootstrap_servers
+
+    def fill(self, history: Sequence[Item]) -> None:
+        """Let the history be decided, as fast as it goes, and the feedback agent catch up."""
+        sink, sent = KafkaSink(self._servers, self._settings), 0
+        for number, item in enumerate(history):
+            sink.produce(item)
+            sent += item.topic == "transactions"
+            if number % 1_000 == 0:
+                sink.poll()
+                self._await_decisions(sent - IN_FLIGHT)
+        sink.flush()
+        self._await_decisions(sent)
+        self._await_feedback()
+        self._arrivals.take()
+
+    def at(self, rate: int, part: Sequence[Item], identities: Sequence[str]) -> dict[str, Any]:
+        """Measure one rate."""
+        options = self._options
+        work = self._directory / "generator"
+        work.mkdir(exist_ok=True)
+        write_items(work / "items", list(part))
+        before = {topic: self._ends(topic) for topic in (TRANSACTIONS, PROFILED)}
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        command = [sys.executable, "-m", "tests.benchmarks.open_loop", "--items", str(work / "items")]
+        command += ["--rate", str(rate), "--out", str(work / "sent.npz"), *(["--poisson"] if options.poisson else [])]
+        environment = {**os.environ, **settings_environment(self._settings)}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as generator:
+            assert generator.stdout is not None
+            word, _, started = generator.stdout.readline().partition(" ")
+            if word != STARTED:
+                raise RuntimeError("the generator did not start; it says why above")
+            measured_from_ns = int(started) + round(1e9 * options.warm_up_s)
+            self._sleep_until(measured_from_ns)
+            used_before = self._cpu_s(generator.pid)
+            self._sleep_until(measured_from_ns + round(1e9 * options.seconds))
+            used = {name: s - used_before[name] for name, s in self._cpu_s(generator.pid).items()}
+            if generator.wait() != 0:
+                raise RuntimeError("the generator failed; it says why above")
+        drained = self._drained(len(identities))
+        decisions, alerts = self._arrivals.take()
+        held = np.load(work / "sent.npz")
+        sent = Sent(held["number"], held["scheduled_ns"], held["sent_ns"])
+        numbers = {identity: number for number, identity in enumerate(identities)}
+        measured = sent.scheduled_ns >= measured_from_ns
+        result = measure(
+            sent,
+            measured,
+            decisions,
+            alerts,
+            numbers,
+            self._stamps(TRANSACTIONS, before[TRANSACTIONS]),
+            self._stamps(PROFILED, before[PROFILED]),
+            offset_ns,
+            rate,
+        )
+        transactions = max(1, int(measured.sum()))
+        result["cpu_us_a_transaction"] = {name: round(1e6 * s / transactions, 1) for name, s in used.items()}
+        result["cpu_share"] = {name: round(s / options.seconds, 3) for name, s in used.items()}
+        # A step of the wall clock during the run would show in the stages alone.
+        result["clock_drift_ms"] = round((time.time_ns() - time.monotonic_ns() - offset_ns) / 1e6, 3)
+        result["drained"] = drained
+        self._await_feedback()
+        return {"mode": self._mode, "rate": rate, "seconds": options.seconds, "poisson": options.poisson, **result}
+
+    def _drained(self, count: int) -> bool:
+        """Wait until all are decided, for as long as the pipeline moves."""
+        try:
+            self._await_decisions(count)
+        except Stalled:
+            return False
+        return True
+
+    def _await_decisions(self, count: int) -> None:
+        read, moved_s = -1, time.monotonic()
+        while self._arrivals.decisions_read < count:
+            check_alive(self._workers)
+            self._broker.check()
+            self._arrivals.check()
+            if self._arrivals.decisions_read != read:
+                read, moved_s = self._arrivals.decisions_read, time.monotonic()
+            elif time.monotonic() - moved_s > STALLED_AFTER_S:
+                raise Stalled(f"no decision came for {STALLED_AFTER_S:.0f} s; read {self._workers[0].log}")
+            time.sleep(LOOK_S)
+
+    def _await_feedback(self) -> None:
+        settings = self._settings
+        topics = [settings.topic(topic.name) for topic in (DECISIONS, LABELS, REROUTED)]
+        # Behind the last record of a partition stand the marker of its transaction, and those of empty ones.
+        markers, before, moved_s = len(topics) * settings.card_partitions, -1, time.monotonic()
+        while (lag := sum(group_lag(self._servers, settings.topic("feedback"), topics, settings=settings).values())) > (
+            markers
+        ):
+            check_alive(self._workers)
+            if lag != before:
+                before, moved_s = lag, time.monotonic()
+            elif time.monotonic() - moved_s > STALLED_AFTER_S:
+                raise Stalled(f"the feedback agent stands {lag} records behind; read {self._workers[0].log}")
+            time.sleep(10 * LOOK_S)
+
+    def _ends(self, topic: Topic) -> dict[int, int]:
+        name = self._settings.topic(topic.name)
+        found = end_offsets(self._servers, [name], settings=self._settings)
+        return {number: end for (_, number), end in found.items()}
+
+    def _stamps(self, topic: Topic, start: dict[int, int]) -> Stamps:
+        places: dict[int, tuple[list[int], list[int]]] = {}
+        for records in read_batches(
+            self._servers, self._settings.topic(topic.name), settings=self._settings, start=start
+        ):
+            for record in records:
+                offsets, stamps_ms = places.setdefault(record.partition, ([], []))
+                offsets.append(record.offset)
+                stamps_ms.append(record.timestamp_ms)
+        return Stamps({number: (np.array(at), np.array(stamps)) for number, (at, stamps) in places.items()})
+
+    def _cpu_s(self, generator: int) -> dict[str, float]:
+        processes = {
+            "worker": self._workers[0].process.pid,
+            "broker": self._broker.pid,
+            "generator": generator,
+            "reader": os.getpid(),
+        }
+        used = {}
+        for name, pid in processes.items():
+            times = psutil.Process(pid).cpu_times()
+            used[name] = float(times.user + times.system)
+        return used
+
+    def _sleep_until(self, monotonic_ns: int) -> None:
+        while (ahead_ns := monotonic_ns - time.monotonic_ns()) > 0:
+            check_alive(self._workers)
+            self._arrivals.check()
+            time.sleep(min(0.5, ahead_ns / 1e9))
+
+
+def describe_short(row: dict[str, Any]) -> str:
+    """A run in one line."""
+    if not row["keeps_up"]:
+        return (
+            f"{row['mode']:13} {row['rate']:6,}/s: does not keep up ({row['behind_at_end']:,} behind at the end, "
+            f"{row['answered']:.1%} answered)"
+        )
+    return f"{row['mode']:13} {row['rate']:6,}/s: {_numbers(row['decisions_ms'])} ms"
+
+
+def describe(found: Sequence[dict[str, Any]]) -> str:
+    """Tables of at most 80 columns."""
+    head = "     p50      p90      p99    p99.9      max"
+    lines = ["Latency, ms, from when a transaction was due", f"{'':32}{head}"]
+    for row in found:
+        if not row["keeps_up"]:
+            lines.append(describe_short(row))
+            continue
+        for what in ("decisions", "alerts"):
+            lines.append(f"{row['mode']:13} {row['rate']:6,}/s {what:9} {_numbers(row[f'{what}_ms'])}")
+    for row in found:
+        lines += ["", f"{row['mode']}, {row['rate']:,}/s, by stage, ms", f"{'':32}{head}"]
+        lines += [f"  {stage:30}{_numbers(row['stages_ms'][stage])}" for stage in STAGES]
+        used = ", ".join(f"{name} {us:g}" for name, us in row["cpu_us_a_transaction"].items())
+        lines.append(f"  processor, us a transaction: {used}")
+    return "\n".join(lines)
+
+
+def _numbers(quantiles: dict[str, float] | None) -> str:
+    if quantiles is None:
+        return "  too few"
+    return "".join(f" {value:8.1f}" for value in quantiles.values())
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one mode, one rate, three seconds")
+    parser.add_argument("--modes", help="separated by commas")
+    parser.add_argument("--rates", help="transactions a second, separated by commas")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--warm-up", type=float)
+    parser.add_argument("--history-days", type=int)
+    parser.add_argument("--poisson", action="store_true", help="random gaps between transactions")
+    parser.add_argument("--kafka-config", default="{}", help="librdkafka properties of all clients, a JSON object")
+    parser.add_argument("--keep-logs", type=Path, help="copy the workers' logs there")
+    parser.add_argument("--out", type=Path, help="write the rows there as JSON")
+    given = parser.parse_args()
+    options = QUICK if given.quick else Options()
+    changes: dict[str, Any] = {"poisson": given.poisson, "keep_logs": given.keep_logs}
+    changes["kafka_config"] = tuple(json.loads(given.kafka_config).items())
+    if given.modes:
+        changes["modes"] = tuple(given.modes.split(","))
+    if given.rates:
+        changes["rates"] = tuple(int(rate) for rate in given.rates.split(","))
+    if given.seconds:
+        changes["seconds"] = given.seconds
+    if given.warm_up:
+        changes["warm_up_s"] = given.warm_up
+    if given.history_days is not None:
+        changes["traffic"] = replace(options.traffic, history_days=given.history_days)
+    found = rows(replace(options, **changes), lambda text: print(text, file=sys.stderr, flush=True))
+    print(describe(found))
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
