@@ -25,9 +25,10 @@ from agents.keeper import Identity, Keeper
 from agents.models import ModelWatch
 from agents.online import OnlineModels
 from agents.partitions import Environment
+from agents.rates import PublishedRates
 from agents.runtime import AgentSource, Partitions
 from agents.stopping import PipelineWorker
-from agents.topology import AGENTS, AgentSpec, UnknownAgent
+from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent
 from pipeline.broker import provide_broker
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
@@ -42,7 +43,7 @@ from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.startup import check_start
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.metrics import WorkerMetrics
-from pipeline.rates import load_rates
+from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
 from pipeline.state.place import StatePlace
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
@@ -114,6 +115,7 @@ class WorkerContext:
         self.bootstrap = ""
         self.check_broker: Callable[[], None] = lambda: None
         self._rates: RateTable
+        self._published_rates: PublishedRates
         self._identities: Identities
         self._group_protocol: GroupProtocol = "consumer"
         self._places: dict[str, Path] = {}
@@ -127,7 +129,8 @@ class WorkerContext:
             if self.bootstrap:
                 return
             settings = self._settings
-            self._rates = load_rates(settings)  # an unfit table is told here, not by an agent that fails
+            rates_content = read_rates(settings)
+            self._rates = fitting(rates_content, settings)  # an unfit table is told here, not by an agent that fails
             for name in settings.agent_names:
                 place = self._stack.enter_context(
                     StatePlace(settings.data_dir, settings.topic(settings.instance), name)
@@ -151,6 +154,9 @@ class WorkerContext:
             roles = [AGENTS[name] for name in settings.agent_names]
             for warning in check_start(broker.bootstrap_servers, settings, roles):
                 log.warning("%s", warning)
+            self._published_rates = PublishedRates(broker.bootstrap_servers, settings)
+            if CARD.name in settings.agent_names:
+                self._published_rates.publish(rates_content)
             client = admin_client(broker.bootstrap_servers, settings=settings)
             topics = {settings.topic(topic.name) for role in roles for topic in role.reads}
             self._identities = topic_identities(client, sorted(topics))
@@ -178,6 +184,7 @@ class WorkerContext:
                         partitions=settings.card_partitions,
                         topic_prefix=settings.topic_prefix,
                     ),
+                    self._published_rates,
                 )
             case "score":
                 return score.ScorePartitions(environment, settings.base_currency, self._watch())

@@ -1,36 +1,47 @@
 """The card agent: transactions and labels in, profiled transactions and labels that follow them out."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 
 import faust
 
 from agents.channel import BatchChannel
 from agents.partitions import Environment, KernelPartitions, Place
+from agents.rates import PublishedRates
 from agents.runtime import by_partition, merged
 from agents.topology import CARD
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState
 from pipeline.kafka.batch import Batch
+from schemas.messages import CardRules, Rules
 from schemas.records import Record
 
 
 class CardPartitions(KernelPartitions[CardPartition]):
     """The card kernel of every partition that this worker holds."""
 
-    def __init__(self, environment: Environment, options: CardOptions) -> None:
+    def __init__(self, environment: Environment, options: CardOptions, rates: PublishedRates) -> None:
         super().__init__(environment)
-        self._options = options
+        self._options, self.rules = options, options.rules
+        self._rates = rates
+
+    def assigning(self, waiting: Callable[[], None]) -> None:
+        """Learn also by which rate tables others have judged."""
+        super().assigning(waiting)
+        self._rates.refresh(waiting)
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> CardPartition:
         """The card kernel of one partition."""
         del partition
         return CardPartition(self._options, place.storage, place.store, loaded)
 
-    def fold_into(self, state: CardPartition, records: Sequence[Record]) -> None:
-        """Let committed records enter the state."""
-        state.process(records, None)
+    def fold_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
+        """Let committed records enter the state as they were judged."""
+        options = None
+        if isinstance(rules, CardRules):
+            options = self._options.under(rules, self._rates.table(rules.rates_version, rules.rates_digest))
+        state.process(records, None, options)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Profile a batch."""

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from agents.models import CONTROL
+from agents.models import SET_ASIDE
 from pipeline.engine.results import Result
 from pipeline.kafka.fold import RangeReader, settled_end
 from pipeline.settings import Settings
@@ -41,7 +41,7 @@ class SetAsides:
             self._next = reader.position
 
     def _take(self, record: Record) -> None:
-        if record.key is None or record.value is None or not record.key.startswith(CONTROL):
+        if record.key is None or record.value is None or not record.key.startswith(SET_ASIDE):
             return
         item = _decode(record.value)
         if item.agent == self._agent:
@@ -74,8 +74,8 @@ class SetAsides:
             set_aside_at=now,
         )
         result = Result()
-        key = b"%sset-aside/%s/%s/%d/%d" % (
-            CONTROL,
+        key = b"%s%s/%s/%d/%d" % (
+            SET_ASIDE,
             self._agent.encode(),
             topic.encode(),
             record.partition,

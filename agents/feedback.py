@@ -13,6 +13,7 @@ from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState
 from pipeline.kafka.batch import Batch
+from schemas.messages import FeedbackRules, Rules
 from schemas.records import Record
 
 
@@ -23,16 +24,16 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
 
     def __init__(self, environment: Environment, options: FeedbackOptions) -> None:
         super().__init__(environment)
-        self._options = options
+        self._options, self.rules = options, options.rules
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> FeedbackPartition:
         """The feedback kernel of one partition."""
         del partition
         return FeedbackPartition(self._options, place.store, loaded)
 
-    def fold_into(self, state: FeedbackPartition, records: Sequence[Record]) -> None:
-        """Let committed records enter the state; nothing is written."""
-        state.process(records, None)
+    def fold_into(self, state: FeedbackPartition, records: Sequence[Record], rules: Rules | None) -> None:
+        """Let committed records enter the state as they were judged; nothing is written."""
+        state.process(records, None, self._options.under(rules) if isinstance(rules, FeedbackRules) else None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Join a batch."""

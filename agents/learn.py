@@ -16,6 +16,7 @@ from pipeline.kafka.batch import Batch
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.session import Session
 from pipeline.scoring.river_model import RiverLearner, RiverModel
+from schemas.messages import Rules
 from schemas.records import Output, Record
 
 NewLearner = Callable[[str, RiverModel | None], RiverLearner]
@@ -26,6 +27,8 @@ KeepState = Callable[[RiverModel], None]
 
 class LearnPartitions:
     """The learner (``examples`` is one log, so there is one) and when it publishes."""
+
+    rules: Rules | None = None
 
     def __init__(
         self,
@@ -56,9 +59,9 @@ class LearnPartitions:
         held = self._of()
         return Restored(dict.fromkeys(committed, held.next_offset), 0)
 
-    def fold(self, partition: int, records: Sequence[Record]) -> None:
+    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         """Learn one batch, silently."""
-        del partition
+        del partition, rules
         self._environment.health.working(LEARN.name)
         held = self._of()
         held.learn(self._environment.set_asides.without(records))

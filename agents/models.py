@@ -14,7 +14,9 @@ from schemas.records import Record
 log = logging.getLogger(__name__)
 
 CONTROL = b"control/"
-"""What keys begin with that are no model's: records set aside."""
+"""What keys begin with that are no model's."""
+SET_ASIDE = CONTROL + b"set-aside/"
+RATES = CONTROL + b"rates/"
 
 _decode = msgspec.json.Decoder(ModelVersion).decode
 

@@ -20,6 +20,7 @@ from pipeline.metrics import WorkerMetrics
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import Snapshot
 from pipeline.state.store import RocksStore, StoreMemory
+from schemas.messages import Rules
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class KernelPartitions(ABC, Generic[P]):
 
     uses_store = True
     uses_storage = True
+    rules: Rules | None = None
+    """By what batches are judged, where settings decide anything about them."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -79,8 +82,8 @@ class KernelPartitions(ABC, Generic[P]):
         """The kernel of one partition."""
 
     @abstractmethod
-    def fold_into(self, state: P, records: Sequence[Record]) -> None:
-        """Let one batch of committed records enter ``state``; nothing is written."""
+    def fold_into(self, state: P, records: Sequence[Record], rules: Rules | None) -> None:
+        """Let one batch of committed records enter ``state``, judged by ``rules``; nothing is written."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Learn what was set aside, by whoever held the partitions before."""
@@ -112,13 +115,13 @@ class KernelPartitions(ABC, Generic[P]):
         restoring.source, restoring.taken_at_s = "snapshot", found.created_at.timestamp()
         return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
-    def fold(self, partition: int, records: Sequence[Record]) -> None:
+    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         """One batch, without those that are set aside."""
         self._environment.health.working(self._environment.agent)
         # A batch of one record that is set aside did nothing live either.
         if kept := self._environment.set_asides.without(records):
             state = self._held[partition]
-            self.fold_into(state, kept)
+            self.fold_into(state, kept, rules)
             state.settle()
 
     def restored(self, partition: int, records: int) -> None:

@@ -14,6 +14,7 @@ from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState
 from pipeline.kafka.batch import Batch
+from schemas.messages import Rules
 from schemas.records import Record
 
 
@@ -31,8 +32,9 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         del partition
         return ScorePartition(self._base_currency, place.storage, loaded)
 
-    def fold_into(self, state: ScorePartition, records: Sequence[Record]) -> None:
+    def fold_into(self, state: ScorePartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state; nothing is decided again."""
+        del rules  # What the state holds depends on no setting.
         state.fold(records)
 
     def ready(self) -> bool:

@@ -9,6 +9,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),
+    "rates": ("pipeline.commands.rates", "Publish rate tables, and list those that are."),
     "replay": ("pipeline.commands.replay", "Feed a file of transactions through the topics."),
     "run": ("pipeline.commands.run", "Run the whole pipeline on simulated transactions."),
     "simulate": ("pipeline.commands.simulate", "Write simulated transactions to a file."),

@@ -7,19 +7,27 @@ from schemas.money import RateTable, load
 
 
 class RatesError(ValueError):
-    """The rate table does not fit the settings."""
+    """A rate table that may not be used, or that is missing; the text says what to do."""
+
+
+def read_rates(settings: Settings) -> bytes:
+    """The content of ``rates_file``, or of the indicative table of the package."""
+    if settings.rates_file is not None:
+        return settings.rates_file.read_bytes()
+    return (resources.files("pipeline") / "data/rates.json").read_bytes()
 
 
 def load_rates(settings: Settings) -> RateTable:
     """The table of ``rates_file``, or the indicative one of the package; its base must be the base currency."""
-    source = settings.rates_file
-    content = (
-        source.read_bytes() if source is not None else (resources.files("pipeline") / "data/rates.json").read_bytes()
-    )
+    return fitting(read_rates(settings), settings)
+
+
+def fitting(content: bytes, settings: Settings) -> RateTable:
+    """The table of a file's ``content``; raises `RatesError` unless its base is the base currency of the windows."""
     table = load(content)
     if table.base != settings.base_currency:
         raise RatesError(
-            f"the rate table {source or 'of the package'} converts to {table.base}, the base currency is "
+            f"the rate table {settings.rates_file or 'of the package'} converts to {table.base}, the base currency is "
             f"{settings.base_currency}: set FRAUD_PIPELINE_RATES_FILE or FRAUD_PIPELINE_BASE_CURRENCY to match"
         )
     if table.base_scale != 100:

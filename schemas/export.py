@@ -9,7 +9,18 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.messages import Alert, Decision, Example, Label, ModelVersion, Profiled, Progress, SetAside, Transaction
+from schemas.messages import (
+    Alert,
+    Decision,
+    Example,
+    Label,
+    ModelVersion,
+    Profiled,
+    Progress,
+    RatesVersion,
+    SetAside,
+    Transaction,
+)
 
 MESSAGES: Final[dict[str, Any]] = {
     "transaction": Transaction,
@@ -21,6 +32,7 @@ MESSAGES: Final[dict[str, Any]] = {
     "model-version": ModelVersion,
     "progress": Progress,
     "set-aside": SetAside,
+    "rates-version": RatesVersion,
 }
 """Name of each schema, and the type that it describes."""
 

@@ -252,7 +252,7 @@ class ModelVersion(Message, frozen=True, kw_only=True):
     """The active version of one model, on ``models`` (key: ``name``; compacted). Data, never code."""
 
     name: str
-    """``lightgbm``, ``river`` or ``policy``; ``control`` records are reserved for records set aside."""
+    """``lightgbm``, ``river`` or ``policy``; keys that begin with ``control/`` are no model's."""
     version: str
     digest: str
     """SHA-256 of the payload, hexadecimal."""
@@ -261,10 +261,34 @@ class ModelVersion(Message, frozen=True, kw_only=True):
     """A JSON object whose shape the model's own module defines (``pipeline.scoring``)."""
 
 
+class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="card"):
+    """By what the card agent judged a batch."""
+
+    rates_version: str
+    rates_digest: str
+    """Of the rate table's content, as in `RatesVersion`."""
+    future_tolerance_us: int
+    dedup_horizon_us: int
+    label_horizon_us: int
+
+
+class FeedbackRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="feedback"):
+    """By what the feedback agent judged a batch."""
+
+    future_tolerance_us: int
+    label_horizon_us: int
+    maturity_us: int
+    negative_sample_rate: float
+
+
+Rules = CardRules | FeedbackRules
+
+
 class Progress(Message, frozen=True, kw_only=True):
     """What one batch of an agent read of one partition number, on ``progress`` (key: the agent's name).
 
-    Committed with the batch. An agent that reads several topics folds them again in the order that these records tell.
+    Committed with the batch. An agent that reads several topics folds them again in the order that these records tell,
+    and by the rules that they name.
     """
 
     agent: str
@@ -272,6 +296,22 @@ class Progress(Message, frozen=True, kw_only=True):
     """Topic (without prefix) to the offset of the first record read; topics of which nothing was read are absent."""
     ends: dict[str, int]
     """Topic to the offset behind the last record read."""
+    rules: Rules | None = None
+    """What the settings said at the time; absent in records of earlier releases."""
+
+
+class RatesVersion(Message, frozen=True, kw_only=True):
+    """A rate table by which transactions were judged, kept for folds: they must judge them alike.
+
+    On ``models``, under the key ``control/rates/<version>/<digest>``.
+    """
+
+    version: str
+    digest: str
+    """First 16 hexadecimal digits of the SHA-256 of what the table says (`schemas.money.RateTable.digest`)."""
+    published_at: Timestamp
+    table: msgspec.Raw
+    """The table as its file has it."""
 
 
 class SetAside(Message, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ An amount travels as a decimal in the currency's major unit; windows hold whole 
 currency. Whoever reads the table's file passes its bytes to `load`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from fractions import Fraction
@@ -17,6 +18,8 @@ MAX_DIGITS: Final = 4
 
 _MAX_EXPONENT: Final = 20
 """Bound on the power of ten of a rate: without one, ``1e999999999`` would build a number that fills the memory."""
+
+_DIGEST_LENGTH: Final = 16
 
 _EXACT: Final = Context(prec=28, traps=[Inexact, InvalidOperation])
 
@@ -87,6 +90,13 @@ class RateTable(msgspec.Struct, frozen=True, kw_only=True):
     base: str
     """ISO 4217 code of the base currency."""
     currencies: Mapping[str, CurrencyRate]
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that stand for all that an amount depends on, and for the version; not for notes."""
+        said = {code: (rate.digits, f"{rate.numerator}/{rate.denominator}") for code, rate in self.currencies.items()}
+        content = msgspec.json.encode((self.version, self.base, said), order="sorted")
+        return hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]
 
     @property
     def base_scale(self) -> int:

@@ -12,6 +12,7 @@ from schemas.messages import (
     ModelVersion,
     Profiled,
     Progress,
+    RatesVersion,
     SetAside,
     Transaction,
 )
@@ -48,7 +49,7 @@ EXAMPLES: Final = Topic("examples", "card_id", Example, "feedback agent", "one",
 MODELS: Final = Topic(
     "models",
     "name",
-    ModelVersion | SetAside,
+    ModelVersion | SetAside | RatesVersion,
     "learn agent",
     "one",
     cleanup_policy="compact",

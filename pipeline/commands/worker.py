@@ -9,13 +9,14 @@ from agents.topology import AGENTS, UnknownAgent
 from pipeline.broker import BrokerError
 from pipeline.endpoint import EndpointError
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.producer import DeliveryFailed
 from pipeline.kafka.startup import StartRefused
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
 from schemas.money import InvalidRates
 
 START_ERRORS: Final = (
-    *(BrokerError, ClusterUnreachable, ConfigError, EndpointError, InvalidRates),
+    *(BrokerError, ClusterUnreachable, ConfigError, DeliveryFailed, EndpointError, InvalidRates),
     *(RatesError, StartRefused, TopicError, UnknownAgent, ValidationError),
 )
 """What an operator can mend; the text says how."""

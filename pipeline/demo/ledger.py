@@ -35,10 +35,10 @@ class SetAsideHead(msgspec.Struct, frozen=True):
 
 
 class ModelHead(msgspec.Struct, frozen=True):
-    """The part of a model version that the ledger needs."""
+    """The part of a model version that the ledger needs; a control record has no name."""
 
-    name: str
-    version: str
+    name: str = ""
+    version: str = ""
 
 
 class Ledger:

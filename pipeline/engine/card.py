@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from pipeline.features.kernel import CardWindows
 from pipeline.learning.labels import NOTHING, resolve
 from schemas.codec import AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.messages import Label, ProfiledLabel, ProfiledTransaction, SourceRecord
+from schemas.messages import CardRules, Label, ProfiledLabel, ProfiledTransaction, SourceRecord
 from schemas.money import RateTable
 from schemas.records import Output, Record
 from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
@@ -48,6 +48,26 @@ class CardOptions(NamedTuple):
     """How many partitions ``transactions`` has, and so ``labels`` and ``rerouted``."""
     topic_prefix: str = ""
 
+    @property
+    def rules(self) -> CardRules:
+        """What of it decides how a record is judged; a fold must judge alike."""
+        return CardRules(
+            rates_version=self.rates.version,
+            rates_digest=self.rates.digest,
+            future_tolerance_us=self.future_tolerance_us,
+            dedup_horizon_us=self.dedup_horizon_us,
+            label_horizon_us=self.label_horizon_us,
+        )
+
+    def under(self, rules: CardRules, rates: RateTable) -> Self:
+        """As it was under other ``rules``, whose table is ``rates``."""
+        return self._replace(
+            rates=rates,
+            future_tolerance_us=rules.future_tolerance_us,
+            dedup_horizon_us=rules.dedup_horizon_us,
+            label_horizon_us=rules.label_horizon_us,
+        )
+
 
 class _Values(msgspec.Struct):
     layout: int
@@ -55,6 +75,7 @@ class _Values(msgspec.Struct):
     newest_us: int
     index: IndexState
     waiting: WaitingState
+    first_day: int = 0
 
 
 class _Arrival(NamedTuple):
@@ -89,7 +110,8 @@ class CardPartition:
 
         Raises `OtherLayout` where another release has made the dump.
         """
-        self._options = options
+        # Those in force, and those of the batch that is being worked on.
+        self._options = self._rules = options
         self._store = store
         self._windows = CardWindows(storage)
         self._topics = (options.topic_prefix + TRANSACTIONS.name, options.topic_prefix + LABELS.name)
@@ -101,15 +123,20 @@ class CardPartition:
         if loaded is not None and values is not None:
             self._windows.load(values.windows, loaded.columns)
         self._newest_us = self._settled_newest_us = 0 if values is None else values.newest_us
+        # Only grows, whatever the rules become: what was forgotten under a short horizon stays forgotten under a longer
+        # one, and does not depend on how far the store has got with deleting it.
+        self._first_day = self._settled_first_day = 0 if values is None else values.first_day
         self._index = PlacedIndex(store, values.index if values else None)
         self._waiting = WaitingRoom(store, values.waiting if values else None)
 
-    def process(self, records: Sequence[Record], now: datetime | None) -> Result:
+    def process(self, records: Sequence[Record], now: datetime | None, options: CardOptions | None = None) -> Result:
         """Profile one partition's records: of ``transactions``, ``rerouted`` and ``labels``, each in offset order.
 
         ``now`` is stamped as ``ingested_at``; None only updates the state (a fold) and emits nothing. Transactions
-        come before labels, whatever the order of the records.
+        come before labels, whatever the order of the records. ``options``, if given, take the place of the kernel's own
+        for this batch: a fold hands over those under which it was judged live.
         """
+        self._rules = self._options if options is None else options
         result = Result()
         transactions, labels = self._sort(records, result)
         accepted = self._accept(transactions, result)
@@ -117,7 +144,8 @@ class CardPartition:
             self._profile(accepted, now, result)
         self._take_labels(labels, result)
         self._give_up_waiting(result)
-        self._index.forget_before(self._forgotten_day(), 2 * len(records) + _FORGET_AT_LEAST)
+        self._first_day = self._forgotten_day()
+        self._index.forget_before(self._first_day, 2 * len(records) + _FORGET_AT_LEAST)
         if now is None:
             result.outputs.clear()
         return result
@@ -128,7 +156,7 @@ class CardPartition:
         self._store.settle()
         self._index.settle()
         self._waiting.settle()
-        self._settled_newest_us = self._newest_us
+        self._settled_newest_us, self._settled_first_day = self._newest_us, self._first_day
 
     def undo(self) -> None:
         """The batch is not committed: take it back."""
@@ -136,14 +164,14 @@ class CardPartition:
         self._store.undo()
         self._index.undo()
         self._waiting.undo()
-        self._newest_us = self._settled_newest_us
+        self._newest_us, self._first_day = self._settled_newest_us, self._settled_first_day
 
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the settled state."""
         # First, because it may fail: the windows forget what changed once they are copied.
         frozen = self._store.freeze()
         windows, columns = self._windows.dump(full=full)
-        values = _Values(LAYOUT, windows, self._newest_us, self._index.state, self._waiting.state)
+        values = _Values(LAYOUT, windows, self._newest_us, self._index.state, self._waiting.state, self._first_day)
         return StateDump(msgspec.msgpack.encode(values), columns, frozen)
 
     def close(self) -> None:
@@ -168,7 +196,7 @@ class CardPartition:
     def _belongs(self, card_id: str, arrival: _Arrival, result: Result) -> bool:
         """Whether a record's card is this partition's; else the record is passed on."""
         # A hash for each record: it takes a third of the time of asking the windows whether they know the card.
-        partition = partition_of(card_id, self._options.partitions)
+        partition = partition_of(card_id, self._rules.partitions)
         if partition == arrival.read.partition:
             return True
         result.outputs.append(rerouted(arrival.record, card_id, partition))
@@ -176,7 +204,7 @@ class CardPartition:
         return False
 
     def _accept(self, arrivals: Sequence[_Arrival], result: Result) -> list[_Accepted]:
-        options = self._options
+        options = self._rules
         decoded: list[tuple[_Arrival, AcceptedTransaction, bytes]] = []
         for arrival in arrivals:
             record = arrival.record
@@ -199,7 +227,7 @@ class CardPartition:
         accepted = []
         for (arrival, item, digest), before in zip(decoded, found, strict=True):
             known = here.get(digest, before)
-            if known is not None and self._newest_us - known.newest_us <= options.dedup_horizon_us:
+            if known is not None and self._repeats(known):
                 result.counts["duplicate", ""] += 1
                 continue
             self._newest_us = max(self._newest_us, item.event_time_us)
@@ -207,6 +235,13 @@ class CardPartition:
             self._index.add(digest, placed)
             accepted.append(_Accepted(arrival, item, digest, placed))
         return accepted
+
+    def _repeats(self, known: Placed) -> bool:
+        """Whether the same transaction, now, is one that is remembered as ``known``."""
+        return (
+            self._newest_us - known.newest_us <= self._rules.dedup_horizon_us
+            and day_of(known.newest_us) >= self._forgotten_day()
+        )
 
     def _profile(self, accepted: Sequence[_Accepted], now: datetime | None, result: Result) -> None:
         taken = [one.item for one in accepted]
@@ -223,7 +258,7 @@ class CardPartition:
         awaited = set(self._waiting.awaited([one.digest for one in accepted]))
         if now is None and not awaited:
             return
-        rates_version = self._options.rates.version
+        rates_version = self._rules.rates.version
         features = profile.features.astype("<f8", copy=False)
         packed, width = features.tobytes(), 8 * features.shape[1]
         cases = zip(profile.case_start_us.tolist(), profile.case_sequence.tolist(), strict=True)
@@ -268,7 +303,7 @@ class CardPartition:
                 label = decode_label(
                     record.value,
                     record_timestamp_us=timestamp_us_,
-                    future_tolerance_us=self._options.future_tolerance_us,
+                    future_tolerance_us=self._rules.future_tolerance_us,
                 )
             except InvalidMessage as error:
                 result.dead_letter(record, "card", error.code, str(error))
@@ -297,12 +332,12 @@ class CardPartition:
             day_of(placed.newest_us) >= self._forgotten_day()
             and placed.newest_us - EARLY_LABEL_PATIENCE_US
             <= known_at_us
-            <= placed.event_time_us + self._options.label_horizon_us + EARLY_LABEL_PATIENCE_US
+            <= placed.event_time_us + self._rules.label_horizon_us + EARLY_LABEL_PATIENCE_US
         )
 
     def _apply(self, item: _Known, digest: bytes, placed: Placed, result: Result) -> None:
         label = item.label
-        if item.known_at_us - placed.event_time_us > self._options.label_horizon_us:
+        if item.known_at_us - placed.event_time_us > self._rules.label_horizon_us:
             result.counts["label", "too_late"] += 1
             return
         before = NOTHING if placed.label is None else placed.label.known
@@ -342,8 +377,8 @@ class CardPartition:
 
         It lies so far behind both horizons that a label which finds nothing because of it has long waited in vain.
         """
-        horizon_us = max(self._options.dedup_horizon_us, self._options.label_horizon_us)
-        return day_of(self._newest_us - horizon_us - 2 * EARLY_LABEL_PATIENCE_US)
+        horizon_us = max(self._rules.dedup_horizon_us, self._rules.label_horizon_us)
+        return max(self._first_day, day_of(self._newest_us - horizon_us - 2 * EARLY_LABEL_PATIENCE_US))
 
     def _place(self, record: Record) -> SourceRecord:
         return SourceRecord(topic=self._bare[record.topic], partition=record.partition, offset=record.offset)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
@@ -19,7 +19,7 @@ from pipeline.learning.labels import LEGITIMATE, NOTHING, resolve
 from pipeline.learning.sampling import keep_negative
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.messages import Example, Label, LogPosition, Timestamp, Versions
+from schemas.messages import Example, FeedbackRules, Label, LogPosition, Timestamp, Versions
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
 
@@ -45,12 +45,32 @@ class FeedbackOptions(NamedTuple):
     """How many partitions ``labels`` has, and so ``rerouted`` and ``decisions``."""
     topic_prefix: str = ""
 
+    @property
+    def rules(self) -> FeedbackRules:
+        """What of it decides how a record is judged; a fold must judge alike."""
+        return FeedbackRules(
+            future_tolerance_us=self.future_tolerance_us,
+            label_horizon_us=self.label_horizon_us,
+            maturity_us=self.maturity_us,
+            negative_sample_rate=self.negative_sample_rate,
+        )
+
+    def under(self, rules: FeedbackRules) -> Self:
+        """As it was under other ``rules``."""
+        return self._replace(
+            future_tolerance_us=rules.future_tolerance_us,
+            label_horizon_us=rules.label_horizon_us,
+            maturity_us=rules.maturity_us,
+            negative_sample_rate=rules.negative_sample_rate,
+        )
+
 
 class _Values(msgspec.Struct):
     layout: int
     newest_us: int
     served: ServedState
     waiting: WaitingState
+    first_day: int = 0
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -89,7 +109,8 @@ class FeedbackPartition:
 
         Raises `OtherLayout` where another release has made the dump.
         """
-        self._options = options
+        # Those in force, and those of the batch that is being worked on.
+        self._options = self._rules = options
         self._store = store
         self._decisions = options.topic_prefix + DECISIONS.name
         self._labels = options.topic_prefix + LABELS.name
@@ -99,15 +120,23 @@ class FeedbackPartition:
         if values is not None and values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
         self._newest_us = self._settled_newest_us = 0 if values is None else values.newest_us
+        # Only grows, whatever the rules become: what was forgotten under a short horizon stays forgotten under a longer
+        # one, and nothing is filed where deleting has passed by.
+        self._first_day = self._settled_first_day = 0 if values is None else values.first_day
         self._served = ServedDecisions(store, values.served if values else None)
         self._waiting = WaitingRoom(store, values.waiting if values else None)
 
-    def process(self, records: Sequence[Record], now: datetime | None) -> Result:
+    def process(
+        self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
+    ) -> Result:
         """File decisions, join labels, and presume what has matured; examples are the outputs.
 
         ``records`` are one partition's, of ``labels``, ``rerouted`` and ``decisions``, each in offset order; decisions
         come before labels, whatever the order. ``now`` None only updates the state (a fold) and emits nothing.
+        ``options``, if given, take the place of the kernel's own for this batch: a fold hands over those under which it
+        was judged live.
         """
+        self._rules = self._options if options is None else options
         result = Result()
         emit = now is not None
         self._file([record for record in records if record.topic == self._decisions], result, emit)
@@ -116,7 +145,8 @@ class FeedbackPartition:
         given_up = self._waiting.take_older(self._newest_us - PATIENCE_US, GIVE_UP_AT_MOST)
         if given_up:
             result.counts["label", "unknown_transaction"] += len(given_up)
-        self._served.forget_before(self._forgotten_day(), 2 * len(records) + _FORGET_AT_LEAST)
+        self._first_day = self._forgotten_day()
+        self._served.forget_before(self._first_day, 2 * len(records) + _FORGET_AT_LEAST)
         return result
 
     def settle(self) -> None:
@@ -124,19 +154,19 @@ class FeedbackPartition:
         self._store.settle()
         self._served.settle()
         self._waiting.settle()
-        self._settled_newest_us = self._newest_us
+        self._settled_newest_us, self._settled_first_day = self._newest_us, self._first_day
 
     def undo(self) -> None:
         """The batch is not committed: take it back."""
         self._store.undo()
         self._served.undo()
         self._waiting.undo()
-        self._newest_us = self._settled_newest_us
+        self._newest_us, self._first_day = self._settled_newest_us, self._settled_first_day
 
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the settled state: all of it is small, or in the store."""
         del full
-        values = _Values(LAYOUT, self._newest_us, self._served.state, self._waiting.state)
+        values = _Values(LAYOUT, self._newest_us, self._served.state, self._waiting.state, self._first_day)
         return StateDump(msgspec.msgpack.encode(values), {}, self._store.freeze())
 
     def close(self) -> None:
@@ -144,7 +174,7 @@ class FeedbackPartition:
         self._store.close()
 
     def _file(self, records: Sequence[Record], result: Result, emit: bool) -> None:
-        rate, maturity_us = self._options.negative_sample_rate, self._options.maturity_us
+        rate, maturity_us = self._rules.negative_sample_rate, self._rules.maturity_us
         digests = []
         for record in records:
             value = record.value or b""
@@ -179,13 +209,13 @@ class FeedbackPartition:
                 label = decode_label(
                     record.value,
                     record_timestamp_us=record.timestamp_ms * 1_000,
-                    future_tolerance_us=self._options.future_tolerance_us,
+                    future_tolerance_us=self._rules.future_tolerance_us,
                 )
             except (InvalidMessage, NotRerouted):
                 # The card agent reads the same topics and sets the record aside with its reason.
                 result.counts["label", "invalid"] += 1
                 continue
-            if partition_of(label.card_id, self._options.partitions) != read.partition:
+            if partition_of(label.card_id, self._rules.partitions) != read.partition:
                 # The card agent passes it on, and it is read again where its decision lies.
                 result.counts["label", "rerouted"] += 1
                 continue
@@ -218,13 +248,13 @@ class FeedbackPartition:
 
     def _join(self, digest: bytes, served: Served, label: Label, known_at_us: int, result: Result, emit: bool) -> None:
         event_time_us = served.event_time_us
-        if known_at_us - event_time_us > self._options.label_horizon_us:
+        if known_at_us - event_time_us > self._rules.label_horizon_us:
             result.counts["label", "too_late"] += 1
             return
         known = self._served.known(digest)
-        rate = self._options.negative_sample_rate
+        rate = self._rules.negative_sample_rate
         sampled = keep_negative(transaction_hash(label.card_id, label.transaction_id), rate)
-        if known.told == 0 and sampled and known_at_us > event_time_us + self._options.maturity_us:
+        if known.told == 0 and sampled and known_at_us > event_time_us + self._rules.maturity_us:
             # By the times alone it had been presumed legitimate before: the same on every fold.
             known.told = 1
         before = NOTHING if known.state is None else known.state.known
@@ -287,5 +317,5 @@ class FeedbackPartition:
 
     def _forgotten_day(self) -> int:
         """The first day of event time that is remembered; what lies before is as if it were not there."""
-        horizon_us = max(self._options.label_horizon_us, self._options.maturity_us)
-        return day_of(self._newest_us - horizon_us - PATIENCE_US)
+        horizon_us = max(self._rules.label_horizon_us, self._rules.maturity_us)
+        return max(self._first_day, day_of(self._newest_us - horizon_us - PATIENCE_US))

@@ -1,4 +1,7 @@
-"""How the kernels lay their state out in a `Store` and in the values of a dump; raise `LAYOUT` when either changes."""
+"""How the kernels lay their state out in a `Store` and in the values of a dump.
+
+Raise `LAYOUT` when either changes, but for a new value whose default is what was so before.
+"""
 
 from typing import Final, TypeVar
 

@@ -1,13 +1,14 @@
 """What a fold reads: ranges of the input topics, batch by batch in the order in which they were read live.
 
 An agent that reads several topics commits, with every batch, a `schemas.messages.Progress` record that says how far it
-had read each of them. State is a function of the topics and of that order, so that a fold repeats both.
+had read each of them, and by what rules it judged. State is a function of the topics, of that order and of these rules,
+so that a fold repeats all three.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from confluent_kafka import (
@@ -30,7 +31,7 @@ from pipeline.kafka.clients import (
     record_of,
 )
 from pipeline.settings import Settings
-from schemas.messages import Progress
+from schemas.messages import Progress, Rules
 from schemas.records import Record
 
 _POLL_S: Final = 0.1
@@ -74,6 +75,13 @@ def settled_end(bootstrap: str, settings: Settings, topic: str, partition: int, 
             )
         time.sleep(_LOOK_S)
     return written
+
+
+class Judged(NamedTuple):
+    """Records that were one batch, and the rules by which they were judged; None where no marker says so."""
+
+    records: list[Record]
+    rules: Rules | None
 
 
 class RangeReader:
@@ -169,11 +177,12 @@ def read_markers(reader: RangeReader, agent: str, end: int) -> Iterator[Progress
 
 def in_recorded_order(
     readers: Sequence[RangeReader], markers: Iterator[Progress], ends: Mapping[str, int], name_of: Callable[[str], str]
-) -> Iterator[list[Record]]:
+) -> Iterator[Judged]:
     """Batches as they were read live, from the readers' positions up to ``ends`` (by full topic name).
 
     ``name_of`` turns a topic's full name into the one that markers bear. What no marker tells of (records from before
-    there were any, and all of an agent with one input) comes topic by topic, in the order of ``readers``.
+    there were any, and all of an agent with one input) comes topic by topic, in the order of ``readers``, and without
+    rules.
     """
     if any(reader.position < ends.get(reader.topic, 0) for reader in readers):
         for marker in markers:
@@ -187,11 +196,11 @@ def in_recorded_order(
                     before += [record for record in records if record.offset < start]
                     batch += [record for record in records if record.offset >= start]
             if before:
-                yield before
+                yield Judged(before, None)
             if batch:
-                yield batch
+                yield Judged(batch, marker.rules)
             if all(reader.position >= ends.get(reader.topic, 0) for reader in readers):
                 return
     for reader in readers:
         while records := reader.read_to(ends.get(reader.topic, 0)):
-            yield records
+            yield Judged(records, None)

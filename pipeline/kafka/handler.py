@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from schemas.messages import Rules
 from schemas.records import Record
 
 
@@ -16,14 +17,21 @@ class Restored(NamedTuple):
 class PartitionHandler(Protocol):
     """What owns the state of an agent's partitions."""
 
+    @property
+    def rules(self) -> Rules | None:
+        """By what batches are judged; committed with each of them, and given back to `fold`. None: by no setting."""
+
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Partitions have come, and are about to be restored; a wait for a broker calls ``waiting`` meanwhile."""
 
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
         """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing."""
 
-    def fold(self, partition: int, records: Sequence[Record]) -> None:
-        """Let one batch of committed records enter the state of ``partition``, silently."""
+    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+        """Let one batch of committed records enter the state of ``partition``, silently, as ``rules`` had it judged.
+
+        None: nobody wrote down by what rules, and those in force must do.
+        """
 
     def restored(self, partition: int, records: int) -> None:
         """The fold of ``records`` records is complete."""

@@ -42,8 +42,8 @@ def restore_partition(
             told = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
             progress = settled_end(bootstrap, settings, told.topic, number, waiting)
             markers = read_markers(told, agent, progress)
-        for records in in_recorded_order(readers, markers, ends, lambda name: name.removeprefix(settings.topic_prefix)):
+        for batch in in_recorded_order(readers, markers, ends, lambda name: name.removeprefix(settings.topic_prefix)):
             waiting()
-            handler.fold(number, records)
-            folded += len(records)
+            handler.fold(number, batch.records, batch.rules)
+            folded += len(batch.records)
     return folded, progress

@@ -139,7 +139,7 @@ class Session:
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
         """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then settle the state.
 
-        1. In one transaction: the outputs, a record of what was read, the offsets.
+        1. In one transaction: the outputs, a record of what was read and by what rules it was judged, the offsets.
         2. Committed: the state is settled.
         3. Aborted: the state is taken back, reading goes back to the batch's start, and ``Aborted`` is raised.
         4. Nobody says which (a broker that died, a fence): a new producer ends the old transaction one way or the
@@ -240,14 +240,14 @@ class Session:
         self._patiently("seek", lambda: self._consumer.seek(TopicPartition(*place, offset)))
 
     def _markers(self, batch: Batch) -> list[Output]:
-        """What the batch read, for folds; an agent with one input topic needs no order recorded."""
+        """What the batch read and by what it was judged, for folds; one input topic needs no order recorded."""
         if len(self._names) == 1:
             return []
         markers = []
         for number in sorted(batch.partitions):
             starts = {self._names[topic].name: offset for (topic, n), offset in batch.starts.items() if n == number}
             ends = {self._names[topic].name: offset for (topic, n), offset in batch.ends.items() if n == number}
-            value = _encode(Progress(agent=self.agent, starts=starts, ends=ends))
+            value = _encode(Progress(agent=self.agent, starts=starts, ends=ends, rules=self._handler.rules))
             markers.append(Output(PROGRESS, self.agent.encode(), value, partition=number))
         return markers
 

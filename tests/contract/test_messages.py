@@ -32,7 +32,7 @@ def golden() -> list[Path]:
 
 
 def type_name(path: Path) -> str:
-    return path.stem.removesuffix("-full")
+    return path.stem.removesuffix("-full").removesuffix("-feedback")
 
 
 def schema_of(name: str) -> Any:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from confluent_kafka import Producer
 
+from agents.models import CONTROL
 from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy
 from pipeline.kafka.admin import committed_offsets, ensure_topics
@@ -88,7 +89,7 @@ class Cluster:
         messages = [
             msgspec.json.decode(record.value or b"", type=ModelVersion)
             for record in self.read(MODELS)
-            if not (record.key or b"").startswith(b"control/")
+            if not (record.key or b"").startswith(CONTROL)
         ]
         return [message.version for message in messages if message.name == name]
 

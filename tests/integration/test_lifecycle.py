@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.models import SET_ASIDE
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.settings import Settings
 from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
@@ -122,7 +123,7 @@ def test_a_record_that_fails_is_set_aside_and_passed_over_by_every_fold(cluster:
         headers = {key: (value or b"").decode() for key, value in record.headers}
         place = f"{name} partition {headers['dead-letter-partition']} offset {headers['dead-letter-offset']}"
         assert f"{place} fails (3 of 3 times); nothing of it is committed" in worker.said
-    controls = [record.key for record in cluster.read(MODELS) if (record.key or b"").startswith(b"control/")]
+    controls = [record.key for record in cluster.read(MODELS) if (record.key or b"").startswith(SET_ASIDE)]
     assert len(controls) == 2
     assert worker.stop() == 0, worker.said
     # A fold from the beginning meets the same records.

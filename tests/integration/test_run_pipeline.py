@@ -12,6 +12,7 @@ import msgspec
 import psutil
 import pytest
 
+from agents.models import CONTROL
 from pipeline.kafka.clients import read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, ModelVersion
@@ -98,7 +99,7 @@ def on_cluster(settings: Settings) -> dict[str, str]:
 def values(settings: Settings, topic: Topic) -> list[bytes]:
     assert settings.kafka_bootstrap_servers is not None
     records = read_topic(settings.kafka_bootstrap_servers, settings.topic(topic.name), settings=settings)
-    return [record.value or b"" for record in records]
+    return [record.value or b"" for record in records if not (record.key or b"").startswith(CONTROL)]
 
 
 def gone(processes: list[psutil.Process], timeout_s: float) -> bool:

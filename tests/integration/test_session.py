@@ -16,6 +16,7 @@ from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted, SessionError, Transactions
 from pipeline.settings import Settings
+from schemas.messages import FeedbackRules, Rules
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS
 
@@ -27,7 +28,9 @@ READS = (TRANSACTIONS, LABELS)
 class Numbers:
     """State that is a list of the record values of each partition; a batch is pending until it is settled."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.rules = rules
+        self.judged: list[Rules | None] = []
         self.settled: dict[int, list[bytes]] = {}
         self.pending: dict[int, list[bytes]] = {}
         self.folded: list[list[bytes]] = []
@@ -39,8 +42,9 @@ class Numbers:
         self.settled[partition] = []
         return None
 
-    def fold(self, partition: int, records: Sequence[Record]) -> None:
+    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         values = [record.value or b"" for record in records]
+        self.judged.append(rules)
         self.settled[partition] += values
         self.folded.append(values)
 
@@ -187,7 +191,10 @@ def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings:
 
 
 def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> None:
-    live, batches = Numbers(), []
+    rules = FeedbackRules(
+        future_tolerance_us=1, label_horizon_us=2 << 40, maturity_us=3 << 40, negative_sample_rate=0.1
+    )
+    live, batches = Numbers(rules), []
     with session(settings, live) as one:
         for topic, values in ((LABELS, ["l1", "l2"]), (TRANSACTIONS, ["t1", "t2"]), (LABELS, ["l3"])):
             write(settings, values, topic.name)
@@ -210,6 +217,7 @@ def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> Non
             assert time.monotonic() < deadline_s
             other.poll(0.1)
         assert sorted(again.folded) == sorted(batches)
+        assert set(again.judged) == {rules}
 
 
 def test_partitions_move_whole_between_workers(settings: Settings) -> None:

@@ -188,6 +188,8 @@ def differences(kernel: Kernel, seed: int) -> list[str]:
             shaken.abort(ahead[: int(random.integers(1, len(ahead) + 1))])
         if told(straight.commit(batch)) != told(shaken.commit(batch)):
             found.append(f"batch {number} has other results")
+        if number % 8 == 0 and own_values(straight) != own_values(shaken):
+            found.append(f"batch {number} leaves other values")
     if straight.store.items() != shaken.store.items():
         found.append("the stores differ")
     if own_values(straight) != own_values(shaken):
@@ -216,18 +218,31 @@ def newest_stays(kind: type[CardPartition] | type[FeedbackPartition]) -> Callabl
     return forgetful
 
 
+def forgotten_stays(kind: type[CardPartition] | type[FeedbackPartition]) -> Callable[[Any], None]:
+    undo = kind.undo
+
+    def forgetful(state: Any) -> None:
+        first_day = state._first_day
+        undo(state)
+        state._first_day = first_day
+
+    return forgetful
+
+
 FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
     "card windows": ("card", CardWindows, "undo", nothing),
     "card store": ("card", MemoryStore, "undo", nothing),
     "card index": ("card", PlacedIndex, "undo", nothing),
     "card waiting": ("card", WaitingRoom, "undo", nothing),
     "card newest": ("card", CardPartition, "undo", newest_stays(CardPartition)),
+    "card forgotten": ("card", CardPartition, "undo", forgotten_stays(CardPartition)),
     "score windows": ("score", MerchantWindows, "undo", nothing),
     "score offsets": ("score", JournaledDict, "undo", nothing),
     "feedback store": ("feedback", MemoryStore, "undo", nothing),
     "feedback served": ("feedback", ServedDecisions, "undo", nothing),
     "feedback waiting": ("feedback", WaitingRoom, "undo", nothing),
     "feedback newest": ("feedback", FeedbackPartition, "undo", newest_stays(FeedbackPartition)),
+    "feedback forgotten": ("feedback", FeedbackPartition, "undo", forgotten_stays(FeedbackPartition)),
     "learn model": ("learn", LayerLearner, "go_back", nothing),
     "learn offsets": ("learn", LearnPartition, "undo", nothing),
 }

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from pipeline.kafka.fold import in_recorded_order
-from schemas.messages import Progress
+from pipeline.kafka.fold import Judged, in_recorded_order
+from schemas.messages import FeedbackRules, Progress
 from schemas.records import Record
 
 
@@ -21,8 +21,8 @@ class Recorded:
 
 
 def folded(readers: list[Recorded], markers: list[Progress], ends: dict[str, int]) -> list[list[tuple[str, int]]]:
-    batches: Iterator[list[Record]] = in_recorded_order(readers, iter(markers), ends, lambda topic: topic)  # type: ignore[arg-type]
-    return [[(record.topic, record.offset) for record in batch] for batch in batches]
+    batches: Iterator[Judged] = in_recorded_order(readers, iter(markers), ends, lambda topic: topic)  # type: ignore[arg-type]
+    return [[(record.topic, record.offset) for record in batch.records] for batch in batches]
 
 
 def marker(starts: dict[str, int], ends: dict[str, int]) -> Progress:
@@ -68,3 +68,24 @@ def test_a_batch_that_was_told_twice_is_folded_once() -> None:
 def test_a_fold_from_a_snapshot_starts_behind_it() -> None:
     markers = [marker({"a": 0}, {"a": 2}), marker({"a": 2}, {"a": 3})]
     assert folded([Recorded("a", [0, 1, 2], position=2)], markers, {"a": 3}) == [[("a", 2)]]
+
+
+def test_a_batch_comes_with_its_own_rules_and_what_no_marker_tells_of_without() -> None:
+    old, new = (
+        FeedbackRules(future_tolerance_us=0, label_horizon_us=days, maturity_us=days, negative_sample_rate=1.0)
+        for days in (1, 2)
+    )
+    markers = [
+        Progress(agent="feedback", starts={"a": 1}, ends={"a": 2}, rules=old),
+        Progress(agent="feedback", starts={"a": 2}, ends={"a": 3}, rules=new),
+        Progress(agent="feedback", starts={"a": 3}, ends={"a": 4}),
+    ]
+    readers = [Recorded("a", [0, 1, 2, 3, 4])]
+    found = in_recorded_order(readers, iter(markers), {"a": 5}, lambda topic: topic)  # type: ignore[arg-type]
+    assert [([record.offset for record in batch.records], batch.rules) for batch in found] == [
+        ([0], None),
+        ([1], old),
+        ([2], new),
+        ([3], None),
+        ([4], None),
+    ]

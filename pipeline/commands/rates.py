@@ -1,0 +1,37 @@
+"""``fraud-pipeline rates``: publish rate tables, and list those by which transactions may have been judged."""
+
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from agents.rates import PublishedRates
+from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.producer import DeliveryFailed
+from pipeline.rates import RatesError
+from pipeline.settings import Settings
+from schemas.money import InvalidRates
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def command(*, files: tuple[Path, ...]) -> None:
+    """Publish the rate tables FILES, and list all that are published, each with its digest.
+
+    A card worker publishes the table of its settings when it starts; a file has to be named here only where the topic
+    has lost it. Nothing is judged by a table before a worker's FRAUD_PIPELINE_RATES_FILE names it.
+    """
+    try:
+        settings = Settings()
+        published = PublishedRates(find_cluster(settings), settings)
+        for file in files:
+            published.publish(file.read_bytes())
+        published.refresh()
+    except (
+        *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed),
+        *(InvalidRates, RatesError, TopicError, ValidationError),
+    ) as error:
+        raise click.ClickException(str(error)) from error
+    for version, digest in published.versions:
+        click.echo(f"{digest}  {version}")

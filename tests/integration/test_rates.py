@@ -1,0 +1,171 @@
+"""Rules that change: what was judged stays judged, by whomever it is folded, and rate tables are found again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agents.models import RATES
+from agents.rates import PublishedRates
+from pipeline.demo.processes import settings_environment
+from pipeline.kafka.producer import RecordProducer
+from pipeline.rates import RatesError
+from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, TRANSACTIONS
+from tests.helpers.logs import after, decode_profiled, transaction
+from tests.helpers.topics import PATIENCE_S, Cluster, Starter, shop
+from tests.helpers.worker import ROOT
+
+pytestmark = pytest.mark.broker
+
+
+def table(version: str, **rates: str) -> bytes:
+    currencies = {code: {"digits": 2, "rate": rate} for code, rate in {"EUR": "1", **rates}.items()}
+    return json.dumps({"version": version, "base": "EUR", "currencies": currencies}).encode()
+
+
+OLD, NEW = table("2024-03-01"), table("2024-03-02", GBP="1.17")
+
+
+def published(cluster: Cluster) -> PublishedRates:
+    return PublishedRates(cluster.bootstrap, cluster.settings)
+
+
+def keys(cluster: Cluster) -> list[bytes]:
+    return [record.key or b"" for record in cluster.read(MODELS) if (record.key or b"").startswith(RATES)]
+
+
+def rates_command(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "rates", *arguments],
+        env={"PATH": "", **settings_environment(cluster.settings)},
+        cwd=ROOT, capture_output=True, check=False, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+
+
+def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    """On a machine that has neither the old table nor a snapshot."""
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_bytes(OLD)
+    new.write_bytes(NEW)
+    cluster.publish()
+    bought = shop(cluster, range(40), seed=1)
+    pounds = cluster.buy(900, after(minutes=5), card_id="c1", currency="GBP")
+    # Two hours ahead: refused, until a raised tolerance lets it through.
+    ahead = ("c1", "t901")
+    value = transaction(901, after(hours=2), card_id="c1")
+    cluster.write(TRANSACTIONS, value, b"c1", after())
+    cluster.flush()
+
+    first = start(cluster.settings, rates_file=old)
+    first.until(lambda: len(cluster.decisions()) >= 40 and len(cluster.read(DEAD_LETTERS)) >= 2)
+    refused = [dict(record.headers)["dead-letter-error"] for record in cluster.read(DEAD_LETTERS)]
+    assert sorted(refused) == [b"currency_unknown", b"event_time_in_future"]
+    assert first.stop() == 0, first.said
+
+    again = start(
+        cluster.settings,
+        rates_file=new,
+        data_dir=tmp_path / "elsewhere",
+        instance="elsewhere",
+        future_tolerance_s=4 * 3600,
+        dedup_horizon_days=10,
+    )
+    cluster.buy(900, after(minutes=5), card_id="c1", currency="GBP")
+    cluster.write(TRANSACTIONS, value, b"c1", after())
+    (card, _), at = next(iter(bought.items()))
+    cluster.buy(0, at, card_id=card)
+    cluster.flush()
+    again.until(lambda: len(cluster.decisions()) >= 42)
+    decided = {(one.card_id, one.transaction_id): one for one in cluster.decisions()}
+    assert sorted(decided) == sorted([*bought, pounds, ahead])
+    assert decided[pounds].versions.rates == "2024-03-02"
+    assert decided[pounds].amount_base == pytest.approx(14.44)
+    assert again.stop() == 0, again.said
+    # What was judged at first bears the old table still; the new one entered with the first batch of the new worker.
+    messages = [decode_profiled(record.value or b"") for record in cluster.read(PROFILED)]
+    assert {getattr(message, "rates_version", "") for message in messages} == {"2024-03-01", "2024-03-02"}
+    told = [json.loads(record.value or b"") for record in cluster.read(PROGRESS)]
+    rules = [marker["rules"] for marker in told if marker["agent"] == "card"]
+    assert {(one["rates_version"], one["future_tolerance_us"] // 1_000_000) for one in rules} == {
+        ("2024-03-01", 300),
+        ("2024-03-02", 4 * 3600),
+    }
+    assert {marker["rules"]["kind"] for marker in told} == {"card", "feedback"}
+    assert len(keys(cluster)) == 2
+
+
+def test_another_table_of_the_same_version_is_refused_at_the_start(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    published(cluster).publish(NEW)
+    file = tmp_path / "rates.json"
+    file.write_bytes(table("2024-03-02", GBP="1.18"))
+    worker = start(cluster.settings, rates_file=file)
+    assert worker.code() == 1
+    assert "rate table '2024-03-02' says something else" in worker.said
+    assert "give what was changed a version of its own" in worker.said
+    assert len(keys(cluster)) == 1
+    # Other spaces and notes say nothing else.
+    assert published(cluster).publish(json.dumps({**json.loads(NEW), "note": "of Friday"}, indent=1).encode()) is False
+    assert len(keys(cluster)) == 1
+
+
+def test_of_two_tables_written_at_once_the_first_holds(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, produce = table("2024-03-02", GBP="2"), RecordProducer.produce
+
+    def overtaken(*arguments: object, **more: object) -> None:
+        monkeypatch.undo()
+        published(cluster).publish(NEW)
+        produce(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RecordProducer, "produce", overtaken)
+    with pytest.raises(RatesError, match="says something else"):
+        published(cluster).publish(other)
+    reader = published(cluster)
+    assert reader.publish(NEW) is False
+    with pytest.raises(RatesError, match="says something else"):
+        reader.publish(other)
+
+
+def test_a_table_that_is_nowhere_to_be_had_ends_the_worker_with_what_to_do(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.publish()
+    shop(cluster, range(20), seed=1)
+    cluster.flush()
+    first = start(cluster.settings)
+    first.until(lambda: len(cluster.decisions()) >= 20)
+    assert first.stop() == 0, first.said
+    # As if `models` had been made anew, and the champion been published again.
+    for key in keys(cluster):
+        cluster.write(MODELS, None, key, after())
+    shop(cluster, range(20, 30), seed=2)
+    cluster.flush()
+    file = tmp_path / "rates.json"
+    file.write_bytes(NEW)
+    lost = start(cluster.settings, rates_file=file, snapshot_url="")
+    assert lost.code() == 1
+    assert "were judged by rate table 'indicative-1'" in lost.said
+    assert "publish its file with `fraud-pipeline rates FILE`, and start again" in lost.said
+    assert len(cluster.decisions()) == 20
+    assert rates_command(cluster, str(ROOT / "pipeline/data/rates.json")).returncode == 0
+    found = start(cluster.settings, rates_file=file, snapshot_url="")
+    found.until(lambda: len(cluster.decisions()) >= 30)
+    assert found.stop() == 0, found.said
+
+
+def test_the_command_publishes_tables_and_lists_them(cluster: Cluster, tmp_path: Path) -> None:
+    for name, content in (("old.json", OLD), ("new.json", NEW)):
+        (tmp_path / name).write_bytes(content)
+    done = rates_command(cluster, str(tmp_path / "old.json"), str(tmp_path / "new.json"))
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["2024-03-01", "2024-03-02"]
+    assert rates_command(cluster).stdout == done.stdout
+    (tmp_path / "old.json").write_bytes(table("2024-03-01", JPY="0.006"))
+    again = rates_command(cluster, str(tmp_path / "old.json"))
+    assert again.returncode == 1
+    assert "says something else" in again.stderr

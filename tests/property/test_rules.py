@@ -1,0 +1,288 @@
+"""A fold of what was judged by changing rules leaves the state that was live, whatever the rules have become since."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.results import Result
+from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
+from schemas.codec import encode
+from schemas.messages import CardRules, FeedbackRules, Progress, Rules
+from schemas.money import RateTable, load
+from schemas.records import Record
+from schemas.topics import DEAD_LETTERS, LABELS, TRANSACTIONS
+from tests.helpers.logs import Log, after, label, reason, to, transaction
+from tests.property.test_undo import NOW, Batches, Kernel, Run, cut, own_values, told
+from tests.unit.test_engine_card import interleaved
+from tests.unit.test_engine_feedback import happenings
+
+Options = Any
+TOLERANCES_S = (0, 300, 7_200)
+HORIZONS_DAYS = (2, 10, 30)
+AHEAD_S = (-3_600, 3_600, 200)
+"""By how much a clock is ahead of the broker's, now and then."""
+
+
+def table(version: str, **rates: str) -> RateTable:
+    currencies = {code: {"digits": 2, "rate": rate} for code, rate in {"EUR": "1", **rates}.items()}
+    return load(json.dumps({"version": version, "base": "EUR", "currencies": currencies}).encode())
+
+
+TABLES = (table("1"), table("2", GBP="1.17"), table("3", GBP="1.2", CHF="1.06"))
+
+
+class Agent(NamedTuple):
+    """A kernel that settings steer."""
+
+    start: Callable[..., Any]
+    rules: Callable[[np.random.Generator], Options]
+    batches: Callable[[np.random.Generator], Batches]
+    under: Callable[[Options, Rules], Options]
+    """What the options of today are under the rules that a record of ``progress`` names."""
+
+    def kernel(self, options: Options) -> Kernel:
+        """A worker that was started with ``options``."""
+        return Kernel(
+            lambda store, loaded: self.start(options, store, loaded),
+            lambda state, records: state.process(records, NOW),
+            self.batches,
+        )
+
+
+def card_batches(random: np.random.Generator) -> Batches:
+    """Three months of three currencies, repeats after days and weeks, wrong clocks, and labels early and late."""
+    transactions, labels = Log(TRANSACTIONS), Log(LABELS)
+    said = []
+    for number, days in enumerate(np.sort(random.uniform(0, 90, 400)).tolist()):
+        ahead_s = int(random.choice(AHEAD_S)) if random.random() < 0.2 else 0
+        if random.random() < 0.2 and number > 10:
+            value = transactions.records[number - int(random.choice([1, 5, 10, min(number, 60)]))].value
+        else:
+            value = transaction(
+                number,
+                after(days, seconds=ahead_s),
+                card_id=f"c{random.integers(3)}",
+                merchant_id=f"m{random.integers(3)}",
+                currency=str(random.choice(["EUR", "GBP", "CHF"])),
+            )
+        transactions.append(value, after(days))
+        if random.random() < 0.6:
+            said.append((max(days + float(random.choice([-1.0, 0.5, 3, 9, 12, 25])), 0.0), number))
+    for days, number in sorted(said):
+        value = json.loads(transactions.records[number].value or b"")
+        ahead_s = int(random.choice(AHEAD_S)) if random.random() < 0.2 else 0
+        known = str(random.choice(["fraud", "legitimate"]))
+        spoken = label(0, after(days, seconds=ahead_s), known, **{k: value[k] for k in ("transaction_id", "card_id")})
+        labels.append(spoken, after(days))
+    return [[*bought, *told_] for bought, told_ in interleaved(transactions.records, labels.records, random)]
+
+
+def card_rules(random: np.random.Generator) -> CardOptions:
+    return CardOptions(
+        rates=TABLES[int(random.integers(len(TABLES)))],
+        future_tolerance_us=int(random.choice(TOLERANCES_S)) * US_PER_SECOND,
+        dedup_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
+        label_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
+        partitions=1,
+    )
+
+
+def card_under(options: CardOptions, rules: Rules) -> CardOptions:
+    assert isinstance(rules, CardRules)
+    (rates,) = [one for one in TABLES if (one.version, one.digest) == (rules.rates_version, rules.rates_digest)]
+    return options.under(rules, rates)
+
+
+def feedback_batches(random: np.random.Generator) -> Batches:
+    """Three months of decisions and labels; some labels bear a time to come."""
+    records = [record for _, record in happenings(random, 300)]
+    for index, record in enumerate(records):
+        if record.topic == LABELS.name and random.random() < 0.2:
+            records[index] = record._replace(timestamp_ms=record.timestamp_ms - 1_000 * int(random.choice(AHEAD_S)))
+    return cut(records, random)
+
+
+def feedback_rules(random: np.random.Generator) -> FeedbackOptions:
+    return FeedbackOptions(
+        future_tolerance_us=int(random.choice(TOLERANCES_S)) * US_PER_SECOND,
+        label_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
+        maturity_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
+        negative_sample_rate=float(random.choice([0.1, 0.3, 1.0])),
+        partitions=1,
+    )
+
+
+def feedback_under(options: FeedbackOptions, rules: Rules) -> FeedbackOptions:
+    assert isinstance(rules, FeedbackRules)
+    return options.under(rules)
+
+
+AGENTS = {
+    "card": Agent(
+        lambda options, store, loaded: CardPartition(options, None, store, loaded),
+        card_rules,
+        card_batches,
+        card_under,
+    ),
+    "feedback": Agent(FeedbackPartition, feedback_rules, feedback_batches, feedback_under),
+}
+
+
+class Lived(NamedTuple):
+    """A partition that was worked on by one worker after another, and what a fold of it has to read."""
+
+    run: Run
+    recorded: list[tuple[list[Record], bytes]]
+    """Batches, each with its record of ``progress``."""
+    ahead: Batches
+
+
+def live(agent: Agent, seed: int) -> Lived:
+    """Every few batches the worker is stopped, its settings are changed, and it starts from its snapshot."""
+    random = np.random.default_rng(seed)
+    batches = agent.batches(random)
+    options = agent.rules(random)
+    run = Run(agent.kernel(options))
+    recorded = []
+    most = 2 * len(batches) // 3
+    for batch in batches[:most]:
+        if random.random() < 0.3:
+            options = agent.rules(random)
+            run.kernel = agent.kernel(options)
+            run = run.loaded_again(full=True)
+        run.commit(batch)
+        recorded.append((batch, encode(Progress(agent="any", starts={}, ends={}, rules=options.rules))))
+    return Lived(run, recorded, batches[most:])
+
+
+def work(run: Run, records: Sequence[Record], options: Options) -> Result:
+    state: Any = run.state
+    result: Result = state.process(records, NOW, options)
+    state.settle()
+    return result
+
+
+def fold(run: Run, records: Sequence[Record], options: Options) -> Result:
+    state: Any = run.state
+    result: Result = state.process(records, None, options)
+    state.settle()
+    return result
+
+
+def folded(agent: Agent, lived: Lived, today: Options) -> Run:
+    """The same from the log alone, by a worker that was started with ``today``; None of a marker's rules: by these."""
+    run = Run(agent.kernel(today))
+    for batch, marker in lived.recorded:
+        rules = msgspec.json.decode(marker, type=Progress).rules
+        assert fold(run, batch, None if rules is None else agent.under(today, rules)).outputs == []
+    return run
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_fold_leaves_what_was_live_whatever_the_rules_were_and_are(name: str, seed: int) -> None:
+    agent = AGENTS[name]
+    lived = live(agent, seed)
+    today = agent.rules(np.random.default_rng(seed + 1_000))
+    again = folded(agent, lived, today)
+    assert again.store.items() == lived.run.store.items()
+    assert own_values(again) == own_values(lived.run)
+    lived.run.kernel = agent.kernel(today)
+    going_on = lived.run.loaded_again(full=True)
+    outputs = 0
+    for batch in lived.ahead:
+        result = going_on.commit(batch)
+        assert told(again.commit(batch)) == told(result)
+        outputs += len(result.outputs)
+    assert outputs > 5
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_fold_by_the_rules_of_today_would_show(name: str) -> None:
+    """The test above notices where markers' rules are passed over, or any one of them is."""
+    agent = AGENTS[name]
+    lived = live(agent, 0)
+    today = agent.rules(np.random.default_rng(1_000))
+    for field in ("all", *(field for field in type(today.rules).__struct_fields__ if field != "rates_version")):
+        overlooked = []
+        for batch, marker in lived.recorded:
+            progress = msgspec.json.decode(marker, type=Progress)
+            rules = None if field == "all" else without(progress.rules, field, today.rules)
+            overlooked.append((batch, encode(msgspec.structs.replace(progress, rules=rules))))
+        wrong = folded(agent, lived._replace(recorded=overlooked), today)
+        assert wrong.store.items() != lived.run.store.items(), field
+
+
+def without(rules: Any, field: str, today: Any) -> Rules:
+    """``rules`` with one taken from ``today``; the table goes by version and content."""
+    fields = ("rates_version", "rates_digest") if field == "rates_digest" else (field,)
+    changed: Rules = msgspec.structs.replace(rules, **{name: getattr(today, name) for name in fields})
+    return changed
+
+
+def test_a_dead_letter_of_old_stays_one_when_its_currency_becomes_known() -> None:
+    before, now = (card_rules(np.random.default_rng(0))._replace(rates=rates) for rates in TABLES[:2])
+    log = Log(TRANSACTIONS)
+    refused = log.append(transaction(1, after(1), currency="GBP"), after(1))
+    again = log.append(refused.value, after(2))
+    run = Run(AGENTS["card"].kernel(now))
+    assert fold(run, [refused], before).counts == {("dead_letter", "currency_unknown"): 1}
+    (output,) = run.commit([again]).outputs
+    assert b'"rates_version":"2"' in (output.value or b"")
+
+
+def test_what_was_forgotten_stays_forgotten_when_the_horizon_is_lengthened() -> None:
+    """Whether the store has got round to deleting it or not."""
+    short = card_rules(np.random.default_rng(0))._replace(
+        rates=TABLES[0], dedup_horizon_us=US_PER_DAY, label_horizon_us=US_PER_DAY
+    )
+    long = short._replace(dedup_horizon_us=90 * US_PER_DAY)
+    log = Log(TRANSACTIONS)
+    many = [log.append(transaction(number, after(number / 1_000)), after(1)) for number in range(500)]
+    run = Run(AGENTS["card"].kernel(short))
+    work(run, many, short)
+    work(run, [log.append(transaction(1_000, after(40)), after(40))], short)
+    repeats = [log.append(record.value, after(41)) for record in many]
+    kept = sum(key[:1] == b"t" for key in run.store.items())
+    assert 1 < kept < 501
+    result = work(run, repeats, long)
+    assert result.counts == {("accepted", ""): 500}
+    assert to(DEAD_LETTERS, result) == []
+
+
+def test_no_decision_is_filed_behind_what_was_deleted() -> None:
+    """It would stay there for ever."""
+    agent = AGENTS["feedback"]
+    short = feedback_rules(np.random.default_rng(0))._replace(
+        label_horizon_us=US_PER_DAY, maturity_us=US_PER_DAY, negative_sample_rate=1.0
+    )
+    long = short._replace(label_horizon_us=60 * US_PER_DAY)
+    decisions = [record for _, record in happenings(np.random.default_rng(1), 200) if record.topic != LABELS.name]
+    late, *others = decisions
+    run = Run(agent.kernel(short))
+    for record in others:
+        work(run, [record], short)
+    work(run, [late], long)
+    assert late.value not in run.store.items().values()
+
+
+def test_a_label_that_was_refused_for_its_time_stays_refused() -> None:
+    strict, lenient = (
+        card_rules(np.random.default_rng(0))._replace(rates=TABLES[0], future_tolerance_us=seconds * US_PER_SECOND)
+        for seconds in (0, 7_200)
+    )
+    bought, said = Log(TRANSACTIONS), Log(LABELS)
+    first = bought.append(transaction(1, after(1)), after(1))
+    ahead = said.append(label(1, after(1, hours=1)), after(1))
+    run = Run(AGENTS["card"].kernel(lenient))
+    (output,) = to(DEAD_LETTERS, work(run, [first, ahead], strict))
+    assert reason(output, "error") == "labelled_at_in_future"
+    again = Run(AGENTS["card"].kernel(lenient))
+    fold(again, [first, ahead], strict)
+    assert again.store.items() == run.store.items()
