@@ -49,7 +49,7 @@ from pipeline.state.place import StatePlace
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
-from schemas.topics import MODELS
+from schemas.topics import MODELS, PROGRESS, Topic
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,10 @@ class WorkerContext:
             self._store_memory = StoreMemory(settings.store_memory_mb * 1024 * 1024)
             if (address := settings.snapshot_address) is not None:
                 self._repository = SnapshotRepository(
-                    address, kept=settings.snapshots_kept, on_refused=self._snapshot_refused
+                    address,
+                    kept=settings.snapshots_kept,
+                    irreplaceable=settings.accept_short_retention,
+                    on_refused=self._snapshot_refused,
                 )
             broker = self._stack.enter_context(provide_broker(settings))
             for state in ensure_topics(broker.bootstrap_servers, settings):
@@ -158,7 +161,7 @@ class WorkerContext:
             if CARD.name in settings.agent_names:
                 self._published_rates.publish(rates_content)
             client = admin_client(broker.bootstrap_servers, settings=settings)
-            topics = {settings.topic(topic.name) for role in roles for topic in role.reads}
+            topics = {settings.topic(topic.name) for role in roles for topic in _folded(role)}
             self._identities = topic_identities(client, sorted(topics))
             self._group_protocol = group_protocol(client, settings)
             port = self.metrics.start()
@@ -210,7 +213,7 @@ class WorkerContext:
         if self._repository is not None and spec.name != "learn":
             identity = Identity(
                 cluster_id=identities.cluster_id,
-                topic_ids={topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in spec.reads},
+                topic_ids={topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in _folded(spec)},
                 partition_count=partition_count(spec.reads[0], settings),
                 kernel=f"{KERNEL_VERSION}.{LAYOUT}",
             )
@@ -272,6 +275,11 @@ class WorkerContext:
         online = OnlineModels(settings)
         follower = TopicFollower(self.bootstrap, settings, MODELS)
         return ModelWatch(follower, ModelBoard(online.first, online.load), self.metrics)
+
+
+def _folded(spec: AgentSpec) -> tuple[Topic, ...]:
+    """What the agent's state is a function of: its inputs, and the order of several."""
+    return (*spec.reads, PROGRESS) if len(spec.reads) > 1 else spec.reads
 
 
 def create_app(settings: Settings | None = None) -> FraudApp:

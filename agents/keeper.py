@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ class Identity(NamedTuple):
 
     cluster_id: str
     topic_ids: Mapping[str, str]
-    """Of the agent's input topics, by name without prefix."""
+    """Of the topics that its state is folded from, by name without prefix."""
     partition_count: int
     kernel: str
 
@@ -56,9 +56,16 @@ class Keeper:
         self._saved: dict[int, dict[str, int]] = {}
         self._writers: dict[int, SnapshotWriter] = {}
 
-    def newest(self, partition: int, committed: Mapping[str, int], scratch: Path) -> Snapshot | None:
-        """The newest snapshot that may be used, at or before ``committed`` (by name without prefix)."""
-        return self._repository.newest(self._key(partition), committed, scratch)
+    def newest(
+        self,
+        partition: int,
+        committed: Mapping[str, int],
+        scratch: Path,
+        logs: Mapping[str, range],
+        waiting: Callable[[], None],
+    ) -> Snapshot | None:
+        """The newest snapshot that may be used, at or before ``committed`` (by name without prefix, as ``logs``)."""
+        return self._repository.newest(self._key(partition), committed, scratch, logs, waiting)
 
     def begin(self, partition: int, base: Snapshot | None) -> None:
         """The partition's state begins from ``base``, or from nothing."""

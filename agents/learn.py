@@ -50,9 +50,11 @@ class LearnPartitions:
         """Learn what was set aside, by whoever held the partition before."""
         self._environment.set_asides.refresh(waiting)
 
-    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored:
+    def restore(
+        self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
+    ) -> Restored:
         """Start from the published version: the fold is of the committed examples that it does not have."""
-        del partition
+        del partition, logs, waiting
         self._held = None
         self._started_s = time.monotonic()
         self._environment.health.state(LEARN.name, "restoring")

@@ -89,7 +89,9 @@ class KernelPartitions(ABC, Generic[P]):
         """Learn what was set aside, by whoever held the partitions before."""
         self._environment.set_asides.refresh(waiting)
 
-    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
+    def restore(
+        self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
+    ) -> Restored | None:
         """Start from the newest snapshot that may be used, else from nothing."""
         environment = self._environment
         environment.health.state(environment.agent, "restoring")
@@ -103,7 +105,8 @@ class KernelPartitions(ABC, Generic[P]):
         found = None
         if environment.keeper is not None:
             by_name = {topic.removeprefix(prefix): offset for topic, offset in committed.items()}
-            found = environment.keeper.newest(partition, by_name, directory / "fetched")
+            ranges = {topic.removeprefix(prefix): offsets for topic, offsets in logs.items()}
+            found = environment.keeper.newest(partition, by_name, directory / "fetched", ranges, waiting)
             environment.keeper.begin(partition, found)
         place = Place(self._storage(directory), self._store(directory, found))
         if isinstance(place.store, RocksStore):

@@ -58,6 +58,11 @@ class Settings(BaseSettings):
         default=False,
         description="Start although topics delete records that a restore of state must read; it is only warned about.",
     )
+    accept_producer_timestamps: bool = Field(
+        default=False,
+        description="Start although producers stamp `transactions` or `labels` and brokers should: one whose clock is "
+        "ahead then makes late what others write.",
+    )
     accept_lost_records: bool = Field(
         default=False,
         description="Start although records that a group has not read are gone; they are never decided.",

@@ -24,8 +24,14 @@ class PartitionHandler(Protocol):
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Partitions have come, and are about to be restored; a wait for a broker calls ``waiting`` meanwhile."""
 
-    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
-        """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing."""
+    def restore(
+        self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
+    ) -> Restored | None:
+        """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing.
+
+        ``logs`` are the offsets that the agent's topics, and `progress` where it reads several, hold now (full names).
+        A wait calls ``waiting`` meanwhile, which may raise.
+        """
 
     def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         """Let one batch of committed records enter the state of ``partition``, silently, as ``rules`` had it judged.

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from pipeline.kafka.batch import Place
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers, settled_end
 from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.ranges import log_ranges
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.topics import PROGRESS
@@ -28,7 +29,9 @@ def restore_partition(
     comes, and may raise. Raises `TopicError` where records that the fold needs are gone.
     """
     ends = {topic: offset for (topic, _), offset in committed.items()}
-    restored = handler.restore(number, ends)
+    needed = [*ends, settings.topic(PROGRESS.name)] if len(ends) > 1 else list(ends)
+    logs = log_ranges(bootstrap, settings, needed, number, waiting)
+    restored = handler.restore(number, ends, logs, waiting)
     positions = restored.positions if restored is not None else {}
     folded, progress = 0, 0
     with ExitStack() as stack:

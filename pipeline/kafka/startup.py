@@ -16,9 +16,9 @@ from pipeline.kafka.admin import committed_by_group
 from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, patiently
 from pipeline.kafka.cluster import brokers, configs_of, describe_topics
 from pipeline.kafka.retention import retention_problems
-from pipeline.kafka.traces import any_record, holds_trace
+from pipeline.kafka.traces import Traces, any_record, decided, progressed
 from pipeline.settings import Settings
-from schemas.topics import MODELS, PROGRESS, TOPICS, Topic
+from schemas.topics import DECISIONS, LABELS, MODELS, PROGRESS, TOPICS, TRANSACTIONS, Topic
 
 RECHECK_S: Final = 2.0
 """Another worker may commit between two of our questions: what is wrong is looked at twice."""
@@ -58,7 +58,7 @@ def check_start(bootstrap: str, settings: Settings, roles: Sequence[Role]) -> li
     brokers(cluster.client)  # a client's first request should be for metadata: others can take seconds
     problems: list[str] = []
     warnings: list[str] = []
-    for check in (check_partitions, check_retention, check_replication, check_offsets):
+    for check in (check_partitions, check_retention, check_timestamps, check_replication, check_offsets):
         found = check(cluster, roles)
         problems += found.problems
         warnings += found.warnings
@@ -121,6 +121,29 @@ def check_retention(cluster: Cluster, roles: Sequence[Role]) -> Findings:
         setting="FRAUD_PIPELINE_ACCEPT_SHORT_RETENTION",
     )
     return Findings(found.problems, found.warnings + warnings)
+
+
+def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+    """Where brokers are to stamp what producers write, the topics must let them: a timestamp bounds the event time."""
+    settings = cluster.settings
+    read = {topic for role in roles for topic in role.reads}
+    topics = [settings.topic(topic.name) for topic in (TRANSACTIONS, LABELS) if topic in read]
+    if settings.timestamps != "broker" or not topics:
+        return Findings([], [])
+    # What may not be read is told by the check of retention, which asks for the same.
+    configs, _ = configs_of(cluster.client, ResourceType.TOPIC, topics)
+    problems = [
+        f"topic {name} has message.timestamp.type={config.get('message.timestamp.type')}, so that a producer whose "
+        "clock is ahead takes its partition's time with it, and all that others write after that is late: set it to "
+        "LogAppendTime (kafka-configs), or, for a simulated clock, FRAUD_PIPELINE_TIMESTAMPS=producer"
+        for name, config in configs.items()
+        if config.get("message.timestamp.type") != "LogAppendTime"
+    ]
+    return Findings.of(
+        problems,
+        accepted=settings.accept_producer_timestamps,
+        setting="FRAUD_PIPELINE_ACCEPT_PRODUCER_TIMESTAMPS",
+    )
 
 
 def check_replication(cluster: Cluster, roles: Sequence[Role]) -> Findings:
@@ -187,21 +210,73 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     client, settings = cluster.client, cluster.settings
     lost: list[str] = []
     again: list[str] = []
+    warnings: list[str] = []
     for role in roles:
+        group = settings.topic(role.name)
         topics = describe_topics(client, [settings.topic(topic.name) for topic in role.reads])
         partitions = [(name, part.id) for name, topic in topics.items() for part in topic.partitions]
         # In this order, so that what is committed in between cannot make an offset look too large.
-        committed = patiently(partial(committed_by_group, client, settings.topic(role.name), partitions))
+        committed = patiently(partial(committed_by_group, client, group, partitions))
         ends = patiently(partial(last_offsets, client, partitions, IsolationLevel.READ_UNCOMMITTED))
         starts = patiently(partial(first_offsets, client, partitions))
-        lost += _out_of_reach(settings.topic(role.name), committed, starts, ends)
-        missing = [at for at in partitions if at not in committed and ends[at] > starts[at]]
-        again += _decided_again(cluster, role, missing, whole=not committed)
+        missing = [at for at in partitions if at not in committed]
+        traces = _traces(cluster, role, {number for _, number in partitions}, anything_missing=bool(missing))
+        anew = {at: traces.ends[at] for at in missing if traces.ends.get(at, 0) > ends[at]}
+        lost += _out_of_reach(group, committed, starts, ends) + _made_anew(group, anew)
+        unread = [at for at in missing if ends[at] > starts[at] and at not in anew]
+        again += _decided_again(cluster, role, unread, traces, whole=not committed)
+        if len(role.reads) > 1:
+            warnings += _without_order(group, settings.topic(PROGRESS.name), committed, traces)
     refused = Findings.of(lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS")
     redone = Findings.of(
         again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
     )
-    return Findings(refused.problems + redone.problems, refused.warnings + redone.warnings)
+    return Findings(refused.problems + redone.problems, refused.warnings + redone.warnings + warnings)
+
+
+def _traces(cluster: Cluster, role: Role, numbers: set[int], *, anything_missing: bool) -> Traces:
+    """What the results of ``role`` tell of how far it had read; nothing, where they do not name what they are of."""
+    if len(role.reads) > 1:
+        return progressed(cluster.bootstrap, role.name, numbers, cluster.settings)
+    if DECISIONS in role.writes and anything_missing:
+        return decided(cluster.bootstrap, cluster.settings)
+    return Traces()
+
+
+def _made_anew(group: str, anew: Mapping[Partition, int]) -> list[str]:
+    """Topics that end before what was made of them: Kafka forgets a group's offsets with the topic."""
+    problems = []
+    for name in dict.fromkeys(topic for topic, _ in anew):
+        told = ", ".join(
+            f"partition {number} up to offset {end}" for (topic, number), end in anew.items() if topic == name
+        )
+        problems.append(
+            f"group {group} has no offsets for topic {name}, which ends before what the group's results tell that it "
+            f"had read ({told}): the topic was made anew, or lost records. Restore it from a backup; or, if all topics "
+            "of the pipeline are to be new, use another FRAUD_PIPELINE_TOPIC_PREFIX"
+        )
+    return problems
+
+
+def _without_order(group: str, progress: str, committed: Mapping[Partition, int], traces: Traces) -> list[str]:
+    """Where what was read is committed, and the order in which it was read is not told."""
+    warnings = []
+    what_follows = (
+        "a fold reads such records topic by topic, which may not be the order in which they were worked on. Was the "
+        "topic made anew? Restore it from a backup"
+    )
+    for number in sorted({number for (_, number), offset in committed.items() if offset > 0} - traces.numbers):
+        warnings.append(
+            f"group {group} has read its inputs' partition {number}, and topic {progress} tells nothing of it: "
+            f"{what_follows}"
+        )
+    for (topic, number), offset in committed.items():
+        if traces.newest.get((topic, number), offset) < offset:
+            warnings.append(
+                f"group {group} stands at offset {offset} of {topic} partition {number}, and topic {progress} tells of "
+                f"it up to offset {traces.newest[topic, number]} only: {what_follows}"
+            )
+    return warnings
 
 
 def _out_of_reach(
@@ -228,7 +303,9 @@ def _out_of_reach(
     return problems
 
 
-def _decided_again(cluster: Cluster, role: Role, missing: Sequence[Partition], *, whole: bool) -> list[str]:
+def _decided_again(
+    cluster: Cluster, role: Role, missing: Sequence[Partition], traces: Traces, *, whole: bool
+) -> list[str]:
     """What would be done a second time, because inputs whose results exist have no offset."""
     # Whoever publishes a model writes to `models`, and a second reading of the lessons ends at the same version.
     results = [topic for topic in role.writes if topic not in (MODELS, PROGRESS)]
@@ -242,7 +319,7 @@ def _decided_again(cluster: Cluster, role: Role, missing: Sequence[Partition], *
         # A worker that dies within its first batch leaves results without an offset: repeats are this mode's bargain.
         return []
     else:
-        missing = [at for at in missing if holds_trace(cluster.bootstrap, role.name, at, cluster.settings)]
+        missing = [at for at in missing if at in traces.ends]
         found = results if missing else []
         told = ", ".join(f"{topic} partition {number}" for topic, number in missing)
         what = f"group {group} has no offsets for {told}, but its topics"

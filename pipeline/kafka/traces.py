@@ -1,32 +1,58 @@
-"""Whether results of an agent stand in the topics that it writes: what tells lost offsets from a first start."""
+"""What an agent's results tell of how far it had read: it shows lost offsets and topics made anew."""
 
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import msgspec
 from confluent_kafka import IsolationLevel
 
-from pipeline.kafka.clients import admin_client, last_offsets, partition_numbers, read_batches
+from pipeline.kafka.clients import (
+    admin_client,
+    first_offsets,
+    last_offsets,
+    partition_numbers,
+    patiently,
+    read_batches,
+)
 from pipeline.settings import Settings
 from schemas.messages import Progress
-from schemas.topics import DECISIONS, PROGRESS, Topic
+from schemas.records import Record
+from schemas.topics import DECISIONS, PROFILED, PROGRESS, Topic
 
 TRACE_RECORDS: Final = 2_000
 """Records at either end of a partition in which a trace is looked for."""
 
+Partition = tuple[str, int]
+
 
 class _Log(msgspec.Struct, frozen=True):
     partition: int
+    offset: int
 
 
 class _Decided(msgspec.Struct, frozen=True):
-    """As much of a decision as tells which partition of `profiled` it came from."""
+    """As much of a decision as tells which record of `profiled` it is of."""
 
-    log: _Log
+    log: _Log | None = None
 
 
 _decode_progress = msgspec.json.Decoder(Progress).decode
 _decode_decided = msgspec.json.Decoder(_Decided).decode
+
+
+@dataclass(slots=True)
+class Traces:
+    """How far an agent had read, as the ends of its results tell; offsets by topic (full name) and partition number."""
+
+    ends: dict[Partition, int] = field(default_factory=dict)
+    """Offset behind the last record of which a result was found."""
+    newest: dict[Partition, int] = field(default_factory=dict)
+    """The same from the newest results alone: no later one tells of that partition."""
+    numbers: set[int] = field(default_factory=set)
+    """Partition numbers of ``progress`` that tell anything of the agent."""
 
 
 def any_record(bootstrap: str, topic: Topic, settings: Settings) -> bool:
@@ -35,34 +61,66 @@ def any_record(bootstrap: str, topic: Topic, settings: Settings) -> bool:
         return next(batches, None) is not None
 
 
-def holds_trace(bootstrap: str, agent: str, partition: tuple[str, int], settings: Settings) -> bool:
-    """Whether results tell that ``agent`` has read of ``partition`` (full topic name, number).
-
-    Looks at both ends of the topics, so a trace in the middle only is not found; ``False`` for an agent whose results
-    do not name where they come from.
-    """
-    topic, number = partition
-    name = topic.removeprefix(settings.topic_prefix)
-    if agent == "score":
-        decided = (_decode_decided(value) for value in _ends(bootstrap, DECISIONS, None, b"", settings))
-        return any(decision.log.partition == number for decision in decided)
-    told = (_decode_progress(value) for value in _ends(bootstrap, PROGRESS, number, agent.encode(), settings))
-    return any(name in progress.ends for progress in told)
+def decided(bootstrap: str, settings: Settings) -> Traces:
+    """How far the score agent had read `profiled`, as decisions tell; what only the middle of a log tells is missed."""
+    traces = Traces()
+    numbers = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(DECISIONS.name))
+    profiled = settings.topic(PROFILED.name)
+    for records in _both_ends(bootstrap, DECISIONS, numbers, settings):
+        for record in records:
+            if record.value is not None and (log := _decode_decided(record.value).log) is not None:
+                at = (profiled, log.partition)
+                traces.ends[at] = max(traces.ends.get(at, 0), log.offset + 1)
+    return traces
 
 
-def _ends(bootstrap: str, topic: Topic, partition: int | None, key: bytes, settings: Settings) -> list[bytes]:
-    """Values under ``key`` (any, where it is empty) at both ends of a topic, or of one partition of it."""
+def progressed(bootstrap: str, agent: str, numbers: Collection[int], settings: Settings) -> Traces:
+    """How far an agent of several inputs had read; what only the middle of `progress` tells is missed."""
+    traces = Traces()
+    # A topic whose partitions are too few is told by another check.
+    there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
+    newest, oldest = _both_ends(bootstrap, PROGRESS, sorted({*numbers} & {*there}), settings)
+    _add_progress(traces, newest, agent, settings)
+    traces.newest = dict(traces.ends)
+    _add_progress(traces, oldest, agent, settings)
+    return traces
+
+
+def _add_progress(traces: Traces, records: Iterable[Record], agent: str, settings: Settings) -> None:
+    key = agent.encode()
+    for record in records:
+        if record.key == key and record.value is not None:
+            traces.numbers.add(record.partition)
+            for name, end in _decode_progress(record.value).ends.items():
+                at = (settings.topic(name), record.partition)
+                traces.ends[at] = max(traces.ends.get(at, 0), end)
+
+
+def _both_ends(
+    bootstrap: str, topic: Topic, numbers: Sequence[int], settings: Settings
+) -> tuple[list[Record], list[Record]]:
+    """The newest records of partitions of ``topic``, and the oldest where those are not among the newest."""
     name = settings.topic(topic.name)
     client = admin_client(bootstrap, settings=settings)
-    numbers = partition_numbers(client, name)
-    values: list[bytes] = []
-    for number in numbers if partition is None else [partition]:
-        end = last_offsets(client, [(name, number)], IsolationLevel.READ_COMMITTED)[name, number]
-        for start in {0, max(0, end - TRACE_RECORDS)}:
-            reading = read_batches(bootstrap, name, settings=settings, partitions=[number], start={number: start})
-            with closing(reading) as batches:
-                for records in batches:
-                    values += [r.value for r in records if r.value is not None and key in (b"", r.key)]
-                    if records[-1].offset >= start + TRACE_RECORDS:
-                        break
-    return values
+    places = [(name, number) for number in numbers]
+    first = patiently(partial(first_offsets, client, places))
+    end = patiently(partial(last_offsets, client, places, IsolationLevel.READ_COMMITTED))
+    firsts = {place[1]: first[place] for place in places}
+    tails = {place[1]: max(first[place], end[place] - TRACE_RECORDS) for place in places}
+    newest: list[Record] = []
+    with closing(read_batches(bootstrap, name, settings=settings, partitions=list(numbers), start=tails)) as batches:
+        for records in batches:
+            newest += records
+    # From their beginning as it is then: retention may move it meanwhile.
+    left = {number for number in numbers if tails[number] > firsts[number]}
+    oldest: list[Record] = []
+    if left:
+        with closing(read_batches(bootstrap, name, settings=settings, partitions=sorted(left))) as batches:
+            for records in batches:
+                oldest += records
+                left -= {
+                    record.partition for record in records if record.offset >= firsts[record.partition] + TRACE_RECORDS
+                }
+                if not left:
+                    break
+    return newest, oldest

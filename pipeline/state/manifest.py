@@ -1,6 +1,7 @@
 """A snapshot's table of contents: whose state it is, up to where, and which pieces of which objects it is made of."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -12,6 +13,7 @@ FORMAT: Final = 1
 MANIFEST_SUFFIX: Final = ".json"
 
 _NUMBER_DIGITS: Final = 12
+_DIGEST: Final = re.compile(rb'"([0-9a-f]{64})"')
 
 
 class SnapshotKey(NamedTuple):
@@ -93,11 +95,15 @@ class ManifestDamaged(ValueError):
 
 
 class ManifestForeign(ValueError):
-    """The bytes are whole and of another format, whose number is ``format``."""
+    """The bytes are whole and of another format, whose number is ``format``; ``names`` are the objects it needs.
 
-    def __init__(self, format_number: int) -> None:
+    Whatever the format, a manifest has the names of its objects, which are their digests, as strings of its JSON.
+    """
+
+    def __init__(self, format_number: int, names: set[str]) -> None:
         super().__init__(f"format {format_number}, this program reads {FORMAT}")
         self.format = format_number
+        self.names = names
 
 
 def encode_manifest(manifest: Manifest, *, format_number: int = FORMAT) -> bytes:
@@ -116,7 +122,7 @@ def decode_manifest(content: bytes) -> Manifest:
     if envelope.checksum != _checksum(envelope.format, body):
         raise ManifestDamaged("the manifest's checksum does not fit its content")
     if envelope.format != FORMAT:
-        raise ManifestForeign(envelope.format)
+        raise ManifestForeign(envelope.format, {digest.decode() for digest in _DIGEST.findall(body)})
     try:
         return msgspec.json.decode(body, type=Manifest)
     except msgspec.MsgspecError as error:

@@ -6,16 +6,20 @@
 An object never changes, and a snapshot's own file is written last, so that what is there is always whole.
 """
 
+import errno
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeVar
 
 from pipeline.engine.state import LoadedState
+from pipeline.state.errors import SnapshotUnreadable
 from pipeline.state.manifest import (
     FORMAT,
     Manifest,
@@ -30,12 +34,20 @@ from pipeline.state.manifest import (
 from pipeline.state.objects import open_place
 from pipeline.state.packs import FileIdentity, PackedColumn, digest_of, identity_of, unpack
 from pipeline.state.writer import SnapshotWriter
+from schemas.topics import PROGRESS
 
 log = logging.getLogger(__name__)
 
 KEPT: Final = 2
 GRACE_S: Final = 600.0
 """An object that no snapshot names stays as long: another writer may be about to name it."""
+PAUSES_S: Final = (0.5, 2.0, 5.0)
+"""Pauses before an address that could not be read is tried again; networks and object stores have short troubles."""
+_PAUSE_STEP_S: Final = 0.1
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_LOGS: Final[Mapping[str, range]] = MappingProxyType({})
+
+T = TypeVar("T")
 
 
 class Reason(StrEnum):
@@ -44,6 +56,7 @@ class Reason(StrEnum):
     DAMAGED = "damaged"
     MISSING = "missing"
     UNREADABLE = "unreadable"
+    NO_ROOM = "no-room"
     NEWER_FORMAT = "newer-format"
     OLDER_FORMAT = "older-format"
     OTHER_PARTITION = "other-partition"
@@ -52,6 +65,7 @@ class Reason(StrEnum):
     OTHER_PARTITION_COUNT = "other-partition-count"
     OTHER_KERNEL = "other-kernel"
     AHEAD = "ahead"
+    BEHIND = "behind"
 
 
 class Refused(NamedTuple):
@@ -94,8 +108,9 @@ class Snapshot:
 class SnapshotRepository:
     """Snapshots below ``url``: a directory, or any address that fsspec knows.
 
-    ``kept`` snapshots of a partition stay. ``on_refused`` is called with each that is found and not used. Raises
-    ValueError or ImportError where the address's file system is not known or not installed.
+    ``kept`` snapshots of a partition stay. ``irreplaceable``: topics do not keep all that a state is made of, so that
+    one which cannot be read must not be passed over. ``on_refused`` is called with each that is found and not used.
+    Raises ValueError or ImportError where the address's file system is not known or not installed.
     """
 
     def __init__(
@@ -104,6 +119,8 @@ class SnapshotRepository:
         *,
         kept: int = KEPT,
         grace_s: float = GRACE_S,
+        irreplaceable: bool = False,
+        pauses_s: Sequence[float] = PAUSES_S,
         on_refused: Callable[[Refused], None] = tell_refused,
     ) -> None:
         if kept < 1:
@@ -112,30 +129,46 @@ class SnapshotRepository:
         self._place = open_place(url)
         self._kept = kept
         self._grace_s = grace_s
+        self._irreplaceable = irreplaceable
+        self._pauses_s = pauses_s
         self._on_refused = on_refused
         self._damaged: set[str] = set()
 
-    def newest(self, key: SnapshotKey, committed: Mapping[str, int], scratch: Path) -> Snapshot | None:
-        """The newest whole snapshot of ``key`` whose positions are all at or before ``committed`` (next offsets).
+    def newest(
+        self,
+        key: SnapshotKey,
+        committed: Mapping[str, int],
+        scratch: Path,
+        logs: Mapping[str, range] = _NO_LOGS,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> Snapshot | None:
+        """The newest whole snapshot of ``key`` from which a fold reaches ``committed`` (next offsets), and not beyond.
 
-        It is fetched into ``scratch``, which is emptied first. Each newer one that cannot be used is told of; None
-        where there is none that can. Does not fail for what it finds or does not find at the address.
+        ``logs`` are the offsets that the topics hold now (those of a topic that is absent are not checked). The
+        snapshot is fetched into ``scratch``, which is emptied first. Each newer one that cannot be used is told of;
+        None where there is none that can. An address that cannot be read is tried again a few times; ``waiting`` is
+        called meanwhile, and may raise. Raises SnapshotUnreadable where that is of no avail, snapshots are
+        irreplaceable and the logs have lost their beginnings; else does not fail for what it finds or does not find.
         """
         directory = directory_of(key)
         try:
-            names = manifest_names(self._place.listing(directory))
+            names = manifest_names(self._patiently(directory, lambda: self._place.listing(directory), waiting))
         except OSError as error:
-            self._on_refused(Refused(f"{self.url}/{directory}", Reason.UNREADABLE, str(error)))
+            refused = Refused(f"{self.url}/{directory}", Reason.UNREADABLE, str(error))
+            self._on_refused(refused)
+            self._raise_if_irreplaceable([refused], committed, logs)
             return None
+        passed_over: list[Refused] = []
         for name in names:
-            _clear(scratch)
-            found = self._fetch(f"{directory}/{name}", key, committed, scratch)
+            found = self._fetch(f"{directory}/{name}", key, committed, logs, scratch, waiting)
             if isinstance(found, Snapshot):
                 return found
             if found.reason in (Reason.DAMAGED, Reason.MISSING):
                 self._damaged.add(found.name)
             self._on_refused(found)
+            passed_over.append(found)
         _clear(scratch)
+        self._raise_if_irreplaceable(passed_over, committed, logs)
         return None
 
     def writer(self, key: SnapshotKey, base: Snapshot | None) -> SnapshotWriter:
@@ -151,13 +184,25 @@ class SnapshotRepository:
             damaged=self._damaged,
         )
 
-    def _fetch(self, name: str, key: SnapshotKey, committed: Mapping[str, int], scratch: Path) -> Snapshot | Refused:
-        try:
+    def _fetch(
+        self,
+        name: str,
+        key: SnapshotKey,
+        committed: Mapping[str, int],
+        logs: Mapping[str, range],
+        scratch: Path,
+        waiting: Callable[[], None],
+    ) -> Snapshot | Refused:
+        def attempt() -> Snapshot | Refused:
+            _clear(scratch)
             manifest = decode_manifest(self._place.read(name))
-            refusal = _unfit(manifest, key, committed)
+            refusal = _unfit(manifest, key, committed, logs)
             if refusal is not None:
                 return Refused(name, *refusal)
             return self._fetch_objects(name, key, manifest, scratch)
+
+        try:
+            return self._patiently(name, attempt, waiting)
         except ManifestDamaged as error:
             return Refused(name, Reason.DAMAGED, str(error))
         except ManifestForeign as error:
@@ -166,7 +211,41 @@ class SnapshotRepository:
         except FileNotFoundError as error:
             return Refused(name, Reason.MISSING, str(error))
         except OSError as error:
+            if error.errno in _NO_ROOM:
+                return Refused(name, Reason.NO_ROOM, f"{error}; it was to be fetched to {scratch}: free space there")
             return Refused(name, Reason.UNREADABLE, str(error))
+
+    def _patiently(self, what: str, read: Callable[[], T], waiting: Callable[[], None]) -> T:
+        """Try again after an OSError that may pass; the last one is raised."""
+        for pause_s in self._pauses_s:
+            try:
+                return read()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    raise
+                log.warning("%s/%s cannot be read (%s); trying again in %g s", self.url, what, error, pause_s)
+            until_s = time.monotonic() + pause_s
+            while (left_s := until_s - time.monotonic()) > 0:
+                waiting()
+                time.sleep(min(left_s, _PAUSE_STEP_S))
+        return read()
+
+    def _raise_if_irreplaceable(
+        self, passed_over: Sequence[Refused], committed: Mapping[str, int], logs: Mapping[str, range]
+    ) -> None:
+        unread = [refused for refused in passed_over if refused.reason in (Reason.UNREADABLE, Reason.NO_ROOM)]
+        lost = [
+            f"{topic} begins at offset {logs[topic].start}" for topic in committed if logs.get(topic, range(0)).start
+        ]
+        if self._irreplaceable and unread and lost:
+            raise SnapshotUnreadable(
+                f"snapshot {unread[0].name} cannot be read ({unread[0].text}), and the state cannot be made without "
+                f"it: {', '.join(lost)}. See to the snapshots' address ({self.url}) and start again; or delete the "
+                "partition's snapshots there, to begin with what the topics still hold: windows would be incomplete, "
+                "and repeats decided again"
+            )
 
     def _fetch_objects(self, name: str, key: SnapshotKey, manifest: Manifest, scratch: Path) -> Snapshot | Refused:
         directory = f"{directory_of(key)}/objects"
@@ -210,7 +289,9 @@ def _clear(scratch: Path) -> None:
         shutil.rmtree(scratch)
 
 
-def _unfit(manifest: Manifest, key: SnapshotKey, committed: Mapping[str, int]) -> tuple[Reason, str] | None:
+def _unfit(
+    manifest: Manifest, key: SnapshotKey, committed: Mapping[str, int], logs: Mapping[str, range]
+) -> tuple[Reason, str] | None:
     theirs = manifest.key
     for reason, name in (
         (Reason.OTHER_PARTITION, "agent"),
@@ -222,7 +303,17 @@ def _unfit(manifest: Manifest, key: SnapshotKey, committed: Mapping[str, int]) -
     ):
         if getattr(theirs, name) != getattr(key, name):
             return reason, f"its {name} is {getattr(theirs, name)}, not {getattr(key, name)}"
-    for topic, position in manifest.positions.items():
+    positions = manifest.positions
+    for topic, position in positions.items():
         if position > committed.get(topic, -1):
             return Reason.AHEAD, f"it stands at {position} of {topic}, which is committed up to {committed.get(topic)}"
+        if topic in logs and position < min(logs[topic].start, committed[topic]):
+            return Reason.BEHIND, f"it stands at {position} of {topic}, which begins at {logs[topic].start} now"
+    told = logs.get(PROGRESS.name)
+    if told is not None and manifest.progress > told.stop:
+        return Reason.AHEAD, f"it stands at {manifest.progress} of {PROGRESS.name}, which ends at {told.stop}"
+    # Without a record to fold, the order of records does not matter.
+    folds = any(offset > positions.get(topic, 0) for topic, offset in committed.items())
+    if told is not None and folds and manifest.progress < told.start:
+        return Reason.BEHIND, f"it stands at {manifest.progress} of {PROGRESS.name}, which begins at {told.start} now"
     return None

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pipeline.engine.state import StateDump
 from pipeline.features.columns import PAGE_ITEMS
@@ -29,6 +29,9 @@ from pipeline.state.objects import Found, Place
 from pipeline.state.packs import FileIdentity, Packer, identity_of
 
 log = logging.getLogger(__name__)
+
+FOREIGN_S: Final = 7 * 24 * 3_600.0
+"""Snapshots of other formats stay as long, for the case that the version which wrote them comes back."""
 
 
 class Written(NamedTuple):
@@ -185,30 +188,37 @@ class SnapshotWriter:
                     return
 
     def _prune(self) -> None:
+        """Of this format and of others, the newest ``kept`` stay, the others' for ``FOREIGN_S``, and what they need."""
         # Listed before the snapshots are read: what is named later than this is too young to go.
         objects = self._place.listing(f"{self._directory}/objects")
-        whole = 0
+        whole = foreign = 0
         needed: set[str] = set()
-        all_read = True
-        for last in manifest_names(self._place.listing(self._directory)):
+        listing = self._place.listing(self._directory)
+        for last in manifest_names(listing):
             name = f"{self._directory}/{last}"
+            try:
+                manifest = decode_manifest(self._place.read(name))
+            except FileNotFoundError:
+                continue
+            except ManifestDamaged:
+                if whole == self._kept:
+                    self._place.delete(name)
+                continue
+            except ManifestForeign as error:
+                if foreign == self._kept or listing[last].age_s > FOREIGN_S:
+                    self._place.delete(name)
+                    continue
+                needed |= error.names
+                foreign += 1
+                continue
             if whole == self._kept:
                 self._place.delete(name)
                 continue
-            try:
-                manifest = decode_manifest(self._place.read(name))
-            except (ManifestDamaged, FileNotFoundError):
-                continue
-            except ManifestForeign:
-                # Which objects it needs is not known here.
-                all_read = False
-                continue
             needed |= manifest.names()
             whole += manifest.key == self._key and name not in self._damaged
-        if all_read:
-            for digest, found in objects.items():
-                if digest not in needed and found.age_s > self._grace_s:
-                    self._place.delete(f"{self._directory}/objects/{digest}")
+        for digest, found in objects.items():
+            if digest not in needed and found.age_s > self._grace_s:
+                self._place.delete(f"{self._directory}/objects/{digest}")
 
 
 def _page_count(items: int) -> int:

@@ -54,7 +54,8 @@ def test_topics_that_the_loss_of_a_broker_would_lose_are_told(cluster: Nodes) ->
     settings = settings_of(cluster, "bare-")
     client = admin_client(cluster.bootstrap_servers)
     labels = settings.topic("labels")
-    client.create_topics([NewTopic(labels, 4, 3, config={"min.insync.replicas": "1"})])[labels].result(PATIENCE_S)
+    bare = {"min.insync.replicas": "1", "message.timestamp.type": "LogAppendTime"}
+    client.create_topics([NewTopic(labels, 4, 3, config=bare)])[labels].result(PATIENCE_S)
     ensure_topics(cluster.bootstrap_servers, settings.model_copy(update={"replication_factor": 1}))
     warnings = check_start(cluster.bootstrap_servers, settings, tuple(AGENTS.values()))
     assert len(warnings) == len(TOPICS)

@@ -38,7 +38,9 @@ class Numbers:
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Nothing to prepare."""
 
-    def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
+    def restore(
+        self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
+    ) -> Restored | None:
         self.settled[partition] = []
         return None
 

@@ -18,6 +18,8 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from agents.app import WorkerContext
+from agents.control import SetAsides
 from agents.topology import AGENTS, CARD, FEEDBACK, LEARN, SCORE
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.health import Health
@@ -25,7 +27,8 @@ from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import TopicError, admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster import group_protocol, topic_identities
 from pipeline.kafka.retention import MS_PER_DAY, needed_days
-from pipeline.kafka.startup import StartRefused, check_start
+from pipeline.kafka.startup import Role, StartRefused, check_start
+from pipeline.kafka.traces import progressed
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.settings import Settings
 from schemas.messages import Progress
@@ -37,6 +40,7 @@ from schemas.topics import (
     MODELS,
     PROFILED,
     PROGRESS,
+    REROUTED,
     TRANSACTIONS,
     Topic,
 )
@@ -94,6 +98,27 @@ def commit(bootstrap: str, settings: Settings, agent: str, offsets: dict[tuple[T
     (future,) = client.alter_consumer_group_offsets(request).values()
     for position in future.result(PATIENCE_S).topic_partitions:
         assert position.error is None
+    if len(AGENTS[agent].reads) > 1:
+        for number in {number for _, number in offsets}:
+            progress(bootstrap, settings, agent, number, {t: end for (t, n), end in offsets.items() if n == number})
+
+
+def progress(bootstrap: str, settings: Settings, agent: str, number: int, ends: dict[Topic, int]) -> None:
+    """What an agent of several inputs tells of a batch that it has read."""
+    value = Progress(
+        agent=agent,
+        starts={topic.name: max(0, end - 1) for topic, end in ends.items()},
+        ends={topic.name: end for topic, end in ends.items()},
+    )
+    write(bootstrap, settings, PROGRESS, msgspec.json.encode(value), key=agent.encode(), partition=number)
+
+
+def made_anew(bootstrap: str, settings: Settings, topic: Topic) -> None:
+    """Delete a topic, with which Kafka forgets the groups' offsets, and create it again."""
+    client, name = admin_client(bootstrap), settings.topic(topic.name)
+    client.delete_topics([name])[name].result(PATIENCE_S)
+    eventually(lambda: name not in client.list_topics(timeout=PATIENCE_S).topics)
+    ensure_topics(bootstrap, settings)
 
 
 def refusal(bootstrap: str, settings: Settings, *roles: object) -> str:
@@ -200,12 +225,11 @@ def test_a_partition_without_an_offset_is_refused_only_if_it_was_worked_on(boots
     write(bootstrap, settings, PROFILED)
     commit(bootstrap, settings, "card", {(TRANSACTIONS, 0): 1})
     assert check_start(bootstrap, settings, [CARD]) == []
-    for agent, topic in (("feedback", "transactions"), ("card", "labels")):
-        value = Progress(agent=agent, starts={topic: 0}, ends={topic: 1})
-        write(bootstrap, settings, PROGRESS, msgspec.json.encode(value), key=agent.encode(), partition=1)
+    write(bootstrap, settings, LABELS, partition=1)
+    commit(bootstrap, settings, "card", {(LABELS, 1): 1})
+    progress(bootstrap, settings, "feedback", 1, {TRANSACTIONS: 1})
     assert check_start(bootstrap, settings, [CARD]) == []
-    value = Progress(agent="card", starts={"transactions": 0}, ends={"transactions": 1})
-    write(bootstrap, settings, PROGRESS, msgspec.json.encode(value), key=b"card", partition=1)
+    progress(bootstrap, settings, "card", 1, {TRANSACTIONS: 1})
     assert f"no offsets for {settings.topic('transactions')} partition 1" in refusal(bootstrap, settings, CARD)
     # Results without an offset are what a worker leaves that dies between the two.
     assert check_start(bootstrap, changed(settings, delivery="at_least_once"), [CARD]) == []
@@ -243,6 +267,110 @@ def test_an_offset_behind_the_log_is_refused(bootstrap: str, settings: Settings)
     told = refusal(bootstrap, settings, FEEDBACK)
     assert "offset 2" in told
     assert "whose log ends at 1" in told
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("written_since", [0, 1])
+@pytest.mark.parametrize("role", [CARD, SCORE, FEEDBACK])
+def test_an_input_made_anew_is_refused_even_while_it_is_empty(
+    bootstrap: str, settings: Settings, role: Role, delivery: str, written_since: int
+) -> None:
+    settings = changed(settings, delivery=delivery)
+    source = {"card": TRANSACTIONS, "score": PROFILED, "feedback": DECISIONS}[role.name]
+    for number in (0, 1):
+        for _ in range(3):
+            write(bootstrap, settings, source, partition=number)
+    commit(bootstrap, settings, role.name, {(source, 0): 3, (source, 1): 3})
+    if role == SCORE:
+        for number in (0, 1):
+            write(bootstrap, settings, DECISIONS, b'{"log": {"partition": %d, "offset": 2}}' % number)
+    if role == CARD:
+        # Its other input is still there, with an offset.
+        write(bootstrap, settings, LABELS, partition=0)
+        commit(bootstrap, settings, "card", {(LABELS, 0): 1})
+    assert check_start(bootstrap, settings, [role]) == []
+    made_anew(bootstrap, settings, source)
+    for _ in range(written_since):
+        write(bootstrap, settings, source, partition=0)
+    told = refusal(bootstrap, settings, role)
+    assert f"no offsets for topic {settings.topic(source.name)}, which ends before" in told
+    assert "partition 0 up to offset 3, partition 1 up to offset 3" in told
+    assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true" in told
+    assert len(told.splitlines()) == 1
+    (warning,) = check_start(bootstrap, changed(settings, accept_lost_records=True), [role])
+    assert warning in told
+
+
+def test_a_trace_among_the_oldest_results_is_found(
+    bootstrap: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.kafka.traces.TRACE_RECORDS", 3)
+    for number in (0, 1):
+        progress(bootstrap, settings, "card", number, {LABELS: 7})
+        for end in range(1, 8):
+            progress(bootstrap, settings, "card", number, {TRANSACTIONS: end})
+    for number in (0, 1):
+        told = progressed(bootstrap, "card", [0, 1, 2], settings)
+        labels, transactions = (settings.topic(topic.name) for topic in (LABELS, TRANSACTIONS))
+        assert told.ends[labels, number] == told.ends[transactions, number] == 7
+        assert told.newest == {(transactions, 0): 7, (transactions, 1): 7}
+        assert told.numbers == {0, 1}
+
+
+def test_committed_inputs_without_a_recorded_order_are_told(bootstrap: str, settings: Settings) -> None:
+    for _ in range(4):
+        write(bootstrap, settings, TRANSACTIONS, partition=0)
+    commit(bootstrap, settings, "card", {(TRANSACTIONS, 0): 2})
+    assert check_start(bootstrap, settings, [CARD]) == []
+    made_anew(bootstrap, settings, PROGRESS)
+    (warning,) = check_start(bootstrap, settings, [CARD])
+    assert f"partition 0, and topic {settings.topic('progress')} tells nothing of it" in warning
+    progress(bootstrap, settings, "card", 0, {TRANSACTIONS: 1})
+    (warning,) = check_start(bootstrap, settings, [CARD])
+    assert "stands at offset 2" in warning
+    assert "up to offset 1 only" in warning
+    progress(bootstrap, settings, "card", 0, {TRANSACTIONS: 2})
+    assert check_start(bootstrap, settings, [CARD]) == []
+
+
+@pytest.mark.parametrize(("topic", "roles"), [(TRANSACTIONS, [CARD]), (LABELS, [CARD, FEEDBACK])])
+def test_inputs_that_producers_stamp_are_refused_where_brokers_should(
+    bootstrap: str, settings: Settings, topic: Topic, roles: list[Role]
+) -> None:
+    live = changed(settings, timestamps="broker")
+    name = settings.topic(topic.name)
+    for other in {TRANSACTIONS, LABELS} - {topic}:
+        configure(bootstrap, settings.topic(other.name), message_timestamp_type="LogAppendTime")
+    for role in roles:
+        told = refusal(bootstrap, live, role)
+        assert f"topic {name} has message.timestamp.type=CreateTime" in told
+        assert "FRAUD_PIPELINE_ACCEPT_PRODUCER_TIMESTAMPS=true" in told
+        assert len(told.splitlines()) == 1
+        (warning,) = check_start(bootstrap, changed(live, accept_producer_timestamps=True), [role])
+        assert warning in told
+    assert check_start(bootstrap, live, [SCORE]) == []
+    assert check_start(bootstrap, settings, roles) == []
+    configure(bootstrap, name, message_timestamp_type="LogAppendTime")
+    assert check_start(bootstrap, live, roles) == []
+
+
+def test_a_snapshot_belongs_to_the_topics_that_its_state_is_folded_from(bootstrap: str, settings: Settings) -> None:
+    context = WorkerContext(settings)
+    context.connect()
+    try:
+        for spec, topics in (
+            (CARD, (TRANSACTIONS, REROUTED, LABELS, PROGRESS)),
+            (SCORE, (PROFILED,)),
+            (FEEDBACK, (LABELS, REROUTED, DECISIONS, PROGRESS)),
+        ):
+            keeper = context._environment(spec, SetAsides(bootstrap, settings, spec.name)).keeper
+            assert keeper is not None
+            found = topic_identities(admin_client(bootstrap), [settings.topic(topic.name) for topic in topics])
+            assert keeper._key(0).topic_ids == {
+                topic.name: found.topic_ids[settings.topic(topic.name)] for topic in topics
+            }
+    finally:
+        context.disconnect()
 
 
 def test_a_topic_made_anew_has_another_identity(bootstrap: str, settings: Settings) -> None:

@@ -315,7 +315,7 @@ def test_an_address_that_cannot_be_written_or_read_is_told(tmp_path: Path) -> No
     root = tmp_path / "root"
     root.write_text("a file, where a directory should be")
     refused: list[Refused] = []
-    repository = SnapshotRepository(str(root), on_refused=refused.append)
+    repository = SnapshotRepository(str(root), pauses_s=(), on_refused=refused.append)
     assert repository.newest(KEY, FOREVER, tmp_path / "scratch") is None
     assert [one.reason for one in refused] == [Reason.UNREADABLE]
     writer = repository.writer(KEY, None)

@@ -1,5 +1,7 @@
 """Snapshots that must not be used are not: damaged, missing parts, other formats, other clusters; an older one is."""
 
+import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.state import snapshots
+from pipeline.state.errors import SnapshotUnreadable
 from pipeline.state.manifest import FORMAT, decode_manifest, encode_manifest
+from pipeline.state.objects import Found, LocalPlace
 from pipeline.state.snapshots import Reason, Refused, Snapshot, SnapshotRepository
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from tests.unit.snapshot_helpers import (
@@ -200,6 +205,167 @@ def test_another_format_is_told_and_its_objects_are_let_be(format_number: int, r
     hasty.write(positions_at(2), 2, dump_at(2, full=False))
     assert newer.exists()
     assert all(path.exists() for path in own)
+
+
+@pytest.mark.parametrize("format_number", [FORMAT + 1, FORMAT - 1])
+def test_snapshots_of_another_format_stay_for_a_week_as_many_as_own_ones(format_number: int, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    repository = SnapshotRepository(str(root), kept=2, grace_s=0, on_refused=lambda refused: None)
+    writer = repository.writer(KEY, None)
+    for step in (1, 2):
+        writer.write(positions_at(step), step, dump_at(step))
+    foreign = manifests(root)
+    other = {path: needed_by(path) for path in foreign}
+    for path in foreign:
+        path.write_bytes(encode_manifest(decode_manifest(path.read_bytes()), format_number=format_number))
+    # The version of this format comes, and stays for many snapshots: those of the other are whole all the while.
+    again = repository.writer(KEY, None)
+    for step in range(3, 8):
+        again.write(positions_at(step), step, dump_at(step, full=step == 3))
+    assert manifests(root)[:2] == foreign
+    assert len(manifests(root)) == 4
+    assert all(need.exists() for needs in other.values() for need in needs)
+    # What neither needs goes all the same.
+    needed = {need for needs in other.values() for need in needs}
+    needed |= {need for path in manifests(root)[2:] for need in needed_by(path)}
+    assert set((root / "card" / "3" / "objects").iterdir()) == needed
+    # A third one is too many.
+    third = foreign[1].with_name(f"000000000003-00000000{foreign[1].suffix}")
+    third.write_bytes(foreign[1].read_bytes())
+    again.write(positions_at(8), 8, dump_at(8, full=False))
+    assert not foreign[0].exists()
+    assert foreign[1].exists()
+    assert third.exists()
+    for path in (foreign[1], third):
+        os.utime(path, (0, 0))
+    again.write(positions_at(9), 9, dump_at(9, full=False))
+    assert len(manifests(root)) == 2
+    left = {need for path in manifests(root) for need in needed_by(path)}
+    assert set((root / "card" / "3" / "objects").iterdir()) == left
+
+
+@pytest.mark.parametrize(
+    ("logs", "progress_of_older", "reasons"),
+    [
+        ({"transactions": range(0, 500), "labels": range(0, 50), "progress": range(0, 2)}, 1, []),
+        ({"transactions": range(200, 500), "labels": range(20, 50), "progress": range(2, 2)}, 1, []),
+        ({"transactions": range(201, 500), "labels": range(0, 50)}, None, [Reason.BEHIND, Reason.BEHIND]),
+        ({"transactions": range(0, 500), "labels": range(21, 50)}, None, [Reason.BEHIND, Reason.BEHIND]),
+        ({"progress": range(3, 9)}, None, [Reason.BEHIND, Reason.BEHIND]),
+        ({"progress": range(0, 1)}, 1, [Reason.AHEAD]),
+        ({"progress": range(0, 0)}, None, [Reason.AHEAD, Reason.AHEAD]),
+    ],
+)
+def test_a_snapshot_from_which_no_fold_leads_to_now_is_not_used(
+    logs: dict[str, range], progress_of_older: int | None, reasons: list[Reason], tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    refused: list[Refused] = []
+    repository = SnapshotRepository(str(root), on_refused=refused.append)
+    committed = {"transactions": 400, "labels": 40}
+    snapshot = repository.newest(KEY, committed, tmp_path / "scratch", logs)
+    assert [one.reason for one in refused] == reasons
+    if reasons:
+        assert (None if snapshot is None else snapshot.progress) == progress_of_older
+    else:
+        assert snapshot is not None
+        assert snapshot.progress == 2
+
+
+def test_a_snapshot_behind_which_nothing_is_to_be_folded_is_used(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    logs = {"transactions": range(300, 300), "labels": range(30, 30), "progress": range(7, 7)}
+    snapshot = SnapshotRepository(str(root)).newest(KEY, positions_at(2), tmp_path / "scratch", logs)
+    assert snapshot is not None
+    assert snapshot.progress == 2
+
+
+class TroubledPlace(LocalPlace):
+    """A place that fails ``troubles`` times, in listings or in what is fetched from it."""
+
+    def __init__(self, root: Path, call: str, error: OSError, troubles: int) -> None:
+        super().__init__(root)
+        self.call, self.error, self.troubles = call, error, troubles
+
+    def fail(self, call: str) -> None:
+        if call == self.call and self.troubles > 0:
+            self.troubles -= 1
+            raise self.error
+
+    def listing(self, directory: str) -> dict[str, Found]:
+        self.fail("listing")
+        return super().listing(directory)
+
+    def read(self, name: str) -> bytes:
+        self.fail("read")
+        return super().read(name)
+
+    def fetch(self, name: str, target: Path) -> None:
+        self.fail("fetch")
+        super().fetch(name, target)
+
+
+@pytest.fixture
+def troubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SnapshotRepository]:
+    """A repository at an address with troubles, and two snapshots there."""
+    written(tmp_path / "root", tmp_path)
+
+    def make(call: str, error: OSError, troubles: int, **options: Any) -> SnapshotRepository:
+        monkeypatch.setattr(snapshots, "open_place", lambda url: TroubledPlace(Path(url), call, error, troubles))
+        return SnapshotRepository(str(tmp_path / "root"), pauses_s=(0.01, 0.01), **options)
+
+    return make
+
+
+@pytest.mark.parametrize("call", ["listing", "read", "fetch"])
+def test_an_address_in_short_trouble_is_asked_again(
+    call: str, troubled: Callable[..., SnapshotRepository], tmp_path: Path
+) -> None:
+    refused: list[Refused] = []
+    waited: list[None] = []
+    repository = troubled(call, OSError("503 Slow Down"), 2, on_refused=refused.append)
+    committed = positions_at(2)
+    snapshot = repository.newest(KEY, committed, tmp_path / "scratch", waiting=lambda: waited.append(None))
+    assert snapshot is not None
+    check_state(snapshot.state, 2)
+    assert refused == []
+    assert len(waited) >= 2
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "reason"),
+    [
+        ("listing", OSError("503 Slow Down"), Reason.UNREADABLE),
+        ("read", PermissionError("403 Forbidden"), Reason.UNREADABLE),
+        ("fetch", OSError(errno.ENOSPC, "No space left on device"), Reason.NO_ROOM),
+    ],
+)
+def test_what_cannot_be_read_is_passed_over_only_where_the_topics_hold_it_all(
+    call: str, error: OSError, reason: Reason, troubled: Callable[..., SnapshotRepository], tmp_path: Path
+) -> None:
+    committed = positions_at(2)
+    whole = {"transactions": range(0, 200), "labels": range(0, 20)}
+    short = {"transactions": range(0, 200), "labels": range(3, 20)}
+    for irreplaceable, logs in ((False, short), (True, whole)):
+        refused: list[Refused] = []
+        repository = troubled(call, error, 99, irreplaceable=irreplaceable, on_refused=refused.append)
+        assert repository.newest(KEY, committed, tmp_path / "scratch", logs) is None
+        assert {one.reason for one in refused} == {reason}
+    repository = troubled(call, error, 99, irreplaceable=True)
+    with pytest.raises(SnapshotUnreadable, match="labels begins at offset 3"):
+        repository.newest(KEY, committed, tmp_path / "scratch", short)
+
+
+def test_a_wait_for_an_address_ends_with_the_worker(
+    troubled: Callable[..., SnapshotRepository], tmp_path: Path
+) -> None:
+    def ends() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        troubled("listing", OSError("503"), 99).newest(KEY, {}, tmp_path / "scratch", waiting=ends)
 
 
 def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
