@@ -47,7 +47,11 @@ class Jar:
 
 def pinned() -> list[Jar]:
     """The jars of this version of the project, in the order of the class path."""
-    text = resources.files("pipeline").joinpath("data", LIST_NAME).read_text(encoding="utf-8")
+    return read_list(resources.files("pipeline").joinpath("data", LIST_NAME).read_text(encoding="utf-8"))
+
+
+def read_list(text: str) -> list[Jar]:
+    """The jars of a list that ``write_list`` wrote."""
     return [Jar(**entry) for entry in json.loads(text)["jars"]]
 
 
@@ -70,8 +74,12 @@ def class_path(fallback_store: Path) -> list[Path]:
 
     Raises ``BrokerError`` when a jar cannot be had or is not the pinned one.
     """
+    return fetched(pinned(), fallback_store)
+
+
+def fetched(jars: Sequence[Jar], fallback_store: Path) -> list[Path]:
+    """Paths of ``jars``, in their order; fetches the missing ones. Raises ``BrokerError`` as ``class_path`` does."""
     store = store_dir(fallback_store)
-    jars = pinned()
     missing = [jar for jar in jars if not _present(store, jar)]
     if missing:
         _fetch(store, missing)
@@ -103,9 +111,9 @@ def _fetch_one(context: Any, store: Path, jar: Jar) -> None:
         found = Path(artifact.resolve())
     except Exception as error:
         raise BrokerError(
-            f"cannot fetch {jar.path.name}, a part of Apache Kafka: {error}. The embedded broker needs a Maven "
-            "repository the first time it starts; name yours under [repositories] in ~/.config/jgo.conf, or set "
-            "KAFKA_BOOTSTRAP_SERVERS to a Kafka cluster that you have."
+            f"cannot fetch {jar.path.name}: {error}. What runs on Java needs a Maven repository the first time it "
+            "starts; name yours under [repositories] in ~/.config/jgo.conf. Without one the embedded broker cannot "
+            "run: set KAFKA_BOOTSTRAP_SERVERS to a Kafka cluster that you have."
         ) from error
     digest = _sha256(found)
     if digest != jar.sha256:
@@ -141,8 +149,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def resolve() -> list[Jar]:
-    """Resolve ``ENDPOINTS`` with all that they need, and hash every jar.
+def resolve(endpoints: Sequence[str]) -> list[Jar]:
+    """Resolve ``endpoints`` with all that they need, and hash every jar.
 
     Of two versions of a jar, the first endpoint's is taken.
     """
@@ -150,7 +158,7 @@ def resolve() -> list[Jar]:
 
     found: dict[tuple[str, str], Jar] = {}
     # One by one: in a common resolution the versions that one endpoint manages would replace those that Kafka asks for.
-    for endpoint in ENDPOINTS:
+    for endpoint in endpoints:
         for artifact in jgo.resolve(endpoint):
             path = Path(artifact.resolve())
             group, name, version = str(artifact.groupId), str(artifact.artifactId), str(artifact.version)
@@ -158,10 +166,11 @@ def resolve() -> list[Jar]:
     return list(found.values())
 
 
-def write_list() -> None:
-    """Write the pinned list into the package."""
-    target = Path(__file__).parents[1] / "data" / LIST_NAME
-    jars = resolve()
-    content = {"endpoints": ENDPOINTS, "jars": [asdict(jar) for jar in jars]}
+def write_list(
+    endpoints: Sequence[str] = ENDPOINTS, target: Path = Path(__file__).parents[1] / "data" / LIST_NAME
+) -> None:
+    """Write the list of all that ``endpoints`` need, by default the broker's into the package."""
+    jars = resolve(endpoints)
+    content = {"endpoints": endpoints, "jars": [asdict(jar) for jar in jars]}
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"{target}: {len(jars)} jars\n")

@@ -1,0 +1,1 @@
+"""Job (a) in Kafka Streams: ``FraudScoring.java``, and what compiles and starts it."""

@@ -1,0 +1,77 @@
+"""Builds and starts the Kafka Streams peer from Python alone: no JDK and no Maven, only a Java runtime and pinned jars.
+
+The runtime is the one that the embedded broker takes; it has no compiler, so the Eclipse compiler, itself a jar, makes
+the classes. They are kept under ``build/`` by the digest of everything that they depend on. Run
+``python -m tests.benchmarks.peers.kafka_streams.build`` to write the list of jars anew after a change of ``ENDPOINTS``.
+"""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pipeline.broker.jars import fetched, read_list, write_list
+from pipeline.broker.java import find_java
+
+ENDPOINTS: Final = (
+    "org.apache.kafka:kafka-streams:4.4.0",
+    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5",
+    "io.github.metarank:lightgbm4j:4.3.0-1",
+    "org.eclipse.jdt:ecj:3.46.0",
+)
+HERE: Final = Path(__file__).parent
+JARS: Final = HERE / "jars.json"
+SOURCE: Final = HERE / "FraudScoring.java"
+BUILD: Final = Path(__file__).parents[4] / "build" / "kafka_streams"
+LEVEL: Final = "17"
+"""Language and byte code: what the oldest runtime that ``find_java`` accepts can run."""
+
+
+class BuildError(RuntimeError):
+    """The Java source does not compile; the text is what the compiler said."""
+
+
+def command(arguments: Sequence[str]) -> list[str]:
+    """The command line that runs ``FraudScoring`` with ``arguments``; fetches and compiles what is missing.
+
+    The JVM has its own defaults (heap, collector, compilers): only what silences warnings is set. Raises
+    ``BrokerError`` where no Java or no jar can be had and ``BuildError`` where the source is wrong.
+    """
+    jars = fetched(read_list(JARS.read_text(encoding="utf-8")), BUILD / "jars")
+    classes = compiled(jars, BUILD)
+    return [
+        str(find_java()),
+        # LightGBM, RocksDB and the compressors load native libraries.
+        "--enable-native-access=ALL-UNNAMED",
+        "-Dlog4j2.level=WARN",
+        "-cp",
+        os.pathsep.join(map(str, [classes, *jars])),
+        SOURCE.stem,
+        *arguments,
+    ]
+
+
+def compiled(jars: Sequence[Path], build_dir: Path) -> Path:
+    """The directory of classes made of ``SOURCE`` with ``jars``; compiles when one of these has changed."""
+    digest = hashlib.sha256(LEVEL.encode() + SOURCE.read_bytes() + JARS.read_bytes()).hexdigest()[:16]
+    classes = build_dir / f"classes-{digest}"
+    if classes.is_dir():
+        return classes
+    build_dir.mkdir(parents=True, exist_ok=True)
+    (compiler,) = (jar for jar in jars if jar.name.startswith("ecj-"))
+    with tempfile.TemporaryDirectory(prefix="compiling-", dir=build_dir) as scratch:
+        partial = Path(scratch) / "classes"
+        options = [f"-{LEVEL}", "-cp", os.pathsep.join(map(str, jars)), "-d", str(partial), "-encoding", "UTF-8"]
+        compiling = [str(find_java()), "-jar", str(compiler), *options, "-warn:all-deprecation", str(SOURCE)]
+        ran = subprocess.run(compiling, capture_output=True, text=True, timeout=120, check=False)
+        if ran.returncode != 0:
+            raise BuildError(f"{SOURCE} does not compile (exit code {ran.returncode}):\n{ran.stdout}{ran.stderr}")
+        partial.rename(classes)
+    return classes
+
+
+if __name__ == "__main__":
+    write_list(ENDPOINTS, JARS)
