@@ -69,7 +69,7 @@ def read_output(bootstrap: str, topic: str, records: int) -> Output:
 
 
 def check(decisions: pd.DataFrame, reference: pd.DataFrame) -> None:
-    """Compare all decisions with the reference (both indexed by transaction); ``WrongAnswers`` names the first fault."""
+    """Compare all decisions with the reference, both indexed by transaction. ``WrongAnswers`` names the first fault."""
     if not decisions.index.is_unique:
         raise WrongAnswers(f"decided twice: {decisions.index[decisions.index.duplicated()][0]}")
     missing = reference.index.difference(decisions.index)

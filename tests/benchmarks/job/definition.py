@@ -1,7 +1,7 @@
 """What job (a) is: one hop, at-least-once, one decision for each transaction.
 
-The input topic holds JSON transactions (wire contract of ``transactions``) in 4 partitions, placed by murmur2 of the key
-``card_id``, and in order of event time within each partition, so that an engine need not handle late events.
+The input topic holds JSON transactions (wire contract of ``transactions``) in 4 partitions, placed by murmur2 of the
+key ``card_id``, and in order of event time within each partition, so that an engine need not handle late events.
 
 For a transaction with event time ``t`` (whole milliseconds since 1970-01-01T00:00:00Z) the window of W milliseconds
 holds the transactions of the same card that stand earlier in the log and whose event time ``u`` satisfies
@@ -10,8 +10,8 @@ mean of their amounts count; the mean of an empty window is 0. Amounts are summe
 ``mean = sum_cents / (100 * count)``, so that the order of additions cannot show.
 
 From these six values and the transaction itself come the 30 ``INPUTS`` of both models. They use only operations that
-IEEE 754 rounds exactly, so that every language gets the same bits. The decision holds ``DECISION_FIELDS``, as JSON, with
-the card as key; ``score`` is the mean of both models' probabilities.
+IEEE 754 rounds exactly, so that every language gets the same bits. The decision holds ``DECISION_FIELDS``, as JSON,
+with the card as key; ``score`` is the mean of both models' probabilities.
 
 This module needs only the standard library, NumPy, LightGBM and River: peers import it in their own environment.
 """

@@ -39,9 +39,9 @@ def inputs(frame: pd.DataFrame, profile: pd.DataFrame) -> pd.DataFrame:
     x["hour"] = hour
     x["hours_from_noon"] = (hour - 12).abs()
     x["hours_from_noon_squared"] = (hour - 12) ** 2
-    x["weekday"] = when.dt.weekday
+    x["weekday"] = when.dt.day_of_week
     x["night"] = when.dt.hour < 6
-    x["weekend"] = when.dt.weekday >= 5
+    x["weekend"] = when.dt.day_of_week >= 5
     for name in profile:
         x[name] = profile[name]
     for days in (1, 7, 30):

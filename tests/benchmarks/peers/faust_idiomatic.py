@@ -33,8 +33,11 @@ app = faust.App(
 )
 
 
-class Transaction(faust.Record, coerce=True):
-    """What the job needs of a transaction."""
+class Transaction(faust.Record, coerce=True, date_parser=datetime.fromisoformat):
+    """What the job needs of a transaction.
+
+    Faust's own parser takes the fraction of a second for microseconds, whatever the number of its digits.
+    """
 
     transaction_id: str
     event_time: datetime
