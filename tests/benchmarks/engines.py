@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tests.benchmarks.job.check import verified
+
 LARGE: Final = 400_000
-MIDDLE: Final = 120_000
+MIDDLE: Final = 200_000
 SMALL: Final = 20_000
 
 
@@ -41,6 +47,8 @@ class Engine:
     command: Callable[[Task], list[str]] | None
     missing: Callable[[str], str | None] = lambda _bench_python: None
     """Why it cannot run here, given the benchmark's interpreter; None when it can."""
+    verified: Callable[[str, str, pd.DataFrame], npt.NDArray[np.int64]] = verified
+    """Given bootstrap servers, output topic and reference: when each decision was appended, or ``WrongAnswers``."""
 
 
 def peer(module: str, *, own_environment: bool) -> Callable[[Task], list[str]]:
@@ -76,7 +84,7 @@ ENGINES: Final = (
     Engine(
         "bytewax",
         "at-least-once, state in SQLite each 10 s",
-        MIDDLE,
+        LARGE,
         peer("bytewax_flow", own_environment=True),
         needs("bytewax"),
     ),

@@ -10,7 +10,13 @@ import numpy.typing as npt
 
 WARM_UP: Final = 0.2
 """Share of an engine's decisions that are not measured: start-up, compilation, first fetches."""
+LONGEST_SILENCE: Final = 0.25
+"""Share of the measured time above which a pause in the output says that it comes in bursts too long to measure."""
 COLUMNS: Final = 80
+
+
+class Unmeasurable(ValueError):
+    """A run from whose output no rate can be told."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,16 @@ def measurement(appended_ms: npt.NDArray[np.int64], samples: Sequence[Sample]) -
 
     The rate is the number of decisions after the moment at which the warm-up's last one was appended, divided by the
     time from then to the last decision; so an engine that writes in bursts is not credited with one for nothing.
+    Raises ``Unmeasurable`` when the measured time holds too few bursts for that.
     """
     begin_ms, end_ms = appended_ms[int(WARM_UP * len(appended_ms))], appended_ms[-1]
     count, span_ms = int((appended_ms > begin_ms).sum()), int(end_ms - begin_ms)
-    if not count or not span_ms:
-        raise ValueError("all decisions were appended at one moment: give the engine more records")
+    silence_ms = int(np.diff(appended_ms[appended_ms >= begin_ms]).max(initial=0))
+    if not count or silence_ms > LONGEST_SILENCE * span_ms:
+        raise Unmeasurable(
+            f"decisions came in bursts: none for {silence_ms:,} ms of the {span_ms:,} ms after the warm-up; "
+            "give the engine more records"
+        )
     at_ms = [sample.at_ms for sample in samples]
     engine, broker = (
         np.interp([begin_ms, end_ms], at_ms, used)

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from tests.benchmarks.job.definition import PARTITIONS
 
@@ -45,22 +45,34 @@ class Output:
     appended_ms: npt.NDArray[np.int64]
 
 
+def verified(bootstrap: str, topic: str, reference: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """When the broker appended each decision of ``topic`` (ms, in order), all being right; else ``WrongAnswers``."""
+    output = read_output(bootstrap, topic, len(reference))
+    check(output.decisions, reference)
+    return output.appended_ms
+
+
 def read_output(bootstrap: str, topic: str, records: int) -> Output:
     """Read all of ``topic``; ``WrongAnswers`` when it holds another number of records than ``records``."""
     settings = {"bootstrap.servers": bootstrap, "group.id": f"check-{topic}", "enable.auto.commit": False}
     consumer = Consumer({**settings, "isolation.level": "read_committed", "enable.partition.eof": True})
     consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in range(PARTITIONS)])
-    decoder, rows, times, open_partitions = msgspec.json.Decoder(Decision), [], [], set(range(PARTITIONS))
-    while open_partitions:
-        message = consumer.consume(5_000, 1.0)
-        if not message:
-            raise WrongAnswers(f"{topic} could not be read to its end: is the broker running?")
-        for one in message:
-            if one.error() is not None:
-                open_partitions.discard(one.partition())
+    decoder, unread = msgspec.json.Decoder(Decision), set(range(PARTITIONS))
+    rows: list[Decision] = []
+    times: list[int] = []
+    while unread:
+        messages = consumer.consume(5_000, SILENCE_S)
+        if not messages:
+            raise WrongAnswers(f"{topic} could not be read to its end within {SILENCE_S:.0f} s")
+        for message in messages:
+            error = message.error()
+            if error is None:
+                rows.append(decoder.decode(message.value()))
+                times.append(message.timestamp()[1])
+            elif error.code() == KafkaError._PARTITION_EOF:
+                unread.discard(message.partition())
             else:
-                rows.append(decoder.decode(one.value()))
-                times.append(one.timestamp()[1])
+                raise KafkaException(error)
     consumer.close()
     if len(rows) != records:
         raise WrongAnswers(f"{topic} holds {len(rows)} decisions for {records} transactions")

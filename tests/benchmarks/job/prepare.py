@@ -97,7 +97,14 @@ def encoded(frame: pd.DataFrame) -> list[bytes]:
 def write_input(frame: pd.DataFrame, bootstrap: str, topic: str) -> None:
     """Write the transactions to ``topic``, record times being event times. ``RuntimeError`` when some were refused."""
     producer = Producer(
-        {"bootstrap.servers": bootstrap, "partitioner": "murmur2", "linger.ms": 50, "enable.idempotence": True}
+        {
+            "bootstrap.servers": bootstrap,
+            "partitioner": "murmur2",
+            "linger.ms": 50,
+            "enable.idempotence": True,
+            # A young broker is asked again for its transaction coordinator; what fails for good is raised below.
+            "log_level": 2,
+        }
     )
     refused: list[str] = []
 

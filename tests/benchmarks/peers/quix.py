@@ -63,12 +63,13 @@ def decision_of(value: dict[str, Any], tree: float, logistic: float) -> dict[str
     }
 
 
-def application(options: Arguments) -> Application:
-    """The application, with defaults where there is no reason against."""
+def application(options: Arguments, commit_every: int = 0) -> Application:
+    """The application, with defaults where nothing speaks against them; ``commit_every`` in messages."""
     return Application(
         broker_address=options.bootstrap_servers,
         consumer_group=options.group,
         auto_offset_reset="earliest",
+        commit_every=commit_every,
         state_dir=options.scratch,
         loglevel="WARNING",
     )

@@ -17,6 +17,8 @@ from tests.benchmarks.peers.arguments import Arguments, arguments
 from tests.benchmarks.peers.quix import application, decision_of, profiled, row_of
 
 CHUNK = 1_000
+COMMIT_EVERY = 10_000
+"""Messages between checkpoints: after 5 seconds, the default, decisions would be as late as that."""
 
 
 class Decisions(BatchingSink):
@@ -56,7 +58,7 @@ class Decisions(BatchingSink):
 
 def main(options: Arguments) -> None:
     """Profile, and sink."""
-    app = application(options)
+    app = application(options, COMMIT_EVERY)
     sdf = app.dataframe(app.topic(options.input, value_deserializer="json"))
     sdf = sdf.apply(profiled, stateful=True)
     sdf.sink(Decisions(options))
