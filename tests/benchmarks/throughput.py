@@ -38,6 +38,8 @@ QUIET_S: Final = 2.0
 """An engine is through when its output has enough records and has not grown for so long: transactions add markers."""
 STALLED_S: Final = 120.0
 STOP_S: Final = 30.0
+BUSY: Final = 0.25
+"""Load for each core above which the machine does other work too."""
 QUOTED_BYTES: Final = 2_000
 CLIENT: Final = {"log_level": 2}
 """Of the runner's own clients: what goes wrong is raised, and a broker that stops is no news."""
@@ -176,6 +178,8 @@ def bench_throughput(arguments: argparse.Namespace) -> dict[str, Any]:
     write_job(directory / "job")
     chosen = [engine for engine in ENGINES if not arguments.engines or engine.name in arguments.engines]
     before = machine()
+    if before["load_average_1min"] > BUSY * before["cores"]:
+        print(f"Others use this machine (load {before['load_average_1min']:.1f}): rates will be low.", file=sys.stderr)
     with embedded_broker(directory / "kafka") as broker:
         bench = Bench(broker.bootstrap_servers, broker.pid, directory, sys.executable, arguments.bench_python)
         runs, left_out = run(bench, chosen, arguments.repeats, arguments.scale)
@@ -258,6 +262,9 @@ def main() -> None:
     unknown = set(arguments.engines or ()) - {engine.name for engine in ENGINES}
     if unknown:
         parser.error(f"no such engine: {', '.join(sorted(unknown))}; there are {', '.join(e.name for e in ENGINES)}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # As Ctrl-C does: an engine lies in a process group of its own and must not outlive the run.
+        signal.signal(number, signal.default_int_handler)
     result = bench_throughput(arguments)
     record(arguments.output, "throughput", result)
     print(table(result["engines"], result["deliveries"], result["left_out"]))
