@@ -10,8 +10,10 @@ KILLS ?= 32
 SEED ?= 1
 ROWS ?=
 FUZZ ?= 100000
+REPEATS ?= 3
 
 BIN := $(VENV)/bin
+BENCH_VENV := build/bench-venv
 PYTHON_OF_VENV := $(BIN)/python
 INSTALLED := $(VENV)/.installed
 
@@ -21,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline broker worker test check lint types imports pytest evaluate chaos format lock clean
+.PHONY: help setup run-pipeline broker worker test check lint types imports pytest evaluate chaos bench format lock clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -30,7 +32,7 @@ help: ## List the targets
 	@echo
 	@echo "Variables: PYTHON (interpreter for the virtual environment), VENV (its directory, $(VENV)),"
 	@echo "           DAYS and ARGS (run-pipeline), DATA and ARGS (evaluate), ARGS (broker, worker, pytest),"
-	@echo "           SECONDS, KILLS, SEED, ROWS, DATA, FUZZ and ARGS (chaos)."
+	@echo "           SECONDS, KILLS, SEED, ROWS, DATA, FUZZ and ARGS (chaos), REPEATS and ARGS (bench)."
 
 # --- The virtual environment -------------------------------------------------------------------------------------
 
@@ -116,6 +118,17 @@ chaos: $(INSTALLED) ## Kill and starve a running pipeline, then prove that nothi
 	@"$(PYTHON_OF_VENV)" -m tests.chaos --seconds $(SECONDS) --kills $(KILLS) --seed $(SEED) \
 	  $(if $(ROWS),--rows $(ROWS)) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
+# Other engines have dependencies of their own, which must not become the project's.
+$(BENCH_VENV)/.installed: requirements-bench.lock | $(INSTALLED)
+	@echo "==> Installing the engines to compare with into $(BENCH_VENV) (only when they have changed)"
+	@"$(PYTHON_OF_VENV)" -m venv --clear "$(BENCH_VENV)"
+	@"$(BENCH_VENV)/bin/python" -m pip install --quiet --require-hashes --requirement requirements-bench.lock
+	@touch "$@"
+
+bench: $(INSTALLED) $(BENCH_VENV)/.installed ## Measure throughput beside other engines, on one broker (REPEATS)
+	@"$(PYTHON_OF_VENV)" -m tests.benchmarks.throughput --repeats $(REPEATS) \
+	  --bench-python "$(BENCH_VENV)/bin/python" $(ARGS)
+
 # --- Maintaining -------------------------------------------------------------------------------------------------
 
 format: $(INSTALLED) ## Reformat the code and fix what can be fixed
@@ -126,7 +139,7 @@ format: $(INSTALLED) ## Reformat the code and fix what can be fixed
 LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-annotate --no-header --quiet
 
-lock: $(INSTALLED) ## Write both lock files anew (UPGRADE=1 to take the newest versions)
+lock: $(INSTALLED) ## Write the lock files anew (UPGRADE=1 to take the newest versions)
 	@"$(PYTHON_OF_VENV)" -m pip install --quiet 'uv>=0.9'
 	@mkdir -p build
 	@"$(PYTHON_OF_VENV)" -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" > build/build-requires.in
@@ -134,6 +147,10 @@ lock: $(INSTALLED) ## Write both lock files anew (UPGRADE=1 to take the newest v
 	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in --group dev --constraint requirements.lock \
 	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements-dev.lock
+	@sed -n 's/^\(faust-streaming\|lightgbm\|msgspec\|numpy\|pandas\|river\)==[^\\]*/&/p' requirements.lock \
+	  | tr -d '\\' > build/bench-constraints.txt
+	@"$(BIN)/uv" pip compile --group bench --constraint build/bench-constraints.txt \
+	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements-bench.lock
 
 clean: ## Remove the virtual environment and all caches (keeps .fraud-pipeline: models and topics)
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,6 +10,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("requirements.lock", "requirements-dev.lock")
+BENCH_LOCK = "requirements-bench.lock"
+SHARED = ("faust-streaming", "lightgbm", "msgspec", "numpy", "pandas", "river")
+"""What the benchmarked engines must have in the project's version: scores and times would differ otherwise."""
 
 
 def entries(lock: str) -> dict[str, set[str]]:
@@ -25,7 +28,7 @@ def entries(lock: str) -> dict[str, set[str]]:
     return pinned
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, BENCH_LOCK])
 def test_a_lock_names_no_address(lock: str) -> None:
     assert re.findall(r"https?:|--(?:extra-)?index-url|--find-links|--trusted-host", (ROOT / lock).read_text()) == []
 
@@ -35,10 +38,16 @@ def test_the_locks_agree() -> None:
     assert {name: versions for name, versions in runtime.items() if development.get(name) != versions} == {}
 
 
+def test_the_benchmarks_lock_agrees_on_the_models_libraries() -> None:
+    runtime, bench = entries(LOCKS[0]), entries(BENCH_LOCK)
+    assert {name: bench.get(name) for name in SHARED} == {name: runtime[name] for name in SHARED}
+
+
 def test_the_locks_pin_what_the_project_asks_for() -> None:
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     runtime = [*metadata["project"]["dependencies"], *metadata["build-system"]["requires"]]
     wanted = {LOCKS[0]: runtime, LOCKS[1]: [*runtime, *metadata["dependency-groups"]["dev"]]}
+    wanted[BENCH_LOCK] = metadata["dependency-groups"]["bench"]
     for lock, requirements in wanted.items():
         pinned = entries(lock)
         for requirement in map(Requirement, requirements):
