@@ -186,17 +186,16 @@ def in_recorded_order(
     """
     if any(reader.position < ends.get(reader.topic, 0) for reader in readers):
         for marker in markers:
-            before: list[Record] = []
             batch: list[Record] = []
             for reader in readers:
-                name = name_of(reader.topic)
-                end = min(marker.ends.get(name, 0), ends.get(reader.topic, 0))
-                start = marker.starts.get(name, 0)
+                # What stands before is all of a history without markers, perhaps: a part at a time.
+                start = min(marker.starts.get(name_of(reader.topic), 0), ends.get(reader.topic, 0))
+                while records := reader.read_to(start):
+                    yield Judged(records, None)
+            for reader in readers:
+                end = min(marker.ends.get(name_of(reader.topic), 0), ends.get(reader.topic, 0))
                 while records := reader.read_to(end):
-                    before += [record for record in records if record.offset < start]
-                    batch += [record for record in records if record.offset >= start]
-            if before:
-                yield Judged(before, None)
+                    batch += records
             if batch:
                 yield Judged(batch, marker.rules)
             if all(reader.position >= ends.get(reader.topic, 0) for reader in readers):
