@@ -59,7 +59,8 @@ def check_start(bootstrap: str, settings: Settings, roles: Sequence[Role]) -> li
     problems: list[str] = []
     warnings: list[str] = []
     for check in (check_partitions, check_retention, check_timestamps, check_replication, check_offsets):
-        found = check(cluster, roles)
+        # Workers are started together with brokers, or while one of these restarts.
+        found = patiently(partial(check, cluster, roles))
         problems += found.problems
         warnings += found.warnings
     if problems:
@@ -328,5 +329,11 @@ def _decided_again(
     return [
         f"{what} hold what it made of them: it would do everything again. Set its offsets to where it stood "
         "(kafka-consumer-groups --reset-offsets; docs/operating.md says how to find them), or use another "
-        "FRAUD_PIPELINE_TOPIC_PREFIX"
+        "FRAUD_PIPELINE_TOPIC_PREFIX" + (_FIRST_BATCH if cluster.settings.delivery == "at_least_once" else "")
     ]
+
+
+_FIRST_BATCH: Final = (
+    ". Under at_least_once a worker that died within the group's very first batch leaves this too: if so, starting all the "
+    "same only repeats that batch"
+)
