@@ -334,6 +334,6 @@ def _decided_again(
 
 
 _FIRST_BATCH: Final = (
-    ". Under at_least_once a worker that died within the group's very first batch leaves this too: if so, starting all the "
-    "same only repeats that batch"
+    ". Under at_least_once a worker that died within the group's very first batch leaves this too: if so, starting all "
+    "the same only repeats that batch"
 )
