@@ -7,7 +7,7 @@ import xxhash
 
 from pipeline.features.catalogue import US_PER_DAY
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.reasons import explain
-from pipeline.engine.journal import JournaledDict
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.models import ActiveModels
+from pipeline.engine.repeats import ReadInput, ReadInputs
 from pipeline.engine.results import Result, UnreadableRecord
 from pipeline.engine.state import LoadedState, StateDump
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
@@ -69,7 +69,7 @@ class KernelMismatch(RuntimeError):
 class _Values(msgspec.Struct):
     layout: int
     windows: bytes
-    seen: list[tuple[str, int, int]]
+    inputs: list[ReadInput]
 
 
 class ScorePartition:
@@ -82,30 +82,28 @@ class ScorePartition:
         """
         self._base_currency = base_currency
         self._windows = MerchantWindows(storage)
-        self._seen: JournaledDict[tuple[str, int], int] = JournaledDict()
-        """The last offset of each partition that a card agent has read, by topic and number."""
+        self._inputs = ReadInputs()
         if loaded is not None:
             values = decode_values(loaded.values, _Values)
             if values.layout != LAYOUT:
                 raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
             self._windows.load(values.windows, loaded.columns)
-            self._seen.update({(topic, partition): offset for topic, partition, offset in values.seen})
+            self._inputs = ReadInputs(values.inputs)
 
     def settle(self) -> None:
         """The batch is committed."""
         self._windows.settle()
-        self._seen.settle()
+        self._inputs.settle()
 
     def undo(self) -> None:
         """The batch is not committed: take it back."""
         self._windows.undo()
-        self._seen.undo()
+        self._inputs.undo()
 
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the settled state."""
         windows, columns = self._windows.dump(full=full)
-        seen = [(topic, partition, offset) for (topic, partition), offset in sorted(self._seen.items())]
-        return StateDump(msgspec.msgpack.encode(_Values(LAYOUT, windows, seen)), columns)
+        return StateDump(msgspec.msgpack.encode(_Values(LAYOUT, windows, self._inputs.dump())), columns)
 
     def close(self) -> None:
         """Let go of the state."""
@@ -145,15 +143,9 @@ class ScorePartition:
                 message = _decode(record.value or b"")
             except msgspec.MsgspecError as error:
                 raise UnreadableRecord(record, error) from error
-            if isinstance(message, ProfiledTransaction):
-                # A card agent writes what it read in order, so that an offset
-                # at or below the last one is a repeat (possible at least-once only).
-                read_at = message.read or message.source
-                log = (read_at.topic, read_at.partition)
-                if read_at.offset <= self._seen.get(log, -1):
-                    result.counts["duplicate", ""] += 1
-                    continue
-                self._seen.put(log, read_at.offset)
+            if isinstance(message, ProfiledTransaction) and self._inputs.is_repeat(message):
+                result.counts["duplicate", ""] += 1
+                continue
             read.append((record, message))
         return read
 
@@ -188,6 +180,14 @@ class ScorePartition:
         now: datetime,
         result: Result,
     ) -> None:
+        # First, since another kernel may have another number of features too.
+        for record, message in read:
+            if message.kernel != KERNEL_VERSION:
+                raise KernelMismatch(
+                    f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
+                    f"{message.kernel}, this worker has {KERNEL_VERSION}: run card and score agents of one version, "
+                    "and let the score agent finish the log before an upgrade"
+                )
         n = len(read)
         features = np.empty((n, len(FEATURES)))
         packed = b"".join([message.card_features for _, message in read])
@@ -211,13 +211,6 @@ class ScorePartition:
             verdicts.selection_probability.tolist(),
             strict=True,
         )
-        for record, message in read:
-            if message.kernel != KERNEL_VERSION:
-                raise KernelMismatch(
-                    f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
-                    f"{message.kernel}, this worker has {KERNEL_VERSION}: run card and score agents of one version, "
-                    "and let the score agent finish the log before an upgrade"
-                )
         versions = {rates: models.versions(rates) for rates in {message.rates_version for _, message in read}}
         threshold, base_currency = models.policy.threshold, self._base_currency
         outputs, latencies_s = result.outputs, result.latencies_s
