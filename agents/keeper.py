@@ -49,7 +49,11 @@ class Keeper:
         self._repository, self._agent, self._identity = repository, agent, identity
         self._settings, self._metrics = settings, metrics
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"snapshots-{agent}")
-        self._writing: dict[int, Future[float]] = {}
+        self._writing: dict[int, Future[float | None]] = {}
+        self._left: list[Future[float | None]] = []
+        """Being written, of partitions that are held no more."""
+        self._incomplete: set[int] = set()
+        """What changed in these was dumped, and not saved."""
         self._due_s: dict[int, float] = {}
         self._saved: dict[int, dict[str, int]] = {}
         self._writers: dict[int, SnapshotWriter] = {}
@@ -72,7 +76,10 @@ class Keeper:
 
     def forget(self, partition: int) -> None:
         """The partition is held no more; a snapshot that is being written is still completed."""
-        for known in (self._due_s, self._saved, self._writing, self._writers):
+        if (writing := self._writing.pop(partition, None)) is not None:
+            self._left.append(writing)
+        self._incomplete.discard(partition)
+        for known in (self._due_s, self._saved, self._writers):
             known.pop(partition, None)
 
     def save(self, held: Mapping[int, PartitionState], session: Session, *, at_end: bool = False) -> None:
@@ -115,7 +122,13 @@ class Keeper:
             log.warning("%s: partition %d: no snapshot now: %s", self._agent, number, error)
             return
         started_s = time.monotonic()
-        dump = held[number].dump(full=self._writers[number].needs_full)
+        try:
+            dump = held[number].dump(full=self._writers[number].needs_full or number in self._incomplete)
+        except SnapshotError as error:
+            self._incomplete.add(number)
+            self._failed(number, error)
+            return
+        self._incomplete.discard(number)
         self._metrics.stage_seconds(self._agent, "snapshot", time.monotonic() - started_s)
         self._writing[number] = self._thread.submit(
             self._write, number, self._writers[number], positions, progress, dump
@@ -124,11 +137,14 @@ class Keeper:
 
     def _write(
         self, number: int, writer: SnapshotWriter, positions: dict[str, int], progress: int, dump: StateDump
-    ) -> float:
-        """On the writer's thread; returns the seconds that it took."""
+    ) -> float | None:
+        """On the writer's thread; returns the seconds that it took, None where it could not be done."""
         started_s, taken_at_s = time.monotonic(), datetime.now(UTC).timestamp()
         try:
             written = writer.write(positions, progress, dump)
+        except SnapshotError as error:
+            self._failed(number, error)
+            return None
         finally:
             if dump.store is not None:
                 RocksStore.release(dump.store)
@@ -139,20 +155,24 @@ class Keeper:
         return seconds
 
     def _collect(self) -> None:
-        """Look at what the writer has done."""
+        """Look at what the writer has done; raises what nobody expected of it."""
+        for future in [future for future in self._left if future.done()]:
+            self._left.remove(future)
+            future.result()
         for number, future in list(self._writing.items()):
             if not future.done():
                 continue
             del self._writing[number]
-            try:
-                seconds = future.result()
-            except SnapshotError as error:
-                # Told and counted: a snapshot only shortens a fold, and the next one is tried in its time.
-                log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
-                self._metrics.snapshot_failed(self._agent)
+            seconds = future.result()
+            if seconds is None:
                 self._saved.pop(number, None)
                 continue
             self._due_s[number] = time.monotonic() + max(self._settings.snapshot_interval_s, DUTY * seconds)
+
+    def _failed(self, number: int, error: SnapshotError) -> None:
+        """Told and counted, from either thread: a snapshot only shortens a fold, and the next is tried in its time."""
+        log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
+        self._metrics.snapshot_failed(self._agent)
 
     def _key(self, partition: int) -> SnapshotKey:
         identity = self._identity
