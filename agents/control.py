@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,7 @@ from schemas.topics import MODELS
 _decode = msgspec.json.Decoder(SetAside).decode
 _encode = msgspec.json.Encoder().encode
 _TEXT_LIMIT = 1_000
+_DAY: Final = timedelta(days=1)
 
 
 class SetAsides:
@@ -24,11 +26,12 @@ class SetAsides:
 
     def __init__(self, bootstrap: str, settings: Settings, agent: str) -> None:
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
-        self._places: set[tuple[str, int, int]] = set()
+        self._places: dict[tuple[str, int, int], datetime] = {}
+        """By topic (full name), partition and offset: when it was set aside."""
         self._next = 0
 
     def refresh(self, waiting: Callable[[], None]) -> None:
-        """Take in all that was set aside before this call, by whomever: to be called before a fold."""
+        """Take in all that was set aside before this call, by whomever: before a fold, or before they are counted."""
         topic = self._settings.topic(MODELS.name)
         end = settled_end(self._bootstrap, self._settings, topic, 0, waiting)
         with closing(RangeReader(self._bootstrap, self._settings, topic, 0, self._next, waiting)) as reader:
@@ -42,7 +45,11 @@ class SetAsides:
             return
         item = _decode(record.value)
         if item.agent == self._agent:
-            self._places.add((self._settings.topic(item.topic), item.partition, item.offset))
+            self._places[self._settings.topic(item.topic), item.partition, item.offset] = item.set_aside_at
+
+    def within_a_day(self, now: datetime) -> int:
+        """How many were set aside in the 24 hours before ``now``, by whichever worker, as of the last refresh."""
+        return sum(now - at < _DAY for at in self._places.values())
 
     def without(self, records: Sequence[Record]) -> Sequence[Record]:
         """``records`` but for those that are set aside."""
@@ -73,5 +80,5 @@ class SetAsides:
         result.outputs.append(Output(MODELS, key, _encode(item)))
         result.dead_letter(record, self._agent, "set_aside", f"{item.error}: {item.message}")
         result.counts["set_aside", topic] += 1
-        self._places.add((record.topic, record.partition, record.offset))
+        self._places[record.topic, record.partition, record.offset] = now
         return result

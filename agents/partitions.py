@@ -113,11 +113,12 @@ class KernelPartitions(ABC, Generic[P]):
         return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
     def fold(self, partition: int, records: Sequence[Record]) -> None:
-        """One batch, without those that are set aside."""
+        """One batch, without those that are set aside; a batch of nothing else never was one."""
         self._environment.health.working(self._environment.agent)
-        state = self._held[partition]
-        self.fold_into(state, self._environment.set_asides.without(records))
-        state.settle()
+        if left := self._environment.set_asides.without(records):
+            state = self._held[partition]
+            self.fold_into(state, left)
+            state.settle()
 
     def restored(self, partition: int, records: int) -> None:
         """Tell how the restore went."""

@@ -13,6 +13,7 @@ from agents.control import SetAsides
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.engine.score import KernelMismatch
+from pipeline.engine.state import StoreError
 from pipeline.health import Health
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.handler import PartitionHandler
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 0.1
 LAG_INTERVAL_S = 1.0
 RETRY_PAUSE_S: Final = 0.5
-NOT_THE_RECORD: Final = (KernelMismatch, ModelError, OSError, MemoryError, SessionError)
+NOT_THE_RECORD: Final = (KernelMismatch, ModelError, StoreError, OSError, MemoryError, SessionError)
 """Errors that no record is to blame for: setting records aside would lose all of them, one by one."""
 
 
@@ -88,7 +89,6 @@ class AgentSource(BatchSource):
         self._lag_told_s = 0.0
         self._lags: set[tuple[str, int]] = set()
         self._failures: Counter[tuple[str, int, int]] = Counter()
-        self._set_aside_count = 0
 
     def poll(self) -> Batch | None:
         """The next batch; joins the group once the agent is ready to work."""
@@ -186,15 +186,17 @@ class AgentSource(BatchSource):
             self._session.rewind(batch)
             time.sleep(RETRY_PAUSE_S)  # on the agent's own thread, which has nothing else to do
             raise Aborted(f"{record.topic} partition {record.partition} offset {record.offset} fails: {error}")
-        if self._set_aside_count >= self._settings.set_aside_limit:
+        self._set_asides.refresh(lambda: self._health.working(self._agent))
+        now = datetime.now(UTC)
+        set_aside = self._set_asides.within_a_day(now)
+        if set_aside >= self._settings.set_aside_limit:
             raise TooManyFailures(
-                f"agent {self._agent}: {self._set_aside_count} records were set aside since the start, and "
+                f"agent {self._agent}: {set_aside} records were set aside within a day, by this worker or others, and "
                 f"{record.topic} partition {record.partition} offset {record.offset} fails too: the fault is hardly "
                 "theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
             ) from error
-        self._set_aside_count += 1
         log.error("%s: %s partition %d offset %d is set aside", self._agent, *place)
-        self._commit(batch, self._set_asides.add(record, error, datetime.now(UTC)))
+        self._commit(batch, self._set_asides.add(record, error, now))
         del self._failures[place]
 
     def _count(self, batch: Batch, result: Result) -> None:

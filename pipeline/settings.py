@@ -135,7 +135,10 @@ class Settings(BaseSettings):
         description="A record that makes its agent fail this many times is set aside, and passed over from then on.",
     )
     set_aside_limit: int = Field(
-        default=20, ge=0, description="Most records that one agent sets aside before its worker ends instead."
+        default=20,
+        ge=0,
+        description="Most records that one agent sets aside within a day, all its workers together, before a worker "
+        "ends instead.",
     )
     shutdown_timeout_s: float = Field(
         default=8.0, gt=0, description="A worker that is told to stop ends after at most this long."
