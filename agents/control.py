@@ -18,8 +18,7 @@ from schemas.topics import MODELS
 _decode = msgspec.json.Decoder(SetAside).decode
 _encode = msgspec.json.Encoder().encode
 _TEXT_LIMIT: Final = 1_000
-RECENT: Final = timedelta(days=1)
-"""What was set aside within it, by whichever worker, counts towards the limit: a restart does not lift it."""
+_DAY: Final = timedelta(days=1)
 
 
 class SetAsides:
@@ -28,10 +27,11 @@ class SetAsides:
     def __init__(self, bootstrap: str, settings: Settings, agent: str) -> None:
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
         self._places: dict[tuple[str, int, int], datetime] = {}
+        """By topic (full name), partition and offset: when it was set aside."""
         self._next = 0
 
     def refresh(self, waiting: Callable[[], None]) -> None:
-        """Take in all that was set aside before this call, by whomever: to be called before a fold."""
+        """Take in all that was set aside before this call, by whomever: before a fold, or before they are counted."""
         topic = self._settings.topic(MODELS.name)
         end = settled_end(self._bootstrap, self._settings, topic, 0, waiting)
         with closing(RangeReader(self._bootstrap, self._settings, topic, 0, self._next, waiting)) as reader:
@@ -47,15 +47,15 @@ class SetAsides:
         if item.agent == self._agent:
             self._places[self._settings.topic(item.topic), item.partition, item.offset] = item.set_aside_at
 
+    def within_a_day(self, now: datetime) -> int:
+        """How many were set aside in the 24 hours before ``now``, by whichever worker, as of the last refresh."""
+        return sum(now - at < _DAY for at in self._places.values())
+
     def without(self, records: Sequence[Record]) -> Sequence[Record]:
         """``records`` but for those that are set aside."""
         if not self._places:
             return records
         return [r for r in records if (r.topic, r.partition, r.offset) not in self._places]
-
-    def recent(self, now: datetime) -> int:
-        """How many records of this agent were set aside within `RECENT` before ``now``, as far as is known here."""
-        return sum(at > now - RECENT for at in self._places.values())
 
     def committed(self, record: Record, now: datetime) -> None:
         """The setting aside of ``record`` is committed."""

@@ -13,7 +13,7 @@ from pipeline.engine.state import PartitionState, StateDump
 from pipeline.kafka.session import Session
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
-from pipeline.state.errors import SnapshotError, StoreError
+from pipeline.state.errors import SnapshotError
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Snapshot, SnapshotRepository
 from pipeline.state.store import RocksStore
@@ -49,9 +49,11 @@ class Keeper:
         self._repository, self._agent, self._identity = repository, agent, identity
         self._settings, self._metrics = settings, metrics
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"snapshots-{agent}")
-        self._writing: dict[int, Future[float]] = {}
-        self._left: list[tuple[int, Future[float]]] = []
-        """Of partitions that are held no more."""
+        self._writing: dict[int, Future[float | None]] = {}
+        self._left: list[Future[float | None]] = []
+        """Being written, of partitions that are held no more."""
+        self._incomplete: set[int] = set()
+        """What changed in these was dumped, and not saved."""
         self._due_s: dict[int, float] = {}
         self._saved: dict[int, dict[str, int]] = {}
         self._writers: dict[int, SnapshotWriter] = {}
@@ -82,7 +84,8 @@ class Keeper:
     def forget(self, partition: int) -> None:
         """The partition is held no more; a snapshot that is being written is still completed."""
         if (writing := self._writing.pop(partition, None)) is not None:
-            self._left.append((partition, writing))
+            self._left.append(writing)
+        self._incomplete.discard(partition)
         for known in (self._due_s, self._saved, self._writers):
             known.pop(partition, None)
 
@@ -122,11 +125,12 @@ class Keeper:
             return
         started_s = time.monotonic()
         try:
-            dump = held[number].dump(full=self._writers[number].needs_full)
-        except StoreError as error:
-            # A disk that is full, for one. Where the store itself is broken, its next use says so.
+            dump = held[number].dump(full=self._writers[number].needs_full or number in self._incomplete)
+        except SnapshotError as error:
+            self._incomplete.add(number)
             self._failed(number, error)
             return
+        self._incomplete.discard(number)
         self._metrics.stage_seconds(self._agent, "snapshot", time.monotonic() - started_s)
         self._writing[number] = self._thread.submit(
             self._write, number, self._writers[number], positions, session.progress[number], dump
@@ -135,11 +139,14 @@ class Keeper:
 
     def _write(
         self, number: int, writer: SnapshotWriter, positions: dict[str, int], progress: int, dump: StateDump
-    ) -> float:
-        """On the writer's thread; returns the seconds that it took."""
+    ) -> float | None:
+        """On the writer's thread; returns the seconds that it took, None where it could not be done."""
         started_s, taken_at_s = time.monotonic(), datetime.now(UTC).timestamp()
         try:
             written = writer.write(positions, progress, dump)
+        except SnapshotError as error:
+            self._failed(number, error)
+            return None
         finally:
             if dump.store is not None:
                 RocksStore.release(dump.store)
@@ -150,25 +157,22 @@ class Keeper:
         return seconds
 
     def _collect(self) -> None:
-        """Look at what the writer has done."""
+        """Look at what the writer has done; raises what nobody expected of it."""
+        for future in [future for future in self._left if future.done()]:
+            self._left.remove(future)
+            future.result()
         for number, future in list(self._writing.items()):
             if not future.done():
                 continue
             del self._writing[number]
-            try:
-                seconds = future.result()
-            except SnapshotError as error:
-                self._failed(number, error)
+            seconds = future.result()
+            if seconds is None:
                 self._saved.pop(number, None)
                 continue
             self._due_s[number] = time.monotonic() + max(self._settings.snapshot_interval_s, DUTY * seconds)
-        for number, future in self._left:
-            if future.done() and not future.cancelled() and isinstance(failure := future.exception(), SnapshotError):
-                self._failed(number, failure)
-        self._left = [(number, future) for number, future in self._left if not future.done()]
 
-    def _failed(self, number: int, error: Exception) -> None:
-        """Told and counted: a snapshot only shortens a fold, and the next one is tried in its time."""
+    def _failed(self, number: int, error: SnapshotError) -> None:
+        """Told and counted, from either thread: a snapshot only shortens a fold, and the next is tried in its time."""
         log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
         self._metrics.snapshot_failed(self._agent)
 

@@ -119,12 +119,11 @@ class KernelPartitions(ABC, Generic[P]):
         return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
     def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
-        """One batch, without those that are set aside."""
+        """One batch, without those that are set aside; a batch of nothing else never was one."""
         self._environment.health.working(self._environment.agent)
-        # A batch of one record that is set aside did nothing live either.
-        if kept := self._environment.set_asides.without(records):
+        if left := self._environment.set_asides.without(records):
             state = self._held[partition]
-            self.fold_into(state, kept, rules)
+            self.fold_into(state, left, rules)
             state.settle()
 
     def restored(self, partition: int, records: int) -> None:

@@ -13,7 +13,7 @@ from agents.control import SetAsides
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.engine.score import KernelMismatch
-from pipeline.engine.state import StateLost
+from pipeline.engine.state import StoreError
 from pipeline.health import Health
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.handler import PartitionHandler
@@ -22,7 +22,6 @@ from pipeline.kafka.transactions import Aborted, SessionError
 from pipeline.metrics import WorkerMetrics
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from pipeline.state.errors import StoreError
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 0.1
 LAG_INTERVAL_S = 1.0
 RETRY_PAUSE_S: Final = 0.5
-NOT_THE_RECORD: Final = (KernelMismatch, ModelError, StoreError, StateLost, OSError, MemoryError, SessionError)
+NOT_THE_RECORD: Final = (KernelMismatch, ModelError, StoreError, OSError, MemoryError, SessionError)
 """Errors that no record is to blame for: setting records aside would lose all of them, one by one."""
 
 
@@ -189,10 +188,12 @@ class AgentSource(BatchSource):
             self._session.rewind(batch)
             time.sleep(RETRY_PAUSE_S)  # on the agent's own thread, which has nothing else to do
             raise Aborted(f"{record.topic} partition {record.partition} offset {record.offset} fails: {error}")
+        self._set_asides.refresh(lambda: self._health.working(self._agent))
         now = datetime.now(UTC)
-        if (recent := self._set_asides.recent(now)) >= self._settings.set_aside_limit:
+        set_aside = self._set_asides.within_a_day(now)
+        if set_aside >= self._settings.set_aside_limit:
             raise TooManyFailures(
-                f"agent {self._agent}: {recent} records were set aside within a day, and "
+                f"agent {self._agent}: {set_aside} records were set aside within a day, by this worker or others, and "
                 f"{record.topic} partition {record.partition} offset {record.offset} fails too: the fault is hardly "
                 "theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
             ) from error

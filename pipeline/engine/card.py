@@ -320,7 +320,14 @@ class CardPartition:
                 self._apply(known, digest, placed, result)
             else:
                 self._waiting.add(digest, known.known_at_us, _pack_record(known.record))
-                result.counts["label", "early"] += 1
+                late = placed is not None and self._remembers(placed) and self._is_late(placed, known.known_at_us)
+                result.counts["label", "too_late" if late else "early"] += 1
+
+    def _remembers(self, placed: Placed) -> bool:
+        return day_of(placed.newest_us) >= self._forgotten_day()
+
+    def _is_late(self, placed: Placed, known_at_us: int) -> bool:
+        return known_at_us - placed.event_time_us > self._rules.label_horizon_us
 
     def _finds(self, placed: Placed, known_at_us: int) -> bool:
         """Whether a label finds its transaction: a rule on times, whichever of the two is read first.
@@ -329,7 +336,7 @@ class CardPartition:
         forgotten, finds none either where a fold meets them the other way round.
         """
         return (
-            day_of(placed.newest_us) >= self._forgotten_day()
+            self._remembers(placed)
             and placed.newest_us - EARLY_LABEL_PATIENCE_US
             <= known_at_us
             <= placed.event_time_us + self._rules.label_horizon_us + EARLY_LABEL_PATIENCE_US
@@ -337,7 +344,7 @@ class CardPartition:
 
     def _apply(self, item: _Known, digest: bytes, placed: Placed, result: Result) -> None:
         label = item.label
-        if item.known_at_us - placed.event_time_us > self._rules.label_horizon_us:
+        if self._is_late(placed, item.known_at_us):
             result.counts["label", "too_late"] += 1
             return
         before = NOTHING if placed.label is None else placed.label.known
@@ -368,8 +375,9 @@ class CardPartition:
                 item.record,
                 "card",
                 "label_without_transaction",
-                f"no transaction {item.label.transaction_id!r} of card {item.label.card_id!r} is known; "
-                "check both identifiers and send the label again",
+                f"no transaction {item.label.transaction_id!r} of card {item.label.card_id!r} is known that the label "
+                "can be joined to: check both identifiers and send it again, unless the transaction happened more than "
+                f"{self._options.label_horizon_us / US_PER_DAY:g} days before, which is too long",
             )
 
     def _forgotten_day(self) -> int:

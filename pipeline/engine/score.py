@@ -180,8 +180,8 @@ class ScorePartition:
         now: datetime,
         result: Result,
     ) -> None:
+        # First, since another kernel may have another number of features too.
         for record, message in read:
-            # Before anything is made of its features, whose number may be another.
             if message.kernel != KERNEL_VERSION:
                 raise KernelMismatch(
                     f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "

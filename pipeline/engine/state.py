@@ -27,8 +27,18 @@ class LoadedState(NamedTuple):
     columns: Mapping[str, SavedColumn]
 
 
+class StoreError(RuntimeError):
+    """The store cannot be read or written, or has lost something; its partition must be assigned again.
+
+    No record is to blame: a start builds the store anew, from a snapshot and the log.
+    """
+
+
 class Store(Protocol):
-    """Keys and values that may outgrow memory, ordered by key. Writes show at once; `undo` takes them back."""
+    """Keys and values that may outgrow memory, ordered by key. Writes show at once; `undo` takes them back.
+
+    Raises StoreError where it fails.
+    """
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None."""
@@ -55,14 +65,13 @@ class Store(Protocol):
         """Take back what was written since the last time."""
 
     def freeze(self) -> str | None:
-        """A directory with the store's settled files as they are now, or None where there are none to keep."""
+        """A directory with the store's settled files as they are now, or None where there are none to keep.
+
+        An error other than StoreError leaves the store as it was.
+        """
 
     def close(self) -> None:
         """Close and remove what is held."""
-
-
-class StateLost(RuntimeError):
-    """What the state must hold is not there: it is damaged, and must be folded from the log again."""
 
 
 class PartitionState(Protocol):

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from pipeline.engine.layout import time_key
-from pipeline.engine.state import StateLost, Store
+from pipeline.engine.state import Store, StoreError
 
 _NEVER: Final = 2**63 - 1
 _QUEUE: Final = b"w"
@@ -125,7 +125,10 @@ class WaitingRoom:
         taken = []
         for (at_us, digest, number), value in zip(places, found, strict=True):
             if value is None:
-                raise StateLost("the store has lost a waiting label: start the worker again, which rebuilds the state")
+                raise StoreError(
+                    "the store has lost a waiting label: look for errors on its disk; the worker rebuilds it from the "
+                    "log when it is started again"
+                )
             taken.append(Waiting(digest, number, at_us, value[8:]))
             self.remove(taken[-1])
         return taken

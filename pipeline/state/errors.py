@@ -1,8 +1,8 @@
 """Errors of stores and snapshots; the texts say what the operator should do."""
 
+from pipeline.engine.state import StoreError
 
-class StoreError(RuntimeError):
-    """The store on disk cannot be read or written; its partition must be assigned again, which rebuilds it."""
+__all__ = ["SnapshotError", "StoreError"]
 
 
 class SnapshotError(RuntimeError):

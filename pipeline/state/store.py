@@ -20,7 +20,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from pipeline.state.errors import StoreError
+from pipeline.state.errors import SnapshotError, StoreError
 
 MINIMUM_BYTES: Final = 8 << 20
 """Less than this leaves RocksDB flushing all the time."""
@@ -29,6 +29,7 @@ _BLOOM_BITS: Final = 10
 _BLOCK_BYTES: Final = 8 << 10
 _LARGEST_WRITE_BUFFER_BYTES: Final = 64 << 20
 _OPEN_FILES: Final = 256
+_MANIFEST_BYTES: Final = 1 << 20
 
 
 class StoreMemory:
@@ -77,7 +78,7 @@ class StoreMemory:
         options.set_keep_log_file_num(1)
         options.set_stats_dump_period_sec(0)
         # A snapshot saves it whole each time.
-        options.set_max_manifest_file_size(1 << 20)
+        options.set_max_manifest_file_size(_MANIFEST_BYTES)
         return options
 
 
@@ -196,12 +197,30 @@ class RocksStore:
         self._ranges.clear()
 
     def freeze(self) -> str:
-        """A directory beside the store's with its settled files, as hard links; it stays until it is released."""
+        """A directory beside the store's with its settled files, as hard links; it stays until it is released.
+
+        Raises SnapshotError where only this cannot be done and the store goes on, StoreError where it is broken.
+        """
         target = self._directory.with_name(f"{self._directory.name}.frozen-{self._freezes}")
         self._freezes += 1
+        unwritten_bytes = self._property("rocksdb.cur-size-all-mem-tables")
+        free_bytes = shutil.disk_usage(self._directory).free
+        # RocksDB takes no more writes once a flush has failed: it must not be tried where there is no room for it.
+        if free_bytes < unwritten_bytes + 2 * _MANIFEST_BYTES:
+            raise SnapshotError(
+                f"{free_bytes} bytes are free beside {self._directory}, too few for the {unwritten_bytes} bytes that "
+                "are not in a file yet: free space there; the next snapshot is a full one"
+            )
         with _told(self._directory):
             self._database.flush()
+        try:
             Checkpoint(self._database).create_checkpoint(str(target))
+        except Exception as error:  # RocksDB's errors have no class of their own
+            self.release(str(target))
+            raise SnapshotError(
+                f"the files of {self._directory} could not be linked to {target} ({error}): see to the room and the "
+                "rights there; the next snapshot is a full one"
+            ) from error
         return str(target)
 
     @staticmethod
@@ -219,17 +238,21 @@ class RocksStore:
 
     def entries(self) -> int:
         """Keys in the store, as RocksDB estimates them."""
-        with _told(self._directory):
-            found: int | None = self._database.property_int_value("rocksdb.estimate-num-keys")
-        return found or 0
+        return self._property("rocksdb.estimate-num-keys")
 
     def size_bytes(self) -> int:
         """Bytes of the store's files."""
-        size = 0
+        size_bytes = 0
         for entry in os.scandir(self._directory):
-            with contextlib.suppress(FileNotFoundError):  # merged into another file since it was listed
-                size += entry.stat().st_size
-        return size
+            # RocksDB removes tables on threads of its own, also between the listing and this.
+            with contextlib.suppress(FileNotFoundError):
+                size_bytes += entry.stat().st_size
+        return size_bytes
+
+    def _property(self, name: str) -> int:
+        with _told(self._directory):
+            found: int | None = self._database.property_int_value(name)
+        return found or 0
 
     def _read_many(self, keys: list[bytes]) -> list[bytes | None]:
         with _told(self._directory):

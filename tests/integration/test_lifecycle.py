@@ -148,6 +148,11 @@ def test_too_many_failures_end_the_worker(cluster: Cluster, start: Starter) -> N
     assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit" in worker.said
     aside = cluster.read(DEAD_LETTERS)
     assert [record.value for record in aside] == [b"garbage"]
+    # Whoever starts it again loses no more records: the limit is not a process's, but a day's.
+    again = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1)
+    assert again.code() == 1
+    assert "1 records were set aside within a day" in again.said
+    assert cluster.read(DEAD_LETTERS) == aside
 
 
 def test_records_of_foreign_partitioners_and_without_keys_find_their_card(cluster: Cluster, start: Starter) -> None:

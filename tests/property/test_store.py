@@ -1,15 +1,19 @@
 """The store on disk does what the store in memory does, whatever is done to it, and after it was saved and restored."""
 
+import os
+import random
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine.state import MemoryStore
-from pipeline.state.errors import StoreError
+from pipeline.state.errors import SnapshotError, StoreError
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 
 keys = st.one_of(
@@ -133,6 +137,67 @@ def test_what_is_frozen_stays_as_it_was_until_it_is_released(
     store.release(other)
     store.release(other)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def filled(store: RocksStore, first: int, end: int) -> None:
+    for number in range(first, end):
+        store.put(b"%d" % number, random.Random(number).randbytes(1_000))
+    store.settle()
+
+
+def test_a_freeze_without_room_is_not_tried_and_the_store_goes_on(
+    store: RocksStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RocksDB refuses all writes once a flush has failed."""
+    filled(store, 0, 1_000)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=500_000))
+        with pytest.raises(SnapshotError, match=r"500000 bytes are free .* free space there"):
+            store.freeze()
+    filled(store, 1_000, 1_100)
+    assert None not in store.get_many([b"%d" % number for number in range(1_100)])
+    store.release(store.freeze())
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_freeze_whose_files_cannot_be_linked_leaves_the_store_as_it_was(store: RocksStore, tmp_path: Path) -> None:
+    filled(store, 0, 10)
+    (tmp_path / "store.frozen-0").mkdir()
+    with pytest.raises(SnapshotError, match="could not be linked"):
+        store.freeze()
+    filled(store, 10, 20)
+    assert None not in store.get_many([b"%d" % number for number in range(20)])
+    store.release(store.freeze())
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_freeze_of_a_broken_store_is_the_store_s_error(memory: StoreMemory, tmp_path: Path) -> None:
+    store = RocksStore(tmp_path / "store", memory=memory)
+    filled(store, 0, 10)
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "store").write_text("no directory any more")
+    with pytest.raises(StoreError, match="rebuilds it"):
+        store.freeze()
+
+
+def test_a_table_that_goes_while_sizes_are_added_up_has_none(
+    store: RocksStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As RocksDB removes one on a thread of its own, between the listing and the look at the file."""
+    filled(store, 0, 100)
+    store.release(store.freeze())
+    expected = store.size_bytes()
+    gone = tmp_path / "store" / "999999.sst"
+    gone.write_bytes(b"table")
+    scandir = os.scandir
+
+    def listing(path: Path) -> list[os.DirEntry[str]]:
+        entries = list(scandir(path))
+        gone.unlink()
+        return entries
+
+    monkeypatch.setattr(os, "scandir", listing)
+    assert store.size_bytes() == expected > 100_000
 
 
 def test_a_store_begins_empty_and_removes_what_a_killed_one_left(memory: StoreMemory, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.placed import Placed, PlacedIndex
 from pipeline.engine.results import Result
 from pipeline.engine.served import ServedDecisions
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
 from schemas.messages import ProfiledTransaction
@@ -94,6 +94,37 @@ def test_a_label_before_its_transaction_waits_and_one_of_an_unknown_transaction_
     (dead,) = to(DEAD_LETTERS, desk.buy(1, after(8)))
     assert reason(dead, "error") == "label_without_transaction"
     assert not [key for key in desk.store.items() if key[:1] in b"wix"]
+
+
+def test_a_label_far_past_the_horizon_is_counted_and_its_dead_letter_does_not_ask_for_it_again() -> None:
+    """The horizon and seven days are over, and the transaction is still known."""
+    desk = Desk(dedup_days=10, label_days=10)
+    desk.buy(0)
+    desk.buy(1, after(20))
+    assert everything(desk.say(0, after(20))) == ([], {("label", "too_late"): 1})
+    (dead,) = to(DEAD_LETTERS, desk.buy(2, after(28)))
+    assert reason(dead, "error") == "label_without_transaction"
+    assert reason(dead, "message").endswith(
+        "unless the transaction happened more than 10 days before, which is too long"
+    )
+
+
+def test_a_label_far_past_the_horizon_leaves_the_same_state_whichever_is_read_first() -> None:
+    live, folded = Desk(dedup_days=10, label_days=10), Desk(dedup_days=10, label_days=10)
+    live.buy(0)
+    live.buy(1, after(20))
+    live.say(0, after(20))
+    # A fold without recorded order reads all transactions first: the one of the label is forgotten by then.
+    live.buy(2, after(26))
+    folded.state.process(live.transactions.records, None)
+    folded.state.process(live.labels.records, None)
+    folded.state.settle()
+    assert folded.state._waiting.state == live.state._waiting.state
+    assert {key: value for key, value in folded.store.items().items() if key[:1] in b"wix"} == {
+        key: value for key, value in live.store.items().items() if key[:1] in b"wix"
+    }
+    record = live.transactions.append(transaction(3, after(28)), after(28))
+    assert len(to(DEAD_LETTERS, folded.work([record]))) == len(to(DEAD_LETTERS, live.work([record]))) == 1
 
 
 def test_transactions_of_a_batch_come_before_its_labels() -> None:
@@ -191,6 +222,15 @@ def test_waiting_items_come_oldest_first_and_once() -> None:
     assert room.take_older(100, 9) == []
     store.settle()
     assert store.items() == {}
+
+
+def test_a_waiting_label_that_the_store_has_lost_is_the_store_s_error_and_no_record_s() -> None:
+    store = MemoryStore()
+    room = WaitingRoom(store)
+    room.add(b"a" * 16, 5, b"label")
+    store.delete(b"i" + b"a" * 16 + bytes(4))
+    with pytest.raises(StoreError, match="has lost a waiting label"):
+        room.take_older(10, 9)
 
 
 def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPatch) -> None:

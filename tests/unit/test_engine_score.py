@@ -275,6 +275,15 @@ def test_another_kernel_s_features_are_refused_by_name_of_the_record() -> None:
     score().fold(log.records)
 
 
+def test_another_kernel_with_another_number_of_features_is_refused_by_name_too() -> None:
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    message = decode_profiled(record.value or b"")
+    assert isinstance(message, ProfiledTransaction)
+    wider = msgspec.structs.replace(message, kernel="0-other", card_features=message.card_features + b"\0" * 8)
+    with pytest.raises(KernelMismatch, match=r"offset 0 .* kernel 0-other"):
+        score().process([Log(PROFILED).append(encode(wider))], active(), NOW)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_fold_leaves_the_state_that_deciding_leaves(seed: int) -> None:
     transactions, labels = busy_logs(seed, 300)

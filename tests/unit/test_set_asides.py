@@ -4,12 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agents.control import RECENT, SetAsides
+from agents.control import SetAsides
 from agents.runtime import NOT_THE_RECORD
-from pipeline.engine.state import MemoryStore, StateLost
+from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.settings import Settings
-from pipeline.state.errors import StoreError
 from schemas.records import Record
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -32,8 +31,8 @@ def test_the_limit_counts_a_day() -> None:
     aside = SetAsides("nowhere:1", Settings(), "card")
     for offset in range(3):
         aside.committed(record(offset), NOW + offset * timedelta(hours=12))
-    assert aside.recent(NOW + timedelta(hours=25)) == 2
-    assert aside.recent(NOW + timedelta(hours=24) + RECENT) == 0
+    assert aside.within_a_day(NOW + timedelta(hours=25)) == 2
+    assert aside.within_a_day(NOW + timedelta(hours=24) + timedelta(days=1)) == 0
 
 
 def test_what_the_store_has_lost_is_no_record_s_fault() -> None:
@@ -43,7 +42,6 @@ def test_what_the_store_has_lost_is_no_record_s_fault() -> None:
     store.settle()
     for key in [key for key, _ in store.scan(b"", b"\xff" * 40) if store.get(key) == (5).to_bytes(8, "big") + b"label"]:
         store.delete(key)
-    with pytest.raises(StateLost, match="start the worker again"):
+    with pytest.raises(StoreError, match="rebuilds it"):
         room.take_older(10, 10)
-    assert issubclass(StateLost, NOT_THE_RECORD)
     assert issubclass(StoreError, NOT_THE_RECORD)

@@ -1,0 +1,175 @@
+"""What an agent's unit of work does with errors: which end the worker, and which set a record aside."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from agents import runtime
+from agents.control import SetAsides
+from agents.partitions import Environment, KernelPartitions, Place
+from agents.runtime import AgentSource, Partitions, TooManyFailures
+from agents.topology import CARD
+from pipeline.engine.card import CardPartition
+from pipeline.engine.results import Result
+from pipeline.engine.state import LoadedState, MemoryStore, StoreError
+from pipeline.features.columns import MemoryStorage
+from pipeline.health import Health
+from pipeline.kafka.batch import Batch, make_batch
+from pipeline.metrics import WorkerMetrics
+from pipeline.settings import Settings
+from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
+from schemas.records import Output, Record
+from schemas.topics import DEAD_LETTERS, MODELS, TRANSACTIONS
+from tests.helpers.logs import Log, after, to, transaction
+from tests.unit.test_engine_card import NOW, options
+
+
+class Committed:
+    """A session without a broker: what is committed is kept."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.outputs: list[Output] = []
+
+    def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
+        self.outputs += outputs
+
+
+class Asides(SetAsides):
+    """What other workers have set aside is told by hand instead of read from ``models``."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__("nowhere:1", settings, "card")
+        self.refreshed = 0
+
+    def refresh(self, waiting: Callable[[], None]) -> None:
+        waiting()
+        self.refreshed += 1
+
+    def hear(self, result: Result) -> None:
+        """Take in what another worker has written."""
+        for output in to(MODELS, result):
+            self._take(Record("models", 0, 0, 0, output.key, output.value, ()))
+
+
+class One(KernelPartitions[CardPartition]):
+    """Card partition 0, whose kernel is given."""
+
+    def __init__(self, state: CardPartition, asides: SetAsides, home: Path) -> None:
+        super().__init__(
+            Environment(
+                agent="card", topic_prefix="", directory=home / "agent", store_memory=cast(StoreMemory, None),
+                set_asides=asides, keeper=None, metrics=WorkerMetrics(), health=Health(("card",)),
+            )
+        )  # fmt: skip
+        self._held[0] = state
+        self.failing: Callable[[Record], bool] = lambda record: False
+
+    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> CardPartition:
+        raise NotImplementedError
+
+    def fold_into(self, state: CardPartition, records: Sequence[Record]) -> None:
+        state.process(records, None)
+
+    def process(self, records: Sequence[Record], now: datetime) -> Result:
+        if any(self.failing(record) for record in records):
+            raise ArithmeticError("this record cannot be worked on")
+        return self._held[0].process(records, now)
+
+
+class Worker:
+    """The real unit of work, on one partition."""
+
+    def __init__(self, state: CardPartition, home: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        monkeypatch.setattr(runtime, "Session", Committed)
+        monkeypatch.setattr(runtime, "RETRY_PAUSE_S", 0.0)
+        chosen = Settings(**settings)
+        self.asides = Asides(chosen)
+        self.partitions = One(state, self.asides, home)
+        metrics, health = WorkerMetrics(), Health(("card",))
+        self.source = AgentSource(
+            CARD, "nowhere:1", chosen, metrics, health, cast(Partitions, self.partitions), self.asides, lambda: None
+        )
+        self.session = cast(Committed, self.source._session)
+
+    def aside(self) -> list[Output]:
+        return [output for output in self.session.outputs if output.topic is DEAD_LETTERS]
+
+
+def bought(count: int, first: int = 0) -> list[Record]:
+    log = Log(TRANSACTIONS)
+    for number in range(first + count):
+        at = after(minutes=number)
+        log.append(transaction(number, at, card_id=f"c{number}"), at)
+    return log.records[first:]
+
+
+def in_memory() -> CardPartition:
+    return CardPartition(options(), MemoryStorage(), MemoryStore())
+
+
+def test_damage_in_a_store_ends_the_worker_and_sets_nothing_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = StoreMemory(MINIMUM_BYTES)
+    store = RocksStore(tmp_path / "first", memory=memory)
+    state = CardPartition(options(), MemoryStorage(), store)
+    records = bought(400)
+    for _ in range(2):
+        state.process(records, NOW)
+        state.settle()
+    frozen = Path(store.freeze())
+    state.close()
+    for table in frozen.glob("*.sst"):
+        damaged = bytearray(table.read_bytes())
+        damaged[: len(damaged) // 2] = bytes(len(damaged) // 2)
+        # Beside its place first: the frozen file may be a link.
+        table.unlink()
+        table.write_bytes(damaged)
+    damaged_state = CardPartition(
+        options(), MemoryStorage(), RocksStore.restored(tmp_path / "second", frozen, memory=memory)
+    )
+    worker = Worker(damaged_state, tmp_path, monkeypatch, set_aside_after=1)
+    with pytest.raises(StoreError) as raised:
+        worker.source.work(make_batch(records, None))
+    assert "nothing is committed of its batch, transactions partition 0 offsets 0 to 399" in raised.value.__notes__[0]
+    assert worker.session.outputs == []
+
+
+def test_set_asides_are_counted_over_all_workers_and_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others, records = Asides(Settings()), bought(6)
+    worker = Worker(in_memory(), tmp_path, monkeypatch, set_aside_after=1, set_aside_limit=3)
+    now = datetime.now(after().tzinfo)
+    # Two within a day, by a worker that has ended since; one before; and one of another agent.
+    for record, age in (
+        (records[0], timedelta(hours=1)),
+        (records[1], timedelta(hours=23)),
+        (records[2], timedelta(2)),
+    ):
+        worker.asides.hear(others.add(record, ArithmeticError(), now - age))
+    another = SetAsides("nowhere:1", Settings(), "feedback")
+    worker.asides.hear(another.add(records[3], ArithmeticError(), now))
+    worker.partitions.failing = lambda record: record.offset >= 4
+    worker.source.work(make_batch([records[4]], None))
+    assert len(worker.aside()) == 1
+    with pytest.raises(TooManyFailures, match=r"3 records were set aside within a day.*raises the limit"):
+        worker.source.work(make_batch([records[5]], None))
+    assert len(worker.aside()) == 1
+    assert worker.asides.refreshed == 2
+
+
+def test_a_fold_of_a_record_that_was_set_aside_alone_is_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live its batch was never worked on; a kernel gives up waiting labels and forgets even for a batch of none."""
+    worker = Worker(in_memory(), tmp_path, monkeypatch)
+    (record,) = bought(1)
+    worker.asides.add(record, ArithmeticError(), NOW)
+    folded: list[Sequence[Record]] = []
+    monkeypatch.setattr(worker.partitions, "fold_into", lambda _, records: folded.append(records))
+    others = bought(2, first=1)
+    worker.partitions.fold(0, [record])
+    worker.partitions.fold(0, [record, *others])
+    assert folded == [others]
