@@ -377,7 +377,7 @@ class CardPartition:
                 "label_without_transaction",
                 f"no transaction {item.label.transaction_id!r} of card {item.label.card_id!r} is known that the label "
                 "can be joined to: check both identifiers and send it again, unless the transaction happened more than "
-                f"{self._options.label_horizon_us / US_PER_DAY:g} days before, which is too long",
+                f"{self._rules.label_horizon_us / US_PER_DAY:g} days before, which is too long",
             )
 
     def _forgotten_day(self) -> int:

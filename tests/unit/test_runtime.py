@@ -21,6 +21,7 @@ from pipeline.kafka.batch import Batch, make_batch
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
+from schemas.messages import Rules
 from schemas.records import Output, Record
 from schemas.topics import DEAD_LETTERS, MODELS, TRANSACTIONS
 from tests.helpers.logs import Log, after, to, transaction
@@ -70,7 +71,7 @@ class One(KernelPartitions[CardPartition]):
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> CardPartition:
         raise NotImplementedError
 
-    def fold_into(self, state: CardPartition, records: Sequence[Record]) -> None:
+    def fold_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
         state.process(records, None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
@@ -148,9 +149,9 @@ def test_set_asides_are_counted_over_all_workers_and_starts(tmp_path: Path, monk
         (records[1], timedelta(hours=23)),
         (records[2], timedelta(2)),
     ):
-        worker.asides.hear(others.add(record, ArithmeticError(), now - age))
+        worker.asides.hear(others.outputs(record, ArithmeticError(), now - age))
     another = SetAsides("nowhere:1", Settings(), "feedback")
-    worker.asides.hear(another.add(records[3], ArithmeticError(), now))
+    worker.asides.hear(another.outputs(records[3], ArithmeticError(), now))
     worker.partitions.failing = lambda record: record.offset >= 4
     worker.source.work(make_batch([records[4]], None))
     assert len(worker.aside()) == 1
@@ -166,10 +167,10 @@ def test_a_fold_of_a_record_that_was_set_aside_alone_is_of_nothing(
     """Live its batch was never worked on; a kernel gives up waiting labels and forgets even for a batch of none."""
     worker = Worker(in_memory(), tmp_path, monkeypatch)
     (record,) = bought(1)
-    worker.asides.add(record, ArithmeticError(), NOW)
+    worker.asides.committed(record, NOW)
     folded: list[Sequence[Record]] = []
-    monkeypatch.setattr(worker.partitions, "fold_into", lambda _, records: folded.append(records))
+    monkeypatch.setattr(worker.partitions, "fold_into", lambda _, records, rules: folded.append(records))
     others = bought(2, first=1)
-    worker.partitions.fold(0, [record])
-    worker.partitions.fold(0, [record, *others])
+    worker.partitions.fold(0, [record], None)
+    worker.partitions.fold(0, [record, *others], None)
     assert folded == [others]
