@@ -36,6 +36,7 @@ WITH_TIME = (
     "not_sampled",
     "corrections",
     "presumed",
+    "labels_without_transaction",
     "forgotten",
     "decisions_forgotten",
 )

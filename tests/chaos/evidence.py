@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.chaos.arithmetic import DAY_US
 from tests.chaos.run import Check, Rules
 from tests.chaos.schedule import Happened
 
@@ -102,6 +103,8 @@ def lacking(
     for check in checks:
         compared.update(check.compared)
     wanted = ["accepted_again", "too_late", "labels_too_late", "presumed", "corrections", "not_sampled"]
-    if days * 86_400e6 > max(rules.label_horizon_us, rules.dedup_horizon_us) + LONG_DAYS * 86_400e6:
+    if days * DAY_US > 2 * rules.label_patience_us:
+        wanted.append("labels_without_transaction")
+    if days * DAY_US > max(rules.label_horizon_us, rules.dedup_horizon_us) + LONG_DAYS * DAY_US:
         wanted += ["forgotten", "decisions_forgotten"]
     return lacks + [f"the load has met no case of: {what.replace('_', ' ')}" for what in wanted if not compared[what]]

@@ -197,7 +197,7 @@ def source(entry: Entry) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    sent = ledger(Load(3, 2_000, 16.0, 2, horizon_days=2.0), Expected())
+    sent = ledger(Load(3, 1_500, 16.0, 2, horizon_days=2.0), Expected())
     return Run(Cluster(sent).work(), sent, RULES)
 
 

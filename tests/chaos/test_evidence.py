@@ -18,7 +18,15 @@ FROM_LOG = f"[2024-05-01 10:00:06,500] {RESTORED} the log alone and 9 records "
 FROM_NOTHING = FROM_LOG.replace("9 records", "0 records")
 FULL = "[2024-05-01 10:01:05,000] [77] [ERROR] card: partition 0: no snapshot: none of chaos-card/0 could be written "
 GOOD = [DAMAGED, FROM_SNAPSHOT, FROM_LOG, FULL]
-ALL = ("accepted_again", "too_late", "labels_too_late", "presumed", "corrections", "not_sampled")
+ALL = (
+    "accepted_again",
+    "too_late",
+    "labels_too_late",
+    "presumed",
+    "corrections",
+    "not_sampled",
+    "labels_without_transaction",
+)
 
 
 def wall_s(text: str, directory: Path) -> float:
