@@ -20,13 +20,15 @@ def restore_partition(
     committed: Mapping[Place, int],
     handler: PartitionHandler,
     waiting: Callable[[], None],
+    first: Mapping[str, int] | None = None,
 ) -> tuple[int, int]:
     """Let ``handler`` start partition ``number`` and fold it up to ``committed``.
 
     Returns how many records were folded, and the offset in ``progress`` behind the markers of all of them.
 
     ``committed`` has the agent's topics in the order in which a batch holds them. ``waiting`` is called while nothing
-    comes, and may raise. Raises `TopicError` where records that the fold needs are gone.
+    comes, and may raise. Records below ``first``, an offset by topic, may be missing. Raises `TopicError` where others
+    that the fold needs are gone.
     """
     ends = {topic: offset for (topic, _), offset in committed.items()}
     needed = [*ends, settings.topic(PROGRESS.name)] if len(ends) > 1 else list(ends)
@@ -39,7 +41,7 @@ def restore_partition(
         def reader(topic: str, start: int) -> RangeReader:
             return stack.enter_context(closing(RangeReader(bootstrap, settings, topic, number, start, waiting)))
 
-        readers = [reader(topic, positions.get(topic, 0)) for topic in ends]
+        readers = [reader(topic, max(positions.get(topic, 0), (first or {}).get(topic, 0))) for topic in ends]
         markers: Iterator[Progress] = iter(())
         if len(ends) > 1:
             told = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)

@@ -210,6 +210,7 @@ def check_offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
 def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     client, settings = cluster.client, cluster.settings
     lost: list[str] = []
+    beyond: list[str] = []
     again: list[str] = []
     warnings: list[str] = []
     for role in roles:
@@ -223,7 +224,8 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
         missing = [at for at in partitions if at not in committed]
         traces = _traces(cluster, role, {number for _, number in partitions}, anything_missing=bool(missing))
         anew = {at: traces.ends[at] for at in missing if traces.ends.get(at, 0) > ends[at]}
-        lost += _out_of_reach(group, committed, starts, ends) + _made_anew(group, anew)
+        lost += _deleted(group, committed, starts) + _made_anew(group, anew)
+        beyond += _beyond(group, committed, ends)
         unread = [at for at in missing if ends[at] > starts[at] and at not in anew]
         again += _decided_again(cluster, role, unread, traces, whole=not committed)
         if len(role.reads) > 1:
@@ -232,7 +234,7 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     redone = Findings.of(
         again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
     )
-    return Findings(refused.problems + redone.problems, refused.warnings + redone.warnings + warnings)
+    return Findings(refused.problems + beyond + redone.problems, refused.warnings + redone.warnings + warnings)
 
 
 def _traces(cluster: Cluster, role: Role, numbers: set[int], *, anything_missing: bool) -> Traces:
@@ -280,28 +282,25 @@ def _without_order(group: str, progress: str, committed: Mapping[Partition, int]
     return warnings
 
 
-def _out_of_reach(
-    group: str,
-    committed: Mapping[Partition, int],
-    starts: Mapping[Partition, int],
-    ends: Mapping[Partition, int],
-) -> list[str]:
-    problems = []
-    for at, offset in committed.items():
-        topic, number = at
-        if offset < starts[at]:
-            problems.append(
-                f"group {group} stands at offset {offset} of {topic} partition {number}, whose log begins at "
-                f"{starts[at]}: {starts[at] - offset} offsets were deleted before they were read. Restore the topic "
-                "from a backup, and give it a longer retention.ms"
-            )
-        elif offset > ends[at]:
-            problems.append(
-                f"group {group} stands at offset {offset} of {topic} partition {number}, whose log ends at {ends[at]}: "
-                "the topic was made anew, or lost records. Restore it from a backup; or, if all topics of the pipeline "
-                "are new, use another FRAUD_PIPELINE_TOPIC_PREFIX or delete the group (kafka-consumer-groups --delete)"
-            )
-    return problems
+def _deleted(group: str, committed: Mapping[Partition, int], starts: Mapping[Partition, int]) -> list[str]:
+    return [
+        f"group {group} stands at offset {offset} of {at[0]} partition {at[1]}, whose log begins at {starts[at]}: "
+        f"{starts[at] - offset} offsets were deleted before they were read. Restore the topic from a backup, and give "
+        "it a longer retention.ms"
+        for at, offset in committed.items()
+        if offset < starts[at]
+    ]
+
+
+def _beyond(group: str, committed: Mapping[Partition, int], ends: Mapping[Partition, int]) -> list[str]:
+    """No setting accepts this: nobody can say which of the records that are there were read."""
+    return [
+        f"group {group} stands at offset {offset} of {at[0]} partition {at[1]}, whose log ends at {ends[at]}: the "
+        "topic was made anew, or lost records. Restore it from a backup; or, if all topics of the pipeline are new, "
+        "use another FRAUD_PIPELINE_TOPIC_PREFIX or delete the group (kafka-consumer-groups --delete)"
+        for at, offset in committed.items()
+        if offset > ends[at]
+    ]
 
 
 def _decided_again(
