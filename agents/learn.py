@@ -18,8 +18,8 @@ from pipeline.kafka.session import Session
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.records import Output, Record
 
-NewLearner = Callable[[str, RiverModel | None], RiverLearner]
-"""From the LightGBM version to stand on, and the published model to go on from, to a learner."""
+NewLearner = Callable[[str, RiverModel | None, int], RiverLearner]
+"""From the LightGBM version to stand on, the published model to go on from, and the first example, to a learner."""
 KeepState = Callable[[RiverModel], None]
 """Puts where every worker finds it what a version's record only names."""
 
@@ -44,8 +44,9 @@ class LearnPartitions:
         self._published_s = 0.0
 
     def assigning(self, waiting: Callable[[], None]) -> None:
-        """Learn what was set aside, by whoever held the partition before."""
+        """Learn what whoever held the partition before has set aside and published."""
         self._environment.set_asides.refresh(waiting)
+        self._models.catch_up(waiting)
 
     def restore(self, partition: int, committed: Mapping[str, int]) -> Restored:
         """Start from the published version: the fold is of the committed examples that it does not have."""
@@ -96,7 +97,7 @@ class LearnPartitions:
         if active is None:
             return False
         if self._held is not None and active.lightgbm.version != self._lightgbm:
-            self._held = self._fresh(self._held.next_offset)
+            self._held = self._on_new_base(self._held.next_offset)
         return True
 
     def due(self) -> bool:
@@ -110,7 +111,7 @@ class LearnPartitions:
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Learn a batch."""
         held = self._of()
-        # Whoever takes over must begin where this layer began, or two models would bear one version.
+        # Whoever takes over must go on with this layer, or begin one at the first example.
         first = [self._publish(held, now)] if held.untold else []
         result = held.learn(records)
         result.outputs += first
@@ -130,24 +131,35 @@ class LearnPartitions:
 
     def _of(self) -> LearnPartition:
         if self._held is None:
-            river = self._models.board.river
-            active = self._models.board.active
-            if active is None:
-                raise RuntimeError("no LightGBM version is in force")
-            if river is not None and river.lightgbm_version == active.lightgbm.version:
-                self._lightgbm = active.lightgbm.version
-                self._held = LearnPartition(self._new_learner(self._lightgbm, river), _offset(river))
-            else:
-                self._held = self._fresh(0)
+            river = self._published_on_base()
+            # What was committed is folded up from there, so that lessons of before this version are not lost.
+            self._held = self._going_on(river) if river is not None else self._fresh(0)
         return self._held
 
-    def _fresh(self, next_offset: int) -> LearnPartition:
-        active = self._models.board.active
-        if active is None:
+    def _on_new_base(self, next_offset: int) -> LearnPartition:
+        """The layer on a LightGBM version that came while this worker learned, up to the example ``next_offset``."""
+        river = self._published_on_base()
+        # One that stands elsewhere cannot be gone on from here: examples would be missing between the two.
+        if river is not None and _offset(river) == next_offset:
+            return self._going_on(river)
+        return self._fresh(next_offset)
+
+    def _published_on_base(self) -> RiverModel | None:
+        """The published layer on the LightGBM version in force, which is remembered."""
+        board = self._models.board
+        if board.active is None:
             raise RuntimeError("no LightGBM version is in force")
-        self._lightgbm = active.lightgbm.version
+        self._lightgbm = board.active.lightgbm.version
+        return board.river if board.river is not None and board.river.lightgbm_version == self._lightgbm else None
+
+    def _going_on(self, river: RiverModel) -> LearnPartition:
+        offset = _offset(river)
+        return LearnPartition(self._new_learner(self._lightgbm, river, offset), offset)
+
+    def _fresh(self, next_offset: int) -> LearnPartition:
         # One that starts at the first example needs no record of it: anyone would start there.
-        return LearnPartition(self._new_learner(self._lightgbm, None), next_offset, published=next_offset == 0)
+        learner = self._new_learner(self._lightgbm, None, next_offset)
+        return LearnPartition(learner, next_offset, published=next_offset == 0)
 
 
 def _offset(model: RiverModel) -> int:

@@ -1,6 +1,7 @@
 """The models in force, as a worker learns of them from the ``models`` topic."""
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -31,9 +32,15 @@ class ModelWatch:
         """Take in what was published since; the whole topic at the first call."""
         if not self._started:
             self._started = True
-            records = self._follower.start().read_to_end()
-        else:
-            records = self._follower.poll(0)
+            return self._take(self._follower.start().read_to_end())
+        return self._take(self._follower.poll(0))
+
+    def catch_up(self, waiting: Callable[[], None]) -> ModelBoard:
+        """Take in all that was committed before this call; a wait for a broker calls ``waiting`` meanwhile."""
+        self.refresh()
+        return self._take(self._follower.read_committed(waiting))
+
+    def _take(self, records: list[Record]) -> ModelBoard:
         by_name: dict[bytes | None, list[Record]] = {}
         for record in records:
             if record.value is not None and not (record.key or b"").startswith(CONTROL):

@@ -22,10 +22,10 @@ class OnlineModels:
         """The scorer of a ``river`` record."""
         return river_factory.load_river(payload, self._classifier, self._registry.read_file)
 
-    def learner(self, lightgbm_version: str, published: RiverModel | None) -> RiverLearner:
-        """A learner that goes on from ``published``, or has had no lesson."""
+    def learner(self, lightgbm_version: str, published: RiverModel | None, examples_start: int) -> RiverLearner:
+        """A learner that goes on from ``published``, or has had no lesson and begins at ``examples_start``."""
         if published is None:
-            return river_factory.new_learner(lightgbm_version, self._classifier)
+            return river_factory.new_learner(lightgbm_version, self._classifier, examples_start)
         learner, _ = river_factory.resume_learner(
             published.to_payload(), lightgbm_version, self._classifier, self._registry.read_file
         )

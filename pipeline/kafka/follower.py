@@ -1,10 +1,12 @@
 """Following a topic whole, outside any consumer group: how every worker learns of new model versions."""
 
+from collections.abc import Callable
 from typing import Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from pipeline.kafka.clients import TopicError, consumer_config, partition_numbers, record_of
+from pipeline.kafka.fold import settled_end
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import Topic
@@ -14,6 +16,7 @@ class TopicFollower:
     """Reads a topic from its beginning and then whatever comes; used from one thread."""
 
     def __init__(self, bootstrap: str, settings: Settings, topic: Topic) -> None:
+        self._bootstrap, self._settings = bootstrap, settings
         self._name = settings.topic(topic.name)
         self._consumer = Consumer(
             consumer_config(
@@ -24,11 +27,14 @@ class TopicFollower:
             )
         )
         self._pending_ends: set[int] = set()
+        self._positions: dict[int, int] = {}
+        """Offsets behind what was read, by partition."""
 
     def start(self) -> Self:
         """Assign every partition of the topic, from its beginning."""
         numbers = partition_numbers(self._consumer, self._name)
         self._pending_ends = set(numbers)
+        self._positions = dict.fromkeys(numbers, 0)
         self._consumer.assign([TopicPartition(self._name, number, OFFSET_BEGINNING) for number in numbers])
         return self
 
@@ -45,8 +51,11 @@ class TopicFollower:
             error = message.error()
             if error is None:
                 records.append(record_of(message))
+                self._positions[message.partition()] = message.offset() + 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._pending_ends.discard(message.partition())
+                # Behind marks of transactions, which are no records.
+                self._positions[message.partition()] = message.offset()
             elif error.fatal():
                 raise TopicError(f"topic {self._name}: {error.str()}")
             message = self._consumer.poll(0)
@@ -56,6 +65,20 @@ class TopicFollower:
         """All records up to the ends as they are when they are reached."""
         records = self.poll(0.05)
         while not self.caught_up:
+            records += self.poll(0.05)
+        return records
+
+    def read_committed(self, waiting: Callable[[], None]) -> list[Record]:
+        """All records that were committed before the call; ``waiting`` is called meanwhile, and may raise."""
+        ends = {n: settled_end(self._bootstrap, self._settings, self._name, n, waiting) for n in self._positions}
+        records: list[Record] = []
+        if any(self._positions[number] < end for number, end in ends.items()):
+            # An end that was told of is not told again, unless it is come to anew.
+            self._consumer.assign(
+                [TopicPartition(self._name, n, at if at > 0 else OFFSET_BEGINNING) for n, at in self._positions.items()]
+            )
+        while any(self._positions[number] < end for number, end in ends.items()):
+            waiting()
             records += self.poll(0.05)
         return records
 

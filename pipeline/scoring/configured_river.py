@@ -40,11 +40,17 @@ class ClassifierConfig(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[str, ...] = LAYER_INPUTS
     logit_scale: float = LOGIT_SCALE
     revision: int = LAYER_REVISION
+    examples_start: int | msgspec.UnsetType = msgspec.UNSET
+    """The first example that the fold has; left out where that is the first of all."""
 
     @property
     def digest(self) -> str:
         """SHA-256, hexadecimal."""
         return hashlib.sha256(encode_payload(self)).hexdigest()
+
+    def starting_at(self, examples_start: int) -> "ClassifierConfig":
+        """The same for a fold that begins at the example ``examples_start``."""
+        return msgspec.structs.replace(self, examples_start=examples_start or msgspec.UNSET)
 
 
 class _Payload(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,8 +175,9 @@ def read_reference(payload: bytes) -> _Payload:
 class ConfiguredRiverLearner:
     """Folds examples into a classifier of the user's choice, with the rules of `pipeline.scoring.lessons`."""
 
-    def __init__(self, classifier: str, lightgbm_version: str) -> None:
-        self.config = ClassifierConfig(classifier=classifier, lightgbm_version=lightgbm_version)
+    def __init__(self, classifier: str, lightgbm_version: str, examples_start: int = 0) -> None:
+        config = ClassifierConfig(classifier=classifier, lightgbm_version=lightgbm_version)
+        self.config = config.starting_at(examples_start)
         self.lessons: Counter[str] = Counter()
         self._set(build_classifier(classifier))
 
@@ -205,14 +212,15 @@ class ConfiguredRiverLearner:
         return ConfiguredRiverModel(self.config, pickle.dumps(self._classifier, protocol=5), examples_offset)
 
     def restore(self, payload: bytes, state: bytes) -> int:
-        """Continue from a published version; returns the offset that it was taken at."""
+        """Continue from a published version, wherever that began; returns the offset that it was taken at."""
         model = ConfiguredRiverModel.from_payload(payload, state, self.config.classifier)
-        if model.config != self.config:
+        if model.config.starting_at(0) != self.config.starting_at(0):
             raise ModelError(
                 f"River version {model.version} was made for LightGBM {model.lightgbm_version} or with other inputs; "
                 f"this learner is for {self.lightgbm_version}: start a new one"
             )
-        self._set(pickle.loads(state))  # noqa: S301 (verified one statement above)
+        self.config = model.config
+        self._set(pickle.loads(state))  # noqa: S301 (verified by `from_payload` above)
         return model.examples_offset
 
     def save(self) -> bytes:

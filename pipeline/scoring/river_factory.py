@@ -53,11 +53,16 @@ def first_river(lightgbm_version: str, classifier: str | None = None) -> RiverMo
     return Unlearned(ClassifierConfig(classifier=classifier, lightgbm_version=lightgbm_version))
 
 
-def new_learner(lightgbm_version: str, classifier: str | None = None) -> LayerLearner | ConfiguredRiverLearner:
-    """A learner without a lesson; ``classifier`` is the setting ``river_classifier``."""
+def new_learner(
+    lightgbm_version: str, classifier: str | None = None, examples_start: int = 0
+) -> LayerLearner | ConfiguredRiverLearner:
+    """A learner without a lesson, whose first example will be ``examples_start``.
+
+    ``classifier`` is the setting ``river_classifier``.
+    """
     if classifier is None:
-        return LayerLearner(lightgbm_version)
-    return ConfiguredRiverLearner(classifier, lightgbm_version)
+        return LayerLearner(lightgbm_version, examples_start)
+    return ConfiguredRiverLearner(classifier, lightgbm_version, examples_start)
 
 
 def resume_learner(

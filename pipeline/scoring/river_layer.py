@@ -1,8 +1,8 @@
 """The River layer as the score agent uses it: numbers, and one vectorised sum.
 
 The numbers are those of a River logistic regression (`pipeline.scoring.river_learner`); a test holds the sum to
-River's own prediction. A version is the digest of its configuration and an offset in ``examples``: folding the
-examples up to that offset gives the same numbers again.
+River's own prediction. A version is the digest of its configuration, the first example that it was taught included,
+and an offset in ``examples``: folding the examples from the one up to the other gives the same numbers again.
 """
 
 import hashlib
@@ -41,11 +41,17 @@ class LayerConfig(msgspec.Struct, frozen=True, kw_only=True):
     logit_scale: float = LOGIT_SCALE
     learning_rate: float = LEARNING_RATE
     revision: int = LAYER_REVISION
+    examples_start: int | msgspec.UnsetType = msgspec.UNSET
+    """The first example that the fold has; left out where that is the first of all."""
 
     @property
     def digest(self) -> str:
         """SHA-256, hexadecimal."""
         return hashlib.sha256(encode_payload(self)).hexdigest()
+
+    def starting_at(self, examples_start: int) -> "LayerConfig":
+        """The same for a fold that begins at the example ``examples_start``."""
+        return msgspec.structs.replace(self, examples_start=examples_start or msgspec.UNSET)
 
 
 class Lessons(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,10 +119,11 @@ class RiverLayer:
         self.version: str = f"{config.digest[:VERSION_DIGITS]}@{examples_offset}"
 
     @classmethod
-    def identity(cls, lightgbm_version: str, examples_offset: int = 0) -> "RiverLayer":
-        """The layer that changes nothing, which every new LightGBM version starts with."""
+    def identity(cls, lightgbm_version: str, examples_start: int = 0) -> "RiverLayer":
+        """The layer that changes nothing, which every new LightGBM version starts with, at ``examples_start``."""
         weights = (LOGIT_SCALE, *(0.0 for _ in LAYER_INPUTS[1:]))
-        return cls(LayerConfig(lightgbm_version=lightgbm_version), weights, 0.0, examples_offset)
+        config = LayerConfig(lightgbm_version=lightgbm_version).starting_at(examples_start)
+        return cls(config, weights, 0.0, examples_start)
 
     @property
     def lightgbm_version(self) -> str:

@@ -17,9 +17,12 @@ class LayerLearner:
     Folding the same examples from the same layer gives the same numbers, however they are cut into batches.
     """
 
-    def __init__(self, lightgbm_version: str) -> None:
-        """Start as the layer that changes nothing of the LightGBM version ``lightgbm_version``."""
-        self._start_from(RiverLayer.identity(lightgbm_version))
+    def __init__(self, lightgbm_version: str, examples_start: int = 0) -> None:
+        """Start as the layer that changes nothing of the LightGBM version ``lightgbm_version``.
+
+        ``examples_start`` is the offset of the first example that it will be given.
+        """
+        self._start_from(RiverLayer.identity(lightgbm_version, examples_start))
 
     def _start_from(self, layer: RiverLayer) -> None:
         self.config: LayerConfig = layer.config
@@ -83,12 +86,12 @@ class LayerLearner:
         )
 
     def restore(self, payload: bytes) -> int:
-        """Continue from a layer's payload; returns the offset that it was taken at.
+        """Continue from a layer's payload, wherever that began; returns the offset that it was taken at.
 
         Raises `ModelError` when the layer stands on another LightGBM version or learned with another rate.
         """
         layer = RiverLayer.from_payload(payload)
-        if layer.config != self.config:
+        if layer.config.starting_at(0) != self.config.starting_at(0):
             raise ModelError(
                 f"layer {layer.version} was made for LightGBM {layer.lightgbm_version} or with other settings; this "
                 f"learner is for {self.lightgbm_version}: start a new layer for it"

@@ -14,7 +14,7 @@ class RiverModel(Protocol):
 
     @property
     def version(self) -> str:
-        """``<first digits of the configuration's digest>@<offset in examples>``."""
+        """``<first digits of the configuration's digest>@<offset in examples>``; two models never share one."""
         ...
 
     @property

@@ -173,7 +173,15 @@ def test_versions_name_configuration_and_offset() -> None:
     one, two = RiverLayer.identity("base", 7), RiverLayer.identity("another", 7)
     assert one.version.endswith("@7")
     assert one.version.split("@")[0] != two.version.split("@")[0]
-    assert RiverLayer.identity("base", 8).version.split("@")[0] == one.version.split("@")[0]
+    taught_more = LayerLearner("base", 7).snapshot(8)
+    assert taught_more.version.split("@")[0] == one.version.split("@")[0]
+    # The same weights may mean other lessons where the fold began elsewhere.
+    assert LayerLearner("base").snapshot(7).version != one.version
+    assert RiverLayer.identity("base", 0).version == RiverLayer.identity("base").version
+    assert b"examples_start" not in RiverLayer.identity("base").payload
+    resumed = LayerLearner("base")
+    resumed.restore(taught_more.payload)
+    assert resumed.snapshot(8).version == taught_more.version
 
 
 def test_a_layer_that_does_not_fit_is_refused() -> None:

@@ -1,0 +1,41 @@
+"""Following a topic: what was committed before a call is there after it, whatever stands behind it."""
+
+import pytest
+from confluent_kafka import Producer
+
+from pipeline.kafka.clients import producer_config
+from pipeline.kafka.follower import TopicFollower
+from schemas.topics import MODELS
+from tests.helpers.topics import Cluster
+
+pytestmark = pytest.mark.broker
+PATIENCE_S = 30.0
+
+
+def test_all_that_was_committed_before_a_call_is_read_by_it(cluster: Cluster) -> None:
+    name = cluster.settings.topic(MODELS.name)
+    producer = Producer(producer_config(cluster.bootstrap, transactional_id=f"{name}-writer"))
+    producer.init_transactions(PATIENCE_S)
+
+    def write(value: bytes, *, abort: bool = False) -> None:
+        producer.begin_transaction()
+        producer.produce(name, value, b"k", partition=0)
+        producer.flush(PATIENCE_S)
+        (producer.abort_transaction if abort else producer.commit_transaction)(PATIENCE_S)
+
+    follower = TopicFollower(cluster.bootstrap, cluster.settings, MODELS).start()
+    waited: list[None] = []
+    try:
+        assert follower.read_to_end() == []
+        for number in range(5):
+            value = b"%d" % number
+            write(value)
+            # Nothing to be read stands behind it, and its end was not told of yet.
+            write(b"aborted", abort=True)
+            assert [record.value for record in follower.read_committed(lambda: waited.append(None))] == [value]
+            write(b"aborted", abort=True)
+            assert follower.read_committed(lambda: waited.append(None)) == []
+            assert follower.poll(0.1) == []
+    finally:
+        follower.close()
+    assert waited
