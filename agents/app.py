@@ -288,7 +288,7 @@ def create_app(settings: Settings | None = None) -> FraudApp:
 
 
 def run_worker(settings: Settings, log_level: str = "info") -> None:
-    """Run the app until it is stopped; raises SystemExit, with code 1 after an error that no agent may survive.
+    """Run the app until it is stopped, and end the process, with code 1 after an error that no agent may survive.
 
     What stands in the way of a start (no broker, wrong topics, a port in use, an unfit rate table) is raised before
     any agent runs.

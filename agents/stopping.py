@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import faust
 
@@ -19,13 +19,23 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
     """Faust's worker, with an end that is sure to come.
 
     What is not committed is read again by whoever holds the partition next, so that no end loses anything; a snapshot
-    that was not written only makes a fold longer.
+    that was not written only makes a fold longer. Once all is closed the process ends without the interpreter's own
+    end, which waits for threads, and for what native clients do when they are dropped.
     """
 
     def __init__(self, app: faust.App, *, shutdown_timeout_s: float, **options: Any) -> None:
         super().__init__(app, **options)
         self._shutdown_timeout_s = shutdown_timeout_s
         self._told_to_stop = False
+
+    def execute_from_commandline(self) -> NoReturn:
+        """Run until it is stopped or crashes, and end the process with Faust's exit code."""
+        try:
+            super().execute_from_commandline()
+        except SystemExit as end:
+            # Of an error Faust has told; whatever else leaves it goes the common way, to be seen.
+            _end(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise AssertionError("Faust's worker ends by SystemExit")
 
     def _schedule_shutdown(self, received: signal.Signals) -> None:
         if self._told_to_stop:
@@ -43,8 +53,12 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
         super()._schedule_shutdown(received)
 
 
-def _leave(code: int, why: str) -> None:
+def _leave(code: int, why: str) -> NoReturn:
     log.warning("%s", why)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
