@@ -1,12 +1,20 @@
 """What an engine hands back for a batch: records to write, and counts of what happened."""
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
 from schemas.records import Headers, Output, Record
 from schemas.topics import DEAD_LETTERS
 
-_TEXT_LIMIT = 1_000
+KEPT_BYTES: Final = DEAD_LETTERS.max_message_bytes // 2
+"""Most bytes of a record that its dead letter repeats.
+
+A topic limits what is written to it as it is compressed, so that a small batch may hold a record of any size. Its dead
+letter must fit whatever it is compressed with, or the record could be neither read nor refused.
+"""
+_TEXT_LIMIT: Final = 1_000
 
 
 class UnreadableRecord(RuntimeError):
@@ -32,8 +40,13 @@ class Result:
     latencies_s: list[float] = field(default_factory=list)
     """From ingestion to decision, one a decision."""
 
-    def dead_letter(self, record: Record, stage: str, code: str, message: str) -> None:
-        """Set ``record`` aside with its reason: original key, value and headers, and where it came from."""
+    def dead_letter(self, record: Record, stage: str, code: str, message: str, kept_bytes: int = KEPT_BYTES) -> None:
+        """Set ``record`` aside with its reason: original key, value and headers, and where it came from.
+
+        Of more than ``kept_bytes`` the value is left out, and key and headers too where they alone are more; size and
+        digest then tell what was there.
+        """
+        key, value, headers, left_out = _kept(record, kept_bytes)
         reason: Headers = (
             ("dead-letter-topic", record.topic.encode()),
             ("dead-letter-partition", str(record.partition).encode()),
@@ -43,5 +56,30 @@ class Result:
             ("dead-letter-error", code.encode()),
             ("dead-letter-message", message[:_TEXT_LIMIT].encode("utf-8", "backslashreplace")),
         )
-        self.outputs.append(Output(DEAD_LETTERS, record.key, record.value, (*record.headers, *reason)))
+        self.outputs.append(Output(DEAD_LETTERS, key, value, (*headers, *reason, *left_out)))
         self.counts["dead_letter", code] += 1
+
+
+def _kept(record: Record, most_bytes: int) -> tuple[bytes | None, bytes | None, Headers, Headers]:
+    """Key, value and headers as far as they fit, and headers that tell of what was left out."""
+    key, value, headers = record.key, record.value, record.headers
+    value_bytes = len(value or b"")
+    other_bytes = len(key or b"") + sum(len(name.encode()) + len(content or b"") for name, content in headers)
+    left_out: Headers = ()
+    if value is not None and value_bytes + other_bytes > most_bytes:
+        left_out = _told_of("value", value)
+        value = None
+    # A key as any card's is no burden, and says whose record it was.
+    if other_bytes > max(most_bytes, _TEXT_LIMIT):
+        if key is not None:
+            left_out += _told_of("key", key)
+        left_out += (("dead-letter-headers", str(len(headers)).encode()),)
+        key, headers = None, ()
+    return key, value, headers, left_out
+
+
+def _told_of(part: str, content: bytes) -> Headers:
+    return (
+        (f"dead-letter-{part}-bytes", str(len(content)).encode()),
+        (f"dead-letter-{part}-sha256", hashlib.sha256(content).hexdigest().encode()),
+    )

@@ -1,5 +1,6 @@
 """The card agent's kernel: what it accepts, refuses, remembers, and lets through to the merchants."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 
 from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.results import Result
+from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
 from schemas.codec import CODES, MAX_VALUE_BYTES
 from schemas.messages import ProfiledLabel, ProfiledTransaction, SourceRecord
-from schemas.records import Record
+from schemas.records import Headers, Output, Record
 from schemas.topics import DEAD_LETTERS, LABELS, PROFILED, TRANSACTIONS
 from tests.contract.records import RATES
 from tests.helpers.logs import START, Log, after, label, microseconds, profiled, reason, to, transaction
@@ -192,6 +193,33 @@ def test_the_reason_of_a_dead_letter_is_bounded_and_encodable() -> None:
     result = Result()
     result.dead_letter(record, "card", "code", "\ud800" + "y" * 5_000)
     assert reason(result.outputs[0], "message") == "\\ud800" + "y" * 999
+
+
+def test_a_dead_letter_fits_whatever_the_size_of_its_record() -> None:
+    value, key = b"A" * (KEPT_BYTES + 1), b"k" * (KEPT_BYTES + 1)
+    trace: Headers = (("trace", b"abc"),)
+
+    def dead(record: Record) -> Output:
+        result = Result()
+        result.dead_letter(record, "card", "too_large", "it is too large")
+        (output,) = result.outputs
+        assert reason(output, "offset") == "7"
+        size_bytes = len(output.key or b"") + len(output.value or b"")
+        assert size_bytes + sum(len(name) + len(content or b"") for name, content in output.headers) < 2 * KEPT_BYTES
+        return output
+
+    whole = dead(Record("transactions", 0, 7, 0, b"c1", value[:-4], ()))
+    assert (whole.key, whole.value) == (b"c1", value[:-4])
+    without = dead(Record("transactions", 0, 7, 0, b"c1", value, trace))
+    assert (without.key, without.value, without.headers[0]) == (b"c1", None, trace[0])
+    assert reason(without, "value-bytes") == str(len(value))
+    assert reason(without, "value-sha256") == hashlib.sha256(value).hexdigest()
+    neither = dead(Record("transactions", 0, 7, 0, key, b"v", trace))
+    assert (neither.key, neither.value) == (None, None)
+    assert reason(neither, "key-sha256") == hashlib.sha256(key).hexdigest()
+    assert reason(neither, "headers") == "1"
+    heavy = dead(Record("transactions", 0, 7, 0, None, None, (("trace", value),)))
+    assert (heavy.key, heavy.value, reason(heavy, "headers")) == (None, None, "1")
 
 
 def test_a_repeat_emits_nothing_and_enters_no_window() -> None:
