@@ -7,8 +7,9 @@ from datetime import datetime
 import msgspec
 
 from agents.models import CONTROL
-from pipeline.engine.results import Result
+from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.kafka.fold import RangeReader, settled_end
+from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
 from schemas.messages import SetAside
 from schemas.records import Output, Record
@@ -71,7 +72,9 @@ class SetAsides:
             record.offset,
         )
         result.outputs.append(Output(MODELS, key, _encode(item)))
-        result.dead_letter(record, self._agent, "set_aside", f"{item.error}: {item.message}")
+        # What made an output too large must not do so again.
+        kept_bytes = 0 if isinstance(error, OutputTooLarge) else KEPT_BYTES
+        result.dead_letter(record, self._agent, "set_aside", f"{item.error}: {item.message}", kept_bytes)
         result.counts["set_aside", topic] += 1
         self._places.add((record.topic, record.partition, record.offset))
         return result

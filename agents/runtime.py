@@ -15,9 +15,10 @@ from pipeline.engine.results import Result
 from pipeline.engine.score import KernelMismatch
 from pipeline.health import Health
 from pipeline.kafka.batch import Batch
+from pipeline.kafka.clients import GroupProtocol
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.session import Session
-from pipeline.kafka.transactions import Aborted, SessionError
+from pipeline.kafka.transactions import Aborted, OutputTooLarge, SessionError
 from pipeline.metrics import WorkerMetrics
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -68,7 +69,7 @@ class AgentSource(BatchSource):
         partitions: Partitions,
         set_asides: SetAsides,
         check_broker: Callable[[], None],
-        group_protocol: str = "consumer",
+        group_protocol: GroupProtocol = "consumer",
     ) -> None:
         self._agent, self._metrics, self._health, self._partitions = spec.name, metrics, health, partitions
         self._settings, self._set_asides = settings, set_asides
@@ -152,20 +153,27 @@ class AgentSource(BatchSource):
             raise
         except Exception as error:
             self._partitions.undo(batch.partitions)
-            if not batch.records:
-                raise
-            if len(batch.records) == 1:
-                self._fail(batch, error)
-                return
-            first, second = batch.halves()
-            try:
-                self._work(first)
-            except Aborted:
-                self._session.rewind(second)
-                raise
-            self._work(second)
+            self._narrow(batch, error)
             return
-        self._commit(batch, result)
+        try:
+            self._commit(batch, result)
+        except OutputTooLarge as error:
+            self._narrow(batch, error)
+
+    def _narrow(self, batch: Batch, error: Exception) -> None:
+        """A batch failed and was taken back: work on its halves, or count the failure of its one record."""
+        if not batch.records:
+            raise error
+        if len(batch.records) == 1:
+            self._fail(batch, error)
+            return
+        first, second = batch.halves()
+        try:
+            self._work(first)
+        except Aborted:
+            self._session.rewind(second)
+            raise
+        self._work(second)
 
     def _commit(self, batch: Batch, result: Result) -> None:
         with self._metrics.stage(self._agent, "commit"):

@@ -172,6 +172,8 @@ def consumer_config(
         "fetch.queue.backoff.ms": 5,
         "fetch.max.bytes": 64 * 1024 * 1024,
         "max.partition.fetch.bytes": 4 * 1024 * 1024,
+        # Also the largest batch, decompressed, that librdkafka opens; one that it does not open stops the partition.
+        "receive.message.max.bytes": 1_000_000_000,
         "queued.min.messages": 50_000,
         "queued.max.messages.kbytes": 128 * 1024,
         "check.crcs": True,

@@ -19,11 +19,13 @@ def restore_partition(
     committed: Mapping[Place, int],
     handler: PartitionHandler,
     waiting: Callable[[], None],
+    first: Mapping[str, int] | None = None,
 ) -> int:
     """Let ``handler`` start partition ``number`` and fold it up to ``committed``; returns how many records were folded.
 
     ``committed`` has the agent's topics in the order in which a batch holds them. ``waiting`` is called while nothing
-    comes, and may raise. Raises `TopicError` where records that the fold needs are gone.
+    comes, and may raise. Records below ``first``, an offset by topic, may be missing. Raises `TopicError` where others
+    that the fold needs are gone.
     """
     ends = {topic: offset for (topic, _), offset in committed.items()}
     restored = handler.restore(number, ends)
@@ -34,7 +36,7 @@ def restore_partition(
         def reader(topic: str, start: int) -> RangeReader:
             return stack.enter_context(closing(RangeReader(bootstrap, settings, topic, number, start, waiting)))
 
-        readers = [reader(topic, positions.get(topic, 0)) for topic in ends]
+        readers = [reader(topic, max(positions.get(topic, 0), (first or {}).get(topic, 0))) for topic in ends]
         markers: Iterator[Progress] = iter(())
         if len(ends) > 1:
             told = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)

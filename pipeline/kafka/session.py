@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -25,10 +26,18 @@ from confluent_kafka import (
 
 from pipeline.kafka.batch import Batch, Place, make_batch
 from pipeline.kafka.caller import Caller, Hung
-from pipeline.kafka.clients import PASSING_ERRORS, consumer_config, record_of
+from pipeline.kafka.clients import PASSING_ERRORS, GroupProtocol, consumer_config, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.restore import restore_partition
-from pipeline.kafka.transactions import MOST_ABORTS, Aborted, SessionError, Stopped, Transactions, Unknown
+from pipeline.kafka.transactions import (
+    MOST_ABORTS,
+    Aborted,
+    OutputTooLarge,
+    SessionError,
+    Stopped,
+    Transactions,
+    Unknown,
+)
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.records import Output, Record
@@ -64,7 +73,7 @@ class Session:
         *,
         waiting: Callable[[], None] = lambda: None,
         renewed: Callable[[], None] = lambda: None,
-        group_protocol: str = "consumer",
+        group_protocol: GroupProtocol = "consumer",
     ) -> None:
         self._settings, self._handler, self.agent = settings, handler, agent
         self._names = {settings.topic(topic.name): topic for topic in topics}
@@ -74,10 +83,10 @@ class Session:
         self._classic = group_protocol == "classic"
         group = settings.topic(agent)
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
-        overrides: dict[str, Any] = {"auto.offset.reset": "error"}
-        if self._classic:
-            overrides |= {"group.protocol": "classic", "partition.assignment.strategy": "range"}
-        self._consumer = Consumer(consumer_config(bootstrap, group, settings=settings, overrides=overrides))
+        overrides = {"auto.offset.reset": "error"}
+        self._consumer = Consumer(
+            consumer_config(bootstrap, group, settings=settings, overrides=overrides, protocol=group_protocol)
+        )
         self._transactions = Transactions(
             bootstrap, settings, agent, stopping=self._stopping, waiting=self._waiting, renewed=renewed
         )
@@ -137,8 +146,12 @@ class Session:
         return make_batch(records, metadata)
 
     def empty_batch(self) -> Batch:
-        """A batch of no records, for outputs that no input asks for."""
-        return make_batch([], self._consumer.consumer_group_metadata())
+        """A batch of no records, for outputs that no input asks for.
+
+        Its offsets are where the settled state stands, which moves nothing: with offsets in it the group refuses the
+        transaction of a worker that has lost its partitions without having heard of it.
+        """
+        return Batch([], self._consumer.consumer_group_metadata(), ends=dict(self._settled))
 
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
         """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then settle the state.
@@ -149,7 +162,9 @@ class Session:
         4. Nobody says which (a broker that died, a fence): a new producer ends the old transaction one way or the
            other, and the group's committed offsets tell which.
 
-        Raises ``SessionError`` when this worker must end (another one has its name, for instance).
+        ``OutputTooLarge`` leaves the state taken back and the position behind the batch: who gets it tries a part of
+        the batch, or passes the record over. Raises ``SessionError`` when this worker must end (another one has its
+        name, for instance).
         """
         offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in batch.ends.items()]
         records = [*outputs, *self._markers(batch)]
@@ -161,10 +176,14 @@ class Session:
                 if offsets:
                     self._patiently("commit", lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
         except Unknown as reason:
-            if not (batch.ends and self._is_committed(batch)):
+            # The offsets of a batch without records were committed before, and tell nothing.
+            if not (batch.records and self._is_committed(batch)):
                 self.rewind(batch)
                 raise Aborted(str(reason)) from reason
             log.warning("%s: %s; the transaction was committed", self.agent, reason)
+        except OutputTooLarge:
+            self._handler.undo(batch.partitions)
+            raise
         except (Aborted, KafkaException) as error:
             self.rewind(batch)
             if isinstance(error, Aborted):
@@ -232,8 +251,9 @@ class Session:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise SessionError(
                 f"agent {self.agent}: {message.topic()} partition {message.partition()} no longer holds the offset to "
-                "read from: its records were deleted before they were read. Check the topic's retention; "
-                "docs/operating.md says how to go on"
+                "read from: its records were deleted before they were read. Check the topic's retention; what can be "
+                "had back must be restored. To go on without it: start once with "
+                "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true"
             )
         if error.fatal():
             raise SessionError(f"agent {self.agent}: {error.str()}")
@@ -304,11 +324,13 @@ class Session:
         self._assigned.update(places)
         numbers = {number for _, number in places}
         whole = sorted(n for n in numbers if all((topic, n) in self._assigned for topic in self._names))
-        if whole:
-            self._handler.assigning(self._waiting_or_stop)
         offsets: dict[Place, int] = {}
-        for number in whole:
-            offsets |= self._restore(number)
+        if whole:
+            # Asked first: what the last holder committed with these offsets can be read once they are known.
+            committed = self._committed([(topic, number) for number in whole for topic in self._names])
+            self._handler.assigning(self._waiting_or_stop)
+            for number in whole:
+                offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})
         positions = [
             TopicPartition(*place, offset if (offset := offsets.get(place, 0)) > 0 else OFFSET_BEGINNING)
             for place in places
@@ -318,14 +340,15 @@ class Session:
         else:
             consumer.incremental_assign(positions)
         # The other topics of a number may come later, in a further call: until then nothing of it is read.
-        if partial := [TopicPartition(*place) for place in places if place[1] not in whole]:
-            consumer.pause(partial)
+        if incomplete := [TopicPartition(*place) for place in places if place[1] not in whole]:
+            consumer.pause(incomplete)
         earlier = [(topic, number) for number in whole for topic in self._names if (topic, number) not in places]
         for place in earlier:
             # Paused since it came, and perhaps read ahead since.
             self._seek(place, offsets[place])
-        if earlier:
-            consumer.resume([TopicPartition(*place) for place in earlier])
+        # All of them, however they came: librdkafka remembers a pause of a partition that was taken away since.
+        if whole:
+            consumer.resume([TopicPartition(topic, number) for number in whole for topic in self._names])
         self._positions.update(offsets)
         self._settled.update(offsets)
 
@@ -345,20 +368,43 @@ class Session:
                 consumer.pause(left)
             consumer.incremental_unassign(partitions)
 
-    def _restore(self, number: int) -> dict[Place, int]:
+    def _restore(self, number: int, committed: Mapping[Place, int]) -> dict[Place, int]:
         """Bring a partition's state up to what is committed; returns where reading goes on."""
-        places = [(topic, number) for topic in self._names]
-        found = self._committed(places)
-        committed = {place: found[place] for place in places}
+        first = self._first_offsets(committed)
         try:
             folded = restore_partition(
-                self._bootstrap, self._settings, self.agent, number, committed, self._handler, self._waiting_or_stop
+                self._bootstrap,
+                self._settings,
+                self.agent,
+                number,
+                committed,
+                self._handler,
+                self._waiting_or_stop,
+                {topic: offset for (topic, _), offset in first.items()},
             )
         except BaseException:
             self._handler.forget(number)
             raise
         self._handler.restored(number, folded)
-        return committed
+        for place, offset in committed.items():
+            if offset < first[place]:
+                log.warning(
+                    "%s: %s partition %d: offsets %d to %d were deleted before they were read and are passed over, as "
+                    "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS says; unset it for the next start",
+                    self.agent, *place, offset, first[place] - 1,
+                )  # fmt: skip
+        return {place: max(offset, first[place]) for place, offset in committed.items()}
+
+    def _first_offsets(self, places: Collection[Place]) -> dict[Place, int]:
+        """Below which offsets nothing is asked for: where the logs begin, if lost records are accepted, else 0."""
+        if not self._settings.accept_lost_records:
+            return dict.fromkeys(places, 0)
+
+        def ask(place: Place) -> int:
+            low, _ = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=REQUEST_TIMEOUT_S)
+            return int(low)
+
+        return {place: self._patiently("the beginning of the log", partial(ask, place)) for place in places}
 
     def _waiting_or_stop(self) -> None:
         if self._stopping.is_set():

@@ -186,6 +186,7 @@ def check_offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
 def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     client, settings = cluster.client, cluster.settings
     lost: list[str] = []
+    beyond: list[str] = []
     again: list[str] = []
     for role in roles:
         topics = describe_topics(client, [settings.topic(topic.name) for topic in role.reads])
@@ -194,38 +195,36 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
         committed = patiently(partial(committed_by_group, client, settings.topic(role.name), partitions))
         ends = patiently(partial(last_offsets, client, partitions, IsolationLevel.READ_UNCOMMITTED))
         starts = patiently(partial(first_offsets, client, partitions))
-        lost += _out_of_reach(settings.topic(role.name), committed, starts, ends)
+        lost += _deleted(settings.topic(role.name), committed, starts)
+        beyond += _beyond(settings.topic(role.name), committed, ends)
         missing = [at for at in partitions if at not in committed and ends[at] > starts[at]]
         again += _decided_again(cluster, role, missing, whole=not committed)
     refused = Findings.of(lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS")
     redone = Findings.of(
         again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
     )
-    return Findings(refused.problems + redone.problems, refused.warnings + redone.warnings)
+    return Findings(refused.problems + beyond + redone.problems, refused.warnings + redone.warnings)
 
 
-def _out_of_reach(
-    group: str,
-    committed: Mapping[Partition, int],
-    starts: Mapping[Partition, int],
-    ends: Mapping[Partition, int],
-) -> list[str]:
-    problems = []
-    for at, offset in committed.items():
-        topic, number = at
-        if offset < starts[at]:
-            problems.append(
-                f"group {group} stands at offset {offset} of {topic} partition {number}, whose log begins at "
-                f"{starts[at]}: {starts[at] - offset} offsets were deleted before they were read. Restore the topic "
-                "from a backup, and give it a longer retention.ms"
-            )
-        elif offset > ends[at]:
-            problems.append(
-                f"group {group} stands at offset {offset} of {topic} partition {number}, whose log ends at {ends[at]}: "
-                "the topic was made anew, or lost records. Restore it from a backup; or, if all topics of the pipeline "
-                "are new, use another FRAUD_PIPELINE_TOPIC_PREFIX or delete the group (kafka-consumer-groups --delete)"
-            )
-    return problems
+def _deleted(group: str, committed: Mapping[Partition, int], starts: Mapping[Partition, int]) -> list[str]:
+    return [
+        f"group {group} stands at offset {offset} of {at[0]} partition {at[1]}, whose log begins at {starts[at]}: "
+        f"{starts[at] - offset} offsets were deleted before they were read. Restore the topic from a backup, and give "
+        "it a longer retention.ms"
+        for at, offset in committed.items()
+        if offset < starts[at]
+    ]
+
+
+def _beyond(group: str, committed: Mapping[Partition, int], ends: Mapping[Partition, int]) -> list[str]:
+    """No setting accepts this: nobody can say which of the records that are there were read."""
+    return [
+        f"group {group} stands at offset {offset} of {at[0]} partition {at[1]}, whose log ends at {ends[at]}: the "
+        "topic was made anew, or lost records. Restore it from a backup; or, if all topics of the pipeline are new, "
+        "use another FRAUD_PIPELINE_TOPIC_PREFIX or delete the group (kafka-consumer-groups --delete)"
+        for at, offset in committed.items()
+        if offset > ends[at]
+    ]
 
 
 def _decided_again(cluster: Cluster, role: Role, missing: Sequence[Partition], *, whole: bool) -> list[str]:

@@ -25,6 +25,8 @@ FENCED: Final = frozenset(
         KafkaError.INVALID_PRODUCER_EPOCH,
     }
 )
+TOO_LARGE: Final = KafkaError.MSG_SIZE_TOO_LARGE
+"""Of this client before it sends a record, or of the broker that refuses it."""
 CALL_TIMEOUT_S: Final = 10.0
 """Longest wait for one transactional call; the broker ends a transaction after as long."""
 HUNG_SOON_S: Final = 4.0
@@ -47,6 +49,13 @@ class Stopped(SessionError):
 
 class Aborted(Exception):
     """Nothing of the batch is committed; its state was taken back, and it is read again."""
+
+
+class OutputTooLarge(Exception):
+    """A record to be written is larger than this client or its topic takes; nothing of the batch is committed.
+
+    Unlike an abort, this is the fault of what was read: the same records would fail for ever.
+    """
 
 
 class Unknown(Exception):
@@ -86,8 +95,8 @@ class Transactions:
     def commit(self, outputs: Sequence[Output], offsets: list[TopicPartition], metadata: Any) -> None:
         """``outputs`` and ``offsets`` in one transaction.
 
-        Raises ``Aborted`` (nothing is committed), ``Unknown`` (the transaction was ended by a new producer) and
-        ``SessionError``.
+        Raises ``Aborted`` and ``OutputTooLarge`` (nothing is committed), ``Unknown`` (the transaction was ended by a
+        new producer) and ``SessionError``.
         """
         self._producer.poll(0)  # hear of brokers that went away since
         if self._brokers_down.is_set():
@@ -116,9 +125,14 @@ class Transactions:
         self._aborts = 0
 
     def write(self, outputs: Sequence[Output]) -> None:
-        """``outputs``, acknowledged, without a transaction; raises ``Aborted`` where any was not."""
+        """``outputs``, acknowledged, without a transaction; ``Aborted`` or ``OutputTooLarge`` where any was not."""
         self._undelivered = None
-        self._produce(outputs)
+        try:
+            self._produce(outputs)
+        except KafkaException as error:
+            if error.args[0].code() != TOO_LARGE:
+                raise
+            self._undelivered = error.args[0]
         deadline_s = time.monotonic() + 3 * CALL_TIMEOUT_S
         while (left := self._producer.flush(0.5)) and time.monotonic() < deadline_s and not self._stopping.is_set():
             self._waiting()
@@ -127,6 +141,8 @@ class Transactions:
             # What is still queued must not be written after its batch was read again and written anew.
             self._producer.purge()
             self._renew(f"records were not written: {reason}")
+            if self._undelivered is not None and self._undelivered.code() == TOO_LARGE:
+                raise OutputTooLarge(self._advice(self._undelivered))
             raise Aborted(f"records were not written: {reason}")
         self._aborts = 0
 
@@ -248,6 +264,9 @@ class Transactions:
             self._fenced_s = now_s
             self._renew(f"{reason}; this worker stood still for longer than a transaction may take, or has a rival")
             raise (Unknown if committing else Aborted)(reason) from error
+        if cause.code() == TOO_LARGE:
+            self._abort()
+            raise OutputTooLarge(self._advice(cause)) from error
         self._aborts += 1
         if self._aborts > MOST_ABORTS:
             raise SessionError(
@@ -255,10 +274,19 @@ class Transactions:
                 "brokers, and at the limits of the topics that it writes to"
             ) from error
         if cause.txn_requires_abort():
-            try:
-                self._transactional("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
-            except (Hung, KafkaException) as failed:
-                self._renew(f"{failed}")
+            self._abort()
             raise Aborted(reason) from error
         self._renew(reason)
         raise (Unknown if committing else Aborted)(reason) from error
+
+    def _abort(self) -> None:
+        try:
+            self._transactional("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+        except (Hung, KafkaException) as failed:
+            self._renew(f"{failed}")
+
+    def _advice(self, cause: KafkaError) -> str:
+        return (
+            f"agent {self._agent}: a record that it writes is too large: {cause.str()}; raise max.message.bytes of "
+            "the topic, and where that is not enough message.max.bytes of this client (FRAUD_PIPELINE_KAFKA_CONFIG)"
+        )

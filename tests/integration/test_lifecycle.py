@@ -1,5 +1,6 @@
 """Workers that are stopped, killed, misled and left without a broker: nothing is lost, nothing is decided twice."""
 
+import hashlib
 import os
 import random
 import signal
@@ -9,12 +10,15 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.engine.placement import partition_of
+from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
 from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
 from tests.helpers.expected import differences, expected_features
-from tests.helpers.logs import after, transaction
+from tests.helpers.logs import after, microseconds, reason, transaction
 from tests.helpers.topics import Cluster, Starter, keys, once, shop
 from tests.helpers.worker import Worker
 
@@ -135,6 +139,43 @@ def test_a_record_that_fails_is_set_aside_and_passed_over_by_every_fold(cluster:
     decisions = cluster.decisions()
     assert once(decisions)
     assert sorted(keys(decisions)) == sorted(bought)
+
+
+def test_records_of_any_size_stop_no_partition(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(50), seed=1)
+    cluster.flush()
+    # What a topic takes is limited as it is compressed: all of these are small to it, and none to whoever reads them.
+    foreign = Producer(
+        producer_config(
+            cluster.bootstrap,
+            overrides={"compression.type": "zstd", "message.max.bytes": 100_000_000, "batch.size": 100_000_000},
+        )
+    )
+    block = random.Random(3).randbytes(1_000_000)
+    values = [b"A" * 40_000_000, block * 24]
+    name = cluster.settings.topic(TRANSACTIONS.name)
+    for value in values:
+        foreign.produce(name, value, b"c1", partition=0)
+    # Passed on to another partition, it would be larger than this client sends.
+    misplaced, at = transaction(1_000, after(1), card_id="c1"), microseconds(after(1)) // 1_000
+    wrong = (partition_of("c1", 3) + 1) % 3
+    foreign.produce(name, misplaced, b"c1", partition=wrong, timestamp=at, headers=[("attached", b"A" * 40_000_000)])
+    assert foreign.flush(60.0) == 0
+    bought |= shop(cluster, range(50, 100), seed=2)
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 100)
+    worker.until(lambda: len(cluster.read(DEAD_LETTERS)) >= 3)
+    refused = [record for record in cluster.read(DEAD_LETTERS) if reason(record, "error") == "too_large"]
+    assert [record.value for record in refused] == [None, None]
+    digests = {reason(record, "value-sha256") for record in refused}
+    assert digests == {hashlib.sha256(value).hexdigest() for value in values}
+    (aside,) = [record for record in cluster.read(DEAD_LETTERS) if reason(record, "error") == "set_aside"]
+    assert reason(aside, "value-sha256") == hashlib.sha256(misplaced).hexdigest()
+    assert "a record that it writes is too large" in reason(aside, "message")
+    assert worker.stop() == 0, worker.said
+    check(cluster, bought)
 
 
 def test_too_many_failures_end_the_worker(cluster: Cluster, start: Starter) -> None:

@@ -4,17 +4,27 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.caller import Hung
-from pipeline.kafka.clients import read_topic
+from pipeline.kafka.clients import (
+    CLASSIC_SESSION_TIMEOUT_MS,
+    MAX_RECORD_BYTES,
+    GroupProtocol,
+    admin_client,
+    consumer_config,
+    read_topic,
+)
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.session import Session
-from pipeline.kafka.transactions import Aborted, SessionError, Transactions
+from pipeline.kafka.transactions import MOST_ABORTS, Aborted, OutputTooLarge, SessionError, Transactions
 from pipeline.settings import Settings
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS
@@ -79,9 +89,9 @@ def servers(settings: Settings) -> str:
 
 
 @contextmanager
-def session(settings: Settings, handler: Numbers) -> Iterator[Session]:
+def session(settings: Settings, handler: Numbers, protocol: GroupProtocol = "consumer") -> Iterator[Session]:
     with ExitStack() as stack:
-        made = Session(servers(settings), settings, "card", READS, handler)
+        made = Session(servers(settings), settings, "card", READS, handler, group_protocol=protocol)
         stack.callback(made.close)
         made.start()
         yield made
@@ -122,13 +132,38 @@ def test_an_aborted_batch_is_taken_back_and_read_again(settings: Settings) -> No
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as one:
         batch = polled(one)
-        too_large = Output(PROFILED, b"k", random.Random(0).randbytes(PROFILED.max_message_bytes + 1_000_000))
+        stranger = Consumer(consumer_config(servers(settings), settings.topic("card"), settings=settings))
+        foreign = replace(batch, group_metadata=stranger.consumer_group_metadata())
         with pytest.raises(Aborted):
-            one.commit(batch, [*handler.process(batch), too_large])
+            one.commit(foreign, handler.process(foreign))
+        stranger.close()
         assert held(handler) == []
         assert not handler.pending
         work(one, handler, lambda: len(held(handler)) == 3)
         assert held(handler) == decided(settings) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("too_large", [PROFILED.max_message_bytes + 1_000_000, MAX_RECORD_BYTES + 1])
+def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
+    settings: Settings, delivery: str, too_large: int
+) -> None:
+    settings, handler = settings.model_copy(update={"delivery": delivery}), Numbers()
+    write(settings, ["1", "2", "3"])
+    with session(settings, handler) as one:
+        batch = polled(one)
+        # More often than a batch may be aborted: one by one is how the record is found.
+        for _ in range(MOST_ABORTS + 2):
+            large = Output(PROFILED, b"k", random.Random(0).randbytes(too_large))
+            with pytest.raises(OutputTooLarge, match="too large"):
+                one.commit(batch, [large, *handler.process(batch)])
+            assert held(handler) == []
+            assert not handler.pending
+        one.commit(batch, handler.process(batch))
+        work(one, handler, lambda: len(held(handler)) == 3)
+        assert held(handler) == [b"1", b"2", b"3"]
+        if delivery == "exactly_once":
+            assert decided(settings) == held(handler)
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -242,3 +277,156 @@ def test_offsets_are_committed_with_the_outputs_and_not_otherwise(settings: Sett
         one.rewind(batch)
         work(one, handler, lambda: len(held(handler)) == 3)
     assert sum(committed_offsets(servers(settings), settings.topic("card"), topics).values()) == 3
+
+
+def delete_below(settings: Settings, offsets: Mapping[tuple[str, int], int]) -> None:
+    client = admin_client(servers(settings))
+    at = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+    for future in client.delete_records(at).values():
+        future.result(PATIENCE_S)
+
+
+def test_records_that_were_deleted_before_they_were_read_are_passed_over_where_the_settings_say_so(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    topics = [settings.topic(topic.name) for topic in READS]
+    with session(settings, Numbers()) as one:
+        handler = one._handler
+        assert isinstance(handler, Numbers)
+        write(settings, [str(number) for number in range(20)])
+        work(one, handler, lambda: len(held(handler)) == 20)
+    committed = committed_offsets(servers(settings), settings.topic("card"), topics)
+    write(settings, [str(number) for number in range(20, 60)])
+    # Also of what a fold would read: nothing but the state lacks it.
+    delete_below(settings, {place: offset + 2 for place, offset in committed.items()})
+    with session(settings, Numbers()) as refused, pytest.raises(SessionError, match="ACCEPT_LOST_RECORDS=true"):
+        polled(refused)
+    accepting, handler = settings.model_copy(update={"accept_lost_records": True}), Numbers()
+    with session(accepting, handler) as one:
+        work(one, handler, lambda: len(held(handler)) == 40 - 2 * len(committed))
+    for (topic, number), offset in committed.items():
+        assert f"{topic} partition {number}: offsets {offset} to {offset + 1} were deleted" in caplog.text
+    assert len(decided(settings)) == 60 - 2 * len(committed)
+    again = Numbers()
+    with session(settings, again) as one:
+        work(one, again, lambda: len(one.assigned) == 4)
+
+
+def test_a_snapshot_from_before_lost_records_is_gone_on_from(settings: Settings) -> None:
+    topics = [settings.topic(topic.name) for topic in READS]
+
+    class Kept(Numbers):
+        """State with a snapshot from the very beginning, but for one record."""
+
+        def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
+            super().restore(partition, committed)
+            return Restored(dict.fromkeys(committed, 1), 0)
+
+    first = Numbers()
+    with session(settings, first) as one:
+        write(settings, [str(number) for number in range(20)])
+        work(one, first, lambda: len(held(first)) == 20)
+    committed = committed_offsets(servers(settings), settings.topic("card"), topics)
+    write(settings, [str(number) for number in range(20, 60)])
+    delete_below(settings, {place: offset + 2 for place, offset in committed.items()})
+    accepting, handler = settings.model_copy(update={"accept_lost_records": True}), Kept()
+    with session(accepting, handler) as one:
+        work(one, handler, lambda: len(held(handler)) == 40 - 2 * len(committed))
+
+
+def test_outputs_without_records_are_refused_once_the_partitions_have_moved(settings: Settings) -> None:
+    first, second = Numbers(), Numbers()
+    other = settings.model_copy(update={"instance": "other"})
+    output = Output(DECISIONS, b"k", b"late")
+    with session(settings, first) as one:
+        write(settings, [str(number) for number in range(10)])
+        work(one, first, lambda: len(held(first)) == 10 and len(one.assigned) == 4)
+        in_time, late = one.empty_batch(), one.empty_batch()
+        group, topics = settings.topic("card"), [settings.topic(TRANSACTIONS.name)]
+        before = committed_offsets(servers(settings), group, topics)
+        one.commit(in_time, [output])
+        assert committed_offsets(servers(settings), group, topics) == before
+        with session(other, second) as two:
+            deadline_s = time.monotonic() + PATIENCE_S
+            while not (len(one.assigned) == len(two.assigned) == 2):
+                assert time.monotonic() < deadline_s
+                one.poll(0.05)
+                two.poll(0.05)
+            with pytest.raises(Aborted):
+                one.commit(late, [output])
+            one.commit(one.empty_batch(), [output])
+    assert decided(settings).count(b"late") == 2
+
+
+def test_nobody_is_told_that_outputs_without_records_were_committed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Numbers()
+    with session(settings, handler) as one:
+        write(settings, ["1"])
+        work(one, handler, lambda: len(held(handler)) == 1)
+        original = Transactions._transactional
+
+        def hang(self: Transactions, what: str, call: Callable[[], object]) -> None:
+            if what == "commit_transaction":
+                raise Hung("the broker died")
+            original(self, what, call)
+
+        monkeypatch.setattr(Transactions, "_transactional", hang)
+        with pytest.raises(Aborted):
+            one.commit(one.empty_batch(), [Output(DECISIONS, b"k", b"never")])
+
+
+def test_a_partition_that_came_in_part_and_went_is_read_once_it_comes_whole(settings: Settings) -> None:
+    handler = Numbers()
+    transactions, labels = (settings.topic(topic.name) for topic in READS)
+    with session(settings, handler) as one:
+        work(one, handler, lambda: len(one.assigned) == 4)
+        consumer = one._consumer
+        # As a rebalance does that moves the topics of a number one by one, away and back.
+        one._on_revoke(consumer, [TopicPartition(labels, number) for number in (0, 1)])
+        one._on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
+        one._on_assign(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
+        one._on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
+        one._on_assign(consumer, [TopicPartition(topic, n) for topic in (transactions, labels) for n in (0, 1)])
+        write(settings, [str(number) for number in range(10)])
+        work(one, handler, lambda: len(held(handler)) == 10)
+
+
+def test_what_the_last_holder_committed_is_there_when_partitions_come(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    committed = Session._committed
+
+    def ask(self: Session, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        asked.append("committed")
+        return committed(self, places)
+
+    class Watching(Numbers):
+        def assigning(self, waiting: Callable[[], None]) -> None:
+            asked.append("assigning")
+
+    monkeypatch.setattr(Session, "_committed", ask)
+    handler = Watching()
+    with session(settings, handler) as one:
+        work(one, handler, lambda: len(one.assigned) == 4)
+    assert asked[:2] == ["committed", "assigning"]
+
+
+def test_the_classic_protocol_replaces_a_dead_worker_as_soon(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[dict[str, Any]] = []
+
+    def consumer(config: dict[str, Any]) -> Consumer:
+        configs.append(config)
+        return Consumer(config)
+
+    monkeypatch.setattr("pipeline.kafka.session.Consumer", consumer)
+    handler = Numbers()
+    with session(settings, handler, "classic") as one:
+        work(one, handler, lambda: len(one.assigned) == 4)
+    (config,) = configs
+    assert (config["group.protocol"], config["session.timeout.ms"]) == ("classic", CLASSIC_SESSION_TIMEOUT_MS)
+    assert config["auto.offset.reset"] == "error"

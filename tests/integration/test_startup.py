@@ -243,6 +243,9 @@ def test_an_offset_behind_the_log_is_refused(bootstrap: str, settings: Settings)
     told = refusal(bootstrap, settings, FEEDBACK)
     assert "offset 2" in told
     assert "whose log ends at 1" in told
+    # Where to go on nobody knows, so that no setting may say so.
+    assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS" not in told
+    assert "whose log ends at 1" in refusal(bootstrap, changed(settings, accept_lost_records=True), FEEDBACK)
 
 
 def test_a_topic_made_anew_has_another_identity(bootstrap: str, settings: Settings) -> None:
