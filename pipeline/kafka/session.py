@@ -323,8 +323,8 @@ class Session:
         offsets: dict[Place, int] = {}
         if whole:
             # Asked first: what the last holder committed with these offsets can be read once they are known.
-            self._handler.assigning(self._waiting_or_stop)
             committed = self._committed([(topic, number) for number in whole for topic in self._names])
+            self._handler.assigning(self._waiting_or_stop)
             for number in whole:
                 offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})
         positions = [
