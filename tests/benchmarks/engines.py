@@ -109,6 +109,12 @@ ENGINES: Final = (
         peer("faust_idiomatic", own_environment=True),
         needs("faust"),
     ),
+    Engine(
+        "kafka-streams",
+        "at-least-once, state in RocksDB and changelog",
+        LARGE,
+        peer("kafka_streams", own_environment=False),
+    ),
     Engine("ours-a", "at-least-once", LARGE, None),
     Engine("ours-b", "exactly-once, job (b)", LARGE, None),
 )
