@@ -81,8 +81,8 @@ class Settings(BaseSettings):
     )
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         default="exactly_once",
-        description="Delivery guarantee of outputs against input offsets. Under at_least_once a crash may repeat outputs, "
-        "and state that is folded again may then differ from the one that decided.",
+        description="Delivery guarantee of outputs against input offsets. Under at_least_once a crash may repeat "
+        "outputs, and state that is folded again may then differ from the one that decided.",
     )
     batch_max_records: int = Field(default=2_000, ge=1, description="Most records that one batch holds.")
     base_currency: str = Field(default="EUR", pattern="^[A-Z]{3}$", description="Currency of all windows.")
