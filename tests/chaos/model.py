@@ -92,8 +92,11 @@ class FeedbackFate:
 
 
 def follow_cards(run: Run) -> CardFate:
-    """All partitions of the card agent."""
-    fate = CardFate()
+    """All partitions of the card agent; computed once for a run."""
+    kept: CardFate | None = run.kept.get("cards")
+    if kept is not None:
+        return kept
+    fate = run.kept["cards"] = CardFate()
     for (agent, partition), batches in sorted(run.first_batches.items()):
         if agent == "card":
             follower = _CardPartition(run, partition, fate)

@@ -86,6 +86,8 @@ class Run:
     logs: Logs
     ledger: Sequence[Sent]
     rules: Rules
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was derived at some expense, for the checks that follow."""
 
     @cached_property
     def sent_at(self) -> dict[Place, Sent]:
