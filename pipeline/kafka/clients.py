@@ -82,6 +82,7 @@ PASSING_ERRORS: Final = frozenset(
         KafkaError._TRANSPORT,
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._TIMED_OUT,
+        KafkaError._NOENT,  # the client knows no leader: "Failed to query partition leaders"
     }
 )
 """What a fresh topic, a moving leader or a restarting broker answers for a while; the client does not retry these."""

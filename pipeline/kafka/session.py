@@ -29,6 +29,7 @@ from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import PASSING_ERRORS, GroupProtocol, consumer_config, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.restore import restore_partition
+from pipeline.kafka.traces import told_read
 from pipeline.kafka.transactions import (
     MOST_ABORTS,
     Aborted,
@@ -49,6 +50,8 @@ REQUEST_TIMEOUT_S: Final = 10.0
 RETRY_S: Final = 0.2
 LAST_WAIT_S: Final = 4.0
 """Longest wait for a broker once the worker ends: what was not committed is read again."""
+FORGETFUL_S: Final = 30.0
+"""Longest wait for a group coordinator that knows nothing of offsets that were committed."""
 UNSTABLE: Final = frozenset({KafkaError.UNSTABLE_OFFSET_COMMIT})
 
 
@@ -250,14 +253,22 @@ class Session:
                 "had back must be restored. To go on without it: start once with "
                 "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true"
             )
-        if error.fatal():
+        # As a message's error it bears the code alone.
+        if error.fatal() or error.code() == KafkaError._FATAL:
             raise SessionError(f"agent {self.agent}: {error.str()}")
         log.warning("%s: %s", self.agent, error.str())
         return None
 
     def _seek(self, place: Place, offset: int) -> None:
         self._positions[place] = offset
-        self._patiently("seek", lambda: self._consumer.seek(TopicPartition(*place, offset)))
+        try:
+            self._patiently("seek", lambda: self._consumer.seek(TopicPartition(*place, offset)))
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._STATE:
+                raise
+            # The client does not hold the partition any more, of which the next poll will tell.
+            log.warning("%s: %s partition %d is lost: %s", self.agent, *place, error.args[0].str())
+            self._positions.pop(place, None)
 
     def _markers(self, batch: Batch) -> list[Output]:
         """What the batch read and by what it was judged, for folds; one input topic needs no order recorded."""
@@ -323,7 +334,7 @@ class Session:
         offsets: dict[Place, int] = {}
         if whole:
             # Asked first: what the last holder committed with these offsets can be read once they are known.
-            committed = self._committed([(topic, number) for number in whole for topic in self._names])
+            committed = self._credible([(topic, number) for number in whole for topic in self._names])
             self._handler.assigning(self._waiting_or_stop)
             for number in whole:
                 offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})
@@ -391,6 +402,35 @@ class Session:
                     self.agent, *place, offset, first[place] - 1,
                 )  # fmt: skip
         return {place: max(offset, first[place]) for place, offset in committed.items()}
+
+    def _credible(self, places: Collection[Place]) -> dict[Place, int]:
+        """Committed offsets, but not "none" where results tell that records were read: that would do them again.
+
+        A group coordinator has been seen to know nothing of a group for seconds after its broker was killed (Kafka
+        4.4.0, on an overloaded machine), and everything again once it had loaded its log once more.
+        """
+        deadline_s = time.monotonic() + FORGETFUL_S
+        while True:
+            committed = self._committed(places)
+            missing = {place for place, offset in committed.items() if offset == 0}
+            if not missing or not self._transactions.exactly_once or self._settings.restart_from_beginning:
+                return committed
+            numbers = {number for _, number in missing}
+            ask = partial(told_read, self._bootstrap, self._settings, self.agent, self._names, numbers)
+            told = self._patiently("results", ask)
+            lost = sorted(place for place in missing if told.get(place, 0) > 0)
+            if not lost or self._settings.accept_lost_records:
+                return committed
+            places_told = ", ".join(f"{topic} partition {number}" for topic, number in lost)
+            if time.monotonic() > deadline_s:
+                raise SessionError(
+                    f"agent {self.agent}: the brokers know no offsets for {places_told}, although results tell that "
+                    "records of it were read: look at the group coordinator's log; docs/operating.md (lost offsets) "
+                    "says how to go on"
+                )
+            log.warning("%s: no offsets for %s, which was read before; asking again", self.agent, places_told)
+            self._waiting_or_stop()
+            time.sleep(RETRY_S)
 
     def _first_offsets(self, places: Collection[Place]) -> dict[Place, int]:
         """Below which offsets nothing is asked for: where the logs begin, if lost records are accepted, else 0."""

@@ -1,6 +1,6 @@
 """What an agent's results tell of how far it had read: it shows lost offsets and topics made anew."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,6 +84,15 @@ def progressed(bootstrap: str, agent: str, numbers: Collection[int], settings: S
     traces.newest = dict(traces.ends)
     _add_progress(traces, oldest, agent, settings)
     return traces
+
+
+def told_read(
+    bootstrap: str, settings: Settings, agent: str, topics: Collection[str], numbers: Collection[int]
+) -> Mapping[Partition, int]:
+    """How far ``agent``, which reads ``topics`` (full names), had read by its results; nothing for those without."""
+    if len(topics) > 1:
+        return progressed(bootstrap, agent, numbers, settings).ends
+    return decided(bootstrap, settings).ends if settings.topic(PROFILED.name) in topics else {}
 
 
 def _add_progress(traces: Traces, records: Iterable[Record], agent: str, settings: Settings) -> None:

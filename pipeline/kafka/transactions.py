@@ -28,6 +28,17 @@ FENCED: Final = frozenset(
 )
 TOO_LARGE: Final = KafkaError.MSG_SIZE_TOO_LARGE
 """Of this client before it sends a record, or of the broker that refuses it."""
+NOT_A_MEMBER: Final = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.GROUP_ID_NOT_FOUND,
+    }
+)
+"""The group does not know this member as it was when the batch was formed."""
 CALL_TIMEOUT_S: Final = 10.0
 """Longest wait for one transactional call; the broker ends a transaction after as long."""
 HUNG_SOON_S: Final = 4.0
@@ -282,7 +293,11 @@ class Transactions:
         if cause.code() == TOO_LARGE:
             self._abort()
             raise OutputTooLarge(self._advice(cause)) from error
-        self._aborts += 1
+        if cause.code() in NOT_A_MEMBER:
+            # It joins again while it polls, or hears there that it cannot.
+            time.sleep(RETRY_S)
+        else:
+            self._aborts += 1
         if self._aborts > MOST_ABORTS:
             raise SessionError(
                 f"agent {self._agent}: the same batch was aborted {self._aborts} times: {reason}; look at the "

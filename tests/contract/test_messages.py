@@ -147,7 +147,7 @@ def calls(name: str) -> Iterator[ast.Call]:
 
 def codes_in_use() -> set[str]:
     """What the codec raises, and the literals that are the third argument of ``Result.dead_letter``."""
-    arguments = [call.args[2] for call in calls("dead_letter") if len(call.args) == 4]
+    arguments = [call.args[2] for call in calls("dead_letter") if len(call.args) >= 4]
     literal = {argument.value for argument in arguments if isinstance(argument, ast.Constant)}
     return {*codec.CODES, *map(str, literal)}
 

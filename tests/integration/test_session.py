@@ -328,8 +328,10 @@ def test_a_snapshot_from_before_lost_records_is_gone_on_from(settings: Settings)
     class Kept(Numbers):
         """State with a snapshot from the very beginning, but for one record."""
 
-        def restore(self, partition: int, committed: Mapping[str, int]) -> Restored | None:
-            super().restore(partition, committed)
+        def restore(
+            self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
+        ) -> Restored | None:
+            super().restore(partition, committed, logs, waiting)
             return Restored(dict.fromkeys(committed, 1), 0)
 
     first = Numbers()
@@ -440,3 +442,35 @@ def test_the_classic_protocol_replaces_a_dead_worker_as_soon(
     (config,) = configs
     assert (config["group.protocol"], config["session.timeout.ms"]) == ("classic", CLASSIC_SESSION_TIMEOUT_MS)
     assert config["auto.offset.reset"] == "error"
+
+
+def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read again; and work goes on once they are known again."""
+    handler = Numbers()
+    write(settings, [str(number) for number in range(20)])
+    with session(settings, handler) as first:
+        work(first, handler, lambda: sum(map(len, handler.settled.values())) >= 20)
+    group = settings.topic("card")
+    known = committed_offsets(servers(settings), group, [settings.topic(topic.name) for topic in READS])
+    admin = admin_client(servers(settings))
+    admin.delete_consumer_groups([group])[group].result()
+    monkeypatch.setattr("pipeline.kafka.session.FORGETFUL_S", 1.0)
+    with (
+        session(settings, Numbers()) as second,
+        pytest.raises(SessionError, match=r"know no offsets for .*transactions"),
+    ):
+        work(second, Numbers(), lambda: False)
+    monkeypatch.setattr("pipeline.kafka.session.FORGETFUL_S", PATIENCE_S)
+    handler = Numbers()
+    write(settings, [str(number) for number in range(20, 25)])
+    with session(settings, handler) as third:
+        forgetful = iter(range(2 * len(known)))
+
+        def committed(places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+            return {at: known.get(at, 0) if next(forgetful, None) is None else 0 for at in places}
+
+        monkeypatch.setattr(third, "_committed", committed)
+        work(third, handler, lambda: sum(map(len, handler.settled.values())) >= 25)
+    assert decided(settings) == sorted(str(number).encode() for number in range(25))
