@@ -85,6 +85,6 @@ class SetAsides:
         result.outputs.append(Output(MODELS, key, _encode(item)))
         # What made an output too large must not do so again.
         kept_bytes = 0 if isinstance(error, OutputTooLarge) else KEPT_BYTES
-        result.dead_letter(record, self._agent, "set_aside", f"{item.error}: {item.message}", kept_bytes)
+        result.dead_letter(record, self._agent, "set_aside", f"{item.error}: {item.message}", kept_bytes=kept_bytes)
         result.counts["set_aside", topic] += 1
         return result

@@ -40,7 +40,7 @@ class Result:
     latencies_s: list[float] = field(default_factory=list)
     """From ingestion to decision, one a decision."""
 
-    def dead_letter(self, record: Record, stage: str, code: str, message: str, kept_bytes: int = KEPT_BYTES) -> None:
+    def dead_letter(self, record: Record, stage: str, code: str, message: str, *, kept_bytes: int = KEPT_BYTES) -> None:
         """Set ``record`` aside with its reason: original key, value and headers, and where it came from.
 
         Of more than ``kept_bytes`` the value is left out, and key and headers too where they alone are more; size and

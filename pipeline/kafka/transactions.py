@@ -278,7 +278,7 @@ class Transactions:
             self._marked[message.partition()] = message.offset() + 1
 
     def _after_failure(self, error: KafkaException, committing: bool) -> None:
-        cause: KafkaError = error.args[0]
+        cause = self._cause(error.args[0])
         reason = f"{cause.str()} ({cause.name()})"
         if cause.code() in FENCED:
             now_s = time.monotonic()
@@ -308,6 +308,20 @@ class Transactions:
             raise Aborted(reason) from error
         self._renew(reason)
         raise (Unknown if committing else Aborted)(reason) from error
+
+    def _cause(self, error: KafkaError) -> KafkaError:
+        """Why the transaction failed: a call during which it fails may say no more than that it has failed."""
+        if error.code() != KafkaError._STATE or not error.txn_requires_abort():
+            return error
+        try:
+            # Refused with the cause, and without effect, whatever has become of the transaction.
+            self._call("begin_transaction", self._producer.begin_transaction)
+        except KafkaException as told:
+            cause: KafkaError = told.args[0]
+            return cause if cause.txn_requires_abort() else error
+        except Hung as hung:
+            log.warning("%s", hung)
+        return error
 
     def _abort(self) -> None:
         try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.batch import Batch
@@ -170,6 +170,33 @@ def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
         assert held(handler) == [b"1", b"2", b"3"]
         if delivery == "exactly_once":
             assert decided(settings) == held(handler)
+
+
+def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_failed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Transactions._transactional
+
+    def late(self: Transactions, what: str, call: Callable[[], object]) -> None:
+        if what == "send_offsets_to_transaction":
+            # As librdkafka does where the broker refuses a record while the offsets are under way.
+            self._producer.flush(PATIENCE_S)
+            raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state", txn_requires_abort=True))
+        original(self, what, call)
+
+    handler = Numbers()
+    write(settings, ["1", "2", "3"])
+    with session(settings, handler) as one:
+        batch = polled(one)
+        large = Output(PROFILED, b"k", random.Random(0).randbytes(PROFILED.max_message_bytes + 1_000_000))
+        with monkeypatch.context() as patched:
+            patched.setattr(Transactions, "_transactional", late)
+            with pytest.raises(OutputTooLarge, match="profiled"):
+                one.commit(batch, [large])
+            with pytest.raises(Aborted, match="Erroneous state"):
+                one.commit(batch, handler.process(batch))
+        work(one, handler, lambda: len(held(handler)) == 3)
+        assert decided(settings) == held(handler)
 
 
 @pytest.mark.parametrize("committed", [True, False])
