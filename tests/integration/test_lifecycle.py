@@ -147,10 +147,16 @@ def test_records_of_any_size_stop_no_partition(cluster: Cluster, start: Starter)
     bought = shop(cluster, range(50), seed=1)
     cluster.flush()
     # What a topic takes is limited as it is compressed: all of these are small to it, and none to whoever reads them.
+    # They wait for each other, so that one batch holds both values.
     foreign = Producer(
         producer_config(
             cluster.bootstrap,
-            overrides={"compression.type": "zstd", "message.max.bytes": 100_000_000, "batch.size": 100_000_000},
+            overrides={
+                "compression.type": "zstd",
+                "linger.ms": 2_000,
+                "message.max.bytes": 100_000_000,
+                "batch.size": 100_000_000,
+            },
         )
     )
     block = random.Random(3).randbytes(1_000_000)
