@@ -252,6 +252,6 @@ def nothing_was_set_aside(run: Run) -> Check:
     """No agent gave a record up."""
     check = Check("no record was set aside")
     for entry in run.logs.entries("models"):
-        if (entry.key or b"").startswith(b"control/"):
+        if (entry.key or b"").startswith(b"control/set-aside/"):
             check.differs(f"{entry.key!r}: {(entry.value or b'')[:300]!r}")
     return check

@@ -57,6 +57,12 @@ class Models:
             getattr(models, name)[version] = payload
         return models
 
+    @property
+    def starts(self) -> frozenset[tuple[str, int]]:
+        """LightGBM versions, each with the offsets in ``examples`` at which a layer on it began."""
+        told = {(p["config"]["lightgbm_version"], p["config"].get("examples_start", 0)) for _, p in self.in_order}
+        return frozenset(told | {(version, 0) for version in self.lightgbm})
+
     def first_offset(self, lightgbm_version: str, offsets: Sequence[int]) -> int:
         """Where the layer on a LightGBM version began: as many examples before its first record as that has counted.
 
@@ -103,15 +109,19 @@ def weights_are_a_fresh_fold(run: Run) -> Check:
     models = Models.of(run, check)
     layers = models.folded(run)
     check.compared = {"versions": len(models.in_order), "examples": len(run.logs.entries("examples"))}
+    offsets = [entry.offset for entry in run.logs.entries("examples")]
     for version, payload in models.in_order:
         layer = layers[payload["config"]["lightgbm_version"], int(payload["examples_offset"])]
         check.same(f"River {version}: lessons", payload["lessons"], layer.lessons)
+        base, start = payload["config"]["lightgbm_version"], payload["config"].get("examples_start", 0)
+        between = range(*sorted((start, models.first_offset(base, offsets))))
+        if any(offset in between for offset in offsets):
+            check.differs(f"River {version}: its configuration says that it began at {start}; its lessons do not")
         for i, (found, wanted) in enumerate(zip(payload["weights"], layer.weights, strict=True)):
             if not _close(found, wanted):
                 check.differs(f"River {version}: weight {i} is {found!r}, a fresh fold gives {wanted!r}")
         if not _close(payload["intercept"], layer.intercept):
             check.differs(f"River {version}: intercept {payload['intercept']!r}, a fold gives {layer.intercept!r}")
-    offsets = [entry.offset for entry in run.logs.entries("examples")]
     for base, first in {p["config"]["lightgbm_version"]: p for _, p in reversed(models.in_order)}.items():
         if models.first_offset(base, offsets) > 0 and first["lessons"]["learned"]:
             check.differs(f"the layer on {base} began behind the first example, and was not published before a lesson")
@@ -170,7 +180,7 @@ def _reproduce(
     policy = models.policy.get(versions["policy"])
     digest, _, offset = versions["river"].partition("@")
     layer = layers.get((versions["lightgbm"], int(offset)))
-    if policy is None or layer is None or digest not in _digests(tuple(models.lightgbm)):
+    if policy is None or layer is None or digest not in _digests(models.starts):
         check.differs(f"{key} names versions that were never published: {versions}")
         return
     river = layer.logit(features, logit)
@@ -204,8 +214,8 @@ def _select(
 
 
 @cache
-def _digests(lightgbm_versions: tuple[str, ...]) -> set[str]:
-    """Of the layers that may stand on these LightGBM versions, as the documents configure them."""
+def _digests(starts: frozenset[tuple[str, int]]) -> set[str]:
+    """Of layers on LightGBM versions that began at offsets of ``examples``, as the documents configure them."""
     amounts = ["below 10", "10 to 30", "30 to 100", "100 to 300", "300 to 1000", "from 1000"]
     hours = ["below 4", "4 to 8", "8 to 12", "12 to 16", "16 to 20", "from 20"]
     inputs = ["logit", *(f"amount {b}" for b in amounts), *(f"hour {b}" for b in hours)]
@@ -218,9 +228,10 @@ def _digests(lightgbm_versions: tuple[str, ...]) -> set[str]:
                 "logit_scale": 4.0,
                 "learning_rate": 0.05,
                 "revision": 1,
+                **({"examples_start": start} if start else {}),
             }
         )
-        for version in lightgbm_versions
+        for version, start in starts
     }
 
 

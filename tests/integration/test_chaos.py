@@ -105,7 +105,7 @@ def is_label(one: Any) -> bool:
 
 
 def is_river(one: Any) -> bool:
-    return bool(one["name"] == "river")
+    return bool(one.get("name") == "river")
 
 
 def is_lesson(one: Any) -> bool:

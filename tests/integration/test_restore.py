@@ -15,6 +15,7 @@ from pipeline.kafka.restore import restore_partition
 from pipeline.settings import Settings
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Reason, Refused, SnapshotRepository
+from schemas.messages import Rules
 from schemas.records import Record
 from schemas.topics import PROFILED
 
@@ -45,7 +46,7 @@ class Kept:
             return None
         return Restored({self._prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
-    def fold(self, partition: int, records: Sequence[Record]) -> None:
+    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         self.offsets += [record.offset for record in records]
 
     def restored(self, partition: int, records: int) -> None: ...
