@@ -114,14 +114,18 @@ def _both_ends(
     places = [(name, number) for number in numbers]
     first = patiently(partial(first_offsets, client, places))
     end = patiently(partial(last_offsets, client, places, IsolationLevel.READ_COMMITTED))
+    # On topics that are empty no reader need be made.
+    places = [place for place in places if end[place] > first[place]]
+    if not places:
+        return [], []
     firsts = {place[1]: first[place] for place in places}
     tails = {place[1]: max(first[place], end[place] - TRACE_RECORDS) for place in places}
     newest: list[Record] = []
-    with closing(read_batches(bootstrap, name, settings=settings, partitions=list(numbers), start=tails)) as batches:
+    with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
         for records in batches:
             newest += records
     # From their beginning as it is then: retention may move it meanwhile.
-    left = {number for number in numbers if tails[number] > firsts[number]}
+    left = {number for number in tails if tails[number] > firsts[number]}
     oldest: list[Record] = []
     if left:
         with closing(read_batches(bootstrap, name, settings=settings, partitions=sorted(left))) as batches:
