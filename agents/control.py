@@ -1,7 +1,6 @@
 """Records set aside: what an agent could not process, kept on ``models``, and passed over by every reading after."""
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -9,7 +8,7 @@ import msgspec
 
 from agents.models import SET_ASIDE
 from pipeline.engine.results import KEPT_BYTES, Result
-from pipeline.kafka.fold import RangeReader, settled_end
+from pipeline.kafka.fold import NewRecords
 from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
 from schemas.messages import SetAside
@@ -26,20 +25,15 @@ class SetAsides:
     """The records that one agent passes over; used from its thread."""
 
     def __init__(self, bootstrap: str, settings: Settings, agent: str) -> None:
-        self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
+        self._settings, self._agent = settings, agent
+        self._models = NewRecords(bootstrap, settings, settings.topic(MODELS.name), 0)
         self._places: dict[tuple[str, int, int], datetime] = {}
         """By topic (full name), partition and offset: when it was set aside."""
-        self._next = 0
 
     def refresh(self, waiting: Callable[[], None]) -> None:
         """Take in all that was set aside before this call, by whomever: before a fold, or before they are counted."""
-        topic = self._settings.topic(MODELS.name)
-        end = settled_end(self._bootstrap, self._settings, topic, 0, waiting)
-        with closing(RangeReader(self._bootstrap, self._settings, topic, 0, self._next, waiting)) as reader:
-            while records := reader.read_to(end):
-                for record in records:
-                    self._take(record)
-            self._next = reader.position
+        for record in self._models.read(waiting):
+            self._take(record)
 
     def _take(self, record: Record) -> None:
         if record.key is None or record.value is None or not record.key.startswith(SET_ASIDE):

@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import closing
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
 from agents.models import RATES
-from pipeline.kafka.fold import RangeReader, settled_end
+from pipeline.kafka.fold import NewRecords
 from pipeline.kafka.producer import RecordProducer
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
@@ -37,16 +36,12 @@ class PublishedRates:
         self._contents: dict[tuple[str, str], bytes] = {}
         """By version and digest, in the order in which they were published."""
         self._tables: dict[tuple[str, str], RateTable] = {}
-        self._next = 0
+        self._models = NewRecords(bootstrap, settings, self._topic, 0)
 
     def refresh(self, waiting: Callable[[], None] = _nothing) -> None:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""
-        end = settled_end(self._bootstrap, self._settings, self._topic, 0, waiting)
-        with closing(RangeReader(self._bootstrap, self._settings, self._topic, 0, self._next, waiting)) as reader:
-            while records := reader.read_to(end):
-                for record in records:
-                    self._take(record)
-            self._next = reader.position
+        for record in self._models.read(waiting):
+            self._take(record)
 
     def publish(self, content: bytes) -> bool:
         """Let every worker have a table, given as its file's bytes, before anything is judged by it.

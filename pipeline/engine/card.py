@@ -168,11 +168,9 @@ class CardPartition:
 
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the settled state."""
-        # First, because it may fail: the windows forget what changed once they are copied.
-        frozen = self._store.freeze()
         windows, columns = self._windows.dump(full=full)
         values = _Values(LAYOUT, windows, self._newest_us, self._index.state, self._waiting.state, self._first_day)
-        return StateDump(msgspec.msgpack.encode(values), columns, frozen)
+        return StateDump(msgspec.msgpack.encode(values), columns, self._store.freeze())
 
     def close(self) -> None:
         """Let go of the state."""

@@ -8,6 +8,7 @@ so that a fold repeats all three.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Final, NamedTuple
 
 import msgspec
@@ -30,14 +31,13 @@ from pipeline.kafka.clients import (
     last_offsets,
     record_of,
 )
+from pipeline.kafka.ranges import answered
 from pipeline.settings import Settings
 from schemas.messages import Progress, Rules
 from schemas.records import Record
 
 _POLL_S: Final = 0.1
 _LOOK_S: Final = 0.02
-_RETRY_S: Final = 0.2
-_REQUEST_TIMEOUT_S: Final = 10.0
 SETTLE_S: Final = 60.0
 """Longest wait for transactions that are open; the broker ends one that nobody ends within 20 s."""
 _decode = msgspec.json.Decoder(Progress).decode
@@ -53,16 +53,7 @@ def settled_end(bootstrap: str, settings: Settings, topic: str, partition: int, 
     at = (topic, partition)
 
     def ask(isolation: IsolationLevel) -> int:
-        while True:
-            waiting()
-            try:
-                # A client whose first request is for offsets may wait for seconds.
-                client.list_topics(topic, timeout=_REQUEST_TIMEOUT_S)
-                return last_offsets(client, [at], isolation)[at]
-            except KafkaException as error:
-                if error.args[0].code() not in PASSING_ERRORS:
-                    raise
-                time.sleep(_RETRY_S)
+        return answered(client, topic, lambda: last_offsets(client, [at], isolation)[at], waiting)
 
     written = ask(IsolationLevel.READ_UNCOMMITTED)
     deadline_s = time.monotonic() + SETTLE_S
@@ -164,6 +155,26 @@ class RangeReader:
             )
         elif error.code() not in PASSING_ERRORS and not error.retriable():
             raise KafkaException(error)
+
+
+class NewRecords:
+    """What was committed to one partition of one topic (full name), from the beginning and then from call to call."""
+
+    def __init__(self, bootstrap: str, settings: Settings, topic: str, partition: int) -> None:
+        self._bootstrap, self._settings, self._topic, self._partition = bootstrap, settings, topic, partition
+        self._next = 0
+
+    def read(self, waiting: Callable[[], None]) -> Iterator[Record]:
+        """All that was committed before this call and not returned by an earlier one; ``waiting`` may raise.
+
+        To be iterated to its end: what is left over comes again.
+        """
+        end = settled_end(self._bootstrap, self._settings, self._topic, self._partition, waiting)
+        at = (self._topic, self._partition, self._next)
+        with closing(RangeReader(self._bootstrap, self._settings, *at, waiting)) as reader:
+            while records := reader.read_to(end):
+                yield from records
+            self._next = reader.position
 
 
 def read_markers(reader: RangeReader, agent: str, end: int) -> Iterator[Progress]:

@@ -1,16 +1,35 @@
-"""Which offsets the logs of a partition number hold now."""
+"""Which offsets the logs of a partition number hold now, asked for until a broker answers."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from confluent_kafka import IsolationLevel, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from pipeline.kafka.clients import PASSING_ERRORS, admin_client, first_offsets, last_offsets
 from pipeline.settings import Settings
 
 _RETRY_S: Final = 0.2
 _REQUEST_TIMEOUT_S: Final = 10.0
+T = TypeVar("T")
+
+
+def answered(client: AdminClient, topic: str, ask: Callable[[], T], waiting: Callable[[], None]) -> T:
+    """What ``ask`` returns, a question about offsets of ``topic`` (full name) and others, once a broker answers.
+
+    ``waiting`` is called before each attempt, and may raise. Raises ``KafkaException`` for errors that do not pass.
+    """
+    while True:
+        waiting()
+        try:
+            # A client whose first request is for offsets may wait for seconds.
+            client.list_topics(topic, timeout=_REQUEST_TIMEOUT_S)
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in PASSING_ERRORS:
+                raise
+            time.sleep(_RETRY_S)
 
 
 def log_ranges(
@@ -22,16 +41,10 @@ def log_ranges(
     """
     client = admin_client(bootstrap, settings=settings)
     places = [(topic, number) for topic in topics]
-    while True:
-        waiting()
-        try:
-            # A client whose first request is for offsets may wait for seconds.
-            client.list_topics(topics[0], timeout=_REQUEST_TIMEOUT_S)
-            starts = first_offsets(client, places)
-            ends = last_offsets(client, places, IsolationLevel.READ_UNCOMMITTED)
-        except KafkaException as error:
-            if error.args[0].code() not in PASSING_ERRORS:
-                raise
-            time.sleep(_RETRY_S)
-        else:
-            return {place[0]: range(starts[place], ends[place]) for place in places}
+
+    def ask() -> Mapping[str, range]:
+        starts = first_offsets(client, places)
+        ends = last_offsets(client, places, IsolationLevel.READ_UNCOMMITTED)
+        return {place[0]: range(starts[place], ends[place]) for place in places}
+
+    return answered(client, topics[0], ask, waiting)

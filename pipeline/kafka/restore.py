@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from typing import NamedTuple
 
 from pipeline.kafka.batch import Place
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers, settled_end
@@ -12,6 +13,17 @@ from schemas.messages import Progress
 from schemas.topics import PROGRESS
 
 
+class Restoration(NamedTuple):
+    """How a partition's state was brought up to what is committed."""
+
+    records: int
+    """Records that were folded."""
+    progress: int
+    """Offset in ``progress`` behind the markers of all of them; 0 for an agent with one input."""
+    first: Mapping[str, int]
+    """By topic, where its log begins if lost records are accepted, else 0: below it nothing was asked for."""
+
+
 def restore_partition(
     bootstrap: str,
     settings: Settings,
@@ -20,19 +32,17 @@ def restore_partition(
     committed: Mapping[Place, int],
     handler: PartitionHandler,
     waiting: Callable[[], None],
-    first: Mapping[str, int] | None = None,
-) -> tuple[int, int]:
+) -> Restoration:
     """Let ``handler`` start partition ``number`` and fold it up to ``committed``.
 
-    Returns how many records were folded, and the offset in ``progress`` behind the markers of all of them.
-
     ``committed`` has the agent's topics in the order in which a batch holds them. ``waiting`` is called while nothing
-    comes, and may raise. Records below ``first``, an offset by topic, may be missing. Raises `TopicError` where others
-    that the fold needs are gone.
+    comes, and may raise. Raises `TopicError` where records that the fold needs are gone and the settings do not accept
+    it.
     """
     ends = {topic: offset for (topic, _), offset in committed.items()}
     needed = [*ends, settings.topic(PROGRESS.name)] if len(ends) > 1 else list(ends)
     logs = log_ranges(bootstrap, settings, needed, number, waiting)
+    first = {topic: logs[topic].start if settings.accept_lost_records else 0 for topic in ends}
     restored = handler.restore(number, ends, logs, waiting)
     positions = restored.positions if restored is not None else {}
     folded, progress = 0, 0
@@ -41,7 +51,7 @@ def restore_partition(
         def reader(topic: str, start: int) -> RangeReader:
             return stack.enter_context(closing(RangeReader(bootstrap, settings, topic, number, start, waiting)))
 
-        readers = [reader(topic, max(positions.get(topic, 0), (first or {}).get(topic, 0))) for topic in ends]
+        readers = [reader(topic, max(positions.get(topic, 0), first[topic])) for topic in ends]
         markers: Iterator[Progress] = iter(())
         if len(ends) > 1:
             told = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
@@ -51,4 +61,4 @@ def restore_partition(
             waiting()
             handler.fold(number, batch.records, batch.rules)
             folded += len(batch.records)
-    return folded, progress
+    return Restoration(folded, progress, first)

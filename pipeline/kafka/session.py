@@ -29,7 +29,7 @@ from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import PASSING_ERRORS, GroupProtocol, consumer_config, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.restore import restore_partition
-from pipeline.kafka.traces import told_read
+from pipeline.kafka.traces import Traces, traces_of
 from pipeline.kafka.transactions import (
     MOST_ABORTS,
     Aborted,
@@ -378,30 +378,26 @@ class Session:
 
     def _restore(self, number: int, committed: Mapping[Place, int]) -> dict[Place, int]:
         """Bring a partition's state up to what is committed; returns where reading goes on."""
-        first = self._first_offsets(committed)
         try:
-            folded, self._progress[number] = restore_partition(
-                self._bootstrap,
-                self._settings,
-                self.agent,
-                number,
-                committed,
-                self._handler,
-                self._waiting_or_stop,
-                {topic: offset for (topic, _), offset in first.items()},
+            done = restore_partition(
+                self._bootstrap, self._settings, self.agent, number, committed, self._handler, self._waiting_or_stop
             )
         except BaseException:
             self._handler.forget(number)
             raise
-        self._handler.restored(number, folded)
-        for place, offset in committed.items():
-            if offset < first[place]:
+        self._progress[number] = done.progress
+        self._handler.restored(number, done.records)
+        positions = {}
+        for (topic, _), offset in committed.items():
+            first = done.first[topic]
+            if offset < first:
                 log.warning(
                     "%s: %s partition %d: offsets %d to %d were deleted before they were read and are passed over, as "
                     "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS says; unset it for the next start",
-                    self.agent, *place, offset, first[place] - 1,
+                    self.agent, topic, number, offset, first - 1,
                 )  # fmt: skip
-        return {place: max(offset, first[place]) for place, offset in committed.items()}
+            positions[topic, number] = max(offset, first)
+        return positions
 
     def _credible(self, places: Collection[Place]) -> dict[Place, int]:
         """Committed offsets, but not "none" where results tell that records were read: that would do them again.
@@ -416,9 +412,10 @@ class Session:
             if not missing or not self._transactions.exactly_once or self._settings.restart_from_beginning:
                 return committed
             numbers = {number for _, number in missing}
-            ask = partial(told_read, self._bootstrap, self._settings, self.agent, self._names, numbers)
-            told = self._patiently("results", ask)
-            lost = sorted(place for place in missing if told.get(place, 0) > 0)
+            reads = self._names.values()
+            ask = partial(traces_of, self._bootstrap, self.agent, reads, numbers, self._settings)
+            traces: Traces = self._patiently("results", ask)
+            lost = sorted(place for place in missing if place in traces.ends)
             if not lost or self._settings.accept_lost_records:
                 return committed
             places_told = ", ".join(f"{topic} partition {number}" for topic, number in lost)
@@ -431,17 +428,6 @@ class Session:
             log.warning("%s: no offsets for %s, which was read before; asking again", self.agent, places_told)
             self._waiting_or_stop()
             time.sleep(RETRY_S)
-
-    def _first_offsets(self, places: Collection[Place]) -> dict[Place, int]:
-        """Below which offsets nothing is asked for: where the logs begin, if lost records are accepted, else 0."""
-        if not self._settings.accept_lost_records:
-            return dict.fromkeys(places, 0)
-
-        def ask(place: Place) -> int:
-            low, _ = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=REQUEST_TIMEOUT_S)
-            return int(low)
-
-        return {place: self._patiently("the beginning of the log", partial(ask, place)) for place in places}
 
     def _waiting_or_stop(self) -> None:
         if self._stopping.is_set():

@@ -16,15 +16,19 @@ from pipeline.kafka.admin import committed_by_group
 from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, patiently
 from pipeline.kafka.cluster import brokers, configs_of, describe_topics
 from pipeline.kafka.retention import retention_problems
-from pipeline.kafka.traces import Traces, any_record, decided, progressed
+from pipeline.kafka.traces import Traces, any_record, traces_of
 from pipeline.settings import Settings
-from schemas.topics import DECISIONS, LABELS, MODELS, PROGRESS, TOPICS, TRANSACTIONS, Topic
+from schemas.topics import LABELS, MODELS, PROGRESS, TOPICS, TRANSACTIONS, Topic
 
 RECHECK_S: Final = 2.0
 """Another worker may commit between two of our questions: what is wrong is looked at twice."""
 CLUSTER_BROKERS: Final = 3
 CLUSTER_REPLICAS: Final = 3
 CLUSTER_INSYNC: Final = 2
+_FIRST_BATCH: Final = (
+    ". Under at_least_once a worker that died within the group's very first batch leaves this too: if so, starting all "
+    "the same only repeats that batch"
+)
 
 Partition = tuple[str, int]
 
@@ -218,11 +222,15 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
         topics = describe_topics(client, [settings.topic(topic.name) for topic in role.reads])
         partitions = [(name, part.id) for name, topic in topics.items() for part in topic.partitions]
         # In this order, so that what is committed in between cannot make an offset look too large.
-        committed = patiently(partial(committed_by_group, client, group, partitions))
-        ends = patiently(partial(last_offsets, client, partitions, IsolationLevel.READ_UNCOMMITTED))
-        starts = patiently(partial(first_offsets, client, partitions))
+        committed = committed_by_group(client, group, partitions)
+        ends = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
+        starts = first_offsets(client, partitions)
         missing = [at for at in partitions if at not in committed]
-        traces = _traces(cluster, role, {number for _, number in partitions}, anything_missing=bool(missing))
+        traces = Traces()
+        # Decisions, which are large, are looked at only where something is to be explained.
+        if missing or len(role.reads) > 1:
+            numbers = {number for _, number in partitions}
+            traces = traces_of(cluster.bootstrap, role.name, role.reads, numbers, settings)
         anew = {at: traces.ends[at] for at in missing if traces.ends.get(at, 0) > ends[at]}
         lost += _deleted(group, committed, starts) + _made_anew(group, anew)
         beyond += _beyond(group, committed, ends)
@@ -235,15 +243,6 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
         again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
     )
     return Findings(refused.problems + beyond + redone.problems, refused.warnings + redone.warnings + warnings)
-
-
-def _traces(cluster: Cluster, role: Role, numbers: set[int], *, anything_missing: bool) -> Traces:
-    """What the results of ``role`` tell of how far it had read; nothing, where they do not name what they are of."""
-    if len(role.reads) > 1:
-        return progressed(cluster.bootstrap, role.name, numbers, cluster.settings)
-    if DECISIONS in role.writes and anything_missing:
-        return decided(cluster.bootstrap, cluster.settings)
-    return Traces()
 
 
 def _made_anew(group: str, anew: Mapping[Partition, int]) -> list[str]:
@@ -330,9 +329,3 @@ def _decided_again(
         "(kafka-consumer-groups --reset-offsets; docs/operating.md says how to find them), or use another "
         "FRAUD_PIPELINE_TOPIC_PREFIX" + (_FIRST_BATCH if cluster.settings.delivery == "at_least_once" else "")
     ]
-
-
-_FIRST_BATCH: Final = (
-    ". Under at_least_once a worker that died within the group's very first batch leaves this too: if so, starting all "
-    "the same only repeats that batch"
-)

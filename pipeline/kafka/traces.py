@@ -1,6 +1,6 @@
 """What an agent's results tell of how far it had read: it shows lost offsets and topics made anew."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,13 +86,13 @@ def progressed(bootstrap: str, agent: str, numbers: Collection[int], settings: S
     return traces
 
 
-def told_read(
-    bootstrap: str, settings: Settings, agent: str, topics: Collection[str], numbers: Collection[int]
-) -> Mapping[Partition, int]:
-    """How far ``agent``, which reads ``topics`` (full names), had read by its results; nothing for those without."""
-    if len(topics) > 1:
-        return progressed(bootstrap, agent, numbers, settings).ends
-    return decided(bootstrap, settings).ends if settings.topic(PROFILED.name) in topics else {}
+def traces_of(
+    bootstrap: str, agent: str, reads: Collection[Topic], numbers: Collection[int], settings: Settings
+) -> Traces:
+    """What the results of an agent that ``reads`` these topics tell; nothing where they do not say what they are of."""
+    if len(reads) > 1:
+        return progressed(bootstrap, agent, numbers, settings)
+    return decided(bootstrap, settings) if PROFILED in reads else Traces()
 
 
 def _add_progress(traces: Traces, records: Iterable[Record], agent: str, settings: Settings) -> None:

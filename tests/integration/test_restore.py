@@ -75,7 +75,7 @@ def test_a_snapshot_older_than_the_log_is_passed_over(
     client.delete_records([at])[at].result(PATIENCE_S)
     handler = Kept(settings, tmp_path / "scratch")
     handler.repository.writer(KEY, None).write({"profiled": position}, 0, StateDump(b"", {}))
-    folded, _ = restore_partition(bootstrap, settings, "score", 0, {(topic, 0): 50}, handler, lambda: None)
+    done = restore_partition(bootstrap, settings, "score", 0, {(topic, 0): 50}, handler, lambda: None)
     assert handler.offsets == list(range(folds_from, 50))
-    assert folded == len(handler.offsets)
+    assert done.records == len(handler.offsets)
     assert [one.reason for one in handler.refused] == reasons
