@@ -6,7 +6,7 @@ from typing import Final
 from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import ConfigResource
 
-from pipeline.kafka.admin import committed_by_group
+from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.clients import (
     TopicError,
     admin_client,
@@ -29,9 +29,9 @@ class GroupLag:
     """
 
     def __init__(self, bootstrap: str, settings: Settings, topic: str, group: str) -> None:
-        # One client for all measurements: making one costs threads and connections.
+        # The same clients for all measurements: making one costs threads and connections.
         self._client = admin_client(bootstrap, settings=settings)
-        self._group = group
+        self._consumer = group_consumer(bootstrap, group, settings=settings)
         self._partitions = [(topic, number) for number in partition_numbers(self._client, topic)]
         self._base = patiently(self._ends)
 
@@ -45,7 +45,7 @@ class GroupLag:
         return last_offsets(self._client, self._partitions, IsolationLevel.READ_UNCOMMITTED)
 
     def _committed(self) -> dict[tuple[str, int], int]:
-        return committed_by_group(self._client, self._group, self._partitions)
+        return committed_by_group(self._consumer, self._partitions)
 
 
 class TopicTail:

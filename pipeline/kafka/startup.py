@@ -6,13 +6,14 @@ a setting makes it a warning.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient, ResourceType
 
-from pipeline.kafka.admin import committed_by_group
+from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, patiently
 from pipeline.kafka.cluster import brokers, configs_of, describe_topics
 from pipeline.kafka.retention import retention_problems
@@ -222,7 +223,8 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
         topics = describe_topics(client, [settings.topic(topic.name) for topic in role.reads])
         partitions = [(name, part.id) for name, topic in topics.items() for part in topic.partitions]
         # In this order, so that what is committed in between cannot make an offset look too large.
-        committed = committed_by_group(client, group, partitions)
+        with closing(group_consumer(cluster.bootstrap, group, settings=settings)) as consumer:
+            committed = committed_by_group(consumer, partitions)
         ends = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
         starts = first_offsets(client, partitions)
         missing = [at for at in partitions if at not in committed]
