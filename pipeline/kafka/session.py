@@ -31,6 +31,7 @@ from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.restore import restore_partition
 from pipeline.kafka.traces import Traces, traces_of
 from pipeline.kafka.transactions import (
+    CALL_TIMEOUT_S,
     MOST_ABORTS,
     Aborted,
     OutputTooLarge,
@@ -52,6 +53,8 @@ LAST_WAIT_S: Final = 4.0
 """Longest wait for a broker once the worker ends: what was not committed is read again."""
 FORGETFUL_S: Final = 30.0
 """Longest wait for a group coordinator that knows nothing of offsets that were committed."""
+HANGING_S: Final = 3 * CALL_TIMEOUT_S
+"""Longer than this no transaction is open that its coordinator still knows of."""
 UNSTABLE: Final = frozenset({KafkaError.UNSTABLE_OFFSET_COMMIT})
 
 
@@ -301,11 +304,16 @@ class Session:
                 for partition in found
             }
 
-        committed: dict[Place, int] = self._patiently("committed offsets", ask)
+        advice = "if brokers are well, a transaction may hang: docs/operating.md (hanging transactions)"
+        committed: dict[Place, int] = self._patiently("committed offsets", ask, advice)
         return committed
 
-    def _patiently(self, what: str, call: Callable[[], Any]) -> Any:
-        """Repeat ``call`` for as long as its error may pass; `Stopped` once the worker ends."""
+    def _patiently(self, what: str, call: Callable[[], Any], advice: str = "") -> Any:
+        """Repeat ``call`` for as long as its error may pass; `Stopped` once the worker ends.
+
+        ``advice`` is what to look at where that takes longer than any transaction may.
+        """
+        long_s = time.monotonic() + HANGING_S
         while True:
             try:
                 return call()
@@ -315,7 +323,8 @@ class Session:
                     raise
                 if self._stopping.is_set():
                     raise Stopped(f"agent {self.agent}: {what}: {cause.str()}") from error
-                log.warning("%s: %s: %s; trying again", self.agent, what, cause.str())
+                hint = f" ({advice})" if advice and time.monotonic() > long_s else ""
+                log.warning("%s: %s: %s; trying again%s", self.agent, what, cause.str(), hint)
                 self._waiting()
                 time.sleep(RETRY_S)
 

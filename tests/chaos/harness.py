@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from confluent_kafka import IsolationLevel
 
 from pipeline.broker import EmbeddedBroker
 from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy, Rule
 from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics
+from pipeline.kafka.clients import admin_client, last_offsets, patiently
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US
@@ -319,8 +321,14 @@ class Chaos:
             time.sleep(5 * POLL_S)
 
     def _left(self, tail: Tail) -> dict[str, int]:
-        """Records that a group has not committed, by agent and topic."""
+        """Records that a group has not committed, by agent and topic, and partitions whose end cannot be read yet.
+
+        What a transaction wrote can be read once its markers are there, which may be long after its offsets count,
+        where the broker restarts: without the second the last records would be given up before anyone can see them.
+        """
         left: dict[str, int] = {}
+        if unreadable := self._unreadable():
+            left["partitions under a transaction"] = unreadable
         for agent, topics in GROUPS.items():
             names = [self.settings.topic(topic) for topic in topics]
             there = committed_offsets(self._bootstrap, self.settings.topic(agent), names, settings=self.settings)
@@ -335,6 +343,18 @@ class Chaos:
                 if behind and (topic != "rerouted" or self._options.expected.rerouting):
                     left[f"{agent}/{topic}"] = behind
         return left
+
+    def _unreadable(self) -> int:
+        client = admin_client(self._bootstrap, settings=self.settings)
+        places = [
+            (name, number)
+            for name, about in client.list_topics(timeout=10).topics.items()
+            if name.startswith(self.settings.topic_prefix)
+            for number in about.partitions
+        ]
+        written = patiently(lambda: last_offsets(client, places, IsolationLevel.READ_UNCOMMITTED))
+        readable = patiently(lambda: last_offsets(client, places, IsolationLevel.READ_COMMITTED))
+        return sum(readable[place] < end for place, end in written.items())
 
     def _await(self, holds: Callable[[], bool], timeout_s: float, otherwise: str, tail: Tail) -> None:
         deadline_s = time.monotonic() + timeout_s
