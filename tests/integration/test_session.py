@@ -501,3 +501,22 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
         monkeypatch.setattr(third, "_committed", committed)
         work(third, handler, lambda: sum(map(len, handler.settled.values())) >= 25)
     assert decided(settings) == sorted(str(number).encode() for number in range(25))
+
+
+def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_look(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.kafka.session.HANGING_S", 0.3)
+
+    class Unstable(Consumer):
+        def committed(self, *arguments: Any, **more: Any) -> Any:
+            if "a transaction may hang" not in caplog.text:
+                raise KafkaException(KafkaError(KafkaError.UNSTABLE_OFFSET_COMMIT))
+            return super().committed(*arguments, **more)
+
+    monkeypatch.setattr("pipeline.kafka.session.Consumer", Unstable)
+    write(settings, ["1", "2", "3"])
+    handler = Numbers()
+    with session(settings, handler) as one:
+        work(one, handler, lambda: len(held(handler)) == 3)
+    assert decided(settings) == [b"1", b"2", b"3"]
