@@ -48,11 +48,11 @@ def server_properties(log_dir: Path, host: str, port: int, controller_port: int)
         "group.consumer.session.timeout.ms": "6000",
         "group.consumer.min.heartbeat.interval.ms": "100",
         "group.consumer.heartbeat.interval.ms": "500",
-        # After a crash the node waits for its own old session to end before it may register again. One that is back
-        # within it serves with its old leader epochs first, and the markers of transactions that its coordinator ends
-        # then can be missing for ever: committed offsets stay unstable, and nobody can read them.
-        "broker.heartbeat.interval.ms": "200",
-        "broker.session.timeout.ms": "1000",
+        # After a crash the node leads its partitions as before until its own old session ends, then not at all, then
+        # again. Coordinators that are still loading by then end up with a part of their logs (offsets of long ago, no
+        # group at all, transactions without end): the session must outlast the start, whatever else the machine does.
+        "broker.session.timeout.ms": "9000",
+        "broker.heartbeat.interval.ms": "500",
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
         # The heap is small: the cleaner's default buffer alone would take an eighth of it.
         "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),

@@ -26,7 +26,7 @@ from confluent_kafka import (
 
 from pipeline.kafka.batch import Batch, Place, make_batch
 from pipeline.kafka.caller import Caller, Hung
-from pipeline.kafka.clients import PASSING_ERRORS, GroupProtocol, consumer_config, record_of
+from pipeline.kafka.clients import PASSING_ERRORS, GroupProtocol, consumer_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.restore import restore_partition
 from pipeline.kafka.traces import Traces, traces_of
@@ -55,6 +55,9 @@ FORGETFUL_S: Final = 30.0
 """Longest wait for a group coordinator that knows nothing of offsets that were committed."""
 HANGING_S: Final = 3 * CALL_TIMEOUT_S
 """Longer than this no transaction is open that its coordinator still knows of."""
+MOST_REJOINS: Final = 5
+"""Times that a group is joined anew without a commit in between, before an operator is asked."""
+REJOIN_S: Final = 0.5
 UNSTABLE: Final = frozenset({KafkaError.UNSTABLE_OFFSET_COMMIT})
 
 
@@ -82,12 +85,12 @@ class Session:
         self._stopping = threading.Event()
         self._stopped_s = math.inf
         self._classic = group_protocol == "classic"
-        group = settings.topic(agent)
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
-        overrides = {"auto.offset.reset": "error"}
-        self._consumer = Consumer(
-            consumer_config(bootstrap, group, settings=settings, overrides=overrides, protocol=group_protocol)
+        overrides = {"auto.offset.reset": "error", "error_cb": self._on_error}
+        self._consumer_config = consumer_config(
+            bootstrap, settings.topic(agent), settings=settings, overrides=overrides, protocol=group_protocol
         )
+        self._consumer = Consumer(self._consumer_config)
         self._transactions = Transactions(
             bootstrap, settings, agent, stopping=self._stopping, waiting=self._waiting, renewed=renewed
         )
@@ -98,14 +101,13 @@ class Session:
         """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
         self._progress: dict[int, int] = {}
         self._assigned: set[Place] = set()
-        self._refusals = 0
+        self._refusals = self._rejoins = 0
+        self._fatal: str | None = None
 
     def start(self) -> None:
         """Fence earlier holders of the transactional id and join the group."""
         self._transactions.start()
-        self._consumer.subscribe(
-            list(self._names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
-        )
+        self._subscribe()
 
     @property
     def assigned(self) -> list[Place]:
@@ -120,11 +122,12 @@ class Session:
     def poll(self, timeout_s: float) -> Batch | None:
         """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there."""
         first = self._consumer.poll(timeout_s)
-        if first is None:
-            return None
-        messages = [first]
-        if self._settings.batch_max_records > 1:
+        messages = [] if first is None else [first]
+        if first is not None and self._settings.batch_max_records > 1:
             messages += self._consumer.consume(self._settings.batch_max_records - 1, 0)
+        if self._fatal is not None:
+            self._rejoin(self._fatal)
+            return None
         # Read before the records are looked at: a rebalance in between would have been served by the calls above.
         metadata = self._consumer.consumer_group_metadata()
         positions = self._positions
@@ -196,7 +199,7 @@ class Session:
             raise Aborted(error.args[0].str()) from error
         else:
             self._progress.update(self._transactions.marked())
-        self._refusals = 0
+        self._refusals = self._rejoins = 0
         self._handler.settle(batch.partitions)
         self._settled.update(batch.ends)
 
@@ -234,14 +237,7 @@ class Session:
         """Leave the group. An unfinished transaction is aborted by the broker, or by this id's next holder."""
         self._stopping.set()
         self._transactions.close()
-        caller = Caller(self.agent, lambda: None)
-        try:
-            caller.call("leaving the group", self._consumer.close, LAST_WAIT_S)
-        except Hung as error:
-            # The group learns of it when the session times out.
-            log.warning("%s", error)
-        finally:
-            caller.end()
+        self._leave(self._consumer)
 
     # --- Reading -----------------------------------------------------------------------------------------------
 
@@ -258,7 +254,7 @@ class Session:
             )
         # As a message's error it bears the code alone.
         if error.fatal() or error.code() == KafkaError._FATAL:
-            raise SessionError(f"agent {self.agent}: {error.str()}")
+            self._fatal = error.str()
         log.warning("%s: %s", self.agent, error.str())
         return None
 
@@ -287,7 +283,7 @@ class Session:
 
     def _is_committed(self, batch: Batch) -> bool:
         # One that goes further is another member's, which may have read its batches in another order than this one's.
-        found = self._committed(batch.ends)
+        found = self._credible(batch.ends)
         return all(found[place] == end for place, end in batch.ends.items())
 
     def _committed(self, places: Collection[Place]) -> dict[Place, int]:
@@ -333,6 +329,53 @@ class Session:
         if time.monotonic() - self._stopped_s > LAST_WAIT_S:
             raise Stopped(f"agent {self.agent}: the worker ends while it waits for a broker")
 
+    # --- The group ---------------------------------------------------------------------------------------------
+
+    def _subscribe(self) -> None:
+        self._consumer.subscribe(
+            list(self._names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = error.str()
+        else:
+            log_error(error)
+
+    def _rejoin(self, reason: str) -> None:
+        """Join the group anew with a new client: this one met what it does not recover from by itself.
+
+        For one, that the group does not exist, which a coordinator says that knows a part of its log only.
+        """
+        self._rejoins += 1
+        if self._rejoins > MOST_REJOINS:
+            raise SessionError(f"agent {self.agent}: {reason}")
+        log.warning("%s: a new client joins the group: %s", self.agent, reason)
+        old, self._consumer, self._fatal = self._consumer, Consumer(self._consumer_config), None
+        self._give_up({number for _, number in self._assigned})
+        self._assigned.clear()
+        self._leave(old)
+        self._waiting()
+        self._stopping.wait(REJOIN_S)
+        self._subscribe()
+
+    def _leave(self, consumer: Consumer) -> None:
+        caller = Caller(self.agent, self._tell_waiting)
+        try:
+            caller.call("leaving the group", consumer.close, LAST_WAIT_S)
+        except Hung as error:
+            # The group learns of it when the session times out.
+            log.warning("%s", error)
+        finally:
+            caller.end()
+
+    def _give_up(self, numbers: Collection[int]) -> None:
+        for place in [place for place in self._positions if place[1] in numbers]:
+            del self._positions[place], self._settled[place]
+        for number in numbers:
+            self._progress.pop(number, None)
+            self._handler.forget(number)
+
     # --- Partitions that come and go ---------------------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -369,21 +412,19 @@ class Session:
         self._settled.update(offsets)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        for partition in partitions:
-            self._assigned.discard((partition.topic, partition.partition))
         numbers = {partition.partition for partition in partitions}
-        for place in [place for place in self._positions if place[1] in numbers]:
-            del self._positions[place], self._settled[place]
-        for number in numbers:
-            self._progress.pop(number, None)
-            self._handler.forget(number)
+        left: list[TopicPartition] = []
+        # A client that was given up tells of it while it is closed; what it held may be its successor's by then.
+        if consumer is self._consumer:
+            self._assigned -= {(partition.topic, partition.partition) for partition in partitions}
+            left = [TopicPartition(*place) for place in self._assigned if place[1] in numbers]
+            self._give_up(numbers)
         if self._classic:
             consumer.unassign()
-        else:
-            left = [TopicPartition(*place) for place in self._assigned if place[1] in numbers]
-            if left:
-                consumer.pause(left)
-            consumer.incremental_unassign(partitions)
+            return
+        if left:
+            consumer.pause(left)
+        consumer.incremental_unassign(partitions)
 
     def _restore(self, number: int, committed: Mapping[Place, int]) -> dict[Place, int]:
         """Bring a partition's state up to what is committed; returns where reading goes on."""
@@ -409,32 +450,39 @@ class Session:
         return positions
 
     def _credible(self, places: Collection[Place]) -> dict[Place, int]:
-        """Committed offsets, but not "none" where results tell that records were read: that would do them again.
+        """Committed offsets, but none that lies before what results tell was read: that would do records again.
 
-        A group coordinator has been seen to know nothing of a group for seconds after its broker was killed (Kafka
-        4.4.0, on an overloaded machine), and everything again once it had loaded its log once more.
+        A coordinator may know a part of its log only, and so older offsets or none: Kafka 4.4.0 takes the end of a load
+        that leadership had ended for the end of the next one (``docs/decisions/0004-exactly-once.md``).
         """
+        settings = self._settings
         deadline_s = time.monotonic() + FORGETFUL_S
         while True:
             committed = self._committed(places)
-            missing = {place for place, offset in committed.items() if offset == 0}
-            if not missing or not self._transactions.exactly_once or self._settings.restart_from_beginning:
+            if not self._transactions.exactly_once or settings.restart_from_beginning or settings.accept_lost_records:
                 return committed
-            numbers = {number for _, number in missing}
+            missing = any(offset == 0 for offset in committed.values())
+            numbers = {number for _, number in places}
             reads = self._names.values()
-            ask = partial(traces_of, self._bootstrap, self.agent, reads, numbers, self._settings)
+            ask = partial(traces_of, self._bootstrap, self.agent, reads, numbers, settings, newest_only=not missing)
             traces: Traces = self._patiently("results", ask)
-            lost = sorted(place for place in missing if place in traces.ends)
-            if not lost or self._settings.accept_lost_records:
+            behind = {
+                place: told
+                for place, offset in sorted(committed.items())
+                if offset < (told := (traces.newest if offset else traces.ends).get(place, 0))
+            }
+            if not behind:
                 return committed
-            places_told = ", ".join(f"{topic} partition {number}" for topic, number in lost)
+            known = ", ".join(
+                f"{topic} partition {number}: {committed[topic, number]} of {told}"
+                for (topic, number), told in behind.items()
+            )
             if time.monotonic() > deadline_s:
                 raise SessionError(
-                    f"agent {self.agent}: the brokers know no offsets for {places_told}, although results tell that "
-                    "records of it were read: look at the group coordinator's log; docs/operating.md (lost offsets) "
-                    "says how to go on"
+                    f"agent {self.agent}: the brokers know older offsets, or none, than results tell were read "
+                    f"({known}): look at the group coordinator's log; docs/operating.md (lost offsets) says what to do"
                 )
-            log.warning("%s: no offsets for %s, which was read before; asking again", self.agent, places_told)
+            log.warning("%s: the group's offsets lie before what was read (%s); asking again", self.agent, known)
             self._waiting_or_stop()
             time.sleep(RETRY_S)
 

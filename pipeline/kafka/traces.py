@@ -1,6 +1,6 @@
 """What an agent's results tell of how far it had read: it shows lost offsets and topics made anew."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,8 @@ from schemas.topics import DECISIONS, PROFILED, PROGRESS, Topic
 
 TRACE_RECORDS: Final = 2_000
 """Records at either end of a partition in which a trace is looked for."""
+NEWEST_RECORDS: Final = 200
+"""Records at the end of a partition in which the newest trace is looked for at every assignment."""
 
 Partition = tuple[str, int]
 
@@ -50,7 +52,7 @@ class Traces:
     ends: dict[Partition, int] = field(default_factory=dict)
     """Offset behind the last record of which a result was found."""
     newest: dict[Partition, int] = field(default_factory=dict)
-    """The same from the newest results alone: no later one tells of that partition."""
+    """The same of the newest result alone, which may be of a topic that was made anew since."""
     numbers: set[int] = field(default_factory=set)
     """Partition numbers of ``progress`` that tell anything of the agent."""
 
@@ -61,52 +63,76 @@ def any_record(bootstrap: str, topic: Topic, settings: Settings) -> bool:
         return next(batches, None) is not None
 
 
-def decided(bootstrap: str, settings: Settings) -> Traces:
+def decided(bootstrap: str, settings: Settings, *, newest_only: bool = False) -> Traces:
     """How far the score agent had read `profiled`, as decisions tell; what only the middle of a log tells is missed."""
     traces = Traces()
     numbers = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(DECISIONS.name))
-    profiled = settings.topic(PROFILED.name)
-    for records in _both_ends(bootstrap, DECISIONS, numbers, settings):
-        for record in records:
-            if record.value is not None and (log := _decode_decided(record.value).log) is not None:
-                at = (profiled, log.partition)
-                traces.ends[at] = max(traces.ends.get(at, 0), log.offset + 1)
+    newest, oldest = _both_ends(bootstrap, DECISIONS, numbers, settings, newest_only=newest_only)
+    # Each partition of decisions tells in its own order; what was read last is the furthest of what they tell last.
+    last: dict[tuple[int, Partition], int] = {}
+    for number, at, end in _of_decisions(newest, settings):
+        last[number, at] = end
+        traces.ends[at] = max(traces.ends.get(at, 0), end)
+    for (_, at), end in last.items():
+        traces.newest[at] = max(traces.newest.get(at, 0), end)
+    for _, at, end in _of_decisions(oldest, settings):
+        traces.ends[at] = max(traces.ends.get(at, 0), end)
     return traces
 
 
-def progressed(bootstrap: str, agent: str, numbers: Collection[int], settings: Settings) -> Traces:
+def progressed(
+    bootstrap: str, agent: str, numbers: Collection[int], settings: Settings, *, newest_only: bool = False
+) -> Traces:
     """How far an agent of several inputs had read; what only the middle of `progress` tells is missed."""
     traces = Traces()
     # A topic whose partitions are too few is told by another check.
     there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
-    newest, oldest = _both_ends(bootstrap, PROGRESS, sorted({*numbers} & {*there}), settings)
-    _add_progress(traces, newest, agent, settings)
-    traces.newest = dict(traces.ends)
-    _add_progress(traces, oldest, agent, settings)
+    asked = sorted({*numbers} & {*there})
+    newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings, newest_only=newest_only)
+    for at, end in _of_progress(newest, agent, settings):
+        traces.newest[at] = end
+        traces.ends[at] = max(traces.ends.get(at, 0), end)
+    for at, end in _of_progress(oldest, agent, settings):
+        traces.ends[at] = max(traces.ends.get(at, 0), end)
+    traces.numbers = {number for _, number in traces.ends}
     return traces
 
 
 def traces_of(
-    bootstrap: str, agent: str, reads: Collection[Topic], numbers: Collection[int], settings: Settings
+    bootstrap: str,
+    agent: str,
+    reads: Collection[Topic],
+    numbers: Collection[int],
+    settings: Settings,
+    *,
+    newest_only: bool = False,
 ) -> Traces:
-    """What the results of an agent that ``reads`` these topics tell; nothing where they do not say what they are of."""
+    """What the results of an agent that ``reads`` these topics tell; nothing where they do not say what they are of.
+
+    ``newest_only`` looks at a few results, and no further than those.
+    """
     if len(reads) > 1:
-        return progressed(bootstrap, agent, numbers, settings)
-    return decided(bootstrap, settings) if PROFILED in reads else Traces()
+        return progressed(bootstrap, agent, numbers, settings, newest_only=newest_only)
+    return decided(bootstrap, settings, newest_only=newest_only) if PROFILED in reads else Traces()
 
 
-def _add_progress(traces: Traces, records: Iterable[Record], agent: str, settings: Settings) -> None:
+def _of_decisions(records: Iterable[Record], settings: Settings) -> Iterator[tuple[int, Partition, int]]:
+    profiled = settings.topic(PROFILED.name)
+    for record in records:
+        if record.value is not None and (log := _decode_decided(record.value).log) is not None:
+            yield record.partition, (profiled, log.partition), log.offset + 1
+
+
+def _of_progress(records: Iterable[Record], agent: str, settings: Settings) -> Iterator[tuple[Partition, int]]:
     key = agent.encode()
     for record in records:
         if record.key == key and record.value is not None:
-            traces.numbers.add(record.partition)
             for name, end in _decode_progress(record.value).ends.items():
-                at = (settings.topic(name), record.partition)
-                traces.ends[at] = max(traces.ends.get(at, 0), end)
+                yield (settings.topic(name), record.partition), end
 
 
 def _both_ends(
-    bootstrap: str, topic: Topic, numbers: Sequence[int], settings: Settings
+    bootstrap: str, topic: Topic, numbers: Sequence[int], settings: Settings, *, newest_only: bool
 ) -> tuple[list[Record], list[Record]]:
     """The newest records of partitions of ``topic``, and the oldest where those are not among the newest."""
     name = settings.topic(topic.name)
@@ -119,13 +145,14 @@ def _both_ends(
     if not places:
         return [], []
     firsts = {place[1]: first[place] for place in places}
-    tails = {place[1]: max(first[place], end[place] - TRACE_RECORDS) for place in places}
+    far = NEWEST_RECORDS if newest_only else TRACE_RECORDS
+    tails = {place[1]: max(first[place], end[place] - far) for place in places}
     newest: list[Record] = []
     with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
         for records in batches:
             newest += records
     # From their beginning as it is then: retention may move it meanwhile.
-    left = {number for number in tails if tails[number] > firsts[number]}
+    left = {number for number in tails if tails[number] > firsts[number] and not newest_only}
     oldest: list[Record] = []
     if left:
         with closing(read_batches(bootstrap, name, settings=settings, partitions=sorted(left))) as batches:

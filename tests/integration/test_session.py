@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.batch import Batch
@@ -486,7 +486,7 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
     monkeypatch.setattr("pipeline.kafka.session.FORGETFUL_S", 1.0)
     with (
         session(settings, Numbers()) as second,
-        pytest.raises(SessionError, match=r"know no offsets for .*transactions"),
+        pytest.raises(SessionError, match=r"older offsets, or none, .*transactions"),
     ):
         work(second, Numbers(), lambda: False)
     monkeypatch.setattr("pipeline.kafka.session.FORGETFUL_S", PATIENCE_S)
@@ -520,3 +520,52 @@ def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_loo
     with session(settings, handler) as one:
         work(one, handler, lambda: len(held(handler)) == 3)
     assert decided(settings) == [b"1", b"2", b"3"]
+
+
+def test_offsets_of_a_coordinator_that_has_lost_the_newest_are_not_gone_on_from(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Numbers()
+    write(settings, [str(number) for number in range(20)])
+    with session(settings, handler) as first:
+        work(first, handler, lambda: len(held(handler)) >= 20)
+    group, name = settings.topic("card"), settings.topic(TRANSACTIONS.name)
+    known = committed_offsets(servers(settings), group, [name])
+    admin = admin_client(servers(settings))
+
+    def reset(offsets: Mapping[tuple[str, int], int]) -> None:
+        to = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+        admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, to)])[group].result()
+
+    reset({place: offset - 2 for place, offset in known.items()})
+    monkeypatch.setattr("pipeline.kafka.session.FORGETFUL_S", 1.0)
+    with session(settings, Numbers()) as second, pytest.raises(SessionError, match="older offsets"):
+        work(second, Numbers(), lambda: False)
+    assert len(decided(settings)) == 20
+    reset(known)
+    handler = Numbers()
+    write(settings, ["20"])
+    with session(settings, handler) as third:
+        work(third, handler, lambda: len(held(handler)) >= 21)
+    assert decided(settings) == sorted(str(number).encode() for number in range(21))
+
+
+def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.kafka.session.MOST_REJOINS", 1)
+    fatal = KafkaError(KafkaError.GROUP_ID_NOT_FOUND, "no such group", fatal=True)
+    handler = Numbers()
+    write(settings, [str(number) for number in range(10)])
+    with session(settings, handler) as one:
+        work(one, handler, lambda: len(held(handler)) >= 10)
+        for number in (10, 11):
+            one._on_error(fatal)
+            write(settings, [str(number)])
+            work(one, handler, lambda: len(held(handler)) > number)  # noqa: B023
+        assert held(handler) == decided(settings) == sorted(str(number).encode() for number in range(12))
+        one._on_error(fatal)
+        assert one.poll(0.1) is None
+        one._on_error(fatal)
+        with pytest.raises(SessionError, match="no such group"):
+            one.poll(0.1)
