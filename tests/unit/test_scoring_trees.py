@@ -1,5 +1,4 @@
 import re
-from itertools import pairwise
 
 import lightgbm
 import msgspec
@@ -15,50 +14,11 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.tree_paths import lay_out_paths
 from pipeline.scoring.trees import read_trees
-from tests.unit.model_helpers import matrix, small_model, truth
-
-
-def grown(leaves: int = 15, trees: int = 12, gaps: bool = True, **parameters: object) -> lightgbm.Booster:
-    features = matrix(4_000, seed=21)
-    fraud = truth(features)
-    if not gaps:
-        # Thresholds below 0 too: a missing value then counts as 0, which lies to their right.
-        features = np.nan_to_num(features, nan=0.5) - 8.0
-    return lightgbm.train(
-        {
-            "objective": "binary",
-            "num_leaves": leaves,
-            "verbosity": -1,
-            "num_threads": 1,
-            "min_data_in_leaf": 5,
-            "seed": 1,
-            **parameters,
-        },
-        lightgbm.Dataset(
-            features, fraud.astype(float), feature_name=list(FEATURES), params={"verbosity": -1, **parameters}
-        ),
-        num_boost_round=trees,
-    )
+from tests.unit.model_helpers import edited_text, grown, hard_rows, matrix, small_model
 
 
 def forest_of(text: str) -> Forest | None:
     return lay_out_forest(read_trees(text, FEATURES))
-
-
-def hard_rows(booster: lightgbm.Booster, rows: int = 3_000) -> np.ndarray:
-    """Rows with gaps everywhere, zeros, infinities, and values that are thresholds themselves and their neighbours."""
-    random = np.random.default_rng(8)
-    features = matrix(rows, seed=22) - 1.0
-    thresholds = booster.trees_to_dataframe().dropna(subset=["threshold"])
-    columns = thresholds["split_feature"].map(FEATURES.index).to_numpy()
-    values = thresholds["threshold"].to_numpy(float)
-    for row in range(0, rows, 2):
-        at = random.integers(0, len(values), 20)
-        features[row, columns[at]] = values[at]
-        features[row, columns[at[:5]]] = np.nextafter(values[at[:5]], np.inf)
-    for special in (np.nan, 0.0, -0.0, np.inf, -np.inf, 1e-36, 1e300):
-        features[random.random(features.shape) < 0.05] = special
-    return features
 
 
 @pytest.mark.parametrize(
@@ -126,13 +86,7 @@ TEXT = grown(trees=3, leaves=6).model_to_string()
 
 
 def edited(pattern: str, replacement: str) -> str:
-    """The text with its first match replaced, and sizes in the header that fit: one thing wrong, not two."""
-    text, found = re.subn(pattern, replacement, TEXT, count=1, flags=re.MULTILINE)
-    assert found
-    starts = [match.start() for match in re.finditer("^Tree=", text, re.MULTILINE)]
-    end = text.find("end of trees")
-    sizes = [after - before for before, after in pairwise([*starts, end if end >= 0 else starts[-1]])]
-    return re.sub("^tree_sizes=.*$", "tree_sizes=" + " ".join(map(str, sizes)), text, flags=re.MULTILINE)
+    return edited_text(TEXT, pattern, replacement)
 
 
 @pytest.mark.parametrize(
