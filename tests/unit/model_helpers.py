@@ -107,11 +107,11 @@ def tolerance(booster: lightgbm.Booster) -> float:
     """How far two exact computations of contributions may be apart, each rounding in its own way.
 
     A tree's contributions are differences of weighted means of its leaves, so that the numbers that are rounded are not
-    larger than twice the largest leaf. This is some hundred such roundings in each tree.
+    larger than twice the largest leaf. This is about a hundred such roundings in each tree.
     """
     trees = booster.trees_to_dataframe()
     leaves = trees[trees["split_feature"].isna()]
-    return 1e-13 * float(leaves["value"].abs().groupby(leaves["tree_index"]).max().sum())
+    return 2e-14 * float(leaves["value"].abs().groupby(leaves["tree_index"]).max().sum())
 
 
 def example(number: int = 0, **changes: Any) -> Example:
