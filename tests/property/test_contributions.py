@@ -44,7 +44,7 @@ def test_contributions_of_any_model(
     booster = lightgbm.train(
         {
             **parameters,
-            # Of this objective LightGBM knows how many rows a split parts; of others it estimates, and stops where none is.
+            # For others LightGBM estimates how many rows a split parts, and fails where it parts none.
             "objective": "regression",
             "num_leaves": leaves,
             "num_threads": 1,

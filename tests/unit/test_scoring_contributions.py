@@ -193,9 +193,9 @@ def test_what_explains_is_compiled_when_a_model_is_loaded(monkeypatch: pytest.Mo
     monkeypatch.setattr("pipeline.scoring.lightgbm_model.path_contributions", explain)
     model = LightGBMModel(grown().model_to_string())
     assert explained == [1]
-    versions = list(compiled_contributions._contributions.signatures)
+    # Whatever arrays it was given in this process.
     model.contributions(np.asfortranarray(matrix(8))[::2])
-    assert compiled_contributions._contributions.signatures == versions
+    assert len(compiled_contributions._contributions.signatures) == 1
 
 
 @pytest.mark.parametrize(
