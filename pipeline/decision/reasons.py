@@ -102,9 +102,9 @@ def explain_row(
     """
     facts, parts = Facts(row, currency), contributions.tolist()
     weights = [round(sum([parts[column] for column in columns]), 4) for _, columns in _COLUMNS]
-    # Only what can be told is put into words: all that reaches a reason, or else the largest there is, which may be
+    # Only what can be told is put into words: all that is more than noise, or else the largest there is, which may be
     # several. A weight that is not a number is below nothing.
-    least = min(SMALLEST_CONTRIBUTION, max(*weights, round(online, 4)))
+    least = min(SMALLEST_CONTRIBUTION, max(weights))
     candidates = [
         _reason(story, columns, facts, parts, weight)
         for (story, columns), weight in zip(_COLUMNS, weights, strict=True)

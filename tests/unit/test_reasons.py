@@ -127,9 +127,7 @@ def test_what_is_told_is_all_that_is_more_than_noise() -> None:
 
 
 @pytest.mark.parametrize(("online", "code"), [(-0.4, "AMOUNT_HIGH"), (-0.3, "AMOUNT_HIGH"), (-0.2, "ONLINE_MODEL")])
-def test_where_nothing_was_raised_the_largest_is_told_and_of_several_the_first_by_code(
-    online: float, code: str
-) -> None:
+def test_where_nothing_was_raised_the_largest_is_told(online: float, code: str) -> None:
     given = np.full(len(FEATURES), -1.0)
     given[[COLUMN["amount"], COLUMN["card_merchant_count"]]] = -0.3
     (reason,) = explain_row(row(), given, online, "", [], 5, "EUR")
