@@ -134,7 +134,8 @@ class LightGBMModel:
     def contributions(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """What each feature added to the calibrated log-odds (TreeSHAP), without the base value.
 
-        Shape (n, len(FEATURES)). Hundreds of microseconds a row: for alerts, not for traffic.
+        Shape (n, len(FEATURES)). Hundreds of microseconds a row, milliseconds where it is left to LightGBM: for alerts,
+        not for traffic.
         """
         if self._paths is not None:
             values = path_contributions(self._paths, features)

@@ -175,7 +175,7 @@ def by_batch(*, quick: bool = False) -> list[Row]:
 
 
 def by_model(*, quick: bool = False) -> list[Row]:
-    """Time to score and to explain by trees, leaves and rows at a time, compiled where the trees allow, and LightGBM's."""
+    """Time to score and to explain by trees, leaves and rows at a time, compiled where possible, and by LightGBM."""
     size = {"cards": 300, "days": 40} if quick else {}
     features = training_matrix(**size)[0]
     found = []
