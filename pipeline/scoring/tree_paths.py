@@ -57,8 +57,8 @@ class Paths(NamedTuple):
 def lay_out_paths(trees: Sequence[Tree]) -> Paths | None:
     """Trees as `path_contributions` takes them; None where they are sound but not for `Paths`.
 
-    `Paths` has no trees that take 0 for a missing value, and none with a node or leaf that no row of the training is
-    said to have come to, because no cover follows from that.
+    `Paths` has no trees that take 0 for a missing value, and none that do not say how many rows of the training came to
+    each node and leaf: one at least, and no more than to the node above, or else no cover follows from it.
     """
     if any(tree.takes_zero_for_missing or not _is_covered(tree) for tree in trees):
         return None
@@ -113,9 +113,19 @@ class _Edges(NamedTuple):
 
 def _is_covered(tree: Tree) -> bool:
     inner = len(tree.left)
-    if inner and (len(tree.internal_count) != inner or len(tree.leaf_count) != inner + 1):
+    if inner == 0:
+        return True
+    if len(tree.internal_count) != inner or len(tree.leaf_count) != inner + 1:
         return False
-    return inner == 0 or min(*tree.internal_count, *tree.leaf_count) > 0
+    return all(
+        0 < _count(tree, child) <= tree.internal_count[node]
+        for node in range(inner)
+        for child in (tree.left[node], tree.right[node])
+    )
+
+
+def _count(tree: Tree, child: int) -> int:
+    return tree.internal_count[child] if child >= 0 else tree.leaf_count[~child]
 
 
 def _expected(tree: Tree) -> float:
@@ -141,8 +151,7 @@ def _edges(tree: Tree) -> _Edges:
         found.previous.append(previous)
         covered = found.cover[previous - 1] if previous else 1.0
         for child in (tree.left[node], tree.right[node]):
-            count = tree.internal_count[child] if child >= 0 else tree.leaf_count[~child]
-            found.cover.append(covered * (count / tree.internal_count[node]))
+            found.cover.append(covered * (_count(tree, child) / tree.internal_count[node]))
             found.value.append(1.0 if child >= 0 else tree.leaf[~child])
         if tree.right[node] >= 0:
             stack.append((tree.right[node], 2 * number + 2))

@@ -130,10 +130,7 @@ def _read_tree(block: str, features: int) -> Tree:
     further: dict[str, tuple[Sequence[float], int]] = {
         "internal_count": (tree.internal_count, leaves - 1),
         "leaf_count": (tree.leaf_count, leaves),
-        **{
-            name: (_numbers(fields.get(name, "")), leaves - 1)
-            for name in ("split_gain", "internal_value", "internal_weight")
-        },
+        **{name: (_numbers(fields.get(name, "")), leaves - 1) for name in _OF_NODES},
         "leaf_weight": (_numbers(fields.get("leaf_weight", "")), leaves),
     }
     for name, (values, count) in further.items():

@@ -205,8 +205,9 @@ def test_what_explains_is_compiled_when_a_model_is_loaded(monkeypatch: pytest.Mo
         edited_text(grown().model_to_string(), "^leaf_count=.*\n", ""),
         edited_text(grown().model_to_string(), "^internal_count=.*\n", ""),
         edited_text(grown().model_to_string(), r"^leaf_count=\d+", "leaf_count=0"),
+        edited_text(grown().model_to_string(), r"^leaf_count=\d+", "leaf_count=999999"),
     ],
-    ids=["zero is missing", "no counts of leaves", "no counts of nodes", "a leaf without rows"],
+    ids=["zero is missing", "no counts of leaves", "no counts of nodes", "a leaf without rows", "a leaf with too many"],
 )
 def test_what_has_no_paths_is_left_to_lightgbm(text: str) -> None:
     assert lay_out_paths(read_trees(text, FEATURES)) is None
