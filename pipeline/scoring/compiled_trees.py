@@ -1,13 +1,16 @@
 """The sum over a forest, compiled. Equal to LightGBM's to the last bit: same leaves, added in the same order."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scoring.trees import Forest
+from pipeline.scoring.trees import SplitColumns, Tree, leaf_order
 
+MOST_LEAVES: Final = 64
+"""A tree's leaves are the bits of one integer; larger ones are left to LightGBM."""
 _BLOCK: Final = 64
 """Rows that go through a tree together: their tests of one node are a few vector instructions."""
 _LEAST: Final = 8
@@ -16,6 +19,56 @@ _DE_BRUIJN: Final = 0x03F79D71B4CB0A89
 _BIT: Final = np.zeros(64, np.int64)
 for _i in range(64):
     _BIT[((_DE_BRUIJN << _i) & 0xFFFFFFFFFFFFFFFF) >> 58] = _i
+
+
+class Forest(NamedTuple):
+    """Trees as tests and bits, after Lucchese et al., "QuickScorer" (2015).
+
+    A tree's leaves are numbered from left to right. Each inner node has a mask of the leaves that remain when its test
+    fails, so that a row goes right; of the leaves that remain after all nodes, the row's own is the first.
+    """
+
+    node_column: NDArray[np.int32]
+    """Shape (nodes,): index in ``columns``."""
+    node_threshold: NDArray[np.float64]
+    node_mask: NDArray[np.uint64]
+    tree_node: NDArray[np.int64]
+    """Shape (trees + 1,): where each tree's nodes begin."""
+    tree_leaf: NDArray[np.int64]
+    leaf_value: NDArray[np.float64]
+    columns: NDArray[np.int32]
+    """Shape (c,): feature of each column of tests."""
+    column_missing: NDArray[np.float64]
+    """Shape (c,): what a missing value counts as."""
+
+
+def lay_out_forest(trees: Sequence[Tree]) -> Forest | None:
+    """Trees as `forest_sums` takes them; None where they are sound but not for `Forest`."""
+    if any(len(tree.leaf) > MOST_LEAVES or tree.takes_zero_for_missing for tree in trees):
+        return None
+    columns = SplitColumns()
+    node_column, node_threshold, node_mask, leaf_value = [], [], [], []
+    tree_node, tree_leaf = [0], [0]
+    everything = (1 << MOST_LEAVES) - 1
+    for tree in trees:
+        order, ranges = leaf_order(tree)
+        leaf_value += [tree.leaf[leaf] for leaf in order]
+        for node, (first, end) in enumerate(ranges):
+            node_column.append(columns.of(tree, node))
+            node_threshold.append(tree.threshold[node])
+            node_mask.append(everything ^ (((1 << (end - first)) - 1) << first))
+        tree_node.append(len(node_column))
+        tree_leaf.append(len(leaf_value))
+    return Forest(
+        np.array(node_column, np.int32),
+        np.array(node_threshold, np.float64),
+        np.array(node_mask, np.uint64),
+        np.array(tree_node, np.int64),
+        np.array(tree_leaf, np.int64),
+        np.array(leaf_value, np.float64),
+        columns.features,
+        columns.missing,
+    )
 
 
 def forest_sums(forest: Forest, features: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -65,14 +65,19 @@ def compact_inputs(
     base_logit: NDArray[np.float64],
 ) -> Inputs:
     """Inputs from columns of shape (n,). A NaN means "nothing unusual": amount and hour 0, no surge, not new."""
-    surge = np.clip(np.nan_to_num(merchant_surge, nan=0.0), 0.0, SURGE_BOUND)
+    # NumPy's clip and nan_to_num cost more than all else here where rows are few.
+    surge = np.minimum(np.maximum(_or_0(merchant_surge), 0.0), SURGE_BOUND)
     return Inputs(
-        logit=np.clip(np.nan_to_num(base_logit, nan=0.0), -LOGIT_BOUND, LOGIT_BOUND) / LOGIT_SCALE,
-        amount_input=np.searchsorted(_AMOUNT_EDGES, np.nan_to_num(amount, nan=0.0), side="right") + FIRST_AMOUNT,
-        hour_input=np.searchsorted(_HOUR_EDGES, np.nan_to_num(hour, nan=0.0), side="right") + FIRST_HOUR,
+        logit=np.minimum(np.maximum(_or_0(base_logit), -LOGIT_BOUND), LOGIT_BOUND) / LOGIT_SCALE,
+        amount_input=_AMOUNT_EDGES.searchsorted(_or_0(amount), side="right") + FIRST_AMOUNT,
+        hour_input=_HOUR_EDGES.searchsorted(_or_0(hour), side="right") + FIRST_HOUR,
         new_to_merchant=(card_merchant_count == 0).astype(np.float64),
         surge=np.log1p(surge) / _SURGE_LOG,
     )
+
+
+def _or_0(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isnan(values), 0.0, values)
 
 
 def feature_inputs(features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> Inputs:

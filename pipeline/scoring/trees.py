@@ -1,10 +1,12 @@
 """LightGBM's text of a model, read strictly: what is not a complete forest of plain numerical trees is refused.
 
 LightGBM's own reader trusts the text: one that was cut short makes it read beyond the end of it and abort the process.
-What passes here is safe to hand over, and is laid out for `pipeline.scoring.compiled_trees`.
+What passes here is safe to hand over, and is what `pipeline.scoring.compiled_trees` and
+`pipeline.scoring.tree_paths` lay out.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -12,54 +14,63 @@ from numpy.typing import NDArray
 
 from pipeline.scoring.errors import ModelError
 
-MOST_LEAVES: Final = 64
-"""A tree's leaves are the bits of one integer; larger ones are left to LightGBM."""
-
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_NONE, _MISSING_ZERO, _MISSING_NAN = 0, 1, 2
+_OF_NODES: Final = ("split_gain", "internal_value", "internal_weight")
+_MOST_ROWS: Final = 2**31 - 1
+"""LightGBM counts rows in 32 bits."""
 
 
-class Forest(NamedTuple):
-    """Trees as tests and bits, after Lucchese et al., "QuickScorer" (2015).
+class Tree(NamedTuple):
+    """One tree as LightGBM numbers it: a child below 0 is the leaf ``~child``."""
 
-    A tree's leaves are numbered from left to right. Each inner node has a mask of the leaves that remain when its test
-    fails, so that a row goes right; of the leaves that remain after all nodes, the row's own is the first.
-    """
-
-    node_column: NDArray[np.int32]
-    """Shape (nodes,): index in ``columns``."""
-    node_threshold: NDArray[np.float64]
-    node_mask: NDArray[np.uint64]
-    tree_node: NDArray[np.int64]
-    """Shape (trees + 1,): where each tree's nodes begin."""
-    tree_leaf: NDArray[np.int64]
-    leaf_value: NDArray[np.float64]
-    columns: NDArray[np.int32]
-    """Shape (c,): feature of each column of tests."""
-    column_missing: NDArray[np.float64]
-    """Shape (c,): what a missing value counts as: minus infinity goes left, NaN right, whatever the threshold."""
-
-
-class _Tree(NamedTuple):
     feature: list[int]
     threshold: list[float]
     decision: list[int]
     left: list[int]
     right: list[int]
     leaf: list[float]
+    internal_count: list[int]
+    """Rows of training that came through each inner node; empty where the text does not say."""
+    leaf_count: list[int]
+
+    @property
+    def takes_zero_for_missing(self) -> bool:
+        """Whether a test takes 0 for a missing value, which no column of `SplitColumns` says."""
+        return any((decision >> 2) & 3 == _MISSING_ZERO for decision in self.decision)
 
 
-def read_forest(text: str, feature_names: tuple[str, ...]) -> Forest | None:
-    """Check the whole text and lay its trees out; None where they are sound but not for `Forest`.
+class SplitColumns:
+    """Columns of the values that nodes test: one for each feature and side to which its missing values go."""
+
+    def __init__(self) -> None:
+        self._columns: dict[tuple[int, bool], int] = {}
+
+    def of(self, tree: Tree, node: int) -> int:
+        """The column of a node's test."""
+        decision = tree.decision[node]
+        # Where training saw no missing value of a feature, LightGBM takes one for 0.
+        has_missing = (decision >> 2) & 3 == _MISSING_NAN
+        left = bool(decision & _DEFAULT_LEFT) if has_missing else tree.threshold[node] >= 0.0
+        return self._columns.setdefault((tree.feature[node], left), len(self._columns))
+
+    @property
+    def features(self) -> NDArray[np.int32]:
+        """Shape (columns,): the feature of each."""
+        return np.array([feature for feature, _ in self._columns], np.int32)
+
+    @property
+    def missing(self) -> NDArray[np.float64]:
+        """Shape (columns,): what a missing value counts as: minus infinity goes left, NaN right of any threshold."""
+        return np.array([-math.inf if left else math.nan for _, left in self._columns], np.float64)
+
+
+def read_trees(text: str, feature_names: tuple[str, ...]) -> list[Tree]:
+    """The trees of the whole text, checked.
 
     Raises `ModelError` when the text is not a complete binary or regression model of ``feature_names``.
     """
-    trees = [_read_tree(block, len(feature_names)) for block in _blocks(text, feature_names)]
-    if any(len(tree.leaf) > MOST_LEAVES for tree in trees):
-        return None
-    if any((decision >> 2) & 3 == _MISSING_ZERO for tree in trees for decision in tree.decision):
-        return None
-    return _lay_out(trees)
+    return [_read_tree(block, len(feature_names)) for block in _blocks(text, feature_names)]
 
 
 def _broken(why: str) -> ModelError:
@@ -95,18 +106,20 @@ def _blocks(text: str, feature_names: tuple[str, ...]) -> list[str]:
     return blocks
 
 
-def _read_tree(block: str, features: int) -> _Tree:
+def _read_tree(block: str, features: int) -> Tree:
     fields = {name: value for name, _, value in (line.partition("=") for line in block.splitlines())}
     number = fields.get("Tree")
     if fields.get("num_cat") != "0" or fields.get("is_linear", "0") != "0":
         raise _broken(f"tree {number} has categories or linear leaves, which this pipeline does not train")
-    tree = _Tree(
+    tree = Tree(
         feature=_integers(fields.get("split_feature", "")),
         threshold=_numbers(fields.get("threshold", "")),
         decision=_integers(fields.get("decision_type", "")),
         left=_integers(fields.get("left_child", "")),
         right=_integers(fields.get("right_child", "")),
         leaf=_numbers(fields.get("leaf_value", "")),
+        internal_count=_integers(fields.get("internal_count", "")),
+        leaf_count=_integers(fields.get("leaf_count", "")),
     )
     leaves = len(tree.leaf)
     if leaves == 0 or fields.get("num_leaves") != str(leaves):
@@ -114,10 +127,17 @@ def _read_tree(block: str, features: int) -> _Tree:
     if any(len(values) != leaves - 1 for values in tree[:5]):
         raise _broken(f"tree {number} has not one inner node less than leaves")
     # LightGBM reads further lists by the same count: a shorter one would be read past its end.
-    for name, count in (("split_gain", leaves - 1), ("internal_value", leaves - 1), ("internal_weight", leaves - 1),
-                        ("internal_count", leaves - 1), ("leaf_weight", leaves), ("leaf_count", leaves)):  # fmt: skip
-        if leaves > 1 and name in fields and len(_numbers(fields[name])) != count:
+    further: dict[str, tuple[Sequence[float], int]] = {
+        "internal_count": (tree.internal_count, leaves - 1),
+        "leaf_count": (tree.leaf_count, leaves),
+        **{name: (_numbers(fields.get(name, "")), leaves - 1) for name in _OF_NODES},
+        "leaf_weight": (_numbers(fields.get("leaf_weight", "")), leaves),
+    }
+    for name, (values, count) in further.items():
+        if leaves > 1 and name in fields and len(values) != count:
             raise _broken(f"tree {number} has not {count} values of {name}")
+    if any(abs(count) > _MOST_ROWS for count in (*tree.internal_count, *tree.leaf_count)):
+        raise _broken(f"tree {number} counts more rows than LightGBM can")
     if any(not 0 <= feature < features for feature in tree.feature):
         raise _broken(f"tree {number} asks for a feature that there is not")
     if any(decision & _CATEGORICAL or not 0 <= decision <= 15 for decision in tree.decision):
@@ -125,11 +145,11 @@ def _read_tree(block: str, features: int) -> _Tree:
     # An infinite threshold parts the missing values from all numbers.
     if not all(map(math.isfinite, tree.leaf)) or any(math.isnan(at) or at == -math.inf for at in tree.threshold):
         raise _broken(f"tree {number} has a value that is no number")
-    _leaf_order(tree, number)
+    leaf_order(tree, number)
     return tree
 
 
-def _leaf_order(tree: _Tree, number: str | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+def leaf_order(tree: Tree, number: str | None = None) -> tuple[list[int], list[tuple[int, int]]]:
     """Leaves from left to right, and for each node the range of them in its left part; checks that it is a tree."""
     inner = len(tree.left)
     order: list[int] = []
@@ -153,37 +173,6 @@ def _leaf_order(tree: _Tree, number: str | None = None) -> tuple[list[int], list
     if visited != inner or sorted(order) != list(range(inner + 1)):
         raise _broken(f"tree {number} is no tree")
     return order, ranges
-
-
-def _lay_out(trees: list[_Tree]) -> Forest:
-    columns: dict[tuple[int, bool], int] = {}
-    node_column, node_threshold, node_mask, leaf_value = [], [], [], []
-    tree_node, tree_leaf = [0], [0]
-    everything = (1 << MOST_LEAVES) - 1
-    for tree in trees:
-        order, ranges = _leaf_order(tree)
-        leaf_value += [tree.leaf[leaf] for leaf in order]
-        for feature, threshold, decision, (first, end) in zip(
-            tree.feature, tree.threshold, tree.decision, ranges, strict=True
-        ):
-            # Where training saw no missing value of a feature, LightGBM takes one for 0.
-            left = bool(decision & _DEFAULT_LEFT) if (decision >> 2) & 3 == _MISSING_NAN else threshold >= 0.0
-            column = columns.setdefault((feature, left), len(columns))
-            node_column.append(column)
-            node_threshold.append(threshold)
-            node_mask.append(everything ^ (((1 << (end - first)) - 1) << first))
-        tree_node.append(len(node_column))
-        tree_leaf.append(len(leaf_value))
-    return Forest(
-        np.array(node_column, np.int32),
-        np.array(node_threshold, np.float64),
-        np.array(node_mask, np.uint64),
-        np.array(tree_node, np.int64),
-        np.array(tree_leaf, np.int64),
-        np.array(leaf_value, np.float64),
-        np.array([feature for feature, _ in columns], np.int32),
-        np.array([-math.inf if left else math.nan for _, left in columns], np.float64),
-    )
 
 
 def _integers(values: str) -> list[int]:

@@ -1,7 +1,9 @@
 """Small models, matrices and examples for tests of scoring, decisions and training."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import lightgbm
@@ -49,6 +51,67 @@ def small_model() -> LightGBMModel:
         num_boost_round=25,
     )
     return LightGBMModel(booster.model_to_string(), Calibration(slope=0.8, intercept=-0.3), {"made": "for tests"})
+
+
+def grown(leaves: int = 15, trees: int = 12, gaps: bool = True, **parameters: object) -> lightgbm.Booster:
+    """A model of `truth`; ``gaps`` are missing values in training."""
+    features = matrix(4_000, seed=21)
+    fraud = truth(features)
+    if not gaps:
+        # Thresholds below 0 too: a missing value then counts as 0, which lies to their right.
+        features = np.nan_to_num(features, nan=0.5) - 8.0
+    return lightgbm.train(
+        {
+            "objective": "binary",
+            "num_leaves": leaves,
+            "verbosity": -1,
+            "num_threads": 1,
+            "min_data_in_leaf": 5,
+            "seed": 1,
+            **parameters,
+        },
+        lightgbm.Dataset(
+            features, fraud.astype(float), feature_name=list(FEATURES), params={"verbosity": -1, **parameters}
+        ),
+        num_boost_round=trees,
+    )
+
+
+def hard_rows(booster: lightgbm.Booster, rows: int = 3_000) -> np.ndarray:
+    """Rows with gaps everywhere, zeros, infinities, and values that are thresholds themselves and their neighbours."""
+    random = np.random.default_rng(8)
+    features = matrix(rows, seed=22) - 1.0
+    thresholds = booster.trees_to_dataframe().dropna(subset=["threshold"])
+    columns = thresholds["split_feature"].map(FEATURES.index).to_numpy()
+    values = thresholds["threshold"].to_numpy(float)
+    for row in range(0, rows, 2):
+        at = random.integers(0, len(values), 20)
+        features[row, columns[at]] = values[at]
+        features[row, columns[at[:5]]] = np.nextafter(values[at[:5]], np.inf)
+    for special in (np.nan, 0.0, -0.0, np.inf, -np.inf, 1e-36, 1e300):
+        features[random.random(features.shape) < 0.05] = special
+    return features
+
+
+def edited_text(text: str, pattern: str, replacement: str) -> str:
+    """A model's text with its first match replaced, and sizes in the header that fit: one thing wrong, not two."""
+    text, found = re.subn(pattern, replacement, text, count=1, flags=re.MULTILINE)
+    assert found
+    starts = [match.start() for match in re.finditer("^Tree=", text, re.MULTILINE)]
+    end = text.find("end of trees")
+    sizes = [after - before for before, after in pairwise([*starts, end if end >= 0 else starts[-1]])]
+    return re.sub("^tree_sizes=.*$", "tree_sizes=" + " ".join(map(str, sizes)), text, flags=re.MULTILINE)
+
+
+def tolerance(booster: lightgbm.Booster) -> float:
+    """How far two exact computations of contributions may be apart, each rounding in its own way.
+
+    A tree's contributions are differences of weighted means of its leaves, so that the numbers that are rounded are not
+    larger than twice the largest leaf. This is about a hundred such roundings in each tree.
+    """
+    trees = booster.trees_to_dataframe()
+    leaves = trees[trees["split_feature"].isna()]
+    return 2e-14 * float(leaves["value"].abs().groupby(leaves["tree_index"]).max().sum())
 
 
 def example(number: int = 0, **changes: Any) -> Example:

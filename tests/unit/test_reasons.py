@@ -119,6 +119,21 @@ def test_one_code_appears_once() -> None:
     assert [(reason.code, reason.contribution) for reason in reasons] == [("CARD_PATTERN", 0.9)]
 
 
+def test_what_is_told_is_all_that_is_more_than_noise() -> None:
+    given = weights(amount=0.0500, hour=0.0499, card_merchant_count=0.08)
+    reasons = explain_row(row(), given, 0.07, "", [], 5, "EUR")
+    assert [reason.contribution for reason in reasons] == [0.08, 0.07, 0.05]
+    assert [reason.contribution for reason in explain_row(row(), given, 0.02, "", [], 5, "EUR")] == [0.08, 0.05]
+
+
+@pytest.mark.parametrize(("online", "code"), [(-0.4, "AMOUNT_HIGH"), (-0.3, "AMOUNT_HIGH"), (-0.2, "ONLINE_MODEL")])
+def test_where_nothing_was_raised_the_largest_is_told(online: float, code: str) -> None:
+    given = np.full(len(FEATURES), -1.0)
+    given[[COLUMN["amount"], COLUMN["card_merchant_count"]]] = -0.3
+    (reason,) = explain_row(row(), given, online, "", [], 5, "EUR")
+    assert (reason.code, reason.contribution) == (code, max(online, -0.3))
+
+
 def test_an_alert_always_has_a_reason() -> None:
     reasons = explain_row(row(), -np.ones(len(FEATURES)), -1.0, "", [], 5, "EUR")
     assert len(reasons) == 1

@@ -1,5 +1,4 @@
 import re
-from itertools import pairwise
 
 import lightgbm
 import msgspec
@@ -9,50 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.features.catalogue import FEATURES
-from pipeline.scoring.compiled_trees import forest_sums
+from pipeline.scoring.compiled_contributions import path_contributions
+from pipeline.scoring.compiled_trees import Forest, forest_sums, lay_out_forest
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.scoring.trees import read_forest
-from tests.unit.model_helpers import matrix, small_model, truth
+from pipeline.scoring.tree_paths import lay_out_paths
+from pipeline.scoring.trees import read_trees
+from tests.unit.model_helpers import edited_text, grown, hard_rows, matrix, small_model
 
 
-def grown(leaves: int = 15, trees: int = 12, gaps: bool = True, **parameters: object) -> lightgbm.Booster:
-    features = matrix(4_000, seed=21)
-    fraud = truth(features)
-    if not gaps:
-        # Thresholds below 0 too: a missing value then counts as 0, which lies to their right.
-        features = np.nan_to_num(features, nan=0.5) - 8.0
-    return lightgbm.train(
-        {
-            "objective": "binary",
-            "num_leaves": leaves,
-            "verbosity": -1,
-            "num_threads": 1,
-            "min_data_in_leaf": 5,
-            "seed": 1,
-            **parameters,
-        },
-        lightgbm.Dataset(
-            features, fraud.astype(float), feature_name=list(FEATURES), params={"verbosity": -1, **parameters}
-        ),
-        num_boost_round=trees,
-    )
-
-
-def hard_rows(booster: lightgbm.Booster, rows: int = 3_000) -> np.ndarray:
-    """Rows with gaps everywhere, zeros, infinities, and values that are thresholds themselves and their neighbours."""
-    random = np.random.default_rng(8)
-    features = matrix(rows, seed=22) - 1.0
-    thresholds = booster.trees_to_dataframe().dropna(subset=["threshold"])
-    columns = thresholds["split_feature"].map(FEATURES.index).to_numpy()
-    values = thresholds["threshold"].to_numpy(float)
-    for row in range(0, rows, 2):
-        at = random.integers(0, len(values), 20)
-        features[row, columns[at]] = values[at]
-        features[row, columns[at[:5]]] = np.nextafter(values[at[:5]], np.inf)
-    for special in (np.nan, 0.0, -0.0, np.inf, -np.inf, 1e-36, 1e300):
-        features[random.random(features.shape) < 0.05] = special
-    return features
+def forest_of(text: str) -> Forest | None:
+    return lay_out_forest(read_trees(text, FEATURES))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +35,7 @@ def hard_rows(booster: lightgbm.Booster, rows: int = 3_000) -> np.ndarray:
     ids=["usual", "64 leaves", "stumps", "no gaps in training", "missing is zero", "one tree", "no splits"],
 )
 def test_the_compiled_sum_is_lightgbm_s_to_the_last_bit(booster: lightgbm.Booster) -> None:
-    forest = read_forest(booster.model_to_string(), FEATURES)
+    forest = forest_of(booster.model_to_string())
     assert forest is not None
     rows = matrix(500) if booster.trees_to_dataframe()["threshold"].isna().all() else hard_rows(booster)
     np.testing.assert_array_equal(forest_sums(forest, rows), booster.predict(rows, raw_score=True))
@@ -88,7 +54,7 @@ def test_a_split_between_numbers_and_missing_values() -> None:
         num_boost_round=3,
     )
     assert re.search(r"^threshold=.*\binf\b", booster.model_to_string(), re.MULTILINE)
-    forest = read_forest(booster.model_to_string(), FEATURES)
+    forest = forest_of(booster.model_to_string())
     assert forest is not None
     rows = np.vstack([features, hard_rows(booster)])
     np.testing.assert_array_equal(forest_sums(forest, rows), booster.predict(rows, raw_score=True))
@@ -120,13 +86,7 @@ TEXT = grown(trees=3, leaves=6).model_to_string()
 
 
 def edited(pattern: str, replacement: str) -> str:
-    """The text with its first match replaced, and sizes in the header that fit: one thing wrong, not two."""
-    text, found = re.subn(pattern, replacement, TEXT, count=1, flags=re.MULTILINE)
-    assert found
-    starts = [match.start() for match in re.finditer("^Tree=", text, re.MULTILINE)]
-    end = text.find("end of trees")
-    sizes = [after - before for before, after in pairwise([*starts, end if end >= 0 else starts[-1]])]
-    return re.sub("^tree_sizes=.*$", "tree_sizes=" + " ".join(map(str, sizes)), text, flags=re.MULTILINE)
+    return edited_text(TEXT, pattern, replacement)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +112,9 @@ def edited(pattern: str, replacement: str) -> str:
         (r"^leaf_value=\S+", "leaf_value=x", "could not convert"),
         (r"^leaf_value=\S+", "leaf_value=nan", "no number"),
         (r"^leaf_count=\S+ ", "leaf_count=", "leaf_count"),
+        (r"^internal_count=\S+ ", "internal_count=", "internal_count"),
+        (r"^leaf_count=\S+", "leaf_count=2147483648", "more rows"),
+        (r"^internal_count=\S+", "internal_count=1e3", "invalid literal"),
         (r"^internal_value=\S+ ", "internal_value=", "internal_value"),
         (r"^decision_type=\S+", "decision_type=1", "kind of decision"),
         ("^version=v4", "version=v\u00e9", "characters"),
@@ -159,24 +122,26 @@ def edited(pattern: str, replacement: str) -> str:
 )
 def test_a_text_that_was_changed_is_refused(pattern: str, replacement: str, complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
-        read_forest(edited(pattern, replacement), FEATURES)
+        read_trees(edited(pattern, replacement), FEATURES)
 
 
 def test_editing_alone_breaks_nothing() -> None:
-    assert read_forest(edited("^version=v4", "version=v4"), FEATURES) is not None
+    assert forest_of(edited("^version=v4", "version=v4")) is not None
 
 
 @given(st.integers(0, TEXT.index("end of trees") + 11))
 def test_a_text_that_was_cut_is_refused(length: int) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
-        read_forest(TEXT[:length], FEATURES)
+        read_trees(TEXT[:length], FEATURES)
 
 
 @given(st.integers(0, TEXT.index("end of trees") - 1), st.sampled_from("0123456789-. =\nx"))
 def test_a_text_with_another_character_is_refused_or_still_sound(place: int, character: str) -> None:
     try:
-        forest = read_forest(TEXT[:place] + character + TEXT[place + 1 :], FEATURES)
+        trees = read_trees(TEXT[:place] + character + TEXT[place + 1 :], FEATURES)
     except ModelError:
         return
-    if forest is not None:
+    if (forest := lay_out_forest(trees)) is not None:
         assert np.isfinite(forest_sums(forest, matrix(20))).all()
+    if (paths := lay_out_paths(trees)) is not None:
+        assert np.isfinite(path_contributions(paths, matrix(20))).all()

@@ -1,0 +1,171 @@
+"""Trees as edges with covers: what `pipeline.scoring.compiled_contributions` explains them by."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.scoring.trees import SplitColumns, Tree
+
+POINTS: Final = 8
+"""Quadrature points that go through a tree together; one pass of them is exact for 16 features on a path."""
+
+
+class Paths(NamedTuple):
+    """Trees as edges: node n of a tree, in preorder, has edge 2 n + 1 to its left and edge 2 n + 2 to its right.
+
+    Edge 0 leads to the root, and stands for no edge where a feature has not been tested before.
+    """
+
+    node_column: NDArray[np.int32]
+    """Shape (nodes,): index in ``columns``."""
+    node_threshold: NDArray[np.float64]
+    node_parent: NDArray[np.int32]
+    """The edge that leads to the node."""
+    node_previous: NDArray[np.int32]
+    """The last edge above the node that comes from a test of the same feature; 0 for none."""
+    edge_cover: NDArray[np.float64]
+    """Share of the training's rows that pass all tests of the edge's feature down to it, each of those that come to it.
+
+    Shape (2 x nodes + 1,): edge e of a tree whose nodes begin at f is at 2 f + e.
+    """
+    edge_value: NDArray[np.float64]
+    """The value of the leaf that the edge leads to; 1 where it leads to a node."""
+    tree_node: NDArray[np.int64]
+    """Shape (trees + 1,): where each tree's nodes begin."""
+    tree_rule: NDArray[np.int64]
+    """Shape (trees,): where the rule begins that is exact for the tree."""
+    tree_passes: NDArray[np.int64]
+    """Shape (trees,): how many rows that rule has."""
+    rule_point: NDArray[np.float64]
+    """Shape (rows, POINTS): Gauss-Legendre points between 0 and 1: a rule of one row, one of two rows, and so on."""
+    rule_weight: NDArray[np.float64]
+    columns: NDArray[np.int32]
+    """Shape (c,): feature of each column of tests."""
+    column_missing: NDArray[np.float64]
+    """Shape (c,): what a missing value counts as."""
+    base_value: float
+    """What the sum is expected to be when nothing is known: the mean over the training's rows."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self if isinstance(array, np.ndarray))
+
+
+def lay_out_paths(trees: Sequence[Tree]) -> Paths | None:
+    """Trees as `path_contributions` takes them; None where they are sound but not for `Paths`.
+
+    `Paths` has no trees that take 0 for a missing value, and none that do not say how many rows of the training came to
+    each node and leaf: one at least, and no more than to the node above, or else no cover follows from it.
+    """
+    if any(tree.takes_zero_for_missing or not _is_covered(tree) for tree in trees):
+        return None
+    columns = SplitColumns()
+    node_column: list[int] = []
+    node_threshold: list[float] = []
+    node_parent: list[int] = []
+    node_previous: list[int] = []
+    # Nothing reads edge 0 of the first tree; it is there so that no index needs a subtraction.
+    edge_cover, edge_value = [1.0], [1.0]
+    tree_node, tree_passes = [0], []
+    for tree in trees:
+        edges = _edges(tree)
+        node_column += [columns.of(tree, node) for node in edges.node]
+        node_threshold += [tree.threshold[node] for node in edges.node]
+        node_parent += edges.parent
+        node_previous += edges.previous
+        edge_cover += edges.cover
+        edge_value += edges.value
+        tree_node.append(len(node_column))
+        tree_passes.append(-(-edges.most_features // (2 * POINTS)))
+    rules = [_rule(passes) for passes in range(1, max(tree_passes, default=0) + 1)]
+    return Paths(
+        np.array(node_column, np.int32),
+        np.array(node_threshold, np.float64),
+        np.array(node_parent, np.int32),
+        np.array(node_previous, np.int32),
+        np.array(edge_cover, np.float64),
+        np.array(edge_value, np.float64),
+        np.array(tree_node, np.int64),
+        np.array([passes * (passes - 1) // 2 for passes in tree_passes], np.int64),
+        np.array(tree_passes, np.int64),
+        np.array([row for points, _ in rules for row in points], np.float64).reshape(-1, POINTS),
+        np.array([row for _, weights in rules for row in weights], np.float64).reshape(-1, POINTS),
+        columns.features,
+        columns.missing,
+        sum(_expected(tree) for tree in trees),
+    )
+
+
+class _Edges(NamedTuple):
+    """One tree's part of `Paths`, by its nodes in preorder."""
+
+    node: list[int]
+    parent: list[int]
+    previous: list[int]
+    cover: list[float]
+    value: list[float]
+    most_features: int
+    """The most different features that are tested on one path."""
+
+
+def _is_covered(tree: Tree) -> bool:
+    inner = len(tree.left)
+    if inner == 0:
+        return True
+    if len(tree.internal_count) != inner or len(tree.leaf_count) != inner + 1:
+        return False
+    return all(
+        0 < _count(tree, child) <= tree.internal_count[node]
+        for node in range(inner)
+        for child in (tree.left[node], tree.right[node])
+    )
+
+
+def _count(tree: Tree, child: int) -> int:
+    return tree.internal_count[child] if child >= 0 else tree.leaf_count[~child]
+
+
+def _expected(tree: Tree) -> float:
+    if not tree.left:
+        return tree.leaf[0]
+    return sum(count / tree.internal_count[0] * value for count, value in zip(tree.leaf_count, tree.leaf, strict=True))
+
+
+def _edges(tree: Tree) -> _Edges:
+    found = _Edges([], [], [], [], [], 0)
+    features: list[int] = []
+    """By node, how many different features are tested down to it."""
+    stack = [(0, 0)] if tree.left else []
+    while stack:
+        node, parent = stack.pop()
+        feature, number = tree.feature[node], len(found.node)
+        previous = parent
+        while previous and tree.feature[found.node[_from(previous)]] != feature:
+            previous = found.parent[_from(previous)]
+        features.append((features[_from(parent)] if parent else 0) + (previous == 0))
+        found.node.append(node)
+        found.parent.append(parent)
+        found.previous.append(previous)
+        covered = found.cover[previous - 1] if previous else 1.0
+        for child in (tree.left[node], tree.right[node]):
+            found.cover.append(covered * (_count(tree, child) / tree.internal_count[node]))
+            found.value.append(1.0 if child >= 0 else tree.leaf[~child])
+        if tree.right[node] >= 0:
+            stack.append((tree.right[node], 2 * number + 2))
+        if tree.left[node] >= 0:
+            stack.append((tree.left[node], 2 * number + 1))
+    return found._replace(most_features=max(features, default=0))
+
+
+def _from(edge: int) -> int:
+    """The node that an edge comes from."""
+    return (edge - 1) >> 1
+
+
+def _rule(passes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points and weights of the Gauss-Legendre rule between 0 and 1, shape (passes, POINTS) each."""
+    point, weight = np.polynomial.legendre.leggauss(passes * POINTS)
+    return ((point + 1.0) / 2.0).reshape(passes, POINTS), (weight / 2.0).reshape(passes, POINTS)
