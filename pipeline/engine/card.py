@@ -222,7 +222,8 @@ class CardPartition:
                 decoded.append((arrival, item, digest))
         found = self._index.find([digest for _, _, digest in decoded])
         here: dict[bytes, Placed] = {}
-        accepted = []
+        accepted: list[_Accepted] = []
+        again: list[bytes] = []
         for (arrival, item, digest), before in zip(decoded, found, strict=True):
             known = here.get(digest, before)
             if known is not None and self._repeats(known):
@@ -230,8 +231,10 @@ class CardPartition:
                 continue
             self._newest_us = max(self._newest_us, item.event_time_us)
             placed = here[digest] = Placed(item.transaction.merchant_id, item.event_time_us, self._newest_us)
-            self._index.add(digest, placed)
             accepted.append(_Accepted(arrival, item, digest, placed))
+            if known is not None:
+                again.append(digest)
+        self._index.add([(one.digest, one.placed) for one in accepted], again)
         return accepted
 
     def _repeats(self, known: Placed) -> bool:

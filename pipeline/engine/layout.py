@@ -10,7 +10,8 @@ import xxhash
 
 from pipeline.features.catalogue import US_PER_DAY
 
-LAYOUT: Final = 2
+LAYOUT: Final = 3
+DIGEST_BYTES: Final = 16
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -1,26 +1,32 @@
 """The card agent's index of accepted transactions: what repeats and labels are recognised by. Kept in the store.
 
-Store keys: ``t`` + digest: what is remembered of a transaction; ``d`` + day + digest, empty: by the day to which the
-event time of the partition had come when it was accepted. That day only grows, so that the index of days is a queue.
+Store keys: ``t`` + digest: what is remembered of a transaction; ``d`` + day + number: a run of digests, by the day to
+which the event time of the partition had come when they were accepted; ``r`` + digest: in how many runs more than one a
+transaction stands that was accepted again. Day and number only grow, so that the runs are a queue. One key a run and
+not one a transaction, because a second random key would double what a write costs; and a count of what was accepted
+again, because to ask each transaction for its day before it is forgotten would read a block of the disk for each.
 """
 
 import copy
 import struct
 from collections.abc import Sequence
-from itertools import islice
+from itertools import groupby
 from typing import Final
 
 import msgspec
 
-from pipeline.engine.layout import day_key, day_of, day_of_key, digest_of_key
+from pipeline.engine.layout import DIGEST_BYTES, day_key, day_of
 from pipeline.engine.state import Store
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING, LabelState
 
 _TRANSACTION: Final = b"t"
 _DAY: Final = b"d"
+_AGAIN: Final = b"r"
 _HEAD: Final = struct.Struct("<qqbqbI")
 _NO_LABEL: Final = -1
 _KNOWN: Final = (NOTHING, LEGITIMATE, FRAUD)
+RUN_AT_MOST: Final = 256
+"""Digests of a run: what one step of forgetting does too much at most."""
 
 
 class Placed(msgspec.Struct):
@@ -37,7 +43,11 @@ class IndexState(msgspec.Struct):
     """What of the index is not in the store."""
 
     swept: bytes = _DAY
-    """No day key lies before."""
+    """No run's key lies before."""
+    runs: int = 0
+    """How many runs were ever written: the number of the next."""
+    again: int = 0
+    """How many transactions stand in more than one run."""
 
 
 class PlacedIndex:
@@ -66,28 +76,54 @@ class PlacedIndex:
         found = self._store.get_many([_TRANSACTION + digest for digest in digests])
         return [None if packed is None else _unpack(packed) for packed in found]
 
-    def add(self, digest: bytes, placed: Placed) -> None:
-        """Remember a transaction."""
-        self.change(digest, placed)
-        self._store.put(day_key(_DAY, day_of(placed.newest_us), digest), b"")
+    def add(self, accepted: Sequence[tuple[bytes, Placed]], again: Sequence[bytes] = ()) -> None:
+        """Remember a batch's transactions, by digest, in the order of their acceptance.
+
+        ``again``: the digests among them that were remembered already, once for each acceptance but the first.
+        """
+        for digest, placed in accepted:
+            self.change(digest, placed)
+        for day, group in groupby(accepted, key=lambda one: day_of(one[1].newest_us)):
+            digests = [digest for digest, _ in group]
+            for first in range(0, len(digests), RUN_AT_MOST):
+                run = b"".join(digests[first : first + RUN_AT_MOST])
+                self._store.put(day_key(_DAY, day, self._state.runs.to_bytes(8, "big")), run)
+                self._state.runs += 1
+        for digest in again:
+            self._count_again(digest, 1)
 
     def change(self, digest: bytes, placed: Placed) -> None:
         """Remember what is known of a transaction now."""
         self._store.put(_TRANSACTION + digest, _pack(placed))
 
-    def forget_before(self, day: int, at_most: int) -> None:
-        """Forget up to ``at_most`` of the transactions that were accepted before ``day``."""
+    def forget_before(self, day: int, at_least: int) -> None:
+        """Forget transactions that were accepted before ``day``: ``at_least`` so many, if there are, in whole runs."""
         start, end = self._state.swept, day_key(_DAY, day)
         if start >= end:
             return
-        keys = [key for key, _ in islice(self._store.scan(start, end), at_most)]
-        self._state.swept = end if len(keys) < at_most else keys[-1] + b"\x00"
-        found = self.find([digest_of_key(key) for key in keys])
-        for key, placed in zip(keys, found, strict=True):
+        self._state.swept = end
+        swept: list[bytes] = []
+        for key, run in self._store.scan(start, end):
+            if len(swept) >= at_least:
+                self._state.swept = key
+                break
             self._store.delete(key)
-            # One that was accepted again since stands under its later day.
-            if placed is not None and day_of(placed.newest_us) == day_of_key(key):
-                self._store.delete(_TRANSACTION + digest_of_key(key))
+            swept += [run[at : at + DIGEST_BYTES] for at in range(0, len(run), DIGEST_BYTES)]
+        for digest in swept:
+            # One that was accepted again since stands in a later run.
+            if self._state.again and self._store.get(_AGAIN + digest) is not None:
+                self._count_again(digest, -1)
+            else:
+                self._store.delete(_TRANSACTION + digest)
+
+    def _count_again(self, digest: bytes, step: int) -> None:
+        packed = self._store.get(_AGAIN + digest)
+        count = step + (0 if packed is None else int.from_bytes(packed, "big"))
+        self._state.again += (count > 0) - (packed is not None)
+        if count:
+            self._store.put(_AGAIN + digest, count.to_bytes(4, "big"))
+        else:
+            self._store.delete(_AGAIN + digest)
 
 
 def _pack(placed: Placed) -> bytes:

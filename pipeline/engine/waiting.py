@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from pipeline.engine.layout import time_key
+from pipeline.engine.layout import DIGEST_BYTES, time_key
 from pipeline.engine.state import Store, StoreError
 
 _NEVER: Final = 2**63 - 1
@@ -15,7 +15,6 @@ _QUEUE: Final = b"w"
 _ITEM: Final = b"i"
 _TIME: Final = b"x"
 _NUMBERS: Final = struct.Struct("<III")
-_DIGEST_BYTES: Final = 16
 
 
 class WaitingState(msgspec.Struct):
@@ -119,7 +118,7 @@ class WaitingRoom:
             if at_us >= limit_us or len(places) == at_most:
                 next_us = at_us
                 break
-            places.append((at_us, key[9 : 9 + _DIGEST_BYTES], int.from_bytes(key[9 + _DIGEST_BYTES :], "big")))
+            places.append((at_us, key[9 : 9 + DIGEST_BYTES], int.from_bytes(key[9 + DIGEST_BYTES :], "big")))
         state.oldest_us = next_us
         found = self._store.get_many([_item_key(digest, number) for _, digest, number in places])
         taken = []

@@ -49,12 +49,12 @@ class MemoryStorage:
         self._columns: dict[str, NDArray[Any]] = {}
 
     def column(self, name: str, dtype: str, items: int) -> NDArray[Any]:
-        """The column, grown by copying."""
+        """The column, grown by copying to twice the room: what nothing has touched yet takes no memory."""
         held = self._columns.get(name)
         if held is None:
             held = self._columns[name] = np.zeros(items, np.dtype(dtype))
         elif len(held) < items:
-            grown = np.zeros(items, held.dtype)
+            grown = np.zeros(2 * items, held.dtype)
             grown[: len(held)] = held
             held = self._columns[name] = grown
         return held

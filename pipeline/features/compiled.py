@@ -17,6 +17,9 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import (
@@ -141,7 +144,16 @@ JOURNAL_RESERVE: Final = 2 * LARGEST_CHUNK * CARD_EVENT_WORDS
 _FLAGGED: Final = 0
 _FOUND: Final = 8
 _ORDERED: Final = 16
-SCRATCH_WORDS: Final = _ORDERED + USUAL_EVENTS
+_RECENT: Final = _ORDERED + USUAL_EVENTS
+_SLOTS_AHEAD: Final = _RECENT + USUAL_EVENTS
+_AHEAD: Final = 3
+"""Rows from one step of looking ahead to the next."""
+_LINE_WORDS: Final = 8
+_LINES_AHEAD: Final = 16
+"""Cache lines of a chunk's newest rows that are fetched ahead at most."""
+_ROWS_AHEAD: Final = 4 * _AHEAD
+SCRATCH_WORDS: Final = _SLOTS_AHEAD + _ROWS_AHEAD
+_USUAL_SHIFT: Final = (USUAL_EVENTS - 1).bit_length()
 
 _WINDOWS: Final = tuple(WINDOWS_US.values())
 _N_WINDOWS: Final = len(_WINDOWS)
@@ -150,8 +162,6 @@ _CARD_TAIL: Final = len(TRANSACTION_FEATURES) + _N_WINDOWS * _N_STATISTICS
 _MERCHANT_TAIL: Final = _N_WINDOWS * _N_STATISTICS
 _PAGE_SHIFT: Final = PAGE_ITEMS.bit_length() - 1
 _TWO_64: Final = 18446744073709551616.0
-_MASK_32: Final = np.uint64(0xFFFFFFFF)
-_SHIFT_32: Final = np.uint64(32)
 _MAD_TO_SIGMA: Final = 1.4826
 _DEVIATION_FLOOR: Final = 0.1
 _FORTNIGHT_US: Final = 14 * US_PER_DAY
@@ -192,15 +202,35 @@ class State(NamedTuple):
     labels_dirty: NDArray[np.uint8]
 
 
-@compiled
-def multiply(a: Any, b: Any) -> Any:
-    """128-bit product (high, low) of two unsigned 64-bit integers, schoolbook on 32-bit halves."""
-    a_low, a_high = a & _MASK_32, a >> _SHIFT_32
-    b_low, b_high = b & _MASK_32, b >> _SHIFT_32
-    low = a_low * b_low
-    middle = a_high * b_low + (low >> _SHIFT_32)
-    cross = a_low * b_high + (middle & _MASK_32)
-    return a_high * b_high + (middle >> _SHIFT_32) + (cross >> _SHIFT_32), (cross << _SHIFT_32) | (low & _MASK_32)
+@intrinsic  # type: ignore[untyped-decorator]
+def _wide_product(_typing: Any, a: Any, b: Any) -> Any:
+    """128-bit product (high, low) of two unsigned 64-bit integers: one instruction, which Python's syntax has not."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide, word = ir.IntType(128), ir.IntType(64)
+        product = builder.mul(builder.zext(arguments[0], wide), builder.zext(arguments[1], wide))
+        high = builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), word)
+        return context.make_tuple(builder, signature.return_type, (high, builder.trunc(product, word)))
+
+    return types.UniTuple(a, 2)(a, b), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _prefetch(_typing: Any, array: Any, index: Any) -> Any:
+    """Have the cache line of an item of an array fetched, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.bitcast(builder.gep(held.data, [arguments[1]]), ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        fetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [address.type], ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+        )
+        # To read, to be kept in all caches, of data.
+        builder.call(fetch, [address, ir.Constant(flag, 0), ir.Constant(flag, 3), ir.Constant(flag, 1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
 
 
 @inlined
@@ -215,13 +245,13 @@ def _minus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
     return a_high - b_high - (1 if np.uint64(a_low) < np.uint64(b_low) else 0), a_low - b_low
 
 
-@compiled
+@inlined
 def _standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: Any) -> float:
     """Population standard deviation from exact sums: sqrt(n * sum(a^2) - sum(a)^2) / n."""
     n, high, low = np.uint64(count), np.uint64(signed_high), np.uint64(signed_low)
-    scaled_high, scaled_low = multiply(n, low)
+    scaled_high, scaled_low = _wide_product(n, low)
     scaled_high = scaled_high + n * high
-    square_high, square_low = multiply(np.uint64(total), np.uint64(total))
+    square_high, square_low = _wide_product(np.uint64(total), np.uint64(total))
     borrow = np.uint64(1) if scaled_low < square_low else np.uint64(0)
     numerator = np.float64(scaled_high - square_high - borrow) * _TWO_64 + np.float64(scaled_low - square_low)
     return float(np.sqrt(numerator) / count)
@@ -269,6 +299,46 @@ def _find(state: State, high: Any, low: Any) -> Any:
         ):
             return slot, at
         at = (at + 1) & mask
+
+
+@inlined
+def _prefetch_chunk(chunks: Any, chunk: Any) -> None:
+    _prefetch(chunks, chunk * CHUNK_WORDS)
+    _prefetch(chunks, chunk * CHUNK_WORDS + CHUNK_WORDS - 1)
+
+
+@inlined
+def _look_ahead(state: State, kind: Any, words: Any, keys: Any, i: Any, slots_ahead: Any) -> None:
+    """Have fetched what the rows behind row ``i`` will read: a step of the way from key to events for each of them.
+
+    With many entities each step is a cache miss that the next step waits for; steps of several rows wait together.
+    """
+    n, mask = keys.shape[0], state.places.shape[0] - 1
+    chunks, items, _, _ = _tables(state, kind)
+    tail = _TAIL + _KIND_STEP * kind
+    j = i + 5 * _AHEAD
+    if j < n:
+        _prefetch(state.places, keys[j, 1] & mask)
+    j = i + 4 * _AHEAD
+    if j < n:
+        _prefetch(state.slots, np.int64(state.places[keys[j, 1] & mask]) * SLOT_WORDS)
+    j = i + 3 * _AHEAD
+    if j < n:
+        slot = _find(state, keys[j, 0], keys[j, 1])[0]
+        slots_ahead[j % _ROWS_AHEAD] = slot
+        _prefetch_chunk(chunks, state.slots[slot * SLOT_WORDS + tail])
+    for step in range(2, 0, -1):
+        j = i + step * _AHEAD
+        if j < n:
+            chunk = state.slots[slots_ahead[j % _ROWS_AHEAD] * SLOT_WORDS + tail]
+            if step == 1:
+                chunk = chunks[chunk * CHUNK_WORDS + _PREVIOUS]
+            record = chunk * CHUNK_WORDS
+            start = chunks[record + _START] * words
+            end = start + (chunks[record + _LENGTH] + 1) * words
+            for k in range(max(start, end - _LINES_AHEAD * _LINE_WORDS), end, _LINE_WORDS):
+                _prefetch(items, k)
+            _prefetch_chunk(chunks, chunks[record + _PREVIOUS])
 
 
 @inlined
@@ -581,7 +651,7 @@ def _insert_event(
     chunk, at = _make_room(state, EVENTS, words, slot, chunk, at)
     chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
     start, length = chunks[record + _START], chunks[record + _LENGTH]
-    unsigned_high, unsigned_low = multiply(np.uint64(amount), np.uint64(amount))
+    unsigned_high, unsigned_low = _wide_product(np.uint64(amount), np.uint64(amount))
     high, low = np.int64(unsigned_high), np.int64(unsigned_low)
     row = (start + at) * words
     events[row] = time_us
@@ -678,7 +748,7 @@ def _window_features(
                 break
             n, total, square_high, square_low, marked = count, sum_, high, low, flags
             if chunk > 0 and chunks[record + _LAST] > lower_us:
-                first = _first_later(events, words, start, end, lower_us)
+                first = _first_later(events, words, start, looked, lower_us)
                 if first < end:
                     # The chunk's first event is not later than the limit, so there is a row before.
                     before = (start + first - 1) * words
@@ -693,8 +763,14 @@ def _window_features(
                     largest, smallest = _extremes(state, words, chunk, first, looked, largest, smallest)
                     looked = first
             at = column + w * _N_STATISTICS
-            row[at] = n
             flagged[w] = marked
+            if w > 0 and n == row[at - _N_STATISTICS]:
+                # Windows lie in each other: one with as many events as the one before has the same events.
+                for k in range(at, at + _N_STATISTICS):
+                    row[k] = row[k - _N_STATISTICS]
+                w += 1
+                continue
+            row[at] = n
             if n == 0:
                 row[at + 1] = 0.0
                 row[at + 2 : at + 6] = np.nan
@@ -722,6 +798,22 @@ def _window_features(
                 flags += events[last + _E_FLAGS]
         chunk = chunks[record + _PREVIOUS]
         end = chunks[chunk * CHUNK_WORDS + _LENGTH] if chunk > 0 else 0
+
+
+@inlined
+def _order(keys: Any, n: Any, ordered: Any) -> None:
+    """Write the amounts of ``keys[:n]`` to ``ordered``, ascending. A key: an amount, and its position below it.
+
+    Each goes to the place that the number of smaller ones gives. All of USUAL_EVENTS are compared, whatever ``n``: so
+    many comparisons without a branch take a few vector instructions, where a sort's branches are guessed wrong.
+    """
+    for k in range(n, USUAL_EVENTS):
+        keys[k] = NEVER
+    for j in range(n):
+        key, smaller = keys[j], 0
+        for k in range(USUAL_EVENTS):
+            smaller += 1 if keys[k] < key else 0
+        ordered[smaller] = key >> _USUAL_SHIFT
 
 
 @compiled
@@ -764,10 +856,14 @@ def profile_cards(
     meta, slots, chunks, events = state.meta, state.slots, state.chunks, state.events
     words = CARD_EVENT_WORDS
     ordered = state.scratch[_ORDERED : _ORDERED + USUAL_EVENTS]
+    recent = state.scratch[_RECENT : _RECENT + USUAL_EVENTS]
     flagged = state.scratch[_FLAGGED : _FLAGGED + _N_WINDOWS]
+    slots_ahead = state.scratch[_SLOTS_AHEAD : _SLOTS_AHEAD + _ROWS_AHEAD]
+    slots_ahead[:] = 0
     for i in range(first_row, keys.shape[0]):
         if not _has_room(state, EVENTS, words):
             return i
+        _look_ahead(state, EVENTS, words, keys, i, slots_ahead)
         slot = _enter(state, keys[i, 0], keys[i, 1])
         time_us, amount = times[i], amounts[i]
         floor_us = meta[NEWEST] - HORIZON_US
@@ -805,11 +901,8 @@ def profile_cards(
                 value = events[event + _E_AMOUNT]
                 if events[event + _E_OTHER] == merchants[i]:
                     seen += 1
-                k = j
-                while k > 0 and ordered[k - 1] > value:
-                    ordered[k] = ordered[k - 1]
-                    k -= 1
-                ordered[k] = value
+                recent[j] = (value << _USUAL_SHIFT) | j
+            _order(recent, n, ordered)
             median_2, spread_4 = _median_and_spread(ordered, n)
             row[tail + 1] = median_2 / 200.0
             if median_2 > 0:
@@ -1003,7 +1096,10 @@ def profile_merchants(
     words = MERCHANT_EVENT_WORDS
     flagged = state.scratch[_FLAGGED : _FLAGGED + _N_WINDOWS]
     found = state.scratch[_FOUND : _FOUND + 5]
+    slots_ahead = state.scratch[_SLOTS_AHEAD : _SLOTS_AHEAD + _ROWS_AHEAD]
+    slots_ahead[:] = 0
     for i in range(first_row, keys.shape[0]):
+        _look_ahead(state, EVENTS, words, keys, i, slots_ahead)
         is_label = kinds[i] == 1
         if not _has_room(state, LABELS if is_label else EVENTS, LABEL_WORDS if is_label else words):
             return i

@@ -26,6 +26,8 @@ MINIMUM_BYTES: Final = 8 << 20
 """Less than this leaves RocksDB flushing all the time."""
 
 _BLOOM_BITS: Final = 10
+_MEMTABLE_BLOOM_SHARE: Final = 0.02
+"""Of a write buffer: about 15 bits for each of the small entries that fit in it."""
 _BLOCK_BYTES: Final = 8 << 10
 _LARGEST_WRITE_BUFFER_BYTES: Final = 64 << 20
 _OPEN_FILES: Final = 256
@@ -68,6 +70,9 @@ class StoreMemory:
         options.set_block_based_table_factory(blocks)
         options.set_write_buffer_manager(self._buffers)
         options.set_write_buffer_size(min(self.size_bytes // 8, _LARGEST_WRITE_BUFFER_BYTES))
+        # Most keys that are looked for are not there, and what is not yet in a table is otherwise searched for each.
+        options.set_memtable_whole_key_filtering(True)
+        options.set_memtable_prefix_bloom_ratio(_MEMTABLE_BLOOM_SHARE)
         options.set_level_compaction_dynamic_level_bytes(True)
         options.set_compression_type(DBCompressionType.lz4())
         options.set_bottommost_compression_type(DBCompressionType.zstd())

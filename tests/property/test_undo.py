@@ -12,6 +12,7 @@ import pytest
 from pipeline.engine.card import CardPartition
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.journal import JournaledDict
+from pipeline.engine.layout import LAYOUT, OtherLayout
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.placed import PlacedIndex
 from pipeline.engine.rerouting import rerouted
@@ -195,6 +196,16 @@ def differences(kernel: Kernel, seed: int) -> list[str]:
     if own_values(straight) != own_values(shaken):
         found.append("the values differ")
     return found
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_dump_of_the_layout_before_is_refused(name: str) -> None:
+    run = Run(KERNELS[name])
+    dump = run.dump(full=True)
+    values = msgspec.msgpack.decode(dump.values)
+    older = LoadedState(msgspec.msgpack.encode({**values, "layout": values["layout"] - 1}), dict(run.columns))
+    with pytest.raises(OtherLayout, match=f"layout {LAYOUT - 1}, not {LAYOUT}; fold it from the log"):
+        run.kernel.start(MemoryStore(), older)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,5 +1,6 @@
 """Late, early, repeated, at the same instant, from the future: what becomes of a record by its order and its times."""
 
+from collections import Counter
 from datetime import timedelta
 
 import numpy as np
@@ -9,7 +10,8 @@ from pipeline.engine import card as card_module
 from pipeline.engine import feedback as feedback_module
 from pipeline.engine.card import CardPartition
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.placed import Placed, PlacedIndex
+from pipeline.engine.layout import day_of
+from pipeline.engine.placed import RUN_AT_MOST, Placed, PlacedIndex, _unpack
 from pipeline.engine.results import Result
 from pipeline.engine.served import ServedDecisions
 from pipeline.engine.state import MemoryStore, StoreError
@@ -186,9 +188,9 @@ def test_the_index_is_swept_a_bounded_number_at_a_time() -> None:
     index = PlacedIndex(store)
     digests = [bytes([number]) * 16 for number in range(100)]
     for number, digest in enumerate(digests):
-        index.add(digest, Placed("m", 0, number * US_PER_DAY // 10))
+        index.add([(digest, Placed("m", 0, number * US_PER_DAY // 10))])
     # One of the first day is accepted again later.
-    index.add(digests[0], Placed("m", 0, 9 * US_PER_DAY))
+    index.add([(digests[0], Placed("m", 0, 9 * US_PER_DAY))], [digests[0]])
     store.settle()
     held = []
     for _ in range(6):
@@ -204,6 +206,92 @@ def test_the_index_is_swept_a_bounded_number_at_a_time() -> None:
     index.forget_before(10, 1_000)
     store.settle()
     assert store.items() == {}
+
+
+def test_a_batch_is_indexed_in_runs_that_are_forgotten_whole() -> None:
+    store = MemoryStore()
+    index = PlacedIndex(store)
+    batch = [
+        (number.to_bytes(16, "big"), Placed("m", 0, (3 if number < RUN_AT_MOST + 10 else 4) * US_PER_DAY))
+        for number in range(RUN_AT_MOST + 30)
+    ]
+    # The same one twice in a batch, the second time on another day.
+    index.add([*batch, (batch[0][0], batch[-1][1])], [batch[0][0]])
+    index.add(batch[-5:], [digest for digest, _ in batch[-5:]])
+    store.settle()
+    runs = {key: len(value) // 16 for key, value in store.items().items() if key[:1] == b"d"}
+    assert list(runs.values()) == [RUN_AT_MOST, 10, 21, 5]
+    assert index.state.again == 6
+    assert sorted(runs) == list(runs)
+
+    def held() -> int:
+        store.settle()
+        return sum(key[:1] == b"t" for key in store.items())
+
+    index.forget_before(3, 1_000)
+    assert held() == RUN_AT_MOST + 30
+    index.forget_before(4, 1)
+    assert held() == 30 + 1
+    index.forget_before(4, 1)
+    assert held() == 20 + 1
+    index.forget_before(5, RUN_AT_MOST)
+    assert held() == index.state.again == 0
+    assert store.items() == {}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_accepted_again_and_again_is_forgotten_with_its_last_time(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    transactions = Log(TRANSACTIONS)
+    store = MemoryStore()
+    state = CardPartition(options(2, 2), None, store)
+    counts: Counter[tuple[str, str]] = Counter()
+    last_day: dict[bytes, int] = {}
+    for day in range(60):
+        # A new one each day, because repeats do not move the partition's event time on.
+        numbers = [1_000 + day, *random.integers(0, 12, 6).tolist()]
+        batch = [transactions.append(transaction(number, after(day)), after(day)) for number in numbers]
+        counts += state.process(batch, NOW).counts
+        state.settle()
+        held = {key[1:]: _unpack(packed).newest_us for key, packed in store.items().items() if key[:1] == b"t"}
+        for digest in [digest for digest in last_day if digest not in held]:
+            assert last_day.pop(digest) < state._first_day
+        last_day |= {digest: day_of(newest_us) for digest, newest_us in held.items()}
+        assert all(held_day >= state._first_day for held_day in last_day.values())
+    assert counts["accepted", ""] > 100
+    assert counts["duplicate", ""] > 20
+    assert state._index.state.again > 3
+    state.process([transactions.append(transaction(99, after(200)), after(200))], NOW)
+    state.settle()
+    assert sorted(key[:1] for key in store.items()) == [b"d", b"t"]
+    assert state._index.state.again == 0
+
+
+def test_runs_of_a_batch_that_was_taken_back_leave_their_numbers_to_the_next() -> None:
+    store = MemoryStore()
+    index = PlacedIndex(store)
+    kept, undone, later = ((bytes([number]) * 16, Placed("m", 0, 0)) for number in range(3))
+    for batch, committed in ((kept, True), (undone, False), (later, True)):
+        index.add([batch])
+        for part in (store, index):
+            (part.settle if committed else part.undo)()
+    loaded = PlacedIndex(store, index.state)
+    loaded.add([undone])
+    store.settle()
+    runs = [value for key, value in sorted(store.items().items()) if key[:1] == b"d"]
+    assert runs == [kept[0], later[0], undone[0]]
+
+
+def test_a_batch_that_reaches_past_the_horizon_forgets_its_own() -> None:
+    """Its first transactions are swept with the others, so that no run stays behind what was swept."""
+    transactions = Log(TRANSACTIONS)
+    for number, days in enumerate([0, 0, 60]):
+        transactions.append(transaction(number, after(days)), after(days))
+    store = MemoryStore()
+    state = CardPartition(options(10, 10), None, store)
+    state.process(transactions.records, NOW)
+    state.settle()
+    assert sorted(key[:1] for key in store.items()) == [b"d", b"t"]
 
 
 def test_waiting_items_come_oldest_first_and_once() -> None:
