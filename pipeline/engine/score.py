@@ -18,6 +18,7 @@ from pipeline.engine.models import ActiveModels
 from pipeline.engine.repeats import ReadInput, ReadInputs
 from pipeline.engine.results import Result, UnreadableRecord
 from pipeline.engine.state import LoadedState, StateDump
+from pipeline.engine.written import positional, written
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.columns import Storage
 from pipeline.features.identity import transaction_hash
@@ -50,17 +51,6 @@ class _Stated(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     transaction_type: str = "purchase"
 
 
-def _positional(kind: type[msgspec.Struct]) -> Any:
-    """Makes what is written like a ``kind``, of values in the order of its fields.
-
-    Values without names are handed over faster, and may be encoded already.
-    """
-    return msgspec.defstruct(kind.__name__, [(name, Any) for name in kind.__struct_fields__], gc=False)
-
-
-_written_decision = _positional(Decision)
-_written_position = _positional(LogPosition)
-_SCHEMA_VERSION = {field.name: field.default for field in msgspec.structs.fields(Decision)}["schema_version"]
 _decode_decision = msgspec.json.Decoder(Decision).decode
 _decode_stated = msgspec.json.Decoder(_Stated).decode
 
@@ -238,7 +228,6 @@ class ScorePartition:
             for rates in {message.rates_version for message in messages}
         }
         columns: dict[str, Iterable[Any]] = {
-            "schema_version": repeat(_SCHEMA_VERSION),
             "transaction_id": [message.transaction_id for message in messages],
             "card_id": [message.card_id for message in messages],
             "merchant_id": [message.merchant_id for message in messages],
@@ -259,14 +248,14 @@ class ScorePartition:
             "versions": [versions[message.rates_version] for message in messages],
             "source": [message.source for message in messages],
             "log": map(
-                _written_position, [record.partition for record in records], [record.offset for record in records]
+                positional(LogPosition), [record.partition for record in records], [record.offset for record in records]
             ),
             "case_id": [message.case_id for message in messages],
             "case_sequence": [message.case_sequence for message in messages],
             "ingested_at": [message.ingested_at for message in messages],
             "decided_at": repeat(msgspec.Raw(_encode(now))),
         }
-        return map(_written_decision, *(columns[name] for name in Decision.__struct_fields__))
+        return written(Decision, columns)
 
     def _raise_alerts(
         self,
