@@ -15,7 +15,7 @@ from pipeline.engine.rerouting import NotRerouted, original, rerouted
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump, Store
 from pipeline.engine.waiting import Waiting, WaitingRoom, WaitingState
-from pipeline.engine.written import positional, written
+from pipeline.engine.written import encoded, positional, written
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows
@@ -261,7 +261,7 @@ class CardPartition:
         )
         result.counts["accepted", ""] += len(accepted)
         awaited = set(self._waiting.awaited([one.digest for one in accepted]))
-        values = None if now is None else map(_encode, self._written(accepted, profile, now))
+        values = None if now is None else encoded(self._written(accepted, profile, now))
         if values is None and not awaited:
             return
         for one in accepted:

@@ -18,7 +18,7 @@ from pipeline.engine.models import ActiveModels
 from pipeline.engine.repeats import ReadInput, ReadInputs
 from pipeline.engine.results import Result, UnreadableRecord
 from pipeline.engine.state import LoadedState, StateDump
-from pipeline.engine.written import positional, written
+from pipeline.engine.written import encoded, positional, written
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.columns import Storage
 from pipeline.features.identity import transaction_hash
@@ -197,7 +197,7 @@ class ScorePartition:
         verdicts = models.policy.decide(score, features, identities)
         messages = [message for _, message in read]
         decisions = self._written(read, features, logit, river_logit, score, verdicts, models, now)
-        values = [_encode(decision) for decision in decisions]
+        values = list(encoded(decisions))
         result.outputs += [
             Output(DECISIONS, message.card_id.encode(), value) for message, value in zip(messages, values, strict=True)
         ]

@@ -7,6 +7,19 @@ from typing import Any
 
 import msgspec
 
+_encode_into = msgspec.json.Encoder(decimal_format="number").encode_into
+
+
+def encoded(messages: Iterable[Any]) -> Iterator[bytes]:
+    """JSON of each message, decimals as numbers.
+
+    By way of one buffer: bytes that grow as they are written are moved several times.
+    """
+    buffer = bytearray()
+    for message in messages:
+        _encode_into(message, buffer)
+        yield bytes(buffer)
+
 
 def written(kind: type[msgspec.Struct], columns: Mapping[str, Iterable[Any]]) -> Iterator[Any]:
     """What the encoder writes like messages of ``kind``, one for each row of ``columns``, whose names are its fields.
