@@ -16,7 +16,7 @@ import msgspec
 
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, Message, Transaction
-from schemas.money import InexactAmount, RateTable
+from schemas.money import CurrencyRate, InexactAmount, RateTable
 
 MAX_VALUE_BYTES: Final = 1024 * 1024
 """Longest accepted value of a transaction or label; the topics carry more, so that longer ones become dead letters."""
@@ -55,6 +55,10 @@ T = TypeVar("T")
 
 _TOO_DEEP: Final = f"Objects and arrays are nested more than {MAX_NESTING} deep; send a flat message."
 _QUOTE: Final = ord('"')
+_ZERO: Final = ord("0")
+_MARKS: Final = b"\\[{"
+_PLAIN_DIGITS: Final = 15
+"""Digits before the point up to which an amount is read without a decimal type: far below every limit."""
 _CENT: Final = Decimal("0.01")
 _PLAIN_DECIMAL: Final = re.compile(rb'"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"')
 _WRONG_TYPE: Final = re.compile(r"Expected `[^`]*`, got `")
@@ -63,10 +67,12 @@ _JSON_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 
-class AcceptedTransaction(msgspec.Struct, frozen=True):
-    """A transaction that passed every check, with what the kernel needs of it."""
+class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
+    """What the kernel needs of a transaction that passed every check."""
 
-    transaction: Transaction
+    transaction_id: str
+    card_id: str
+    merchant_id: str
     event_time_us: int
     """Microseconds since 1970-01-01T00:00:00Z."""
     amount_base_minor: int
@@ -83,6 +89,17 @@ class _AmountText(msgspec.Struct):
     amount: msgspec.Raw
 
 
+_LOOSE: Final = {"amount": msgspec.Raw, "currency": str}
+_LooseTransaction: Any = msgspec.defstruct(
+    "_LooseTransaction",
+    [(field.name, _LOOSE.get(field.name, field.type), field.default) for field in msgspec.structs.fields(Transaction)],
+    frozen=True,
+    kw_only=True,
+    gc=False,
+)
+"""A transaction whose amount and currency are still to be checked: by themselves they take longer than all the rest."""
+
+_decode_loose = msgspec.json.Decoder(_LooseTransaction).decode
 _decode_transaction = msgspec.json.Decoder(Transaction).decode
 _decode_amount_text = msgspec.json.Decoder(_AmountText).decode
 _decode_label = msgspec.json.Decoder(Label).decode
@@ -98,29 +115,7 @@ def decode_transaction(
     that by more than ``future_tolerance_us`` is refused. Raises `InvalidMessage`, and nothing else, whose codes
     ``docs/dead-letters.md`` lists.
     """
-    transaction = _checked(value, _decode_transaction)
-    rate = rates.currencies.get(transaction.currency)
-    if rate is None:
-        raise InvalidMessage(
-            "currency_unknown",
-            f"No rate for currency {transaction.currency!r} in rate table {rates.version!r}; "
-            "send an ISO 4217 code that it has, or add the currency to the table.",
-        )
-    amount = transaction.amount
-    if amount.is_finite() and amount < 0:
-        raise InvalidMessage(
-            "amount_negative", "The amount is below zero; send it positive, and the direction as transaction_type."
-        )
-    _check_amount_text(amount, value)
-    if amount > _MAX_AMOUNT:
-        _refuse_large_amount(rates)
-    try:
-        amount_minor = rate.to_minor(amount)
-    except InexactAmount as error:
-        raise InvalidMessage(
-            "amount_too_many_decimals",
-            f"{transaction.currency} has {rate.digits} decimals and the amount has more; round it at the source.",
-        ) from error
+    transaction, rate, amount_minor = _read_plain(value, rates) or _read_any(value, rates)
     if amount_minor == 0 and transaction.transaction_type != "verification":
         raise InvalidMessage("amount_zero", "The amount is zero; only transactions of type verification may be.")
     amount_base_minor = rate.to_base_minor(amount_minor)
@@ -141,7 +136,9 @@ def decode_transaction(
     else:
         of_day_us, weekday = _wall_clock(local_time)
     return AcceptedTransaction(
-        transaction,
+        transaction.transaction_id,
+        transaction.card_id,
+        transaction.merchant_id,
         event_time_us,
         amount_base_minor,
         transaction.transaction_type in COUNTING_TYPES,
@@ -188,6 +185,70 @@ def timestamp_us(time: datetime) -> int:
     return (time - _EPOCH) // _MICROSECOND
 
 
+def _read_plain(value: bytes | None, rates: RateTable) -> tuple[Any, CurrencyRate, int] | None:
+    """A transaction as most are, its rate, and its amount in minor units; None where `_read_any` must look at it.
+
+    Takes nothing that it would not take, and reads that alike.
+    """
+    if value is None or len(value) > MAX_VALUE_BYTES:
+        return None
+    # Most are flat and without escapes, which is seen faster together.
+    marks = len(value) - len(value.translate(None, _MARKS))
+    if marks > 1 and (b"\\" in value or _is_too_deep(value)):
+        return None
+    # Of a name that repeats each value must be sound; and without escapes it is written in one way alone.
+    if value.count(b'"amount"') != 1 or value.count(b'"currency"') != 1:
+        return None
+    try:
+        if not value.isascii():
+            value.decode()
+        transaction = _decode_loose(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    rate = rates.currencies.get(transaction.currency)
+    if rate is None:
+        return None
+    text = bytes(transaction.amount)
+    whole, point, decimals = (text[1:-1] if text[0] == _QUOTE else text).partition(b".")
+    missing = rate.digits - len(decimals)
+    if (
+        missing < 0
+        or not 0 < len(whole) <= _PLAIN_DIGITS
+        or (whole[0] == _ZERO and len(whole) > 1)
+        or (point and not decimals)
+    ):
+        return None
+    digits = whole + decimals + b"0" * missing
+    return (transaction, rate, int(digits)) if digits.isdigit() else None
+
+
+def _read_any(value: bytes | None, rates: RateTable) -> tuple[Transaction, CurrencyRate, int]:
+    transaction = _checked(value, _decode_transaction)
+    rate = rates.currencies.get(transaction.currency)
+    if rate is None:
+        raise InvalidMessage(
+            "currency_unknown",
+            f"No rate for currency {transaction.currency!r} in rate table {rates.version!r}; "
+            "send an ISO 4217 code that it has, or add the currency to the table.",
+        )
+    amount = transaction.amount
+    if amount.is_finite() and amount < 0:
+        raise InvalidMessage(
+            "amount_negative", "The amount is below zero; send it positive, and the direction as transaction_type."
+        )
+    _check_amount_text(amount, value)
+    if amount > _MAX_AMOUNT:
+        _refuse_large_amount(rates)
+    try:
+        amount_minor = rate.to_minor(amount)
+    except InexactAmount as error:
+        raise InvalidMessage(
+            "amount_too_many_decimals",
+            f"{transaction.currency} has {rate.digits} decimals and the amount has more; round it at the source.",
+        ) from error
+    return transaction, rate, amount_minor
+
+
 def _checked(value: bytes | None, decode: Callable[[bytes], T]) -> T:
     """Decode within the bounds that every message keeps."""
     if value is None:
@@ -207,7 +268,7 @@ def _checked(value: bytes | None, decode: Callable[[bytes], T]) -> T:
         raise InvalidMessage("not_utf8", f"Byte {error.start} is not UTF-8; encode the JSON as UTF-8.") from error
     except RecursionError as error:
         raise InvalidMessage("too_deep", _TOO_DEEP) from error
-    if value.count(b"[") + value.count(b"{") > MAX_NESTING and _depth_exceeds(value, MAX_NESTING):
+    if _is_too_deep(value):
         raise InvalidMessage("too_deep", _TOO_DEEP)
     return message
 
@@ -216,6 +277,10 @@ def _validation_code(text: str) -> str:
     if "missing required field" in text:
         return "missing_field"
     return "wrong_type" if _WRONG_TYPE.match(text) else "invalid_value"
+
+
+def _is_too_deep(value: bytes) -> bool:
+    return value.count(b"[") + value.count(b"{") > MAX_NESTING and _depth_exceeds(value, MAX_NESTING)
 
 
 def _depth_exceeds(value: bytes, limit: int) -> bool:

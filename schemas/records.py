@@ -1,13 +1,16 @@
-"""Records as the pipeline reads and writes them: bytes with a place in a log, and bytes on their way to a topic."""
+"""Records as the pipeline reads and writes them: bytes with a place in a log, and bytes on their way to a topic.
 
-from typing import NamedTuple
+Structs, because they are made for every record, several times faster than named tuples.
+"""
+
+import msgspec
 
 from schemas.topics import Topic
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
-class Output(NamedTuple):
+class Output(msgspec.Struct, frozen=True, gc=False):
     """A record to be written; ``topic`` is the declaration, the adapter adds the prefix."""
 
     topic: Topic
@@ -18,7 +21,7 @@ class Output(NamedTuple):
     """Where the record must go; None: where its key belongs."""
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A record that was read; ``timestamp_ms`` is when it arrived (or what a replay says)."""
 
     topic: str

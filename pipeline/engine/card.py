@@ -1,22 +1,24 @@
 """The card agent's kernel: validates transactions, profiles them by card, and lets labels follow them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple, Self
+from itertools import repeat
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 import numpy as np
 
 from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
 from pipeline.engine.placed import IndexState, Placed, PlacedIndex
-from pipeline.engine.placement import partition_of
+from pipeline.engine.placement import partitions_of
 from pipeline.engine.rerouting import NotRerouted, original, rerouted
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump, Store
 from pipeline.engine.waiting import Waiting, WaitingRoom, WaitingState
+from pipeline.engine.written import encoded, positional, written
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
 from pipeline.features.columns import Storage
-from pipeline.features.kernel import CardWindows
+from pipeline.features.kernel import CardProfile, CardWindows
 from pipeline.learning.labels import NOTHING, resolve
 from schemas.codec import AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
@@ -30,6 +32,8 @@ EARLY_LABEL_PATIENCE_US: Final = 7 * US_PER_DAY
 GIVE_UP_AT_MOST: Final = 5_000
 """Labels that one batch gives up; more of them are left to the batches that follow."""
 _FORGET_AT_LEAST: Final = 64
+
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode_kept_label = msgspec.json.Decoder(Label).decode
@@ -78,14 +82,14 @@ class _Values(msgspec.Struct):
     first_day: int = 0
 
 
-class _Arrival(NamedTuple):
+class _Arrival(msgspec.Struct, gc=False):
     """A record as its producer wrote it, and as it was read: the same, but for one that was passed on."""
 
     record: Record
     read: Record
 
 
-class _Accepted(NamedTuple):
+class _Accepted(msgspec.Struct, gc=False):
     arrival: _Arrival
     item: AcceptedTransaction
     digest: bytes
@@ -191,19 +195,24 @@ class CardPartition:
             (transactions if record.topic == self._topics[0] else labels).append(_Arrival(record, read))
         return transactions, labels
 
-    def _belongs(self, card_id: str, arrival: _Arrival, result: Result) -> bool:
-        """Whether a record's card is this partition's; else the record is passed on."""
-        # A hash for each record: it takes a third of the time of asking the windows whether they know the card.
-        partition = partition_of(card_id, self._rules.partitions)
-        if partition == arrival.read.partition:
-            return True
-        result.outputs.append(rerouted(arrival.record, card_id, partition))
-        result.counts["rerouted", self._bare[arrival.read.topic]] += 1
-        return False
+    def _staying(
+        self, decoded: Sequence[tuple[_Arrival, T]], cards: Sequence[str], result: Result
+    ) -> list[tuple[_Arrival, T]]:
+        """Those whose cards, ``cards``, are this partition's; the records of the others are passed on."""
+        homes = partitions_of(cards, self._rules.partitions)
+        staying = []
+        for one, card_id, home in zip(decoded, cards, homes, strict=True):
+            arrival = one[0]
+            if home == arrival.read.partition:
+                staying.append(one)
+            else:
+                result.outputs.append(rerouted(arrival.record, card_id, home))
+                result.counts["rerouted", self._bare[arrival.read.topic]] += 1
+        return staying
 
     def _accept(self, arrivals: Sequence[_Arrival], result: Result) -> list[_Accepted]:
         options = self._rules
-        decoded: list[tuple[_Arrival, AcceptedTransaction, bytes]] = []
+        decoded: list[tuple[_Arrival, AcceptedTransaction]] = []
         for arrival in arrivals:
             record = arrival.record
             try:
@@ -216,21 +225,19 @@ class CardPartition:
             except InvalidMessage as error:
                 result.dead_letter(record, "card", error.code, str(error))
                 continue
-            transaction = item.transaction
-            if self._belongs(transaction.card_id, arrival, result):
-                digest = transaction_digest(transaction.card_id, transaction.transaction_id)
-                decoded.append((arrival, item, digest))
-        found = self._index.find([digest for _, _, digest in decoded])
+            decoded.append((arrival, item))
+        staying = self._staying(decoded, [item.card_id for _, item in decoded], result)
+        digests = [transaction_digest(item.card_id, item.transaction_id) for _, item in staying]
         here: dict[bytes, Placed] = {}
         accepted: list[_Accepted] = []
         again: list[bytes] = []
-        for (arrival, item, digest), before in zip(decoded, found, strict=True):
+        for (arrival, item), digest, before in zip(staying, digests, self._index.find(digests), strict=True):
             known = here.get(digest, before)
             if known is not None and self._repeats(known):
                 result.counts["duplicate", ""] += 1
                 continue
             self._newest_us = max(self._newest_us, item.event_time_us)
-            placed = here[digest] = Placed(item.transaction.merchant_id, item.event_time_us, self._newest_us)
+            placed = here[digest] = Placed(item.merchant_id, item.event_time_us, self._newest_us)
             accepted.append(_Accepted(arrival, item, digest, placed))
             if known is not None:
                 again.append(digest)
@@ -247,8 +254,8 @@ class CardPartition:
     def _profile(self, accepted: Sequence[_Accepted], now: datetime | None, result: Result) -> None:
         taken = [one.item for one in accepted]
         profile = self._windows.profile(
-            [item.transaction.card_id for item in taken],
-            [item.transaction.merchant_id for item in taken],
+            [item.card_id for item in taken],
+            [item.merchant_id for item in taken],
             np.array([item.event_time_us for item in taken], np.int64),
             np.array([item.amount_base_minor for item in taken], np.int64),
             np.array([item.counts for item in taken], np.bool_),
@@ -257,35 +264,42 @@ class CardPartition:
         )
         result.counts["accepted", ""] += len(accepted)
         awaited = set(self._waiting.awaited([one.digest for one in accepted]))
-        if now is None and not awaited:
+        values = None if now is None else encoded(self._written(accepted, profile, now))
+        if values is None and not awaited:
             return
-        rates_version = self._rules.rates.version
-        features = profile.features.astype("<f8", copy=False)
-        packed, width = features.tobytes(), 8 * features.shape[1]
-        cases = zip(profile.case_start_us.tolist(), profile.case_sequence.tolist(), strict=True)
-        for i, (one, (case_start_us, case_sequence)) in enumerate(zip(accepted, cases, strict=True)):
-            transaction, item, arrival = one.item.transaction, one.item, one.arrival
-            if now is not None:
-                message = ProfiledTransaction(
-                    transaction_id=transaction.transaction_id,
-                    card_id=transaction.card_id,
-                    merchant_id=transaction.merchant_id,
-                    event_time_us=item.event_time_us,
-                    amount_base_minor=item.amount_base_minor,
-                    rates_version=rates_version,
-                    counts=item.counts,
-                    card_features=packed[i * width : (i + 1) * width],
-                    kernel=KERNEL_VERSION,
-                    case_id=f"{transaction.card_id}-{case_start_us // 1_000_000}",
-                    case_sequence=case_sequence,
-                    source=self._place(arrival.record),
-                    ingested_at=now,
-                    transaction=msgspec.Raw(arrival.record.value or b""),
-                    read=None if arrival.read is arrival.record else self._place(arrival.read),
-                )
-                result.outputs.append(Output(PROFILED, transaction.merchant_id.encode(), _encode(message)))
+        for one in accepted:
+            if values is not None:
+                result.outputs.append(Output(PROFILED, one.item.merchant_id.encode(), next(values)))
             if one.digest in awaited:
                 self._let_follow(one, result)
+
+    def _written(self, accepted: Sequence[_Accepted], profile: CardProfile, now: datetime) -> Iterator[Any]:
+        """Profiled transactions for the encoder."""
+        taken = [one.item for one in accepted]
+        features = profile.features.astype("<f8", copy=False)
+        packed, width = features.tobytes(), 8 * features.shape[1]
+        case_starts_s = (profile.case_start_us // 1_000_000).tolist()
+        columns: dict[str, Iterable[Any]] = {
+            "transaction_id": [item.transaction_id for item in taken],
+            "card_id": [item.card_id for item in taken],
+            "merchant_id": [item.merchant_id for item in taken],
+            "event_time_us": [item.event_time_us for item in taken],
+            "amount_base_minor": [item.amount_base_minor for item in taken],
+            "rates_version": repeat(self._rules.rates.version),
+            "counts": [item.counts for item in taken],
+            "card_features": [packed[start : start + width] for start in range(0, len(packed), width)],
+            "kernel": repeat(KERNEL_VERSION),
+            "case_id": [f"{item.card_id}-{start_s}" for item, start_s in zip(taken, case_starts_s, strict=True)],
+            "case_sequence": profile.case_sequence.tolist(),
+            "source": [self._written_place(one.arrival.record) for one in accepted],
+            "ingested_at": repeat(msgspec.Raw(_encode(now))),
+            "transaction": [msgspec.Raw(one.arrival.record.value or b"") for one in accepted],
+            "read": [
+                None if one.arrival.read is one.arrival.record else self._written_place(one.arrival.read)
+                for one in accepted
+            ],
+        }
+        return written(ProfiledTransaction, columns)
 
     def _let_follow(self, one: _Accepted, result: Result) -> None:
         """Apply the labels that waited for a transaction, and that have not been given up by their times."""
@@ -296,23 +310,24 @@ class CardPartition:
                 self._apply(known, one.digest, one.placed, result)
 
     def _take_labels(self, arrivals: Sequence[_Arrival], result: Result) -> None:
-        taken: list[tuple[bytes, _Known]] = []
+        decoded: list[tuple[_Arrival, Label]] = []
         for arrival in arrivals:
             record = arrival.record
-            timestamp_us_ = record.timestamp_ms * 1_000
             try:
                 label = decode_label(
                     record.value,
-                    record_timestamp_us=timestamp_us_,
+                    record_timestamp_us=record.timestamp_ms * 1_000,
                     future_tolerance_us=self._rules.future_tolerance_us,
                 )
             except InvalidMessage as error:
                 result.dead_letter(record, "card", error.code, str(error))
                 continue
-            if self._belongs(label.card_id, arrival, result):
-                known_at_us = max(timestamp_us(label.labelled_at), timestamp_us_)
-                digest = transaction_digest(label.card_id, label.transaction_id)
-                taken.append((digest, _Known(record, label, known_at_us)))
+            decoded.append((arrival, label))
+        taken: list[tuple[bytes, _Known]] = []
+        for arrival, label in self._staying(decoded, [label.card_id for _, label in decoded], result):
+            known_at_us = max(timestamp_us(label.labelled_at), arrival.record.timestamp_ms * 1_000)
+            digest = transaction_digest(label.card_id, label.transaction_id)
+            taken.append((digest, _Known(arrival.record, label, known_at_us)))
         digests = list(dict.fromkeys(digest for digest, _ in taken))
         found = dict(zip(digests, self._index.find(digests), strict=True))
         for digest, known in taken:
@@ -388,6 +403,9 @@ class CardPartition:
         """
         horizon_us = max(self._rules.dedup_horizon_us, self._rules.label_horizon_us)
         return max(self._first_day, day_of(self._newest_us - horizon_us - 2 * EARLY_LABEL_PATIENCE_US))
+
+    def _written_place(self, record: Record) -> Any:
+        return positional(SourceRecord)(self._bare[record.topic], record.partition, record.offset)
 
     def _place(self, record: Record) -> SourceRecord:
         return SourceRecord(topic=self._bare[record.topic], partition=record.partition, offset=record.offset)

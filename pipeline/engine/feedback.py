@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, Self
 
 import msgspec
+import numpy as np
 
 from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
 from pipeline.engine.placement import partition_of
@@ -16,7 +17,7 @@ from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import LEGITIMATE, NOTHING, resolve
-from pipeline.learning.sampling import keep_negative
+from pipeline.learning.sampling import keep_negative, keep_negatives
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Example, FeedbackRules, Label, LogPosition, Timestamp, Versions
@@ -175,7 +176,7 @@ class FeedbackPartition:
 
     def _file(self, records: Sequence[Record], result: Result, emit: bool) -> None:
         rate, maturity_us = self._rules.negative_sample_rate, self._rules.maturity_us
-        digests = []
+        digests, times_us, identities = [], [], []
         for record in records:
             value = record.value or b""
             try:
@@ -183,14 +184,18 @@ class FeedbackPartition:
             except msgspec.MsgspecError as error:
                 raise UnreadableRecord(record, error) from error
             event_time_us = timestamp_us(place.event_time)
-            self._newest_us = max(self._newest_us, event_time_us)
-            if day_of(event_time_us) < self._forgotten_day():
+            if event_time_us > self._newest_us:
+                self._newest_us = event_time_us
+            # Most are the newest of all, and not forgotten for that.
+            elif day_of(event_time_us) < self._forgotten_day():
                 continue
             digest = transaction_digest(place.card_id, place.transaction_id)
             digests.append(digest)
+            times_us.append(event_time_us)
+            identities.append(transaction_hash(place.card_id, place.transaction_id))
             self._served.file(digest, event_time_us, value)
-            if keep_negative(transaction_hash(place.card_id, place.transaction_id), rate):
-                self._served.let_mature(digest, event_time_us + maturity_us, rate)
+        for i in np.flatnonzero(keep_negatives(np.array(identities, np.uint64), rate)).tolist():
+            self._served.let_mature(digests[i], times_us[i] + maturity_us, rate)
         awaited = list(dict.fromkeys(self._waiting.awaited(digests)))
         for digest, served in zip(awaited, self._find(awaited), strict=True):
             if served is None:

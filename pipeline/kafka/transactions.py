@@ -239,17 +239,17 @@ class Transactions:
         names = {output.topic.name: self._settings.topic(output.topic.name) for output in outputs}
         options: dict[str, Any] = {} if self.exactly_once else {"on_delivery": self._on_delivery}
         self._marked.clear()
-        for topic, key, value, headers, partition in outputs:
+        for output in outputs:
             more = options
-            if headers or partition is not None:
-                more = {**options, **({"headers": list(headers)} if headers else {})}
-                if partition is not None:
-                    more["partition"] = partition
-                if topic is PROGRESS:
+            if output.headers or output.partition is not None:
+                more = {**options, **({"headers": list(output.headers)} if output.headers else {})}
+                if output.partition is not None:
+                    more["partition"] = output.partition
+                if output.topic is PROGRESS:
                     more["on_delivery"] = self._on_marked
             while True:
                 try:
-                    produce(names[topic.name], value, key, **more)
+                    produce(names[output.topic.name], output.value, output.key, **more)
                     break
                 except BufferError:
                     # The client's queue is full: let it send.

@@ -51,5 +51,15 @@ def keep_negative(identity: int, rate: float) -> bool:
     return sample_position(identity, NEGATIVE_SAMPLE) < rate
 
 
+def keep_negatives(identity: NDArray[np.uint64], rate: float) -> NDArray[np.bool_]:
+    """The same for many; shape (n,).
+
+    >>> keep_negatives(np.array([7, 8], np.uint64), 1.0).tolist() == [keep_negative(7, 1.0), keep_negative(8, 1.0)]
+    True
+    """
+    kept: NDArray[np.bool_] = sample_positions(identity, NEGATIVE_SAMPLE) < rate
+    return kept
+
+
 def _salt(sample: str) -> int:
     return xxhash.xxh3_64_intdigest(sample.encode())

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import TypeVar
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from schemas import codec
 from schemas.codec import AcceptedTransaction, encode
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, ProfiledTransaction, SourceRecord, Transaction
+from schemas.money import RateTable
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS
 from tests.contract.records import (
@@ -101,6 +103,40 @@ def test_any_bytes_end_as_a_message_or_a_named_error(value: bytes) -> None:
         assert take(encode(label)) == label
 
 
+amount_texts = st.from_regex(rb'"?-?0?[0-9]{0,20}(\.[0-9]{0,6})?([eE][+-]?[0-9]{1,2})?"?', fullmatch=True)
+amounts_in_any_currency = st.builds(
+    lambda text, currency, more: WITH_AMOUNT.replace(b"12.34", text).replace(b"EUR", currency.encode())[:-1] + more,
+    amount_texts | st.sampled_from((b"0.00", b"00.10", b"1.", b'"1."', b"100000000000", b"1e400", b'"NaN"', b"true")),
+    st.sampled_from(sorted(RATES.currencies)),
+    st.sampled_from(
+        (
+            b"}", b',"amount":7}', b',"amount":true}', b',"\\u0061mount":true}', b',"currency":"eur"}',
+            b',"unknown":1.}', b',"attributes":{"amount":"7"}}', b',"channel":"amount"}',
+            b',"transaction_type":"verification"}',
+        )
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=FUZZ_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(plausible_messages, changed_messages, spliced_bytes, amounts_in_any_currency))
+def test_what_is_read_the_short_way_is_read_alike(value: bytes) -> None:
+    got = result_of(accept, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_read_plain", no_short_way)
+        expected = result_of(accept, value)
+    if isinstance(expected, InvalidMessage):
+        assert isinstance(got, InvalidMessage)
+        assert (got.code, str(got)) == (expected.code, str(expected))
+    else:
+        assert got == expected
+
+
+def no_short_way(value: bytes | None, rates: RateTable) -> None:
+    """For `codec._read_plain`."""
+    del value, rates
+
+
 def result_of(decode: Callable[[bytes], T], value: bytes) -> T | InvalidMessage:
     """The message or the named error; any other exception fails the test."""
     try:
@@ -130,15 +166,15 @@ def check_dead_letter(refused: InvalidMessage, topic: str, value: bytes) -> None
 def check_accepted(accepted: AcceptedTransaction, value: bytes) -> None:
     """What the next agents do with an accepted transaction works: write it, embed its bytes, read them again."""
     json.loads(value, parse_int=Decimal)
-    message = accepted.transaction
+    message = msgspec.json.decode(value, type=Transaction)
     assert 0 <= accepted.amount_base_minor <= codec.MAX_AMOUNT_BASE_MINOR
     assert 0 <= accepted.hour < 24
     assert accepted.weekday in range(7)
     assert msgspec.json.decode(encode(message), type=Transaction) == message
     profiled = ProfiledTransaction(
-        transaction_id=message.transaction_id,
-        card_id=message.card_id,
-        merchant_id=message.merchant_id,
+        transaction_id=accepted.transaction_id,
+        card_id=accepted.card_id,
+        merchant_id=accepted.merchant_id,
         event_time_us=accepted.event_time_us,
         amount_base_minor=accepted.amount_base_minor,
         rates_version=RATES.version,

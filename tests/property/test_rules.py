@@ -104,7 +104,9 @@ def feedback_batches(random: np.random.Generator) -> Batches:
     records = [record for _, record in happenings(random, 300)]
     for index, record in enumerate(records):
         if record.topic == LABELS.name and random.random() < 0.2:
-            records[index] = record._replace(timestamp_ms=record.timestamp_ms - 1_000 * int(random.choice(AHEAD_S)))
+            records[index] = msgspec.structs.replace(
+                record, timestamp_ms=record.timestamp_ms - 1_000 * int(random.choice(AHEAD_S))
+            )
     return cut(records, random)
 
 

@@ -57,7 +57,7 @@ def card_batches(random: np.random.Generator) -> Batches:
         here, there = [], []
         for record in bought:
             if random.random() < 0.2:
-                output = rerouted(record._replace(partition=1, headers=(("trace", None),)), "c1", 0)
+                output = rerouted(msgspec.structs.replace(record, partition=1, headers=(("trace", None),)), "c1", 0)
                 passed = passed_on.append(output.value, START, output.key, output.headers)
                 there.append(passed)
             else:

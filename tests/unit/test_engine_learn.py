@@ -27,7 +27,7 @@ def lessons(count: int, **changes: object) -> list[Record]:
     log = Log(EXAMPLES)
     for number in range(count):
         log.append(msgspec.json.encode(example(number, lightgbm=BASE, **changes)))
-    return [record._replace(offset=record.offset + record.offset // 10) for record in log.records]
+    return [msgspec.structs.replace(record, offset=record.offset + record.offset // 10) for record in log.records]
 
 
 def fresh(next_offset: int = 0) -> LearnPartition:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.engine.card import CardPartition
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.placement import murmur2, partition_of
+from pipeline.engine.placement import murmur2, partition_of, partitions_of
 from pipeline.engine.rerouting import HEADERS, NotRerouted, original, rerouted
 from pipeline.engine.results import Result
 from pipeline.engine.state import MemoryStore
@@ -16,6 +16,7 @@ from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
 from schemas.messages import ProfiledTransaction, SourceRecord
 from schemas.records import Headers, Record
 from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
+from tests.chaos import arithmetic
 from tests.helpers.logs import START, Log, after, decision, decode_example, label, microseconds, reason, to, transaction
 from tests.unit.test_engine_card import bought, options, told, values_of
 
@@ -75,11 +76,19 @@ def test_java_s_partitioner_is_followed() -> None:
         b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
         b"abc": 479470107,
     }
+    assert murmur2(list(known)) == [signed % 2**32 for signed in known.values()]
     for key, signed in known.items():
-        assert murmur2(key) == signed % 2**32
         assert partition_of(key.decode(), 17) == (signed & 0x7FFFFFFF) % 17
     assert partition_of("c", 1) == 0
-    assert partition_of("Müller", 1_000) == (murmur2("Müller".encode()) & 0x7FFFFFFF) % 1_000
+    assert partition_of("Müller", 1_000) == (murmur2(["Müller".encode()])[0] & 0x7FFFFFFF) % 1_000
+
+
+def test_cards_of_any_length_are_hashed_together_as_by_themselves() -> None:
+    names = ["é" * count + "x" * rest for count in range(9) for rest in range(9)]
+    assert murmur2([name.encode() for name in names]) == [arithmetic.murmur2(name.encode()) for name in names]
+    assert partitions_of(names, 7) == [arithmetic.partition_of(name, 7) for name in names]
+    assert partitions_of(names, 1) == [0] * len(names)
+    assert partitions_of([], 7) == []
 
 
 def test_a_record_elsewhere_is_passed_on_as_it_is() -> None:

@@ -82,7 +82,7 @@ def test_a_decision_says_what_was_decided_about_what_and_by_what() -> None:
     )
     log = Log(PROFILED, partition=2)
     log.append(profile([source.append(transaction(3))], card=partition(partitions=6)).records[0].value)
-    later = record._replace(timestamp_ms=record.timestamp_ms + 10**9)
+    later = msgspec.structs.replace(record, timestamp_ms=record.timestamp_ms + 10**9)
     log.append(profile([later], card=partition(partitions=6)).records[0].value)
     result = score().process(log.records[1:], models, NOW)
     (output,) = to(DECISIONS, result)
@@ -379,7 +379,7 @@ def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
         one.settle()
     foreign = (log.records[20].value or b"").replace(KERNEL_VERSION.encode(), b"0-other")
     with pytest.raises(KernelMismatch):
-        state.process([*log.records[10:20], log.records[20]._replace(value=foreign)], models, NOW)
+        state.process([*log.records[10:20], msgspec.structs.replace(log.records[20], value=foreign)], models, NOW)
     state.undo()
     after_undo, expected = (
         state.process(log.records[10:], models, NOW),
