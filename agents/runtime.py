@@ -90,6 +90,8 @@ class AgentSource(BatchSource):
         self._lag_told_s = 0.0
         self._lags: set[tuple[str, int]] = set()
         self._failures: Counter[tuple[str, int, int]] = Counter()
+        self._interval_s = 0.0 if spec.pressing else settings.feedback_interval_s
+        self._rested_s = 0.0
 
     def poll(self) -> Batch | None:
         """The next batch; joins the group once the agent is ready to work."""
@@ -103,7 +105,10 @@ class AgentSource(BatchSource):
             self._joined = True
             log.info("%s: joined", self._agent)
         with self._metrics.stage(self._agent, "poll"):
+            self._session.rest(self._rested_s)
             batch = self._session.poll(POLL_TIMEOUT_S)
+        if batch is not None and len(batch.records) < self._settings.batch_max_records:
+            self._rested_s = time.monotonic() + self._interval_s
         self._health.state(self._agent, "running")
         self._look_around()
         self._partitions.save(self._session)

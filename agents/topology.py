@@ -41,6 +41,8 @@ class AgentSpec:
     the card agent publishes its rate table on ``models``."""
     follows: tuple[Topic, ...] = ()
     """Topics that every worker reads whole, outside the consumer group."""
+    pressing: bool = True
+    """Whether an alert waits for it; the others work in fewer and larger batches."""
 
 
 CARD: Final = AgentSpec(
@@ -62,6 +64,7 @@ FEEDBACK: Final = AgentSpec(
     reads=(LABELS, REROUTED, DECISIONS),
     kernel="pipeline.engine.feedback.FeedbackPartition: join a label to the features as served",
     writes=(EXAMPLES, PROGRESS),
+    pressing=False,
 )
 LEARN: Final = AgentSpec(
     name="learn",
@@ -69,6 +72,7 @@ LEARN: Final = AgentSpec(
     kernel="pipeline.engine.learn.LearnPartition: the online model learns, its versions are published",
     writes=(MODELS,),
     follows=(MODELS,),
+    pressing=False,
 )
 
 

@@ -85,6 +85,12 @@ class Settings(BaseSettings):
         "outputs, and state that is folded again may then differ from the one that decided.",
     )
     batch_max_records: int = Field(default=2_000, ge=1, description="Most records that one batch holds.")
+    feedback_interval_s: float = Field(
+        default=0.25,
+        ge=0,
+        description="Shortest time between two batches of the feedback and learn agents, for which no alert waits: few "
+        "large batches leave processors and brokers to the agents that decide.",
+    )
     base_currency: str = Field(default="EUR", pattern="^[A-Z]{3}$", description="Currency of all windows.")
     rates_file: Path | None = Field(
         default=None,

@@ -150,6 +150,11 @@ class Session:
         ]
         return make_batch(records, metadata)
 
+    def rest(self, until_s: float) -> None:
+        """Wait until ``until_s`` of the monotonic clock, or until the worker ends; the client fetches meanwhile."""
+        if (rest_s := until_s - time.monotonic()) > 0:
+            self._stopping.wait(rest_s)
+
     def empty_batch(self) -> Batch:
         """A batch of no records, for outputs that no input asks for.
 

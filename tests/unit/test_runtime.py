@@ -1,5 +1,6 @@
 """What an agent's unit of work does with errors: which end the worker, and which set a record aside."""
 
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from agents import runtime
 from agents.control import SetAsides
 from agents.partitions import Environment, KernelPartitions, Place
 from agents.runtime import AgentSource, Partitions, TooManyFailures
-from agents.topology import CARD
+from agents.topology import CARD, FEEDBACK, LEARN, SCORE, AgentSpec
 from pipeline.engine.card import CardPartition
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StoreError
@@ -31,8 +32,24 @@ from tests.unit.test_engine_card import NOW, options
 class Committed:
     """A session without a broker: what is committed is kept."""
 
+    assigned: Sequence[tuple[str, int]] = ()
+
     def __init__(self, *_: Any, **__: Any) -> None:
         self.outputs: list[Output] = []
+        self.batches: list[Batch | None] = []
+        self.rests_s: list[float] = []
+
+    def start(self) -> None:
+        """There is no group."""
+
+    def rest(self, until_s: float) -> None:
+        self.rests_s.append(max(0.0, until_s - time.monotonic()))
+
+    def poll(self, _: float) -> Batch | None:
+        return self.batches.pop(0)
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        return {}
 
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
         self.outputs += outputs
@@ -83,15 +100,22 @@ class One(KernelPartitions[CardPartition]):
 class Worker:
     """The real unit of work, on one partition."""
 
-    def __init__(self, state: CardPartition, home: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    def __init__(
+        self,
+        state: CardPartition,
+        home: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        spec: AgentSpec = CARD,
+        **settings: Any,
+    ) -> None:
         monkeypatch.setattr(runtime, "Session", Committed)
         monkeypatch.setattr(runtime, "RETRY_PAUSE_S", 0.0)
         chosen = Settings(**settings)
         self.asides = Asides(chosen)
         self.partitions = One(state, self.asides, home)
-        metrics, health = WorkerMetrics(), Health(("card",))
+        metrics, health = WorkerMetrics(), Health((spec.name,))
         self.source = AgentSource(
-            CARD, "nowhere:1", chosen, metrics, health, cast(Partitions, self.partitions), self.asides, lambda: None
+            spec, "nowhere:1", chosen, metrics, health, cast(Partitions, self.partitions), self.asides, lambda: None
         )
         self.session = cast(Committed, self.source._session)
 
@@ -174,3 +198,17 @@ def test_a_fold_of_a_record_that_was_set_aside_alone_is_of_nothing(
     worker.partitions.fold(0, [record], None)
     worker.partitions.fold(0, [record, *others], None)
     assert folded == [others]
+
+
+@pytest.mark.parametrize(("spec", "rests"), [(CARD, False), (SCORE, False), (FEEDBACK, True), (LEARN, True)])
+def test_agents_that_no_alert_waits_for_rest_between_batches_that_are_not_full(
+    spec: AgentSpec, rests: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(in_memory(), tmp_path, monkeypatch, spec, feedback_interval_s=1_000.0, batch_max_records=3)
+    full, small = make_batch(bought(3), None), make_batch(bought(2), None)
+    worker.session.batches = [full, small, None, None]
+    for expected in (full, small, None, None):
+        assert worker.source.poll() is expected
+    first, after_full, *later = worker.session.rests_s
+    assert (first, after_full) == (0.0, 0.0)
+    assert [rest_s > 900 for rest_s in later] == [rests, rests]
