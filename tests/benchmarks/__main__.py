@@ -26,7 +26,7 @@ from tests.benchmarks.tables import COLUMNS, as_text
 BUSY: Final = 0.25
 """Load for each core above which the machine does other work too."""
 OUTPUT: Final = ROOT / "build/bench.json"
-QUICK_SCALE: Final = 0.05
+QUICK_SCALE: Final = 0.2
 
 Measure = Callable[[Callable[[str], None]], Mapping[str, Any]]
 

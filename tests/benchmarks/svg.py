@@ -1,7 +1,7 @@
 """Plots as SVG text: bars, stacked bars and lines, readable on a light page and on a dark one. Pure functions.
 
-Colours are of the Okabe-Ito palette, which people with any colour vision can tell apart, darkened until each has a
-contrast of 4.5 or more against the plot's own background; lines differ in dash and marker too.
+The colours follow the palette of Okabe and Ito, made for any colour vision, darkened until each has a contrast of 4.5
+against the plot's own background; lines differ in dash and marker too.
 """
 
 import math
@@ -23,6 +23,8 @@ LETTER: Final = 0.62
 """A letter's width by its height: more than most letters take, so that labels have room."""
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 74, 52
 LINES_HEIGHT: Final = 400
+NEARLY: Final = 1 + 1e-9
+"""Powers of ten that went through a logarithm may be off by a bit."""
 BAR, BAR_GAP = 22, 10
 
 
@@ -54,9 +56,10 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
     for row in rows:
         width = max(1.0, room * row.value / largest)
         middle = y + BAR / 2 + 4
+        colour = COLOURS[0] if row.ours else QUIET_INK
         parts += [
             _text(left - 8, middle, row.label, anchor="end"),
-            f'<rect x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" fill="{COLOURS[0 if row.ours else 6]}"/>',
+            f'<rect x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" fill="{colour}"/>',
             _text(left + width + 6, middle, row.text),
         ]
         y += BAR + BAR_GAP

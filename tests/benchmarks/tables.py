@@ -1,5 +1,6 @@
 """Tables as a terminal and as a page show them."""
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Final
 
 COLUMNS: Final = 80
 GAP: Final = "  "
+LEAST_WIDTH: Final = 12
 NOTHING: Final = "-"
 
 
@@ -23,25 +25,20 @@ class Table:
 
 
 def as_text(table: Table) -> str:
-    """At most `COLUMNS` wide: a last column of words is wrapped, anything else that does not fit is an error.
-
-    Raises ValueError for a table that is too wide.
-    """
+    """At most `COLUMNS` wide, for which the widest column of words is wrapped; figures alone may need more."""
     lines = [table.head, *table.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.head))]
-    last = len(widths) - 1
-    before = sum(widths[:last]) + len(GAP) * last
-    if last in table.words:
-        widths[last] = min(widths[last], COLUMNS - before)
-    if widths[last] < 1 or before + widths[last] > COLUMNS:
-        raise ValueError(f"{table.title}: a table of {before + widths[last]} columns; a terminal shows {COLUMNS}")
+    too_wide = sum(widths) + len(GAP) * (len(widths) - 1) - COLUMNS
+    widest = max(table.words, key=lambda column: widths[column], default=None)
+    if widest is not None:
+        widths[widest] = max(LEAST_WIDTH, widths[widest] - max(0, too_wide))
     shown = [*textwrap.wrap(table.title, COLUMNS)]
     for number, line in enumerate(lines):
-        parts = textwrap.wrap(line[last], widths[last]) or [""]
-        shown.append(GAP.join(_aligned([*line[:last], parts[0]], widths, table.words)).rstrip())
-        shown += [" " * before + part for part in parts[1:]]
+        cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(line, widths, strict=True)]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            shown.append(GAP.join(_aligned(parts, widths, table.words)).rstrip())
         if number == 0:
-            shown.append("-" * (before + widths[last]))
+            shown.append("-" * (sum(widths) + len(GAP) * (len(widths) - 1)))
     for note in table.notes:
         shown += textwrap.wrap(note, COLUMNS)
     return "\n".join(shown)
