@@ -125,7 +125,7 @@ $(BENCH_VENV)/.installed: requirements-bench.lock | $(INSTALLED)
 	@"$(BENCH_VENV)/bin/python" -m pip install --quiet --require-hashes --requirement requirements-bench.lock
 	@touch "$@"
 
-bench: $(INSTALLED) $(BENCH_VENV)/.installed ## Measure throughput beside other engines, latency, scale, and hold them to bounds (REPEATS)
+bench: $(INSTALLED) $(BENCH_VENV)/.installed ## Measure throughput beside other engines, latency and scale; check limits (REPEATS)
 	@"$(PYTHON_OF_VENV)" -m tests.benchmarks --repeats $(REPEATS) --bench-python "$(BENCH_VENV)/bin/python" $(ARGS)
 
 bench-docs: $(INSTALLED) ## Put what `bench` measured into docs/benchmarks.md and its plots

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.benchmarks.delays import STAGES
-from tests.benchmarks.report import MODES, SPLIT_AT
+from tests.benchmarks.report import MODES, split_rate
 from tests.benchmarks.svg import Bar, Series, bars, lines, nothing, stacked
 
 Content = Mapping[str, Any]
@@ -37,12 +37,13 @@ def latency(part: Content) -> str:
 
 def stages(part: Content) -> str:
     """Medians of the stages at one rate."""
+    rate = split_rate(part)
     rows = [
         (MODES[row["mode"]], [(stage, float((row["stages_ms"][stage] or {}).get("p50", 0.0))) for stage in STAGES])
         for row in part["rows"]
-        if row["rate"] == SPLIT_AT
+        if row["rate"] == rate
     ]
-    title = f"Medians of the stages at {SPLIT_AT:,} a second (their sum is not the median of the whole)"
+    title = f"Medians of the stages at {rate:,} a second (their sum is not the median of the whole)"
     return stacked(title, "ms", rows) if any(value for _, split in rows for _, value in split) else nothing(title)
 
 

@@ -10,7 +10,7 @@ from tests.benchmarks.tables import NOTHING, Table, columns, mebibytes, number, 
 Content = Mapping[str, Any]
 MODES: Final = {"exactly_once": "exactly-once", "at_least_once": "at-least-once"}
 SPLIT_AT: Final = 5_000
-"""Transactions a second at which delays are shown by stage; all rates are in the file."""
+"""Transactions a second at which delays are shown by stage, where they were measured; all rates are in the file."""
 
 
 def throughput(part: Content) -> Table:
@@ -73,8 +73,15 @@ def latency(part: Content) -> Table:
     )
 
 
-def stages(part: Content, rate: int = SPLIT_AT) -> Table:
+def split_rate(part: Content) -> int:
+    """`SPLIT_AT`, or the highest rate where that was left out."""
+    rates = [int(row["rate"]) for row in part["rows"]]
+    return SPLIT_AT if SPLIT_AT in rates else max(rates)
+
+
+def stages(part: Content) -> Table:
     """Delays by stage at one rate, both deliveries side by side."""
+    rate = split_rate(part)
     found = {row["mode"]: row["stages_ms"] for row in part["rows"] if row["rate"] == rate}
     shown = {mode: name for mode, name in MODES.items() if mode in found}
     quantiles = ("p50", "p99", "p99.9")

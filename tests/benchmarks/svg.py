@@ -21,8 +21,8 @@ FONT: Final = 13
 SMALL: Final = 12
 LETTER: Final = 0.62
 """A letter's width by its height: more than most letters take, so that labels have room."""
-LEFT, RIGHT, TOP, BOTTOM = 84, 24, 74, 52
-LINES_HEIGHT: Final = 400
+LEFT, RIGHT, BOTTOM = 84, 24, 52
+LINES_HEIGHT: Final = 274
 NEARLY: Final = 1 + 1e-9
 """Powers of ten that went through a logarithm may be off by a bit."""
 BAR, BAR_GAP = 22, 10
@@ -98,18 +98,18 @@ def lines(
     ys = [y for one in series for _, y in one.points]
     x_axis = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, log=log_x)
     parts: list[str] = []
-    top = _legend(parts, [one.name for one in series], 50.0, dashed=True) + 20
-    bottom = top + LINES_HEIGHT - TOP - BOTTOM
+    top = _legend(parts, [one.name for one in series], 50.0, dashed=True) + 34
+    bottom = top + LINES_HEIGHT
     y_axis = _Axis(min(ys) if log_y else 0.0, max(ys), bottom, top, log=log_y, rounded=True)
     for tick in y_axis.ticks():
         at = y_axis.at(tick)
         parts += [_rule(LEFT, at, WIDTH - RIGHT, at), _text(LEFT - 8, at + 4, _short(tick), anchor="end", size=SMALL)]
-    for x in xs if not log_x else x_axis.ticks():
+    for x in xs:
         at = x_axis.at(x)
         parts += [_rule(at, top, at, bottom), _text(at, bottom + 18, _short(x), anchor="middle", size=SMALL)]
     parts += [
         _text((LEFT + WIDTH - RIGHT) / 2, bottom + 40, x_name, anchor="middle", size=SMALL, colour=QUIET_INK),
-        _text(12, top - 8, y_name, size=SMALL, colour=QUIET_INK),
+        _text(20, top - 12, y_name, size=SMALL, colour=QUIET_INK),
     ]
     for number, one in enumerate(series):
         placed = [(x_axis.at(x), y_axis.at(y)) for x, y in one.points]
@@ -181,8 +181,8 @@ def _short(value: float) -> str:
     """A figure at a tick."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def _legend(parts: list[str], names: Sequence[str], y: float, *, dashed: bool = False) -> float:
@@ -204,11 +204,12 @@ def _legend(parts: list[str], names: Sequence[str], y: float, *, dashed: bool = 
 
 def _marker(number: int, x: float, y: float) -> str:
     colour = _colour(number)
-    if number % 3 == 0:
+    if number % 4 == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
-    if number % 3 == 1:
+    if number % 4 == 1:
         return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{colour}"/>'
-    return f'<path d="M{x:.1f} {y - 5:.1f} l5 9 h-10 z" fill="{colour}"/>'
+    shape = "l5 9 h-10 z" if number % 4 == 2 else "l5 5 l-5 5 l-5 -5 z"
+    return f'<path d="M{x:.1f} {y - 5:.1f} {shape}" fill="{colour}"/>'
 
 
 def _stroke(number: int) -> str:

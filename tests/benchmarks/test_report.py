@@ -58,6 +58,13 @@ def test_a_rate_that_is_too_high_has_no_percentiles() -> None:
     assert any("exactly-once, 10,000/s: does not keep up: 54,321 behind" in note for note in table.notes)
 
 
+def test_stages_are_split_at_5000_or_at_the_highest_rate() -> None:
+    part = example()["latency"]
+    assert "at 5,000 a second" in report.stages(part).title
+    part["rows"] = [row for row in part["rows"] if row["rate"] < 5_000]
+    assert "at 2,000 a second" in report.stages(part).title
+
+
 @pytest.mark.parametrize("name", PLOTS)
 def test_a_plot_is_sound_and_its_text_lies_inside(name: str) -> None:
     for measured in (example(), {}):
