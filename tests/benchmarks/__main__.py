@@ -19,7 +19,7 @@ from pipeline.broker.local import read_json
 from tests.benchmarks import in_process, kernel_scale, latency, pipeline_scale, report, throughput
 from tests.benchmarks.bounds import check, failures, read_bounds
 from tests.benchmarks.engines import ENGINES
-from tests.benchmarks.machine import machine, record, versions
+from tests.benchmarks.machine import kafka_version, machine, record, versions
 from tests.benchmarks.running import ROOT
 from tests.benchmarks.tables import COLUMNS, as_text
 
@@ -49,7 +49,7 @@ def measures(given: argparse.Namespace) -> dict[str, Measure]:
         "kernel": lambda _tell: kernel_scale.rows(quick=given.quick),
         "in_process": lambda _tell: in_process.rows(quick=given.quick),
         "throughput": partial(throughput.measure, engines),
-        "latency": lambda tell: {"rows": latency.rows(delays, tell)},
+        "latency": partial(latency.measure, delays),
         "scale": partial(pipeline_scale.measure, pipeline),
     }
 
@@ -65,7 +65,7 @@ def run(given: argparse.Namespace) -> int:
         taken = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
-            "versions": versions(sys.executable),
+            "versions": {**versions(sys.executable), "kafka": kafka_version()},
             "quick": given.quick,
         }
         if taken["machine"]["load_average_1min"] > BUSY * taken["machine"]["cores"]:
@@ -78,7 +78,7 @@ def run(given: argparse.Namespace) -> int:
     outcomes = check(read_json(given.output), read_bounds())
     print(f"\n{as_text(report.bounds(outcomes))}")
     if given.quick:
-        print("\nA quick run is too short for its figures to mean anything: no limit is held against it.")
+        print("\nA quick run's figures mean nothing: no limit is held against it.")
     else:
         wrong += failures(outcomes)
     for line in wrong:

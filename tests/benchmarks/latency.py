@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -77,7 +77,7 @@ QUICK = Options(
 
 
 def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
-    """One row for each mode and rate, for ``build/bench.json``."""
+    """One row for each mode and rate."""
     BUILD.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(dir=BUILD, prefix="latency-"))
     starts = a_while_ago(_DAYS_AGO)
@@ -105,6 +105,13 @@ def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list
         if options.keep_logs is not None:
             shutil.copytree(directory / "logs", options.keep_logs, dirs_exist_ok=True)
         shutil.rmtree(directory)
+
+
+def measure(options: Options, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What goes into ``build/bench.json``."""
+    settings = asdict(options)
+    del settings["modes"], settings["rates"], settings["keep_logs"]
+    return {"settings": settings, "rows": rows(options, tell)}
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Options:
     """Emptied first."""
 
 
-QUICK = Options(partitions=(1,), workers=(2,), records=20_000)
+QUICK = Options(partitions=(1,), workers=(2,), records=60_000)
 
 
 def settings(options: Options) -> Iterator[tuple[int, int]]:

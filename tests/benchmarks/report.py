@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from tests.benchmarks.bounds import Outcome, Verdict
 from tests.benchmarks.delays import QUANTILES, STAGES
+from tests.benchmarks.job.definition import PARTITIONS
 from tests.benchmarks.tables import NOTHING, Table, columns, mebibytes, number, significant
 
 Content = Mapping[str, Any]
@@ -116,10 +117,8 @@ def partitions(part: Content) -> Table:
 
 def workers(part: Content) -> Table:
     """By workers, with as many partitions as job (a) has."""
-    most = max((row["workers"] for row in part["rows"]), default=1)
-    fixed = next((row["partitions"] for row in part["rows"] if row["workers"] == most), None)
-    rows = sorted((row for row in part["rows"] if row["partitions"] == fixed), key=lambda row: row["workers"])
-    return _pipeline(f"Pipeline as it ships, {fixed} partitions, by workers", "workers", rows, part)
+    rows = sorted((row for row in part["rows"] if row["partitions"] == PARTITIONS), key=lambda row: row["workers"])
+    return _pipeline(f"Pipeline as it ships, {PARTITIONS} partitions, by workers", "workers", rows, part)
 
 
 def _pipeline(title: str, by: str, rows: Sequence[Content], part: Content) -> Table:

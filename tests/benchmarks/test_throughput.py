@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.engines import ENGINES, needs
-from tests.benchmarks.machine import machine, record, versions
+from tests.benchmarks.machine import kafka_version, machine, record, versions
 from tests.benchmarks.measured import Measurement, Sample, Unmeasurable, measurement, ratios, summary
 from tests.benchmarks.running import Task
 
@@ -71,3 +71,7 @@ def test_the_record_keeps_other_parts(tmp_path: Path) -> None:
     assert '"p50_ms": 1' in path.read_text()
     assert versions(sys.executable)["lightgbm"]
     assert versions(str(tmp_path / "python")) == {}
+
+
+def test_the_embedded_broker_s_version_is_known() -> None:
+    assert kafka_version().count(".") == 2
