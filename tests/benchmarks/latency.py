@@ -30,7 +30,7 @@ from pipeline.settings import Settings
 from schemas.topics import DECISIONS, LABELS, PROFILED, REROUTED, TRANSACTIONS, Topic
 from tests.benchmarks import report
 from tests.benchmarks.arrivals import Arrivals, Stamps
-from tests.benchmarks.delays import Sent, measure
+from tests.benchmarks.delays import Sent, summarise
 from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
 from tests.benchmarks.open_loop import STARTED, KafkaSink
 from tests.benchmarks.tables import as_text
@@ -196,7 +196,7 @@ class _Run:
         sent = Sent(held["number"], held["scheduled_ns"], held["sent_ns"])
         numbers = {identity: number for number, identity in enumerate(identities)}
         measured = sent.scheduled_ns >= measured_from_ns
-        result = measure(
+        result = summarise(
             sent,
             measured,
             decisions,

@@ -5,7 +5,7 @@ import pytest
 
 from tests.benchmarks import report
 from tests.benchmarks.arrivals import Columns, Stamps
-from tests.benchmarks.delays import STAGES, Sent, first_arrivals, measure, percentiles_ms, verdict
+from tests.benchmarks.delays import STAGES, Sent, first_arrivals, percentiles_ms, summarise, verdict
 from tests.benchmarks.latency import describe_short
 
 MS = 1_000_000
@@ -36,7 +36,7 @@ def run(delay_ms: float, answered: int = COUNT) -> dict[str, object]:
         decided_us=np.rint(1e3 * (wall_ms + 4 * step_ms)).astype(np.int64)[rows],
     )
     none = np.empty(0, np.int64)
-    return measure(
+    return summarise(
         Sent(number, scheduled_ns, scheduled_ns + MS),
         scheduled_ns >= 100 * MS,
         decisions,
