@@ -113,4 +113,11 @@ ENGINES: Final = (
         process("ours.pipeline"),
         prepare=prepare_pipeline,
     ),
+    Engine(
+        "ours-b-2",
+        "the same with two workers",
+        LARGE,
+        process("ours.pipeline", "--workers", "2"),
+        prepare=prepare_pipeline,
+    ),
 )
