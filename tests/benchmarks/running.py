@@ -122,16 +122,16 @@ class Bench:
                 self.project_python,
                 self.bench_python,
             )
-            with _process(command(task), log) as process:
-                samples = self._watch(process, output, prepared, log)
+            with running_process(command(task), log) as process:
+                samples = self.watch(process, output, prepared, log)
             appended_ms = prepared.verified(output)
         finally:
             self.clear()
             shutil.rmtree(scratch)
         return measurement(appended_ms, samples)
 
-    def _watch(self, process: psutil.Popen, output: str, prepared: Prepared, log: Path) -> list[Sample]:
-        """Sample until all decisions are there."""
+    def watch(self, process: psutil.Popen, output: str, prepared: Prepared, log: Path) -> list[Sample]:
+        """Sample until all decisions are there. Raises ``EngineFailed``."""
         broker = psutil.Process(self.broker_pid)
         reader = Consumer({**CLIENT, "bootstrap.servers": self.bootstrap, "group.id": "watch"})
         partitions = [TopicPartition(output, number) for number in range(prepared.partitions)]
@@ -152,7 +152,7 @@ class Bench:
 
 
 @contextmanager
-def _process(command: list[str], log: Path) -> Iterator[psutil.Popen]:
+def running_process(command: list[str], log: Path) -> Iterator[psutil.Popen]:
     """A running command in a process group of its own, which is ended on the way out."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as said:

@@ -130,6 +130,18 @@ def test_a_page_with_a_block_too_many_or_too_few_is_refused() -> None:
         docs.filled(page.replace("<!-- bench cards begin -->", ""), {})
 
 
+def test_page_plots_and_figures_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text(docs.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    for name, place in (("PAGE", page), ("PLACE", tmp_path / "made"), ("FIGURES", tmp_path / "made" / "bench.json")):
+        monkeypatch.setattr(docs, name, place)
+    docs.write(example())
+    assert read_json(docs.FIGURES) == example()
+    assert page.read_text(encoding="utf-8") == docs.filled(page.read_text(encoding="utf-8"), example())
+    assert "123,457" in page.read_text(encoding="utf-8")
+    assert {path.stem for path in docs.PLACE.glob("*.svg")} == set(PLOTS)
+
+
 def test_figures_of_a_quick_run_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs, "PAGE", tmp_path / "page.md")
     path = tmp_path / "bench.json"
