@@ -25,7 +25,7 @@ from tests.benchmarks.measured import Measurement, Sample, measurement
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SAMPLE_EVERY_S: Final = 0.2
-QUIET_S: Final = 2.0
+QUIET_S: Final = 5.0
 """An engine is through when its output has enough records and has not grown for so long: transactions add markers."""
 STALLED_S: Final = 120.0
 STOP_S: Final = 30.0
