@@ -25,7 +25,7 @@ class Options:
     workers: tuple[int, ...] = (1, 2, 4)
     """With `PARTITIONS` partitions."""
     records: int = 100_000
-    directory: Path = ROOT / "build/bench"
+    directory: Path = ROOT / "build/bench-scale"
     """Emptied first."""
 
 

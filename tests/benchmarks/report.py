@@ -87,7 +87,7 @@ def stages(part: Content) -> Table:
     shown = {mode: name for mode, name in MODES.items() if mode in found}
     quantiles = ("p50", "p99", "p99.9")
     return Table(
-        f"The same by stage, ms, at {rate:,} a second: {' | '.join(shown.values())}",
+        f"The same by stage, ms, at {rate:,} a second, {' (left) and '.join(shown.values())}",
         ("stage", *(quantile for _ in shown for quantile in quantiles)),
         tuple(
             (stage, *(number((found[mode][stage] or {}).get(quantile), 1) for mode in shown for quantile in quantiles))

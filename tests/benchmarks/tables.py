@@ -45,10 +45,10 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """A table of a page; its notes follow as paragraphs."""
+    """A table of a page below its title; its notes follow as paragraphs."""
     rule = ["---" if column in table.words else "---:" for column in range(len(table.head))]
     lines = [_cells(table.head), _cells(rule), *(_cells(row) for row in table.rows)]
-    return "\n".join([*lines, *(f"\n{note}" for note in table.notes)])
+    return "\n".join([f"{table.title}:", "", *lines, *(f"\n{note}" for note in table.notes)])
 
 
 def number(value: float | None, digits: int = 0) -> str:

@@ -29,7 +29,8 @@ def test_every_table_fits_a_terminal_and_a_page(table: Table) -> None:
     text = as_text(table).splitlines()
     assert max(map(len, text)) <= COLUMNS
     assert {len(row) for row in table.rows} == {len(table.head)}
-    markdown = as_markdown(table).splitlines()
+    title, nothing, *markdown = as_markdown(table).splitlines()
+    assert (title, nothing) == (f"{table.title}:", "")
     assert {line.count("|") for line in markdown[: 2 + len(table.rows)]} == {len(table.head) + 1}
 
 
