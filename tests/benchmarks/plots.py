@@ -97,7 +97,7 @@ def scale(part: Content) -> str:
         return nothing("Pipeline as it ships")
     made = [
         Bar(
-            f"{row['partitions']} partitions, {row['workers']} worker{'s' if row['workers'] > 1 else ''}",
+            f"partitions: {row['partitions']}, workers: {row['workers']}",
             row["rate_per_s"],
             f"{row['rate_per_s']:,.0f} ({row['peak_rss_bytes'] / 2**20:,.0f} MiB)",
             ours=True,
