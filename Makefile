@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline broker worker test check lint types imports pytest evaluate chaos bench format lock clean
+.PHONY: help setup run-pipeline broker worker test check lint types imports pytest evaluate chaos bench bench-docs format lock clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -125,9 +125,11 @@ $(BENCH_VENV)/.installed: requirements-bench.lock | $(INSTALLED)
 	@"$(BENCH_VENV)/bin/python" -m pip install --quiet --require-hashes --requirement requirements-bench.lock
 	@touch "$@"
 
-bench: $(INSTALLED) $(BENCH_VENV)/.installed ## Measure throughput beside other engines, on one broker (REPEATS)
-	@"$(PYTHON_OF_VENV)" -m tests.benchmarks.throughput --repeats $(REPEATS) \
-	  --bench-python "$(BENCH_VENV)/bin/python" $(ARGS)
+bench: $(INSTALLED) $(BENCH_VENV)/.installed ## Measure throughput beside other engines, latency and scale; check limits (REPEATS)
+	@"$(PYTHON_OF_VENV)" -m tests.benchmarks --repeats $(REPEATS) --bench-python "$(BENCH_VENV)/bin/python" $(ARGS)
+
+bench-docs: $(INSTALLED) ## Put what `bench` measured into docs/benchmarks.md and its plots
+	@"$(PYTHON_OF_VENV)" -m tests.benchmarks.docs $(ARGS)
 
 # --- Maintaining -------------------------------------------------------------------------------------------------
 

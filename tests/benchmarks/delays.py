@@ -75,7 +75,7 @@ def verdict(scheduled_ns: NDArray[np.int64], answered_ns: NDArray[np.int64], rat
     }
 
 
-def measure(
+def summarise(
     sent: Sent,
     measured: NDArray[np.bool_],
     decisions: Columns,

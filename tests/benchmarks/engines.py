@@ -6,60 +6,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-
 from tests.benchmarks.job.check import verified
+from tests.benchmarks.job.prepare import transactions, write_input
+from tests.benchmarks.job.reference import decisions
+from tests.benchmarks.ours.job import prepare_pipeline
+from tests.benchmarks.running import Bench, Prepared, Task
 
 LARGE: Final = 400_000
 MIDDLE: Final = 200_000
 SMALL: Final = 20_000
 
 
-@dataclass(frozen=True)
-class Task:
-    """One run of an engine: what it reads and writes, and with which interpreters."""
-
-    bootstrap_servers: str
-    input: str
-    output: str
-    group: str
-    """Unique to the run; the engine begins at the earliest offset."""
-    workdir: Path
-    """Holds ``model.txt``, ``river.json`` and ``job.json``."""
-    scratch: Path
-    """Empty, for the engine's own state."""
-    project_python: str
-    bench_python: str
-    """Of the virtual environment that holds the other engines (``requirements-bench.lock``)."""
+def prepare_one_hop(bench: Bench, run: str, records: int) -> Prepared:
+    """Job (a): its input topic, made when it is first asked for, and the reference."""
+    topic = f"transactions-{records}"
+    if topic not in bench.kept:
+        bench.create(topic, {})
+        frame = transactions(records)
+        write_input(frame, bench.bootstrap, topic)
+        reference = decisions(frame, bench.workdir)
+        bench.kept[topic] = Prepared(topic, records, lambda output: verified(bench.bootstrap, output, reference))
+    return bench.kept[topic]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine: ``command`` gives the process that works until SIGTERM, None where there is none yet."""
+    """An engine: ``command`` gives the process that works until SIGTERM."""
 
     name: str
     delivery: str
     """What holds after a crash, in a few words."""
     records: int
     """Of its input; slow engines get fewer, of as many days and as much state for each card."""
-    command: Callable[[Task], list[str]] | None
+    command: Callable[[Task], list[str]]
     missing: Callable[[str], str | None] = lambda _bench_python: None
     """Why it cannot run here, given the benchmark's interpreter; None when it can."""
-    verified: Callable[[str, str, pd.DataFrame], npt.NDArray[np.int64]] = verified
-    """Given bootstrap servers, output topic and reference: when each decision was appended, or ``WrongAnswers``."""
+    prepare: Callable[[Bench, str, int], Prepared] = prepare_one_hop
+    """Given the run's name and a number of records."""
 
 
-def peer(module: str, *, own_environment: bool) -> Callable[[Task], list[str]]:
-    """The command of a peer in ``tests/benchmarks/peers``; in the project's environment, or in the benchmark's."""
+def process(module: str, *arguments: str, own_environment: bool = False) -> Callable[[Task], list[str]]:
+    """The command of a module in ``tests/benchmarks``; in the project's environment, or in the benchmark's."""
 
     def command(task: Task) -> list[str]:
         python = task.bench_python if own_environment else task.project_python
         return [
-            *(python, "-m", f"tests.benchmarks.peers.{module}"),
+            *(python, "-m", f"tests.benchmarks.{module}"),
             *("--bootstrap-servers", task.bootstrap_servers, "--input", task.input, "--output", task.output),
             *("--group", task.group, "--workdir", str(task.workdir), "--scratch", str(task.scratch)),
+            *arguments,
         ]
 
     return command
@@ -80,41 +75,49 @@ def needs(package: str) -> Callable[[str], str | None]:
 
 
 ENGINES: Final = (
-    Engine("bare", "at-least-once, state lost on restart", LARGE, peer("bare", own_environment=False)),
+    Engine("bare", "at-least-once, state lost on restart", LARGE, process("peers.bare")),
     Engine(
         "bytewax",
         "at-least-once, state in SQLite each 10 s",
         LARGE,
-        peer("bytewax_flow", own_environment=True),
+        process("peers.bytewax_flow", own_environment=True),
         needs("bytewax"),
     ),
     Engine(
         "quix",
         "at-least-once, state in RocksDB and changelog",
         MIDDLE,
-        peer("quix", own_environment=True),
+        process("peers.quix", own_environment=True),
         needs("quixstreams"),
     ),
     Engine(
         "quix-batched",
         "at-least-once, state in RocksDB and changelog",
         MIDDLE,
-        peer("quix_batched", own_environment=True),
+        process("peers.quix_batched", own_environment=True),
         needs("quixstreams"),
     ),
     Engine(
         "faust",
         "at-least-once, state in changelog",
         SMALL,
-        peer("faust_idiomatic", own_environment=True),
+        process("peers.faust_idiomatic", own_environment=True),
         needs("faust"),
     ),
+    Engine("kafka-streams", "at-least-once, state in RocksDB and changelog", LARGE, process("peers.kafka_streams")),
+    Engine("ours-a", "at-least-once, state in snapshots and the log", LARGE, process("ours.one_hop")),
     Engine(
-        "kafka-streams",
-        "at-least-once, state in RocksDB and changelog",
+        "ours-b",
+        "job (b): exactly-once, state in snapshots and log",
         LARGE,
-        peer("kafka_streams", own_environment=False),
+        process("ours.pipeline"),
+        prepare=prepare_pipeline,
     ),
-    Engine("ours-a", "at-least-once", LARGE, None),
-    Engine("ours-b", "exactly-once, job (b)", LARGE, None),
+    Engine(
+        "ours-b-2",
+        "the same with two workers",
+        LARGE,
+        process("ours.pipeline", "--workers", "2"),
+        prepare=prepare_pipeline,
+    ),
 )

@@ -46,8 +46,10 @@ from pipeline.state.mapped import MappedStorage
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
+from tests.benchmarks import report
 from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
 from tests.benchmarks.stages import Stages
+from tests.benchmarks.tables import as_text
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
 
 LINE_KINDS = {b"t": TRANSACTIONS.name, b"l": LABELS.name}
@@ -350,18 +352,6 @@ def rows(*, quick: bool = False) -> dict[str, Any]:
     return {**run(options).row(), "trees": options.trees, "leaves": options.leaves, "batch": options.batch_rows}
 
 
-def describe(row: dict[str, Any]) -> str:
-    """What a terminal shows."""
-    lines = [
-        f"{row['transactions_a_second']:,} transactions/s ({row['us_a_transaction']} us of the core each), "
-        f"{row['alerts']:,} alerts, {row['bytes_a_decision']:,} bytes a decision",
-        f"feedback {row['feedback_us_a_transaction']} us, learning {row['learning_us_a_transaction']} us a transaction "
-        f"({row['examples']:,} examples)",
-    ]
-    lines += [f"  {name:36} {us:7.2f} us" for name, us in sorted(row["stages_us"].items(), key=lambda kv: -kv[1])]
-    return "\n".join(lines)
-
-
 def write_profile(options: Options, name: str) -> Path:
     """Replay under cProfile; the functions by their own time in ``build/profile-NAME.txt``."""
     profile = cProfile.Profile()
@@ -401,7 +391,11 @@ def main() -> None:
         print(write_profile(options, "in-process"))
         return
     row = run(options).row()
-    print(json.dumps(row, indent=2) if given.json else describe(row))
+    if given.json:
+        print(json.dumps(row, indent=2))
+        return
+    for table in report.PARTS["in_process"].values():
+        print(f"\n{as_text(table(row))}")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Record
+from tests.benchmarks import report
 from tests.benchmarks.forests import BUILD, forest, training_matrix
 from tests.benchmarks.stages import Stages
+from tests.benchmarks.tables import as_text
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
 
 Row = dict[str, Any]
@@ -101,7 +103,8 @@ class Hops:
 def windows_row(cards: int, *, rows: int, batch: int, a_card: float, merchants: int | None = None) -> Row:
     """Throughput with ``cards`` cards that have ``a_card`` transactions each in the last 30 days.
 
-    The measured ``rows`` come on top; ``held_a_card`` and ``bytes_a_card`` are those of the end.
+    The measured ``rows`` come on top; ``held_a_card`` and ``bytes_a_card`` are those of the end. ``population`` is
+    what is drawn from, ``cards`` those that have been drawn.
     """
     generator = np.random.default_rng(3)
     merchants = max(10, round(cards * MERCHANTS_A_CARD)) if merchants is None else merchants
@@ -128,6 +131,7 @@ def windows_row(cards: int, *, rows: int, batch: int, a_card: float, merchants: 
         hops.enter(measured, batch)
     windows_s, keys_s = stages.seconds["windows"], stages.seconds["keys"]
     return {
+        "population": cards,
         "cards": hops.cards.entities,
         "merchants": hops.merchants.entities,
         "transactions_a_card": a_card,
@@ -318,19 +322,6 @@ def _us(call: Callable[[], object], least_s: float = 0.05, repeats: int = 3) -> 
     return 1e6 * best
 
 
-def describe(found: dict[str, list[Row]]) -> str:
-    """Tables."""
-    lines = []
-    for name, table in found.items():
-        lines.append(f"{name}:")
-        lines += ["  " + ", ".join(f"{column} {_text(value)}" for column, value in row.items()) for row in table]
-    return "\n".join(lines)
-
-
-def _text(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-
 def main() -> None:
     """Print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -339,7 +330,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     found = rows(quick=given.quick, only=given.only.split(","))
-    print(json.dumps(found, indent=2) if given.json else describe(found))
+    if given.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name in found:
+        print(f"\n{as_text(report.PARTS['kernel'][name.replace('_', '-')](found))}")
 
 
 if __name__ == "__main__":

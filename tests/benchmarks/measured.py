@@ -1,4 +1,4 @@
-"""What is calculated from a run, and how it is shown."""
+"""What is calculated from a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ WARM_UP: Final = 0.2
 """Share of an engine's decisions that are not measured: start-up, compilation, first fetches."""
 LONGEST_SILENCE: Final = 0.25
 """Share of the measured time above which a pause in the output says that it comes in bursts too long to measure."""
-COLUMNS: Final = 80
 
 
 class Unmeasurable(ValueError):
@@ -90,31 +89,3 @@ def ratios(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, 
         one: {other: mine["rate_per_s"] / theirs["rate_per_s"] for other, theirs in summaries.items() if other != one}
         for one, mine in summaries.items()
     }
-
-
-def table(
-    summaries: Mapping[str, Mapping[str, float]], deliveries: Mapping[str, str], left_out: Mapping[str, str]
-) -> str:
-    """The engines, fastest first, within 80 columns."""
-    lines = [
-        f"{'engine':16}{'records':>9}{'tx/s':>10}{'spread':>8}{'to bare':>9}{'CPU us':>8}{'broker':>8}{'MiB':>7}",
-        "-" * 75,
-    ]
-    bare = summaries.get("bare")
-    for name, one in sorted(summaries.items(), key=lambda item: -item[1]["rate_per_s"]):
-        to_bare = f"{one['rate_per_s'] / bare['rate_per_s']:.3g}" if bare else "-"
-        lines.append(
-            f"{name:16}{one['records']:>9,.0f}{one['rate_per_s']:>10,.0f}{one['spread']:>8.0%}{to_bare:>9}"
-            f"{one['engine_cpu_us']:>8.1f}{one['broker_cpu_us']:>8.1f}{one['peak_rss_bytes'] / 2**20:>7,.0f}"
-        )
-    lines.append("")
-    lines += [f"{name:16}{deliveries[name]}" for name in summaries]
-    for name, reason in left_out.items():
-        lines += _wrapped(f"{name:16}not measured: {reason}")
-    return "\n".join(lines)
-
-
-def _wrapped(line: str) -> list[str]:
-    parts = [line[:COLUMNS]]
-    rest, width = line[COLUMNS:], COLUMNS - 16
-    return parts + [" " * 16 + rest[at : at + width] for at in range(0, len(rest), width)]

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.benchmarks import report
 from tests.benchmarks.arrivals import Columns, Stamps
-from tests.benchmarks.delays import STAGES, Sent, first_arrivals, measure, percentiles_ms, verdict
-from tests.benchmarks.latency import describe
+from tests.benchmarks.delays import STAGES, Sent, first_arrivals, percentiles_ms, summarise, verdict
+from tests.benchmarks.latency import describe_short
 
 MS = 1_000_000
 COUNT = 1_000
@@ -35,7 +36,7 @@ def run(delay_ms: float, answered: int = COUNT) -> dict[str, object]:
         decided_us=np.rint(1e3 * (wall_ms + 4 * step_ms)).astype(np.int64)[rows],
     )
     none = np.empty(0, np.int64)
-    return measure(
+    return summarise(
         Sent(number, scheduled_ns, scheduled_ns + MS),
         scheduled_ns >= 100 * MS,
         decisions,
@@ -87,10 +88,10 @@ def test_a_run_that_does_not_keep_up_gives_no_percentiles() -> None:
     result = run(61.0, answered=900)
     assert not result["keeps_up"]
     assert result["decisions_ms"] is None
-    row = {"mode": "exactly_once", "rate": 1_000, "cpu_us_a_transaction": {"worker": 20.0}, **result}
-    text = describe([row])
-    assert "does not keep up" in text
-    assert max(map(len, text.splitlines())) <= 80
+    table = report.latency({"rows": [{"mode": "exactly_once", "rate": 1_000, **result}]})
+    assert table.rows == ()
+    assert "does not keep up" in table.notes[0]
+    assert "does not keep up" in describe_short({"mode": "exactly_once", "rate": 1_000, **result})
 
 
 def test_stamps_are_found_by_place() -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks.engines import ENGINES, Task, needs
-from tests.benchmarks.machine import machine, record, versions
-from tests.benchmarks.measured import COLUMNS, Measurement, Sample, Unmeasurable, measurement, ratios, summary, table
+from tests.benchmarks.engines import ENGINES, needs
+from tests.benchmarks.machine import kafka_version, machine, record, versions
+from tests.benchmarks.measured import Measurement, Sample, Unmeasurable, measurement, ratios, summary
+from tests.benchmarks.running import Task
 
-PEERS = Path(__file__).parent / "peers"
+HERE = Path(__file__).parent
 
 
 def samples(end_ms: int) -> list[Sample]:
@@ -45,32 +46,16 @@ def test_a_summary_has_medians_and_the_spread() -> None:
     assert ratios({"a": found, "b": {**found, "rate_per_s": 50.0}})["a"] == {"b": 2.0}
 
 
-def test_the_table_fits_80_columns_and_begins_with_the_fastest() -> None:
-    one = {
-        "records": 400_000,
-        "spread": 0.12,
-        "engine_cpu_us": 1_234.5,
-        "broker_cpu_us": 123.4,
-        "peak_rss_bytes": 2**33,
-    }
-    summaries = {engine.name: {**one, "rate_per_s": 10_000.0 * number} for number, engine in enumerate(ENGINES, 1)}
-    lines = table(summaries, {e.name: e.delivery for e in ENGINES}, {"other": "it failed " * 30}).splitlines()
-    assert max(map(len, lines)) <= COLUMNS
-    assert lines[2].startswith(ENGINES[-1].name)
-    assert sum("it failed" in line for line in lines) > 1
-
-
 def test_the_registry_s_commands_start_files_that_exist(tmp_path: Path) -> None:
     names = [engine.name for engine in ENGINES]
     assert len(set(names)) == len(names)
     assert {"bare", "ours-a", "ours-b"} <= set(names)
     task = Task("h:1", "in", "out", "g", tmp_path, tmp_path, "ours", "theirs")
     for engine in ENGINES:
-        command = engine.command(task) if engine.command else []
-        for part in command:
-            if part.startswith("tests.benchmarks.peers."):
-                name = part.rsplit(".", 1)[1]
-                assert (PEERS / f"{name}.py").exists() or (PEERS / name / "__main__.py").exists()
+        python, _, module, *_ = engine.command(task)
+        place = HERE.joinpath(*module.removeprefix("tests.benchmarks.").split("."))
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists()
+        assert (python == "theirs") == (engine.missing(str(tmp_path / "none")) is not None)
 
 
 def test_an_engine_that_is_not_installed_says_so(tmp_path: Path) -> None:
@@ -86,3 +71,7 @@ def test_the_record_keeps_other_parts(tmp_path: Path) -> None:
     assert '"p50_ms": 1' in path.read_text()
     assert versions(sys.executable)["lightgbm"]
     assert versions(str(tmp_path / "python")) == {}
+
+
+def test_the_embedded_broker_s_version_is_known() -> None:
+    assert kafka_version().count(".") == 2

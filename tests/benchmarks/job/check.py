@@ -61,10 +61,11 @@ def read_output(bootstrap: str, topic: str, records: int) -> Output:
     rows: list[Decision] = []
     times: list[int] = []
     while unread:
-        messages = consumer.consume(5_000, SILENCE_S)
-        if not messages:
+        first = consumer.poll(SILENCE_S)
+        if first is None:
             raise WrongAnswers(f"{topic} could not be read to its end within {SILENCE_S:.0f} s")
-        for message in messages:
+        # `consume` alone would wait for as many as it is asked for, and so for the whole time at the topic's end.
+        for message in (first, *consumer.consume(5_000, 0)):
             error = message.error()
             if error is None:
                 rows.append(decoder.decode(message.value()))

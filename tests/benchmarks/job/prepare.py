@@ -1,6 +1,7 @@
 """The input and the models of job (a): simulated, seeded, and written as files that any process can read."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +97,12 @@ def encoded(frame: pd.DataFrame) -> list[bytes]:
 
 def write_input(frame: pd.DataFrame, bootstrap: str, topic: str) -> None:
     """Write the transactions to ``topic``, record times being event times. ``RuntimeError`` when some were refused."""
+    columns = zip(encoded(frame), frame["card_id"], frame["time_ms"].tolist(), strict=True)
+    write(bootstrap, ((topic, card.encode(), value, time_ms) for value, card, time_ms in columns))
+
+
+def write(bootstrap: str, records: Iterable[tuple[str, bytes, bytes, int]]) -> None:
+    """Write (topic, key, value, milliseconds of the record's time). ``RuntimeError`` when some were refused."""
     producer = Producer(
         {
             "bootstrap.servers": bootstrap,
@@ -108,21 +115,21 @@ def write_input(frame: pd.DataFrame, bootstrap: str, topic: str) -> None:
     )
     refused: list[str] = []
 
-    def delivered(error: Any, _message: Any) -> None:
+    def delivered(error: Any, message: Any) -> None:
         if error is not None:
-            refused.append(str(error))
+            refused.append(f"{message.topic()}: {error}")
 
-    for value, card, time_ms in zip(encoded(frame), frame["card_id"], frame["time_ms"].tolist(), strict=True):
+    for topic, key, value, time_ms in records:
         while True:
             try:
-                producer.produce(topic, value, card.encode(), timestamp=time_ms, on_delivery=delivered)
+                producer.produce(topic, value, key, timestamp=time_ms, on_delivery=delivered)
                 break
             except BufferError:  # the queue is full: let deliveries make room
                 producer.poll(0.1)
         producer.poll(0)
     left = producer.flush(60)
     if left or refused:
-        raise RuntimeError(f"{topic}: {left} transactions were not sent, {len(refused)} refused: {refused[:1]}")
+        raise RuntimeError(f"{left} records were not sent, {len(refused)} refused: {refused[:1]}")
 
 
 def write_job(workdir: Path) -> None:

@@ -19,11 +19,16 @@ class Arguments:
     """For state of the peer's own; empty at the start."""
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments that every engine is given."""
+    made = argparse.ArgumentParser()
+    for name in ("bootstrap-servers", "input", "output", "group"):
+        made.add_argument(f"--{name}", required=True)
+    for name in ("workdir", "scratch"):
+        made.add_argument(f"--{name}", required=True, type=Path)
+    return made
+
+
 def arguments() -> Arguments:
     """The arguments of this process."""
-    parser = argparse.ArgumentParser()
-    for name in ("bootstrap-servers", "input", "output", "group"):
-        parser.add_argument(f"--{name}", required=True)
-    for name in ("workdir", "scratch"):
-        parser.add_argument(f"--{name}", required=True, type=Path)
-    return Arguments(**vars(parser.parse_args()))
+    return Arguments(**vars(parser().parse_args()))

@@ -1,0 +1,128 @@
+"""``make bench``: measures throughput, latency, scale, replay and kernels, and holds them to bounds.
+
+Each part goes into ``build/bench.json`` as soon as it is measured; parts that are not asked for stay as they are. Exit
+code 1 where an engine failed or gave wrong answers, or where a limit of ``tests/benchmarks/bounds.toml`` is not kept.
+"""
+
+import argparse
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.broker.local import read_json
+from tests.benchmarks import in_process, kernel_scale, latency, pipeline_scale, report, throughput
+from tests.benchmarks.bounds import check, failures, read_bounds
+from tests.benchmarks.engines import ENGINES
+from tests.benchmarks.machine import kafka_version, machine, record, versions
+from tests.benchmarks.running import ROOT
+from tests.benchmarks.tables import COLUMNS, as_text
+
+BUSY: Final = 0.25
+"""Load for each core above which the machine does other work too."""
+OUTPUT: Final = ROOT / "build/bench.json"
+QUICK_SCALE: Final = 0.2
+
+Measure = Callable[[Callable[[str], None]], Mapping[str, Any]]
+
+
+def measures(given: argparse.Namespace) -> dict[str, Measure]:
+    """How each part is measured, by the command line's options."""
+    engines = throughput.Options(
+        engines=tuple(given.engines or (engine.name for engine in ENGINES)),
+        repeats=1 if given.quick else given.repeats,
+        scale=QUICK_SCALE * given.scale if given.quick else given.scale,
+        bench_python=given.bench_python,
+    )
+    delays = latency.QUICK if given.quick else latency.Options()
+    if given.rates:
+        delays = replace(delays, rates=tuple(given.rates))
+    if given.seconds:
+        delays = replace(delays, seconds=given.seconds)
+    pipeline = pipeline_scale.QUICK if given.quick else pipeline_scale.Options()
+    return {
+        "kernel": lambda _tell: kernel_scale.rows(quick=given.quick),
+        "in_process": lambda _tell: in_process.rows(quick=given.quick),
+        "throughput": partial(throughput.measure, engines),
+        "latency": partial(latency.measure, delays),
+        "scale": partial(pipeline_scale.measure, pipeline),
+    }
+
+
+def run(given: argparse.Namespace) -> int:
+    """Measure the parts that were asked for, one after the other; returns the exit code."""
+    ways = measures(given)
+    wrong: list[str] = []
+    for name, tables in report.PARTS.items():
+        if name not in given.only:
+            continue
+        tell(f"==> {name}")
+        taken = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+            "versions": {**versions(sys.executable), "kafka": kafka_version()},
+            "quick": given.quick,
+        }
+        if taken["machine"]["load_average_1min"] > BUSY * taken["machine"]["cores"]:
+            tell(f"Others use this machine (load {taken['machine']['load_average_1min']:.1f}): figures will be worse.")
+        content = {"taken": taken, **ways[name](tell)}
+        record(given.output, name, content)
+        for table in tables.values():
+            print(f"\n{as_text(table(content))}", flush=True)
+        wrong += [f"{name}: {engine} failed: {why}" for engine, why in content.get("failed", {}).items()]
+    outcomes = check(read_json(given.output), read_bounds())
+    print(f"\n{as_text(report.bounds(outcomes))}")
+    if given.quick:
+        print("\nA quick run's figures mean nothing: no limit is held against it.")
+    else:
+        wrong += failures(outcomes)
+    for line in wrong:
+        print(textwrap.fill(f"FAILED {line}", COLUMNS, subsequent_indent="  "), file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def tell(text: str) -> None:
+    """Progress, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def names(of: Mapping[str, Any]) -> Callable[[str], list[str]]:
+    """A parser of names that are separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := [name for name in found if name not in of]:
+            raise argparse.ArgumentTypeError(f"no such name: {', '.join(unknown)}; there are {', '.join(of)}")
+        return found
+
+    return parse
+
+
+def main() -> None:
+    """Parse the command line, run, and end with the exit code."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument(
+        "--only", type=names(report.PARTS), default=list(report.PARTS), help=f"of {', '.join(report.PARTS)}; all"
+    )
+    parser.add_argument("--quick", action="store_true", help="small inputs, to see that all of it works")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="build/bench.json")
+    parser.add_argument("--repeats", type=int, default=throughput.Options.repeats, help="throughput: of each engine")
+    parser.add_argument("--scale", type=float, default=1.0, help="throughput: factor on the numbers of records")
+    parser.add_argument("--engines", type=names({one.name: one for one in ENGINES}), help="throughput: which; all")
+    parser.add_argument("--bench-python", default=throughput.Options.bench_python, help="of the other engines")
+    parser.add_argument("--rates", type=lambda text: [int(rate) for rate in text.split(",")], help="latency: a second")
+    parser.add_argument("--seconds", type=float, help="latency: of each rate")
+    given = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # As Ctrl-C does: an engine lies in a process group of its own and must not outlive the run.
+        signal.signal(number, signal.default_int_handler)
+    sys.exit(run(given))
+
+
+if __name__ == "__main__":
+    main()

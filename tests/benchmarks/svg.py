@@ -1,0 +1,251 @@
+"""Plots as SVG text: bars, stacked bars and lines, readable on a light page and on a dark one. Pure functions.
+
+The colours follow the palette of Okabe and Ito, made for any colour vision, darkened until each has a contrast of 4.5
+against the plot's own background; lines differ in dash and marker too.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Final
+
+WIDTH: Final = 760
+BACKGROUND: Final = "#ffffff"
+INK: Final = "#1f2328"
+QUIET_INK: Final = "#57606a"
+GRID: Final = "#d8dee4"
+COLOURS: Final = ("#0067a3", "#a34700", "#00735a", "#98497b", "#5c5c00", "#8a2be2", "#57606a")
+DASHES: Final = ("", "7 4", "2 3", "10 3 2 3")
+FONT: Final = 13
+SMALL: Final = 12
+LETTER: Final = 0.62
+"""A letter's width by its height: more than most letters take, so that labels have room."""
+LEFT, RIGHT, BOTTOM = 84, 24, 52
+LINES_HEIGHT: Final = 274
+NEARLY: Final = 1 + 1e-9
+"""Powers of ten that went through a logarithm may be off by a bit."""
+BAR, BAR_GAP = 22, 10
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar; ``text`` stands at its end."""
+
+    label: str
+    value: float
+    text: str
+    ours: bool = False
+    """Shown in another colour."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+def bars(title: str, rows: Sequence[Bar]) -> str:
+    """Horizontal bars from 0 on, in the order given."""
+    left = 20 + _width_of(max((row.label for row in rows), key=len))
+    room = WIDTH - left - RIGHT - _width_of(max((row.text for row in rows), key=len)) - 8
+    largest = max(row.value for row in rows)
+    parts, y = [], 52.0
+    for row in rows:
+        width = max(1.0, room * row.value / largest)
+        middle = y + BAR / 2 + 4
+        colour = COLOURS[0] if row.ours else QUIET_INK
+        parts += [
+            _text(left - 8, middle, row.label, anchor="end"),
+            f'<rect x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" fill="{colour}"/>',
+            _text(left + width + 6, middle, row.text),
+        ]
+        y += BAR + BAR_GAP
+    return _svg(title, y + 12, parts)
+
+
+def stacked(title: str, unit: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
+    """Horizontal bars that are made of parts; all rows have the same parts, in the same order."""
+    left = 20 + _width_of(max((label for label, _ in rows), key=len))
+    largest = max(sum(value for _, value in split) for _, split in rows)
+    totals = [f"{sum(value for _, value in split):.3g} {unit}" for _, split in rows]
+    room = WIDTH - left - RIGHT - _width_of(max(totals, key=len)) - 8
+    parts: list[str] = []
+    y = _legend(parts, [name for name, _ in rows[0][1]], 50.0) + 14
+    for (label, split), total in zip(rows, totals, strict=True):
+        parts.append(_text(left - 8, y + BAR / 2 + 4, label, anchor="end"))
+        x = float(left)
+        for number, (_, value) in enumerate(split):
+            width = room * value / largest
+            # The background between two parts tells them apart where their colours do not.
+            parts.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" fill="{_colour(number)}" '
+                f'stroke="{BACKGROUND}"/>'
+            )
+            x += width
+        parts.append(_text(x + 6, y + BAR / 2 + 4, total))
+        y += BAR + BAR_GAP
+    return _svg(title, y + 12, parts)
+
+
+def lines(
+    title: str, x_name: str, y_name: str, series: Sequence[Series], *, log_x: bool = False, log_y: bool = False
+) -> str:
+    """Lines with markers over two axes; a linear vertical axis begins at 0."""
+    xs = sorted({x for one in series for x, _ in one.points})
+    ys = [y for one in series for _, y in one.points]
+    x_axis = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, log=log_x)
+    parts: list[str] = []
+    top = _legend(parts, [one.name for one in series], 50.0, dashed=True) + 34
+    bottom = top + LINES_HEIGHT
+    y_axis = _Axis(min(ys) if log_y else 0.0, max(ys), bottom, top, log=log_y, rounded=True)
+    for tick in y_axis.ticks():
+        at = y_axis.at(tick)
+        parts += [_rule(LEFT, at, WIDTH - RIGHT, at), _text(LEFT - 8, at + 4, _short(tick), anchor="end", size=SMALL)]
+    for x in xs:
+        at = x_axis.at(x)
+        parts += [_rule(at, top, at, bottom), _text(at, bottom + 18, _short(x), anchor="middle", size=SMALL)]
+    parts += [
+        _text((LEFT + WIDTH - RIGHT) / 2, bottom + 40, x_name, anchor="middle", size=SMALL, colour=QUIET_INK),
+        _text(20, top - 12, y_name, size=SMALL, colour=QUIET_INK),
+    ]
+    for number, one in enumerate(series):
+        placed = [(x_axis.at(x), y_axis.at(y)) for x, y in one.points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        parts.append(f'<polyline points="{path}" fill="none" {_stroke(number)}/>')
+        parts += [_marker(number, x, y) for x, y in placed]
+    return _svg(title, bottom + BOTTOM, parts)
+
+
+def nothing(title: str) -> str:
+    """Where there are no figures yet."""
+    return _svg(title, 110, [_text(20, 74, "Not measured yet: make bench, then make bench-docs.", colour=QUIET_INK)])
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours, 1 to 21, by the definition of WCAG 2.2.
+
+    >>> round(contrast("#000000", "#ffffff"), 1)
+    21.0
+    """
+    brighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+class _Axis:
+    """From values to places."""
+
+    def __init__(
+        self, least: float, most: float, begin: float, end: float, *, log: bool, rounded: bool = False
+    ) -> None:
+        self._log = log
+        if log and rounded:
+            least, most = 10 ** math.floor(math.log10(least)), 10 ** math.ceil(math.log10(most))
+        elif rounded:
+            step = _step(most - least)
+            most = step * math.ceil(most / step)
+        if most == least:
+            most = least * 10 if log else least + 1
+        self._least, self._most, self._begin, self._end = least, most, begin, end
+
+    def at(self, value: float) -> float:
+        """Where ``value`` lies."""
+        scale: Callable[[float], float] = math.log10 if self._log else float
+        share = (scale(value) - scale(self._least)) / (scale(self._most) - scale(self._least))
+        return self._begin + share * (self._end - self._begin)
+
+    def ticks(self) -> Iterator[float]:
+        """Round values along the axis."""
+        if self._log:
+            low, high = math.floor(math.log10(self._least)), math.ceil(math.log10(self._most))
+            steps = (1,) if high - low > 3 else (1, 2, 5)
+            found = (step * 10.0**power for power in range(low, high + 1) for step in steps)
+            yield from (
+                value for value in found if self._least <= value * (1 + 1e-9) and value <= self._most * (1 + 1e-9)
+            )
+            return
+        step = _step(self._most - self._least)
+        for count in range(math.ceil(self._least / step), math.floor(self._most / step) + 1):
+            yield count * step
+
+
+def _step(span: float) -> float:
+    """Of about five round ticks."""
+    power = 10.0 ** math.floor(math.log10(span / 5)) if span > 0 else 1.0
+    return next(step * power for step in (1, 2, 5, 10) if span / (step * power) <= 6)
+
+
+def _short(value: float) -> str:
+    """A figure at a tick."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _legend(parts: list[str], names: Sequence[str], y: float, *, dashed: bool = False) -> float:
+    """Names with their colours, over as many lines as it takes; returns the last one's height."""
+    x = 20.0
+    for number, name in enumerate(names):
+        width = 34 + _width_of(name)
+        if x + width > WIDTH - RIGHT and x > 20:
+            x, y = 20.0, y + 20
+        if dashed:
+            parts.append(f'<line x1="{x:.1f}" y1="{y - 4:.1f}" x2="{x + 24:.1f}" y2="{y - 4:.1f}" {_stroke(number)}/>')
+            parts.append(_marker(number, x + 12, y - 4))
+        else:
+            parts.append(f'<rect x="{x + 8:.1f}" y="{y - 10:.1f}" width="12" height="12" fill="{_colour(number)}"/>')
+        parts.append(_text(x + 30, y, name))
+        x += width + 10
+    return y
+
+
+def _marker(number: int, x: float, y: float) -> str:
+    colour = _colour(number)
+    if number % 4 == 0:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
+    if number % 4 == 1:
+        return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{colour}"/>'
+    shape = "l5 9 h-10 z" if number % 4 == 2 else "l5 5 l-5 5 l-5 -5 z"
+    return f'<path d="M{x:.1f} {y - 5:.1f} {shape}" fill="{colour}"/>'
+
+
+def _stroke(number: int) -> str:
+    dash = DASHES[number % len(DASHES)]
+    return f'stroke="{_colour(number)}" stroke-width="2"' + (f' stroke-dasharray="{dash}"' if dash else "")
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{GRID}"/>'
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = FONT, colour: str = INK) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
+
+
+def _width_of(text: str) -> float:
+    return FONT * LETTER * len(text)
+
+
+def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
+        f'height="{height:.0f}" role="img" font-family="system-ui, sans-serif">'
+    )
+    named = f'<text x="20" y="26" font-size="15" font-weight="600" fill="{INK}">{escape(title)}</text>'
+    ground = f'<rect width="{WIDTH}" height="{height:.0f}" rx="6" fill="{BACKGROUND}"/>'
+    return "\n".join([head, f"<title>{escape(title)}</title>", ground, named, *parts, "</svg>", ""])
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
