@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.compiled import compiled, inlined, multiply
+from pipeline.features.compiled import compiled, inlined, wide_product
 
 _LONGEST_NUMBER: Final = 25
 """Bytes of the longest number: sign, 17 digits, point, ``e-308``."""
@@ -284,8 +284,8 @@ def _shortest(bits: Any, powers: Any) -> Any:
 @inlined
 def _round_to_odd(high: Any, low: Any, factor: Any) -> Any:
     """The high word of a 192-bit product; its last bit is set where anything was cut off."""
-    carry, _ = multiply(low, factor)
-    top, bottom = multiply(high, factor)
+    carry, _ = wide_product(low, factor)
+    top, bottom = wide_product(high, factor)
     total = bottom + carry
     if total < carry:
         top += _ONE

@@ -203,7 +203,7 @@ class State(NamedTuple):
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _wide_product(_typing: Any, a: Any, b: Any) -> Any:
+def wide_product(_typing: Any, a: Any, b: Any) -> Any:
     """128-bit product (high, low) of two unsigned 64-bit integers: one instruction, which Python's syntax has not."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -249,9 +249,9 @@ def _minus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
 def _standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: Any) -> float:
     """Population standard deviation from exact sums: sqrt(n * sum(a^2) - sum(a)^2) / n."""
     n, high, low = np.uint64(count), np.uint64(signed_high), np.uint64(signed_low)
-    scaled_high, scaled_low = _wide_product(n, low)
+    scaled_high, scaled_low = wide_product(n, low)
     scaled_high = scaled_high + n * high
-    square_high, square_low = _wide_product(np.uint64(total), np.uint64(total))
+    square_high, square_low = wide_product(np.uint64(total), np.uint64(total))
     borrow = np.uint64(1) if scaled_low < square_low else np.uint64(0)
     numerator = np.float64(scaled_high - square_high - borrow) * _TWO_64 + np.float64(scaled_low - square_low)
     return float(np.sqrt(numerator) / count)
@@ -651,7 +651,7 @@ def _insert_event(
     chunk, at = _make_room(state, EVENTS, words, slot, chunk, at)
     chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
     start, length = chunks[record + _START], chunks[record + _LENGTH]
-    unsigned_high, unsigned_low = _wide_product(np.uint64(amount), np.uint64(amount))
+    unsigned_high, unsigned_low = wide_product(np.uint64(amount), np.uint64(amount))
     high, low = np.int64(unsigned_high), np.int64(unsigned_low)
     row = (start + at) * words
     events[row] = time_us
