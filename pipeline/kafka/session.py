@@ -10,13 +10,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from confluent_kafka import (
     OFFSET_BEGINNING,
-    OFFSET_INVALID,
     Consumer,
     KafkaError,
     KafkaException,
@@ -26,12 +24,12 @@ from confluent_kafka import (
 
 from pipeline.kafka.batch import Batch, Place, make_batch
 from pipeline.kafka.caller import Caller, Hung
-from pipeline.kafka.clients import PASSING_ERRORS, GroupProtocol, consumer_config, log_error, record_of
+from pipeline.kafka.clients import GroupProtocol, consumer_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.offsets import CommittedOffsets
+from pipeline.kafka.patience import Patience
 from pipeline.kafka.restore import restore_partition
-from pipeline.kafka.traces import Traces, traces_of
 from pipeline.kafka.transactions import (
-    CALL_TIMEOUT_S,
     MOST_ABORTS,
     Aborted,
     OutputTooLarge,
@@ -47,18 +45,11 @@ from schemas.topics import PROGRESS, Topic
 
 log = logging.getLogger(__name__)
 
-REQUEST_TIMEOUT_S: Final = 10.0
-RETRY_S: Final = 0.2
 LAST_WAIT_S: Final = 4.0
 """Longest wait for a broker once the worker ends: what was not committed is read again."""
-FORGETFUL_S: Final = 30.0
-"""Longest wait for a group coordinator that knows nothing of offsets that were committed."""
-HANGING_S: Final = 3 * CALL_TIMEOUT_S
-"""Longer than this no transaction is open that its coordinator still knows of."""
 MOST_REJOINS: Final = 5
 """Times that a group is joined anew without a commit in between, before an operator is asked."""
 REJOIN_S: Final = 0.5
-UNSTABLE: Final = frozenset({KafkaError.UNSTABLE_OFFSET_COMMIT})
 
 
 _encode = msgspec.json.Encoder().encode
@@ -83,6 +74,8 @@ class Session:
         self._names = {settings.topic(topic.name): topic for topic in topics}
         self._bootstrap, self._tell_waiting = bootstrap, waiting
         self._stopping = threading.Event()
+        self._patience = Patience(agent, self._stopping, self._waiting)
+        self._offsets = CommittedOffsets(bootstrap, settings, agent, topics, self._patience)
         self._stopped_s = math.inf
         self._classic = group_protocol == "classic"
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
@@ -184,10 +177,11 @@ class Session:
             else:
                 self._transactions.write(records)
                 if offsets:
-                    self._patiently("commit", lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
+                    self._patience.repeat("commit", lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
         except Unknown as reason:
             # The offsets of a batch without records were committed before, and tell nothing.
-            if not (batch.records and self._is_committed(batch)):
+            # One that goes further is another member's, which may have read its batches in another order.
+            if not (batch.records and self._offsets.of(self._consumer, batch.ends) == batch.ends):
                 self.rewind(batch)
                 raise Aborted(str(reason)) from reason
             log.warning("%s: %s; the transaction was committed", self.agent, reason)
@@ -266,7 +260,7 @@ class Session:
     def _seek(self, place: Place, offset: int) -> None:
         self._positions[place] = offset
         try:
-            self._patiently("seek", lambda: self._consumer.seek(TopicPartition(*place, offset)))
+            self._patience.repeat("seek", lambda: self._consumer.seek(TopicPartition(*place, offset)))
         except KafkaException as error:
             if error.args[0].code() != KafkaError._STATE:
                 raise
@@ -285,49 +279,6 @@ class Session:
             value = _encode(Progress(agent=self.agent, starts=starts, ends=ends, rules=self._handler.rules))
             markers.append(Output(PROGRESS, self.agent.encode(), value, partition=number))
         return markers
-
-    def _is_committed(self, batch: Batch) -> bool:
-        # One that goes further is another member's, which may have read its batches in another order than this one's.
-        found = self._credible(batch.ends)
-        return all(found[place] == end for place, end in batch.ends.items())
-
-    def _committed(self, places: Collection[Place]) -> dict[Place, int]:
-        """Committed offsets, 0 where there is none."""
-
-        def ask() -> dict[Place, int]:
-            found = self._consumer.committed([TopicPartition(*place) for place in places], REQUEST_TIMEOUT_S)
-            for partition in found:
-                if partition.error is not None:
-                    # For one, that the last holder's transaction has not ended yet: it will, by its time limit.
-                    raise KafkaException(partition.error)
-            return {
-                (partition.topic, partition.partition): 0 if partition.offset == OFFSET_INVALID else partition.offset
-                for partition in found
-            }
-
-        advice = "if brokers are well, a transaction may hang: docs/operating.md (hanging transactions)"
-        committed: dict[Place, int] = self._patiently("committed offsets", ask, advice)
-        return committed
-
-    def _patiently(self, what: str, call: Callable[[], Any], advice: str = "") -> Any:
-        """Repeat ``call`` for as long as its error may pass; `Stopped` once the worker ends.
-
-        ``advice`` is what to look at where that takes longer than any transaction may.
-        """
-        long_s = time.monotonic() + HANGING_S
-        while True:
-            try:
-                return call()
-            except KafkaException as error:
-                cause: KafkaError = error.args[0]
-                if cause.code() not in PASSING_ERRORS | UNSTABLE and not cause.retriable():
-                    raise
-                if self._stopping.is_set():
-                    raise Stopped(f"agent {self.agent}: {what}: {cause.str()}") from error
-                hint = f" ({advice})" if advice and time.monotonic() > long_s else ""
-                log.warning("%s: %s: %s; trying again%s", self.agent, what, cause.str(), hint)
-                self._waiting()
-                time.sleep(RETRY_S)
 
     def _waiting(self) -> None:
         self._tell_waiting()
@@ -391,7 +342,7 @@ class Session:
         offsets: dict[Place, int] = {}
         if whole:
             # Asked first: what the last holder committed with these offsets can be read once they are known.
-            committed = self._credible([(topic, number) for number in whole for topic in self._names])
+            committed = self._offsets.of(consumer, [(topic, number) for number in whole for topic in self._names])
             self._handler.assigning(self._waiting_or_stop)
             for number in whole:
                 offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})
@@ -453,43 +404,6 @@ class Session:
                 )  # fmt: skip
             positions[topic, number] = max(offset, first)
         return positions
-
-    def _credible(self, places: Collection[Place]) -> dict[Place, int]:
-        """Committed offsets, but none that lies before what results tell was read: that would do records again.
-
-        A coordinator may know a part of its log only, and so older offsets or none: Kafka 4.4.0 takes the end of a load
-        that leadership had ended for the end of the next one (``docs/decisions/0004-exactly-once.md``).
-        """
-        settings = self._settings
-        deadline_s = time.monotonic() + FORGETFUL_S
-        while True:
-            committed = self._committed(places)
-            if not self._transactions.exactly_once or settings.restart_from_beginning or settings.accept_lost_records:
-                return committed
-            missing = any(offset == 0 for offset in committed.values())
-            numbers = {number for _, number in places}
-            reads = self._names.values()
-            ask = partial(traces_of, self._bootstrap, self.agent, reads, numbers, settings, newest_only=not missing)
-            traces: Traces = self._patiently("results", ask)
-            behind = {
-                place: told
-                for place, offset in sorted(committed.items())
-                if offset < (told := (traces.newest if offset else traces.ends).get(place, 0))
-            }
-            if not behind:
-                return committed
-            known = ", ".join(
-                f"{topic} partition {number}: {committed[topic, number]} of {told}"
-                for (topic, number), told in behind.items()
-            )
-            if time.monotonic() > deadline_s:
-                raise SessionError(
-                    f"agent {self.agent}: the brokers know older offsets, or none, than results tell were read "
-                    f"({known}): look at the group coordinator's log; docs/operating.md (lost offsets) says what to do"
-                )
-            log.warning("%s: the group's offsets lie before what was read (%s); asking again", self.agent, known)
-            self._waiting_or_stop()
-            time.sleep(RETRY_S)
 
     def _waiting_or_stop(self) -> None:
         if self._stopping.is_set():

@@ -22,6 +22,7 @@ from pipeline.kafka.clients import (
     read_topic,
 )
 from pipeline.kafka.handler import Restored
+from pipeline.kafka.offsets import CommittedOffsets
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import MOST_ABORTS, Aborted, OutputTooLarge, SessionError, Transactions
@@ -436,17 +437,17 @@ def test_what_the_last_holder_committed_is_there_when_partitions_come(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    committed = Session._committed
+    committed = CommittedOffsets.of
 
-    def ask(self: Session, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    def ask(self: CommittedOffsets, *arguments: Any) -> dict[tuple[str, int], int]:
         asked.append("committed")
-        return committed(self, places)
+        return committed(self, *arguments)
 
     class Watching(Numbers):
         def assigning(self, waiting: Callable[[], None]) -> None:
             asked.append("assigning")
 
-    monkeypatch.setattr(Session, "_committed", ask)
+    monkeypatch.setattr(CommittedOffsets, "of", ask)
     handler = Watching()
     with session(settings, handler) as one:
         work(one, handler, lambda: len(one.assigned) == 4)
@@ -483,22 +484,22 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
     known = committed_offsets(servers(settings), group, [settings.topic(topic.name) for topic in READS])
     admin = admin_client(servers(settings))
     admin.delete_consumer_groups([group])[group].result()
-    monkeypatch.setattr("pipeline.kafka.session.FORGETFUL_S", 1.0)
+    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", 1.0)
     with (
         session(settings, Numbers()) as second,
         pytest.raises(SessionError, match=r"older offsets, or none, .*transactions"),
     ):
         work(second, Numbers(), lambda: False)
-    monkeypatch.setattr("pipeline.kafka.session.FORGETFUL_S", PATIENCE_S)
+    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", PATIENCE_S)
     handler = Numbers()
     write(settings, [str(number) for number in range(20, 25)])
     with session(settings, handler) as third:
         forgetful = iter(range(2 * len(known)))
 
-        def committed(places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        def told(_: Consumer, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
             return {at: known.get(at, 0) if next(forgetful, None) is None else 0 for at in places}
 
-        monkeypatch.setattr(third, "_committed", committed)
+        monkeypatch.setattr(third._offsets, "told", told)
         work(third, handler, lambda: sum(map(len, handler.settled.values())) >= 25)
     assert decided(settings) == sorted(str(number).encode() for number in range(25))
 
@@ -506,7 +507,7 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
 def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_look(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.kafka.session.HANGING_S", 0.3)
+    monkeypatch.setattr("pipeline.kafka.patience.HANGING_S", 0.3)
 
     class Unstable(Consumer):
         def committed(self, *arguments: Any, **more: Any) -> Any:
@@ -538,7 +539,7 @@ def test_offsets_of_a_coordinator_that_has_lost_the_newest_are_not_gone_on_from(
         admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, to)])[group].result()
 
     reset({place: offset - 2 for place, offset in known.items()})
-    monkeypatch.setattr("pipeline.kafka.session.FORGETFUL_S", 1.0)
+    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", 1.0)
     with session(settings, Numbers()) as second, pytest.raises(SessionError, match="older offsets"):
         work(second, Numbers(), lambda: False)
     assert len(decided(settings)) == 20

@@ -1,0 +1,92 @@
+"""Where a group stands, as its coordinator says, and believed only as far as the group's results bear it out."""
+
+import logging
+import time
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Final
+
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, TopicPartition
+
+from pipeline.kafka.batch import Place
+from pipeline.kafka.patience import Patience
+from pipeline.kafka.traces import traces_of
+from pipeline.kafka.transactions import SessionError
+from pipeline.settings import Settings
+from schemas.topics import Topic
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S: Final = 10.0
+FORGETFUL_S: Final = 30.0
+"""Longest wait for a group coordinator that does not know what results tell."""
+
+
+class CommittedOffsets:
+    """Of one agent's group."""
+
+    def __init__(
+        self, bootstrap: str, settings: Settings, agent: str, reads: Collection[Topic], patience: Patience
+    ) -> None:
+        self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
+        self._reads, self._patience = reads, patience
+        # Under at_least_once results may be ahead of the offsets, and two settings accept that they are.
+        self._checked = settings.delivery == "exactly_once" and not (
+            settings.restart_from_beginning or settings.accept_lost_records
+        )
+
+    def of(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, int]:
+        """Committed offsets, 0 where there is none, but none that lies before what results tell was read.
+
+        Going on from there would do records again. A coordinator may know a part of its log only, and so older offsets
+        or none: Kafka 4.4.0 takes the end of a load that leadership had ended for the end of the next one
+        (``docs/decisions/0004-exactly-once.md``). Raises ``SessionError`` where that stays so.
+        """
+        deadline_s = time.monotonic() + FORGETFUL_S
+        while True:
+            committed = self.told(consumer, places)
+            behind = self._behind(committed) if self._checked else {}
+            if not behind:
+                return committed
+            known = ", ".join(
+                f"{topic} partition {number}: {committed[topic, number]} of {end}"
+                for (topic, number), end in behind.items()
+            )
+            if time.monotonic() > deadline_s:
+                raise SessionError(
+                    f"agent {self._agent}: the brokers know older offsets, or none, than results tell were read "
+                    f"({known}): look at the group coordinator's log; docs/operating.md (lost offsets) says what to do"
+                )
+            log.warning("%s: the group's offsets lie before what was read (%s); asking again", self._agent, known)
+            self._patience.pause()
+
+    def told(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, int]:
+        """Committed offsets as the coordinator knows them, 0 where there is none."""
+
+        def ask() -> dict[Place, int]:
+            found = consumer.committed([TopicPartition(*place) for place in places], REQUEST_TIMEOUT_S)
+            for partition in found:
+                if partition.error is not None:
+                    # For one, that the last holder's transaction has not ended yet: it will, by its time limit.
+                    raise KafkaException(partition.error)
+            return {
+                (partition.topic, partition.partition): 0 if partition.offset == OFFSET_INVALID else partition.offset
+                for partition in found
+            }
+
+        advice = "if brokers are well, a transaction may hang: docs/operating.md (hanging transactions)"
+        return self._patience.repeat("committed offsets", ask, advice)
+
+    def _behind(self, committed: Mapping[Place, int]) -> dict[Place, int]:
+        """Where results tell that more was read: the offset behind that."""
+        missing = any(offset == 0 for offset in committed.values())
+        numbers = {number for _, number in committed}
+        ask = partial(
+            traces_of, self._bootstrap, self._agent, self._reads, numbers, self._settings, newest_only=not missing
+        )
+        traces = self._patience.repeat("results", ask)
+        return {
+            place: end
+            for place, offset in sorted(committed.items())
+            if offset < (end := (traces.newest if offset else traces.ends).get(place, 0))
+        }
