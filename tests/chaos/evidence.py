@@ -16,6 +16,7 @@ LINE = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3})\](?: \[\d+\])? \[
 RESTORED = re.compile(r"state restored in [\d.]+ s from (a snapshot|the log alone) and (\d+) records")
 REFUSED = re.compile(r"snapshot (\S+) is not used \(([a-z-]+)\)")
 NOT_WRITTEN = "no snapshot: "
+UPON_DAMAGE = re.compile(r"of (\S+) could be written .*of the snapshot before was changed or damaged")
 AFTERWARDS_S = 30.0
 """A write that a fault has made fail is told at most as long after it (a worker may have stood still meanwhile)."""
 LONG_DAYS = 16.0
@@ -43,6 +44,8 @@ class Evidence:
     """By kind of damage: faults of which a worker has met, and told, a damaged snapshot."""
     failed_writes: int = 0
     """Snapshots that could not be written while there was no room."""
+    failed_upon_damage: int = 0
+    """Snapshots that could not be written because the one before, on which they build, had been damaged."""
     failed_unasked: list[str] = field(default_factory=list)
     """Snapshots that could not be written although nothing had been done to their place."""
 
@@ -73,6 +76,8 @@ def gather(lines: Iterable[Line], happened: Sequence[Happened]) -> Evidence:
         elif NOT_WRITTEN in line.text:
             if _within("snapshots full", line.wall_s, happened):
                 evidence.failed_writes += 1
+            elif (place := UPON_DAMAGE.search(line.text)) is not None and _damaged(place[1], line.wall_s, happened):
+                evidence.failed_upon_damage += 1
             elif not _within("snapshots gone", line.wall_s, happened):
                 evidence.failed_unasked.append(f"{line.worker}: {line.text}")
     for one in happened:
@@ -83,6 +88,10 @@ def gather(lines: Iterable[Line], happened: Sequence[Happened]) -> Evidence:
 
 def _within(kind: str, wall_s: float, happened: Iterable[Happened]) -> bool:
     return any(one.kind == kind and 0.0 <= wall_s - one.wall_s + 1.0 <= AFTERWARDS_S for one in happened)
+
+
+def _damaged(place: str, wall_s: float, happened: Iterable[Happened]) -> bool:
+    return any(one.wall_s - 1.0 <= wall_s and any(n.startswith(f"{place}/") for n in one.snapshots) for one in happened)
 
 
 def lacking(

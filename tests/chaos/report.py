@@ -66,6 +66,7 @@ def as_json(outcome: Outcome, options: dict[str, Any]) -> dict[str, Any]:
             "refused": dict(outcome.evidence.refused),
             "damage_met": outcome.evidence.met,
             "failed_while_full": outcome.evidence.failed_writes,
+            "failed_upon_damage": outcome.evidence.failed_upon_damage,
             "failed_without_a_fault": len(outcome.evidence.failed_unasked),
         },
         "workers_that_ended_by_themselves": [one._asdict() for one in outcome.fleet.endings],

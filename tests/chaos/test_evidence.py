@@ -17,6 +17,10 @@ FROM_SNAPSHOT = f"[2024-05-01 10:00:05,500] {RESTORED} a snapshot and 47 records
 FROM_LOG = f"[2024-05-01 10:00:06,500] {RESTORED} the log alone and 9 records "
 FROM_NOTHING = FROM_LOG.replace("9 records", "0 records")
 FULL = "[2024-05-01 10:01:05,000] [77] [ERROR] card: partition 0: no snapshot: none of chaos-card/0 could be written "
+UPON_DAMAGE = (
+    "[2024-05-01 10:04:00,000] [77] [ERROR] card: partition 0: no snapshot: no snapshot of chaos-card/0 could "
+    "be written to here (the object ab of the snapshot before was changed or damaged): see to the room"
+)
 GOOD = [DAMAGED, FROM_SNAPSHOT, FROM_LOG, FULL]
 ALL = (
     "accepted_again",
@@ -104,3 +108,11 @@ def test_a_long_run_must_have_forgotten_something(tmp_path: Path) -> None:
     assert "forgotten" in told(tmp_path, GOOD, dict.fromkeys(ALL, 3), days=54.0)
     enough = dict.fromkeys((*ALL, "forgotten", "decisions_forgotten"), 3)
     assert told(tmp_path, GOOD, enough, days=54.0) == ""
+
+
+def test_a_snapshot_that_fails_upon_damage_that_was_done_is_no_failure(tmp_path: Path) -> None:
+    evidence = gathered(tmp_path, [*GOOD, UPON_DAMAGE])
+    assert (evidence.failed_upon_damage, evidence.failed_unasked) == (1, [])
+    for other in (UPON_DAMAGE.replace("10:04:00", "10:00:01"), UPON_DAMAGE.replace("card/0", "card/1")):
+        evidence = gathered(tmp_path, [*GOOD, other])
+        assert (evidence.failed_upon_damage, len(evidence.failed_unasked)) == (0, 1)
