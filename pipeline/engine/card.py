@@ -369,14 +369,10 @@ class CardPartition:
         for waiting in self._waiting.take_older(self._newest_us - EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST):
             item = _kept(waiting)
             result.counts["label", "unknown_transaction"] += 1
-            result.dead_letter(
-                item.record,
-                "card",
-                "label_without_transaction",
-                f"no transaction {item.label.transaction_id!r} of card {item.label.card_id!r} is known that the label "
-                "can be joined to: check both identifiers and send it again, unless the transaction happened more than "
-                f"{self._rules.label_horizon_us / US_PER_DAY:g} days before, which is too long",
+            code, text = label_without_transaction(
+                item.label.transaction_id, item.label.card_id, self._rules.label_horizon_us
             )
+            result.dead_letter(item.record, "card", code, text)
 
     def _forgotten_day(self) -> int:
         """The first day of acceptance that is remembered; what lies before is as if it were not there.
@@ -388,6 +384,16 @@ class CardPartition:
 
     def _place(self, record: Record) -> SourceRecord:
         return SourceRecord(topic=self._bare[record.topic], partition=record.partition, offset=record.offset)
+
+
+def label_without_transaction(transaction_id: str, card_id: str, label_horizon_us: int) -> tuple[str, str]:
+    """Code and text of the dead letter of a label that has waited in vain."""
+    return (
+        "label_without_transaction",
+        f"no transaction {transaction_id!r} of card {card_id!r} is known that the label can be joined to: check both "
+        "identifiers and send it again, unless the transaction happened more than "
+        f"{label_horizon_us / US_PER_DAY:g} days before, which is too long",
+    )
 
 
 def _kept(waiting: Waiting) -> _Known:

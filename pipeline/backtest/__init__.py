@@ -1,0 +1,1 @@
+"""Backtests: history replayed in process over columns, by the kernels' own rules."""
