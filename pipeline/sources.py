@@ -101,7 +101,7 @@ def resolve_mapping(
     Raises `UnusableSource` for an unknown field, preset or time zone, and for required columns that the file has not.
     """
     changes = changes or {}
-    present = _column_names(path)
+    present = column_names(path)
     unknown = sorted(set(changes) - set(FIELDS))
     if unknown:
         raise UnusableSource(f"--map knows no field {', '.join(unknown)}; the fields are {', '.join(FIELDS)}")
@@ -207,7 +207,8 @@ def _kind(path: Path) -> str:
     raise UnusableSource(f"{path}: unknown file type; use .parquet, .pq, .csv or .csv.gz")
 
 
-def _column_names(path: Path) -> list[str]:
+def column_names(path: Path) -> list[str]:
+    """The columns of a file; raises `UnusableSource` for one that cannot be read."""
     kind = _kind(path)
     try:
         if kind == "parquet":

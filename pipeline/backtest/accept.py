@@ -24,7 +24,7 @@ from schemas.messages import Transaction
 from schemas.money import RateTable
 
 STAMP: Final = "timestamp"
-"""Column of the columnar form: when the record arrived, as Kafka's record timestamp; its own time where it is absent."""
+"""Column of the columnar form: when the record arrived, as Kafka stamps it; absent or null: at its own time."""
 SEQUENCE: Final = "sequence"
 """Column of the columnar form: whole number by which a recorded order goes."""
 TRANSACTION_FIELDS: Final = (
@@ -52,9 +52,7 @@ class Acceptance(NamedTuple):
     """Whether the order goes by the column ``sequence`` and not by times."""
 
 
-def accept_transactions(
-    table: pa.Table, rules: Acceptance, first_row: int = 0
-) -> tuple[Transactions, list[Reject]]:
+def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tuple[Transactions, list[Reject]]:
     """The accepted rows of ``table`` (`TRANSACTION_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
 
     ``first_row`` is the number of its first row. Raises ValueError where ``recorded`` rows have no sequence.
@@ -108,7 +106,7 @@ def accept_transactions(
         card_id=cards, merchant_id=merchants, event_time_us=event_us, currency=currency, amount_minor=minor,
         amount_base_minor=base, transaction_type=types, counts=counts, hour=hour, weekday=weekday,
     )  # fmt: skip
-    return (accepted.take(plain) if len(rejects) else accepted), rejects
+    return (accepted.take(plain) if rejects else accepted), rejects
 
 
 def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tuple[Labels, list[Reject]]:
@@ -149,7 +147,7 @@ def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tup
         known=_coded(words, lambda word: KNOWN.index(known_value(word))), labelled_at_us=labelled_us,
         known_at_us=known_at_us,
     )  # fmt: skip
-    return (accepted.take(plain) if len(rejects) else accepted), rejects
+    return (accepted.take(plain) if rejects else accepted), rejects
 
 
 def _stamps(table: pa.Table, rules: Acceptance) -> NDArray[np.int64]:
@@ -179,7 +177,9 @@ def _keys(table: pa.Table, times_us: NDArray[np.int64], rules: Acceptance) -> ND
 
 def _names(names: Mapping[str, pa.Array], raw: Mapping[str, pa.Array], row: int) -> dict[str, Any]:
     """Identifiers as a producer would write them: whole numbers as text, else what the column holds."""
-    return {name: texts[row].as_py() if texts[row].is_valid else raw[name][row].as_py() for name, texts in names.items()}
+    return {
+        name: texts[row].as_py() if texts[row].is_valid else raw[name][row].as_py() for name, texts in names.items()
+    }
 
 
 def _record(cells: Mapping[str, Any]) -> bytes:
@@ -190,4 +190,5 @@ def _record(cells: Mapping[str, Any]) -> bytes:
 def _coded(texts: pa.Array, of: Callable[[str], int]) -> NDArray[np.int8]:
     encoded = texts.dictionary_encode()
     codes = np.array([*map(of, encoded.dictionary.to_pylist()), 0], np.int8)
-    return codes[pc.fill_null(encoded.indices, len(codes) - 1).to_numpy()]
+    rows: NDArray[np.int64] = pc.fill_null(encoded.indices, len(codes) - 1).to_numpy()
+    return codes[rows]

@@ -35,9 +35,11 @@ class _Columns:
         mask = rows.dtype == np.bool_
         picked = pa.array(rows)
         return self._each(
-            lambda column: column[rows]
-            if isinstance(column, np.ndarray)
-            else (column.filter(picked) if mask else column.take(picked))
+            lambda column: (
+                column[rows]
+                if isinstance(column, np.ndarray)
+                else (column.filter(picked) if mask else column.take(picked))
+            )
         )
 
     def _each(self, of: Any) -> Self:
@@ -104,6 +106,14 @@ class Labels(_Columns):
         return len(self.row)
 
 
+def no_transactions() -> Transactions:
+    """None of them."""
+    none, texts, numbers = np.empty(0, np.int64), pa.array([], pa.string()), np.empty(0)
+    return Transactions(
+        none, none, texts, texts, texts, none, texts, none, none, texts, np.empty(0, np.bool_), numbers, numbers
+    )
+
+
 def no_labels() -> Labels:
     """None of them."""
     none, texts = np.empty(0, np.int64), pa.array([], pa.string())
@@ -113,7 +123,8 @@ def no_labels() -> Labels:
 def name_keys(names: pa.Array) -> NDArray[np.int64]:
     """`entity_keys` of names that come again and again; shape (n, 2)."""
     encoded = names.dictionary_encode()
-    return entity_keys(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
+    rows: NDArray[np.int32] = encoded.indices.to_numpy()
+    return entity_keys(encoded.dictionary.to_pylist())[rows]
 
 
 def digest_keys(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.int64]:

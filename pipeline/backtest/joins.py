@@ -5,7 +5,7 @@ table finds the latest of a digest. Labels that found nothing wait. One pass goe
 chunk of them ends makes no difference.
 """
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numba
 import numpy as np
@@ -16,11 +16,13 @@ from pipeline.backtest.resolved import NO_LABEL, OUTCOMES, resolve_numbers
 from pipeline.engine.card import EARLY_LABEL_PATIENCE_US, label_without_transaction
 from pipeline.features.catalogue import US_PER_DAY
 
+IntArray = NDArray[np.signedinteger[Any]]
+
 COUNTS: Final = (*OUTCOMES, "early", "too_late", "unknown_transaction")
 """What became of labels, as the card agent counts it, by number."""
 _EARLY, _TOO_LATE, _UNKNOWN = (COUNTS.index(name) for name in ("early", "too_late", "unknown_transaction"))
 _LEAST: Final = 1_024
-_ENTRY_WORDS: Final = 12
+_ENTRY_WORDS: Final = 11
 # Words of an entry.
 _HIGH, _LOW, _EVENT_US, _NEWEST_US, _MERCHANT, _MERCHANT_2, _PLACE = range(7)
 _RANK, _LABELLED_AT_US, _KNOWN, _CHANGES = range(7, 11)
@@ -81,7 +83,7 @@ class CardIndex:
         self._rules = np.array([dedup_horizon_us, label_horizon_us, EARLY_LABEL_PATIENCE_US], np.int64)
         self._meta = np.zeros(2, np.int64)
         self._entries = np.zeros((_LEAST, _ENTRY_WORDS), np.int64)
-        self._table = np.zeros(4 * _LEAST, np.int64)
+        self._table = np.zeros(2 * _LEAST, np.int32)
         self._waiting = no_labels()
         self._waiting_keys: tuple[NDArray[np.int64], NDArray[np.uint64]] = (
             np.empty((0, 2), np.int64),
@@ -119,7 +121,7 @@ class CardIndex:
         n, m = len(records.digest), len(labels)
         accepted, newest_us, waits = np.zeros(n, np.bool_), np.empty(n, np.int64), np.ones(m, np.bool_)
         follows = np.empty((m, 7), np.int64)
-        table = np.zeros(_power_of_two(2 * m) if m else 0, np.int64)
+        table = np.zeros(_power_of_two(2 * m) if m else 0, np.int32)
         chains = np.full((m, 2), -1, np.int64)
         # A label stands before the first transaction behind it; those that wait already stand before all.
         positions = np.concatenate([np.full(held, -1), records.label_position])
@@ -146,9 +148,11 @@ class CardIndex:
         kept = waits & ~in_vain
         self._waiting = labels.take(kept) if kept.any() else no_labels()
         self._waiting_keys = (digest[kept], identity[kept])
-        texts = zip(given_up.row.tolist(), given_up.transaction_id.to_pylist(), given_up.card_id.to_pylist(), strict=True)
         horizon_us = int(self._rules[_LABEL_US])
-        return [Reject("label", row, *label_without_transaction(*names, horizon_us)) for row, *names in texts]
+        names = zip(given_up.transaction_id.to_pylist(), given_up.card_id.to_pylist(), strict=True)
+        reasons = [label_without_transaction(transaction, card, horizon_us) for transaction, card in names]
+        rows = given_up.row.tolist()
+        return [Reject("label", row, code, text) for row, (code, text) in zip(rows, reasons, strict=True)]
 
     def _make_room(self, arriving: int) -> None:
         entries, count = self._entries, self.transactions
@@ -164,7 +168,7 @@ class CardIndex:
         self._entries = np.zeros((size, _ENTRY_WORDS), np.int64)
         self._entries[: len(kept)] = kept
         self._meta[_ENTRIES] = len(kept)
-        self._table = np.zeros(4 * size, np.int64)
+        self._table = np.zeros(2 * size, np.int32)
         _fill(self._table, self._entries, len(kept))
 
 
@@ -172,8 +176,8 @@ def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-@numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
-def _slot(table, rows, high, low):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _slot(table: IntArray, rows: IntArray, high: int, low: int) -> int:
     """Where in ``table`` (row + 1, 0 for none) the row of a digest stands, or would."""
     mask = len(table) - 1
     slot = low & mask
@@ -186,24 +190,27 @@ def _slot(table, rows, high, low):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _fill(table: NDArray[np.int64], rows: NDArray[np.int64], count: int) -> None:
+def _fill(table: IntArray, rows: IntArray, count: int) -> None:
     for row in range(count):
         table[_slot(table, rows, rows[row, 0], rows[row, 1])] = row + 1
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _forgotten(rules: NDArray[np.int64], newest_us: int) -> int:
+def _forgotten(rules: IntArray, newest_us: int) -> int:
     """`CardPartition._forgotten_day`; under rules that do not change it is told by the newest event time alone."""
-    return max(0, (newest_us - max(rules[_DEDUP_US], rules[_LABEL_US]) - 2 * rules[_PATIENCE_US]) // US_PER_DAY)
+    day: int = (newest_us - max(rules[_DEDUP_US], rules[_LABEL_US]) - 2 * rules[_PATIENCE_US]) // US_PER_DAY
+    return max(0, day)
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _join(  # type: ignore[no-untyped-def]
-    rules, meta, entries, table, waiting, chains, held,
-    digest, event_us, merchant, merchant_partition, position,
-    label_digest, label_position, rank, known, labelled_at_us, known_at_us,
-    accepted, newest_us, waits, follows, counts,
-):  # fmt: skip
+def _join(
+    rules: IntArray, meta: IntArray, entries: IntArray, table: IntArray, waiting: IntArray, chains: IntArray, held: int,
+    digest: IntArray, event_us: IntArray, merchant: IntArray, merchant_partition: IntArray, position: IntArray,
+    label_digest: IntArray, label_position: IntArray, rank: IntArray, known: IntArray, labelled_at_us: IntArray,
+    known_at_us: IntArray, accepted: NDArray[np.bool_], newest_us: IntArray, waits: NDArray[np.bool_],
+    follows: IntArray, counts: IntArray,
+) -> int:  # fmt: skip
+    """Work on all records; returns how many rows of ``follows`` there are."""
     n, m = len(digest), len(label_digest)
     followed = 0
     for j in range(held):
@@ -265,7 +272,7 @@ def _join(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _wait(waiting, chains, label_digest, j):  # type: ignore[no-untyped-def]
+def _wait(waiting: IntArray, chains: IntArray, label_digest: IntArray, j: int) -> None:
     """Let label ``j`` wait behind the others of its transaction."""
     slot = _slot(waiting, label_digest, label_digest[j, 0], label_digest[j, 1])
     first = waiting[slot] - 1
@@ -278,17 +285,21 @@ def _wait(waiting, chains, label_digest, j):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _finds(rules, meta, entry, known_at_us):  # type: ignore[no-untyped-def]
+def _finds(rules: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) -> bool:
     """`CardPartition._finds`."""
     return (
         entry[_NEWEST_US] // US_PER_DAY >= _forgotten(rules, meta[_NEWEST])
-        and entry[_NEWEST_US] - rules[_PATIENCE_US] <= known_at_us
-        and known_at_us <= entry[_EVENT_US] + rules[_LABEL_US] + rules[_PATIENCE_US]
+        and entry[_NEWEST_US] - rules[_PATIENCE_US]
+        <= known_at_us
+        <= entry[_EVENT_US] + rules[_LABEL_US] + rules[_PATIENCE_US]
     )
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _apply(rules, entry, label, position, rank, known, labelled_at_us, known_at_us, follows, counts):  # type: ignore[no-untyped-def]
+def _apply(
+    rules: IntArray, entry: IntArray, label: int, position: int, rank: int, known: int, labelled_at_us: int,
+    known_at_us: int, follows: IntArray, counts: IntArray,
+) -> int:  # fmt: skip
     """`CardPartition._apply`: 1 where the label travels on, which is then the first of ``follows``."""
     if known_at_us - entry[_EVENT_US] > rules[_LABEL_US]:
         counts[_TOO_LATE] += 1

@@ -1,7 +1,7 @@
 """Columns of the wire contract in the form that the kernels take, as far as it is plain what the decoder would say.
 
-Every function returns values and a mask of the rows whose value is plain: written in the ordinary way, and within limits
-that are narrower than the decoder's. What is not plain is nobody's fault; the decoder itself is asked about it.
+Most functions return values and a mask of the rows whose value is plain: written in the ordinary way, and within
+limits that are narrower than the decoder's. What is not plain need not be wrong; the decoder itself is asked about it.
 """
 
 import re
@@ -36,7 +36,10 @@ _PLAIN_LOCAL: Final = rf"^\d{{4}}-\d\d-\d\d[T ]{_CLOCK}$"
 _PLAIN_ZONED: Final = rf"^\d{{4}}-\d\d-\d\dT{_CLOCK}(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)$"
 _PLAIN_AMOUNT: Final = r"^(?:0|[1-9]\d{0,10})(?:\.\d{1,4})?$"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST_US, _LAST_US = ((at.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) for at in (datetime.min, datetime.max))
+_FIRST_US, _LAST_US = (
+    (at - _EPOCH) // timedelta(microseconds=1)
+    for at in (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
+)
 
 
 def column(table: pa.Table, name: str) -> pa.Array:
