@@ -204,7 +204,7 @@ class Feedback:
     ) -> Example:
         served, row = decided.served, decided.row
         taken = served.transactions
-        values = [None if math.isnan(value) else value for value in served.features[row].tolist()]
+        values: list[float] = served.features[row].tolist()
         example = Example(
             transaction_id=taken.transaction_id[row].as_py(),
             card_id=taken.card_id[row].as_py(),
@@ -275,3 +275,7 @@ class Feedback:
 def _digests(of: Transactions | Labels) -> list[bytes]:
     packed = digest_keys(of.card_id, of.transaction_id).astype(">i8").tobytes()
     return [packed[start : start + 16] for start in range(0, len(packed), 16)]
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

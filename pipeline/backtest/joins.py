@@ -287,12 +287,10 @@ def _wait(waiting: IntArray, chains: IntArray, label_digest: IntArray, j: int) -
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _finds(rules: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) -> bool:
     """`CardPartition._finds`."""
-    return (
-        entry[_NEWEST_US] // US_PER_DAY >= _forgotten(rules, meta[_NEWEST])
-        and entry[_NEWEST_US] - rules[_PATIENCE_US]
-        <= known_at_us
-        <= entry[_EVENT_US] + rules[_LABEL_US] + rules[_PATIENCE_US]
-    )
+    last_us = entry[_EVENT_US] + rules[_LABEL_US] + rules[_PATIENCE_US]
+    remembered: bool = entry[_NEWEST_US] // US_PER_DAY >= _forgotten(rules, meta[_NEWEST])
+    in_time: bool = entry[_NEWEST_US] - rules[_PATIENCE_US] <= known_at_us <= last_us
+    return remembered and in_time
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]

@@ -89,7 +89,7 @@ def _checked(parts: Iterator[Rows], kind: str, order: Order) -> Iterator[Rows]:
         if not len(part):
             continue
         keys = np.concatenate([[last], part.key])
-        behind = np.flatnonzero(np.diff(keys) < 0)
+        behind = np.flatnonzero(keys[1:] < keys[:-1])
         if len(behind):
             row = int(part.row[behind[0]])
             by = {
