@@ -5,7 +5,7 @@ from pipeline.backtest.columns import Reject
 from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.learning import Learning
 from pipeline.backtest.order import Order, OutOfOrder
-from pipeline.backtest.replay import replay
+from pipeline.backtest.run import replay
 from pipeline.backtest.tables import delayed_truth, file_tables, frame_tables, label_tables
 
 __all__ = [

@@ -1,5 +1,6 @@
 """Decisions as columns."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +47,8 @@ class Decisions:
     rates_version: str
     duplicates: int
     """Repeats, which are not decided."""
+    label_outcomes: Counter[str]
+    """What became of the chunk's labels, and of those that waited, as the card agent counts it."""
     rejects: tuple[Reject, ...]
     """Rows of the input that were refused since the chunk before, and labels that have waited in vain."""
 

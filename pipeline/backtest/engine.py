@@ -4,6 +4,7 @@ What is decided is what the live kernels decide when every record is carried thr
 the next one is read; ``docs/decisions/0025-columnar-backtests.md`` says what follows for other ways to cut batches.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -40,22 +41,6 @@ class Engine:
         self._cards = [CardWindows() for _ in numbers]
         self._merchants = [MerchantWindows() for _ in numbers]
 
-    @property
-    def label_counts(self) -> dict[str, int]:
-        """What became of the labels so far, as the card agent counts it."""
-        totals = np.sum([index.counts for index in self._indexes], axis=0)
-        return {name: int(count) for name, count in zip(COUNTS, totals, strict=True) if count}
-
-    @property
-    def waiting_labels(self) -> int:
-        """Labels whose transaction has not come yet."""
-        return sum(index.waiting for index in self._indexes)
-
-    @property
-    def newest_us(self) -> NDArray[np.int64]:
-        """How far event time has come, by partition of cards; shape (partitions,)."""
-        return np.array([index.newest_us for index in self._indexes])
-
     def close(self) -> None:
         """Let go of the state."""
         for windows in (*self._cards, *self._merchants):
@@ -66,6 +51,7 @@ class Engine:
 
         ``rejects`` are passed on, with the labels behind them that have waited in vain.
         """
+        before = self._label_counts()
         accepted, following, in_vain = self._join(chunk)
         taken, position = chunk.transactions, chunk.position
         duplicates = len(taken) - int(np.count_nonzero(accepted))
@@ -113,6 +99,7 @@ class Engine:
             base_currency=self._options.rates.base,
             rates_version=self._options.rates.version,
             duplicates=duplicates,
+            label_outcomes=self._label_counts() - before,
             rejects=(*rejects, *in_vain),
         )
 
@@ -173,6 +160,10 @@ class Engine:
             rows = order[of]
             transactions = rows < n
             out[rows[transactions]] = features[transactions]
+
+    def _label_counts(self) -> Counter[str]:
+        totals = np.sum([index.counts for index in self._indexes], axis=0).tolist()
+        return Counter(dict(zip(COUNTS, totals, strict=True)))
 
     def partitions(self, names: pa.Array) -> NDArray[np.int64]:
         """To which partition each name belongs; shape (n,)."""

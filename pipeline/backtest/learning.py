@@ -45,19 +45,19 @@ class Teacher:
         self._period: int | None = None
 
     def between_publications(self, chunk: Chunk) -> Iterator[Chunk]:
-        """The chunk in parts; what was learned is published before the first of each period of event time."""
+        """The chunk in parts; what was learned is published before the first transaction of each period."""
         newest_us = np.maximum.accumulate(np.append(self._newest_us, chunk.transactions.event_time_us))[1:]
-        if not len(newest_us):
-            yield chunk
-            return
-        self._newest_us = int(newest_us[-1])
         periods = newest_us // self._every_us
-        starts = np.flatnonzero(np.diff(periods, prepend=-1 if self._period is None else self._period))
-        for first, end in pairwise(sorted({0, *starts.tolist(), len(periods)})):
-            if first in starts and self._period is not None:
+        if self._period is None:
+            self._period = int(periods[0]) if len(periods) else None
+        starts = chunk.position[np.flatnonzero(np.diff(periods, prepend=self._period or 0))]
+        for first, end in pairwise([0, *starts.tolist(), len(chunk)]):
+            if first in starts:
                 self._publish()
-            self._period = int(periods[first])
-            yield chunk.part(first, end)
+            if first < end:
+                yield chunk.between(first, end)
+        if len(periods):
+            self._newest_us, self._period = int(newest_us[-1]), int(periods[-1])
 
     def learn(self, chunk: Chunk, decisions: Decisions) -> None:
         """Learn what the decisions and labels of a part of a chunk tell."""

@@ -37,12 +37,13 @@ class Chunk:
     label_position: NDArray[np.int64]
     """Shape (m,): ascending."""
 
-    def part(self, first: int, end: int) -> "Chunk":
-        """The transactions from ``first`` to before ``end``, with the labels before each; at the end, all others."""
-        n = len(self.position)
-        low = 0 if first == 0 else int(np.searchsorted(self.label_position, self.position[first - 1]))
-        high = len(self.labels) if end == n else int(np.searchsorted(self.label_position, self.position[end - 1]))
-        rows, labels = slice(first, end), slice(low, high)
+    def __len__(self) -> int:
+        return len(self.position) + len(self.label_position)
+
+    def between(self, first: int, end: int) -> "Chunk":
+        """The records that stand at ``first`` or behind, and before ``end``."""
+        rows = slice(*np.searchsorted(self.position, (first, end)).tolist())
+        labels = slice(*np.searchsorted(self.label_position, (first, end)).tolist())
         return Chunk(
             self.transactions.take(rows), self.position[rows], self.labels.take(labels), self.label_position[labels]
         )

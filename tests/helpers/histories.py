@@ -1,7 +1,6 @@
 """Histories that go where a replay could differ from the live kernels, as columns and as records."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -53,16 +52,14 @@ def cut(table: pa.Table, rows: int | None) -> list[pa.Table]:
 
 
 def play(history: list[Happening], live: Live, publish_every_us: int | None = None) -> Live:
-    """Carry the records through the live kernels, in their order."""
+    """Carry the records through the live kernels, in their order; published is what a replay publishes, and when."""
     newest_us, period = 0, None
     for one in history:
         if one.kind == "label":
             live.label(one.fields, one.at_us)
             continue
-        if publish_every_us is not None and isinstance(one.fields.get("event_time"), datetime):
-            refused = live.counts.total()
-            del refused
-            newest_us = max(newest_us, round(one.fields["event_time"].timestamp() * SECOND))
+        if publish_every_us is not None and (event_us := live.event_time_us(one.fields, one.at_us)) is not None:
+            newest_us = max(newest_us, event_us)
             if period is not None and newest_us // publish_every_us != period:
                 live.publish()
             period = newest_us // publish_every_us
@@ -105,16 +102,19 @@ def busy_history(seed: int, size: int = 500, *, invalid: float = 0.06) -> list[H
     return history
 
 
+def _drawn(random: np.random.Generator, shares: dict[Any, float]) -> Any:
+    return list(shares)[int(random.choice(len(shares), p=list(shares.values())))]
+
+
 def _transaction(random: np.random.Generator, number: int, now_us: int) -> tuple[dict[str, Any], int]:
-    late_us = int(random.choice([0, 0, 0, HOUR, 3 * DAY, 20 * DAY, 50 * DAY], p=[0.3, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02]))
-    currency, digits = [("EUR", 2), ("USD", 2), ("JPY", 0), ("KWD", 3)][int(random.choice(4, p=[0.7, 0.1, 0.1, 0.1]))]
+    late_us = _drawn(random, {0: 0.8, HOUR: 0.1, 3 * DAY: 0.05, 20 * DAY: 0.03, 50 * DAY: 0.02})
+    currency, digits = _drawn(random, {("EUR", 2): 0.7, ("USD", 2): 0.1, ("JPY", 0): 0.1, ("KWD", 3): 0.1})
     minor = int(random.lognormal(np.log(40), 1.0) * 10**digits) + 1
     event_us = now_us - late_us - int(random.integers(0, SECOND))
-    type_ = random.choice(["purchase", "cash", "refund", "verification", None], p=[0.2, 0.1, 0.1, 0.1, 0.5])
+    type_ = _drawn(random, {None: 0.5, "purchase": 0.2, "cash": 0.1, "refund": 0.1, "verification": 0.1})
     amount = Decimal(0 if type_ == "verification" and random.random() < 0.5 else minor).scaleb(-digits)
-    local = random.choice(
-        [None, "2024-03-05T23:59:59", "2024-02-29T08:30:00.25", "2024-03-05T01:02:03+05:00"], p=[0.7, 0.1, 0.1, 0.1]
-    )
+    clocks = {None: 0.7, "2024-03-05T23:59:59": 0.1, "2024-02-29 08:30:00.25": 0.1, "2024-03-05T01:02:03+05:00": 0.1}
+    local = _drawn(random, clocks)
     return {
         "transaction_id": f"t{number}",
         "event_time": moment(event_us),

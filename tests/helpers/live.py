@@ -1,4 +1,4 @@
-"""The live kernels of a whole pipeline in memory, which carry one record through all of them before the next is read."""
+"""The live kernels of a pipeline in memory: each record is carried through all of them before the next is read."""
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -15,6 +15,8 @@ from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
 from pipeline.scoring.river_factory import new_learner
+from schemas.codec import decode_transaction
+from schemas.errors import InvalidMessage
 from schemas.messages import Alert, Decision, Example
 from schemas.records import Output, Record
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
@@ -60,6 +62,19 @@ class Live:
         if self._feedbacks:
             self._teach(record)
 
+    def event_time_us(self, fields: dict[str, Any], at_us: int) -> int | None:
+        """The event time of a transaction that would be accepted, or be a repeat; None where it is refused."""
+        try:
+            item = decode_transaction(
+                _value(fields),
+                record_timestamp_us=at_us // 1_000 * 1_000,
+                future_tolerance_us=self._options.future_tolerance_us,
+                rates=self._options.rates,
+            )
+        except InvalidMessage:
+            return None
+        return item.event_time_us
+
     def publish(self) -> None:
         """What has been learned scores from now on."""
         if self.learn.unpublished:
@@ -98,8 +113,7 @@ class Live:
             self.learn.settle()
 
     def _record(self, topic: str, fields: dict[str, Any], at_us: int) -> Record:
-        said = {name: value for name, value in fields.items() if value is not None}
-        value = msgspec.json.Encoder(decimal_format="number").encode(said)
+        value = _value(fields)
         card = fields.get("card_id")
         partition = partition_of(card, self._options.partitions) if isinstance(card, str) else 0
         offset = self._next(topic, partition)
@@ -115,6 +129,10 @@ class Live:
     def _next(self, topic: str, partition: int) -> int:
         self._offsets[topic, partition] += 1
         return self._offsets[topic, partition] - 1
+
+
+def _value(fields: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
 
 def moment(time_us: int) -> datetime:

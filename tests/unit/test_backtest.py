@@ -1,20 +1,23 @@
 """A replay over columns decides what the live kernels decide, to the last bit, however it is cut."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.backtest import Decisions, Order, replay
+from pipeline.backtest import Decisions, Learning, Order, replay
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.card import CardOptions
+from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.layer_inputs import LAYER_INPUTS
+from pipeline.scoring.river_factory import first_river
 from pipeline.scoring.river_layer import LayerConfig, RiverLayer
 from tests.contract.records import RATES
-from tests.helpers.histories import DAY, Happening, busy_history, cut, labels, play, transactions
+from tests.helpers.histories import DAY, HOUR, Happening, busy_history, cut, labels, play, transactions
 from tests.helpers.live import Live
 from tests.unit.model_helpers import small_model
 
@@ -26,8 +29,8 @@ def models() -> ActiveModels:
     base = small_model()
     weights = tuple(np.random.default_rng(5).normal(0.3, 0.2, len(LAYER_INPUTS)).tolist())
     river = RiverLayer(LayerConfig(lightgbm_version=base.version), weights, -0.2, 17)
-    rules = (Rule(code="foreign", feature="card_count_1h", op=">", value=3, sentence="Many within the hour."),)
-    policy = Policy(0.3, blend=0.7, audit_rate=0.05, rules=rules, lightgbm_version=base.version)
+    rules = (Rule(code="foreign", feature="card_count_1h", op=">", value=0, sentence="Many within the hour."),)
+    policy = Policy(0.5, blend=0.7, audit_rate=0.05, rules=rules, lightgbm_version=base.version)
     return ActiveModels(base, river, policy)
 
 
@@ -110,4 +113,45 @@ def test_decisions_are_those_of_the_live_kernels(seed: int, partitions: int) -> 
     assert_same(parts, live)
     assert told(parts) == sorted(live.dead_letters)
     assert sum(part.duplicates for part in parts) == live.counts["duplicate", ""] > 0
+    outcomes = sum((part.label_outcomes for part in parts), Counter[str]())
+    assert outcomes == {name: count for (what, name), count in live.counts.items() if what == "label"}
+    # The horizon was passed: some identities were decided twice.
+    assert frame(parts).duplicated(["card_id", "transaction_id"]).any()
     assert set(frame(parts)["selection"].dropna()) == {"score", "rule", "audit"}
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_how_rows_are_cut_changes_nothing(partitions: int) -> None:
+    history, card = busy_history(11, 300), options(partitions)
+    whole, *others = [run(history, card, rows) for rows in reversed(CHUNKS)]
+    assert len(whole) < len(others[-1])
+    for parts in others:
+        pd.testing.assert_frame_equal(frame(parts), frame(whole), check_exact=True)
+        assert told(parts) == told(whole)
+        assert sum(part.duplicates for part in parts) == sum(part.duplicates for part in whole)
+
+
+def test_reasons_are_those_of_the_alerts() -> None:
+    history, card = busy_history(3, 200), options()
+    live = play(history, Live(models(), card))
+    parts = run(history, card, 50)
+    assert [why for part in parts for why in part.reasons()] == [alert.reasons for alert in live.alerts] != []
+    (part,) = run(history, card)
+    assert part.reasons(np.array([1])) != []
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, partitions: int) -> None:
+    history, card = busy_history(seed, 600), options(partitions)
+    base = small_model()
+    start = ActiveModels(base, first_river(base.version), models().policy)
+    feedback = FeedbackOptions(300_000_000, 8 * DAY, 3 * DAY, 0.4, partitions)
+    every_us = 36 * HOUR
+    live = play(history, Live(start, card, feedback), every_us)
+    for rows in (7, None):
+        parts = run(history, card, rows, scored_by=start, learning=Learning(feedback, every_us))
+        assert_same(parts, live)
+    assert len({decision.versions.river for decision in live.decisions}) > 3
+    assert {example.label for example in live.examples} == {"fraud", "legitimate", "presumed_legitimate"}
+    assert max(example.revision for example in live.examples) > 0
