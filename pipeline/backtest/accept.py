@@ -4,7 +4,7 @@ Rows that are plainly in order are taken as columns. Each of the others is writt
 have sent, and `schemas.codec` decides: there is no second set of rules, codes and texts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -89,7 +89,7 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
         }
         try:
             item = decode_transaction(
-                _record(cells),
+                _record(cells, TRANSACTION_FIELDS),
                 record_timestamp_us=int(stamp_us[row]),
                 future_tolerance_us=rules.future_tolerance_us,
                 rates=rules.rates,
@@ -131,7 +131,7 @@ def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tup
         }
         try:
             label = decode_label(
-                _record(cells),
+                _record(cells, LABEL_FIELDS),
                 record_timestamp_us=int(stamp_us[row]),
                 future_tolerance_us=rules.future_tolerance_us,
             )
@@ -182,9 +182,12 @@ def _names(names: Mapping[str, pa.Array], raw: Mapping[str, pa.Array], row: int)
     }
 
 
-def _record(cells: Mapping[str, Any]) -> bytes:
-    """A row as a producer would write it; what is missing is absent."""
-    return _encode({name: value for name, value in cells.items() if value is not None})
+def _record(cells: Mapping[str, Any], fields: Sequence[str]) -> bytes:
+    """A row as a producer would write it; what is missing is absent.
+
+    In the contract's order of fields: of several that are wrong the decoder tells the first.
+    """
+    return _encode({name: cells[name] for name in fields if cells[name] is not None})
 
 
 def _coded(texts: pa.Array, of: Callable[[str], int]) -> NDArray[np.int8]:

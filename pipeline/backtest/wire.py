@@ -26,6 +26,8 @@ _PLAIN_TIMES_US: Final = (
     int(datetime(1995, 1, 1, tzinfo=UTC).timestamp()) * _US,
     int(datetime(2095, 1, 1, tzinfo=UTC).timestamp()) * _US,
 )
+_NO_TIME: Final = -(2**63)
+"""NumPy's own mark."""
 _PLAIN_MINOR: Final = 10.0**15
 """Below it the nearest float of a decimal tells the decimal."""
 _PLAIN_FACTOR: Final = 2**61
@@ -82,7 +84,7 @@ def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]
         return _microseconds(times if times.dt.tz is not None else in_zone(times, time_zone))
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         return np.zeros(n, np.int64), np.zeros(n, np.bool_)
-    moments, plain = np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    moments, plain = np.full(n, _NO_TIME), np.zeros(n, np.bool_)
     for pattern in (_PLAIN_ZONED, _PLAIN_LOCAL):
         rows = np.flatnonzero(_mask(pc.fill_null(pc.match_substring_regex(values, pattern), False)))
         if len(rows):
@@ -148,8 +150,7 @@ def _majors(values: pa.Array) -> tuple[NDArray[np.float64], Mask]:
 
 
 def _microseconds(times: "pd.Series[pd.Timestamp]") -> tuple[NDArray[np.int64], Mask]:
-    stamps = times.dt.tz_localize(None).to_numpy("datetime64[us]")
-    moments = np.where(np.isnat(stamps), 0, stamps.astype(np.int64))
+    moments = times.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
     return moments, (moments >= _PLAIN_TIMES_US[0]) & (moments < _PLAIN_TIMES_US[1])
 
 
@@ -163,7 +164,7 @@ def time_cell(values: pa.Array, moments_us: NDArray[np.int64], row: int) -> Any:
     if not value.is_valid:
         return None
     text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    if text and re.match(_PLAIN_LOCAL, value.as_py()) is None:
+    if text and (moments_us[row] == _NO_TIME or re.match(_PLAIN_LOCAL, value.as_py()) is None):
         return value.as_py()
     if text or pa.types.is_timestamp(values.type):
         return _EPOCH + timedelta(microseconds=min(max(int(moments_us[row]), _FIRST_US), _LAST_US))
