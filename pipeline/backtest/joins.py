@@ -103,9 +103,9 @@ class CardIndex:
         return int(self._meta[_ENTRIES])
 
     @property
-    def waiting(self) -> int:
-        """Labels that wait."""
-        return len(self._waiting)
+    def capacity(self) -> int:
+        """For how many there is room; each takes 96 bytes."""
+        return len(self._entries)
 
     def join(self, records: Records) -> Joined:
         """Accept what is no repeat, and let labels follow their transactions; records in their order."""

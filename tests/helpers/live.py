@@ -1,6 +1,7 @@
 """The live kernels of a pipeline in memory: each record is carried through all of them before the next is read."""
 
 from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -61,6 +62,11 @@ class Live:
         self._hop(self._cards[record.partition].process([record], NOW), record.partition)
         if self._feedbacks:
             self._teach(record)
+
+    def batch(self, happened: Iterable[tuple[str, dict[str, Any], int]]) -> None:
+        """A batch of the only partition, as the card agent reads one; (topic, fields, arrival) each."""
+        records = [self._record(topic, fields, at_us) for topic, fields, at_us in happened]
+        self._hop(self._cards[0].process(records, NOW), 0)
 
     def event_time_us(self, fields: dict[str, Any], at_us: int) -> int | None:
         """The event time of a transaction that would be accepted, or be a repeat; None where it is refused."""
