@@ -1,6 +1,6 @@
 """Files of transactions, read into the canonical columns: Parquet and CSV, in bounded memory, with a column mapping."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -58,6 +58,9 @@ _LARGEST_AMOUNT_MINOR: Final = 2**53
 """Above this a float64 no longer holds every minor unit."""
 _TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "fraud", "1.0"})
 _FALSE: Final = frozenset({"0", "false", "f", "no", "n", "legitimate", "0.0"})
+
+
+NO_TRUTH: Final = "is neither 0 nor 1 (false, true)"
 
 
 class UnusableSource(ValueError):
@@ -194,6 +197,13 @@ def whole_units(scaled: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
     """
     whole = np.rint(scaled)
     return whole, np.abs(scaled - whole) > 1e-6 + np.abs(scaled) * 1e-12
+
+
+def truths(values: Sequence[object]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """(whether it is fraud, whether nobody can tell) of what a column of truths holds; shape (n,)."""
+    texts = [str(value).strip().lower() for value in values]
+    true = np.array([text in _TRUE for text in texts], np.bool_)
+    return true, ~true & np.array([text not in _FALSE for text in texts], np.bool_)
 
 
 def _kind(path: Path) -> str:
@@ -374,12 +384,9 @@ class _Batch:
         return minor / unit, minor.astype(np.int64)
 
     def _truth(self) -> npt.NDArray[np.bool_]:
-        texts = np.array([str(value).strip().lower() for value in self._column("fraud").to_pylist()], dtype=object)
-        true = np.array([text in _TRUE for text in texts], np.bool_)
-        false = np.array([text in _FALSE for text in texts], np.bool_)
-        unknown = np.flatnonzero(~(true | false))
-        if len(unknown):
-            raise self._fail("fraud", unknown, "is neither 0 nor 1 (false, true)")
+        true, unknown = truths(self._column("fraud").to_pylist())
+        if unknown.any():
+            raise self._fail("fraud", np.flatnonzero(unknown), NO_TRUTH)
         return true
 
     def _fraud_types(self, fraud: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:

@@ -155,10 +155,11 @@ def _stamps(table: pa.Table, rules: Acceptance) -> NDArray[np.int64]:
     if STAMP not in table.column_names:
         return np.full(table.num_rows, _NO_STAMP)
     values = wire.column(table, STAMP)
-    moments, plain = wire.times_us(values, rules.time_zone)
+    moments, _ = wire.times_us(values, rules.time_zone)
     missing = wire.missing(values)
-    if not np.all(plain | missing):
-        row = int(np.flatnonzero(~(plain | missing))[0])
+    no_time = np.flatnonzero((moments == wire.NO_TIME) & ~missing)
+    if len(no_time):
+        row = int(no_time[0])
         raise ValueError(f"the column {STAMP} holds {values[row].as_py()!r}, which is no time; write RFC 3339")
     return np.where(missing, _NO_STAMP, moments // _US_PER_MS * _US_PER_MS)
 

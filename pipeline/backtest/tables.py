@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +13,7 @@ from pipeline.backtest import wire
 from pipeline.backtest.accept import LABEL_FIELDS, SEQUENCE, STAMP
 from pipeline.features.catalogue import US_PER_SECOND
 from pipeline.learning.labels import FRAUD, LEGITIMATE
-from pipeline.sources import ColumnMapping, column_names, read_tables, resolve_mapping
+from pipeline.sources import NO_TRUTH, ColumnMapping, UnusableSource, column_names, read_tables, resolve_mapping, truths
 
 CHUNK_ROWS: Final = 16_384
 """Rows of a table: large enough for what one costs, small enough for its features to stay near the processor."""
@@ -33,8 +34,8 @@ def file_tables(path: Path, mapping: ColumnMapping | None = None, chunk_rows: in
         if "currency" not in columns:
             columns["currency"] = pa.array([mapping.currency] * table.num_rows, pa.string())
         if mapping.zero_amount_type is not None and "transaction_type" not in columns:
-            zero = pc.equal(pc.cast(columns["amount"], pa.float64()), 0.0)
-            columns["transaction_type"] = pc.if_else(zero, mapping.zero_amount_type, None)
+            zero = pd.to_numeric(pd.Series(columns["amount"].to_pandas()), errors="coerce") == 0
+            columns["transaction_type"] = pc.if_else(pa.array(zero), mapping.zero_amount_type, None)
         yield pa.table(columns)
 
 
@@ -54,21 +55,27 @@ def frame_tables(frame: pd.DataFrame, chunk_rows: int = CHUNK_ROWS) -> Iterator[
         yield table.slice(first, chunk_rows)
 
 
-def delayed_truth(tables: Iterable[pa.Table], delay_s: float, *, legitimate: bool = True) -> Iterator[pa.Table]:
+def delayed_truth(
+    tables: Iterable[pa.Table], delay_s: float, *, legitimate: bool = True, time_zone: str = "UTC"
+) -> Iterator[pa.Table]:
     """A label for each transaction of a history that knows its frauds (column ``fraud``), ``delay_s`` after it.
 
-    ``tables`` as of `file_tables`, in the order of event time; without ``legitimate`` only frauds are told.
+    ``tables`` as of `file_tables`, in the order of event time; without ``legitimate`` only frauds are told;
+    ``time_zone`` is of times without an offset. Raises `UnusableSource` for a truth that nobody can tell.
     """
     for table in tables:
-        times_us, _ = wire.times_us(wire.column(table, "event_time"), "UTC")
-        fraud = pc.cast(wire.column(table, "fraud"), pa.bool_())
+        times_us, _ = wire.times_us(wire.column(table, "event_time"), time_zone)
+        fraud, unknown = truths(table.column("fraud").to_pylist())
+        if unknown.any():
+            value = table.column("fraud")[int(unknown.argmax())].as_py()
+            raise UnusableSource(f"the column fraud holds {value!r}, which {NO_TRUTH}")
         labels = pa.table(
             {
                 "transaction_id": table.column("transaction_id"),
                 "card_id": table.column("card_id"),
-                "label": pc.if_else(fraud, FRAUD, LEGITIMATE),
+                "label": np.where(fraud, FRAUD, LEGITIMATE),
                 "source": pa.array(["simulator"] * table.num_rows),
                 "labelled_at": pa.array(times_us + round(delay_s * US_PER_SECOND)).cast(pa.timestamp("us", "UTC")),
             }
         )
-        yield labels if legitimate else labels.filter(fraud)
+        yield labels if legitimate else labels.filter(pa.array(fraud))

@@ -26,8 +26,8 @@ _PLAIN_TIMES_US: Final = (
     int(datetime(1995, 1, 1, tzinfo=UTC).timestamp()) * _US,
     int(datetime(2095, 1, 1, tzinfo=UTC).timestamp()) * _US,
 )
-_NO_TIME: Final = -(2**63)
-"""NumPy's own mark."""
+NO_TIME: Final = -(2**63)
+"""Where there is none; NumPy's own mark."""
 _PLAIN_MINOR: Final = 10.0**15
 """Below it the nearest float of a decimal tells the decimal."""
 _PLAIN_FACTOR: Final = 2**61
@@ -45,7 +45,7 @@ _FIRST_US, _LAST_US = (
 
 
 def column(table: pa.Table, name: str) -> pa.Array:
-    """A column as one array; all null where the table lacks it, plain values where it has a dictionary."""
+    """A column as one array; all null where the table lacks it, dictionaries decoded, texts `string`."""
     if name not in table.column_names:
         return pa.nulls(table.num_rows, pa.string())
     values = table.column(name).combine_chunks()
@@ -53,13 +53,14 @@ def column(table: pa.Table, name: str) -> pa.Array:
         values = pa.concat_arrays(values.chunks)
     if pa.types.is_dictionary(values.type):
         return values.dictionary_decode()
-    return values.cast(pa.string()) if pa.types.is_null(values.type) else values
+    plain = not any(of(values.type) for of in (pa.types.is_null, pa.types.is_large_string, pa.types.is_string_view))
+    return values if plain else values.cast(pa.string())
 
 
 def texts(values: pa.Array) -> tuple[pa.Array, Mask]:
     """Strings, from text or from whole numbers; plain where there is one."""
     kind = values.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
+    if pa.types.is_string(kind) or pa.types.is_integer(kind):
         return values.cast(pa.string()), _mask(values.is_valid())
     return pa.nulls(len(values), pa.string()), np.zeros(len(values), np.bool_)
 
@@ -77,14 +78,17 @@ def identifiers(values: pa.Array, longest: int = LONGEST_IDENTIFIER) -> tuple[pa
 
 
 def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]:
-    """Microseconds since 1970 of timestamps, or of text; those without an offset are of ``time_zone``."""
+    """Microseconds since 1970 of timestamps, or of text; those without an offset are of ``time_zone``.
+
+    `NO_TIME` where there is none.
+    """
     n = len(values)
     if pa.types.is_timestamp(values.type):
         times = pd.Series(values.cast(pa.timestamp("us", values.type.tz), safe=False).to_pandas())
         return _microseconds(times if times.dt.tz is not None else in_zone(times, time_zone))
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        return np.zeros(n, np.int64), np.zeros(n, np.bool_)
-    moments, plain = np.full(n, _NO_TIME), np.zeros(n, np.bool_)
+    if not pa.types.is_string(values.type):
+        return np.full(n, NO_TIME), np.zeros(n, np.bool_)
+    moments, plain = np.full(n, NO_TIME), np.zeros(n, np.bool_)
     for pattern in (_PLAIN_ZONED, _PLAIN_LOCAL):
         rows = np.flatnonzero(_mask(pc.fill_null(pc.match_substring_regex(values, pattern), False)))
         if len(rows):
@@ -97,9 +101,7 @@ def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]
 
 def wall_clock_us(values: pa.Array) -> tuple[NDArray[np.int64], Mask]:
     """What ``local_time`` shows, in microseconds since 1970 on that clock."""
-    if pa.types.is_null(values.type) or values.null_count == len(values):
-        return np.zeros(len(values), np.int64), np.zeros(len(values), np.bool_)
-    if not pa.types.is_string(values.type):
+    if values.null_count == len(values) or not pa.types.is_string(values.type):
         return np.zeros(len(values), np.int64), np.zeros(len(values), np.bool_)
     plain = pc.fill_null(pc.match_substring_regex(values, _PLAIN_LOCAL), False)
     times = pd.to_datetime(
@@ -163,8 +165,8 @@ def time_cell(values: pa.Array, moments_us: NDArray[np.int64], row: int) -> Any:
     value = values[row]
     if not value.is_valid:
         return None
-    text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    if text and (moments_us[row] == _NO_TIME or re.match(_PLAIN_LOCAL, value.as_py()) is None):
+    text = pa.types.is_string(values.type)
+    if text and (moments_us[row] == NO_TIME or re.match(_PLAIN_LOCAL, value.as_py()) is None):
         return value.as_py()
     if text or pa.types.is_timestamp(values.type):
         return _EPOCH + timedelta(microseconds=min(max(int(moments_us[row]), _FIRST_US), _LAST_US))

@@ -76,6 +76,14 @@ def test_a_file_of_the_handbook_is_read_by_its_own_names(tmp_path: Path) -> None
     assert str(told["labelled_at"][0].as_py()) == "2018-04-01 00:01:31+00:00"
 
 
+def test_a_truth_that_nobody_can_tell_is_an_error(history: pd.DataFrame) -> None:
+    words = history.head(3).assign(fraud=["1", "False", "perhaps"])
+    (told,) = delayed_truth(frame_tables(words.head(2)), 1.0)
+    assert told["label"].to_pylist() == ["fraud", "legitimate"]
+    with pytest.raises(UnusableSource, match="'perhaps', which is neither 0 nor 1"):
+        list(delayed_truth(frame_tables(words), 1.0))
+
+
 def test_a_file_that_is_none_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UnusableSource, match="there is no file"):
         list(label_tables(tmp_path / "labels.parquet"))

@@ -1,17 +1,19 @@
 """In which order a replay over columns works: by event time, or as it was recorded, batches included."""
 
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import pyarrow.compute as pc
 import pytest
 
 from pipeline.backtest import Order, OutOfOrder, replay
+from pipeline.engine.card import EARLY_LABEL_PATIENCE_US
 from schemas.codec import timestamp_us
-from tests.helpers.histories import DAY, Happening, busy_history, cut, labels, play, transactions
-from tests.helpers.live import Live
+from tests.helpers.histories import DAY, START_US, Happening, busy_history, cut, labels, play, transactions
+from tests.helpers.live import Live, moment
 from tests.unit.test_backtest import CHUNKS, assert_same, frame, models, options, run
 
 
@@ -108,3 +110,34 @@ def test_labels_behind_the_last_transaction_come_at_the_end() -> None:
     assert len(parts[-1]) == 0
     assert parts[-1].label_outcomes.total() == len(late) > 0
     assert len(parts[-1].frame()) == 0
+
+
+@pytest.mark.parametrize("off_us", [-1, 0, 1])
+def test_horizons_end_at_the_same_microsecond(off_us: int) -> None:
+    """Repeats, late labels, labels of the forgotten and early labels, each where its rule turns."""
+    card = options(dedup=5 * DAY, label=8 * DAY)
+    patience_us = EARLY_LABEL_PATIENCE_US
+    distances = (5 * DAY, 8 * DAY, 8 * DAY + patience_us, 8 * DAY + 2 * patience_us, patience_us)
+    for distance_us in distances:
+        then_us, later_us = START_US, START_US + distance_us + off_us
+        for first, second in product(("sold", "told"), repeat=2):
+            happened = [
+                one_of(first, 0, then_us),
+                one_of("sold", 1, later_us),
+                one_of(second, 0, then_us + distance_us),
+                one_of(second, 0, later_us),
+                one_of("sold", 2, later_us + DAY),
+            ]
+            history = [replace(one, sequence=number) for number, one in enumerate(happened)]
+            live = play(history, Live(models(), card))
+            parts = run(history, card)
+            assert_same(parts, live)
+            outcomes = {name: count for (what, name), count in live.counts.items() if what == "label"}
+            assert sum((part.label_outcomes for part in parts), Counter[str]()) == outcomes
+
+
+def one_of(kind: str, number: int, at_us: int) -> Happening:
+    if kind == "sold":
+        # Milliseconds are all that a record's stamp keeps.
+        return Happening("transaction", {**fine(number), "event_time": moment(at_us)}, at_us + 1_000, 0)
+    return Happening("label", {**fraud(number), "labelled_at": moment(at_us)}, at_us, 0)
