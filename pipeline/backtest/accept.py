@@ -64,9 +64,9 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
     event_us, plain_times = wire.times_us(raw["event_time"], rules.time_zone)
     currency, plain_currencies = wire.texts(raw["currency"])
     minor, base, plain_amounts = wire.amounts(raw["amount"], currency, rules.rates)
-    types, plain_types = wire.texts(raw["transaction_type"])
+    stated, plain_types = wire.texts(raw["transaction_type"])
     plain_types |= wire.missing(raw["transaction_type"])
-    types = pc.fill_null(types, _DEFAULTS["transaction_type"])
+    types = pc.fill_null(stated, _DEFAULTS["transaction_type"])
     local_us, plain_clocks = wire.wall_clock_us(raw["local_time"])
     without_clock = wire.missing(raw["local_time"])
     stamp_us = _stamps(table, rules)
@@ -77,13 +77,16 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
     hour = clock_us % US_PER_DAY / US_PER_HOUR
     weekday = ((clock_us // US_PER_DAY + _WEEKDAY_OF_EPOCH) % 7).astype(np.float64)
     counts = np.asarray(pc.is_in(types, pa.array(sorted(COUNTING_TYPES))).to_numpy(zero_copy_only=False))
+    texts = {
+        "transaction_id": ids, "card_id": cards, "merchant_id": merchants, "currency": currency,
+        "transaction_type": stated,
+    }  # fmt: skip
     rejects = []
     for row in np.flatnonzero(~plain).tolist():
-        code = raw["currency"][row].as_py()
-        rate = rules.rates.currencies.get(code) if isinstance(code, str) else None
+        rate = rules.rates.currencies.get(currency[row].as_py())
         cells = {
-            **{name: raw[name][row].as_py() for name in ("currency", "transaction_type", "local_time")},
-            **_names({"transaction_id": ids, "card_id": cards, "merchant_id": merchants}, raw, row),
+            **_names(texts, raw, row),
+            "local_time": raw["local_time"][row].as_py(),
             "event_time": wire.time_cell(raw["event_time"], event_us, row),
             "amount": wire.amount_cell(raw["amount"][row].as_py(), None if rate is None else rate.digits),
         }

@@ -6,7 +6,7 @@ the next one is read; ``docs/decisions/0025-columnar-backtests.md`` says what fo
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,17 @@ from pipeline.scoring.blend import blend
 
 _WINDOW_KNOWN: Final = np.array([KNOWN_CODES.get(name, KNOWN_NONE) for name in KNOWN], np.int8)
 """What is known, as the merchants' windows number it, by number of `KNOWN`."""
+
+
+class _Names(NamedTuple):
+    """Of n transactions, by what the windows and the partitions go."""
+
+    card: NDArray[np.int64]
+    """Shape (n, 2)."""
+    partition: NDArray[np.int64]
+    merchant: NDArray[np.int64]
+    """Shape (n, 2)."""
+    merchant_partition: NDArray[np.int64]
 
 
 class Engine:
@@ -52,26 +63,25 @@ class Engine:
         ``rejects`` are passed on, with the labels behind them that have waited in vain.
         """
         before = self._label_counts()
-        accepted, following, in_vain = self._join(chunk)
-        taken, position = chunk.transactions, chunk.position
+        taken, position, names = chunk.transactions, chunk.position, self._names(chunk.transactions)
+        accepted, following, in_vain = self._join(chunk, names)
         duplicates = len(taken) - int(np.count_nonzero(accepted))
         if duplicates:
             taken, position = taken.take(accepted), position[accepted]
-        n, partition = len(taken), self.partitions(taken.card_id)
-        merchants = name_keys(taken.merchant_id)
+            names = _Names(*(column[accepted] for column in names))
+        n = len(taken)
         features = np.empty((n, len(FEATURES)))
         case_start_us, case_sequence = np.empty(n, np.int64), np.empty(n, np.int64)
-        cards = name_keys(taken.card_id)
         for number, windows in enumerate(self._cards):
-            of = self._rows(partition, number)
+            of = self._rows(names.partition, number)
             profile = windows.profile_keys(
-                cards[of], merchants[of], taken.event_time_us[of], taken.amount_base_minor[of], taken.counts[of],
-                taken.hour[of], taken.weekday[of],
+                names.card[of], names.merchant[of], taken.event_time_us[of], taken.amount_base_minor[of],
+                taken.counts[of], taken.hour[of], taken.weekday[of],
             )  # fmt: skip
             windows.settle()
             features[of, : len(CARD_FEATURES)] = profile.features
             case_start_us[of], case_sequence[of] = profile.case_start_us, profile.case_sequence
-        self._profile_merchants(taken, position, merchants, following, features[:, len(CARD_FEATURES) :])
+        self._profile_merchants(taken, position, names, following, features[:, len(CARD_FEATURES) :])
         models = self.models
         logit = models.lightgbm.logit(features)
         river_logit = models.river.logit(features, logit)
@@ -86,7 +96,7 @@ class Engine:
         return Decisions(
             transactions=taken,
             position=position,
-            partition=partition,
+            partition=names.partition,
             features=features,
             logit=logit,
             river_logit=river_logit,
@@ -103,22 +113,29 @@ class Engine:
             rejects=(*rejects, *in_vain),
         )
 
-    def _join(self, chunk: Chunk) -> tuple[NDArray[np.bool_], Following, list[Reject]]:
+    def _names(self, taken: Transactions) -> _Names:
+        return _Names(
+            name_keys(taken.card_id),
+            self.partitions(taken.card_id),
+            name_keys(taken.merchant_id),
+            self.partitions(taken.merchant_id),
+        )
+
+    def _join(self, chunk: Chunk, names: _Names) -> tuple[NDArray[np.bool_], Following, list[Reject]]:
         """What is no repeat, shape (n,); the labels of the merchants' log, in its order; labels given up."""
         taken, labels = chunk.transactions, chunk.labels
         digests = digest_keys(taken.card_id, taken.transaction_id)
-        merchants, places = name_keys(taken.merchant_id), self.partitions(taken.merchant_id)
-        partition, label_partition = self.partitions(taken.card_id), self.partitions(labels.card_id)
+        label_partition = self.partitions(labels.card_id)
         accepted = np.zeros(len(taken), np.bool_)
         followings, rejects = [], []
         for number, index in enumerate(self._indexes):
-            of, labels_of = self._rows(partition, number), self._rows(label_partition, number)
+            of, labels_of = self._rows(names.partition, number), self._rows(label_partition, number)
             joined = index.join(
                 Records(
                     digest=digests[of],
                     event_time_us=taken.event_time_us[of],
-                    merchant=merchants[of],
-                    merchant_partition=places[of],
+                    merchant=names.merchant[of],
+                    merchant_partition=names.merchant_partition[of],
                     position=chunk.position[of],
                     labels=labels.take(labels_of),
                     label_position=chunk.label_position[labels_of],
@@ -133,7 +150,7 @@ class Engine:
         self,
         taken: Transactions,
         position: NDArray[np.int64],
-        merchants: NDArray[np.int64],
+        names: _Names,
         following: Following,
         out: NDArray[np.float64],
     ) -> None:
@@ -144,7 +161,7 @@ class Engine:
         none = np.zeros(n, np.int64)
         log: tuple[NDArray[Any], ...] = (
             np.repeat(np.array([0, 1], np.uint8), (n, k))[order],
-            np.concatenate([merchants, following.merchant])[order],
+            np.concatenate([names.merchant, following.merchant])[order],
             np.concatenate([none.view(np.uint64), following.identity])[order],
             np.concatenate([taken.event_time_us, following.event_time_us])[order],
             np.concatenate([taken.amount_base_minor, np.zeros(k, np.int64)])[order],
@@ -152,7 +169,7 @@ class Engine:
             np.concatenate([none.astype(np.int8), _WINDOW_KNOWN[following.known]])[order],
             np.concatenate([none, following.known_at_us])[order],
         )
-        place = np.concatenate([self.partitions(taken.merchant_id), following.merchant_partition])[order]
+        place = np.concatenate([names.merchant_partition, following.merchant_partition])[order]
         for number, windows in enumerate(self._merchants):
             of = self._rows(place, number)
             features = windows.profile_keys(*(column[of] for column in log))

@@ -222,6 +222,15 @@ def test_identifiers_may_be_numbers_and_dictionaries() -> None:
     cards = pa.array(["c", "c"]).dictionary_encode()[:1]
     accepted, rejects = accept_transactions(typed(transaction_id=pa.array([7]), card_id=cards), RULES)
     assert (accepted.transaction_id.to_pylist(), accepted.card_id.to_pylist(), rejects) == (["7"], ["c"], [])
+    # Though the row must be shown to the decoder for another reason.
+    shown = typed(transaction_id=pa.array([7]), transaction_type=pa.array([3]), amount=pa.array(["1e1"]))
+    accepted, rejects = accept_transactions(shown, RULES)
+    assert (accepted.transaction_id.to_pylist(), accepted.transaction_type.to_pylist(), rejects) == (["7"], ["3"], [])
+    large = typed(
+        card_id=pa.array(["c"], pa.large_string()), event_time=pa.array([FINE["event_time"]], pa.large_string())
+    )
+    accepted, rejects = accept_transactions(large, RULES)
+    assert (accepted.card_id.to_pylist(), rejects) == (["c"], [])
     _, rejects = accept_transactions(typed(transaction_id=pa.array([7.5])), RULES)
     assert [reject.code for reject in rejects] == ["wrong_type"]
 
