@@ -1,7 +1,7 @@
 """Decisions as columns."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -51,6 +51,8 @@ class Decisions:
     """What became of the chunk's labels, and of those that waited, as the card agent counts it."""
     rejects: tuple[Reject, ...]
     """Rows of the input that were refused since the chunk before, and labels that have waited in vain."""
+    feedback: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What was made of the chunk, as the feedback agent counts it; empty where nothing learns."""
 
     def __len__(self) -> int:
         return len(self.score)

@@ -39,7 +39,7 @@ class Teacher:
         self._learner = learning.learner or new_learner(engine.models.lightgbm.version)
         # The default layer learns from a few features only.
         kept = SOURCE_FEATURES if isinstance(self._learner, LayerLearner) else FEATURES
-        self.feedback = Feedback(learning.options, kept)
+        self._feedback = Feedback(learning.options, kept)
         self._next_offset = self._published_offset = learning.next_offset
         self._newest_us = 0
         self._period: int | None = None
@@ -61,7 +61,8 @@ class Teacher:
 
     def learn(self, chunk: Chunk, decisions: Decisions) -> None:
         """Learn what the decisions and labels of a part of a chunk tell."""
-        examples = self.feedback.examples(chunk, decisions, self._engine.partitions(chunk.labels.card_id))
+        label_partition = self._engine.partitions(chunk.labels.card_id)
+        examples = self._feedback.examples(chunk, decisions, label_partition, decisions.feedback)
         if examples:
             self._learner.learn_examples(examples)
             self._next_offset += len(examples)

@@ -135,8 +135,9 @@ def _label(
     transaction_id, card_id = of["transaction_id"], of["card_id"]
     drawn = random.random()
     if drawn < 0.15:
-        # Of a transaction that is yet to come, if it will be of this card.
-        transaction_id = f"t{int(transaction_id[1:]) + int(random.integers(1, 60))}"
+        # Of a transaction that is yet to come, soon or in weeks, if it will be of this card.
+        ahead = int(random.integers(1, 60 if drawn < 0.08 else 300))
+        transaction_id = f"t{int(transaction_id[1:]) + ahead}"
     elif drawn < 0.2:
         transaction_id = f"t{size + 1}"
     at_us = now_us - int(random.choice([0, 0, HOUR, 4 * DAY, 9 * DAY]))

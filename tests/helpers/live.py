@@ -45,6 +45,7 @@ class Live:
         self.dead_letters: list[tuple[str, int, str, str]] = []
         """(topic, which of its records, code, text)."""
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.feedback_counts: Counter[tuple[str, str]] = Counter()
         self._records: Counter[str] = Counter()
         self._numbers: dict[tuple[str, int, int], int] = {}
 
@@ -112,6 +113,7 @@ class Live:
         feedback = self._feedbacks[record.partition]
         result = feedback.process([record], NOW)
         feedback.settle()
+        self.feedback_counts += result.counts
         for output in result.outputs:
             assert output.topic is EXAMPLES
             self.examples.append(decode_example(output.value or b""))

@@ -1,8 +1,10 @@
 """A replay over columns decides what the live kernels decide, to the last bit, however it is cut."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,9 +15,11 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
-from pipeline.scoring.layer_inputs import LAYER_INPUTS
+from pipeline.scoring.layer_inputs import LAYER_INPUTS, SOURCE_FEATURES
 from pipeline.scoring.river_factory import first_river
 from pipeline.scoring.river_layer import LayerConfig, RiverLayer
+from pipeline.scoring.river_learner import LayerLearner
+from schemas.messages import Example, LogPosition
 from tests.contract.records import RATES
 from tests.helpers.histories import DAY, HOUR, Happening, busy_history, cut, labels, play, transactions
 from tests.helpers.live import Live
@@ -140,18 +144,73 @@ def test_reasons_are_those_of_the_alerts() -> None:
     assert part.reasons(np.array([1])) != []
 
 
+class Pupil(LayerLearner):
+    """A learner that keeps what it was told."""
+
+    def __init__(self, lightgbm_version: str) -> None:
+        super().__init__(lightgbm_version)
+        self.told: list[Example] = []
+
+    def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
+        examples = list(examples)
+        self.told += examples
+        return super().learn_examples(examples)
+
+
+def comparable(example: Example) -> Example:
+    """Without the place in a log that a replay has not; with the features that the layer learns from."""
+    features = {name: example.features[name] for name in SOURCE_FEATURES}
+    return msgspec.structs.replace(example, log=LogPosition(partition=0, offset=0), features=features)
+
+
+def assert_taught(
+    history: list[Happening], card: CardOptions, feedback: FeedbackOptions, every_us: int, rows: int | None
+) -> Live:
+    """That a replay decides, tells and counts what the live kernels do, of which it returns the run."""
+    base = small_model()
+    start = ActiveModels(base, first_river(base.version), models().policy)
+    live = play(history, Live(start, card, feedback), every_us)
+    pupil = Pupil(base.version)
+    parts = run(history, card, rows, scored_by=start, learning=Learning(feedback, every_us, pupil))
+    if live.decisions:
+        assert_same(parts, live)
+    assert sum(map(len, parts)) == len(live.decisions)
+    assert told(parts) == sorted(live.dead_letters)
+    assert list(map(comparable, pupil.told)) == list(map(comparable, live.examples))
+    outcomes = sum((part.feedback for part in parts), Counter[tuple[str, str]]())
+    refused = {("label", "invalid"), ("label", "rerouted")}
+    assert outcomes == {name: count for name, count in live.feedback_counts.items() if name not in refused}
+    return live
+
+
 @pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, partitions: int) -> None:
     history, card = busy_history(seed, 600), options(partitions)
-    base = small_model()
-    start = ActiveModels(base, first_river(base.version), models().policy)
     feedback = FeedbackOptions(300_000_000, 8 * DAY, 3 * DAY, 0.4, partitions)
-    every_us = 36 * HOUR
-    live = play(history, Live(start, card, feedback), every_us)
     for rows in (7, None):
-        parts = run(history, card, rows, scored_by=start, learning=Learning(feedback, every_us))
-        assert_same(parts, live)
+        live = assert_taught(history, card, feedback, 36 * HOUR, rows)
     assert len({decision.versions.river for decision in live.decisions}) > 3
     assert {example.label for example in live.examples} == {"fraud", "legitimate", "presumed_legitimate"}
     assert max(example.revision for example in live.examples) > 0
+    assert live.feedback_counts["label", "unknown_transaction"] > 0
+
+
+def test_a_learner_of_another_kind_is_told_all_features() -> None:
+    history, feedback = busy_history(4, 200), FeedbackOptions(300_000_000, 8 * DAY, 3 * DAY, 0.4, 1)
+    live = play(history, Live(models(), options(), feedback))
+    told_to: list[Example] = []
+
+    class Other:
+        """Not the default layer."""
+
+        lightgbm_version = small_model().version
+
+        def learn_examples(self, examples: list[Example]) -> None:
+            told_to.extend(examples)
+
+        def snapshot(self, examples_offset: int) -> RiverLayer:
+            return RiverLayer.identity(self.lightgbm_version, examples_offset)
+
+    run(history, options(), 50, learning=Learning(feedback, HOUR, Other()))  # type: ignore[arg-type]
+    assert [one.features for one in told_to] == [one.features for one in live.examples] != []

@@ -11,10 +11,11 @@ import pytest
 
 from pipeline.backtest import Order, OutOfOrder, replay
 from pipeline.engine.card import EARLY_LABEL_PATIENCE_US
+from pipeline.engine.feedback import FeedbackOptions
 from schemas.codec import timestamp_us
 from tests.helpers.histories import DAY, START_US, Happening, busy_history, cut, labels, play, transactions
 from tests.helpers.live import Live, moment
-from tests.unit.test_backtest import CHUNKS, assert_same, frame, models, options, run
+from tests.unit.test_backtest import CHUNKS, assert_same, assert_taught, frame, models, options, run
 
 
 def by_event_time(history: list[Happening]) -> list[Happening]:
@@ -116,6 +117,7 @@ def test_labels_behind_the_last_transaction_come_at_the_end() -> None:
 def test_horizons_end_at_the_same_microsecond(off_us: int) -> None:
     """Repeats, late labels, labels of the forgotten and early labels, each where its rule turns."""
     card = options(dedup=5 * DAY, label=8 * DAY)
+    feedback = FeedbackOptions(card.future_tolerance_us, 8 * DAY, 5 * DAY, 1.0, 1)
     patience_us = EARLY_LABEL_PATIENCE_US
     distances = (5 * DAY, 8 * DAY, 8 * DAY + patience_us, 8 * DAY + 2 * patience_us, patience_us)
     for distance_us in distances:
@@ -129,9 +131,8 @@ def test_horizons_end_at_the_same_microsecond(off_us: int) -> None:
                 one_of("sold", 2, later_us + DAY),
             ]
             history = [replace(one, sequence=number) for number, one in enumerate(happened)]
-            live = play(history, Live(models(), card))
+            live = assert_taught(history, card, feedback, DAY, None)
             parts = run(history, card)
-            assert_same(parts, live)
             outcomes = {name: count for (what, name), count in live.counts.items() if what == "label"}
             assert sum((part.label_outcomes for part in parts), Counter[str]()) == outcomes
 
