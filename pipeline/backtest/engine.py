@@ -122,7 +122,7 @@ class Engine:
         )
 
     def _join(self, chunk: Chunk, names: _Names) -> tuple[NDArray[np.bool_], Following, list[Reject]]:
-        """What is no repeat, shape (n,); the labels of the merchants' log, in its order; labels given up."""
+        """What is no repeat, shape (n,); the labels that travel on; labels given up."""
         taken, labels = chunk.transactions, chunk.labels
         digests = digest_keys(taken.card_id, taken.transaction_id)
         label_partition = self.partitions(labels.card_id)
@@ -144,7 +144,7 @@ class Engine:
             accepted[of] = joined.accepted
             followings.append(joined.following)
             rejects += joined.rejects
-        return accepted, merged(followings), rejects
+        return accepted, together(followings), rejects
 
     def _profile_merchants(
         self,
@@ -195,12 +195,7 @@ class Engine:
         return slice(None) if self._options.partitions == 1 else np.flatnonzero(partition == number)
 
 
-def merged(parts: Sequence[Following]) -> Following:
-    """The labels of all partitions in the order of their records; those of one record stay as they are."""
-    if len(parts) == 1:
-        return parts[0]
+def together(parts: Sequence[Following]) -> Following:
+    """The labels of all partitions; those of one record stay as they are."""
     columns: list[NDArray[Any]] = [np.concatenate(of) for of in zip(*parts, strict=True)]
-    whole = Following(*columns)
-    order = np.argsort(whole.position, kind="stable")
-    rows: list[NDArray[Any]] = [column[order] for column in whole]
-    return Following(*rows)
+    return Following(*columns)

@@ -95,20 +95,11 @@ class Feedback:
         self._kept = tuple(kept)
         self._columns = [FEATURES.index(name) for name in kept]
         self._partitions = [_Partition() for _ in range(options.partitions)]
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """What happened so far, as the feedback agent counts it."""
 
-    def examples(
-        self,
-        chunk: Chunk,
-        decisions: Decisions,
-        label_partition: NDArray[np.int64],
-        counts: Counter[tuple[str, str]],
-    ) -> list[Example]:
-        """What ``decisions`` and the labels of their ``chunk`` tell.
-
-        ``label_partition`` has shape (m,); ``counts`` are added to, as the feedback agent counts.
-        """
-        self._counts = counts
+    def examples(self, chunk: Chunk, decisions: Decisions, label_partition: NDArray[np.int64]) -> list[Example]:
+        """What ``decisions`` and the labels of their ``chunk`` tell; ``label_partition`` has shape (m,)."""
         told: list[tuple[int, Example]] = []
         served = _Served(
             decisions.transactions,
@@ -162,7 +153,7 @@ class Feedback:
             return
         part.waiting.setdefault(digest, []).append(label)
         heapq.heappush(part.oldest, (label.known_at_us, label.row, digest, label))
-        self._counts["label", "early"] += 1
+        self.counts["label", "early"] += 1
 
     def _find(self, part: _Partition, digest: bytes) -> _Decided | None:
         decided = part.decided.get(digest)
@@ -173,7 +164,7 @@ class Feedback:
     def _join(self, part: _Partition, digest: bytes, decided: _Decided, label: _Label) -> Iterator[Example]:
         options, event_time_us = self._options, decided.event_time_us
         if label.known_at_us - event_time_us > options.label_horizon_us:
-            self._counts["label", "too_late"] += 1
+            self.counts["label", "too_late"] += 1
             return
         known = part.known.setdefault(digest, _Known())
         if known.told == 0 and label.sampled and label.known_at_us > event_time_us + options.maturity_us:
@@ -181,12 +172,12 @@ class Feedback:
             known.told = 1
         before = known.state[2]
         known.state, outcome = resolve_numbers(known.state, label.rank, label.labelled_at_us, label.known)
-        self._counts["label", OUTCOMES[outcome]] += 1
+        self.counts["label", OUTCOMES[outcome]] += 1
         now_known = known.state[2]
         if now_known in (before, _NOTHING):
             return
         if now_known == _LEGITIMATE and known.told == 0 and not label.sampled:
-            self._counts["label", "not_sampled"] += 1
+            self.counts["label", "not_sampled"] += 1
             return
         weight = 1.0 / options.negative_sample_rate if now_known == _LEGITIMATE and label.sampled else 1.0
         said = LEGITIMATE if now_known == _LEGITIMATE else FRAUD
@@ -233,7 +224,7 @@ class Feedback:
             versions=served.versions,
             log=LogPosition(partition=0, offset=int(taken.row[row])),
         )
-        self._counts["example", label] += 1
+        self.counts["example", label] += 1
         known.told += 1
         return example
 
@@ -244,7 +235,7 @@ class Feedback:
             _, _, digest, label = heapq.heappop(part.oldest)
             if label.waits:
                 label.waits = False
-                self._counts["label", "unknown_transaction"] += 1
+                self.counts["label", "unknown_transaction"] += 1
                 if not any(one.waits for one in part.waiting.get(digest, ())):
                     part.waiting.pop(digest, None)
         first = self._forgotten_day(part)

@@ -61,8 +61,9 @@ class Teacher:
 
     def learn(self, chunk: Chunk, decisions: Decisions) -> None:
         """Learn what the decisions and labels of a part of a chunk tell."""
-        label_partition = self._engine.partitions(chunk.labels.card_id)
-        examples = self._feedback.examples(chunk, decisions, label_partition, decisions.feedback)
+        before = self._feedback.counts.copy()
+        examples = self._feedback.examples(chunk, decisions, self._engine.partitions(chunk.labels.card_id))
+        decisions.feedback.update(self._feedback.counts - before)
         if examples:
             self._learner.learn_examples(examples)
             self._next_offset += len(examples)
