@@ -1,6 +1,6 @@
 """Files of transactions, read into the canonical columns: Parquet and CSV, in bounded memory, with a column mapping."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -60,6 +60,9 @@ _TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "fraud", "1.0"})
 _FALSE: Final = frozenset({"0", "false", "f", "no", "n", "legitimate", "0.0"})
 
 
+NO_TRUTH: Final = "is neither 0 nor 1 (false, true)"
+
+
 class UnusableSource(ValueError):
     """A file that cannot be read as transactions; the text names the column or row and says what to do."""
 
@@ -101,7 +104,7 @@ def resolve_mapping(
     Raises `UnusableSource` for an unknown field, preset or time zone, and for required columns that the file has not.
     """
     changes = changes or {}
-    present = _column_names(path)
+    present = column_names(path)
     unknown = sorted(set(changes) - set(FIELDS))
     if unknown:
         raise UnusableSource(f"--map knows no field {', '.join(unknown)}; the fields are {', '.join(FIELDS)}")
@@ -181,6 +184,28 @@ def load_transactions(
     return pd.concat(frames, ignore_index=True)
 
 
+def in_zone(naive: "pd.Series[pd.Timestamp]", time_zone: str) -> "pd.Series[pd.Timestamp]":
+    """Times without an offset as times in UTC; one that occurs twice is the first, one that does not, the next."""
+    first = np.ones(len(naive), np.bool_)
+    return naive.dt.tz_localize(_zone(time_zone), ambiguous=first, nonexistent="shift_forward").dt.tz_convert("UTC")
+
+
+def whole_units(scaled: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """(nearest whole numbers, whether a value is none): amounts that are floats in minor units; shape (n,).
+
+    A float64 that was a decimal with so many digits is off by a rounding error, not by a part of a unit.
+    """
+    whole = np.rint(scaled)
+    return whole, np.abs(scaled - whole) > 1e-6 + np.abs(scaled) * 1e-12
+
+
+def truths(values: Sequence[object]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """(whether it is fraud, whether nobody can tell) of what a column of truths holds; shape (n,)."""
+    texts = [str(value).strip().lower() for value in values]
+    true = np.array([text in _TRUE for text in texts], np.bool_)
+    return true, ~true & np.array([text not in _FALSE for text in texts], np.bool_)
+
+
 def _kind(path: Path) -> str:
     if not path.is_file():
         raise UnusableSource(f"there is no file {path}")
@@ -192,7 +217,8 @@ def _kind(path: Path) -> str:
     raise UnusableSource(f"{path}: unknown file type; use .parquet, .pq, .csv or .csv.gz")
 
 
-def _column_names(path: Path) -> list[str]:
+def column_names(path: Path) -> list[str]:
+    """The columns of a file; raises `UnusableSource` for one that cannot be read."""
     kind = _kind(path)
     try:
         if kind == "parquet":
@@ -203,7 +229,11 @@ def _column_names(path: Path) -> list[str]:
         raise UnusableSource(f"{path} cannot be read as {kind}: {error}") from error
 
 
-def _tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
+def read_tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
+    """Yield the ``columns`` of a file in tables of at most ``batch_rows`` rows; a CSV's are text, empty ones null.
+
+    Raises `UnusableSource` for a file that cannot be read.
+    """
     kind = _kind(path)
     try:
         if kind == "parquet":
@@ -233,7 +263,7 @@ def _converted(
         if bound is not None and bound.tzinfo is None:
             raise UnusableSource(f"{bound} has no time zone; give --from and --to with an offset")
     row = 0
-    for table in _tables(path, list(dict.fromkeys(mapping.columns.values())), batch_rows):
+    for table in read_tables(path, list(dict.fromkeys(mapping.columns.values())), batch_rows):
         frame = _Batch(path, mapping, table, row).frame()
         row += table.num_rows
         if start is not None:
@@ -319,18 +349,13 @@ class _Batch:
             self._refuse_missing_times(times)
             if self.mapping.time_zone != "UTC":
                 without_offset = ~naive_or_aware.str.contains(r"(?:Z|z|[+-]\d{2}:?\d{2})$", regex=True)
-                times = times.where(~without_offset, self._in_zone(times.dt.tz_localize(None)))
+                times = times.where(~without_offset, in_zone(times.dt.tz_localize(None), self.mapping.time_zone))
         else:
             times = pd.to_datetime(naive_or_aware, errors="coerce")
             self._refuse_missing_times(times)
-            times = self._in_zone(times) if times.dt.tz is None else times.dt.tz_convert("UTC")
+            times = in_zone(times, self.mapping.time_zone) if times.dt.tz is None else times.dt.tz_convert("UTC")
         moments: npt.NDArray[np.int64] = times.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
         return moments
-
-    def _in_zone(self, naive: "pd.Series[pd.Timestamp]") -> "pd.Series[pd.Timestamp]":
-        first = np.ones(len(naive), np.bool_)
-        zone = _zone(self.mapping.time_zone)
-        return naive.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward").dt.tz_convert("UTC")
 
     def _refuse_missing_times(self, times: "pd.Series[pd.Timestamp]") -> None:
         missing = np.flatnonzero(times.isna().to_numpy())
@@ -346,12 +371,11 @@ class _Batch:
         codes, positions = np.unique(currency.astype(str), return_inverse=True)
         unit = np.array([10.0 ** currency_decimals(code) for code in codes])[positions]
         scaled = amount * unit
-        minor = np.rint(scaled)
+        minor, inexact = whole_units(scaled)
         large = np.flatnonzero(np.abs(minor) > _LARGEST_AMOUNT_MINOR)
         if len(large):
             raise self._fail("amount", large, "is too large to be exact")
-        # A float64 that was a decimal with so many digits is off by a rounding error, not by a part of a unit.
-        fractions = np.flatnonzero(np.abs(scaled - minor) > 1e-6 + np.abs(scaled) * 1e-12)
+        fractions = np.flatnonzero(inexact)
         if len(fractions):
             code = currency[fractions[0]]
             raise self._fail(
@@ -360,12 +384,9 @@ class _Batch:
         return minor / unit, minor.astype(np.int64)
 
     def _truth(self) -> npt.NDArray[np.bool_]:
-        texts = np.array([str(value).strip().lower() for value in self._column("fraud").to_pylist()], dtype=object)
-        true = np.array([text in _TRUE for text in texts], np.bool_)
-        false = np.array([text in _FALSE for text in texts], np.bool_)
-        unknown = np.flatnonzero(~(true | false))
-        if len(unknown):
-            raise self._fail("fraud", unknown, "is neither 0 nor 1 (false, true)")
+        true, unknown = truths(self._column("fraud").to_pylist())
+        if unknown.any():
+            raise self._fail("fraud", np.flatnonzero(unknown), NO_TRUTH)
         return true
 
     def _fraud_types(self, fraud: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:

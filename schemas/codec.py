@@ -75,6 +75,8 @@ class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
     merchant_id: str
     event_time_us: int
     """Microseconds since 1970-01-01T00:00:00Z."""
+    amount_minor: int
+    """Whole minor units of the currency that it was sent in."""
     amount_base_minor: int
     """Whole minor units of the rate table's base currency."""
     counts: bool
@@ -140,6 +142,7 @@ def decode_transaction(
         transaction.card_id,
         transaction.merchant_id,
         event_time_us,
+        amount_minor,
         amount_base_minor,
         transaction.transaction_type in COUNTING_TYPES,
         of_day_us / _US_PER_HOUR,

@@ -387,14 +387,8 @@ class CardPartition:
         for waiting in self._waiting.take_older(self._newest_us - EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST):
             item = _kept(waiting)
             result.counts["label", "unknown_transaction"] += 1
-            result.dead_letter(
-                item.record,
-                "card",
-                "label_without_transaction",
-                f"no transaction {item.label.transaction_id!r} of card {item.label.card_id!r} is known that the label "
-                "can be joined to: check both identifiers and send it again, unless the transaction happened more than "
-                f"{self._rules.label_horizon_us / US_PER_DAY:g} days before, which is too long",
-            )
+            why = not_joined(item.label.transaction_id, item.label.card_id, self._rules.label_horizon_us)
+            result.dead_letter(item.record, "card", "label_without_transaction", why)
 
     def _forgotten_day(self) -> int:
         """The first day of acceptance that is remembered; what lies before is as if it were not there.
@@ -409,6 +403,15 @@ class CardPartition:
 
     def _place(self, record: Record) -> SourceRecord:
         return SourceRecord(topic=self._bare[record.topic], partition=record.partition, offset=record.offset)
+
+
+def not_joined(transaction_id: str, card_id: str, label_horizon_us: int) -> str:
+    """What the dead letter of a label says that has waited in vain."""
+    return (
+        f"no transaction {transaction_id!r} of card {card_id!r} is known that the label can be joined to: check both "
+        "identifiers and send it again, unless the transaction happened more than "
+        f"{label_horizon_us / US_PER_DAY:g} days before, which is too long"
+    )
 
 
 def _kept(waiting: Waiting) -> _Known:

@@ -114,8 +114,23 @@ class CardWindows(_Windows):
 
         Amounts are minor units of the base currency, 0 <= amount < 2**53. The arrays have shape (n,).
         """
+        return self.profile_keys(
+            entity_keys(cards), entity_keys(merchants), event_time_us, amount_minor, counts, hour, weekday
+        )
+
+    def profile_keys(
+        self,
+        cards: NDArray[np.int64],
+        merchants: NDArray[np.int64],
+        event_time_us: NDArray[np.int64],
+        amount_minor: NDArray[np.int64],
+        counts: NDArray[np.bool_],
+        hour: NDArray[np.float64],
+        weekday: NDArray[np.float64],
+    ) -> CardProfile:
+        """`profile` for who has the `entity_keys` of cards and merchants already; shape (n, 2)."""
         n, tables = len(cards), self._tables
-        keys, others = entity_keys(cards), np.ascontiguousarray(entity_keys(merchants)[:, 0])
+        keys, others = np.ascontiguousarray(cards), np.ascontiguousarray(merchants[:, 0])
         time_us, amount, enters, hours, weekdays = _columns(
             n, (event_time_us, np.int64), (amount_minor, np.int64), (counts, np.bool_), (hour, np.float64),
             (weekday, np.float64),
@@ -155,12 +170,28 @@ class MerchantWindows(_Windows):
         A label's ``event_time_us`` and ``transaction_hash`` are its transaction's; ``known`` is 1 for fraud, 0 for
         legitimate, 2 for none. Returns shape (n, len(MERCHANT_FEATURES)), NaN in the rows of labels.
         """
+        return self.profile_keys(
+            kinds, entity_keys(merchants), transaction_hash, event_time_us, amount_minor, counts, known, known_at_us
+        )
+
+    def profile_keys(
+        self,
+        kinds: NDArray[np.uint8],
+        merchants: NDArray[np.int64],
+        transaction_hash: NDArray[np.uint64],
+        event_time_us: NDArray[np.int64],
+        amount_minor: NDArray[np.int64],
+        counts: NDArray[np.bool_],
+        known: NDArray[np.int8],
+        known_at_us: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """`profile` for who has the `entity_keys` of merchants already; shape (n, 2)."""
         n, tables = len(merchants), self._tables
         kind, identity, time_us, amount, enters, value, since_us = _columns(
             n, (kinds, np.uint8), (transaction_hash, np.uint64), (event_time_us, np.int64), (amount_minor, np.int64),
             (counts, np.bool_), (known, np.int8), (known_at_us, np.int64),
         )  # fmt: skip
-        keys, identities = entity_keys(merchants), identity.view(np.int64)
+        keys, identities = np.ascontiguousarray(merchants), identity.view(np.int64)
         out = np.empty((n, len(MERCHANT_FEATURES)))
         tables.begin(n)
         done = 0

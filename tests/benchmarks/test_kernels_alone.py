@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine.card import CardPartition
-from tests.benchmarks import forests, in_process, kernel_scale, report
+from tests.benchmarks import columnar, forests, in_process, kernel_scale, report
 from tests.benchmarks.stages import Stages
 from tests.benchmarks.tables import as_text
 from tests.benchmarks.traffic import Traffic
@@ -14,7 +14,7 @@ from tests.benchmarks.traffic import Traffic
 @pytest.fixture(autouse=True)
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of these runs go where the test's do."""
-    for module in (forests, in_process, kernel_scale):
+    for module in (columnar, forests, in_process, kernel_scale):
         monkeypatch.setattr(module, "BUILD", tmp_path)
 
 
@@ -39,6 +39,26 @@ def test_a_replay_decides_every_transaction_and_its_stages_are_all_of_its_time()
     assert set(row["stages_us"]) >= {"card: windows", "score: trees", "score: River", "file, handover"}
     for table in report.PARTS["in_process"].values():
         assert len(as_text(table(row)).splitlines()) > len(table(row).rows)
+
+
+def test_a_replay_over_columns_decides_every_transaction() -> None:
+    options = columnar.Options(
+        rows=3_000,
+        chunk_rows=500,
+        partitions=2,
+        traffic=Traffic(cards=300, merchants=100, history_days=2),
+        trees=5,
+        leaves=7,
+        training_cards=100,
+        labelled=0.2,
+    )
+    outcome = columnar.run_benchmark(options)
+    assert outcome.transactions == options.rows
+    assert outcome.labels > 0
+    assert outcome.learning_s > 0
+    row = outcome.row()
+    assert set(row["stages_us"]) == {*columnar.STAGES, "file, order, handover"}
+    assert "transactions a second" in columnar.describe(row)
 
 
 def test_wrapped_methods_are_put_back() -> None:

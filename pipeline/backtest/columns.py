@@ -1,0 +1,139 @@
+"""Accepted transactions and labels as columns, and the hashes of their names."""
+
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.engine.layout import transaction_digest
+from pipeline.features.identity import entity_keys, transaction_hash
+
+
+class Reject(NamedTuple):
+    """A row that was not accepted, with what its dead letter would say."""
+
+    kind: str
+    """``transaction`` or ``label``."""
+    row: int
+    """Its number in the input, from 0."""
+    code: str
+    """As in ``docs/dead-letters.md``."""
+    text: str
+
+
+class _Columns:
+    """Columns of one length, of which rows can be taken."""
+
+    __slots__ = ()
+
+    def take(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> Self:
+        """The rows of a slice, of a mask of shape (n,), or of indices."""
+        if isinstance(rows, slice):
+            return self._each(lambda column: column[rows])
+        mask = rows.dtype == np.bool_
+        picked = pa.array(rows)
+        return self._each(
+            lambda column: (
+                column[rows]
+                if isinstance(column, np.ndarray)
+                else (column.filter(picked) if mask else column.take(picked))
+            )
+        )
+
+    def _each(self, of: Any) -> Self:
+        return type(self)(**{field.name: of(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
+
+    @classmethod
+    def concat(cls, parts: "list[Self]") -> Self:
+        """The rows of one after the other; at least one."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = {}
+        for field in fields(cls):  # type: ignore[arg-type]
+            of = [getattr(part, field.name) for part in parts]
+            columns[field.name] = np.concatenate(of) if isinstance(of[0], np.ndarray) else pa.concat_arrays(of)
+        return cls(**columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Transactions(_Columns):
+    """Transactions that passed every check; every column has shape (n,), texts are Arrow strings."""
+
+    row: NDArray[np.int64]
+    """Number in the input, from 0."""
+    key: NDArray[np.int64]
+    """What the order goes by: the event time, or the recorded sequence."""
+    transaction_id: pa.Array
+    card_id: pa.Array
+    merchant_id: pa.Array
+    event_time_us: NDArray[np.int64]
+    """Microseconds since 1970-01-01T00:00:00Z."""
+    currency: pa.Array
+    amount_minor: NDArray[np.int64]
+    """Whole minor units of ``currency``."""
+    amount_base_minor: NDArray[np.int64]
+    """Whole minor units of the base currency."""
+    transaction_type: pa.Array
+    counts: NDArray[np.bool_]
+    """Whether it enters windows."""
+    hour: NDArray[np.float64]
+    weekday: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True, slots=True)
+class Labels(_Columns):
+    """Labels that passed every check; every column has shape (n,), texts are Arrow strings."""
+
+    row: NDArray[np.int64]
+    key: NDArray[np.int64]
+    """What the order goes by: ``known_at_us``, or the recorded sequence."""
+    transaction_id: pa.Array
+    card_id: pa.Array
+    source: pa.Array
+    rank: NDArray[np.int8]
+    """`pipeline.learning.labels.source_rank` of its source."""
+    known: NDArray[np.int8]
+    """What it says: an index of `pipeline.backtest.resolved.KNOWN`."""
+    labelled_at_us: NDArray[np.int64]
+    known_at_us: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def no_transactions() -> Transactions:
+    """None of them."""
+    none, texts, numbers = np.empty(0, np.int64), pa.array([], pa.string()), np.empty(0)
+    return Transactions(
+        none, none, texts, texts, texts, none, texts, none, none, texts, np.empty(0, np.bool_), numbers, numbers
+    )
+
+
+def no_labels() -> Labels:
+    """None of them."""
+    none, texts = np.empty(0, np.int64), pa.array([], pa.string())
+    return Labels(none, none, texts, texts, texts, np.empty(0, np.int8), np.empty(0, np.int8), none, none)
+
+
+def name_keys(names: pa.Array) -> NDArray[np.int64]:
+    """`entity_keys` of names that come again and again; shape (n, 2)."""
+    encoded = names.dictionary_encode()
+    rows: NDArray[np.int32] = encoded.indices.to_numpy()
+    return entity_keys(encoded.dictionary.to_pylist())[rows]
+
+
+def digest_keys(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.int64]:
+    """`transaction_digest` of each row as two big-endian words, so that they sort as its bytes do; shape (n, 2)."""
+    digests = b"".join(map(transaction_digest, card_id.to_pylist(), transaction_id.to_pylist()))
+    return np.frombuffer(digests, ">u8").astype(np.uint64).view(np.int64).reshape(-1, 2)
+
+
+def identities(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.uint64]:
+    """`transaction_hash` of each row; shape (n,)."""
+    hashes = map(transaction_hash, card_id.to_pylist(), transaction_id.to_pylist())
+    return np.fromiter(hashes, np.uint64, len(card_id))

@@ -1,0 +1,119 @@
+"""Decisions as columns."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.backtest.columns import Reject, Transactions
+from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE
+from pipeline.decision.reasons import explain
+from pipeline.engine.models import ActiveModels
+from pipeline.features.catalogue import FEATURES, US_PER_SECOND
+from pipeline.scoring.blend import sigmoid
+from schemas.messages import Reason
+
+SELECTIONS: Final = (BY_SCORE, BY_RULE, BY_AUDIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What was decided about the accepted transactions of a chunk, in their order; arrays have shape (n,)."""
+
+    transactions: Transactions
+    position: NDArray[np.int64]
+    """Where each stands among all records of the chunk, labels and repeats included."""
+    partition: NDArray[np.int64]
+    """Of the card."""
+    features: NDArray[np.float64]
+    """Shape (n, len(FEATURES)), NaN for no value: exactly what the models saw."""
+    logit: NDArray[np.float64]
+    """LightGBM's calibrated log-odds."""
+    river_logit: NDArray[np.float64]
+    score: NDArray[np.float64]
+    selection: NDArray[np.int8]
+    """Index of `SELECTIONS`, -1 for no alert."""
+    selection_probability: NDArray[np.float64]
+    case_start_us: NDArray[np.int64]
+    case_sequence: NDArray[np.int64]
+    models: ActiveModels
+    """What scored them."""
+    base_currency: str
+    rates_version: str
+    duplicates: int
+    """Repeats, which are not decided."""
+    label_outcomes: Counter[str]
+    """What became of the chunk's labels, and of those that waited, as the card agent counts it."""
+    rejects: tuple[Reject, ...]
+    """Rows of the input that were refused since the chunk before, and labels that have waited in vain."""
+    feedback: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What was made of the chunk, as the feedback agent counts it; empty where nothing learns."""
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    @property
+    def alert(self) -> NDArray[np.bool_]:
+        """Whether there is an alert."""
+        return self.selection >= 0
+
+    def frame(self, *, features: bool = False) -> pd.DataFrame:
+        """One row a decision, in the terms of ``docs/wire-contract.md``; ``features`` adds a column for each.
+
+        ``row`` is the transaction's number in the input; ``amount`` is in whole minor units of ``currency``; texts are
+        backed by Arrow. There is no ``source``, ``log`` or time of decision, since nothing was written anywhere.
+        """
+        taken, n = self.transactions, len(self)
+        versions = self.models.versions(self.rates_version)
+        started = pc.cast(pa.array(self.case_start_us // US_PER_SECOND), pa.string())
+        codes = pa.array(self.selection, mask=self.selection < 0)
+        columns: dict[str, pa.Array] = {
+            "row": taken.row,
+            "transaction_id": taken.transaction_id,
+            "card_id": taken.card_id,
+            "merchant_id": taken.merchant_id,
+            "event_time": pa.array(taken.event_time_us).cast(pa.timestamp("us", "UTC")),
+            "amount_minor": taken.amount_minor,
+            "currency": taken.currency,
+            "amount_base": taken.amount_base_minor / 100,
+            "base_currency": _same(self.base_currency, n),
+            "transaction_type": taken.transaction_type,
+            "score": self.score,
+            "lightgbm": sigmoid(self.logit),
+            "river": sigmoid(self.river_logit),
+            "logit": self.logit,
+            "river_logit": self.river_logit,
+            "action": pa.DictionaryArray.from_arrays(self.alert.astype(np.int8), ["allow", "alert"]),
+            "selection": pa.DictionaryArray.from_arrays(codes, list(SELECTIONS)),
+            "selection_probability": self.selection_probability,
+            "threshold": np.full(n, self.models.policy.threshold),
+            "case_id": pc.binary_join_element_wise(taken.card_id, started, "-"),
+            "case_sequence": self.case_sequence,
+            "lightgbm_version": _same(versions.lightgbm, n),
+            "river_version": _same(versions.river, n),
+            "policy_version": _same(versions.policy, n),
+            "kernel_version": _same(versions.kernel, n),
+            "rates_version": _same(versions.rates, n),
+        }
+        if features:
+            columns |= {f"feature_{name}": self.features[:, column] for column, name in enumerate(FEATURES)}
+        frame: pd.DataFrame = pa.table(columns).to_pandas(types_mapper=_TYPES.get)
+        return frame
+
+    def reasons(self, rows: NDArray[np.intp] | None = None) -> list[list[Reason]]:
+        """Reasons of the alerts, or of ``rows``, as their alerts would tell them. Costs milliseconds a row."""
+        rows = np.flatnonzero(self.alert) if rows is None else rows
+        selections = [SELECTIONS[code] if code >= 0 else None for code in self.selection[rows].tolist()]
+        return explain(self.features[rows], self.logit[rows], self.models, selections, self.base_currency)
+
+
+_TYPES: Final = {pa.string(): pd.ArrowDtype(pa.string())}
+
+
+def _same(text: str, n: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(np.zeros(n, np.int8), [text])

@@ -1,0 +1,105 @@
+"""Transactions and labels in one order, chunk by chunk."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.columns import Labels, Transactions, no_labels, no_transactions
+
+Rows = TypeVar("Rows", Transactions, Labels)
+
+
+class Order(StrEnum):
+    """In which order records are worked on; within it, those of one kind keep the order of their rows."""
+
+    EVENT_TIME = "event-time"
+    """Transactions by event time, labels by ``known_at``; at one instant labels come first, for they are known then."""
+    RECORDED = "recorded"
+    """By the column ``sequence``; of one number transactions come first, as in a live batch."""
+
+
+class OutOfOrder(ValueError):
+    """Rows that do not stand in the order that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of transactions and labels, one behind the other by ``position``."""
+
+    transactions: Transactions
+    position: NDArray[np.int64]
+    """Shape (n,): ascending; no two records share one."""
+    labels: Labels
+    label_position: NDArray[np.int64]
+    """Shape (m,): ascending."""
+
+    def __len__(self) -> int:
+        return len(self.position) + len(self.label_position)
+
+    def between(self, first: int, end: int) -> "Chunk":
+        """The records that stand at ``first`` or behind, and before ``end``."""
+        rows = slice(*np.searchsorted(self.position, (first, end)).tolist())
+        labels = slice(*np.searchsorted(self.label_position, (first, end)).tolist())
+        return Chunk(
+            self.transactions.take(rows), self.position[rows], self.labels.take(labels), self.label_position[labels]
+        )
+
+
+NOTHING: Final = Chunk(no_transactions(), np.empty(0, np.int64), no_labels(), np.empty(0, np.int64))
+"""A chunk without a record."""
+
+
+def in_order(transactions: Iterator[Transactions], labels: Iterator[Labels], order: Order) -> Iterator[Chunk]:
+    """Merge two streams, each in order itself, into chunks of the transactions' size; the last labels come alone.
+
+    Memory is that of a chunk of each, and of the labels that lie between two transactions.
+
+    Raises `OutOfOrder` for a row whose key is less than that of a row before.
+    """
+    labels_ = _checked(labels, "label", order)
+    waiting: list[Labels] = []
+    more = True
+    for part in _checked(transactions, "transaction", order):
+        last = int(part.key[-1])
+        while more and (not waiting or waiting[-1].key[-1] <= last):
+            following = next(labels_, None)
+            more = following is not None
+            if following is not None:
+                waiting.append(following)
+        known = Labels.concat(waiting) if waiting else no_labels()
+        # Whoever is at the transaction's own key: first by time, last in a batch.
+        before = np.searchsorted(part.key, known.key, side="left" if order is Order.EVENT_TIME else "right")
+        taken = int(np.searchsorted(before, len(part)))
+        position = np.arange(len(part)) + np.searchsorted(before[:taken], np.arange(len(part)), side="right")
+        label_position = before[:taken] + np.arange(taken)
+        yield Chunk(part, position, known.take(slice(0, taken)), label_position)
+        waiting = [known.take(slice(taken, None))] if taken < len(known) else []
+    waiting += labels_
+    for rest in waiting:
+        yield Chunk(no_transactions(), np.empty(0, np.int64), rest, np.arange(len(rest)))
+
+
+def _checked(parts: Iterator[Rows], kind: str, order: Order) -> Iterator[Rows]:
+    """The parts that are not empty; `OutOfOrder` for a row that is behind its time."""
+    last = -(2**63)
+    for part in parts:
+        if not len(part):
+            continue
+        keys = np.concatenate([[last], part.key])
+        behind = np.flatnonzero(keys[1:] < keys[:-1])
+        if len(behind):
+            row = int(part.row[behind[0]])
+            by = {
+                Order.EVENT_TIME: "event_time" if kind == "transaction" else "the time from which it counts",
+                Order.RECORDED: "sequence",
+            }[order]
+            raise OutOfOrder(
+                f"the {kind} of row {row} stands behind a later one: sort the input by {by}, or give every row a "
+                "sequence and replay in the recorded order"
+            )
+        last = int(part.key[-1])
+        yield part

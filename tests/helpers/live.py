@@ -1,0 +1,148 @@
+"""The live kernels of a pipeline in memory: each record is carried through all of them before the next is read."""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.learn import LearnPartition
+from pipeline.engine.models import ActiveModels
+from pipeline.engine.placement import partition_of
+from pipeline.engine.results import Result
+from pipeline.engine.score import ScorePartition
+from pipeline.engine.state import MemoryStore
+from pipeline.scoring.river_factory import new_learner
+from schemas.codec import decode_transaction
+from schemas.errors import InvalidMessage
+from schemas.messages import Alert, Decision, Example
+from schemas.records import Output, Record
+from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
+from tests.helpers.logs import decode_alert, decode_decision, decode_example, reason
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Live:
+    """What came of the records so far."""
+
+    def __init__(self, models: ActiveModels, card: CardOptions, feedback: FeedbackOptions | None = None) -> None:
+        numbers = range(card.partitions)
+        self._options = card
+        self.models = models
+        self._cards = [CardPartition(card, None, MemoryStore()) for _ in numbers]
+        self._scores = [ScorePartition(card.rates.base) for _ in numbers]
+        self._feedbacks = [FeedbackPartition(feedback, MemoryStore()) for _ in numbers] if feedback else []
+        self.learn = LearnPartition(new_learner(models.lightgbm.version))
+        self._offsets: Counter[tuple[str, int]] = Counter()
+        self.decisions: list[Decision] = []
+        self.alerts: list[Alert] = []
+        self.examples: list[Example] = []
+        self.dead_letters: list[tuple[str, int, str, str]] = []
+        """(topic, which of its records, code, text)."""
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.feedback_counts: Counter[tuple[str, str]] = Counter()
+        self._records: Counter[str] = Counter()
+        self._numbers: dict[tuple[str, int, int], int] = {}
+
+    def transaction(self, fields: dict[str, Any], at_us: int) -> None:
+        """A transaction arrives; a field that is None is absent."""
+        record = self._record(TRANSACTIONS.name, fields, at_us)
+        decided = self._hop(self._cards[record.partition].process([record], NOW), record.partition)
+        if self._feedbacks:
+            for decision in decided:
+                self._teach(decision)
+
+    def label(self, fields: dict[str, Any], at_us: int) -> None:
+        """A label arrives."""
+        record = self._record(LABELS.name, fields, at_us)
+        self._hop(self._cards[record.partition].process([record], NOW), record.partition)
+        if self._feedbacks:
+            self._teach(record)
+
+    def batch(self, happened: Iterable[tuple[str, dict[str, Any], int]]) -> None:
+        """A batch of the only partition, as the card agent reads one; (topic, fields, arrival) each."""
+        records = [self._record(topic, fields, at_us) for topic, fields, at_us in happened]
+        self._hop(self._cards[0].process(records, NOW), 0)
+
+    def event_time_us(self, fields: dict[str, Any], at_us: int) -> int | None:
+        """The event time of a transaction that would be accepted, or be a repeat; None where it is refused."""
+        try:
+            item = decode_transaction(
+                _value(fields),
+                record_timestamp_us=at_us // 1_000 * 1_000,
+                future_tolerance_us=self._options.future_tolerance_us,
+                rates=self._options.rates,
+            )
+        except InvalidMessage:
+            return None
+        return item.event_time_us
+
+    def publish(self) -> None:
+        """What has been learned scores from now on."""
+        if self.learn.unpublished:
+            self.models = ActiveModels(self.models.lightgbm, self.learn.publish(), self.models.policy)
+
+    def _hop(self, result: Result, partition: int) -> list[Record]:
+        self._cards[partition].settle()
+        self.counts += result.counts
+        decided = []
+        for output in result.outputs:
+            if output.topic is DEAD_LETTERS:
+                topic, number = reason(output, "topic"), int(reason(output, "offset"))
+                row = self._numbers[topic, int(reason(output, "partition")), number]
+                self.dead_letters.append((topic, row, reason(output, "error"), reason(output, "message")))
+            if output.topic is not PROFILED:
+                continue
+            read = self._append(output)
+            scored = self._scores[read.partition].process([read], self.models, NOW)
+            self._scores[read.partition].settle()
+            for one in scored.outputs:
+                if one.topic is ALERTS:
+                    self.alerts.append(decode_alert(one.value or b""))
+                if one.topic is DECISIONS:
+                    self.decisions.append(decode_decision(one.value or b""))
+                    decided.append(self._append(one))
+        return decided
+
+    def _teach(self, record: Record) -> None:
+        feedback = self._feedbacks[record.partition]
+        result = feedback.process([record], NOW)
+        feedback.settle()
+        self.feedback_counts += result.counts
+        for output in result.outputs:
+            assert output.topic is EXAMPLES
+            self.examples.append(decode_example(output.value or b""))
+            self.learn.learn([Record(EXAMPLES.name, 0, len(self.examples) - 1, 0, output.key, output.value)])
+            self.learn.settle()
+
+    def _record(self, topic: str, fields: dict[str, Any], at_us: int) -> Record:
+        value = _value(fields)
+        card = fields.get("card_id")
+        partition = partition_of(card, self._options.partitions) if isinstance(card, str) else 0
+        offset = self._next(topic, partition)
+        self._numbers[topic, partition, offset] = self._records[topic]
+        self._records[topic] += 1
+        return Record(topic, partition, offset, at_us // 1_000, b"key", value)
+
+    def _append(self, output: Output) -> Record:
+        partition = partition_of((output.key or b"").decode(), self._options.partitions)
+        offset = self._next(output.topic.name, partition)
+        return Record(output.topic.name, partition, offset, 0, output.key, output.value)
+
+    def _next(self, topic: str, partition: int) -> int:
+        self._offsets[topic, partition] += 1
+        return self._offsets[topic, partition] - 1
+
+
+def _value(fields: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+
+
+def moment(time_us: int) -> datetime:
+    """A time in UTC."""
+    return _EPOCH + timedelta(microseconds=time_us)
