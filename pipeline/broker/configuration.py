@@ -48,9 +48,7 @@ def server_properties(log_dir: Path, host: str, port: int, controller_port: int)
         "group.consumer.session.timeout.ms": "6000",
         "group.consumer.min.heartbeat.interval.ms": "100",
         "group.consumer.heartbeat.interval.ms": "500",
-        # After a crash the node leads its partitions as before until its own old session ends, then not at all, then
-        # again. Coordinators that are still loading by then end up with a part of their logs (offsets of long ago, no
-        # group at all, transactions without end): the session must outlast the start, whatever else the machine does.
+        # A machine that is busy must not cost the node its leadership for a moment: what loads then loads in part.
         "broker.session.timeout.ms": "9000",
         "broker.heartbeat.interval.ms": "500",
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
@@ -60,6 +58,24 @@ def server_properties(log_dir: Path, host: str, port: int, controller_port: int)
         "num.io.threads": "4",
         "num.recovery.threads.per.data.dir": "2",
         "background.threads": "2",
+        "metric.reporters": "",
+    }
+
+
+def controller_properties(log_dir: Path, host: str, controller_port: int, session_ms: int) -> dict[str, str]:
+    """Properties of the same node's controller alone (`pipeline.broker.fencing`)."""
+    address = f"CONTROLLER://{host}:{controller_port}"
+    return {
+        "process.roles": "controller",
+        "node.id": str(NODE_ID),
+        "controller.quorum.bootstrap.servers": f"{host}:{controller_port}",
+        "controller.listener.names": "CONTROLLER",
+        "listeners": address,
+        "advertised.listeners": address,
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT",
+        "log.dirs": str(log_dir),
+        "broker.session.timeout.ms": str(session_ms),
+        "broker.heartbeat.interval.ms": str(session_ms // 2),
         "metric.reporters": "",
     }
 
@@ -82,6 +98,8 @@ rootLogger.level = warn
 rootLogger.appenderRef.out.ref = out
 logger.server.name = kafka.server.KafkaRaftServer
 logger.server.level = info
+logger.fencing.name = org.apache.kafka.controller.ReplicationControlManager
+logger.fencing.level = info
 logger.configuration.name = org.apache.kafka.common.config
 logger.configuration.level = error
 """

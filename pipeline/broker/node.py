@@ -12,8 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
-from pipeline.broker.configuration import jvm_arguments, log4j_text, properties_text, server_properties
+from pipeline.broker.configuration import (
+    controller_properties,
+    jvm_arguments,
+    log4j_text,
+    properties_text,
+    server_properties,
+)
 from pipeline.broker.errors import BrokerError, BrokerInUse
+from pipeline.broker.fencing import SESSION_MS, crashed, end_session
 from pipeline.broker.jars import class_path
 from pipeline.broker.java import find_java
 from pipeline.broker.local import HOST, connects, free_port, is_free, read_json, write_json
@@ -176,6 +183,8 @@ class EmbeddedBroker:
         if not (self._log_dir / "meta.properties").exists():
             self._format(command, configuration)
         write_json(self._ports_path, {"port": port, "controller_port": controller_port})
+        if crashed(self._log_dir):
+            self._end_session(command, controller_port, lock)
         self._process = GuardedProcess([*command, "kafka.Kafka", str(configuration)], self.log_path, lock)
         self._port = port
         self._await_serving()
@@ -197,6 +206,12 @@ class EmbeddedBroker:
             )
         if made.returncode != 0:
             raise BrokerError(f"cannot prepare the embedded broker's directory {self.data_dir}. {self._explanation()}")
+
+    def _end_session(self, command: list[str], controller_port: int, lock: int) -> None:
+        configuration = self.data_dir / "controller.properties"
+        properties = controller_properties(self._log_dir, HOST, controller_port, SESSION_MS)
+        configuration.write_text(properties_text(properties), encoding="utf-8")
+        end_session(command, configuration, self._log_dir, self.log_path, lock)
 
     def _await_serving(self) -> None:
         deadline_s = time.monotonic() + START_TIMEOUT_S

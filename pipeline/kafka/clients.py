@@ -84,6 +84,7 @@ PASSING_ERRORS: Final = frozenset(
         KafkaError._TRANSPORT,
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._TIMED_OUT,
+        KafkaError._TIMED_OUT_QUEUE,  # a broker that stood still and lets nothing be sent
         KafkaError._NOENT,  # the client knows no leader: "Failed to query partition leaders"
     }
 )

@@ -23,6 +23,7 @@ from pipeline.broker import (
 )
 from pipeline.broker import jars as jars_module
 from pipeline.broker import node as node_module
+from pipeline.broker.fencing import ACTIVE, FENCED
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import producer_config, read_topic
 from pipeline.settings import Settings
@@ -197,6 +198,7 @@ def test_data_and_port_survive_a_stop_and_a_crash(tmp_path: Path) -> None:
         broker.start()
         assert broker.bootstrap_servers == address
         assert values(address, "transactions") == [b"before"]
+        assert FENCED not in broker.log_path.read_text()
 
         write(address, "transactions", [b"after a stop"])
         broker.kill()
@@ -205,6 +207,9 @@ def test_data_and_port_survive_a_stop_and_a_crash(tmp_path: Path) -> None:
         broker.start()
         assert broker.bootstrap_servers == address
         assert values(address, "transactions") == [b"before", b"after a stop"]
+        # It led nothing until its old session was over: coordinators do not stand a change of leaders while they load.
+        controller, _, node = broker.log_path.read_text().partition(FENCED)
+        assert (ACTIVE in controller, ACTIVE in node) == (True, True)
 
     with socket.create_server(("127.0.0.1", int(address.split(":")[1]))), embedded_broker(tmp_path / "kafka") as broker:
         assert broker.bootstrap_servers != address
