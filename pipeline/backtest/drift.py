@@ -27,14 +27,14 @@ class FeatureBins(NamedTuple):
             edges.append(np.unique(inner))
         return cls(tuple(edges))
 
-    def count(self, features: NDArray[np.float64]) -> tuple[NDArray[np.int64], ...]:
+    def counts(self, features: NDArray[np.float64]) -> tuple[NDArray[np.int64], ...]:
         """How many rows of ``features``, shape (n, features), lie in each bin; of each feature, to be added up."""
-        counts = []
+        found = []
         for edges, column in zip(self.edges, features.T, strict=True):
             missing = np.isnan(column)
             bins = np.where(missing, len(edges) + 1, np.searchsorted(edges, column, side="right"))
-            counts.append(np.bincount(bins, minlength=len(edges) + 2))
-        return tuple(counts)
+            found.append(np.bincount(bins, minlength=len(edges) + 2))
+        return tuple(found)
 
 
 class Drift(NamedTuple):
@@ -43,7 +43,7 @@ class Drift(NamedTuple):
     features: tuple[str, ...]
     bins: FeatureBins
     reference: tuple[NDArray[np.int64], ...]
-    """Counts of `FeatureBins.count` over the training."""
+    """Counts of `FeatureBins.counts` over the training."""
     current: tuple[NDArray[np.int64], ...]
     """Counts over the range."""
     reference_name: str = "training"
