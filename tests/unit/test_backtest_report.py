@@ -85,6 +85,7 @@ def test_figures_are_those_of_the_rows() -> None:
     assert found["alerts_per_day"] == pytest.approx(alert.sum() / DAYS)
     assert found["fraud_amount"] == pytest.approx(amount[fraud].sum())
     assert found["caught_amount"] == pytest.approx(amount[fraud][caught].sum())
+    assert found["missed_amount"] == pytest.approx(amount[fraud][~caught].sum())
     assert found["net_saving"] == pytest.approx(amount[fraud][caught].sum() - 5.0 * alert.sum())
 
 
