@@ -22,9 +22,7 @@ class Part(NamedTuple, Generic[Rows]):
     """Shape (n,): when each arrived; of rows that were refused nothing is told."""
 
 
-def by_time(
-    logs: Sequence[Iterator[Part[Rows]]], margin_us: int, too_late: Callable[[Rows], None]
-) -> Iterator[Rows]:
+def by_time(logs: Sequence[Iterator[Part[Rows]]], margin_us: int, too_late: Callable[[Rows], None]) -> Iterator[Rows]:
     """The rows of all logs in the order of ``key``, and of ``row`` among equal ones, in chunks.
 
     A row may stand behind the newest arrival of its log by ``margin_us``; what lies further behind goes to
