@@ -171,13 +171,17 @@ class Comparer:
         if differs:
             self._note(decisions, row, live, self._cause(decisions, live, differs, features), differs)
 
+    def alone(self, decisions: Decisions, row: int) -> None:
+        """Note a decision that has no live one."""
+        self._note(decisions, row, None, ONLY_HERE, [])
+
     def finish(self, *, partial: bool = False) -> Comparison:
         """Compare what is left; of a backtest that was stopped, what only live decided is no difference."""
         while not partial and self._live.pull():
             self._match()
         self._match()
         for waiting in self._rows.values():
-            self._note(waiting.decisions, waiting.row, None, ONLY_HERE, [])
+            self.alone(waiting.decisions, waiting.row)
         if not partial:
             for one in self._live.waiting.values():
                 time_us = timestamp_us(one.event_time)
@@ -190,10 +194,11 @@ class Comparer:
         return self.comparison
 
     def _match(self) -> None:
-        small, large = sorted((self._rows, self._live.waiting), key=len)
-        for place in [place for place in small if place in large]:
-            waiting = self._rows.pop(place)
-            self.pair(waiting.decisions, waiting.row, self._live.waiting.pop(place))
+        waiting = self._live.waiting
+        fewer = self._rows if len(self._rows) < len(waiting) else waiting
+        for place in [place for place in fewer if place in self._rows and place in waiting]:
+            here = self._rows.pop(place)
+            self.pair(here.decisions, here.row, waiting.pop(place))
 
     def _note(
         self, decisions: Decisions, row: int, live: LiveDecision | None, cause: str, differs: Sequence[str]

@@ -32,6 +32,7 @@ from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
+from pipeline.sources import currency_decimals
 from schemas.messages import CardRules, ProfiledLabel, ProfiledTransaction, SourceRecord, Timestamp, Versions
 from schemas.records import Record
 from schemas.topics import LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
@@ -235,7 +236,6 @@ class RecordedReplay:
     ) -> Decisions:
         stated = [_decode_stated(message.transaction) for message in messages]
         numbering = Numbering(self._options.partitions)
-        currencies = self._options.rates.currencies
         event_time_us = np.array([message.event_time_us for message in messages], np.int64)
         taken = Transactions(
             row=np.array([numbering.row(one.source.partition, one.source.offset) for one in messages], np.int64),
@@ -245,7 +245,9 @@ class RecordedReplay:
             merchant_id=_texts([message.merchant_id for message in messages]),
             event_time_us=event_time_us,
             currency=_texts([one.currency for one in stated]),
-            amount_minor=np.array([currencies[one.currency].to_minor(one.amount) for one in stated], np.int64),
+            amount_minor=np.array(
+                [int(one.amount.scaleb(currency_decimals(one.currency))) for one in stated], np.int64
+            ),
             amount_base_minor=np.array([message.amount_base_minor for message in messages], np.int64),
             transaction_type=_texts([one.transaction_type for one in stated]),
             counts=np.array([message.counts for message in messages], np.bool_),

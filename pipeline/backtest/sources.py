@@ -55,9 +55,20 @@ class Span(NamedTuple):
     from_us: int
     to_us: int
 
-    def within(self, rows: Transactions) -> Transactions:
-        """Those of the warm-up and of the range."""
-        inside = (rows.event_time_us >= self.warm_up_from_us) & (rows.event_time_us < self.to_us)
+
+@dataclass(slots=True)
+class Seen:
+    """Event times of the transactions that a source held, as far as it was read."""
+
+    first_us: int = LATEST_US
+    last_us: int = EARLIEST_US
+
+    def within(self, span: Span, rows: Transactions) -> Transactions:
+        """Those of the warm-up and of the range, after all were noted."""
+        if len(rows):
+            self.first_us = min(self.first_us, int(rows.event_time_us.min()))
+            self.last_us = max(self.last_us, int(rows.event_time_us.max()))
+        inside = (rows.event_time_us >= span.warm_up_from_us) & (rows.event_time_us < span.to_us)
         return rows if inside.all() else rows.take(inside)
 
 
@@ -91,13 +102,19 @@ class Opened(NamedTuple):
 
     transactions: Iterator[Transactions]
     labels: Iterator[Labels]
+    seen: Seen
 
 
 class Source(Protocol):
     """A history that can be read from a given time on."""
 
-    label_mode: str
-    """Where its labels come from, as `pipeline.backtest.result.BacktestResult` has it."""
+    @property
+    def label_mode(self) -> str:
+        """Where its labels come from, as `pipeline.backtest.result.BacktestResult` has it."""
+
+    @property
+    def time_zone(self) -> str:
+        """Of times without an offset."""
 
     @property
     def name(self) -> str:
@@ -119,6 +136,11 @@ class FileSource:
     label_file: Path | None = None
     label_delay_s: float = 7 * 86_400.0
     """From a transaction to the label that the file's truth becomes."""
+
+    @property
+    def time_zone(self) -> str:
+        """The mapping's."""
+        return self.mapping.time_zone
 
     @property
     def name(self) -> str:
@@ -174,6 +196,7 @@ class ExportSource:
     directory: Path
     lateness_us: int = LATENESS_US
     label_mode: str = "recorded"
+    time_zone: str = "UTC"
 
     @property
     def name(self) -> str:
@@ -190,9 +213,11 @@ class ExportSource:
         late = _noting_late(rejects)
         sold = [self._transactions(number, paths, rules, rejects) for number, paths in self._logs(TRANSACTIONS)]
         told = [self._labels(number, paths, rules, rejects, book) for number, paths in self._logs(LABELS)]
+        seen = Seen()
         return Opened(
-            (span.within(rows) for rows in by_time(sold, self.lateness_us, late("transaction"))),
+            (seen.within(span, rows) for rows in by_time(sold, self.lateness_us, late("transaction"))),
             by_time(told, self.lateness_us, late("label")),
+            seen,
         )
 
     def _files(self, topic: Topic) -> list[Path]:
@@ -256,6 +281,7 @@ class TopicSource:
     lateness_us: int = LATENESS_US
     """How long after its event time a transaction may arrive; record times are looked for with this margin."""
     label_mode: str = "recorded"
+    time_zone: str = "UTC"
 
     @property
     def name(self) -> str:
@@ -273,7 +299,7 @@ class TopicSource:
         late = _noting_late(rejects)
         sold = self.ranges(TRANSACTIONS, span, rules.future_tolerance_us, to_end=False)
         told = self.ranges(LABELS, span, rules.future_tolerance_us, to_end=True)
-        self._refuse_lost(span, sold)
+        self.refuse_lost(span, len(sold))
         numbering = Numbering(len(sold))
 
         def note(items: Sequence[Label], known_at_us: Sequence[int]) -> None:
@@ -294,9 +320,11 @@ class TopicSource:
             )
             for number, of in told.items()
         ]
+        seen = Seen()
         return Opened(
-            (span.within(rows) for rows in by_time(transactions, self.lateness_us, late("transaction"))),
+            (seen.within(span, rows) for rows in by_time(transactions, self.lateness_us, late("transaction"))),
             by_time(labels, self.lateness_us, late("label")),
+            seen,
         )
 
     def ranges(self, topic: Topic, span: Span, tolerance_us: int, *, to_end: bool) -> dict[int, range]:
@@ -318,11 +346,11 @@ class TopicSource:
             ends = {number: min(ends[number], found[full, number]) for number in numbers}
         return {number: range(starts[full, number], ends[number]) for number in numbers}
 
-    def _refuse_lost(self, span: Span, ranges: dict[int, range]) -> None:
+    def refuse_lost(self, span: Span, partitions: int) -> None:
         """Raise `RangeError` where all of the range lies before what the topic still holds, or nothing is there."""
         client = admin_client(self.bootstrap, settings=self.settings)
-        begins = patiently(lambda: first_offsets(client, [(self.name, number) for number in ranges]))
-        ends = settled_ends(self.bootstrap, self.settings, self.name, list(ranges))
+        begins = patiently(lambda: first_offsets(client, [(self.name, number) for number in range(partitions)]))
+        ends = settled_ends(self.bootstrap, self.settings, self.name, range(partitions))
         times_us = []
         for (_, number), first in begins.items():
             with closing(RangeReader(self.bootstrap, self.settings, self.name, number, first)) as reader:

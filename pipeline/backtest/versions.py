@@ -1,4 +1,4 @@
-"""Models by version: of the registry, of the topic ``models``, and River versions that a fold of examples gives again."""
+"""Models by version: of the registry, of the topic ``models``, and River versions folded from ``examples`` again."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -66,9 +66,13 @@ class ModelLibrary:
             known.append(self.policy(ACTIVE))
         return next((one for one in reversed(known) if one.lightgbm_version == lightgbm), known[-1])
 
+    def untaught_river(self, lightgbm: str) -> RiverModel:
+        """The online model before its first lesson on a LightGBM version, which changes nothing."""
+        return first_river(lightgbm, self._settings.river_classifier)
+
     def latest_river(self, lightgbm: str) -> RiverModel:
         """The version that was published last for a LightGBM version; before its first lesson where there is none."""
-        last = first_river(lightgbm, self._settings.river_classifier)
+        last = self.untaught_river(lightgbm)
         for (name, _), payload in self._models.published.items():
             if name == RIVER:
                 model = self._load_river(payload)
@@ -88,7 +92,7 @@ class ModelLibrary:
         )
 
     def _find_river(self, version: str, lightgbm: str) -> RiverModel:
-        first = first_river(lightgbm, self._settings.river_classifier)
+        first = self.untaught_river(lightgbm)
         if first.version == version:
             return first
         if (payload := self._models.published.get((RIVER, version))) is not None:
