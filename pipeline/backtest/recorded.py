@@ -7,7 +7,7 @@ The card kernel goes through each partition batch by batch, as ``progress`` tell
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -97,7 +97,7 @@ class RecordedReplay:
             return self._span
         return Span(EARLIEST_US, EARLIEST_US, -EARLIEST_US)
 
-    def run(self, models: ActiveModels | None, live: LiveDecisions | None) -> Iterator[Scored]:
+    def run(self, models: ActiveModels | None, live: LiveDecisions | None) -> Generator[Scored, None, None]:
         """Decide the range by ``models``, or, without, each transaction by those that its live decision names.
 
         A transaction without a live decision is passed over in the latter case.
@@ -106,9 +106,11 @@ class RecordedReplay:
             cards = {number: stack.enter_context(closing(self._cards(number))) for number in self._ranges[TRANSACTIONS]}
             again: dict[_Key, _Message] = {}
             scores: dict[int, ScorePartition] = {}
-            stack.callback(lambda: [score.close() for score in scores.values()])
             for number, records in self._profiled(stack):
-                score = scores.setdefault(number, ScorePartition(self._options.rates.base))
+                if number not in scores:
+                    scores[number] = ScorePartition(self._options.rates.base)
+                    stack.callback(scores[number].close)
+                score = scores[number]
                 repeated = [self._repeated(record, cards, again) for record in records]
                 read, features = score.profile([record for record in repeated if record is not None], Result())
                 score.settle()
@@ -135,7 +137,7 @@ class RecordedReplay:
             if following := readers[number].read_to(ranges[number].stop, _BATCH):
                 heapq.heappush(heap, (following[0].timestamp_ms, number, following))
 
-    def _cards(self, number: int) -> Iterator[list[_Message]]:
+    def _cards(self, number: int) -> Generator[list[_Message], None, None]:
         """What the card kernel of a partition says, batch by batch."""
         settings = self._source.settings
         topics = {settings.topic(topic.name): topic for topic in (TRANSACTIONS, REROUTED, LABELS)}
@@ -171,7 +173,7 @@ class RecordedReplay:
                 yield [_decode(output.value or b"") for output in result.outputs if output.topic is PROFILED]
 
     def _repeated(
-        self, record: Record, cards: dict[int, Iterator[list[_Message]]], again: dict[_Key, _Message]
+        self, record: Record, cards: Mapping[int, Iterator[list[_Message]]], again: dict[_Key, _Message]
     ) -> Record | None:
         """A record of ``profiled`` as the card kernel gives it now; None for what lies outside of the span."""
         message = _decode(record.value or b"")
@@ -245,9 +247,7 @@ class RecordedReplay:
             merchant_id=_texts([message.merchant_id for message in messages]),
             event_time_us=event_time_us,
             currency=_texts([one.currency for one in stated]),
-            amount_minor=np.array(
-                [int(one.amount.scaleb(currency_decimals(one.currency))) for one in stated], np.int64
-            ),
+            amount_minor=np.array([_minor(one) for one in stated], np.int64),
             amount_base_minor=np.array([message.amount_base_minor for message in messages], np.int64),
             transaction_type=_texts([one.transaction_type for one in stated]),
             counts=np.array([message.counts for message in messages], np.bool_),
@@ -276,6 +276,10 @@ class RecordedReplay:
 def _key(message: _Message) -> _Key:
     source: SourceRecord = message.source
     return source.topic, source.partition, source.offset
+
+
+def _minor(stated: _Stated) -> int:
+    return int(stated.amount.scaleb(currency_decimals(stated.currency)))
 
 
 def _texts(values: Sequence[str]) -> pa.Array:

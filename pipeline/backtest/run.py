@@ -1,6 +1,6 @@
 """Replay history in process: tables in, decisions out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -69,7 +69,7 @@ def replay_accepted(
     *,
     options: CardOptions,
     order: Order = Order.EVENT_TIME,
-) -> Iterator[list[Decisions]]:
+) -> Generator[list[Decisions], None, None]:
     """`replay` of what was accepted already, decided by several candidates in one pass: the `Decisions` of each.
 
     Windows and labels are the same for all. ``rejects`` is where whoever accepts notes what it refuses; it is emptied.

@@ -158,7 +158,16 @@ class FileSource:
         labels = (
             self._truths(span, rules, rejects, book) if self.label_file is None else self._told(rules, rejects, book)
         )
-        return Opened((span.within(rows) for rows in tables), labels)
+        seen = Seen()
+
+        def until_end() -> Iterator[Transactions]:
+            for rows in tables:
+                yield seen.within(span, rows)
+                # In order: behind the end there is nothing more.
+                if seen.last_us >= span.to_us:
+                    return
+
+        return Opened(until_end(), labels, seen)
 
     def _told(self, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
         first = 0
