@@ -52,7 +52,8 @@ def by_time(logs: Sequence[Iterator[Part[Rows]]], margin_us: int, too_late: Call
         # Sorted again once there is half as much as before: the cost of a row stays that of a few sorts.
         ends = min(newest_us) == _BEHIND_ALL
         if n_fresh and (ends or n_fresh >= max(CHUNK_ROWS, (0 if held is None else len(held)) // 2)):
-            held = _sorted(fresh if held is None else [held, *fresh], type(fresh[0]))
+            parts: list[Rows] = fresh if held is None else [held, *fresh]
+            held = _sorted(parts)
             fresh, n_fresh = [], 0
         if held is not None and not n_fresh:
             ready = int(np.searchsorted(held.key, min(newest_us) - (0 if ends else margin_us)))
@@ -61,6 +62,6 @@ def by_time(logs: Sequence[Iterator[Part[Rows]]], margin_us: int, too_late: Call
             held = held.take(slice(ready, None))
 
 
-def _sorted(parts: list[Rows], kind: type[Rows]) -> Rows:
-    rows = kind.concat(parts)
+def _sorted(parts: list[Rows]) -> Rows:
+    rows = type(parts[0]).concat(parts)
     return rows.take(np.lexsort((rows.row, rows.key)))

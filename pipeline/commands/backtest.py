@@ -14,16 +14,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from pipeline.backtest.api import LATEST, Backtest, Step
 from pipeline.backtest.live import Comparison
-from pipeline.backtest.order import Order, OutOfOrder
+from pipeline.backtest.order import Order
 from pipeline.backtest.report import build_report
-from pipeline.backtest.sources import RangeError, moment
-from pipeline.commands.replay import Duration, Moment
+from pipeline.backtest.sources import moment
+from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.kafka.clients import ConfigError, TopicError
-from pipeline.rates import RatesError
 from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, resolve_mapping
+from pipeline.sources import PRESETS
 
 _SHOWN = 10
 """Differences from live that the terminal shows; all of them go to the file."""
@@ -63,7 +62,7 @@ _SHOWN = 10
     "thresholds",
     type=click.FloatRange(0, 1),
     multiple=True,
-    help="In place of the policy's; repeatable.",
+    help="In place of the policy's; may be repeated.",
 )
 @click.option("--river", default=LATEST, show_default=True, help="Online model: latest, untaught, or a version.")
 @click.option("--learn", is_flag=True, help="Let the online model learn from there on, as it would have.")
@@ -129,6 +128,8 @@ def command(
         raise click.UsageError("--differences tells how decisions differ from live ones: add --compare live")
     stop = threading.Event()
     try:
+        from_file = history is not None and history.is_file()
+        mapping = file_mapping(history, changes, preset, currency, time_zone) if history and from_file else None
         asked = Backtest(
             history,
             start=start,
@@ -145,15 +146,16 @@ def command(
             lateness_s=lateness,
             label_file=label_file,
             label_delay_s=label_delay,
-            mapping=_mapping(history, changes, preset, currency, time_zone),
+            mapping=mapping,
             settings=Settings(),
             bootstrap=bootstrap,
         )
         with _interrupts(stop), _Bar() as bar:
             result = asked.run(bar.show, stop.is_set)
         made = build_report(result)
+    # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
     except (
-        UnusableSource, RangeError, OutOfOrder, ConfigError, TopicError, RegistryError, ModelError, RatesError, ValueError,
+        TopicError, RegistryError, ModelError, ConfigError, ValueError,
     ) as error:  # fmt: skip
         raise click.ClickException(str(error)) from error
     for warning in result.warnings:
@@ -183,20 +185,6 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"{model!r} is named twice: write NAME=VERSION", param_hint="--model")
         named[name or version] = version
     return named
-
-
-def _mapping(
-    history: Path | None, changes: tuple[str, ...], preset: str | None, currency: str, time_zone: str
-) -> ColumnMapping | None:
-    if history is None or not history.is_file():
-        return None
-    pairs = {}
-    for change in changes:
-        name, equals, column = change.partition("=")
-        if not (name and equals and column):
-            raise click.BadParameter(f"{change!r}: write FIELD=COLUMN, such as card_id=CUSTOMER_ID", param_hint="--map")
-        pairs[name] = column
-    return resolve_mapping(history, pairs, preset=preset, currency=currency, time_zone=time_zone)
 
 
 @contextmanager
