@@ -52,8 +52,9 @@ def by_time(logs: Sequence[Iterator[Part[Rows]]], margin_us: int, too_late: Call
         # Sorted again once there is half as much as before: the cost of a row stays that of a few sorts.
         ends = min(newest_us) == _BEHIND_ALL
         if n_fresh and (ends or n_fresh >= max(CHUNK_ROWS, (0 if held is None else len(held)) // 2)):
-            parts: list[Rows] = fresh if held is None else [held, *fresh]
-            held = _sorted(parts)
+            if held is not None:
+                fresh.append(held)
+            held = _sorted(fresh)
             fresh, n_fresh = [], 0
         if held is not None and not n_fresh:
             ready = int(np.searchsorted(held.key, min(newest_us) - (0 if ends else margin_us)))
