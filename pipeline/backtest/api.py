@@ -19,7 +19,7 @@ from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.learning import Learning
 from pipeline.backtest.live import Comparer, Comparison, LiveDecisions
 from pipeline.backtest.order import Order
-from pipeline.backtest.recorded import RecordedReplay
+from pipeline.backtest.recorded import RecordedReplay, Scored
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
 from pipeline.backtest.run import Candidate, replay_accepted
 from pipeline.backtest.sources import (
@@ -29,6 +29,7 @@ from pipeline.backtest.sources import (
     FileSource,
     LabelBook,
     RangeError,
+    Seen,
     Source,
     Span,
     TopicSource,
@@ -122,7 +123,7 @@ class Backtest:
         models: Iterable[str] | Mapping[str, str | ActiveModels] = (),
         thresholds: Iterable[float] = (),
         policy: str | None = None,
-        river: str = LATEST,
+        river: str | None = None,
         learn: bool = False,
         publish_every_s: float = 3_600.0,
         order: Order | str = Order.EVENT_TIME,
@@ -143,8 +144,9 @@ class Backtest:
         models; default is the one in force, and in the recorded order the versions that decisions name.
         ``thresholds`` makes a variant of each model for each of them. ``policy`` is a version (default: the one that
         was made for the model). ``river`` is ``latest``, ``untaught`` or a version; with ``learn`` the online model
-        goes on learning from there, and is published every ``publish_every_s`` of event time. ``lateness_s`` bounds
-        how long after its event time a record of a topic may arrive. Raises ValueError for what contradicts itself.
+        goes on learning from there (default: from untaught on), and is published every ``publish_every_s`` of event
+        time. ``lateness_s`` bounds how long after its event time a record of a topic may arrive. Raises ValueError for
+        what contradicts itself.
         """
         self.settings = settings or Settings()
         self.bootstrap = bootstrap or self.settings.kafka_bootstrap_servers
@@ -173,7 +175,7 @@ class Backtest:
         from_us = time_us(start, EARLIEST_US)
         self.span = Span(EARLIEST_US if start is None else from_us - self.warm_up_us, from_us, time_us(end, LATEST_US))
         self.library = ModelLibrary(self.settings, self.bootstrap if topics else None)
-        self._asked = (models, tuple(thresholds), policy, river, publish_every_s)
+        self._asked = (models, tuple(thresholds), policy, river or (UNTAUGHT if learn else LATEST), publish_every_s)
 
     def run(
         self, progress: Callable[[Step], None] | None = None, stopped: Callable[[], bool] = lambda: False
@@ -193,9 +195,6 @@ class Backtest:
             if self.order is Order.RECORDED and not thresholds and policy is None:
                 return {}
             named = {ACTIVE: ACTIVE}
-        learning = None
-        if self.learn:
-            learning = Learning(self._feedback_options(), round(publish_every_s * US_PER_SECOND))
         found = {}
         for name, version in named.items():
             active = version if isinstance(version, ActiveModels) else self._models(version, policy, river)
@@ -203,6 +202,7 @@ class Backtest:
                 one = active
                 if threshold is not None:
                     one = dataclasses.replace(active, policy=with_threshold(active.policy, threshold))
+                learning = self._learning(one, publish_every_s) if self.learn else None
                 found[name if threshold is None else f"{name} at {threshold:g}"] = Candidate(one, learning)
         return found
 
@@ -221,6 +221,10 @@ class Backtest:
     def partitions(self) -> int:
         """Partitions that the replay has: the topic's, or one."""
         return self.source.numbering.partitions if isinstance(self.source, TopicSource) else 1
+
+    def _learning(self, models: ActiveModels, publish_every_s: float) -> Learning:
+        every_us = max(round(publish_every_s * US_PER_SECOND), 1)
+        return Learning(self._feedback_options(), every_us, *self.library.learner(models))
 
     def _feedback_options(self) -> FeedbackOptions:
         settings = self.settings
@@ -275,7 +279,7 @@ class _Run:
         self._first_us = LATEST_US
         self._first_decided_us, self._last_decided_us = LATEST_US, EARLIEST_US
         self._counts: Counter[str] = Counter()
-        self._book = LabelBook()
+        self._book, self._seen = LabelBook(), Seen()
         self._partial = False
         self._warnings: list[str] = []
         self._collected: dict[str, _Collected] = {}
@@ -337,29 +341,27 @@ class _Run:
             raise TypeError("only topics have a recorded order")
         options = asked.card_options(asked.partitions)
         source.refuse_lost(asked.span, asked.partitions)
-        replayed = RecordedReplay(source, asked.span, options, asked.library, options.future_tolerance_us)
+        replayed = RecordedReplay(source, asked.span, options, asked.library)
         wanted = asked.compare_live or not candidates
         live = self._live(replayed.outputs_span()) if wanted else None
-        comparer = Comparer(live, asked.span, asked.order) if live is not None and asked.compare_live else None
+        comparer = Comparer(live, asked.order) if live is not None and asked.compare_live else None
         if comparer is not None and self._is_cut(source):
             comparer.began(asked.span.warm_up_from_us)
         self._collected = {name: _Collected() for name in candidates or (AS_RECORDED,)}
         models = next((one.models for one in candidates.values()), None)
+        none = np.empty(0, np.int64)
         with closing(replayed.run(models, live)) as passed:
-            for scored in passed:
-                for collected, name in zip(self._collected.values(), self._collected, strict=True):
-                    one = candidates.get(name)
-                    same = one is None or one.models is scored.decisions.models
-                    collected.add(scored.decisions if same or one is None else scored.decisions.under(one.models))
-                if comparer is not None:
-                    for row, recorded in enumerate(scored.live):
-                        if recorded is not None:
-                            comparer.pair(scored.decisions, row, recorded)
-                        else:
-                            comparer.alone(scored.decisions, row)
-                times_us = scored.decisions.transactions.event_time_us
-                self._worked_on = replayed.entered - len(times_us)
-                self._note(np.append(times_us, replayed.newest_us), times_us)
+            for parts in passed:
+                for scored in parts:
+                    for name, collected in self._collected.items():
+                        own = candidates[name].models if name in candidates else models
+                        same = own is models
+                        collected.add(scored.decisions if same or own is None else scored.decisions.under(own))
+                    if comparer is not None:
+                        _compare(comparer, scored)
+                decided_us = np.concatenate([none, *(one.decisions.transactions.event_time_us for one in parts)])
+                self._note(np.array([replayed.newest_us]), decided_us)
+                self._worked_on = replayed.entered
                 if self._stopped():
                     self._partial = True
                     break
@@ -381,7 +383,7 @@ class _Run:
         if not asked.compare_live or not isinstance(asked.source, TopicSource):
             return None
         span = asked.span if asked.settings.timestamps == "broker" else Span(EARLIEST_US, EARLIEST_US, LATEST_US)
-        comparer = Comparer(self._live(span), asked.span, asked.order)
+        comparer = Comparer(self._live(span), asked.order)
         if self._is_cut(asked.source):
             comparer.began(asked.span.warm_up_from_us)
         return comparer
@@ -390,7 +392,7 @@ class _Run:
         source = self._asked.source
         if not isinstance(source, TopicSource):
             raise TypeError("live decisions are on topics")
-        return LiveDecisions(source, source.ranges(DECISIONS, span, 0, to_end=True))
+        return LiveDecisions(source, self._asked.span, source.ranges(DECISIONS, span, 0, to_end=True))
 
     def _is_cut(self, source: TopicSource) -> bool:
         """Whether the log holds records before those that warm the windows up, or did once."""
@@ -422,13 +424,13 @@ class _Run:
             self._progress(Step(self._worked_on, self._newest_us, elapsed_s, share))
 
     def _nothing(self) -> str:
-        span, seen = self._asked.span, getattr(self, "_seen", None)
+        span, seen = self._asked.span, self._seen
         limits = [f"from {moment(span.from_us)}"] if span.from_us > EARLIEST_US else []
         limits += [f"before {moment(span.to_us)}"] if span.to_us < LATEST_US else []
         text = f"{self._asked.source.name} has no transaction to decide {' and '.join(limits)}".rstrip()
         if self._partial:
             return f"{text} that was reached before the backtest was stopped"
-        if seen is not None and seen.last_us > EARLIEST_US:
+        if seen.last_us > EARLIEST_US:
             text += f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
         refused = sum(count for name, count in self._counts.items() if name.startswith("refused transactions"))
         text += f" ({refused} were refused)" if refused else ""
@@ -474,6 +476,14 @@ class _Run:
             return {}
         causes = {f"unlike live: {cause}": count for cause, count in sorted(comparison.causes.items())}
         return {"compared with live": comparison.compared, **causes}
+
+
+def _compare(comparer: Comparer, scored: Scored) -> None:
+    for row, recorded in enumerate(scored.live):
+        if recorded is None:
+            comparer.alone(scored.decisions, row)
+        else:
+            comparer.pair(scored.decisions, row, recorded)
 
 
 def _some(names: set[str]) -> str:

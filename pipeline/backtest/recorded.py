@@ -22,7 +22,7 @@ from pipeline.backtest.columns import Transactions
 from pipeline.backtest.decisions import Decisions, decided
 from pipeline.backtest.live import LiveDecision, LiveDecisions, Place
 from pipeline.backtest.records import Numbering
-from pipeline.backtest.sources import EARLIEST_US, Span, TopicSource
+from pipeline.backtest.sources import EARLIEST_US, LATEST_US, Span, TopicSource
 from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.models import ActiveModels
@@ -69,17 +69,18 @@ class Scored(NamedTuple):
 class RecordedReplay:
     """Both hops over the logs of a span."""
 
-    def __init__(
-        self, source: TopicSource, span: Span, options: CardOptions, library: ModelLibrary, future_us: int
-    ) -> None:
-        """``options`` hold for batches that no record of ``progress`` tells of; ``future_us`` is the tolerance."""
-        self._source, self._span, self._options, self._library = source, span, options, library
+    def __init__(self, source: TopicSource, span: Span, options: CardOptions, library: ModelLibrary) -> None:
+        """``options`` hold for batches that no record of ``progress`` tells of."""
+        self._source, self._span, self._library = source, span, library
+        future_us = options.future_tolerance_us
         self._ranges = {
             topic: source.ranges(topic, span, future_us, to_end=False) for topic in (TRANSACTIONS, REROUTED, LABELS)
         }
         self._options = options._replace(
             partitions=len(self._ranges[TRANSACTIONS]), topic_prefix=source.settings.topic_prefix
         )
+        everything = Span(EARLIEST_US, EARLIEST_US, LATEST_US)
+        self._progress = source.ranges(PROGRESS, everything, future_us, to_end=True)
         self.first_event_us: int | None = None
         """Event time of the first transaction that entered the windows."""
         self.entered = 0
@@ -87,6 +88,7 @@ class RecordedReplay:
         self.stored_otherwise = 0
         """Records of ``profiled`` that the card kernel does not give again."""
         self.newest_us = 0
+        """The newest of them."""
 
     def outputs_span(self) -> Span:
         """The span in which ``profiled`` and ``decisions`` are looked for.
@@ -95,12 +97,13 @@ class RecordedReplay:
         """
         if self._source.settings.timestamps == "broker":
             return self._span
-        return Span(EARLIEST_US, EARLIEST_US, -EARLIEST_US)
+        return Span(EARLIEST_US, EARLIEST_US, LATEST_US)
 
-    def run(self, models: ActiveModels | None, live: LiveDecisions | None) -> Generator[Scored, None, None]:
+    def run(self, models: ActiveModels | None, live: LiveDecisions | None) -> Generator[list[Scored], None, None]:
         """Decide the range by ``models``, or, without, each transaction by those that its live decision names.
 
-        A transaction without a live decision is passed over in the latter case.
+        A transaction without a live decision is passed over in the latter case. Comes back after every batch that was
+        read, of the warm-up too.
         """
         with ExitStack() as stack:
             cards = {number: stack.enter_context(closing(self._cards(number))) for number in self._ranges[TRANSACTIONS]}
@@ -114,7 +117,7 @@ class RecordedReplay:
                 repeated = [self._repeated(record, cards, again) for record in records]
                 read, features = score.profile([record for record in repeated if record is not None], Result())
                 score.settle()
-                yield from self._decide([message for _, message in read], features, models, live)
+                yield list(self._decide([message for _, message in read], features, models, live))
 
     def _profiled(self, stack: ExitStack) -> Iterator[tuple[int, list[Record]]]:
         """Records of all partitions, each in its order, those first that were written first."""
@@ -145,9 +148,7 @@ class RecordedReplay:
             name: self._ranges[topic][number].stop for name, topic in topics.items() if number in self._ranges[topic]
         }
         progress = settings.topic(PROGRESS.name)
-        everything = self._source.ranges(
-            PROGRESS, Span(EARLIEST_US, EARLIEST_US, -EARLIEST_US), self._options.future_tolerance_us, to_end=True
-        )
+        told = self._progress[number]
         card = CardPartition(self._options, None, MemoryStore())
         with ExitStack() as stack:
             stack.callback(card.close)
@@ -160,9 +161,9 @@ class RecordedReplay:
                 for name, topic in topics.items()
             ]
             marks = stack.enter_context(
-                closing(RangeReader(self._source.bootstrap, settings, progress, number, everything[number].start))
+                closing(RangeReader(self._source.bootstrap, settings, progress, number, told.start))
             )
-            markers = read_markers(marks, "card", everything[number].stop)
+            markers = read_markers(marks, "card", told.stop)
             for batch, rules in in_recorded_order(readers, markers, ends, lambda name: topics[name].name):
                 kept = [record for record in batch if not self._library.is_set_aside("card", record)]
                 options = (
@@ -220,7 +221,7 @@ class RecordedReplay:
             recorded = found[row]
             if models is None and recorded is None:
                 continue
-            versions = recorded.versions if models is None and recorded is not None else None
+            versions = recorded.stated.versions if models is None and recorded is not None else None
             groups.setdefault((messages[row].rates_version, versions), []).append(row)
         for (rates, versions), rows in groups.items():
             chosen = models if versions is None else self._library.named(versions)

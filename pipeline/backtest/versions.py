@@ -15,9 +15,9 @@ from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
-from pipeline.scoring.river_factory import first_river, load_river, new_learner
+from pipeline.scoring.river_factory import Unlearned, first_river, load_river, new_learner, resume_learner
 from pipeline.scoring.river_layer import LayerConfig
-from pipeline.scoring.river_model import RiverModel
+from pipeline.scoring.river_model import RiverLearner, RiverModel
 from pipeline.settings import Settings
 from schemas.messages import CardRules, Example, ModelVersion, RatesVersion, SetAside, Versions
 from schemas.money import RateTable, load
@@ -69,6 +69,14 @@ class ModelLibrary:
     def untaught_river(self, lightgbm: str) -> RiverModel:
         """The online model before its first lesson on a LightGBM version, which changes nothing."""
         return first_river(lightgbm, self._settings.river_classifier)
+
+    def learner(self, models: ActiveModels) -> tuple[RiverLearner, int]:
+        """A learner of one's own that goes on from the online model of ``models``, and how many examples that had."""
+        classifier = self._settings.river_classifier
+        if isinstance(models.river, Unlearned):
+            return new_learner(models.lightgbm.version, classifier), 0
+        payload = models.river.to_payload()
+        return resume_learner(payload, models.lightgbm.version, classifier, self._registry.read_file)
 
     def latest_river(self, lightgbm: str) -> RiverModel:
         """The version that was published last for a LightGBM version; before its first lesson where there is none."""

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pipeline.backtest.api import LATEST, Backtest, Step
+from pipeline.backtest.api import Backtest, Step
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.order import Order
 from pipeline.backtest.report import build_report
@@ -64,8 +64,10 @@ _SHOWN = 10
     multiple=True,
     help="In place of the policy's; may be repeated.",
 )
-@click.option("--river", default=LATEST, show_default=True, help="Online model: latest, untaught, or a version.")
-@click.option("--learn", is_flag=True, help="Let the online model learn from there on, as it would have.")
+@click.option(
+    "--river", help="Online model: latest, untaught, or a version.  [default: latest; with --learn: untaught]"
+)
+@click.option("--learn", is_flag=True, help="Let the online model learn from there on.")
 @click.option(
     "--publish-every",
     type=Duration(),
@@ -105,7 +107,7 @@ def command(
     models: tuple[str, ...],
     policy: str | None,
     thresholds: tuple[float, ...],
-    river: str,
+    river: str | None,
     learn: bool,
     publish_every: float,
     preset: str | None,
