@@ -34,8 +34,6 @@ def history() -> list[Happening]:
 
 def here(history: list[Happening], scored_by: ActiveModels | None = None) -> tuple[Decisions, list[Place]]:
     (decisions,) = replay(scored_by or models(), [transactions(history)], options=options())
-    numbers = {history[row].fields["transaction_id"]: row for row in range(len(history))}
-    assert numbers
     return decisions, [(0, int(row)) for row in decisions.transactions.row]
 
 
@@ -67,7 +65,7 @@ def test_equal_decisions_have_no_difference_in_whatever_order_they_come(history:
         found.take(decisions.take(rows), [places[row] for row in rows])
     comparison = found.finish()
     assert comparison.differences == []
-    assert comparison.compared == len(decisions) > 200
+    assert comparison.compared == len(decisions) > 100
 
 
 def test_the_last_bit_is_a_difference(history: list[Happening]) -> None:
