@@ -160,8 +160,6 @@ def command(
         TopicError, RegistryError, ModelError, ConfigError, ValueError,
     ) as error:  # fmt: skip
         raise click.ClickException(str(error)) from error
-    for warning in result.warnings:
-        click.secho(f"warning: {warning}", fg="yellow", err=True)
     click.echo(made.text)
     if asked.comparison is not None:
         _tell(asked.comparison, differences)
