@@ -29,27 +29,53 @@ def card_precision(
     event_time_us: NDArray[np.int64],
     card: NDArray[np.int64],
     top: int = 100,
+    *,
+    remove_detected: bool = False,
 ) -> float | None:
-    """Card precision at ``top``, mean over days (UTC): of the cards with the day's highest scores, how many had fraud.
-
-    After the Fraud Detection Handbook (Le Borgne, Siblini, Lebichot, Bontempi), "Threshold-based metrics"; a card
-    counts on every day here, whether or not its fraud was found on a day before. ``card`` holds integers. None
-    without rows.
-    """
+    """Card precision at ``top``, mean over the days of `daily_card_precision`; None without rows."""
     if len(score) == 0:
         return None
+    _, precision = daily_card_precision(fraud, score, event_time_us, card, top, remove_detected=remove_detected)
+    return float(np.mean(precision))
+
+
+def daily_card_precision(
+    fraud: NDArray[np.bool_],
+    score: NDArray[np.float64],
+    event_time_us: NDArray[np.int64],
+    card: NDArray[np.int64],
+    top: int,
+    *,
+    remove_detected: bool = False,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(days since 1970-01-01 in UTC, share of ``top``), each of shape (days with rows,).
+
+    Of the ``top`` cards with the day's highest scores, how many had fraud on it. After the Fraud Detection Handbook (Le
+    Borgne, Siblini, Lebichot, Bontempi), "Threshold-based metrics": the divisor is ``top`` even on a day of fewer
+    cards, and with ``remove_detected`` a card that was among the ``top`` on a day of its fraud is left out of all later
+    days. ``card`` holds integers from 0 on, of shape (n,) as the others; of equal scores the lower card comes first.
+    """
+    if len(score) == 0:
+        return np.empty(0, np.int64), np.empty(0)
     day = event_time_us // US_PER_DAY
     # Best score first, so that the first row of a (day, card) is the card's best of that day.
     order = np.lexsort((-score, card, day))
     day, card, score, fraud = day[order], card[order], score[order], fraud[order]
     starts = np.flatnonzero(np.r_[True, (day[1:] != day[:-1]) | (card[1:] != card[:-1])])
-    best, any_fraud, its_day = score[starts], np.logical_or.reduceat(fraud, starts), day[starts]
-    precisions = []
-    for one in np.unique(its_day):
-        rows = np.flatnonzero(its_day == one)
+    any_fraud = np.logical_or.reduceat(fraud, starts)
+    best, its_day, its_card = score[starts], day[starts], card[starts]
+    days, first = np.unique(its_day, return_index=True)
+    detected = np.zeros(int(card.max()) + 1, np.bool_)
+    precision = np.empty(len(days))
+    for number, (begin, end) in enumerate(zip(first, [*first[1:], len(its_day)], strict=True)):
+        rows = np.arange(begin, end)
+        rows = rows[~detected[its_card[rows]]]
         chosen = rows[np.argsort(-best[rows], kind="stable")[:top]]
-        precisions.append(any_fraud[chosen].sum() / top)
-    return float(np.mean(precisions))
+        found = chosen[any_fraud[chosen]]
+        precision[number] = len(found) / top
+        if remove_detected:
+            detected[its_card[found]] = True
+    return days, precision
 
 
 def budget_threshold(

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipeline.svg import Bar, Series, bars, lines, nothing, stacked
 from tests.benchmarks.delays import STAGES
 from tests.benchmarks.report import MODES, split_rate
-from tests.benchmarks.svg import Bar, Series, bars, lines, nothing, stacked
 
 Content = Mapping[str, Any]
+NOT_MEASURED: Final = "Not measured yet: make bench, then make bench-docs."
 
 
 def throughput(part: Content) -> str:
@@ -31,7 +32,7 @@ def latency(part: Content) -> str:
             if points:
                 series.append(Series(f"{name} {quantile}", tuple(sorted(points))))
     if not series:
-        return nothing("Latency of decisions")
+        return nothing("Latency of decisions", NOT_MEASURED)
     return lines("Latency of decisions, due to read", "transactions a second", "ms", series, log_x=True, log_y=True)
 
 
@@ -44,7 +45,11 @@ def stages(part: Content) -> str:
         if row["rate"] == rate
     ]
     title = f"Medians of the stages at {rate:,} a second (their sum is not the median of the whole)"
-    return stacked(title, "ms", rows) if any(value for _, split in rows for _, value in split) else nothing(title)
+    return (
+        stacked(title, "ms", rows)
+        if any(value for _, split in rows for _, value in split)
+        else nothing(title, NOT_MEASURED)
+    )
 
 
 def cards(part: Content) -> str:
@@ -94,7 +99,7 @@ def scale(part: Content) -> str:
     """Partitions and workers."""
     rows = sorted(part["rows"], key=lambda row: (row["workers"], row["partitions"]))
     if not rows:
-        return nothing("Pipeline as it ships")
+        return nothing("Pipeline as it ships", NOT_MEASURED)
     made = [
         Bar(
             f"partitions: {row['partitions']}, workers: {row['workers']}",
@@ -138,6 +143,6 @@ PLOTS: Final = {
 def drawn(measured: Mapping[str, Content]) -> dict[str, str]:
     """SVG text of every plot by name; of a part that was not measured, a plot that says so."""
     return {
-        name: plot.draw(measured[plot.part]) if plot.part in measured else nothing(plot.title)
+        name: plot.draw(measured[plot.part]) if plot.part in measured else nothing(plot.title, NOT_MEASURED)
         for name, plot in PLOTS.items()
     }

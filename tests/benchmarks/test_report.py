@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 import pytest
 
 from pipeline.broker.local import read_json
+from pipeline.svg import BACKGROUND, COLOURS, INK, QUIET_INK, Bar, Series, bars, contrast, lines
 from tests.benchmarks import docs, report
 from tests.benchmarks.bounds import check, read_bounds
 from tests.benchmarks.example import example, taken
 from tests.benchmarks.plots import PLOTS, drawn
-from tests.benchmarks.svg import BACKGROUND, COLOURS, INK, QUIET_INK, Bar, Series, bars, contrast, lines
 from tests.benchmarks.tables import COLUMNS, Table, as_markdown, as_text
 
 SVG = "{http://www.w3.org/2000/svg}"

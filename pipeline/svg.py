@@ -21,6 +21,7 @@ FONT: Final = 13
 SMALL: Final = 12
 LETTER: Final = 0.62
 """A letter's width by its height: more than most letters take, so that labels have room."""
+CAPITAL: Final = 0.76
 LEFT, RIGHT, BOTTOM = 84, 24, 52
 LINES_HEIGHT: Final = 274
 NEARLY: Final = 1 + 1e-9
@@ -45,13 +46,15 @@ class Series:
 
     name: str
     points: tuple[tuple[float, float], ...]
+    markers: bool = True
+    """Whether each point is marked; too much where they are many."""
 
 
-def bars(title: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars from 0 on, in the order given."""
+def bars(title: str, rows: Sequence[Bar], *, alt: str = "") -> str:
+    """Horizontal bars from 0 on, in the order given; ``alt`` tells those who do not see them what they show."""
     left = 20 + _width_of(max((row.label for row in rows), key=len))
     room = WIDTH - left - RIGHT - _width_of(max((row.text for row in rows), key=len)) - 8
-    largest = max(row.value for row in rows)
+    largest = max(row.value for row in rows) or 1.0
     parts, y = [], 52.0
     for row in rows:
         width = max(1.0, room * row.value / largest)
@@ -63,7 +66,7 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
             _text(left + width + 6, middle, row.text),
         ]
         y += BAR + BAR_GAP
-    return _svg(title, y + 12, parts)
+    return _svg(title, y + 12, parts, alt)
 
 
 def stacked(title: str, unit: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
@@ -91,22 +94,38 @@ def stacked(title: str, unit: str, rows: Sequence[tuple[str, Sequence[tuple[str,
 
 
 def lines(
-    title: str, x_name: str, y_name: str, series: Sequence[Series], *, log_x: bool = False, log_y: bool = False
+    title: str,
+    x_name: str,
+    y_name: str,
+    series: Sequence[Series],
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    x_ticks: Sequence[float] | None = None,
+    x_text: Callable[[float], str] | None = None,
+    y_most: float | None = None,
+    alt: str = "",
 ) -> str:
-    """Lines with markers over two axes; a linear vertical axis begins at 0."""
+    """Lines over two axes; a linear vertical axis begins at 0 and ends at ``y_most`` or behind the largest value.
+
+    ``x_ticks`` stand along the horizontal axis, by default every x that a point has, written by ``x_text``; ``alt``
+    tells those who do not see the lines what they show.
+    """
     xs = sorted({x for one in series for x, _ in one.points})
     ys = [y for one in series for _, y in one.points]
-    x_axis = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, log=log_x)
+    ticks = xs if x_ticks is None else sorted(x_ticks)
+    x_axis = _Axis(min(*xs, *ticks), max(*xs, *ticks), LEFT, WIDTH - RIGHT, log=log_x)
     parts: list[str] = []
-    top = _legend(parts, [one.name for one in series], 50.0, dashed=True) + 34
+    top = _legend(parts, [one.name for one in series], 50.0, marked=[one.markers for one in series]) + 34
     bottom = top + LINES_HEIGHT
-    y_axis = _Axis(min(ys) if log_y else 0.0, max(ys), bottom, top, log=log_y, rounded=True)
+    most = max(ys) if y_most is None else y_most
+    y_axis = _Axis(min(ys) if log_y else 0.0, most, bottom, top, log=log_y, rounded=True)
     for tick in y_axis.ticks():
         at = y_axis.at(tick)
         parts += [_rule(LEFT, at, WIDTH - RIGHT, at), _text(LEFT - 8, at + 4, _short(tick), anchor="end", size=SMALL)]
-    for x in xs:
-        at = x_axis.at(x)
-        parts += [_rule(at, top, at, bottom), _text(at, bottom + 18, _short(x), anchor="middle", size=SMALL)]
+    for x in ticks:
+        at, text = x_axis.at(x), (x_text or _short)(x)
+        parts += [_rule(at, top, at, bottom), _text(at, bottom + 18, text, anchor="middle", size=SMALL)]
     parts += [
         _text((LEFT + WIDTH - RIGHT) / 2, bottom + 40, x_name, anchor="middle", size=SMALL, colour=QUIET_INK),
         _text(20, top - 12, y_name, size=SMALL, colour=QUIET_INK),
@@ -115,13 +134,14 @@ def lines(
         placed = [(x_axis.at(x), y_axis.at(y)) for x, y in one.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(f'<polyline points="{path}" fill="none" {_stroke(number)}/>')
-        parts += [_marker(number, x, y) for x, y in placed]
-    return _svg(title, bottom + BOTTOM, parts)
+        if one.markers:
+            parts += [_marker(number, x, y) for x, y in placed]
+    return _svg(title, bottom + BOTTOM, parts, alt)
 
 
-def nothing(title: str) -> str:
-    """Where there are no figures yet."""
-    return _svg(title, 110, [_text(20, 74, "Not measured yet: make bench, then make bench-docs.", colour=QUIET_INK)])
+def nothing(title: str, reason: str) -> str:
+    """Where there are no figures, and why."""
+    return _svg(title, 110, [_text(20, 74, reason, colour=QUIET_INK)])
 
 
 def contrast(one: str, other: str) -> float:
@@ -185,16 +205,20 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _legend(parts: list[str], names: Sequence[str], y: float, *, dashed: bool = False) -> float:
-    """Names with their colours, over as many lines as it takes; returns the last one's height."""
+def _legend(parts: list[str], names: Sequence[str], y: float, *, marked: Sequence[bool] | None = None) -> float:
+    """Names with their colours, over as many lines as it takes; returns the last one's height.
+
+    Of lines with ``marked``, which tells those that have markers; otherwise of areas.
+    """
     x = 20.0
     for number, name in enumerate(names):
         width = 34 + _width_of(name)
         if x + width > WIDTH - RIGHT and x > 20:
             x, y = 20.0, y + 20
-        if dashed:
+        if marked is not None:
             parts.append(f'<line x1="{x:.1f}" y1="{y - 4:.1f}" x2="{x + 24:.1f}" y2="{y - 4:.1f}" {_stroke(number)}/>')
-            parts.append(_marker(number, x + 12, y - 4))
+            if marked[number]:
+                parts.append(_marker(number, x + 12, y - 4))
         else:
             parts.append(f'<rect x="{x + 8:.1f}" y="{y - 10:.1f}" width="12" height="12" fill="{_colour(number)}"/>')
         parts.append(_text(x + 30, y, name))
@@ -232,13 +256,14 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = F
 
 
 def _width_of(text: str) -> float:
-    return FONT * LETTER * len(text)
+    return FONT * sum(CAPITAL if letter.isupper() else LETTER for letter in text)
 
 
-def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+def _svg(title: str, height: float, parts: Sequence[str], alt: str = "") -> str:
+    label = f' aria-label="{escape(f"{title}. {alt}")}"' if alt else ""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
-        f'height="{height:.0f}" role="img" font-family="system-ui, sans-serif">'
+        f'height="{height:.0f}" role="img"{label} font-family="system-ui, sans-serif">'
     )
     named = f'<text x="20" y="26" font-size="15" font-weight="600" fill="{INK}">{escape(title)}</text>'
     ground = f'<rect width="{WIDTH}" height="{height:.0f}" rx="6" fill="{BACKGROUND}"/>'

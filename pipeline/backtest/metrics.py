@@ -1,0 +1,148 @@
+"""The metrics of the field, as the Fraud Detection Handbook names and defines them, and confidence in them.
+
+Le Borgne, Siblini, Lebichot, Bontempi, "Reproducible Machine Learning for Credit Card Fraud Detection", chapter 4. What
+one number over all rows tells (AUC ROC, average precision), and card precision, are in `pipeline.training.metrics`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import US_PER_DAY
+
+
+def top_of_days(score: NDArray[np.float64], event_time_us: NDArray[np.int64], top: int) -> NDArray[np.bool_]:
+    """Which transactions have one of the ``top`` highest scores of their day (UTC); all of shape (n,).
+
+    Of equal scores the earlier row comes first, as it reaches the analysts first.
+    """
+    day = event_time_us // US_PER_DAY
+    order = np.lexsort((-score, day))
+    _, first, rows = np.unique(day[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(first, rows)
+    chosen = np.empty(len(order), np.bool_)
+    chosen[order] = place < top
+    return chosen
+
+
+def daily_precision(
+    fraud: NDArray[np.bool_], chosen: NDArray[np.bool_], event_time_us: NDArray[np.int64], top: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(days since 1970-01-01 in UTC, precision at ``top``), each of shape (days with rows,).
+
+    ``chosen`` is that of `top_of_days`. The divisor is ``top`` even on a day of fewer transactions, as in the Handbook.
+    """
+    days, number = np.unique(event_time_us // US_PER_DAY, return_inverse=True)
+    return days, np.bincount(number, weights=fraud & chosen, minlength=len(days)) / top
+
+
+def precision_at(
+    fraud: NDArray[np.bool_], score: NDArray[np.float64], event_time_us: NDArray[np.int64], top: int
+) -> float | None:
+    """Precision at ``top``, mean over the days that have transactions (UTC); None without rows."""
+    if len(score) == 0:
+        return None
+    return float(np.mean(daily_precision(fraud, top_of_days(score, event_time_us, top), event_time_us, top)[1]))
+
+
+def recall(fraud: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> float | None:
+    """The share of the frauds that are ``chosen``: with `top_of_days`, recall at that budget; None without frauds."""
+    return float(chosen[fraud].mean()) if fraud.any() else None
+
+
+def known_cards(
+    card: NDArray[np.int64], event_time_us: NDArray[np.int64], fraud_known_us: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which transactions are of a card that was known to be compromised before their day began; all of shape (n,).
+
+    ``fraud_known_us`` is when a transaction was known to be fraud, the largest integer where it never was. The Handbook
+    leaves such cards out of its test sets (chapter 3, "Baseline fraud detection system").
+    """
+    first_known = np.full(int(card.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first_known, card, fraud_known_us)
+    return np.asarray(first_known[card] < event_time_us // US_PER_DAY * US_PER_DAY)
+
+
+class Curve(NamedTuple):
+    """Precision and recall where the threshold is each score of a fraud, the highest first; each of shape (m,)."""
+
+    threshold: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+
+class Areas(NamedTuple):
+    """How well scores rank."""
+
+    auc_roc: float
+    """Area under the ROC curve; NaN where one of the two classes is missing."""
+    average_precision: float
+    """NaN without frauds."""
+
+
+class Ranking:
+    """Frauds and others by score, gathered so that metrics of many weightings cost little.
+
+    AUC ROC and average precision depend on where the frauds' scores lie among the others. So rows are counted by the
+    gap between two fraud scores in which they lie, or the fraud score that they equal, and by their unit (a day, a
+    card), whose weight is given later.
+    """
+
+    def __init__(
+        self, fraud: NDArray[np.bool_], score: NDArray[np.float64], unit: NDArray[np.int64], units: int
+    ) -> None:
+        """``unit`` (n,) holds integers below ``units``; ``fraud`` and ``score`` have shape (n,)."""
+        self._levels = np.unique(score[fraud])
+        above = np.searchsorted(self._levels, score, side="left")
+        ties = np.r_[self._levels, np.nan][above] == score
+        cell = 2 * above + ties
+        self._cells = 2 * len(self._levels) + 1
+        self._fraud = _gathered(cell[fraud], unit[fraud], units)
+        self._other = _gathered(cell[~fraud], unit[~fraud], units)
+
+    def areas(self, weight: NDArray[np.float64]) -> Areas:
+        """Of rows that are each weighted by their unit's ``weight``, shape (units,)."""
+        fraud, other = self._weighted(weight)
+        total, pairs = fraud.sum(), fraud.sum() * other.sum()
+        found, chosen = np.cumsum(fraud[::-1]), np.cumsum((fraud + other)[::-1])
+        precision = found / np.maximum(chosen, np.finfo(float).tiny)
+        below = np.cumsum(other) - other
+        return Areas(
+            float(np.sum(fraud * (below + other / 2)) / pairs) if pairs else float("nan"),
+            float(np.sum(fraud[::-1] * precision) / total) if total else float("nan"),
+        )
+
+    def curve(self) -> Curve:
+        """Precision and recall at each score that a fraud has, of unweighted rows."""
+        found, chosen = (np.cumsum(counts[::-1]) for counts in self._levelled())
+        return Curve(self._levels[::-1], found / chosen, found / max(found[-1:].sum(), 1.0))
+
+    def _levelled(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Frauds, and all rows, from each fraud score up to the next; rows below the lowest are left out."""
+        fraud, other = self._weighted(None)
+        return fraud[1::2], (fraud + other)[1:].reshape(-1, 2).sum(axis=1)
+
+    def _weighted(self, weight: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights of frauds and of others by cell, each of shape (2 m + 1,)."""
+        return tuple(  # type: ignore[return-value]
+            np.bincount(
+                part.cell,
+                weights=part.rows if weight is None else part.rows * weight[part.unit],
+                minlength=self._cells,
+            )
+            for part in (self._fraud, self._other)
+        )
+
+
+class _Gathered(NamedTuple):
+    """How many rows lie in a cell and belong to a unit; of those pairs that occur."""
+
+    cell: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    rows: NDArray[np.float64]
+
+
+def _gathered(cell: NDArray[np.int64], unit: NDArray[np.int64], units: int) -> _Gathered:
+    pairs, rows = np.unique(cell * units + unit, return_counts=True)
+    return _Gathered(pairs // units, pairs % units, rows.astype(np.float64))

@@ -1,0 +1,44 @@
+"""The report of a backtest: one content, read as a page, as JSON and as a summary for the terminal."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+
+from pipeline.backtest.report.content import Content, ReportOptions
+from pipeline.backtest.report.evaluate import evaluate
+from pipeline.backtest.report.page import page
+from pipeline.backtest.report.summary import summary
+from pipeline.backtest.result import BacktestResult
+
+__all__ = ["Content", "Report", "ReportOptions", "build_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Three readings of one content."""
+
+    content: Content
+
+    @cached_property
+    def html(self) -> str:
+        """A page that opens without a network."""
+        return page(self.content)
+
+    @cached_property
+    def json(self) -> str:
+        """`Content` as JSON, indented."""
+        return msgspec.json.format(msgspec.json.encode(self.content)).decode()
+
+    @cached_property
+    def text(self) -> str:
+        """A summary of at most 80 columns."""
+        return summary(self.content)
+
+
+def build_report(result: BacktestResult, options: ReportOptions | None = None) -> Report:
+    """The report of ``result``; nothing is written.
+
+    Raises ValueError where variants did not decide about the same transactions, or decisions lie outside of the range.
+    """
+    return Report(evaluate(result, ReportOptions() if options is None else options))

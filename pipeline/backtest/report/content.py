@@ -1,0 +1,238 @@
+"""What a report says, as data: the JSON, of which the page and the summary are two readings.
+
+Amounts are in the major unit of the base currency, times RFC 3339, days YYYY-MM-DD of UTC. A figure that has no meaning
+(a precision without alerts) is null.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from pipeline.backtest.bootstrap import Interval
+from pipeline.backtest.result import Parameter
+from pipeline.backtest.truth import Bounds
+
+
+class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a report supposes, and how much it shows."""
+
+    top: int = 100
+    """Cards, and alerts, that analysts can look at in a day: the k of precision, card precision and recall at k."""
+    review_cost: float = 5.0
+    """Of one alert."""
+    protection_days: float = 14.0
+    """For how long an alert that found fraud keeps further fraud off its card."""
+    replicates: int = 200
+    """Resamples of the bootstrap, of days and of cards each."""
+    level: float = 0.95
+    """Of the confidence intervals."""
+    seed: int = 0
+    rows: int = 20
+    """Of the longest tables on the page, such as the costliest misses."""
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure with its confidence intervals, where units could be resampled."""
+
+    name: str
+    """Stable; ``docs/backtest-report.md`` defines it."""
+    title: str
+    value: float | None
+    unit: str = ""
+    """``amount``, ``a day``, or nothing for shares and areas."""
+    by_days: Interval | None = None
+    by_cards: Interval | None = None
+
+
+class TypeRecall(msgspec.Struct, frozen=True, kw_only=True):
+    """How frauds of a type were found."""
+
+    fraud_type: str
+    frauds: int
+    amount: float
+    alert_recall: float
+    recall_at_k: float
+
+
+class Slice(msgspec.Struct, frozen=True, kw_only=True):
+    """Alerts and frauds of a day, or of a band of amounts."""
+
+    name: str
+    transactions: int
+    alerts: int
+    frauds: int
+    alerted_frauds: int
+    unlabelled_alerts: int
+    precision: float | None
+    recall: float | None
+    fraud_amount: float
+    caught_amount: float
+
+
+class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Precision and recall of all scores at or above a threshold."""
+
+    threshold: float
+    precision: float
+    recall: float
+
+
+class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What a threshold would have done, by scores alone, without rules and audits."""
+
+    threshold: float
+    alerts_per_day: float
+    precision: float
+    recall: float | None
+    caught_amount: float
+    review_cost: float
+    net_saving: float
+
+
+class ScoreBin(msgspec.Struct, frozen=True, kw_only=True):
+    """Transactions of a range of scores, the lower end included."""
+
+    from_score: float
+    to_score: float
+    frauds: int
+    legitimate: int
+    """Known to be, or without a label."""
+    mean_score: float | None
+    fraud_share: float | None
+    share_interval: Interval
+    """Of the share, by Wilson's formula, 95 %."""
+
+
+class ReasonCount(msgspec.Struct, frozen=True, kw_only=True):
+    """In how many explained alerts a reason was given, and by how much it raised the log-odds on average."""
+
+    code: str
+    meaning: str
+    alerts: int
+    share: float
+    mean_contribution: float
+
+
+class Transaction(msgspec.Struct, frozen=True, kw_only=True):
+    """One that is worth a look."""
+
+    transaction_id: str
+    card_id: str
+    merchant_id: str
+    event_time: str
+    amount: float
+    scores: tuple[float, ...]
+    """Of each variant, in their order."""
+    label: str
+    """``fraud``, ``legitimate`` or ``none``."""
+    fraud_type: str = ""
+
+
+class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
+    """One variant's figures."""
+
+    name: str
+    models: Mapping[str, str]
+    threshold: float | None
+    parameters: Mapping[str, Parameter]
+    metrics: list[Metric]
+    precision_bounds: Bounds
+    recall_bounds: Bounds
+    alerts_labelled: float | None
+    """Share of the alerts that have a label that says something."""
+    others_labelled: float | None
+    """The same of transactions without an alert."""
+    selections: Mapping[str, int]
+    """Alerts by what raised them: ``score``, ``rule``, ``audit``."""
+    fraud_types: list[TypeRecall]
+    days: list[Slice]
+    amounts: list[Slice]
+    curve: list[CurvePoint]
+    sweep: list[SweepRow]
+    scores: list[ScoreBin]
+    """By log-odds."""
+    calibration: list[ScoreBin]
+    expected_frauds: float
+    """The sum of all scores: as many as there would be if scores were probabilities."""
+    explained: int
+    reasons: list[ReasonCount]
+    misses: list[Transaction]
+    """Frauds before which, and with which, there was no alert: the costliest."""
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """Alerts that only one of two variants raises, and fraud that only it catches."""
+
+    alerts: int
+    frauds: int
+    unlabelled: int
+    caught_amount: float
+    examples: list[Transaction]
+    """Of those alerts, the largest amounts."""
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A variant beside the first one."""
+
+    base: str
+    other: str
+    alerts_of_both: int
+    only_base: Side
+    only_other: Side
+    differences: list[Metric]
+    """The other's less the first one's, from the same resamples."""
+
+
+class SourceCount(msgspec.Struct, frozen=True, kw_only=True):
+    """Labels that hold, by who gave them."""
+
+    source: str
+    frauds: int
+    legitimate: int
+
+
+class LabelContent(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known about the range."""
+
+    mode: str
+    frauds: int
+    legitimate: int
+    unlabelled: int
+    sources: list[SourceCount]
+    median_delay_days: float | None
+    """From transactions to the labels that hold."""
+    statements: list[str]
+
+
+class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one feature has moved."""
+
+    feature: str
+    stability_index: float | None
+    missing_before: float | None
+    missing_in_range: float | None
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole report."""
+
+    partial: bool
+    from_time: str
+    to_time: str
+    until_time: str
+    """Before which everything was decided: earlier than ``to_time`` where the replay was interrupted."""
+    days: float
+    warm_up_days: float
+    base_currency: str
+    transactions: int
+    cards: int
+    warnings: list[str]
+    parameters: Mapping[str, Parameter]
+    counts: Mapping[str, int]
+    options: ReportOptions
+    labels: LabelContent
+    variants: list[VariantContent]
+    comparisons: list[Comparison]
+    drift_reference: str
+    drift: list[FeatureDrift]
+    """The farthest first."""

@@ -1,0 +1,175 @@
+"""The figures that have confidence intervals: what is measured, over all rows and over resamples of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.bootstrap import Interval, interval, resampled
+from pipeline.backtest.metrics import Ranking, known_cards, top_of_days
+from pipeline.backtest.report.content import Metric, ReportOptions
+from pipeline.backtest.report.observed import Observed, Shared
+from pipeline.backtest.truth import NEVER
+from pipeline.training.metrics import daily_card_precision
+
+RANKED: Final = {"auc_roc": "AUC ROC", "average_precision": "Average precision"}
+TALLIED: Final = {
+    "alerts_per_day": "Alerts a day",
+    "alert_precision": "Precision of alerts",
+    "alert_recall": "Recall of alerts",
+    "fraud_amount": "Fraud amount",
+    "caught_amount": "Fraud amount from the alert on",
+    "caught_share": "Share of the fraud amount caught",
+    "review_cost": "Review cost",
+    "net_saving": "Net saving",
+}
+DAILY: Final = {
+    "card_precision_at_k": "Card precision at {k}, known cards removed",
+    "card_precision_at_k_kept": "Card precision at {k}, known cards kept",
+    "precision_at_k": "Precision at {k}",
+    "recall_at_k": "Recall at {k} alerts a day",
+}
+_UNITS: Final = {
+    "alerts_per_day": "a day", "fraud_amount": "amount", "caught_amount": "amount", "review_cost": "amount",
+    "net_saving": "amount",
+}  # fmt: skip
+_NAMES: Final = (*RANKED, *TALLIED, *DAILY)
+
+Statistics = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+class Resamples(NamedTuple):
+    """Figures of one variant: over all rows, and over resamples of days and of cards; columns as `_NAMES`."""
+
+    value: NDArray[np.float64]
+    by_days: NDArray[np.float64]
+    by_cards: NDArray[np.float64]
+
+
+def resample(shared: Shared, variants: Sequence[Observed], options: ReportOptions) -> list[Resamples]:
+    """Of each variant. All see the same resamples, so that their differences can be told from chance.
+
+    Card precision and what else goes by the best of a day is resampled by days alone: a card drawn twice would push
+    others out of the best.
+    """
+    by_day = [_statistics(shared, one, shared.day, shared.days, options, daily=True) for one in variants]
+    by_card = [_statistics(shared, one, shared.card, shared.cards, options, daily=False) for one in variants]
+    width = len(_NAMES)
+    values = _together(by_day)(np.ones(shared.days)).reshape(-1, width)
+
+    def draws(of: Sequence[Statistics], units: int) -> NDArray[np.float64]:
+        if units == 0 or options.replicates == 0:
+            return np.empty((0, len(of), width))
+        return resampled(_together(of), units, options.replicates, options.seed).reshape(-1, len(of), width)
+
+    days, cards = draws(by_day, shared.days), draws(by_card, shared.cards)
+    return [Resamples(values[at], days[:, at], cards[:, at]) for at in range(len(variants))]
+
+
+def metrics(of: Resamples, options: ReportOptions) -> list[Metric]:
+    """The figures by name."""
+    titles = RANKED | TALLIED | DAILY
+    found = []
+    for column, name in enumerate(_NAMES):
+        value = float(of.value[column])
+        found.append(
+            Metric(
+                name=name,
+                title=titles[name].format(k=options.top),
+                value=None if np.isnan(value) else value,
+                unit=_UNITS.get(name, ""),
+                by_days=_known(interval(of.by_days[:, column], options.level)),
+                by_cards=_known(interval(of.by_cards[:, column], options.level)),
+            )
+        )
+    return found
+
+
+def differences(base: Resamples, other: Resamples, options: ReportOptions) -> list[Metric]:
+    """The other's figures less the base's, but for those that are the same by definition."""
+    apart = Resamples(*(one - two for one, two in zip(other, base, strict=True)))
+    return [metric for metric in metrics(apart, options) if metric.name != "fraud_amount"]
+
+
+def _known(found: Interval) -> Interval | None:
+    return None if found.low is None else found
+
+
+def _together(parts: Sequence[Statistics]) -> Statistics:
+    return lambda weight: np.concatenate([part(weight) for part in parts])
+
+
+def _statistics(
+    shared: Shared, one: Observed, unit: NDArray[np.int64], units: int, options: ReportOptions, *, daily: bool
+) -> Statistics:
+    """Figures in the order of `_NAMES` of rows that are weighted by their unit; NaN where there is no such figure."""
+    fraud = shared.truth.fraud
+    ranking = Ranking(fraud, one.score, unit, units)
+    tally = _tally(shared, one, unit, units)
+    days = _daily(shared, one, options) if daily else None
+
+    def statistics(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        alerts, found, frauds, caught, amount = weight @ tally
+        areas, cost = ranking.areas(weight), alerts * options.review_cost
+        by_name = {
+            "auc_roc": areas.auc_roc,
+            "average_precision": areas.average_precision,
+            "alerts_per_day": _ratio(alerts, shared.span_days),
+            "alert_precision": _ratio(found, alerts),
+            "alert_recall": _ratio(found, frauds),
+            "fraud_amount": amount,
+            "caught_amount": caught,
+            "caught_share": _ratio(caught, amount),
+            "review_cost": cost,
+            "net_saving": caught - cost,
+        }
+        if days is not None:
+            by_name |= {
+                name: _ratio(float(weight @ top), float(weight @ bottom)) for name, (top, bottom) in days.items()
+            }
+        return np.array([by_name.get(name, np.nan) for name in _NAMES])
+
+    return statistics
+
+
+def _tally(shared: Shared, one: Observed, unit: NDArray[np.int64], units: int) -> NDArray[np.float64]:
+    """Alerts, alerted frauds, frauds, amounts caught and of all frauds, of each unit; shape (units, 5)."""
+    fraud = shared.truth.fraud
+    columns = (one.alert, one.alert & fraud, fraud, one.caught * shared.amount, fraud * shared.amount)
+    return np.column_stack([np.bincount(unit, weights=column, minlength=units) for column in columns])
+
+
+def _daily(
+    shared: Shared, one: Observed, options: ReportOptions
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """By name, what is added up over days above and below the line; shapes (days,)."""
+    fraud, times = shared.truth.fraud, shared.event_time_us
+    chosen = top_of_days(one.score, times, options.top) & fraud
+    found, frauds = (np.bincount(shared.day, weights=rows, minlength=shared.days) for rows in (chosen, fraud))
+    present = (np.bincount(shared.day, minlength=shared.days) > 0).astype(np.float64)
+    unknown = ~known_cards(shared.card, times, np.where(fraud, shared.truth.known_us, NEVER))
+    return {
+        "card_precision_at_k": _card_precision(shared, one, unknown, options.top, remove_detected=True),
+        "card_precision_at_k_kept": _card_precision(
+            shared, one, np.ones(len(times), np.bool_), options.top, remove_detected=False
+        ),
+        "precision_at_k": (found / options.top, present),
+        "recall_at_k": (found.astype(np.float64), frauds.astype(np.float64)),
+    }
+
+
+def _card_precision(
+    shared: Shared, one: Observed, rows: NDArray[np.bool_], top: int, *, remove_detected: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    days, precision = daily_card_precision(
+        shared.truth.fraud[rows], one.score[rows], shared.event_time_us[rows], shared.card[rows], top,
+        remove_detected=remove_detected,
+    )  # fmt: skip
+    values, present = np.zeros(shared.days), np.zeros(shared.days)
+    values[days - shared.first_day], present[days - shared.first_day] = precision, 1.0
+    return values, present
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")

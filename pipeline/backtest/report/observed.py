@@ -1,0 +1,79 @@
+"""A variant's decisions as arrays, with what turned out to be true."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.backtest.result import BacktestResult, Variant
+from pipeline.backtest.truth import Truth, find_truth
+from pipeline.backtest.value import from_alert_on
+from pipeline.features.catalogue import US_PER_DAY
+
+
+class Shared(NamedTuple):
+    """What all variants decide about; arrays of shape (n,)."""
+
+    frame: pd.DataFrame
+    """The first variant's decisions, for names."""
+    event_time_us: NDArray[np.int64]
+    card: NDArray[np.int64]
+    """Numbers from 0 on."""
+    cards: int
+    amount: NDArray[np.float64]
+    day: NDArray[np.int64]
+    """Number of the day (UTC) within the range, from 0 on."""
+    first_day: int
+    """Days since 1970-01-01."""
+    days: int
+    """Calendar days that the range touches."""
+    span_days: float
+    """Length of what was decided."""
+    truth: Truth
+
+
+class Observed(NamedTuple):
+    """A variant's decisions; arrays of shape (n,)."""
+
+    score: NDArray[np.float64]
+    alert: NDArray[np.bool_]
+    caught: NDArray[np.bool_]
+    """Frauds from an alert on."""
+
+
+def share(result: BacktestResult) -> Shared:
+    """The transactions of ``result`` and what is known about them."""
+    frame = result.variants[0].decisions
+    times = result.event_time_us
+    card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
+    first_day = result.from_us // US_PER_DAY
+    last_day = max(result.until_us - 1, result.from_us) // US_PER_DAY
+    if len(times) and (times.min() < result.from_us or times.max() >= result.to_us):
+        raise ValueError("decisions lie outside of the range: give the report those of the range alone")
+    return Shared(
+        frame=frame,
+        event_time_us=times,
+        card=card,
+        cards=int(card.max(initial=-1)) + 1,
+        amount=frame["amount_base"].to_numpy(np.float64),
+        day=times // US_PER_DAY - first_day,
+        first_day=first_day,
+        days=last_day - first_day + 1,
+        span_days=(result.until_us - result.from_us) / US_PER_DAY,
+        truth=find_truth(frame, result.labels),
+    )
+
+
+def observe(variant: Variant, shared: Shared, protection_us: int) -> Observed:
+    """What ``variant`` decided. Raises ValueError where it did not decide about the same transactions."""
+    frame = variant.decisions
+    if frame is not shared.frame:
+        for name in ("transaction_id", "card_id"):
+            if not (frame[name].to_numpy(object) == shared.frame[name].to_numpy(object)).all():
+                raise ValueError(f"variant {variant.name} decided about other transactions than the first one")
+    alert = (frame["action"] == "alert").to_numpy(np.bool_)
+    fraud = shared.truth.fraud
+    caught = np.zeros(len(frame), np.bool_)
+    caught[fraud] = from_alert_on(alert[fraud], shared.card[fraud], shared.event_time_us[fraud], protection_us)
+    return Observed(frame["score"].to_numpy(np.float64), alert, caught)

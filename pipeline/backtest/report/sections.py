@@ -1,0 +1,271 @@
+"""The sections of the page, each from the content alone."""
+
+from collections.abc import Mapping
+
+from pipeline.backtest.report import plots
+from pipeline.backtest.report.content import Comparison, Content, Metric, Side, Slice, Transaction
+from pipeline.backtest.report.markup import Markup, element, join, table
+from pipeline.backtest.report.wording import NONE, between, figure, moment, number, percent, ratio, score
+from pipeline.backtest.result import Parameter
+from pipeline.backtest.truth import Bounds
+
+
+def summary(content: Content) -> Markup:
+    """The metrics of all variants."""
+    kinds = [f"{content.options.level:.0%} interval, days", f"{content.options.level:.0%} interval, cards"]
+    parts: list[Markup] = []
+    many = len(content.variants) > 1
+    if many:
+        rows = [
+            [metrics[0].title, *(figure(metric) for metric in metrics)]
+            for metrics in zip(*(variant.metrics for variant in content.variants), strict=True)
+        ]
+        parts.append(table("All variants", ["Metric", *(variant.name for variant in content.variants)], rows))
+    for variant in content.variants:
+        if many:
+            parts.append(element("h3", variant.name))
+        rows = [_metric_row(metric) for metric in variant.metrics]
+        parts.append(table(f"Metrics of {variant.name}", ["Metric", "Value", *kinds], rows))
+    options = content.options
+    parts.append(
+        element(
+            "p",
+            f"Intervals come from {options.replicates} resamples of whole days, and of whole cards; read the wider "
+            f"one. “Fraud amount from the alert on” counts frauds with an alert and those of the same card within "
+            f"{options.protection_days:g} days after one; a review is taken to cost {options.review_cost:g} "
+            f"{content.base_currency}. Precision, card precision and recall at {options.top} are taken by day, as the "
+            "Fraud Detection Handbook defines them; a known card is one whose fraud was known before the day began, or "
+            "was found among the best of a day before.",
+        )
+    )
+    return join(parts)
+
+
+def _metric_row(metric: Metric) -> list[str]:
+    return [metric.title, figure(metric), between(metric.by_days, metric), between(metric.by_cards, metric)]
+
+
+def labels(content: Content) -> Markup:
+    """Where labels came from, and what they leave open."""
+    labels = content.labels
+    parts = [element("ul", *(element("li", statement) for statement in labels.statements))]
+    if labels.sources:
+        rows = [[one.source, number(one.frauds), number(one.legitimate)] for one in labels.sources]
+        parts.append(table("Labels that hold, by source", ["Source", "Frauds", "Legitimate"], rows))
+    rows = []
+    for variant in content.variants:
+        rows.append(_bounds_row(f"{variant.name}: precision of alerts", variant.precision_bounds))
+        rows.append(_bounds_row(f"{variant.name}: recall of alerts", variant.recall_bounds))
+    columns = ["Figure", "Unlabelled legitimate", "Unlabelled fraud", "At least", "At most"]
+    parts.append(table("Bounds: what the unlabelled could change", columns, rows))
+    coverage = [
+        [variant.name, percent(variant.alerts_labelled), percent(variant.others_labelled)]
+        for variant in content.variants
+    ]
+    parts.append(table("Share that has a label", ["Variant", "Of alerts", "Of other transactions"], coverage))
+    return join(parts)
+
+
+def _bounds_row(name: str, bounds: Bounds) -> list[str]:
+    return [name, *(ratio(value) for value in bounds)]
+
+
+def ranking(content: Content) -> Markup:
+    """How well scores rank, and which frauds they find."""
+    parts = [_figure(plots.precision_recall(content), "Each point is a threshold; up and right is better.")]
+    for variant in content.variants:
+        if variant.fraud_types:
+            rows = [
+                [
+                    one.fraud_type,
+                    number(one.frauds),
+                    number(one.amount),
+                    percent(one.alert_recall),
+                    percent(one.recall_at_k),
+                ]
+                for one in variant.fraud_types
+            ]
+            columns = ["Fraud type", "Frauds", "Amount", "Alerted", f"Among the {content.options.top} best of the day"]
+            parts.append(table(f"Recall by fraud type: {variant.name}", columns, rows))
+    return join(parts)
+
+
+def comparisons(content: Content) -> Markup:
+    """Variants beside the first one."""
+    parts = []
+    for one in content.comparisons:
+        parts.append(element("h3", f"{one.other} beside {one.base}"))
+        rows = [_metric_row(metric) for metric in one.differences]
+        level = f"{content.options.level:.0%} interval"
+        columns = ["Metric", "Difference", f"{level}, days", f"{level}, cards"]
+        parts.append(table(f"{one.other} less {one.base}", columns, rows))
+        parts.append(
+            element("p", "An interval that does not contain zero is a difference that chance does not easily explain.")
+        )
+        parts.append(_sides(one))
+        for name, side in ((one.base, one.only_base), (one.other, one.only_other)):
+            if side.examples:
+                caption = f"Alerts that only {name} raises: the largest amounts"
+                parts.append(_transactions(content, caption, side.examples))
+    return join(parts)
+
+
+def _sides(one: Comparison) -> Markup:
+    def row(name: str, side: Side) -> list[str]:
+        return [name, *map(number, (side.alerts, side.frauds, side.unlabelled)), number(side.caught_amount)]
+
+    both = ["Both", number(one.alerts_of_both), NONE, NONE, NONE]
+    columns = ["Raised by", "Alerts", "About known fraud", "Without a label", "Fraud amount only it catches"]
+    rows = [row(f"{one.base} alone", one.only_base), row(f"{one.other} alone", one.only_other), both]
+    return table("Alerts by who raises them", columns, rows)
+
+
+def money(content: Content) -> Markup:
+    """What other thresholds would have done."""
+    parts = [
+        _figure(plots.threshold_sweep(content), "By scores alone; rules and audit samples are not part of the sweep.")
+    ]
+    for variant in content.variants:
+        rows = [
+            [
+                score(row.threshold), number(row.alerts_per_day, 1), ratio(row.precision), ratio(row.recall),
+                number(row.caught_amount), number(row.review_cost), number(row.net_saving),
+            ]
+            for row in variant.sweep
+        ]  # fmt: skip
+        columns = ["Threshold", "Alerts a day", "Precision", "Recall", "Caught", "Review cost", "Net saving"]
+        parts.append(_folded(table(f"Thresholds: {variant.name}", columns, rows), f"Threshold table of {variant.name}"))
+    return join(parts)
+
+
+def time(content: Content) -> Markup:
+    """Alerts and frauds by day and by amount."""
+    parts = [
+        _figure(plots.alerts_by_day(content), "Alerts of each day of the range."),
+        _figure(plots.precision_by_day(content), "Days without an alert have no precision and are left out."),
+    ]
+    for variant in content.variants:
+        parts.append(_slices(f"By amount, {content.base_currency}: {variant.name}", "Amount", variant.amounts))
+        parts.append(
+            _folded(_slices(f"By day: {variant.name}", "Day", variant.days), f"Table by day of {variant.name}")
+        )
+    return join(parts)
+
+
+def _slices(caption: str, first: str, slices: list[Slice]) -> Markup:
+    columns = [
+        first, "Transactions", "Alerts", "Frauds", "Alerted frauds", "Unlabelled alerts", "Precision", "Recall",
+        "Fraud amount", "Caught",
+    ]  # fmt: skip
+    rows = [
+        [
+            one.name, number(one.transactions), number(one.alerts), number(one.frauds), number(one.alerted_frauds),
+            number(one.unlabelled_alerts), ratio(one.precision), ratio(one.recall), number(one.fraud_amount),
+            number(one.caught_amount),
+        ]
+        for one in slices
+    ]  # fmt: skip
+    return table(caption, columns, rows)
+
+
+def scores(content: Content) -> Markup:
+    """How scores are distributed, and whether they mean what they say."""
+    parts = [
+        _figure(plots.score_distribution(variant), "Each line adds up to 100 percent.") for variant in content.variants
+    ]
+    parts.append(_figure(plots.calibration(content), "Below the diagonal scores are too high, above it too low."))
+    for variant in content.variants:
+        rows = [
+            [
+                f"{one.from_score:g} to {one.to_score:g}", number(one.frauds + one.legitimate), number(one.frauds),
+                ratio(one.mean_score), ratio(one.fraud_share),
+                f"{ratio(one.share_interval.low)} to {ratio(one.share_interval.high)}",
+            ]
+            for one in variant.calibration
+        ]  # fmt: skip
+        columns = ["Score", "Transactions", "Frauds", "Mean score", "Share of frauds", "95 % interval (Wilson)"]
+        parts.append(table(f"Calibration: {variant.name}", columns, rows))
+    return join(parts)
+
+
+def reasons(content: Content) -> Markup:
+    """What alerts told their readers."""
+    parts: list[Markup] = []
+    for variant in content.variants:
+        parts.append(_figure(plots.top_reasons(variant, content.options.rows), "An alert may give several reasons."))
+        if variant.reasons:
+            rows = [
+                [row.code, row.meaning, number(row.alerts), percent(row.share), number(row.mean_contribution, 2)]
+                for row in variant.reasons
+            ]
+            columns = ["Code", "Meaning", "Alerts", "Share", "Mean contribution, log-odds"]
+            parts.append(table(f"Reasons: {variant.name}", columns, rows, texts=2))
+    return join(parts)
+
+
+def misses(content: Content) -> Markup:
+    """The frauds that cost most."""
+    parts = []
+    for variant in content.variants:
+        if variant.misses:
+            caption = f"Frauds that no alert of {variant.name} came before, by amount"
+            parts.append(_transactions(content, caption, variant.misses))
+        else:
+            parts.append(element("p", f"{variant.name} missed no known fraud."))
+    return join(parts)
+
+
+def _transactions(content: Content, caption: str, rows: list[Transaction]) -> Markup:
+    names = [f"Score of {variant.name}" for variant in content.variants]
+    columns = ["Transaction", "Card", "Merchant", "Time", "Label", "Fraud type", "Amount", *names]
+    written = [
+        [
+            row.transaction_id, row.card_id, row.merchant_id, moment(row.event_time), row.label, row.fraud_type or NONE,
+            number(row.amount, 2), *map(score, row.scores),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return table(caption, columns, written, texts=6)
+
+
+def drift(content: Content) -> Markup:
+    """How far features moved."""
+    parts = [
+        _figure(
+            plots.feature_drift(content, content.options.rows),
+            "Population stability index: below 0.1 is commonly read as stable, above 0.25 as moved.",
+        )
+    ]
+    if content.drift:
+        rows = [
+            [row.feature, ratio(row.stability_index), percent(row.missing_before), percent(row.missing_in_range)]
+            for row in content.drift
+        ]
+        columns = ["Feature", "Index", f"Without value, {content.drift_reference}", "Without value, range"]
+        parts.append(_folded(table("Drift of all features", columns, rows), "Table of all features"))
+    return join(parts)
+
+
+def asked(content: Content) -> Markup:
+    """Parameters, models, counts."""
+    parts = [_named("Parameters", dict(content.parameters) | {"range": f"{content.from_time} to {content.to_time}"})]
+    for variant in content.variants:
+        about = dict(variant.models) | dict(variant.parameters) | {"threshold": variant.threshold}
+        alerts = {f"alerts by {name}": rows for name, rows in variant.selections.items()}
+        parts.append(_named(f"Variant {variant.name}", about | alerts))
+    if content.counts:
+        parts.append(_named("Counts", content.counts))
+    return join(parts)
+
+
+def _named(caption: str, values: Mapping[str, Parameter]) -> Markup:
+    rows = [[name, NONE if value is None else str(value)] for name, value in values.items()]
+    return table(caption, ["Name", "Value"], rows, texts=2)
+
+
+def _figure(svg: str, caption: str) -> Markup:
+    return element("figure", Markup(svg), element("figcaption", caption))
+
+
+def _folded(inner: Markup, summary: str) -> Markup:
+    return element("details", element("summary", summary), inner)

@@ -1,0 +1,76 @@
+"""The report as a summary for the terminal, of at most 80 columns."""
+
+from io import StringIO
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.backtest.report.content import Content
+from pipeline.backtest.report.wording import between, figure, moment, number, partial_sentence, percent, ratio
+
+COLUMNS: Final = 80
+_SHOWN: Final = (
+    "auc_roc", "average_precision", "card_precision_at_k", "precision_at_k", "recall_at_k", "alerts_per_day",
+    "alert_precision", "alert_recall", "caught_amount", "caught_share", "review_cost", "net_saving",
+)  # fmt: skip
+_MISSES: Final = 5
+
+
+def summary(content: Content) -> str:
+    """Plain text, of lines of at most `COLUMNS` characters."""
+    out = StringIO()
+    console = Console(file=out, width=COLUMNS, color_system=None, force_terminal=False, highlight=False, emoji=False)
+    if content.partial:
+        console.print(Text(partial_sentence(content)))
+    for warning in content.warnings:
+        console.print(Text(f"Warning: {warning}"))
+    console.print(
+        Text(
+            f"{number(content.transactions)} transactions of {number(content.cards)} cards, "
+            f"{moment(content.from_time)} to {moment(content.until_time)}; amounts in {content.base_currency}, "
+            "times in UTC"
+        )
+    )
+    for variant in content.variants:
+        level = f"{content.options.level:.0%}"
+        grid = _grid(variant.name, ["metric", "value", f"{level}, days", f"{level}, cards"])
+        for metric in variant.metrics:
+            if metric.name in _SHOWN:
+                by_days, by_cards = between(metric.by_days, metric), between(metric.by_cards, metric)
+                grid.add_row(Text(metric.title), figure(metric), by_days, by_cards)
+        console.print(grid)
+        bounds = variant.precision_bounds
+        console.print(
+            Text(
+                f"Unlabelled alerts could put precision between {ratio(bounds.least)} and {ratio(bounds.most)}; "
+                f"{percent(variant.alerts_labelled)} of the alerts have a label."
+            )
+        )
+    for one in content.comparisons:
+        console.print(
+            Text(
+                f"{one.other} beside {one.base}: {number(one.only_other.alerts)} alerts of its own "
+                f"({number(one.only_other.frauds)} about known fraud), {number(one.only_base.alerts)} no longer "
+                f"({number(one.only_base.frauds)}); it catches {number(one.only_other.caught_amount)} more and misses "
+                f"{number(one.only_base.caught_amount)} that {one.base} catches."
+            )
+        )
+    for variant in content.variants:
+        if variant.misses:
+            grid = _grid(f"Costliest misses of {variant.name}", ["transaction", "time", "amount"])
+            for row in variant.misses[:_MISSES]:
+                grid.add_row(Text(row.transaction_id), moment(row.event_time), number(row.amount, 2))
+            console.print(grid)
+    for statement in content.labels.statements:
+        console.print(Text(statement))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _grid(title: str, columns: list[str]) -> Table:
+    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for at, name in enumerate(columns):
+        grid.add_column(name, justify="left" if at == 0 else "right", overflow="fold")
+    return grid

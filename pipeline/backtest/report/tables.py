@@ -1,0 +1,213 @@
+"""The parts of a report: decisions by day, amount, score and threshold; reasons, and transactions worth a look."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.backtest.bootstrap import Interval
+from pipeline.backtest.metrics import Ranking
+from pipeline.backtest.report.content import (
+    CurvePoint,
+    ReasonCount,
+    ScoreBin,
+    Slice,
+    SweepRow,
+    Transaction,
+    TypeRecall,
+)
+from pipeline.backtest.report.observed import Observed, Shared
+from pipeline.backtest.result import Variant
+from pipeline.backtest.value import sweep, sweep_thresholds
+from pipeline.decision.stories import CODES
+from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
+from pipeline.scoring.blend import sigmoid
+
+AMOUNT_EDGES: Final = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0)
+"""Between bands of amounts, in the base currency's major unit."""
+LOG_ODDS_EDGES: Final = np.r_[0.0, sigmoid(np.arange(-12.0, 12.5, 1.0)), 1.0]
+"""Between bins of scores, by whole log-odds."""
+CALIBRATION_EDGES: Final = np.array([0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+"""Between bins of scores: finer where most transactions lie."""
+CURVE_POINTS: Final = 120
+_Z: Final = 1.959964
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def by_day(shared: Shared, one: Observed) -> list[Slice]:
+    """Each day (UTC) of the range, those without a transaction too."""
+    first = date(1970, 1, 1) + timedelta(days=int(shared.first_day))
+    names = [(first + timedelta(days=number)).isoformat() for number in range(shared.days)]
+    return _slices(shared, one, shared.day, names)
+
+
+def by_amount(shared: Shared, one: Observed) -> list[Slice]:
+    """Bands of amounts that have transactions."""
+    names = [f"{low:,.0f} to {high:,.0f}" for low, high in zip((0.0, *AMOUNT_EDGES), AMOUNT_EDGES, strict=False)]
+    names.append(f"{AMOUNT_EDGES[-1]:,.0f} and more")
+    found = _slices(shared, one, np.searchsorted(AMOUNT_EDGES, shared.amount, side="right"), names)
+    return [band for band in found if band.transactions]
+
+
+def _slices(shared: Shared, one: Observed, of: NDArray[np.int64], names: list[str]) -> list[Slice]:
+    fraud, alert, amount = shared.truth.fraud, one.alert, shared.amount
+    columns = (np.ones(len(of)), alert, fraud, alert & fraud, alert & shared.truth.unlabelled)
+    counts = [np.bincount(of, weights=column, minlength=len(names)).astype(int).tolist() for column in columns]
+    sums = [np.bincount(of, weights=rows * amount, minlength=len(names)).tolist() for rows in (fraud, one.caught)]
+    return [
+        Slice(
+            name=name,
+            transactions=rows,
+            alerts=alerts,
+            frauds=frauds,
+            alerted_frauds=found,
+            unlabelled_alerts=unknown,
+            precision=found / alerts if alerts else None,
+            recall=found / frauds if frauds else None,
+            fraud_amount=lost,
+            caught_amount=caught,
+        )
+        for name, rows, alerts, frauds, found, unknown, lost, caught in zip(names, *counts, *sums, strict=True)
+    ]
+
+
+def fraud_types(shared: Shared, one: Observed, chosen: NDArray[np.bool_]) -> list[TypeRecall]:
+    """Recall by type, of alerts and of ``chosen``; nothing where no type is told."""
+    truth = shared.truth
+    names = sorted(set(truth.fraud_type[truth.fraud].tolist()))
+    if names in ([], [""]):
+        return []
+    found = []
+    for name in names:
+        rows = truth.fraud & (truth.fraud_type == name)
+        found.append(
+            TypeRecall(
+                fraud_type=name or "not told",
+                frauds=int(rows.sum()),
+                amount=float(shared.amount[rows].sum()),
+                alert_recall=float(one.alert[rows].mean()),
+                recall_at_k=float(chosen[rows].mean()),
+            )
+        )
+    return found
+
+
+def curve(shared: Shared, one: Observed) -> list[CurvePoint]:
+    """Precision and recall, at most `CURVE_POINTS` points, evenly over recall."""
+    ranking = Ranking(shared.truth.fraud, one.score, np.zeros(len(one.score), np.int64), 1).curve()
+    if not len(ranking.threshold):
+        return []
+    last = len(ranking.threshold) - 1
+    places = np.unique(np.searchsorted(ranking.recall, np.linspace(0.0, 1.0, CURVE_POINTS)).clip(max=last))
+    return [
+        CurvePoint(
+            threshold=float(ranking.threshold[at]),
+            precision=float(ranking.precision[at]),
+            recall=float(ranking.recall[at]),
+        )
+        for at in places.tolist()
+    ]
+
+
+def sweep_rows(shared: Shared, one: Observed, review_cost: float, protection_us: int) -> list[SweepRow]:
+    """What thresholds would have done."""
+    points = sweep(
+        shared.truth.fraud, one.score, shared.card, shared.event_time_us, shared.amount, sweep_thresholds(one.score),
+        review_cost=review_cost, protection_us=protection_us,
+    )  # fmt: skip
+    frauds = int(shared.truth.fraud.sum())
+    return [
+        SweepRow(
+            threshold=point.threshold,
+            alerts_per_day=point.alerts / shared.span_days,
+            precision=point.frauds / point.alerts,
+            recall=point.frauds / frauds if frauds else None,
+            caught_amount=point.value.caught_amount,
+            review_cost=point.value.review_cost,
+            net_saving=point.value.net_saving,
+        )
+        for point in points
+    ]
+
+
+def score_bins(shared: Shared, one: Observed, edges: NDArray[np.float64]) -> list[ScoreBin]:
+    """Transactions by their score; bins of ``edges`` that hold none are left out. The highest includes its end."""
+    bins = len(edges) - 1
+    of = np.clip(np.searchsorted(edges, one.score, side="right") - 1, 0, bins - 1)
+    fraud = shared.truth.fraud
+    rows = np.bincount(of, minlength=bins)
+    frauds = np.bincount(of, weights=fraud, minlength=bins).astype(int)
+    total = np.bincount(of, weights=one.score, minlength=bins)
+    return [
+        ScoreBin(
+            from_score=float(edges[at]),
+            to_score=float(edges[at + 1]),
+            frauds=int(frauds[at]),
+            legitimate=int(rows[at] - frauds[at]),
+            mean_score=float(total[at] / rows[at]),
+            fraud_share=float(frauds[at] / rows[at]),
+            share_interval=wilson(int(frauds[at]), int(rows[at])),
+        )
+        for at in np.flatnonzero(rows).tolist()
+    ]
+
+
+def wilson(found: int, n: int) -> Interval:
+    """The 95 % interval of a share (Wilson, "Probable Inference", 1927); ``n`` is at least one.
+
+    >>> low, high = wilson(0, 10)
+    >>> round(low, 2), round(high, 2)
+    (0.0, 0.28)
+    """
+    share, z2 = found / n, _Z * _Z
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * float(np.sqrt(share * (1 - share) / n + z2 / (4 * n * n)))
+    return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def reasons(variant: Variant) -> list[ReasonCount]:
+    """Codes by how many of the explained alerts they were given for."""
+    if variant.reasons is None or not variant.explained:
+        return []
+    found = variant.reasons.groupby(variant.reasons["code"].astype(object))["contribution"].agg(["size", "mean"])
+    rows = [
+        ReasonCount(
+            code=str(code),
+            meaning=CODES.get(str(code), "A rule of the policy."),
+            alerts=int(size),
+            share=float(size / variant.explained),
+            mean_contribution=float(mean),
+        )
+        for code, size, mean in zip(found.index, found["size"], found["mean"], strict=True)
+    ]
+    return sorted(rows, key=lambda row: (-row.alerts, row.code))
+
+
+def costliest(shared: Shared, observed: list[Observed], chosen: NDArray[np.bool_], most: int) -> list[Transaction]:
+    """Of the ``chosen`` transactions those with the largest amounts, at most ``most``."""
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.argsort(-shared.amount[rows], kind="stable")[:most]]
+    truth = shared.truth
+    names: pd.DataFrame = shared.frame.iloc[rows]
+    return [
+        Transaction(
+            transaction_id=str(transaction),
+            card_id=str(card),
+            merchant_id=str(merchant),
+            event_time=time_text(int(shared.event_time_us[row])),
+            amount=float(shared.amount[row]),
+            scores=tuple(float(one.score[row]) for one in observed),
+            label=FRAUD if truth.fraud[row] else LEGITIMATE if truth.legitimate[row] else NOTHING,
+            fraud_type=str(truth.fraud_type[row]),
+        )
+        for row, transaction, card, merchant in zip(
+            rows.tolist(), names["transaction_id"], names["card_id"], names["merchant_id"], strict=True
+        )
+    ]
+
+
+def time_text(time_us: int) -> str:
+    """Microseconds since 1970 as RFC 3339, to the second."""
+    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="seconds").replace("+00:00", "Z")

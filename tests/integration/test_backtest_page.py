@@ -1,0 +1,95 @@
+"""The report's page in a real browser: Debian's Chromium, without a network."""
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.backtest.report import ReportOptions, build_report
+from tests.helpers.backtests import HOSTILE, result
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)  # fmt: skip
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium to look at the report with: apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    given = result(variants=2, warnings=[HOSTILE], partial=True)
+    path.write_text(build_report(given, ReportOptions(replicates=20, top=5)).html, encoding="utf-8")
+    return path
+
+
+def browse(page: Path, *arguments: str) -> str:
+    """What Chromium writes about ``page``."""
+    assert CHROMIUM is not None
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    command = [CHROMIUM, *FLAGS, profile, *arguments, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def measuring(page: Path, body: str) -> Path:
+    """The page with a script that leaves what ``body`` returns in the title."""
+    script = f"<script>document.title = JSON.stringify((() => {{ {body} }})())</script>"
+    path = page.with_name("measured.html")
+    path.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{script}</body>"), encoding="utf-8")
+    return path
+
+
+def test_the_browser_finds_the_page_in_order(page: Path) -> None:
+    body = """
+      const all = (names) => [...document.querySelectorAll(names)];
+      const boxes = all("figure svg").map((one) => one.getBoundingClientRect());
+      const outside = all("figure svg text").filter((one) => {
+        const box = one.getBoundingClientRect(), frame = one.closest("svg").getBoundingClientRect();
+        return box.left < frame.left - 1 || box.right > frame.right + 1 || box.bottom > frame.bottom + 1;
+      });
+      return {
+        mode: document.compatMode, sections: all("main section").length, scripts: all("main script").length,
+        drawn: boxes.filter((box) => box.width > 300 && box.height > 60).length, figures: boxes.length,
+        outside: outside.map((one) => one.textContent),
+        wider: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+        requests: performance.getEntriesByType("resource").length,
+        headings: all("h2").map((one) => one.textContent),
+      };
+    """
+    dom = browse(measuring(page, body), "--window-size=1100,1400", "--dump-dom")
+    title = re.search(r"<title>(.*?)</title>", dom)
+    assert title is not None
+    found = json.loads(title[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert found["mode"] == "CSS1Compat"
+    assert found["sections"] == len(found["headings"]) == 11
+    assert found["drawn"] == found["figures"] == 10
+    assert found["outside"] == []
+    assert found["wider"] == 0
+    assert found["scripts"] == found["requests"] == 0
+
+
+def test_a_narrow_window_shows_the_whole_page_too(page: Path) -> None:
+    body = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    dom = browse(measuring(page, body), "--window-size=500,900", "--dump-dom")
+    assert "<title>0</title>" in dom
+
+
+def test_it_is_painted_and_printed(page: Path) -> None:
+    shot, printed = page.with_suffix(".png"), page.with_suffix(".pdf")
+    browse(page, "--window-size=1000,1400", f"--screenshot={shot}")
+    head = shot.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG")
+    assert struct.unpack(">II", head[16:24]) == (1000, 1400)
+    browse(page, "--no-pdf-header-footer", f"--print-to-pdf={printed}")
+    pages = re.findall(rb"/Type\s*/Page\b", printed.read_bytes())
+    assert 4 <= len(pages) <= 25

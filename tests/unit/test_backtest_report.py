@@ -1,0 +1,352 @@
+"""The report of a backtest: its figures, its page, its JSON and its summary."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from pipeline.backtest import LABEL_FIELDS, Order, replay
+from pipeline.backtest.report import Report, ReportOptions, build_report
+from pipeline.backtest.report.content import Metric
+from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
+from pipeline.backtest.value import from_alert_on
+from pipeline.engine.card import CardOptions
+from tests.contract.records import RATES
+from tests.helpers.backtests import DAY_US, DAYS, FROM_US, HOSTILE, result
+from tests.helpers.champion import active
+from tests.helpers.histories import busy_history, labels, transactions
+
+QUICK = ReportOptions(replicates=30, top=5)
+VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
+
+
+def quick(of: BacktestResult) -> Report:
+    return build_report(of, QUICK)
+
+
+def by_name(metrics: Iterable[Metric]) -> dict[str, Any]:
+    return {metric.name: metric.value for metric in metrics}
+
+
+class Page(HTMLParser):
+    """What a page is made of; an element that is closed out of turn is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None], tuple[str, ...]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs), tuple(self.open)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert "svg" in self.open, f"<{tag}/> closes nothing outside of SVG"
+        self.elements.append((tag, dict(attrs), tuple(self.open)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", data.strip()))
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes, _ in self.elements if tag in tags]
+
+
+def test_figures_are_those_of_the_rows() -> None:
+    given = result()
+    frame = given.variants[0].decisions
+    frauds = set(given.labels.loc[given.labels["label"] == "fraud", "transaction_id"])
+    fraud = frame["transaction_id"].isin(frauds).to_numpy()
+    alert, score = (frame["action"] == "alert").to_numpy(), frame["score"].to_numpy()
+    amount = frame["amount_base"].to_numpy()
+    times, card = given.event_time_us, pd.factorize(frame["card_id"])[0]
+    caught = from_alert_on(alert[fraud], card[fraud], times[fraud], 14 * DAY_US)
+    found = by_name(quick(given).content.variants[0].metrics)
+    assert found["auc_roc"] == pytest.approx(roc_auc_score(fraud, score))
+    assert found["average_precision"] == pytest.approx(average_precision_score(fraud, score))
+    assert found["alert_precision"] == pytest.approx(fraud[alert].mean())
+    assert found["alert_recall"] == pytest.approx(alert[fraud].mean())
+    assert found["alerts_per_day"] == pytest.approx(alert.sum() / DAYS)
+    assert found["fraud_amount"] == pytest.approx(amount[fraud].sum())
+    assert found["caught_amount"] == pytest.approx(amount[fraud][caught].sum())
+    assert found["net_saving"] == pytest.approx(amount[fraud][caught].sum() - 5.0 * alert.sum())
+
+
+def test_parts_add_up_to_the_whole() -> None:
+    content = quick(result()).content
+    one = content.variants[0]
+    figures = by_name(one.metrics)
+    for slices in (one.days, one.amounts):
+        assert sum(part.transactions for part in slices) == content.transactions
+        assert sum(part.frauds for part in slices) == content.labels.frauds
+        assert sum(part.caught_amount for part in slices) == pytest.approx(figures["caught_amount"])
+        assert sum(part.alerts for part in slices) == sum(one.selections.values())
+    assert len(one.days) == DAYS
+    for bins in (one.scores, one.calibration):
+        assert all(part.from_score <= part.mean_score <= part.to_score for part in bins if part.mean_score is not None)
+        assert sum(part.frauds for part in bins) == content.labels.frauds
+        assert sum(part.legitimate for part in bins) == content.labels.legitimate + content.labels.unlabelled
+    assert sum(kind.frauds for kind in one.fraud_types) == content.labels.frauds
+    assert {kind.fraud_type for kind in one.fraud_types} == {"amount", "card"}
+    labels = content.labels
+    assert labels.frauds + labels.legitimate + labels.unlabelled == content.transactions
+    assert labels.median_delay_days == pytest.approx(2.0)
+    assert {source.source: source.frauds for source in labels.sources} == {"analyst": 0, "chargeback": labels.frauds}
+
+
+def test_intervals_hold_the_figure_and_repeat_by_their_seed() -> None:
+    given = result()
+    options = ReportOptions(replicates=200, top=5, seed=1)
+    one, again = (build_report(given, options) for _ in range(2))
+    assert one.json == again.json
+    for metric in one.content.variants[0].metrics:
+        assert metric.by_days is not None
+        assert metric.by_days.low <= metric.value <= metric.by_days.high, metric.name
+        assert metric.by_days.low < metric.by_days.high, metric.name
+        assert (metric.by_cards is None) == metric.name.endswith(("at_k", "_kept"))
+    assert build_report(given, ReportOptions(replicates=200, top=5, seed=2)).json != one.json
+
+
+def test_the_costliest_misses_have_no_alert_before_them() -> None:
+    given = result(fraud_rate=0.2)
+    misses = quick(given).content.variants[0].misses
+    frame = given.variants[0].decisions.set_index("transaction_id")
+    alerted = frame[(frame["action"] == "alert") & frame.index.isin(set(
+        given.labels.loc[given.labels["label"] == "fraud", "transaction_id"]
+    ))]  # fmt: skip
+    assert len(misses) > 5
+    assert [miss.amount for miss in misses] == sorted((miss.amount for miss in misses), reverse=True)
+    for miss in misses:
+        row = frame.loc[miss.transaction_id]
+        assert row["action"] == "allow"
+        assert miss.label == "fraud"
+        before = alerted[(alerted["card_id"] == miss.card_id) & (alerted["event_time"] <= row["event_time"])]
+        assert before.empty
+
+
+def test_variants_are_told_apart_by_what_only_one_raises_and_catches() -> None:
+    given = result(variants=3)
+    content = quick(given).content
+    assert [(one.base, one.other) for one in content.comparisons] == [
+        ("variant 0", "variant 1"),
+        ("variant 0", "variant 2"),
+    ]
+    base, other = ((variant.decisions["action"] == "alert").to_numpy() for variant in given.variants[:2])
+    one = content.comparisons[0]
+    assert one.only_base.alerts == (base & ~other).sum() > 0
+    assert one.only_other.alerts == (other & ~base).sum() > 0
+    assert one.alerts_of_both == (base & other).sum() > 0
+    mine, theirs = (by_name(variant.metrics) for variant in content.variants[:2])
+    differences = by_name(one.differences)
+    assert differences["average_precision"] == pytest.approx(theirs["average_precision"] - mine["average_precision"])
+    money = one.only_other.caught_amount - one.only_base.caught_amount
+    assert money == pytest.approx(theirs["caught_amount"] - mine["caught_amount"])
+    assert 0 < one.only_other.caught_amount < theirs["caught_amount"]
+    assert "fraud_amount" not in differences
+
+
+def test_a_variant_beside_itself_differs_by_nothing() -> None:
+    given = result()
+    twin = replace(given.variants[0], name="twin")
+    content = quick(replace(given, variants=[given.variants[0], twin])).content
+    for metric in content.comparisons[0].differences:
+        assert metric.value == 0.0, metric.name
+        assert metric.by_days == (0.0, 0.0), metric.name
+
+
+def test_the_page_is_well_formed_and_stands_alone() -> None:
+    text = quick(result(variants=2)).html
+    assert text.startswith("<!DOCTYPE html>")
+    page = Page(text)
+    for tag, attributes, _ in page.elements:
+        assert tag not in {"script", "link", "img", "iframe", "object", "base"}
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    without_namespace = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", without_namespace)
+
+
+def test_the_page_can_be_heard() -> None:
+    page = Page(quick(result(variants=2)).html)
+    assert page.all("html") == [{"lang": "en"}]
+    levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    figures, drawings = page.all("figure"), page.all("svg")
+    assert len(figures) == len(drawings) == 10
+    for drawing in drawings:
+        assert drawing["role"] == "img"
+        assert len(drawing["aria-label"] or "") > 40
+    assert len(page.all("figcaption")) == len(figures)
+    assert len(page.all("caption")) == len(page.all("table")) > 10
+    assert all(head.get("scope") in {"col", "row"} for head in page.all("th"))
+    ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    for link in page.all("a"):
+        assert (link["href"] or "")[1:] in ids
+    for section in page.all("section"):
+        assert section["aria-labelledby"] in ids
+
+
+def test_names_are_never_markup() -> None:
+    given = result(fraud_rate=0.3)
+    one = given.variants[0]
+    frame = one.decisions.assign(merchant_id=HOSTILE)
+    hostile = Variant(HOSTILE, frame, {HOSTILE: HOSTILE}, 0.3, {HOSTILE: HOSTILE}, one.reasons, one.explained)
+    labels = given.labels.assign(source=HOSTILE, fraud_type=HOSTILE)
+    warned = replace(given, variants=[hostile], labels=labels, warnings=[HOSTILE], parameters={HOSTILE: HOSTILE})
+    report = quick(warned)
+    page = Page(report.html)
+    assert not page.all("script")
+    assert ("td", HOSTILE) in page.texts
+    assert ("p", HOSTILE) in page.texts
+    assert any("aria-label" in svg and HOSTILE in (svg["aria-label"] or "") for svg in page.all("svg"))
+    assert max(map(len, report.text.splitlines())) <= 80
+
+
+def test_the_json_says_what_the_page_says() -> None:
+    report = quick(result(variants=2))
+    content = json.loads(report.json)
+    cells = {text for _, text in Page(report.html).texts}
+    assert [variant["name"] for variant in content["variants"]] == ["variant 0", "variant 1"]
+    for variant in content["variants"]:
+        for metric in variant["metrics"]:
+            assert metric["title"] in cells
+            written = f"{metric['value']:,.{ {'amount': 0, 'a day': 1}.get(metric['unit'], 3) }f}"
+            assert written in cells, metric
+        for miss in variant["misses"]:
+            assert miss["transaction_id"] in cells
+        for day in variant["days"]:
+            assert day["name"] in cells
+    assert content["drift"][0]["feature"] == "card_count_1h"
+    assert content["drift"][0]["stability_index"] > 1.0
+    assert content["options"]["seed"] == 0
+
+
+@pytest.mark.parametrize("variants", [1, 2])
+def test_the_summary_fits_a_terminal(variants: int) -> None:
+    given = result(variants=variants, warnings=["History is shorter than the warm-up. " * 6])
+    lines = quick(given).text.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    for word in ("Average precision", "Net saving", "Costliest misses of variant 0", "Warning: History is shorter"):
+        assert word in text
+    assert "\x1b" not in text
+    assert ("variant 1 beside variant 0" in text) == (variants == 2)
+
+
+def test_an_interrupted_replay_says_so_everywhere_and_counts_only_its_days() -> None:
+    given = result()
+    half = FROM_US + 3 * DAY_US
+    rows = (given.event_time_us < half).sum()
+    one = replace(given.variants[0], decisions=given.variants[0].decisions.iloc[:rows])
+    partial = quick(replace(given, variants=[one], partial=True))
+    assert "Partial: the replay was interrupted." in partial.html
+    assert "(partial)" in next(text for tag, text in Page(partial.html).texts if tag == "title")
+    assert partial.text.startswith("Partial: the replay was interrupted.")
+    assert json.loads(partial.json)["partial"] is True
+    assert partial.content.days == pytest.approx(3.0, abs=0.1)
+    assert len(partial.content.variants[0].days) == 3
+    whole = quick(replace(given, variants=[one]))
+    for text in (whole.html, whole.text):
+        assert "artial" not in text
+    assert whole.content.days == DAYS
+
+
+NOTHING_KNOWN = pd.DataFrame(columns=["transaction_id", "card_id", "label", "source", "labelled_at"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        result(labels=NOTHING_KNOWN, drift=None),
+        result(fraud_rate=0.0),
+        result(fraud_rate=1.0),
+        result(rows=0),
+        result(rows=1),
+        result(rows=1, fraud_rate=1.0),
+    ],
+    ids=["no labels", "no frauds", "frauds alone", "nothing", "one row", "one fraud"],
+)
+def test_a_report_of_next_to_nothing_is_a_report(given: BacktestResult) -> None:
+    report = quick(given)
+    Page(report.html)
+    assert max(map(len, report.text.splitlines())) <= 80
+    metrics = by_name(report.content.variants[0].metrics)
+    assert "NaN" not in report.json
+    assert "nan" not in report.text
+    assert not re.search(r"\bnan\b|\binf\b", report.html)
+    if report.content.labels.frauds == 0:
+        assert metrics["average_precision"] is None
+        assert any("No fraud is known" in statement for statement in report.content.labels.statements)
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    given = result(variants=2)
+    other = given.variants[1]
+    moved = replace(other, decisions=other.decisions.iloc[::-1])
+    with pytest.raises(ValueError, match="variant 1 decided about other transactions"):
+        quick(replace(given, variants=[given.variants[0], moved]))
+    with pytest.raises(ValueError, match="they decided \\[600, 599\\]"):
+        replace(given, variants=[given.variants[0], replace(other, decisions=other.decisions.iloc[1:])])
+    with pytest.raises(ValueError, match="names of their own"):
+        replace(given, variants=[given.variants[0]] * 2)
+    with pytest.raises(ValueError, match="at least one variant"):
+        replace(given, variants=[])
+    with pytest.raises(ValueError, match="range is empty"):
+        replace(given, to_us=FROM_US)
+    with pytest.raises(ValueError, match="outside of the range"):
+        quick(replace(given, to_us=FROM_US + DAY_US))
+
+
+def test_every_metric_and_option_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "backtest-report.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    told = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+    names = {metric.name for metric in quick(result()).content.variants[0].metrics}
+    assert told == names | set(ReportOptions.__struct_fields__)
+
+
+def test_decisions_of_a_replay_can_be_reported() -> None:
+    history = busy_history(3)
+    card = CardOptions(RATES, 300_000_000, 5 * DAY_US, 8 * DAY_US, 1)
+    known = labels(history)
+    parts = list(replay(active(threshold=0.3), [transactions(history)], [known], options=card, order=Order.RECORDED))
+    reasons = [reason for part in parts for of in part.reasons() for reason in of]
+    frame = pd.concat([part.frame() for part in parts], ignore_index=True).sort_values("event_time", kind="stable")
+    times = frame["event_time"]
+    variant = Variant(
+        "champion",
+        frame[list(DECISION_COLUMNS)],
+        reasons=pd.DataFrame([(reason.code, reason.contribution) for reason in reasons], columns=list(REASON_COLUMNS)),
+        explained=int((frame["action"] == "alert").sum()),
+    )
+    told = known.to_pandas()[list(LABEL_FIELDS)]
+    told["labelled_at"] = pd.to_datetime(told["labelled_at"], utc=True, format="ISO8601", errors="coerce")
+    told = told.dropna()
+    begin_us, end_us = (int(of.value // 1_000) for of in (times.min(), times.max()))
+    given = BacktestResult([variant], told, begin_us, end_us + 1, begin_us, "EUR")
+    content = quick(given).content
+    assert content.transactions == len(frame) > 100
+    assert content.labels.frauds > 5
+    assert sum(content.variants[0].selections.values()) == variant.explained > 0
+    assert {row.code for row in content.variants[0].reasons} == {reason.code for reason in reasons}
+    Page(quick(given).html)
