@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from confluent_kafka import TopicPartition
 
 from pipeline import Backtest
-from pipeline.backtest.live import ARRIVAL, BETWEEN, LIGHTGBM, POLICY, RIVER, UNEXPLAINED
+from pipeline.backtest.live import ARRIVAL, BETWEEN, LIGHTGBM, POLICY, RIVER, UNEXPLAINED, WINDOWS
 from pipeline.backtest.sources import RangeError
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
@@ -20,7 +20,7 @@ from schemas.messages import Decision
 from schemas.topics import LABELS, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.logs import after
-from tests.helpers.topics import Cluster, Key, Starter, keys
+from tests.helpers.topics import Cluster, Key, Starter, keys, shop
 
 pytestmark = pytest.mark.broker
 
@@ -129,6 +129,13 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     assert part.comparison.differences == []
     assert part.comparison.compared == sum(one.event_time >= after(3) for one in live)
 
+    # With less than that, what differs is what the windows have not seen.
+    cut = Backtest(order="recorded", compare_live=True, start=after(3), warm_up_s=86_400.0, settings=lived.settings)
+    cut.run()
+    assert cut.comparison is not None
+    assert cut.comparison.compared == part.comparison.compared
+    assert set(cut.comparison.causes) == {WINDOWS}
+
     # Another policy on the recorded order: the same scores, where versions are the same.
     strict = Backtest(order="recorded", models=["active"], thresholds=[0.99, 0.01], settings=lived.settings).run()
     alerts = [int((one.decisions["action"] == "alert").sum()) for one in strict.variants]
@@ -182,7 +189,8 @@ def test_what_cannot_be_read_says_what_to_do(cluster: Cluster) -> None:
 
 def test_the_command_reads_topics(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
     cluster.publish()
-    bought = buy_out_of_order(cluster, range(40), seed=1)
+    bought = shop(cluster, range(60), seed=1)
+    cluster.flush()
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= len(bought))
     assert worker.stop() == 0, worker.said
@@ -192,6 +200,12 @@ def test_the_command_reads_topics(cluster: Cluster, start: Starter, tmp_path: Pa
     assert ran.exit_code == 0, ran.output
     assert f"{len(bought)} decisions compared with live: 0 differ" in ran.output
     assert len(pd.read_csv(written)) == 0
+    # What came in the order of events differs by what other partitions did meanwhile, if at all.
+    by_time = Backtest(compare_live=True, settings=cluster.settings)
+    by_time.run()
+    assert by_time.comparison is not None
+    assert by_time.comparison.compared == len(bought)
+    assert by_time.comparison.causes.keys() <= {BETWEEN, RIVER}
     refused = CliRunner().invoke(main, ["backtest", "--from", "2031-01-01"], env=settings_environment(cluster.settings))
     assert refused.exit_code == 1
     assert "choose another range with --from and --to" in refused.output
