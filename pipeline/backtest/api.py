@@ -316,7 +316,7 @@ class _Run:
         passed = replay_accepted(
             list(candidates.values()), opened.transactions, opened.labels, rejects, options=options
         )
-        with closing(passed):
+        with closing(opened), closing(passed):
             for outcomes in passed:
                 first = outcomes[0]
                 self._count(first)
@@ -375,8 +375,9 @@ class _Run:
         """What is known of the range today; in the recorded order the card kernel reads labels for itself."""
         rules = Acceptance(options.rates, options.future_tolerance_us)
         opened = source.open(self._asked.span, rules, [], self._book)
-        for _ in opened.labels:
-            pass
+        with closing(opened):
+            for _ in opened.labels:
+                pass
 
     def _comparer(self) -> Comparer | None:
         asked = self._asked

@@ -1,7 +1,7 @@
 """Where a backtest's history comes from: a file, a directory of exported topics, or the topics themselves."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline.backtest.run import accept_each
 from pipeline.backtest.tables import CHUNK_ROWS, delayed_truth, file_tables, label_tables
 from pipeline.features.catalogue import LATENESS_US
 from pipeline.kafka.clients import (
+    READ_BATCH,
     admin_client,
     first_offsets,
     offsets_at,
@@ -94,7 +95,10 @@ class LabelBook:
             none = pd.DataFrame({name: pd.Series(dtype=object) for name in (*LABEL_FIELDS, "fraud_type")})
             return none.assign(labelled_at=pd.Series(dtype="datetime64[us, UTC]"))
         whole = pd.concat(self._parts, ignore_index=True)
-        return whole[whole["transaction_id"].isin(set(transaction_ids))].reset_index(drop=True)
+        asked = pa.array(transaction_ids, pa.string())
+        inside = pc.is_in(pa.array(whole["transaction_id"], pa.string()), value_set=asked)
+        found: pd.DataFrame = whole[inside.to_numpy(zero_copy_only=False)].reset_index(drop=True)
+        return found
 
 
 class Opened(NamedTuple):
@@ -103,6 +107,8 @@ class Opened(NamedTuple):
     transactions: Iterator[Transactions]
     labels: Iterator[Labels]
     seen: Seen
+    close: Callable[[], None] = lambda: None
+    """Lets go of what is read."""
 
 
 class Source(Protocol):
@@ -318,22 +324,31 @@ class TopicSource:
                 [item.fraud_type for item in items],
             )  # fmt: skip
 
+        of_labels = Numbering(len(told))
+        readers = ExitStack()
+
+        def begun(topic: Topic, number: int, of: range) -> Iterator[list[Record]]:
+            reader = readers.enter_context(closing(self._reader(topic, number, of.start)))
+            # All at once: a client's first record takes half a second.
+            reader.begin()
+            return _records(reader, of.stop)
+
         transactions = [
-            (transactions_of(records, rules, numbering, rejects) for records in self.read(TRANSACTIONS, number, of))
+            (transactions_of(records, rules, numbering, rejects) for records in begun(TRANSACTIONS, number, of))
             for number, of in sold.items()
+            if of
         ]
         labels = [
-            (
-                labels_of(records, rules, Numbering(len(told)), rejects, note)
-                for records in self.read(LABELS, number, of)
-            )
+            (labels_of(records, rules, of_labels, rejects, note) for records in begun(LABELS, number, of))
             for number, of in told.items()
+            if of
         ]
         seen = Seen()
         return Opened(
             (seen.within(span, rows) for rows in by_time(transactions, self.lateness_us, late("transaction"))),
             by_time(labels, self.lateness_us, late("label")),
             seen,
+            readers.close,
         )
 
     def ranges(self, topic: Topic, span: Span, tolerance_us: int, *, to_end: bool) -> dict[int, range]:
@@ -358,27 +373,43 @@ class TopicSource:
     def refuse_lost(self, span: Span, partitions: int) -> None:
         """Raise `RangeError` where all of the range lies before what the topic still holds, or nothing is there."""
         client = admin_client(self.bootstrap, settings=self.settings)
-        begins = patiently(lambda: first_offsets(client, [(self.name, number) for number in range(partitions)]))
+        places = [(self.name, number) for number in range(partitions)]
+        begins = patiently(lambda: first_offsets(client, places))
         ends = settled_ends(self.bootstrap, self.settings, self.name, range(partitions))
-        times_us = []
-        for (_, number), first in begins.items():
-            with closing(RangeReader(self.bootstrap, self.settings, self.name, number, first)) as reader:
-                times_us += [record.timestamp_ms * _US_PER_MS for record in reader.read_to(ends[number], 1)]
-        if not times_us:
+        if all(ends[number] <= begins[self.name, number] for number in range(partitions)):
             raise RangeError(f"topic {self.name} holds no record: send transactions first, or check the topic prefix")
-        if span.to_us <= min(times_us) - self.lateness_us:
+        if span.to_us >= LATEST_US:
+            return
+        last_us = max(span.to_us + self.lateness_us, 0)
+        behind = patiently(lambda: offsets_at(client, places, last_us // _US_PER_MS))
+        if all(behind[place] <= begins[place] for place in places):
+            first_ms = [
+                record.timestamp_ms
+                for place in places
+                for records in self.read(TRANSACTIONS, place[1], range(begins[place], ends[place[1]]), most=1)
+                for record in records
+            ]
             raise RangeError(
                 f"the range ends at {moment(span.to_us)}, before the first record that topic {self.name} still holds "
-                f"({moment(min(times_us))}): choose a later range, give the topic a longer retention, or backtest a "
-                "file of that time"
+                f"({moment(min(first_ms) * _US_PER_MS)}): choose a later range, give the topic a longer retention, or "
+                "backtest a file of that time"
             )
 
-    def read(self, topic: Topic, number: int, offsets: range) -> Iterator[list[Record]]:
-        """The committed records of some offsets of a partition."""
-        full = self.settings.topic(topic.name)
-        with closing(RangeReader(self.bootstrap, self.settings, full, number, offsets.start)) as reader:
-            while records := reader.read_to(offsets.stop):
+    def read(self, topic: Topic, number: int, offsets: range, most: int | None = None) -> Iterator[list[Record]]:
+        """The committed records of some offsets of a partition; the first ``most``, where that is given."""
+        with closing(self._reader(topic, number, offsets.start)) as reader:
+            while records := reader.read_to(offsets.stop, most or READ_BATCH):
                 yield records
+                if most is not None:
+                    return
+
+    def _reader(self, topic: Topic, number: int, start: int) -> RangeReader:
+        return RangeReader(self.bootstrap, self.settings, self.settings.topic(topic.name), number, start)
+
+
+def _records(reader: RangeReader, end: int) -> Iterator[list[Record]]:
+    while records := reader.read_to(end):
+        yield records
 
 
 def moment(time_us: int) -> str:
