@@ -343,7 +343,7 @@ class _Run:
         source.refuse_lost(asked.span, asked.partitions)
         replayed = RecordedReplay(source, asked.span, options, asked.library)
         wanted = asked.compare_live or not candidates
-        live = self._live(replayed.outputs_span()) if wanted else None
+        live = self._live(source.written_in(asked.span)) if wanted else None
         comparer = Comparer(live, asked.order) if live is not None and asked.compare_live else None
         if comparer is not None and self._is_cut(source):
             comparer.began(asked.span.warm_up_from_us)
@@ -383,8 +383,7 @@ class _Run:
         asked = self._asked
         if not asked.compare_live or not isinstance(asked.source, TopicSource):
             return None
-        span = asked.span if asked.settings.timestamps == "broker" else Span(EARLIEST_US, EARLIEST_US, LATEST_US)
-        comparer = Comparer(self._live(span), asked.order)
+        comparer = Comparer(self._live(asked.source.written_in(asked.span)), asked.order)
         if self._is_cut(asked.source):
             comparer.began(asked.span.warm_up_from_us)
         return comparer

@@ -90,15 +90,6 @@ class RecordedReplay:
         self.newest_us = 0
         """The newest of them."""
 
-    def outputs_span(self) -> Span:
-        """The span in which ``profiled`` and ``decisions`` are looked for.
-
-        Their records bear the time of writing: where ``transactions`` bear a simulated clock, it tells nothing.
-        """
-        if self._source.settings.timestamps == "broker":
-            return self._span
-        return Span(EARLIEST_US, EARLIEST_US, LATEST_US)
-
     def run(self, models: ActiveModels | None, live: LiveDecisions | None) -> Generator[list[Scored], None, None]:
         """Decide the range by ``models``, or, without, each transaction by those that its live decision names.
 
@@ -121,7 +112,7 @@ class RecordedReplay:
 
     def _profiled(self, stack: ExitStack) -> Iterator[tuple[int, list[Record]]]:
         """Records of all partitions, each in its order, those first that were written first."""
-        span = self.outputs_span()
+        span = self._source.written_in(self._span)
         ranges = self._source.ranges(PROFILED, span, self._options.future_tolerance_us, to_end=False)
         heap: list[tuple[int, int, list[Record]]] = []
         readers = {}

@@ -30,6 +30,7 @@ from pipeline.kafka.clients import (
     patiently,
     settled_ends,
 )
+from pipeline.kafka.cluster import stamped_by_producers
 from pipeline.kafka.fold import RangeReader
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping, UnusableSource
@@ -308,6 +309,15 @@ class TopicSource:
         """How rows name records of ``transactions``."""
         client = admin_client(self.bootstrap, settings=self.settings)
         return Numbering(len(partition_numbers(client, self.name)))
+
+    def written_in(self, span: Span) -> Span:
+        """The span in which agents' outputs are looked for, whose records bear the time of writing.
+
+        Where ``transactions`` keep their producers' clock, which may be a simulated one, it tells nothing.
+        """
+        client = admin_client(self.bootstrap, settings=self.settings)
+        simulated = stamped_by_producers(client, self.name, self.settings.timestamps == "producer")
+        return Span(EARLIEST_US, EARLIEST_US, LATEST_US) if simulated else span
 
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
         """As `Source`."""
