@@ -20,6 +20,7 @@ from pipeline.backtest.learning import Learning
 from pipeline.backtest.live import Comparer, Comparison, LiveDecisions
 from pipeline.backtest.order import Order
 from pipeline.backtest.recorded import RecordedReplay, Scored
+from pipeline.backtest.records import Numbering
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
 from pipeline.backtest.run import Candidate, replay_accepted
 from pipeline.backtest.sources import (
@@ -138,9 +139,9 @@ class Backtest:
     ) -> None:
         """``history`` is a file, a directory of exported topics, or None for the topics of ``bootstrap``.
 
-        ``start`` and ``end`` are aware event times, the end excluded; ``warm_up_s`` is how much history before the
-        start enters the windows (default: the longest window and the labels' delay; in the recorded order all that a
-        restore of state reads). ``models`` names LightGBM versions, by themselves or by names of one's own, or holds
+        ``start`` and ``end`` are event times (UTC without an offset), the end excluded; ``warm_up_s`` is how much
+        history before the start enters the windows (default: the longest window and the labels' delay; in the recorded
+        order all that a restore of state reads). ``models`` names LightGBM versions, by themselves or by names of one's own, or holds
         models; default is the one in force, and in the recorded order the versions that decisions name.
         ``thresholds`` makes a variant of each model for each of them. ``policy`` is a version (default: the one that
         was made for the model). ``river`` is ``latest``, ``untaught`` or a version; with ``learn`` the online model
@@ -164,7 +165,8 @@ class Backtest:
             raise ValueError("the recorded order is that of the topics: leave the file out, or order by event time")
         if self.order is Order.RECORDED and learn:
             raise ValueError("in the recorded order River versions are those that were published: order by event time")
-        if start is not None and end is not None and end <= start:
+        from_us, to_us = time_us(start, EARLIEST_US), time_us(end, LATEST_US)
+        if to_us <= from_us:
             raise RangeError(f"the range is empty: it ends at {end}, and begins at {start}; let it end later")
         if warm_up_s is None:
             default_us = LONGEST_WINDOW_US + round(label_delay_s * US_PER_SECOND)
@@ -172,8 +174,7 @@ class Backtest:
             self.warm_up_us = default_us if needed is None else max(default_us, round(needed * US_PER_DAY))
         else:
             self.warm_up_us = round(warm_up_s * US_PER_SECOND)
-        from_us = time_us(start, EARLIEST_US)
-        self.span = Span(EARLIEST_US if start is None else from_us - self.warm_up_us, from_us, time_us(end, LATEST_US))
+        self.span = Span(EARLIEST_US if start is None else from_us - self.warm_up_us, from_us, to_us)
         self.library = ModelLibrary(self.settings, self.bootstrap if topics else None)
         self._asked = (models, tuple(thresholds), policy, river or (UNTAUGHT if learn else LATEST), publish_every_s)
 
@@ -287,6 +288,8 @@ class _Run:
     def result(self) -> BacktestResult:
         """Run it."""
         asked = self._asked
+        # First, since it tells whether a cluster answers at all.
+        self._partitions = asked.partitions
         candidates = asked.candidates()
         for name, one in candidates.items():
             made_for = one.models.policy.lightgbm_version
@@ -305,13 +308,13 @@ class _Run:
 
     def _run_by_time(self, candidates: Mapping[str, Candidate]) -> None:
         asked = self._asked
-        options = asked.card_options(asked.partitions)
+        options = asked.card_options(self._partitions)
         rules = Acceptance(options.rates, options.future_tolerance_us, asked.source.time_zone)
         rejects: list[Reject] = []
         opened = asked.source.open(asked.span, rules, rejects, self._book)
         self._seen = opened.seen
         comparer = self._comparer()
-        numbering = asked.source.numbering if isinstance(asked.source, TopicSource) else None
+        numbering = Numbering(self._partitions)
         self._collected = {name: _Collected() for name in candidates}
         passed = replay_accepted(
             list(candidates.values()), opened.transactions, opened.labels, rejects, options=options
@@ -324,7 +327,7 @@ class _Run:
                 inside = (times_us >= asked.span.from_us) & (times_us < asked.span.to_us)
                 for collected, decisions in zip(self._collected.values(), outcomes, strict=True):
                     collected.add(decisions if inside.all() else decisions.take(inside))
-                if comparer is not None and numbering is not None:
+                if comparer is not None:
                     within = first.take(inside)
                     comparer.take(within, [numbering.place(row) for row in within.transactions.row.tolist()])
                 self._note(times_us, times_us[inside])
@@ -339,8 +342,8 @@ class _Run:
         source = asked.source
         if not isinstance(source, TopicSource):
             raise TypeError("only topics have a recorded order")
-        options = asked.card_options(asked.partitions)
-        source.refuse_lost(asked.span, asked.partitions)
+        options = asked.card_options(self._partitions)
+        source.refuse_lost(asked.span, self._partitions)
         replayed = RecordedReplay(source, asked.span, options, asked.library)
         wanted = asked.compare_live or not candidates
         live = self._live(source.written_in(asked.span)) if wanted else None
@@ -462,7 +465,7 @@ class _Run:
                 "source": asked.source.name,
                 "order": asked.order.value,
                 "warm_up_days": round(asked.warm_up_us / US_PER_DAY, 3),
-                "partitions": asked.partitions,
+                "partitions": self._partitions,
                 "online_model": "learning" if asked.learn else "frozen",
             },
             counts={**{name: count for name, count in sorted(self._counts.items()) if count}, **self._compared()},

@@ -21,6 +21,7 @@ from pipeline.backtest.records import Numbering, labels_of, transactions_of
 from pipeline.backtest.run import accept_each
 from pipeline.backtest.tables import CHUNK_ROWS, delayed_truth, file_tables, label_tables
 from pipeline.features.catalogue import LATENESS_US
+from pipeline.kafka.admin import reached
 from pipeline.kafka.clients import (
     READ_BATCH,
     admin_client,
@@ -306,8 +307,9 @@ class TopicSource:
 
     @property
     def numbering(self) -> Numbering:
-        """How rows name records of ``transactions``."""
+        """How rows name records of ``transactions``. Raises `ClusterUnreachable`, `TopicError`."""
         client = admin_client(self.bootstrap, settings=self.settings)
+        reached(client, self.bootstrap)
         return Numbering(len(partition_numbers(client, self.name)))
 
     def written_in(self, span: Span) -> Span:
@@ -428,8 +430,10 @@ def moment(time_us: int) -> str:
 
 
 def time_us(at: datetime | None, otherwise: int) -> int:
-    """Microseconds since 1970 of an aware time."""
-    return otherwise if at is None else round((at - _EPOCH) / timedelta(microseconds=1))
+    """Microseconds since 1970 of a time, which is of UTC where it has no offset."""
+    if at is None:
+        return otherwise
+    return ((at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
 
 
 def _noted(rows: Labels, table: pa.Table, first: int, book: LabelBook) -> Labels:

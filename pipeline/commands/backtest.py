@@ -18,7 +18,8 @@ from pipeline.backtest.order import Order
 from pipeline.backtest.report import build_report
 from pipeline.backtest.sources import moment
 from pipeline.commands.replay import Duration, Moment, file_mapping
-from pipeline.kafka.clients import ConfigError, TopicError
+from pipeline.engine.score import KernelMismatch
+from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -156,9 +157,7 @@ def command(
             result = asked.run(bar.show, stop.is_set)
         made = build_report(result)
     # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
-    except (
-        TopicError, RegistryError, ModelError, ConfigError, ValueError,
-    ) as error:  # fmt: skip
+    except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(made.text)
     if asked.comparison is not None:

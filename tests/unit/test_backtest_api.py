@@ -162,7 +162,7 @@ def test_what_cannot_be_decided_is_told(file: Path, settings: Settings, tmp_path
     with pytest.raises(RangeError, match=r"history\.parquet has no transaction to decide from 2024-06-09"):
         Backtest(file, start=late, settings=settings).run()
     with pytest.raises(RangeError, match="the range is empty"):
-        Backtest(file, start=late, end=late, settings=settings)
+        Backtest(file, start=late, end=late.replace(tzinfo=None), settings=settings)
     with pytest.raises(UnusableSource, match="no file or directory"):
         Backtest(tmp_path / "nothing.parquet", settings=settings)
     with pytest.raises(UnusableSource, match="no Parquet file below transactions/"):

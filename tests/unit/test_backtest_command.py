@@ -104,6 +104,13 @@ def test_without_a_history_and_a_cluster_there_is_nothing_to_read(run: Run) -> N
     assert "name a file, a directory of exported topics, or a cluster" in result.output
 
 
+def test_a_cluster_that_does_not_answer_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.kafka.admin.CONNECT_TIMEOUT_S", 0.2)
+    result = run("--bootstrap", "127.0.0.1:1", file=False)
+    assert result.exit_code == 1
+    assert "no Kafka broker answers at 127.0.0.1:1" in result.output
+
+
 def test_the_page_tells_every_option() -> None:
     page = (ROOT / "docs/backtest.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
