@@ -141,8 +141,8 @@ class Backtest:
 
         ``start`` and ``end`` are event times (UTC without an offset), the end excluded; ``warm_up_s`` is how much
         history before the start enters the windows (default: the longest window and the labels' delay; in the recorded
-        order all that a restore of state reads). ``models`` names LightGBM versions, by themselves or by names of one's own, or holds
-        models; default is the one in force, and in the recorded order the versions that decisions name.
+        order all that a restore of state reads). ``models`` names LightGBM versions, by themselves or by names of one's
+        own, or holds models; default is the one in force, and in the recorded order the versions that decisions name.
         ``thresholds`` makes a variant of each model for each of them. ``policy`` is a version (default: the one that
         was made for the model). ``river`` is ``latest``, ``untaught`` or a version; with ``learn`` the online model
         goes on learning from there (default: from untaught on), and is published every ``publish_every_s`` of event
