@@ -47,12 +47,14 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_file_is_decided_and_reported(run: Run, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
     page, content, decisions = tmp_path / "page.html", tmp_path / "content.json", tmp_path / "decisions"
     result = run(
         "--from", "2024-03-08", "--model", "now=active", "--threshold", "0.2", "--threshold", "0.6",
         "--report", str(page), "--json", str(content), "--decisions", str(decisions),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert signal.getsignal(signal.SIGINT) is before
     assert "now at 0.2" in result.stdout
     assert "it warms the windows up for" in result.stdout.replace("\n", " ")
     assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
