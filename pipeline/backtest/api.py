@@ -5,15 +5,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from pipeline.backtest.accept import Acceptance
+from pipeline.backtest.collected import Collected
 from pipeline.backtest.columns import Reject
 from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.learning import Learning
@@ -21,7 +20,7 @@ from pipeline.backtest.live import Comparer, Comparison, LiveDecisions
 from pipeline.backtest.order import Order
 from pipeline.backtest.recorded import RecordedReplay, Scored
 from pipeline.backtest.records import Numbering
-from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
+from pipeline.backtest.result import BacktestResult
 from pipeline.backtest.run import Candidate, replay_accepted
 from pipeline.backtest.sources import (
     EARLIEST_US,
@@ -52,8 +51,6 @@ AS_RECORDED: Final = "as recorded"
 """The variant in which each transaction is scored by the versions that its live decision names."""
 LATEST: Final = "latest"
 UNTAUGHT: Final = "untaught"
-EXPLAINED_AT_MOST: Final = 500
-"""Alerts of a variant whose reasons are told, the first of the range; each costs milliseconds."""
 _LABEL_DELAY_S: Final = 7 * 86_400.0
 
 
@@ -67,43 +64,6 @@ class Step(NamedTuple):
     elapsed_s: float
     share: float | None
     """Of the event time that is asked for, 0 to 1; None where no end of it was named."""
-
-
-@dataclass(slots=True)
-class _Collected:
-    """Decisions of one variant within the range, as far as a report reads them."""
-
-    frames: list[pd.DataFrame] = field(default_factory=list)
-    reasons: list[tuple[str, float]] = field(default_factory=list)
-    explained: int = 0
-    models: dict[str, set[str]] = field(default_factory=dict)
-    thresholds: set[float] = field(default_factory=set)
-
-    def add(self, decisions: Decisions) -> None:
-        """Keep some decisions."""
-        if not len(decisions):
-            return
-        self.frames.append(decisions.frame()[list(DECISION_COLUMNS)])
-        rows = np.flatnonzero(decisions.alert)[: EXPLAINED_AT_MOST - self.explained]
-        if len(rows):
-            for reasons in decisions.reasons(rows):
-                self.reasons += [(reason.code, reason.contribution) for reason in reasons]
-            self.explained += len(rows)
-        versions = decisions.models.versions(decisions.rates_version)
-        for name in versions.__struct_fields__:
-            self.models.setdefault(name, set()).add(getattr(versions, name))
-        self.thresholds.add(decisions.models.policy.threshold)
-
-    def variant(self, name: str) -> Variant:
-        """All of it."""
-        return Variant(
-            name=name,
-            decisions=pd.concat(self.frames, ignore_index=True),
-            models={name: _some(versions) for name, versions in self.models.items()},
-            threshold=next(iter(self.thresholds)) if len(self.thresholds) == 1 else None,
-            reasons=pd.DataFrame(self.reasons, columns=list(REASON_COLUMNS)) if self.reasons else None,
-            explained=self.explained,
-        )
 
 
 class Backtest:
@@ -283,7 +243,7 @@ class _Run:
         self._book, self._seen = LabelBook(), Seen()
         self._partial = False
         self._warnings: list[str] = []
-        self._collected: dict[str, _Collected] = {}
+        self._collected: dict[str, Collected] = {}
 
     def result(self) -> BacktestResult:
         """Run it."""
@@ -315,7 +275,7 @@ class _Run:
         self._seen = opened.seen
         comparer = self._comparer()
         numbering = Numbering(self._partitions)
-        self._collected = {name: _Collected() for name in candidates}
+        self._collected = {name: Collected() for name in candidates}
         passed = replay_accepted(
             list(candidates.values()), opened.transactions, opened.labels, rejects, options=options
         )
@@ -350,7 +310,7 @@ class _Run:
         comparer = Comparer(live, asked.order) if live is not None and asked.compare_live else None
         if comparer is not None and self._is_cut(source):
             comparer.began(asked.span.warm_up_from_us)
-        self._collected = {name: _Collected() for name in candidates or (AS_RECORDED,)}
+        self._collected = {name: Collected() for name in candidates or (AS_RECORDED,)}
         models = next((one.models for one in candidates.values()), None)
         none = np.empty(0, np.int64)
         with closing(replayed.run(models, live)) as passed:
@@ -487,9 +447,3 @@ def _compare(comparer: Comparer, scored: Scored) -> None:
             comparer.alone(scored.decisions, row)
         else:
             comparer.pair(scored.decisions, row, recorded)
-
-
-def _some(names: set[str]) -> str:
-    """Versions, a few of them by name."""
-    shown = sorted(names)
-    return ", ".join(shown) if len(shown) <= 3 else f"{len(shown)} versions, {shown[0]} to {shown[-1]}"

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from pipeline.backtest.api import Backtest, Step
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.order import Order
-from pipeline.backtest.report import build_report
+from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.sources import moment
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
@@ -25,6 +25,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from pipeline.sources import PRESETS
 
+_DEFAULTS = ReportOptions()
 _SHOWN = 10
 """Differences from live that the terminal shows; all of them go to the file."""
 
@@ -88,6 +89,10 @@ _SHOWN = 10
 @click.option(
     "--label-delay", type=Duration(), default="7d", show_default=True, help="From a transaction to what its file knows."
 )
+@click.option("--top", type=click.IntRange(min=1), default=_DEFAULTS.top, show_default=True, help="Alerts a day.")
+@click.option(
+    "--review-cost", type=click.FloatRange(min=0), default=_DEFAULTS.review_cost, show_default=True, help="Of an alert."
+)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as an HTML page.")
 @click.option("--json", "as_json", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as JSON.")
 @click.option(
@@ -117,6 +122,8 @@ def command(
     time_zone: str,
     label_file: Path | None,
     label_delay: float,
+    top: int,
+    review_cost: float,
     report: Path | None,
     as_json: Path | None,
     decisions: Path | None,
@@ -155,7 +162,7 @@ def command(
         )
         with _interrupts(stop), _Bar() as bar:
             result = asked.run(bar.show, stop.is_set)
-        made = build_report(result)
+        made = build_report(result, ReportOptions(top=top, review_cost=review_cost))
     # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
     except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
         raise click.ClickException(str(error)) from error
