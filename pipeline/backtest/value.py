@@ -15,11 +15,6 @@ class Value(NamedTuple):
     review_cost: float
 
     @property
-    def missed_amount(self) -> float:
-        """Of frauds that no alert came before, or with."""
-        return self.fraud_amount - self.caught_amount
-
-    @property
     def net_saving(self) -> float:
         """What was caught, less what the reviews of all alerts cost."""
         return self.caught_amount - self.review_cost

@@ -19,6 +19,7 @@ from pipeline.backtest.report.content import Metric
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
 from pipeline.backtest.value import from_alert_on
 from pipeline.engine.card import CardOptions
+from pipeline.svg import contrast
 from tests.contract.records import RATES
 from tests.helpers.backtests import DAY_US, DAYS, FROM_US, HOSTILE, result
 from tests.helpers.champion import active
@@ -85,6 +86,7 @@ def test_figures_are_those_of_the_rows() -> None:
     assert found["alerts_per_day"] == pytest.approx(alert.sum() / DAYS)
     assert found["fraud_amount"] == pytest.approx(amount[fraud].sum())
     assert found["caught_amount"] == pytest.approx(amount[fraud][caught].sum())
+    assert found["missed_amount"] == pytest.approx(amount[fraud][~caught].sum())
     assert found["net_saving"] == pytest.approx(amount[fraud][caught].sum() - 5.0 * alert.sum())
 
 
@@ -204,6 +206,21 @@ def test_the_page_can_be_heard() -> None:
         assert (link["href"] or "")[1:] in ids
     for section in page.all("section"):
         assert section["aria-labelledby"] in ids
+
+
+def test_the_page_can_be_read_in_light_in_the_dark_and_in_print() -> None:
+    style = re.search(r"<style>(.*?)</style>", quick(result()).html, re.DOTALL)
+    assert style is not None
+    schemes = re.findall(r":root \{(.*?)\}", style[1], re.DOTALL)
+    assert len(schemes) == 3
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#\w+)", scheme))
+        six = {name: "#" + "".join(2 * digit for digit in colour[1:]) if len(colour) == 4 else colour
+               for name, colour in colours.items()}  # fmt: skip
+        for ink in ("ink", "quiet", "link"):
+            assert contrast(six[ink], six["ground"]) >= 4.5, (ink, scheme)
+        for ground in ("warn", "band"):
+            assert contrast(six["ink"], six[ground]) >= 4.5, (ground, scheme)
 
 
 def test_names_are_never_markup() -> None:

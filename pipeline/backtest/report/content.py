@@ -50,8 +50,8 @@ class TypeRecall(msgspec.Struct, frozen=True, kw_only=True):
     fraud_type: str
     frauds: int
     amount: float
-    alert_recall: float
-    recall_at_k: float
+    alert_recall: float | None
+    recall_at_k: float | None
 
 
 class Slice(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.bootstrap import Interval, interval, resampled
-from pipeline.backtest.metrics import Ranking, known_cards, top_of_days
+from pipeline.backtest.metrics import Ranking, daily_precision, known_cards, top_of_days
 from pipeline.backtest.report.content import Metric, ReportOptions
 from pipeline.backtest.report.observed import Observed, Shared
 from pipeline.backtest.truth import NEVER
@@ -20,6 +20,7 @@ TALLIED: Final = {
     "alert_recall": "Recall of alerts",
     "fraud_amount": "Fraud amount",
     "caught_amount": "Fraud amount from the alert on",
+    "missed_amount": "Fraud amount missed",
     "caught_share": "Share of the fraud amount caught",
     "review_cost": "Review cost",
     "net_saving": "Net saving",
@@ -31,8 +32,8 @@ DAILY: Final = {
     "recall_at_k": "Recall at {k} alerts a day",
 }
 _UNITS: Final = {
-    "alerts_per_day": "a day", "fraud_amount": "amount", "caught_amount": "amount", "review_cost": "amount",
-    "net_saving": "amount",
+    "alerts_per_day": "a day", "fraud_amount": "amount", "caught_amount": "amount", "missed_amount": "amount",
+    "review_cost": "amount", "net_saving": "amount",
 }  # fmt: skip
 _NAMES: Final = (*RANKED, *TALLIED, *DAILY)
 
@@ -120,6 +121,7 @@ def _statistics(
             "alert_recall": _ratio(found, frauds),
             "fraud_amount": amount,
             "caught_amount": caught,
+            "missed_amount": amount - caught,
             "caught_share": _ratio(caught, amount),
             "review_cost": cost,
             "net_saving": caught - cost,
@@ -145,16 +147,15 @@ def _daily(
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """By name, what is added up over days above and below the line; shapes (days,)."""
     fraud, times = shared.truth.fraud, shared.event_time_us
-    chosen = top_of_days(one.score, times, options.top) & fraud
-    found, frauds = (np.bincount(shared.day, weights=rows, minlength=shared.days) for rows in (chosen, fraud))
-    present = (np.bincount(shared.day, minlength=shared.days) > 0).astype(np.float64)
+    chosen = top_of_days(one.score, times, options.top)
+    found, frauds = (np.bincount(shared.day, weights=rows, minlength=shared.days) for rows in (chosen & fraud, fraud))
     unknown = ~known_cards(shared.card, times, np.where(fraud, shared.truth.known_us, NEVER))
     return {
         "card_precision_at_k": _card_precision(shared, one, unknown, options.top, remove_detected=True),
         "card_precision_at_k_kept": _card_precision(
             shared, one, np.ones(len(times), np.bool_), options.top, remove_detected=False
         ),
-        "precision_at_k": (found / options.top, present),
+        "precision_at_k": _dense(shared, *daily_precision(fraud, chosen, times, options.top)),
         "recall_at_k": (found.astype(np.float64), frauds.astype(np.float64)),
     }
 
@@ -166,9 +167,16 @@ def _card_precision(
         shared.truth.fraud[rows], one.score[rows], shared.event_time_us[rows], shared.card[rows], top,
         remove_detected=remove_detected,
     )  # fmt: skip
-    values, present = np.zeros(shared.days), np.zeros(shared.days)
-    values[days - shared.first_day], present[days - shared.first_day] = precision, 1.0
-    return values, present
+    return _dense(shared, days, precision)
+
+
+def _dense(
+    shared: Shared, days: NDArray[np.int64], values: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(values, whether there is one) of all days of the range; ``days`` are those with a value, since 1970-01-01."""
+    dense, present = np.zeros(shared.days), np.zeros(shared.days)
+    dense[days - shared.first_day], present[days - shared.first_day] = values, 1.0
+    return dense, present
 
 
 def _ratio(part: float, whole: float) -> float:

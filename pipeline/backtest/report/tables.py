@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.metrics import Ranking
+from pipeline.backtest.metrics import Ranking, recall
 from pipeline.backtest.report.content import (
     CurvePoint,
     ReasonCount,
@@ -87,8 +87,8 @@ def fraud_types(shared: Shared, one: Observed, chosen: NDArray[np.bool_]) -> lis
                 fraud_type=name or "not told",
                 frauds=int(rows.sum()),
                 amount=float(shared.amount[rows].sum()),
-                alert_recall=float(one.alert[rows].mean()),
-                recall_at_k=float(chosen[rows].mean()),
+                alert_recall=recall(rows, one.alert),
+                recall_at_k=recall(rows, chosen),
             )
         )
     return found
