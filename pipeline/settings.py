@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     feedback_interval_s: float = Field(
         default=0.25,
         ge=0,
+        le=60,
         description="Shortest time between two batches of the feedback and learn agents, for which no alert waits: few "
         "large batches leave processors and brokers to the agents that decide.",
     )

@@ -1,7 +1,8 @@
 """The compiled kernel: timelines of events and labels in flat arrays, and the features read off them.
 
-All compiled functions stand in this one module, because Numba's cache notices changes of a function's own
-file only. ``docs/features.md`` defines what they compute; `pipeline.features.kernel` is the way in.
+All compiled functions of the kernel stand in this one module, because Numba's cache notices changes of a function's own
+file only: where another module compiles in what stands here (`wide_product`), a change here needs an empty cache.
+``docs/features.md`` defines what they compute; `pipeline.features.kernel` is the way in.
 
 A *timeline* holds one entity's events, ordered by event time (of the same instant, by log), in a chain of *chunks*.
 A chunk is a record of totals and a run of rows in a shared arena. Every number that a window sums over is cumulative

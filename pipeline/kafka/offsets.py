@@ -1,16 +1,18 @@
 """Where a group stands, as its coordinator says, and believed only as far as the group's results bear it out."""
 
 import logging
+import math
 import time
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel, KafkaException, TopicPartition
 
 from pipeline.kafka.batch import Place
+from pipeline.kafka.clients import admin_client, last_offsets
 from pipeline.kafka.patience import Patience
-from pipeline.kafka.traces import traces_of
+from pipeline.kafka.traces import newest_batches, traces_of
 from pipeline.kafka.transactions import SessionError
 from pipeline.settings import Settings
 from schemas.topics import Topic
@@ -36,22 +38,27 @@ class CommittedOffsets:
         )
 
     def of(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, int]:
-        """Committed offsets, 0 where there is none, but none that lies before what results tell was read.
+        """Committed offsets, 0 where there is none, but none from before the newest batch of which results tell.
 
         Going on from there would do records again. A coordinator may know a part of its log only, and so older offsets
         or none: Kafka 4.4.0 takes the end of a load that leadership had ended for the end of the next one
         (``docs/decisions/0004-exactly-once.md``). Raises ``SessionError`` where that stays so.
         """
-        deadline_s = time.monotonic() + FORGETFUL_S
+        if not self._checked:
+            return self.told(consumer, places)
+        deadline_s = math.inf
         while True:
+            # First: what is committed meanwhile lies before what is asked for next.
+            starts = self._starts(self.told(consumer, places))
             committed = self.told(consumer, places)
-            behind = self._behind(committed) if self._checked else {}
+            behind = {place: starts[place] for place in sorted(committed) if committed[place] < starts.get(place, 0)}
             if not behind:
                 return committed
             known = ", ".join(
-                f"{topic} partition {number}: {committed[topic, number]} of {end}"
-                for (topic, number), end in behind.items()
+                f"{topic} partition {number}: {committed[topic, number]} of {start}"
+                for (topic, number), start in behind.items()
             )
+            deadline_s = min(deadline_s, time.monotonic() + FORGETFUL_S)
             if time.monotonic() > deadline_s:
                 raise SessionError(
                     f"agent {self._agent}: the brokers know older offsets, or none, than results tell were read "
@@ -77,16 +84,20 @@ class CommittedOffsets:
         advice = "if brokers are well, a transaction may hang: docs/operating.md (hanging transactions)"
         return self._patience.repeat("committed offsets", ask, advice)
 
-    def _behind(self, committed: Mapping[Place, int]) -> dict[Place, int]:
-        """Where results tell that more was read: the offset behind that."""
-        missing = any(offset == 0 for offset in committed.values())
+    def _starts(self, committed: Mapping[Place, int]) -> dict[Place, int]:
+        """Where results tell that reading had got to at least."""
+        client = admin_client(self._bootstrap, settings=self._settings)
         numbers = {number for _, number in committed}
-        ask = partial(
-            traces_of, self._bootstrap, self._agent, self._reads, numbers, self._settings, newest_only=not missing
-        )
-        traces = self._patience.repeat("results", ask)
-        return {
-            place: end
-            for place, offset in sorted(committed.items())
-            if offset < (end := (traces.newest if offset else traces.ends).get(place, 0))
-        }
+        look = partial(newest_batches, self._bootstrap, self._agent, self._reads, numbers, self._settings)
+        starts = self._patience.repeat("results", look)
+        missing = [place for place, offset in committed.items() if offset == 0]
+        if missing:
+            # Without an offset, anything that was ever read counts, where there is anything to read again.
+            ends = self._patience.repeat(
+                "ends", partial(last_offsets, client, missing, IsolationLevel.READ_UNCOMMITTED)
+            )
+            if any(ends[place] for place in missing):
+                look_back = partial(traces_of, self._bootstrap, self._agent, self._reads, numbers, self._settings)
+                traces = self._patience.repeat("results", look_back)
+                starts |= {place: traces.ends[place] for place in missing if place in traces.ends}
+        return starts

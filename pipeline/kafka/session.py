@@ -48,8 +48,10 @@ log = logging.getLogger(__name__)
 LAST_WAIT_S: Final = 4.0
 """Longest wait for a broker once the worker ends: what was not committed is read again."""
 MOST_REJOINS: Final = 5
-"""Times that a group is joined anew without a commit in between, before an operator is asked."""
+REJOINS_S: Final = 120.0
+"""A group that is joined anew more often, without such a time or a commit in between, is an operator's business."""
 REJOIN_S: Final = 0.5
+"""Time before a group is joined anew for the first time; twice as long before each further time."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -79,11 +81,14 @@ class Session:
         self._stopped_s = math.inf
         self._classic = group_protocol == "classic"
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
-        overrides = {"auto.offset.reset": "error", "error_cb": self._on_error}
         self._consumer_config = consumer_config(
-            bootstrap, settings.topic(agent), settings=settings, overrides=overrides, protocol=group_protocol
+            bootstrap,
+            settings.topic(agent),
+            settings=settings,
+            overrides={"auto.offset.reset": "error"},
+            protocol=group_protocol,
         )
-        self._consumer = Consumer(self._consumer_config)
+        self._consumer, self._fatal = self._new_client()
         self._transactions = Transactions(
             bootstrap, settings, agent, stopping=self._stopping, waiting=self._waiting, renewed=renewed
         )
@@ -95,7 +100,7 @@ class Session:
         self._progress: dict[int, int] = {}
         self._assigned: set[Place] = set()
         self._refusals = self._rejoins = 0
-        self._fatal: str | None = None
+        self._rejoined_s = -math.inf
 
     def start(self) -> None:
         """Fence earlier holders of the transactional id and join the group."""
@@ -118,8 +123,8 @@ class Session:
         messages = [] if first is None else [first]
         if first is not None and self._settings.batch_max_records > 1:
             messages += self._consumer.consume(self._settings.batch_max_records - 1, 0)
-        if self._fatal is not None:
-            self._rejoin(self._fatal)
+        if self._fatal:
+            self._rejoin(self._fatal[0])
             return None
         # Read before the records are looked at: a rebalance in between would have been served by the calls above.
         metadata = self._consumer.consumer_group_metadata()
@@ -253,7 +258,7 @@ class Session:
             )
         # As a message's error it bears the code alone.
         if error.fatal() or error.code() == KafkaError._FATAL:
-            self._fatal = error.str()
+            self._fatal.append(error.str())
         log.warning("%s: %s", self.agent, error.str())
         return None
 
@@ -287,32 +292,40 @@ class Session:
 
     # --- The group ---------------------------------------------------------------------------------------------
 
+    def _new_client(self) -> tuple[Consumer, list[str]]:
+        """A client, and where it puts the errors after which it cannot be used any more."""
+        fatal: list[str] = []
+
+        def on_error(error: KafkaError) -> None:
+            if error.fatal():
+                fatal.append(error.str())
+            else:
+                log_error(error)
+
+        return Consumer({**self._consumer_config, "error_cb": on_error}), fatal
+
     def _subscribe(self) -> None:
         self._consumer.subscribe(
             list(self._names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
         )
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._fatal = error.str()
-        else:
-            log_error(error)
 
     def _rejoin(self, reason: str) -> None:
         """Join the group anew with a new client: this one met what it does not recover from by itself.
 
         For one, that the group does not exist, which a coordinator says that knows a part of its log only.
         """
-        self._rejoins += 1
+        now_s = time.monotonic()
+        self._rejoins = 1 if now_s - self._rejoined_s > REJOINS_S else self._rejoins + 1
+        self._rejoined_s = now_s
         if self._rejoins > MOST_REJOINS:
             raise SessionError(f"agent {self.agent}: {reason}")
         log.warning("%s: a new client joins the group: %s", self.agent, reason)
-        old, self._consumer, self._fatal = self._consumer, Consumer(self._consumer_config), None
+        old, (self._consumer, self._fatal) = self._consumer, self._new_client()
         self._give_up({number for _, number in self._assigned})
         self._assigned.clear()
         self._leave(old)
         self._waiting()
-        self._stopping.wait(REJOIN_S)
+        self._stopping.wait(REJOIN_S * 2 ** (self._rejoins - 1))
         self._subscribe()
 
     def _leave(self, consumer: Consumer) -> None:
@@ -326,8 +339,9 @@ class Session:
             caller.end()
 
     def _give_up(self, numbers: Collection[int]) -> None:
-        for place in [place for place in self._positions if place[1] in numbers]:
-            del self._positions[place], self._settled[place]
+        for offsets in (self._positions, self._settled):
+            for place in [place for place in offsets if place[1] in numbers]:
+                del offsets[place]
         for number in numbers:
             self._progress.pop(number, None)
             self._handler.forget(number)
@@ -335,6 +349,10 @@ class Session:
     # --- Partitions that come and go ---------------------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            # One that was given up and is being closed.
+            self._unassign(consumer, partitions)
+            return
         places = [(partition.topic, partition.partition) for partition in partitions]
         self._assigned.update(places)
         numbers = {number for _, number in places}
@@ -375,12 +393,15 @@ class Session:
             self._assigned -= {(partition.topic, partition.partition) for partition in partitions}
             left = [TopicPartition(*place) for place in self._assigned if place[1] in numbers]
             self._give_up(numbers)
+        if left and not self._classic:
+            consumer.pause(left)
+        self._unassign(consumer, partitions)
+
+    def _unassign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if self._classic:
             consumer.unassign()
-            return
-        if left:
-            consumer.pause(left)
-        consumer.incremental_unassign(partitions)
+        else:
+            consumer.incremental_unassign(partitions)
 
     def _restore(self, number: int, committed: Mapping[Place, int]) -> dict[Place, int]:
         """Bring a partition's state up to what is committed; returns where reading goes on."""

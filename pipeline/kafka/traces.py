@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from confluent_kafka import IsolationLevel
@@ -24,8 +24,6 @@ from schemas.topics import DECISIONS, PROFILED, PROGRESS, Topic
 
 TRACE_RECORDS: Final = 2_000
 """Records at either end of a partition in which a trace is looked for."""
-NEWEST_RECORDS: Final = 200
-"""Records at the end of a partition in which the newest trace is looked for at every assignment."""
 
 Partition = tuple[str, int]
 
@@ -39,6 +37,7 @@ class _Decided(msgspec.Struct, frozen=True):
     """As much of a decision as tells which record of `profiled` it is of."""
 
     log: _Log | None = None
+    decided_at: str = ""
 
 
 _decode_progress = msgspec.json.Decoder(Progress).decode
@@ -63,32 +62,26 @@ def any_record(bootstrap: str, topic: Topic, settings: Settings) -> bool:
         return next(batches, None) is not None
 
 
-def decided(bootstrap: str, settings: Settings, *, newest_only: bool = False) -> Traces:
+def decided(bootstrap: str, settings: Settings) -> Traces:
     """How far the score agent had read `profiled`, as decisions tell; what only the middle of a log tells is missed."""
     traces = Traces()
     numbers = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(DECISIONS.name))
-    newest, oldest = _both_ends(bootstrap, DECISIONS, numbers, settings, newest_only=newest_only)
-    # Each partition of decisions tells in its own order; what was read last is the furthest of what they tell last.
-    last: dict[tuple[int, Partition], int] = {}
-    for number, at, end in _of_decisions(newest, settings):
-        last[number, at] = end
-        traces.ends[at] = max(traces.ends.get(at, 0), end)
-    for (_, at), end in last.items():
-        traces.newest[at] = max(traces.newest.get(at, 0), end)
-    for _, at, end in _of_decisions(oldest, settings):
-        traces.ends[at] = max(traces.ends.get(at, 0), end)
+    profiled = settings.topic(PROFILED.name)
+    for records in _both_ends(bootstrap, DECISIONS, numbers, settings):
+        for record in records:
+            if record.value is not None and (log := _decode_decided(record.value).log) is not None:
+                at = (profiled, log.partition)
+                traces.ends[at] = max(traces.ends.get(at, 0), log.offset + 1)
     return traces
 
 
-def progressed(
-    bootstrap: str, agent: str, numbers: Collection[int], settings: Settings, *, newest_only: bool = False
-) -> Traces:
+def progressed(bootstrap: str, agent: str, numbers: Collection[int], settings: Settings) -> Traces:
     """How far an agent of several inputs had read; what only the middle of `progress` tells is missed."""
     traces = Traces()
     # A topic whose partitions are too few is told by another check.
     there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
     asked = sorted({*numbers} & {*there})
-    newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings, newest_only=newest_only)
+    newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings)
     for at, end in _of_progress(newest, agent, settings):
         traces.newest[at] = end
         traces.ends[at] = max(traces.ends.get(at, 0), end)
@@ -104,23 +97,61 @@ def traces_of(
     reads: Collection[Topic],
     numbers: Collection[int],
     settings: Settings,
-    *,
-    newest_only: bool = False,
 ) -> Traces:
-    """What the results of an agent that ``reads`` these topics tell; nothing where they do not say what they are of.
-
-    ``newest_only`` looks at a few results, and no further than those.
-    """
+    """What the results of an agent that ``reads`` these topics tell; nothing where they do not say what they are of."""
     if len(reads) > 1:
-        return progressed(bootstrap, agent, numbers, settings, newest_only=newest_only)
-    return decided(bootstrap, settings, newest_only=newest_only) if PROFILED in reads else Traces()
+        return progressed(bootstrap, agent, numbers, settings)
+    return decided(bootstrap, settings) if PROFILED in reads else Traces()
 
 
-def _of_decisions(records: Iterable[Record], settings: Settings) -> Iterator[tuple[int, Partition, int]]:
-    profiled = settings.topic(PROFILED.name)
-    for record in records:
-        if record.value is not None and (log := _decode_decided(record.value).log) is not None:
-            yield record.partition, (profiled, log.partition), log.offset + 1
+def newest_batches(
+    bootstrap: str, agent: str, reads: Collection[Topic], numbers: Collection[int], settings: Settings
+) -> dict[Partition, int]:
+    """By input partition, where the newest batch began of which the results of an agent tell.
+
+    Its end may be ahead of the group's offsets for good: a worker that delivers at least once can die between its
+    results and their offsets. A partition of which the last ``TRACE_RECORDS`` results tell nothing is absent.
+    """
+    topic, key = (PROGRESS, agent.encode()) if len(reads) > 1 else (DECISIONS, None)
+    if key is None and PROFILED not in reads:
+        return {}
+    name, profiled = settings.topic(topic.name), settings.topic(PROFILED.name)
+    client = admin_client(bootstrap, settings=settings)
+    asked = partition_numbers(client, name)
+    places = [(name, number) for number in asked if key is None or number in numbers]
+    ends = patiently(partial(last_offsets, client, places, IsolationLevel.READ_COMMITTED))
+    tails = {number: max(0, ends[name, number] - TRACE_RECORDS) for _, number in places if ends[name, number]}
+    if not tails:
+        return {}
+    found: dict[Partition, _Batch] = {}
+    with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
+        for record in (record for records in batches for record in records):
+            if record.value is None or record.key != (key or record.key):
+                continue
+            if key is not None:
+                told = _decode_progress(record.value)
+                for of, end in told.ends.items():
+                    # In the order of the log, which is that of the batches.
+                    found[settings.topic(of), record.partition] = _Batch(told.starts.get(of, end), "", 0)
+            elif (decision := _decode_decided(record.value)).log is not None:
+                at = (profiled, decision.log.partition)
+                found[at] = _newer(found.get(at), decision.log.offset, decision.decided_at, record.timestamp_ms)
+    return {at: batch.start for at, batch in found.items()}
+
+
+class _Batch(NamedTuple):
+    start: int
+    decided_at: str
+    timestamp_ms: int
+
+
+def _newer(known: _Batch | None, offset: int, decided_at: str, timestamp_ms: int) -> _Batch:
+    """The newer batch of two: decisions of one batch bear one time, and lie in several partitions."""
+    if known is not None and known.decided_at == decided_at:
+        return known._replace(start=min(known.start, offset))
+    if known is not None and known.timestamp_ms > timestamp_ms:
+        return known
+    return _Batch(offset, decided_at, timestamp_ms)
 
 
 def _of_progress(records: Iterable[Record], agent: str, settings: Settings) -> Iterator[tuple[Partition, int]]:
@@ -132,7 +163,7 @@ def _of_progress(records: Iterable[Record], agent: str, settings: Settings) -> I
 
 
 def _both_ends(
-    bootstrap: str, topic: Topic, numbers: Sequence[int], settings: Settings, *, newest_only: bool
+    bootstrap: str, topic: Topic, numbers: Sequence[int], settings: Settings
 ) -> tuple[list[Record], list[Record]]:
     """The newest records of partitions of ``topic``, and the oldest where those are not among the newest."""
     name = settings.topic(topic.name)
@@ -145,14 +176,13 @@ def _both_ends(
     if not places:
         return [], []
     firsts = {place[1]: first[place] for place in places}
-    far = NEWEST_RECORDS if newest_only else TRACE_RECORDS
-    tails = {place[1]: max(first[place], end[place] - far) for place in places}
+    tails = {place[1]: max(first[place], end[place] - TRACE_RECORDS) for place in places}
     newest: list[Record] = []
     with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
         for records in batches:
             newest += records
     # From their beginning as it is then: retention may move it meanwhile.
-    left = {number for number in tails if tails[number] > firsts[number] and not newest_only}
+    left = {number for number in tails if tails[number] > firsts[number]}
     oldest: list[Record] = []
     if left:
         with closing(read_batches(bootstrap, name, settings=settings, partitions=sorted(left))) as batches:

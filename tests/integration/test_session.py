@@ -523,50 +523,71 @@ def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_loo
     assert decided(settings) == [b"1", b"2", b"3"]
 
 
+def reset_offsets(settings: Settings, offsets: Mapping[tuple[str, int], int]) -> None:
+    group = settings.topic("card")
+    to = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+    admin = admin_client(servers(settings))
+    admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, to)])[group].result()
+
+
+def known_offsets(settings: Settings) -> dict[tuple[str, int], int]:
+    return committed_offsets(servers(settings), settings.topic("card"), [settings.topic(TRANSACTIONS.name)])
+
+
 def test_offsets_of_a_coordinator_that_has_lost_the_newest_are_not_gone_on_from(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = Numbers()
-    write(settings, [str(number) for number in range(20)])
+    offsets = []
     with session(settings, handler) as first:
-        work(first, handler, lambda: len(held(handler)) >= 20)
-    group, name = settings.topic("card"), settings.topic(TRANSACTIONS.name)
-    known = committed_offsets(servers(settings), group, [name])
-    admin = admin_client(servers(settings))
-
-    def reset(offsets: Mapping[tuple[str, int], int]) -> None:
-        to = [TopicPartition(*place, offset) for place, offset in offsets.items()]
-        admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, to)])[group].result()
-
-    reset({place: offset - 2 for place, offset in known.items()})
+        for number in (20, 40):
+            write(settings, [str(n) for n in range(number - 20, number)])
+            work(first, handler, lambda: len(held(handler)) >= number)  # noqa: B023
+            offsets.append(known_offsets(settings))
+    reset_offsets(settings, {place: offset - 1 for place, offset in offsets[0].items()})
     monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", 1.0)
     with session(settings, Numbers()) as second, pytest.raises(SessionError, match="older offsets"):
         work(second, Numbers(), lambda: False)
-    assert len(decided(settings)) == 20
-    reset(known)
+    assert len(decided(settings)) == 40
+    reset_offsets(settings, offsets[1])
     handler = Numbers()
-    write(settings, ["20"])
+    write(settings, ["40"])
     with session(settings, handler) as third:
-        work(third, handler, lambda: len(held(handler)) >= 21)
-    assert decided(settings) == sorted(str(number).encode() for number in range(21))
+        work(third, handler, lambda: len(held(handler)) >= 41)
+    assert decided(settings) == sorted(str(number).encode() for number in range(41))
+
+
+def test_a_batch_whose_results_are_ahead_of_its_offsets_stops_nobody(settings: Settings) -> None:
+    """A worker that delivers at least once can die between the two, and one that delivers exactly once follow it."""
+    handler = Numbers()
+    before = settings.model_copy(update={"delivery": "at_least_once"})
+    with session(before, handler) as one:
+        write(settings, [str(number) for number in range(10)])
+        work(one, handler, lambda: len(held(handler)) == 10)
+        write(settings, [str(number) for number in range(10, 20)])
+        batch = polled(one)
+        one.commit(batch, handler.process(batch))
+    reset_offsets(settings, batch.starts)
+    handler = Numbers()
+    with session(settings, handler) as two:
+        work(two, handler, lambda: len(held(handler)) == 20)
 
 
 def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.kafka.session.MOST_REJOINS", 1)
-    fatal = KafkaError(KafkaError.GROUP_ID_NOT_FOUND, "no such group", fatal=True)
     handler = Numbers()
     write(settings, [str(number) for number in range(10)])
     with session(settings, handler) as one:
         work(one, handler, lambda: len(held(handler)) >= 10)
         for number in (10, 11):
-            one._on_error(fatal)
+            one._fatal.append("no such group")
             write(settings, [str(number)])
             work(one, handler, lambda: len(held(handler)) > number)  # noqa: B023
         assert held(handler) == decided(settings) == sorted(str(number).encode() for number in range(12))
-        one._on_error(fatal)
+        one._fatal.append("no such group")
         assert one.poll(0.1) is None
-        one._on_error(fatal)
+        one._fatal.append("no such group")
         with pytest.raises(SessionError, match="no such group"):
             one.poll(0.1)
