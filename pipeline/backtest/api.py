@@ -271,9 +271,9 @@ class _Run:
         options = asked.card_options(self._partitions)
         rules = Acceptance(options.rates, options.future_tolerance_us, asked.source.time_zone)
         rejects: list[Reject] = []
+        comparer = self._comparer()
         opened = asked.source.open(asked.span, rules, rejects, self._book)
         self._seen = opened.seen
-        comparer = self._comparer()
         numbering = Numbering(self._partitions)
         self._collected = {name: Collected() for name in candidates}
         passed = replay_accepted(
@@ -323,7 +323,8 @@ class _Run:
                     if comparer is not None:
                         _compare(comparer, scored)
                 decided_us = np.concatenate([none, *(one.decisions.transactions.event_time_us for one in parts)])
-                self._note(np.array([replayed.newest_us]), decided_us)
+                newest_us = np.array([replayed.newest_us] if replayed.entered else [], np.int64)
+                self._note(newest_us, decided_us)
                 self._worked_on = replayed.entered
                 if self._stopped():
                     self._partial = True
