@@ -1,1 +1,17 @@
 """The fraud-detection pipeline: a pure core, adapters around it, and the programs that use both."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.backtest.api import Backtest
+
+__all__ = ["Backtest"]
+
+
+def __getattr__(name: str) -> Any:
+    # Whoever imports a part of the pipeline does not load what backtests need.
+    if name == "Backtest":
+        from pipeline.backtest.api import Backtest
+
+        return Backtest
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

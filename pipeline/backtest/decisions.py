@@ -1,8 +1,8 @@
 """Decisions as columns."""
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Reject, Transactions
+from pipeline.backtest.columns import Reject, Transactions, identities
 from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE
 from pipeline.decision.reasons import explain
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
-from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.blend import blend, sigmoid
 from schemas.messages import Reason
 
 SELECTIONS: Final = (BY_SCORE, BY_RULE, BY_AUDIT)
@@ -56,6 +56,16 @@ class Decisions:
 
     def __len__(self) -> int:
         return len(self.score)
+
+    def under(self, models: ActiveModels) -> "Decisions":
+        """The same transactions with the same features, decided by other models."""
+        columns = decided(models, self.features, self.transactions)._asdict()
+        return replace(self, models=models, feedback=Counter(), **columns)
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
+        """Some of the rows; counts and refused rows stay those of the whole chunk."""
+        columns = {name: getattr(self, name)[rows] for name in _ROWS}
+        return replace(self, transactions=self.transactions.take(rows), **columns)
 
     @property
     def alert(self) -> NDArray[np.bool_]:
@@ -112,6 +122,35 @@ class Decisions:
         return explain(self.features[rows], self.logit[rows], self.models, selections, self.base_currency)
 
 
+class Decided(NamedTuple):
+    """What models and policy say about n transactions; as in `Decisions`."""
+
+    logit: NDArray[np.float64]
+    river_logit: NDArray[np.float64]
+    score: NDArray[np.float64]
+    selection: NDArray[np.int8]
+    selection_probability: NDArray[np.float64]
+
+
+def decided(models: ActiveModels, features: NDArray[np.float64], taken: Transactions) -> Decided:
+    """Score transactions, and let the policy decide; ``features`` has shape (n, len(FEATURES))."""
+    logit = models.lightgbm.logit(features)
+    river_logit = models.river.logit(features, logit)
+    score = blend(logit, river_logit, models.policy.blend)
+    # Nothing but the audit sample asks who a transaction is.
+    audited = models.policy.audit_rate > 0.0
+    identity = identities(taken.card_id, taken.transaction_id) if audited else np.zeros(len(taken), np.uint64)
+    verdicts = models.policy.decide(score, features, identity)
+    selection = np.full(len(taken), -1, np.int8)
+    for row in np.flatnonzero(verdicts.alert).tolist():
+        selection[row] = SELECTIONS.index(verdicts.selection[row])
+    return Decided(logit, river_logit, score, selection, verdicts.selection_probability)
+
+
+_ROWS: Final = (
+    "position", "partition", "features", "logit", "river_logit", "score", "selection", "selection_probability",
+    "case_start_us", "case_sequence",
+)  # fmt: skip
 _TYPES: Final = {pa.string(): pd.ArrowDtype(pa.string())}
 
 

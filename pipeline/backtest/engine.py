@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Reject, Transactions, digest_keys, identities, name_keys
-from pipeline.backtest.decisions import SELECTIONS, Decisions
+from pipeline.backtest.columns import Reject, Transactions, digest_keys, name_keys
+from pipeline.backtest.decisions import Decisions, decided
 from pipeline.backtest.joins import COUNTS, CardIndex, Following, Records
 from pipeline.backtest.order import Chunk
 from pipeline.backtest.resolved import KNOWN
@@ -23,7 +23,6 @@ from pipeline.engine.placement import partition_of
 from pipeline.engine.score import KNOWN_CODES, KNOWN_NONE
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows
-from pipeline.scoring.blend import blend
 
 _WINDOW_KNOWN: Final = np.array([KNOWN_CODES.get(name, KNOWN_NONE) for name in KNOWN], np.int8)
 """What is known, as the merchants' windows number it, by number of `KNOWN`."""
@@ -43,9 +42,7 @@ class _Names(NamedTuple):
 class Engine:
     """State of a whole pipeline of ``options.partitions`` partitions: windows, index, labels that wait."""
 
-    def __init__(self, models: ActiveModels, options: CardOptions) -> None:
-        self.models = models
-        """What scores the next chunk; may be replaced between two."""
+    def __init__(self, options: CardOptions) -> None:
         self._options = options
         numbers = range(options.partitions)
         self._indexes = [CardIndex(options.dedup_horizon_us, options.label_horizon_us) for _ in numbers]
@@ -57,8 +54,8 @@ class Engine:
         for windows in (*self._cards, *self._merchants):
             windows.close()
 
-    def decide(self, chunk: Chunk, rejects: Sequence[Reject] = ()) -> Decisions:
-        """Let the records of ``chunk`` enter the state, and decide about its transactions.
+    def decide(self, models: ActiveModels, chunk: Chunk, rejects: Sequence[Reject] = ()) -> Decisions:
+        """Let the records of ``chunk`` enter the state, and decide about its transactions by ``models``.
 
         ``rejects`` are passed on, with the labels behind them that have waited in vain.
         """
@@ -82,27 +79,12 @@ class Engine:
             features[of, : len(CARD_FEATURES)] = profile.features
             case_start_us[of], case_sequence[of] = profile.case_start_us, profile.case_sequence
         self._profile_merchants(taken, position, names, following, features[:, len(CARD_FEATURES) :])
-        models = self.models
-        logit = models.lightgbm.logit(features)
-        river_logit = models.river.logit(features, logit)
-        score = blend(logit, river_logit, models.policy.blend)
-        # Nothing but the audit sample asks who a transaction is.
-        audited = models.policy.audit_rate > 0.0
-        identity = identities(taken.card_id, taken.transaction_id) if audited else np.zeros(n, np.uint64)
-        verdicts = models.policy.decide(score, features, identity)
-        selection = np.full(n, -1, np.int8)
-        for row in np.flatnonzero(verdicts.alert).tolist():
-            selection[row] = SELECTIONS.index(verdicts.selection[row])
         return Decisions(
             transactions=taken,
             position=position,
             partition=names.partition,
             features=features,
-            logit=logit,
-            river_logit=river_logit,
-            score=score,
-            selection=selection,
-            selection_probability=verdicts.selection_probability,
+            **decided(models, features, taken)._asdict(),
             case_start_us=case_start_us,
             case_sequence=case_sequence,
             models=models,

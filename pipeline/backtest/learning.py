@@ -1,22 +1,27 @@
 """The online model behind an engine: taught by what transactions turn out to be, published by the clock of events."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.backtest.decisions import Decisions
-from pipeline.backtest.engine import Engine
 from pipeline.backtest.feedback import Feedback
 from pipeline.backtest.order import Chunk
 from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.layer_inputs import SOURCE_FEATURES
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
 from pipeline.scoring.river_model import RiverLearner
+
+Partitions = Callable[[pa.Array], NDArray[np.int64]]
+"""From names to the partitions that they belong to."""
 
 
 class Learning(NamedTuple):
@@ -31,45 +36,52 @@ class Learning(NamedTuple):
     """How many examples it has been given."""
 
 
-class Teacher:
-    """The feedback and the learn agent behind an engine."""
+class Periods:
+    """The clock of events by which what was learned is published."""
 
-    def __init__(self, engine: Engine, learning: Learning) -> None:
-        self._engine, self._every_us = engine, learning.publish_every_us
-        self._learner = learning.learner or new_learner(engine.models.lightgbm.version)
-        # The default layer learns from a few features only.
-        kept = SOURCE_FEATURES if isinstance(self._learner, LayerLearner) else FEATURES
-        self._feedback = Feedback(learning.options, kept)
-        self._next_offset = self._published_offset = learning.next_offset
+    def __init__(self, every_us: int) -> None:
+        self._every_us = every_us
         self._newest_us = 0
         self._period: int | None = None
 
-    def between_publications(self, chunk: Chunk) -> Iterator[Chunk]:
-        """The chunk in parts; what was learned is published before the first transaction of each period."""
+    def parts(self, chunk: Chunk) -> Iterator[tuple[Chunk, bool]]:
+        """The chunk in parts, and whether a period begins with the part's first transaction."""
         newest_us = np.maximum.accumulate(np.append(self._newest_us, chunk.transactions.event_time_us))[1:]
         periods = newest_us // self._every_us
         if self._period is None:
             self._period = int(periods[0]) if len(periods) else None
         starts = chunk.position[np.flatnonzero(np.diff(periods, prepend=self._period or 0))]
         for first, end in pairwise([0, *starts.tolist(), len(chunk)]):
-            if first in starts:
-                self._publish()
-            if first < end:
-                yield chunk.between(first, end)
+            if first < end or first in starts:
+                yield chunk.between(first, end), first in starts
         if len(periods):
             self._newest_us, self._period = int(newest_us[-1]), int(periods[-1])
+
+
+class Teacher:
+    """The feedback and the learn agent behind an engine."""
+
+    def __init__(self, models: ActiveModels, learning: Learning, partitions: Partitions) -> None:
+        self.models = models
+        """What scores: the version that was published last."""
+        self._partitions = partitions
+        self._learner = learning.learner or new_learner(models.lightgbm.version)
+        # The default layer learns from a few features only.
+        kept = SOURCE_FEATURES if isinstance(self._learner, LayerLearner) else FEATURES
+        self._feedback = Feedback(learning.options, kept)
+        self._next_offset = self._published_offset = learning.next_offset
 
     def learn(self, chunk: Chunk, decisions: Decisions) -> None:
         """Learn what the decisions and labels of a part of a chunk tell."""
         before = self._feedback.counts.copy()
-        examples = self._feedback.examples(chunk, decisions, self._engine.partitions(chunk.labels.card_id))
+        examples = self._feedback.examples(chunk, decisions, self._partitions(chunk.labels.card_id))
         decisions.feedback.update(self._feedback.counts - before)
         if examples:
             self._learner.learn_examples(examples)
             self._next_offset += len(examples)
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Score by all that was learned so far."""
         if self._published_offset != self._next_offset:
             self._published_offset = self._next_offset
-            river = self._learner.snapshot(self._next_offset)
-            self._engine.models = dataclasses.replace(self._engine.models, river=river)
+            self.models = dataclasses.replace(self.models, river=self._learner.snapshot(self._next_offset))

@@ -1,7 +1,7 @@
 """Replay history in process: tables in, decisions out."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -9,12 +9,20 @@ from pipeline.backtest.accept import Acceptance, accept_labels, accept_transacti
 from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.engine import Engine
-from pipeline.backtest.learning import Learning, Teacher
+from pipeline.backtest.learning import Learning, Periods, Teacher
 from pipeline.backtest.order import NOTHING, Order, in_order
 from pipeline.engine.card import CardOptions
 from pipeline.engine.models import ActiveModels
 
 Rows = TypeVar("Rows", Transactions, Labels)
+
+
+class Candidate(NamedTuple):
+    """One way to decide about a history."""
+
+    models: ActiveModels
+    learning: Learning | None = None
+    """How its online model learns; None: it stays as it is."""
 
 
 def replay(
@@ -43,34 +51,67 @@ def replay(
     """
     rules = Acceptance(options.rates, options.future_tolerance_us, time_zone, order is Order.RECORDED)
     rejects: list[Reject] = []
-    chunks = in_order(
-        _accepted(transactions, accept_transactions, rules, rejects),
-        _accepted(labels, accept_labels, rules, rejects),
-        order,
+    accepted = (
+        accept_each(transactions, accept_transactions, rules, rejects),
+        accept_each(labels, accept_labels, rules, rejects),
     )
-    engine = Engine(models, options)
-    teacher = None if learning is None else Teacher(engine, learning)
+    for (decisions,) in replay_accepted(
+        [Candidate(models, learning)], *accepted, rejects, options=options, order=order
+    ):
+        yield decisions
+
+
+def replay_accepted(
+    candidates: Sequence[Candidate],
+    transactions: Iterator[Transactions],
+    labels: Iterator[Labels],
+    rejects: list[Reject],
+    *,
+    options: CardOptions,
+    order: Order = Order.EVENT_TIME,
+) -> Generator[list[Decisions], None, None]:
+    """`replay` of what was accepted already, decided by several candidates in one pass: the `Decisions` of each.
+
+    Windows and labels are the same for all. ``rejects`` is where whoever accepts notes what it refuses; it is emptied.
+    Candidates that learn must publish at the same moments. Raises as `replay`.
+    """
+    engine = Engine(options)
+    teachers = [
+        None if one.learning is None else Teacher(one.models, one.learning, engine.partitions) for one in candidates
+    ]
+    every_us = {one.learning.publish_every_us for one in candidates if one.learning is not None}
+    if len(every_us) > 1:
+        raise ValueError("candidates that learn must publish at the same moments: give them one publish_every_us")
+    periods = Periods(every_us.pop()) if every_us else None
     try:
-        for chunk in chunks:
-            for part in [chunk] if teacher is None else teacher.between_publications(chunk):
+        for chunk in in_order(transactions, labels, order):
+            for part, begins in [(chunk, False)] if periods is None else periods.parts(chunk):
                 found = tuple(rejects)
                 rejects.clear()
-                decisions = engine.decide(part, found)
-                if teacher is not None:
-                    teacher.learn(part, decisions)
-                yield decisions
+                outcomes: list[Decisions] = []
+                for candidate, teacher in zip(candidates, teachers, strict=True):
+                    if teacher is not None and begins:
+                        teacher.publish()
+                    models = candidate.models if teacher is None else teacher.models
+                    decisions = outcomes[0].under(models) if outcomes else engine.decide(models, part, found)
+                    if teacher is not None:
+                        teacher.learn(part, decisions)
+                    outcomes.append(decisions)
+                yield outcomes
         if rejects:
-            yield engine.decide(NOTHING, rejects)
+            first = engine.decide(candidates[0].models, NOTHING, rejects)
+            yield [first, *(first.under(one.models) for one in candidates[1:])]
     finally:
         engine.close()
 
 
-def _accepted(
+def accept_each(
     tables: Iterable[pa.Table],
     accept: Callable[[pa.Table, Acceptance, int], tuple[Rows, list[Reject]]],
     rules: Acceptance,
     rejects: list[Reject],
 ) -> Iterator[Rows]:
+    """The accepted rows of each table; what is refused goes to ``rejects``."""
     first_row = 0
     for table in tables:
         rows, refused = accept(table, rules, first_row)

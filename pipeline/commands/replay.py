@@ -144,7 +144,7 @@ def command(
     stop = threading.Event()
     previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
-        mapping = _mapping(file, changes, preset, currency, time_zone)
+        mapping = file_mapping(file, changes, preset, currency, time_zone)
         frames = read_transactions(file, mapping, start=start, end=end, sort=sort)
         progress = Replay(settings, servers, frames, options, report=_say, stop=stop).run()
     except (UnusableSource, ConfigError, TopicError, DeliveryFailed) as error:
@@ -156,7 +156,13 @@ def command(
     click.echo(json.dumps(_summary(progress)))
 
 
-def _mapping(file: Path, changes: tuple[str, ...], preset: str | None, currency: str, time_zone: str) -> ColumnMapping:
+def file_mapping(
+    file: Path, changes: tuple[str, ...], preset: str | None, currency: str, time_zone: str
+) -> ColumnMapping:
+    """What the options ``--map``, ``--preset``, ``--currency`` and ``--time-zone`` make of a file's columns.
+
+    Raises `UnusableSource`, and ``click.BadParameter`` for a change that is not written FIELD=COLUMN.
+    """
     pairs = {}
     for change in changes:
         name, equals, column = change.partition("=")

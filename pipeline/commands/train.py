@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from pipeline.commands.replay import Moment
+from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
 from pipeline.engine.learn import model_record
 from pipeline.features.catalogue import US_PER_DAY
@@ -20,7 +20,7 @@ from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS, UnusableSource, load_transactions, resolve_mapping
+from pipeline.sources import PRESETS, UnusableSource, load_transactions
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_examples, from_history
 from pipeline.training.fit import TrainingConfig, TrainingSet, train
@@ -126,7 +126,7 @@ def command(
             label_delay_days if label_delay_days is not None else settings.maturity_days if file is None else 7.0
         )
         if file is not None:
-            mapping = resolve_mapping(file, _pairs(changes), preset=preset, currency=currency, time_zone=time_zone)
+            mapping = file_mapping(file, changes, preset, currency, time_zone)
             # What lies behind the date takes no part, not even in the features.
             frame = load_transactions(file, mapping, end=known_before)
             if set(frame["currency"]) != {settings.base_currency}:
@@ -220,16 +220,6 @@ def _examples(servers: str, settings: Settings) -> Iterator[Example]:
     for record in read_topic(servers, settings.topic(EXAMPLES.name), settings=settings):
         if record.value is not None:
             yield decode(record.value)
-
-
-def _pairs(changes: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for change in changes:
-        name, equals, column = change.partition("=")
-        if not (name and equals and column):
-            raise click.BadParameter(f"{change!r}: write FIELD=COLUMN, such as card_id=CUSTOMER_ID", param_hint="--map")
-        pairs[name] = column
-    return pairs
 
 
 def _say(text: str) -> None:

@@ -115,19 +115,26 @@ class ScorePartition:
         Raises `KernelMismatch` for features of another kernel; a fold, which does not use them, reads over those.
         """
         result = Result()
+        read, features = self.profile(records, result)
+        if read:
+            self._decide(read, features, models, now, result)
+        return result
+
+    def profile(
+        self, records: Sequence[Record], result: Result
+    ) -> tuple[list[tuple[Record, ProfiledTransaction]], NDArray[np.float64]]:
+        """The transactions among ``records`` with what models see of them, shape (n, len(FEATURES)).
+
+        All of them enter the state; ``result`` counts them. Raises as `process`.
+        """
         read = self._read(records, result)
         if not read:
-            return result
+            return [], np.empty((0, len(FEATURES)))
         merchant = self._profile([message for _, message in read])
-        transactions = [
-            (i, record, message) for i, (record, message) in enumerate(read) if isinstance(message, ProfiledTransaction)
-        ]
-        result.counts["label", "profiled"] += len(read) - len(transactions)
-        if transactions:
-            rows = [i for i, _, _ in transactions]
-            decided = [(record, message) for _, record, message in transactions]
-            self._decide(decided, merchant[rows], models, now, result)
-        return result
+        rows = [i for i, (_, message) in enumerate(read) if isinstance(message, ProfiledTransaction)]
+        result.counts["label", "profiled"] += len(read) - len(rows)
+        decided = [(record, message) for record, message in read if isinstance(message, ProfiledTransaction)]
+        return decided, _features(decided, merchant[rows])
 
     def _read(
         self, records: Sequence[Record], result: Result
@@ -170,24 +177,12 @@ class ScorePartition:
     def _decide(
         self,
         read: Sequence[tuple[Record, ProfiledTransaction]],
-        merchant: NDArray[np.float64],
+        features: NDArray[np.float64],
         models: ActiveModels,
         now: datetime,
         result: Result,
     ) -> None:
-        # First, since another kernel may have another number of features too.
-        for record, message in read:
-            if message.kernel != KERNEL_VERSION:
-                raise KernelMismatch(
-                    f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
-                    f"{message.kernel}, this worker has {KERNEL_VERSION}: run card and score agents of one version, "
-                    "and let the score agent finish the log before an upgrade"
-                )
         n = len(read)
-        features = np.empty((n, len(FEATURES)))
-        packed = b"".join([message.card_features for _, message in read])
-        features[:, : len(CARD_FEATURES)] = np.frombuffer(packed, "<f8").reshape(n, len(CARD_FEATURES))
-        features[:, len(CARD_FEATURES) :] = merchant
         logit = models.lightgbm.logit(features)
         river_logit = models.river.logit(features, logit)
         score = blend(logit, river_logit, models.policy.blend)
@@ -293,3 +288,20 @@ class ScorePartition:
             )
             result.outputs.append(Output(ALERTS, decision.card_id.encode(), _encode(alert)))
             result.counts["alert", alert.selection] += 1
+
+
+def _features(read: Sequence[tuple[Record, ProfiledTransaction]], merchant: NDArray[np.float64]) -> NDArray[np.float64]:
+    # First, since another kernel may have another number of features too.
+    for record, message in read:
+        if message.kernel != KERNEL_VERSION:
+            raise KernelMismatch(
+                f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
+                f"{message.kernel}, this worker has {KERNEL_VERSION}: run card and score agents of one version, "
+                "and let the score agent finish the log before an upgrade"
+            )
+    n = len(read)
+    features = np.empty((n, len(FEATURES)))
+    packed = b"".join([message.card_features for _, message in read])
+    features[:, : len(CARD_FEATURES)] = np.frombuffer(packed, "<f8").reshape(n, len(CARD_FEATURES))
+    features[:, len(CARD_FEATURES) :] = merchant
+    return features

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, ResourceType
 
 from pipeline.kafka.clients import (
     PASSING_ERRORS,
@@ -52,6 +52,17 @@ def cluster_is_up(bootstrap: str, timeout_s: float = 2.0) -> bool:
         return False
 
 
+def reached(client: AdminClient, bootstrap: str) -> ClusterMetadata:
+    """What the cluster says of itself; raises ``ClusterUnreachable`` when no broker answers."""
+    try:
+        return client.list_topics(timeout=CONNECT_TIMEOUT_S)
+    except KafkaException as error:
+        raise ClusterUnreachable(
+            f"no Kafka broker answers at {bootstrap} within {CONNECT_TIMEOUT_S:.0f} s ({error.args[0].str()}): check "
+            "KAFKA_BOOTSTRAP_SERVERS, and FRAUD_PIPELINE_KAFKA_CONFIG for its security settings."
+        ) from error
+
+
 def partition_count(topic: Topic, settings: Settings) -> int:
     """Partitions that ``topic`` must have."""
     return {"cards": settings.card_partitions, "merchants": settings.merchant_partitions, "one": 1}[
@@ -84,13 +95,7 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = 
     ``ClusterUnreachable`` when no broker answers. Other differences are ``warnings`` of the returned states.
     """
     client = admin_client(bootstrap, settings=settings)
-    try:
-        metadata = client.list_topics(timeout=CONNECT_TIMEOUT_S)
-    except KafkaException as error:
-        raise ClusterUnreachable(
-            f"no Kafka broker answers at {bootstrap} within {CONNECT_TIMEOUT_S:.0f} s ({error.args[0].str()}): check "
-            "KAFKA_BOOTSTRAP_SERVERS, and FRAUD_PIPELINE_KAFKA_CONFIG for its security settings."
-        ) from error
+    metadata = reached(client, bootstrap)
     names = {settings.topic(topic.name): topic for topic in topics}
     missing = {name: topic for name, topic in names.items() if name not in metadata.topics}
     wrong = [

@@ -296,7 +296,21 @@ def first_offsets(client: AdminClient, partitions: Sequence[tuple[str, int]]) ->
     return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
 
 
-def _settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: list[int]) -> dict[int, int]:
+def offsets_at(
+    client: AdminClient, partitions: Sequence[tuple[str, int]], timestamp_ms: int
+) -> dict[tuple[str, int], int]:
+    """Of each partition (topic, number) the first offset whose record bears ``timestamp_ms`` or a later one.
+
+    The end of the log where there is none. Timestamps are milliseconds since 1970.
+    """
+    asked = {TopicPartition(topic, number): OffsetSpec.for_timestamp(timestamp_ms) for topic, number in partitions}
+    futures = client.list_offsets(asked, request_timeout=METADATA_TIMEOUT_S)
+    found = {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+    ends = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
+    return {at: ends[at] if offset < 0 else offset for at, offset in found.items()}
+
+
+def settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: Sequence[int]) -> dict[int, int]:
     """Ends to read to: behind everything that was committed before the call.
 
     A commit returns before the transaction's markers are in the log, and until then its records cannot be read. So
@@ -343,7 +357,7 @@ def read_batches(
     reader = _reader(bootstrap, settings)
     try:
         numbers = partitions if partitions is not None else partition_numbers(reader, topic)
-        found = _settled_ends(bootstrap, settings, topic, numbers)
+        found = settled_ends(bootstrap, settings, topic, numbers)
         ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
         reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
         while ends:

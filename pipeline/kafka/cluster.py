@@ -92,6 +92,13 @@ def configs_of(
     return configs, warnings
 
 
+def stamped_by_producers(client: AdminClient, topic: str, otherwise: bool) -> bool:
+    """Whether a topic (full name) keeps its producers' timestamps; ``otherwise`` where its brokers do not tell."""
+    configs, _ = configs_of(client, ResourceType.TOPIC, [topic])
+    kind = configs.get(topic, {}).get("message.timestamp.type")
+    return otherwise if kind is None else kind == "CreateTime"
+
+
 _DENIED: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 
 

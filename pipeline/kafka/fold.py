@@ -94,6 +94,29 @@ class RangeReader:
         self._ahead: deque[Record] = deque()
         self._at_end = False
 
+    def begin(self) -> None:
+        """Let the client fetch from now on; otherwise it begins when records are first asked for."""
+        if self._consumer is None:
+            self._consumer = self._fetching()
+
+    def _fetching(self) -> Consumer:
+        consumer = Consumer(
+            consumer_config(
+                self._bootstrap,
+                "fraud-pipeline-reader",
+                settings=self._settings,
+                # Classic, because it only assigns and never joins; the group appears nowhere on the cluster.
+                overrides={
+                    "group.protocol": "classic",
+                    "enable.partition.eof": True,
+                    "auto.offset.reset": "error",
+                },
+            )
+        )
+        start = self.position if self.position > 0 else OFFSET_BEGINNING
+        consumer.assign([TopicPartition(self.topic, self.partition, start)])
+        return consumer
+
     def read_to(self, end: int, most: int = READ_BATCH) -> list[Record]:
         """The next records below offset ``end``, at most ``most``; fewer only where there are no more of them."""
         records: list[Record] = []
@@ -120,21 +143,7 @@ class RangeReader:
 
     def _fetch(self) -> None:
         if self._consumer is None:
-            self._consumer = Consumer(
-                consumer_config(
-                    self._bootstrap,
-                    "fraud-pipeline-reader",
-                    settings=self._settings,
-                    # Classic, because it only assigns and never joins; the group appears nowhere on the cluster.
-                    overrides={
-                        "group.protocol": "classic",
-                        "enable.partition.eof": True,
-                        "auto.offset.reset": "error",
-                    },
-                )
-            )
-            start = self.position if self.position > 0 else OFFSET_BEGINNING
-            self._consumer.assign([TopicPartition(self.topic, self.partition, start)])
+            self._consumer = self._fetching()
         self._waiting()
         first = self._consumer.poll(_POLL_S)
         if first is None:

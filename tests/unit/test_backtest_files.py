@@ -104,8 +104,8 @@ def test_nothing_gives_nothing_and_refused_rows_are_told_all_the_same() -> None:
     bad = pa.table({"transaction_id": ["t"], "amount": ["1"]})
     (part,) = replay(models(), [bad, bad], options=options())
     assert (len(part), [reject.row for reject in part.rejects]) == (0, [0, 1])
-    engine = Engine(models(), options(3))
-    assert len(engine.decide(NOTHING)) == 0
+    engine = Engine(options(3))
+    assert len(engine.decide(models(), NOTHING)) == 0
     engine.close()
 
 

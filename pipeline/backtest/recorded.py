@@ -1,0 +1,278 @@
+"""The logs as they are: card and score kernels over topics, in the order and by the rules of the live batches.
+
+The card kernel goes through each partition batch by batch, as ``progress`` tells them; the score kernel through
+``profiled``, whose order between cards nothing else tells. What the card kernel says now takes the place of what
+``profiled`` holds, so that both hops are computed again.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.backtest.columns import Transactions
+from pipeline.backtest.decisions import Decisions, decided
+from pipeline.backtest.live import LiveDecision, LiveDecisions, Place
+from pipeline.backtest.records import Numbering
+from pipeline.backtest.sources import EARLIEST_US, LATEST_US, Span, TopicSource
+from pipeline.backtest.versions import ModelLibrary
+from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.models import ActiveModels
+from pipeline.engine.placement import partition_of
+from pipeline.engine.results import Result
+from pipeline.engine.score import ScorePartition
+from pipeline.engine.state import MemoryStore
+from pipeline.features.catalogue import FEATURES, US_PER_SECOND
+from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
+from pipeline.sources import currency_decimals
+from schemas.messages import CardRules, ProfiledLabel, ProfiledTransaction, SourceRecord, Timestamp, Versions
+from schemas.records import Record
+from schemas.topics import LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
+
+_BATCH: Final = 2_000
+_NOW: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""When batches are stamped to have been ingested: what is compared and kept has the live stamp."""
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_decode = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
+_Message = ProfiledTransaction | ProfiledLabel
+_Key = tuple[str, int, int]
+
+
+class _Stated(msgspec.Struct, gc=False):
+    event_time: Timestamp
+    amount: Decimal
+    currency: str
+    transaction_type: str = "purchase"
+
+
+_decode_stated = msgspec.json.Decoder(_Stated).decode
+
+
+class Scored(NamedTuple):
+    """Decisions about some transactions of the range, all by the same models."""
+
+    decisions: Decisions
+    places: list[Place]
+    """Of each transaction's record."""
+    live: list[LiveDecision | None]
+    """The recorded decision about each; None where there is none, or nobody asked."""
+
+
+class RecordedReplay:
+    """Both hops over the logs of a span."""
+
+    def __init__(self, source: TopicSource, span: Span, options: CardOptions, library: ModelLibrary) -> None:
+        """``options`` hold for batches that no record of ``progress`` tells of."""
+        self._source, self._span, self._library = source, span, library
+        future_us = options.future_tolerance_us
+        self._ranges = {
+            topic: source.ranges(topic, span, future_us, to_end=False) for topic in (TRANSACTIONS, REROUTED, LABELS)
+        }
+        self._options = options._replace(
+            partitions=len(self._ranges[TRANSACTIONS]), topic_prefix=source.settings.topic_prefix
+        )
+        everything = Span(EARLIEST_US, EARLIEST_US, LATEST_US)
+        self._progress = source.ranges(PROGRESS, everything, future_us, to_end=True)
+        self.first_event_us: int | None = None
+        """Event time of the first transaction that entered the windows."""
+        self.entered = 0
+        """How many transactions entered the windows so far."""
+        self.stored_otherwise = 0
+        """Records of ``profiled`` that the card kernel does not give again."""
+        self.newest_us = 0
+        """The newest of them."""
+
+    def run(self, models: ActiveModels | None, live: LiveDecisions | None) -> Generator[list[Scored], None, None]:
+        """Decide the range by ``models``, or, without, each transaction by those that its live decision names.
+
+        A transaction without a live decision is passed over in the latter case. Comes back after every batch that was
+        read, of the warm-up too.
+        """
+        with ExitStack() as stack:
+            cards = {number: stack.enter_context(closing(self._cards(number))) for number in self._ranges[TRANSACTIONS]}
+            again: dict[_Key, _Message] = {}
+            scores: dict[int, ScorePartition] = {}
+            for number, records in self._profiled(stack):
+                if number not in scores:
+                    scores[number] = ScorePartition(self._options.rates.base)
+                    stack.callback(scores[number].close)
+                score = scores[number]
+                repeated = [self._repeated(record, cards, again) for record in records]
+                read, features = score.profile([record for record in repeated if record is not None], Result())
+                score.settle()
+                yield list(self._decide([message for _, message in read], features, models, live))
+
+    def _profiled(self, stack: ExitStack) -> Iterator[tuple[int, list[Record]]]:
+        """Records of all partitions, each in its order, those first that were written first."""
+        span = self._source.written_in(self._span)
+        ranges = self._source.ranges(PROFILED, span, self._options.future_tolerance_us, to_end=False)
+        heap: list[tuple[int, int, list[Record]]] = []
+        readers = {}
+        for number, of in ranges.items():
+            name = self._source.settings.topic(PROFILED.name)
+            reader = stack.enter_context(
+                closing(RangeReader(self._source.bootstrap, self._source.settings, name, number, of.start))
+            )
+            readers[number] = reader
+            if records := reader.read_to(of.stop, _BATCH):
+                heapq.heappush(heap, (records[0].timestamp_ms, number, records))
+        while heap:
+            _, number, records = heapq.heappop(heap)
+            kept = [record for record in records if not self._library.is_set_aside("score", record)]
+            yield number, kept
+            if following := readers[number].read_to(ranges[number].stop, _BATCH):
+                heapq.heappush(heap, (following[0].timestamp_ms, number, following))
+
+    def _cards(self, number: int) -> Generator[list[_Message], None, None]:
+        """What the card kernel of a partition says, batch by batch."""
+        settings = self._source.settings
+        topics = {settings.topic(topic.name): topic for topic in (TRANSACTIONS, REROUTED, LABELS)}
+        ends = {
+            name: self._ranges[topic][number].stop for name, topic in topics.items() if number in self._ranges[topic]
+        }
+        progress = settings.topic(PROGRESS.name)
+        told = self._progress[number]
+        card = CardPartition(self._options, None, MemoryStore())
+        with ExitStack() as stack:
+            stack.callback(card.close)
+            readers = [
+                stack.enter_context(
+                    closing(
+                        RangeReader(self._source.bootstrap, settings, name, number, self._ranges[topic][number].start)
+                    )
+                )
+                for name, topic in topics.items()
+            ]
+            marks = stack.enter_context(
+                closing(RangeReader(self._source.bootstrap, settings, progress, number, told.start))
+            )
+            markers = read_markers(marks, "card", told.stop)
+            for batch, rules in in_recorded_order(readers, markers, ends, lambda name: topics[name].name):
+                kept = [record for record in batch if not self._library.is_set_aside("card", record)]
+                options = (
+                    self._options.under(rules, self._library.rates(rules)) if isinstance(rules, CardRules) else None
+                )
+                result = card.process(kept, _NOW, options)
+                card.settle()
+                yield [_decode(output.value or b"") for output in result.outputs if output.topic is PROFILED]
+
+    def _repeated(
+        self, record: Record, cards: Mapping[int, Iterator[list[_Message]]], again: dict[_Key, _Message]
+    ) -> Record | None:
+        """A record of ``profiled`` as the card kernel gives it now; None for what lies outside of the span."""
+        message = _decode(record.value or b"")
+        key = _key(message)
+        number = partition_of(message.card_id, self._options.partitions)
+        topic = LABELS if isinstance(message, ProfiledLabel) else TRANSACTIONS
+        of = self._ranges[topic].get(message.source.partition)
+        if of is None or not of.start <= message.source.offset < of.stop:
+            return None
+        while key not in again and (said := next(cards[number], None)) is not None:
+            again.update((_key(one), one) for one in said)
+        found = again.pop(key, None)
+        if isinstance(message, ProfiledTransaction):
+            self.entered += 1
+            self.newest_us = max(self.newest_us, message.event_time_us)
+            first_us = self.first_event_us
+            self.first_event_us = message.event_time_us if first_us is None else min(first_us, message.event_time_us)
+        if found is None:
+            self.stored_otherwise += 1
+            return record
+        if isinstance(found, ProfiledTransaction) and isinstance(message, ProfiledTransaction):
+            found = msgspec.structs.replace(found, ingested_at=message.ingested_at)
+        if found == message:
+            return record
+        self.stored_otherwise += 1
+        return msgspec.structs.replace(record, value=_encode(found))
+
+    def _decide(
+        self,
+        messages: Sequence[ProfiledTransaction],
+        features: NDArray[np.float64],
+        models: ActiveModels | None,
+        live: LiveDecisions | None,
+    ) -> Iterator[Scored]:
+        inside = [
+            row
+            for row, message in enumerate(messages)
+            if self._span.from_us <= message.event_time_us < self._span.to_us
+        ]
+        places = {row: (messages[row].source.partition, messages[row].source.offset) for row in inside}
+        found = {row: None if live is None else live.find(places[row]) for row in inside}
+        groups: dict[tuple[str, Versions | None], list[int]] = {}
+        for row in inside:
+            recorded = found[row]
+            if models is None and recorded is None:
+                continue
+            versions = recorded.stated.versions if models is None and recorded is not None else None
+            groups.setdefault((messages[row].rates_version, versions), []).append(row)
+        for (rates, versions), rows in groups.items():
+            chosen = models if versions is None else self._library.named(versions)
+            if chosen is None:
+                continue
+            decisions = self._columns([messages[row] for row in rows], features[rows], chosen, rates)
+            yield Scored(decisions, [places[row] for row in rows], [found[row] for row in rows])
+
+    def _columns(
+        self,
+        messages: Sequence[ProfiledTransaction],
+        features: NDArray[np.float64],
+        models: ActiveModels,
+        rates_version: str,
+    ) -> Decisions:
+        stated = [_decode_stated(message.transaction) for message in messages]
+        numbering = Numbering(self._options.partitions)
+        event_time_us = np.array([message.event_time_us for message in messages], np.int64)
+        taken = Transactions(
+            row=np.array([numbering.row(one.source.partition, one.source.offset) for one in messages], np.int64),
+            key=event_time_us,
+            transaction_id=_texts([message.transaction_id for message in messages]),
+            card_id=_texts([message.card_id for message in messages]),
+            merchant_id=_texts([message.merchant_id for message in messages]),
+            event_time_us=event_time_us,
+            currency=_texts([one.currency for one in stated]),
+            amount_minor=np.array([_minor(one) for one in stated], np.int64),
+            amount_base_minor=np.array([message.amount_base_minor for message in messages], np.int64),
+            transaction_type=_texts([one.transaction_type for one in stated]),
+            counts=np.array([message.counts for message in messages], np.bool_),
+            hour=features[:, FEATURES.index("hour")].copy(),
+            weekday=features[:, FEATURES.index("weekday")].copy(),
+        )
+        n = len(messages)
+        starts_s = [int(message.case_id.rpartition("-")[2]) for message in messages]
+        return Decisions(
+            transactions=taken,
+            position=np.arange(n),
+            partition=np.array([message.source.partition for message in messages], np.int64),
+            features=features,
+            **decided(models, features, taken)._asdict(),
+            case_start_us=np.array(starts_s, np.int64) * US_PER_SECOND,
+            case_sequence=np.array([message.case_sequence for message in messages], np.int64),
+            models=models,
+            base_currency=self._options.rates.base,
+            rates_version=rates_version,
+            duplicates=0,
+            label_outcomes=Counter(),
+            rejects=(),
+        )
+
+
+def _key(message: _Message) -> _Key:
+    source: SourceRecord = message.source
+    return source.topic, source.partition, source.offset
+
+
+def _minor(stated: _Stated) -> int:
+    return int(stated.amount.scaleb(currency_decimals(stated.currency)))
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
+    return pa.array(values, pa.string())

@@ -1,0 +1,467 @@
+"""Where a backtest's history comes from: a file, a directory of exported topics, or the topics themselves."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.backtest import wire
+from pipeline.backtest.accept import LABEL_FIELDS, STAMP, Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.columns import Labels, Reject, Transactions
+from pipeline.backtest.merged import Part, by_time
+from pipeline.backtest.records import Numbering, labels_of, transactions_of
+from pipeline.backtest.run import accept_each
+from pipeline.backtest.tables import CHUNK_ROWS, delayed_truth, file_tables, label_tables
+from pipeline.features.catalogue import LATENESS_US
+from pipeline.kafka.admin import reached
+from pipeline.kafka.clients import (
+    READ_BATCH,
+    admin_client,
+    first_offsets,
+    offsets_at,
+    partition_numbers,
+    patiently,
+    settled_ends,
+)
+from pipeline.kafka.cluster import stamped_by_producers
+from pipeline.kafka.fold import RangeReader
+from pipeline.settings import Settings
+from pipeline.sources import ColumnMapping, UnusableSource
+from schemas.messages import Label
+from schemas.records import Record
+from schemas.topics import LABELS, TRANSACTIONS, Topic
+
+TOO_LATE: Final = "late_beyond_margin"
+"""Code of records that stand further behind their time than the margin within which a source is put in order."""
+EARLIEST_US: Final = -(2**61)
+LATEST_US: Final = 2**61
+_US_PER_MS: Final = 1_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class RangeError(ValueError):
+    """There is no transaction to decide in the range that was asked for; the text says what there is."""
+
+
+class Span(NamedTuple):
+    """Event times, in microseconds since 1970-01-01T00:00:00Z."""
+
+    warm_up_from_us: int
+    from_us: int
+    to_us: int
+
+
+@dataclass(slots=True)
+class Seen:
+    """Event times of the transactions that a source held, as far as it was read."""
+
+    first_us: int = LATEST_US
+    last_us: int = EARLIEST_US
+
+    def within(self, span: Span, rows: Transactions) -> Transactions:
+        """Those of the warm-up and of the range, after all were noted."""
+        if len(rows):
+            self.first_us = min(self.first_us, int(rows.event_time_us.min()))
+            self.last_us = max(self.last_us, int(rows.event_time_us.max()))
+        inside = (rows.event_time_us >= span.warm_up_from_us) & (rows.event_time_us < span.to_us)
+        return rows if inside.all() else rows.take(inside)
+
+
+@dataclass(slots=True)
+class LabelBook:
+    """What was said about transactions, kept for whoever measures decisions."""
+
+    _parts: list[pd.DataFrame] = field(default_factory=list)
+
+    def add(
+        self, ids: Sequence[str], cards: Sequence[str], labels: Sequence[str], sources: Sequence[str],
+        known_at_us: Any, fraud_types: Sequence[str | None],
+    ) -> None:  # fmt: skip
+        """Note labels, with when they became known."""
+        known_at = pd.to_datetime(np.asarray(known_at_us, np.int64), unit="us", utc=True)
+        columns = (ids, cards, labels, sources, known_at, fraud_types)
+        names = (*LABEL_FIELDS, "fraud_type")
+        self._parts.append(pd.DataFrame(dict(zip(names, columns, strict=True))))
+
+    def of(self, transaction_ids: pd.Series) -> pd.DataFrame:
+        """The labels of some transactions, in the order in which they were told."""
+        if not self._parts:
+            none = pd.DataFrame({name: pd.Series(dtype=object) for name in (*LABEL_FIELDS, "fraud_type")})
+            return none.assign(labelled_at=pd.Series(dtype="datetime64[us, UTC]"))
+        whole = pd.concat(self._parts, ignore_index=True)
+        asked = pa.array(transaction_ids, pa.string())
+        inside = pc.is_in(pa.array(whole["transaction_id"], pa.string()), value_set=asked)
+        found: pd.DataFrame = whole[inside.to_numpy(zero_copy_only=False)].reset_index(drop=True)
+        return found
+
+
+class Opened(NamedTuple):
+    """A history in the order of event time."""
+
+    transactions: Iterator[Transactions]
+    labels: Iterator[Labels]
+    seen: Seen
+    close: Callable[[], None] = lambda: None
+    """Lets go of what is read."""
+
+
+class Source(Protocol):
+    """A history that can be read from a given time on."""
+
+    @property
+    def label_mode(self) -> str:
+        """Where its labels come from, as `pipeline.backtest.result.BacktestResult` has it."""
+
+    @property
+    def time_zone(self) -> str:
+        """Of times without an offset."""
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it."""
+
+    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
+        """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
+
+        Raises `RangeError`, `UnusableSource`, `pipeline.kafka.clients.TopicError`.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A Parquet or CSV file of transactions, in the order of event time, with labels of its own or in a second file."""
+
+    path: Path
+    mapping: ColumnMapping
+    label_file: Path | None = None
+    label_delay_s: float = 7 * 86_400.0
+    """From a transaction to the label that the file's truth becomes."""
+
+    @property
+    def time_zone(self) -> str:
+        """The mapping's."""
+        return self.mapping.time_zone
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def label_mode(self) -> str:
+        """Labels of a file are recorded; those that a truth becomes have a delay."""
+        return "delay" if self.label_file is None else "recorded"
+
+    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
+        """As `Source`."""
+        tables = accept_each(file_tables(self.path, self.mapping), accept_transactions, rules, rejects)
+        labels = (
+            self._truths(span, rules, rejects, book) if self.label_file is None else self._told(rules, rejects, book)
+        )
+        seen = Seen()
+
+        def until_end() -> Iterator[Transactions]:
+            for rows in tables:
+                yield seen.within(span, rows)
+                # In order: behind the end there is nothing more.
+                if seen.last_us >= span.to_us:
+                    return
+
+        return Opened(until_end(), labels, seen)
+
+    def _told(self, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
+        first = 0
+        for table in label_tables(self.label_file or self.path):
+            rows, refused = accept_labels(table, rules, first)
+            rejects += refused
+            yield _noted(rows, table, first, book)
+            first += table.num_rows
+
+    def _truths(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
+        if "fraud" not in self.mapping.columns:
+            return
+        first = 0
+        for table in file_tables(self.path, self.mapping):
+            times_us, _ = wire.times_us(wire.column(table, "event_time"), rules.time_zone)
+            inside = (times_us >= span.warm_up_from_us) & (times_us < span.to_us)
+            of = table.filter(pa.array(inside))
+            for told in delayed_truth([of], self.label_delay_s, time_zone=rules.time_zone):
+                if "fraud_type" in of.column_names:
+                    told = told.append_column("fraud_type", of.column("fraud_type"))  # noqa: PLW2901
+                rows, refused = accept_labels(told, rules, first)
+                rejects += refused
+                yield _noted(rows, told, first, book)
+                first += told.num_rows
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSource:
+    """A directory of exported topics: ``transactions/`` and perhaps ``labels/``, Parquet files below each.
+
+    The columns are those of the wire contract, and ``timestamp``, ``partition`` and ``offset`` of each record; each
+    partition's records stand in their order in the files as their names sort.
+    """
+
+    directory: Path
+    lateness_us: int = LATENESS_US
+    label_mode: str = "recorded"
+    time_zone: str = "UTC"
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.directory.name
+
+    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
+        """As `Source`."""
+        if not self._files(TRANSACTIONS):
+            raise UnusableSource(
+                f"{self.directory} holds no Parquet file below {TRANSACTIONS.name}/: name a directory into which "
+                "topics were exported, or a file"
+            )
+        late = _noting_late(rejects)
+        sold = [self._transactions(number, paths, rules, rejects) for number, paths in self._logs(TRANSACTIONS)]
+        told = [self._labels(number, paths, rules, rejects, book) for number, paths in self._logs(LABELS)]
+        seen = Seen()
+        return Opened(
+            (seen.within(span, rows) for rows in by_time(sold, self.lateness_us, late("transaction"))),
+            by_time(told, self.lateness_us, late("label")),
+            seen,
+        )
+
+    def _files(self, topic: Topic) -> list[Path]:
+        return sorted((self.directory / topic.name).rglob("*.parquet"))
+
+    def _logs(self, topic: Topic) -> list[tuple[int, list[Path]]]:
+        """Each partition with the files that hold records of it."""
+        numbers: dict[int, list[Path]] = {}
+        for path in self._files(topic):
+            columns = pq.read_schema(path).names
+            missing = [name for name in (STAMP, "partition", "offset") if name not in columns]
+            if missing:
+                raise UnusableSource(f"{path} has no column {', '.join(missing)}: it is no export of a topic")
+            for number in pc.unique(pq.read_table(path, columns=["partition"]).column("partition")).to_pylist():
+                numbers.setdefault(int(number), []).append(path)
+        return sorted(numbers.items())
+
+    def _tables(self, number: int, paths: list[Path]) -> Iterator[pa.Table]:
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(CHUNK_ROWS):
+                    table = pa.Table.from_batches([batch])
+                    yield table.filter(pc.equal(table.column("partition"), number))
+
+    def _transactions(
+        self, number: int, paths: list[Path], rules: Acceptance, rejects: list[Reject]
+    ) -> Iterator[Part[Transactions]]:
+        for table in self._tables(number, paths):
+            rows, refused = accept_transactions(table, rules)
+            rejects += refused
+            yield _placed(rows, table, number)
+
+    def _labels(
+        self, number: int, paths: list[Path], rules: Acceptance, rejects: list[Reject], book: LabelBook
+    ) -> Iterator[Part[Labels]]:
+        for table in self._tables(number, paths):
+            rows, refused = accept_labels(table, rules)
+            rejects += refused
+            yield _placed(_noted(rows, table, 0, book), table, number)
+
+
+_MOST_PARTITIONS: Final = 2**16
+"""Of an export, whose partitions are not counted."""
+
+
+def _placed(rows: Any, table: pa.Table, number: int) -> Part[Any]:
+    """Rows by their place in the log, and when they arrived."""
+    offsets = table.column("offset").to_numpy()[rows.row]
+    stamps, _ = wire.times_us(wire.column(table, STAMP), "UTC")
+    arrived_us = stamps[rows.row]
+    moved = {name: getattr(rows, name) for name in rows.__dataclass_fields__}
+    return Part(type(rows)(**{**moved, "row": offsets * _MOST_PARTITIONS + number}), arrived_us)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSource:
+    """The topics ``transactions`` and ``labels``, read without a group; nothing about them is written anywhere."""
+
+    bootstrap: str
+    settings: Settings
+    lateness_us: int = LATENESS_US
+    """How long after its event time a transaction may arrive; record times are looked for with this margin."""
+    label_mode: str = "recorded"
+    time_zone: str = "UTC"
+
+    @property
+    def name(self) -> str:
+        """The topic's name on the cluster."""
+        return self.settings.topic(TRANSACTIONS.name)
+
+    @property
+    def numbering(self) -> Numbering:
+        """How rows name records of ``transactions``. Raises `ClusterUnreachable`, `TopicError`."""
+        client = admin_client(self.bootstrap, settings=self.settings)
+        reached(client, self.bootstrap)
+        return Numbering(len(partition_numbers(client, self.name)))
+
+    def written_in(self, span: Span) -> Span:
+        """The span in which agents' outputs are looked for, whose records bear the time of writing.
+
+        Where ``transactions`` keep their producers' clock, which may be a simulated one, it tells nothing.
+        """
+        client = admin_client(self.bootstrap, settings=self.settings)
+        simulated = stamped_by_producers(client, self.name, self.settings.timestamps == "producer")
+        return Span(EARLIEST_US, EARLIEST_US, LATEST_US) if simulated else span
+
+    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
+        """As `Source`."""
+        late = _noting_late(rejects)
+        sold = self.ranges(TRANSACTIONS, span, rules.future_tolerance_us, to_end=False)
+        told = self.ranges(LABELS, span, rules.future_tolerance_us, to_end=True)
+        self.refuse_lost(span, len(sold))
+        numbering = Numbering(len(sold))
+
+        def note(items: Sequence[Label], known_at_us: Sequence[int]) -> None:
+            book.add(
+                [item.transaction_id for item in items], [item.card_id for item in items],
+                [item.label for item in items], [item.source for item in items], known_at_us,
+                [item.fraud_type for item in items],
+            )  # fmt: skip
+
+        of_labels = Numbering(len(told))
+        readers = ExitStack()
+
+        def begun(topic: Topic, number: int, of: range) -> Iterator[list[Record]]:
+            reader = readers.enter_context(closing(self._reader(topic, number, of.start)))
+            # All at once: a client's first record takes half a second.
+            reader.begin()
+            return _records(reader, of.stop)
+
+        transactions = [
+            (transactions_of(records, rules, numbering, rejects) for records in begun(TRANSACTIONS, number, of))
+            for number, of in sold.items()
+            if of
+        ]
+        labels = [
+            (labels_of(records, rules, of_labels, rejects, note) for records in begun(LABELS, number, of))
+            for number, of in told.items()
+            if of
+        ]
+        seen = Seen()
+        return Opened(
+            (seen.within(span, rows) for rows in by_time(transactions, self.lateness_us, late("transaction"))),
+            by_time(labels, self.lateness_us, late("label")),
+            seen,
+            readers.close,
+        )
+
+    def ranges(self, topic: Topic, span: Span, tolerance_us: int, *, to_end: bool) -> dict[int, range]:
+        """Of each partition the offsets that may hold something of the span. Raises `TopicError`."""
+        client = admin_client(self.bootstrap, settings=self.settings)
+        full = self.settings.topic(topic.name)
+        numbers = partition_numbers(client, full)
+        places = [(full, number) for number in numbers]
+        if span.warm_up_from_us > EARLIEST_US:
+            # An event may be ahead of its record by as much as is tolerated.
+            arrived_us = max(span.warm_up_from_us - tolerance_us, 0)
+            starts = patiently(lambda: offsets_at(client, places, arrived_us // _US_PER_MS))
+        else:
+            starts = patiently(lambda: first_offsets(client, places))
+        ends = settled_ends(self.bootstrap, self.settings, full, numbers)
+        if span.to_us < LATEST_US and not to_end:
+            last_us = max(span.to_us + self.lateness_us, 0)
+            found = patiently(lambda: offsets_at(client, places, last_us // _US_PER_MS + 1))
+            ends = {number: min(ends[number], found[full, number]) for number in numbers}
+        return {number: range(starts[full, number], ends[number]) for number in numbers}
+
+    def refuse_lost(self, span: Span, partitions: int) -> None:
+        """Raise `RangeError` where all of the range lies before what the topic still holds, or nothing is there."""
+        client = admin_client(self.bootstrap, settings=self.settings)
+        places = [(self.name, number) for number in range(partitions)]
+        begins = patiently(lambda: first_offsets(client, places))
+        ends = settled_ends(self.bootstrap, self.settings, self.name, range(partitions))
+        if all(ends[number] <= begins[self.name, number] for number in range(partitions)):
+            raise RangeError(f"topic {self.name} holds no record: send transactions first, or check the topic prefix")
+        if span.to_us >= LATEST_US:
+            return
+        last_us = max(span.to_us + self.lateness_us, 0)
+        behind = patiently(lambda: offsets_at(client, places, last_us // _US_PER_MS))
+        if all(behind[place] <= begins[place] for place in places):
+            first_ms = [
+                record.timestamp_ms
+                for place in places
+                for records in self.read(TRANSACTIONS, place[1], range(begins[place], ends[place[1]]), most=1)
+                for record in records
+            ]
+            raise RangeError(
+                f"the range ends at {moment(span.to_us)}, before the first record that topic {self.name} still holds "
+                f"({moment(min(first_ms) * _US_PER_MS)}): choose a later range, give the topic a longer retention, or "
+                "backtest a file of that time"
+            )
+
+    def read(self, topic: Topic, number: int, offsets: range, most: int | None = None) -> Iterator[list[Record]]:
+        """The committed records of some offsets of a partition; the first ``most``, where that is given."""
+        with closing(self._reader(topic, number, offsets.start)) as reader:
+            while records := reader.read_to(offsets.stop, most or READ_BATCH):
+                yield records
+                if most is not None:
+                    return
+
+    def _reader(self, topic: Topic, number: int, start: int) -> RangeReader:
+        return RangeReader(self.bootstrap, self.settings, self.settings.topic(topic.name), number, start)
+
+
+def _records(reader: RangeReader, end: int) -> Iterator[list[Record]]:
+    while records := reader.read_to(end):
+        yield records
+
+
+def moment(time_us: int) -> str:
+    """A time as a person writes it, in UTC."""
+    return f"{_EPOCH + timedelta(microseconds=time_us):%Y-%m-%d %H:%M:%S}"
+
+
+def time_us(at: datetime | None, otherwise: int) -> int:
+    """Microseconds since 1970 of a time, which is of UTC where it has no offset."""
+    if at is None:
+        return otherwise
+    return ((at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+
+
+def _noted(rows: Labels, table: pa.Table, first: int, book: LabelBook) -> Labels:
+    of = rows.row - first
+    words = wire.column(table, "label").take(pa.array(of)).to_pylist()
+    types: list[str | None] = [None] * len(of)
+    if "fraud_type" in table.column_names:
+        types = [
+            None if value is None else str(value)
+            for value in wire.column(table, "fraud_type").take(pa.array(of)).to_pylist()
+        ]
+    book.add(
+        rows.transaction_id.to_pylist(),
+        rows.card_id.to_pylist(),
+        words,
+        rows.source.to_pylist(),
+        rows.known_at_us,
+        types,
+    )
+    return rows
+
+
+def _noting_late(rejects: list[Reject]) -> Any:
+    def of(kind: str) -> Any:
+        def note(rows: Transactions | Labels) -> None:
+            text = "arrived later than the lateness within which records are put in order; raise --lateness"
+            rejects.extend(Reject(kind, int(row), TOO_LATE, f"The record {text}.") for row in rows.row.tolist())
+
+        return note
+
+    return of

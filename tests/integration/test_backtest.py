@@ -1,0 +1,228 @@
+"""Backtests of real topics: what live workers decided is decided again, and what is not the same has a cause."""
+
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from confluent_kafka import TopicPartition
+
+from pipeline import Backtest
+from pipeline.backtest.live import ARRIVAL, BETWEEN, LIGHTGBM, POLICY, RIVER, UNEXPLAINED, WINDOWS
+from pipeline.backtest.sources import RangeError
+from pipeline.cli import main
+from pipeline.demo.processes import settings_environment
+from pipeline.kafka.clients import TopicError, admin_client
+from schemas.messages import Decision
+from schemas.topics import LABELS, REROUTED, TRANSACTIONS
+from tests.helpers.champion import LARGE_AMOUNT, policy
+from tests.helpers.logs import after, transaction
+from tests.helpers.topics import Cluster, Key, Starter, keys, shop
+
+pytestmark = pytest.mark.broker
+
+
+def buy_out_of_order(cluster: Cluster, numbers: range, seed: int) -> dict[Key, float]:
+    """A few cards at a few merchants; some arrive up to two days after their event, or in another card's partition."""
+    random = np.random.default_rng(seed)
+    bought: dict[Key, float] = {}
+    for number in numbers:
+        arrives = 20.0 * number
+        late = float(random.choice([0, 0, 0, 90, 2_880]))
+        card = f"c{random.integers(12)}"
+        amount = LARGE_AMOUNT + number if number % 20 == 19 else round(float(random.lognormal(3, 0.6)), 2)
+        fields = {"card_id": card, "amount": amount, "merchant_id": f"m{random.integers(5)}"}
+        value = transaction(number, after(minutes=arrives - late), **fields)
+        # A producer with another partitioner: some lie where their card does not belong, and are passed on.
+        partition = 0 if number % 7 == 3 else None
+        cluster.write(TRANSACTIONS, value, card.encode(), after(minutes=arrives), partition=partition)
+        key = (card, f"t{number}")
+        bought[key] = arrives
+    cluster.flush()
+    return bought
+
+
+def label(cluster: Cluster, bought: dict[Key, float], seed: int, minutes: float) -> set[Key]:
+    """Labels of a third, of which some are corrected and some withdrawn later."""
+    random = np.random.default_rng(seed)
+    told = {key for key in bought if random.random() < 0.35}
+    for number, key in enumerate(sorted(told)):
+        cluster.say(key, after(minutes=minutes + number), "fraud" if number % 2 else "legitimate")
+        if number % 5 == 0:
+            known = "disputed" if number % 10 else "fraud"
+            cluster.say(
+                key, after(minutes=minutes + number + 30), known, source="chargeback" if number % 3 else "audit"
+            )
+    # Before its transaction comes.
+    cluster.flush()
+    return told
+
+
+@pytest.fixture
+def lived(cluster: Cluster, start: Starter) -> Cluster:
+    """Five days of life: out of order, labelled and corrected, a worker stopped and started, and a new policy."""
+    cluster.publish()
+    cluster.say(("c1", "t250"), after(minutes=1))
+    bought = buy_out_of_order(cluster, range(150), seed=1)
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= len(bought))
+    told = label(cluster, bought, seed=2, minutes=3_000)
+    worker.until(lambda: len({(one.card_id, one.transaction_id) for one in cluster.examples()}) >= len(told) // 2)
+    bought |= buy_out_of_order(cluster, range(150, 230), seed=3)
+    assert worker.stop() == 0, worker.said
+
+    cluster.publish(policy(0.4))
+    cluster.buy(240, after(minutes=4_800), card_id="c1", amount=-1)
+    bought |= buy_out_of_order(cluster, range(241, 300), seed=4)
+    for key in list(bought)[:5]:
+        cluster.buy(int(key[1][1:]), after(minutes=6_000), card_id=key[0])
+    cluster.flush()
+    again = start(cluster.settings)
+    again.until(lambda: len(cluster.decisions()) >= len(bought))
+    label(cluster, bought, seed=5, minutes=6_100)
+    bought |= buy_out_of_order(cluster, range(310, 360), seed=6)
+    again.until(lambda: len(cluster.decisions()) >= len(bought))
+    assert again.stop() == 0, again.said
+    assert sorted(keys(cluster.decisions())) == sorted(bought)
+    return cluster
+
+
+def by_key(frame: pd.DataFrame) -> dict[Key, tuple[float, str]]:
+    columns = (frame["card_id"], frame["transaction_id"], frame["score"], frame["action"])
+    return {(card, name): (score, str(action)) for card, name, score, action in zip(*columns, strict=True)}
+
+
+def recorded(decisions: list[Decision]) -> dict[Key, tuple[float, str]]:
+    return {(one.card_id, one.transaction_id): (one.score, one.action) for one in decisions}
+
+
+def offsets(cluster: Cluster) -> list[dict[tuple[str, int], int]]:
+    pairs = (("card", TRANSACTIONS), ("card", LABELS), ("feedback", LABELS))
+    return [cluster.committed(group, topic) for group, topic in pairs]
+
+
+def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes(
+    lived: Cluster, tmp_path: Path
+) -> None:
+    before = offsets(lived)
+    live = lived.decisions()
+    # Something must be there to be told: several River versions and both policies.
+    assert len({one.versions.river for one in live}) > 1
+    assert len({one.versions.policy for one in live}) == 2
+    assert lived.read(REROUTED) != []
+
+    again = Backtest(order="recorded", compare_live=True, settings=lived.settings)
+    result = again.run()
+    assert again.comparison is not None
+    assert again.comparison.differences == []
+    assert again.comparison.compared == len(live)
+    assert by_key(result.variants[0].decisions) == recorded(live)
+    assert "profiled records that the card kernel does not give again" not in result.counts
+    told = set(result.labels["transaction_id"])
+    assert told
+    assert set(result.labels["label"]) == {"fraud", "legitimate", "disputed"}
+
+    # A part of it, warmed up by all that came before; whose clock the topics keep is theirs to say.
+    unaware = lived.settings.model_copy(update={"timestamps": "broker"})
+    part = Backtest(order="recorded", compare_live=True, start=after(3), settings=unaware)
+    part.run()
+    assert part.comparison is not None
+    assert part.comparison.differences == []
+    assert part.comparison.compared == sum(one.event_time >= after(3) for one in live)
+
+    # With less than that, what differs is what the windows have not seen.
+    cut = Backtest(order="recorded", compare_live=True, start=after(3), warm_up_s=86_400.0, settings=lived.settings)
+    cut.run()
+    assert cut.comparison is not None
+    assert cut.comparison.compared == part.comparison.compared
+    assert set(cut.comparison.causes) == {WINDOWS}
+
+    # Another policy on the recorded order: the same scores, where versions are the same.
+    strict = Backtest(order="recorded", models=["active"], thresholds=[0.99, 0.01], settings=lived.settings).run()
+    alerts = [int((one.decisions["action"] == "alert").sum()) for one in strict.variants]
+    assert alerts[0] < alerts[1]
+
+    what_if = Backtest(compare_live=True, settings=lived.settings)
+    first = what_if.run()
+    second = Backtest(settings=lived.settings).run()
+    assert what_if.comparison is not None
+    pd.testing.assert_frame_equal(first.variants[0].decisions, second.variants[0].decisions, check_exact=True)
+    assert first.variants[0].decisions["event_time"].is_monotonic_increasing
+    assert sorted(by_key(first.variants[0].decisions)) == sorted(recorded(live))
+    causes = what_if.comparison.causes
+    assert what_if.comparison.compared == len(live)
+    assert causes[ARRIVAL] > 0
+    assert UNEXPLAINED not in causes
+    assert causes.keys() <= {ARRIVAL, BETWEEN, RIVER, POLICY, LIGHTGBM}
+    assert (first.counts["repeated transactions"], first.counts["refused transactions: amount_negative"]) == (5, 1)
+    assert offsets(lived) == before
+
+    frame = what_if.comparison.frame()
+    assert Counter(frame["cause"]) == causes
+    late = set(frame[frame["cause"] == ARRIVAL]["transaction_id"])
+    assert late <= {one.transaction_id for one in live}
+
+
+def test_what_cannot_be_read_says_what_to_do(cluster: Cluster) -> None:
+    cluster.publish()
+    with pytest.raises(RangeError, match="holds no record"):
+        Backtest(settings=cluster.settings).run()
+    bought = buy_out_of_order(cluster, range(60), seed=1)
+    assert bought
+    with pytest.raises(RangeError, match="no transaction to decide from"):
+        Backtest(settings=cluster.settings, start=after(300)).run()
+    unknown = cluster.settings.model_copy(update={"topic_prefix": "nobody-"})
+    with pytest.raises(TopicError, match="there is no topic nobody-"):
+        Backtest(settings=unknown).run()
+
+    client = admin_client(cluster.bootstrap)
+    name = cluster.settings.topic(TRANSACTIONS.name)
+    gone = [TopicPartition(name, number, -1) for number in range(cluster.settings.card_partitions)]
+    for future in client.delete_records(gone).values():
+        future.result()
+    cluster.buy(900, after(100), card_id="c1")
+    cluster.flush()
+    with pytest.raises(RangeError, match="before the first record that topic"):
+        Backtest(settings=cluster.settings, end=after(50)).run()
+    result = Backtest(settings=cluster.settings, start=after(99)).run()
+    assert any("history begins at" in warning for warning in result.warnings)
+
+
+def test_the_command_reads_topics(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(60), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= len(bought))
+    assert worker.stop() == 0, worker.said
+    written = tmp_path / "differences.csv"
+    options = ["backtest", "--order", "recorded", "--compare", "live", "--differences", str(written)]
+    ran = CliRunner().invoke(main, options, env=settings_environment(cluster.settings))
+    assert ran.exit_code == 0, ran.output
+    assert f"{len(bought)} decisions compared with live: 0 differ" in ran.output
+    assert len(pd.read_csv(written)) == 0
+    # What came in the order of events differs by what other partitions did meanwhile, if at all.
+    by_time = Backtest(compare_live=True, settings=cluster.settings)
+    by_time.run()
+    assert by_time.comparison is not None
+    assert by_time.comparison.compared == len(bought)
+    assert by_time.comparison.causes.keys() <= {BETWEEN, RIVER}
+    refused = CliRunner().invoke(main, ["backtest", "--from", "2031-01-01"], env=settings_environment(cluster.settings))
+    assert refused.exit_code == 1
+    assert "choose another range with --from and --to" in refused.output
+
+
+def test_a_day_is_found_by_the_time_of_its_records(cluster: Cluster) -> None:
+    cluster.publish()
+    for number in range(200):
+        cluster.buy(number, after(number), card_id=f"c{number % 7}")
+    cluster.flush()
+    result = Backtest(settings=cluster.settings, start=after(150), end=after(151)).run()
+    assert list(result.variants[0].decisions["transaction_id"]) == ["t150"]
+    # 37 days before, and not more.
+    assert result.warm_up_from_us == round(after(113).timestamp() * 1e6)
+    assert result.warnings == []
+    assert timedelta(days=37).total_seconds() * 1e6 == result.from_us - result.warm_up_from_us

@@ -1,0 +1,208 @@
+"""Backtests as a notebook asks for them: ranges, warm-up, variants, files, exports, and what cannot be decided."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zlib import crc32
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pipeline import Backtest
+from pipeline.backtest import delayed_truth, frame_tables
+from pipeline.backtest.order import OutOfOrder
+from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
+from pipeline.backtest.sources import RangeError
+from pipeline.backtest.versions import ModelLibrary, with_threshold
+from pipeline.demo.world import World
+from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+from pipeline.sources import UnusableSource
+from tests.helpers.champion import active, policy
+from tests.unit.model_helpers import small_model
+
+START = datetime(2024, 3, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+DAYS = 20
+
+
+@pytest.fixture(scope="module")
+def history() -> pd.DataFrame:
+    days = World(cards=40, merchants=20, seed=3, history_days=DAYS, start=START.date())
+    return pd.concat(list(days.days(0, DAYS)), ignore_index=True)
+
+
+@pytest.fixture
+def file(history: pd.DataFrame, tmp_path: Path) -> Path:
+    path = tmp_path / "history.parquet"
+    history.drop(columns="amount_minor").to_parquet(path, index=False)
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A registry with one model in force, and its policy."""
+    settings = Settings(data_dir=tmp_path / "data", kafka_bootstrap_servers=None)
+    registry = Registry(settings.registry_path)
+    registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))
+    registry.activate(POLICY, registry.register(POLICY, policy().to_payload()))
+    return settings
+
+
+def decisions(result: BacktestResult, number: int = 0) -> pd.DataFrame:
+    return result.variants[number].decisions
+
+
+def test_a_range_is_decided_as_it_is_within_the_whole(file: Path, settings: Settings) -> None:
+    whole = Backtest(file, settings=settings, label_delay_s=2 * 86_400.0).run()
+    start, end = START + 12 * DAY, START + 15 * DAY
+    part = Backtest(file, start=start, end=end, settings=settings, label_delay_s=2 * 86_400.0).run()
+    times = decisions(whole)["event_time"]
+    of_range = decisions(whole)[(times >= start) & (times < end)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(decisions(part), of_range, check_exact=True)
+    assert list(decisions(part).columns) == list(DECISION_COLUMNS)
+    assert part.warm_up_from_us == whole.from_us
+    assert set(part.labels["transaction_id"]) == set(of_range["transaction_id"])
+    assert set(part.labels["source"]) == {"simulator"}
+    assert (part.label_mode, part.partial) == ("delay", False)
+
+
+def test_a_shorter_warm_up_is_what_is_asked_for_and_a_missing_one_is_told(file: Path, settings: Settings) -> None:
+    start = START + 12 * DAY
+    short = Backtest(file, start=start, settings=settings, warm_up_s=3 * 86_400.0).run()
+    assert short.warm_up_from_us >= (start - 3 * DAY).timestamp() * 1e6
+    assert short.warnings == []
+    full = Backtest(file, start=start, settings=settings).run()
+    (warning,) = full.warnings
+    assert "11.9 of 37 days" in warning
+    assert not decisions(full)["score"].equals(decisions(short)["score"])
+    (cold,) = Backtest(file, settings=settings).run().warnings
+    assert "--from" in cold
+
+
+def test_variants_decide_about_the_same_in_one_pass(file: Path, settings: Settings) -> None:
+    result = Backtest(file, models={"now": "active"}, thresholds=[0.2, 0.9], settings=settings).run()
+    assert [(one.name, one.threshold) for one in result.variants] == [("now at 0.2", 0.2), ("now at 0.9", 0.9)]
+    low, high = (decisions(result, number) for number in (0, 1))
+    assert low["score"].equals(high["score"])
+    assert (low["action"] == "alert").sum() > (high["action"] == "alert").sum()
+    alone = Backtest(file, thresholds=[0.9], settings=settings).run()
+    pd.testing.assert_frame_equal(decisions(alone), high, check_exact=True)
+    explained = result.variants[0]
+    assert explained.reasons is not None
+    assert 0 < explained.explained <= len(explained.reasons)
+
+
+def test_a_learning_model_decides_otherwise_than_a_frozen_one_beside_it(file: Path, settings: Settings) -> None:
+    asked = {"settings": settings, "label_delay_s": 3_600.0, "river": "untaught"}
+    frozen = Backtest(file, **asked).run()  # type: ignore[arg-type]
+    learning = Backtest(file, models=["active"], thresholds=[0.1, 0.6], learn=True, **asked).run()  # type: ignore[arg-type]
+    assert not decisions(learning, 1)["score"].equals(decisions(frozen)["score"])
+    # What each learned does not depend on who alerts: the scores of both are one.
+    assert decisions(learning, 0)["score"].equals(decisions(learning, 1)["score"])
+    assert "versions" in learning.variants[0].models["river"]
+
+
+def test_models_may_be_handed_over(file: Path, settings: Settings) -> None:
+    result = Backtest(file, models={"mine": active(threshold=0.4)}, settings=settings).run()
+    assert result.variants[0].models["policy"] == policy(0.4).version
+    assert result.parameters["source"] == "history.parquet"
+
+
+def export(history: pd.DataFrame, directory: Path, partitions: int, shuffled_by: timedelta) -> None:
+    """Write transactions and labels as exported topics, each partition a little out of order."""
+    told = pa.concat_tables(delayed_truth(frame_tables(history), 2 * 86_400.0)).to_pandas()
+    for name, frame, time in (("transactions", history, "event_time"), ("labels", told, "labelled_at")):
+        frame = frame.drop(columns=["amount_minor", "fraud", "fraud_type"], errors="ignore")  # noqa: PLW2901
+        number = frame["card_id"].map(lambda card: crc32(str(card).encode()) % partitions)
+        late = pd.to_timedelta(frame.index % 5 * shuffled_by.total_seconds(), unit="s")
+        frame = frame.assign(partition=number, timestamp=frame[time] + late)  # noqa: PLW2901
+        for partition, of in frame.groupby("partition"):
+            ordered = of.sort_values("timestamp", kind="stable").assign(offset=range(len(of)))
+            path = directory / name / f"partition={partition}" / "0.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ordered.to_parquet(path, index=False)
+
+
+def test_exported_topics_that_are_out_of_order_give_what_the_file_gives(
+    history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path
+) -> None:
+    directory = tmp_path / "export"
+    export(history, directory, 3, timedelta(0))
+    asked = {"start": START + 10 * DAY, "settings": settings}
+    of_file = Backtest(file, label_delay_s=2 * 86_400.0, **asked).run()  # type: ignore[arg-type]
+    of_export = Backtest(directory, **asked).run()  # type: ignore[arg-type]
+    order = ["event_time", "transaction_id"]
+    one, other = (decisions(result).sort_values(order, ignore_index=True) for result in (of_file, of_export))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    assert of_export.label_mode == "recorded"
+
+    shuffled = tmp_path / "shuffled"
+    export(history, shuffled, 3, timedelta(hours=1))
+    found = Backtest(shuffled, **asked).run()  # type: ignore[arg-type]
+    assert decisions(found)["event_time"].is_monotonic_increasing
+    assert sorted(decisions(found)["transaction_id"]) == sorted(one["transaction_id"])
+    late = Backtest(shuffled, lateness_s=3_600.0, **asked).run()  # type: ignore[arg-type]
+    assert late.counts["refused transactions: late_beyond_margin"] > 0
+    assert len(decisions(late)) < len(one)
+
+
+def test_a_backtest_that_is_stopped_has_what_it_decided(file: Path, settings: Settings) -> None:
+    steps = []
+    result = Backtest(file, end=START + 30 * DAY, settings=settings).run(steps.append, lambda: True)
+    assert result.partial
+    assert len(steps) == 1
+    assert steps[0].transactions == len(decisions(result))
+    assert 0.0 < (steps[0].share or 0.0) <= 1.0
+
+
+def test_what_cannot_be_decided_is_told(file: Path, settings: Settings, tmp_path: Path) -> None:
+    late = START + 100 * DAY
+    with pytest.raises(RangeError, match=r"history\.parquet has no transaction to decide from 2024-06-09"):
+        Backtest(file, start=late, settings=settings).run()
+    with pytest.raises(RangeError, match="the range is empty"):
+        Backtest(file, start=late, end=late.replace(tzinfo=None), settings=settings)
+    with pytest.raises(UnusableSource, match="no file or directory"):
+        Backtest(tmp_path / "nothing.parquet", settings=settings)
+    with pytest.raises(UnusableSource, match="no Parquet file below transactions/"):
+        Backtest(tmp_path, settings=settings).run()
+    with pytest.raises(ValueError, match="leave the file out"):
+        Backtest(file, order="recorded", settings=settings)
+    with pytest.raises(ValueError, match="leave the file out"):
+        Backtest(file, compare_live=True, settings=settings)
+    with pytest.raises(ValueError, match="name a file"):
+        Backtest(settings=settings)
+    with pytest.raises(RegistryError, match="has no lightgbm version 0123456789ab"):
+        Backtest(file, models=["0123456789ab"], settings=settings).run()
+    with pytest.raises(RegistryError, match="fraud-pipeline train"):
+        Backtest(file, settings=settings.model_copy(update={"data_dir": tmp_path / "empty"})).run()
+    with pytest.raises(ModelError, match="--river latest"):
+        Backtest(file, river="0123456789ab@7", settings=settings).run()
+
+
+def test_a_file_that_is_out_of_order_is_refused(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "backwards.csv"
+    history.drop(columns="amount_minor").iloc[::-1].to_csv(path, index=False)
+    with pytest.raises(OutOfOrder, match="sort the input"):
+        Backtest(path, settings=settings).run()
+
+
+def test_the_policy_is_the_one_that_was_made_for_the_model(settings: Settings) -> None:
+    registry = Registry(settings.registry_path)
+    other = with_threshold(policy(), 0.3)
+    registry.register(POLICY, other.to_payload())
+    registry.register(POLICY, policy(lightgbm_version="0123456789ab").to_payload())
+    library = ModelLibrary(settings)
+    # The one in force comes first, if it fits.
+    assert library.policy_for(small_model().version).version == policy().version
+    assert library.policy_for("0123456789ab").lightgbm_version == "0123456789ab"
+    registry.activate(POLICY, registry.register(POLICY, policy(lightgbm_version="ba9876543210").to_payload()))
+    assert ModelLibrary(settings).policy_for(small_model().version).version == other.version
+
+
+def test_a_threshold_of_another_model_is_warned_about(file: Path, settings: Settings) -> None:
+    registry = Registry(settings.registry_path)
+    version = registry.register(POLICY, policy(lightgbm_version="0123456789ab").to_payload())
+    result = Backtest(file, policy=version, settings=settings).run()
+    assert any("was chosen for LightGBM 0123456789ab" in warning for warning in result.warnings)

@@ -1,0 +1,131 @@
+"""The command: what it writes and says, how it ends early, and that its page tells all of its options."""
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.backtest import live
+from pipeline.backtest.live import Comparison
+from pipeline.backtest.tables import file_tables
+from pipeline.cli import main
+from pipeline.commands import backtest
+from pipeline.commands.backtest import command
+from pipeline.demo.world import World
+from pipeline.registry import LIGHTGBM, POLICY, Registry
+from tests.helpers.champion import policy
+from tests.unit.model_helpers import small_model
+
+ROOT = Path(__file__).resolve().parents[2]
+START = datetime(2024, 3, 1, tzinfo=UTC)
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs the command on a file of two weeks, with a registry of its own."""
+    days = World(cards=40, merchants=20, seed=3, history_days=14, start=START.date())
+    history = pd.concat(list(days.days(0, 14)), ignore_index=True)
+    history.drop(columns="amount_minor").to_parquet(tmp_path / "history.parquet", index=False)
+    registry = Registry(tmp_path / "data" / "registry")
+    registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))
+    registry.activate(POLICY, registry.register(POLICY, policy(0.3).to_payload()))
+    environment = {"FRAUD_PIPELINE_DATA_DIR": str(tmp_path / "data"), "KAFKA_BOOTSTRAP_SERVERS": None}
+
+    def begin(*arguments: str, file: bool = True) -> Result:
+        of = [str(tmp_path / "history.parquet")] if file else []
+        return CliRunner().invoke(main, ["backtest", *of, *arguments], env=environment)
+
+    return begin
+
+
+def test_a_file_is_decided_and_reported(run: Run, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    page, content, decisions = tmp_path / "page.html", tmp_path / "content.json", tmp_path / "decisions"
+    result = run(
+        "--from", "2024-03-08", "--model", "now=active", "--threshold", "0.2", "--threshold", "0.6",
+        "--report", str(page), "--json", str(content), "--decisions", str(decisions),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "now at 0.2" in result.stdout
+    assert "it warms the windows up for" in result.stdout.replace("\n", " ")
+    assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
+    assert json.loads(content.read_text(encoding="utf-8"))["partial"] is False
+    named = json.loads((decisions / "variants.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in named] == ["now at 0.2", "now at 0.6"]
+    low, high = (pd.read_parquet(decisions / f"{number}.parquet") for number in (0, 1))
+    assert low["event_time"].min() >= pd.Timestamp("2024-03-08", tz="UTC")
+    assert (low["action"] == "alert").sum() > (high["action"] == "alert").sum()
+
+
+def test_an_interrupt_leaves_a_partial_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.backtest.sources.file_tables", in_small_tables)
+    monkeypatch.setattr(backtest._Bar, "show", lambda self, step: signal.raise_signal(signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    content = tmp_path / "content.json"
+    result = run("--json", str(content))
+    assert result.exit_code == 0, result.output
+    assert json.loads(content.read_text(encoding="utf-8"))["partial"] is True
+    assert 0 < json.loads(content.read_text(encoding="utf-8"))["transactions"] <= 50
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def in_small_tables(*arguments: object) -> object:
+    return file_tables(*arguments, chunk_rows=50)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--from", "2031-01-01"], 1, "choose another range with --from and --to"),
+        (["--from", "2024-03-08", "--to", "2024-03-08"], 1, "the range is empty"),
+        (["--model", "0123456789ab"], 1, "has no lightgbm version 0123456789ab"),
+        (["--compare", "live"], 1, "leave the file out"),
+        (["--differences", "d.csv"], 2, "add --compare live"),
+        (["--model", "a=active", "--model", "a=active"], 2, "named twice"),
+        (["--map", "card_id=NOBODY"], 1, "has no column NOBODY"),
+        (["--threshold", "2"], 2, "0<=x<=1"),
+    ],
+)
+def test_what_cannot_be_done_is_told(run: Run, arguments: list[str], code: int, text: str) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, text in result.output.replace("\n", " ")) == (code, True), result.output
+
+
+def test_without_a_history_and_a_cluster_there_is_nothing_to_read(run: Run) -> None:
+    result = run(file=False)
+    assert result.exit_code == 1
+    assert "name a file, a directory of exported topics, or a cluster" in result.output
+
+
+def test_a_cluster_that_does_not_answer_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.kafka.admin.CONNECT_TIMEOUT_S", 0.2)
+    result = run("--bootstrap", "127.0.0.1:1", file=False)
+    assert result.exit_code == 1
+    assert "no Kafka broker answers at 127.0.0.1:1" in result.output
+
+
+def test_the_page_tells_every_option() -> None:
+    page = (ROOT / "docs/backtest.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
+    told = {option for cell in cells for option in re.findall(r"`(--[a-z-]+)`", cell)}
+    offered = {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
+    assert told == offered
+
+
+def test_causes_of_differences_are_in_the_page() -> None:
+    page = (ROOT / "docs/backtest.md").read_text(encoding="utf-8")
+    causes = [
+        live.RULES, live.WINDOWS, live.ARRIVAL, live.BETWEEN, live.LIGHTGBM, live.RIVER, live.POLICY, live.ONLY_LIVE,
+        live.ONLY_HERE, live.UNEXPLAINED,
+    ]  # fmt: skip
+    assert [cause for cause in causes if f"`{cause}`" not in page] == []
+    assert Comparison().frame().empty

@@ -1,0 +1,77 @@
+"""Records become the columns that their rows would give, and what is refused says why."""
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.columns import Reject
+from pipeline.backtest.records import Numbering, labels_of, transactions_of
+from schemas.messages import Label
+from schemas.records import Record
+from tests.contract.records import RATES
+from tests.helpers.histories import Happening, busy_history, labels, transactions
+
+RULES = Acceptance(RATES, 300_000_000)
+NUMBERING = Numbering(8)
+
+
+def records(history: list[Happening], kind: str) -> list[Record]:
+    fields = [(one.fields, one.at_us) for one in history if one.kind == kind]
+    return [
+        Record(
+            kind, 3, offset, at_us // 1_000, None, msgspec.json.encode({k: v for k, v in f.items() if v is not None})
+        )
+        for offset, (f, at_us) in enumerate(fields)
+    ]
+
+
+def same(one: object, other: object, *, but: tuple[str, ...]) -> None:
+    for name in one.__dataclass_fields__:  # type: ignore[attr-defined]
+        left, right = getattr(one, name), getattr(other, name)
+        if name in but:
+            continue
+        if isinstance(left, pa.Array):
+            assert left.equals(right), name
+        else:
+            np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+def test_a_record_gives_what_its_row_gives() -> None:
+    history = busy_history(4)
+    rejects: list[Reject] = []
+    part = transactions_of(records(history, "transaction"), RULES, NUMBERING, rejects)
+    rows, refused = accept_transactions(transactions(history), RULES)
+    same(part.rows, rows, but=("row",))
+    assert part.rows.row.tolist() == [NUMBERING.row(3, row) for row in rows.row.tolist()]
+    assert [(reject.code, NUMBERING.place(reject.row)) for reject in rejects] == [
+        (reject.code, (3, reject.row)) for reject in refused
+    ]
+    assert rejects
+    assert len(part.arrived_us) == len(part.rows)
+
+
+def test_labels_are_told_with_when_they_became_known() -> None:
+    history = busy_history(5)
+    rejects: list[Reject] = []
+    told: list[tuple[Label, int]] = []
+    part = labels_of(
+        records(history, "label"), RULES, NUMBERING, rejects, lambda items, at: told.extend(zip(items, at, strict=True))
+    )
+    rows, refused = accept_labels(labels(history), RULES)
+    same(part.rows, rows, but=("row",))
+    assert len(rejects) == len(refused) > 0
+    assert [at for _, at in told] == rows.known_at_us.tolist()
+    assert [item.transaction_id for item, _ in told] == rows.transaction_id.to_pylist()
+
+
+def test_what_is_no_message_is_refused_by_its_code() -> None:
+    rejects: list[Reject] = []
+    values = (None, b"garbage", b'{"transaction_id":"t"}')
+    part = transactions_of(
+        [Record("t", 1, n, 0, None, value) for n, value in enumerate(values)], RULES, NUMBERING, rejects
+    )
+    assert len(part.rows) == 0
+    assert [(reject.code, NUMBERING.place(reject.row)) for reject in rejects] == [
+        ("null_value", (1, 0)), ("not_json", (1, 1)), ("missing_field", (1, 2)),
+    ]  # fmt: skip
