@@ -272,13 +272,8 @@ def test_an_offset_behind_the_log_is_refused(bootstrap: str, settings: Settings)
     assert "whose log ends at 1" in refusal(bootstrap, changed(settings, accept_lost_records=True), FEEDBACK)
 
 
-@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
-@pytest.mark.parametrize("written_since", [0, 1])
 @pytest.mark.parametrize("role", [CARD, SCORE, FEEDBACK])
-def test_an_input_made_anew_is_refused_even_while_it_is_empty(
-    bootstrap: str, settings: Settings, role: Role, delivery: str, written_since: int
-) -> None:
-    settings = changed(settings, delivery=delivery)
+def test_an_input_made_anew_is_refused_even_while_it_is_empty(bootstrap: str, settings: Settings, role: Role) -> None:
     source = {"card": TRANSACTIONS, "score": PROFILED, "feedback": DECISIONS}[role.name]
     for number in (0, 1):
         for _ in range(3):
@@ -293,15 +288,18 @@ def test_an_input_made_anew_is_refused_even_while_it_is_empty(
         commit(bootstrap, settings, "card", {(LABELS, 0): 1})
     assert check_start(bootstrap, settings, [role]) == []
     made_anew(bootstrap, settings, source)
-    for _ in range(written_since):
-        write(bootstrap, settings, source, partition=0)
-    told = refusal(bootstrap, settings, role)
-    assert f"no offsets for topic {settings.topic(source.name)}, which ends before" in told
-    assert "partition 0 up to offset 3, partition 1 up to offset 3" in told
-    assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true" in told
-    assert len(told.splitlines()) == 1
-    (warning,) = check_start(bootstrap, changed(settings, accept_lost_records=True), [role])
-    assert warning in told
+    for written_since in (0, 1):
+        for _ in range(written_since):
+            write(bootstrap, settings, source, partition=0)
+        for delivery in ("exactly_once", "at_least_once"):
+            delivering = changed(settings, delivery=delivery)
+            told = refusal(bootstrap, delivering, role)
+            assert f"no offsets for topic {settings.topic(source.name)}, which ends before" in told
+            assert "partition 0 up to offset 3, partition 1 up to offset 3" in told
+            assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true" in told
+            assert len(told.splitlines()) == 1
+            (warning,) = check_start(bootstrap, changed(delivering, accept_lost_records=True), [role])
+            assert warning in told
 
 
 def test_a_trace_among_the_oldest_results_is_found(
