@@ -101,7 +101,18 @@ imports: $(INSTALLED) ## Check which package may import which
 
 pytest: $(INSTALLED) ## Run the tests only (ARGS="-k name" for some of them)
 	@echo "==> Tests"
+ifneq ($(ARGS),)
 	@"$(PYTHON_OF_VENV)" -m pytest $(ARGS)
+else
+	@mkdir -p build
+	@echo "    Those without a broker run beside those with one; what they say follows at the end."
+	@nice -n 10 "$(PYTHON_OF_VENV)" -m pytest -m "not broker" -p no:cacheprovider >build/tests-without-broker.log 2>&1 & other=$$!; \
+	trap 'kill $$other 2>/dev/null' INT TERM; \
+	"$(PYTHON_OF_VENV)" -m pytest -m broker; code=$$?; \
+	wait $$other || code=$$?; \
+	echo "==> Tests without a broker"; cat build/tests-without-broker.log; \
+	exit $$code
+endif
 
 evaluate: $(INSTALLED) ## Hold the whole pipeline to a file of real size (DATA=file with the Handbook's columns)
 	@if [ -z "$(DATA)" ]; then \
