@@ -126,6 +126,8 @@ class Session:
         if self._fatal:
             self._rejoin(self._fatal[0])
             return None
+        if not messages:
+            return None
         # Read before the records are looked at: a rebalance in between would have been served by the calls above.
         metadata = self._consumer.consumer_group_metadata()
         positions = self._positions
