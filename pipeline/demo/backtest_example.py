@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.demo.processes import start_guarded
 from pipeline.demo.space import run_broker, run_directory, run_settings
 from pipeline.demo.state import RunState
 from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
-from pipeline.demo.text import count_text
+from pipeline.demo.text import PLAIN_WIDTH, count_text
 from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
 from pipeline.demo.world import World
 from pipeline.registry import LIGHTGBM, POLICY, Registry
@@ -28,6 +29,7 @@ OLDER: Final = "older"
 NEWER: Final = "newer"
 LOOK_S: Final = 0.1
 """Time between two looks at whether the backtest has ended."""
+_CONTINUED: Final = " \\"
 
 
 class BacktestFailed(RuntimeError):
@@ -163,16 +165,19 @@ class _Example:
         """Run the command as a user would, whose progress and summary go where this process's output goes."""
         options = self._options
         end = options.world.first_streamed()
-        models = [word for name, version in versions.items() for word in ("--model", f"{name}={version}")]
-        arguments = [
-            "backtest", "--from", f"{options.range_from:%Y-%m-%d}", "--to", f"{end:%Y-%m-%d}",
-            *models, "--top", str(max(1, round(alerts_per_day(options.world)))),
-            "--report", str(options.page), "--json", str(options.content),
-        ]  # fmt: skip
+        asked = [
+            ("--from", f"{options.range_from:%Y-%m-%d}"),
+            ("--to", f"{end:%Y-%m-%d}"),
+            *(("--model", f"{name}={version}") for name, version in versions.items()),
+            ("--top", str(max(1, round(alerts_per_day(options.world))))),
+            ("--report", str(options.page)),
+            ("--json", str(options.content)),
+        ]
         self._view.stage("what would each have decided? This command reads the topics and answers:")
-        self._view.say(f"  fraud-pipeline {shlex.join(arguments)}")
+        for line in command_lines(asked):
+            self._view.say(line)
         self._signals.mode = Mode.NOTE
-        process = start_guarded(settings, arguments)
+        process = start_guarded(settings, ["backtest", *(word for pair in asked for word in pair)])
         try:
             while process.poll() is None and not self._signals.event.wait(LOOK_S):
                 pass
@@ -188,3 +193,19 @@ class _Example:
         self._signals.check()
         if code:
             raise BacktestFailed(f"fraud-pipeline backtest ended with exit code {code}; see above")
+
+
+def command_lines(asked: Sequence[tuple[str, str]]) -> list[str]:
+    """The backtest with ``asked``, options and their values, as a shell takes it, on lines that fit a terminal.
+
+    >>> command_lines([("--from", "2018-06-09"), ("--report", "a b.html")])
+    ["  fraud-pipeline backtest --from 2018-06-09 --report 'a b.html'"]
+    """
+    lines = ["  fraud-pipeline backtest"]
+    for option, value in asked:
+        part = f" {option} {shlex.quote(value)}"
+        if len(lines[-1]) + len(part) + len(_CONTINUED) > PLAIN_WIDTH:
+            lines[-1] += _CONTINUED
+            lines.append("     ")
+        lines[-1] += part
+    return lines
