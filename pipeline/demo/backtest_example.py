@@ -1,4 +1,4 @@
-"""A backtest to learn from: simulated history on topics, two models, and the command that compares them."""
+"""A backtest to learn from: simulated history on topics, two models, and a report that compares them."""
 
 import shlex
 import sys
@@ -11,9 +11,11 @@ from typing import Final, TextIO
 
 import pandas as pd
 
+from pipeline.backtest.api import Backtest, Step
+from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.sources import RangeError, moment
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, train_on
 from pipeline.demo.controller import FAILURES, logging_to
-from pipeline.demo.processes import start_guarded
 from pipeline.demo.space import run_broker, run_directory, run_settings
 from pipeline.demo.state import RunState
 from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
@@ -27,13 +29,7 @@ from pipeline.training.fit import Trained
 
 OLDER: Final = "older"
 NEWER: Final = "newer"
-LOOK_S: Final = 0.1
-"""Time between two looks at whether the backtest has ended."""
 _CONTINUED: Final = " \\"
-
-
-class BacktestFailed(RuntimeError):
-    """The command ended with an error, which it has explained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +64,18 @@ class ExampleOptions:
 def run_example(
     settings: Settings, options: ExampleOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr
 ) -> int:
-    """Write the history, train, and run ``fraud-pipeline backtest`` on the topics; returns the exit code.
+    """Write the history, train, and backtest the topics; returns the exit code.
 
-    What the command says goes to this process's own output. 128 + the signal after a signal, 1 after an error,
-    explained on ``errors``.
+    128 + the signal after a signal, 1 after an error, explained on ``errors``.
     """
     view = PlainView(RunState(started_s=time.monotonic()), stream)
     with stop_signals() as signals, logging_to(settings.data_dir / "logs" / "backtest.log"):
         try:
             options.output.mkdir(parents=True, exist_ok=True)
-            _Example(settings, options, view, signals).run()
+            _Example(settings, options, view, stream, signals).run()
         except Stopped as stopped:
             return stopped.exit_code
-        except (*FAILURES, BacktestFailed, OSError) as error:
+        except (*FAILURES, OSError) as error:
             errors.write(f"\nError: {error}\n")
             return 1
     return 0
@@ -89,11 +84,15 @@ def run_example(
 class _Example:
     """One run. What is started is a context that is left on every way out, the newest first."""
 
-    def __init__(self, settings: Settings, options: ExampleOptions, view: PlainView, signals: StopSignals) -> None:
-        self._given, self._options, self._view, self._signals = settings, options, view, signals
+    def __init__(
+        self, settings: Settings, options: ExampleOptions, view: PlainView, stream: TextIO, signals: StopSignals
+    ) -> None:
+        self._given, self._options, self._view, self._stream = settings, options, view, stream
+        self._signals = signals
+        self._told_s = 0.0
 
     def run(self) -> None:
-        """Run to the end; raises `Stopped`, `BacktestFailed` or one of `FAILURES`."""
+        """Run to the end; raises `Stopped` or one of `FAILURES`."""
         options, view = self._options, self._view
         with run_directory(self._given) as directory:
             settings = run_settings(self._given, directory, datetime.now(UTC))
@@ -162,37 +161,45 @@ class _Example:
         return versions
 
     def _backtest(self, settings: Settings, versions: dict[str, str]) -> None:
-        """Run the command as a user would, whose progress and summary go where this process's output goes."""
-        options = self._options
-        end = options.world.first_streamed()
-        asked = [
-            ("--from", f"{options.range_from:%Y-%m-%d}"),
-            ("--to", f"{end:%Y-%m-%d}"),
-            *(("--model", f"{name}={version}") for name, version in versions.items()),
-            ("--top", str(max(1, round(alerts_per_day(options.world))))),
-            ("--report", str(options.page)),
-            ("--json", str(options.content)),
-        ]
-        self._view.stage("what would each have decided? This command reads the topics and answers:")
-        for line in command_lines(asked):
-            self._view.say(line)
+        """Decide the range by both models, and write the report; a partial one when it is to stop."""
+        options, view = self._options, self._view
+        start, end, top = (
+            options.range_from,
+            options.world.first_streamed(),
+            max(1, round(alerts_per_day(options.world))),
+        )
+        view.stage("what would each have decided? The topics are read again, as this command does it:")
+        for line in command_lines(
+            [
+                ("--from", f"{start:%Y-%m-%d}"),
+                ("--to", f"{end:%Y-%m-%d}"),
+                *(("--model", f"{name}={version}") for name, version in versions.items()),
+                ("--top", str(top)),
+                ("--report", str(options.page)),
+                ("--json", str(options.content)),
+            ]
+        ):
+            view.say(line)
         self._signals.mode = Mode.NOTE
-        process = start_guarded(settings, ["backtest", *(word for pair in asked for word in pair)])
         try:
-            while process.poll() is None and not self._signals.event.wait(LOOK_S):
-                pass
-            if self._signals.event.is_set():
-                # It ends with a report that says that it is partial.
-                process.send_signal(self._signals.received or 0)
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+            result = Backtest(settings=settings, start=start, end=end, models=versions).run(
+                self._tell_decided, self._signals.event.is_set
+            )
+        except RangeError:
+            # Nothing of the range was reached before it was to stop.
+            self._signals.check()
+            raise
+        report = build_report(result, ReportOptions(top=top))
+        options.page.write_text(report.html, encoding="utf-8")
+        options.content.write_text(report.json, encoding="utf-8")
+        self._stream.write(f"\n{report.text}\n")
         self._signals.check()
-        if code:
-            raise BacktestFailed(f"fraud-pipeline backtest ended with exit code {code}; see above")
+
+    def _tell_decided(self, step: Step) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._told_s + PLAIN_INTERVAL_S:
+            self._told_s = now_s
+            self._view.stage(f"{moment(step.event_time_us)}: {count_text(step.transactions)} transactions")
 
 
 def command_lines(asked: Sequence[tuple[str, str]]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from pipeline.settings import Settings
 
@@ -57,35 +57,21 @@ def start_worker(
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     log = log_dir / f"{settings.instance}.log"
-    with log.open("wb") as sink:
-        process = start_guarded(settings, arguments, environment, output=sink)
-    return WorkerProcess(settings.instance, process, log)
-
-
-def start_guarded(
-    settings: Settings,
-    arguments: Sequence[str],
-    environment: Mapping[str, str] | None = None,
-    output: IO[bytes] | None = None,
-) -> subprocess.Popen[bytes]:
-    """Start ``fraud-pipeline ARGUMENTS`` under ``settings``; what it says goes to ``output``, or where this one's goes.
-
-    It has a process group of its own, and ends by itself when this process is gone. Its standard input must stay open
-    until then.
-    """
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("FRAUD_PIPELINE_") and name != "KAFKA_BOOTSTRAP_SERVERS"
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.demo.guarded", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=None if output is None else subprocess.STDOUT,
-        env={**inherited, **settings_environment(settings), **(environment or {})},
-        process_group=0,
-    )
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.demo.guarded", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**inherited, **settings_environment(settings), **(environment or {})},
+            process_group=0,
+        )
+    return WorkerProcess(settings.instance, process, log)
 
 
 @contextmanager

@@ -17,7 +17,11 @@ def test_the_command_can_be_pasted_and_fits_a_terminal() -> None:
     lines = command_lines(asked)
     assert len(lines) > 3
     assert max(map(len, lines)) <= PLAIN_WIDTH
-    assert shlex.split("\n".join(lines)) == ["fraud-pipeline", "backtest", *(word for pair in asked for word in pair)]
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == [
+        "fraud-pipeline",
+        "backtest",
+        *(word for pair in asked for word in pair),
+    ]
 
 
 def test_the_range_is_the_end_of_the_history() -> None:
