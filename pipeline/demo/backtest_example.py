@@ -116,6 +116,8 @@ class _Example:
                 f"Topics and models stay in {directory} until the next run; docs/backtest.md tells how to ask them "
                 "more."
             )
+        else:
+            view.say(f"The topics begin with {settings.topic_prefix}, and stay.")
 
     def _write(self, history: pd.DataFrame, settings: Settings, servers: str) -> None:
         """Fill the topics, each label behind the transactions that came before it was known."""
@@ -163,11 +165,8 @@ class _Example:
     def _backtest(self, settings: Settings, versions: dict[str, str]) -> None:
         """Decide the range by both models, and write the report; a partial one when it is to stop."""
         options, view = self._options, self._view
-        start, end, top = (
-            options.range_from,
-            options.world.first_streamed(),
-            max(1, round(alerts_per_day(options.world))),
-        )
+        start, end = options.range_from, options.world.first_streamed()
+        top = max(1, round(alerts_per_day(options.world)))
         view.stage("what would each have decided? The topics are read again, as this command does it:")
         for line in command_lines(
             [
@@ -193,13 +192,15 @@ class _Example:
         options.page.write_text(report.html, encoding="utf-8")
         options.content.write_text(report.json, encoding="utf-8")
         self._stream.write(f"\n{report.text}\n")
+        if result.partial:
+            view.say(f"The report is partial. It is {options.page}; as data, {options.content}.")
         self._signals.check()
 
     def _tell_decided(self, step: Step) -> None:
         now_s = time.monotonic()
         if now_s >= self._told_s + PLAIN_INTERVAL_S:
             self._told_s = now_s
-            self._view.stage(f"{moment(step.event_time_us)}: {count_text(step.transactions)} transactions")
+            self._view.stage(f"{count_text(step.transactions)} transactions, up to {moment(step.event_time_us)}")
 
 
 def command_lines(asked: Sequence[tuple[str, str]]) -> list[str]:

@@ -115,7 +115,8 @@ def test_two_models_are_compared_on_topics_and_the_report_is_named(
     assert max(map(len, run.output.splitlines())) <= 80
     told = " ".join(run.output.split())
     assert "newer beside older" in told
-    assert told.endswith("The report is build/backtest.html: open it in a browser. As data, it is build/backtest.json.")
+    assert "The report is build/backtest.html: open it in a browser. As data, it is build/backtest.json." in told
+    assert told.endswith(f"The topics begin with {kafka_settings.topic_prefix}, and stay.")
 
     # The command that it tells says the same.
     words = shlex.split(re.search(r"fraud-pipeline (backtest (?:.*\\\n)*.*)\n", run.output)[1].replace("\\\n", ""))
@@ -148,4 +149,6 @@ def test_ctrl_c_during_the_backtest_leaves_no_report_that_looks_whole(
     assert run.process.wait(120) == 130, run.errors
     assert run.errors == ""
     content = tmp_path / "build" / "backtest.json"
-    assert not content.exists() or json.loads(content.read_text(encoding="utf-8"))["partial"]
+    if content.exists():
+        assert json.loads(content.read_text(encoding="utf-8"))["partial"]
+        assert "The report is partial. It is build/backtest.html" in run.output
