@@ -9,6 +9,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
     "backtest": ("pipeline.commands.backtest", "Decide history again, by any models."),
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
+    "export": ("pipeline.commands.export", "Write topics to Parquet files."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),
     "rates": ("pipeline.commands.rates", "Publish rate tables, and list those that are."),
     "replay": ("pipeline.commands.replay", "Feed a file of transactions through the topics."),

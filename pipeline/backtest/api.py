@@ -181,6 +181,8 @@ class Backtest:
     @property
     def partitions(self) -> int:
         """Partitions that the replay has: the topic's, or one."""
+        if isinstance(self.source, ExportSource):
+            return self.source.partitions
         return self.source.numbering.partitions if isinstance(self.source, TopicSource) else 1
 
     def _learning(self, models: ActiveModels, publish_every_s: float) -> Learning:
