@@ -48,8 +48,9 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _US_PER_HOUR: Final = 3_600_000_000
 _US_PER_DAY: Final = 24 * _US_PER_HOUR
 _WEEKDAY_OF_EPOCH: Final = 3
-_EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
-_LATEST_US: Final = (datetime(2100, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+LATEST_US: Final = (datetime(2100, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+"""Times that are accepted lie from `EARLIEST_US` on and before it."""
 
 T = TypeVar("T")
 
@@ -318,7 +319,7 @@ def _refuse_large_amount(rates: RateTable) -> Never:
 
 
 def _check_time(time_us: int, field: str) -> None:
-    if not _EARLIEST_US <= time_us < _LATEST_US:
+    if not EARLIEST_US <= time_us < LATEST_US:
         raise InvalidMessage(
             f"{field}_impossible", f"{field} is not between 1990 and 2100; send RFC 3339 with an offset."
         )

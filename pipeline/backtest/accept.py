@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.backtest import wire
 from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.resolved import KNOWN
+from pipeline.exports.rows import ERROR, VALUE
 from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.labels import known_value, source_rank
 from schemas.codec import COUNTING_TYPES, decode_label, decode_transaction, timestamp_us
@@ -55,7 +56,8 @@ class Acceptance(NamedTuple):
 def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tuple[Transactions, list[Reject]]:
     """The accepted rows of ``table`` (`TRANSACTION_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
 
-    ``first_row`` is the number of its first row. Raises ValueError where ``recorded`` rows have no sequence.
+    Rows that bear bytes of their own (`pipeline.exports.rows`) are judged by these. ``first_row`` is the number of its
+    first row. Raises ValueError where ``recorded`` rows have no sequence.
     """
     raw = {name: wire.column(table, name) for name in TRANSACTION_FIELDS}
     ids, plain = wire.identifiers(raw["transaction_id"])
@@ -81,6 +83,8 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
         "transaction_id": ids, "card_id": cards, "merchant_id": merchants, "currency": currency,
         "transaction_type": stated,
     }  # fmt: skip
+    own = _own_bytes(table)
+    plain &= ~own.given
     rejects = []
     for row in np.flatnonzero(~plain).tolist():
         rate = rules.rates.currencies.get(currency[row].as_py())
@@ -92,7 +96,7 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
         }
         try:
             item = decode_transaction(
-                _record(cells, TRANSACTION_FIELDS),
+                own.of(row, cells, TRANSACTION_FIELDS),
                 record_timestamp_us=int(stamp_us[row]),
                 future_tolerance_us=rules.future_tolerance_us,
                 rates=rules.rates,
@@ -114,7 +118,8 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
 def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tuple[Labels, list[Reject]]:
     """The accepted rows of ``table`` (`LABEL_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
 
-    ``first_row`` is the number of its first row. Raises ValueError where ``recorded`` rows have no sequence.
+    Rows that bear bytes of their own (`pipeline.exports.rows`) are judged by these. ``first_row`` is the number of its
+    first row. Raises ValueError where ``recorded`` rows have no sequence.
     """
     raw = {name: wire.column(table, name) for name in LABEL_FIELDS}
     ids, plain = wire.identifiers(raw["transaction_id"])
@@ -125,6 +130,8 @@ def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tup
     stamp_us = _stamps(table, rules)
     plain &= plain_cards & plain_words & plain_sources & plain_times
     plain &= labelled_us <= stamp_us + rules.future_tolerance_us
+    own = _own_bytes(table)
+    plain &= ~own.given
     rejects = []
     for row in np.flatnonzero(~plain).tolist():
         cells = {
@@ -133,7 +140,7 @@ def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tup
         }
         try:
             label = decode_label(
-                _record(cells, LABEL_FIELDS),
+                own.of(row, cells, LABEL_FIELDS),
                 record_timestamp_us=int(stamp_us[row]),
                 future_tolerance_us=rules.future_tolerance_us,
             )
@@ -150,6 +157,30 @@ def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tup
         known_at_us=known_at_us,
     )  # fmt: skip
     return (accepted.take(plain) if rejects else accepted), rejects
+
+
+class _OwnBytes(NamedTuple):
+    """Records of a table that are judged by their own bytes."""
+
+    given: NDArray[np.bool_]
+    """Shape (n,): which they are."""
+    values: pa.Array
+
+    def of(self, row: int, cells: Mapping[str, Any], fields: Sequence[str]) -> bytes | None:
+        """The bytes of a row: its own, or as a producer would write its cells."""
+        if not self.given[row]:
+            return _record(cells, fields)
+        value: bytes | None = self.values[row].as_py()
+        return value
+
+
+def _own_bytes(table: pa.Table) -> _OwnBytes:
+    n = table.num_rows
+    # Another table's column "value" may be anything.
+    if not {VALUE, ERROR} <= set(table.column_names):
+        return _OwnBytes(np.zeros(n, np.bool_), pa.nulls(n, pa.binary()))
+    values = wire.column(table, VALUE)
+    return _OwnBytes(~(wire.missing(values) & wire.missing(wire.column(table, ERROR))), values)
 
 
 def _stamps(table: pa.Table, rules: Acceptance) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -146,7 +146,28 @@ class Backtest:
         Raises `RangeError`, `pipeline.sources.UnusableSource`, `pipeline.kafka.clients.TopicError`,
         `pipeline.registry.RegistryError`, `pipeline.scoring.errors.ModelError`, `OutOfOrder`.
         """
-        return _Run(self, progress, stopped).result()
+        collected: dict[str, Collected] = {}
+
+        def keep(name: str, decisions: Decisions) -> None:
+            collected.setdefault(name, Collected()).add(decisions)
+
+        run = _Run(self, keep, progress, stopped)
+        run.go()
+        return run.made(collected)
+
+    def each(
+        self,
+        take: Callable[[str, Decisions], None],
+        progress: Callable[[Step], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> "Passed":
+        """As `run`, but keeps nothing: ``take`` is given the decisions of the range, chunk by chunk.
+
+        With the name of what decided: of a candidate, or `AS_RECORDED`.
+        """
+        run = _Run(self, take, progress, stopped)
+        run.go()
+        return run.passed()
 
     def candidates(self) -> dict[str, Candidate]:
         """The models that are asked for by their names; none where those are asked for that decisions name."""
@@ -181,6 +202,8 @@ class Backtest:
     @property
     def partitions(self) -> int:
         """Partitions that the replay has: the topic's, or one."""
+        if isinstance(self.source, ExportSource):
+            return self.source.partitions
         return self.source.numbering.partitions if isinstance(self.source, TopicSource) else 1
 
     def _learning(self, models: ActiveModels, publish_every_s: float) -> Learning:
@@ -229,11 +252,25 @@ class Backtest:
         return FileSource(path, mapping or resolve_mapping(path), label_file, label_delay_s)
 
 
+class Passed(NamedTuple):
+    """What is known of a pass besides its decisions; as in `BacktestResult`."""
+
+    counts: Mapping[str, int]
+    warnings: Sequence[str]
+    partial: bool
+
+
 class _Run:
     """One pass over the history."""
 
-    def __init__(self, asked: Backtest, progress: Callable[[Step], None] | None, stopped: Callable[[], bool]) -> None:
-        self._asked, self._progress, self._stopped = asked, progress, stopped
+    def __init__(
+        self,
+        asked: Backtest,
+        take: Callable[[str, Decisions], None],
+        progress: Callable[[Step], None] | None,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._asked, self._take, self._progress, self._stopped = asked, take, progress, stopped
         self._started_s = time.monotonic()
         self._worked_on = 0
         self._newest_us = EARLIEST_US
@@ -243,9 +280,8 @@ class _Run:
         self._book, self._seen = LabelBook(), Seen()
         self._partial = False
         self._warnings: list[str] = []
-        self._collected: dict[str, Collected] = {}
 
-    def result(self) -> BacktestResult:
+    def go(self) -> None:
         """Run it."""
         asked = self._asked
         # First, since it tells whether a cluster answers at all.
@@ -262,9 +298,14 @@ class _Run:
             self._run_recorded(candidates)
         else:
             self._run_by_time(candidates)
-        if not any(one.frames for one in self._collected.values()):
+        if self._last_decided_us <= EARLIEST_US:
             raise RangeError(self._nothing())
-        return self._made()
+        self._warn()
+
+    def passed(self) -> Passed:
+        """What is known of it."""
+        counts = {name: count for name, count in sorted(self._counts.items()) if count}
+        return Passed({**counts, **self._compared()}, self._warnings, self._partial)
 
     def _run_by_time(self, candidates: Mapping[str, Candidate]) -> None:
         asked = self._asked
@@ -275,7 +316,6 @@ class _Run:
         opened = asked.source.open(asked.span, rules, rejects, self._book)
         self._seen = opened.seen
         numbering = Numbering(self._partitions)
-        self._collected = {name: Collected() for name in candidates}
         passed = replay_accepted(
             list(candidates.values()), opened.transactions, opened.labels, rejects, options=options
         )
@@ -285,8 +325,8 @@ class _Run:
                 self._count(first)
                 times_us = first.transactions.event_time_us
                 inside = (times_us >= asked.span.from_us) & (times_us < asked.span.to_us)
-                for collected, decisions in zip(self._collected.values(), outcomes, strict=True):
-                    collected.add(decisions if inside.all() else decisions.take(inside))
+                for name, decisions in zip(candidates, outcomes, strict=True):
+                    self._take(name, decisions if inside.all() else decisions.take(inside))
                 if comparer is not None:
                     within = first.take(inside)
                     comparer.take(within, [numbering.place(row) for row in within.transactions.row.tolist()])
@@ -310,16 +350,15 @@ class _Run:
         comparer = Comparer(live, asked.order) if live is not None and asked.compare_live else None
         if comparer is not None and self._is_cut(source):
             comparer.began(asked.span.warm_up_from_us)
-        self._collected = {name: Collected() for name in candidates or (AS_RECORDED,)}
         models = next((one.models for one in candidates.values()), None)
         none = np.empty(0, np.int64)
         with closing(replayed.run(models, live)) as passed:
             for parts in passed:
                 for scored in parts:
-                    for name, collected in self._collected.items():
+                    for name in candidates or (AS_RECORDED,):
                         own = candidates[name].models if name in candidates else models
                         same = own is models
-                        collected.add(scored.decisions if same or own is None else scored.decisions.under(own))
+                        self._take(name, scored.decisions if same or own is None else scored.decisions.under(own))
                     if comparer is not None:
                         _compare(comparer, scored)
                 decided_us = np.concatenate([none, *(one.decisions.transactions.event_time_us for one in parts)])
@@ -400,7 +439,7 @@ class _Run:
         text += f" ({refused} were refused)" if refused else ""
         return f"{text}: choose another range with --from and --to"
 
-    def _made(self) -> BacktestResult:
+    def _warn(self) -> None:
         asked, span = self._asked, self._asked.span
         if span.from_us <= EARLIEST_US:
             self._warnings.append(
@@ -412,8 +451,13 @@ class _Run:
                 f"history begins at {moment(self._first_us)}: it warms the windows up for {days:.1f} of "
                 f"{asked.warm_up_us / US_PER_DAY:g} days, and decisions of the first days see less than live ones"
             )
+
+    def made(self, collected: Mapping[str, Collected]) -> BacktestResult:
+        """The result, of what was decided."""
+        asked, span = self._asked, self._asked.span
         from_us = span.from_us if span.from_us > EARLIEST_US else self._first_decided_us
-        variants = [collected.variant(name) for name, collected in self._collected.items()]
+        variants = [one.variant(name) for name, one in collected.items()]
+        counts, warnings, partial = self.passed()
         return BacktestResult(
             variants=variants,
             labels=self._book.of(variants[0].decisions["transaction_id"]),
@@ -429,9 +473,9 @@ class _Run:
                 "partitions": self._partitions,
                 "online_model": "learning" if asked.learn else "frozen",
             },
-            counts={**{name: count for name, count in sorted(self._counts.items()) if count}, **self._compared()},
-            warnings=self._warnings,
-            partial=self._partial,
+            counts=counts,
+            warnings=warnings,
+            partial=partial,
         )
 
     def _compared(self) -> dict[str, int]:

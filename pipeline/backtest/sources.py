@@ -20,6 +20,7 @@ from pipeline.backtest.merged import Part, by_time
 from pipeline.backtest.records import Numbering, labels_of, transactions_of
 from pipeline.backtest.run import accept_each
 from pipeline.backtest.tables import CHUNK_ROWS, delayed_truth, file_tables, label_tables
+from pipeline.exports.files import origin_of
 from pipeline.features.catalogue import LATENESS_US
 from pipeline.kafka.admin import reached
 from pipeline.kafka.clients import (
@@ -219,6 +220,12 @@ class ExportSource:
     def name(self) -> str:
         """The directory's name."""
         return self.directory.name
+
+    @property
+    def partitions(self) -> int:
+        """Those of the topic, as `fraud-pipeline export` notes them; 1 where nothing does."""
+        origins = (origin_of(pq.read_schema(path)) for path in self._files(TRANSACTIONS)[:1])
+        return next((origin.partitions for origin in origins if origin is not None), 1)
 
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
         """As `Source`."""

@@ -1,23 +1,19 @@
 """``fraud-pipeline backtest``: what models would have decided about history."""
 
 import json
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pipeline.backtest.api import Backtest, Step
+from pipeline.backtest.api import Backtest
 from pipeline.backtest.live import Comparison
-from pipeline.backtest.order import Order
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.sources import moment
-from pipeline.commands.replay import Duration, Moment, file_mapping
+from pipeline.commands.backtest_options import model_options, range_options, show_step
+from pipeline.commands.progress import Bar, interrupts
+from pipeline.commands.replay import Duration, file_mapping
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.registry import RegistryError
@@ -32,24 +28,7 @@ _SHOWN = 10
 
 @click.command("backtest")
 @click.argument("history", required=False, type=click.Path(path_type=Path))
-@click.option("--bootstrap", help="Cluster whose topics are read.  [default: KAFKA_BOOTSTRAP_SERVERS]")
-@click.option("--from", "start", type=Moment(), help="First event time.")
-@click.option("--to", "end", type=Moment(), help="Event time to end before.")
-@click.option(
-    "--warm-up",
-    type=Duration(),
-    help="History before the range that fills the windows.  [default: 37d; recorded: what a restore reads]",
-)
-@click.option(
-    "--lateness", type=Duration(), default="7d", show_default=True, help="From an event to its record, at most."
-)
-@click.option(
-    "--order",
-    type=click.Choice([order.value for order in Order]),
-    default=Order.EVENT_TIME.value,
-    show_default=True,
-    help="All partitions by event time, or the logs as they are.",
-)
+@range_options
 @click.option("--compare", type=click.Choice(["live"]), help="Report every difference from the recorded decisions.")
 @click.option(
     "--model",
@@ -58,7 +37,6 @@ _SHOWN = 10
     metavar="[NAME=]VERSION",
     help="LightGBM version, or active; may be repeated.  [default: active; recorded: those that decisions name]",
 )
-@click.option("--policy", help="Policy version.  [default: the one that was made for the model]")
 @click.option(
     "--threshold",
     "thresholds",
@@ -66,17 +44,7 @@ _SHOWN = 10
     multiple=True,
     help="In place of the policy's; may be repeated.",
 )
-@click.option(
-    "--river", help="Online model: latest, untaught, or a version.  [default: latest; with --learn: untaught]"
-)
-@click.option("--learn", is_flag=True, help="Let the online model learn from there on.")
-@click.option(
-    "--publish-every",
-    type=Duration(),
-    default="1h",
-    show_default=True,
-    help="Event time between two versions of an online model that learns.",
-)
+@model_options
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit.")
 @click.option("--map", "changes", multiple=True, metavar="FIELD=COLUMN", help="Column of a field; may be repeated.")
 @click.option("--currency", default="EUR", show_default=True, help="Currency of a file without such a column.")
@@ -160,8 +128,8 @@ def command(
             settings=Settings(),
             bootstrap=bootstrap,
         )
-        with _interrupts(stop), _Bar() as bar:
-            result = asked.run(bar.show, stop.is_set)
+        with interrupts(stop), Bar("opening the history") as bar:
+            result = asked.run(partial(show_step, bar), stop.is_set)
         made = build_report(result, ReportOptions(top=top, review_cost=review_cost))
     # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
     except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
@@ -191,50 +159,6 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"{model!r} is named twice: write NAME=VERSION", param_hint="--model")
         named[name or version] = version
     return named
-
-
-@contextmanager
-def _interrupts(stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C ends the replay, a second one the program."""
-
-    def ask(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-class _Bar:
-    """Progress on the standard error: rate, event time, and time left where an end was named."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task("opening the history", total=None)
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, step: Step) -> None:
-        """Tell how far it is."""
-        rate = step.transactions / step.elapsed_s if step.elapsed_s else 0.0
-        text = f"{moment(step.event_time_us)}  {step.transactions:,} transactions ({rate:,.0f}/s)"
-        total = None if step.share is None else 1.0
-        self._progress.update(self._task, description=text, total=total, completed=step.share or 0.0)
 
 
 def _tell(comparison: Comparison, path: Path | None) -> None:

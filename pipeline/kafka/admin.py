@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, ResourceType
 
 from pipeline.kafka.clients import (
@@ -263,6 +263,19 @@ def _satisfies(key: str, actual: Any, expected: str) -> bool:
     if key in _AT_LEAST:
         return int(actual) >= int(expected)
     return str(actual) == expected
+
+
+def empty_topic(bootstrap: str, topic: str, *, settings: Settings | None = None) -> None:
+    """Delete all records that ``topic`` (full name) holds now; offsets go on behind them. Raises ``TopicError``."""
+    client = admin_client(bootstrap, settings=settings)
+    ends = [TopicPartition(topic, number, OFFSET_END) for number in partition_numbers(client, topic)]
+    for at, future in client.delete_records(ends, request_timeout=REQUEST_TIMEOUT_S).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            raise TopicError(
+                f"the records of topic {topic} partition {at.partition} cannot be deleted: {error.args[0].str()}"
+            ) from error
 
 
 def end_offsets(

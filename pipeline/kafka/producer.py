@@ -1,14 +1,20 @@
-"""A plain producer of keyed records with their own timestamps; a record that is not written is an error."""
+"""Producers of keyed records for programs that are no agents; a record that is not written is an error."""
 
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.kafka.clients import producer_config
+from pipeline.kafka.transactions import FENCED
 from pipeline.settings import Settings
 
 _FULL_QUEUE_POLL_S: Final = 0.05
+_TRANSACTION_CALL_S: Final = 10.0
+_TRANSACTION_PATIENCE_S: Final = 60.0
 _REMEDIES: Final = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: "create it with `fraud-pipeline topics`",
     KafkaError._UNKNOWN_TOPIC: "create it with `fraud-pipeline topics`",
@@ -95,3 +101,59 @@ class RecordProducer:
             self._failure = f"a record for topic {message.topic()} was not written: {error.str()}" + (
                 f"; {remedy}" if remedy else ""
             )
+
+
+class TransactionalProducer:
+    """Writes lists of records, each list in one transaction. Who uses an id last is its only user."""
+
+    def __init__(self, bootstrap: str, settings: Settings, transactional_id: str) -> None:
+        """Fence earlier users of ``transactional_id`` (its full name), and abort what they left open.
+
+        Raises ``DeliveryFailed``.
+        """
+        self._producer = Producer(producer_config(bootstrap, transactional_id=transactional_id, settings=settings))
+        self._until_told("transactions", self._producer.init_transactions)
+
+    def write(
+        self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: list[tuple[str, bytes | None]]
+    ) -> None:
+        """Write (key, value) pairs to ``topic`` (its name on the cluster), all of them or none.
+
+        Raises ``DeliveryFailed``; whether they are there is then told by what a reader sees.
+        """
+        try:
+            self._producer.begin_transaction()
+            for key, value in records:
+                self._produce(topic, key, value, headers)
+            self._until_told(f"topic {topic}", self._producer.commit_transaction)
+        except KafkaException as error:
+            raise self._failed(f"topic {topic}", error) from error
+
+    def _produce(self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes | None]]) -> None:
+        while True:
+            try:
+                self._producer.produce(topic, value, key, headers=headers)
+            except BufferError:
+                self._producer.poll(_FULL_QUEUE_POLL_S)
+            else:
+                return
+
+    def _until_told(self, what: str, call: Callable[[float], None]) -> None:
+        """Repeat a transactional call for as long as it may be repeated."""
+        deadline_s = time.monotonic() + _TRANSACTION_PATIENCE_S
+        while True:
+            try:
+                call(_TRANSACTION_CALL_S)
+                return
+            except KafkaException as error:
+                if not error.args[0].retriable() or time.monotonic() > deadline_s:
+                    raise self._failed(what, error) from error
+
+    def _failed(self, what: str, error: KafkaException) -> DeliveryFailed:
+        cause: KafkaError = error.args[0]
+        if cause.txn_requires_abort():
+            # Else its end is seen only once it has taken too long.
+            with suppress(KafkaException):
+                self._producer.abort_transaction(_TRANSACTION_CALL_S)
+        advice = "another process writes under the same id" if cause.code() in FENCED else "look at the brokers"
+        return DeliveryFailed(f"records for {what} were not written: {cause.str()} ({cause.name()}); {advice}")

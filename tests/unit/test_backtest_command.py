@@ -68,7 +68,7 @@ def test_a_file_is_decided_and_reported(run: Run, tmp_path: Path) -> None:
 
 def test_an_interrupt_leaves_a_partial_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.backtest.sources.file_tables", in_small_tables)
-    monkeypatch.setattr(backtest._Bar, "show", lambda self, step: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(backtest.Bar, "tell", lambda self, *_: signal.raise_signal(signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     content = tmp_path / "content.json"
     result = run("--json", str(content))

@@ -1,0 +1,70 @@
+"""What the commands share that decide history again: options, and how far they are."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from pipeline.backtest.api import Step
+from pipeline.backtest.order import Order
+from pipeline.backtest.sources import moment
+from pipeline.commands.progress import Bar
+from pipeline.commands.replay import Duration, Moment
+
+Decorator = Callable[[Any], Any]
+
+_RANGE: Final[tuple[Decorator, ...]] = (
+    click.option("--bootstrap", help="Cluster whose topics are read.  [default: KAFKA_BOOTSTRAP_SERVERS]"),
+    click.option("--from", "start", type=Moment(), help="First event time."),
+    click.option("--to", "end", type=Moment(), help="Event time to end before."),
+    click.option(
+        "--warm-up",
+        type=Duration(),
+        help="History before the range that fills the windows.  [default: 37d; recorded: what a restore reads]",
+    ),
+    click.option(
+        "--lateness", type=Duration(), default="7d", show_default=True, help="From an event to its record, at most."
+    ),
+    click.option(
+        "--order",
+        type=click.Choice([order.value for order in Order]),
+        default=Order.EVENT_TIME.value,
+        show_default=True,
+        help="All partitions by event time, or the logs as they are.",
+    ),
+)
+_POLICY_AND_ONLINE_MODEL: Final[tuple[Decorator, ...]] = (
+    click.option("--policy", help="Policy version.  [default: the one that was made for the model]"),
+    click.option(
+        "--river", help="Online model: latest, untaught, or a version.  [default: latest; with --learn: untaught]"
+    ),
+    click.option("--learn", is_flag=True, help="Let the online model learn from there on."),
+    click.option(
+        "--publish-every",
+        type=Duration(),
+        default="1h",
+        show_default=True,
+        help="Event time between two versions of an online model that learns.",
+    ),
+)
+
+
+def range_options(command: Any) -> Any:
+    """What is read, and in which order."""
+    return _with(command, _RANGE)
+
+
+def model_options(command: Any) -> Any:
+    """What decides, besides the LightGBM version and the threshold."""
+    return _with(command, _POLICY_AND_ONLINE_MODEL)
+
+
+def _with(command: Any, options: tuple[Decorator, ...]) -> Any:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def show_step(bar: Bar, step: Step) -> None:
+    """Tell how far a backtest is."""
+    bar.tell(moment(step.event_time_us), step.transactions, "transactions", step.elapsed_s, step.share)

@@ -1,0 +1,76 @@
+"""``fraud-pipeline export``: topics as Parquet files."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import click
+
+from pipeline.commands.progress import Bar, interrupts
+from pipeline.commands.replay import Moment
+from pipeline.exports.errors import ExportError
+from pipeline.exports.topics import FILE_ROWS, Asked, Exported, Step, TopicExport, named
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.settings import Settings
+from schemas.topics import LABELS, TRANSACTIONS
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@click.command("export")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("topics", nargs=-1, metavar="[TOPIC]...")
+@click.option("--bootstrap", help="Cluster whose topics are read.  [default: KAFKA_BOOTSTRAP_SERVERS]")
+@click.option("--from", "start", type=Moment(), help="From the first record of this time on.")
+@click.option("--to", "end", type=Moment(), help="Up to the first record of this time.")
+@click.option(
+    "--file-rows", type=click.IntRange(min=1), default=FILE_ROWS, show_default=True, help="Rows of a file, about."
+)
+def command(
+    directory: Path,
+    topics: tuple[str, ...],
+    bootstrap: str | None,
+    start: datetime | None,
+    end: datetime | None,
+    file_rows: int,
+) -> None:
+    """Write topics to Parquet files below DIRECTORY, by topic and partition; transactions and labels by default.
+
+    TOPIC is one of the pipeline's, or NAME=TOPIC for one that has the messages of another, such as reprocess writes.
+    Committed records are read without a group. What files hold already is not read again, so that an export that ended
+    early, or topics that have grown, are gone on with by the same command. Ctrl-C leaves what was read.
+    """
+    settings = Settings()
+    servers = bootstrap or settings.kafka_bootstrap_servers
+    if servers is None:
+        raise click.UsageError("name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS")
+    stop = threading.Event()
+    try:
+        wanted = [named(text) for text in dict.fromkeys(topics or (TRANSACTIONS.name, LABELS.name))]
+        export = TopicExport(servers, settings, directory, wanted, Asked(_ms(start), _ms(end)), file_rows)
+        with interrupts(stop), Bar("looking at the topics") as bar:
+
+            def show(step: Step) -> None:
+                bar.tell(step.topic, step.records, "records", step.elapsed_s, step.share)
+
+            exported = export.run(show, stop.is_set)
+    except (ExportError, ConfigError, TopicError, ClusterUnreachable) as error:
+        raise click.ClickException(str(error)) from error
+    for one in exported:
+        click.echo(_summary(one))
+    if stop.is_set():
+        click.echo("stopped before the end: the same command goes on from here")
+
+
+def _ms(at: datetime | None) -> int | None:
+    return None if at is None else (at - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _summary(one: Exported) -> str:
+    if one.note is not None:
+        return one.note
+    text = f"{one.topic}: {one.records:,} records written to {one.directory}"
+    if one.undecoded:
+        text += f", {one.undecoded:,} of which could not be decoded and are kept as bytes"
+    return text + (f"; {one.present:,} offsets were there already" if one.present else "")

@@ -1,0 +1,55 @@
+"""What commands that take long have in common: a bar on the standard error, and an end at Ctrl-C."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def interrupts(stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C sets ``stop``, a second one ends the program."""
+
+    def ask(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class Bar:
+    """Progress on the standard error: what is done, and time left where the end is known."""
+
+    def __init__(self, begins: str) -> None:
+        """``begins`` is told until there is some progress."""
+        self._progress = Progress(
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task(begins, total=None)
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def tell(self, where: str, n: int, what: str, elapsed_s: float, share: float | None) -> None:
+        """``n`` of ``what`` are done, up to ``where``; ``share`` of all, 0 to 1, None where nobody knows."""
+        rate = n / elapsed_s if elapsed_s else 0.0
+        text = f"{where}  {n:,} {what} ({rate:,.0f}/s)"
+        self._progress.update(
+            self._task, description=text, total=None if share is None else 1.0, completed=share or 0.0
+        )

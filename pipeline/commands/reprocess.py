@@ -1,0 +1,81 @@
+"""``fraud-pipeline reprocess``: history decided again, into a topic beside the live decisions."""
+
+import threading
+from datetime import datetime
+from functools import partial
+
+import click
+
+from pipeline.backtest.api import Backtest
+from pipeline.backtest.reprocess import reprocess
+from pipeline.commands.backtest_options import model_options, range_options, show_step
+from pipeline.commands.progress import Bar, interrupts
+from pipeline.engine.score import KernelMismatch
+from pipeline.kafka.clients import ClusterUnreachable, TopicError
+from pipeline.kafka.producer import DeliveryFailed
+from pipeline.registry import RegistryError
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+
+
+@click.command("reprocess")
+@click.option("--into", required=True, metavar="TOPIC", help="Topic to write to, without the prefix; made if missing.")
+@click.option("--replace", is_flag=True, help="Delete what another run has written there.")
+@range_options
+@click.option(
+    "--model",
+    metavar="VERSION",
+    help="LightGBM version, or active.  [default: active; recorded: those that decisions name]",
+)
+@click.option("--threshold", type=click.FloatRange(0, 1), help="In place of the policy's.")
+@model_options
+def command(
+    into: str,
+    replace: bool,
+    bootstrap: str | None,
+    start: datetime | None,
+    end: datetime | None,
+    warm_up: float | None,
+    lateness: float,
+    order: str,
+    model: str | None,
+    policy: str | None,
+    threshold: float | None,
+    river: str | None,
+    learn: bool,
+    publish_every: float,
+) -> None:
+    """Decide a range of the topics again, as backtest does, into a topic of its own: never into decisions.
+
+    Its messages have the form of decisions, and headers that name the run. A run that ended early goes on when the same
+    command is given again. Durations: 90 (seconds), 30m, 12h, 7d. Ctrl-C ends early.
+    """
+    stop = threading.Event()
+    try:
+        asked = Backtest(
+            start=start,
+            end=end,
+            models=[] if model is None else [model],
+            thresholds=[] if threshold is None else [threshold],
+            policy=policy,
+            river=river,
+            learn=learn,
+            publish_every_s=publish_every,
+            order=order,
+            warm_up_s=warm_up,
+            lateness_s=lateness,
+            settings=Settings(),
+            bootstrap=bootstrap,
+        )
+        with interrupts(stop), Bar("looking at the topics") as bar:
+            done = reprocess(asked, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)
+    # Names, ranges and orders that may not be used are values that may not be used.
+    except (
+        TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, DeliveryFailed, ValueError,
+    ) as error:  # fmt: skip
+        raise click.ClickException(str(error)) from error
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    there = f", behind {done.present:,} that were there" if done.present else ""
+    click.echo(f"{done.topic}: {done.written:,} decisions of run {done.run} written{there}")
+    click.echo("the run is complete" if done.complete else "stopped before the end: the same command goes on from here")

@@ -1,0 +1,1 @@
+"""Topics as partitioned Parquet: for notebooks, and for backtests without a cluster."""

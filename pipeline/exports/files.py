@@ -1,0 +1,205 @@
+"""Parquet files of one topic: each holds a range of one partition's offsets, is whole or not there, and tells whose."""
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.exports.errors import ExportError
+
+FORMAT: Final = 1
+"""Of the layout; a directory of another one is not gone on with."""
+_DIRECTORY: Final = "kafka_partition"
+"""Not the column's name: readers that find one name in path and file want both to have one type."""
+_DIGITS: Final = 20
+_ORIGIN: Final = b"fraud_pipeline.export"
+_UNFINISHED: Final = ".unfinished"
+_GROUP_BYTES: Final = 32 * 1024 * 1024
+"""Rows are written once they are so large in memory, or so many as `_GROUP_ROWS`."""
+_GROUP_ROWS: Final = 65_536
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What the files of a topic's directory are of, written into each of them."""
+
+    cluster_id: str
+    topic: str
+    """The full name."""
+    topic_id: str
+    """Kafka's; a topic that is made anew under the same name has another one."""
+    partitions: int
+    format: int = FORMAT
+
+
+def origin_of(schema: pa.Schema) -> Origin | None:
+    """What the file of a schema is of; None where no export wrote it."""
+    told = (schema.metadata or {}).get(_ORIGIN)
+    return None if told is None else msgspec.json.decode(told, type=Origin)
+
+
+class TopicFiles:
+    """The directory of one topic, which no other process exports into meanwhile."""
+
+    def __init__(self, directory: Path, origin: Origin, schema: pa.Schema) -> None:
+        self.directory, self._origin = directory, origin
+        self.schema = schema.with_metadata({_ORIGIN: msgspec.json.encode(origin)})
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep others out, and clear away what an export that was killed has not finished. Raises `ExportError`."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ExportError(
+                    f"another process exports into {self.directory}: wait for its end, or name another directory"
+                ) from None
+            for path in self.directory.rglob(f".*{_UNFINISHED}"):
+                path.unlink()
+            yield
+
+    def covered(self, number: int) -> list[range]:
+        """The offsets of a partition that files hold, ascending. Raises `ExportError` for a file that is not theirs."""
+        found = sorted((self._checked(path) for path in self._of(number).glob("*.parquet")), key=lambda of: of.start)
+        for one, following in pairwise(found):
+            if following.start < one.stop:
+                raise ExportError(
+                    f"two files in {self._of(number)} hold offset {following.start}: remove what was put there, or "
+                    "name another directory"
+                )
+        return found
+
+    def part(self, number: int, start: int) -> "Part":
+        """A file of records from offset ``start`` on."""
+        return Part(self._of(number), start, self.schema)
+
+    def _of(self, number: int) -> Path:
+        return self.directory / f"{_DIRECTORY}={number}"
+
+    def _checked(self, path: Path) -> range:
+        first, dash, end = path.stem.partition("-")
+        if not (dash and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+            raise ExportError(f"{path} is no file of an export: remove it, or name another directory")
+        try:
+            schema = pq.read_schema(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ExportError(f"{path} is damaged ({error}): delete it, and export again") from error
+        origin = origin_of(schema)
+        if origin is not None and origin != self._origin:
+            told = (
+                f"topic {origin.topic} ({origin.topic_id}) of cluster {origin.cluster_id}, {origin.partitions} "
+                f"partitions; this one is {self._origin.topic} ({self._origin.topic_id}) of cluster "
+                f"{self._origin.cluster_id}, {self._origin.partitions} partitions"
+            )
+            raise ExportError(f"{self.directory} holds {told}: name another directory")
+        if origin is None or not schema.equals(self.schema):
+            raise ExportError(
+                f"{path} has other columns than this release writes: name another directory, and export all of it anew"
+            )
+        return range(int(first), int(end))
+
+
+class Part:
+    """A file on its way; under its name only once it is whole."""
+
+    def __init__(self, directory: Path, start: int, schema: pa.Schema) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory, self._start = directory, start
+        self._path = directory / f".{start:0{_DIGITS}}{_UNFINISHED}"
+        self._schema = schema
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_bytes = self._waiting_rows = 0
+        self.rows = 0
+        self._file = self._path.open("wb")
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._file.closed:
+            # Closed here, or it would write its end when it is collected; a full disk was told already.
+            with suppress(OSError, pa.ArrowException):
+                self._writer.close()
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Append rows."""
+        self._waiting.append(rows)
+        self.rows += rows.num_rows
+        self._waiting_rows += rows.num_rows
+        self._waiting_bytes += rows.nbytes
+        if self._waiting_rows >= _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
+            self._write()
+
+    def finish(self, end: int) -> None:
+        """Let it appear as the whole of what lies before offset ``end``; durable when this returns."""
+        self._write()
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._path.rename(self._directory / f"{self._start:0{_DIGITS}}-{end:0{_DIGITS}}.parquet")
+        for directory in (self._directory, self._directory.parent):
+            _sync(directory)
+
+    def _write(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Missing(NamedTuple):
+    """What of the offsets that were asked for no file holds yet."""
+
+    ranges: list[range]
+    whole: bool
+    """Whether all that is held is one range of offsets once these are there."""
+
+
+def missing(asked: range, covered: Sequence[range]) -> Missing:
+    """What of ``asked`` is not in ``covered`` (ascending, apart from each other).
+
+    >>> missing(range(0, 10), [range(2, 4), range(4, 7)])
+    Missing(ranges=[range(0, 2), range(7, 10)], whole=True)
+    >>> missing(range(0, 10), [range(12, 14)]).whole
+    False
+    """
+    found = []
+    at = asked.start
+    for held in covered:
+        if at < min(held.start, asked.stop):
+            found.append(range(at, min(held.start, asked.stop)))
+        at = max(at, held.stop)
+    if at < asked.stop:
+        found.append(range(at, asked.stop))
+    return Missing(found, _is_one(sorted((*found, *covered), key=lambda of: of.start)))
+
+
+def _is_one(ranges: Iterable[range]) -> bool:
+    at = None
+    for one in ranges:
+        if at is not None and one.start != at:
+            return False
+        at = one.stop
+    return True

@@ -1,0 +1,336 @@
+"""Records as rows of a table whose columns are the fields of the wire contract; what these do not say stays bytes."""
+
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from functools import partial
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import FEATURES
+from schemas.codec import EARLIEST_US, LATEST_US, MAX_VALUE_BYTES
+from schemas.records import Record
+from schemas.topics import Topic
+
+TIMESTAMP: Final = "timestamp"
+PARTITION: Final = "partition"
+OFFSET: Final = "offset"
+KEY: Final = "key"
+HEADERS: Final = "headers"
+VALUE: Final = "value"
+"""The record's own bytes, where the columns of its fields do not say all of it."""
+ERROR: Final = "error"
+"""Why the columns of the fields are empty; null where they are not."""
+
+
+def _list_of(fields: Sequence[pa.Field]) -> pa.DataType:
+    # By the name that Parquet gives to what is in a list, so that what is read is what was written.
+    return pa.list_(pa.field("element", pa.struct(fields)))
+
+
+_PLACE: Final = (
+    pa.field(TIMESTAMP, pa.timestamp("ms", "UTC")),
+    pa.field(PARTITION, pa.int32()),
+    pa.field(OFFSET, pa.int64()),
+    pa.field(KEY, pa.binary()),
+    pa.field(HEADERS, _list_of([pa.field("name", pa.string()), pa.field("value", pa.binary())])),
+)
+_PLAIN_AMOUNT: Final = re.compile(rb'"?(-?(?:0|[1-9]\d{0,6})(?:\.\d{1,4})?)"?')
+"""An amount whose float tells the decimal that was written, and how many decimals of a currency it has."""
+_FEATURES: Final = "features"
+_WIDEST: Final = 2**63
+_NO_VALUE: Final = "The record has no value."
+
+Struct = type[msgspec.Struct]
+
+
+class _Built(NamedTuple):
+    """Columns of n messages."""
+
+    columns: list[pa.Array]
+    unsaid: NDArray[np.bool_]
+    """Shape (n,): where they do not say what the message does."""
+
+
+class _Part(NamedTuple):
+    """Columns that are made together, of a field or of what is within it."""
+
+    fields: list[pa.Field]
+    build: Callable[[Sequence[Any]], _Built]
+    """Of messages, all of the topic's kinds."""
+
+
+class RowFormat:
+    """The rows of one topic. Columns are the same for every record, so that all files of a topic have one schema."""
+
+    def __init__(self, form: Topic) -> None:
+        """``form`` says which messages its values are. Values of no single message type stay as they are."""
+        kinds = typing.get_args(form.value) or (form.value,)
+        self._parts = _parts_of(kinds) if _is_told_apart(kinds) else ()
+        said = [field for part in self._parts for field in part.fields]
+        told = [pa.field(ERROR, pa.string())] if said else []
+        self.schema = pa.schema([*_PLACE, *said, pa.field(VALUE, pa.binary()), *told])
+        if said:
+            self._decode_all = msgspec.json.Decoder(_union([_without_more(kind) for kind in kinds])).decode
+            self._decode = msgspec.json.Decoder(_union(kinds)).decode
+            self._amounts = [
+                (field.name, *_written(field.name, kind))
+                for kind in kinds
+                for field in msgspec.structs.fields(kind)
+                if field.type is Decimal
+            ]
+
+    def rows(self, records: Sequence[Record]) -> pa.RecordBatch:
+        """A row a record, in their order; every record has one, whatever its bytes are."""
+        n = len(records)
+        place = [
+            pa.array([record.timestamp_ms for record in records], pa.int64()).cast(_PLACE[0].type),
+            pa.array([record.partition for record in records], pa.int32()),
+            pa.array([record.offset for record in records], pa.int64()),
+            pa.array([record.key for record in records], pa.binary()),
+            pa.array([_headers(record) for record in records], _PLACE[4].type),
+        ]
+        kept = np.ones(n, np.bool_)
+        said: list[pa.Array] = []
+        told: list[pa.Array] = []
+        if self._parts:
+            messages, errors = [], []
+            for row, record in enumerate(records):
+                message, kept[row], error = self._read(record.value)
+                messages.append(message)
+                errors.append(error)
+            decoded = np.array([message is not None for message in messages], np.bool_)
+            # Rows of what was decoded, nulls for the others.
+            where = pa.array(np.cumsum(decoded) - 1, mask=~decoded)
+            found = [message for message in messages if message is not None]
+            for part in self._parts:
+                columns, unsaid = part.build(found)
+                kept[decoded] |= unsaid
+                said += columns if len(found) == n else [column.take(where) for column in columns]
+            told = [pa.array(errors, pa.string())]
+        values = [record.value if keep else None for record, keep in zip(records, kept, strict=True)]
+        columns = [*place, *said, pa.array(values, pa.binary()), *told]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def _read(self, value: bytes | None) -> tuple[Any, bool, str | None]:
+        """(message or None, whether its bytes must be kept, why there is no message)."""
+        if value is None:
+            return None, False, _NO_VALUE
+        try:
+            message = self._decode_all(value)
+            if len(value) <= MAX_VALUE_BYTES and all(_is_plain(message, value, *of) for of in self._amounts):
+                return message, False, None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            # The message itself is told below, as far as it can be read.
+            pass
+        try:
+            return self._decode(value), True, None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return None, True, str(error)
+
+
+def _headers(record: Record) -> list[dict[str, Any]] | None:
+    return [{"name": name, "value": value} for name, value in record.headers] or None
+
+
+def _written(name: str, kind: Struct) -> tuple[bytes, int]:
+    """(a field's name as it is written, how often a message has it)."""
+    within = name in FEATURES and _FEATURES in kind.__struct_fields__
+    return f'"{name}"'.encode(), 1 + within
+
+
+def _is_plain(message: Any, value: bytes, name: str, written: bytes, times: int) -> bool:
+    # Of a name that repeats the decoder must see every value; here it has left them undecoded.
+    return _PLAIN_AMOUNT.fullmatch(bytes(getattr(message, name))) is not None and value.count(written) == times
+
+
+def _is_told_apart(kinds: Sequence[Any]) -> bool:
+    """Whether a decoder finds out which of the kinds a value is."""
+    structs = all(isinstance(kind, type) and issubclass(kind, msgspec.Struct) for kind in kinds)
+    return structs and (len(kinds) == 1 or all(kind.__struct_config__.tag is not None for kind in kinds))
+
+
+def _union(kinds: Sequence[Any]) -> Any:
+    return typing.Union[tuple(kinds)]  # noqa: UP007
+
+
+def _without_more(kind: Struct) -> Struct:
+    """The same message, refusing fields that it does not know, and leaving amounts undecoded."""
+    config = kind.__struct_config__
+    fields: list[Any] = []
+    for field in msgspec.structs.fields(kind):
+        of = msgspec.Raw if field.type is Decimal else _Features if field.name == _FEATURES else _nested(field.type)
+        fields.append((field.name, of) if field.required else (field.name, of, field.default))
+    made: Struct = msgspec.defstruct(
+        kind.__name__,
+        fields,
+        tag_field=config.tag_field,
+        tag=config.tag,
+        forbid_unknown_fields=True,
+        kw_only=True,
+        gc=False,
+    )
+    return made
+
+
+def _nested(kind: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return _without_more(kind)
+    origin, of = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _union([_nested(one) for one in of])
+    return list[_nested(of[0])] if origin is list else kind  # type: ignore[misc]
+
+
+def _parts_of(kinds: Sequence[Struct]) -> tuple[_Part, ...]:
+    """Columns of messages that may be any of ``kinds``; a field that several have is one column."""
+    found: dict[str, _Part] = {}
+    tag_field = kinds[0].__struct_config__.tag_field
+    if len(kinds) > 1 and tag_field is not None:
+        found[tag_field] = _part(tag_field, pa.string(), lambda messages: _built(map(_tag, messages), pa.string()))
+    for kind in kinds:
+        for part in _fields_of(kind, (), missing=len(kinds) > 1):
+            found.setdefault(part.fields[0].name, part)
+    return tuple(found.values())
+
+
+def _fields_of(kind: Struct, path: tuple[str, ...], *, missing: bool) -> list[_Part]:
+    """``path`` leads to a message within a message; ``missing``: it may not be there."""
+    parts: list[_Part] = []
+    for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        of, optional = _present(field.type)
+        within = (*path, field.name)
+        get = _getter(within, missing=missing or optional)
+        if isinstance(of, msgspec.inspect.StructType):
+            parts += _fields_of(of.cls, within, missing=missing or optional)
+        elif field.name == _FEATURES:
+            named = [pa.field(f"feature_{name}", pa.float64()) for name in FEATURES]
+            parts.append(_Part(named, partial(_features, get)))
+        else:
+            parts.append(_part("_".join(within), *_column(of, get)))
+    return parts
+
+
+def _part(name: str, kind: pa.DataType, build: Callable[[Sequence[Any]], _Built]) -> _Part:
+    return _Part([pa.field(name, kind)], build)
+
+
+def _present(info: Any) -> tuple[Any, bool]:
+    """(type without null, whether it may be null)."""
+    if not isinstance(info, msgspec.inspect.UnionType):
+        return info, False
+    others = [one for one in info.types if not isinstance(one, msgspec.inspect.NoneType)]
+    return (others[0] if len(others) == 1 else msgspec.inspect.UnionType(tuple(others))), len(others) < len(info.types)
+
+
+def _getter(path: Sequence[str], *, missing: bool) -> Callable[[Any], Any]:
+    if not missing or len(path) == 1:
+        plain = attrgetter(".".join(path))
+        return (lambda message: getattr(message, path[0], None)) if missing else plain
+
+    def get(message: Any) -> Any:
+        for name in path:
+            message = getattr(message, name, None)
+        return message
+
+    return get
+
+
+def _column(info: Any, get: Callable[[Any], Any]) -> tuple[pa.DataType, Callable[[Sequence[Any]], _Built]]:
+    of = msgspec.inspect
+    simple: dict[Any, Any] = {
+        of.StrType: pa.string(),
+        of.FloatType: pa.float64(),
+        of.BoolType: pa.bool_(),
+        of.BytesType: pa.binary(),
+    }
+    if (kind := simple.get(type(info))) is not None:
+        return kind, lambda messages: _built(map(get, messages), kind)
+    if isinstance(info, of.IntType):
+        return pa.int64(), partial(_whole, get)
+    if isinstance(info, of.DateTimeType):
+        return pa.timestamp("us", "UTC"), partial(_times, get)
+    if isinstance(info, of.DecimalType):
+        return pa.float64(), lambda messages: _built((_amount(get(message)) for message in messages), pa.float64())
+    if isinstance(info, of.RawType):
+        return pa.string(), partial(_texts, get)
+    if isinstance(info, of.ListType) and isinstance(info.item_type, of.StructType):
+        items = _fields_of(info.item_type.cls, (), missing=False)
+        kind = _list_of([field for item in items for field in item.fields])
+        return kind, lambda messages: _built(map(msgspec.to_builtins, map(get, messages)), kind)
+    # A mapping, or one of several kinds of rules: as JSON.
+    return pa.string(), lambda messages: _built(map(_json, map(get, messages)), pa.string())
+
+
+def _built(values: Any, kind: pa.DataType) -> _Built:
+    found = list(values)
+    return _Built([pa.array(found, kind)], np.zeros(len(found), np.bool_))
+
+
+def _whole(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
+    values = [get(message) for message in messages]
+    unsaid = np.array([value is not None and not -_WIDEST <= value < _WIDEST for value in values], np.bool_)
+    fitting = [None if wide else value for value, wide in zip(values, unsaid, strict=True)]
+    return _Built([pa.array(fitting, pa.int64())], unsaid)
+
+
+def _times(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
+    """Those that no codec accepts are left out: most readers cannot even show the year 9999 of another zone."""
+    values = pa.array([get(message) for message in messages], pa.timestamp("us", "UTC"))
+    moments_us = values.cast(pa.int64()).fill_null(EARLIEST_US).to_numpy()
+    unsaid = (moments_us < EARLIEST_US) | (moments_us >= LATEST_US)
+    if unsaid.any():
+        values = pa.array(moments_us, mask=unsaid | values.is_null().to_numpy(zero_copy_only=False)).cast(values.type)
+    return _Built([values], unsaid)
+
+
+def _texts(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
+    """JSON that is passed on as it came, of which nobody has said that it is text."""
+    texts: list[str | None] = []
+    unsaid = np.zeros(len(messages), np.bool_)
+    for row, message in enumerate(messages):
+        raw = get(message)
+        try:
+            texts.append(None if raw is None else bytes(raw).decode())
+        except UnicodeDecodeError:
+            texts.append(None)
+            unsaid[row] = True
+    return _Built([pa.array(texts, pa.string())], unsaid)
+
+
+_Features: Any = msgspec.defstruct(
+    "_Features", [(name, float | None, None) for name in FEATURES], forbid_unknown_fields=True, gc=False
+)
+"""Features by this release's names; a message that tells of others is read as it is, and its bytes are kept."""
+
+
+def _features(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
+    """A column for each feature of this release."""
+    rows = [_in_order(get(message)) for message in messages]
+    values = np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
+    return _Built([pa.array(column, from_pandas=True) for column in values.T.copy()], np.zeros(len(rows), np.bool_))
+
+
+def _in_order(features: Any) -> Sequence[Any]:
+    return list(map(features.get, FEATURES)) if isinstance(features, dict) else msgspec.structs.astuple(features)
+
+
+def _tag(message: Any) -> str:
+    return str(message.__struct_config__.tag)
+
+
+def _amount(value: Any) -> float | None:
+    number = math.nan if value is None else float(value if isinstance(value, Decimal) else bytes(value).strip(b'"'))
+    return number if math.isfinite(number) else None
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()

@@ -1,0 +1,296 @@
+"""From topics to files: which offsets are asked for, which are there already, and the rest, partition by partition."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.exports.errors import ExportError
+from pipeline.exports.files import Origin, TopicFiles, missing
+from pipeline.exports.rows import ERROR, RowFormat
+from pipeline.kafka.admin import reached
+from pipeline.kafka.clients import (
+    READ_BATCH,
+    TopicError,
+    admin_client,
+    first_offsets,
+    offsets_at,
+    partition_numbers,
+    patiently,
+    settled_ends,
+)
+from pipeline.kafka.cluster import topic_identities
+from pipeline.kafka.fold import RangeReader
+from pipeline.settings import Settings
+from schemas.records import Record
+from schemas.topics import TOPICS, Topic
+
+FILE_ROWS: Final = 500_000
+"""Rows of a file, by default; an export that is killed reads at most so many records again."""
+
+_FIRST_RECORDS: Final = 100
+_BATCH_BYTES: Final = 16 * 1024 * 1024
+"""Of values that are read at a time; records of megabytes come one by one."""
+
+
+class Named(NamedTuple):
+    """A topic to be exported."""
+
+    name: str
+    """Without the prefix; also of its directory."""
+    form: Topic
+    """The topic of the pipeline whose messages it has."""
+
+
+class Asked(NamedTuple):
+    """Times of records, in milliseconds since 1970-01-01T00:00:00Z; None: as far as the topics go."""
+
+    from_ms: int | None = None
+    to_ms: int | None = None
+
+
+EVERYTHING: Final = Asked()
+
+
+class Step(NamedTuple):
+    """How far an export has come."""
+
+    topic: str
+    records: int
+    """Written so far."""
+    elapsed_s: float
+    share: float
+    """Of the offsets that were missing, 0 to 1."""
+
+
+@dataclass(slots=True)
+class Exported:
+    """What became of one topic."""
+
+    topic: str
+    """The full name."""
+    directory: Path
+    records: int = 0
+    """Written by this export."""
+    undecoded: int = 0
+    """Of them, kept as bytes alone."""
+    present: int = 0
+    """Offsets that were exported before."""
+    note: str | None = None
+    """Why there is nothing."""
+
+
+def named(text: str) -> Named:
+    """What ``NAME`` or ``NAME=TOPIC`` asks for: a topic of the pipeline, or one with the messages of another.
+
+    Raises `ExportError`.
+    """
+    name, equals, form = text.partition("=")
+    known = {topic.name: topic for topic in TOPICS}
+    if (form if equals else name) not in known or not name:
+        raise ExportError(
+            f"{text!r} is no topic of the pipeline: write one of {', '.join(known)}, or NAME=TOPIC for a topic of your "
+            "own that has the messages of one of them"
+        )
+    return Named(name, known[form or name])
+
+
+class TopicExport:
+    """An export of some topics into a directory."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        settings: Settings,
+        directory: Path,
+        topics: Sequence[Named],
+        asked: Asked = EVERYTHING,
+        file_rows: int = FILE_ROWS,
+    ) -> None:
+        self._bootstrap, self._settings, self._directory = bootstrap, settings, directory
+        self._topics, self._asked, self._file_rows = topics, asked, file_rows
+
+    def run(
+        self, progress: Callable[[Step], None] = lambda _: None, stopped: Callable[[], bool] = lambda: False
+    ) -> list[Exported]:
+        """Write what is not there yet; once ``stopped`` says so, what was read is made whole, and the rest left.
+
+        Raises `ExportError`, `TopicError`, `pipeline.kafka.clients.ClusterUnreachable`, ``KafkaException``.
+        """
+        from_ms, to_ms = self._asked
+        if from_ms is not None and to_ms is not None and to_ms <= from_ms:
+            raise ExportError("the range is empty: let it end later than it begins")
+        reached(admin_client(self._bootstrap, settings=self._settings), self._bootstrap)
+        with ExitStack() as stack:
+            logs = [self._open(one, stack) for one in self._topics]
+            if all(log.exported.note for log in logs):
+                raise ExportError("\n".join(str(log.exported.note) for log in logs))
+            run = _Run(self._bootstrap, self._settings, self._file_rows, progress, stopped)
+            run.total = sum(len(of) for log in logs for _, of in log.missing)
+            for log in logs:
+                run.write(log)
+            return [log.exported for log in logs]
+
+    def _open(self, topic: Named, stack: ExitStack) -> "_Log":
+        name = self._settings.topic(topic.name)
+        client = admin_client(self._bootstrap, settings=self._settings)
+        numbers = partition_numbers(client, name)
+        ids = topic_identities(client, [name])
+        rows = RowFormat(topic.form)
+        origin = Origin(ids.cluster_id, name, ids.topic_ids[name], len(numbers))
+        files = TopicFiles(self._directory / topic.name, origin, rows.schema)
+        begins = patiently(lambda: first_offsets(client, [(name, number) for number in numbers]))
+        asked, note = self._ranges(name, numbers, {number: begins[name, number] for number in numbers})
+        log = _Log(name, rows, files, [], Exported(name, files.directory, note=note))
+        if note is not None:
+            return log
+        stack.enter_context(files.held())
+        for number, of in asked.items():
+            covered = files.covered(number)
+            log.exported.present += sum(map(len, covered))
+            # What was exported may be gone from the topic by now.
+            begin = min([of.start, *(held.start for held in covered)]) if self._asked.from_ms is None else of.start
+            log.missing += self._missing(name, number, range(begin, of.stop), covered, begins[name, number])
+        return log
+
+    def _missing(
+        self, name: str, number: int, asked: range, covered: Sequence[range], first: int
+    ) -> list[tuple[int, range]]:
+        found, whole = missing(asked, covered)
+        if gone := [of for of in found if of.start < first]:
+            raise ExportError(
+                f"topic {name} partition {number} no longer holds offsets {gone[0].start} to "
+                f"{min(gone[0].stop, first)}, which were not exported in time: name another directory to go on with "
+                "what it still holds"
+            )
+        if not whole:
+            raise ExportError(
+                f"topic {name} partition {number}: a hole would be left between what is asked for ({_span(asked)}) and "
+                f"what the directory holds ({_span(range(covered[0].start, covered[-1].stop))}): choose a range that "
+                "touches it, or name another directory"
+            )
+        if covered and covered[-1].stop > asked.stop:
+            raise ExportError(
+                f"the directory holds topic {name} partition {number} up to offset {covered[-1].stop}, beyond the "
+                f"range that is asked for, which ends at {asked.stop}: name another directory"
+            )
+        return [(number, of) for of in found]
+
+    def _ranges(self, name: str, numbers: Sequence[int], begins: dict[int, int]) -> tuple[dict[int, range], str | None]:
+        """(offsets of each partition that are asked for, why there are none)."""
+        client = admin_client(self._bootstrap, settings=self._settings)
+        places = [(name, number) for number in numbers]
+        starts, ends = dict(begins), settled_ends(self._bootstrap, self._settings, name, numbers)
+        from_ms, to_ms = self._asked
+        if all(ends[number] <= begins[number] for number in numbers):
+            return {}, f"topic {name} holds no record: check the topic prefix, or export it once there are some"
+        if from_ms is not None:
+            found = patiently(lambda: offsets_at(client, places, max(from_ms, 0)))
+            starts = {number: min(found[name, number], ends[number]) for number in numbers}
+        if to_ms is not None:
+            found = patiently(lambda: offsets_at(client, places, max(to_ms, 0)))
+            ends = {number: min(ends[number], found[name, number]) for number in numbers}
+            if all(ends[number] <= begins[number] for number in numbers):
+                return {}, f"the range ends before the first record that topic {name} still holds: choose a later one"
+        if all(ends[number] <= starts[number] for number in numbers):
+            return {}, f"topic {name} has no record in the range: choose another one with --from and --to"
+        return {number: range(starts[number], ends[number]) for number in numbers}, None
+
+
+@dataclass(slots=True)
+class _Log:
+    """A topic, and what of it is to be written."""
+
+    name: str
+    rows: RowFormat
+    files: TopicFiles
+    missing: list[tuple[int, range]]
+    """Partitions and offsets."""
+    exported: Exported
+
+
+class _Interrupted(Exception):
+    pass
+
+
+@dataclass(slots=True)
+class _Run:
+    bootstrap: str
+    settings: Settings
+    file_rows: int
+    progress: Callable[[Step], None]
+    stopped: Callable[[], bool]
+    total: int = 0
+    passed: int = 0
+    """Offsets."""
+    records: int = 0
+    started_s: float = 0.0
+
+    def write(self, log: _Log) -> None:
+        """Write what of a topic is missing, file by file."""
+        self.started_s = self.started_s or time.monotonic()
+        for number, of in log.missing:
+            reader = RangeReader(self.bootstrap, self.settings, log.name, number, of.start, self._interrupt)
+            with closing(reader):
+                at = of.start
+                while at < of.stop and not self.stopped():
+                    at = self._write_file(log, number, reader, at, of.stop)
+
+    def _write_file(self, log: _Log, number: int, reader: RangeReader, start: int, end: int) -> int:
+        """Write one file; the offset behind it."""
+        at = start
+        with log.files.part(number, start) as part:
+            try:
+                for records in self._batches(log.name, number, reader, end):
+                    rows = log.rows.rows(records)
+                    part.add(rows)
+                    at = reader.position
+                    self._note(log, rows)
+                    self._tell(log, at - start)
+                    if part.rows >= self.file_rows or self.stopped():
+                        break
+                else:
+                    # Where there is no record there may be marks of transactions, and gaps that compaction has left.
+                    at = end
+            except _Interrupted:
+                pass
+            if at > start:
+                part.finish(at)
+        self.passed += at - start
+        self._tell(log, 0)
+        return at
+
+    def _batches(self, name: str, number: int, reader: RangeReader, end: int) -> Iterator[list[Record]]:
+        most = _FIRST_RECORDS
+        try:
+            while records := reader.read_to(end, min(most, self.file_rows)):
+                yield records
+                size = sum(len(record.value or b"") for record in records)
+                most = max(min(2 * most, READ_BATCH, _BATCH_BYTES * len(records) // max(size, 1)), 1)
+        except TopicError as error:
+            raise ExportError(
+                f"topic {name} partition {number}: offset {reader.position} was deleted before it was read: name "
+                "another directory to go on with what the topic still holds"
+            ) from error
+
+    def _interrupt(self) -> None:
+        if self.stopped():
+            raise _Interrupted
+
+    def _note(self, log: _Log, rows: pa.RecordBatch) -> None:
+        self.records += rows.num_rows
+        log.exported.records += rows.num_rows
+        if ERROR in rows.schema.names:
+            log.exported.undecoded += rows.num_rows - rows.column(ERROR).null_count
+
+    def _tell(self, log: _Log, ahead: int) -> None:
+        share = (self.passed + ahead) / self.total if self.total else 1.0
+        self.progress(Step(log.name, self.records, time.monotonic() - self.started_s, share))
+
+
+def _span(offsets: range) -> str:
+    return f"offsets {offsets.start} to {offsets.stop}"

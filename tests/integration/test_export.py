@@ -1,0 +1,366 @@
+"""Exports of real topics: every record once and in its order, whatever ends them, and backtested as the topics are."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import NewTopic
+
+from pipeline import Backtest
+from pipeline.backtest.result import BacktestResult
+from pipeline.cli import main
+from pipeline.demo.processes import settings_environment
+from pipeline.engine.models import ActiveModels
+from pipeline.exports.errors import ExportError
+from pipeline.exports.topics import Asked, Exported, Step, TopicExport, named
+from pipeline.kafka.admin import ensure_topics
+from pipeline.kafka.clients import admin_client, producer_config, read_topic
+from pipeline.scoring.river_factory import first_river
+from pipeline.settings import Settings
+from schemas.records import Record
+from schemas.topics import LABELS, TRANSACTIONS, Topic
+from tests.helpers.champion import policy
+from tests.helpers.logs import after, label, microseconds, transaction
+from tests.helpers.topics import Cluster
+from tests.unit.model_helpers import small_model
+
+pytestmark = pytest.mark.broker
+
+PATIENCE_S = 90.0
+
+
+def transacted(cluster: Cluster, topic: Topic, values: list[tuple[bytes, float]], *, commit: bool) -> None:
+    """Write values of card c1, each so many days after the start, in one transaction."""
+    name = cluster.settings.topic(topic.name)
+    producer = Producer(producer_config(cluster.bootstrap, transactional_id=f"{name}-test"))
+    producer.init_transactions(PATIENCE_S)
+    producer.begin_transaction()
+    for value, days in values:
+        producer.produce(name, value, b"c1", timestamp=microseconds(after(days)) // 1_000)
+    if commit:
+        producer.commit_transaction(PATIENCE_S)
+    else:
+        # Or the records never reach the log.
+        assert producer.flush(PATIENCE_S) == 0
+        producer.abort_transaction(PATIENCE_S)
+
+
+def fill(cluster: Cluster) -> None:
+    """Two days of a dozen cards, of which some come late, are labelled, or cannot be read; and what was aborted."""
+    random = np.random.default_rng(0)
+    for number in range(400):
+        minutes = 7.0 * number
+        card = f"c{random.integers(12)}"
+        fields: dict[str, Any] = {"card_id": card, "merchant_id": f"m{random.integers(5)}"}
+        fields["amount"] = round(float(random.lognormal(3, 0.8)), 2)
+        if number % 31 == 0:
+            fields["of_ours"] = {"basket": [1, 2]}
+        if number % 37 == 0:
+            fields["amount"] = 1.23456
+        late = float(random.choice([0, 0, 0, 90, 1_440]))
+        value = transaction(number, after(minutes=minutes - late), **fields)
+        cluster.write(TRANSACTIONS, value, card.encode(), after(minutes=minutes))
+        if number % 3 == 0:
+            cluster.say((card, f"t{number}"), after(minutes=minutes + 60), "fraud" if number % 2 else "legitimate")
+        if number % 50 == 0:
+            cluster.buy(number, after(minutes=minutes), card_id=card)
+            cluster.write(TRANSACTIONS, b"\xff{", None, after(minutes=minutes), [("who", b"knows"), ("none", None)])
+            cluster.write(TRANSACTIONS, None, card.encode(), after(minutes=minutes))
+            cluster.write(LABELS, b"{}", card.encode(), after(minutes=minutes))
+        if number % 120 == 0:
+            cluster.flush()
+            of = [(transaction(9_000 + n, after(minutes=minutes), card_id="c1"), minutes / 1_440) for n in range(20)]
+            transacted(cluster, TRANSACTIONS, of, commit=False)
+            transacted(cluster, TRANSACTIONS, of[:2], commit=number > 0)
+    cluster.flush()
+    transacted(cluster, LABELS, [(label(1, after(2)), 2.0)] * 3, commit=False)
+
+
+def export(cluster: Cluster, directory: Path, *topics: str, file_rows: int = 60, **asked: int) -> list[Exported]:
+    wanted = [named(topic) for topic in topics or ("transactions", "labels")]
+    return TopicExport(cluster.bootstrap, cluster.settings, directory, wanted, Asked(**asked), file_rows).run()
+
+
+def files(directory: Path, topic: Topic) -> list[Path]:
+    return sorted((directory / topic.name).rglob("*.parquet"))
+
+
+def kept(directory: Path, topic: Topic) -> list[dict[str, Any]]:
+    return [row for path in files(directory, topic) for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def same(rows: list[dict[str, Any]], records: list[Record]) -> None:
+    """Each record once, the records of a partition in their order."""
+    by_partition: dict[int, list[Record]] = {}
+    for record in records:
+        by_partition.setdefault(record.partition, []).append(record)
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["partition"], []).append(row)
+    assert sorted(found) == sorted(by_partition)
+    for number, expected in by_partition.items():
+        assert [row["offset"] for row in found[number]] == [record.offset for record in expected]
+        for row, record in zip(found[number], expected, strict=True):
+            assert (row["key"], round(row["timestamp"].timestamp() * 1_000)) == (record.key, record.timestamp_ms)
+            headers = tuple((one["name"], one["value"]) for one in row["headers"] or [])
+            assert headers == record.headers
+            if row["error"] is not None or row["value"] is not None:
+                assert row["value"] == record.value
+
+
+def backtest(cluster: Cluster, history: Path | None, **asked: Any) -> BacktestResult:
+    # A directory has no topic of models.
+    base = small_model()
+    models = ActiveModels(base, first_river(base.version, None), policy())
+    return Backtest(history, models={"candidate": models}, settings=cluster.settings, **asked).run()
+
+
+def test_a_backtest_of_an_export_is_that_of_the_topics(cluster: Cluster, tmp_path: Path) -> None:
+    fill(cluster)
+    sold, told = export(cluster, tmp_path / "out")
+    records = cluster.read(TRANSACTIONS)
+    assert (sold.records, told.records) == (len(records), len(cluster.read(LABELS)))
+    assert (sold.undecoded, told.undecoded) == (16, 8)
+    same(kept(tmp_path / "out", TRANSACTIONS), records)
+    same(kept(tmp_path / "out", LABELS), cluster.read(LABELS))
+
+    # As readers see it: one table, one schema, partitions as the brokers have them.
+    whole = ds.dataset(tmp_path / "out" / "transactions", partitioning="hive").to_table()
+    assert whole.num_rows == len(records)
+    assert whole.column("kafka_partition").to_pylist() == whole.column("partition").to_pylist()
+    frame = pd.read_parquet(tmp_path / "out" / "transactions", columns=["amount", "event_time", "kafka_partition"])
+    assert len(frame) == len(records)
+    schemas = [pq.read_schema(path) for path in files(tmp_path / "out", TRANSACTIONS)]
+    assert len(schemas) > 6
+    assert all(schema.equals(schemas[0], check_metadata=True) for schema in schemas)
+
+    for asked in ({}, {"start": after(1)}, {"start": after(1), "learn": True, "thresholds": [0.2, 0.5]}):
+        live, again = (backtest(cluster, history, **asked) for history in (None, tmp_path / "out"))
+        assert len(live.variants[0].decisions) > 100
+        for one, other in zip(live.variants, again.variants, strict=True):
+            pd.testing.assert_frame_equal(one.decisions, other.decisions, check_exact=True)
+        if not asked:
+            assert again.counts == live.counts
+            assert again.parameters["partitions"] == 3
+        assert sorted(again.labels["transaction_id"]) == sorted(live.labels["transaction_id"])
+
+
+def test_an_export_that_is_killed_goes_on_where_whole_files_end(cluster: Cluster, tmp_path: Path) -> None:
+    fill(cluster)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pipeline.cli", "export", str(out), "transactions", "--file-rows", "10"]
+    for _ in range(3):
+        before = len(files(out, TRANSACTIONS))
+        process = subprocess.Popen(command, env=environment(cluster.settings), stderr=subprocess.DEVNULL)
+        deadline_s = time.monotonic() + PATIENCE_S
+        while len(files(out, TRANSACTIONS)) == before and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait(PATIENCE_S)
+    whole = {path: path.stat().st_mtime_ns for path in files(out, TRANSACTIONS)}
+    assert whole
+    partial = kept(out, TRANSACTIONS)
+    (done,) = export(cluster, out, "transactions")
+    records = cluster.read(TRANSACTIONS)
+    same(kept(out, TRANSACTIONS), records)
+    assert done.records == len(records) - len(partial)
+    # What was whole stays as it was, and what was not is gone.
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole
+    assert list((out / "transactions").rglob(".*.unfinished")) == []
+
+    (nothing,) = export(cluster, out, "transactions")
+    assert nothing.records == 0
+    files(out, TRANSACTIONS)[1].unlink()
+    cluster.buy(900, after(3), card_id="c3")
+    cluster.flush()
+    (more,) = export(cluster, out, "transactions")
+    assert 1 < more.records < 100
+    same(kept(out, TRANSACTIONS), cluster.read(TRANSACTIONS))
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    return {**os.environ, **settings_environment(settings)}
+
+
+def test_what_was_read_is_whole_when_somebody_ends_it(cluster: Cluster, tmp_path: Path) -> None:
+    fill(cluster)
+    steps: list[Step] = []
+    run = TopicExport(cluster.bootstrap, cluster.settings, tmp_path, [named("transactions"), named("labels")])
+    ended = run.run(steps.append, lambda: len(steps) > 0)
+    records = cluster.read(TRANSACTIONS)
+    assert 0 < ended[0].records < len(records)
+    assert ended[1].records == 0
+    assert 0 < steps[-1].share < 1
+    rows = kept(tmp_path, TRANSACTIONS)
+    assert len(rows) == ended[0].records
+    again = run.run(steps.append)
+    assert again[0].records + ended[0].records == len(records)
+    assert steps[-1].share == 1
+    same(kept(tmp_path, TRANSACTIONS), records)
+    same(kept(tmp_path, LABELS), cluster.read(LABELS))
+
+
+def test_ranges_are_those_of_records(cluster: Cluster, tmp_path: Path) -> None:
+    for number in range(60):
+        cluster.buy(number, after(number), card_id=f"c{number % 7}")
+    cluster.flush()
+
+    def days(first: float, last: float | None) -> dict[str, int]:
+        to = {} if last is None else {"to_ms": microseconds(after(last)) // 1_000}
+        return {"from_ms": microseconds(after(first)) // 1_000, **to}
+
+    def bought() -> list[int]:
+        return sorted(int(row["transaction_id"][1:]) for row in kept(tmp_path, TRANSACTIONS))
+
+    export(cluster, tmp_path, "transactions", **days(20, 30))
+    assert bought() == list(range(20, 30))
+    export(cluster, tmp_path, "transactions", **days(20, 40))
+    assert bought() == list(range(20, 40))
+    with pytest.raises(ExportError, match="a hole would be left"):
+        export(cluster, tmp_path, "transactions", **days(50, None))
+    with pytest.raises(ExportError, match="beyond the range"):
+        export(cluster, tmp_path, "transactions", **days(20, 25))
+    with pytest.raises(ExportError, match="has no record in the range: choose another one"):
+        export(cluster, tmp_path / "other", "transactions", **days(100, None))
+    with pytest.raises(ExportError, match="the range is empty"):
+        export(cluster, tmp_path / "other", "transactions", **days(9, 9))
+    with pytest.raises(ExportError, match="holds no record"):
+        export(cluster, tmp_path / "other", "labels")
+    sold, told = export(cluster, tmp_path)
+    assert bought() == list(range(60))
+    assert (sold.records, told.records, told.note is None) == (40, 0, False)
+
+    name = cluster.settings.topic(TRANSACTIONS.name)
+    middle = next(path for path in files(tmp_path, TRANSACTIONS) if not path.name.startswith(f"{0:020d}"))
+    first, end = map(int, middle.stem.split("-"))
+    of = int(middle.parent.name.partition("=")[2])
+    lost = [TopicPartition(name, number, end if number == of else 4) for number in range(3)]
+    client = admin_client(cluster.bootstrap)
+    for future in client.delete_records(lost).values():
+        future.result()
+    cluster.buy(60, after(60), card_id="c1")
+    cluster.flush()
+    # What is gone from the topic is in the files.
+    export(cluster, tmp_path, "transactions")
+    assert bought() == list(range(61))
+    with pytest.raises(ExportError, match=r"ends before the first record that topic .* still holds"):
+        export(cluster, tmp_path / "late", "transactions", **days(0, 2))
+    middle.unlink()
+    with pytest.raises(ExportError, match=f"partition {of} no longer holds offsets {first} to {end}"):
+        export(cluster, tmp_path, "transactions")
+
+
+def test_where_all_was_aborted_nothing_is_read_twice(cluster: Cluster, tmp_path: Path) -> None:
+    transacted(cluster, LABELS, [(label(1, after(1)), 1.0)] * 3, commit=False)
+    for n in range(2):
+        (done,) = export(cluster, tmp_path, "labels")
+        # Three records and a mark: none of them is one, and all of them are passed.
+        assert (done.records, done.present) == (0, 4 * n)
+    assert [pq.read_metadata(path).num_rows for path in files(tmp_path, LABELS)] == [0]
+    cluster.say(("c1", "t1"), after(2))
+    cluster.flush()
+    (done,) = export(cluster, tmp_path, "labels")
+    assert (done.records, done.present) == (1, 4)
+    assert [row["offset"] for row in kept(tmp_path, LABELS)] == [4]
+    # Nobody stumbles over a file without rows.
+    assert len(pd.read_parquet(tmp_path / "labels")) == 1
+
+
+def test_a_topic_made_anew_is_another_one(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.buy(1, after(1))
+    cluster.flush()
+    export(cluster, tmp_path, "transactions")
+    client = admin_client(cluster.bootstrap)
+    name = cluster.settings.topic(TRANSACTIONS.name)
+    for future in client.delete_topics([name], operation_timeout=30).values():
+        future.result()
+    anew = Cluster(cluster.settings)
+    anew.buy(2, after(1))
+    anew.flush()
+    with pytest.raises(ExportError, match="name another directory"):
+        export(anew, tmp_path, "transactions")
+    assert [row["transaction_id"] for row in kept(tmp_path, TRANSACTIONS)] == ["t1"]
+
+
+def test_a_compacted_topic_has_gaps_and_all_topics_can_be_exported(cluster: Cluster, tmp_path: Path) -> None:
+    name = cluster.settings.topic("compacted")
+    config = {
+        "cleanup.policy": "compact", "segment.ms": "50", "min.cleanable.dirty.ratio": "0.001",
+        "max.compaction.lag.ms": "100", "min.compaction.lag.ms": "0", "delete.retention.ms": "0",
+    }  # fmt: skip
+    client = admin_client(cluster.bootstrap)
+    client.create_topics([NewTopic(name, num_partitions=2, replication_factor=1, config=config)])[name].result()
+    producer = Producer(producer_config(cluster.bootstrap))
+    deadline_s = time.monotonic() + PATIENCE_S
+    written = 0
+    while not (gaps := list(holes(cluster, name))) and time.monotonic() < deadline_s:
+        for _ in range(20):
+            producer.produce(name, transaction(written), f"k{written % 3}".encode())
+            written += 1
+        assert producer.flush(PATIENCE_S) == 0
+        time.sleep(0.3)
+    assert gaps
+    # What the cleaner takes away meanwhile may be in files.
+    export(cluster, tmp_path, "compacted=transactions", file_rows=3)
+    rows = kept(tmp_path, Topic("compacted", "", None, "", "one"))
+    expected = {(record.partition, record.offset) for record in read_topic(cluster.bootstrap, name)}
+    found = [(row["partition"], row["offset"]) for row in rows]
+    assert len(found) == len(set(found))
+    assert expected <= set(found)
+
+    cluster.publish()
+    cluster.buy(1, after(1))
+    cluster.flush()
+    ensure_topics(cluster.bootstrap, cluster.settings)
+    some = export(cluster, tmp_path, "models", "transactions", "dead-letters", "decisions")
+    assert [one.records > 0 for one in some] == [True, True, False, False]
+    versions = pq.read_table(tmp_path / "models")
+    assert versions.column("value").null_count == 0
+
+
+def holes(cluster: Cluster, name: str) -> Iterator[int]:
+    last: dict[int, int] = {}
+    for record in read_topic(cluster.bootstrap, name):
+        if record.offset > last.get(record.partition, -1) + 1:
+            yield record.offset
+        last[record.partition] = record.offset
+
+
+def run(cluster: Cluster, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["export", *arguments], env=settings_environment(cluster.settings))
+
+
+def test_the_command_says_what_it_wrote_and_what_cannot_be(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.buy(1, after(1))
+    cluster.write(TRANSACTIONS, b"nonsense", b"c1", after(1))
+    cluster.flush()
+    done = run(cluster, str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert "2 records written to" in done.output
+    assert "1 of which could not be decoded and are kept as bytes" in done.output
+    assert "holds no record" in done.output
+    assert "3 offsets were there already" not in done.output
+    again = run(cluster, str(tmp_path / "out"))
+    assert "2 offsets were there already" in again.output
+    for arguments, text in (
+        (["nobody"], "is no topic of the pipeline"),
+        (["nobody=labels"], "there is no topic"),
+        (["--from", "2031-01-01"], "has no record in the range"),
+        (["--to", "2001-01-01"], "ends before the first record"),
+    ):
+        refused = run(cluster, str(tmp_path / "refused"), *arguments)
+        assert (refused.exit_code, text in refused.output) == (1, True), refused.output
+    unreachable = run(cluster, str(tmp_path / "refused"), "--bootstrap", "127.0.0.1:1")
+    assert "no Kafka broker answers" in unreachable.output

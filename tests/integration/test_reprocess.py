@@ -1,0 +1,248 @@
+"""Reprocessing of real topics: what is decided again stands beside the live decisions, whole, and never among them."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from confluent_kafka import TopicPartition
+
+from pipeline import Backtest
+from pipeline.backtest import reprocess as module
+from pipeline.backtest.messages import NOT_READ
+from pipeline.backtest.reprocess import DECIDED, RUN, Reprocessed, ReprocessError, reprocess
+from pipeline.cli import main
+from pipeline.demo.processes import settings_environment
+from pipeline.engine.placement import partition_of
+from pipeline.exports.topics import TopicExport, named
+from pipeline.kafka.admin import end_offsets
+from pipeline.kafka.clients import admin_client, partition_numbers, read_topic
+from pipeline.kafka.producer import DeliveryFailed, TransactionalProducer
+from schemas.messages import Decision
+from schemas.records import Record
+from schemas.topics import DECISIONS, TRANSACTIONS
+from tests.helpers.logs import after
+from tests.helpers.topics import Cluster, Starter, shop
+
+pytestmark = pytest.mark.broker
+
+INTO = "candidate"
+
+
+@pytest.fixture
+def bought(cluster: Cluster) -> Cluster:
+    """Two days of transactions, of which a third is labelled, and a model; nobody has decided them."""
+    cluster.publish()
+    for number, (key, at) in enumerate(shop(cluster, range(300), seed=1).items()):
+        if number % 3 == 0:
+            cluster.say(key, at, "fraud" if number % 2 else "legitimate")
+    cluster.write(TRANSACTIONS, b"nonsense", b"c1", after(1))
+    cluster.flush()
+    return cluster
+
+
+@pytest.fixture(autouse=True)
+def _small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TRANSACTION_ROWS", 16)
+
+
+def written(cluster: Cluster, name: str = INTO) -> list[Record]:
+    return list(read_topic(cluster.bootstrap, cluster.settings.topic(name), settings=cluster.settings))
+
+
+def decided(records: list[Record]) -> dict[tuple[int, int], Decision]:
+    messages = [msgspec.json.decode(record.value or b"", type=Decision) for record in records]
+    found = {(one.source.partition, one.source.offset): one for one in messages}
+    assert len(found) == len(messages)
+    return found
+
+
+def again(cluster: Cluster, into: str = INTO, *, replace: bool = False, **asked: Any) -> Reprocessed:
+    return reprocess(Backtest(settings=cluster.settings, **asked), into, replace=replace)
+
+
+def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
+    cluster.publish()
+    shop(cluster, range(120), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 120)
+    assert worker.stop() == 0, worker.said
+    before = end_offsets(cluster.bootstrap, [cluster.settings.topic(DECISIONS.name)])
+
+    done = again(cluster, order="recorded")
+    assert (done.written, done.present, done.complete) == (120, 0, True)
+    records, live = written(cluster), {}
+    for record in cluster.read(DECISIONS):
+        one = msgspec.json.decode(record.value or b"", type=Decision)
+        live[one.source.partition, one.source.offset] = (record.partition, record.key, one)
+    for record, one in zip(records, decided(records).values(), strict=True):
+        partition, key, other = live[one.source.partition, one.source.offset]
+        # Keyed and placed alike, and the same but for when it was decided, and where nobody read it.
+        assert (record.partition, record.key) == (partition, key)
+        assert one.log.offset == NOT_READ
+        assert one.log.partition == other.log.partition == partition_of(one.merchant_id, 2)
+        moved = {"log": other.log, "ingested_at": other.ingested_at, "decided_at": other.decided_at}
+        assert msgspec.structs.replace(one, **moved) == other
+    assert len(records) == len(live)
+    assert end_offsets(cluster.bootstrap, [cluster.settings.topic(DECISIONS.name)]) == before
+
+    # By another threshold, and compared in a notebook as the page says.
+    again(cluster, "strict", thresholds=[0.0])
+    topics = [named("decisions"), named("strict=decisions")]
+    TopicExport(cluster.bootstrap, cluster.settings, tmp_path, topics).run()
+    columns = ["source_partition", "source_offset", "action", "score", "value"]
+    ours, theirs = (pd.read_parquet(tmp_path / name, columns=columns) for name in ("decisions", "strict"))
+    both = ours.merge(theirs, on=["source_partition", "source_offset"], suffixes=("_live", "_strict"))
+    assert len(both) == 120
+    assert (both["action_strict"] == "alert").all()
+    assert 0 < (both["action_live"] == "alert").sum() < 120
+    assert both["value_strict"].isna().all()
+
+
+def test_messages_are_what_the_backtest_decides(bought: Cluster) -> None:
+    asked: dict[str, Any] = {"start": after(0.5), "end": after(1.2), "thresholds": [0.3]}
+    done = again(bought, **asked)
+    (variant,) = Backtest(settings=bought.settings, **asked).run().variants
+    found = decided(written(bought))
+    assert done.written == len(found) == len(variant.decisions) > 50
+    by_key = {(one.card_id, one.transaction_id): one for one in found.values()}
+    for row in variant.decisions.itertuples():
+        one = by_key[row.card_id, row.transaction_id]
+        assert (one.score, one.action, one.selection is None) == (row.score, row.action, pd.isna(row.selection))
+        assert (one.event_time, one.amount_base, one.threshold) == (row.event_time, row.amount_base, 0.3)
+        assert float(one.amount) == one.amount_base
+    assert {one.versions.lightgbm for one in found.values()} == {variant.models["lightgbm"]}
+    assert sorted(partition_numbers(admin_client(bought.bootstrap), done.topic)) == [0, 1, 2]
+    headers = [dict(record.headers) for record in written(bought)]
+    assert {header[RUN] for header in headers} == {done.run.encode()}
+    # A reader knows by the last transaction that all is there.
+    said = [header[DECIDED] for header in headers if DECIDED in header]
+    assert set(said) == {str(done.written).encode()}
+    assert 0 < len(said) <= 16
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest.MonkeyPatch, learn: bool) -> None:
+    monkeypatch.setattr("pipeline.backtest.merged.CHUNK_ROWS", 50)
+    write = TransactionalProducer.write
+    calls: list[int] = []
+
+    def failing(self: TransactionalProducer, topic: str, records: Any, headers: Any) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            # The broker has a part of the transaction already when the program dies.
+            self._producer.begin_transaction()
+            for key, value in list(records)[:3]:
+                self._producer.produce(topic, value, key, headers=headers)
+            assert self._producer.flush(30) == 0
+            raise DeliveryFailed("the program was killed")
+        write(self, topic, records, headers)
+
+    monkeypatch.setattr(TransactionalProducer, "write", failing)
+    with pytest.raises(DeliveryFailed):
+        again(bought, learn=learn)
+    first = written(bought)
+    assert len(first) == 4 * 16
+    assert all(DECIDED not in dict(record.headers) for record in first)
+
+    done = again(bought, learn=learn)
+    assert (done.present, done.written, done.complete) == (64, 236, True)
+    one, other = decided(written(bought)), again(bought, "other", learn=learn)
+    assert other.written == len(one) == 300
+    same = decided(written(bought, "other"))
+    assert {place: (of.score, of.action) for place, of in one.items()} == {
+        place: (of.score, of.action) for place, of in same.items()
+    }
+    # Once more, there is nothing to do.
+    assert again(bought, learn=learn)[2:5] == (300, 0, True)
+
+    stopped = reprocess(Backtest(settings=bought.settings, learn=learn), "stopped", stopped=lambda: True)
+    assert (stopped.complete, stopped.written < 300) == (False, True)
+    rest = again(bought, "stopped", learn=learn)
+    assert (rest.present, rest.present + rest.written, rest.complete) == (stopped.written, 300, True)
+
+
+def test_other_runs_and_other_topics_are_left_alone(bought: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = again(bought, end=after(1))
+    with pytest.raises(ReprocessError, match=rf"decisions of run {first.run}; this one is"):
+        again(bought, end=after(1), thresholds=[0.9])
+    second = again(bought, end=after(1), thresholds=[0.9], replace=True)
+    assert second.run != first.run
+    found = written(bought)
+    assert {dict(record.headers)[RUN] for record in found} == {second.run.encode()}
+    assert len(decided(found)) == second.written == first.written
+
+    for name in ("decisions", "transactions", "other-decisions", "alerts"):
+        with pytest.raises(ReprocessError, match="is the name of a topic of the pipeline"):
+            again(bought, name, replace=True)
+    with pytest.raises(ReprocessError, match="name one model and one threshold"):
+        again(bought, "two", thresholds=[0.1, 0.2])
+
+    # Somebody's topic, with a record that is no run's.
+    again(bought, "foreign", end=after(1))
+    producer = TransactionalProducer(bought.bootstrap, bought.settings, "somebody")
+    producer.write(bought.settings.topic("foreign"), [(b"k", b"v")], [])
+    with pytest.raises(ReprocessError, match="holds records that no reprocess has written"):
+        again(bought, "foreign", end=after(1), replace=True)
+    assert bought.read(DECISIONS) == []
+
+
+def test_a_log_that_has_changed_meanwhile_is_seen(bought: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.backtest.merged.CHUNK_ROWS", 50)
+    stopped = reprocess(Backtest(settings=bought.settings), INTO, stopped=lambda: len(written(bought)) > 0)
+    assert not stopped.complete
+    assert stopped.written > 0
+    # Late, and so among what is decided already.
+    bought.buy(1_000, after(0.01), card_id="c3", amount=700)
+    bought.flush()
+    with pytest.raises(ReprocessError, match="transactions or labels have come, or gone"):
+        again(bought)
+    done = again(bought, replace=True)
+    assert (done.written, done.present, done.complete) == (301, 0, True)
+
+
+def test_who_comes_later_is_the_only_one_who_writes(bought: Cluster) -> None:
+    name = bought.settings.topic(INTO)
+    done = again(bought, end=after(0.3))
+    one = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
+    one.write(name, [(b"k", b"1")], [])
+    other = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
+    with pytest.raises(DeliveryFailed, match="another process writes under the same id"):
+        one.write(name, [(b"k", b"2")], [])
+    other.write(name, [(b"k", b"3")], [])
+    values = {record.value for record in written(bought)}
+    assert {b"1", b"3"} <= values
+    assert b"2" not in values
+    assert len(values) == done.written + 2
+
+
+def run(cluster: Cluster, *arguments: str) -> Result:
+    environment = settings_environment(cluster.settings)
+    return CliRunner().invoke(main, ["reprocess", "--into", INTO, *arguments], env=environment)
+
+
+def test_the_command_says_how_it_ended(bought: Cluster) -> None:
+    done = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
+    assert done.exit_code == 0, done.output
+    assert "the run is complete" in done.output
+    assert f"{len(written(bought))} decisions of run" in done.output
+    again = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
+    assert "0 decisions of run" in again.output
+    for arguments, text in (
+        ([], "another range or other options"),
+        (["--replace", "--from", "2031-01-01"], "choose another range"),
+        (["--model", "0123456789ab"], "has no lightgbm version 0123456789ab"),
+        (["--into", "decisions"], "is the name of a topic of the pipeline"),
+    ):
+        refused = run(bought, *arguments)
+        assert (refused.exit_code, text in refused.output.replace("\n", " ")) == (1, True), refused.output
+
+    lost = [TopicPartition(bought.settings.topic(TRANSACTIONS.name), number, -1) for number in range(3)]
+    client = admin_client(bought.bootstrap)
+    for future in client.delete_records(lost).values():
+        future.result()
+    gone = run(bought, "--replace", "--to", "2024-03-01")
+    assert "holds no record" in gone.output

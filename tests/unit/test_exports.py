@@ -1,0 +1,288 @@
+"""Rows and files of exports: nothing of a record is lost, and a directory is taken for what it is."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.columns import Reject
+from pipeline.backtest.records import Numbering, labels_of, transactions_of
+from pipeline.exports.errors import ExportError
+from pipeline.exports.files import Missing, Origin, TopicFiles, missing, origin_of
+from pipeline.exports.rows import ERROR, VALUE, RowFormat
+from pipeline.exports.topics import named
+from pipeline.features.catalogue import FEATURES
+from pipeline.rates import load_rates
+from pipeline.settings import Settings
+from schemas.messages import Transaction
+from schemas.records import Record
+from schemas.topics import DEAD_LETTERS, DECISIONS, LABELS, MODELS, TOPICS, TRANSACTIONS, Topic
+from tests.helpers.logs import after, decision, label, microseconds, transaction
+
+GOLDEN = Path(__file__).resolve().parents[2] / "schemas" / "golden"
+ORIGIN = Origin("cluster", "transactions", "id", 3)
+
+
+def records(topic: Topic, values: list[bytes | None]) -> list[Record]:
+    at_ms = microseconds(after(1)) // 1_000
+    return [Record(topic.name, 0, offset, at_ms, b"k", value) for offset, value in enumerate(values)]
+
+
+def table(topic: Topic, values: list[bytes | None]) -> pa.Table:
+    form = RowFormat(topic)
+    return pa.Table.from_batches([form.rows(records(topic, values))], form.schema)
+
+
+SAID_BY_COLUMNS = [
+    transaction(1),
+    transaction(2, amount=0.07, currency="JPY"),
+    transaction(3, attributes={"a": 1, "b": None, "c": "x"}, schema_version=2),
+    transaction(4, amount="12.50", local_time="2024-03-01T23:59:59+05:00", mcc="é\u0000"),
+    transaction(5, amount=-3),
+    transaction(6, amount=1.2345),
+    transaction(7, amount=9_999_999.99),
+]
+KEPT_AS_BYTES = [
+    transaction(20, amount=1e-9),
+    transaction(21, amount=12_345_678.91),
+    transaction(22, amount="1_000"),
+    transaction(23, amount="NaN"),
+    transaction(24, of_ours={"deep": [1, 2]}),
+    transaction(25, event_time="9999-12-31T23:59:59-12:00"),
+    transaction(26, event_time="0001-01-01T00:00:00Z"),
+    transaction(27, schema_version=10**30),
+    transaction(28).replace(b'"EUR"', b'"EUR","amount":3'),
+    transaction(28).replace(b'"EUR"', b'"EUR","amount":4,"am\\u006funt":3'),
+    transaction(45).replace(b"12.34", b"1e400"),
+    transaction(29, note="x" * 1_100_000),
+    transaction(30, account_id="x" * 1_100_000),
+    transaction(31).replace(b'"EUR"', b'"EUR","ours":"\xff"'),
+]
+NOT_DECODED: list[bytes | None] = [
+    b"", b"nonsense", b"\xff\xfe", b"[]", b"null", None, transaction(40, amount=None), transaction(41, card_id=""),
+    transaction(42, card_id="x" * 257), transaction(43, event_time="yesterday"), transaction(44, amount={}),
+    b'{"a":' * 5_000, transaction(46, currency="eur"),
+    transaction(47, card_id="\ud800"), transaction(48).replace(b'"EUR"', b'"EUR","amount":"abc","amount":3'),
+]  # fmt: skip
+
+
+def test_columns_say_what_the_record_does_or_its_bytes_are_kept() -> None:
+    values = [*SAID_BY_COLUMNS, *KEPT_AS_BYTES, *NOT_DECODED]
+    rows = table(TRANSACTIONS, values).to_pylist()
+    said, kept, without = (rows[: len(SAID_BY_COLUMNS)], rows[len(SAID_BY_COLUMNS) : -len(NOT_DECODED)],
+                           rows[-len(NOT_DECODED) :])  # fmt: skip
+    for row, value in zip(said, SAID_BY_COLUMNS, strict=True):
+        assert (row[VALUE], row[ERROR]) == (None, None)
+        told = {name: row[name] for name in Transaction.__struct_fields__ if row[name] is not None}
+        if "attributes" in told:
+            told["attributes"] = json.loads(told["attributes"])
+        told["amount"] = str(told["amount"])
+        assert msgspec.convert(told, Transaction, strict=False) == msgspec.json.decode(value, type=Transaction)
+    assert [row[VALUE] for row in kept] == KEPT_AS_BYTES
+    assert [row[ERROR] for row in kept] == [None] * len(kept)
+    assert [row["transaction_id"] for row in kept if row["transaction_id"] is None] == []
+    assert [row[VALUE] for row in without] == NOT_DECODED
+    assert all(row[ERROR] for row in without)
+    assert {row["transaction_id"] for row in without} == {None}
+    assert [row["offset"] for row in rows] == list(range(len(values)))
+
+
+@pytest.mark.parametrize("shuffled", [0, 1])
+def test_rows_are_accepted_and_refused_as_the_records_are(shuffled: int) -> None:
+    rules = Acceptance(load_rates(Settings()), 3_600_000_000)
+    values: list[bytes | None] = [
+        *SAID_BY_COLUMNS, *KEPT_AS_BYTES, *NOT_DECODED, transaction(50, amount="1e1"), transaction(51, amount=0),
+        transaction(52, currency="XXX"), transaction(53, after(9)), transaction(54, amount="+5"),
+    ]  # fmt: skip
+    if shuffled:
+        np.random.default_rng(0).shuffle(values)  # type: ignore[arg-type]
+    rejects: list[Reject] = []
+    expected = transactions_of(records(TRANSACTIONS, values), rules, Numbering(1), rejects).rows
+    found, refused = accept_transactions(table(TRANSACTIONS, values), rules)
+    assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
+    assert {one.code for one in refused} > {"null_value", "too_large", "not_utf8", "amount_too_many_decimals"}
+    for name in ("row", "transaction_id", "card_id", "event_time_us", "amount_minor", "amount_base_minor", "hour"):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+
+
+def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
+    rules = Acceptance(load_rates(Settings()), 3_600_000_000)
+    values: list[bytes | None] = [
+        label(1), label(2, known="odd"), label(3, note="ours", of_ours=1), label(4, after(9)), None, b"{}",
+        label(5, source="x" * 65),
+    ]  # fmt: skip
+    rejects: list[Reject] = []
+    expected = labels_of(records(LABELS, values), rules, Numbering(1), rejects, lambda *_: None).rows
+    found, refused = accept_labels(table(LABELS, values), rules)
+    assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
+    assert len(refused) == 4
+    for name in ("row", "transaction_id", "known", "rank", "known_at_us"):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
+def test_every_topic_has_columns_of_its_own_that_no_record_changes(topic: Topic) -> None:
+    schema = RowFormat(topic).schema
+    assert len(set(schema.names)) == len(schema.names)
+    raw = topic.name in {"models", "rerouted", "dead-letters"}
+    assert (ERROR in schema.names) is not raw
+    none = RowFormat(topic).rows([])
+    assert (none.schema.equals(schema), none.num_rows) == (True, 0)
+    values: list[bytes | None] = [b"\xff", None, b"{}"]
+    found = RowFormat(topic).rows(records(topic, values))
+    assert found.schema.equals(schema)
+    assert found.column(VALUE).to_pylist() == values
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.rglob("*.json")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_messages_as_they_are_written_need_no_bytes(path: Path) -> None:
+    of = {"transaction": "transactions", "label": "labels", "decision": "decisions", "alert": "alerts",
+          "example": "examples", "profiled": "profiled", "progress": "progress"}  # fmt: skip
+    name = next((topic for kind, topic in of.items() if path.stem.startswith(kind)), None)
+    if name is None:
+        pytest.skip("its topic is kept as bytes")
+    topic = next(topic for topic in TOPICS if topic.name == name)
+    value = path.read_bytes().strip()
+    (row,) = table(topic, [value]).to_pylist()
+    assert row[ERROR] is None
+    flat = dict(flattened(json.loads(value)))
+    told = {name: one for name, one in row.items() if one is not None}
+    unknown = {name for name in flat if name not in RowFormat(topic).schema.names}
+    assert (row[VALUE] is not None) == bool(unknown), unknown
+    assert {name for name, one in flat.items() if one is not None} - unknown <= set(told)
+
+
+def flattened(fields: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    whole = {"attributes", "starts", "ends", "rules", "transaction", "label"}
+    for name, value in fields.items():
+        if name == "features" and isinstance(value, dict):
+            yield from ((f"feature_{feature}", number) for feature, number in value.items())
+        elif isinstance(value, dict) and name not in whole:
+            yield from flattened(value, f"{before}{name}_")
+        else:
+            yield f"{before}{name}", value
+
+
+def test_features_are_columns_and_those_of_another_release_stay_bytes() -> None:
+    known = {name: float(number) for number, name in enumerate(FEATURES)}
+    values = [decision(1, features=known), decision(2, features={"amount": None, "of_old": 1.0}), decision(3)]
+    rows = table(DECISIONS, [*values]).to_pylist()
+    assert {name: rows[0][f"feature_{name}"] for name in FEATURES} == known
+    assert [row[VALUE] for row in rows] == [None, values[1], None]
+    assert (rows[2]["feature_amount"], rows[2]["feature_card_usual_amount"]) == (12.34, None)
+    assert rows[0]["versions_lightgbm"] == "base"
+    assert (rows[0]["source_offset"], rows[0]["log_offset"]) == (1, 2)
+
+
+def test_headers_and_keys_are_kept() -> None:
+    record = Record("dead-letters", 2, 7, 5, None, None, (("why", b"x"), ("empty", None), ("why", b"\xff")))
+    (row,) = RowFormat(DEAD_LETTERS).rows([record]).to_pylist()
+    assert row["headers"] == [
+        {"name": "why", "value": b"x"}, {"name": "empty", "value": None}, {"name": "why", "value": b"\xff"},
+    ]  # fmt: skip
+    assert (row["key"], row[VALUE], row["partition"], row["offset"]) == (None, None, 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("covered", "expected"),
+    [
+        ([], Missing([range(5, 10)], True)),
+        ([range(5, 10)], Missing([], True)),
+        ([range(0, 7)], Missing([range(7, 10)], True)),
+        ([range(7, 20)], Missing([range(5, 7)], True)),
+        ([range(6, 7), range(8, 9)], Missing([range(5, 6), range(7, 8), range(9, 10)], True)),
+        ([range(0, 4)], Missing([range(5, 10)], False)),
+        ([range(0, 5)], Missing([range(5, 10)], True)),
+        ([range(11, 12)], Missing([range(5, 10)], False)),
+        ([range(0, 2), range(4, 20)], Missing([], False)),
+    ],
+)
+def test_what_is_missing_is_what_no_file_holds(covered: list[range], expected: Missing) -> None:
+    assert missing(range(5, 10), covered) == expected
+
+
+def files(directory: Path, origin: Origin = ORIGIN, topic: Topic = TRANSACTIONS) -> TopicFiles:
+    return TopicFiles(directory / "transactions", origin, RowFormat(topic).schema)
+
+
+def write(of: TopicFiles, number: int, start: int, end: int) -> Path:
+    with of.part(number, start) as part:
+        part.add(RowFormat(TRANSACTIONS).rows(records(TRANSACTIONS, [transaction(one) for one in range(start, end)])))
+        part.finish(end)
+    return of.directory / f"kafka_partition={number}" / f"{start:020d}-{end:020d}.parquet"
+
+
+def fill_the_disk(of: TopicFiles) -> None:
+    with of.part(0, 5) as part:
+        part.add(RowFormat(TRANSACTIONS).rows(records(TRANSACTIONS, [transaction(5)])))
+        assert of.covered(0) == [range(0, 5)]
+        raise OSError("the disk is full")
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    of = files(tmp_path)
+    with of.held():
+        write(of, 0, 0, 5)
+        with pytest.raises(OSError, match="full"):
+            fill_the_disk(of)
+        assert [path.name for path in (of.directory / "kafka_partition=0").iterdir()] == [
+            "00000000000000000000-00000000000000000005.parquet"
+        ]
+    left = of.directory / "kafka_partition=0" / ".00000000000000000005.unfinished"
+    left.write_bytes(b"PAR1")
+    with of.held():
+        assert not left.exists()
+        assert of.covered(0) == [range(0, 5)]
+        write(of, 0, 5, 9)
+        write(of, 1, 0, 2)
+        with pytest.raises(ExportError, match="another process exports into"), files(tmp_path).held():
+            pass
+    whole = ds.dataset(of.directory, partitioning="hive").to_table()
+    assert whole.num_rows == 11
+    assert pq.read_table(of.directory).column("kafka_partition").to_pylist() == [0] * 9 + [1] * 2
+    assert origin_of(pq.read_schema(write(of, 2, 0, 1))) == ORIGIN
+    assert pq.read_schema(write(of, 2, 1, 2)).equals(of.schema, check_metadata=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
+        (lambda path: path.write_bytes(b""), "is damaged"),
+        (lambda path: path.rename(path.with_name("notes.parquet")), "is no file of an export"),
+        (lambda path: path.with_name(f"{3:020d}-{9:020d}.parquet").write_bytes(path.read_bytes()), "hold offset 3"),
+        (lambda path: pq.write_table(pa.table({"a": [1]}), path), "has other columns"),
+    ],
+)
+def test_what_is_there_is_checked(tmp_path: Path, spoil: Any, text: str) -> None:
+    of = files(tmp_path)
+    spoil(write(of, 0, 0, 5))
+    with pytest.raises(ExportError, match=text):
+        of.covered(0)
+
+
+@pytest.mark.parametrize(
+    "other", [Origin("elsewhere", "transactions", "id", 3), Origin("cluster", "transactions", "new", 3)]
+)
+def test_a_directory_of_another_cluster_or_topic_is_refused(tmp_path: Path, other: Origin) -> None:
+    write(files(tmp_path, other), 0, 0, 5)
+    with pytest.raises(ExportError, match=r"holds topic transactions .*: name another directory"):
+        files(tmp_path).covered(0)
+    with pytest.raises(ExportError, match="has other columns than this release writes"):
+        files(tmp_path, other, LABELS).covered(0)
+
+
+def test_topics_are_named_by_what_they_hold() -> None:
+    assert named("models") == ("models", MODELS)
+    assert named("candidate=decisions") == ("candidate", DECISIONS)
+    for text in ("candidate", "candidate=candidate", "=decisions", ""):
+        with pytest.raises(ExportError, match="is no topic of the pipeline"):
+            named(text)
