@@ -17,6 +17,7 @@ from pipeline.backtest.live import Comparison
 from pipeline.backtest.order import Order
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.sources import moment
+from pipeline.backtest.training import Training
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
@@ -67,6 +68,36 @@ _SHOWN = 10
     help="In place of the policy's; may be repeated.",
 )
 @click.option(
+    "--budget",
+    "budgets",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    help="Alerts a day, for which a threshold is chosen on the days before the range; may be repeated.",
+)
+@click.option(
+    "--train",
+    "trainings",
+    multiple=True,
+    metavar="NAME[=FEATURES]",
+    help="Train a model before the range, and decide by it: on all features, or on those that match card_*,-*_std_*; "
+    "may be repeated.",
+)
+@click.option("--train-from", type=Moment(), help="Event time of the first transaction to train on.")
+@click.option("--train-to", type=Moment(), help="Train by what was known then.  [default: begin of the range]")
+@click.option(
+    "--train-gap",
+    type=Duration(),
+    help="From the last transaction to train on to that time.  [default: label delay of a file; else maturity_days]",
+)
+@click.option(
+    "--validation-days",
+    type=click.FloatRange(min=0, min_open=True),
+    default=7.0,
+    show_default=True,
+    help="Last days to train on, and before the range, on which thresholds are chosen.",
+)
+@click.option("--register", is_flag=True, help="Keep what was trained in the registry; it is not put in force.")
+@click.option(
     "--river", help="Online model: latest, untaught, or a version.  [default: latest; with --learn: untaught]"
 )
 @click.option("--learn", is_flag=True, help="Let the online model learn from there on.")
@@ -113,6 +144,13 @@ def command(
     models: tuple[str, ...],
     policy: str | None,
     thresholds: tuple[float, ...],
+    budgets: tuple[float, ...],
+    trainings: tuple[str, ...],
+    train_from: datetime | None,
+    train_to: datetime | None,
+    train_gap: float | None,
+    validation_days: float,
+    register: bool,
     river: str | None,
     learn: bool,
     publish_every: float,
@@ -136,6 +174,7 @@ def command(
     """
     if differences is not None and compare is None:
         raise click.UsageError("--differences tells how decisions differ from live ones: add --compare live")
+    training = _training(trainings, train_from, train_to, train_gap, top, register=register)
     stop = threading.Event()
     try:
         from_file = history is not None and history.is_file()
@@ -146,6 +185,9 @@ def command(
             end=end,
             models=_named(models),
             thresholds=thresholds,
+            budgets=budgets,
+            training=training,
+            validation_days=validation_days,
             policy=policy,
             river=river,
             learn=learn,
@@ -167,6 +209,8 @@ def command(
     except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(made.text)
+    for name, one in asked.trained.items():
+        click.echo(f"{name}: LightGBM {one.model.version}, policy {one.policy.version}", err=True)
     if asked.comparison is not None:
         _tell(asked.comparison, differences)
     for path, text in ((report, made.html if report else ""), (as_json, made.json if as_json else "")):
@@ -191,6 +235,37 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"{model!r} is named twice: write NAME=VERSION", param_hint="--model")
         named[name or version] = version
     return named
+
+
+def _training(
+    trainings: tuple[str, ...],
+    train_from: datetime | None,
+    train_to: datetime | None,
+    gap_s: float | None,
+    alerts_per_day: float,
+    *,
+    register: bool,
+) -> Training | None:
+    if not trainings:
+        if train_from or train_to or gap_s is not None or register:
+            raise click.UsageError("nothing is trained: name a variant with --train NAME, or leave its options out")
+        return None
+    if train_from is None:
+        raise click.UsageError("--train needs to know where training begins: add --train-from")
+    variants: dict[str, list[str]] = {}
+    for one in trainings:
+        name, _, patterns = one.partition("=")
+        if name in variants:
+            raise click.BadParameter(f"{name!r} is named twice", param_hint="--train")
+        variants[name] = patterns.split(",") if patterns else []
+    return Training(
+        variants=variants,
+        start=train_from,
+        end=train_to,
+        gap_s=gap_s,
+        alerts_per_day=alerts_per_day,
+        register=register,
+    )
 
 
 @contextmanager
@@ -232,7 +307,7 @@ class _Bar:
     def show(self, step: Step) -> None:
         """Tell how far it is."""
         rate = step.transactions / step.elapsed_s if step.elapsed_s else 0.0
-        text = f"{moment(step.event_time_us)}  {step.transactions:,} transactions ({rate:,.0f}/s)"
+        text = f"{moment(step.event_time_us)}  {step.transactions:,} transactions ({rate:,.0f}/s)  {step.stage}"
         total = None if step.share is None else 1.0
         self._progress.update(self._task, description=text, total=total, completed=step.share or 0.0)
 

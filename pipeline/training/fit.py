@@ -75,9 +75,10 @@ def train(
 ) -> Trained:
     """Train on the first rows of ``split``, stop, calibrate and set the threshold on the later ones.
 
-    ``policy`` gives blend, audit rate and rules of the new policy; trees ask for ``features`` alone, whose
-    distributions over the first rows the model keeps; ``details`` goes into its metadata. The validation period chooses the number of trees, the calibration and the threshold, so its metrics flatter a little:
-    a backtest on later days is the measure. Raises `ModelError` when a period holds too few frauds.
+    ``policy`` gives blend, audit rate and rules of the new policy. Trees ask for ``features`` alone, and the model
+    keeps how these are distributed in the first rows; ``details`` goes into its metadata. The validation period chooses
+    the number of trees, the calibration and the threshold, so its metrics flatter a little: a backtest on later days is
+    the measure. Raises `ModelError` when a period holds too few frauds.
     """
     config = config or TrainingConfig()
     for name, rows in (("training", split.training), ("validation", split.validation)):
