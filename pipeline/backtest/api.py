@@ -20,7 +20,7 @@ from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.drift import DriftCounter
 from pipeline.backtest.learning import Learning
 from pipeline.backtest.live import Comparer, Comparison, LiveDecisions
-from pipeline.backtest.order import Order
+from pipeline.backtest.order import Order, in_order
 from pipeline.backtest.recorded import RecordedReplay, Scored
 from pipeline.backtest.records import Numbering
 from pipeline.backtest.result import BacktestResult, Parameter, Variant
@@ -39,7 +39,7 @@ from pipeline.backtest.sources import (
     moment,
     time_us,
 )
-from pipeline.backtest.training import Period, Training, read_rows
+from pipeline.backtest.training import Period, Training, known_by, read_rows
 from pipeline.backtest.versions import ACTIVE, ModelLibrary, with_threshold
 from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
@@ -426,7 +426,20 @@ class _Run:
                 self._tell(Step(worked_on, int(times_us[-1]), self._elapsed_s, share, "reading what to train on"))
             self._refuse_stopped()
 
-        rows = read_rows(asked.source, span, period, asked.card_options(self._partitions), note)
+        options = asked.card_options(self._partitions)
+        rules = Acceptance(options.rates, options.future_tolerance_us, asked.source.time_zone)
+        opened = asked.source.open(span, rules, [], LabelBook())
+        chunks = in_order(opened.transactions, known_by(opened.labels, period.known_us), Order.EVENT_TIME)
+        with closing(opened):
+            rows = read_rows(chunks, period, options, note)
+        if not len(rows):
+            seen = opened.seen
+            read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
+            raise RangeError(
+                f"{asked.source.name} has no transaction to train on from {moment(period.from_us)} to "
+                f"{moment(period.last_us)}{read if seen.last_us > EARLIEST_US else ''}: choose another period with "
+                "--train-from and --train-to"
+            )
         self._warn_of_short(first_us, span, "training: ")
         if asked.training is not None:
             registry = Registry(asked.settings.registry_path)

@@ -111,16 +111,11 @@ def replay_accepted(
         engine.close()
 
 
-def profile_accepted(
-    transactions: Iterator[Transactions], labels: Iterator[Labels], *, options: CardOptions
-) -> Generator[tuple[Chunk, Profiled], None, None]:
-    """Features of what was accepted already, by event time, with the records that they are of; nothing is decided.
-
-    Raises `OutOfOrder`.
-    """
+def profile_chunks(chunks: Iterator[Chunk], options: CardOptions) -> Generator[tuple[Chunk, Profiled], None, None]:
+    """Features of the transactions of each chunk, in the order of the records; nothing is decided."""
     engine = Engine(options)
     try:
-        for chunk in in_order(transactions, labels, Order.EVENT_TIME):
+        for chunk in chunks:
             yield chunk, engine.profile(chunk)
     finally:
         engine.close()

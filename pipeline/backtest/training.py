@@ -1,6 +1,6 @@
 """Models that a backtest trains for itself: on features that the kernel gives of a period before its range."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.accept import Acceptance
 from pipeline.backtest.columns import Labels, digest_keys, name_keys
 from pipeline.backtest.engine import Profiled
 from pipeline.backtest.order import Chunk
 from pipeline.backtest.resolved import KNOWN
-from pipeline.backtest.run import profile_accepted
-from pipeline.backtest.sources import EARLIEST_US, LabelBook, RangeError, Source, Span, moment, time_us
+from pipeline.backtest.run import profile_chunks
+from pipeline.backtest.sources import EARLIEST_US, RangeError, moment, time_us
 from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
@@ -35,7 +34,7 @@ _IDENTITY: Final = ["high", "low"]
 class Training:
     """LightGBM models that are trained before a range is decided, and decide it beside the others."""
 
-    variants: Mapping[str, Iterable[str]]
+    variants: Mapping[str, Sequence[str]]
     """Names, and which features each is trained on: patterns of `pipeline.training.selection.select_features`."""
     start: datetime
     """Event time of the first transaction to train on (UTC without an offset)."""
@@ -56,6 +55,7 @@ class Training:
         Raises ValueError for a training that would know what is still to come, and `RangeError` for one that is too
         short, `pipeline.scoring.errors.ModelError` for features that there are not.
         """
+        # Before anything is read: a name that is wrong should not cost the time of a training.
         self._features()
         if self.end is None and from_us <= EARLIEST_US:
             raise ValueError("a model is trained on what lies before the range: say where that begins (--from)")
@@ -178,30 +178,21 @@ class TrainingRows:
 
 
 def read_rows(
-    source: Source, span: Span, period: Period, options: CardOptions, note: Callable[[NDArray[np.int64]], None]
+    chunks: Iterator[Chunk], period: Period, options: CardOptions, note: Callable[[NDArray[np.int64]], None]
 ) -> TrainingRows:
-    """Targets of ``period`` with their features, from a source that is read over ``span``.
+    """Targets of ``period`` among records by event time, which begin with what warms the windows up.
 
-    ``note`` is told the event times of each chunk. Raises `RangeError` where there is no target.
+    ``note`` is told the event times of each chunk's transactions.
     """
-    rules = Acceptance(options.rates, options.future_tolerance_us, source.time_zone)
-    opened, rows = source.open(span, rules, [], LabelBook()), TrainingRows(period)
-    passed = profile_accepted(opened.transactions, _known_by(opened.labels, period.known_us), options=options)
-    with closing(opened), closing(passed):
+    rows = TrainingRows(period)
+    with closing(profile_chunks(chunks, options)) as passed:
         for chunk, profiled in passed:
             rows.add(chunk, profiled)
             note(profiled.transactions.event_time_us)
-    if not len(rows):
-        seen = opened.seen
-        read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
-        raise RangeError(
-            f"{source.name} has no transaction to train on from {moment(period.from_us)} to {moment(period.last_us)}"
-            f"{read if seen.last_us > EARLIEST_US else ''}: choose another period with --train-from and --train-to"
-        )
     return rows
 
 
-def _known_by(labels: Iterator[Labels], until_us: int) -> Iterator[Labels]:
+def known_by(labels: Iterator[Labels], until_us: int) -> Iterator[Labels]:
     """The labels, in the order of ``known_at``, that are known at ``until_us``; no more is read than tells so."""
     for part in labels:
         inside = part.known_at_us <= until_us

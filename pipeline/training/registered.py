@@ -9,6 +9,6 @@ def register(registry: Registry, trained: Trained) -> None:
 
     Raises `pipeline.registry.RegistryError`.
     """
-    details = {"metrics": trained.metrics, **trained.model.metadata}
+    details = {"metrics": trained.metrics, "features": trained.model.trained_on, **trained.model.metadata}
     registry.register(LIGHTGBM, trained.model.to_payload(), details)
     registry.register(POLICY, trained.policy.to_payload(), {"lightgbm_version": trained.model.version})

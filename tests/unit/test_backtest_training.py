@@ -5,12 +5,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline import Backtest, Training
+from pipeline.backtest import delayed_truth, frame_tables
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.result import BacktestResult
 from pipeline.backtest.sources import RangeError
@@ -166,6 +168,44 @@ def test_labels_count_as_they_were_known_at_the_end(
     assert version(pd.concat([told, corrected])) != as_it_was
 
 
+def test_exported_topics_of_several_partitions_train_what_their_file_trains(
+    history: pd.DataFrame, asked: Callable[..., Backtest], start: datetime, settings: Settings, tmp_path: Path
+) -> None:
+    of_file = asked(training=training(start))
+    of_file.run()
+    directory = tmp_path / "export"
+    told = pd.concat(table.to_pandas() for table in delayed_truth(frame_tables(history), GAP_S))
+    for name, frame, time in (("transactions", history, "event_time"), ("labels", told, "labelled_at")):
+        number = frame["card_id"].map(lambda card: crc32(str(card).encode()) % 3)
+        placed = frame.drop(columns=["fraud", "fraud_type"], errors="ignore")
+        placed = placed.assign(partition=number, timestamp=frame[time], offset=range(len(frame)))
+        (directory / name).mkdir(parents=True)
+        placed.to_parquet(directory / name / "0.parquet", index=False)
+    of_export = Backtest(
+        directory,
+        start=start + 28 * DAY,
+        warm_up_s=28 * 86_400.0,
+        validation_days=6.0,
+        settings=settings,
+        training=training(start, gap_s=GAP_S),
+    )
+    of_export.run()
+    assert of_export.trained["trained"].model.version == of_file.trained["trained"].model.version
+
+
+def test_the_gap_of_recorded_labels_is_the_time_in_which_they_mature(
+    history: pd.DataFrame, asked: Callable[..., Backtest], start: datetime, settings: Settings, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.parquet"
+    frauds = history[history["fraud"]]
+    frauds[["transaction_id", "card_id"]].assign(
+        label="fraud", source="issuer", labelled_at=frauds["event_time"]
+    ).to_parquet(labels, index=False)
+    matures = settings.model_copy(update={"maturity_days": 9.0})
+    assert asked(label_file=labels, settings=matures, training=training(start)).period.gap_us == 9 * US_PER_DAY
+    assert asked(settings=matures, training=training(start)).period.gap_us == 2 * US_PER_DAY
+
+
 def test_a_changed_feature_set_is_trained_on_and_on_nothing_else(
     asked: Callable[..., Backtest], start: datetime
 ) -> None:
@@ -203,7 +243,9 @@ def test_what_was_trained_is_kept_where_that_is_asked_for(asked: Callable[..., B
     trained = backtest.trained["few"]
     assert registry.load_lightgbm(trained.model.version).trained_on == ("amount", "hour")
     assert registry.load_policy(trained.policy.version).lightgbm_version == trained.model.version
-    assert registry.entry(LIGHTGBM, trained.model.version).details["metrics"]["auc_roc"] > 0.5
+    details = registry.entry(LIGHTGBM, trained.model.version).details
+    assert details["metrics"]["auc_roc"] > 0.5
+    assert details["features"] == ["amount", "hour"]
     assert registry.active(LIGHTGBM) == small_model().version
 
 
