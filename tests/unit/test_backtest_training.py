@@ -115,6 +115,7 @@ def test_a_model_is_the_one_that_the_training_of_a_file_makes(
     registry.register(POLICY, expected.policy.to_payload())
     again = asked(models={"trained": expected.model.version}, river="untaught").run()
     pd.testing.assert_frame_equal(again.variants[0].decisions, variant.decisions, check_exact=True)
+    assert again.variants[0].models == variant.models
 
 
 def test_what_is_still_to_come_changes_nothing_that_is_trained(asked: Callable[..., Backtest], start: datetime) -> None:
@@ -160,8 +161,10 @@ def test_labels_count_as_they_were_known_at_the_end(
     some = told[rng.random(len(told)) < 0.5]
     later = some.assign(label="legitimate", source="audit", labelled_at=known + timedelta(seconds=1))
     assert version(pd.concat([told, later])) == as_it_was
-    by_rule = some.assign(label="legitimate", source="rule", labelled_at=some["labelled_at"] + timedelta(hours=1))
+    bought = history.loc[~history["fraud"], ["transaction_id", "card_id", "event_time"]].iloc[::20]
+    by_rule = bought.assign(label="fraud", source="rule", labelled_at=bought["event_time"] + DAY)
     assert version(pd.concat([told, by_rule])) == as_it_was
+    assert version(pd.concat([told, by_rule.assign(source="customer")])) != as_it_was
     outranked = some.assign(label="legitimate", source="customer", labelled_at=some["labelled_at"] + DAY)
     assert version(pd.concat([told, outranked])) == as_it_was
     corrected = outranked.assign(source="audit")

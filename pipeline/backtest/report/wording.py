@@ -74,6 +74,8 @@ def drift_sentence(one: DriftContent) -> str:
             "kept that. Train it again to see drift."
         )
     indices = [(row.feature, row.stability_index) for row in one.features if row.stability_index is not None]
+    if all(index < STABLE for _, index in indices):
+        return f"Since the training of {subject}, no feature has moved: every stability index is below {STABLE}."
     moved = [f"{name} {ratio(index)}" for name, index in indices if index > MOVED]
     between_ = sum(STABLE <= index <= MOVED for _, index in indices)
     named = f": {', '.join(moved[:_NAMED])}{' …' if len(moved) > _NAMED else ''}" if moved else ""
