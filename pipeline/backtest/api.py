@@ -432,7 +432,8 @@ class _Run:
         chunks = in_order(opened.transactions, known_by(opened.labels, period.known_us), Order.EVENT_TIME)
         with closing(opened):
             rows = read_rows(chunks, period, options, note)
-        if not len(rows):
+        targets = len(rows)
+        if not targets:
             seen = opened.seen
             read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
             raise RangeError(
@@ -444,7 +445,7 @@ class _Run:
         if asked.training is not None:
             registry = Registry(asked.settings.registry_path)
             for name, grow in asked.training.growing(rows, period, asked.base_policy(), registry):
-                self._tell(Step(len(rows), period.last_us, self._elapsed_s, None, f"growing the trees of {name}"))
+                self._tell(Step(targets, period.last_us, self._elapsed_s, None, f"growing the trees of {name}"))
                 asked.trained[name] = grow()
                 self._refuse_stopped()
 

@@ -157,8 +157,12 @@ class TrainingRows:
             self._labels.append(pd.DataFrame({"high": high, "low": low, **columns}))
 
     def training_set(self) -> TrainingSet:
-        """All of it, each a fraud whose label that holds says so; at least one transaction was added."""
-        features, times, cards, digests = (np.concatenate(columns) for columns in zip(*self._rows, strict=True))
+        """All of it, each a fraud whose label that holds says so; at least one transaction was added.
+
+        To be called once: nothing is kept here behind it, since it is large.
+        """
+        kept, self._rows = self._rows, []
+        features, times, cards, digests = (np.concatenate(columns) for columns in zip(*kept, strict=True))
         return TrainingSet(
             features,
             self._frauds(digests),
