@@ -255,8 +255,8 @@ def _training(
     variants: dict[str, list[str]] = {}
     for one in trainings:
         name, _, patterns = one.partition("=")
-        if name in variants:
-            raise click.BadParameter(f"{name!r} is named twice", param_hint="--train")
+        if not name or name in variants:
+            raise click.BadParameter(f"{one!r} needs a name of its own: write NAME=FEATURES", param_hint="--train")
         variants[name] = patterns.split(",") if patterns else []
     return Training(
         variants=variants,

@@ -1,6 +1,7 @@
 """How features are distributed in a population: counts between quantiles, small enough to travel with a model."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -78,7 +79,7 @@ def are_sound(distributions: Sequence[FeatureDistribution]) -> bool:
         and set(names) <= set(FEATURES)
         and all(
             len(one.counts) == len(one.edges) + 2
-            and all(before < after for before, after in zip(one.edges, one.edges[1:], strict=False))
+            and all(before < after for before, after in pairwise(one.edges))
             and min(one.counts) >= 0.0
             for one in distributions
         )
