@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.backtest.api import Backtest
+    from pipeline.backtest.training import Training
 
-__all__ = ["Backtest"]
+__all__ = ["Backtest", "Training"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from pipeline.backtest.api import Backtest
 
         return Backtest
+    if name == "Training":
+        from pipeline.backtest.training import Training
+
+        return Training
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

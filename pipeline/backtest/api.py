@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.backtest.accept import Acceptance
+from pipeline.backtest.budgets import Budget
 from pipeline.backtest.collected import Collected
 from pipeline.backtest.columns import Reject
 from pipeline.backtest.decisions import Decisions
+from pipeline.backtest.drift import DriftCounter
 from pipeline.backtest.learning import Learning
 from pipeline.backtest.live import Comparer, Comparison, LiveDecisions
-from pipeline.backtest.order import Order
+from pipeline.backtest.order import Order, in_order
 from pipeline.backtest.recorded import RecordedReplay, Scored
 from pipeline.backtest.records import Numbering
-from pipeline.backtest.result import BacktestResult
+from pipeline.backtest.result import BacktestResult, Parameter, Variant
 from pipeline.backtest.run import Candidate, replay_accepted
 from pipeline.backtest.sources import (
     EARLIEST_US,
@@ -36,15 +39,19 @@ from pipeline.backtest.sources import (
     moment,
     time_us,
 )
+from pipeline.backtest.training import Period, Training, known_by, read_rows
 from pipeline.backtest.versions import ACTIVE, ModelLibrary, with_threshold
+from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import LATENESS_US, LONGEST_WINDOW_US, US_PER_DAY, US_PER_SECOND
+from pipeline.features.catalogue import FEATURES, LATENESS_US, LONGEST_WINDOW_US, US_PER_DAY, US_PER_SECOND
 from pipeline.kafka.retention import needed_days
 from pipeline.rates import load_rates
+from pipeline.registry import Registry
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping, UnusableSource, resolve_mapping
+from pipeline.training.fit import Trained
 from schemas.topics import DECISIONS, TRANSACTIONS
 
 AS_RECORDED: Final = "as recorded"
@@ -64,6 +71,8 @@ class Step(NamedTuple):
     elapsed_s: float
     share: float | None
     """Of the event time that is asked for, 0 to 1; None where no end of it was named."""
+    stage: str = ""
+    """What is done before the range is decided; nothing once it is."""
 
 
 class Backtest:
@@ -83,6 +92,9 @@ class Backtest:
         end: datetime | None = None,
         models: Iterable[str] | Mapping[str, str | ActiveModels] = (),
         thresholds: Iterable[float] = (),
+        budgets: Iterable[float] = (),
+        training: Training | None = None,
+        validation_days: float = 7.0,
         policy: str | None = None,
         river: str | None = None,
         learn: bool = False,
@@ -103,11 +115,14 @@ class Backtest:
         history before the start enters the windows (default: the longest window and the labels' delay; in the recorded
         order all that a restore of state reads). ``models`` names LightGBM versions, by themselves or by names of one's
         own, or holds models; default is the one in force, and in the recorded order the versions that decisions name.
-        ``thresholds`` makes a variant of each model for each of them. ``policy`` is a version (default: the one that
-        was made for the model). ``river`` is ``latest``, ``untaught`` or a version; with ``learn`` the online model
-        goes on learning from there (default: from untaught on), and is published every ``publish_every_s`` of event
-        time. ``lateness_s`` bounds how long after its event time a record of a topic may arrive. Raises ValueError for
-        what contradicts itself.
+        ``thresholds`` makes a variant of each model for each of them, and so does ``budgets``, alerts a day, whose
+        thresholds are chosen on the last ``validation_days`` before the range. ``training`` tells of models that are
+        trained on what lies before the range; they stand behind those of ``models``, with an untaught online model.
+        ``policy`` is a version (default: the one that was made for the model). ``river`` is ``latest``, ``untaught`` or
+        a version; with ``learn`` the online model goes on learning from there (default: from untaught on), and is
+        published every ``publish_every_s`` of event time. ``lateness_s`` bounds how long after its event time a record
+        of a topic may arrive. Raises ValueError for what contradicts itself,
+        `pipeline.scoring.errors.ModelError` for features to train on that there are not.
         """
         self.settings = settings or Settings()
         self.bootstrap = bootstrap or self.settings.kafka_bootstrap_servers
@@ -116,6 +131,9 @@ class Backtest:
         self.learn = learn
         self.comparison: Comparison | None = None
         """What came of comparing with live decisions, once `run` is through."""
+        self.trained: dict[str, Trained] = {}
+        """What was trained, by the names of its variants, once `run` is through."""
+        self.training, self.validation_days = training, validation_days
         lateness_us = LATENESS_US if lateness_s is None else round(lateness_s * US_PER_SECOND)
         self.source = self._source(history, mapping, label_file, label_delay_s, lateness_us)
         topics = isinstance(self.source, TopicSource)
@@ -125,6 +143,10 @@ class Backtest:
             raise ValueError("the recorded order is that of the topics: leave the file out, or order by event time")
         if self.order is Order.RECORDED and learn:
             raise ValueError("in the recorded order River versions are those that were published: order by event time")
+        levels: list[tuple[float | None, float | None]] = [(threshold, None) for threshold in thresholds]
+        levels += [(None, budget) for budget in budgets]
+        if self.order is Order.RECORDED and (training is not None or any(budget for _, budget in levels)):
+            raise ValueError("models are trained, and thresholds chosen for budgets, only in the order of event time")
         from_us, to_us = time_us(start, EARLIEST_US), time_us(end, LATEST_US)
         if to_us <= from_us:
             raise RangeError(f"the range is empty: it ends at {end}, and begins at {start}; let it end later")
@@ -135,8 +157,13 @@ class Backtest:
         else:
             self.warm_up_us = round(warm_up_s * US_PER_SECOND)
         self.span = Span(EARLIEST_US if start is None else from_us - self.warm_up_us, from_us, to_us)
+        named = models if isinstance(models, Mapping) else (models := tuple(models))
+        if training is not None and (twice := [name for name in training.variants if name in named]):
+            raise ValueError(f"two variants are called {twice[0]}: give what is trained another name")
+        self.period = None if training is None else self._period(training, label_delay_s)
+        """What is trained on."""
         self.library = ModelLibrary(self.settings, self.bootstrap if topics else None)
-        self._asked = (models, tuple(thresholds), policy, river or (UNTAUGHT if learn else LATEST), publish_every_s)
+        self._asked = (models, levels, policy, river or (UNTAUGHT if learn else LATEST), publish_every_s)
 
     def run(
         self, progress: Callable[[Step], None] | None = None, stopped: Callable[[], bool] = lambda: False
@@ -170,23 +197,39 @@ class Backtest:
         return run.passed()
 
     def candidates(self) -> dict[str, Candidate]:
-        """The models that are asked for by their names; none where those are asked for that decisions name."""
-        models, thresholds, policy, river, publish_every_s = self._asked
+        """The models that are asked for, and those that were trained, by their names.
+
+        None of them where those are asked for that decisions name.
+        """
+        models, levels, policy, river, publish_every_s = self._asked
         named = dict(models) if isinstance(models, Mapping) else {name: name for name in models}
-        if not named:
-            if self.order is Order.RECORDED and not thresholds and policy is None:
+        if not named and self.training is None:
+            if self.order is Order.RECORDED and not levels and policy is None:
                 return {}
             named = {ACTIVE: ACTIVE}
+        known = {
+            name: version if isinstance(version, ActiveModels) else self._models(version, policy, river)
+            for name, version in named.items()
+        }
+        parameters: dict[str, dict[str, Parameter]] = {name: {} for name in known}
+        for name, trained in self.trained.items():
+            river_model = self.library.untaught_river(trained.model.version)
+            known[name] = ActiveModels(trained.model, river_model, trained.policy)
+            parameters[name] = self._told(trained)
         found = {}
-        for name, version in named.items():
-            active = version if isinstance(version, ActiveModels) else self._models(version, policy, river)
-            for threshold in thresholds or (None,):
-                one = active
-                if threshold is not None:
-                    one = dataclasses.replace(active, policy=with_threshold(active.policy, threshold))
+        for name, active in known.items():
+            for threshold, budget in levels or [(None, None)]:
+                one = active if threshold is None else active.under(with_threshold(active.policy, threshold))
                 learning = self._learning(one, publish_every_s) if self.learn else None
-                found[name if threshold is None else f"{name} at {threshold:g}"] = Candidate(one, learning)
+                level = f" at {threshold:g}" if threshold is not None else f" at {budget:g} a day" if budget else ""
+                told = parameters[name] | ({} if budget is None else {"alerts a day": budget})
+                found[name + level] = Candidate(one, learning, budget, told)
         return found
+
+    def base_policy(self) -> Policy | None:
+        """The policy whose rules, blend and audit rate a trained model is given; None where none is in force."""
+        policy = self._asked[2]
+        return self.library.policy_in_force() if policy is None else self.library.policy(policy)
 
     def card_options(self, partitions: int) -> CardOptions:
         """The card agent's options, as the settings say."""
@@ -205,6 +248,24 @@ class Backtest:
         if isinstance(self.source, ExportSource):
             return self.source.partitions
         return self.source.numbering.partitions if isinstance(self.source, TopicSource) else 1
+
+    def _period(self, training: Training, label_delay_s: float) -> Period:
+        matured_s = self.settings.maturity_days * US_PER_DAY / US_PER_SECOND
+        gap_s = label_delay_s if self.source.label_mode == "delay" else matured_s
+        return training.period(self.span.from_us, gap_s, self.validation_days)
+
+    def _told(self, trained: Trained) -> dict[str, Parameter]:
+        if self.period is None:
+            return {}
+        names = trained.model.trained_on
+        without = [name for name in FEATURES if name not in names]
+        told = f"without {', '.join(without)}" if len(without) < len(names) else ", ".join(names)
+        return {
+            "trained from": moment(self.period.from_us),
+            "trained by what was known at": moment(self.period.known_us),
+            "last target": moment(self.period.last_us),
+            "features": f"{len(names)} of {len(FEATURES)}{f': {told}' if without else ''}",
+        }
 
     def _learning(self, models: ActiveModels, publish_every_s: float) -> Learning:
         every_us = max(round(publish_every_s * US_PER_SECOND), 1)
@@ -280,13 +341,17 @@ class _Run:
         self._book, self._seen = LabelBook(), Seen()
         self._partial = False
         self._warnings: list[str] = []
+        self._budgets: dict[str, Budget] = {}
+        self._drift = DriftCounter()
 
     def go(self) -> None:
         """Run it."""
         asked = self._asked
         # First, since it tells whether a cluster answers at all.
         self._partitions = asked.partitions
-        candidates = asked.candidates()
+        if asked.period is not None:
+            self._train(asked.period)
+        self._candidates = candidates = asked.candidates()
         for name, one in candidates.items():
             made_for = one.models.policy.lightgbm_version
             if made_for is not None and made_for != one.models.lightgbm.version:
@@ -316,17 +381,30 @@ class _Run:
         opened = asked.source.open(asked.span, rules, rejects, self._book)
         self._seen = opened.seen
         numbering = Numbering(self._partitions)
+        self._budgets = {
+            name: Budget(one.alerts_per_day, asked.span.from_us, asked.validation_days)
+            for name, one in candidates.items()
+            if one.alerts_per_day is not None
+        }
         passed = replay_accepted(
             list(candidates.values()), opened.transactions, opened.labels, rejects, options=options
         )
         with closing(opened), closing(passed):
-            for outcomes in passed:
+            for decided in passed:
+                outcomes = [
+                    self._budgets[name].decide(one) if name in self._budgets else one
+                    for name, one in zip(candidates, decided, strict=True)
+                ]
                 first = outcomes[0]
                 self._count(first)
                 times_us = first.transactions.event_time_us
                 inside = (times_us >= asked.span.from_us) & (times_us < asked.span.to_us)
-                for name, decisions in zip(candidates, outcomes, strict=True):
-                    self._take(name, decisions if inside.all() else decisions.take(inside))
+                self._pass_on(
+                    {
+                        name: one if inside.all() else one.take(inside)
+                        for name, one in zip(candidates, outcomes, strict=True)
+                    }
+                )
                 if comparer is not None:
                     within = first.take(inside)
                     comparer.take(within, [numbering.place(row) for row in within.transactions.row.tolist()])
@@ -355,10 +433,12 @@ class _Run:
         with closing(replayed.run(models, live)) as passed:
             for parts in passed:
                 for scored in parts:
+                    named: dict[str, Decisions] = {}
                     for name in candidates or (AS_RECORDED,):
                         own = candidates[name].models if name in candidates else models
-                        same = own is models
-                        self._take(name, scored.decisions if same or own is None else scored.decisions.under(own))
+                        other = None if own is models else own
+                        named[name] = scored.decisions if other is None else scored.decisions.under(other)
+                    self._pass_on(named)
                     if comparer is not None:
                         _compare(comparer, scored)
                 decided_us = np.concatenate([none, *(one.decisions.transactions.event_time_us for one in parts)])
@@ -373,6 +453,48 @@ class _Run:
         if comparer is not None:
             asked.comparison = comparer.finish(partial=self._partial)
         self._read_labels(source, options)
+
+    def _train(self, period: Period) -> None:
+        """Read features and labels of what precedes the range, and train on them."""
+        asked = self._asked
+        span = Span(period.from_us - asked.warm_up_us, period.from_us, period.known_us)
+        worked_on, first_us = 0, LATEST_US
+
+        def note(times_us: NDArray[np.int64]) -> None:
+            nonlocal worked_on, first_us
+            if len(times_us):
+                worked_on += len(times_us)
+                first_us = min(first_us, int(times_us[0]))
+                share = (int(times_us[-1]) - first_us) / max(span.to_us - first_us, 1)
+                self._tell(Step(worked_on, int(times_us[-1]), self._elapsed_s, share, "reading what to train on"))
+            self._refuse_stopped()
+
+        options = asked.card_options(self._partitions)
+        rules = Acceptance(options.rates, options.future_tolerance_us, asked.source.time_zone)
+        opened = asked.source.open(span, rules, [], LabelBook())
+        chunks = in_order(opened.transactions, known_by(opened.labels, period.known_us), Order.EVENT_TIME)
+        with closing(opened):
+            rows = read_rows(chunks, period, options, note)
+        targets = len(rows)
+        if not targets:
+            seen = opened.seen
+            read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
+            raise RangeError(
+                f"{asked.source.name} has no transaction to train on from {moment(period.from_us)} to "
+                f"{moment(period.last_us)}{read if seen.last_us > EARLIEST_US else ''}: choose another period with "
+                "--train-from and --train-to"
+            )
+        self._warn_of_short(first_us, span, "training: ")
+        if asked.training is not None:
+            registry = Registry(asked.settings.registry_path)
+            for name, grow in asked.training.growing(rows, period, asked.base_policy(), registry):
+                self._tell(Step(targets, period.last_us, self._elapsed_s, None, f"growing the trees of {name}"))
+                asked.trained[name] = grow()
+                self._refuse_stopped()
+
+    def _refuse_stopped(self) -> None:
+        if self._stopped():
+            raise RangeError("the backtest was stopped before it had trained its models: nothing was decided")
 
     def _read_labels(self, source: TopicSource, options: CardOptions) -> None:
         """What is known of the range today; in the recorded order the card kernel reads labels for itself."""
@@ -402,6 +524,12 @@ class _Run:
         ranges = source.ranges(TRANSACTIONS, self._asked.span, 0, to_end=True)
         return any(of.start > 0 for of in ranges.values())
 
+    def _pass_on(self, named: Mapping[str, Decisions]) -> None:
+        """Hand over what each variant decided about some transactions of the range."""
+        for name, decisions in named.items():
+            self._take(name, decisions)
+        self._drift.add(named)
+
     def _count(self, decisions: Decisions) -> None:
         self._counts["repeated transactions"] += decisions.duplicates
         for reject in decisions.rejects:
@@ -418,13 +546,19 @@ class _Run:
         if len(decided_us):
             self._first_decided_us = min(self._first_decided_us, int(decided_us.min()))
             self._last_decided_us = max(self._last_decided_us, int(decided_us.max()))
+        span = self._asked.span
+        share = None
+        if span.to_us < LATEST_US:
+            share = (self._newest_us - self._first_us) / max(span.to_us - self._first_us, 1)
+        self._tell(Step(self._worked_on, self._newest_us, self._elapsed_s, share))
+
+    def _tell(self, step: Step) -> None:
         if self._progress is not None:
-            span = self._asked.span
-            share = None
-            if span.to_us < LATEST_US:
-                share = (self._newest_us - self._first_us) / max(span.to_us - self._first_us, 1)
-            elapsed_s = time.monotonic() - self._started_s
-            self._progress(Step(self._worked_on, self._newest_us, elapsed_s, share))
+            self._progress(step)
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started_s
 
     def _nothing(self) -> str:
         span, seen = self._asked.span, self._seen
@@ -445,18 +579,20 @@ class _Run:
             self._warnings.append(
                 "no begin was named, so that windows begin empty: name one with --from, and what lies before warms up"
             )
-        elif self._first_us > span.warm_up_from_us + US_PER_DAY:
-            days = (span.from_us - min(self._first_us, span.from_us)) / US_PER_DAY
-            self._warnings.append(
-                f"history begins at {moment(self._first_us)}: it warms the windows up for {days:.1f} of "
-                f"{asked.warm_up_us / US_PER_DAY:g} days, and decisions of the first days see less than live ones"
-            )
+        else:
+            self._warn_of_short(self._first_us, span)
+        for name, budget in self._budgets.items():
+            if budget.days < asked.validation_days:
+                self._warnings.append(
+                    f"{name}: the threshold was chosen on {budget.days:.1f} days before the range, not on "
+                    f"{asked.validation_days:g}"
+                )
 
     def made(self, collected: Mapping[str, Collected]) -> BacktestResult:
         """The result, of what was decided."""
         asked, span = self._asked, self._asked.span
         from_us = span.from_us if span.from_us > EARLIEST_US else self._first_decided_us
-        variants = [one.variant(name) for name, one in collected.items()]
+        variants = [self._variant(name, one) for name, one in collected.items()]
         counts, warnings, partial = self.passed()
         return BacktestResult(
             variants=variants,
@@ -475,8 +611,22 @@ class _Run:
             },
             counts=counts,
             warnings=warnings,
+            drift=self._drift.found(),
             partial=partial,
         )
+
+    def _warn_of_short(self, first_us: int, span: Span, of: str = "") -> None:
+        if first_us > span.warm_up_from_us + US_PER_DAY:
+            days = (span.from_us - min(first_us, span.from_us)) / US_PER_DAY
+            self._warnings.append(
+                f"{of}history begins at {moment(first_us)}: it warms the windows up for {days:.1f} of "
+                f"{self._asked.warm_up_us / US_PER_DAY:g} days, and decisions of the first days see less than live ones"
+            )
+
+    def _variant(self, name: str, collected: Collected) -> Variant:
+        candidate = self._candidates.get(name)
+        variant = collected.variant(name)
+        return variant if candidate is None else dataclasses.replace(variant, parameters=candidate.parameters)
 
     def _compared(self) -> dict[str, int]:
         comparison = self._asked.comparison

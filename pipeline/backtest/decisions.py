@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.backtest.columns import Reject, Transactions, identities
-from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE
+from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
@@ -61,6 +61,11 @@ class Decisions:
         """The same transactions with the same features, decided by other models."""
         columns = decided(models, self.features, self.transactions)._asdict()
         return replace(self, models=models, feedback=Counter(), **columns)
+
+    def judged(self, policy: Policy) -> "Decisions":
+        """The same scores under a policy that blends as theirs did."""
+        selection, probability = _judged(policy, self.score, self.features, self.transactions)
+        return replace(self, models=self.models.under(policy), selection=selection, selection_probability=probability)
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
         """Some of the rows; counts and refused rows stay those of the whole chunk."""
@@ -137,14 +142,21 @@ def decided(models: ActiveModels, features: NDArray[np.float64], taken: Transact
     logit = models.lightgbm.logit(features)
     river_logit = models.river.logit(features, logit)
     score = blend(logit, river_logit, models.policy.blend)
+    return Decided(logit, river_logit, score, *_judged(models.policy, score, features, taken))
+
+
+def _judged(
+    policy: Policy, score: NDArray[np.float64], features: NDArray[np.float64], taken: Transactions
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Selection and its probability, as in `Decisions`."""
     # Nothing but the audit sample asks who a transaction is.
-    audited = models.policy.audit_rate > 0.0
+    audited = policy.audit_rate > 0.0
     identity = identities(taken.card_id, taken.transaction_id) if audited else np.zeros(len(taken), np.uint64)
-    verdicts = models.policy.decide(score, features, identity)
+    verdicts = policy.decide(score, features, identity)
     selection = np.full(len(taken), -1, np.int8)
     for row in np.flatnonzero(verdicts.alert).tolist():
         selection[row] = SELECTIONS.index(verdicts.selection[row])
-    return Decided(logit, river_logit, score, selection, verdicts.selection_probability)
+    return selection, verdicts.selection_probability
 
 
 _ROWS: Final = (

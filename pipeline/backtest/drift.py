@@ -1,73 +1,100 @@
-"""How far the features of a range have moved from those that a model was trained on."""
+"""How far the features of a range have moved from those that the models which scored it were trained on."""
 
-from typing import Final, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-BINS: Final = 10
-"""Of equal shares of the reference."""
+from pipeline.backtest.decisions import Decisions
+from pipeline.scoring.distributions import BinCounter, FeatureDistribution
+
 _LEAST_SHARE: Final = 1e-4
 """Stands for a share of none, whose logarithm there is not."""
 
 
-class FeatureBins(NamedTuple):
-    """Bins of each feature by the quantiles of a reference; the last bin holds what has no value."""
+class ModelDrift(NamedTuple):
+    """Features in the training of a LightGBM version, and in what it scored; of the same bins, in the same order."""
 
-    edges: tuple[NDArray[np.float64], ...]
-    """Of each feature, ascending and distinct; a value belongs behind the last edge that is not above it."""
-
-    @classmethod
-    def of(cls, reference: NDArray[np.float64], bins: int = BINS) -> Self:
-        """Bins of (about) equal shares of ``reference``, shape (n, features), NaN for no value."""
-        edges = []
-        for column in reference.T:
-            values = column[~np.isnan(column)]
-            inner = np.quantile(values, np.arange(1, bins) / bins, method="lower") if len(values) else np.empty(0)
-            edges.append(np.unique(inner))
-        return cls(tuple(edges))
-
-    def counts(self, features: NDArray[np.float64]) -> tuple[NDArray[np.int64], ...]:
-        """How many rows of ``features``, shape (n, features), lie in each bin; of each feature, to be added up."""
-        found = []
-        for edges, column in zip(self.edges, features.T, strict=True):
-            missing = np.isnan(column)
-            bins = np.where(missing, len(edges) + 1, np.searchsorted(edges, column, side="right"))
-            found.append(np.bincount(bins, minlength=len(edges) + 2))
-        return tuple(found)
-
-
-class Drift(NamedTuple):
-    """Counts of the same bins over two populations; all tuples go by feature."""
-
-    features: tuple[str, ...]
-    bins: FeatureBins
-    reference: tuple[NDArray[np.int64], ...]
-    """Counts of `FeatureBins.counts` over the training."""
-    current: tuple[NDArray[np.int64], ...]
-    """Counts over the range."""
-    reference_name: str = "training"
-    """What the reference is."""
+    lightgbm: str
+    """The version."""
+    variants: tuple[str, ...]
+    """Whose decisions it scored."""
+    before: tuple[FeatureDistribution, ...]
+    """None of them where the version does not tell."""
+    now: tuple[FeatureDistribution, ...]
 
     def stability_index(self) -> NDArray[np.float64]:
         """The population stability index of each feature, shape (features,); NaN where a population is empty.
 
         The symmetric Kullback-Leibler divergence of the binned shares p and q, the sum of (p - q) ln(p / q), as it is
         used in credit scoring (Siddiqi, "Credit Risk Scorecards", 2006); below 0.1 is commonly read as stable, above
-        0.25 as moved.
+        0.25 as moved. What has no value is a bin of its own.
         """
-        return np.array([_divergence(one, other) for one, other in zip(self.reference, self.current, strict=True)])
+        return np.array([_divergence(*shares) for shares in self._shares()])
+
+    def ks_statistic(self) -> NDArray[np.float64]:
+        """The two-sample Kolmogorov-Smirnov statistic of each feature, shape (features,), looked at between bins.
+
+        The largest difference of the two cumulative shares among rows with a value, and so at most what it is between
+        all values; NaN where a population has none.
+        """
+        return np.array([_distance(p[:-1], q[:-1]) for p, q in self._shares()])
 
     def missing(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The share of rows without a value in the reference and in the range, each of shape (features,)."""
-        return tuple(  # type: ignore[return-value]
-            np.array([counts[-1] / counts.sum() if counts.sum() else np.nan for counts in of])
-            for of in (self.reference, self.current)
-        )
+        """The share of rows without a value in the training and in the range, each of shape (features,)."""
+        shares = self._shares()
+        return np.array([p[-1] for p, _ in shares]), np.array([q[-1] for _, q in shares])
+
+    def _shares(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        return [(_share(one), _share(other)) for one, other in zip(self.before, self.now, strict=True)]
 
 
-def _divergence(reference: NDArray[np.int64], current: NDArray[np.int64]) -> float:
+class DriftCounter:
+    """Counts the features of what each LightGBM version scored; memory is that of the bins."""
+
+    def __init__(self) -> None:
+        self._variants: dict[str, dict[str, None]] = {}
+        self._before: dict[str, tuple[FeatureDistribution, ...]] = {}
+        self._counters: dict[str, BinCounter] = {}
+
+    def add(self, outcomes: Mapping[str, Decisions]) -> None:
+        """Count some transactions as each variant decided about them."""
+        counted = set()
+        for name, decisions in outcomes.items():
+            model = decisions.models.lightgbm
+            if not len(decisions):
+                continue
+            self._variants.setdefault(model.version, {})[name] = None
+            if model.version in counted:
+                continue
+            counted.add(model.version)
+            if model.version not in self._counters:
+                self._before[model.version] = model.distributions
+                self._counters[model.version] = BinCounter.like(model.distributions)
+            self._counters[model.version].add(decisions.features)
+
+    def found(self) -> list[ModelDrift]:
+        """Of each version that scored, in the order in which they came."""
+        return [
+            ModelDrift(version, tuple(self._variants[version]), self._before[version], counter.distributions())
+            for version, counter in self._counters.items()
+        ]
+
+
+def _share(distribution: FeatureDistribution) -> NDArray[np.float64]:
+    counts = np.array(distribution.counts)
+    total = counts.sum()
+    return counts / total if total else np.full(len(counts), np.nan)
+
+
+def _divergence(reference: NDArray[np.float64], current: NDArray[np.float64]) -> float:
+    p, q = (np.maximum(shares, _LEAST_SHARE) for shares in (reference, current))
+    return float(np.sum((p - q) * np.log(p / q)))
+
+
+def _distance(reference: NDArray[np.float64], current: NDArray[np.float64]) -> float:
     if not reference.sum() or not current.sum():
         return float("nan")
-    p, q = (np.maximum(counts / counts.sum(), _LEAST_SHARE) for counts in (reference, current))
-    return float(np.sum((p - q) * np.log(p / q)))
+    p, q = (np.cumsum(shares) / shares.sum() for shares in (reference, current))
+    return float(np.max(np.abs(p - q)))

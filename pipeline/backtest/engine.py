@@ -39,6 +39,24 @@ class _Names(NamedTuple):
     merchant_partition: NDArray[np.int64]
 
 
+class Profiled(NamedTuple):
+    """A chunk's transactions that are no repeats, n of them, with what the windows know of them."""
+
+    transactions: Transactions
+    position: NDArray[np.int64]
+    """Shape (n,): where each stands among all records of the chunk."""
+    partition: NDArray[np.int64]
+    """Of the card."""
+    features: NDArray[np.float64]
+    """Shape (n, len(FEATURES)), NaN for no value."""
+    case_start_us: NDArray[np.int64]
+    case_sequence: NDArray[np.int64]
+    duplicates: int
+    label_outcomes: Counter[str]
+    in_vain: list[Reject]
+    """Labels that have waited in vain."""
+
+
 class Engine:
     """State of a whole pipeline of ``options.partitions`` partitions: windows, index, labels that wait."""
 
@@ -59,6 +77,25 @@ class Engine:
 
         ``rejects`` are passed on, with the labels behind them that have waited in vain.
         """
+        found = self.profile(chunk)
+        return Decisions(
+            transactions=found.transactions,
+            position=found.position,
+            partition=found.partition,
+            features=found.features,
+            **decided(models, found.features, found.transactions)._asdict(),
+            case_start_us=found.case_start_us,
+            case_sequence=found.case_sequence,
+            models=models,
+            base_currency=self._options.rates.base,
+            rates_version=self._options.rates.version,
+            duplicates=found.duplicates,
+            label_outcomes=found.label_outcomes,
+            rejects=(*rejects, *found.in_vain),
+        )
+
+    def profile(self, chunk: Chunk) -> Profiled:
+        """Let the records of ``chunk`` enter the state; nothing is decided."""
         before = self._label_counts()
         taken, position, names = chunk.transactions, chunk.position, self._names(chunk.transactions)
         accepted, following, in_vain = self._join(chunk, names)
@@ -79,21 +116,10 @@ class Engine:
             features[of, : len(CARD_FEATURES)] = profile.features
             case_start_us[of], case_sequence[of] = profile.case_start_us, profile.case_sequence
         self._profile_merchants(taken, position, names, following, features[:, len(CARD_FEATURES) :])
-        return Decisions(
-            transactions=taken,
-            position=position,
-            partition=names.partition,
-            features=features,
-            **decided(models, features, taken)._asdict(),
-            case_start_us=case_start_us,
-            case_sequence=case_sequence,
-            models=models,
-            base_currency=self._options.rates.base,
-            rates_version=self._options.rates.version,
-            duplicates=duplicates,
-            label_outcomes=self._label_counts() - before,
-            rejects=(*rejects, *in_vain),
-        )
+        return Profiled(
+            taken, position, names.partition, features, case_start_us, case_sequence, duplicates,
+            self._label_counts() - before, in_vain,
+        )  # fmt: skip
 
     def _names(self, taken: Transactions) -> _Names:
         return _Names(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.drift import Drift
+from pipeline.backtest.drift import ModelDrift
 
 DECISION_COLUMNS: Final = (
     "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "action", "selection",
@@ -65,8 +65,8 @@ class BacktestResult:
     """What became of the input besides decisions: repeats, refused rows by code, outcomes of labels."""
     warnings: Sequence[str] = ()
     """Sentences that the reader must see first, such as that history is shorter than the warm-up."""
-    drift: Drift | None = None
-    """How features were distributed in the training and are in the range; None where the training's are not known."""
+    drift: Sequence[ModelDrift] = ()
+    """How features were distributed in the training of each LightGBM version that scored, and are in the range."""
     partial: bool = False
     """Whether the replay was interrupted before ``to_us``."""
 

@@ -1,6 +1,7 @@
 """Replay history in process: tables in, decisions out."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -8,9 +9,10 @@ import pyarrow as pa
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.decisions import Decisions
-from pipeline.backtest.engine import Engine
+from pipeline.backtest.engine import Engine, Profiled
 from pipeline.backtest.learning import Learning, Periods, Teacher
-from pipeline.backtest.order import NOTHING, Order, in_order
+from pipeline.backtest.order import NOTHING, Chunk, Order, in_order
+from pipeline.backtest.result import Parameter
 from pipeline.engine.card import CardOptions
 from pipeline.engine.models import ActiveModels
 
@@ -23,6 +25,10 @@ class Candidate(NamedTuple):
     models: ActiveModels
     learning: Learning | None = None
     """How its online model learns; None: it stays as it is."""
+    alerts_per_day: float | None = None
+    """For which its threshold is to be chosen on what comes before a range; None: the policy's holds."""
+    parameters: Mapping[str, Parameter] = MappingProxyType({})
+    """What a reader is told about it besides."""
 
 
 def replay(
@@ -101,6 +107,16 @@ def replay_accepted(
         if rejects:
             first = engine.decide(candidates[0].models, NOTHING, rejects)
             yield [first, *(first.under(one.models) for one in candidates[1:])]
+    finally:
+        engine.close()
+
+
+def profile_chunks(chunks: Iterator[Chunk], options: CardOptions) -> Generator[tuple[Chunk, Profiled], None, None]:
+    """Features of the transactions of each chunk, in the order of the records; nothing is decided."""
+    engine = Engine(options)
+    try:
+        for chunk in chunks:
+            yield chunk, engine.profile(chunk)
     finally:
         engine.close()
 

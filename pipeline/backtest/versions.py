@@ -66,6 +66,10 @@ class ModelLibrary:
             known.append(self.policy(ACTIVE))
         return next((one for one in reversed(known) if one.lightgbm_version == lightgbm), known[-1])
 
+    def policy_in_force(self) -> Policy | None:
+        """The policy in force, if there is one. Raises `RegistryError`, `ModelError`."""
+        return self.policy(ACTIVE) if self._is_active(POLICY) else None
+
     def untaught_river(self, lightgbm: str) -> RiverModel:
         """The online model before its first lesson on a LightGBM version, which changes nothing."""
         return first_river(lightgbm, self._settings.river_classifier)

@@ -11,9 +11,10 @@ import click
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.training import Training
 from pipeline.commands.backtest_options import model_options, range_options, show_step
 from pipeline.commands.progress import Bar, interrupts
-from pipeline.commands.replay import Duration, file_mapping
+from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.registry import RegistryError
@@ -44,6 +45,36 @@ _SHOWN = 10
     multiple=True,
     help="In place of the policy's; may be repeated.",
 )
+@click.option(
+    "--budget",
+    "budgets",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    help="Alerts a day, for which a threshold is chosen on the days before the range; may be repeated.",
+)
+@click.option(
+    "--train",
+    "trainings",
+    multiple=True,
+    metavar="NAME[=FEATURES]",
+    help="Train a model before the range, and decide by it: on all features, or on those that match card_*,-*_std_*; "
+    "may be repeated.",
+)
+@click.option("--train-from", type=Moment(), help="Event time of the first transaction to train on.")
+@click.option("--train-to", type=Moment(), help="Train by what was known then.  [default: begin of the range]")
+@click.option(
+    "--train-gap",
+    type=Duration(),
+    help="From the last transaction to train on to that time.  [default: label delay of a file; else maturity_days]",
+)
+@click.option(
+    "--validation-days",
+    type=click.FloatRange(min=0, min_open=True),
+    default=7.0,
+    show_default=True,
+    help="Last days to train on, and before the range, on which thresholds are chosen.",
+)
+@click.option("--register", is_flag=True, help="Keep what was trained in the registry; it is not put in force.")
 @model_options
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit.")
 @click.option("--map", "changes", multiple=True, metavar="FIELD=COLUMN", help="Column of a field; may be repeated.")
@@ -81,6 +112,13 @@ def command(
     models: tuple[str, ...],
     policy: str | None,
     thresholds: tuple[float, ...],
+    budgets: tuple[float, ...],
+    trainings: tuple[str, ...],
+    train_from: datetime | None,
+    train_to: datetime | None,
+    train_gap: float | None,
+    validation_days: float,
+    register: bool,
     river: str | None,
     learn: bool,
     publish_every: float,
@@ -104,6 +142,7 @@ def command(
     """
     if differences is not None and compare is None:
         raise click.UsageError("--differences tells how decisions differ from live ones: add --compare live")
+    training = _training(trainings, train_from, train_to, train_gap, top, register=register)
     stop = threading.Event()
     try:
         from_file = history is not None and history.is_file()
@@ -114,6 +153,9 @@ def command(
             end=end,
             models=_named(models),
             thresholds=thresholds,
+            budgets=budgets,
+            training=training,
+            validation_days=validation_days,
             policy=policy,
             river=river,
             learn=learn,
@@ -135,6 +177,8 @@ def command(
     except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(made.text)
+    for name, one in asked.trained.items():
+        click.echo(f"{name}: LightGBM {one.model.version}, policy {one.policy.version}", err=True)
     if asked.comparison is not None:
         _tell(asked.comparison, differences)
     for path, text in ((report, made.html if report else ""), (as_json, made.json if as_json else "")):
@@ -159,6 +203,37 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"{model!r} is named twice: write NAME=VERSION", param_hint="--model")
         named[name or version] = version
     return named
+
+
+def _training(
+    trainings: tuple[str, ...],
+    train_from: datetime | None,
+    train_to: datetime | None,
+    gap_s: float | None,
+    alerts_per_day: float,
+    *,
+    register: bool,
+) -> Training | None:
+    if not trainings:
+        if train_from or train_to or gap_s is not None or register:
+            raise click.UsageError("nothing is trained: name a variant with --train NAME, or leave its options out")
+        return None
+    if train_from is None:
+        raise click.UsageError("--train needs to know where training begins: add --train-from")
+    variants: dict[str, list[str]] = {}
+    for one in trainings:
+        name, _, patterns = one.partition("=")
+        if not name or name in variants:
+            raise click.BadParameter(f"{one!r} needs a name of its own: write NAME=FEATURES", param_hint="--train")
+        variants[name] = patterns.split(",") if patterns else []
+    return Training(
+        variants=variants,
+        start=train_from,
+        end=train_to,
+        gap_s=gap_s,
+        alerts_per_day=alerts_per_day,
+        register=register,
+    )
 
 
 def _tell(comparison: Comparison, path: Path | None) -> None:

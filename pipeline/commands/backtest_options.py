@@ -67,4 +67,5 @@ def _with(command: Any, options: tuple[Decorator, ...]) -> Any:
 
 def show_step(bar: Bar, step: Step) -> None:
     """Tell how far a backtest is."""
-    bar.tell(moment(step.event_time_us), step.transactions, "transactions", step.elapsed_s, step.share)
+    where = f"{moment(step.event_time_us)}  {step.stage}".rstrip()
+    bar.tell(where, step.transactions, "transactions", step.elapsed_s, step.share)

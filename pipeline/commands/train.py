@@ -24,6 +24,8 @@ from pipeline.sources import PRESETS, UnusableSource, load_transactions
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_examples, from_history
 from pipeline.training.fit import TrainingConfig, TrainingSet, train
+from pipeline.training.registered import register
+from pipeline.training.selection import select_features
 from schemas.messages import Example
 from schemas.topics import EXAMPLES
 
@@ -69,6 +71,7 @@ _DEFAULTS = TrainingConfig()
     show_default=True,
     help="Share of a file's legitimate transactions to train on (weighted by its inverse).",
 )
+@click.option("--features", help="Train on those that match, such as card_*,-*_std_*.  [default: all]")
 @click.option("--trees", type=click.IntRange(min=1), default=_DEFAULTS.trees, show_default=True, help="At most.")
 @click.option("--leaves", type=click.IntRange(min=2), default=_DEFAULTS.leaves, show_default=True, help="Of a tree.")
 @click.option(
@@ -98,6 +101,7 @@ def command(
     validation_days: float,
     budget_per_day: float,
     negative_rate: float,
+    features: str | None,
     trees: int,
     leaves: int,
     learning_rate: float,
@@ -122,6 +126,7 @@ def command(
     registry = Registry(settings.registry_path)
     started_s = time.monotonic()
     try:
+        chosen = select_features(features.split(",") if features else [])
         delay_days = (
             label_delay_days if label_delay_days is not None else settings.maturity_days if file is None else 7.0
         )
@@ -146,10 +151,9 @@ def command(
             alerts_per_day=budget_per_day,
             config=TrainingConfig(trees=trees, leaves=leaves, learning_rate=learning_rate, threads=threads, seed=seed),
             policy=_active_policy(registry),
+            features=chosen,
         )
-        details = {"metrics": trained.metrics, **trained.model.metadata}
-        registry.register(LIGHTGBM, trained.model.to_payload(), details)
-        registry.register(POLICY, trained.policy.to_payload(), {"lightgbm_version": trained.model.version})
+        register(registry, trained)
         if activate:
             registry.activate(LIGHTGBM, trained.model.version)
             registry.activate(POLICY, trained.policy.version)

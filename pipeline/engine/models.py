@@ -35,6 +35,10 @@ class ActiveModels:
             rates=rates,
         )
 
+    def under(self, policy: Policy) -> "ActiveModels":
+        """The same models under another policy."""
+        return replace(self, policy=policy)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelBoard:

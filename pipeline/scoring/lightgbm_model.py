@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.compiled_contributions import path_contributions
 from pipeline.scoring.compiled_trees import forest_sums, lay_out_forest
+from pipeline.scoring.distributions import FeatureDistribution, are_sound
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
 from pipeline.scoring.tree_paths import lay_out_paths
-from pipeline.scoring.trees import read_trees
+from pipeline.scoring.trees import Tree, read_trees
 
 LIGHTGBM_KIND: Final = "lightgbm"
 LOGIT_BOUND: Final = 15.0
@@ -27,20 +28,22 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     intercept: float = 0.0
 
 
-class _Payload(msgspec.Struct, frozen=True, kw_only=True):
+class _Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str
     kernel: str
     feature_names: tuple[str, ...]
     calibration: Calibration
     metadata: dict[str, Any]
     text: str
+    distributions: tuple[FeatureDistribution, ...] = ()
 
 
 class LightGBMModel:
     """An immutable scorer; ``version`` is the beginning of the payload's digest.
 
     Two models of the same content are the same version. Raises `ModelError` when the trees were made from
-    other features than the kernel's, or by another kernel version.
+    other features than the kernel's, or by another kernel version, or ask for a feature that ``distributions`` leave
+    out.
     """
 
     __slots__ = (
@@ -50,6 +53,7 @@ class LightGBMModel:
         "_payload",
         "calibration",
         "digest",
+        "distributions",
         "feature_names",
         "kernel",
         "metadata",
@@ -62,9 +66,11 @@ class LightGBMModel:
         calibration: Calibration | None = None,
         metadata: dict[str, Any] | None = None,
         *,
+        distributions: tuple[FeatureDistribution, ...] = (),
         feature_names: tuple[str, ...] = FEATURES,
         kernel: str = KERNEL_VERSION,
     ) -> None:
+        """``distributions`` are those of the features that the trees were trained on, and of no other."""
         content = _Payload(
             kind=LIGHTGBM_KIND,
             kernel=kernel,
@@ -72,6 +78,7 @@ class LightGBMModel:
             calibration=calibration or Calibration(),
             metadata=metadata or {},
             text=text,
+            distributions=distributions,
         )
         self._load(content, encode_payload(content))
 
@@ -84,6 +91,7 @@ class LightGBMModel:
             raise ModelError("the calibration's intercept is not a number: train again")
         # LightGBM does not survive a broken text: it must be known to be sound before.
         trees = read_trees(content.text, FEATURES)
+        _check_distributions(content.distributions, trees)
         try:
             self._booster = lightgbm.Booster(model_str=content.text)
         except lightgbm.basic.LightGBMError as error:
@@ -103,6 +111,12 @@ class LightGBMModel:
         self.kernel: str = content.kernel
         self.calibration: Calibration = content.calibration
         self.metadata: dict[str, Any] = content.metadata
+        self.distributions: tuple[FeatureDistribution, ...] = content.distributions
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The features that the trees may ask for; all of them where the version does not tell."""
+        return tuple(one.name for one in self.distributions) or self.feature_names
 
     @property
     def compiled(self) -> bool:
@@ -159,6 +173,19 @@ class LightGBMModel:
         # The bytes as they came: encoding again could change the digest that others know this version by.
         model._load(content, bytes(payload))
         return model
+
+
+def _check_distributions(distributions: tuple[FeatureDistribution, ...], trees: list[Tree]) -> None:
+    """A version that does not tell how its training was distributed has none."""
+    if not are_sound(distributions):
+        raise ModelError("the distributions of this version's features are damaged: publish or train it again")
+    told = {FEATURES.index(one.name) for one in distributions}
+    foreign = sorted({FEATURES[feature] for tree in trees for feature in tree.feature if feature not in told})
+    if distributions and foreign:
+        raise ModelError(
+            f"the trees of this version ask for {', '.join(foreign[:5])}, which it says they were not trained on: "
+            "publish or train it again"
+        )
 
 
 def _mismatch(content: _Payload) -> str:

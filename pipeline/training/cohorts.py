@@ -64,8 +64,8 @@ def split_cohorts(
         raise ModelError(
             f"labels known by {_text(until + label_delay_us)}, {label_delay_us / US_PER_DAY:g} days after their "
             f"transactions, leave {len(training)} transactions to train on and {len(validation)} to validate; the "
-            f"history goes from {_text(first)} to {_text(last)}: give a longer one, or shorten --label-delay-days and "
-            "--validation-days"
+            f"history goes from {_text(first)} to {_text(last)}: give a longer one, or shorten the labels' delay "
+            "(--label-delay-days, in a backtest --train-gap) or --validation-days"
         )
     return Split(training, validation, validation_us)
 

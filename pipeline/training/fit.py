@@ -1,5 +1,6 @@
 """Fit, calibrate and measure a LightGBM version from matrices. Deterministic for a seed and a number of threads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.calibration import fit_platt
@@ -68,13 +70,15 @@ def train(
     alerts_per_day: float = 100.0,
     config: TrainingConfig | None = None,
     policy: Policy | None = None,
+    features: Sequence[str] = FEATURES,
     details: dict[str, Any] | None = None,
 ) -> Trained:
     """Train on the first rows of ``split``, stop, calibrate and set the threshold on the later ones.
 
-    ``policy`` gives blend, audit rate and rules of the new policy; ``details`` goes into the model's metadata. The
-    validation period chooses the number of trees, the calibration and the threshold, so its metrics flatter a little:
-    a backtest on later days is the measure. Raises `ModelError` when a period holds too few frauds.
+    ``policy`` gives blend, audit rate and rules of the new policy. Trees ask for ``features`` alone, and the model
+    keeps how these are distributed in the first rows; ``details`` goes into its metadata. The validation period chooses
+    the number of trees, the calibration and the threshold, so its metrics flatter a little: a backtest on later days is
+    the measure. Raises `ModelError` when a period holds too few frauds.
     """
     config = config or TrainingConfig()
     for name, rows in (("training", split.training), ("validation", split.validation)):
@@ -84,7 +88,7 @@ def train(
                 f"the {name} period holds {frauds} frauds among {len(rows)} labelled transactions; at least "
                 f"{LEAST_FRAUDS} of each kind are needed: choose a longer period (--train-from, --validation-days)"
             )
-    booster = _grow(data, split, config)
+    booster = _grow(data, split, config, features)
     checked = split.validation
     margin = np.asarray(booster.predict(data.features[checked], raw_score=True, num_threads=config.threads))
     fraud, weight = data.fraud[checked], data.weight[checked]
@@ -95,7 +99,9 @@ def train(
         "frauds": {"training": int(data.fraud[split.training].sum()), "validation": int(fraud.sum())},
         **(details or {}),
     }
-    model = LightGBMModel(booster.model_to_string(), calibration, metadata)
+    grown_on = split.training
+    distributions = distributions_of(data.features[grown_on], data.weight[grown_on], features)
+    model = LightGBMModel(booster.model_to_string(), calibration, metadata, distributions=distributions)
     score = sigmoid(model.logit(data.features[checked]))
     days = split.validation_us / US_PER_DAY
     threshold = budget_threshold(score, weight, days, alerts_per_day)
@@ -109,7 +115,9 @@ def train(
     return Trained(model, new_policy, metrics)
 
 
-def _grow(data: TrainingSet, split: Split, config: TrainingConfig) -> lightgbm.Booster:
+def _grow(data: TrainingSet, split: Split, config: TrainingConfig, features: Sequence[str]) -> lightgbm.Booster:
+    # A column of one value is never asked for: the trees are those of a kernel with all its features all the same.
+    others = [column for column, name in enumerate(FEATURES) if name not in features]
     parameters = {
         "objective": "binary",
         "metric": "average_precision",
@@ -128,8 +136,10 @@ def _grow(data: TrainingSet, split: Split, config: TrainingConfig) -> lightgbm.B
     }
 
     def dataset(rows: NDArray[np.intp], reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
+        columns = data.features[rows]
+        columns[:, others] = 0.0
         return lightgbm.Dataset(
-            data.features[rows],
+            columns,
             data.fraud[rows].astype(np.float64),
             weight=data.weight[rows],
             feature_name=list(FEATURES),

@@ -5,15 +5,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.backtest.drift import Drift, FeatureBins
+from pipeline.backtest.drift import ModelDrift
 from pipeline.backtest.result import BacktestResult, Variant
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.distributions import BinCounter, distributions_of
 
 DAY_US = 86_400_000_000
 FROM_US = 20_000 * DAY_US
 DAYS = 6
 HOSTILE = '<script src="https://example.org/x.js">alert(1)</script> & "quotes"'
 """A name that a page must not take for markup."""
-FEATURES = ("amount", "hour", "card_count_1h")
+DRIFTED = ("amount", "hour", "card_count_1h")
 
 
 def result(
@@ -45,8 +47,12 @@ def result(
             "fraud_type": np.where(fraud, rng.choice(["amount", "card"], rows), None),
         }
     )[known]
-    reference, current = rng.normal(size=(400, 3)), rng.normal([0.0, 0.0, 2.0], size=(300, 3))
-    bins = FeatureBins.of(reference)
+    columns = [FEATURES.index(name) for name in DRIFTED]
+    reference, current = np.zeros((400, len(FEATURES))), np.zeros((300, len(FEATURES)))
+    reference[:, columns], current[:, columns] = rng.normal(size=(400, 3)), rng.normal([0, 0, 2.0], size=(300, 3))
+    before = distributions_of(reference, np.ones(400), DRIFTED)
+    counter = BinCounter.like(before)
+    counter.add(current)
     of_variants = [_variant(rng, f"variant {number}", base, fraud) for number in range(variants)]
     given: dict[str, Any] = {
         "variants": of_variants,
@@ -57,7 +63,7 @@ def result(
         "base_currency": "EUR",
         "parameters": {"source": "history.parquet", "order": "event-time"},
         "counts": {"duplicates": 3},
-        "drift": Drift(FEATURES, bins, bins.counts(reference), bins.counts(current)),
+        "drift": [ModelDrift("0123456789ab", tuple(one.name for one in of_variants), before, counter.distributions())],
     }
     return BacktestResult(**(given | changes))
 

@@ -121,6 +121,8 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     assert again.comparison.compared == len(live)
     assert by_key(result.variants[0].decisions) == recorded(live)
     assert "profiled records that the card kernel does not give again" not in result.counts
+    (drift,) = result.drift
+    assert (drift.lightgbm, drift.variants) == (live[0].versions.lightgbm, ("as recorded",))
     told = set(result.labels["transaction_id"])
     assert told
     assert set(result.labels["label"]) == {"fraud", "legitimate", "disputed"}

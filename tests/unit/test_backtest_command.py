@@ -78,6 +78,19 @@ def test_an_interrupt_leaves_a_partial_report(run: Run, tmp_path: Path, monkeypa
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_model_is_trained_and_kept(run: Run, tmp_path: Path) -> None:
+    result = run(
+        "--from", "2024-03-13", "--train", "no merchants=-merchant_*", "--train-from", "2024-03-02", "--model",
+        "now=active", "--label-delay", "1d", "--validation-days", "4", "--budget", "5", "--register",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    named = re.search(r"no merchants: LightGBM (\w{12}), policy (\w{12})", result.stderr)
+    assert named
+    model = Registry(tmp_path / "data" / "registry").load_lightgbm(named[1])
+    assert not any(name.startswith("merchant") for name in model.trained_on)
+    assert "no merchants at 5 a day beside now at 5 a day" in " ".join(result.stdout.split())
+
+
 def in_small_tables(*arguments: object) -> object:
     return file_tables(*arguments, chunk_rows=50)  # type: ignore[arg-type]
 
@@ -93,6 +106,12 @@ def in_small_tables(*arguments: object) -> object:
         (["--model", "a=active", "--model", "a=active"], 2, "named twice"),
         (["--map", "card_id=NOBODY"], 1, "has no column NOBODY"),
         (["--threshold", "2"], 2, "0<=x<=1"),
+        (["--train", "mine"], 2, "add --train-from"),
+        (["--register"], 2, "nothing is trained"),
+        (["--train", "a", "--train", "a=hour", "--train-from", "2024-03-01"], 2, "needs a name of its own"),
+        (["--train", "=hour", "--train-from", "2024-03-01"], 2, "needs a name of its own"),
+        (["--train", "a", "--train-from", "2024-03-01"], 1, "what lies before the range"),
+        (["--from", "2024-03-13", "--train", "a=colour", "--train-from", "2024-03-01"], 1, "matches no feature"),
     ],
 )
 def test_what_cannot_be_done_is_told(run: Run, arguments: list[str], code: int, text: str) -> None:

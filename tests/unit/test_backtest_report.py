@@ -14,6 +14,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.backtest import LABEL_FIELDS, Order, replay
+from pipeline.backtest.drift import ModelDrift
 from pipeline.backtest.report import Report, ReportOptions, build_report
 from pipeline.backtest.report.content import Metric
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
@@ -253,8 +254,16 @@ def test_the_json_says_what_the_page_says() -> None:
             assert miss["transaction_id"] in cells
         for day in variant["days"]:
             assert day["name"] in cells
-    assert content["drift"][0]["feature"] == "card_count_1h"
-    assert content["drift"][0]["stability_index"] > 1.0
+    (drift,) = content["drift"]
+    assert (drift["lightgbm"], drift["variants"], drift["known"]) == (
+        "0123456789ab",
+        ["variant 0", "variant 1"],
+        True,
+    )
+    farthest = drift["features"][0]
+    assert farthest["feature"] == "card_count_1h"
+    assert farthest["stability_index"] > 1.0
+    assert f"{farthest['ks_statistic']:.3f}" in cells
     assert content["options"]["seed"] == 0
 
 
@@ -268,6 +277,18 @@ def test_the_summary_fits_a_terminal(variants: int) -> None:
         assert word in text
     assert "\x1b" not in text
     assert ("variant 1 beside variant 0" in text) == (variants == 2)
+
+
+def test_a_model_that_does_not_tell_its_training_is_told_of_in_every_reading() -> None:
+    told = result().drift[0]
+    silent = ModelDrift("ba9876543210", ("variant 1",), (), ())
+    report = quick(result(variants=2, drift=[told, silent]))
+    sentence = "LightGBM ba9876543210 (variant 1) does not tell how features were distributed in its training"
+    assert sentence in " ".join(report.text.split())
+    assert any(tag == "p" and text.startswith(sentence) for tag, text in Page(report.html).texts)
+    assert [one["known"] for one in json.loads(report.json)["drift"]] == [True, False]
+    moved = "Since the training of LightGBM 0123456789ab (variant 0), 1 of 3 features have moved (stability index above"
+    assert f"{moved} 0.25): card_count_1h" in " ".join(report.text.split())
 
 
 def test_an_interrupted_replay_says_so_everywhere_and_counts_only_its_days() -> None:
@@ -294,7 +315,7 @@ NOTHING_KNOWN = pd.DataFrame(columns=["transaction_id", "card_id", "label", "sou
 @pytest.mark.parametrize(
     "given",
     [
-        result(labels=NOTHING_KNOWN, drift=None),
+        result(labels=NOTHING_KNOWN, drift=()),
         result(fraud_rate=0.0),
         result(fraud_rate=1.0),
         result(rows=0),

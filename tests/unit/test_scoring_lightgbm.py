@@ -5,9 +5,11 @@ import pytest
 
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import blend, sigmoid
+from pipeline.scoring.distributions import FeatureDistribution, distributions_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND, Calibration, LightGBMModel
 from pipeline.scoring.payload import payload_digest
+from pipeline.scoring.trees import read_trees
 from tests.unit.model_helpers import matrix, small_model
 
 
@@ -75,6 +77,69 @@ def test_a_payload_inside_a_message_keeps_its_digest() -> None:
 
     outer = msgspec.json.decode(msgspec.json.encode(Outer(payload=msgspec.Raw(small_model().to_payload()))), type=Outer)
     assert LightGBMModel.from_payload(bytes(outer.payload)).digest == small_model().digest
+
+
+def distributed(names: tuple[str, ...] = FEATURES) -> tuple[FeatureDistribution, ...]:
+    return distributions_of(matrix(200), np.ones(200), names)
+
+
+def test_distributions_of_the_training_travel_with_a_version() -> None:
+    told = LightGBMModel(raw_text(), distributions=distributed())
+    again = LightGBMModel.from_payload(told.to_payload())
+    assert again.distributions == told.distributions == distributed()
+    assert (again.version, again.trained_on) == (told.version, FEATURES)
+    np.testing.assert_array_equal(again.logit(matrix(50)), LightGBMModel(raw_text()).logit(matrix(50)))
+
+
+def test_a_version_without_distributions_is_what_it_was_before_there_were_any() -> None:
+    content = msgspec.json.decode(small_model().to_payload())
+    assert set(content) == {"kind", "kernel", "feature_names", "calibration", "metadata", "text"}
+    assert small_model().distributions == ()
+    assert small_model().trained_on == FEATURES
+
+
+def test_trees_that_ask_for_what_they_were_not_trained_on_are_refused() -> None:
+    asked = {FEATURES[feature] for tree in read_trees(raw_text(), FEATURES) for feature in tree.feature}
+    fitting = tuple(name for name in FEATURES if name in asked)
+    assert LightGBMModel(raw_text(), distributions=distributed(fitting)).trained_on == fitting
+    with pytest.raises(ModelError, match=f"ask for {fitting[0]}, which it says they were not trained on"):
+        LightGBMModel(raw_text(), distributions=distributed(fitting[1:]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "phase_of_the_moon"},
+        {"name": "hour"},
+        {"edges": [2.0, 1.0], "counts": [1.0, 1.0, 1.0, 0.0]},
+        {"edges": [1.0], "counts": [1.0, 1.0]},
+        {"edges": [], "counts": [-1.0, 0.0]},
+    ],
+)
+def test_damaged_distributions_are_refused(change: dict[str, object]) -> None:
+    content = msgspec.json.decode(LightGBMModel(raw_text(), distributions=distributed()).to_payload())
+    assert content["distributions"][0]["name"] == "amount"
+    content["distributions"][0] |= change
+    with pytest.raises(ModelError, match="distributions of this version's features are damaged"):
+        LightGBMModel.from_payload(msgspec.json.encode(content))
+
+
+def test_distributions_have_bins_of_equal_shares_and_one_for_no_value() -> None:
+    features = np.zeros((1_000, len(FEATURES)))
+    amount, hour, weekday = (FEATURES.index(name) for name in ("amount", "hour", "weekday"))
+    features[:, amount] = np.arange(1_000)
+    features[:300, hour] = np.nan
+    features[:, weekday] = np.nan
+    of = {one.name: one for one in distributions_of(features, np.ones(1_000))}
+    assert of["amount"].edges == tuple(np.arange(99.0, 999, 100))
+    assert of["amount"].counts == (99.0, *[100.0] * 8, 101.0, 0.0)
+    assert (of["hour"].edges, of["hour"].counts) == ((0.0,), (0.0, 700.0, 300.0))
+    assert (of["weekday"].edges, of["weekday"].counts) == ((), (0.0, 1_000.0))
+    # A row that stands for three is counted three times, and draws edges as three rows would.
+    weight = np.where(np.arange(1_000) < 500, 3.0, 1.0)
+    (weighed,) = distributions_of(features, weight, ["amount"])
+    (repeated,) = distributions_of(np.repeat(features, weight.astype(int), axis=0), np.ones(2_000), ["amount"])
+    assert weighed == repeated
 
 
 def test_another_calibration_is_another_version() -> None:

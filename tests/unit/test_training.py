@@ -13,6 +13,7 @@ from pipeline.engine.history import compute_features
 from pipeline.features.catalogue import FEATURES, US_PER_DAY
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
 from pipeline.simulator import make_profiles, simulate_days
 from pipeline.training.calibration import fit_platt
@@ -20,6 +21,7 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_examples, from_history
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
+from pipeline.training.selection import select_features
 from tests.unit.model_helpers import START, example, matrix, truth
 
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
@@ -59,6 +61,43 @@ def test_a_training_is_reproducible_and_its_seed_matters() -> None:
     split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
     other = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1, seed=99)
     assert train(data, split, config=other).model.version != trained(data).model.version
+
+
+def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others() -> None:
+    data = synthetic()
+    split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
+    whole = train(data, split, config=SMALL).model
+    rows = split.training
+    assert whole.distributions == distributions_of(data.features[rows], data.weight[rows])
+    names = select_features(["-merchant_*", "-amount"])
+    part = train(data, split, config=SMALL, features=names).model
+    assert part.trained_on == names
+    spoilt = data.features.copy()
+    spoilt[:, [column for column, name in enumerate(FEATURES) if name not in names]] = 1e9
+    np.testing.assert_array_equal(part.logit(spoilt), part.logit(data.features))
+    other = TrainingSet(spoilt, data.fraud, data.weight, data.event_time_us, data.card)
+    assert train(other, split, config=SMALL, features=names).model.version == part.version
+    assert not np.array_equal(whole.logit(spoilt), whole.logit(data.features))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "chosen"),
+    [
+        ([], FEATURES),
+        (["hour", "amount"], ("amount", "hour")),
+        (["card_count_*", "-*_30d"], ("card_count_1h", "card_count_1d", "card_count_7d")),
+        (["-card_*", "-merchant_*", " card_usual_amount"], ("amount", "hour", "weekday", "card_usual_amount")),
+    ],
+)
+def test_features_are_chosen_by_patterns(patterns: list[str], chosen: tuple[str, ...]) -> None:
+    assert select_features(patterns) == chosen
+
+
+def test_patterns_that_choose_nothing_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"'device_\*' matches no feature"):
+        select_features(["amount", "device_*"])
+    with pytest.raises(ModelError, match="leaves no feature"):
+        select_features(["amount", "-*"])
 
 
 def test_the_new_policy_keeps_rules_blend_and_audit() -> None:
@@ -226,6 +265,10 @@ def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> No
         .stdout
     )
     assert earlier["periods"]["validation"]["to"] < "2018-04-18T00:00:01Z"
+    fewer = CliRunner().invoke(command, [*arguments, "--no-activate", "--features", "amount,merchant_*"])
+    assert registry.load_lightgbm(json.loads(fewer.stdout)["lightgbm"]).trained_on == (
+        select_features(["amount", "merchant_*"])
+    )
     assert registry.active(LIGHTGBM) == report["lightgbm"]
 
 

@@ -209,8 +209,22 @@ class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
 
     feature: str
     stability_index: float | None
+    ks_statistic: float | None
     missing_before: float | None
     missing_in_range: float | None
+
+
+class DriftContent(msgspec.Struct, frozen=True, kw_only=True):
+    """How far features have moved from the training of one LightGBM version."""
+
+    lightgbm: str
+    """The version."""
+    variants: list[str]
+    """Whose decisions it scored."""
+    known: bool
+    """Whether the version tells how features were distributed in its training."""
+    features: list[FeatureDrift]
+    """Those that it was trained on, the farthest first."""
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,6 +247,4 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     labels: LabelContent
     variants: list[VariantContent]
     comparisons: list[Comparison]
-    drift_reference: str
-    drift: list[FeatureDrift]
-    """The farthest first."""
+    drift: list[DriftContent]

@@ -4,12 +4,13 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.backtest.drift import Drift
+from pipeline.backtest.drift import ModelDrift
 from pipeline.backtest.metrics import top_of_days
 from pipeline.backtest.report import tables
 from pipeline.backtest.report.content import (
     Comparison,
     Content,
+    DriftContent,
     FeatureDrift,
     LabelContent,
     ReportOptions,
@@ -52,8 +53,7 @@ def evaluate(result: BacktestResult, options: ReportOptions) -> Content:
         comparisons=[
             _comparison(result, shared, observed, samples, number, options) for number in range(1, len(observed))
         ],
-        drift_reference="" if result.drift is None else result.drift.reference_name,
-        drift=[] if result.drift is None else _drift(result.drift),
+        drift=[_drift(one) for one in result.drift],
     )
 
 
@@ -179,18 +179,26 @@ def _labels(result: BacktestResult, shared: Shared) -> LabelContent:
     )
 
 
-def _drift(drift: Drift) -> list[FeatureDrift]:
-    found = zip(drift.features, drift.stability_index().tolist(), *(of.tolist() for of in drift.missing()), strict=True)
+def _drift(drift: ModelDrift) -> DriftContent:
+    figures = (drift.stability_index(), drift.ks_statistic(), *drift.missing())
     rows = [
         FeatureDrift(
-            feature=name,
+            feature=one.name,
             stability_index=_finite(index),
+            ks_statistic=_finite(distance),
             missing_before=_finite(before),
             missing_in_range=_finite(now),
         )
-        for name, index, before, now in found
+        for one, index, distance, before, now in zip(
+            drift.before, *(figure.tolist() for figure in figures), strict=True
+        )
     ]
-    return sorted(rows, key=lambda row: (-(row.stability_index or 0.0), row.feature))
+    return DriftContent(
+        lightgbm=drift.lightgbm,
+        variants=list(drift.variants),
+        known=bool(drift.before),
+        features=sorted(rows, key=lambda row: (-(row.stability_index or 0.0), row.feature)),
+    )
 
 
 def _finite(value: float) -> float | None:

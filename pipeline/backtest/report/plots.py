@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from math import exp, inf, isfinite, log
 
-from pipeline.backtest.report.content import Content, Slice, VariantContent
-from pipeline.backtest.report.wording import number, percent, ratio, score
+from pipeline.backtest.report.content import Content, DriftContent, Slice, VariantContent
+from pipeline.backtest.report.wording import MOVED, number, percent, ratio, score
 from pipeline.svg import Bar, Series, bars, lines, nothing
 
 _SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -112,14 +112,15 @@ def threshold_sweep(content: Content) -> str:
     return lines(title, "alerts a day", name, series, log_x=True, x_ticks=ticks, alt="; ".join(told) + ".")
 
 
-def feature_drift(content: Content, most: int) -> str:
+def feature_drift(one: DriftContent, most: int) -> str:
     """The features that moved farthest."""
-    title = f"Feature drift from {content.drift_reference or 'training'} to the range"
-    rows = [row for row in content.drift if row.stability_index is not None][:most]
+    title = f"Feature drift from the training of LightGBM {one.lightgbm} to the range"
+    indices = [(row, row.stability_index) for row in one.features if row.stability_index is not None]
+    rows = [row for row, _ in indices[:most]]
     if not rows:
-        return nothing(title, "How features were distributed before is not known.")
-    moved = sum(1 for row in content.drift if row.stability_index is not None and row.stability_index > 0.25)
-    alt = f"{moved} of {len(content.drift)} features have an index above 0.25; farthest is {rows[0].feature}."
+        return nothing(title, "Nothing was decided in the range.")
+    moved = sum(index > MOVED for _, index in indices)
+    alt = f"{moved} of {len(one.features)} features have an index above {MOVED}; farthest is {rows[0].feature}."
     drawn = [Bar(row.feature, row.stability_index or 0.0, ratio(row.stability_index)) for row in rows]
     return bars(title, drawn, alt=alt)
 

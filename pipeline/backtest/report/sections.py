@@ -5,7 +5,19 @@ from collections.abc import Mapping
 from pipeline.backtest.report import plots
 from pipeline.backtest.report.content import Comparison, Content, Metric, Side, Slice, Transaction
 from pipeline.backtest.report.markup import Markup, element, join, table
-from pipeline.backtest.report.wording import NONE, between, figure, moment, number, percent, ratio, score
+from pipeline.backtest.report.wording import (
+    MOVED,
+    NONE,
+    STABLE,
+    between,
+    drift_sentence,
+    figure,
+    moment,
+    number,
+    percent,
+    ratio,
+    score,
+)
 from pipeline.backtest.result import Parameter
 from pipeline.backtest.truth import Bounds
 
@@ -229,21 +241,26 @@ def _transactions(content: Content, caption: str, rows: list[Transaction]) -> Ma
 
 
 def drift(content: Content) -> Markup:
-    """How far features moved."""
-    parts = [
-        _figure(
-            plots.feature_drift(content, content.options.rows),
-            "Population stability index: below 0.1 is commonly read as stable, above 0.25 as moved.",
-        )
-    ]
-    if content.drift:
+    """How far features moved from the training of each LightGBM version."""
+    parts: list[Markup] = []
+    for one in content.drift:
+        parts.append(element("h3", f"LightGBM {one.lightgbm}"))
+        parts.append(element("p", drift_sentence(one)))
+        if not one.known:
+            continue
+        caption = f"Population stability index: below {STABLE} is commonly read as stable, above {MOVED} as moved."
+        parts.append(_figure(plots.feature_drift(one, content.options.rows), caption))
         rows = [
-            [row.feature, ratio(row.stability_index), percent(row.missing_before), percent(row.missing_in_range)]
-            for row in content.drift
-        ]
-        columns = ["Feature", "Index", f"Without value, {content.drift_reference}", "Without value, range"]
-        parts.append(_folded(table("Drift of all features", columns, rows), "Table of all features"))
-    return join(parts)
+            [
+                row.feature, ratio(row.stability_index), ratio(row.ks_statistic), percent(row.missing_before),
+                percent(row.missing_in_range),
+            ]
+            for row in one.features
+        ]  # fmt: skip
+        columns = ["Feature", "Index", "Kolmogorov-Smirnov", "Without value, training", "Without value, range"]
+        drawn = table(f"Drift of the features of LightGBM {one.lightgbm}", columns, rows)
+        parts.append(_folded(drawn, f"Table of all features of LightGBM {one.lightgbm}"))
+    return join(parts) if parts else element("p", "Nothing was scored in the range.")
 
 
 def asked(content: Content) -> Markup:

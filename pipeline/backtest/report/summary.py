@@ -9,7 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.backtest.report.content import Content
-from pipeline.backtest.report.wording import between, figure, moment, number, partial_sentence, percent, ratio
+from pipeline.backtest.report.wording import (
+    between,
+    drift_sentence,
+    figure,
+    moment,
+    number,
+    partial_sentence,
+    percent,
+    ratio,
+)
 
 COLUMNS: Final = 80
 _SHOWN: Final = (
@@ -64,6 +73,8 @@ def summary(content: Content) -> str:
             for row in variant.misses[:_MISSES]:
                 grid.add_row(Text(row.transaction_id), moment(row.event_time), number(row.amount, 2))
             console.print(grid)
+    for drift in content.drift:
+        console.print(Text(drift_sentence(drift)))
     for statement in content.labels.statements:
         console.print(Text(statement))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

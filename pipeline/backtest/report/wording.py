@@ -3,9 +3,13 @@
 from typing import Final
 
 from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.report.content import Content, Metric
+from pipeline.backtest.report.content import Content, DriftContent, Metric
 
 NONE: Final = "n/a"
+STABLE: Final = 0.1
+"""Below this a population stability index is commonly read as stable."""
+MOVED: Final = 0.25
+"""Above this as moved."""
 
 
 def number(value: float | None, decimals: int = 0) -> str:
@@ -59,6 +63,29 @@ def between(interval: Interval | None, metric: Metric) -> str:
 
 def _written(value: float | None, unit: str) -> str:
     return {"amount": number(value), "a day": number(value, 1)}.get(unit, ratio(value))
+
+
+def drift_sentence(one: DriftContent) -> str:
+    """How far features have moved, in a sentence or two."""
+    subject = f"LightGBM {one.lightgbm} ({', '.join(one.variants)})"
+    if not one.known:
+        return (
+            f"{subject} does not tell how features were distributed in its training: it was trained before versions "
+            "kept that. Train it again to see drift."
+        )
+    indices = [(row.feature, row.stability_index) for row in one.features if row.stability_index is not None]
+    if all(index < STABLE for _, index in indices):
+        return f"Since the training of {subject}, no feature has moved: every stability index is below {STABLE}."
+    moved = [f"{name} {ratio(index)}" for name, index in indices if index > MOVED]
+    between_ = sum(STABLE <= index <= MOVED for _, index in indices)
+    named = f": {', '.join(moved[:_NAMED])}{' …' if len(moved) > _NAMED else ''}" if moved else ""
+    return (
+        f"Since the training of {subject}, {len(moved)} of {len(one.features)} features have moved (stability index "
+        f"above {MOVED}){named}; {between_} more have an index from {STABLE} on."
+    )
+
+
+_NAMED: Final = 5
 
 
 def partial_sentence(content: Content) -> str:

@@ -1,0 +1,205 @@
+"""Models that a backtest trains for itself: on features that the kernel gives of a period before its range."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.backtest.columns import Labels, digest_keys, name_keys
+from pipeline.backtest.engine import Profiled
+from pipeline.backtest.order import Chunk
+from pipeline.backtest.resolved import KNOWN
+from pipeline.backtest.run import profile_chunks
+from pipeline.backtest.sources import EARLIEST_US, RangeError, moment, time_us
+from pipeline.decision.policy import Policy
+from pipeline.engine.card import CardOptions
+from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
+from pipeline.learning.labels import FRAUD, SOURCE_RANK
+from pipeline.registry import Registry
+from pipeline.training.cohorts import Split, split_cohorts
+from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
+from pipeline.training.registered import register
+from pipeline.training.selection import select_features
+
+_IDENTITY: Final = ["high", "low"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """LightGBM models that are trained before a range is decided, and decide it beside the others."""
+
+    variants: Mapping[str, Sequence[str]]
+    """Names, and which features each is trained on: patterns of `pipeline.training.selection.select_features`."""
+    start: datetime
+    """Event time of the first transaction to train on (UTC without an offset)."""
+    end: datetime | None = None
+    """Only what was known by then is used. Default: where the range begins."""
+    gap_s: float | None = None
+    """Transactions of the last ``gap_s`` before the end are no targets, since not all of their labels are known.
+    Default: the labels' delay where a file's truth becomes labels, else the setting ``maturity_days``."""
+    alerts_per_day: float = 100.0
+    """For which the new policies' thresholds are chosen, where no other is asked for."""
+    config: TrainingConfig = field(default_factory=TrainingConfig)
+    register: bool = False
+    """Whether the models and their policies are kept in the registry; they are not put in force."""
+
+    def period(self, from_us: int, gap_s: float, validation_days: float) -> "Period":
+        """What to train on before a range that begins at ``from_us``; ``gap_s`` where no other is asked for.
+
+        Raises ValueError for a training that would know what is still to come, and `RangeError` for one that is too
+        short, `pipeline.scoring.errors.ModelError` for features that there are not.
+        """
+        # Before anything is read: a name that is wrong should not cost the time of a training.
+        self._features()
+        if self.end is None and from_us <= EARLIEST_US:
+            raise ValueError("a model is trained on what lies before the range: say where that begins (--from)")
+        known_us = time_us(self.end, from_us)
+        if known_us > from_us:
+            raise ValueError(
+                f"the training ends at {moment(known_us)}, within the range, and would know what is still to come: end "
+                "it where the range begins, or before"
+            )
+        gap_us = round((gap_s if self.gap_s is None else self.gap_s) * US_PER_SECOND)
+        period = Period(time_us(self.start, EARLIEST_US), known_us, gap_us, round(validation_days * US_PER_DAY))
+        if period.last_us - period.validation_us <= period.from_us:
+            raise RangeError(
+                f"nothing is left to train on from {moment(period.from_us)} by what is known at {moment(known_us)}: "
+                f"{gap_us / US_PER_DAY:g} days go to the labels' delay and {validation_days:g} to the validation; "
+                "begin earlier with --train-from"
+            )
+        return period
+
+    def growing(
+        self, rows: "TrainingRows", period: "Period", policy: Policy | None, registry: Registry
+    ) -> Iterator[tuple[str, Callable[[], Trained]]]:
+        """Of each variant its name, and what trains it; ``policy`` gives rules, blend and audit rate.
+
+        What trains raises `pipeline.scoring.errors.ModelError`, `pipeline.registry.RegistryError`.
+        """
+        data = rows.training_set()
+
+        def grow(features: tuple[str, ...]) -> Trained:
+            trained = train(
+                data,
+                period.split(data),
+                alerts_per_day=self.alerts_per_day,
+                config=self.config,
+                policy=policy,
+                features=features,
+            )
+            if self.register:
+                register(registry, trained)
+            return trained
+
+        for name, features in self._features().items():
+            yield name, partial(grow, features)
+
+    def _features(self) -> dict[str, tuple[str, ...]]:
+        return {name: select_features(patterns) for name, patterns in self.variants.items()}
+
+
+class Period(NamedTuple):
+    """What is trained on, in microseconds since 1970-01-01T00:00:00Z."""
+
+    from_us: int
+    known_us: int
+    """What became known later is not used."""
+    gap_us: int
+    validation_us: int
+
+    @property
+    def last_us(self) -> int:
+        """Event time of the last target."""
+        return self.known_us - self.gap_us
+
+    def split(self, data: TrainingSet) -> Split:
+        """The period's targets, the last of them to stop, calibrate and set thresholds on. Raises `ModelError`."""
+        return split_cohorts(
+            data.event_time_us,
+            label_delay_us=self.gap_us,
+            validation_us=self.validation_us,
+            train_from_us=self.from_us,
+            known_before_us=self.known_us,
+        )
+
+
+class TrainingRows:
+    """Targets of a period with what is known about them; 600 bytes of memory each."""
+
+    def __init__(self, period: Period) -> None:
+        self._period = period
+        self._rows: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+        self._labels: list[pd.DataFrame] = []
+
+    def __len__(self) -> int:
+        return sum(len(times) for _, times, _, _ in self._rows)
+
+    def add(self, chunk: Chunk, profiled: Profiled) -> None:
+        """Keep the targets of a chunk, and what its labels say."""
+        taken, period = profiled.transactions, self._period
+        inside = (taken.event_time_us >= period.from_us) & (taken.event_time_us <= period.last_us)
+        if inside.any():
+            of = taken.take(inside)
+            cards, digests = name_keys(of.card_id)[:, 0], digest_keys(of.card_id, of.transaction_id)
+            self._rows.append((profiled.features[inside], of.event_time_us, cards, digests))
+        labels = chunk.labels
+        said = labels.rank != SOURCE_RANK["rule"]
+        if said.any():
+            told = labels.take(said)
+            high, low = digest_keys(told.card_id, told.transaction_id).T
+            columns = {"rank": told.rank, "labelled_at_us": told.labelled_at_us, "known": told.known}
+            self._labels.append(pd.DataFrame({"high": high, "low": low, **columns}))
+
+    def training_set(self) -> TrainingSet:
+        """All of it, each a fraud whose label that holds says so; at least one transaction was added.
+
+        To be called once: nothing is kept here behind it, since it is large.
+        """
+        kept, self._rows = self._rows, []
+        features, times, cards, digests = (np.concatenate(columns) for columns in zip(*kept, strict=True))
+        return TrainingSet(
+            features,
+            self._frauds(digests),
+            np.ones(len(times)),
+            times,
+            np.asarray(pd.factorize(cards)[0], np.int64),
+        )
+
+    def _frauds(self, digests: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if not self._labels:
+            return np.zeros(len(digests), np.bool_)
+        # As `pipeline.learning.labels.resolve`: the largest by rank, time and severity.
+        ordered = pd.concat(self._labels).sort_values([*_IDENTITY, "rank", "labelled_at_us", "known"])
+        held = ordered.drop_duplicates(_IDENTITY, keep="last")
+        frauds = pd.MultiIndex.from_frame(held.loc[held["known"] == KNOWN.index(FRAUD), _IDENTITY])
+        return np.asarray(pd.MultiIndex.from_arrays([digests[:, 0], digests[:, 1]]).isin(frauds))
+
+
+def read_rows(
+    chunks: Iterator[Chunk], period: Period, options: CardOptions, note: Callable[[NDArray[np.int64]], None]
+) -> TrainingRows:
+    """Targets of ``period`` among records by event time, which begin with what warms the windows up.
+
+    ``note`` is told the event times of each chunk's transactions.
+    """
+    rows = TrainingRows(period)
+    with closing(profile_chunks(chunks, options)) as passed:
+        for chunk, profiled in passed:
+            rows.add(chunk, profiled)
+            note(profiled.transactions.event_time_us)
+    return rows
+
+
+def known_by(labels: Iterator[Labels], until_us: int) -> Iterator[Labels]:
+    """The labels, in the order of ``known_at``, that are known at ``until_us``; no more is read than tells so."""
+    for part in labels:
+        inside = part.known_at_us <= until_us
+        yield part.take(inside)
+        if not inside.all():
+            return

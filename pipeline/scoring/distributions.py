@@ -1,0 +1,117 @@
+"""How features are distributed in a population: counts between quantiles, small enough to travel with a model."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import FEATURES
+
+BINS: Final = 10
+"""Of equal shares of the population that sets the edges."""
+
+
+class FeatureDistribution(msgspec.Struct, frozen=True, kw_only=True):
+    """How one feature is distributed."""
+
+    name: str
+    edges: tuple[float, ...]
+    """Ascending and distinct; a value belongs behind the last edge that is not above it."""
+    counts: tuple[float, ...]
+    """Of the bins, from the one before the first edge on; behind them, the last, of what has no value."""
+
+
+class BinCounter:
+    """Counts what lies in given bins, rows by rows; memory is that of the bins."""
+
+    def __init__(self, names: Sequence[str], edges: Sequence[NDArray[np.float64]]) -> None:
+        """``edges`` of each feature, ascending and distinct."""
+        self._names = tuple(names)
+        self._columns = np.array([FEATURES.index(name) for name in names], np.int64)
+        self._sizes = np.array([len(of) for of in edges], np.int64)
+        width = int(self._sizes.max(initial=0))
+        self._edges = np.zeros((len(names), width))
+        for row, of in zip(self._edges, edges, strict=True):
+            row[: len(of)] = of
+        self._counts = np.zeros((len(names), width + 2))
+
+    @classmethod
+    def like(cls, distributions: Sequence[FeatureDistribution]) -> "BinCounter":
+        """One with the same bins, nothing counted."""
+        return cls([one.name for one in distributions], [np.array(one.edges) for one in distributions])
+
+    def add(self, features: NDArray[np.float64], weight: NDArray[np.float64] | None = None) -> None:
+        """Count rows: features of shape (n, len(FEATURES)), NaN for no value; each stands for ``weight`` (n,) rows."""
+        weight = np.ones(len(features)) if weight is None else weight
+        _count(features, weight, self._columns, self._edges, self._sizes, self._counts)
+
+    def distributions(self) -> tuple[FeatureDistribution, ...]:
+        """What was counted so far."""
+        return tuple(
+            FeatureDistribution(name=name, edges=tuple(edges[:size]), counts=tuple(counts[: size + 2]))
+            for name, size, edges, counts in zip(
+                self._names, self._sizes.tolist(), self._edges.tolist(), self._counts.tolist(), strict=True
+            )
+        )
+
+
+def distributions_of(
+    features: NDArray[np.float64], weight: NDArray[np.float64], names: Sequence[str] = FEATURES
+) -> tuple[FeatureDistribution, ...]:
+    """How the features ``names`` are distributed, with bins of (about) equal shares.
+
+    ``features`` has shape (n, len(FEATURES)), NaN for no value; ``weight`` (n,) says how many rows each stands for.
+    """
+    counter = BinCounter(names, [_edges(features[:, FEATURES.index(name)], weight) for name in names])
+    counter.add(features, weight)
+    return counter.distributions()
+
+
+def are_sound(distributions: Sequence[FeatureDistribution]) -> bool:
+    """Whether they can be read: known features, once each, edges in order, and a count of every bin."""
+    names = [one.name for one in distributions]
+    return (
+        len(set(names)) == len(names)
+        and set(names) <= set(FEATURES)
+        and all(
+            len(one.counts) == len(one.edges) + 2
+            and all(before < after for before, after in pairwise(one.edges))
+            and min(one.counts) >= 0.0
+            for one in distributions
+        )
+    )
+
+
+def _edges(column: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    # An infinite edge could not be written.
+    known = np.isfinite(column)
+    if not (weight[known] > 0).any():
+        return np.empty(0)
+    shares = np.arange(1, BINS) / BINS
+    return np.unique(np.quantile(column[known], shares, weights=weight[known], method="inverted_cdf"))
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _count(
+    features: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    columns: NDArray[np.int64],
+    edges: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    counts: NDArray[np.float64],
+) -> None:
+    for row in range(features.shape[0]):
+        for at in range(columns.shape[0]):
+            value = features[row, columns[at]]
+            size = sizes[at]
+            if np.isnan(value):
+                counts[at, size + 1] += weight[row]
+            else:
+                inside = 0
+                for edge in range(size):
+                    inside += edges[at, edge] <= value
+                counts[at, inside] += weight[row]
