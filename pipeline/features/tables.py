@@ -62,7 +62,7 @@ class Tables:
         empty, no_marks = np.zeros(0, np.int64), np.zeros(0, np.uint8)
         self.state = State(
             meta=meta,
-            places=np.zeros(_INITIAL_INDEX, np.int32),
+            places=np.zeros(_INITIAL_INDEX, np.int64),
             journal=np.zeros(2 * JOURNAL_RESERVE, np.int64),
             scratch=np.zeros(SCRATCH_WORDS, np.int64),
             slots=empty, chunks=empty, events=empty, label_chunks=empty, labels=empty,
@@ -200,5 +200,5 @@ class Tables:
         size = _INITIAL_INDEX
         while size < wanted:
             size *= 2
-        self.state = self.state._replace(places=np.zeros(size, np.int32))
+        self.state = self.state._replace(places=np.zeros(size, np.int64))
         fill_index(self.state)

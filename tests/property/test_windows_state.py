@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import CARD_FEATURES, HORIZON_US, MERCHANT_FEATURES
 from pipeline.features.columns import Storage
+from pipeline.features.compiled import CHUNK_WORDS
 from pipeline.features.kernel import CardProfile, CardWindows, MerchantWindows
 from pipeline.features.tables import Tables
 from pipeline.state.mapped import MappedStorage
@@ -257,7 +258,7 @@ def test_busy_timelines_grow_large_chunks_and_take_late_events() -> None:
     held = contents(windows)
     assert max(len(one.events) for one in held.values()) > 50_000
     chunks = windows._tables.state.chunks
-    assert len(chunks) // 13 < 2_000
+    assert len(chunks) // CHUNK_WORDS < 2_000
     # The last rows, by hand.
     features = np.vstack(got)
     hot = log.iloc[:-1][(log["card_id"] == log["card_id"].iloc[-1]).to_numpy()[:-1]]
