@@ -348,8 +348,13 @@ def _look_ahead(state: State, kind: Any, words: Any, keys: Any, i: Any, slots_ah
             end = start + (chunks[record + _LENGTH] + 1) * words
             for k in range(max(start, end - _LINES_AHEAD * _LINE_WORDS), end, _LINE_WORDS):
                 _prefetch(items, k)
-            if chunks[record + _CAPACITY] >= _LEAST_WITH_TOTALS:
+            _prefetch(items, end - 1)
+            if kind == EVENTS and chunks[record + _CAPACITY] >= _LEAST_WITH_TOTALS:
                 _prefetch(chunks, record + _TOTALS)
+                runs = start + chunks[record + _CAPACITY] * words
+                end = runs + ((chunks[record + _LENGTH] >> _RUN_SHIFT) + 1) * TOTALS_WORDS
+                for k in range(max(runs, end - _LINES_AHEAD * _LINE_WORDS), end, _LINE_WORDS):
+                    _prefetch(items, k)
             _prefetch(chunks, chunks[record + _PREVIOUS] * CHUNK_WORDS)
 
 
