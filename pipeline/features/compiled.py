@@ -156,6 +156,7 @@ _LINES_AHEAD: Final = 16
 """Cache lines of a chunk's newest rows that are fetched ahead at most."""
 _ROWS_AHEAD: Final = 4 * _AHEAD
 SCRATCH_WORDS: Final = _SLOTS_AHEAD + _ROWS_AHEAD
+_FEW_EVENTS: Final = 8
 _USUAL_SHIFT: Final = (USUAL_EVENTS - 1).bit_length()
 
 _WINDOWS: Final = tuple(WINDOWS_US.values())
@@ -841,37 +842,40 @@ def _window_features(
         largest, smallest, sum_, high, low, flags = totals
         found[w] = flags
         at = column + w * _N_STATISTICS
-        if w > 0 and count == row[at - _N_STATISTICS]:
-            # Windows lie in each other: one with as many events as the one before has the same events.
-            for k in range(at, at + _N_STATISTICS):
-                row[k] = row[k - _N_STATISTICS]
-            continue
         row[at] = count
-        if count == 0:
-            row[at + 1] = 0.0
-            row[at + 2 : at + 6] = np.nan
-        else:
-            row[at + 1] = sum_ / 100.0
-            row[at + 2] = sum_ / count / 100.0
-            row[at + 3] = _standard_deviation(count, sum_, high, low) / 100.0
-            row[at + 4] = largest / 100.0
-            row[at + 5] = smallest / 100.0
+        row[at + 1] = sum_ / 100.0
+        # All is computed for an empty window too, and then put aside: without branches, the windows' divisions overlap.
+        mean, deviation = sum_ / count / 100.0, _standard_deviation(count, sum_, high, low) / 100.0
+        most, least = largest / 100.0, smallest / 100.0
+        empty = count == 0
+        row[at + 2] = np.nan if empty else mean
+        row[at + 3] = np.nan if empty else deviation
+        row[at + 4] = np.nan if empty else most
+        row[at + 5] = np.nan if empty else least
+
+
+@inlined
+def _place_by_rank(keys: Any, n: Any, compared: Any, ordered: Any) -> None:
+    for k in range(n, compared):
+        keys[k] = NEVER
+    for j in range(n):
+        key, smaller = keys[j], 0
+        for k in range(compared):
+            smaller += 1 if keys[k] < key else 0
+        ordered[smaller] = key >> _USUAL_SHIFT
 
 
 @inlined
 def _order(keys: Any, n: Any, ordered: Any) -> None:
     """Write the amounts of ``keys[:n]`` to ``ordered``, ascending. A key: an amount, and its position below it.
 
-    Each goes to the place that the number of smaller ones gives. All of USUAL_EVENTS are compared, whatever ``n``: so
-    many comparisons without a branch take a few vector instructions, where a sort's branches are guessed wrong.
+    Each goes to the place that the number of smaller ones gives. One of two fixed numbers of them is compared, whatever
+    ``n``: comparisons without a branch take a few vector instructions, where a sort's branches are guessed wrong.
     """
-    for k in range(n, USUAL_EVENTS):
-        keys[k] = NEVER
-    for j in range(n):
-        key, smaller = keys[j], 0
-        for k in range(USUAL_EVENTS):
-            smaller += 1 if keys[k] < key else 0
-        ordered[smaller] = key >> _USUAL_SHIFT
+    if n <= _FEW_EVENTS:
+        _place_by_rank(keys, n, _FEW_EVENTS, ordered)
+    else:
+        _place_by_rank(keys, n, USUAL_EVENTS, ordered)
 
 
 @compiled
@@ -1189,7 +1193,12 @@ def profile_merchants(
         mean = row[(_N_WINDOWS - 1) * _N_STATISTICS + 2]
         row[tail + 1] = amount / 100.0 / mean if mean > 0 else np.nan
         row[tail + 2] = row[_N_STATISTICS] / (month / 30.0) if month > 0 else np.nan
-        _label_features(state, slot, time_us, floor_us, row, tail + 3, found)
+        if state.slots[slot * SLOT_WORDS + _TAIL + _KIND_STEP] == 0:
+            row[tail + 3 : tail + 7] = 0.0
+            row[tail + 7] = RISK_PRIOR_RATE * RISK_PRIOR_STRENGTH / RISK_PRIOR_STRENGTH
+            row[tail + 8 : tail + 11] = np.nan
+        else:
+            _label_features(state, slot, time_us, floor_us, row, tail + 3, found)
         if enters:
             _insert_event(state, words, slot, chunk, end, time_us, amount, _NONE, _NONE, floor_us)
         meta[NEWEST] = max(meta[NEWEST], time_us)
