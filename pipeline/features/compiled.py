@@ -156,6 +156,8 @@ _AHEAD: Final = 3
 _LINES_AHEAD: Final = 16
 """Cache lines of a chunk's newest rows that are fetched ahead at most."""
 _ROWS_AHEAD: Final = 4 * _AHEAD
+_SLOTS_AHEAD_IN_TURN: Final = 8
+"""Slots from the one that `sweep` visits to the one whose first chunk is fetched."""
 SCRATCH_WORDS: Final = _SLOTS_AHEAD + _ROWS_AHEAD
 _FEW_EVENTS: Final = 8
 _USUAL_SHIFT: Final = (USUAL_EVENTS - 1).bit_length()
@@ -1269,6 +1271,8 @@ def sweep(state: State, labelled: bool, steps: Any) -> None:
     while steps > 0 and end > 1:
         steps -= 1
         slot = slot + 1 if slot + 1 < end else 1
+        if slot + _SLOTS_AHEAD_IN_TURN < end:
+            _prefetch(state.chunks, slots[(slot + _SLOTS_AHEAD_IN_TURN) * SLOT_WORDS + _HEAD] * CHUNK_WORDS)
         base = slot * SLOT_WORDS
         if slots[base + _TAIL] == _FREE:
             continue
