@@ -5,11 +5,11 @@ file only: where another module compiles in what stands here (`wide_product`), a
 ``docs/features.md`` defines what they compute; `pipeline.features.kernel` is the way in.
 
 A *timeline* holds one entity's events or labels, ordered by event time (of the same instant, by log), in a chain of
-*chunks*: a record each, and rows in a shared arena. Few events lie in one chunk, whose size follows them; many in chunks
-that know their totals, and those of each run of rows. The windows are read from the newest event backwards, one within
-the next: by rows, by runs and by whole chunks, as far as each lies in the window. Labels are cumulative within their
-chunk: what a window holds of one is a difference of two rows, found by binary search. Chunks are taken from the arena in
-the order of need, so that old events lie on pages that nothing touches until they expire.
+*chunks*: a record each, and rows in a shared arena. Few events lie in one chunk, whose size follows them; many in
+chunks that know their totals, and those of each run of rows. The windows are read from the newest event backwards, one
+within the next: by rows, by runs and by whole chunks, as far as each lies in the window. Labels are cumulative within
+their chunk: what a window holds of one is a difference of two rows, found by binary search. Chunks are taken from the
+arena in the order of need, so that old events lie on pages that nothing touches until they expire.
 
 What is overwritten between two settles is copied to a journal first; `take_back` copies it back, last one first.
 """
