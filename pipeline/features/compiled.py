@@ -250,11 +250,6 @@ def _plus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
 
 
 @inlined
-def _minus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
-    return a_high - b_high - (1 if np.uint64(a_low) < np.uint64(b_low) else 0), a_low - b_low
-
-
-@inlined
 def _standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: Any) -> float:
     """Population standard deviation from exact sums: sqrt(n * sum(a^2) - sum(a)^2) / n."""
     n, high, low = np.uint64(count), np.uint64(signed_high), np.uint64(signed_low)
@@ -626,17 +621,25 @@ def _renewed(state: State, words: Any, slot: Any, chunk: Any, floor_us: Any) -> 
 
 
 @inlined
-def _add_event(table: Any, at: Any, doubled: Any) -> None:
-    """Take an event, by its row's amount and flag, into totals."""
+def _with_event(totals: Any, doubled: Any) -> Any:
+    """Totals (in their order) with one more event, by its row's amount and flag."""
+    largest, smallest, sum_, high, low, flags = totals
     amount = doubled >> 1
-    high, low = wide_product(np.uint64(amount), np.uint64(amount))
-    table[at + _MAX] = max(table[at + _MAX], amount)
-    table[at + _MIN] = min(table[at + _MIN], amount)
-    table[at + _SUM] += amount
-    table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW] = _plus(
-        table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW], np.int64(high), np.int64(low)
-    )
-    table[at + _FLAGS] += doubled & 1
+    square_high, square_low = wide_product(np.uint64(amount), np.uint64(amount))
+    high, low = _plus(high, low, np.int64(square_high), np.int64(square_low))
+    return max(largest, amount), min(smallest, amount), sum_ + amount, high, low, flags + (doubled & 1)
+
+
+@inlined
+def _add_event(table: Any, at: Any, doubled: Any) -> None:
+    """Take an event, by its row's amount and flag, into totals that stand in a table."""
+    totals = (
+        table[at + _MAX], table[at + _MIN], table[at + _SUM], table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW],
+        table[at + _FLAGS],
+    )  # fmt: skip
+    largest, smallest, sum_, high, low, flags = _with_event(totals, doubled)
+    table[at + _MAX], table[at + _MIN], table[at + _SUM] = largest, smallest, sum_
+    table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW], table[at + _FLAGS] = high, low, flags
 
 
 @compiled
@@ -770,16 +773,6 @@ def _place(state: State, kind: Any, words: Any, slot: Any, time_us: Any) -> Any:
     if chunks[record + _LAST] <= time_us:
         return chunk, length
     return chunk, np.int64(_first_later(items, words, chunks[record + _START], length, time_us))
-
-
-@inlined
-def _with_event(totals: Any, doubled: Any) -> Any:
-    """Totals (in their order) with one more event, by its row's amount and flag."""
-    largest, smallest, sum_, high, low, flags = totals
-    amount = doubled >> 1
-    square_high, square_low = wide_product(np.uint64(amount), np.uint64(amount))
-    high, low = _plus(high, low, np.int64(square_high), np.int64(square_low))
-    return max(largest, amount), min(smallest, amount), sum_ + amount, high, low, flags + (doubled & 1)
 
 
 @inlined
