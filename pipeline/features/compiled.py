@@ -4,11 +4,12 @@ All compiled functions of the kernel stand in this one module, because Numba's c
 file only: where another module compiles in what stands here (`wide_product`), a change here needs an empty cache.
 ``docs/features.md`` defines what they compute; `pipeline.features.kernel` is the way in.
 
-A *timeline* holds one entity's events, ordered by event time (of the same instant, by log), in a chain of *chunks*.
-A chunk is a record of totals and a run of rows in a shared arena. Every number that a window sums over is cumulative
-within its chunk: what a window holds of a chunk is a difference of two rows, found by binary search, and the
-chunks between are added by their totals. Chunks are taken from the arena in the order of need, so that old events
-lie on pages that nothing touches until they expire.
+A *timeline* holds one entity's events or labels, ordered by event time (of the same instant, by log), in a chain of
+*chunks*: a record each, and rows in a shared arena. Few events lie in one chunk, whose size follows them; many in
+chunks that know their totals, and those of each run of rows. The windows are read from the newest event backwards, one
+within the next: by rows, by runs and by whole chunks, as far as each lies in the window. Labels are cumulative within
+their chunk: what a window holds of one is a difference of two rows, found by binary search. Chunks are taken from the
+arena in the order of need, so that old events lie on pages that nothing touches until they expire.
 
 What is overwritten between two settles is copied to a journal first; `take_back` copies it back, last one first.
 """
@@ -47,13 +48,14 @@ NOTHING_YET_US: Final = -(2**62)
 
 SMALLEST_CHUNK: Final = np.int64(4)
 LARGEST_CHUNK: Final = 2_048
+LARGEST_BLOCK: Final = 64
+"""A timeline of so few events that they fit into a chunk of this capacity lies in one chunk, that grows and shrinks."""
 ROWS_RESERVE: Final = LARGEST_CHUNK + LARGEST_CHUNK // 4
 """Rows of an arena that one row can need at most: the largest chunk and what is kept behind its rows."""
 _RUN: Final = 16
 _RUN_SHIFT: Final = 4
-_RUN_WORDS: Final = np.int64(2)
-_LEAST_WITH_RUNS: Final = 64
-"""Chunks of events of this capacity or more keep the largest and smallest amount of each run of rows, behind them."""
+_LEAST_WITH_TOTALS: Final = 64
+"""Chunks of events of this capacity or more keep their totals, and those of each run of rows, behind them."""
 
 # Numbers that the state needs besides its tables.
 NEWEST: Final = 0
@@ -91,9 +93,13 @@ _CASE_START: Final = 5
 _CASE_SEQUENCE: Final = 6
 _FREE: Final = -1
 _KIND_STEP: Final = 3
+_TAG_SHIFT: Final = 32
+_SLOT_MASK: Final = np.int64(2**_TAG_SHIFT - 1)
 
 # A chunk; number 0 stands for none.
-CHUNK_WORDS: Final = np.int64(13)
+# Its second half, a cache line of its own, are totals that small chunks of events do not have.
+CHUNK_WORDS: Final = np.int64(16)
+_LINE_WORDS: Final = np.int64(8)
 _START: Final = 0
 _CAPACITY: Final = 1
 _LENGTH: Final = 2
@@ -101,27 +107,26 @@ _PREVIOUS: Final = 3
 _NEXT: Final = 4
 _FIRST: Final = 5
 _LAST: Final = 6
-_MAX: Final = 7
-_MIN: Final = 8
-_SUM: Final = 9
-_SQUARE_HIGH: Final = 10
-_SQUARE_LOW: Final = 11
-_FLAGS: Final = 12
-_KNOWN: Final = 7
-_FRAUDS: Final = 8
-_LATEST_KNOWN_AT: Final = 9
-_CORRECTED: Final = 10
+_TOTALS: Final = 8
+_KNOWN: Final = 8
+_FRAUDS: Final = 9
+_LATEST_KNOWN_AT: Final = 10
+_CORRECTED: Final = 11
 
-# A row of an event: time, amount, and cumulative within the chunk: sum, squares in 128 bits; of a card's also flags,
-# and the merchant's hash.
-CARD_EVENT_WORDS: Final = np.int64(7)
-MERCHANT_EVENT_WORDS: Final = np.int64(5)
+# Totals of the events of a chunk or of a run: extremes, sum, squares in 128 bits, flags.
+TOTALS_WORDS: Final = np.int64(6)
+_MAX: Final = 0
+_MIN: Final = 1
+_SUM: Final = 2
+_SQUARE_HIGH: Final = 3
+_SQUARE_LOW: Final = 4
+_FLAGS: Final = 5
+
+# A row of an event: time, twice the amount and one more where it is flagged; of a card's also the merchant's hash.
+CARD_EVENT_WORDS: Final = np.int64(3)
+MERCHANT_EVENT_WORDS: Final = np.int64(2)
 _E_AMOUNT: Final = 1
-_E_SUM: Final = 2
-_E_HIGH: Final = 3
-_E_LOW: Final = 4
-_E_FLAGS: Final = 5
-_E_OTHER: Final = 6
+_E_OTHER: Final = 2
 
 # A row of a label: its transaction's time and identity, from when and until when it is what is known, its value, and
 # cumulative within the chunk: known, frauds.
@@ -142,18 +147,19 @@ JOURNAL_RESERVE: Final = 2 * LARGEST_CHUNK * CARD_EVENT_WORDS
 """Words of the journal that one row can need at most: half a chunk split, half a chunk moved, and records."""
 
 # What a row is computed in.
-_FLAGGED: Final = 0
-_FOUND: Final = 8
-_ORDERED: Final = 16
+_FOUND: Final = 0
+_ORDERED: Final = 32
 _RECENT: Final = _ORDERED + USUAL_EVENTS
 _SLOTS_AHEAD: Final = _RECENT + USUAL_EVENTS
 _AHEAD: Final = 3
 """Rows from one step of looking ahead to the next."""
-_LINE_WORDS: Final = 8
 _LINES_AHEAD: Final = 16
 """Cache lines of a chunk's newest rows that are fetched ahead at most."""
 _ROWS_AHEAD: Final = 4 * _AHEAD
+_SLOTS_AHEAD_IN_TURN: Final = 8
+"""Slots from the one that `sweep` visits to the one whose first chunk is fetched."""
 SCRATCH_WORDS: Final = _SLOTS_AHEAD + _ROWS_AHEAD
+_FEW_EVENTS: Final = 8
 _USUAL_SHIFT: Final = (USUAL_EVENTS - 1).bit_length()
 
 _WINDOWS: Final = tuple(WINDOWS_US.values())
@@ -187,8 +193,10 @@ class State(NamedTuple):
     """All arrays of one partition's windows. Tables are rows of 64-bit words; ``*_dirty`` has a byte a page."""
 
     meta: NDArray[np.int64]
-    places: NDArray[np.int32]
-    """Slots by key, in open addressing with linear probing; 0: none. Its size is a power of two."""
+    places: NDArray[np.int64]
+    """Slots by key, in open addressing with linear probing: the slot in the low half of a word, in the high half the
+    same as in the key's first word, so that other keys' slots are not looked at; 0: none. Its size is a power of two.
+    """
     journal: NDArray[np.int64]
     scratch: NDArray[np.int64]
     slots: NDArray[np.int64]
@@ -242,11 +250,6 @@ def _plus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
 
 
 @inlined
-def _minus(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
-    return a_high - b_high - (1 if np.uint64(a_low) < np.uint64(b_low) else 0), a_low - b_low
-
-
-@inlined
 def _standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: Any) -> float:
     """Population standard deviation from exact sums: sqrt(n * sum(a^2) - sum(a)^2) / n."""
     n, high, low = np.uint64(count), np.uint64(signed_high), np.uint64(signed_low)
@@ -291,21 +294,24 @@ def _tables(state: State, kind: Any) -> Any:
 @inlined
 def _find(state: State, high: Any, low: Any) -> Any:
     """(slot of a key or 0, its place in the index or the free one where it would go)."""
-    mask = state.places.shape[0] - 1
+    places, slots = state.places, state.slots
+    mask = places.shape[0] - 1
     at = low & mask
     while True:
-        slot = np.int64(state.places[at])
-        if slot == 0 or (
-            state.slots[slot * SLOT_WORDS + _KEY_LOW] == low and state.slots[slot * SLOT_WORDS + _KEY_HIGH] == high
-        ):
-            return slot, at
+        place = places[at]
+        if place == 0:
+            return np.int64(0), at
+        if (place ^ high) >> _TAG_SHIFT == 0:
+            slot = place & _SLOT_MASK
+            if slots[slot * SLOT_WORDS + _KEY_LOW] == low and slots[slot * SLOT_WORDS + _KEY_HIGH] == high:
+                return slot, at
         at = (at + 1) & mask
 
 
 @inlined
-def _prefetch_chunk(chunks: Any, chunk: Any) -> None:
-    _prefetch(chunks, chunk * CHUNK_WORDS)
-    _prefetch(chunks, chunk * CHUNK_WORDS + CHUNK_WORDS - 1)
+def _entry(high: Any, slot: Any) -> Any:
+    """What stands in the index for a slot whose key begins with ``high``."""
+    return (high & ~_SLOT_MASK) | slot
 
 
 @inlined
@@ -322,31 +328,45 @@ def _look_ahead(state: State, kind: Any, words: Any, keys: Any, i: Any, slots_ah
         _prefetch(state.places, keys[j, 1] & mask)
     j = i + 4 * _AHEAD
     if j < n:
-        _prefetch(state.slots, np.int64(state.places[keys[j, 1] & mask]) * SLOT_WORDS)
+        _prefetch(state.slots, (state.places[keys[j, 1] & mask] & _SLOT_MASK) * SLOT_WORDS)
     j = i + 3 * _AHEAD
     if j < n:
         slot = _find(state, keys[j, 0], keys[j, 1])[0]
         slots_ahead[j % _ROWS_AHEAD] = slot
-        _prefetch_chunk(chunks, state.slots[slot * SLOT_WORDS + tail])
+        _prefetch(chunks, state.slots[slot * SLOT_WORDS + tail] * CHUNK_WORDS)
     for step in range(2, 0, -1):
         j = i + step * _AHEAD
         if j < n:
             chunk = state.slots[slots_ahead[j % _ROWS_AHEAD] * SLOT_WORDS + tail]
             if step == 1:
                 chunk = chunks[chunk * CHUNK_WORDS + _PREVIOUS]
+                if chunk == 0:
+                    continue
             record = chunk * CHUNK_WORDS
             start = chunks[record + _START] * words
             end = start + (chunks[record + _LENGTH] + 1) * words
             for k in range(max(start, end - _LINES_AHEAD * _LINE_WORDS), end, _LINE_WORDS):
                 _prefetch(items, k)
-            _prefetch_chunk(chunks, chunks[record + _PREVIOUS])
+            _prefetch(items, end - 1)
+            if kind == EVENTS and chunks[record + _CAPACITY] >= _LEAST_WITH_TOTALS:
+                _prefetch(chunks, record + _TOTALS)
+                runs = start + chunks[record + _CAPACITY] * words
+                end = runs + ((chunks[record + _LENGTH] >> _RUN_SHIFT) + 1) * TOTALS_WORDS
+                for k in range(max(runs, end - _LINES_AHEAD * _LINE_WORDS), end, _LINE_WORDS):
+                    _prefetch(items, k)
+            _prefetch(chunks, chunks[record + _PREVIOUS] * CHUNK_WORDS)
 
 
 @inlined
-def _enter(state: State, high: Any, low: Any) -> int:
-    """Slot of a key, a new one where there is none yet; its record is in the journal."""
-    slot, at = _find(state, high, low)
+def _enter(state: State, high: Any, low: Any, expected: Any) -> int:
+    """Slot of a key, a new one where there is none yet; its record is in the journal.
+
+    ``expected``: the slot where it was found already, or 0.
+    """
     meta, slots = state.meta, state.slots
+    slot, at = expected, np.int64(0)
+    if slot == 0:
+        slot, at = _find(state, high, low)
     if slot > 0:
         _save(state, _IN_SLOTS, slots, state.slots_dirty, slot * SLOT_WORDS, SLOT_WORDS)
         return int(slot)
@@ -361,7 +381,7 @@ def _enter(state: State, high: Any, low: Any) -> int:
     slots[base : base + SLOT_WORDS] = 0
     slots[base + _KEY_HIGH] = high
     slots[base + _KEY_LOW] = low
-    state.places[at] = slot
+    state.places[at] = _entry(high, slot)
     meta[ENTITIES] += 1
     end = meta[JOURNAL_END]
     state.journal[end] = _NEW_SLOT
@@ -377,15 +397,15 @@ def _leave_index(state: State, slot: Any) -> None:
     places, slots = state.places, state.slots
     mask = places.shape[0] - 1
     at = slots[slot * SLOT_WORDS + _KEY_LOW] & mask
-    while places[at] != slot:
+    while places[at] & _SLOT_MASK != slot:
         at = (at + 1) & mask
     gap = at
     while True:
         at = (at + 1) & mask
-        other = np.int64(places[at])
+        other = places[at]
         if other == 0:
             break
-        home = slots[other * SLOT_WORDS + _KEY_LOW] & mask
+        home = slots[(other & _SLOT_MASK) * SLOT_WORDS + _KEY_LOW] & mask
         if ((at - home) & mask) >= ((at - gap) & mask):
             places[gap] = other
             gap = at
@@ -395,14 +415,15 @@ def _leave_index(state: State, slot: Any) -> None:
 @compiled
 def fill_index(state: State) -> None:
     """Enter all slots into an empty index."""
-    mask = state.places.shape[0] - 1
+    places, slots = state.places, state.slots
+    mask = places.shape[0] - 1
     for slot in range(1, state.meta[SLOTS_END]):
         base = slot * SLOT_WORDS
-        if state.slots[base + _TAIL] != _FREE:
-            at = state.slots[base + _KEY_LOW] & mask
-            while state.places[at] != 0:
+        if slots[base + _TAIL] != _FREE:
+            at = slots[base + _KEY_LOW] & mask
+            while places[at] != 0:
                 at = (at + 1) & mask
-            state.places[at] = slot
+            places[at] = _entry(slots[base + _KEY_HIGH], slot)
 
 
 @inlined
@@ -424,6 +445,14 @@ def _size_class(capacity: Any) -> int:
         size <<= 1
         size_class += 1
     return size_class
+
+
+@inlined
+def _clear_totals(table: Any, at: Any) -> None:
+    """Totals of no events."""
+    table[at : at + TOTALS_WORDS] = 0
+    table[at + _MAX] = -1
+    table[at + _MIN] = NEVER
 
 
 @compiled
@@ -452,13 +481,15 @@ def _take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capa
         _save(state, source, chunks, chunks_dirty, base, CHUNK_WORDS)
         start = meta[EVENTS_END + 2 * kind]
         rows = capacity
-        if kind == EVENTS and capacity >= _LEAST_WITH_RUNS:
-            rows += (capacity // _RUN * 2 + words - 1) // words
+        if kind == EVENTS and capacity >= _LEAST_WITH_TOTALS:
+            rows += (capacity // _RUN * TOTALS_WORDS + words - 1) // words
         meta[EVENTS_END + 2 * kind] = start + rows
         chunks[base + _START] = start
         chunks[base + _CAPACITY] = capacity
         _mark(items_dirty, start * words, rows * words)
     chunks[base + _LENGTH : base + CHUNK_WORDS] = 0
+    if kind == EVENTS:
+        _clear_totals(chunks, base + _TOTALS)
     head, tail = slot * SLOT_WORDS + _HEAD + _KIND_STEP * kind, slot * SLOT_WORDS + _TAIL + _KIND_STEP * kind
     if after == 0:
         slots[head] = chunk
@@ -487,6 +518,12 @@ def _next_capacity(held: Any) -> int:
 
 
 @inlined
+def _appendable(capacity: Any) -> Any:
+    """Rows that are appended to a chunk. The last sixteenth is left for late ones, which would split it otherwise."""
+    return capacity - capacity // 64 * 4
+
+
+@inlined
 def _opened(state: State, kind: Any, words: Any, chunk: Any, at: Any) -> Any:
     """Move the rows of a chunk with room from position ``at`` on up by one; returns (chunk, position)."""
     chunks, items, chunks_dirty, items_dirty = _tables(state, kind)
@@ -503,123 +540,135 @@ def _opened(state: State, kind: Any, words: Any, chunk: Any, at: Any) -> Any:
 
 
 @compiled
-def _make_room(state: State, kind: Any, words: Any, slot: Any, chunk: Any, at: Any) -> Any:
+def _make_room(state: State, kind: Any, words: Any, slot: Any, chunk: Any, at: Any, floor_us: Any) -> Any:
     """Open a row at position ``at`` of ``chunk`` (0: in front of all).
 
     Later rows of the chunk are moved, the new one is not written. Returns the (chunk, position) of the row.
     """
     chunks, items, _, items_dirty = _tables(state, kind)
     slots, base = state.slots, slot * SLOT_WORDS + _KIND_STEP * kind
-    slots[base + _HELD] += 1
-    state.meta[HELD_EVENTS + kind] += 1
     if chunk == 0:
         chunk, at = slots[base + _HEAD], 0
         if chunk == 0:
             chunk = _take_chunk(state, kind, words, slot, _NONE, SMALLEST_CHUNK, SMALLEST_CHUNK)
     record = chunk * CHUNK_WORDS
     length, capacity = chunks[record + _LENGTH], chunks[record + _CAPACITY]
-    # The last sixteenth is left for late ones, which would split the chunk otherwise.
-    if at == length and length >= capacity - capacity // 16 and chunk == slots[base + _TAIL]:
-        capacity = _next_capacity(slots[base + _HELD])
+    appended = at == length and chunk == slots[base + _TAIL]
+    if length < (_appendable(capacity) if appended else capacity):
+        return _opened(state, kind, words, chunk, at)
+    if kind == EVENTS and slots[base + _HEAD] == slots[base + _TAIL] and capacity <= LARGEST_BLOCK:
+        block, gone = _renewed(state, words, slot, chunk, floor_us)
+        if block > 0:
+            return _opened(state, kind, words, block, at - gone)
+    if appended:
+        capacity = _next_capacity(slots[base + _HELD] + 1)
+        if kind == EVENTS:
+            capacity = max(capacity, LARGEST_BLOCK)
         chunk = _take_chunk(state, kind, words, slot, chunk, capacity, capacity // 4)
         return _opened(state, kind, words, chunk, _NONE)
-    if length == capacity:
-        half = length // 2
-        upper = _take_chunk(state, kind, words, slot, chunk, length, length)
-        start, target = chunks[record + _START] * words, chunks[upper * CHUNK_WORDS + _START] * words
-        _save(state, _IN_ITEMS + kind, items, items_dirty, start + half * words, (length - half) * words)
-        for k in range((length - half) * words):
-            items[target + k] = items[start + half * words + k]
-        _mark(items_dirty, target, (length - half) * words)
-        chunks[record + _LENGTH] = half
-        chunks[upper * CHUNK_WORDS + _LENGTH] = length - half
-        if kind == EVENTS:
-            _share_events(state, words, chunk, upper)
-        else:
-            _share_labels(state, chunk, upper)
-        if at > half:
-            chunk, at = upper, at - half
+    half = length // 2
+    upper = _take_chunk(state, kind, words, slot, chunk, length, length)
+    start, target = chunks[record + _START] * words, chunks[upper * CHUNK_WORDS + _START] * words
+    _save(state, kind + _IN_ITEMS, items, items_dirty, start + half * words, (length - half) * words)
+    for k in range((length - half) * words):
+        items[target + k] = items[start + half * words + k]
+    _mark(items_dirty, target, (length - half) * words)
+    chunks[record + _LENGTH] = half
+    chunks[upper * CHUNK_WORDS + _LENGTH] = length - half
+    if kind == EVENTS:
+        _count_again(state, words, chunk)
+        _count_again(state, words, upper)
+    else:
+        _share_labels(state, chunk, upper)
+    if at > half:
+        chunk, at = upper, at - half
     return _opened(state, kind, words, chunk, at)
 
 
 @compiled
-def _refresh_runs(state: State, words: Any, chunk: Any, first: Any) -> None:
-    """Find the extremes of a chunk's runs again, from the run of position ``first`` on."""
-    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
-    if chunks[record + _CAPACITY] < _LEAST_WITH_RUNS:
-        return
+def _renewed(state: State, words: Any, slot: Any, chunk: Any, floor_us: Any) -> Any:
+    """Let a timeline's only chunk fit what is not behind the horizon, with room for more.
+
+    Returns (the chunk that takes its place or itself, rows that are gone from its front); (0, 0): there is too much.
+    """
+    chunks, events, base = state.chunks, state.events, slot * SLOT_WORDS
+    record = chunk * CHUNK_WORDS
     start, length = chunks[record + _START], chunks[record + _LENGTH]
-    runs = (start + chunks[record + _CAPACITY]) * words
-    low, high = first >> _RUN_SHIFT, (length - 1) >> _RUN_SHIFT
-    _save(state, _IN_ITEMS, events, state.events_dirty, runs + 2 * low, 2 * (high + 1 - low))
-    for run in range(low, high + 1):
-        at = start + run * _RUN
-        largest = smallest = events[at * words + _E_AMOUNT]
-        for i in range(at + 1, min(at + _RUN, start + length)):
-            largest = max(largest, events[i * words + _E_AMOUNT])
-            smallest = min(smallest, events[i * words + _E_AMOUNT])
-        events[runs + 2 * run] = largest
-        events[runs + 2 * run + 1] = smallest
+    gone = _first_later(events, words, start, length, floor_us)
+    kept, capacity = length - gone, SMALLEST_CHUNK
+    while 4 * kept > 3 * capacity:
+        capacity <<= 1
+    if capacity > LARGEST_BLOCK:
+        return np.int64(0), np.int64(0)
+    _save(state, _IN_CHUNKS, chunks, state.chunks_dirty, record, CHUNK_WORDS)
+    # Also where they stay: once it is free, the same batch may take the chunk again and write over them.
+    _save(state, _IN_ITEMS, events, state.events_dirty, start * words, length * words)
+    block = chunk
+    if capacity != chunks[record + _CAPACITY]:
+        block = _take_chunk(state, EVENTS, words, slot, _NONE, capacity, capacity)
+        free = _FREE_CHUNKS + _size_class(chunks[record + _CAPACITY])
+        chunks[record + _NEXT] = state.meta[free]
+        state.meta[free] = chunk
+    source, target = (start + gone) * words, chunks[block * CHUNK_WORDS + _START] * words
+    for k in range(kept * words):
+        events[target + k] = events[source + k]
+    _mark(state.events_dirty, target, max(kept, 1) * words)
+    chunks[block * CHUNK_WORDS + _LENGTH] = kept
+    state.slots[base + _HELD] -= gone
+    state.meta[HELD_EVENTS] -= gone
+    _count_again(state, words, block)
+    return np.int64(block), np.int64(gone)
 
 
 @inlined
-def _extremes(state: State, words: Any, chunk: Any, first: Any, end: Any, largest: Any, smallest: Any) -> Any:
-    """(largest, smallest) with the amounts at positions [first, end) of a chunk taken in.
+def _with_event(totals: Any, doubled: Any) -> Any:
+    """Totals (in their order) with one more event, by its row's amount and flag."""
+    largest, smallest, sum_, high, low, flags = totals
+    amount = doubled >> 1
+    square_high, square_low = wide_product(np.uint64(amount), np.uint64(amount))
+    high, low = _plus(high, low, np.int64(square_high), np.int64(square_low))
+    return max(largest, amount), min(smallest, amount), sum_ + amount, high, low, flags + (doubled & 1)
 
-    ``end`` is the chunk's length, or lies behind what was not looked at yet.
-    """
-    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
-    start, length, i = chunks[record + _START], chunks[record + _LENGTH], end
-    if chunks[record + _CAPACITY] >= _LEAST_WITH_RUNS:
-        runs = (start + chunks[record + _CAPACITY]) * words
-        while i > first:
-            low = (i - 1) & ~(_RUN - 1)
-            if low >= first and (i == low + _RUN or i == length):
-                run = runs + 2 * (low >> _RUN_SHIFT)
-                largest, smallest = max(largest, events[run]), min(smallest, events[run + 1])
-                i = low
-            else:
-                i -= 1
-                amount = events[(start + i) * words + _E_AMOUNT]
-                largest, smallest = max(largest, amount), min(smallest, amount)
-        return largest, smallest
-    for k in range(start + first, start + end):
-        largest = max(largest, events[k * words + _E_AMOUNT])
-        smallest = min(smallest, events[k * words + _E_AMOUNT])
-    return largest, smallest
+
+@inlined
+def _add_event(table: Any, at: Any, doubled: Any) -> None:
+    """Take an event, by its row's amount and flag, into totals that stand in a table."""
+    totals = (
+        table[at + _MAX], table[at + _MIN], table[at + _SUM], table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW],
+        table[at + _FLAGS],
+    )  # fmt: skip
+    largest, smallest, sum_, high, low, flags = _with_event(totals, doubled)
+    table[at + _MAX], table[at + _MIN], table[at + _SUM] = largest, smallest, sum_
+    table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW], table[at + _FLAGS] = high, low, flags
 
 
 @compiled
-def _share_events(state: State, words: Any, lower: Any, upper: Any) -> None:
-    """Give the two halves of a chunk that was split their own cumulative columns and totals."""
-    chunks, events = state.chunks, state.events
-    low, up = lower * CHUNK_WORDS, upper * CHUNK_WORDS
-    last = (chunks[low + _START] + chunks[low + _LENGTH] - 1) * words
-    start, end = chunks[up + _START], chunks[up + _START] + chunks[up + _LENGTH]
-    sum_, high, square_low = events[last + _E_SUM], events[last + _E_HIGH], events[last + _E_LOW]
-    flags = events[last + _E_FLAGS] if words > _E_FLAGS else np.int64(0)
-    for i in range(start, end):
-        row = i * words
-        events[row + _E_SUM] -= sum_
-        events[row + _E_HIGH], events[row + _E_LOW] = _minus(
-            events[row + _E_HIGH], events[row + _E_LOW], high, square_low
-        )
-        if words > _E_FLAGS:
-            events[row + _E_FLAGS] -= flags
-    for record in (low, up):
-        start, end = chunks[record + _START], chunks[record + _START] + chunks[record + _LENGTH]
-        largest = smallest = events[start * words + _E_AMOUNT]
-        for i in range(start + 1, end):
-            largest = max(largest, events[i * words + _E_AMOUNT])
-            smallest = min(smallest, events[i * words + _E_AMOUNT])
-        last = (end - 1) * words
-        chunks[record + _FIRST], chunks[record + _LAST] = events[start * words], events[last]
-        chunks[record + _MAX], chunks[record + _MIN] = largest, smallest
-        chunks[record + _SUM] = events[last + _E_SUM]
-        chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW] = events[last + _E_HIGH], events[last + _E_LOW]
-        chunks[record + _FLAGS] = events[last + _E_FLAGS] if words > _E_FLAGS else np.int64(0)
-    _refresh_runs(state, words, lower, chunks[low + _LENGTH] - 1)
-    _refresh_runs(state, words, upper, _NONE)
+def _count_runs(state: State, words: Any, chunk: Any, first: Any) -> None:
+    """Find the totals of a chunk's runs again, from the run of position ``first`` on; the old ones are saved."""
+    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
+    start, length = chunks[record + _START], chunks[record + _LENGTH]
+    runs = (start + chunks[record + _CAPACITY]) * words
+    low, high = first >> _RUN_SHIFT, (length - 1) >> _RUN_SHIFT
+    _save(state, _IN_ITEMS, events, state.events_dirty, runs + low * TOTALS_WORDS, (high + 1 - low) * TOTALS_WORDS)
+    for run in range(low, high + 1):
+        at = runs + run * TOTALS_WORDS
+        _clear_totals(events, at)
+        for i in range(run * _RUN, min((run + 1) * _RUN, length)):
+            _add_event(events, at, events[(start + i) * words + _E_AMOUNT])
+
+
+@compiled
+def _count_again(state: State, words: Any, chunk: Any) -> None:
+    """Set a chunk's first and last time and its totals by its rows; its record is saved already."""
+    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
+    start, length = chunks[record + _START], chunks[record + _LENGTH]
+    if length > 0:
+        chunks[record + _FIRST], chunks[record + _LAST] = events[start * words], events[(start + length - 1) * words]
+    if chunks[record + _CAPACITY] >= _LEAST_WITH_TOTALS:
+        _clear_totals(chunks, record + _TOTALS)
+        for i in range(start, start + length):
+            _add_event(chunks, record + _TOTALS, events[i * words + _E_AMOUNT])
+        _count_runs(state, words, chunk, _NONE)
 
 
 @compiled
@@ -644,56 +693,57 @@ def _share_labels(state: State, lower: Any, upper: Any) -> None:
         chunks[record + _LATEST_KNOWN_AT], chunks[record + _CORRECTED] = latest, corrected
 
 
-@compiled
+@inlined
 def _insert_event(
-    state: State, words: Any, slot: Any, chunk: Any, at: Any, time_us: Any, amount: Any, flag: Any, other: Any
+    state: State,
+    words: Any,
+    slot: Any,
+    chunk: Any,
+    at: Any,
+    time_us: Any,
+    amount: Any,
+    flag: Any,
+    other: Any,
+    floor_us: Any,
 ) -> None:
-    """Put an event at position ``at`` of ``chunk``; the rows behind it in that chunk are moved and raised."""
-    chunk, at = _make_room(state, EVENTS, words, slot, chunk, at)
-    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
-    start, length = chunks[record + _START], chunks[record + _LENGTH]
-    unsigned_high, unsigned_low = wide_product(np.uint64(amount), np.uint64(amount))
-    high, low = np.int64(unsigned_high), np.int64(unsigned_low)
-    row = (start + at) * words
+    """Put an event at position ``at`` of ``chunk``; the rows behind it in that chunk are moved."""
+    chunks, events = state.chunks, state.events
+    record = chunk * CHUNK_WORDS
+    if chunk > 0 and at == chunks[record + _LENGTH] and at < _appendable(chunks[record + _CAPACITY]):
+        _save(state, _IN_CHUNKS, chunks, state.chunks_dirty, record, _LINE_WORDS)
+        chunks[record + _LENGTH] = at + 1
+    else:
+        chunk, at = _make_room(state, EVENTS, words, slot, chunk, at, floor_us)
+        record = chunk * CHUNK_WORDS
+    state.slots[slot * SLOT_WORDS + _HELD] += 1
+    state.meta[HELD_EVENTS] += 1
+    doubled = amount << 1 | flag
+    row = (chunks[record + _START] + at) * words
     events[row] = time_us
-    events[row + _E_AMOUNT] = amount
-    if at == 0:
-        events[row + _E_SUM], events[row + _E_HIGH], events[row + _E_LOW] = amount, high, low
-    else:
-        before = row - words
-        events[row + _E_SUM] = events[before + _E_SUM] + amount
-        events[row + _E_HIGH], events[row + _E_LOW] = _plus(
-            events[before + _E_HIGH], events[before + _E_LOW], high, low
-        )
-    if words > _E_FLAGS:
-        events[row + _E_FLAGS] = flag + (events[row - words + _E_FLAGS] if at > 0 else 0)
+    events[row + _E_AMOUNT] = doubled
+    if words > _E_OTHER:
         events[row + _E_OTHER] = other
-    for i in range(start + at + 1, start + length):
-        row = i * words
-        events[row + _E_SUM] += amount
-        events[row + _E_HIGH], events[row + _E_LOW] = _plus(events[row + _E_HIGH], events[row + _E_LOW], high, low)
-        if words > _E_FLAGS:
-            events[row + _E_FLAGS] += flag
-    if length == 1:
-        chunks[record + _FIRST] = chunks[record + _LAST] = time_us
-        chunks[record + _MAX] = chunks[record + _MIN] = amount
-    else:
-        chunks[record + _FIRST] = min(chunks[record + _FIRST], time_us)
-        chunks[record + _LAST] = max(chunks[record + _LAST], time_us)
-        chunks[record + _MAX] = max(chunks[record + _MAX], amount)
-        chunks[record + _MIN] = min(chunks[record + _MIN], amount)
-    chunks[record + _SUM] += amount
-    chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW] = _plus(
-        chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW], high, low
-    )
-    chunks[record + _FLAGS] += flag
-    if at + 1 < length or at % _RUN == 0:
-        _refresh_runs(state, words, chunk, at)
-    elif chunks[record + _CAPACITY] >= _LEAST_WITH_RUNS:
-        run = (start + chunks[record + _CAPACITY]) * words + 2 * (at >> _RUN_SHIFT)
-        _save(state, _IN_ITEMS, events, state.events_dirty, run, _RUN_WORDS)
-        events[run] = max(events[run], amount)
-        events[run + 1] = min(events[run + 1], amount)
+    _mark(state.events_dirty, row, words)
+    if at == 0:
+        chunks[record + _FIRST] = time_us
+    if at + 1 == chunks[record + _LENGTH]:
+        chunks[record + _LAST] = time_us
+    if chunks[record + _CAPACITY] >= _LEAST_WITH_TOTALS:
+        _count(state, words, chunk, at, doubled)
+
+
+@compiled
+def _count(state: State, words: Any, chunk: Any, at: Any, doubled: Any) -> None:
+    """Take the event at position ``at`` into the totals of a chunk that has them."""
+    chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
+    _save(state, _IN_CHUNKS, chunks, state.chunks_dirty, record + _TOTALS, TOTALS_WORDS)
+    _add_event(chunks, record + _TOTALS, doubled)
+    if at + 1 < chunks[record + _LENGTH] or at % _RUN == 0:
+        _count_runs(state, words, chunk, at)
+        return
+    run = (chunks[record + _START] + chunks[record + _CAPACITY]) * words + (at >> _RUN_SHIFT) * TOTALS_WORDS
+    _save(state, _IN_ITEMS, events, state.events_dirty, run, TOTALS_WORDS)
+    _add_event(events, run, doubled)
 
 
 @inlined
@@ -725,96 +775,103 @@ def _place(state: State, kind: Any, words: Any, slot: Any, time_us: Any) -> Any:
     return chunk, np.int64(_first_later(items, words, chunks[record + _START], length, time_us))
 
 
-@compiled
+@inlined
+def _with_totals(totals: Any, table: Any, at: Any) -> Any:
+    """Totals with those that stand in a table."""
+    largest, smallest, sum_, high, low, flags = totals
+    high, low = _plus(high, low, table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW])
+    return (
+        max(largest, table[at + _MAX]), min(smallest, table[at + _MIN]), sum_ + table[at + _SUM], high, low,
+        flags + table[at + _FLAGS],
+    )  # fmt: skip
+
+
+@inlined
 def _window_features(
-    state: State, words: Any, chunk: Any, end: Any, time_us: Any, floor_us: Any, row: Any, column: Any, flagged: Any
+    state: State, words: Any, chunk: Any, end: Any, time_us: Any, floor_us: Any, row: Any, column: Any, found: Any
 ) -> None:
     """Write count, sum, mean, std, max and min of every window to ``row`` from ``column`` on.
 
-    ``chunk`` and ``end``: the place behind the last event to look at. ``flagged``: gets the flags of every window.
+    ``chunk`` and ``end``: the place behind the last event to look at. ``found``: gets the flags of every window.
     """
     chunks, events = state.chunks, state.events
-    count, sum_, high, low = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-    flags, largest, smallest = np.int64(0), np.int64(-1), np.int64(NEVER)
-    w = 0
-    while w < _N_WINDOWS:
-        record = chunk * CHUNK_WORDS
-        start = chunks[record + _START]
-        # Rows of this chunk from here on have been looked through for extremes.
-        looked = end
-        last = (start + end - 1) * words
-        while w < _N_WINDOWS:
-            lower_us = max(time_us - _WINDOWS[w], floor_us)
-            if chunk > 0 and chunks[record + _FIRST] > lower_us:
-                break
-            n, total, square_high, square_low, marked = count, sum_, high, low, flags
-            if chunk > 0 and chunks[record + _LAST] > lower_us:
-                first = _first_later(events, words, start, looked, lower_us)
-                if first < end:
-                    # The chunk's first event is not later than the limit, so there is a row before.
-                    before = (start + first - 1) * words
-                    n += end - first
-                    total += events[last + _E_SUM] - events[before + _E_SUM]
-                    part_high, part_low = _minus(
-                        events[last + _E_HIGH], events[last + _E_LOW], events[before + _E_HIGH], events[before + _E_LOW]
-                    )
-                    square_high, square_low = _plus(high, low, part_high, part_low)
-                    if words > _E_FLAGS:
-                        marked += events[last + _E_FLAGS] - events[before + _E_FLAGS]
-                    largest, smallest = _extremes(state, words, chunk, first, looked, largest, smallest)
-                    looked = first
-            at = column + w * _N_STATISTICS
-            flagged[w] = marked
-            if w > 0 and n == row[at - _N_STATISTICS]:
-                # Windows lie in each other: one with as many events as the one before has the same events.
-                for k in range(at, at + _N_STATISTICS):
-                    row[k] = row[k - _N_STATISTICS]
-                w += 1
-                continue
-            row[at] = n
-            if n == 0:
-                row[at + 1] = 0.0
-                row[at + 2 : at + 6] = np.nan
+    count = np.int64(0)
+    totals = np.int64(-1), np.int64(NEVER), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    for w in range(_N_WINDOWS):
+        lower_us = max(time_us - _WINDOWS[w], floor_us)
+        while chunk > 0:
+            record = chunk * CHUNK_WORDS
+            start = chunks[record + _START]
+            if chunks[record + _CAPACITY] >= _LEAST_WITH_TOTALS:
+                length = chunks[record + _LENGTH]
+                runs = (start + chunks[record + _CAPACITY]) * words
+                if end == length and chunks[record + _FIRST] > lower_us:
+                    totals = _with_totals(totals, chunks, record + _TOTALS)
+                    count += end
+                    end = np.int64(0)
+                while end > 0:
+                    if end % _RUN == 0 or end == length:
+                        first = (end - 1) & ~(_RUN - 1)
+                        if events[(start + first) * words] > lower_us:
+                            totals = _with_totals(totals, events, runs + (first >> _RUN_SHIFT) * TOTALS_WORDS)
+                            count += end - first
+                            end = first
+                            continue
+                    event = (start + end - 1) * words
+                    if events[event] <= lower_us:
+                        break
+                    totals = _with_event(totals, events[event + _E_AMOUNT])
+                    count += 1
+                    end -= 1
             else:
-                row[at + 1] = total / 100.0
-                row[at + 2] = total / n / 100.0
-                row[at + 3] = _standard_deviation(n, total, square_high, square_low) / 100.0
-                row[at + 4] = largest / 100.0
-                row[at + 5] = smallest / 100.0
-            w += 1
-        if w == _N_WINDOWS:
-            break
-        # All of the chunk before ``end`` lies in the remaining windows.
-        count += end
-        if end == chunks[record + _LENGTH]:
-            largest, smallest = max(largest, chunks[record + _MAX]), min(smallest, chunks[record + _MIN])
-            sum_ += chunks[record + _SUM]
-            high, low = _plus(high, low, chunks[record + _SQUARE_HIGH], chunks[record + _SQUARE_LOW])
-            flags += chunks[record + _FLAGS]
-        else:
-            largest, smallest = _extremes(state, words, chunk, _NONE, looked, largest, smallest)
-            sum_ += events[last + _E_SUM]
-            high, low = _plus(high, low, events[last + _E_HIGH], events[last + _E_LOW])
-            if words > _E_FLAGS:
-                flags += events[last + _E_FLAGS]
-        chunk = chunks[record + _PREVIOUS]
-        end = chunks[chunk * CHUNK_WORDS + _LENGTH] if chunk > 0 else 0
+                while end > 0:
+                    event = (start + end - 1) * words
+                    if events[event] <= lower_us:
+                        break
+                    totals = _with_event(totals, events[event + _E_AMOUNT])
+                    count += 1
+                    end -= 1
+            if end > 0:
+                break
+            chunk = chunks[record + _PREVIOUS]
+            end = chunks[chunk * CHUNK_WORDS + _LENGTH]
+        largest, smallest, sum_, high, low, flags = totals
+        found[w] = flags
+        at = column + w * _N_STATISTICS
+        row[at] = count
+        row[at + 1] = sum_ / 100.0
+        # All is computed for an empty window too, and then put aside: without branches, the windows' divisions overlap.
+        mean, deviation = sum_ / count / 100.0, _standard_deviation(count, sum_, high, low) / 100.0
+        most, least = largest / 100.0, smallest / 100.0
+        empty = count == 0
+        row[at + 2] = np.nan if empty else mean
+        row[at + 3] = np.nan if empty else deviation
+        row[at + 4] = np.nan if empty else most
+        row[at + 5] = np.nan if empty else least
+
+
+@inlined
+def _place_by_rank(keys: Any, n: Any, compared: Any, ordered: Any) -> None:
+    for k in range(n, compared):
+        keys[k] = NEVER
+    for j in range(n):
+        key, smaller = keys[j], 0
+        for k in range(compared):
+            smaller += 1 if keys[k] < key else 0
+        ordered[smaller] = key >> _USUAL_SHIFT
 
 
 @inlined
 def _order(keys: Any, n: Any, ordered: Any) -> None:
     """Write the amounts of ``keys[:n]`` to ``ordered``, ascending. A key: an amount, and its position below it.
 
-    Each goes to the place that the number of smaller ones gives. All of USUAL_EVENTS are compared, whatever ``n``: so
-    many comparisons without a branch take a few vector instructions, where a sort's branches are guessed wrong.
+    Each goes to the place that the number of smaller ones gives. One of two fixed numbers of them is compared, whatever
+    ``n``: comparisons without a branch take a few vector instructions, where a sort's branches are guessed wrong.
     """
-    for k in range(n, USUAL_EVENTS):
-        keys[k] = NEVER
-    for j in range(n):
-        key, smaller = keys[j], 0
-        for k in range(USUAL_EVENTS):
-            smaller += 1 if keys[k] < key else 0
-        ordered[smaller] = key >> _USUAL_SHIFT
+    if n <= _FEW_EVENTS:
+        _place_by_rank(keys, n, _FEW_EVENTS, ordered)
+    else:
+        _place_by_rank(keys, n, USUAL_EVENTS, ordered)
 
 
 @compiled
@@ -858,14 +915,15 @@ def profile_cards(
     words = CARD_EVENT_WORDS
     ordered = state.scratch[_ORDERED : _ORDERED + USUAL_EVENTS]
     recent = state.scratch[_RECENT : _RECENT + USUAL_EVENTS]
-    flagged = state.scratch[_FLAGGED : _FLAGGED + _N_WINDOWS]
+    flagged = state.scratch[_FOUND : _FOUND + _N_WINDOWS]
     slots_ahead = state.scratch[_SLOTS_AHEAD : _SLOTS_AHEAD + _ROWS_AHEAD]
     slots_ahead[:] = 0
     for i in range(first_row, keys.shape[0]):
         if not _has_room(state, EVENTS, words):
             return i
         _look_ahead(state, EVENTS, words, keys, i, slots_ahead)
-        slot = _enter(state, keys[i, 0], keys[i, 1])
+        slot = _enter(state, keys[i, 0], keys[i, 1], slots_ahead[i % _ROWS_AHEAD])
+        slots_ahead[i % _ROWS_AHEAD] = 0
         time_us, amount = times[i], amounts[i]
         floor_us = meta[NEWEST] - HORIZON_US
         base = slot * SLOT_WORDS
@@ -899,7 +957,7 @@ def profile_cards(
                     at = chunks[inside * CHUNK_WORDS + _LENGTH]
                 at -= 1
                 event = (chunks[inside * CHUNK_WORDS + _START] + at) * words
-                value = events[event + _E_AMOUNT]
+                value = events[event + _E_AMOUNT] >> 1
                 if events[event + _E_OTHER] == merchants[i]:
                     seen += 1
                 recent[j] = (value << _USUAL_SHIFT) | j
@@ -917,7 +975,7 @@ def profile_cards(
             row[tail + 3 + w] = flagged[w]
         row[tail + 7] = seen
         if counts[i] and time_us > floor_us:
-            _insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i])
+            _insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i], floor_us)
         meta[NEWEST] = max(meta[NEWEST], time_us)
     return int(keys.shape[0])
 
@@ -951,7 +1009,9 @@ def _insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: A
             break
     known = 1 if value in (0, 1) else 0
     fraud = 1 if value == 1 else 0
-    chunk, at = _make_room(state, LABELS, LABEL_WORDS, slot, chunk, at)
+    chunk, at = _make_room(state, LABELS, LABEL_WORDS, slot, chunk, at, NOTHING_YET_US)
+    state.slots[slot * SLOT_WORDS + _KIND_STEP + _HELD] += 1
+    state.meta[HELD_LABELS] += 1
     record = chunk * CHUNK_WORDS
     start, length = chunks[record + _START], chunks[record + _LENGTH]
     row = (start + at) * LABEL_WORDS
@@ -1095,7 +1155,7 @@ def profile_merchants(
     """
     meta, chunks, events = state.meta, state.chunks, state.events
     words = MERCHANT_EVENT_WORDS
-    flagged = state.scratch[_FLAGGED : _FLAGGED + _N_WINDOWS]
+    flagged = state.scratch[_FOUND : _FOUND + _N_WINDOWS]
     found = state.scratch[_FOUND : _FOUND + 5]
     slots_ahead = state.scratch[_SLOTS_AHEAD : _SLOTS_AHEAD + _ROWS_AHEAD]
     slots_ahead[:] = 0
@@ -1107,7 +1167,12 @@ def profile_merchants(
         time_us, amount = times[i], amounts[i]
         floor_us = meta[NEWEST] - HORIZON_US
         enters = time_us > floor_us and (is_label or counts[i])
-        slot = _enter(state, keys[i, 0], keys[i, 1]) if enters else _find(state, keys[i, 0], keys[i, 1])[0]
+        slot = slots_ahead[i % _ROWS_AHEAD]
+        slots_ahead[i % _ROWS_AHEAD] = 0
+        if enters:
+            slot = _enter(state, keys[i, 0], keys[i, 1], slot)
+        elif slot == 0:
+            slot = _find(state, keys[i, 0], keys[i, 1])[0]
         row = out[i]
         if is_label:
             row[:] = np.nan
@@ -1124,9 +1189,14 @@ def profile_merchants(
         mean = row[(_N_WINDOWS - 1) * _N_STATISTICS + 2]
         row[tail + 1] = amount / 100.0 / mean if mean > 0 else np.nan
         row[tail + 2] = row[_N_STATISTICS] / (month / 30.0) if month > 0 else np.nan
-        _label_features(state, slot, time_us, floor_us, row, tail + 3, found)
+        if state.slots[slot * SLOT_WORDS + _TAIL + _KIND_STEP] == 0:
+            row[tail + 3 : tail + 7] = 0.0
+            row[tail + 7] = RISK_PRIOR_RATE * RISK_PRIOR_STRENGTH / RISK_PRIOR_STRENGTH
+            row[tail + 8 : tail + 11] = np.nan
+        else:
+            _label_features(state, slot, time_us, floor_us, row, tail + 3, found)
         if enters:
-            _insert_event(state, words, slot, chunk, end, time_us, amount, _NONE, _NONE)
+            _insert_event(state, words, slot, chunk, end, time_us, amount, _NONE, _NONE, floor_us)
         meta[NEWEST] = max(meta[NEWEST], time_us)
     return int(keys.shape[0])
 
@@ -1194,6 +1264,8 @@ def sweep(state: State, labelled: bool, steps: Any) -> None:
     while steps > 0 and end > 1:
         steps -= 1
         slot = slot + 1 if slot + 1 < end else 1
+        if slot + _SLOTS_AHEAD_IN_TURN < end:
+            _prefetch(state.chunks, slots[(slot + _SLOTS_AHEAD_IN_TURN) * SLOT_WORDS + _HEAD] * CHUNK_WORDS)
         base = slot * SLOT_WORDS
         if slots[base + _TAIL] == _FREE:
             continue

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.features.columns import PAGE_ITEMS, MemoryStorage, Pages, SavedColumn, Storage
+from pipeline.features.columns import PAGE_ITEMS, MemoryStorage, Pages, SavedColumn, Storage, aligned_zeros
 from pipeline.features.compiled import (
     CHUNK_WORDS,
     CHUNKS_END,
@@ -62,7 +62,7 @@ class Tables:
         empty, no_marks = np.zeros(0, np.int64), np.zeros(0, np.uint8)
         self.state = State(
             meta=meta,
-            places=np.zeros(_INITIAL_INDEX, np.int32),
+            places=aligned_zeros(_INITIAL_INDEX, "<i8"),
             journal=np.zeros(2 * JOURNAL_RESERVE, np.int64),
             scratch=np.zeros(SCRATCH_WORDS, np.int64),
             slots=empty, chunks=empty, events=empty, label_chunks=empty, labels=empty,
@@ -200,5 +200,5 @@ class Tables:
         size = _INITIAL_INDEX
         while size < wanted:
             size *= 2
-        self.state = self.state._replace(places=np.zeros(size, np.int32))
+        self.state = self.state._replace(places=aligned_zeros(size, "<i8"))
         fill_index(self.state)

@@ -78,8 +78,9 @@ def _all_accounted_for(tables: Tables, kind: int, used: list[int]) -> None:
     assert sorted([*free, *used]) == list(range(1, len(chunks)))
     words = tables._words["labels" if kind == layout.LABELS else "events"][0]
     capacity = chunks[1:, layout._CAPACITY]
-    with_runs = (capacity >= layout._LEAST_WITH_RUNS) & (kind == layout.EVENTS)
-    ends = chunks[1:, layout._START] + capacity + np.where(with_runs, -(-(capacity // layout._RUN * 2) // words), 0)
+    with_totals = (capacity >= layout._LEAST_WITH_TOTALS) & (kind == layout.EVENTS)
+    behind = -(-(capacity // layout._RUN * layout.TOTALS_WORDS) // words)
+    ends = chunks[1:, layout._START] + capacity + np.where(with_totals, behind, 0)
     assert [0, *ends.tolist()] == [*chunks[1:, layout._START].tolist(), int(meta[layout.EVENTS_END + 2 * kind])]
 
 
@@ -97,12 +98,18 @@ def _rows(tables: Tables, kind: int, slot: np.ndarray, used: list[int]) -> list[
         start = int(chunk[layout._START])
         rows = items[start * words : (start + int(chunk[layout._LENGTH])) * words].reshape(-1, words).tolist()
         assert (chunk[layout._FIRST], chunk[layout._LAST]) == (rows[0][0], rows[-1][0])
-        found += _labels(chunk, rows) if kind == layout.LABELS else _events(chunk, rows)
-        if kind == layout.EVENTS and chunk[layout._CAPACITY] >= layout._LEAST_WITH_RUNS:
-            runs = items[(start + int(chunk[layout._CAPACITY])) * words :]
-            for k in range(0, len(rows), layout._RUN):
-                amounts = [row[1] for row in rows[k : k + layout._RUN]]
-                assert runs[k // 8 : k // 8 + 2].tolist() == [max(amounts), min(amounts)]
+        if kind == layout.LABELS:
+            found += _labels(chunk, rows)
+        else:
+            events = [(row[0], row[1] >> 1, row[1] & 1, row[2] if len(row) > 2 else 0) for row in rows]
+            if chunk[layout._CAPACITY] >= layout._LEAST_WITH_TOTALS:
+                _check_totals(chunk[layout._TOTALS :], events)
+                runs = items[(start + int(chunk[layout._CAPACITY])) * words :]
+                for run in range(0, -(-len(rows) // layout._RUN)):
+                    _check_totals(
+                        runs[run * layout.TOTALS_WORDS :], events[run * layout._RUN : (run + 1) * layout._RUN]
+                    )
+            found += events
         previous = number
     used += chain
     assert slot[layout._TAIL + step] == previous
@@ -111,22 +118,12 @@ def _rows(tables: Tables, kind: int, slot: np.ndarray, used: list[int]) -> list[
     return found
 
 
-def _events(chunk: np.ndarray, rows: list[list[int]]) -> list[tuple[int, ...]]:
-    found, sum_, square, flags = [], 0, 0, 0
-    for row in rows:
-        time_us, amount = row[0], row[1]
-        sum_, square = sum_ + amount, square + amount * amount
-        flag, other = (row[5] - flags, row[6]) if len(row) > 5 else (0, 0)
-        flags += flag
-        assert flag in (0, 1)
-        assert row[2] == sum_
-        assert ((row[3] % 2**64) << 64) + row[4] % 2**64 == square
-        found.append((time_us, amount, flag, other))
-    amounts = [row[1] for row in rows]
-    assert (chunk[layout._MAX], chunk[layout._MIN]) == (max(amounts), min(amounts))
-    assert (chunk[layout._SUM], chunk[layout._FLAGS]) == (sum_, flags)
-    assert chunk[[layout._SQUARE_HIGH, layout._SQUARE_LOW]].tolist() == rows[-1][3:5]
-    return found
+def _check_totals(totals: np.ndarray, events: list[tuple[int, ...]]) -> None:
+    amounts = [amount for _, amount, *_ in events]
+    assert (totals[layout._MAX], totals[layout._MIN]) == (max(amounts), min(amounts))
+    assert (totals[layout._SUM], totals[layout._FLAGS]) == (sum(amounts), sum(flag for _, _, flag, _ in events))
+    high, low = int(totals[layout._SQUARE_HIGH]), int(totals[layout._SQUARE_LOW])
+    assert ((high % 2**64) << 64) + low % 2**64 == sum(amount * amount for amount in amounts)
 
 
 def _labels(chunk: np.ndarray, rows: list[list[int]]) -> list[tuple[int, ...]]:

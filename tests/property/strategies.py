@@ -164,6 +164,31 @@ def _busy_times(generator: np.random.Generator, size: int) -> np.ndarray:
     return times - np.where(late, generator.integers(0, 12 * DAY, size), 0)
 
 
+def steady_cards_log(seed: int, size: int) -> pd.DataFrame:
+    """Cards that pay every few hours, days or weeks for months, so that each holds about as much all the time.
+
+    From 6 to 90 transactions within the horizon; the busiest card becomes quiet half-way. Some events are late.
+    """
+    generator = np.random.default_rng(seed)
+    gap_us = {"often": DAY * 2 // 5, "daily": DAY, "alternate": 2 * DAY, "weekly": 6 * DAY}
+    parts = []
+    for number, (card, gap) in enumerate(gap_us.items()):
+        times = START_US + np.arange(1, size + 1) * gap + number
+        if card == "often":
+            times[size // 2 :] += np.arange(size - size // 2) * 10 * DAY
+        late = generator.random(size) < 0.1
+        arrived = times + np.where(late, generator.integers(0, 10 * DAY, size), 0)
+        parts.append(pd.DataFrame({"card_id": card, "event_time_us": times, "arrived_us": arrived}))
+    log = pd.concat(parts).sort_values("arrived_us", kind="stable").head(size).reset_index(drop=True)
+    return log.drop(columns="arrived_us").assign(
+        merchant_id=generator.choice(["m", "n", "o"], size),
+        amount_minor=generator.integers(1, 20_000, size),
+        counts=True,
+        hour=log["event_time_us"] / HOUR % 24,
+        weekday=(log["event_time_us"] // DAY % 7).astype(float),
+    )
+
+
 def passing_cards_log(seed: int, size: int) -> pd.DataFrame:
     """Cards that come and go over hundreds of days, some to return long after; a tenth of the events is late."""
     generator = np.random.default_rng(seed)

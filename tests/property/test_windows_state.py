@@ -12,6 +12,16 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import CARD_FEATURES, HORIZON_US, MERCHANT_FEATURES
 from pipeline.features.columns import Storage
+from pipeline.features.compiled import (
+    _CAPACITY,
+    _HEAD,
+    _HELD,
+    _TAIL,
+    CHUNK_WORDS,
+    CHUNKS_END,
+    LARGEST_BLOCK,
+    SLOT_WORDS,
+)
 from pipeline.features.kernel import CardProfile, CardWindows, MerchantWindows
 from pipeline.features.tables import Tables
 from pipeline.state.mapped import MappedStorage
@@ -25,6 +35,7 @@ from tests.property.strategies import (
     merchant_logs,
     passing_cards_log,
     passing_merchants_log,
+    steady_cards_log,
 )
 from tests.property.test_features import assert_agrees, profile_cards, profile_merchants
 from tests.reference.features import card_cases, card_features, merchant_features
@@ -101,6 +112,24 @@ def test_long_logs_do_not_show_what_is_done_between(seed: int, plan: Plan, busy:
     assert got.tobytes() == profile_cards(CardWindows())(cards).tobytes()
     got, _ = run(MerchantWindows(), merchants, plan, MerchantWindows)
     assert got.tobytes() == profile_merchants(MerchantWindows())(merchants).tobytes()
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("operation", ["undo", "load"])
+def test_small_timelines_grow_and_shrink_in_one_chunk(operation: str, seed: int) -> None:
+    """Batches that renew chunks, some of which another card takes at once, are taken back and saved."""
+    log = steady_cards_log(seed, 600)
+    got, windows = run(CardWindows(), log, [(operation, 40)] * 15, CardWindows)
+    assert_agrees(got, card_features(log), CARD_FEATURES, log)
+    state = windows._tables.state
+    slots = state.slots.reshape(-1, SLOT_WORDS)[1 : windows.entities + 1]
+    in_one_chunk = slots[:, _HEAD] == slots[:, _TAIL]
+    assert in_one_chunk.sum() >= 3
+    assert (slots[in_one_chunk, _HELD] <= LARGEST_BLOCK).all()
+    chunks = state.chunks.reshape(-1, CHUNK_WORDS)[slots[in_one_chunk, _HEAD]]
+    assert len(set(chunks[:, _CAPACITY])) > 1
+    # What a card no more uses, another one has taken, or will.
+    assert state.meta[CHUNKS_END] < 24
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -257,7 +286,7 @@ def test_busy_timelines_grow_large_chunks_and_take_late_events() -> None:
     held = contents(windows)
     assert max(len(one.events) for one in held.values()) > 50_000
     chunks = windows._tables.state.chunks
-    assert len(chunks) // 13 < 2_000
+    assert len(chunks) // CHUNK_WORDS < 2_000
     # The last rows, by hand.
     features = np.vstack(got)
     hot = log.iloc[:-1][(log["card_id"] == log["card_id"].iloc[-1]).to_numpy()[:-1]]
