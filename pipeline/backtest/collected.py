@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.backtest.decisions import Decisions
+from pipeline.backtest.labelling import Reviewed
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, Variant
 
 EXPLAINED_AT_MOST: Final = 500
@@ -22,6 +23,8 @@ class Collected:
     explained: int = 0
     models: dict[str, set[str]] = field(default_factory=dict)
     thresholds: set[float] = field(default_factory=set)
+    reviewed: Reviewed | None = None
+    """What became of reviews of its alerts, where they were simulated."""
 
     def add(self, decisions: Decisions) -> None:
         """Keep some decisions."""
@@ -47,6 +50,7 @@ class Collected:
             threshold=next(iter(self.thresholds)) if len(self.thresholds) == 1 else None,
             reasons=pd.DataFrame(self.reasons, columns=list(REASON_COLUMNS)) if self.reasons else None,
             explained=self.explained,
+            reviewed=self.reviewed,
         )
 
 
