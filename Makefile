@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline broker worker test check lint types imports pytest evaluate chaos bench bench-docs format lock clean
+.PHONY: help setup run-pipeline backtest broker worker test check lint types imports pytest evaluate chaos bench bench-docs format lock clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -31,7 +31,8 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Variables: PYTHON (interpreter for the virtual environment), VENV (its directory, $(VENV)),"
-	@echo "           DAYS and ARGS (run-pipeline), DATA and ARGS (evaluate), ARGS (broker, worker, pytest),"
+	@echo "           DAYS and ARGS (run-pipeline), DATA and ARGS (evaluate),"
+	@echo "           ARGS (backtest, broker, worker, pytest),"
 	@echo "           SECONDS, KILLS, SEED, ROWS, DATA, FUZZ and ARGS (chaos), REPEATS and ARGS (bench)."
 
 # --- The virtual environment -------------------------------------------------------------------------------------
@@ -73,6 +74,9 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 
 run-pipeline: $(INSTALLED) ## Run everything on simulated transactions (DAYS=n for n days of them)
 	@"$(BIN)/fraud-pipeline" run $(if $(DAYS),--days $(DAYS)) $(ARGS)
+
+backtest: $(INSTALLED) ## Compare two models on simulated history, from topics to a report (an example)
+	@"$(BIN)/fraud-pipeline" backtest-example $(ARGS)
 
 broker: $(INSTALLED) ## Run the embedded Kafka broker in the foreground
 	@"$(BIN)/fraud-pipeline" broker $(ARGS)

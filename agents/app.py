@@ -7,6 +7,7 @@ Faust keeps agents, supervision, signals and logging; its own Kafka clients, tab
 import asyncio
 import gc
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -54,6 +55,8 @@ from schemas.topics import MODELS, PROGRESS, Topic
 log = logging.getLogger(__name__)
 
 GC_THRESHOLDS: Final = (100_000, 20, 100)
+SWITCH_INTERVAL_S: Final = 0.0005
+"""Longest time for which an agent's thread keeps the interpreter while another agent has an answer waiting."""
 MODULES: Final = {"card": card, "score": score, "feedback": feedback, "learn": learn}
 
 
@@ -312,6 +315,7 @@ def run_worker(settings: Settings, log_level: str = "info") -> None:
     # State is many small objects that live long and form no cycles: collecting garbage as often as by default
     # costs a tenth of the time.
     gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     for name in ("faust", "mode"):
         # Of Faust's own start and stop an operator needs to see what goes wrong.
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -8,6 +8,10 @@ import click
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
     "backtest": ("pipeline.commands.backtest", "Decide history again, by any models."),
+    "backtest-example": (
+        "pipeline.commands.backtest_example",
+        "Backtest two models on simulated history.",
+    ),
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),
     "rates": ("pipeline.commands.rates", "Publish rate tables, and list those that are."),

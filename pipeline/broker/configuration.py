@@ -105,14 +105,17 @@ logger.configuration.level = error
 """
 
 
-def jvm_arguments(log4j: Path, crash_dir: Path) -> list[str]:
-    """Arguments of the JVM, before the class path."""
+QUICK_JIT: Final = "-XX:TieredStopAtLevel=1"
+"""Without the optimising compiler, which takes a core from the workers for the first half minute and more."""
+
+
+def jvm_arguments(log4j: Path, crash_dir: Path, *, long_lived: bool = False) -> list[str]:
+    """Arguments of the JVM, before the class path; what is ``long_lived`` is worth being optimised."""
     return [
         f"-Xmx{HEAP}",
         "-Xms600m",
-        # One machine runs everything: the optimising compiler and a concurrent collector would take the cores from the
-        # workers for the first half minute, longer than most runs last.
-        "-XX:TieredStopAtLevel=1",
+        *([] if long_lived else [QUICK_JIT]),
+        # One machine runs everything: a concurrent collector would take the cores from the workers.
         "-XX:+UseSerialGC",
         "-Xmn300m",
         "-XX:+ExitOnOutOfMemoryError",

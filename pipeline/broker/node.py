@@ -46,14 +46,18 @@ class EmbeddedBroker:
     port stay. Not safe for several threads.
     """
 
-    def __init__(self, data_dir: Path, *, port: int | None = None) -> None:
-        """``port`` None: the port of the last start in this directory when it is free, else any free one."""
+    def __init__(self, data_dir: Path, *, port: int | None = None, long_lived: bool = False) -> None:
+        """``port`` None: the port of the last start in this directory when it is free, else any free one.
+
+        A broker that is ``long_lived`` is optimised while it runs: slower for its first minutes, and faster later.
+        """
         self.data_dir = data_dir.absolute()
         self.log_path = self.data_dir / "broker.log"
         """What the broker said since its last start."""
         self._log_dir = self.data_dir / "log"
         self._ports_path = self.data_dir / "ports.json"
         self._wanted_port = port
+        self._long_lived = long_lived
         self._port: int | None = None
         self._process: GuardedProcess | None = None
         self._lock: int | None = None
@@ -179,13 +183,15 @@ class EmbeddedBroker:
         log4j.write_text(log4j_text(), encoding="utf-8")
         if self.log_path.exists():
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
-        command = [str(java), *jvm_arguments(log4j, self.data_dir), "-cp", os.pathsep.join(map(str, jars))]
+        class_path = ["-cp", os.pathsep.join(map(str, jars))]
+        tool = [str(java), *jvm_arguments(log4j, self.data_dir), *class_path]
         if not (self._log_dir / "meta.properties").exists():
-            self._format(command, configuration)
+            self._format(tool, configuration)
         write_json(self._ports_path, {"port": port, "controller_port": controller_port})
         if crashed(self._log_dir):
-            self._end_session(command, controller_port, lock)
-        self._process = GuardedProcess([*command, "kafka.Kafka", str(configuration)], self.log_path, lock)
+            self._end_session(tool, controller_port, lock)
+        node = [str(java), *jvm_arguments(log4j, self.data_dir, long_lived=self._long_lived), *class_path]
+        self._process = GuardedProcess([*node, "kafka.Kafka", str(configuration)], self.log_path, lock)
         self._port = port
         self._await_serving()
         state = {"bootstrap_servers": self.bootstrap_servers, "pid": self.pid, "started_s": self._process.started_s}
@@ -197,8 +203,7 @@ class EmbeddedBroker:
         tool = ["kafka.tools.StorageTool", "format", "--standalone", "--config", str(configuration)]
         with self.log_path.open("ab") as output:
             made = subprocess.run(
-                # It runs for a second: the optimising compiler would not pay for itself.
-                [command[0], "-XX:TieredStopAtLevel=1", *command[1:], *tool, "--cluster-id", _cluster_id()],
+                [*command, *tool, "--cluster-id", _cluster_id()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -260,9 +265,9 @@ class EmbeddedBroker:
 
 
 @contextlib.contextmanager
-def embedded_broker(data_dir: Path, *, port: int | None = None) -> Iterator[EmbeddedBroker]:
+def embedded_broker(data_dir: Path, *, port: int | None = None, long_lived: bool = False) -> Iterator[EmbeddedBroker]:
     """A broker with its data in ``data_dir`` for the duration; stopped on every way out."""
-    broker = EmbeddedBroker(data_dir, port=port).start()
+    broker = EmbeddedBroker(data_dir, port=port, long_lived=long_lived).start()
     try:
         yield broker
     finally:

@@ -37,7 +37,7 @@ def command(*, port: int | None) -> None:
     data_dir = settings.data_dir / "kafka"
     click.echo(f"Starting Kafka in {data_dir} (a first start fetches 45 MB) ...", err=True)
     try:
-        with embedded_broker(data_dir, port=port) as broker:
+        with embedded_broker(data_dir, port=port, long_lived=True) as broker:
             click.echo(broker.bootstrap_servers)
             click.echo(f"Kafka serves at {broker.bootstrap_servers} (process {broker.pid}). Ctrl-C stops it.", err=True)
             while True:

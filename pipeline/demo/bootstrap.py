@@ -1,7 +1,9 @@
-"""The first model of a run: LightGBM and a policy, learned from simulated history and put in force."""
+"""Models of simulated history: LightGBM and a policy, and the first of a run, which is put in force."""
 
 from dataclasses import dataclass
 from typing import Final
+
+import pandas as pd
 
 from pipeline.commands.train import publish_champion
 from pipeline.demo.world import World
@@ -11,7 +13,7 @@ from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
-from pipeline.training.fit import TrainingConfig, train
+from pipeline.training.fit import Trained, TrainingConfig, train
 
 LABEL_DELAY_DAYS: Final = 7
 VALIDATION_DAYS: Final = 14
@@ -41,24 +43,11 @@ def train_first_model(settings: Settings, bootstrap: str, world: World, *, threa
     gain. Raises ``ModelError`` when the history is too short or the population too small to learn from.
     """
     frame = world.history()
-    data = from_history(frame, label_delay_s=LABEL_DELAY_DAYS * 86_400.0)
-    trained = train(
-        data,
-        split_cohorts(
-            data.event_time_us,
-            label_delay_us=LABEL_DELAY_DAYS * US_PER_DAY,
-            validation_us=VALIDATION_DAYS * US_PER_DAY,
-        ),
-        alerts_per_day=ALERTS_PER_THOUSAND_CARDS * world.cards / 1_000,
-        config=TrainingConfig(threads=threads, seed=world.seed),
-    )
+    trained = train_on(frame, world, threads=threads)
     registry = Registry(settings.registry_path)
-    for name, version, payload in (
-        (LIGHTGBM, trained.model.version, trained.model.to_payload()),
-        (POLICY, trained.policy.version, trained.policy.to_payload()),
-    ):
-        registry.register(name, payload, {"metrics": trained.metrics})
-        registry.activate(name, version)
+    register(registry, trained)
+    registry.activate(LIGHTGBM, trained.model.version)
+    registry.activate(POLICY, trained.policy.version)
     publish_champion(bootstrap, settings, trained.model, trained.policy)
     precision = trained.metrics["alert_precision"]
     return FirstModel(
@@ -69,3 +58,32 @@ def train_first_model(settings: Settings, bootstrap: str, world: World, *, threa
         precision=None if precision is None else float(precision),
         transactions=len(frame),
     )
+
+
+def train_on(history: pd.DataFrame, world: World, *, threads: int = 1) -> Trained:
+    """Train on what was known when ``history`` ends, for a budget of alerts that suits the world's population.
+
+    Raises ``ModelError`` when the history is too short or the population too small to learn from.
+    """
+    data = from_history(history, label_delay_s=LABEL_DELAY_DAYS * 86_400.0)
+    return train(
+        data,
+        split_cohorts(
+            data.event_time_us,
+            label_delay_us=LABEL_DELAY_DAYS * US_PER_DAY,
+            validation_us=VALIDATION_DAYS * US_PER_DAY,
+        ),
+        alerts_per_day=alerts_per_day(world),
+        config=TrainingConfig(threads=threads, seed=world.seed),
+    )
+
+
+def alerts_per_day(world: World) -> float:
+    """The budget of the world's analysts."""
+    return ALERTS_PER_THOUSAND_CARDS * world.cards / 1_000
+
+
+def register(registry: Registry, trained: Trained) -> None:
+    """Keep the versions of a training, and how it went."""
+    registry.register(LIGHTGBM, trained.model.to_payload(), {"metrics": trained.metrics})
+    registry.register(POLICY, trained.policy.to_payload(), {"metrics": trained.metrics})

@@ -92,7 +92,7 @@ def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list
         first += count
     try:
         found = []
-        with embedded_broker(directory / "kafka") as broker:
+        with embedded_broker(directory / "kafka", long_lived=True) as broker:
             for mode in options.modes:
                 with _pipeline(broker, directory, mode, options) as run:
                     tell(f"{mode}: {len(history):,} records of history")

@@ -47,7 +47,7 @@ def bench_on_broker(directory: Path, bench_python: str) -> Iterator[Bench]:
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
     write_job(directory / "job")
-    with embedded_broker(directory / "kafka") as broker:
+    with embedded_broker(directory / "kafka", long_lived=True) as broker:
         yield Bench(broker.bootstrap_servers, broker.pid, directory, sys.executable, bench_python)
     shutil.rmtree(directory / "kafka")
 

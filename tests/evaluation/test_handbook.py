@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from pipeline.settings import Settings
-from pipeline.simulator import Scenario, make_profiles, simulate_days
 from tests.evaluation.handbook import command
+from tests.helpers.handbook import handbook_frame
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -20,22 +18,10 @@ CHECKS = 6
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifty days, one purchase of them at amount zero."""
-    scenario = Scenario(merchants_per_day=2, merchant_days=5, cards_per_day=1, card_days=5)
-    made = simulate_days(make_profiles(np.random.default_rng(2), 150, 300, scenario), 2, 0, 50)
-    made = made[made["amount_minor"] > 0].reset_index(drop=True)
-    amounts = made["amount"].to_numpy().copy()
-    amounts[(~made["fraud"]).to_numpy().nonzero()[0][-1]] = 0.0
+    frame = handbook_frame(days=50, seed=2)
+    frame.loc[frame.index[frame["TX_FRAUD"] == 0][-1], "TX_AMOUNT"] = 0.0
     path = tmp_path_factory.mktemp("evaluation") / "transactions.parquet"
-    pd.DataFrame(
-        {
-            "TRANSACTION_ID": made["transaction_id"],
-            "TX_DATETIME": made["event_time"].dt.tz_localize(None),
-            "CUSTOMER_ID": made["card_id"],
-            "TERMINAL_ID": made["merchant_id"],
-            "TX_AMOUNT": amounts,
-            "TX_FRAUD": made["fraud"].astype(int),
-        }
-    ).to_parquet(path)
+    frame.to_parquet(path)
     return path
 
 

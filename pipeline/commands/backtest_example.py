@@ -1,0 +1,51 @@
+"""``fraud-pipeline backtest-example``: a backtest of two models on simulated history, to learn from."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from pipeline.demo.backtest_example import ExampleOptions, run_example
+from pipeline.demo.world import World
+from pipeline.settings import Settings
+
+_DEFAULTS = ExampleOptions()
+
+
+@click.command("backtest-example")
+@click.option(
+    "--cards", type=click.IntRange(min=50), default=_DEFAULTS.world.cards, show_default=True, help="Cards that pay."
+)
+@click.option(
+    "--merchants",
+    type=click.IntRange(min=50),
+    default=_DEFAULTS.world.merchants,
+    show_default=True,
+    help="Merchants that take cards.",
+)
+@click.option(
+    "--days",
+    type=click.IntRange(min=85),
+    default=_DEFAULTS.world.history_days,
+    show_default=True,
+    help="Simulated days; the last three weeks are decided again.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=_DEFAULTS.world.seed, show_default=True, help="Of the simulation."
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=_DEFAULTS.output,
+    show_default=True,
+    help="Directory of the report.",
+)
+def command(*, cards: int, merchants: int, days: int, seed: int, output: Path) -> None:
+    """Compare two models on simulated history, from topics: broker, history with labels, training, backtest, report.
+
+    Ends by itself, or on Ctrl-C, and leaves nothing running. On the embedded broker each run begins with empty topics;
+    on a cluster of yours (KAFKA_BOOTSTRAP_SERVERS) its topics get a prefix of their own.
+    """
+    world = World(cards=cards, merchants=merchants, seed=seed, history_days=days)
+    sys.exit(run_example(Settings(), replace(_DEFAULTS, world=world, output=output)))

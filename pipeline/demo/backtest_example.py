@@ -1,0 +1,219 @@
+"""A backtest to learn from: simulated history on topics, two models, and a report that compares them."""
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, TextIO
+
+import pandas as pd
+
+from pipeline.backtest.api import Backtest, Step
+from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.sources import RangeError, moment
+from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, train_on
+from pipeline.demo.controller import FAILURES, logging_to
+from pipeline.demo.space import run_broker, run_directory, run_settings
+from pipeline.demo.state import RunState
+from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
+from pipeline.demo.text import PLAIN_WIDTH, count_text
+from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
+from pipeline.demo.world import World
+from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.replay import Replay, ReplayOptions, ReplayProgress
+from pipeline.settings import Settings
+from pipeline.training.fit import Trained
+
+OLDER: Final = "older"
+NEWER: Final = "newer"
+_CONTINUED: Final = " \\"
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleOptions:
+    """What the user may choose."""
+
+    world: World = field(default_factory=lambda: World(history_days=90))
+    """All of its history is written to the topics."""
+    range_days: int = 21
+    """The last days of the history, which are decided again."""
+    age_days: int = 28
+    """By how much longer ago the older model was trained; the newer is trained when the range begins."""
+    output: Path = Path("build")
+    """Directory of the report."""
+
+    @property
+    def range_from(self) -> datetime:
+        """Midnight, UTC, at which the range begins."""
+        return self.world.first_streamed() - timedelta(days=self.range_days)
+
+    @property
+    def page(self) -> Path:
+        """Where the report goes, as a page."""
+        return self.output / "backtest.html"
+
+    @property
+    def content(self) -> Path:
+        """Where the report goes, as JSON."""
+        return self.output / "backtest.json"
+
+
+def run_example(
+    settings: Settings, options: ExampleOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr
+) -> int:
+    """Write the history, train, and backtest the topics; returns the exit code.
+
+    128 + the signal after a signal, 1 after an error, explained on ``errors``.
+    """
+    view = PlainView(RunState(started_s=time.monotonic()), stream)
+    with stop_signals() as signals, logging_to(settings.data_dir / "logs" / "backtest.log"):
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+            _Example(settings, options, view, stream, signals).run()
+        except Stopped as stopped:
+            return stopped.exit_code
+        except (*FAILURES, OSError) as error:
+            errors.write(f"\nError: {error}\n")
+            return 1
+    return 0
+
+
+class _Example:
+    """One run. What is started is a context that is left on every way out, the newest first."""
+
+    def __init__(
+        self, settings: Settings, options: ExampleOptions, view: PlainView, stream: TextIO, signals: StopSignals
+    ) -> None:
+        self._given, self._options, self._view, self._stream = settings, options, view, stream
+        self._signals = signals
+        self._told_s = 0.0
+
+    def run(self) -> None:
+        """Run to the end; raises `Stopped` or one of `FAILURES`."""
+        options, view = self._options, self._view
+        with run_directory(self._given) as directory:
+            settings = run_settings(self._given, directory, datetime.now(UTC))
+            if settings.kafka_bootstrap_servers is None:
+                view.stage("starting a Kafka broker (the first time its 45 MB are fetched, which can take a minute)")
+            else:
+                view.stage(f"connecting to the Kafka cluster at {settings.kafka_bootstrap_servers}")
+            with run_broker(settings) as broker:
+                try:
+                    reached = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
+                    history = options.world.history()
+                    self._write(history, reached, broker.bootstrap_servers)
+                    versions = self._train(history, Registry(settings.registry_path))
+                    self._backtest(reached, versions)
+                finally:
+                    self._signals.mode = Mode.HOLD
+                    view.stage("stopping the broker")
+        view.say(f"The report is {options.page}: open it in a browser. As data, it is {options.content}.")
+        if self._given.kafka_bootstrap_servers is None:
+            view.say(
+                f"Topics and models stay in {directory} until the next run; docs/backtest.md tells how to ask them "
+                "more."
+            )
+        else:
+            view.say(f"The topics begin with {settings.topic_prefix}, and stay.")
+
+    def _write(self, history: pd.DataFrame, settings: Settings, servers: str) -> None:
+        """Fill the topics, each label behind the transactions that came before it was known."""
+        self._view.stage(
+            f"writing {self._options.world.history_days} simulated days to the topics: {count_text(len(history))} "
+            f"transactions of {count_text(self._options.world.cards)} cards, and what each turned out to be, "
+            f"{LABEL_DELAY_DAYS} days later"
+        )
+        self._signals.mode = Mode.NOTE
+        Replay(
+            settings,
+            servers,
+            [history],
+            ReplayOptions(label_delay_s=LABEL_DELAY_DAYS * 86_400.0, wait=False),
+            report=self._tell_written,
+            stop=self._signals.event,
+            report_interval_s=PLAIN_INTERVAL_S,
+        ).run()
+        self._signals.check()
+        self._signals.mode = Mode.RAISE
+
+    def _tell_written(self, progress: ReplayProgress) -> None:
+        records = progress.transactions + progress.labels
+        self._view.stage(f"{count_text(records)} records written")
+
+    def _train(self, history: pd.DataFrame, registry: Registry) -> dict[str, str]:
+        """Train the two models; returns their versions by name."""
+        options, view = self._options, self._view
+        versions = {}
+        for name, age_days in ((OLDER, options.age_days), (NEWER, 0)):
+            known_before = options.range_from - timedelta(days=age_days)
+            view.stage(
+                f"training the {name} model on what was known on {known_before:%Y-%m-%d}"
+                + (" (the first time, kernels are compiled, which takes half a minute)" if name == OLDER else "")
+            )
+            trained: Trained = train_on(history[history["event_time"] < known_before], options.world)
+            register(registry, trained)
+            versions[name] = trained.model.version
+            if name == OLDER:
+                registry.activate(LIGHTGBM, trained.model.version)
+                registry.activate(POLICY, trained.policy.version)
+            self._signals.check()
+        return versions
+
+    def _backtest(self, settings: Settings, versions: dict[str, str]) -> None:
+        """Decide the range by both models, and write the report; a partial one when it is to stop."""
+        options, view = self._options, self._view
+        start, end = options.range_from, options.world.first_streamed()
+        top = max(1, round(alerts_per_day(options.world)))
+        view.stage("what would each have decided? The topics are read again, as this command does it:")
+        for line in command_lines(
+            [
+                ("--from", f"{start:%Y-%m-%d}"),
+                ("--to", f"{end:%Y-%m-%d}"),
+                *(("--model", f"{name}={version}") for name, version in versions.items()),
+                ("--top", str(top)),
+                ("--report", str(options.page)),
+                ("--json", str(options.content)),
+            ]
+        ):
+            view.say(line)
+        self._signals.mode = Mode.NOTE
+        try:
+            result = Backtest(settings=settings, start=start, end=end, models=versions).run(
+                self._tell_decided, self._signals.event.is_set
+            )
+        except RangeError:
+            # Nothing of the range was reached before it was to stop.
+            self._signals.check()
+            raise
+        report = build_report(result, ReportOptions(top=top))
+        options.page.write_text(report.html, encoding="utf-8")
+        options.content.write_text(report.json, encoding="utf-8")
+        self._stream.write(f"\n{report.text}\n")
+        if result.partial:
+            view.say(f"The report is partial. It is {options.page}; as data, {options.content}.")
+        self._signals.check()
+
+    def _tell_decided(self, step: Step) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._told_s + PLAIN_INTERVAL_S:
+            self._told_s = now_s
+            self._view.stage(f"{count_text(step.transactions)} transactions, up to {moment(step.event_time_us)}")
+
+
+def command_lines(asked: Sequence[tuple[str, str]]) -> list[str]:
+    """The backtest with ``asked``, options and their values, as a shell takes it, on lines that fit a terminal.
+
+    >>> command_lines([("--from", "2018-06-09"), ("--report", "a b.html")])
+    ["  fraud-pipeline backtest --from 2018-06-09 --report 'a b.html'"]
+    """
+    lines = ["  fraud-pipeline backtest"]
+    for option, value in asked:
+        part = f" {option} {shlex.quote(value)}"
+        if len(lines[-1]) + len(part) + len(_CONTINUED) > PLAIN_WIDTH:
+            lines[-1] += _CONTINUED
+            lines.append("     ")
+        lines[-1] += part
+    return lines

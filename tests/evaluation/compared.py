@@ -1,0 +1,105 @@
+"""``python -m tests.evaluation.compared FILE``: the pipeline's models beside the Handbook's published table.
+
+The protocol is that of `tests.evaluation.published`: what was known on 8 August, seven days after the last transaction
+that may teach, and figures of 8 to 14 August without the cards that were known by then. The pipeline's models decide
+that week in a backtest of the file, as `fraud-pipeline backtest` does it.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+
+from pipeline import Backtest
+from pipeline.backtest.result import BacktestResult
+from pipeline.engine.models import ActiveModels
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.replay import EPOCH
+from pipeline.scoring.river_factory import first_river
+from pipeline.settings import Settings
+from pipeline.sources import ColumnMapping, load_transactions, resolve_mapping
+from pipeline.training.cohorts import split_cohorts
+from pipeline.training.datasets import from_history
+from pipeline.training.fit import TrainingSet, train
+from tests.evaluation.published import DELAY_DAYS, PUBLISHED, TEST_FROM, TEST_TO, TRAIN_FROM, Figures, Weeks, baselines
+
+SAME_WEEK = "LightGBM, the same week"
+HISTORY = "LightGBM, all that was known"
+ON_TOP = ", River on top"
+VALIDATION_DAYS = {SAME_WEEK: 2, HISTORY: 7}
+"""The last days of what may teach: they stop the training and calibrate it, and grow no tree."""
+
+
+def own_models(file: Path) -> dict[str, Figures]:
+    """Figures of the pipeline's features and models: LightGBM trained twice, each with and without a model that learns.
+
+    Trained on what the Handbook trains on (``SAME_WEEK``), or on everything that was known (``HISTORY``).
+    """
+    mapping = resolve_mapping(file, preset="handbook")
+    known = load_transactions(file, mapping, end=TEST_FROM)
+    data = from_history(known, label_delay_s=DELAY_DAYS * 86_400.0)
+    models = {SAME_WEEK: _trained(data, SAME_WEEK, TRAIN_FROM), HISTORY: _trained(data, HISTORY, None)}
+    weeks = Weeks(frame := pd.read_parquet(file))
+    wanted = frame.loc[weeks.test, "TRANSACTION_ID"].astype(str)
+    found = {}
+    for suffix, learn in (("", False), (ON_TOP, True)):
+        for variant in _decided(file, mapping, models, learn=learn).variants:
+            score = variant.decisions.set_index("transaction_id")["score"]
+            found[variant.name + suffix] = weeks.measure(score.loc[wanted].to_numpy(np.float64))
+    return found
+
+
+def _trained(data: TrainingSet, name: str, first: datetime | None) -> ActiveModels:
+    unit = timedelta(microseconds=1)
+    split = split_cohorts(
+        data.event_time_us,
+        label_delay_us=DELAY_DAYS * US_PER_DAY,
+        validation_us=VALIDATION_DAYS[name] * US_PER_DAY,
+        train_from_us=None if first is None else (first - EPOCH) // unit,
+        known_before_us=(TEST_FROM - EPOCH) // unit,
+    )
+    trained = train(data, split)
+    return ActiveModels(trained.model, first_river(trained.model.version), trained.policy)
+
+
+def _decided(file: Path, mapping: ColumnMapping, models: dict[str, ActiveModels], *, learn: bool) -> BacktestResult:
+    with tempfile.TemporaryDirectory(prefix="fraud-pipeline-compared-") as directory:
+        return Backtest(
+            file,
+            start=TEST_FROM,
+            end=TEST_TO,
+            models=models,
+            learn=learn,
+            label_delay_s=DELAY_DAYS * 86_400.0,
+            mapping=mapping,
+            settings=Settings(data_dir=Path(directory), kafka_bootstrap_servers=None),
+        ).run()
+
+
+def rows(file: Path) -> Iterator[tuple[str, str, Figures]]:
+    """What is compared: the features that a model saw, the model and whose figures they are, and the figures."""
+    here = baselines(pd.read_parquet(file))
+    for name, published in PUBLISHED.items():
+        yield "the Handbook's 15", f"{name}, published", published
+        if name in here:
+            yield "the Handbook's 15", f"{name}, here", here[name]
+    for name, own in own_models(file).items():
+        yield "the pipeline's", name, own
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def command(file: Path) -> None:
+    """Print the table of ``docs/evaluation.md`` from FILE, the Handbook's transactions (Parquet)."""
+    click.echo("| features | model | AUC ROC | average precision | card precision at 100 |")
+    click.echo("| --- | --- | --- | --- | --- |")
+    for features, name, of in rows(file):
+        click.echo(f"| {features} | {name} | {of.auc_roc:.3f} | {of.average_precision:.3f} | {of.card_precision:.3f} |")
+
+
+if __name__ == "__main__":
+    command()
