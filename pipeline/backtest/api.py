@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -15,22 +15,25 @@ from numpy.typing import NDArray
 from pipeline.backtest.accept import Acceptance
 from pipeline.backtest.budgets import Budget
 from pipeline.backtest.collected import Collected
-from pipeline.backtest.columns import Reject
+from pipeline.backtest.columns import Reject, Transactions
 from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.drift import DriftCounter
+from pipeline.backtest.labelling import Labelling, Reviewed, Reviews, Schedule
 from pipeline.backtest.learning import Learning
 from pipeline.backtest.live import Comparer, Comparison, LiveDecisions
 from pipeline.backtest.order import Order, in_order
 from pipeline.backtest.recorded import RecordedReplay, Scored
 from pipeline.backtest.records import Numbering
 from pipeline.backtest.result import BacktestResult, Parameter, Variant
-from pipeline.backtest.run import Candidate, replay_accepted
+from pipeline.backtest.run import Candidate, replay_accepted, replay_scheduled
+from pipeline.backtest.settled import SettledLabels
 from pipeline.backtest.sources import (
     EARLIEST_US,
     LATEST_US,
     ExportSource,
     FileSource,
     LabelBook,
+    Opened,
     RangeError,
     Seen,
     Source,
@@ -39,7 +42,7 @@ from pipeline.backtest.sources import (
     moment,
     time_us,
 )
-from pipeline.backtest.training import Period, Training, known_by, read_rows
+from pipeline.backtest.training import Period, Training, known_by, read_rows, scheduled
 from pipeline.backtest.versions import ACTIVE, ModelLibrary, with_threshold
 from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
@@ -59,6 +62,7 @@ AS_RECORDED: Final = "as recorded"
 LATEST: Final = "latest"
 UNTAUGHT: Final = "untaught"
 _LABEL_DELAY_S: Final = 7 * 86_400.0
+_REVIEW_DELAY_S: Final = 86_400.0
 
 
 class Step(NamedTuple):
@@ -104,7 +108,10 @@ class Backtest:
         warm_up_s: float | None = None,
         lateness_s: float | None = None,
         label_file: Path | None = None,
+        labels: Labelling | str | None = None,
         label_delay_s: float = _LABEL_DELAY_S,
+        review_delay_s: float = _REVIEW_DELAY_S,
+        reviews_a_day: int = 100,
         mapping: ColumnMapping | None = None,
         settings: Settings | None = None,
         bootstrap: str | None = None,
@@ -147,11 +154,26 @@ class Backtest:
         levels += [(None, budget) for budget in budgets]
         if self.order is Order.RECORDED and (training is not None or any(budget for _, budget in levels)):
             raise ValueError("models are trained, and thresholds chosen for budgets, only in the order of event time")
+        self.labels = _labelling(labels, self.source)
+        if self.labels is not Labelling.RECORDED and (self.order is Order.RECORDED or compare_live):
+            raise ValueError(
+                f"what was decided live was decided by the labels of the time: with labels {self.labels.value} nothing "
+                "can be compared with it, and the recorded order has no place for them"
+            )
+        if self.labels is Labelling.REVIEW and any(budget for _, budget in levels):
+            raise ValueError(
+                "reviews are of what a threshold alerts from the warm-up on, when the one for a budget is not chosen "
+                "yet: name a threshold, or let labels be recorded or come after a delay"
+            )
+        if reviews_a_day < 1:
+            raise ValueError(f"reviews_a_day must be at least one, not {reviews_a_day}")
+        self.label_delay_us = _duration_us("label_delay_s", label_delay_s)
+        self.reviews = Reviews(_duration_us("review_delay_s", review_delay_s), reviews_a_day)
         from_us, to_us = time_us(start, EARLIEST_US), time_us(end, LATEST_US)
         if to_us <= from_us:
             raise RangeError(f"the range is empty: it ends at {end}, and begins at {start}; let it end later")
         if warm_up_s is None:
-            default_us = LONGEST_WINDOW_US + round(label_delay_s * US_PER_SECOND)
+            default_us = LONGEST_WINDOW_US + self.label_delay_us
             needed = needed_days(TRANSACTIONS, self.settings) if self.order is Order.RECORDED else None
             self.warm_up_us = default_us if needed is None else max(default_us, round(needed * US_PER_DAY))
         else:
@@ -242,6 +264,14 @@ class Backtest:
             partitions=partitions,
         )
 
+    def schedules(self, variants: int) -> list[Schedule]:
+        """When labels are due that are not recorded: one for all variants, or one for the alerts of each."""
+        if self.labels is Labelling.RECORDED:
+            return []
+        if self.labels is Labelling.DELAY:
+            return [Schedule(self.label_delay_us)]
+        return [Schedule(self.label_delay_us, self.reviews) for _ in range(variants)]
+
     @property
     def partitions(self) -> int:
         """Partitions that the replay has: the topic's, or one."""
@@ -251,7 +281,7 @@ class Backtest:
 
     def _period(self, training: Training, label_delay_s: float) -> Period:
         matured_s = self.settings.maturity_days * US_PER_DAY / US_PER_SECOND
-        gap_s = label_delay_s if self.source.label_mode == "delay" else matured_s
+        gap_s = matured_s if self.labels is Labelling.RECORDED else label_delay_s
         return training.period(self.span.from_us, gap_s, self.validation_days)
 
     def _told(self, trained: Trained) -> dict[str, Parameter]:
@@ -321,6 +351,30 @@ class Passed(NamedTuple):
     partial: bool
 
 
+def _labelling(asked: Labelling | str | None, source: Source) -> Labelling:
+    """How labels come about; ValueError where the source has no such labels."""
+    if asked is None:
+        return Labelling.DELAY if source.bears_truth else Labelling.RECORDED
+    labels = Labelling(asked)
+    if labels is Labelling.RECORDED and not source.tells_labels:
+        raise ValueError(
+            f"no labels were recorded with {source.name}: name a file of them with --label-file, or let what the "
+            "column fraud says become known by --labels delay or simulated-review"
+        )
+    if labels is not Labelling.RECORDED and not (source.bears_truth or source.tells_labels):
+        raise ValueError(
+            f"nothing tells what the transactions of {source.name} turned out to be: name their column with "
+            "--map fraud=COLUMN, or a file of labels with --label-file"
+        )
+    return labels
+
+
+def _duration_us(name: str, seconds: float) -> int:
+    if not 0 <= seconds * US_PER_SECOND < LATEST_US:
+        raise ValueError(f"{name} must be a time that passes, not {seconds}")
+    return round(seconds * US_PER_SECOND)
+
+
 class _Run:
     """One pass over the history."""
 
@@ -342,6 +396,7 @@ class _Run:
         self._partial = False
         self._warnings: list[str] = []
         self._budgets: dict[str, Budget] = {}
+        self._reviewed: dict[str, Reviewed] = {}
         self._drift = DriftCounter()
 
     def go(self) -> None:
@@ -386,10 +441,9 @@ class _Run:
             for name, one in candidates.items()
             if one.alerts_per_day is not None
         }
-        passed = replay_accepted(
-            list(candidates.values()), opened.transactions, opened.labels, rejects, options=options
-        )
-        with closing(opened), closing(passed):
+        schedules = asked.schedules(len(candidates))
+        every = list(candidates.values())
+        with closing(opened), closing(self._passed(every, opened, schedules, rejects, options)) as passed:
             for decided in passed:
                 outcomes = [
                     self._budgets[name].decide(one) if name in self._budgets else one
@@ -397,6 +451,10 @@ class _Run:
                 ]
                 first = outcomes[0]
                 self._count(first)
+                if len(schedules) == len(candidates) > 1:
+                    self._count_labels(outcomes)
+                else:
+                    self._count_labels([first])
                 times_us = first.transactions.event_time_us
                 inside = (times_us >= asked.span.from_us) & (times_us < asked.span.to_us)
                 self._pass_on(
@@ -414,6 +472,32 @@ class _Run:
                     break
         if comparer is not None:
             asked.comparison = comparer.finish(partial=self._partial)
+        if asked.labels is Labelling.REVIEW:
+            self._reviewed = {name: one.reviewed() for name, one in zip(candidates, schedules, strict=True)}
+
+    def _passed(
+        self,
+        candidates: list[Candidate],
+        opened: Opened,
+        schedules: list[Schedule],
+        rejects: list[Reject],
+        options: CardOptions,
+    ) -> Generator[list[Decisions], None, None]:
+        """Decisions of all candidates, with labels as they were told or as they are due."""
+        if not schedules:
+            return replay_accepted(candidates, opened.transactions, opened.labels, rejects, options=options)
+        transactions, self._book = self._truths(opened, self._book)
+        return replay_scheduled(candidates, transactions, schedules, rejects, options=options)
+
+    def _truths(self, opened: Opened, book: LabelBook) -> tuple[Iterator[Transactions], LabelBook]:
+        """Transactions that bear what they turned out to be, and where that is noted; ``book`` is of ``opened``."""
+        if self._asked.source.bears_truth:
+            return opened.transactions, book
+        # All that was ever said is looked at first; what is measured by becomes known when it is due.
+        for _ in opened.labels:
+            pass
+        due = LabelBook()
+        return SettledLabels(book.whole()).told(opened.transactions, self._asked.label_delay_us, due), due
 
     def _run_recorded(self, candidates: Mapping[str, Candidate]) -> None:
         asked = self._asked
@@ -471,9 +555,15 @@ class _Run:
 
         options = asked.card_options(self._partitions)
         rules = Acceptance(options.rates, options.future_tolerance_us, asked.source.time_zone)
-        opened = asked.source.open(span, rules, [], LabelBook())
-        chunks = in_order(opened.transactions, known_by(opened.labels, period.known_us), Order.EVENT_TIME)
+        book = LabelBook()
+        opened = asked.source.open(span, rules, [], book)
         with closing(opened):
+            if asked.labels is Labelling.RECORDED:
+                chunks = in_order(opened.transactions, known_by(opened.labels, period.known_us), Order.EVENT_TIME)
+            else:
+                # Nothing was alerted by what is still to be trained: its labels come after the delay.
+                transactions, _ = self._truths(opened, book)
+                chunks = scheduled(transactions, Schedule(asked.label_delay_us), period.known_us)
             rows = read_rows(chunks, period, options, note)
         targets = len(rows)
         if not targets:
@@ -534,8 +624,13 @@ class _Run:
         self._counts["repeated transactions"] += decisions.duplicates
         for reject in decisions.rejects:
             self._counts[f"refused {reject.kind}s: {reject.code}"] += 1
-        for outcome, count in decisions.label_outcomes.items():
-            self._counts[f"labels: {outcome}"] += count
+
+    def _count_labels(self, outcomes: Sequence[Decisions]) -> None:
+        """What became of labels: of all variants, or of each, where each has its own."""
+        for name, decisions in zip(self._candidates, outcomes, strict=False):
+            what = "labels" if len(outcomes) == 1 else f"labels of {name}"
+            for outcome, count in decisions.label_outcomes.items():
+                self._counts[f"{what}: {outcome}"] += count
 
     def _note(self, times_us: np.ndarray, decided_us: np.ndarray) -> None:
         if not len(times_us):
@@ -601,10 +696,11 @@ class _Run:
             to_us=span.to_us if span.to_us < LATEST_US else self._last_decided_us + 1,
             warm_up_from_us=min(self._first_us, from_us),
             base_currency=asked.settings.base_currency,
-            label_mode=asked.source.label_mode,
+            label_mode=asked.labels.value,
             parameters={
                 "source": asked.source.name,
                 "order": asked.order.value,
+                **self._label_parameters(),
                 "warm_up_days": round(asked.warm_up_us / US_PER_DAY, 3),
                 "partitions": self._partitions,
                 "online_model": "learning" if asked.learn else "frozen",
@@ -626,7 +722,19 @@ class _Run:
     def _variant(self, name: str, collected: Collected) -> Variant:
         candidate = self._candidates.get(name)
         variant = collected.variant(name)
-        return variant if candidate is None else dataclasses.replace(variant, parameters=candidate.parameters)
+        if candidate is None:
+            return variant
+        return dataclasses.replace(variant, parameters=candidate.parameters, reviewed=self._reviewed.get(name))
+
+    def _label_parameters(self) -> dict[str, Parameter]:
+        asked = self._asked
+        found: dict[str, Parameter] = {"labels": asked.labels.value}
+        if asked.labels is not Labelling.RECORDED:
+            found["label_delay_days"] = round(asked.label_delay_us / US_PER_DAY, 3)
+        if asked.labels is Labelling.REVIEW:
+            found["review_delay_days"] = round(asked.reviews.delay_us / US_PER_DAY, 3)
+            found["reviews_a_day"] = asked.reviews.a_day
+        return found
 
     def _compared(self) -> dict[str, int]:
         comparison = self._asked.comparison

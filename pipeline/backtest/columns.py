@@ -43,17 +43,21 @@ class _Columns:
         )
 
     def _each(self, of: Any) -> Self:
-        return type(self)(**{field.name: of(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{name: None if column is None else of(column) for name, column in columns.items()})
 
     @classmethod
     def concat(cls, parts: "list[Self]") -> Self:
-        """The rows of one after the other; at least one."""
+        """The rows of one after the other; at least one. What one of them has not, all have not."""
         if len(parts) == 1:
             return parts[0]
-        columns = {}
+        columns: dict[str, Any] = {}
         for field in fields(cls):  # type: ignore[arg-type]
             of = [getattr(part, field.name) for part in parts]
-            columns[field.name] = np.concatenate(of) if isinstance(of[0], np.ndarray) else pa.concat_arrays(of)
+            if any(column is None for column in of):
+                columns[field.name] = None
+            else:
+                columns[field.name] = np.concatenate(of) if isinstance(of[0], np.ndarray) else pa.concat_arrays(of)
         return cls(**columns)
 
 
@@ -80,6 +84,9 @@ class Transactions(_Columns):
     """Whether it enters windows."""
     hour: NDArray[np.float64]
     weekday: NDArray[np.float64]
+    truth: NDArray[np.int8] | None = None
+    """What each turned out to be in the end, an index of `pipeline.backtest.resolved.KNOWN`; nothing that is decided
+    sees it. None where labels tell it."""
 
     def __len__(self) -> int:
         return len(self.row)

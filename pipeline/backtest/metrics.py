@@ -46,11 +46,6 @@ def precision_at(
     return float(np.mean(daily_precision(fraud, top_of_days(score, event_time_us, top), event_time_us, top)[1]))
 
 
-def recall(fraud: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> float | None:
-    """The share of the frauds that are ``chosen``: with `top_of_days`, recall at that budget; None without frauds."""
-    return float(chosen[fraud].mean()) if fraud.any() else None
-
-
 def known_cards(
     card: NDArray[np.int64], event_time_us: NDArray[np.int64], fraud_known_us: NDArray[np.int64]
 ) -> NDArray[np.bool_]:

@@ -60,10 +60,10 @@ def in_order(transactions: Iterator[Transactions], labels: Iterator[Labels], ord
 
     Raises `OutOfOrder` for a row whose key is less than that of a row before.
     """
-    labels_ = _checked(labels, "label", order)
+    labels_ = checked(labels, "label", order)
     waiting: list[Labels] = []
     more = True
-    for part in _checked(transactions, "transaction", order):
+    for part in checked(transactions, "transaction", order):
         last = int(part.key[-1])
         while more and (not waiting or waiting[-1].key[-1] <= last):
             following = next(labels_, None)
@@ -71,19 +71,30 @@ def in_order(transactions: Iterator[Transactions], labels: Iterator[Labels], ord
             if following is not None:
                 waiting.append(following)
         known = Labels.concat(waiting) if waiting else no_labels()
-        # Whoever is at the transaction's own key: first by time, last in a batch.
-        before = np.searchsorted(part.key, known.key, side="left" if order is Order.EVENT_TIME else "right")
-        taken = int(np.searchsorted(before, len(part)))
-        position = np.arange(len(part)) + np.searchsorted(before[:taken], np.arange(len(part)), side="right")
-        label_position = before[:taken] + np.arange(taken)
-        yield Chunk(part, position, known.take(slice(0, taken)), label_position)
+        chunk = merged(part, known, order)
+        yield chunk
+        taken = len(chunk.labels)
         waiting = [known.take(slice(taken, None))] if taken < len(known) else []
     waiting += labels_
     for rest in waiting:
-        yield Chunk(no_transactions(), np.empty(0, np.int64), rest, np.arange(len(rest)))
+        yield alone(rest)
 
 
-def _checked(parts: Iterator[Rows], kind: str, order: Order) -> Iterator[Rows]:
+def merged(part: Transactions, known: Labels, order: Order) -> Chunk:
+    """Transactions, at least one, with those labels that stand before the last of them; both in order."""
+    # Whoever is at the transaction's own key: first by time, last in a batch.
+    before = np.searchsorted(part.key, known.key, side="left" if order is Order.EVENT_TIME else "right")
+    taken = int(np.searchsorted(before, len(part)))
+    position = np.arange(len(part)) + np.searchsorted(before[:taken], np.arange(len(part)), side="right")
+    return Chunk(part, position, known.take(slice(0, taken)), before[:taken] + np.arange(taken))
+
+
+def alone(labels: Labels) -> Chunk:
+    """Labels behind the last transaction."""
+    return Chunk(no_transactions(), np.empty(0, np.int64), labels, np.arange(len(labels)))
+
+
+def checked(parts: Iterator[Rows], kind: str, order: Order) -> Iterator[Rows]:
     """The parts that are not empty; `OutOfOrder` for a row that is behind its time."""
     last = -(2**63)
     for part in parts:

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.backtest.drift import ModelDrift
+from pipeline.backtest.labelling import Reviewed
 
 DECISION_COLUMNS: Final = (
     "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "action", "selection",
@@ -38,6 +39,8 @@ class Variant:
     """A row a reason of the alerts that were explained, `REASON_COLUMNS`; None where none was."""
     explained: int = 0
     """Of how many alerts ``reasons`` tells."""
+    reviewed: Reviewed | None = None
+    """Where reviews of its alerts were simulated: what became known sooner by them than by the result's labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class BacktestResult:
     """Event time of the first transaction that entered the windows; ``from_us`` where nothing came before the range."""
     base_currency: str
     label_mode: str = "recorded"
-    """Where labels came from: ``recorded``, ``delay`` or ``simulated-review``."""
+    """How labels came about, a `pipeline.backtest.labelling.Labelling`."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     """What was asked, by name: source, order, warm-up, partitions …; shown as it is."""
     counts: Mapping[str, int] = field(default_factory=dict)

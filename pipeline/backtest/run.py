@@ -1,20 +1,25 @@
 """Replay history in process: tables in, decisions out."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.engine import Engine, Profiled
+from pipeline.backtest.labelling import Schedule
 from pipeline.backtest.learning import Learning, Periods, Teacher
-from pipeline.backtest.order import NOTHING, Chunk, Order, in_order
+from pipeline.backtest.order import NOTHING, Chunk, Order, alone, checked, in_order, merged
 from pipeline.backtest.result import Parameter
 from pipeline.engine.card import CardOptions
 from pipeline.engine.models import ActiveModels
+from pipeline.features.catalogue import US_PER_DAY
 
 Rows = TypeVar("Rows", Transactions, Labels)
 
@@ -81,34 +86,100 @@ def replay_accepted(
     Windows and labels are the same for all. ``rejects`` is where whoever accepts notes what it refuses; it is emptied.
     Candidates that learn must publish at the same moments. Raises as `replay`.
     """
-    engine = Engine(options)
-    teachers = [
-        None if one.learning is None else Teacher(one.models, one.learning, engine.partitions) for one in candidates
-    ]
-    every_us = {one.learning.publish_every_us for one in candidates if one.learning is not None}
-    if len(every_us) > 1:
-        raise ValueError("candidates that learn must publish at the same moments: give them one publish_every_us")
-    periods = Periods(every_us.pop()) if every_us else None
-    try:
+    with closing(_Lane(candidates, options)) as lane:
         for chunk in in_order(transactions, labels, order):
-            for part, begins in [(chunk, False)] if periods is None else periods.parts(chunk):
-                found = tuple(rejects)
-                rejects.clear()
-                outcomes: list[Decisions] = []
-                for candidate, teacher in zip(candidates, teachers, strict=True):
-                    if teacher is not None and begins:
-                        teacher.publish()
-                    models = candidate.models if teacher is None else teacher.models
-                    decisions = outcomes[0].under(models) if outcomes else engine.decide(models, part, found)
-                    if teacher is not None:
-                        teacher.learn(part, decisions)
-                    outcomes.append(decisions)
-                yield outcomes
+            yield from lane.work(chunk, _taken(rejects))
         if rejects:
-            first = engine.decide(candidates[0].models, NOTHING, rejects)
-            yield [first, *(first.under(one.models) for one in candidates[1:])]
-    finally:
-        engine.close()
+            yield from lane.work(NOTHING, _taken(rejects))
+
+
+def replay_scheduled(
+    candidates: Sequence[Candidate],
+    transactions: Iterator[Transactions],
+    schedules: Sequence[Schedule],
+    rejects: list[Reject],
+    *,
+    options: CardOptions,
+) -> Generator[list[Decisions], None, None]:
+    """`replay_accepted` by event time, of transactions that bear their truth: labels come when ``schedules`` say.
+
+    There is one for all candidates, or one for each. In the latter case each sees labels of its own, and so has windows
+    of its own, since features of merchants tell of known fraud; all decide about the same transactions nevertheless.
+    Raises ValueError where candidates share a schedule that goes by what one of them alerts, and as `replay_accepted`.
+    """
+    if len(schedules) == 1 < len(candidates) and schedules[0].reviews:
+        raise ValueError("reviews are of one candidate's alerts: give each a schedule of its own")
+    of_lanes = [candidates] if len(schedules) == 1 else [[one] for one in candidates]
+    with ExitStack() as stack:
+        lanes = [stack.enter_context(closing(_Lane(of, options))) for of in of_lanes]
+        pairs = list(zip(lanes, schedules, strict=True))
+        by_day = any(schedule.reviews for schedule in schedules)
+        for part in checked(transactions, "transaction", Order.EVENT_TIME):
+            for piece in _days(part) if by_day else [part]:
+                found = _taken(rejects)
+                chunks = [merged(piece, schedule.until(piece), Order.EVENT_TIME) for schedule in schedules]
+                works = [lane.work(chunk, found) for lane, chunk in zip(lanes, chunks, strict=True)]
+                for outcomes in zip(*works, strict=True):
+                    for schedule, (first, *_) in zip(schedules, outcomes, strict=True):
+                        schedule.decided(first)
+                    yield [decisions for of in outcomes for decisions in of]
+        found = _taken(rejects)
+        rests = [list(lane.work(alone(schedule.rest()), found)) for lane, schedule in pairs]
+        for outcomes in zip(*rests, strict=True):
+            yield [decisions for of in outcomes for decisions in of]
+
+
+class _Lane:
+    """Candidates that see the same labels: they share the windows."""
+
+    def __init__(self, candidates: Sequence[Candidate], options: CardOptions) -> None:
+        self._candidates = candidates
+        self._engine = Engine(options)
+        self._teachers = [
+            None if one.learning is None else Teacher(one.models, one.learning, self._engine.partitions)
+            for one in candidates
+        ]
+        every_us = {one.learning.publish_every_us for one in candidates if one.learning is not None}
+        if len(every_us) > 1:
+            raise ValueError("candidates that learn must publish at the same moments: give them one publish_every_us")
+        self._periods = Periods(every_us.pop()) if every_us else None
+
+    def close(self) -> None:
+        """Let go of the state."""
+        self._engine.close()
+
+    def work(self, chunk: Chunk, rejects: Sequence[Reject]) -> Iterator[list[Decisions]]:
+        """Decide about a chunk, in as many parts as its transactions lie in periods: the `Decisions` of each.
+
+        What ``rejects`` holds is told with the first part.
+        """
+        parts = [(chunk, False)] if self._periods is None or not len(chunk.transactions) else self._periods.parts(chunk)
+        for part, begins in parts:
+            outcomes: list[Decisions] = []
+            for candidate, teacher in zip(self._candidates, self._teachers, strict=True):
+                if teacher is not None and begins:
+                    teacher.publish()
+                models = candidate.models if teacher is None else teacher.models
+                decisions = outcomes[0].under(models) if outcomes else self._engine.decide(models, part, rejects)
+                if teacher is not None:
+                    teacher.learn(part, decisions)
+                outcomes.append(decisions)
+            yield outcomes
+            rejects = ()
+
+
+def _taken(rejects: list[Reject]) -> tuple[Reject, ...]:
+    """What was noted, which is emptied."""
+    found = tuple(rejects)
+    rejects.clear()
+    return found
+
+
+def _days(part: Transactions) -> Iterator[Transactions]:
+    """Transactions in order, cut where a day (UTC) ends."""
+    starts = np.flatnonzero(np.diff(part.event_time_us // US_PER_DAY)) + 1
+    for first, end in pairwise([0, *starts.tolist(), len(part)]):
+        yield part.take(slice(first, end))
 
 
 def profile_chunks(chunks: Iterator[Chunk], options: CardOptions) -> Generator[tuple[Chunk, Profiled], None, None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -12,16 +12,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.backtest import wire
 from pipeline.backtest.accept import LABEL_FIELDS, STAMP, Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.columns import Labels, Reject, Transactions
+from pipeline.backtest.labelling import REPORT_SOURCE
 from pipeline.backtest.merged import Part, by_time
 from pipeline.backtest.records import Numbering, labels_of, transactions_of
-from pipeline.backtest.run import accept_each
-from pipeline.backtest.tables import CHUNK_ROWS, delayed_truth, file_tables, label_tables
+from pipeline.backtest.resolved import KNOWN
+from pipeline.backtest.tables import CHUNK_ROWS, file_tables, frauds, label_tables
 from pipeline.exports.files import origin_of
-from pipeline.features.catalogue import LATENESS_US
+from pipeline.features.catalogue import LATENESS_US, US_PER_SECOND
 from pipeline.kafka.admin import reached
 from pipeline.kafka.clients import (
     READ_BATCH,
@@ -34,6 +36,7 @@ from pipeline.kafka.clients import (
 )
 from pipeline.kafka.cluster import stamped_by_producers
 from pipeline.kafka.fold import RangeReader
+from pipeline.learning.labels import FRAUD, LEGITIMATE
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping, UnusableSource
 from schemas.messages import Label
@@ -92,12 +95,30 @@ class LabelBook:
         names = (*LABEL_FIELDS, "fraud_type")
         self._parts.append(pd.DataFrame(dict(zip(names, columns, strict=True))))
 
-    def of(self, transaction_ids: pd.Series) -> pd.DataFrame:
-        """The labels of some transactions, in the order in which they were told."""
+    def add_truth(
+        self, rows: Transactions, delay_us: int, sources: Sequence[str], fraud_types: Sequence[str | None]
+    ) -> None:
+        """Note what transactions bear of themselves, `Transactions.truth`, as known ``delay_us`` after each."""
+        truth = np.zeros(0, np.int8) if rows.truth is None else rows.truth
+        self.add(
+            rows.transaction_id.to_pylist(),
+            rows.card_id.to_pylist(),
+            np.array(KNOWN, object)[truth].tolist(),
+            sources,
+            rows.event_time_us + delay_us,
+            fraud_types,
+        )
+
+    def whole(self) -> pd.DataFrame:
+        """All labels, in the order in which they were told."""
         if not self._parts:
             none = pd.DataFrame({name: pd.Series(dtype=object) for name in (*LABEL_FIELDS, "fraud_type")})
             return none.assign(labelled_at=pd.Series(dtype="datetime64[us, UTC]"))
-        whole = pd.concat(self._parts, ignore_index=True)
+        return pd.concat(self._parts, ignore_index=True)
+
+    def of(self, transaction_ids: pd.Series) -> pd.DataFrame:
+        """The labels of some transactions, in the order in which they were told."""
+        whole = self.whole()
         asked = pa.array(transaction_ids, pa.string())
         inside = pc.is_in(pa.array(whole["transaction_id"], pa.string()), value_set=asked)
         found: pd.DataFrame = whole[inside.to_numpy(zero_copy_only=False)].reset_index(drop=True)
@@ -118,8 +139,12 @@ class Source(Protocol):
     """A history that can be read from a given time on."""
 
     @property
-    def label_mode(self) -> str:
-        """Where its labels come from, as `pipeline.backtest.result.BacktestResult` has it."""
+    def bears_truth(self) -> bool:
+        """Whether its transactions bear what they turned out to be (`Transactions.truth`), in place of labels."""
+
+    @property
+    def tells_labels(self) -> bool:
+        """Whether labels were recorded with it, each with when it was known."""
 
     @property
     def time_zone(self) -> str:
@@ -157,50 +182,47 @@ class FileSource:
         return self.path.name
 
     @property
-    def label_mode(self) -> str:
-        """Labels of a file are recorded; those that a truth becomes have a delay."""
-        return "delay" if self.label_file is None else "recorded"
+    def bears_truth(self) -> bool:
+        """A column for it, where there is no file of labels."""
+        return self.label_file is None and "fraud" in self.mapping.columns
+
+    @property
+    def tells_labels(self) -> bool:
+        """A file of them."""
+        return self.label_file is not None
 
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
         """As `Source`."""
-        tables = accept_each(file_tables(self.path, self.mapping), accept_transactions, rules, rejects)
-        labels = (
-            self._truths(span, rules, rejects, book) if self.label_file is None else self._told(rules, rejects, book)
-        )
         seen = Seen()
+        labels = iter(()) if self.label_file is None else self._told(self.label_file, rules, rejects, book)
+        return Opened(self._until_end(span, rules, rejects, book, seen), labels, seen)
 
-        def until_end() -> Iterator[Transactions]:
-            for rows in tables:
-                yield seen.within(span, rows)
-                # In order: behind the end there is nothing more.
-                if seen.last_us >= span.to_us:
-                    return
-
-        return Opened(until_end(), labels, seen)
-
-    def _told(self, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
+    def _until_end(
+        self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook, seen: Seen
+    ) -> Iterator[Transactions]:
         first = 0
-        for table in label_tables(self.label_file or self.path):
+        for table in file_tables(self.path, self.mapping):
+            rows, refused = accept_transactions(table, rules, first)
+            rejects += refused
+            rows = seen.within(span, rows)
+            if self.bears_truth:
+                of = rows.row - first
+                rows = replace(rows, truth=_borne(table, of))
+                sources, delay_us = [REPORT_SOURCE] * len(rows), round(self.label_delay_s * US_PER_SECOND)
+                book.add_truth(rows, delay_us, sources, _fraud_types(table, of))
+            yield rows
+            # In order: behind the end there is nothing more.
+            if seen.last_us >= span.to_us:
+                return
+            first += table.num_rows
+
+    def _told(self, path: Path, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
+        first = 0
+        for table in label_tables(path):
             rows, refused = accept_labels(table, rules, first)
             rejects += refused
             yield _noted(rows, table, first, book)
             first += table.num_rows
-
-    def _truths(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
-        if "fraud" not in self.mapping.columns:
-            return
-        first = 0
-        for table in file_tables(self.path, self.mapping):
-            times_us, _ = wire.times_us(wire.column(table, "event_time"), rules.time_zone)
-            inside = (times_us >= span.warm_up_from_us) & (times_us < span.to_us)
-            of = table.filter(pa.array(inside))
-            for told in delayed_truth([of], self.label_delay_s, time_zone=rules.time_zone):
-                if "fraud_type" in of.column_names:
-                    told = told.append_column("fraud_type", of.column("fraud_type"))  # noqa: PLW2901
-                rows, refused = accept_labels(told, rules, first)
-                rejects += refused
-                yield _noted(rows, told, first, book)
-                first += told.num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +235,8 @@ class ExportSource:
 
     directory: Path
     lateness_us: int = LATENESS_US
-    label_mode: str = "recorded"
+    bears_truth: bool = False
+    tells_labels: bool = True
     time_zone: str = "UTC"
 
     @property
@@ -304,7 +327,8 @@ class TopicSource:
     settings: Settings
     lateness_us: int = LATENESS_US
     """How long after its event time a transaction may arrive; record times are looked for with this margin."""
-    label_mode: str = "recorded"
+    bears_truth: bool = False
+    tells_labels: bool = True
     time_zone: str = "UTC"
 
     @property
@@ -446,21 +470,29 @@ def time_us(at: datetime | None, otherwise: int) -> int:
 def _noted(rows: Labels, table: pa.Table, first: int, book: LabelBook) -> Labels:
     of = rows.row - first
     words = wire.column(table, "label").take(pa.array(of)).to_pylist()
-    types: list[str | None] = [None] * len(of)
-    if "fraud_type" in table.column_names:
-        types = [
-            None if value is None else str(value)
-            for value in wire.column(table, "fraud_type").take(pa.array(of)).to_pylist()
-        ]
     book.add(
         rows.transaction_id.to_pylist(),
         rows.card_id.to_pylist(),
         words,
         rows.source.to_pylist(),
         rows.known_at_us,
-        types,
+        _fraud_types(table, of),
     )
     return rows
+
+
+def _fraud_types(table: pa.Table, of: NDArray[np.int64]) -> list[str | None]:
+    """What some rows tell of the type of their fraud."""
+    if "fraud_type" not in table.column_names:
+        return [None] * len(of)
+    values = wire.column(table, "fraud_type").take(pa.array(of)).to_pylist()
+    return [None if value is None else str(value) for value in values]
+
+
+def _borne(table: pa.Table, of: NDArray[np.int64]) -> NDArray[np.int8]:
+    """What some rows of a file turned out to be, by its column ``fraud``. Raises `UnusableSource`."""
+    told = frauds(table.select(["fraud"]).take(pa.array(of)))
+    return np.where(told, KNOWN.index(FRAUD), KNOWN.index(LEGITIMATE)).astype(np.int8)
 
 
 def _noting_late(rejects: list[Reject]) -> Any:

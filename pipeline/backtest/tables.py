@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.backtest import wire
 from pipeline.backtest.accept import LABEL_FIELDS, SEQUENCE, STAMP
@@ -42,10 +43,12 @@ def file_tables(path: Path, mapping: ColumnMapping | None = None, chunk_rows: in
 def label_tables(path: Path, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
     """A file of labels (Parquet or CSV), whose columns have the names of the wire contract, as tables.
 
+    Those of `LABEL_FIELDS`, `STAMP` and `SEQUENCE`, and ``fraud_type``, where the file has them.
     Raises `UnusableSource` for a file that cannot be read.
     """
     present = column_names(path)
-    yield from read_tables(path, [name for name in (*LABEL_FIELDS, STAMP, SEQUENCE) if name in present], chunk_rows)
+    read: list[str] = [name for name in (*LABEL_FIELDS, "fraud_type", STAMP, SEQUENCE) if name in present]
+    yield from read_tables(path, read, chunk_rows)
 
 
 def frame_tables(frame: pd.DataFrame, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
@@ -65,10 +68,7 @@ def delayed_truth(
     """
     for table in tables:
         times_us, _ = wire.times_us(wire.column(table, "event_time"), time_zone)
-        fraud, unknown = truths(table.column("fraud").to_pylist())
-        if unknown.any():
-            value = table.column("fraud")[int(unknown.argmax())].as_py()
-            raise UnusableSource(f"the column fraud holds {value!r}, which {NO_TRUTH}")
+        fraud = frauds(table)
         labels = pa.table(
             {
                 "transaction_id": table.column("transaction_id"),
@@ -79,3 +79,12 @@ def delayed_truth(
             }
         )
         yield labels if legitimate else labels.filter(pa.array(fraud))
+
+
+def frauds(table: pa.Table) -> NDArray[np.bool_]:
+    """What the column ``fraud`` of a table says. Raises `UnusableSource` for a truth that nobody can tell."""
+    fraud, unknown = truths(table.column("fraud").to_pylist())
+    if unknown.any():
+        value = table.column("fraud")[int(unknown.argmax())].as_py()
+        raise UnusableSource(f"the column fraud holds {value!r}, which {NO_TRUTH}")
+    return fraud

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Labels, digest_keys, name_keys
+from pipeline.backtest.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.backtest.engine import Profiled
-from pipeline.backtest.order import Chunk
+from pipeline.backtest.labelling import Schedule
+from pipeline.backtest.order import Chunk, Order, alone, checked, merged
 from pipeline.backtest.resolved import KNOWN
 from pipeline.backtest.run import profile_chunks
 from pipeline.backtest.sources import EARLIEST_US, RangeError, moment, time_us
@@ -203,3 +204,10 @@ def known_by(labels: Iterator[Labels], until_us: int) -> Iterator[Labels]:
         yield part.take(inside)
         if not inside.all():
             return
+
+
+def scheduled(transactions: Iterator[Transactions], schedule: Schedule, until_us: int) -> Iterator[Chunk]:
+    """Transactions that bear their truth, by event time, with the labels that are due, up to ``until_us``."""
+    for part in checked(transactions, "transaction", Order.EVENT_TIME):
+        yield merged(part, schedule.until(part), Order.EVENT_TIME)
+    yield from map(alone, known_by(iter([schedule.rest()]), until_us))

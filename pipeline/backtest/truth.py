@@ -56,9 +56,7 @@ def find_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> Truth:
     joined = decisions[_IDENTITY].astype(texts).merge(held[[*_IDENTITY, *wanted]].astype(texts), "left", _IDENTITY)
     known = joined["known"].fillna(KNOWN.index(NOTHING)).to_numpy(np.int64)
     said = known != KNOWN.index(NOTHING)
-    at_us = (
-        pd.to_datetime(joined["labelled_at"], utc=True).dt.tz_convert(None).to_numpy("datetime64[us]").astype(np.int64)
-    )
+    at_us = _us(joined["labelled_at"])
     types = joined["fraud_type"] if "fraud_type" in joined else pd.Series([""] * len(joined), dtype=object)
     return Truth(
         fraud=known == _FRAUD,
@@ -67,6 +65,15 @@ def find_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> Truth:
         fraud_type=np.where(known == _FRAUD, types.astype(object).fillna("").to_numpy(object), ""),
         known_us=np.where(said, at_us, NEVER),
     )
+
+
+def answered_us(decisions: pd.DataFrame, answers: pd.DataFrame) -> NDArray[np.int64]:
+    """When reviews (`pipeline.backtest.labelling.Reviewed`) answered ``decisions``; `NEVER` where none did."""
+    texts = dict.fromkeys(_IDENTITY, object)
+    first = answers.astype(texts).groupby(_IDENTITY, sort=False)["known_at"].min().reset_index()
+    joined = decisions[_IDENTITY].astype(texts).merge(first, "left", _IDENTITY)
+    at_us = _us(joined["known_at"])
+    return np.where(joined["known_at"].isna(), NEVER, at_us)
 
 
 class Bounds(NamedTuple):
@@ -98,6 +105,12 @@ def recall_bounds(truth: Truth, alert: NDArray[np.bool_]) -> Bounds:
         _share(found, frauds + passed),
         _share(found + alerted, frauds + alerted),
     )
+
+
+def _us(times: pd.Series) -> NDArray[np.int64]:
+    """Microseconds since 1970; of what is no time, any number."""
+    at = pd.to_datetime(times, utc=True).dt.tz_convert(None)
+    return np.asarray(at.to_numpy("datetime64[us]").astype(np.int64))
 
 
 def _share(part: int, whole: int) -> float | None:

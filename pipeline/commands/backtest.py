@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from pipeline.backtest.api import Backtest
+from pipeline.backtest.labelling import Labelling
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.training import Training
@@ -86,7 +87,19 @@ _SHOWN = 10
     help="Labels of a file's transactions.",
 )
 @click.option(
-    "--label-delay", type=Duration(), default="7d", show_default=True, help="From a transaction to what its file knows."
+    "--labels",
+    type=click.Choice([one.value for one in Labelling]),
+    help="How labels come about.  [default: recorded; delay for a file with a column fraud and no label file]",
+)
+@click.option(
+    "--label-delay", type=Duration(), default="7d", show_default=True, help="From a transaction to its truth."
+)
+@click.option(
+    "--review-delay",
+    type=Duration(),
+    default="1d",
+    show_default=True,
+    help="From a transaction to what a simulated review of its alert says.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=_DEFAULTS.top, show_default=True, help="Alerts a day.")
 @click.option(
@@ -127,7 +140,9 @@ def command(
     currency: str,
     time_zone: str,
     label_file: Path | None,
+    labels: str | None,
     label_delay: float,
+    review_delay: float,
     top: int,
     review_cost: float,
     report: Path | None,
@@ -165,7 +180,10 @@ def command(
             warm_up_s=warm_up,
             lateness_s=lateness,
             label_file=label_file,
+            labels=labels,
             label_delay_s=label_delay,
+            review_delay_s=review_delay,
+            reviews_a_day=top,
             mapping=mapping,
             settings=Settings(),
             bootstrap=bootstrap,

@@ -13,6 +13,7 @@ from confluent_kafka import TopicPartition
 from pipeline import Backtest
 from pipeline.backtest.live import ARRIVAL, BETWEEN, LIGHTGBM, POLICY, RIVER, UNEXPLAINED, WINDOWS
 from pipeline.backtest.sources import RangeError
+from pipeline.backtest.truth import find_truth
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.clients import TopicError, admin_client
@@ -166,6 +167,41 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     assert Counter(frame["cause"]) == causes
     late = set(frame[frame["cause"] == ARRIVAL]["transaction_id"])
     assert late <= {one.transaction_id for one in live}
+
+
+def test_labels_of_topics_may_become_known_otherwise(cluster: Cluster) -> None:
+    cluster.publish()
+    bought = buy_out_of_order(cluster, range(150), seed=1)
+    told = label(cluster, bought, seed=2, minutes=3_000)
+    # What was withdrawn in the end is not known, and what came before its transaction is.
+    cluster.say(("c1", "t250"), after(minutes=1))
+    cluster.flush()
+    recorded = Backtest(settings=cluster.settings).run()
+    assert recorded.label_mode == "recorded"
+    held = find_truth(recorded.variants[0].decisions, recorded.labels)
+    assert 0 < held.fraud.sum() < len(told)
+    for labels in ("delay", "simulated-review"):
+        asked = Backtest(
+            settings=cluster.settings, labels=labels, label_delay_s=86_400.0, review_delay_s=60.0, reviews_a_day=2,
+            models=["active"], thresholds=[0.0, 0.9],
+        )  # fmt: skip
+        result = asked.run()
+        decisions = result.variants[0].decisions
+        assert list(decisions["transaction_id"]) == list(recorded.variants[0].decisions["transaction_id"])
+        truth = find_truth(decisions, result.labels)
+        assert truth.fraud.tolist() == held.fraud.tolist()
+        assert truth.legitimate.tolist() == held.legitimate.tolist()
+        late_us = truth.known_us[~truth.unlabelled] - result.event_time_us[~truth.unlabelled]
+        assert set(late_us.tolist()) == {86_400_000_000}
+        reviewed = [variant.reviewed for variant in result.variants]
+        if labels == "delay":
+            assert reviewed == [None, None]
+        else:
+            alerts = [one.alerts for one in reviewed if one is not None]
+            assert alerts[0] > alerts[1]
+            # Every transaction is alerted by the first: the two best of each day, of which many were never labelled.
+            assert reviewed[0] is not None
+            assert 0 < reviewed[0].unanswered < reviewed[0].alerts
 
 
 def test_what_cannot_be_read_says_what_to_do(cluster: Cluster) -> None:

@@ -66,6 +66,18 @@ def test_a_file_is_decided_and_reported(run: Run, tmp_path: Path) -> None:
     assert (low["action"] == "alert").sum() > (high["action"] == "alert").sum()
 
 
+def test_alerts_are_reviewed_as_is_asked_for(run: Run, tmp_path: Path) -> None:
+    content = tmp_path / "content.json"
+    result = run("--labels", "simulated-review", "--review-delay", "36h", "--top", "2", "--json", str(content))
+    assert result.exit_code == 0, result.output
+    told = json.loads(content.read_text(encoding="utf-8"))
+    asked = {name: told["parameters"][name] for name in ("labels", "label_delay_days", "review_delay_days")}
+    assert asked == {"labels": "simulated-review", "label_delay_days": 7.0, "review_delay_days": 1.5}
+    assert told["parameters"]["reviews_a_day"] == told["options"]["top"] == 2
+    assert 0 < told["variants"][0]["reviewed"]["alerts"] <= 2 * 14
+    assert "alerts that were looked at" in " ".join(result.stdout.split())
+
+
 def test_an_interrupt_leaves_a_partial_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.backtest.sources.file_tables", in_small_tables)
     monkeypatch.setattr(backtest.Bar, "tell", lambda self, *_: signal.raise_signal(signal.SIGINT))
@@ -102,6 +114,8 @@ def in_small_tables(*arguments: object) -> object:
         (["--from", "2024-03-08", "--to", "2024-03-08"], 1, "the range is empty"),
         (["--model", "0123456789ab"], 1, "has no lightgbm version 0123456789ab"),
         (["--compare", "live"], 1, "leave the file out"),
+        (["--labels", "recorded"], 1, "no labels were recorded with history.parquet"),
+        (["--labels", "guessed"], 2, "'recorded', 'delay', 'simulated-review'"),
         (["--differences", "d.csv"], 2, "add --compare live"),
         (["--model", "a=active", "--model", "a=active"], 2, "named twice"),
         (["--map", "card_id=NOBODY"], 1, "has no column NOBODY"),

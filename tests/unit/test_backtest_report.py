@@ -9,12 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.backtest import LABEL_FIELDS, Order, replay
 from pipeline.backtest.drift import ModelDrift
+from pipeline.backtest.labelling import Labelling, Reviewed
+from pipeline.backtest.metrics import top_of_days
 from pipeline.backtest.report import Report, ReportOptions, build_report
 from pipeline.backtest.report.content import Metric
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
@@ -98,7 +101,13 @@ def test_parts_add_up_to_the_whole() -> None:
     for slices in (one.days, one.amounts):
         assert sum(part.transactions for part in slices) == content.transactions
         assert sum(part.frauds for part in slices) == content.labels.frauds
-        assert sum(part.caught_amount for part in slices) == pytest.approx(figures["caught_amount"])
+        for name in ("caught_amount", "missed_amount"):
+            assert sum(part.value(name) or 0.0 for part in slices) == pytest.approx(figures[name])
+        assert sum(part.labelled for part in slices) == content.labels.frauds + content.labels.legitimate
+        best = sum(part.best * (part.value("precision_at_k") or 0.0) for part in slices)
+        assert best == pytest.approx(figures["precision_at_k"] * QUICK.top * DAYS)
+        recalled = sum(part.frauds * (part.value("recall_at_k") or 0.0) for part in slices)
+        assert recalled == pytest.approx(figures["recall_at_k"] * content.labels.frauds)
         assert sum(part.alerts for part in slices) == sum(one.selections.values())
     assert len(one.days) == DAYS
     for bins in (one.scores, one.calibration):
@@ -124,6 +133,201 @@ def test_intervals_hold_the_figure_and_repeat_by_their_seed() -> None:
         assert metric.by_days.low < metric.by_days.high, metric.name
         assert (metric.by_cards is None) == metric.name.endswith(("at_k", "_kept"))
     assert build_report(given, ReportOptions(replicates=200, top=5, seed=2)).json != one.json
+
+
+SLICE_FIGURES = {
+    "alert_precision", "alert_recall", "precision_at_k", "recall_at_k", "caught_amount", "missed_amount",
+}  # fmt: skip
+
+
+def test_slices_are_measured_as_their_rows_are() -> None:
+    given = result(rows=900)
+    content = quick(given).content
+    frame = given.variants[0].decisions
+    frauds = given.labels.loc[given.labels["label"] == "fraud"].set_index("transaction_id")["fraud_type"]
+    fraud = frame["transaction_id"].isin(frauds.index).to_numpy()
+    alert, amount = (frame["action"] == "alert").to_numpy(), frame["amount_base"].to_numpy()
+    days = frame["event_time"].dt.strftime("%Y-%m-%d").to_numpy()
+    best = np.zeros(len(frame), bool)
+    for day in np.unique(days):
+        rows = np.flatnonzero(days == day)
+        best[rows[np.argsort(-frame["score"].to_numpy()[rows], kind="stable")[: QUICK.top]]] = True
+    caught = np.zeros(len(frame), bool)
+    card = pd.factorize(frame["card_id"])[0]
+    caught[fraud] = from_alert_on(alert[fraud], card[fraud], given.event_time_us[fraud], 14 * DAY_US)
+    kinds = frame["transaction_id"].map(frauds).to_numpy(object)
+    one = content.variants[0]
+    bands = np.array([
+        next(band.name for band in one.amounts if within(value, band.name)) for value in amount.tolist()
+    ])  # fmt: skip
+    for names, slices in ((days, one.days), (bands, one.amounts)):
+        assert {part.name for part in slices} == set(names.tolist())
+        for part in slices:
+            rows = names == part.name
+            assert part.best == (best & rows).sum()
+            assert part.value("alert_precision") == share(fraud & alert & rows, alert & rows)
+            assert part.value("alert_recall") == share(fraud & alert & rows, fraud & rows)
+            assert part.value("precision_at_k") == share(fraud & best & rows, best & rows)
+            assert part.value("recall_at_k") == share(fraud & best & rows, fraud & rows)
+            assert part.value("caught_amount") == pytest.approx(amount[caught & rows].sum())
+            assert part.value("missed_amount") == pytest.approx(amount[fraud & ~caught & rows].sum())
+            assert {metric.name for metric in part.metrics} == SLICE_FIGURES
+    for kind in one.fraud_types:
+        rows = kinds == kind.fraud_type
+        found = by_name(kind.metrics)
+        assert found.keys() == {"alert_recall", "recall_at_k", "caught_amount", "missed_amount"}
+        assert found["recall_at_k"] == pytest.approx((best & rows).sum() / rows.sum())
+        assert found["alert_recall"] == pytest.approx((alert & rows).sum() / rows.sum())
+        assert found["missed_amount"] == pytest.approx(amount[rows & ~caught].sum())
+
+
+def share(part: Any, whole: Any) -> Any:
+    return pytest.approx(part.sum() / whole.sum()) if whole.any() else None
+
+
+def within(amount: float, band: str) -> bool:
+    ends = [float(end.replace(",", "")) for end in re.findall(r"[0-9][0-9,]*", band)]
+    return ends[0] <= amount < (ends[1] if len(ends) > 1 else float("inf"))
+
+
+def test_intervals_of_slices_come_from_whole_days_and_cards() -> None:
+    """As resampling the rows themselves gives them, with each day's best as they are."""
+    given = result(rows=900)
+    content = build_report(given, ReportOptions(replicates=40, top=5, seed=3)).content
+    frame = given.variants[0].decisions.reset_index(drop=True)
+    frauds = set(given.labels.loc[given.labels["label"] == "fraud", "transaction_id"])
+    fraud = frame["transaction_id"].isin(frauds).to_numpy()
+    best = top_of_days(frame["score"].to_numpy(), given.event_time_us, 5)
+    amount = frame["amount_base"].to_numpy()
+    one = content.variants[0]
+    band = next(part for part in one.amounts if part.name == "100 to 200")
+    inside = (amount >= 100) & (amount < 200)
+    for units, attribute in ((given.event_time_us // DAY_US, "by_days"), (frame["card_id"], "by_cards")):
+        number, names = pd.factorize(units)
+        rng = np.random.default_rng(3)
+        drawn = [np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(40)]
+        values = []
+        for weights in drawn:
+            rows = np.repeat(np.arange(len(frame)), weights[number])
+            rows = rows[inside[rows]]
+            values.append((fraud & best)[rows].sum() / fraud[rows].sum())
+        metric = next(metric for metric in band.metrics if metric.name == "recall_at_k")
+        assert getattr(metric, attribute) == pytest.approx(np.quantile(values, [0.025, 0.975]))
+    for part in (*one.days, *one.amounts, *one.fraud_types):
+        for metric in part.metrics:
+            by_days = None if part in one.days else metric.by_days
+            assert (metric.by_days is None) == (by_days is None), (part, metric.name)
+            for interval in (metric.by_days, metric.by_cards):
+                if interval is not None:
+                    assert interval.low <= metric.value <= interval.high, (part, metric.name)
+    assert all(part.metrics[0].by_cards is not None for part in one.days)
+
+
+def test_variants_are_compared_by_day_and_by_amount() -> None:
+    given = result(variants=2)
+    content = quick(given).content
+    one, two = content.variants
+    (beside,) = content.comparisons
+    for base, other, apart in ((one.days, two.days, beside.days), (one.amounts, two.amounts, beside.amounts)):
+        assert [part.name for part in apart] == [part.name for part in base]
+        for mine, theirs, difference in zip(base, other, apart, strict=True):
+            found = by_name(difference.metrics)
+            for name in SLICE_FIGURES:
+                before, after = mine.value(name), theirs.value(name)
+                if before is not None and after is not None:
+                    assert found[name] == pytest.approx(after - before)
+    twin = replace(given.variants[0], name="twin")
+    same = quick(replace(given, variants=[given.variants[0], twin])).content.comparisons[0]
+    for part in (*same.days, *same.amounts):
+        assert all(metric.value in (0.0, None) for metric in part.metrics)
+        assert all(metric.by_cards in ((0.0, 0.0), None) for metric in part.metrics)
+
+
+def test_what_the_labels_leave_open_is_told_of_the_best_of_each_day_too() -> None:
+    given = result(labelled=0.2)
+    report = quick(given)
+    one, labels = report.content.variants[0], report.content.labels
+    metrics = by_name(one.metrics)
+    assert one.precision_at_k_bounds.least == pytest.approx(metrics["precision_at_k"])
+    assert one.recall_at_k_bounds.as_legitimate == pytest.approx(metrics["recall_at_k"])
+    assert one.precision_at_k_bounds.least < one.precision_at_k_bounds.most <= 1.0
+    assert one.recall_at_k_bounds.least < metrics["recall_at_k"] < one.recall_at_k_bounds.most
+    assert labels.labelled_share == pytest.approx((labels.frauds + labels.legitimate) / report.content.transactions)
+    alerts = sum(part.alerts for part in one.days)
+    labelled = one.alerts_labelled * alerts + one.others_labelled * (report.content.transactions - alerts)
+    assert labelled == pytest.approx(labels.frauds + labels.legitimate)
+    assert all(source.median_delay_days == pytest.approx(2.0) for source in labels.sources)
+    cells = {text for _, text in Page(report.html).texts}
+    assert "variant 0: recall at 5 alerts a day" in cells
+    assert f"{labels.labelled_share:.1%}" in cells
+
+
+@pytest.mark.parametrize("mode", list(Labelling))
+def test_the_report_says_how_labels_came_about(mode: Labelling) -> None:
+    given = result(label_mode=mode.value)
+    at = [given.labels["labelled_at"].min()]
+    answers = pd.DataFrame({"transaction_id": ["t1"], "card_id": ["c1"], "known_at": at})
+    if mode is Labelling.REVIEW:
+        given = replace(given, variants=[replace(given.variants[0], reviewed=Reviewed(30, 4, answers))])
+    report = quick(given)
+    said = {
+        Labelling.RECORDED: "Labels are those that were recorded",
+        Labelling.DELAY: "nobody has to find a fraud",
+        Labelling.REVIEW: "the best alerts of a variant's day are reviewed",
+    }
+    for text in (report.html, " ".join(report.text.split())):
+        for other, words in said.items():
+            assert (words.replace("'", "&#x27;") in text or words in text) == (other is mode)
+        assert ("ooked at" in text) == (mode is Labelling.REVIEW) or mode is not Labelling.REVIEW
+    reviewed = report.content.variants[0].reviewed
+    assert (reviewed is not None) == (mode is Labelling.REVIEW)
+    if reviewed is not None:
+        assert (reviewed.alerts, reviewed.unanswered, reviewed.sooner) == (30, 4, 1)
+        assert "Simulated reviews" in report.html
+        assert "Of 30 alerts that were looked at, 1 were answered before a report" in " ".join(report.text.split())
+    assert json.loads(report.json)["labels"]["mode"] == mode.value
+
+
+def test_cards_are_known_from_the_review_on_where_it_came_before_the_report() -> None:
+    given = result()
+    frame = given.variants[0].decisions
+    alerted = frame.loc[frame["action"] == "alert", ["transaction_id", "card_id", "event_time"]]
+    answers = alerted.rename(columns={"event_time": "known_at"})
+    answers["known_at"] = answers["known_at"].dt.floor("D") + pd.Timedelta(hours=23, minutes=59)
+    reviewed = replace(given.variants[0], reviewed=Reviewed(len(answers), 0, answers))
+    at = given.labels["transaction_id"].map(answers.set_index("transaction_id")["known_at"])
+    moved = given.labels.assign(labelled_at=at.fillna(given.labels["labelled_at"]))
+    options = ReportOptions(replicates=0, top=2)
+    found, expected, without = (
+        by_name(build_report(one, options).content.variants[0].metrics)
+        for one in (replace(given, variants=[reviewed]), replace(given, labels=moved), given)
+    )
+    assert found == expected
+    assert found["card_precision_at_k"] != without["card_precision_at_k"]
+
+
+def test_a_report_can_be_had_as_frames() -> None:
+    report = quick(result(variants=2))
+    content = report.content
+    metrics = report.metrics.set_index(["variant", "metric"])
+    whole = next(metric for metric in content.variants[1].metrics if metric.name == "alert_recall")
+    row = metrics.loc[("variant 1", "alert_recall")]
+    assert row["value"] == whole.value
+    assert (row["days_low"], row["cards_high"]) == (whole.by_days.low, whole.by_cards.high)
+    assert np.isnan(metrics.loc[("variant 0", "precision_at_k"), "cards_low"])
+    days = report.by_day
+    assert len(days) == 2 * DAYS
+    assert days["day"].dt.tz is not None
+    assert days.groupby("variant")["transactions"].sum().tolist() == [content.transactions] * 2
+    amounts = report.by_amount.set_index(["variant", "amount"])
+    band = content.variants[0].amounts[1]
+    row = amounts.loc[("variant 0", band.name)]
+    metric = next(metric for metric in band.metrics if metric.name == "caught_amount")
+    assert row["caught_amount"] == metric.value
+    widths = {one.high - one.low: one for one in (metric.by_days, metric.by_cards)}
+    assert (row["caught_amount_low"], row["caught_amount_high"]) == widths[max(widths)]
+    assert set(report.by_fraud_type["fraud_type"]) == {"amount", "card"}
+    assert quick(result(fraud_rate=0.0)).by_fraud_type.empty
 
 
 def test_the_costliest_misses_have_no_alert_before_them() -> None:

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import msgspec
+import pandas as pd
 
 from pipeline.backtest.report.content import Content, ReportOptions
 from pipeline.backtest.report.evaluate import evaluate
+from pipeline.backtest.report.frames import amounts_frame, days_frame, fraud_types_frame, metrics_frame
 from pipeline.backtest.report.page import page
 from pipeline.backtest.report.summary import summary
 from pipeline.backtest.result import BacktestResult
@@ -16,7 +18,7 @@ __all__ = ["Content", "Report", "ReportOptions", "build_report"]
 
 @dataclass(frozen=True)
 class Report:
-    """Three readings of one content."""
+    """Readings of one content."""
 
     content: Content
 
@@ -34,6 +36,26 @@ class Report:
     def text(self) -> str:
         """A summary of at most 80 columns."""
         return summary(self.content)
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """A row for each variant and metric, with both of its intervals."""
+        return metrics_frame(self.content)
+
+    @property
+    def by_day(self) -> pd.DataFrame:
+        """A row for each variant and day: counts, precision and recall, money caught and missed, intervals."""
+        return days_frame(self.content)
+
+    @property
+    def by_amount(self) -> pd.DataFrame:
+        """The same of bands of amounts."""
+        return amounts_frame(self.content)
+
+    @property
+    def by_fraud_type(self) -> pd.DataFrame:
+        """Recall and money by type of fraud; empty where no type is told."""
+        return fraud_types_frame(self.content)
 
 
 def build_report(result: BacktestResult, options: ReportOptions | None = None) -> Report:

@@ -50,8 +50,8 @@ class TypeRecall(msgspec.Struct, frozen=True, kw_only=True):
     fraud_type: str
     frauds: int
     amount: float
-    alert_recall: float | None
-    recall_at_k: float | None
+    metrics: list[Metric]
+    """``alert_recall``, ``recall_at_k``, ``caught_amount`` and ``missed_amount`` of these frauds."""
 
 
 class Slice(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +59,29 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     transactions: int
+    labelled: int
+    """Transactions that have a label that says something."""
     alerts: int
+    unlabelled_alerts: int
+    best: int
+    """Transactions that are among the k best of their day."""
     frauds: int
     alerted_frauds: int
-    unlabelled_alerts: int
-    precision: float | None
-    recall: float | None
     fraud_amount: float
-    caught_amount: float
+    metrics: list[Metric]
+    """``alert_precision``, ``alert_recall``, ``precision_at_k``, ``recall_at_k``, ``caught_amount`` and
+    ``missed_amount``; of a day resampled by cards alone."""
+
+    def value(self, name: str) -> float | None:
+        """One of the metrics."""
+        return next(metric.value for metric in self.metrics if metric.name == name)
+
+
+class SliceDifference(msgspec.Struct, frozen=True, kw_only=True):
+    """What a day, or a band of amounts, has of another variant's figures less the first one's."""
+
+    name: str
+    metrics: list[Metric]
 
 
 class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +143,17 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True):
     fraud_type: str = ""
 
 
+class ReviewContent(msgspec.Struct, frozen=True, kw_only=True):
+    """Simulated reviews of a variant's alerts, those of the warm-up included."""
+
+    alerts: int
+    """How many were looked at."""
+    unanswered: int
+    """Of these, about how many nobody knows the truth."""
+    sooner: int
+    """How many answers came sooner than a report would have."""
+
+
 class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     """One variant's figures."""
 
@@ -138,6 +164,10 @@ class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     metrics: list[Metric]
     precision_bounds: Bounds
     recall_bounds: Bounds
+    precision_at_k_bounds: Bounds
+    """Of the k best of each day; as far as a day has k."""
+    recall_at_k_bounds: Bounds
+    reviewed: ReviewContent | None
     alerts_labelled: float | None
     """Share of the alerts that have a label that says something."""
     others_labelled: float | None
@@ -181,6 +211,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     only_other: Side
     differences: list[Metric]
     """The other's less the first one's, from the same resamples."""
+    days: list[SliceDifference]
+    amounts: list[SliceDifference]
 
 
 class SourceCount(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +221,8 @@ class SourceCount(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     frauds: int
     legitimate: int
+    median_delay_days: float
+    """From transactions to these labels."""
 
 
 class LabelContent(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,6 +232,8 @@ class LabelContent(msgspec.Struct, frozen=True, kw_only=True):
     frauds: int
     legitimate: int
     unlabelled: int
+    labelled_share: float | None
+    """Of all transactions."""
     sources: list[SourceCount]
     median_delay_days: float | None
     """From transactions to the labels that hold."""

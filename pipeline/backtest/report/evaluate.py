@@ -1,27 +1,28 @@
 """From a backtest's result to the content of its report. Pure: no clock, no files."""
 
-from typing import Final
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.backtest.drift import ModelDrift
-from pipeline.backtest.metrics import top_of_days
-from pipeline.backtest.report import tables
+from pipeline.backtest.labelling import Reviewed
+from pipeline.backtest.report import slices, tables
 from pipeline.backtest.report.content import (
     Comparison,
     Content,
     DriftContent,
     FeatureDrift,
-    LabelContent,
     ReportOptions,
+    ReviewContent,
     Side,
-    SourceCount,
     VariantContent,
 )
 from pipeline.backtest.report.figures import Resamples, differences, metrics, resample
+from pipeline.backtest.report.labels import label_content
 from pipeline.backtest.report.observed import Observed, Shared, observe, share
+from pipeline.backtest.report.slices import Cut, resample_slices
 from pipeline.backtest.result import BacktestResult, Variant
-from pipeline.backtest.truth import NEVER, precision_bounds, recall_bounds
+from pipeline.backtest.truth import precision_bounds, recall_bounds
 from pipeline.features.catalogue import US_PER_DAY
 
 
@@ -29,8 +30,8 @@ def evaluate(result: BacktestResult, options: ReportOptions) -> Content:
     """Everything that the report says. Raises ValueError where variants did not decide about the same transactions."""
     shared = share(result)
     protection_us = round(options.protection_days * US_PER_DAY)
-    observed = [observe(variant, shared, protection_us) for variant in result.variants]
-    samples = resample(shared, observed, options)
+    observed = [observe(variant, shared, protection_us, options.top) for variant in result.variants]
+    samples = _samples(shared, observed, options)
     return Content(
         partial=result.partial,
         from_time=tables.time_text(result.from_us),
@@ -45,10 +46,10 @@ def evaluate(result: BacktestResult, options: ReportOptions) -> Content:
         parameters=dict(result.parameters),
         counts=dict(result.counts),
         options=options,
-        labels=_labels(result, shared),
+        labels=label_content(result, shared),
         variants=[
-            _variant(variant, shared, one, observed, sample, options, protection_us)
-            for variant, one, sample in zip(result.variants, observed, samples, strict=True)
+            _variant(variant, shared, number, observed, samples, options, protection_us)
+            for number, variant in enumerate(result.variants)
         ],
         comparisons=[
             _comparison(result, shared, observed, samples, number, options) for number in range(1, len(observed))
@@ -57,16 +58,36 @@ def evaluate(result: BacktestResult, options: ReportOptions) -> Content:
     )
 
 
+class _Samples(NamedTuple):
+    """Figures of all variants over resamples: of the whole range, and of its slices."""
+
+    whole: list[Resamples]
+    days: tuple[Cut, list[list[Resamples]]]
+    amounts: tuple[Cut, list[list[Resamples]]]
+    kinds: tuple[Cut, list[list[Resamples]]]
+
+
+def _samples(shared: Shared, observed: list[Observed], options: ReportOptions) -> _Samples:
+    days, bands, kinds = slices.days(shared), slices.bands(shared), slices.kinds(shared)
+    return _Samples(
+        resample(shared, observed, options),
+        (days, resample_slices(shared, observed, days, options, by_days=False)),
+        (bands, resample_slices(shared, observed, bands, options)),
+        (kinds, resample_slices(shared, observed, kinds, options)),
+    )
+
+
 def _variant(
     variant: Variant,
     shared: Shared,
-    one: Observed,
+    number: int,
     observed: list[Observed],
-    sample: Resamples,
+    samples: _Samples,
     options: ReportOptions,
     protection_us: int,
 ) -> VariantContent:
-    truth = shared.truth
+    truth, one = shared.truth, observed[number]
+    (days, by_day), (bands, by_amount), (kinds, by_kind) = samples.days, samples.amounts, samples.kinds
     labelled = ~truth.unlabelled
     missed = truth.fraud & ~one.caught
     selections = variant.decisions["selection"].astype(object)[one.alert].value_counts().sort_index()
@@ -75,15 +96,18 @@ def _variant(
         models=dict(variant.models),
         threshold=variant.threshold,
         parameters=dict(variant.parameters),
-        metrics=metrics(sample, options),
+        metrics=metrics(samples.whole[number], options),
         precision_bounds=precision_bounds(truth, one.alert),
         recall_bounds=recall_bounds(truth, one.alert),
+        precision_at_k_bounds=precision_bounds(truth, one.best),
+        recall_at_k_bounds=recall_bounds(truth, one.best),
+        reviewed=None if variant.reviewed is None else _reviews(variant.reviewed),
         alerts_labelled=float(labelled[one.alert].mean()) if one.alert.any() else None,
         others_labelled=float(labelled[~one.alert].mean()) if not one.alert.all() else None,
         selections={str(name): int(rows) for name, rows in selections.items()},
-        fraud_types=tables.fraud_types(shared, one, top_of_days(one.score, shared.event_time_us, options.top)),
-        days=tables.by_day(shared, one),
-        amounts=tables.by_amount(shared, one),
+        fraud_types=slices.fraud_types(shared, kinds, by_kind[number], options),
+        days=slices.slices(shared, one, days, by_day[number], options),
+        amounts=slices.slices(shared, one, bands, by_amount[number], options),
         curve=tables.curve(shared, one),
         sweep=tables.sweep_rows(shared, one, options.review_cost, protection_us),
         scores=tables.score_bins(shared, one, tables.LOG_ODDS_EDGES),
@@ -95,15 +119,20 @@ def _variant(
     )
 
 
+def _reviews(reviewed: Reviewed) -> ReviewContent:
+    return ReviewContent(alerts=reviewed.alerts, unanswered=reviewed.unanswered, sooner=len(reviewed.answers))
+
+
 def _comparison(
     result: BacktestResult,
     shared: Shared,
     observed: list[Observed],
-    samples: list[Resamples],
+    samples: _Samples,
     number: int,
     options: ReportOptions,
 ) -> Comparison:
     base, other = observed[0], observed[number]
+    (days, by_day), (bands, by_amount) = samples.days, samples.amounts
 
     def side(mine: Observed, theirs: Observed) -> Side:
         alone = mine.alert & ~theirs.alert
@@ -122,60 +151,9 @@ def _comparison(
         alerts_of_both=int((base.alert & other.alert).sum()),
         only_base=side(base, other),
         only_other=side(other, base),
-        differences=differences(samples[0], samples[number], options),
-    )
-
-
-_MODES: Final = {
-    "recorded": "Labels are those that were recorded.",
-    "delay": "Labels are the truth that the history holds, each known after a delay; nobody has to find a fraud for it "
-    "to be known.",
-    "simulated-review": "Labels are simulated: alerts are reviewed, other frauds are reported in part.",
-}
-
-
-def _labels(result: BacktestResult, shared: Shared) -> LabelContent:
-    truth = shared.truth
-    known = truth.known_us != NEVER
-    frauds, legitimate, unlabelled = (int(rows.sum()) for rows in (truth.fraud, truth.legitimate, truth.unlabelled))
-    statements = [_MODES.get(result.label_mode, f"Labels come from: {result.label_mode}.")]
-    rows = len(shared.frame)
-    if rows:
-        statements.append(
-            f"{frauds + legitimate:,} of {rows:,} transactions ({(frauds + legitimate) / rows:.1%}) have a label that "
-            f"says something. The other {unlabelled:,} count as legitimate in every figure but the bounds, since most "
-            "legitimate transactions never get a label."
-        )
-    if not frauds:
-        statements.append("No fraud is known in the range: nothing can be said of recall, ranking or money.")
-    if result.label_mode == "recorded" and unlabelled:
-        statements.append(
-            "A fraud that nobody reported and no alert found is not among the frauds: recall is that of known frauds. "
-            "Who was reviewed was chosen by the alerts of then, so that other alerts, which nobody looked at, seem to "
-            "be wrong; only an audit sample, drawn whatever the score, is free of this."
-        )
-    median = float(np.median(truth.known_us[known] - shared.event_time_us[known]) / US_PER_DAY) if known.any() else None
-    if median is not None:
-        statements.append(
-            f"Half of the labels were known within {median:.1f} days; of the range's last days more frauds may still "
-            "become known."
-        )
-    sources = [
-        SourceCount(
-            source=source,
-            frauds=int((truth.fraud & (truth.source == source)).sum()),
-            legitimate=int((truth.legitimate & (truth.source == source)).sum()),
-        )
-        for source in sorted(set(truth.source[known].tolist()))
-    ]
-    return LabelContent(
-        mode=result.label_mode,
-        frauds=frauds,
-        legitimate=legitimate,
-        unlabelled=unlabelled,
-        sources=sources,
-        median_delay_days=median,
-        statements=statements,
+        differences=differences(samples.whole[0], samples.whole[number], options),
+        days=slices.slice_differences(days, by_day[0], by_day[number], options),
+        amounts=slices.slice_differences(bands, by_amount[0], by_amount[number], options),
     )
 
 

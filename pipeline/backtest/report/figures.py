@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.bootstrap import Interval, interval, resampled
-from pipeline.backtest.metrics import Ranking, daily_precision, known_cards, top_of_days
+from pipeline.backtest.metrics import Ranking, daily_precision, known_cards
 from pipeline.backtest.report.content import Metric, ReportOptions
 from pipeline.backtest.report.observed import Observed, Shared
 from pipeline.backtest.truth import NEVER
@@ -35,13 +35,16 @@ _UNITS: Final = {
     "alerts_per_day": "a day", "fraud_amount": "amount", "caught_amount": "amount", "missed_amount": "amount",
     "review_cost": "amount", "net_saving": "amount",
 }  # fmt: skip
-_NAMES: Final = (*RANKED, *TALLIED, *DAILY)
+NAMES: Final = (*RANKED, *TALLIED, *DAILY)
 
 Statistics = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 class Resamples(NamedTuple):
-    """Figures of one variant: over all rows, and over resamples of days and of cards; columns as `_NAMES`."""
+    """Figures of one variant: over all rows, and over resamples of days and of cards.
+
+    Shapes (figures,) and (replicates, figures); columns as `NAMES`, unless said otherwise.
+    """
 
     value: NDArray[np.float64]
     by_days: NDArray[np.float64]
@@ -56,7 +59,7 @@ def resample(shared: Shared, variants: Sequence[Observed], options: ReportOption
     """
     by_day = [_statistics(shared, one, shared.day, shared.days, options, daily=True) for one in variants]
     by_card = [_statistics(shared, one, shared.card, shared.cards, options, daily=False) for one in variants]
-    width = len(_NAMES)
+    width = len(NAMES)
     values = _together(by_day)(np.ones(shared.days)).reshape(-1, width)
 
     def draws(of: Sequence[Statistics], units: int) -> NDArray[np.float64]:
@@ -68,11 +71,11 @@ def resample(shared: Shared, variants: Sequence[Observed], options: ReportOption
     return [Resamples(values[at], days[:, at], cards[:, at]) for at in range(len(variants))]
 
 
-def metrics(of: Resamples, options: ReportOptions) -> list[Metric]:
-    """The figures by name."""
+def metrics(of: Resamples, options: ReportOptions, names: Sequence[str] = NAMES) -> list[Metric]:
+    """The figures by name; ``names`` are those of the columns."""
     titles = RANKED | TALLIED | DAILY
     found = []
-    for column, name in enumerate(_NAMES):
+    for column, name in enumerate(names):
         value = float(of.value[column])
         found.append(
             Metric(
@@ -87,10 +90,12 @@ def metrics(of: Resamples, options: ReportOptions) -> list[Metric]:
     return found
 
 
-def differences(base: Resamples, other: Resamples, options: ReportOptions) -> list[Metric]:
+def differences(
+    base: Resamples, other: Resamples, options: ReportOptions, names: Sequence[str] = NAMES
+) -> list[Metric]:
     """The other's figures less the base's, but for those that are the same by definition."""
     apart = Resamples(*(one - two for one, two in zip(other, base, strict=True)))
-    return [metric for metric in metrics(apart, options) if metric.name != "fraud_amount"]
+    return [metric for metric in metrics(apart, options, names) if metric.name != "fraud_amount"]
 
 
 def _known(found: Interval) -> Interval | None:
@@ -104,7 +109,7 @@ def _together(parts: Sequence[Statistics]) -> Statistics:
 def _statistics(
     shared: Shared, one: Observed, unit: NDArray[np.int64], units: int, options: ReportOptions, *, daily: bool
 ) -> Statistics:
-    """Figures in the order of `_NAMES` of rows that are weighted by their unit; NaN where there is no such figure."""
+    """Figures in the order of `NAMES` of rows that are weighted by their unit; NaN where there is no such figure."""
     fraud = shared.truth.fraud
     ranking = Ranking(fraud, one.score, unit, units)
     tally = _tally(shared, one, unit, units)
@@ -130,7 +135,7 @@ def _statistics(
             by_name |= {
                 name: _ratio(float(weight @ top), float(weight @ bottom)) for name, (top, bottom) in days.items()
             }
-        return np.array([by_name.get(name, np.nan) for name in _NAMES])
+        return np.array([by_name.get(name, np.nan) for name in NAMES])
 
     return statistics
 
@@ -147,15 +152,14 @@ def _daily(
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """By name, what is added up over days above and below the line; shapes (days,)."""
     fraud, times = shared.truth.fraud, shared.event_time_us
-    chosen = top_of_days(one.score, times, options.top)
-    found, frauds = (np.bincount(shared.day, weights=rows, minlength=shared.days) for rows in (chosen & fraud, fraud))
-    unknown = ~known_cards(shared.card, times, np.where(fraud, shared.truth.known_us, NEVER))
+    found, frauds = (np.bincount(shared.day, weights=rows, minlength=shared.days) for rows in (one.best & fraud, fraud))
+    unknown = ~known_cards(shared.card, times, np.where(fraud, one.known_us, NEVER))
     return {
         "card_precision_at_k": _card_precision(shared, one, unknown, options.top, remove_detected=True),
         "card_precision_at_k_kept": _card_precision(
             shared, one, np.ones(len(times), np.bool_), options.top, remove_detected=False
         ),
-        "precision_at_k": _dense(shared, *daily_precision(fraud, chosen, times, options.top)),
+        "precision_at_k": _dense(shared, *daily_precision(fraud, one.best, times, options.top)),
         "recall_at_k": (found.astype(np.float64), frauds.astype(np.float64)),
     }
 

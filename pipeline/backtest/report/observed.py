@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.backtest.metrics import top_of_days
 from pipeline.backtest.result import BacktestResult, Variant
-from pipeline.backtest.truth import Truth, find_truth
+from pipeline.backtest.truth import Truth, answered_us, find_truth
 from pipeline.backtest.value import from_alert_on
 from pipeline.features.catalogue import US_PER_DAY
 
@@ -40,6 +41,10 @@ class Observed(NamedTuple):
     alert: NDArray[np.bool_]
     caught: NDArray[np.bool_]
     """Frauds from an alert on."""
+    best: NDArray[np.bool_]
+    """Whether the score is among the highest k of its day."""
+    known_us: NDArray[np.int64]
+    """When what is known was known to this variant; `pipeline.backtest.truth.NEVER` where nothing is."""
 
 
 def share(result: BacktestResult) -> Shared:
@@ -65,8 +70,11 @@ def share(result: BacktestResult) -> Shared:
     )
 
 
-def observe(variant: Variant, shared: Shared, protection_us: int) -> Observed:
-    """What ``variant`` decided. Raises ValueError where it did not decide about the same transactions."""
+def observe(variant: Variant, shared: Shared, protection_us: int, top: int) -> Observed:
+    """What ``variant`` decided; ``top`` is how many of a day are the best.
+
+    Raises ValueError where it did not decide about the same transactions.
+    """
     frame = variant.decisions
     if frame is not shared.frame:
         for name in ("transaction_id", "card_id"):
@@ -76,4 +84,8 @@ def observe(variant: Variant, shared: Shared, protection_us: int) -> Observed:
     fraud = shared.truth.fraud
     caught = np.zeros(len(frame), np.bool_)
     caught[fraud] = from_alert_on(alert[fraud], shared.card[fraud], shared.event_time_us[fraud], protection_us)
-    return Observed(frame["score"].to_numpy(np.float64), alert, caught)
+    score = frame["score"].to_numpy(np.float64)
+    known_us = shared.truth.known_us
+    if variant.reviewed is not None:
+        known_us = np.minimum(known_us, answered_us(frame, variant.reviewed.answers))
+    return Observed(score, alert, caught, top_of_days(score, shared.event_time_us, top), known_us)

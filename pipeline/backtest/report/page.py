@@ -26,7 +26,7 @@ th, td { padding: 0.2rem 0.65rem; border-bottom: 1px solid var(--line); vertical
 thead th { background: var(--band); } th.text, td.text { text-align: left; } tbody th { font-weight: 400; }
 tbody th { white-space: nowrap; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; } td.number { white-space: nowrap; }
-summary { cursor: pointer; } nav ul { columns: 2; }
+td small { color: var(--quiet); } summary { cursor: pointer; } nav ul { columns: 2; }
 @page { margin: 15mm; }
 @media print { :root { color-scheme: light; --ink: #000; --quiet: #444; --ground: #fff; --line: #999; --band: #eee;
   --warn: #fff; --link: #000; }

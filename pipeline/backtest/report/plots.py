@@ -41,7 +41,7 @@ def alerts_by_day(content: Content) -> str:
 
 def precision_by_day(content: Content) -> str:
     """Which share of a day's alerts is about known fraud; days without alerts are left out."""
-    return _by_day(content, "Precision of alerts by day", "precision", lambda day: day.precision, 1.0)
+    return _by_day(content, "Precision of alerts by day", "precision", lambda day: day.value("alert_precision"), 1.0)
 
 
 def score_distribution(variant: VariantContent) -> str:

@@ -1,9 +1,9 @@
 """The sections of the page, each from the content alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.backtest.report import plots
-from pipeline.backtest.report.content import Comparison, Content, Metric, Side, Slice, Transaction
+from pipeline.backtest.report.content import Comparison, Content, Metric, Side, Slice, SliceDifference, Transaction
 from pipeline.backtest.report.markup import Markup, element, join, table
 from pipeline.backtest.report.wording import (
     MOVED,
@@ -17,6 +17,7 @@ from pipeline.backtest.report.wording import (
     percent,
     ratio,
     score,
+    wider,
 )
 from pipeline.backtest.result import Parameter
 from pipeline.backtest.truth import Bounds
@@ -62,19 +63,41 @@ def labels(content: Content) -> Markup:
     labels = content.labels
     parts = [element("ul", *(element("li", statement) for statement in labels.statements))]
     if labels.sources:
-        rows = [[one.source, number(one.frauds), number(one.legitimate)] for one in labels.sources]
-        parts.append(table("Labels that hold, by source", ["Source", "Frauds", "Legitimate"], rows))
+        rows = [
+            [one.source, number(one.frauds), number(one.legitimate), number(one.median_delay_days, 1)]
+            for one in labels.sources
+        ]
+        columns = ["Source", "Frauds", "Legitimate", "Days until half were known"]
+        parts.append(table("Labels that hold, by source", columns, rows))
     rows = []
     for variant in content.variants:
+        top = content.options.top
         rows.append(_bounds_row(f"{variant.name}: precision of alerts", variant.precision_bounds))
         rows.append(_bounds_row(f"{variant.name}: recall of alerts", variant.recall_bounds))
+        rows.append(_bounds_row(f"{variant.name}: precision at {top}", variant.precision_at_k_bounds))
+        rows.append(_bounds_row(f"{variant.name}: recall at {top} alerts a day", variant.recall_at_k_bounds))
     columns = ["Figure", "Unlabelled legitimate", "Unlabelled fraud", "At least", "At most"]
     parts.append(table("Bounds: what the unlabelled could change", columns, rows))
     coverage = [
-        [variant.name, percent(variant.alerts_labelled), percent(variant.others_labelled)]
+        [
+            variant.name,
+            percent(labels.labelled_share),
+            percent(variant.alerts_labelled),
+            percent(variant.others_labelled),
+        ]
         for variant in content.variants
     ]
-    parts.append(table("Share that has a label", ["Variant", "Of alerts", "Of other transactions"], coverage))
+    columns = ["Variant", "Of all", "Of alerts", "Of other transactions"]
+    parts.append(table("Share that has a label", columns, coverage))
+    reviews = [
+        [variant.name, *map(number, (reviewed.alerts, reviewed.unanswered, reviewed.sooner))]
+        for variant in content.variants
+        for reviewed in [variant.reviewed]
+        if reviewed is not None
+    ]
+    if reviews:
+        columns = ["Variant", "Alerts looked at", "Without an answer", "Answered before a report"]
+        parts.append(table("Simulated reviews, those of the warm-up included", columns, reviews))
     return join(parts)
 
 
@@ -88,16 +111,10 @@ def ranking(content: Content) -> Markup:
     for variant in content.variants:
         if variant.fraud_types:
             rows = [
-                [
-                    one.fraud_type,
-                    number(one.frauds),
-                    number(one.amount),
-                    percent(one.alert_recall),
-                    percent(one.recall_at_k),
-                ]
+                [one.fraud_type, number(one.frauds), number(one.amount), *map(_with_interval, one.metrics)]
                 for one in variant.fraud_types
             ]
-            columns = ["Fraud type", "Frauds", "Amount", "Alerted", f"Among the {content.options.top} best of the day"]
+            columns = ["Fraud type", "Frauds", "Amount", *(metric.title for metric in variant.fraud_types[0].metrics)]
             parts.append(table(f"Recall by fraud type: {variant.name}", columns, rows))
     return join(parts)
 
@@ -114,6 +131,9 @@ def comparisons(content: Content) -> Markup:
         parts.append(
             element("p", "An interval that does not contain zero is a difference that chance does not easily explain.")
         )
+        less = f"{one.other} less {one.base}"
+        parts.append(_figures(f"By amount, {content.base_currency}: {less}", "Amount", one.amounts))
+        parts.append(_folded(_figures(f"By day: {less}", "Day", one.days), f"Differences by day of {one.other}"))
         parts.append(_sides(one))
         for name, side in ((one.base, one.only_base), (one.other, one.only_other)):
             if side.examples:
@@ -157,27 +177,54 @@ def time(content: Content) -> Markup:
         _figure(plots.precision_by_day(content), "Days without an alert have no precision and are left out."),
     ]
     for variant in content.variants:
-        parts.append(_slices(f"By amount, {content.base_currency}: {variant.name}", "Amount", variant.amounts))
-        parts.append(
-            _folded(_slices(f"By day: {variant.name}", "Day", variant.days), f"Table by day of {variant.name}")
+        amounts = f"amount, {content.base_currency}: {variant.name}"
+        parts.append(_counts(f"Counts by {amounts}", "Amount", variant.amounts))
+        parts.append(_figures(f"Figures by {amounts}", "Amount", variant.amounts))
+        days = join(
+            [
+                _counts(f"Counts by day: {variant.name}", "Day", variant.days),
+                _figures(f"Figures by day: {variant.name}", "Day", variant.days),
+            ]
         )
+        parts.append(_folded(days, f"Tables by day of {variant.name}"))
+    parts.append(
+        element(
+            "p",
+            f"Below each figure is its {content.options.level:.0%} interval: of amounts the wider one of days and of "
+            f"cards, of days that of cards. At {content.options.top}: of the transactions that are among the "
+            f"{content.options.top} best of their day; intervals take each day's cut as given.",
+        )
+    )
     return join(parts)
 
 
-def _slices(caption: str, first: str, slices: list[Slice]) -> Markup:
+def _counts(caption: str, first: str, slices: list[Slice]) -> Markup:
     columns = [
-        first, "Transactions", "Alerts", "Frauds", "Alerted frauds", "Unlabelled alerts", "Precision", "Recall",
-        "Fraud amount", "Caught",
+        first, "Transactions", "With a label", "Alerts", "Unlabelled alerts", "Frauds", "Alerted frauds",
+        "Fraud amount",
     ]  # fmt: skip
     rows = [
         [
-            one.name, number(one.transactions), number(one.alerts), number(one.frauds), number(one.alerted_frauds),
-            number(one.unlabelled_alerts), ratio(one.precision), ratio(one.recall), number(one.fraud_amount),
-            number(one.caught_amount),
+            one.name, number(one.transactions), percent(one.labelled / one.transactions if one.transactions else None),
+            number(one.alerts), number(one.unlabelled_alerts), number(one.frauds), number(one.alerted_frauds),
+            number(one.fraud_amount),
         ]
         for one in slices
     ]  # fmt: skip
     return table(caption, columns, rows)
+
+
+def _figures(caption: str, first: str, slices: Sequence[Slice | SliceDifference]) -> Markup:
+    columns = [first, *(metric.title for metric in slices[0].metrics)] if slices else [first]
+    return table(caption, columns, [[one.name, *map(_with_interval, one.metrics)] for one in slices])
+
+
+def _with_interval(metric: Metric) -> Markup:
+    """A figure above the wider of its intervals: beside each other, six of them are wider than a page."""
+    interval = wider(metric)
+    if interval is None:
+        return join([figure(metric)])
+    return join([figure(metric), Markup("<br>"), element("small", between(interval, metric))])
 
 
 def scores(content: Content) -> Markup:

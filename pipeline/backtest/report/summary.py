@@ -51,13 +51,23 @@ def summary(content: Content) -> str:
                 by_days, by_cards = between(metric.by_days, metric), between(metric.by_cards, metric)
                 grid.add_row(Text(metric.title), figure(metric), by_days, by_cards)
         console.print(grid)
-        bounds = variant.precision_bounds
+        precision, recall = variant.precision_bounds, variant.recall_bounds
         console.print(
             Text(
-                f"Unlabelled alerts could put precision between {ratio(bounds.least)} and {ratio(bounds.most)}; "
-                f"{percent(variant.alerts_labelled)} of the alerts have a label."
+                f"Of the alerts {percent(variant.alerts_labelled)} have a label, of other transactions "
+                f"{percent(variant.others_labelled)}. The others could put precision of alerts between "
+                f"{ratio(precision.least)} and {ratio(precision.most)}, recall between {ratio(recall.least)} and "
+                f"{ratio(recall.most)}."
             )
         )
+        if variant.reviewed is not None:
+            console.print(
+                Text(
+                    f"Of {number(variant.reviewed.alerts)} alerts that were looked at, "
+                    f"{number(variant.reviewed.sooner)} were answered before a report; about "
+                    f"{number(variant.reviewed.unanswered)} nobody knows the truth."
+                )
+            )
     for one in content.comparisons:
         console.print(
             Text(

@@ -1,6 +1,6 @@
-"""The parts of a report: decisions by day, amount, score and threshold; reasons, and transactions worth a look."""
+"""The parts of a report: decisions by score and threshold; reasons, and transactions worth a look."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import numpy as np
@@ -8,15 +8,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.metrics import Ranking, recall
+from pipeline.backtest.metrics import Ranking
 from pipeline.backtest.report.content import (
     CurvePoint,
     ReasonCount,
     ScoreBin,
-    Slice,
     SweepRow,
     Transaction,
-    TypeRecall,
 )
 from pipeline.backtest.report.observed import Observed, Shared
 from pipeline.backtest.result import Variant
@@ -25,8 +23,6 @@ from pipeline.decision.stories import CODES
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
 from pipeline.scoring.blend import sigmoid
 
-AMOUNT_EDGES: Final = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0)
-"""Between bands of amounts, in the base currency's major unit."""
 LOG_ODDS_EDGES: Final = np.r_[0.0, sigmoid(np.arange(-12.0, 12.5, 1.0)), 1.0]
 """Between bins of scores, by whole log-odds."""
 CALIBRATION_EDGES: Final = np.array([0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
@@ -34,64 +30,6 @@ CALIBRATION_EDGES: Final = np.array([0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.
 CURVE_POINTS: Final = 120
 _Z: Final = 1.959964
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def by_day(shared: Shared, one: Observed) -> list[Slice]:
-    """Each day (UTC) of the range, those without a transaction too."""
-    first = date(1970, 1, 1) + timedelta(days=int(shared.first_day))
-    names = [(first + timedelta(days=number)).isoformat() for number in range(shared.days)]
-    return _slices(shared, one, shared.day, names)
-
-
-def by_amount(shared: Shared, one: Observed) -> list[Slice]:
-    """Bands of amounts that have transactions."""
-    names = [f"{low:,.0f} to {high:,.0f}" for low, high in zip((0.0, *AMOUNT_EDGES), AMOUNT_EDGES, strict=False)]
-    names.append(f"{AMOUNT_EDGES[-1]:,.0f} and more")
-    found = _slices(shared, one, np.searchsorted(AMOUNT_EDGES, shared.amount, side="right"), names)
-    return [band for band in found if band.transactions]
-
-
-def _slices(shared: Shared, one: Observed, of: NDArray[np.int64], names: list[str]) -> list[Slice]:
-    fraud, alert, amount = shared.truth.fraud, one.alert, shared.amount
-    columns = (np.ones(len(of)), alert, fraud, alert & fraud, alert & shared.truth.unlabelled)
-    counts = [np.bincount(of, weights=column, minlength=len(names)).astype(int).tolist() for column in columns]
-    sums = [np.bincount(of, weights=rows * amount, minlength=len(names)).tolist() for rows in (fraud, one.caught)]
-    return [
-        Slice(
-            name=name,
-            transactions=rows,
-            alerts=alerts,
-            frauds=frauds,
-            alerted_frauds=found,
-            unlabelled_alerts=unknown,
-            precision=found / alerts if alerts else None,
-            recall=found / frauds if frauds else None,
-            fraud_amount=lost,
-            caught_amount=caught,
-        )
-        for name, rows, alerts, frauds, found, unknown, lost, caught in zip(names, *counts, *sums, strict=True)
-    ]
-
-
-def fraud_types(shared: Shared, one: Observed, chosen: NDArray[np.bool_]) -> list[TypeRecall]:
-    """Recall by type, of alerts and of ``chosen``; nothing where no type is told."""
-    truth = shared.truth
-    names = sorted(set(truth.fraud_type[truth.fraud].tolist()))
-    if names in ([], [""]):
-        return []
-    found = []
-    for name in names:
-        rows = truth.fraud & (truth.fraud_type == name)
-        found.append(
-            TypeRecall(
-                fraud_type=name or "not told",
-                frauds=int(rows.sum()),
-                amount=float(shared.amount[rows].sum()),
-                alert_recall=recall(rows, one.alert),
-                recall_at_k=recall(rows, chosen),
-            )
-        )
-    return found
 
 
 def curve(shared: Shared, one: Observed) -> list[CurvePoint]:

@@ -61,6 +61,12 @@ def between(interval: Interval | None, metric: Metric) -> str:
     return f"{_written(interval.low, metric.unit)} to {_written(interval.high, metric.unit)}"
 
 
+def wider(metric: Metric) -> Interval | None:
+    """Of the intervals of a metric the one that promises less."""
+    known = [one for one in (metric.by_days, metric.by_cards) if one is not None]
+    return max(known, key=lambda one: (one.high or 0.0) - (one.low or 0.0), default=None)
+
+
 def _written(value: float | None, unit: str) -> str:
     return {"amount": number(value), "a day": number(value, 1)}.get(unit, ratio(value))
 

@@ -1,0 +1,86 @@
+"""What is known about the range, from where, and what that leaves open."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.labelling import Labelling
+from pipeline.backtest.report.content import LabelContent, SourceCount
+from pipeline.backtest.report.observed import Shared
+from pipeline.backtest.result import BacktestResult
+from pipeline.backtest.truth import NEVER
+from pipeline.features.catalogue import US_PER_DAY
+
+_MODES: Final = {
+    Labelling.RECORDED: "Labels are those that were recorded, each shown from when it was known.",
+    Labelling.DELAY: "Labels are what the history says in the end, known so long after each transaction; nobody has to "
+    "find a fraud for it to be known.",
+    Labelling.REVIEW: "Labels are simulated: the best alerts of a variant's day are reviewed, and answered by what the "
+    "history says in the end; the rest becomes known after the delay. Each variant learns by labels of its own.",
+}
+
+
+def label_content(result: BacktestResult, shared: Shared) -> LabelContent:
+    """Counts, sources, and what they mean in sentences."""
+    truth = shared.truth
+    known = truth.known_us != NEVER
+    frauds, legitimate, unlabelled = (int(rows.sum()) for rows in (truth.fraud, truth.legitimate, truth.unlabelled))
+    share = (frauds + legitimate) / len(known) if len(known) else None
+    delay_us = truth.known_us - shared.event_time_us
+    median = _median_days(delay_us[known])
+    return LabelContent(
+        mode=result.label_mode,
+        frauds=frauds,
+        legitimate=legitimate,
+        unlabelled=unlabelled,
+        labelled_share=share,
+        sources=[
+            SourceCount(
+                source=source,
+                frauds=int((truth.fraud & of).sum()),
+                legitimate=int((truth.legitimate & of).sum()),
+                median_delay_days=float(np.median(delay_us[of]) / US_PER_DAY),
+            )
+            for source in sorted(set(truth.source[known].tolist()))
+            for of in [truth.source == source]
+        ],
+        median_delay_days=median,
+        statements=_statements(result, frauds, legitimate, unlabelled, median),
+    )
+
+
+def _statements(
+    result: BacktestResult, frauds: int, legitimate: int, unlabelled: int, median_days: float | None
+) -> list[str]:
+    mode = Labelling(result.label_mode)
+    statements = [_MODES[mode]]
+    rows = frauds + legitimate + unlabelled
+    if rows:
+        statements.append(
+            f"{frauds + legitimate:,} of {rows:,} transactions ({(frauds + legitimate) / rows:.1%}) have a label that "
+            f"says something. The other {unlabelled:,} count as legitimate in every figure but the bounds, since most "
+            "legitimate transactions never get a label."
+        )
+    if not frauds:
+        statements.append("No fraud is known in the range: nothing can be said of recall, ranking or money.")
+    if unlabelled and mode is not Labelling.RECORDED:
+        statements.append(
+            "What nobody ever labelled stays unknown after the delay too, and a review of it has no answer."
+        )
+    if unlabelled:
+        statements.append(
+            "A fraud that nobody reported and no alert found is not among the frauds: recall is that of known frauds. "
+            "Who was reviewed was chosen by the alerts of then, so that other alerts, which nobody looked at, seem to "
+            "be wrong; only an audit sample, drawn whatever the score, is free of this."
+        )
+    if median_days is not None and mode is Labelling.RECORDED:
+        statements.append(
+            f"Half of the labels were known within {median_days:.1f} days; of the range's last days more frauds may "
+            "still become known."
+        )
+    return statements
+
+
+def _median_days(delay_us: NDArray[np.int64]) -> float | None:
+    return float(np.median(delay_us) / US_PER_DAY) if len(delay_us) else None

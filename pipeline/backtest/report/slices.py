@@ -1,0 +1,178 @@
+"""Figures of parts of the range, such as days, bands of amounts and types of fraud, and confidence in them."""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.bootstrap import resampled
+from pipeline.backtest.report.content import ReportOptions, Slice, SliceDifference, TypeRecall
+from pipeline.backtest.report.figures import Resamples, differences, metrics
+from pipeline.backtest.report.observed import Observed, Shared
+
+SLICED: Final = ("alert_precision", "alert_recall", "precision_at_k", "recall_at_k", "caught_amount", "missed_amount")
+"""Figures of a slice, in their order."""
+OUTSIDE: Final = -1
+"""The slice of transactions that belong to none."""
+AMOUNT_EDGES: Final = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0)
+"""Between bands of amounts, in the base currency's major unit."""
+
+
+class Cut(NamedTuple):
+    """The range in slices."""
+
+    names: list[str]
+    of: NDArray[np.int64]
+    """The slice of each transaction; shape (n,)."""
+
+
+def days(shared: Shared) -> Cut:
+    """Each day (UTC) of the range, those without a transaction too."""
+    first = date(1970, 1, 1) + timedelta(days=int(shared.first_day))
+    return Cut([(first + timedelta(days=number)).isoformat() for number in range(shared.days)], shared.day)
+
+
+def bands(shared: Shared) -> Cut:
+    """Bands of amounts that have transactions."""
+    names = [f"{low:,.0f} to {high:,.0f}" for low, high in zip((0.0, *AMOUNT_EDGES), AMOUNT_EDGES, strict=False)]
+    names.append(f"{AMOUNT_EDGES[-1]:,.0f} and more")
+    present, of = np.unique(np.searchsorted(AMOUNT_EDGES, shared.amount, side="right"), return_inverse=True)
+    return Cut([names[number] for number in present.tolist()], of.astype(np.int64))
+
+
+def kinds(shared: Shared) -> Cut:
+    """Types of fraud; none where no type is told. What is no known fraud belongs to no slice."""
+    truth = shared.truth
+    names = sorted(set(truth.fraud_type[truth.fraud].tolist()))
+    of = np.full(len(truth.fraud), OUTSIDE, np.int64)
+    if names in ([], [""]):
+        return Cut([], of)
+    of[truth.fraud] = np.searchsorted(np.array(names, object), truth.fraud_type[truth.fraud])
+    return Cut([name or "not told" for name in names], of)
+
+
+def slices(shared: Shared, one: Observed, cut: Cut, figures: list[Resamples], options: ReportOptions) -> list[Slice]:
+    """A slice after the other."""
+    fraud, alert, unlabelled = shared.truth.fraud, one.alert, shared.truth.unlabelled
+    columns = (np.ones(len(cut.of)), ~unlabelled, alert, alert & unlabelled, one.best, fraud, alert & fraud)
+    counts = [np.bincount(cut.of, weights=column, minlength=len(cut.names)).astype(int).tolist() for column in columns]
+    amounts = np.bincount(cut.of, weights=fraud * shared.amount, minlength=len(cut.names)).tolist()
+    return [
+        Slice(
+            name=name,
+            transactions=rows,
+            labelled=labelled,
+            alerts=alerts,
+            unlabelled_alerts=unknown,
+            best=best,
+            frauds=frauds,
+            alerted_frauds=found,
+            fraud_amount=amount,
+            metrics=metrics(of, options, SLICED),
+        )
+        for name, rows, labelled, alerts, unknown, best, frauds, found, amount, of in zip(
+            cut.names, *counts, amounts, figures, strict=True
+        )
+    ]
+
+
+def fraud_types(shared: Shared, cut: Cut, figures: list[Resamples], options: ReportOptions) -> list[TypeRecall]:
+    """Recall and money by type, of alerts and of the best of each day; nothing where no type is told."""
+    return [
+        TypeRecall(
+            fraud_type=name,
+            frauds=int(np.count_nonzero(cut.of == number)),
+            amount=float(shared.amount[cut.of == number].sum()),
+            metrics=[metric for metric in metrics(of, options, SLICED) if "precision" not in metric.name],
+        )
+        for number, (name, of) in enumerate(zip(cut.names, figures, strict=True))
+    ]
+
+
+def slice_differences(
+    cut: Cut, base: list[Resamples], other: list[Resamples], options: ReportOptions
+) -> list[SliceDifference]:
+    """The other's figures less the base's, slice by slice."""
+    return [
+        SliceDifference(name=name, metrics=differences(one, two, options, SLICED))
+        for name, one, two in zip(cut.names, base, other, strict=True)
+    ]
+
+
+def resample_slices(
+    shared: Shared, variants: Sequence[Observed], cut: Cut, options: ReportOptions, *, by_days: bool = True
+) -> list[list[Resamples]]:
+    """Of each variant the figures of each slice, columns as `SLICED`.
+
+    Resamples are those of the whole range, the same for all variants, so that differences can be told from chance.
+    What stands among the best of its day stays so in all of them: a day's cut is taken as given. Without ``by_days``
+    whole days are not resampled, which says nothing of slices that are days themselves.
+    """
+    slices = len(cut.names)
+    if not slices:
+        return [[] for _ in variants]
+    by_day = [_Sums(cut, shared, one, shared.day) for one in variants]
+    by_card = [_Sums(cut, shared, one, shared.card) for one in variants]
+
+    def draws(sums: Sequence[_Sums], units: int, *, wanted: bool = True) -> NDArray[np.float64]:
+        if not wanted or units == 0 or options.replicates == 0:
+            return np.empty((0, len(sums), slices, len(SLICED)))
+        found = resampled(
+            lambda weight: np.concatenate([one.weighted(weight) for one in sums]),
+            units, options.replicates, options.seed,
+        )  # fmt: skip
+        return _figures(found.reshape(-1, len(sums), slices, _SUMS))
+
+    values = np.array([_figures(one.weighted(np.ones(shared.days)).reshape(slices, _SUMS)) for one in by_day])
+    days_drawn, cards_drawn = draws(by_day, shared.days, wanted=by_days), draws(by_card, shared.cards)
+    return [
+        [Resamples(values[at, row], days_drawn[:, at, row], cards_drawn[:, at, row]) for row in range(slices)]
+        for at in range(len(variants))
+    ]
+
+
+_ALERTS, _ALERTED_FRAUDS, _FRAUDS, _BEST, _BEST_FRAUDS, _CAUGHT, _AMOUNT, _SUMS = range(8)
+
+
+class _Sums:
+    """What a slice's figures are made of, by slice and unit, of those pairs that have an alert, a fraud or a best."""
+
+    def __init__(self, cut: Cut, shared: Shared, one: Observed, unit: NDArray[np.int64]) -> None:
+        fraud, amount = shared.truth.fraud, shared.amount
+        rows = np.flatnonzero((one.alert | one.best | fraud) & (cut.of != OUTSIDE))
+        fraud, alert, best = fraud[rows], one.alert[rows], one.best[rows]
+        columns = (
+            alert, alert & fraud, fraud, best, best & fraud, one.caught[rows] * amount[rows], fraud * amount[rows],
+        )  # fmt: skip
+        pairs, number = np.unique(np.column_stack([cut.of[rows], unit[rows]]), axis=0, return_inverse=True)
+        number = number.reshape(-1)
+        sums = [np.bincount(number, weights=column, minlength=len(pairs)) for column in columns]
+        self._sums = np.column_stack(sums).ravel()
+        self._unit = pairs[:, 1]
+        self._cell = (pairs[:, :1] * _SUMS + np.arange(_SUMS)).ravel()
+        self._cells = len(cut.names) * _SUMS
+
+    def weighted(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums of each slice, one behind the other, where units weigh ``weight``; shape (slices * _SUMS,)."""
+        weights = np.repeat(weight[self._unit], _SUMS) * self._sums
+        return np.bincount(self._cell, weights=weights, minlength=self._cells).astype(np.float64)
+
+
+def _figures(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From sums, shape (..., _SUMS), figures of shape (..., len(SLICED)); NaN for those that have no meaning."""
+    parts = {
+        "alert_precision": _ratio(sums[..., _ALERTED_FRAUDS], sums[..., _ALERTS]),
+        "alert_recall": _ratio(sums[..., _ALERTED_FRAUDS], sums[..., _FRAUDS]),
+        "precision_at_k": _ratio(sums[..., _BEST_FRAUDS], sums[..., _BEST]),
+        "recall_at_k": _ratio(sums[..., _BEST_FRAUDS], sums[..., _FRAUDS]),
+        "caught_amount": sums[..., _CAUGHT],
+        "missed_amount": sums[..., _AMOUNT] - sums[..., _CAUGHT],
+    }
+    return np.stack([parts[name] for name in SLICED], axis=-1)
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return ratio

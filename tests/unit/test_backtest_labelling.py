@@ -1,0 +1,296 @@
+"""How labels come about: as they were recorded, after a delay, or by simulated reviews of a variant's own alerts."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import Backtest
+from pipeline.backtest import Decisions, Learning, delayed_truth, frame_tables, replay
+from pipeline.backtest.labelling import Labelling
+from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.result import DECISION_COLUMNS
+from pipeline.backtest.run import Candidate, replay_scheduled
+from pipeline.backtest.tables import file_tables
+from pipeline.backtest.truth import NEVER, answered_us
+from pipeline.demo.world import World
+from pipeline.engine.models import ActiveModels
+from pipeline.label_schedule import NEVER_US, LabelSchedule, Truth
+from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.settings import Settings
+from pipeline.sources import UnusableSource
+from tests.helpers.champion import active, policy
+from tests.unit.model_helpers import small_model
+
+START = datetime(2024, 3, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
+HOUR_US = DAY_US // 24
+DAYS = 16
+REVIEWS = {"labels": "simulated-review", "label_delay_s": 5 * 86_400.0, "review_delay_s": 6 * 3_600.0}
+LABEL_COLUMNS = ["transaction_id", "card_id", "label", "source", "labelled_at"]
+
+
+@pytest.fixture(scope="module")
+def history() -> pd.DataFrame:
+    """Two weeks of a few merchants, so that what is known about them changes what is decided."""
+    days = World(cards=30, merchants=6, seed=5, history_days=DAYS, start=START.date())
+    frame = pd.concat(list(days.days(0, DAYS)), ignore_index=True).drop(columns="amount_minor")
+    rng = np.random.default_rng(1)
+    return frame.assign(fraud=rng.random(len(frame)) < 0.06)
+
+
+@pytest.fixture
+def file(history: pd.DataFrame, tmp_path: Path) -> Path:
+    path = tmp_path / "history.parquet"
+    history.to_parquet(path, index=False)
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    settings = Settings(data_dir=tmp_path / "data", kafka_bootstrap_servers=None)
+    registry = Registry(settings.registry_path)
+    registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))
+    registry.activate(POLICY, registry.register(POLICY, policy().to_payload()))
+    return settings
+
+
+def us(times: pd.Series) -> np.ndarray:
+    return np.asarray(times.dt.tz_convert(None).to_numpy("datetime64[us]").astype(np.int64))
+
+
+def by_the_replays_schedule(
+    decisions: pd.DataFrame, truth: dict[tuple[str, str], bool], *, a_day: int, delay_us: int, review_us: int
+) -> pd.DataFrame:
+    """The labels that `fraud-pipeline replay` would send if analysts looked at the best alerts of each day."""
+    schedule = LabelSchedule(delay_us, reviews=True)
+    rows = list(zip(decisions["card_id"], decisions["transaction_id"], us(decisions["event_time"]), strict=True))
+    for card, name, time_us in rows:
+        if (card, name) in truth:
+            schedule.add(Truth(name, card, int(time_us), truth[card, name], None, reported=True))
+    alerts = [(row, score) for row, (score, action) in enumerate(zip(decisions["score"], decisions["action"], strict=True)) if action == "alert"]  # fmt: skip  # noqa: E501
+    of_day: dict[int, list[tuple[float, int]]] = {}
+    for row, score in alerts:
+        of_day.setdefault(int(rows[row][2]) // DAY_US, []).append((-score, row))
+    for day, found in of_day.items():
+        for row in sorted(row for _, row in sorted(found)[:a_day]):
+            card, name, time_us = rows[row]
+            schedule.review(card, name, f"a{row}", max(int(time_us) + review_us, (day + 1) * DAY_US))
+    labels = []
+    while (due := schedule.pop(NEVER_US - 1)) is not None:
+        at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=due.due_us)
+        said = "fraud" if due.truth.fraud else "legitimate"
+        source = "simulator" if due.alert_id is None else "analyst"
+        labels.append((due.truth.transaction_id, due.truth.card_id, said, source, at))
+    return pd.DataFrame(labels, columns=LABEL_COLUMNS)
+
+
+def replayed(
+    asked: Backtest, models: ActiveModels, history: pd.DataFrame, labels: pd.DataFrame, learning: Learning | None = None
+) -> pd.DataFrame:
+    parts = replay(
+        models, frame_tables(history), frame_tables(labels), options=asked.card_options(1), learning=learning
+    )
+    return pd.concat([part.frame() for part in parts], ignore_index=True)[list(DECISION_COLUMNS)]
+
+
+def truth_of(history: pd.DataFrame) -> dict[tuple[str, str], bool]:
+    names = zip(history["card_id"], history["transaction_id"], strict=True)
+    return dict(zip(names, history["fraud"].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_labels_are_those_that_reviews_of_the_variants_own_alerts_would_give(
+    history: pd.DataFrame, file: Path, settings: Settings, learn: bool
+) -> None:
+    asked = Backtest(
+        file, models=["active"], thresholds=[0.02, 0.5], learn=learn, reviews_a_day=3, settings=settings, **REVIEWS
+    )  # type: ignore[arg-type]
+    result = asked.run()
+    truth = truth_of(history)
+    for variant, candidate in zip(result.variants, asked.candidates().values(), strict=True):
+        told = by_the_replays_schedule(variant.decisions, truth, a_day=3, delay_us=5 * DAY_US, review_us=6 * HOUR_US)
+        again = replayed(asked, candidate.models, history, told, candidate.learning)
+        pd.testing.assert_frame_equal(again, variant.decisions, check_exact=True)
+        assert variant.reviewed is not None
+        answers = told[told["source"] == "analyst"]
+        assert list(variant.reviewed.answers["transaction_id"]) == list(answers["transaction_id"])
+        assert list(variant.reviewed.answers["known_at"]) == list(answers["labelled_at"])
+        assert variant.reviewed.unanswered == 0
+        assert 2 < len(answers) <= variant.reviewed.alerts <= 3 * DAYS
+    # Each saw labels of its own: other alerts, other features of merchants, other scores.
+    low, high = (variant.decisions for variant in result.variants)
+    assert not low["score"].equals(high["score"])
+    # Each transaction has one label: a report does not follow a review.
+    outcomes = {name: count for name, count in result.counts.items() if name.startswith("labels")}
+    assert outcomes == {f"labels of {variant.name}: first": len(history) for variant in result.variants}
+
+
+def test_a_variant_alone_decides_as_beside_another(file: Path, settings: Settings) -> None:
+    asked = {"settings": settings, "reviews_a_day": 3, "models": ["active"], **REVIEWS}
+    both = Backtest(file, thresholds=[0.02, 0.5], **asked).run()  # type: ignore[arg-type]
+    alone = Backtest(file, thresholds=[0.5], **asked).run()  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(alone.variants[0].decisions, both.variants[1].decisions, check_exact=True)
+
+
+def test_nothing_is_known_before_its_day_is_over(
+    history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes later changes nothing that was decided, and neither does how rows are cut."""
+    asked = {"settings": settings, "reviews_a_day": 2, "models": ["active"], "thresholds": [0.02], **REVIEWS}
+    whole = Backtest(file, **asked).run().variants[0].decisions  # type: ignore[arg-type]
+    half = history.iloc[: len(history) // 2 + 3]
+    part = tmp_path / "part.parquet"
+    half.to_parquet(part, index=False)
+    cut = Backtest(part, **asked).run().variants[0].decisions  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(cut, whole.iloc[: len(cut)], check_exact=True)
+    monkeypatch.setattr("pipeline.backtest.sources.file_tables", lambda *of: file_tables(*of, chunk_rows=7))
+    small = Backtest(file, **asked).run()  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(small.variants[0].decisions, whole, check_exact=True)
+    assert small.variants[0].reviewed is not None
+    over = small.variants[0].reviewed.answers["known_at"]
+    of = whole.set_index("transaction_id")["event_time"].loc[small.variants[0].reviewed.answers["transaction_id"]]
+    assert (us(over) >= (us(of.reset_index(drop=True)) // DAY_US + 1) * DAY_US).all()
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 3_600.0, 4 * 86_400.0])
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_truth_is_known_after_its_delay(
+    history: pd.DataFrame, file: Path, settings: Settings, delay_s: float, learn: bool
+) -> None:
+    asked = Backtest(file, labels="delay", learn=learn, label_delay_s=delay_s, settings=settings)
+    result = asked.run()
+    (candidate,) = asked.candidates().values()
+    parts = replay(
+        candidate.models, frame_tables(history, 100), delayed_truth(frame_tables(history, 64), delay_s),
+        options=asked.card_options(1), learning=candidate.learning,
+    )  # fmt: skip
+    expected = pd.concat([part.frame() for part in parts], ignore_index=True)[list(DECISION_COLUMNS)]
+    pd.testing.assert_frame_equal(result.variants[0].decisions, expected, check_exact=True)
+    assert result.counts["labels: first"] == len(history)
+    late_us = us(result.labels["labelled_at"]) - us(result.variants[0].decisions["event_time"])
+    assert set(late_us.tolist()) == {round(delay_s * 1e6)}
+    assert (result.label_mode, result.parameters["labels"]) == ("delay", "delay")
+
+
+def told_about(history: pd.DataFrame) -> tuple[pd.DataFrame, dict[tuple[str, str], bool]]:
+    """Recorded labels, with corrections, withdrawals and rules among them, and what they say in the end."""
+    rng = np.random.default_rng(2)
+    told, final = [], {}
+    for row in history.itertuples(index=False):
+        if rng.random() > (0.9 if row.fraud else 0.3):
+            continue
+        at = row.event_time.to_pydatetime() + timedelta(hours=float(rng.integers(1, 200)))
+        said, key = "fraud" if row.fraud else "legitimate", (row.card_id, row.transaction_id)
+        kind = int(rng.integers(5))
+        if kind == 0:
+            told.append((row.transaction_id, row.card_id, "legitimate", "customer", at - timedelta(minutes=30), None))
+        if kind == 1:
+            told.append((row.transaction_id, row.card_id, "fraud", "rule", at + timedelta(days=1), None))
+        if kind == 2:
+            told.append((row.transaction_id, row.card_id, "disputed", "audit", at + timedelta(days=2), None))
+        told.append((row.transaction_id, row.card_id, said, "chargeback", at, "card" if row.fraud else None))
+        if kind != 2:
+            final[key] = bool(row.fraud)
+    frame = pd.DataFrame(told, columns=[*LABEL_COLUMNS, "fraud_type"])
+    return frame.sort_values("labelled_at", kind="stable", ignore_index=True), final
+
+
+@pytest.mark.parametrize("labels", ["delay", "simulated-review"])
+def test_the_truth_of_recorded_labels_is_what_they_say_in_the_end(
+    history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path, labels: str
+) -> None:
+    frame, final = told_about(history)
+    path = tmp_path / "labels.csv"
+    frame.to_csv(path, index=False, date_format="%Y-%m-%dT%H:%M:%S.%f%z")
+    asked = Backtest(
+        file, label_file=path, models=["active"], thresholds=[0.02], reviews_a_day=3, settings=settings,
+        **(REVIEWS | {"labels": labels}),
+    )  # type: ignore[arg-type]  # fmt: skip
+    result = asked.run()
+    (variant,) = result.variants
+    looked_at = 3 if labels == "simulated-review" else 0
+    rules = {"a_day": looked_at, "delay_us": 5 * DAY_US, "review_us": 6 * HOUR_US}
+    expected = by_the_replays_schedule(variant.decisions, final, **rules)
+    (candidate,) = asked.candidates().values()
+    again = replayed(asked, candidate.models, history, expected)
+    pd.testing.assert_frame_equal(again, variant.decisions, check_exact=True)
+    said = result.labels.set_index(["card_id", "transaction_id"])["label"]
+    assert {key: word == "fraud" for key, word in said.items()} == final
+    assert set(result.labels["source"]) == {"chargeback"}
+    assert set(result.labels.loc[result.labels["label"] == "fraud", "fraud_type"]) == {"card"}
+    if labels == "simulated-review":
+        assert variant.reviewed is not None
+        assert 0 < variant.reviewed.unanswered < variant.reviewed.alerts
+        text = build_report(result, ReportOptions(replicates=0, top=3)).text
+        assert f"about {variant.reviewed.unanswered} nobody knows the truth" in " ".join(text.split())
+    recorded = Backtest(file, label_file=path, models=["active"], thresholds=[0.02], settings=settings).run()
+    assert recorded.label_mode == "recorded"
+    assert not recorded.variants[0].decisions["score"].equals(variant.decisions["score"])
+    assert len(recorded.labels) == len(frame)
+
+
+def test_answers_are_joined_to_their_decisions() -> None:
+    decisions = pd.DataFrame({"transaction_id": ["t", "t", "u"], "card_id": ["one", "two", "one"]})
+    at = pd.to_datetime([7, 5], unit="us", utc=True)
+    answers = pd.DataFrame({"transaction_id": ["t", "t"], "card_id": ["two", "two"], "known_at": at})
+    assert answered_us(decisions, answers).tolist() == [NEVER, 5, NEVER]
+    assert answered_us(decisions, answers[:0]).tolist() == [NEVER] * 3
+
+
+def test_labels_that_cannot_be_had_are_refused(
+    history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path
+) -> None:
+    def ask(path: Path | None = file, **more: Any) -> Backtest:
+        return Backtest(path, settings=settings, **more)
+
+    with pytest.raises(ValueError, match="no labels were recorded with history"):
+        ask(labels="recorded")
+    unknown = tmp_path / "unknown.parquet"
+    history.drop(columns=["fraud", "fraud_type"]).to_parquet(unknown, index=False)
+    for labels in ("delay", "simulated-review"):
+        with pytest.raises(ValueError, match="nothing tells what the transactions of unknown"):
+            ask(unknown, labels=labels)
+        with pytest.raises(ValueError, match="nothing can be compared with it"):
+            ask(None, bootstrap="127.0.0.1:1", labels=labels, compare_live=True)
+        with pytest.raises(ValueError, match="the recorded order has no place for them"):
+            ask(None, bootstrap="127.0.0.1:1", labels=labels, order="recorded")
+    assert ask(unknown).labels is Labelling.RECORDED
+    assert ask(unknown).run().labels.empty
+    with pytest.raises(ValueError, match="'guessed' is not a valid Labelling"):
+        ask(labels="guessed")
+    for wrong in ({"review_delay_s": -1.0}, {"label_delay_s": -1.0}, {"reviews_a_day": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            ask(labels="simulated-review", **wrong)
+    with pytest.raises(ValueError, match="reviews are of what a threshold alerts"):
+        ask(labels="simulated-review", budgets=[3])
+    spoilt = tmp_path / "spoilt.parquet"
+    history.assign(fraud="perhaps").to_parquet(spoilt, index=False)
+    with pytest.raises(UnusableSource, match="'perhaps', which is neither 0 nor 1"):
+        ask(spoilt).run()
+
+
+def test_reviews_are_of_one_candidates_alerts(settings: Settings, file: Path) -> None:
+    asked = Backtest(file, settings=settings, **REVIEWS)  # type: ignore[arg-type]
+    (schedule,) = asked.schedules(1)
+    passed = replay_scheduled(
+        [Candidate(active()), Candidate(active())], iter([]), [schedule], [], options=asked.card_options(1)
+    )
+    with pytest.raises(ValueError, match="give each a schedule of its own"):
+        next(passed)
+
+
+def test_a_partial_backtest_knows_the_truth_of_what_it_decided(file: Path, settings: Settings) -> None:
+    calls: list[Decisions] = []
+
+    def stopped() -> bool:
+        calls.append(None)  # type: ignore[arg-type]
+        return len(calls) > 4
+
+    asked = Backtest(file, settings=settings, models=["active"], thresholds=[0.02], **REVIEWS)  # type: ignore[arg-type]
+    result = asked.run(stopped=stopped)
+    assert result.partial
+    assert set(result.labels["transaction_id"]) == set(result.variants[0].decisions["transaction_id"])
