@@ -34,9 +34,7 @@ _KINDS: Final = {
     "transaction_type": _TEXT, "event_time": _TIME, "local_time": _LOCAL_TIME, "amount": _AMOUNT,
     "schema_version": _WHOLE, "attributes": _NESTED,
 }  # fmt: skip
-_NEEDED: Final = sum(
-    1 << number for number, field in enumerate(msgspec.structs.fields(Transaction)) if field.required
-)
+_NEEDED: Final = sum(1 << number for number, field in enumerate(msgspec.structs.fields(Transaction)) if field.required)
 _DEFAULT_TYPE: Final = next(
     field.default for field in msgspec.structs.fields(Transaction) if field.name == "transaction_type"
 )
