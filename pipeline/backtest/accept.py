@@ -73,10 +73,7 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
     plain &= plain_cards & plain_merchants & plain_times & plain_currencies & plain_amounts & plain_types
     plain &= (minor > 0) & (plain_clocks | without_clock) & (event_us <= stamp_us + rules.future_tolerance_us)
     clock_us = np.where(without_clock, event_us, local_us)
-    # As `schemas.codec`: one division of integers, so that not even the last bit differs.
-    hour = clock_us % US_PER_DAY / US_PER_HOUR
-    weekday = ((clock_us // US_PER_DAY + _WEEKDAY_OF_EPOCH) % 7).astype(np.float64)
-    counts = np.asarray(pc.is_in(types, pa.array(sorted(COUNTING_TYPES))).to_numpy(zero_copy_only=False))
+    hour, weekday, counts = hours(clock_us), weekdays(clock_us), counting(types)
     texts = {
         "transaction_id": ids, "card_id": cards, "merchant_id": merchants, "currency": currency,
         "transaction_type": stated,
@@ -150,6 +147,23 @@ def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tup
         known_at_us=known_at_us,
     )  # fmt: skip
     return (accepted.take(plain) if rejects else accepted), rejects
+
+
+def hours(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Hours since midnight, with fraction, of microseconds since 1970."""
+    # As `schemas.codec`: one division of integers, so that not even the last bit differs.
+    of_day: NDArray[np.float64] = clock_us % US_PER_DAY / US_PER_HOUR
+    return of_day
+
+
+def weekdays(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
+    """0 (Monday) to 6 (Sunday)."""
+    return ((clock_us // US_PER_DAY + _WEEKDAY_OF_EPOCH) % 7).astype(np.float64)
+
+
+def counting(types: pa.Array) -> NDArray[np.bool_]:
+    """Which types of transaction enter windows."""
+    return np.asarray(pc.is_in(types, pa.array(sorted(COUNTING_TYPES))).to_numpy(zero_copy_only=False))
 
 
 def _stamps(table: pa.Table, rules: Acceptance) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from pipeline.backtest.order import Chunk
 from pipeline.backtest.resolved import KNOWN
 from pipeline.engine.card import CardOptions
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.placement import partition_of
+from pipeline.engine.placement import partitions_of
 from pipeline.engine.score import KNOWN_CODES, KNOWN_NONE
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows
@@ -169,7 +169,7 @@ class Engine:
         if self._options.partitions == 1:
             return np.zeros(len(names), np.int64)
         encoded = names.dictionary_encode()
-        of = [partition_of(name, self._options.partitions) for name in encoded.dictionary.to_pylist()]
+        of = partitions_of(encoded.dictionary.to_pylist(), self._options.partitions)
         rows: NDArray[np.int32] = encoded.indices.to_numpy()
         return np.array(of, np.int64)[rows]
 

@@ -32,7 +32,7 @@ from pipeline.kafka.clients import (
     settled_ends,
 )
 from pipeline.kafka.cluster import stamped_by_producers
-from pipeline.kafka.fold import RangeReader
+from pipeline.kafka.fold import RangeReader, RecordColumns
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping, UnusableSource
 from schemas.messages import Label
@@ -339,19 +339,19 @@ class TopicSource:
         of_labels = Numbering(len(told))
         readers = ExitStack()
 
-        def begun(topic: Topic, number: int, of: range) -> Iterator[list[Record]]:
+        def begun(topic: Topic, number: int, of: range) -> Iterator[RecordColumns]:
             reader = readers.enter_context(closing(self._reader(topic, number, of.start)))
             # All at once: a client's first record takes half a second.
             reader.begin()
-            return _records(reader, of.stop)
+            return _columns(reader, of.stop)
 
         transactions = [
-            (transactions_of(records, rules, numbering, rejects) for records in begun(TRANSACTIONS, number, of))
+            (transactions_of(read, rules, numbering, rejects) for read in begun(TRANSACTIONS, number, of))
             for number, of in sold.items()
             if of
         ]
         labels = [
-            (labels_of(records, rules, of_labels, rejects, note) for records in begun(LABELS, number, of))
+            (labels_of(read, rules, of_labels, rejects, note) for read in begun(LABELS, number, of))
             for number, of in told.items()
             if of
         ]
@@ -419,9 +419,9 @@ class TopicSource:
         return RangeReader(self.bootstrap, self.settings, self.settings.topic(topic.name), number, start)
 
 
-def _records(reader: RangeReader, end: int) -> Iterator[list[Record]]:
-    while records := reader.read_to(end):
-        yield records
+def _columns(reader: RangeReader, end: int) -> Iterator[RecordColumns]:
+    while (read := reader.read_columns(end)).values:
+        yield read
 
 
 def moment(time_us: int) -> str:

@@ -7,7 +7,7 @@ limits that are narrower than the decoder's. What is not plain need not be wrong
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,10 +22,11 @@ from schemas.money import RateTable
 Mask = NDArray[np.bool_]
 
 _US: Final = 1_000_000
-_PLAIN_TIMES_US: Final = (
+PLAIN_TIMES_US: Final = (
     int(datetime(1995, 1, 1, tzinfo=UTC).timestamp()) * _US,
     int(datetime(2095, 1, 1, tzinfo=UTC).timestamp()) * _US,
 )
+"""Between them the decoder takes any time."""
 NO_TIME: Final = -(2**63)
 """Where there is none; NumPy's own mark."""
 _PLAIN_MINOR: Final = 10.0**15
@@ -117,25 +118,45 @@ def amounts(
 
     A float stands for the decimal of the currency's digits that it is nearest to (`pipeline.sources.whole_units`).
     """
+    terms, plain = rate_terms(currency, rates)
+    major, plain_majors = _majors(values)
+    plain &= plain_majors
+    scaled = np.where(plain, major, 0.0) * 10**terms.digits
+    whole, inexact = whole_units(scaled)
+    plain &= ~inexact & (whole >= 0) & (whole < _PLAIN_MINOR)
+    minor = np.where(plain, whole, 0).astype(np.int64)
+    base, within = base_minor(minor, terms)
+    return minor, base, plain & within & (base <= MAX_AMOUNT_BASE_MINOR)
+
+
+class RateTerms(NamedTuple):
+    """The `schemas.money.CurrencyRate` of each of n rows; of shape (n,)."""
+
+    digits: NDArray[np.int64]
+    numerator: NDArray[np.int64]
+    denominator: NDArray[np.int64]
+
+
+def rate_terms(currency: pa.Array, rates: RateTable) -> tuple[RateTerms, Mask]:
+    """Rates by currency code; plain where there is one whose terms are not too large to be multiplied."""
     encoded = currency.dictionary_encode()
     known = [rates.currencies.get(code) for code in encoded.dictionary.to_pylist()]
     of = np.where(_mask(encoded.indices.is_valid()), pc.fill_null(encoded.indices, 0).to_numpy(), len(known))
     fits = [rate is not None and max(rate.numerator, rate.denominator) < _PLAIN_FACTOR for rate in known]
     terms = [
-        (10**rate.digits, rate.numerator, rate.denominator) if rate is not None and fit else (1, 1, 1)
+        (rate.digits, rate.numerator, rate.denominator) if rate is not None and fit else (0, 1, 1)
         for rate, fit in zip(known, fits, strict=True)
     ]
-    unit, numerator, denominator = np.array([*terms, (1, 1, 1)], np.int64)[of].T
-    major, plain = _majors(values)
-    plain &= np.array([*fits, False])[of]
-    scaled = np.where(plain, major, 0.0) * unit
-    whole, inexact = whole_units(scaled)
-    plain &= ~inexact & (whole >= 0) & (whole < np.minimum(_PLAIN_MINOR, _PLAIN_FACTOR // numerator))
-    minor = np.where(plain, whole, 0).astype(np.int64)
-    base, rest = np.divmod(minor * numerator, denominator)
-    # Half to even, as `CurrencyRate.to_base_minor`; twice the rest is within 64 bits.
-    base += (2 * rest > denominator) | ((2 * rest == denominator) & (base % 2 == 1))
-    return minor, base, plain & (base <= MAX_AMOUNT_BASE_MINOR)
+    return RateTerms(*np.array([*terms, (0, 1, 1)], np.int64)[of].T), np.array([*fits, False])[of]
+
+
+def base_minor(minor: NDArray[np.int64], terms: RateTerms) -> tuple[NDArray[np.int64], Mask]:
+    """(minor units of the base currency, whether ``minor`` is small enough to tell), rounded half to even."""
+    within = minor < _PLAIN_FACTOR // terms.numerator
+    base, rest = np.divmod(np.where(within, minor, 0) * terms.numerator, terms.denominator)
+    # As `CurrencyRate.to_base_minor`; twice the rest is within 64 bits.
+    base += (2 * rest > terms.denominator) | ((2 * rest == terms.denominator) & (base % 2 == 1))
+    return base, within
 
 
 def _majors(values: pa.Array) -> tuple[NDArray[np.float64], Mask]:
@@ -153,7 +174,7 @@ def _majors(values: pa.Array) -> tuple[NDArray[np.float64], Mask]:
 
 def _microseconds(times: "pd.Series[pd.Timestamp]") -> tuple[NDArray[np.int64], Mask]:
     moments = times.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
-    return moments, (moments >= _PLAIN_TIMES_US[0]) & (moments < _PLAIN_TIMES_US[1])
+    return moments, (moments >= PLAIN_TIMES_US[0]) & (moments < PLAIN_TIMES_US[1])
 
 
 def _mask(values: pa.Array) -> Mask:

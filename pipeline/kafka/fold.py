@@ -6,12 +6,13 @@ so that a fold repeats all three.
 """
 
 import time
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Final, NamedTuple
 
 import msgspec
+import numpy as np
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
@@ -21,6 +22,7 @@ from confluent_kafka import (
     Message,
     TopicPartition,
 )
+from numpy.typing import NDArray
 
 from pipeline.kafka.clients import (
     PASSING_ERRORS,
@@ -75,6 +77,17 @@ class Judged(NamedTuple):
     rules: Rules | None
 
 
+class RecordColumns(NamedTuple):
+    """n records of one partition, in order; what columns are made of needs no `Record` of each."""
+
+    partition: int
+    offset: NDArray[np.int64]
+    """Shape (n,)."""
+    timestamp_ms: NDArray[np.int64]
+    """Shape (n,): when each arrived."""
+    values: list[bytes | None]
+
+
 class RangeReader:
     """Committed records of one partition of one topic (full name), in order, without a group."""
 
@@ -91,7 +104,9 @@ class RangeReader:
         """``position``: the offset behind everything that was returned."""
         self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
         self._consumer: Consumer | None = None
-        self._ahead: deque[Record] = deque()
+        self._ahead: list[Message] = []
+        self._next = 0
+        """Of ``_ahead``, what was not returned yet."""
         self._at_end = False
 
     def begin(self) -> None:
@@ -119,22 +134,38 @@ class RangeReader:
 
     def read_to(self, end: int, most: int = READ_BATCH) -> list[Record]:
         """The next records below offset ``end``, at most ``most``; fewer only where there are no more of them."""
-        records: list[Record] = []
-        while len(records) < most and self.position < end:
-            if not self._ahead:
+        return list(map(record_of, self._messages(end, most)))
+
+    def read_columns(self, end: int, most: int = READ_BATCH) -> RecordColumns:
+        """As `read_to`."""
+        messages = self._messages(end, most)
+        n = len(messages)
+        return RecordColumns(
+            self.partition,
+            np.fromiter((message.offset() for message in messages), np.int64, n),
+            np.fromiter((message.timestamp()[1] for message in messages), np.int64, n),
+            [message.value() for message in messages],
+        )
+
+    def _messages(self, end: int, most: int) -> list[Message]:
+        found: list[Message] = []
+        while len(found) < most and self.position < end:
+            if self._next == len(self._ahead):
                 if self._at_end:
                     # Behind the last record there may be marks of transactions, which are no records.
                     self.position = end
                     break
                 self._fetch()
                 continue
-            if self._ahead[0].offset >= end:
+            last = min(self._next + most - len(found), len(self._ahead))
+            if self._ahead[last - 1].offset() >= end:
+                last = bisect_left(self._ahead, end, self._next, last, key=Message.offset)
                 self.position = end
-                break
-            record = self._ahead.popleft()
-            self.position = record.offset + 1
-            records.append(record)
-        return records
+            else:
+                self.position = self._ahead[last - 1].offset() + 1
+            found += self._ahead[self._next : last]
+            self._next = last
+        return found
 
     def close(self) -> None:
         """Close the reader."""
@@ -148,14 +179,18 @@ class RangeReader:
         first = self._consumer.poll(_POLL_S)
         if first is None:
             return
-        for message in (first, *self._consumer.consume(READ_BATCH, 0)):
-            self._take(message)
+        self._ahead = [first, *self._consumer.consume(READ_BATCH, 0)]
+        self._next = 0
+        if any(message.error() is not None for message in self._ahead):
+            for message in self._ahead:
+                self._look_at(message.error())
+            self._ahead = [message for message in self._ahead if message.error() is None]
 
-    def _take(self, message: Message) -> None:
-        error = message.error()
+    def _look_at(self, error: KafkaError | None) -> None:
+        """Note the end of the log; raise what does not pass."""
         if error is None:
-            self._ahead.append(record_of(message))
-        elif error.code() == KafkaError._PARTITION_EOF:
+            return
+        if error.code() == KafkaError._PARTITION_EOF:
             self._at_end = True
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise TopicError(

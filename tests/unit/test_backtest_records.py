@@ -1,5 +1,7 @@
 """Records become the columns that their rows would give, and what is refused says why."""
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -7,8 +9,8 @@ import pyarrow as pa
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.columns import Reject
 from pipeline.backtest.records import Numbering, labels_of, transactions_of
+from pipeline.kafka.fold import RecordColumns
 from schemas.messages import Label
-from schemas.records import Record
 from tests.contract.records import RATES
 from tests.helpers.histories import Happening, busy_history, labels, transactions
 
@@ -16,14 +18,17 @@ RULES = Acceptance(RATES, 300_000_000)
 NUMBERING = Numbering(8)
 
 
-def records(history: list[Happening], kind: str) -> list[Record]:
+def records(history: list[Happening], kind: str) -> RecordColumns:
     fields = [(one.fields, one.at_us) for one in history if one.kind == kind]
-    return [
-        Record(
-            kind, 3, offset, at_us // 1_000, None, msgspec.json.encode({k: v for k, v in f.items() if v is not None})
-        )
-        for offset, (f, at_us) in enumerate(fields)
-    ]
+    return columns(
+        3,
+        [msgspec.json.encode({k: v for k, v in f.items() if v is not None}) for f, _ in fields],
+        [at_us // 1_000 for _, at_us in fields],
+    )
+
+
+def columns(partition: int, values: Sequence[bytes | None], timestamp_ms: Sequence[int]) -> RecordColumns:
+    return RecordColumns(partition, np.arange(len(values)), np.array(timestamp_ms, np.int64), list(values))
 
 
 def same(one: object, other: object, *, but: tuple[str, ...]) -> None:
@@ -68,9 +73,7 @@ def test_labels_are_told_with_when_they_became_known() -> None:
 def test_what_is_no_message_is_refused_by_its_code() -> None:
     rejects: list[Reject] = []
     values = (None, b"garbage", b'{"transaction_id":"t"}')
-    part = transactions_of(
-        [Record("t", 1, n, 0, None, value) for n, value in enumerate(values)], RULES, NUMBERING, rejects
-    )
+    part = transactions_of(columns(1, values, [0, 0, 0]), RULES, NUMBERING, rejects)
     assert len(part.rows) == 0
     assert [(reject.code, NUMBERING.place(reject.row)) for reject in rejects] == [
         ("null_value", (1, 0)), ("not_json", (1, 1)), ("missing_field", (1, 2)),
