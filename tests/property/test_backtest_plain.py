@@ -1,0 +1,108 @@
+"""What compiled code reads of a transaction is what the decoder reads; what it does not read, the decoder does."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.backtest import records
+from pipeline.backtest.accept import Acceptance
+from pipeline.backtest.columns import Reject, Transactions
+from pipeline.backtest.merged import Part
+from pipeline.backtest.plain import PlainTransactions, read_plain
+from pipeline.backtest.records import Numbering, transactions_of
+from pipeline.kafka.fold import RecordColumns
+from schemas.money import RateTable
+from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US, TRANSACTION
+from tests.contract.test_codec_fuzz import amounts_in_any_currency, changed_messages, plausible_messages, spliced_bytes
+
+RULES = Acceptance(RATES, TOLERANCE_US)
+
+times = st.from_regex(
+    r"(19|20)[0-9]{2}-[01][0-9]-[0-3][0-9][T t][0-2][0-9]:[0-6][0-9]:[0-6][0-9](\.[0-9]{0,8})?([Zz]|[+-][0-2][0-9]:[0-6][0-9])?",
+    fullmatch=True,
+)
+texts = st.sampled_from(("", "purchase", "cash", "refund", "x" * 256, "x" * 257, "Müller", 'a"b', "a\\b", "\x7f", "\t"))
+fields: dict[str, st.SearchStrategy[Any]] = {
+    "event_time": times | st.none(),
+    "local_time": times | st.none(),
+    "transaction_id": texts,
+    "card_id": texts,
+    "merchant_id": texts,
+    "transaction_type": texts | st.none(),
+    "currency": st.sampled_from((*sorted(RATES.currencies), "XXX", "eur", None)),
+    "amount": st.sampled_from((0, 1, 0.01, "12.3", "012", "1e3", 10**15, 10**16, -1, 12.345, "999999999999999.99", None)),
+    "channel": texts | st.none() | st.just(5),
+    "attributes": st.none() | st.just({"a": "b"}),
+    "schema_version": st.sampled_from((1, 0, -1, 1.0, "1", 10**10, None)),
+    "unknown": texts | st.none() | st.just(True),
+}
+spelled = st.builds(
+    lambda changes, separators, ascii_: json.dumps(
+        {**TRANSACTION, **changes}, separators=separators, ensure_ascii=ascii_
+    ).encode("utf-8", "surrogatepass"),
+    st.fixed_dictionaries({}, optional=fields),
+    st.sampled_from(((",", ":"), (", ", ": "), (",\n", ": "))),
+    st.booleans(),
+)
+plain_times = st.builds(
+    lambda time, local: json.dumps({**TRANSACTION, "event_time": time, **({"local_time": local} if local else {})}).encode(),
+    st.from_regex(r"(199[5-9]|20[0-8][0-9])-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T[012][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][012][0-9]:[0-5][0-9])", fullmatch=True),
+    st.none() | st.from_regex(r"20[0-8][0-9]-(0[1-9]|1[0-2])-[0-2][0-9]T[01][0-9]:[0-5][0-9]:[0-5][0-9]", fullmatch=True),
+)  # fmt: skip
+
+
+def read(values: Sequence[bytes | None], arrived_us: int = ARRIVED_US) -> tuple[Part[Transactions], list[Reject]]:
+    n = len(values)
+    columns = RecordColumns(2, np.arange(n) * 3, np.full(n, arrived_us // 1_000), list(values))
+    rejects: list[Reject] = []
+    return transactions_of(columns, RULES, Numbering(4), rejects), rejects
+
+
+def nothing_is_plain(values: Sequence[bytes | None], rates: RateTable) -> PlainTransactions:
+    return read_plain([None] * len(values), rates)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.one_of(plausible_messages, changed_messages, spliced_bytes, amounts_in_any_currency, spelled, plain_times),
+        max_size=20,
+    ),
+    st.sampled_from((ARRIVED_US, ARRIVED_US - 10 * TOLERANCE_US, 4 * 10**15)),
+)
+def test_records_are_read_alike_by_both(values: list[bytes], arrived_us: int) -> None:
+    found, refused = read(values, arrived_us)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "read_plain", nothing_is_plain)
+        expected, expected_refused = read(values, arrived_us)
+    assert refused == expected_refused
+    np.testing.assert_array_equal(found.arrived_us, expected.arrived_us)
+    for name in Transactions.__dataclass_fields__:
+        one, other = getattr(found.rows, name), getattr(expected.rows, name)
+        if isinstance(one, pa.Array):
+            one.validate(full=True)
+            assert one.equals(other), name
+        else:
+            assert one.dtype == other.dtype, name
+            np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_usual_messages_are_plain() -> None:
+    spelt = [
+        json.dumps({**TRANSACTION, **more}, separators=separators).encode()
+        for separators in ((",", ":"), (", ", ": "))
+        for more in (
+            {},
+            {"amount": "12.34", "currency": "USD", "transaction_type": "cash"},
+            {"event_time": "2024-02-29T23:59:59+01:00", "local_time": "2024-03-01T00:59:59"},
+            {"country": "IT", "channel": None, "device_id": "d-1", "mcc": "5411", "schema_version": 1, "more": "x"},
+        )
+    ]
+    assert read_plain(spelt, RATES).plain.all()
+    assert not read_plain([None, b"", b"{}", b"null", b'"'], RATES).plain.any()
