@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from pipeline.backtest.accept import Acceptance
-from pipeline.backtest.collected import Collected
+from pipeline.backtest.collected import Collected, collected_by
 from pipeline.backtest.columns import Reject
 from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.learning import Learning
@@ -262,7 +262,7 @@ class _Run:
             self._run_recorded(candidates)
         else:
             self._run_by_time(candidates)
-        if not any(one.frames for one in self._collected.values()):
+        if not any(map(len, self._collected.values())):
             raise RangeError(self._nothing())
         return self._made()
 
@@ -275,7 +275,7 @@ class _Run:
         opened = asked.source.open(asked.span, rules, rejects, self._book)
         self._seen = opened.seen
         numbering = Numbering(self._partitions)
-        self._collected = {name: Collected() for name in candidates}
+        self._collected = collected_by(candidates)
         passed = replay_accepted(
             list(candidates.values()), opened.transactions, opened.labels, rejects, options=options
         )
@@ -310,7 +310,7 @@ class _Run:
         comparer = Comparer(live, asked.order) if live is not None and asked.compare_live else None
         if comparer is not None and self._is_cut(source):
             comparer.began(asked.span.warm_up_from_us)
-        self._collected = {name: Collected() for name in candidates or (AS_RECORDED,)}
+        self._collected = collected_by(candidates or (AS_RECORDED,))
         models = next((one.models for one in candidates.values()), None)
         none = np.empty(0, np.int64)
         with closing(replayed.run(models, live)) as passed:

@@ -2,8 +2,8 @@
 
 A record is plain where nobody could read it in two ways: one flat object of ASCII without escapes, each field of the
 wire contract at most once, times and amounts written in the ordinary way and within limits that are narrower than the
-decoder's. Of such a record the columns say what `schemas.codec.decode_transaction` says of it; of any other nothing, and
-the decoder itself is to be asked. A test holds the two to each other.
+decoder's. Of such a record the columns say what `schemas.codec.decode_transaction` says of it; of any other they say
+nothing, and the decoder itself is to be asked. A test holds the two to each other.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,7 @@ _KINDS: Final = {
     "transaction_type": _TEXT, "event_time": _TIME, "local_time": _LOCAL_TIME, "amount": _AMOUNT,
     "schema_version": _WHOLE, "attributes": _NESTED,
 }  # fmt: skip
-_NEEDED: Final = sum(
-    1 << number for number, field in enumerate(msgspec.structs.fields(Transaction)) if field.required
-)
+_NEEDED: Final = sum(1 << number for number, field in enumerate(msgspec.structs.fields(Transaction)) if field.required)
 _DEFAULT_TYPE: Final = next(
     field.default for field in msgspec.structs.fields(Transaction) if field.name == "transaction_type"
 )
@@ -193,13 +191,13 @@ def _read(
             if first < 0 or not _take_text(text, first, last, kind, said[number, 2], spans, numbers):
                 return False
             at = last + 1
-        elif text[at] == _N and (kind == _OTHER or kind == _LOCAL_TIME or kind == _NESTED):
+        elif text[at] == _N and kind in (_OTHER, _LOCAL_TIME, _NESTED):
             # Of a name that nobody knows, null is skipped.
             for letter in range(4):
                 if at + letter >= end or text[at + letter] != _NULL[letter]:
                     return False
             at += 4
-        elif kind == _AMOUNT or kind == _WHOLE:
+        elif kind in (_AMOUNT, _WHOLE):
             first = at
             while at < end and (text[at] == _POINT or _ZERO <= text[at] <= _NINE):
                 at += 1
@@ -227,7 +225,7 @@ def _take_text(
     """Keep what a string says of a field of ``kind``; whether it is plain."""
     if kind == _OTHER:
         return True
-    if kind == _TEXT or kind == _IDENTIFIER:
+    if kind in (_TEXT, _IDENTIFIER):
         spans[column, 0], spans[column, 1] = first, last
         return kind == _TEXT or 0 < last - first <= LONGEST_IDENTIFIER
     if kind == _TIME:
@@ -283,10 +281,10 @@ def _whole(text: IntArray, first: int, last: int, most: int) -> bool:
     """Whether these are 1 to ``most`` digits, of which the first is no needless zero."""
     if not 0 < last - first <= most or (text[first] == _ZERO and last - first > 1):
         return False
+    others = 0
     for place in range(first, last):
-        if not _ZERO <= text[place] <= _NINE:
-            return False
-    return True
+        others += not _ZERO <= text[place] <= _NINE
+    return others == 0
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -381,7 +379,7 @@ def _days_more(year: int, month: int) -> int:
     if month == 2:
         leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
         return 1 if leap else 0
-    return 2 if month == 4 or month == 6 or month == 9 or month == 11 else 3
+    return 2 if month in (4, 6, 9, 11) else 3
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

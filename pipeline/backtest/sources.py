@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -12,13 +12,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.backtest import wire
 from pipeline.backtest.accept import LABEL_FIELDS, STAMP, Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.blocks import blocks, texts
 from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.merged import Part, by_time
 from pipeline.backtest.records import Numbering, labels_of, transactions_of
 from pipeline.backtest.run import accept_each
+from pipeline.backtest.spill import NumberColumn, TextColumn, WordColumn, mapped_frame
 from pipeline.backtest.tables import CHUNK_ROWS, delayed_truth, file_tables, label_tables
 from pipeline.features.catalogue import LATENESS_US
 from pipeline.kafka.admin import reached
@@ -75,32 +78,53 @@ class Seen:
         return rows if inside.all() else rows.take(inside)
 
 
-@dataclass(slots=True)
 class LabelBook:
-    """What was said about transactions, kept for whoever measures decisions."""
+    """What was said about transactions, kept on disk for whoever measures decisions."""
 
-    _parts: list[pd.DataFrame] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._texts = {name: TextColumn() for name in ("transaction_id", "card_id")}
+        self._words = {name: WordColumn() for name in ("label", "source", "fraud_type")}
+        self._known_at_us = NumberColumn(np.int64)
 
     def add(
-        self, ids: Sequence[str], cards: Sequence[str], labels: Sequence[str], sources: Sequence[str],
-        known_at_us: Any, fraud_types: Sequence[str | None],
+        self, ids: pa.Array, cards: pa.Array, labels: pa.Array, sources: pa.Array, known_at_us: NDArray[np.int64],
+        fraud_types: pa.Array,
     ) -> None:  # fmt: skip
         """Note labels, with when they became known."""
-        known_at = pd.to_datetime(np.asarray(known_at_us, np.int64), unit="us", utc=True)
-        columns = (ids, cards, labels, sources, known_at, fraud_types)
-        names = (*LABEL_FIELDS, "fraud_type")
-        self._parts.append(pd.DataFrame(dict(zip(names, columns, strict=True))))
+        for column, texts_of in zip(self._texts.values(), (ids, cards), strict=True):
+            column.add(texts_of)
+        for words, words_of in zip(self._words.values(), (labels, sources, fraud_types), strict=True):
+            words.add(words_of)
+        self._known_at_us.add(known_at_us)
 
-    def of(self, transaction_ids: pd.Series) -> pd.DataFrame:
-        """The labels of some transactions, in the order in which they were told."""
-        if not self._parts:
-            none = pd.DataFrame({name: pd.Series(dtype=object) for name in (*LABEL_FIELDS, "fraud_type")})
-            return none.assign(labelled_at=pd.Series(dtype="datetime64[us, UTC]"))
-        whole = pd.concat(self._parts, ignore_index=True)
-        asked = pa.array(transaction_ids, pa.string())
-        inside = pc.is_in(pa.array(whole["transaction_id"], pa.string()), value_set=asked)
-        found: pd.DataFrame = whole[inside.to_numpy(zero_copy_only=False)].reset_index(drop=True)
-        return found
+    def of(self, transaction_ids: "pd.Series[str]") -> pd.DataFrame:
+        """The labels of some transactions, in the order in which they were told. Nothing can be added any more."""
+        told = {name: column.finish() for name, column in self._texts.items()}
+        told |= {name: column.finish() for name, column in self._words.items()}
+        known_at_us = self._known_at_us.finish()
+        told["labelled_at"] = pa.array(known_at_us).view(pa.timestamp("us", "UTC"))
+        ids = told["transaction_id"]
+        asked = np.zeros(len(ids), np.bool_)
+        for of in blocks(len(transaction_ids)):
+            wanted = texts(transaction_ids, of)
+            for rows in blocks(len(ids)):
+                asked[rows] |= pc.is_in(ids[rows], value_set=wanted).to_numpy(zero_copy_only=False)
+        if not asked.all():
+            told = {name: _picked(column, asked) for name, column in told.items()}
+        return mapped_frame({name: told[name] for name in (*LABEL_FIELDS, "fraud_type")})
+
+
+def _picked(column: pa.Array, asked: NDArray[np.bool_]) -> pa.Array:
+    """Some rows of a column of labels, on disk as well."""
+    picked = TextColumn() if pa.types.is_large_string(column.type) else None
+    parts = []
+    for rows in blocks(len(column)):
+        part = column[rows].filter(pa.array(asked[rows]))
+        if picked is None:
+            parts.append(part)
+        else:
+            picked.add(part)
+    return pa.concat_arrays(parts) if picked is None else picked.finish()
 
 
 class Opened(NamedTuple):
@@ -330,11 +354,9 @@ class TopicSource:
         numbering = Numbering(len(sold))
 
         def note(items: Sequence[Label], known_at_us: Sequence[int]) -> None:
-            book.add(
-                [item.transaction_id for item in items], [item.card_id for item in items],
-                [item.label for item in items], [item.source for item in items], known_at_us,
-                [item.fraud_type for item in items],
-            )  # fmt: skip
+            names = ("transaction_id", "card_id", "label", "source", "fraud_type")
+            *said, types = (pa.array([getattr(item, name) for item in items], pa.string()) for name in names)
+            book.add(*said, np.array(known_at_us, np.int64), types)
 
         of_labels = Numbering(len(told))
         readers = ExitStack()
@@ -437,22 +459,12 @@ def time_us(at: datetime | None, otherwise: int) -> int:
 
 
 def _noted(rows: Labels, table: pa.Table, first: int, book: LabelBook) -> Labels:
-    of = rows.row - first
-    words = wire.column(table, "label").take(pa.array(of)).to_pylist()
-    types: list[str | None] = [None] * len(of)
+    of = pa.array(rows.row - first)
+    types = pa.nulls(len(of), pa.string())
     if "fraud_type" in table.column_names:
-        types = [
-            None if value is None else str(value)
-            for value in wire.column(table, "fraud_type").take(pa.array(of)).to_pylist()
-        ]
-    book.add(
-        rows.transaction_id.to_pylist(),
-        rows.card_id.to_pylist(),
-        words,
-        rows.source.to_pylist(),
-        rows.known_at_us,
-        types,
-    )
+        types = wire.column(table, "fraud_type").take(of).cast(pa.string())
+    words = wire.texts(wire.column(table, "label"))[0].take(of)
+    book.add(rows.transaction_id, rows.card_id, words, rows.source, rows.known_at_us, types)
     return rows
 
 

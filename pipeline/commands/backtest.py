@@ -9,10 +9,14 @@ from datetime import datetime
 from pathlib import Path
 
 import click
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline.backtest.api import Backtest, Step
+from pipeline.backtest.blocks import blocks
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.order import Order
 from pipeline.backtest.report import ReportOptions, build_report
@@ -176,7 +180,7 @@ def command(
     if decisions is not None:
         decisions.mkdir(parents=True, exist_ok=True)
         for number, variant in enumerate(result.variants):
-            variant.decisions.to_parquet(decisions / f"{number}.parquet", index=False)
+            _write(variant.decisions, decisions / f"{number}.parquet")
         (decisions / "variants.json").write_text(
             json.dumps([{"name": one.name, **one.models} for one in result.variants]), encoding="utf-8"
         )
@@ -191,6 +195,14 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"{model!r} is named twice: write NAME=VERSION", param_hint="--model")
         named[name or version] = version
     return named
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    """A part at a time: a frame may be longer than what fits into memory."""
+    schema = pa.Table.from_pandas(frame.iloc[:0], preserve_index=False).schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in blocks(len(frame)):
+            writer.write_table(pa.Table.from_pandas(frame.iloc[rows], schema, preserve_index=False))
 
 
 @contextmanager

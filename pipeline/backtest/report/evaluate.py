@@ -3,7 +3,9 @@
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pipeline.backtest.blocks import blocks
 from pipeline.backtest.drift import Drift
 from pipeline.backtest.metrics import top_of_days
 from pipeline.backtest.report import tables
@@ -20,6 +22,7 @@ from pipeline.backtest.report.content import (
 from pipeline.backtest.report.figures import Resamples, differences, metrics, resample
 from pipeline.backtest.report.observed import Observed, Shared, observe, share
 from pipeline.backtest.result import BacktestResult, Variant
+from pipeline.backtest.spill import NumberColumn
 from pipeline.backtest.truth import NEVER, precision_bounds, recall_bounds
 from pipeline.features.catalogue import US_PER_DAY
 
@@ -69,7 +72,7 @@ def _variant(
     truth = shared.truth
     labelled = ~truth.unlabelled
     missed = truth.fraud & ~one.caught
-    selections = variant.decisions["selection"].astype(object)[one.alert].value_counts().sort_index()
+    selections = variant.decisions["selection"][one.alert].astype(object).value_counts().sort_index()
     return VariantContent(
         name=variant.name,
         models=dict(variant.models),
@@ -154,7 +157,7 @@ def _labels(result: BacktestResult, shared: Shared) -> LabelContent:
             "Who was reviewed was chosen by the alerts of then, so that other alerts, which nobody looked at, seem to "
             "be wrong; only an audit sample, drawn whatever the score, is free of this."
         )
-    median = float(np.median(truth.known_us[known] - shared.event_time_us[known]) / US_PER_DAY) if known.any() else None
+    median = _median_delay_us(shared, known) / US_PER_DAY if known.any() else None
     if median is not None:
         statements.append(
             f"Half of the labels were known within {median:.1f} days; of the range's last days more frauds may still "
@@ -166,7 +169,7 @@ def _labels(result: BacktestResult, shared: Shared) -> LabelContent:
             frauds=int((truth.fraud & (truth.source == source)).sum()),
             legitimate=int((truth.legitimate & (truth.source == source)).sum()),
         )
-        for source in sorted(set(truth.source[known].tolist()))
+        for source in sorted(truth.source[known].unique().tolist())
     ]
     return LabelContent(
         mode=result.label_mode,
@@ -177,6 +180,14 @@ def _labels(result: BacktestResult, shared: Shared) -> LabelContent:
         median_delay_days=median,
         statements=statements,
     )
+
+
+def _median_delay_us(shared: Shared, known: NDArray[np.bool_]) -> float:
+    """From transactions to the labels that hold of them; ``known``, of which there are some, have one."""
+    delays_us = NumberColumn(np.int64)
+    for rows in blocks(len(known)):
+        delays_us.add((shared.truth.known_us[rows] - shared.event_time_us[rows])[known[rows]])
+    return float(np.median(delays_us.finish(scratch=True), overwrite_input=True))
 
 
 def _drift(drift: Drift) -> list[FeatureDrift]:

@@ -20,6 +20,7 @@ from pipeline.backtest.report.content import (
 )
 from pipeline.backtest.report.observed import Observed, Shared
 from pipeline.backtest.result import Variant
+from pipeline.backtest.spill import in_blocks
 from pipeline.backtest.value import sweep, sweep_thresholds
 from pipeline.decision.stories import CODES
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
@@ -47,15 +48,17 @@ def by_amount(shared: Shared, one: Observed) -> list[Slice]:
     """Bands of amounts that have transactions."""
     names = [f"{low:,.0f} to {high:,.0f}" for low, high in zip((0.0, *AMOUNT_EDGES), AMOUNT_EDGES, strict=False)]
     names.append(f"{AMOUNT_EDGES[-1]:,.0f} and more")
-    found = _slices(shared, one, np.searchsorted(AMOUNT_EDGES, shared.amount, side="right"), names)
+    amount = shared.amount
+    bands = in_blocks(len(amount), np.int64, lambda rows: np.searchsorted(AMOUNT_EDGES, amount[rows], side="right"))
+    found = _slices(shared, one, bands, names)
     return [band for band in found if band.transactions]
 
 
 def _slices(shared: Shared, one: Observed, of: NDArray[np.int64], names: list[str]) -> list[Slice]:
     fraud, alert, amount = shared.truth.fraud, one.alert, shared.amount
-    columns = (np.ones(len(of)), alert, fraud, alert & fraud, alert & shared.truth.unlabelled)
-    counts = [np.bincount(of, weights=column, minlength=len(names)).astype(int).tolist() for column in columns]
-    sums = [np.bincount(of, weights=rows * amount, minlength=len(names)).tolist() for rows in (fraud, one.caught)]
+    chosen = (None, alert, fraud, alert & fraud, alert & shared.truth.unlabelled)
+    counts = [np.bincount(of if rows is None else of[rows], minlength=len(names)).tolist() for rows in chosen]
+    sums = [np.bincount(of[rows], weights=amount[rows], minlength=len(names)).tolist() for rows in (fraud, one.caught)]
     return [
         Slice(
             name=name,
@@ -76,7 +79,7 @@ def _slices(shared: Shared, one: Observed, of: NDArray[np.int64], names: list[st
 def fraud_types(shared: Shared, one: Observed, chosen: NDArray[np.bool_]) -> list[TypeRecall]:
     """Recall by type, of alerts and of ``chosen``; nothing where no type is told."""
     truth = shared.truth
-    names = sorted(set(truth.fraud_type[truth.fraud].tolist()))
+    names = sorted(truth.fraud_type[truth.fraud].unique().tolist())
     if names in ([], [""]):
         return []
     found = []
@@ -96,7 +99,7 @@ def fraud_types(shared: Shared, one: Observed, chosen: NDArray[np.bool_]) -> lis
 
 def curve(shared: Shared, one: Observed) -> list[CurvePoint]:
     """Precision and recall, at most `CURVE_POINTS` points, evenly over recall."""
-    ranking = Ranking(shared.truth.fraud, one.score, np.zeros(len(one.score), np.int64), 1).curve()
+    ranking = Ranking(shared.truth.fraud, one.score, shared.day, shared.days).curve()
     if not len(ranking.threshold):
         return []
     last = len(ranking.threshold) - 1
@@ -135,11 +138,12 @@ def sweep_rows(shared: Shared, one: Observed, review_cost: float, protection_us:
 def score_bins(shared: Shared, one: Observed, edges: NDArray[np.float64]) -> list[ScoreBin]:
     """Transactions by their score; bins of ``edges`` that hold none are left out. The highest includes its end."""
     bins = len(edges) - 1
-    of = np.clip(np.searchsorted(edges, one.score, side="right") - 1, 0, bins - 1)
-    fraud = shared.truth.fraud
-    rows = np.bincount(of, minlength=bins)
-    frauds = np.bincount(of, weights=fraud, minlength=bins).astype(int)
-    total = np.bincount(of, weights=one.score, minlength=bins)
+    score, fraud = one.score, shared.truth.fraud
+    of = in_blocks(
+        len(score), np.int64, lambda rows: np.clip(np.searchsorted(edges, score[rows], side="right") - 1, 0, bins - 1)
+    )
+    rows, frauds = np.bincount(of, minlength=bins), np.bincount(of[fraud], minlength=bins)
+    total = np.bincount(of, weights=score, minlength=bins)
     return [
         ScoreBin(
             from_score=float(edges[at]),
