@@ -43,7 +43,8 @@ class Collected:
 
     def __init__(self, first: "Collected | None" = None) -> None:
         """``first`` is that of another variant, which keeps what is the same for both."""
-        self._kept, self._is_first = _Kept() if first is None else first._kept, first is None
+        self._kept: _Kept = _Kept() if first is None else first._kept
+        self._is_first = first is None
         self._score, self._selection = NumberColumn(np.float64), NumberColumn(np.int8)
         self._decisions = 0
         self._reasons: list[tuple[str, float]] = []

@@ -106,7 +106,7 @@ class Ranking:
             scores, its_unit = score[rows][of], unit[rows][of]
             above = np.searchsorted(self._levels, scores, side="left")
             ties = np.r_[self._levels, np.nan][above] == scores
-            return (2 * above + ties) * units + its_unit
+            return np.asarray((2 * above + ties) * units + its_unit, np.int64)
 
         n = len(score)
         self._fraud = _gathered((pairs(rows, fraud[rows]) for rows in blocks(n)), units)

@@ -229,11 +229,11 @@ def _take_text(
         spans[column, 0], spans[column, 1] = first, last
         return kind == _TEXT or 0 < last - first <= LONGEST_IDENTIFIER
     if kind == _TIME:
-        numbers[0] = _time(text, first, last, True)
-        return PLAIN_TIMES_US[0] <= numbers[0] < PLAIN_TIMES_US[1]
+        numbers[0] = event_us = _time(text, first, last, True)
+        return PLAIN_TIMES_US[0] <= event_us < PLAIN_TIMES_US[1]
     if kind == _LOCAL_TIME:
-        numbers[1] = _time(text, first, last, False)
-        return PLAIN_TIMES_US[0] <= numbers[1] < PLAIN_TIMES_US[1]
+        numbers[1] = clock_us = _time(text, first, last, False)
+        return PLAIN_TIMES_US[0] <= clock_us < PLAIN_TIMES_US[1]
     return kind == _AMOUNT and _amount(text, first, last, numbers)
 
 

@@ -355,8 +355,10 @@ class TopicSource:
 
         def note(items: Sequence[Label], known_at_us: Sequence[int]) -> None:
             names = ("transaction_id", "card_id", "label", "source", "fraud_type")
-            *said, types = (pa.array([getattr(item, name) for item in items], pa.string()) for name in names)
-            book.add(*said, np.array(known_at_us, np.int64), types)
+            ids, cards, words, by, types = (
+                pa.array([getattr(item, name) for item in items], pa.string()) for name in names
+            )
+            book.add(ids, cards, words, by, np.array(known_at_us, np.int64), types)
 
         of_labels = Numbering(len(told))
         readers = ExitStack()

@@ -108,7 +108,7 @@ _TYPES: Final = {pa.large_string(): pd.ArrowDtype(pa.large_string())}
 
 def _temporary(column: object) -> Any:
     """A file that is closed with its column, if nobody finished that."""
-    file = tempfile.TemporaryFile(prefix="fraud-pipeline-")
+    file = tempfile.TemporaryFile(prefix="fraud-pipeline-")  # noqa: SIM115
     weakref.finalize(column, file.close)
     return file
 

@@ -24,9 +24,9 @@ class Truth(NamedTuple):
     fraud: NDArray[np.bool_]
     legitimate: NDArray[np.bool_]
     """Known to be; what is neither has no label that says anything."""
-    source: pd.Categorical
+    source: "pd.Categorical[str]"
     """Of the label that holds, empty where there is none."""
-    fraud_type: pd.Categorical
+    fraud_type: "pd.Categorical[str]"
     """Empty where it is not told."""
     known_us: NDArray[np.int64]
     """When the label that holds was known, in microseconds since 1970; `NEVER` where there is none."""
@@ -65,7 +65,7 @@ def find_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> Truth:
     return found.truth()
 
 
-LABEL_BLOCK_ROWS: Final = 4 * BLOCK_ROWS
+LABEL_BLOCK_ROWS: Final = 2 * BLOCK_ROWS
 
 
 class _Found:
@@ -126,8 +126,8 @@ class _Words:
         known = [self._words.setdefault(str(word), len(self._words)) for word in distinct]
         return np.array([*known, 0], np.int32)[codes]
 
-    def categories(self) -> pd.Categorical:
-        return pd.Categorical.from_codes(self.codes, categories=list(self._words))
+    def categories(self) -> "pd.Categorical[str]":
+        return pd.Categorical.from_codes(self.codes, categories=pd.Index(list(self._words)))
 
 
 def _names(frame: pd.DataFrame, rows: slice) -> pa.Array:

@@ -121,7 +121,7 @@ def amounts(
     terms, plain = rate_terms(currency, rates)
     major, plain_majors = _majors(values)
     plain &= plain_majors
-    scaled = np.where(plain, major, 0.0) * 10**terms.digits
+    scaled: NDArray[np.float64] = np.where(plain, major, 0.0) * 10**terms.digits
     whole, inexact = whole_units(scaled)
     plain &= ~inexact & (whole >= 0) & (whole < _PLAIN_MINOR)
     minor = np.where(plain, whole, 0).astype(np.int64)

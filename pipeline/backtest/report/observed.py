@@ -88,6 +88,7 @@ def _numbered(names: "pd.Series[str]") -> tuple[NDArray[np.int64], int]:
     def of(rows: slice) -> NDArray[np.int64]:
         encoded = texts(names, rows).dictionary_encode()
         known = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
-        return np.array(known, np.int64)[encoded.indices.to_numpy()]
+        rows_of: NDArray[np.int32] = encoded.indices.to_numpy()
+        return np.array(known, np.int64)[rows_of]
 
     return in_blocks(len(names), np.int64, of), len(numbers)
