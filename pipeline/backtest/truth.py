@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from pipeline.backtest.blocks import BLOCK_ROWS, blocks, texts
 from pipeline.backtest.resolved import KNOWN, NO_LABEL
+from pipeline.backtest.spill import in_blocks
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING, SOURCE_RANK, known_value, source_rank
 
 NEVER: Final = np.iinfo(np.int64).max
@@ -45,10 +46,13 @@ def held_labels(labels: pd.DataFrame) -> pd.DataFrame:
     """
     ranks = _coded(labels["source"], source_rank)
     known = _coded(labels["label"], lambda word: KNOWN.index(known_value(word)))
-    kept = labels.assign(rank=ranks, known=known).loc[ranks != SOURCE_RANK["rule"]]
-    ordered = kept.sort_values(["rank", "labelled_at", "known"], kind="stable")
-    held: pd.DataFrame = ordered.drop_duplicates(_IDENTITY, keep="last")
-    return held
+    kept = np.flatnonzero(ranks != SOURCE_RANK["rule"])
+    name: NDArray[np.int32] = _names(labels, slice(None)).take(pa.array(kept)).dictionary_encode().indices.to_numpy()
+    # Of equal ones the last that was told.
+    order = np.lexsort((known[kept], _times_us(labels)[kept], ranks[kept], name))
+    last = np.r_[name[order][1:] != name[order][:-1], True][: len(order)]
+    rows = kept[order[last]]
+    return labels.iloc[rows].assign(rank=ranks[rows], known=known[rows])
 
 
 def find_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> Truth:
@@ -72,16 +76,15 @@ class _Found:
     """For each of n decisions the largest label that was found so far."""
 
     def __init__(self, n: int) -> None:
-        self._rank, self._known = np.full(n, NO_LABEL, np.int8), np.full(n, KNOWN.index(NOTHING), np.int8)
-        self._at_us = np.full(n, -NEVER)
+        self._rank, self._known = _filled(n, NO_LABEL, np.int8), _filled(n, KNOWN.index(NOTHING), np.int8)
+        self._at_us = _filled(n, -NEVER, np.int64)
         self._source, self._fraud_type = _Words(n), _Words(n)
 
     def take(self, decisions: pd.DataFrame, held: pd.DataFrame) -> None:
         """Look for the labels that hold of their block."""
         names = _names(held, slice(None))
         rank, known = held["rank"].to_numpy(np.int8), held["known"].to_numpy(np.int8)
-        times = pd.to_datetime(held["labelled_at"], utc=True)
-        at_us = times.dt.tz_convert(None).to_numpy("datetime64[us]").astype(np.int64)
+        at_us = _times_us(held)
         source = self._source.coded(held["source"])
         fraud_type = (
             self._fraud_type.coded(held["fraud_type"]) if "fraud_type" in held else np.zeros(len(held), np.int32)
@@ -117,7 +120,7 @@ class _Words:
     """A word for each of n rows, at first the empty one."""
 
     def __init__(self, n: int) -> None:
-        self.codes = np.zeros(n, np.int16)
+        self.codes = _filled(n, 0, np.int16)
         self._words = {"": 0}
 
     def coded(self, words: "pd.Series[str]") -> NDArray[np.int32]:
@@ -128,6 +131,16 @@ class _Words:
 
     def categories(self) -> "pd.Categorical[str]":
         return pd.Categorical.from_codes(self.codes, categories=pd.Index(list(self._words)))
+
+
+def _times_us(labels: pd.DataFrame) -> NDArray[np.int64]:
+    times = pd.to_datetime(labels["labelled_at"], utc=True)
+    return times.dt.tz_convert(None).to_numpy("datetime64[us]").astype(np.int64)
+
+
+def _filled(n: int, value: int, dtype: DTypeLike) -> NDArray[Any]:
+    """A column on disk that may be written to."""
+    return in_blocks(n, dtype, lambda rows: np.full(rows.stop - rows.start, value, dtype))
 
 
 def _names(frame: pd.DataFrame, rows: slice) -> pa.Array:

@@ -158,11 +158,12 @@ def describe(row: dict[str, Any]) -> str:
     topics = row["topics"]
     lines = [
         f"from topics: {topics['transactions_a_second']:,} transactions a second, "
-        f"{topics['transactions_a_cpu_second']:,} a second of the processor ({topics['us_a_transaction']} us each, of {topics['transactions']:,})"
+        f"{topics['transactions_a_cpu_second']:,} a second of the processor, "
+        f"{topics['us_a_transaction']} us each, of {topics['transactions']:,}"
     ]
     lines += [
-        f"range x {one['length']}: {one['transactions']:,} decisions, at most {one['anonymous_mib']:,} MiB of memory "
-        f"and {one['resident_mib']:,} MiB with mapped files; {one['decided_us_a_transaction']} us each to decide, "
+        f"range x {one['length']}: {one['transactions']:,} decisions, at most {one['anonymous_mib']:,} MiB of memory, "
+        f"{one['resident_mib']:,} MiB with mapped files; {one['decided_us_a_transaction']} us each to decide, "
         f"{one['reported_us_a_transaction']} us with the report"
         for one in row["ranges"]
     ]

@@ -1,13 +1,18 @@
 """Columns on disk hold what was added, in whatever parts, and nothing of other rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from pipeline.backtest import blocks as blocks_module
+from pipeline.backtest import metrics, truth
 from pipeline.backtest.blocks import blocks, summed, texts
+from pipeline.backtest.report import build_report
 from pipeline.backtest.spill import NumberColumn, TextColumn, WordColumn, in_blocks, mapped_frame
+from tests.helpers.backtests import result
 
 
 @pytest.fixture
@@ -79,6 +84,20 @@ def test_a_column_made_in_blocks_can_be_sorted_in_its_place() -> None:
     np.testing.assert_array_equal(column, values)
     column.sort()
     np.testing.assert_array_equal(column, np.sort(values))
+
+
+def test_a_report_says_the_same_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = result(variants=2)
+    # As the recorded order has them.
+    mixed = np.random.default_rng(3).permutation(len(given.variants[0].decisions))
+    variants = [replace(one, decisions=one.decisions.iloc[mixed].reset_index(drop=True)) for one in given.variants]
+    labels = pd.concat([given.labels, given.labels.assign(label="disputed", source="analyst")], ignore_index=True)
+    asked = [replace(given, labels=labels), replace(given, labels=labels, variants=variants)]
+    whole = [build_report(one).json for one in asked]
+    monkeypatch.setattr(blocks_module.blocks, "__defaults__", (100,))
+    monkeypatch.setattr(truth, "LABEL_BLOCK_ROWS", 70)
+    monkeypatch.setattr(metrics, "BLOCK_ROWS", 50)
+    assert [build_report(one).json for one in asked] == whole
 
 
 def test_texts_of_a_frame_may_be_of_any_kind() -> None:
