@@ -230,10 +230,12 @@ def _take_text(
         return kind == _TEXT or 0 < last - first <= LONGEST_IDENTIFIER
     if kind == _TIME:
         numbers[0] = event_us = _time(text, first, last, True)
-        return PLAIN_TIMES_US[0] <= event_us < PLAIN_TIMES_US[1]
+        plain: bool = PLAIN_TIMES_US[0] <= event_us < PLAIN_TIMES_US[1]
+        return plain
     if kind == _LOCAL_TIME:
         numbers[1] = clock_us = _time(text, first, last, False)
-        return PLAIN_TIMES_US[0] <= clock_us < PLAIN_TIMES_US[1]
+        plain_clock: bool = PLAIN_TIMES_US[0] <= clock_us < PLAIN_TIMES_US[1]
+        return plain_clock
     return kind == _AMOUNT and _amount(text, first, last, numbers)
 
 
@@ -370,7 +372,8 @@ def _time(text: IntArray, first: int, last: int, zoned: bool) -> int:
     if at != last:
         return NO_TIME
     of_day_s = (60 * hour + minute - offset_min) * 60 + second
-    return _day(year, month, day) * _US_PER_DAY + of_day_s * _US + micro
+    moment_us: int = _day(year, month, day) * _US_PER_DAY + of_day_s * _US + micro
+    return moment_us
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -52,7 +52,8 @@ def held_labels(labels: pd.DataFrame) -> pd.DataFrame:
     order = np.lexsort((known[kept], _times_us(labels)[kept], ranks[kept], name))
     last = np.r_[name[order][1:] != name[order][:-1], True][: len(order)]
     rows = kept[order[last]]
-    return labels.iloc[rows].assign(rank=ranks[rows], known=known[rows])
+    held: pd.DataFrame = labels.iloc[rows].assign(rank=ranks[rows], known=known[rows])
+    return held
 
 
 def find_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> Truth:
