@@ -29,6 +29,7 @@ from pipeline.replay_messages import event_times_us
 from pipeline.settings import Settings
 from tests.benchmarks.alone import DAYS_AGO, SMALL, Size, Timed, arguments, clocks, scratch, since, told
 from tests.benchmarks.job.prepare import write
+from tests.benchmarks.ours.job import pipeline_settings
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
 
 PARTITIONS = 4
@@ -68,23 +69,15 @@ def _records(frame: pd.DataFrame, settings: Settings, seed: int) -> Iterator[tup
         yield settings.topic(item.topic), item.key, item.value, times_ms[item.number] + late_ms
 
 
-def from_topics(directory: Path, options: Options) -> dict[str, Any]:
-    """Decide what lies on topics, the warm-up included."""
+def from_topics(bootstrap: str, directory: Path, options: Options) -> dict[str, Any]:
+    """Decide what lies on topics of their own, the warm-up included."""
     models = options.models()
-    with embedded_broker(directory / "kafka") as broker:
-        settings = Settings(
-            kafka_bootstrap_servers=broker.bootstrap_servers,
-            data_dir=directory / "data",
-            timestamps="producer",
-            card_partitions=options.partitions,
-            merchant_partitions=options.partitions,
-        )
-        ensure_topics(broker.bootstrap_servers, settings)
-        publish_champion(broker.bootstrap_servers, settings, models.lightgbm, models.policy)
-        begins = write_topics(settings, options)
-        runs = [_decided(Backtest(settings=settings, start=begins)) for _ in range(2)]
+    settings = pipeline_settings(bootstrap, directory.name, directory / "data", options.partitions)
+    ensure_topics(bootstrap, settings)
+    publish_champion(bootstrap, settings, models.lightgbm, models.policy)
+    begins = write_topics(settings, options)
     # The first run compiles, or loads what was compiled.
-    transactions, took = runs[-1]
+    _, (transactions, took) = [_decided(Backtest(settings=settings, start=begins)) for _ in range(2)]
     return {"transactions": transactions, **took.row(transactions)}
 
 
@@ -150,7 +143,9 @@ def of_lengths(directory: Path, options: Options) -> list[dict[str, Any]]:
 def run(options: Options) -> dict[str, Any]:
     """Both parts."""
     with scratch("backtests-") as directory:
-        return {"topics": from_topics(directory, options), "ranges": of_lengths(directory, options)}
+        with embedded_broker(directory / "kafka") as broker:
+            topics = from_topics(broker.bootstrap_servers, directory, options)
+        return {"topics": topics, "ranges": of_lengths(directory, options)}
 
 
 def describe(row: dict[str, Any]) -> str:
