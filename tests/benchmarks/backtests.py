@@ -24,7 +24,9 @@ from pipeline.backtest.api import Step
 from pipeline.backtest.report import build_report
 from pipeline.broker import embedded_broker
 from pipeline.commands.train import publish_champion
+from pipeline.engine.models import ActiveModels
 from pipeline.kafka.admin import ensure_topics
+from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay_messages import event_times_us
 from pipeline.settings import Settings
 from tests.benchmarks.alone import DAYS_AGO, SMALL, Size, Timed, arguments, clocks, scratch, since, told
@@ -47,7 +49,7 @@ class Options(Size):
 
     rows: int = 700_000
     partitions: int = PARTITIONS
-    ranges: Traffic = field(default_factory=lambda: Traffic(cards=2_000, merchants=1_000, history_days=60))
+    ranges: Traffic = field(default_factory=lambda: Traffic(cards=3_000, merchants=1_500, history_days=120))
     """Of the shorter range; the longer one has four times as many days."""
 
 
@@ -88,8 +90,11 @@ def _decided(asked: Backtest) -> tuple[int, Timed]:
     return steps[-1].transactions, since(started)
 
 
-def memory(path: Path, options: Options) -> dict[str, Any]:
-    """Decide the file at ``path`` and report it; what that took of the processor, and at most of memory."""
+def memory(path: Path, data_dir: Path) -> dict[str, Any]:
+    """Decide the file at ``path`` and report it; what that took of the processor, and at most of memory.
+
+    The models are those in force in the registry of ``data_dir``.
+    """
     peak = {"anonymous_mib": 0.0, "resident_mib": 0.0}
     ends = threading.Event()
 
@@ -100,13 +105,12 @@ def memory(path: Path, options: Options) -> dict[str, Any]:
             peak["anonymous_mib"] = max(peak["anonymous_mib"], (used.rss - used.shared) / _MIB)
             peak["resident_mib"] = max(peak["resident_mib"], used.rss / _MIB)
 
-    settings = Settings(dedup_horizon_days=_HORIZON_DAYS, label_horizon_days=_HORIZON_DAYS)
-    models = options.models()
+    settings = Settings(data_dir=data_dir, dedup_horizon_days=_HORIZON_DAYS, label_horizon_days=_HORIZON_DAYS)
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = clocks()
     try:
-        result = Backtest(path, models={"bench": models}, settings=settings).run()
+        result = Backtest(path, settings=settings).run()
         decided = since(started)
         _ = build_report(result).html
         took = since(started)
@@ -129,14 +133,22 @@ def write_range(path: Path, traffic: Traffic, length: int) -> None:
     longer.history(a_while_ago(DAYS_AGO)).to_parquet(path, index=False)
 
 
+def register(data_dir: Path, models: ActiveModels) -> None:
+    """Put ``models`` in force in the registry of ``data_dir``: whoever made them needed memory that is not counted."""
+    registry = Registry(Settings(data_dir=data_dir).registry_path)
+    for name, model in ((LIGHTGBM, models.lightgbm), (POLICY, models.policy)):
+        registry.activate(name, registry.register(name, model.to_payload()))
+
+
 def of_lengths(directory: Path, options: Options) -> list[dict[str, Any]]:
     """`memory` of ranges of `LENGTHS`, each in a process of its own."""
     found = []
+    register(directory / "data", options.models())
     for length in LENGTHS:
         path = directory / f"{length}.parquet"
         write_range(path, options.ranges, length)
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            found.append({"length": length, **process.submit(memory, path, options).result()})
+            found.append({"length": length, **process.submit(memory, path, directory / "data").result()})
     return found
 
 

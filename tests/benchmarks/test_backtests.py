@@ -22,9 +22,10 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_longer_range_has_as_many_more_decisions(tmp_path: Path) -> None:
     found = []
+    backtests.register(tmp_path, OPTIONS.models())
     for length in backtests.LENGTHS:
         backtests.write_range(tmp_path / "range.parquet", SMALL, length)
-        found.append({"length": length, **backtests.memory(tmp_path / "range.parquet", OPTIONS)})
+        found.append({"length": length, **backtests.memory(tmp_path / "range.parquet", tmp_path)})
     decisions = [row["transactions"] for row in found]
     assert decisions[1] == pytest.approx(4 * decisions[0], rel=0.1)
     assert all(100 < row["anonymous_mib"] < row["resident_mib"] for row in found)
