@@ -198,7 +198,9 @@ class Backtest:
         collected: dict[str, Collected] = {}
 
         def keep(name: str, decisions: Decisions) -> None:
-            collected.setdefault(name, Collected()).add(decisions)
+            if name not in collected:
+                collected[name] = Collected(next(iter(collected.values()), None))
+            collected[name].add(decisions)
 
         run = _Run(self, keep, progress, stopped)
         run.go()

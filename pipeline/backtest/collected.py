@@ -1,52 +1,93 @@
 """What of a backtest's decisions is kept for whoever reports it."""
 
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from pipeline.backtest.decisions import Decisions
+from pipeline.backtest.columns import Transactions
+from pipeline.backtest.decisions import Decisions, outcome_columns
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, Variant
+from pipeline.backtest.spill import NumberColumn, TextColumn, mapped_frame
 
 EXPLAINED_AT_MOST: Final = 500
 """Alerts of a variant whose reasons are told, the first of the range; each costs milliseconds."""
 
 
-@dataclass(slots=True)
-class Collected:
-    """Decisions of one variant within the range, as far as a report reads them."""
+class _Kept:
+    """The transactions that were decided about, of all variants."""
 
-    frames: list[pd.DataFrame] = field(default_factory=list)
-    reasons: list[tuple[str, float]] = field(default_factory=list)
-    explained: int = 0
-    models: dict[str, set[str]] = field(default_factory=dict)
-    thresholds: set[float] = field(default_factory=set)
+    def __init__(self) -> None:
+        self._texts = {name: TextColumn() for name in ("transaction_id", "card_id", "merchant_id")}
+        self._event_time_us, self._amount_base = NumberColumn(np.int64), NumberColumn(np.float64)
+
+    def add(self, taken: Transactions) -> None:
+        for name, column in self._texts.items():
+            column.add(getattr(taken, name))
+        self._event_time_us.add(taken.event_time_us)
+        self._amount_base.add(taken.amount_base_minor / 100)
+
+    @cached_property
+    def columns(self) -> dict[str, pa.Array]:
+        """All of them; nothing can be added any more."""
+        columns = {name: column.finish() for name, column in self._texts.items()}
+        columns["event_time"] = pa.array(self._event_time_us.finish()).view(pa.timestamp("us", "UTC"))
+        return columns | {"amount_base": pa.array(self._amount_base.finish())}
+
+
+class Collected:
+    """Decisions of one variant within the range, as far as a report reads them: on disk, but for a few."""
+
+    def __init__(self, first: "Collected | None" = None) -> None:
+        """``first`` is that of another variant, which keeps what is the same for both."""
+        self._kept: _Kept = _Kept() if first is None else first._kept
+        self._is_first = first is None
+        self._score, self._selection = NumberColumn(np.float64), NumberColumn(np.int8)
+        self._decisions = 0
+        self._reasons: list[tuple[str, float]] = []
+        self._explained = 0
+        self._models: dict[str, set[str]] = {}
+        self._thresholds: set[float] = set()
+
+    def __len__(self) -> int:
+        return self._decisions
 
     def add(self, decisions: Decisions) -> None:
         """Keep some decisions."""
         if not len(decisions):
             return
-        self.frames.append(decisions.frame()[list(DECISION_COLUMNS)])
-        rows = np.flatnonzero(decisions.alert)[: EXPLAINED_AT_MOST - self.explained]
+        self._decisions += len(decisions)
+        if self._is_first:
+            self._kept.add(decisions.transactions)
+        self._score.add(decisions.score)
+        self._selection.add(decisions.selection)
+        rows = np.flatnonzero(decisions.alert)[: EXPLAINED_AT_MOST - self._explained]
         if len(rows):
             for reasons in decisions.reasons(rows):
-                self.reasons += [(reason.code, reason.contribution) for reason in reasons]
-            self.explained += len(rows)
+                self._reasons += [(reason.code, reason.contribution) for reason in reasons]
+            self._explained += len(rows)
         versions = decisions.models.versions(decisions.rates_version)
         for name in versions.__struct_fields__:
-            self.models.setdefault(name, set()).add(getattr(versions, name))
-        self.thresholds.add(decisions.models.policy.threshold)
+            self._models.setdefault(name, set()).add(getattr(versions, name))
+        self._thresholds.add(decisions.models.policy.threshold)
 
     def variant(self, name: str) -> Variant:
-        """All of it."""
+        """All of it; nothing can be added any more."""
+        selection = self._selection.finish()
+        columns = {
+            **self._kept.columns,
+            "score": pa.array(self._score.finish()),
+            **outcome_columns(selection),
+        }
         return Variant(
             name=name,
-            decisions=pd.concat(self.frames, ignore_index=True),
-            models={name: _some(versions) for name, versions in self.models.items()},
-            threshold=next(iter(self.thresholds)) if len(self.thresholds) == 1 else None,
-            reasons=pd.DataFrame(self.reasons, columns=list(REASON_COLUMNS)) if self.reasons else None,
-            explained=self.explained,
+            decisions=mapped_frame({column: columns[column] for column in DECISION_COLUMNS}),
+            models={name: _some(versions) for name, versions in self._models.items()},
+            threshold=next(iter(self._thresholds)) if len(self._thresholds) == 1 else None,
+            reasons=pd.DataFrame(self._reasons, columns=list(REASON_COLUMNS)) if self._reasons else None,
+            explained=self._explained,
         )
 
 

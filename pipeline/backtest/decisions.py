@@ -86,7 +86,6 @@ class Decisions:
         taken, n = self.transactions, len(self)
         versions = self.models.versions(self.rates_version)
         started = pc.cast(pa.array(self.case_start_us // US_PER_SECOND), pa.string())
-        codes = pa.array(self.selection, mask=self.selection < 0)
         columns: dict[str, pa.Array] = {
             "row": taken.row,
             "transaction_id": taken.transaction_id,
@@ -103,8 +102,7 @@ class Decisions:
             "river": sigmoid(self.river_logit),
             "logit": self.logit,
             "river_logit": self.river_logit,
-            "action": pa.DictionaryArray.from_arrays(self.alert.astype(np.int8), ["allow", "alert"]),
-            "selection": pa.DictionaryArray.from_arrays(codes, list(SELECTIONS)),
+            **outcome_columns(self.selection),
             "selection_probability": self.selection_probability,
             "threshold": np.full(n, self.models.policy.threshold),
             "case_id": pc.binary_join_element_wise(taken.card_id, started, "-"),
@@ -125,6 +123,15 @@ class Decisions:
         rows = np.flatnonzero(self.alert) if rows is None else rows
         selections = [SELECTIONS[code] if code >= 0 else None for code in self.selection[rows].tolist()]
         return explain(self.features[rows], self.logit[rows], self.models, selections, self.base_currency)
+
+
+def outcome_columns(selection: NDArray[np.int8]) -> dict[str, pa.DictionaryArray]:
+    """The columns ``action`` and ``selection`` of a frame of decisions."""
+    alert = selection >= 0
+    return {
+        "action": pa.DictionaryArray.from_arrays(alert.astype(np.int8), ["allow", "alert"]),
+        "selection": pa.DictionaryArray.from_arrays(pa.array(selection, mask=~alert), list(SELECTIONS)),
+    }
 
 
 class Decided(NamedTuple):

@@ -4,12 +4,16 @@ Le Borgne, Siblini, Lebichot, Bontempi, "Reproducible Machine Learning for Credi
 one number over all rows tells (AUC ROC, average precision), and card precision, are in `pipeline.training.metrics`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from pipeline.backtest.blocks import BLOCK_ROWS, blocks, summed
+from pipeline.backtest.spill import in_blocks
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.training.metrics import days_of
 
 
 def top_of_days(score: NDArray[np.float64], event_time_us: NDArray[np.int64], top: int) -> NDArray[np.bool_]:
@@ -17,12 +21,10 @@ def top_of_days(score: NDArray[np.float64], event_time_us: NDArray[np.int64], to
 
     Of equal scores the earlier row comes first, as it reaches the analysts first.
     """
-    day = event_time_us // US_PER_DAY
-    order = np.lexsort((-score, day))
-    _, first, rows = np.unique(day[order], return_index=True, return_counts=True)
-    place = np.arange(len(order)) - np.repeat(first, rows)
-    chosen = np.empty(len(order), np.bool_)
-    chosen[order] = place < top
+    chosen = np.zeros(len(score), np.bool_)
+    for _, rows in days_of(event_time_us):
+        best = np.argsort(-score[rows], kind="stable")[:top]
+        chosen[best + rows.start if isinstance(rows, slice) else rows[best]] = True
     return chosen
 
 
@@ -33,8 +35,9 @@ def daily_precision(
 
     ``chosen`` is that of `top_of_days`. The divisor is ``top`` even on a day of fewer transactions, as in the Handbook.
     """
-    days, number = np.unique(event_time_us // US_PER_DAY, return_inverse=True)
-    return days, np.bincount(number, weights=fraud & chosen, minlength=len(days)) / top
+    found = [(day, np.count_nonzero(fraud[rows] & chosen[rows]) / top) for day, rows in days_of(event_time_us)]
+    days, precision = zip(*found, strict=True) if found else ((), ())
+    return np.array(days, np.int64), np.array(precision, np.float64)
 
 
 def precision_at(
@@ -56,7 +59,10 @@ def known_cards(
     """
     first_known = np.full(int(card.max(initial=-1)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first_known, card, fraud_known_us)
-    return np.asarray(first_known[card] < event_time_us // US_PER_DAY * US_PER_DAY)
+    known = np.empty(len(card), np.bool_)
+    for rows in blocks(len(card)):
+        known[rows] = first_known[card[rows]] < event_time_us[rows] // US_PER_DAY * US_PER_DAY
+    return known
 
 
 class Curve(NamedTuple):
@@ -89,12 +95,17 @@ class Ranking:
     ) -> None:
         """``unit`` (n,) holds integers below ``units``; ``fraud`` and ``score`` have shape (n,)."""
         self._levels = np.unique(score[fraud])
-        above = np.searchsorted(self._levels, score, side="left")
-        ties = np.r_[self._levels, np.nan][above] == score
-        cell = 2 * above + ties
         self._cells = 2 * len(self._levels) + 1
-        self._fraud = _gathered(cell[fraud], unit[fraud], units)
-        self._other = _gathered(cell[~fraud], unit[~fraud], units)
+
+        def pairs(rows: slice, of: NDArray[np.bool_]) -> NDArray[np.int64]:
+            scores, its_unit = score[rows][of], unit[rows][of]
+            above = np.searchsorted(self._levels, scores, side="left")
+            ties = np.r_[self._levels, np.nan][above] == scores
+            return np.asarray((2 * above + ties) * units + its_unit, np.int64)
+
+        n = len(score)
+        self._fraud = _gathered((pairs(rows, fraud[rows]) for rows in blocks(n)), units)
+        self._other = _gathered((pairs(rows, ~fraud[rows]) for rows in blocks(n)), units)
 
     def areas(self, weight: NDArray[np.float64]) -> Areas:
         """Of rows that are each weighted by their unit's ``weight``, shape (units,)."""
@@ -120,14 +131,13 @@ class Ranking:
 
     def _weighted(self, weight: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weights of frauds and of others by cell, each of shape (2 m + 1,)."""
-        return tuple(  # type: ignore[return-value]
-            np.bincount(
-                part.cell,
-                weights=part.rows if weight is None else part.rows * weight[part.unit],
-                minlength=self._cells,
-            )
-            for part in (self._fraud, self._other)
-        )
+        return self._sums(self._fraud, weight), self._sums(self._other, weight)
+
+    def _sums(self, part: "_Gathered", weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        def rows_of(places: slice) -> NDArray[np.float64]:
+            return part.rows[places] if weight is None else part.rows[places] * weight[part.unit[places]]
+
+        return summed(part.cell, self._cells, rows_of)
 
 
 class _Gathered(NamedTuple):
@@ -138,6 +148,33 @@ class _Gathered(NamedTuple):
     rows: NDArray[np.float64]
 
 
-def _gathered(cell: NDArray[np.int64], unit: NDArray[np.int64], units: int) -> _Gathered:
-    pairs, rows = np.unique(cell * units + unit, return_counts=True)
-    return _Gathered(pairs // units, pairs % units, rows.astype(np.float64))
+def _gathered(parts: Iterator[NDArray[np.int64]], units: int) -> _Gathered:
+    """Of cells x ``units`` + units, in parts."""
+    held, rows = np.empty(0, np.int64), np.empty(0, np.int64)
+    fresh: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    waiting = 0
+    for part in parts:
+        fresh.append(np.unique(part, return_counts=True))
+        waiting += len(fresh[-1][0])
+        if waiting > max(BLOCK_ROWS, len(held)):
+            held, rows = _merged([(held, rows), *fresh])
+            fresh, waiting = [], 0
+    held, rows = _merged([(held, rows), *fresh])
+
+    def column(values: NDArray[np.int64], dtype: DTypeLike, of: Callable[[NDArray[np.int64]], Any]) -> NDArray[Any]:
+        return in_blocks(len(values), dtype, lambda places: of(values[places]))
+
+    return _Gathered(
+        column(held, np.int64, lambda pairs: pairs // units),
+        column(held, np.int64, lambda pairs: pairs % units),
+        column(rows, np.float64, lambda counts: counts),
+    )
+
+
+def _merged(parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each pair once, with the sum of its counts."""
+    pairs, counts = (np.concatenate(of) for of in zip(*parts, strict=True))
+    order = np.argsort(pairs, kind="stable")
+    pairs, counts = pairs[order], counts[order]
+    first = np.flatnonzero(np.r_[True, pairs[1:] != pairs[:-1]][: len(pairs)])
+    return pairs[first], np.add.reduceat(counts, first) if len(first) else counts

@@ -41,7 +41,10 @@ class SettledLabels:
             held = self._held.iloc[at[known]]
             truth[known] = held["known"].to_numpy(np.int8)
             rows = replace(part, truth=truth)
-            book.add_truth(rows.take(known), delay_us, held["source"].tolist(), held["fraud_type"].tolist())
+            sources, fraud_types = (
+                pa.array(held[name].astype(object), pa.string()) for name in ("source", "fraud_type")
+            )
+            book.add_truth(rows.take(known), delay_us, sources, fraud_types)
             yield rows
 
     def _found(self, part: Transactions) -> np.ndarray:

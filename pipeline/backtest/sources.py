@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from pipeline.backtest import wire
 from pipeline.backtest.accept import LABEL_FIELDS, STAMP, Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.blocks import blocks, texts
 from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.labelling import REPORT_SOURCE
 from pipeline.backtest.merged import Part, by_time
 from pipeline.backtest.records import Numbering, labels_of, transactions_of
 from pipeline.backtest.resolved import KNOWN
+from pipeline.backtest.spill import NumberColumn, TextColumn, WordColumn, mapped_frame
 from pipeline.backtest.tables import CHUNK_ROWS, file_tables, frauds, label_tables
 from pipeline.exports.files import origin_of
 from pipeline.features.catalogue import LATENESS_US, US_PER_SECOND
@@ -79,50 +82,66 @@ class Seen:
         return rows if inside.all() else rows.take(inside)
 
 
-@dataclass(slots=True)
 class LabelBook:
-    """What was said about transactions, kept for whoever measures decisions."""
+    """What was said about transactions, kept on disk for whoever measures decisions."""
 
-    _parts: list[pd.DataFrame] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._texts = {name: TextColumn() for name in ("transaction_id", "card_id")}
+        self._words = {name: WordColumn() for name in ("label", "source", "fraud_type")}
+        self._known_at_us = NumberColumn(np.int64)
 
     def add(
-        self, ids: Sequence[str], cards: Sequence[str], labels: Sequence[str], sources: Sequence[str],
-        known_at_us: Any, fraud_types: Sequence[str | None],
+        self, ids: pa.Array, cards: pa.Array, labels: pa.Array, sources: pa.Array, known_at_us: NDArray[np.int64],
+        fraud_types: pa.Array,
     ) -> None:  # fmt: skip
         """Note labels, with when they became known."""
-        known_at = pd.to_datetime(np.asarray(known_at_us, np.int64), unit="us", utc=True)
-        columns = (ids, cards, labels, sources, known_at, fraud_types)
-        names = (*LABEL_FIELDS, "fraud_type")
-        self._parts.append(pd.DataFrame(dict(zip(names, columns, strict=True))))
+        for column, texts_of in zip(self._texts.values(), (ids, cards), strict=True):
+            column.add(texts_of)
+        for words, words_of in zip(self._words.values(), (labels, sources, fraud_types), strict=True):
+            words.add(words_of)
+        self._known_at_us.add(known_at_us)
 
-    def add_truth(
-        self, rows: Transactions, delay_us: int, sources: Sequence[str], fraud_types: Sequence[str | None]
-    ) -> None:
+    def add_truth(self, rows: Transactions, delay_us: int, sources: pa.Array, fraud_types: pa.Array) -> None:
         """Note what transactions bear of themselves, `Transactions.truth`, as known ``delay_us`` after each."""
         truth = np.zeros(0, np.int8) if rows.truth is None else rows.truth
-        self.add(
-            rows.transaction_id.to_pylist(),
-            rows.card_id.to_pylist(),
-            np.array(KNOWN, object)[truth].tolist(),
-            sources,
-            rows.event_time_us + delay_us,
-            fraud_types,
-        )
+        words = pa.array(KNOWN).take(pa.array(truth))
+        self.add(rows.transaction_id, rows.card_id, words, sources, rows.event_time_us + delay_us, fraud_types)
 
     def whole(self) -> pd.DataFrame:
-        """All labels, in the order in which they were told."""
-        if not self._parts:
-            none = pd.DataFrame({name: pd.Series(dtype=object) for name in (*LABEL_FIELDS, "fraud_type")})
-            return none.assign(labelled_at=pd.Series(dtype="datetime64[us, UTC]"))
-        return pd.concat(self._parts, ignore_index=True)
+        """All labels, in the order in which they were told. Nothing can be added any more."""
+        return mapped_frame(self._told)
 
-    def of(self, transaction_ids: pd.Series) -> pd.DataFrame:
-        """The labels of some transactions, in the order in which they were told."""
-        whole = self.whole()
-        asked = pa.array(transaction_ids, pa.string())
-        inside = pc.is_in(pa.array(whole["transaction_id"], pa.string()), value_set=asked)
-        found: pd.DataFrame = whole[inside.to_numpy(zero_copy_only=False)].reset_index(drop=True)
-        return found
+    def of(self, transaction_ids: "pd.Series[str]") -> pd.DataFrame:
+        """The labels of some transactions, in the order in which they were told. Nothing can be added any more."""
+        told = self._told
+        ids = told["transaction_id"]
+        asked = np.zeros(len(ids), np.bool_)
+        for of in blocks(len(transaction_ids)):
+            wanted = texts(transaction_ids, of)
+            for rows in blocks(len(ids)):
+                asked[rows] |= pc.is_in(ids[rows], value_set=wanted).to_numpy(zero_copy_only=False)
+        if not asked.all():
+            told = {name: _picked(column, asked) for name, column in told.items()}
+        return mapped_frame(told)
+
+    @cached_property
+    def _told(self) -> dict[str, pa.Array]:
+        columns = {name: column.finish() for name, column in (self._texts | self._words).items()}
+        columns["labelled_at"] = pa.array(self._known_at_us.finish()).view(pa.timestamp("us", "UTC"))
+        return {name: columns[name] for name in (*LABEL_FIELDS, "fraud_type")}
+
+
+def _picked(column: pa.Array, asked: NDArray[np.bool_]) -> pa.Array:
+    """Some rows of a column of labels, on disk as well."""
+    picked = TextColumn() if pa.types.is_large_string(column.type) else None
+    parts = []
+    for rows in blocks(len(column)):
+        part = column[rows].filter(pa.array(asked[rows]))
+        if picked is None:
+            parts.append(part)
+        else:
+            picked.add(part)
+    return pa.concat_arrays(parts) if picked is None else picked.finish()
 
 
 class Opened(NamedTuple):
@@ -208,7 +227,7 @@ class FileSource:
             if self.bears_truth:
                 of = rows.row - first
                 rows = replace(rows, truth=_borne(table, of))
-                sources, delay_us = [REPORT_SOURCE] * len(rows), round(self.label_delay_s * US_PER_SECOND)
+                sources, delay_us = pa.repeat(REPORT_SOURCE, len(rows)), round(self.label_delay_s * US_PER_SECOND)
                 book.add_truth(rows, delay_us, sources, _fraud_types(table, of))
             yield rows
             # In order: behind the end there is nothing more.
@@ -361,11 +380,11 @@ class TopicSource:
         numbering = Numbering(len(sold))
 
         def note(items: Sequence[Label], known_at_us: Sequence[int]) -> None:
-            book.add(
-                [item.transaction_id for item in items], [item.card_id for item in items],
-                [item.label for item in items], [item.source for item in items], known_at_us,
-                [item.fraud_type for item in items],
-            )  # fmt: skip
+            names = ("transaction_id", "card_id", "label", "source", "fraud_type")
+            ids, cards, words, by, types = (
+                pa.array([getattr(item, name) for item in items], pa.string()) for name in names
+            )
+            book.add(ids, cards, words, by, np.array(known_at_us, np.int64), types)
 
         of_labels = Numbering(len(told))
         readers = ExitStack()
@@ -469,24 +488,18 @@ def time_us(at: datetime | None, otherwise: int) -> int:
 
 def _noted(rows: Labels, table: pa.Table, first: int, book: LabelBook) -> Labels:
     of = rows.row - first
-    words = wire.column(table, "label").take(pa.array(of)).to_pylist()
-    book.add(
-        rows.transaction_id.to_pylist(),
-        rows.card_id.to_pylist(),
-        words,
-        rows.source.to_pylist(),
-        rows.known_at_us,
-        _fraud_types(table, of),
-    )
+    words = wire.texts(wire.column(table, "label"))[0].take(pa.array(of))
+    book.add(rows.transaction_id, rows.card_id, words, rows.source, rows.known_at_us, _fraud_types(table, of))
     return rows
 
 
-def _fraud_types(table: pa.Table, of: NDArray[np.int64]) -> list[str | None]:
+def _fraud_types(table: pa.Table, of: NDArray[np.int64]) -> pa.Array:
     """What some rows tell of the type of their fraud."""
     if "fraud_type" not in table.column_names:
-        return [None] * len(of)
-    values = wire.column(table, "fraud_type").take(pa.array(of)).to_pylist()
-    return [None if value is None else str(value) for value in values]
+        return pa.nulls(len(of), pa.string())
+    told = wire.column(table, "fraud_type").take(pa.array(of)).dictionary_encode()
+    words = [None if word is None else str(word) for word in told.dictionary.to_pylist()]
+    return pa.array(words, pa.string()).take(told.indices)
 
 
 def _borne(table: pa.Table, of: NDArray[np.int64]) -> NDArray[np.int8]:

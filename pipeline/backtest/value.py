@@ -5,6 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backtest.blocks import blocks
+from pipeline.backtest.spill import in_blocks
+
 
 class Value(NamedTuple):
     """In the major unit of the base currency."""
@@ -65,8 +68,9 @@ def sweep(
     protection_us: int,
 ) -> list[SweepPoint]:
     """What each of ``thresholds`` would have alerted (scores at or above it), found and cost; rows of shape (n,)."""
-    ordered = np.sort(score)
-    at_or_above = len(ordered) - np.searchsorted(ordered, thresholds, side="left")
+    at_or_above = np.zeros(len(thresholds), np.int64)
+    for rows in blocks(len(score)):
+        at_or_above += rows.stop - rows.start - np.searchsorted(np.sort(score[rows]), thresholds, side="left")
     its_score, its_card, its_time, its_amount = score[fraud], card[fraud], event_time_us[fraud], amount[fraud]
     total = float(its_amount.sum())
     points = []
@@ -83,4 +87,6 @@ def sweep_thresholds(score: NDArray[np.float64], points: int = 40) -> NDArray[np
     if len(score) == 0:
         return np.empty(0)
     places = np.unique(np.geomspace(1, len(score), points).astype(np.int64)) - 1
-    return np.unique(np.sort(score)[::-1][places])[::-1]
+    ordered = in_blocks(len(score), np.float64, lambda rows: score[rows])
+    ordered.sort()
+    return np.unique(ordered[::-1][places])[::-1]

@@ -7,8 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import click
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.backtest.api import Backtest
+from pipeline.backtest.blocks import blocks
 from pipeline.backtest.labelling import Labelling
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.report import ReportOptions, build_report
@@ -206,7 +210,7 @@ def command(
     if decisions is not None:
         decisions.mkdir(parents=True, exist_ok=True)
         for number, variant in enumerate(result.variants):
-            variant.decisions.to_parquet(decisions / f"{number}.parquet", index=False)
+            _write(variant.decisions, decisions / f"{number}.parquet")
         (decisions / "variants.json").write_text(
             json.dumps([{"name": one.name, **one.models} for one in result.variants]), encoding="utf-8"
         )
@@ -252,6 +256,14 @@ def _training(
         alerts_per_day=alerts_per_day,
         register=register,
     )
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    """A part at a time: a frame may be longer than what fits into memory."""
+    schema = pa.Table.from_pandas(frame.iloc[:0], preserve_index=False).schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in blocks(len(frame)):
+            writer.write_table(pa.Table.from_pandas(frame.iloc[rows], schema, preserve_index=False))
 
 
 def _tell(comparison: Comparison, path: Path | None) -> None:

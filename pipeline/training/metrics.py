@@ -1,5 +1,7 @@
 """How good scores are, and the threshold that keeps alerts within a budget."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -47,6 +49,7 @@ def daily_card_precision(
     top: int,
     *,
     remove_detected: bool = False,
+    among: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(days since 1970-01-01 in UTC, share of ``top``), each of shape (days with rows,).
 
@@ -54,28 +57,52 @@ def daily_card_precision(
     Borgne, Siblini, Lebichot, Bontempi), "Threshold-based metrics": the divisor is ``top`` even on a day of fewer
     cards, and with ``remove_detected`` a card that was among the ``top`` on a day of its fraud is left out of all later
     days. ``card`` holds integers from 0 on, of shape (n,) as the others; of equal scores the lower card comes first.
+    Rows that are not ``among`` them count for nothing.
     """
-    if len(score) == 0:
-        return np.empty(0, np.int64), np.empty(0)
-    day = event_time_us // US_PER_DAY
-    # Best score first, so that the first row of a (day, card) is the card's best of that day.
-    order = np.lexsort((-score, card, day))
-    day, card, score, fraud = day[order], card[order], score[order], fraud[order]
-    starts = np.flatnonzero(np.r_[True, (day[1:] != day[:-1]) | (card[1:] != card[:-1])])
-    any_fraud = np.logical_or.reduceat(fraud, starts)
-    best, its_day, its_card = score[starts], day[starts], card[starts]
-    days, first = np.unique(its_day, return_index=True)
-    detected = np.zeros(int(card.max()) + 1, np.bool_)
-    precision = np.empty(len(days))
-    for number, (begin, end) in enumerate(zip(first, [*first[1:], len(its_day)], strict=True)):
-        rows = np.arange(begin, end)
-        rows = rows[~detected[its_card[rows]]]
-        chosen = rows[np.argsort(-best[rows], kind="stable")[:top]]
+    detected = np.zeros(int(card.max(initial=-1)) + 1, np.bool_)
+    days, precision = [], []
+    for day, rows in days_of(event_time_us):
+        its_card, its_score, its_fraud = card[rows], score[rows], fraud[rows]
+        if among is not None:
+            kept = among[rows]
+            its_card, its_score, its_fraud = its_card[kept], its_score[kept], its_fraud[kept]
+        if not len(its_card):
+            continue
+        # Best score first, so that the first row of a card is the card's best of that day.
+        order = np.lexsort((-its_score, its_card))
+        its_card, its_score, its_fraud = its_card[order], its_score[order], its_fraud[order]
+        starts = np.flatnonzero(np.r_[True, its_card[1:] != its_card[:-1]])
+        any_fraud = np.logical_or.reduceat(its_fraud, starts)
+        best, its_card = its_score[starts], its_card[starts]
+        left = np.flatnonzero(~detected[its_card])
+        chosen = left[np.argsort(-best[left], kind="stable")[:top]]
         found = chosen[any_fraud[chosen]]
-        precision[number] = len(found) / top
+        days.append(day)
+        precision.append(len(found) / top)
         if remove_detected:
             detected[its_card[found]] = True
-    return days, precision
+    return np.array(days, np.int64), np.array(precision, np.float64)
+
+
+def days_of(event_time_us: NDArray[np.int64]) -> Iterator[tuple[int, slice | NDArray[np.intp]]]:
+    """Each day (since 1970-01-01, UTC) that has rows, with its rows in their order; ``event_time_us`` of shape (n,).
+
+    Where rows stand in the order of time, nothing is held of other days.
+    """
+    if not len(event_time_us):
+        return
+    if (event_time_us[1:] >= event_time_us[:-1]).all():
+        days = np.arange(event_time_us[0] // US_PER_DAY, event_time_us[-1] // US_PER_DAY + 1)
+        begins = np.searchsorted(event_time_us, days * US_PER_DAY).tolist()
+        for day, begin, end in zip(days.tolist(), begins, [*begins[1:], len(event_time_us)], strict=True):
+            if end > begin:
+                yield day, slice(begin, end)
+        return
+    of = event_time_us // US_PER_DAY
+    order = np.argsort(of, kind="stable")
+    days, first = np.unique(of[order], return_index=True)
+    for day, begin, end in zip(days.tolist(), first.tolist(), [*first.tolist()[1:], len(of)], strict=True):
+        yield day, order[begin:end]
 
 
 def budget_threshold(

@@ -4,30 +4,26 @@ Run ``python -m tests.benchmarks.in_process``. The kernels are the agents' own, 
 them; the two hops hand records over in memory. Feedback and River's learning are timed apart, on the same decisions.
 """
 
-import argparse
 import cProfile
-import gc
 import io
 import itertools
 import json
 import os
 import pstats
-import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from agents.app import GC_THRESHOLDS
 from agents.runtime import by_partition, merged
 from pipeline.decision.policy import Policy
 from pipeline.engine import score as score_module
-from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.card import CardPartition
+from pipeline.engine.feedback import FeedbackPartition
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placed import PlacedIndex
@@ -35,9 +31,7 @@ from pipeline.engine.placement import partition_of
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore, PartitionState, Store
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.kernel import CardWindows, MerchantWindows
-from pipeline.rates import load_rates
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_layer import RiverLayer
@@ -47,13 +41,28 @@ from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
 from tests.benchmarks import report
-from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
+from tests.benchmarks.alone import (
+    DAYS_AGO,
+    NO_TIME,
+    SMALL,
+    Size,
+    Timed,
+    arguments,
+    card_options,
+    clocks,
+    feedback_options,
+    one_core,
+    scratch,
+    since,
+    stages_row,
+    told,
+)
+from tests.benchmarks.forests import BUILD
 from tests.benchmarks.stages import Stages
 from tests.benchmarks.tables import as_text
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
 
 LINE_KINDS = {b"t": TRANSACTIONS.name, b"l": LABELS.name}
-_DAYS_AGO = 60
 TOP_FUNCTIONS = 70
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
@@ -77,16 +86,6 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
 """Functions that are called once a batch of a partition, by the stage that they are counted for."""
 
 
-class Timed(NamedTuple):
-    """What a pass over transactions took."""
-
-    wall_s: float
-    cpu_s: float
-
-
-NO_TIME = Timed(0.0, 0.0)
-
-
 @dataclass(slots=True)
 class Outcome:
     """One replay."""
@@ -106,17 +105,14 @@ class Outcome:
 
     def row(self) -> dict[str, Any]:
         """For ``build/bench.json``."""
-        n = max(1, self.transactions)
         return {
             "transactions": self.transactions,
             "labels": self.labels,
             "alerts": self.alerts,
             "bytes_a_decision": round(self.decision_bytes / max(1, self.decisions)),
-            "transactions_a_second": round(n / self.hops.wall_s),
-            "transactions_a_cpu_second": round(n / self.hops.cpu_s),
-            "us_a_transaction": round(1e6 * self.hops.cpu_s / n, 2),
-            "feedback_us_a_transaction": round(1e6 * self.feedback.cpu_s / n, 2),
-            "learning_us_a_transaction": round(1e6 * self.learning.cpu_s / n, 2),
+            **self.hops.row(self.transactions),
+            "feedback_us_a_transaction": self.feedback.us(self.transactions),
+            "learning_us_a_transaction": self.learning.us(self.transactions),
             "examples": self.examples,
             "stages_us": {name: round(us, 2) for name, us in self.stages_us.items()},
         }
@@ -139,12 +135,7 @@ class Engine:
         def storage(name: str) -> MappedStorage | None:
             return None if directory is None else MappedStorage(directory / name)
 
-        future_us = round(settings.future_tolerance_s * 1e6)
-        horizon_us = round(settings.label_horizon_days * US_PER_DAY)
-        card = CardOptions(load_rates(settings), future_us, horizon_us, horizon_us, partitions)
-        feedback = FeedbackOptions(
-            future_us, horizon_us, round(settings.maturity_days * US_PER_DAY), settings.negative_sample_rate, partitions
-        )
+        card, feedback = card_options(partitions), feedback_options(partitions)
         numbers = range(partitions)
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
         self._scores = [ScorePartition("EUR", storage(f"score-{n}")) for n in numbers]
@@ -221,7 +212,7 @@ class Engine:
 
 def write_file(path: Path, traffic: Traffic, rows: int) -> None:
     """History and ``rows`` measured transactions, one a line: kind, key, JSON, parted by tabs; history in its own."""
-    starts = a_while_ago(_DAYS_AGO)
+    starts = a_while_ago(DAYS_AGO)
     for name, frame in (("history", traffic.history(starts)), ("measured", traffic.measured(starts, rows))):
         with (path / f"{name}.lines").open("wb") as sink:
             for item in items(frame, traffic.seed):
@@ -245,7 +236,7 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: 
     labels: list[list[Record]] = []
     decisions: list[list[Output]] = []
     with _around(stages):
-        started = _clocks()
+        started = clocks()
         for records in read_file(path, engine, batch_rows):
             now = datetime.now(UTC)
             result = engine.decided(engine.profiled(records, now), now)
@@ -254,24 +245,24 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: 
             outcome.alerts += result.counts["decision", "alert"]
             labels.append([record for record in records if record.topic == LABELS.name])
             decisions.append([output for output in result.outputs if output.topic is DECISIONS])
-        outcome.hops = _since(started)
+        outcome.hops = since(started)
     outcome.labels = sum(map(len, labels))
     outcome.decisions = outcome.transactions = sum(map(len, decisions))
     outcome.decision_bytes = sum(len(output.value or b"") for outputs in decisions for output in outputs)
     if stages:
-        outcome.stages_us = {name: 1e6 * s / outcome.transactions for name, s in stages.seconds.items()}
+        outcome.stages_us = stages_row(stages.seconds, outcome.transactions)
     examples = []
     now = datetime.now(UTC)
     batches = [[*engine._log(made, now), *told] for made, told in zip(decisions, labels, strict=True)]
-    started = _clocks()
+    started = clocks()
     for batch in batches:
         examples.append(engine.joined(batch, now))
-    outcome.feedback = _since(started)
+    outcome.feedback = since(started)
     outcome.examples = sum(map(len, examples))
-    started = _clocks()
+    started = clocks()
     for batch in examples:
         engine.learned(batch)
-    outcome.learning = _since(started)
+    outcome.learning = since(started)
     return outcome
 
 
@@ -284,72 +275,48 @@ def _around(stages: Stages | None) -> Iterator[None]:
         yield
 
 
-def _clocks() -> Timed:
-    return Timed(time.perf_counter(), time.process_time())
-
-
-def _since(started: Timed) -> Timed:
-    now = _clocks()
-    return Timed(now.wall_s - started.wall_s, now.cpu_s - started.cpu_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(Size):
     """A run."""
 
-    rows: int = 200_000
     batch_rows: int = 2_000
-    partitions: int = 1
     in_memory: bool = False
-    traffic: Traffic = field(default_factory=Traffic)
-    trees: int = TREES
-    leaves: int = LEAVES
-    training_cards: int = 1_000
-    core: int | None = None
     stages: bool = True
 
 
-QUICK = Options(rows=20_000, traffic=Traffic(cards=2_000, merchants=1_000, history_days=5))
+QUICK = Options(rows=20_000, traffic=SMALL)
 
 
 def run(options: Options, profile: cProfile.Profile | None = None) -> Outcome:
     """Write the file, fill the windows, replay. Pins this process to one core meanwhile."""
-    models = champion(options.trees, options.leaves, cards=options.training_cards)
-    BUILD.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(dir=BUILD, prefix="in-process-"))
-    cores, thresholds = os.sched_getaffinity(0), gc.get_threshold()
-    engine = Engine(models, options.partitions, None if options.in_memory else directory / "state")
-    try:
+    models = options.models()
+    with scratch("in-process-") as directory:
         write_file(directory, options.traffic, options.rows)
-        os.sched_setaffinity(0, {options.core if options.core is not None else max(cores)})
-        gc.collect()
-        # As a worker does.
-        gc.set_threshold(*GC_THRESHOLDS)
-        for records in read_file(directory / "history.lines", engine, options.batch_rows):
-            engine.fold(records)
-        with open(os.devnull, "wb", buffering=1 << 20) as sink:
-            if profile:
-                profile.enable()
-            return replay(
-                engine,
-                directory / "measured.lines",
-                options.batch_rows,
-                sink,
-                Stages() if options.stages and not profile else None,
-            )
-    finally:
-        if profile:
-            profile.disable()
-        gc.set_threshold(*thresholds)
-        os.sched_setaffinity(0, cores)
-        engine.close()
-        shutil.rmtree(directory)
+        state = None if options.in_memory else directory / "state"
+        # The collector as a worker has it.
+        with closing(Engine(models, options.partitions, state)) as engine, one_core(options.core, GC_THRESHOLDS):
+            for records in read_file(directory / "history.lines", engine, options.batch_rows):
+                engine.fold(records)
+            with open(os.devnull, "wb", buffering=1 << 20) as sink:
+                if profile:
+                    profile.enable()
+                try:
+                    return replay(
+                        engine,
+                        directory / "measured.lines",
+                        options.batch_rows,
+                        sink,
+                        Stages() if options.stages and not profile else None,
+                    )
+                finally:
+                    if profile:
+                        profile.disable()
 
 
 def rows(*, quick: bool = False) -> dict[str, Any]:
     """For ``build/bench.json``: the replay as a worker keeps its state, with the split by stage."""
     options = QUICK if quick else Options()
-    return {**run(options).row(), "trees": options.trees, "leaves": options.leaves, "batch": options.batch_rows}
+    return {**run(options).row(), **options.forest(), "batch": options.batch_rows}
 
 
 def write_profile(options: Options, name: str) -> Path:
@@ -367,26 +334,14 @@ def write_profile(options: Options, name: str) -> Path:
 
 def main() -> None:
     """Print what a replay took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Options()
-    parser.add_argument("--rows", type=int, default=defaults.rows)
+    parser = arguments(__doc__, defaults)
     parser.add_argument("--batch-rows", type=int, default=defaults.batch_rows)
-    parser.add_argument("--partitions", type=int, default=defaults.partitions)
-    parser.add_argument("--history-days", type=int, default=defaults.traffic.history_days)
-    parser.add_argument("--cards", type=int, default=defaults.traffic.cards)
     parser.add_argument("--memory", action="store_true", help="state in memory instead of RocksDB and mapped files")
     parser.add_argument("--no-stages", action="store_true")
     parser.add_argument("--profile", action="store_true", help="write build/profile-in-process.txt instead")
-    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    options = Options(
-        rows=given.rows,
-        batch_rows=given.batch_rows,
-        partitions=given.partitions,
-        in_memory=given.memory,
-        traffic=Traffic(cards=given.cards, merchants=given.cards // 2, history_days=given.history_days),
-        stages=not given.no_stages,
-    )
+    options = Options(**told(given), batch_rows=given.batch_rows, in_memory=given.memory, stages=not given.no_stages)
     if given.profile:
         print(write_profile(options, "in-process"))
         return

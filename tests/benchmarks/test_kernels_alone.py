@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine.card import CardPartition
-from tests.benchmarks import columnar, forests, in_process, kernel_scale, report
+from tests.benchmarks import alone, columnar, forests, in_process, kernel_scale, report
 from tests.benchmarks.stages import Stages
 from tests.benchmarks.tables import as_text
 from tests.benchmarks.traffic import Traffic
@@ -14,7 +14,7 @@ from tests.benchmarks.traffic import Traffic
 @pytest.fixture(autouse=True)
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of these runs go where the test's do."""
-    for module in (columnar, forests, in_process, kernel_scale):
+    for module in (alone, forests, kernel_scale):
         monkeypatch.setattr(module, "BUILD", tmp_path)
 
 

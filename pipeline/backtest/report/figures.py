@@ -10,6 +10,7 @@ from pipeline.backtest.bootstrap import Interval, interval, resampled
 from pipeline.backtest.metrics import Ranking, daily_precision, known_cards
 from pipeline.backtest.report.content import Metric, ReportOptions
 from pipeline.backtest.report.observed import Observed, Shared
+from pipeline.backtest.spill import in_blocks
 from pipeline.backtest.truth import NEVER
 from pipeline.training.metrics import daily_card_precision
 
@@ -142,9 +143,10 @@ def _statistics(
 
 def _tally(shared: Shared, one: Observed, unit: NDArray[np.int64], units: int) -> NDArray[np.float64]:
     """Alerts, alerted frauds, frauds, amounts caught and of all frauds, of each unit; shape (units, 5)."""
-    fraud = shared.truth.fraud
-    columns = (one.alert, one.alert & fraud, fraud, one.caught * shared.amount, fraud * shared.amount)
-    return np.column_stack([np.bincount(unit, weights=column, minlength=units) for column in columns])
+    fraud, amount = shared.truth.fraud, shared.amount
+    counts = [np.bincount(unit[rows], minlength=units) for rows in (one.alert, one.alert & fraud, fraud)]
+    sums = [np.bincount(unit[rows], weights=amount[rows], minlength=units) for rows in (one.caught, fraud)]
+    return np.column_stack([*counts, *sums])
 
 
 def _daily(
@@ -152,24 +154,24 @@ def _daily(
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """By name, what is added up over days above and below the line; shapes (days,)."""
     fraud, times = shared.truth.fraud, shared.event_time_us
-    found, frauds = (np.bincount(shared.day, weights=rows, minlength=shared.days) for rows in (one.best & fraud, fraud))
-    unknown = ~known_cards(shared.card, times, np.where(fraud, one.known_us, NEVER))
+    best, known_us = one.best, one.known_us
+    found, frauds = (np.bincount(shared.day[rows], minlength=shared.days) for rows in (best & fraud, fraud))
+    fraud_known_us = in_blocks(len(times), np.int64, lambda rows: np.where(fraud[rows], known_us[rows], NEVER))
+    unknown = ~known_cards(shared.card, times, fraud_known_us)
     return {
         "card_precision_at_k": _card_precision(shared, one, unknown, options.top, remove_detected=True),
-        "card_precision_at_k_kept": _card_precision(
-            shared, one, np.ones(len(times), np.bool_), options.top, remove_detected=False
-        ),
-        "precision_at_k": _dense(shared, *daily_precision(fraud, one.best, times, options.top)),
+        "card_precision_at_k_kept": _card_precision(shared, one, None, options.top, remove_detected=False),
+        "precision_at_k": _dense(shared, *daily_precision(fraud, best, times, options.top)),
         "recall_at_k": (found.astype(np.float64), frauds.astype(np.float64)),
     }
 
 
 def _card_precision(
-    shared: Shared, one: Observed, rows: NDArray[np.bool_], top: int, *, remove_detected: bool
+    shared: Shared, one: Observed, among: NDArray[np.bool_] | None, top: int, *, remove_detected: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     days, precision = daily_card_precision(
-        shared.truth.fraud[rows], one.score[rows], shared.event_time_us[rows], shared.card[rows], top,
-        remove_detected=remove_detected,
+        shared.truth.fraud, one.score, shared.event_time_us, shared.card, top, remove_detected=remove_detected,
+        among=among,
     )  # fmt: skip
     return _dense(shared, days, precision)
 

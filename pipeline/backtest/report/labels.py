@@ -5,10 +5,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backtest.blocks import blocks
 from pipeline.backtest.labelling import Labelling
 from pipeline.backtest.report.content import LabelContent, SourceCount
 from pipeline.backtest.report.observed import Shared
 from pipeline.backtest.result import BacktestResult
+from pipeline.backtest.spill import NumberColumn
 from pipeline.backtest.truth import NEVER
 from pipeline.features.catalogue import US_PER_DAY
 
@@ -27,8 +29,7 @@ def label_content(result: BacktestResult, shared: Shared) -> LabelContent:
     known = truth.known_us != NEVER
     frauds, legitimate, unlabelled = (int(rows.sum()) for rows in (truth.fraud, truth.legitimate, truth.unlabelled))
     share = (frauds + legitimate) / len(known) if len(known) else None
-    delay_us = truth.known_us - shared.event_time_us
-    median = _median_days(delay_us[known])
+    median = _median_days(shared, known) if known.any() else None
     return LabelContent(
         mode=result.label_mode,
         frauds=frauds,
@@ -40,10 +41,10 @@ def label_content(result: BacktestResult, shared: Shared) -> LabelContent:
                 source=source,
                 frauds=int((truth.fraud & of).sum()),
                 legitimate=int((truth.legitimate & of).sum()),
-                median_delay_days=float(np.median(delay_us[of]) / US_PER_DAY),
+                median_delay_days=_median_days(shared, of),
             )
-            for source in sorted(set(truth.source[known].tolist()))
-            for of in [truth.source == source]
+            for source in sorted(truth.source[known].unique().tolist())
+            for of in [np.asarray(truth.source == source)]
         ],
         median_delay_days=median,
         statements=_statements(result, frauds, legitimate, unlabelled, median),
@@ -82,5 +83,9 @@ def _statements(
     return statements
 
 
-def _median_days(delay_us: NDArray[np.int64]) -> float | None:
-    return float(np.median(delay_us) / US_PER_DAY) if len(delay_us) else None
+def _median_days(shared: Shared, of: NDArray[np.bool_]) -> float:
+    """From transactions to the labels that hold of them; ``of`` (n,) tells which count, at least one."""
+    delays_us = NumberColumn(np.int64)
+    for rows in blocks(len(of)):
+        delays_us.add((shared.truth.known_us[rows] - shared.event_time_us[rows])[of[rows]])
+    return float(np.median(delays_us.finish(scratch=True), overwrite_input=True) / US_PER_DAY)

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.backtest.blocks import blocks, texts
 from pipeline.backtest.metrics import top_of_days
 from pipeline.backtest.result import BacktestResult, Variant
+from pipeline.backtest.spill import in_blocks
 from pipeline.backtest.truth import Truth, answered_us, find_truth
 from pipeline.backtest.value import from_alert_on
 from pipeline.features.catalogue import US_PER_DAY
@@ -51,7 +53,7 @@ def share(result: BacktestResult) -> Shared:
     """The transactions of ``result`` and what is known about them."""
     frame = result.variants[0].decisions
     times = result.event_time_us
-    card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
+    card, cards = _numbered(frame["card_id"])
     first_day = result.from_us // US_PER_DAY
     last_day = max(result.until_us - 1, result.from_us) // US_PER_DAY
     if len(times) and (times.min() < result.from_us or times.max() >= result.to_us):
@@ -60,9 +62,9 @@ def share(result: BacktestResult) -> Shared:
         frame=frame,
         event_time_us=times,
         card=card,
-        cards=int(card.max(initial=-1)) + 1,
+        cards=cards,
         amount=frame["amount_base"].to_numpy(np.float64),
-        day=times // US_PER_DAY - first_day,
+        day=in_blocks(len(times), np.int64, lambda rows: times[rows] // US_PER_DAY - first_day),
         first_day=first_day,
         days=last_day - first_day + 1,
         span_days=(result.until_us - result.from_us) / US_PER_DAY,
@@ -78,7 +80,7 @@ def observe(variant: Variant, shared: Shared, protection_us: int, top: int) -> O
     frame = variant.decisions
     if frame is not shared.frame:
         for name in ("transaction_id", "card_id"):
-            if not (frame[name].to_numpy(object) == shared.frame[name].to_numpy(object)).all():
+            if not all(texts(frame[name], rows).equals(texts(shared.frame[name], rows)) for rows in blocks(len(frame))):
                 raise ValueError(f"variant {variant.name} decided about other transactions than the first one")
     alert = (frame["action"] == "alert").to_numpy(np.bool_)
     fraud = shared.truth.fraud
@@ -87,5 +89,19 @@ def observe(variant: Variant, shared: Shared, protection_us: int, top: int) -> O
     score = frame["score"].to_numpy(np.float64)
     known_us = shared.truth.known_us
     if variant.reviewed is not None:
-        known_us = np.minimum(known_us, answered_us(frame, variant.reviewed.answers))
+        told_us, answer_us = known_us, answered_us(frame, variant.reviewed.answers)
+        known_us = in_blocks(len(frame), np.int64, lambda rows: np.minimum(told_us[rows], answer_us[rows]))
     return Observed(score, alert, caught, top_of_days(score, shared.event_time_us, top), known_us)
+
+
+def _numbered(names: "pd.Series[str]") -> tuple[NDArray[np.int64], int]:
+    """(each name's number, from 0 on as they first come; how many names there are)."""
+    numbers: dict[str, int] = {}
+
+    def of(rows: slice) -> NDArray[np.int64]:
+        encoded = texts(names, rows).dictionary_encode()
+        known = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
+        rows_of: NDArray[np.int32] = encoded.indices.to_numpy()
+        return np.array(known, np.int64)[rows_of]
+
+    return in_blocks(len(names), np.int64, of), len(numbers)

@@ -7,10 +7,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backtest.blocks import blocks
 from pipeline.backtest.bootstrap import resampled
 from pipeline.backtest.report.content import ReportOptions, Slice, SliceDifference, TypeRecall
 from pipeline.backtest.report.figures import Resamples, differences, metrics
 from pipeline.backtest.report.observed import Observed, Shared
+from pipeline.backtest.spill import in_blocks
 
 SLICED: Final = ("alert_precision", "alert_recall", "precision_at_k", "recall_at_k", "caught_amount", "missed_amount")
 """Figures of a slice, in their order."""
@@ -38,27 +40,33 @@ def bands(shared: Shared) -> Cut:
     """Bands of amounts that have transactions."""
     names = [f"{low:,.0f} to {high:,.0f}" for low, high in zip((0.0, *AMOUNT_EDGES), AMOUNT_EDGES, strict=False)]
     names.append(f"{AMOUNT_EDGES[-1]:,.0f} and more")
-    present, of = np.unique(np.searchsorted(AMOUNT_EDGES, shared.amount, side="right"), return_inverse=True)
-    return Cut([names[number] for number in present.tolist()], of.astype(np.int64))
+    amount = shared.amount
+    of = in_blocks(len(amount), np.int64, lambda rows: np.searchsorted(AMOUNT_EDGES, amount[rows], side="right"))
+    present = np.flatnonzero(np.bincount(of, minlength=len(names)))
+    cut = in_blocks(len(of), np.int64, lambda rows: np.searchsorted(present, of[rows]))
+    return Cut([names[number] for number in present.tolist()], cut)
 
 
 def kinds(shared: Shared) -> Cut:
     """Types of fraud; none where no type is told. What is no known fraud belongs to no slice."""
     truth = shared.truth
-    names = sorted(set(truth.fraud_type[truth.fraud].tolist()))
-    of = np.full(len(truth.fraud), OUTSIDE, np.int64)
-    if names in ([], [""]):
-        return Cut([], of)
-    of[truth.fraud] = np.searchsorted(np.array(names, object), truth.fraud_type[truth.fraud])
+    names = sorted(truth.fraud_type[truth.fraud].unique().tolist())
+    if names == [""]:
+        names = []
+    slice_of = {name: number for number, name in enumerate(names)}
+    number = np.array([slice_of.get(name, OUTSIDE) for name in truth.fraud_type.categories], np.int64)
+    fraud, codes = truth.fraud, truth.fraud_type.codes
+    of = in_blocks(len(fraud), np.int64, lambda rows: np.where(fraud[rows], number[codes[rows]], OUTSIDE))
     return Cut([name or "not told" for name in names], of)
 
 
 def slices(shared: Shared, one: Observed, cut: Cut, figures: list[Resamples], options: ReportOptions) -> list[Slice]:
     """A slice after the other."""
     fraud, alert, unlabelled = shared.truth.fraud, one.alert, shared.truth.unlabelled
-    columns = (np.ones(len(cut.of)), ~unlabelled, alert, alert & unlabelled, one.best, fraud, alert & fraud)
-    counts = [np.bincount(cut.of, weights=column, minlength=len(cut.names)).astype(int).tolist() for column in columns]
-    amounts = np.bincount(cut.of, weights=fraud * shared.amount, minlength=len(cut.names)).tolist()
+    everything = np.ones(len(cut.of), np.bool_)
+    chosen = (everything, ~unlabelled, alert, alert & unlabelled, one.best, fraud, alert & fraud)
+    counts = [_counted(cut, rows).tolist() for rows in chosen]
+    amounts = np.bincount(cut.of[fraud], weights=shared.amount[fraud], minlength=len(cut.names)).tolist()
     return [
         Slice(
             name=name,
@@ -76,6 +84,14 @@ def slices(shared: Shared, one: Observed, cut: Cut, figures: list[Resamples], op
             cut.names, *counts, amounts, figures, strict=True
         )
     ]
+
+
+def _counted(cut: Cut, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many rows of each slice are ``chosen``; shape (slices,)."""
+    counts = np.zeros(len(cut.names), np.int64)
+    for rows in blocks(len(chosen)):
+        counts += np.bincount(cut.of[rows][chosen[rows]], minlength=len(cut.names))
+    return counts
 
 
 def fraud_types(shared: Shared, cut: Cut, figures: list[Resamples], options: ReportOptions) -> list[TypeRecall]:

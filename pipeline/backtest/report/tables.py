@@ -18,6 +18,7 @@ from pipeline.backtest.report.content import (
 )
 from pipeline.backtest.report.observed import Observed, Shared
 from pipeline.backtest.result import Variant
+from pipeline.backtest.spill import in_blocks
 from pipeline.backtest.value import sweep, sweep_thresholds
 from pipeline.decision.stories import CODES
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
@@ -34,7 +35,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 def curve(shared: Shared, one: Observed) -> list[CurvePoint]:
     """Precision and recall, at most `CURVE_POINTS` points, evenly over recall."""
-    ranking = Ranking(shared.truth.fraud, one.score, np.zeros(len(one.score), np.int64), 1).curve()
+    ranking = Ranking(shared.truth.fraud, one.score, shared.day, shared.days).curve()
     if not len(ranking.threshold):
         return []
     last = len(ranking.threshold) - 1
@@ -73,11 +74,12 @@ def sweep_rows(shared: Shared, one: Observed, review_cost: float, protection_us:
 def score_bins(shared: Shared, one: Observed, edges: NDArray[np.float64]) -> list[ScoreBin]:
     """Transactions by their score; bins of ``edges`` that hold none are left out. The highest includes its end."""
     bins = len(edges) - 1
-    of = np.clip(np.searchsorted(edges, one.score, side="right") - 1, 0, bins - 1)
-    fraud = shared.truth.fraud
-    rows = np.bincount(of, minlength=bins)
-    frauds = np.bincount(of, weights=fraud, minlength=bins).astype(int)
-    total = np.bincount(of, weights=one.score, minlength=bins)
+    score, fraud = one.score, shared.truth.fraud
+    of = in_blocks(
+        len(score), np.int64, lambda rows: np.clip(np.searchsorted(edges, score[rows], side="right") - 1, 0, bins - 1)
+    )
+    rows, frauds = np.bincount(of, minlength=bins), np.bincount(of[fraud], minlength=bins)
+    total = np.bincount(of, weights=score, minlength=bins)
     return [
         ScoreBin(
             from_score=float(edges[at]),

@@ -1,0 +1,153 @@
+"""What the benchmarks of one process on one core share: their size, their models, their place, and their clocks."""
+
+import argparse
+import gc
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.engine.card import CardOptions
+from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.models import ActiveModels
+from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
+from pipeline.rates import load_rates
+from pipeline.settings import Settings
+from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
+from tests.benchmarks.traffic import Traffic
+
+DAYS_AGO = 60
+"""How long ago measured transactions begin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Of a run."""
+
+    rows: int = 200_000
+    """Measured transactions."""
+    partitions: int = 1
+    traffic: Traffic = field(default_factory=Traffic)
+    trees: int = TREES
+    leaves: int = LEAVES
+    training_cards: int = 1_000
+    core: int | None = None
+    """The last one where none is named."""
+
+    def models(self) -> ActiveModels:
+        """What scores."""
+        return champion(self.trees, self.leaves, cards=self.training_cards)
+
+    def forest(self) -> dict[str, int]:
+        """For ``build/bench.json``."""
+        return {"trees": self.trees, "leaves": self.leaves}
+
+
+SMALL = Traffic(cards=2_000, merchants=1_000, history_days=5)
+"""Of quick runs."""
+
+
+class Timed(NamedTuple):
+    """What a pass over transactions took."""
+
+    wall_s: float
+    cpu_s: float
+
+    def row(self, transactions: int) -> dict[str, Any]:
+        """For ``build/bench.json``."""
+        n = max(1, transactions)
+        return {
+            "transactions_a_second": round(n / self.wall_s),
+            "transactions_a_cpu_second": round(n / self.cpu_s),
+            "us_a_transaction": self.us(n),
+        }
+
+    def us(self, transactions: int) -> float:
+        """Processor microseconds of each."""
+        return round(1e6 * self.cpu_s / max(1, transactions), 2)
+
+
+NO_TIME = Timed(0.0, 0.0)
+
+
+def clocks() -> Timed:
+    """The clocks."""
+    return Timed(time.perf_counter(), time.process_time())
+
+
+def since(started: Timed) -> Timed:
+    """What they have gone on by."""
+    return Timed(*(b - a for a, b in zip(started, clocks(), strict=True)))
+
+
+def stages_row(seconds: Mapping[str, float], transactions: int) -> dict[str, float]:
+    """Processor microseconds a transaction, by stage."""
+    return {name: 1e6 * s / max(1, transactions) for name, s in seconds.items()}
+
+
+def card_options(partitions: int) -> CardOptions:
+    """As the settings have them by default."""
+    settings = Settings()
+    horizon_us = round(settings.label_horizon_days * US_PER_DAY)
+    future_us = round(settings.future_tolerance_s * US_PER_SECOND)
+    return CardOptions(load_rates(settings), future_us, horizon_us, horizon_us, partitions)
+
+
+def feedback_options(partitions: int) -> FeedbackOptions:
+    """As the settings have them by default."""
+    settings = Settings()
+    return FeedbackOptions(
+        round(settings.future_tolerance_s * US_PER_SECOND),
+        round(settings.label_horizon_days * US_PER_DAY),
+        round(settings.maturity_days * US_PER_DAY),
+        settings.negative_sample_rate,
+        partitions,
+    )
+
+
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A directory that is gone afterwards."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(dir=BUILD, prefix=prefix))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextmanager
+def one_core(core: int | None, thresholds: tuple[int, int, int] | None = None) -> Iterator[None]:
+    """Stay on one core, after a collection of garbage; ``thresholds`` are those of the collector meanwhile."""
+    cores, before = os.sched_getaffinity(0), gc.get_threshold()
+    os.sched_setaffinity(0, {core if core is not None else max(cores)})
+    gc.collect()
+    if thresholds is not None:
+        gc.set_threshold(*thresholds)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        os.sched_setaffinity(0, cores)
+
+
+def arguments(description: str | None, defaults: Size) -> argparse.ArgumentParser:
+    """A parser of what all of them can be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=defaults.rows)
+    parser.add_argument("--partitions", type=int, default=defaults.partitions)
+    parser.add_argument("--history-days", type=int, default=defaults.traffic.history_days)
+    parser.add_argument("--cards", type=int, default=defaults.traffic.cards)
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def told(given: argparse.Namespace) -> dict[str, Any]:
+    """What `arguments` was told, as fields of a `Size`."""
+    traffic = Traffic(cards=given.cards, merchants=given.cards // 2, history_days=given.history_days)
+    return {"rows": given.rows, "partitions": given.partitions, "traffic": traffic}

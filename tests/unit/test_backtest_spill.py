@@ -1,0 +1,105 @@
+"""Columns on disk hold what was added, in whatever parts, and nothing of other rows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pipeline.backtest import blocks as blocks_module
+from pipeline.backtest import metrics, truth
+from pipeline.backtest.blocks import blocks, summed, texts
+from pipeline.backtest.report import build_report
+from pipeline.backtest.spill import NumberColumn, TextColumn, WordColumn, in_blocks, mapped_frame
+from tests.helpers.backtests import result
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks of a few rows."""
+    defaults = blocks_module.blocks.__defaults__
+    monkeypatch.setattr(blocks_module.blocks, "__defaults__", (3,))
+    assert defaults == (blocks_module.BLOCK_ROWS,)
+
+
+def test_numbers_come_back_as_they_were_added() -> None:
+    column = NumberColumn(np.float64)
+    column.add(np.array([0.1, np.nan]))
+    column.add(np.empty(0))
+    column.add(np.arange(6.0)[::2])
+    np.testing.assert_array_equal(column.finish(), [0.1, np.nan, 0.0, 2.0, 4.0])
+    assert NumberColumn(np.int8).finish().tolist() == []
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_texts_come_back_also_from_parts_of_longer_arrays(kind: pa.DataType) -> None:
+    said = ["Müller", "", "x" * 300, "b", ""]
+    column = TextColumn()
+    column.add(pa.array(["before", *said[:3], "behind"], kind)[1:4])
+    column.add(pa.array([], kind))
+    column.add(pa.array(said[3:], kind))
+    found = column.finish()
+    found.validate(full=True)
+    assert found.to_pylist() == said
+    assert TextColumn().finish().to_pylist() == []
+    empty = TextColumn()
+    empty.add(pa.array(["", ""], kind))
+    assert empty.finish().to_pylist() == ["", ""]
+
+
+def test_words_are_numbered_over_all_parts() -> None:
+    column = WordColumn()
+    column.add(pa.array(["fraud", None, "legitimate"]))
+    column.add(pa.array(["legitimate", "fraud", "disputed"]))
+    found = column.finish()
+    assert found.to_pylist() == ["fraud", None, "legitimate", "legitimate", "fraud", "disputed"]
+    assert len(found.dictionary) == 3
+
+
+def test_a_frame_lies_where_its_columns_lie() -> None:
+    numbers, names = NumberColumn(np.float64), TextColumn()
+    numbers.add(np.arange(4.0))
+    names.add(pa.array(list("abcd")))
+    lying = numbers.finish()
+    frame = mapped_frame({"number": pa.array(lying), "name": names.finish()})
+    assert np.shares_memory(frame["number"].to_numpy(), lying)
+    assert frame["name"].tolist() == list("abcd")
+    assert texts(frame["name"], slice(1, 3)).to_pylist() == ["b", "c"]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_sums_of_blocks_are_those_of_the_whole_to_the_last_bit() -> None:
+    assert [(rows.start, rows.stop) for rows in blocks(7)] == [(0, 3), (3, 6), (6, 7)]
+    rng = np.random.default_rng(1)
+    of, values = rng.integers(0, 3, 1_000), rng.lognormal(0, 3, 1_000)
+    whole = np.bincount(of, weights=values, minlength=5)
+    assert summed(of, 5, lambda rows: values[rows]).tolist() == whole.tolist()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_column_made_in_blocks_can_be_sorted_in_its_place() -> None:
+    values = np.random.default_rng(2).random(10)
+    column = in_blocks(10, np.float64, lambda rows: values[rows])
+    np.testing.assert_array_equal(column, values)
+    column.sort()
+    np.testing.assert_array_equal(column, np.sort(values))
+
+
+def test_a_report_says_the_same_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = result(variants=2)
+    # As the recorded order has them.
+    mixed = np.random.default_rng(3).permutation(len(given.variants[0].decisions))
+    variants = [replace(one, decisions=one.decisions.iloc[mixed].reset_index(drop=True)) for one in given.variants]
+    labels = pd.concat([given.labels, given.labels.assign(label="disputed", source="analyst")], ignore_index=True)
+    asked = [replace(given, labels=labels), replace(given, labels=labels, variants=variants)]
+    whole = [build_report(one).json for one in asked]
+    monkeypatch.setattr(blocks_module.blocks, "__defaults__", (100,))
+    monkeypatch.setattr(truth, "LABEL_BLOCK_ROWS", 70)
+    monkeypatch.setattr(metrics, "BLOCK_ROWS", 50)
+    assert [build_report(one).json for one in asked] == whole
+
+
+def test_texts_of_a_frame_may_be_of_any_kind() -> None:
+    for kind in ("object", "string[pyarrow]"):
+        assert texts(pd.Series(["a", "b", "c"], dtype=kind), slice(0, 2)).to_pylist() == ["a", "b"]

@@ -1,0 +1,113 @@
+"""A reader of a range gives each record once and in order, whatever the client hands over at a time."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pytest
+from confluent_kafka import KafkaError
+
+from pipeline.kafka import fold
+from pipeline.kafka.clients import TopicError
+from pipeline.kafka.fold import RangeReader
+from pipeline.settings import Settings
+
+
+class Said:
+    """What librdkafka hands over: a record, or a word about the log."""
+
+    def __init__(self, offset: int, error: int | None = None) -> None:
+        self._offset, self._error = offset, error
+
+    def error(self) -> KafkaError | None:
+        return None if self._error is None else KafkaError(self._error)
+
+    def topic(self) -> str:
+        return "t"
+
+    def partition(self) -> int:
+        return 1
+
+    def offset(self) -> int:
+        return self._offset
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 1_000 + self._offset
+
+    def key(self) -> bytes | None:
+        return None
+
+    def value(self) -> bytes | None:
+        return None if self._offset == 7 else b"%d" % self._offset
+
+    def headers(self) -> None:
+        return None
+
+
+END = Said(-1, KafkaError._PARTITION_EOF)
+
+
+@pytest.fixture
+def consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """In place of librdkafka's: hands over a list at a time."""
+
+    class Consumer:
+        given: ClassVar[list[list[Said]]] = []
+
+        def __init__(self, config: object) -> None:
+            del config
+
+        def assign(self, partitions: object) -> None:
+            del partitions
+
+        def poll(self, timeout_s: float) -> Said | None:
+            del timeout_s
+            return self.given[0].pop(0) if self.given and self.given[0] else None
+
+        def consume(self, most: int, timeout_s: float) -> list[Said]:
+            del most, timeout_s
+            return self.given.pop(0)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(fold, "Consumer", Consumer)
+    return Consumer
+
+
+def reader(consumer: Any, *parts: Sequence[Said]) -> RangeReader:
+    consumer.given = [list(part) for part in parts]
+    return RangeReader("nobody:1", Settings(), "t", 1, 0)
+
+
+def test_records_come_once_and_in_order_up_to_each_end(consumer: Any) -> None:
+    # Transactions leave marks, so that offsets are missing.
+    one = reader(consumer, [Said(0), Said(1), Said(3)], [Said(4), Said(7), Said(8)], [END])
+    assert [record.offset for record in one.read_to(3)] == [0, 1]
+    assert one.position == 3
+    assert [record.offset for record in one.read_to(3)] == []
+    assert [record.offset for record in one.read_to(8, most=2)] == [3, 4]
+    assert one.position == 5
+    assert [record.offset for record in one.read_to(6)] == []
+    assert one.position == 6
+    assert [record.offset for record in one.read_to(20)] == [7, 8]
+    assert one.position == 20
+
+
+def test_columns_say_what_records_say(consumer: Any) -> None:
+    parts = ([Said(0), Said(2)], [Said(5), Said(7), END])
+    records = reader(consumer, *parts).read_to(7)
+    read = reader(consumer, *parts).read_columns(7)
+    assert read.partition == records[0].partition == 1
+    assert read.offset.tolist() == [record.offset for record in records] == [0, 2, 5]
+    assert read.timestamp_ms.tolist() == [record.timestamp_ms for record in records]
+    assert read.values == [record.value for record in records]
+    whole = reader(consumer, *parts)
+    assert whole.read_columns(9).values == [b"0", b"2", b"5", None]
+    assert whole.read_columns(9).values == []
+
+
+def test_an_error_that_passes_is_waited_for_and_another_is_told(consumer: Any) -> None:
+    patient = reader(consumer, [Said(-1, KafkaError._TRANSPORT)], [Said(0)])
+    assert [record.offset for record in patient.read_to(1)] == [0]
+    with pytest.raises(TopicError, match="no longer holds offset 0"):
+        reader(consumer, [Said(-1, KafkaError._AUTO_OFFSET_RESET)]).read_to(1)
