@@ -20,6 +20,7 @@ from pipeline.exports.files import Missing, Origin, TopicFiles, missing, origin_
 from pipeline.exports.rows import ERROR, VALUE, RowFormat
 from pipeline.exports.topics import named
 from pipeline.features.catalogue import FEATURES
+from pipeline.kafka.fold import RecordColumns
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
 from schemas.messages import Transaction
@@ -34,6 +35,11 @@ ORIGIN = Origin("cluster", "transactions", "id", 3)
 def records(topic: Topic, values: list[bytes | None]) -> list[Record]:
     at_ms = microseconds(after(1)) // 1_000
     return [Record(topic.name, 0, offset, at_ms, b"k", value) for offset, value in enumerate(values)]
+
+
+def columns(values: list[bytes | None]) -> RecordColumns:
+    at_ms = np.full(len(values), microseconds(after(1)) // 1_000)
+    return RecordColumns(0, np.arange(len(values)), at_ms, values)
 
 
 def table(topic: Topic, values: list[bytes | None]) -> pa.Table:
@@ -105,7 +111,7 @@ def test_rows_are_accepted_and_refused_as_the_records_are(shuffled: int) -> None
     if shuffled:
         np.random.default_rng(0).shuffle(values)  # type: ignore[arg-type]
     rejects: list[Reject] = []
-    expected = transactions_of(records(TRANSACTIONS, values), rules, Numbering(1), rejects).rows
+    expected = transactions_of(columns(values), rules, Numbering(1), rejects).rows
     found, refused = accept_transactions(table(TRANSACTIONS, values), rules)
     assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
     assert {one.code for one in refused} > {"null_value", "too_large", "not_utf8", "amount_too_many_decimals"}
@@ -120,7 +126,7 @@ def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
         label(5, source="x" * 65),
     ]  # fmt: skip
     rejects: list[Reject] = []
-    expected = labels_of(records(LABELS, values), rules, Numbering(1), rejects, lambda *_: None).rows
+    expected = labels_of(columns(values), rules, Numbering(1), rejects, lambda *_: None).rows
     found, refused = accept_labels(table(LABELS, values), rules)
     assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
     assert len(refused) == 4
