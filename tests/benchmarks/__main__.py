@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.broker.local import read_json
-from tests.benchmarks import in_process, kernel_scale, latency, pipeline_scale, report, throughput
+from tests.benchmarks import columnar, in_process, kernel_scale, latency, pipeline_scale, report, throughput
 from tests.benchmarks.bounds import check, failures, read_bounds
 from tests.benchmarks.engines import ENGINES
 from tests.benchmarks.machine import kafka_version, machine, record, versions
@@ -48,6 +48,7 @@ def measures(given: argparse.Namespace) -> dict[str, Measure]:
     return {
         "kernel": lambda _tell: kernel_scale.rows(quick=given.quick),
         "in_process": lambda _tell: in_process.rows(quick=given.quick),
+        "replay": lambda _tell: columnar.rows(quick=given.quick),
         "throughput": partial(throughput.measure, engines),
         "latency": partial(latency.measure, delays),
         "scale": partial(pipeline_scale.measure, pipeline),

@@ -87,6 +87,16 @@ def example() -> dict[str, Any]:
             "bytes_a_decision": 2_345,
             "stages_us": {"card: labels, forgetting, rest": 1.5, "score: build and encode decisions": 8.0},
         },
+        "replay": {
+            "taken": taken(),
+            "transactions": 400_000,
+            "labels": 4_100,
+            "alerts": 900,
+            "transactions_a_cpu_second": 123_456,
+            "us_a_transaction": 8.1,
+            "learning_us_a_transaction": 1.2,
+            "stages_us": {"windows": 2.5, "LightGBM": 3.5},
+        },
         "throughput": {
             "taken": taken(),
             "peers": {"python": "3.11.9", "quixstreams": "3.30.0"},

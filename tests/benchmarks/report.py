@@ -232,8 +232,21 @@ def in_process(part: Content) -> Table:
     return Table("Replay in process, one core, no Kafka", ("what", "figure"), tuple(figures.items()))
 
 
-def in_process_stages(part: Content) -> Table:
-    """Where the replay's time goes, longest first."""
+def replay(part: Content) -> Table:
+    """Replay over columns on one core."""
+    figures = {
+        "transactions/s of a core, file to decisions": number(part["transactions_a_cpu_second"]),
+        "us a transaction": number(part["us_a_transaction"], 2),
+        "us a transaction, feedback and River's learning": number(part["learning_us_a_transaction"], 2),
+        "transactions": number(part["transactions"]),
+        "labels": number(part["labels"]),
+        "alerts": number(part["alerts"]),
+    }
+    return Table("Replay over columns, as backtests do, one core", ("what", "figure"), tuple(figures.items()))
+
+
+def process_stages(part: Content) -> Table:
+    """Where a replay's time goes, longest first."""
     split = sorted(part["stages_us"].items(), key=lambda item: -item[1])
     total = sum(us for _, us in split) or 1.0
     return Table(
@@ -301,7 +314,8 @@ PARTS: Final[Mapping[str, Mapping[str, Callable[[Content], Table]]]] = {
         "model": model,
         "state": state,
     },
-    "in_process": {"in-process": in_process, "in-process-stages": in_process_stages},
+    "in_process": {"in-process": in_process, "in-process-stages": process_stages},
+    "replay": {"replay": replay, "replay-stages": process_stages},
     "throughput": {"throughput": throughput, "delivery": delivery},
     "latency": {"latency": latency, "stages": stages, "latency-processors": latency_processors},
     "scale": {"partitions": partitions, "workers": workers},

@@ -94,6 +94,8 @@ def test_records_are_read_alike_by_both(values: list[bytes], arrived_us: int) ->
         if isinstance(one, pa.Array):
             one.validate(full=True)
             assert one.equals(other), name
+        elif one is None:
+            assert other is None, name
         else:
             assert one.dtype == other.dtype, name
             np.testing.assert_array_equal(one, other, err_msg=name)

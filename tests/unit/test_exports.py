@@ -37,11 +37,9 @@ def records(topic: Topic, values: list[bytes | None]) -> list[Record]:
     return [Record(topic.name, 0, offset, at_ms, b"k", value) for offset, value in enumerate(values)]
 
 
-def read(topic: Topic, values: list[bytes | None]) -> RecordColumns:
-    """Those records as a backtest reads them from the topic."""
-    of = records(topic, values)
-    offsets, at_ms = ([getattr(one, name) for one in of] for name in ("offset", "timestamp_ms"))
-    return RecordColumns(0, np.array(offsets, np.int64), np.array(at_ms, np.int64), values)
+def columns(values: list[bytes | None]) -> RecordColumns:
+    at_ms = np.full(len(values), microseconds(after(1)) // 1_000)
+    return RecordColumns(0, np.arange(len(values)), at_ms, values)
 
 
 def table(topic: Topic, values: list[bytes | None]) -> pa.Table:
@@ -113,7 +111,7 @@ def test_rows_are_accepted_and_refused_as_the_records_are(shuffled: int) -> None
     if shuffled:
         np.random.default_rng(0).shuffle(values)  # type: ignore[arg-type]
     rejects: list[Reject] = []
-    expected = transactions_of(read(TRANSACTIONS, values), rules, Numbering(1), rejects).rows
+    expected = transactions_of(columns(values), rules, Numbering(1), rejects).rows
     found, refused = accept_transactions(table(TRANSACTIONS, values), rules)
     assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
     assert {one.code for one in refused} > {"null_value", "too_large", "not_utf8", "amount_too_many_decimals"}
@@ -128,7 +126,7 @@ def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
         label(5, source="x" * 65),
     ]  # fmt: skip
     rejects: list[Reject] = []
-    expected = labels_of(read(LABELS, values), rules, Numbering(1), rejects, lambda *_: None).rows
+    expected = labels_of(columns(values), rules, Numbering(1), rejects, lambda *_: None).rows
     found, refused = accept_labels(table(LABELS, values), rules)
     assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
     assert len(refused) == 4
