@@ -2,32 +2,52 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from pipeline.backtest.blocks import BLOCK_ROWS, blocks, texts
 from pipeline.backtest.columns import Transactions, digest_keys
 from pipeline.backtest.resolved import KNOWN
 from pipeline.backtest.sources import LabelBook
-from pipeline.backtest.truth import held_labels
-from pipeline.learning.labels import NOTHING
+from pipeline.backtest.spill import NumberColumn
+from pipeline.backtest.truth import holding, microseconds
+from pipeline.learning.labels import NOTHING, SOURCE_RANK, known_value, source_rank
 
-_NOTHING = KNOWN.index(NOTHING)
+PART_ROWS: Final = BLOCK_ROWS
+"""Labels that are resolved together, about."""
+_MOST_BITS: Final = 8
+"""By which labels are parted: each part is an open file."""
+_NOTHING: Final = KNOWN.index(NOTHING)
+_LABEL: Final = np.dtype(
+    [
+        ("high", np.int64), ("low", np.int64), ("at_us", np.int64), ("source", np.int32), ("fraud_type", np.int32),
+        ("rank", np.int8), ("known", np.int8),
+    ]
+)  # fmt: skip
+"""A label by its transaction's digest; words by their numbers, -1 for none."""
 
 
 class SettledLabels:
-    """The label that holds of each transaction, of all that were ever told."""
+    """The label that holds of each transaction, of all that were ever told: on disk, sorted by digests.
+
+    Memory is that of one part of the labels, which are parted by their digests.
+    """
 
     def __init__(self, labels: pd.DataFrame) -> None:
         """``labels`` as of `LabelBook.whole`."""
-        held = held_labels(labels)
-        held = held[held["known"] != _NOTHING]
-        names = (pa.array(held[name], pa.string()) for name in ("card_id", "transaction_id"))
-        digests = digest_keys(*names)
-        order = np.lexsort((digests[:, 1], digests[:, 0]))
-        self._digests = digests[order]
-        self._held: pd.DataFrame = held.iloc[order].reset_index(drop=True)
+        self._words = {name: pa.array(labels[name].cat.categories, pa.string()) for name in ("source", "fraud_type")}
+        high, held = NumberColumn(np.int64), NumberColumn(_LABEL)
+        for part in _parted(labels):
+            rows = part[holding([part["low"], part["high"]], part["rank"], part["at_us"], part["known"])]
+            rows = rows[rows["known"] != _NOTHING]
+            high.add(rows["high"])
+            held.add(rows)
+        # Alone, since it is searched: of records it would be copied each time.
+        self._high, self._held = high.finish(), held.finish()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -38,13 +58,11 @@ class SettledLabels:
             at = self._found(part)
             truth = np.full(len(part), _NOTHING, np.int8)
             known = at >= 0
-            held = self._held.iloc[at[known]]
-            truth[known] = held["known"].to_numpy(np.int8)
+            held = self._held[at[known]]
+            truth[known] = held["known"]
             rows = replace(part, truth=truth)
-            sources, fraud_types = (
-                pa.array(held[name].astype(object), pa.string()) for name in ("source", "fraud_type")
-            )
-            book.add_truth(rows.take(known), delay_us, sources, fraud_types)
+            said = {name: words.take(pa.array(held[name], mask=held[name] < 0)) for name, words in self._words.items()}
+            book.add_truth(rows.take(known), delay_us, said["source"], said["fraud_type"])
             yield rows
 
     def _found(self, part: Transactions) -> np.ndarray:
@@ -53,5 +71,35 @@ class SettledLabels:
             return np.full(len(part), -1)
         wanted = digest_keys(part.card_id, part.transaction_id)
         # Of 128 bits the first 64 do not occur twice; the others tell whether it is the one.
-        at = np.searchsorted(self._digests[:, 0], wanted[:, 0]).clip(max=len(self) - 1)
-        return np.where((self._digests[at] == wanted).all(axis=1), at, -1)
+        at = np.searchsorted(self._high, wanted[:, 0]).clip(max=len(self) - 1)
+        same = (self._high[at] == wanted[:, 0]) & (self._held["low"][at] == wanted[:, 1])
+        return np.where(same, at, -1)
+
+
+def _parted(labels: pd.DataFrame) -> Iterator[NDArray[Any]]:
+    """The labels but those of rules, as `_LABEL`; each part in the order in which they were told, of higher digests
+    than the one before."""
+    bits = min(max((len(labels) // PART_ROWS).bit_length(), 1), _MOST_BITS)
+    columns = [NumberColumn(_LABEL) for _ in range(1 << bits)]
+    for of in blocks(len(labels)):
+        rows = _rows(labels.iloc[of])
+        number = (rows["high"] >> 64 - bits) + (1 << bits - 1)
+        order = np.argsort(number, kind="stable")
+        ends = np.cumsum(np.bincount(number, minlength=len(columns)))
+        for column, some in zip(columns, np.split(rows[order], ends[:-1]), strict=True):
+            column.add(some)
+    for column in columns:
+        yield column.finish()
+
+
+def _rows(labels: pd.DataFrame) -> NDArray[Any]:
+    digests = digest_keys(*(texts(labels[name], slice(None)) for name in ("card_id", "transaction_id")))
+    codes = {name: labels[name].cat.codes.to_numpy() for name in ("label", "source", "fraud_type")}
+    ranks = [source_rank(word) for word in labels["source"].cat.categories]
+    known = [KNOWN.index(known_value(word)) for word in labels["label"].cat.categories]
+    rows = np.empty(len(labels), _LABEL)
+    rows["high"], rows["low"], rows["at_us"] = digests[:, 0], digests[:, 1], microseconds(labels["labelled_at"])
+    rows["source"], rows["fraud_type"] = codes["source"], codes["fraud_type"]
+    rows["rank"], rows["known"] = np.array(ranks, np.int8)[codes["source"]], np.array(known, np.int8)[codes["label"]]
+    kept: NDArray[Any] = rows[rows["rank"] != SOURCE_RANK["rule"]]
+    return kept

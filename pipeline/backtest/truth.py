@@ -48,12 +48,24 @@ def held_labels(labels: pd.DataFrame) -> pd.DataFrame:
     known = _coded(labels["label"], lambda word: KNOWN.index(known_value(word)))
     kept = np.flatnonzero(ranks != SOURCE_RANK["rule"])
     name: NDArray[np.int32] = _names(labels, slice(None)).take(pa.array(kept)).dictionary_encode().indices.to_numpy()
-    # Of equal ones the last that was told.
-    order = np.lexsort((known[kept], _times_us(labels["labelled_at"])[kept], ranks[kept], name))
-    last = np.r_[name[order][1:] != name[order][:-1], True][: len(order)]
-    rows = kept[order[last]]
+    rows = kept[holding([name], ranks[kept], microseconds(labels["labelled_at"])[kept], known[kept])]
     held: pd.DataFrame = labels.iloc[rows].assign(rank=ranks[rows], known=known[rows])
     return held
+
+
+def holding(
+    names: Sequence[NDArray[Any]], rank: NDArray[Any], at_us: NDArray[np.int64], known: NDArray[Any]
+) -> NDArray[np.intp]:
+    """Of n labels the rows of those that hold, in the order of ``names``, columns by which transactions are told apart.
+
+    The last of these is the first to sort by. Each of shape (n,); ``known`` are numbers of `KNOWN`.
+    """
+    # Of equal ones the last that was told.
+    order = np.lexsort((known, at_us, rank, *names))
+    last = np.ones(len(order), np.bool_)
+    last[:-1] = np.any([name[order][1:] != name[order][:-1] for name in names], axis=0)
+    found: NDArray[np.intp] = order[last]
+    return found
 
 
 def find_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> Truth:
@@ -85,7 +97,7 @@ class _Found:
         """Look for the labels that hold of their block."""
         names = _names(held, slice(None))
         rank, known = held["rank"].to_numpy(np.int8), held["known"].to_numpy(np.int8)
-        at_us = _times_us(held["labelled_at"])
+        at_us = microseconds(held["labelled_at"])
         source = self._source.coded(held["source"])
         fraud_type = (
             self._fraud_type.coded(held["fraud_type"]) if "fraud_type" in held else np.zeros(len(held), np.int32)
@@ -134,7 +146,7 @@ class _Words:
         return pd.Categorical.from_codes(self.codes, categories=pd.Index(list(self._words)))
 
 
-def _times_us(times: pd.Series) -> NDArray[np.int64]:
+def microseconds(times: pd.Series) -> NDArray[np.int64]:
     """Microseconds since 1970."""
     at = pd.to_datetime(times, utc=True)
     return at.dt.tz_convert(None).to_numpy("datetime64[us]").astype(np.int64)
@@ -167,7 +179,7 @@ def answered_us(decisions: pd.DataFrame, answers: pd.DataFrame) -> NDArray[np.in
 
     Memory beyond the answer's is that of ``answers``, and of a block of decisions.
     """
-    names, at_us = _names(answers, slice(None)), _times_us(answers["known_at"])
+    names, at_us = _names(answers, slice(None)), microseconds(answers["known_at"])
     # Of several answers the first one is found.
     order = np.argsort(at_us, kind="stable")
     names, at_us = names.take(pa.array(order)), np.r_[at_us[order], NEVER]

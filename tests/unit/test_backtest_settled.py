@@ -1,0 +1,91 @@
+"""Of all labels of a transaction the one that holds is found, in however many parts they are looked at."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pipeline.backtest import settled
+from pipeline.backtest.accept import Acceptance, accept_transactions
+from pipeline.backtest.columns import Transactions
+from pipeline.backtest.resolved import KNOWN
+from pipeline.backtest.settled import SettledLabels
+from pipeline.backtest.sources import LabelBook
+from pipeline.backtest.truth import held_labels
+from pipeline.learning.labels import known_value
+from pipeline.rates import load_rates
+from pipeline.settings import Settings
+
+DELAY_US = 86_400_000_000
+WORDS = ("fraud", "legitimate", "disputed")
+SOURCES = ("rule", "simulator", "customer", "analyst", "somebody")
+
+
+def transactions(n: int) -> Transactions:
+    at = pd.date_range("2024-03-01T00:00:00", periods=n, freq="s", tz="UTC")
+    table = pa.table(
+        {
+            "transaction_id": [f"t{number % 90}" for number in range(n)], "card_id": [f"c{n // 90}" for n in range(n)],
+            "merchant_id": ["m"] * n, "event_time": pa.array(at), "amount": [1.0] * n, "currency": ["EUR"] * n,
+        }
+    )  # fmt: skip
+    rows, refused = accept_transactions(table, Acceptance(load_rates(Settings()), 0))
+    assert not refused
+    return rows
+
+
+def told(rows: Transactions, n: int) -> LabelBook:
+    """``n`` labels of some of ``rows``, several of many, and of others."""
+    rng = np.random.default_rng(4)
+
+    def some(words: tuple[str | None, ...], n: int) -> pa.Array:
+        return pa.array(rng.choice(np.array(words, object), n), pa.string())
+
+    book = LabelBook()
+    for of in np.split(rng.integers(0, len(rows) // 2, n), 3):
+        ids, cards = (column.take(pa.array(of)) for column in (rows.transaction_id, rows.card_id))
+        at_us = rng.integers(0, 4, len(of)) * DELAY_US
+        book.add(ids, cards, some(WORDS, len(of)), some(SOURCES, len(of)), at_us, some(("skimming", None), len(of)))
+    others = pa.array(["t1"]), pa.array(["nobody"])
+    book.add(*others, pa.array(["fraud"]), pa.array(["audit"]), np.zeros(1, np.int64), pa.nulls(1, pa.string()))
+    return book
+
+
+def said(labels: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str | None]]:
+    """By card and transaction what is known, who told it, and the type of the fraud."""
+    texts = labels.astype(dict.fromkeys(("card_id", "transaction_id", "label", "source", "fraud_type"), object))
+    names = zip(texts["card_id"], texts["transaction_id"], strict=True)
+    kinds = texts["fraud_type"].where(texts["fraud_type"].notna(), None)
+    values = zip(texts["label"].map(known_value), texts["source"], kinds, strict=True)
+    return dict(zip(names, values, strict=True))
+
+
+@pytest.mark.parametrize("part_rows", [None, 100, 1])
+def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows: int | None) -> None:
+    if part_rows is not None:
+        monkeypatch.setattr(settled, "PART_ROWS", part_rows)
+    rows, book = transactions(1_000), told(transactions(1_000), 3_000)
+    held = held_labels(book.whole())
+    expected = said(held[held["known"] != KNOWN.index("none")])
+    found, due = SettledLabels(book.whole()), LabelBook()
+    assert len(found) == len(expected) > 300
+    parts = [rows.take(slice(0, 400)), rows.take(slice(400, 400)), rows.take(slice(400, None))]
+    given = Transactions.concat(list(found.told(iter(parts), DELAY_US, due)))
+    names = list(zip(given.card_id.to_pylist(), given.transaction_id.to_pylist(), strict=True))
+    assert given.truth is not None
+    assert [KNOWN[one] for one in given.truth.tolist()] == [expected.get(name, ("none",))[0] for name in names]
+    whole = due.whole()
+    known = [row for row, name in enumerate(names) if name in expected]
+    told_of = list(zip(whole["card_id"], whole["transaction_id"], strict=True))
+    assert told_of == [names[row] for row in known]
+    assert list(said(whole).values()) == [expected[name] for name in told_of]
+    at_us = whole["labelled_at"].astype("int64").to_numpy()
+    np.testing.assert_array_equal(at_us, given.event_time_us[known] + DELAY_US)
+
+
+def test_where_nothing_was_told_nothing_is_known() -> None:
+    found, due = SettledLabels(LabelBook().whole()), LabelBook()
+    (given,) = found.told(iter([transactions(3)]), DELAY_US, due)
+    assert given.truth is not None
+    assert given.truth.tolist() == [KNOWN.index("none")] * 3
+    assert (len(found), len(due.whole())) == (0, 0)
