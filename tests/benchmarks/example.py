@@ -64,6 +64,17 @@ def example() -> dict[str, Any]:
                 }
                 for rows in (1, 2_000)
             ],
+            "explanation": [
+                {
+                    "trees": 200,
+                    "leaves": 63,
+                    "rows": rows,
+                    "compiled": True,
+                    "us_a_row": 123.456,
+                    "lightgbm_us_a_row": 345.6,
+                }
+                for rows in (1, 50)
+            ],
             "state": [
                 {
                     "transactions": count,

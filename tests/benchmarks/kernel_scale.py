@@ -25,6 +25,7 @@ from pipeline.features import kernel
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.rates import load_rates
+from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.mapped import MappedStorage
@@ -179,41 +180,50 @@ def by_batch(*, quick: bool = False) -> list[Row]:
 
 
 def by_model(*, quick: bool = False) -> list[Row]:
-    """Time to score and to explain by trees, leaves and rows at a time, compiled where possible, and by LightGBM."""
-    size = {"cards": 300, "days": 40} if quick else {}
-    features = training_matrix(**size)[0]
-    found = []
-    for trees, leaves in ((10, 7),) if quick else MODELS:
-        model = forest(trees, leaves, **size)
-        booster = model._booster
-        for rows in MODEL_ROWS[1:] if quick else MODEL_ROWS:
-            part = np.ascontiguousarray(features[:rows])
-            compiled_us = _us(partial(model.logit, part))
-            lightgbm_us = _us(partial(booster.predict, part, raw_score=True, num_threads=1))
-            found.append(
-                {
-                    "trees": trees,
-                    "leaves": leaves,
-                    "rows": rows,
-                    "compiled": model.compiled,
-                    "us_a_row": round(compiled_us / rows, 3),
-                    "lightgbm_us_a_row": round(lightgbm_us / rows, 3),
-                }
-            )
-        for rows in EXPLAINED_ROWS[-1:] if quick else EXPLAINED_ROWS:
-            part = np.ascontiguousarray(features[:rows])
-            explained_us = _us(partial(model.contributions, part))
-            lightgbm_us = _us(partial(booster.predict, part, pred_contrib=True, num_threads=1))
-            found.append(
-                {
-                    "trees": trees,
-                    "leaves": leaves,
-                    "explained_rows": rows,
-                    "us_a_row": round(explained_us / rows, 1),
-                    "lightgbm_us_a_row": round(lightgbm_us / rows, 1),
-                }
-            )
-    return found
+    """Time to score by trees, leaves and rows at a time, compiled where possible, and by LightGBM."""
+    return [
+        _model_row(size, model, part, model.logit, partial(model._booster.predict, raw_score=True, num_threads=1))
+        for size, model, part in _models_and_rows(MODEL_ROWS[1:] if quick else MODEL_ROWS, quick=quick)
+    ]
+
+
+def by_explanation(*, quick: bool = False) -> list[Row]:
+    """Time to explain by trees, leaves and rows at a time, compiled where possible, and by LightGBM."""
+    return [
+        _model_row(
+            size, model, part, model.contributions, partial(model._booster.predict, pred_contrib=True, num_threads=1)
+        )
+        for size, model, part in _models_and_rows(EXPLAINED_ROWS[-1:] if quick else EXPLAINED_ROWS, quick=quick)
+    ]
+
+
+def _models_and_rows(
+    counts: Sequence[int], *, quick: bool
+) -> Iterator[tuple[tuple[int, int], LightGBMModel, NDArray[np.float64]]]:
+    of = {"cards": 300, "days": 40} if quick else {}
+    features = training_matrix(**of)[0]
+    for size in ((10, 7),) if quick else MODELS:
+        model = forest(*size, **of)
+        for count in counts:
+            yield size, model, np.ascontiguousarray(features[:count])
+
+
+def _model_row(
+    size: tuple[int, int],
+    model: LightGBMModel,
+    part: NDArray[np.float64],
+    ours: Callable[[NDArray[np.float64]], object],
+    theirs: Callable[[NDArray[np.float64]], object],
+) -> Row:
+    trees, leaves = size
+    return {
+        "trees": trees,
+        "leaves": leaves,
+        "rows": len(part),
+        "compiled": model.compiled,
+        "us_a_row": round(_us(partial(ours, part)) / len(part), 3),
+        "lightgbm_us_a_row": round(_us(partial(theirs, part)) / len(part), 3),
+    }
 
 
 def by_state(*, quick: bool = False) -> list[Row]:
@@ -281,6 +291,7 @@ MEASUREMENTS: dict[str, Callable[..., list[Row]]] = {
     "window_content": by_window_content,
     "batch": by_batch,
     "model": by_model,
+    "explanation": by_explanation,
     "state": by_state,
 }
 

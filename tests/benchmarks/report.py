@@ -184,9 +184,17 @@ def batch(part: Content) -> Table:
 
 def model(part: Content) -> Table:
     """Scoring by model size and rows at a time."""
-    rows = part["model"]
+    return _by_model("Scoring, us a row, by model and rows at a time", part["model"])
+
+
+def explanation(part: Content) -> Table:
+    """Explaining by model size and rows at a time."""
+    return _by_model("Explaining (exact TreeSHAP), us a row, by model and rows at a time", part["explanation"])
+
+
+def _by_model(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
-        "Scoring, us a row, by model and rows at a time",
+        title,
         ("trees", "leaves", "rows", "here", "by LightGBM", "compiled"),
         columns(
             (number(row["trees"]) for row in rows),
@@ -312,6 +320,7 @@ PARTS: Final[Mapping[str, Mapping[str, Callable[[Content], Table]]]] = {
         "window-content": window_content,
         "batch": batch,
         "model": model,
+        "explanation": explanation,
         "state": state,
     },
     "in_process": {"in-process": in_process, "in-process-stages": process_stages},
