@@ -1,5 +1,6 @@
 """Columns on disk hold what was added, in whatever parts, and nothing of other rows."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from pipeline.backtest import blocks as blocks_module
 from pipeline.backtest import metrics, truth
 from pipeline.backtest.blocks import blocks, summed, texts
-from pipeline.backtest.report import build_report
+from pipeline.backtest.labelling import Reviewed
+from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.spill import NumberColumn, TextColumn, WordColumn, in_blocks, mapped_frame
 from tests.helpers.backtests import result
 
@@ -91,13 +93,21 @@ def test_a_report_says_the_same_whatever_the_blocks(monkeypatch: pytest.MonkeyPa
     # As the recorded order has them.
     mixed = np.random.default_rng(3).permutation(len(given.variants[0].decisions))
     variants = [replace(one, decisions=one.decisions.iloc[mixed].reset_index(drop=True)) for one in given.variants]
-    labels = pd.concat([given.labels, given.labels.assign(label="disputed", source="analyst")], ignore_index=True)
-    asked = [replace(given, labels=labels), replace(given, labels=labels, variants=variants)]
-    whole = [build_report(one).json for one in asked]
+    disputed = given.labels[::7].assign(label="disputed", source="analyst")
+    labels = pd.concat([given.labels, disputed], ignore_index=True)
+    labels["labelled_at"] += pd.to_timedelta(np.arange(len(labels)) % 41, "h")
+    known_at = given.labels["labelled_at"] - pd.Timedelta(hours=47)
+    answers = given.labels[["transaction_id", "card_id"]].assign(known_at=known_at)
+    reviewed = [replace(one, reviewed=Reviewed(len(answers), 0, answers)) for one in given.variants]
+    few = ReportOptions(top=3, replicates=20)
+    asked = [replace(given, labels=labels, variants=of) for of in (given.variants, variants, reviewed)]
+    whole = [build_report(one, few).json for one in asked]
+    metrics_of = [json.loads(one)["variants"][0]["metrics"] for one in whole]
+    assert metrics_of[2] != metrics_of[0]
     monkeypatch.setattr(blocks_module.blocks, "__defaults__", (100,))
     monkeypatch.setattr(truth, "LABEL_BLOCK_ROWS", 70)
     monkeypatch.setattr(metrics, "BLOCK_ROWS", 50)
-    assert [build_report(one).json for one in asked] == whole
+    assert [build_report(one, few).json for one in asked] == whole
 
 
 def test_texts_of_a_frame_may_be_of_any_kind() -> None:
