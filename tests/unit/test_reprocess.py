@@ -11,19 +11,22 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from pipeline import Backtest
 from pipeline.backtest.messages import NOT_READ, DecisionWriter
 from pipeline.backtest.records import Numbering
-from pipeline.backtest.reprocess import ReprocessError, refuse_own
+from pipeline.backtest.reprocess import DECIDED, RUN, ReprocessError, look, refuse_own, run_name
 from pipeline.cli import main
 from pipeline.commands import export, reprocess
 from pipeline.engine.placement import partition_of
 from pipeline.settings import Settings
 from schemas.messages import Decision, SourceRecord
+from schemas.records import Record
 from schemas.topics import TOPICS
 from tests.contract.records import RATES
+from tests.helpers.champion import active
 from tests.helpers.histories import busy_history, play
 from tests.helpers.live import Live
-from tests.helpers.logs import after
+from tests.helpers.logs import after, decision
 from tests.unit.test_backtest import models, options, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +60,62 @@ def test_topics_of_a_pipeline_are_refused_whatever_their_prefix() -> None:
                 with pytest.raises(ReprocessError, match="is the name of a topic of the pipeline"):
                     refuse_own(name, settings)
         refuse_own("decisions-candidate", settings)
+        with pytest.raises(ReprocessError, match="has no name"):
+            refuse_own("", settings)
+    for into, prefix in (("__consumer_offsets", ""), ("__transaction_state", ""), ("_own", "_")):
+        with pytest.raises(ReprocessError, match=f"^{prefix}{into} is the name of a topic of Kafka's own"):
+            refuse_own(into, Settings(topic_prefix=prefix))
+    refuse_own("__mine", Settings(topic_prefix="shop-"))
+
+
+def named(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, learn: bool = False, partitions: int = 3) -> str:
+    monkeypatch.setattr(Backtest, "partitions", partitions)
+    asked = Backtest(models={"candidate": active()}, learn=learn, settings=settings, bootstrap="127.0.0.1:1")
+    (candidate,) = asked.candidates().values()
+    ids = {"transactions": "a", "labels": "b"}
+    return run_name(asked, 7, candidate, asked.card_options(partitions), "cluster", ids)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_run_is_named_by_the_settings_that_its_decisions_depend_on(
+    monkeypatch: pytest.MonkeyPatch, learn: bool
+) -> None:
+    settings = Settings()
+    base = named(monkeypatch, settings, learn=learn)
+    assert named(monkeypatch, settings, learn=learn) == base
+    assert named(monkeypatch, settings, learn=not learn) != base
+    assert named(monkeypatch, settings, learn=learn, partitions=4) != base
+    for always, changed in (
+        (True, {"dedup_horizon_days": 3.0}),
+        (True, {"label_horizon_days": 50.0}),
+        (True, {"future_tolerance_s": 7.0}),
+        (False, {"maturity_days": 9.0}),
+        (False, {"negative_sample_rate": 0.123}),
+    ):
+        other = named(monkeypatch, settings.model_copy(update=changed), learn=learn)
+        assert (other != base) == (always or learn), changed
+
+
+def record(offset: int, run: str | None, total: int | None = None) -> Record:
+    headers = [(RUN, run.encode())] if run is not None else []
+    headers += [(DECIDED, str(total).encode())] if total is not None else []
+    return Record("candidate", 0, offset, 0, b"c1", decision(offset), tuple(headers))
+
+
+def test_a_run_of_which_decisions_are_gone_is_not_complete() -> None:
+    records = [record(0, "r"), record(1, "r"), record(2, "r", 4), record(3, "r", 4)]
+    whole = look([records[:3], records[3:]])
+    assert (whole.decisions, whole.total, whole.runs) == (4, 4, {"r"})
+    whole.refuse_other("candidate", "r")
+    with pytest.raises(ReprocessError, match=r"holds 3 of the 4 decisions that run r has written.*--replace"):
+        look([records[1:]]).refuse_other("candidate", "r")
+    begun = look([records[:2]])
+    assert (begun.decisions, begun.total) == (2, None)
+    begun.refuse_other("candidate", "r")
+    assert begun.fingerprint not in (0, whole.fingerprint, look([records[1:2]]).fingerprint)
+    with pytest.raises(ReprocessError, match="4 decisions of run r; this one is other, of other models"):
+        whole.refuse_other("candidate", "other")
+    assert None in look([[record(0, None)]]).runs
 
 
 @pytest.mark.parametrize(
