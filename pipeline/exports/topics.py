@@ -31,7 +31,7 @@ from schemas.records import Record
 from schemas.topics import TOPICS, Topic
 
 FILE_ROWS: Final = 500_000
-"""Rows of a file, by default; an export that is killed reads at most so many records again."""
+"""Rows of a file at most, by default; an export that is killed reads at most so many records again."""
 
 _FIRST_RECORDS: Final = 100
 _BATCH_BYTES: Final = 16 * 1024 * 1024
@@ -81,6 +81,8 @@ class Exported:
     """Of them, kept as bytes alone."""
     present: int = 0
     """Offsets that were exported before."""
+    left: int = 0
+    """Offsets that are still to be exported."""
     note: str | None = None
     """Why there is nothing."""
 
@@ -161,6 +163,7 @@ class TopicExport:
             begin = min([of.start, *(held.start for held in covered)]) if self._asked.from_ms is None else of.start
             found = self._missing(name, number, range(begin, of.stop), covered, begins[name, number])
             log.missing += [(number, one) for one in found]
+            log.exported.left += sum(map(len, found))
             if parts := [*covered, *found]:
                 log.whole[number] = Offsets(min(part.start for part in parts), max(part.stop for part in parts))
         return log
@@ -269,13 +272,16 @@ class _Run:
             if at > start:
                 part.finish(at)
         self.passed += at - start
+        log.exported.left -= at - start
         self._tell(log, 0)
         return at
 
     def _batches(self, name: str, number: int, reader: RangeReader, end: int) -> Iterator[list[Record]]:
-        most = _FIRST_RECORDS
+        """At most so many records as a file takes."""
+        most, left = _FIRST_RECORDS, self.file_rows
         try:
-            while records := reader.read_to(end, min(most, self.file_rows)):
+            while records := reader.read_to(end, min(most, left)):
+                left -= len(records)
                 yield records
                 size = sum(len(record.value or b"") for record in records)
                 most = max(min(2 * most, READ_BATCH, _BATCH_BYTES * len(records) // max(size, 1)), 1)

@@ -2,26 +2,34 @@
 
 import json
 import re
+import signal
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import click
 import jsonschema
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from pipeline import Backtest
 from pipeline.backtest.messages import NOT_READ, DecisionWriter
 from pipeline.backtest.records import Numbering
-from pipeline.backtest.reprocess import DECIDED, RUN, ReprocessError, look, refuse_own, run_name
+from pipeline.backtest.reprocess import DECIDED, RUN, Reprocessed, ReprocessError, look, refuse_own, run_name
+from pipeline.backtest.sources import RangeError
 from pipeline.cli import main
 from pipeline.commands import export, reprocess
 from pipeline.engine.placement import partition_of
+from pipeline.exports import topics
+from pipeline.exports.files import Origin, TopicFiles
+from pipeline.exports.rows import RowFormat
+from pipeline.exports.topics import Exported, TopicExport
 from pipeline.settings import Settings
 from schemas.messages import Decision, SourceRecord
 from schemas.records import Record
-from schemas.topics import TOPICS
+from schemas.topics import MODELS, TOPICS
 from tests.contract.records import RATES
 from tests.helpers.champion import active
 from tests.helpers.histories import busy_history, play
@@ -142,3 +150,86 @@ def test_what_cannot_be_done_is_told(arguments: list[str], code: int, text: str,
     result = CliRunner().invoke(main, arguments, env=environment)
     assert (result.exit_code, text in result.output.replace("\n", " ")) == (code, True), result.output
     assert not Path("out").exists()
+
+
+def export_of(left: int) -> Callable[..., list[Exported]]:
+    def run(self: TopicExport, progress: object, stopped: Callable[[], bool]) -> list[Exported]:
+        del self, progress
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        return [Exported("transactions", Path("out"), 5), Exported("labels", Path("out"), 5, left=left)]
+
+    return run
+
+
+def reprocessed(complete: bool) -> Callable[..., Reprocessed]:
+    def run(*_: object, stopped: Callable[[], bool], **_more: object) -> Reprocessed:
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        return Reprocessed("run", "candidate", 0, 5, complete, ())
+
+    return run
+
+
+def nothing_reached(*_: object, **_more: object) -> Reprocessed:
+    signal.raise_signal(signal.SIGINT)
+    raise RangeError("nothing that was reached before it was stopped")
+
+
+def twice(*_: object, **_more: object) -> Reprocessed:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    raise AssertionError("the second one ends the program")
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "run", "code"),
+    [
+        (TopicExport, "run", export_of(3), 130),
+        (TopicExport, "run", export_of(0), 0),
+        (TopicExport, "run", twice, 130),
+        (reprocess, "reprocess", reprocessed(complete=False), 130),
+        (reprocess, "reprocess", reprocessed(complete=True), 0),
+        (reprocess, "reprocess", nothing_reached, 130),
+        (reprocess, "reprocess", twice, 130),
+    ],
+)
+def test_an_exit_code_tells_that_something_is_left_after_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, of: object, name: str, run: Callable[..., object], code: int
+) -> None:
+    monkeypatch.setattr(of, name, run)
+    before = signal.getsignal(signal.SIGINT)
+    arguments = ["export", "out"] if of is TopicExport else ["reprocess", "--into", "candidate"]
+    result = CliRunner().invoke(main, [*arguments, "--bootstrap", "127.0.0.1:1"])
+    assert result.exit_code == code, result.output
+    assert ("the same command goes on from here" in result.output) == (
+        code == 130 and run not in {nothing_reached, twice}
+    )
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Log:
+    """A partition of 3,000 records."""
+
+    def __init__(self, *_: object) -> None:
+        self.position = 0
+
+    def read_to(self, end: int, most: int) -> list[Record]:
+        first, self.position = self.position, min(self.position + most, end)
+        return [Record("models", 0, offset, 0, b"k", b"{}") for offset in range(first, self.position)]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_file_has_no_more_rows_than_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(topics, "RangeReader", Log)
+    rows = RowFormat(MODELS)
+    of = TopicFiles(tmp_path / "models", Origin("cluster", "models", "id", 1), rows.schema)
+    run = topics._Run("", Settings(), 1_000, lambda _: None, lambda: False)
+    exported = Exported("models", of.directory, left=3_000)
+    run.write(topics._Log("models", rows, of, [(0, range(3_000))], {}, exported))
+    paths = sorted(of.directory.rglob("*.parquet"))
+    assert [pq.read_metadata(path).num_rows for path in paths] == [1_000] * 3
+    assert of.covered(0) == [range(0, 1_000), range(1_000, 2_000), range(2_000, 3_000)]
+    assert (exported.records, exported.left) == (3_000, 0)
