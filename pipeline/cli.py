@@ -26,8 +26,20 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 }
 
 
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
 class LazyGroup(click.Group):
     """A command group whose commands are imported on use; each module has ``command``."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command that is asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Click itself would end as after an error.
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, sorted."""

@@ -437,6 +437,7 @@ class _Run:
         comparer = self._comparer()
         opened = asked.source.open(asked.span, rules, rejects, self._book)
         self._seen = opened.seen
+        self._warnings += opened.warnings
         numbering = Numbering(self._partitions)
         self._budgets = {
             name: Budget(one.alerts_per_day, asked.span.from_us, asked.validation_days)

@@ -6,7 +6,7 @@ that the beginning is what lies there, and writes the rest. The last transaction
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -19,13 +19,14 @@ from pipeline.backtest.decisions import SELECTIONS, Decisions
 from pipeline.backtest.messages import DecisionWriter
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import TopicSource
+from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import empty_topic, ensure_topics
 from pipeline.kafka.clients import admin_client, partition_numbers, read_batches
 from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.producer import TransactionalProducer
 from pipeline.settings import Settings
-from schemas.messages import Decision, SourceRecord
+from schemas.messages import CardRules, Decision, FeedbackRules, SourceRecord
 from schemas.records import Record
 from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS, Topic
 
@@ -36,6 +37,8 @@ DECIDED: Final = "reprocess-decisions"
 _TRANSACTION_ROWS: Final = 5_000
 """Decisions of a transaction, about ten megabytes."""
 _RUN_DIGITS: Final = 16
+_INTERNAL: Final = "__"
+"""How names of topics begin that brokers keep for themselves."""
 _FINGERPRINT_BITS: Final = 64
 
 
@@ -72,8 +75,12 @@ class _Asked(msgspec.Struct, frozen=True):
     models: dict[str, str] | None
     """Versions; None for those that live decisions name."""
     learning_every_us: int | None
+    learning: FeedbackRules | None
+    """By what the online model is taught; None where it does not learn."""
+    card: CardRules
+    """By what records are judged, the rates among it."""
+    partitions: int
     kernel: str
-    rates: str
 
 
 class _Verdict(msgspec.Struct):
@@ -87,14 +94,30 @@ class _Verdict(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Verdict).decode
 
 
-class _Present(NamedTuple):
+class Present(NamedTuple):
     """What lies in the topic."""
 
     runs: frozenset[str | None]
     """None for records that no run has written."""
     decisions: int
     fingerprint: int
-    complete: bool
+    total: int | None
+    """Decisions of the whole run; None where it was not written to its end."""
+
+    def refuse_other(self, name: str, run: str) -> None:
+        """Raise `ReprocessError` where the topic ``name`` holds another run than ``run``, or not all it once held."""
+        if others := ", ".join(sorted(str(one) for one in self.runs - {run})):
+            raise ReprocessError(
+                f"topic {name} holds {self.decisions:,} decisions of run {others}; this one is {run}, of other models, "
+                "another range, other options or other settings: name another topic, or replace what is there with "
+                "--replace"
+            )
+        if self.total is not None and self.decisions != self.total:
+            raise ReprocessError(
+                f"topic {name} holds {self.decisions:,} of the {self.total:,} decisions that run {run} has written: "
+                "the others were deleted, or are behind the topic's retention. Begin anew with --replace, and a longer "
+                "retention.ms"
+            )
 
 
 def reprocess(
@@ -123,7 +146,7 @@ def reprocess(
     warnings = _ensure(source, into, partitions)
     # First, so that nobody else writes once it is looked at what is there.
     producer = TransactionalProducer(source.bootstrap, source.settings, f"{name}-reprocess")
-    present = _look(source, name)
+    present = look(read_batches(source.bootstrap, name, settings=source.settings))
     if None in present.runs:
         raise ReprocessError(
             f"topic {name} holds records that no reprocess has written: name a topic that is for this alone"
@@ -131,12 +154,8 @@ def reprocess(
     if replace and present.decisions:
         empty_topic(source.bootstrap, name, settings=source.settings)
         present = _NOTHING
-    if others := ", ".join(sorted(str(one) for one in present.runs - {run})):
-        raise ReprocessError(
-            f"topic {name} holds {present.decisions:,} decisions of run {others}; this one is {run}, of other models, "
-            "another range or other options: name another topic, or replace what is there with --replace"
-        )
-    if present.complete:
+    present.refuse_other(name, run)
+    if present.total is not None:
         return Reprocessed(run, name, present.decisions, 0, True, warnings)
     writer = _Writer(producer, name, run, present, _messages(backtest, source, partitions))
     passed = backtest.each(writer.take, progress, stopped)
@@ -146,7 +165,14 @@ def reprocess(
 
 
 def refuse_own(into: str, settings: Settings) -> None:
-    """Raise `ReprocessError` for a name that is one of the pipeline's topics, or would be one under another prefix."""
+    """Raise `ReprocessError` for a name that may be no topic of a run.
+
+    That is one of the pipeline's topics, or would be one under another prefix, or is Kafka's own, or nothing.
+    """
+    if not into:
+        raise ReprocessError("the topic has no name: name one that is for this alone")
+    if settings.topic(into).startswith(_INTERNAL):
+        raise ReprocessError(f"{settings.topic(into)} is the name of a topic of Kafka's own: name another")
     for topic in TOPICS:
         if settings.topic(into).endswith(topic.name):
             raise ReprocessError(
@@ -159,22 +185,36 @@ def _name(backtest: Backtest, source: TopicSource, candidate: Candidate | None) 
     client = admin_client(source.bootstrap, settings=source.settings)
     full = {topic.name: source.settings.topic(topic.name) for topic in (TRANSACTIONS, LABELS)}
     # Says first whether a cluster answers, and has the topics.
-    rates = backtest.card_options(backtest.partitions).rates
+    options = backtest.card_options(backtest.partitions)
     ids = topic_identities(client, list(full.values()))
+    topic_ids = {name: ids.topic_ids[of] for name, of in full.items()}
+    return run_name(backtest, source.lateness_us, candidate, options, ids.cluster_id, topic_ids)
+
+
+def run_name(
+    backtest: Backtest,
+    lateness_us: int,
+    candidate: Candidate | None,
+    options: CardOptions,
+    cluster_id: str,
+    topic_ids: dict[str, str],
+) -> str:
+    """What a run is named by; ``candidate`` is None where the versions decide that live decisions name."""
+    learning = None if candidate is None else candidate.learning
     asked = _Asked(
-        cluster_id=ids.cluster_id,
-        topic_ids={name: ids.topic_ids[of] for name, of in full.items()},
+        cluster_id=cluster_id,
+        topic_ids=topic_ids,
         from_us=backtest.span.from_us,
         to_us=backtest.span.to_us,
         warm_up_us=backtest.warm_up_us,
-        lateness_us=source.lateness_us,
+        lateness_us=lateness_us,
         order=backtest.order.value,
-        models=None if candidate is None else msgspec.structs.asdict(candidate.models.versions(rates.version)),
-        learning_every_us=None
-        if candidate is None or candidate.learning is None
-        else candidate.learning.publish_every_us,
+        models=None if candidate is None else msgspec.structs.asdict(candidate.models.versions(options.rates.version)),
+        learning_every_us=None if learning is None else learning.publish_every_us,
+        learning=None if learning is None else learning.options.rules,
+        card=options.rules,
+        partitions=options.partitions,
         kernel=KERNEL_VERSION,
-        rates=rates.digest,
     )
     return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).hexdigest()[:_RUN_DIGITS]
 
@@ -193,24 +233,26 @@ def _messages(backtest: Backtest, source: TopicSource, partitions: int) -> Decis
     return DecisionWriter(source.numbering, merchants, backtest.card_options(partitions).rates)
 
 
-_NOTHING: Final = _Present(frozenset(), 0, 0, False)
+_NOTHING: Final = Present(frozenset(), 0, 0, None)
 
 
-def _look(source: TopicSource, name: str) -> _Present:
+def look(batches: Iterable[Sequence[Record]]) -> Present:
+    """What the records of a topic are."""
     runs: set[str | None] = set()
     decisions = fingerprint = 0
-    complete = False
-    for records in read_batches(source.bootstrap, name, settings=source.settings):
+    total = None
+    for records in batches:
         for record in records:
             headers = dict(record.headers)
             run = headers.get(RUN)
             runs.add(None if run is None else run.decode())
             if run is None:
-                return _Present(frozenset(runs), 0, 0, False)
+                return Present(frozenset(runs), 0, 0, None)
             decisions += 1
-            complete |= DECIDED in headers
+            if (said := headers.get(DECIDED)) is not None:
+                total = int(said)
             fingerprint += _fingerprint(record)
-    return _Present(frozenset(runs), decisions, fingerprint % 2**_FINGERPRINT_BITS, complete)
+    return Present(frozenset(runs), decisions, fingerprint % 2**_FINGERPRINT_BITS, total)
 
 
 def _fingerprint(record: Record) -> int:
@@ -227,7 +269,7 @@ class _Writer:
     """Passes over what is there, and writes the rest."""
 
     def __init__(
-        self, producer: TransactionalProducer, topic: str, run: str, present: _Present, messages: DecisionWriter
+        self, producer: TransactionalProducer, topic: str, run: str, present: Present, messages: DecisionWriter
     ) -> None:
         self._producer, self._topic, self._run, self._messages = producer, topic, run, messages
         self._present, self._passed, self._fingerprint = present, 0, 0
@@ -271,5 +313,6 @@ class _Writer:
     def _other(self) -> ReprocessError:
         return ReprocessError(
             f"the {self._present.decisions:,} decisions of this run in topic {self._topic} are not those that it makes "
-            "now: transactions or labels have come, or gone, since it was interrupted. Begin anew with --replace"
+            "now: transactions or labels have come, or gone, since it was interrupted, or decisions were deleted. "
+            "Begin anew with --replace"
         )

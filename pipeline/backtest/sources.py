@@ -25,7 +25,8 @@ from pipeline.backtest.records import Numbering, labels_of, transactions_of
 from pipeline.backtest.resolved import KNOWN
 from pipeline.backtest.spill import NumberColumn, TextColumn, WordColumn, mapped_frame
 from pipeline.backtest.tables import CHUNK_ROWS, file_tables, frauds, label_tables
-from pipeline.exports.files import origin_of
+from pipeline.exports.contents import check_whole
+from pipeline.exports.files import origin_of, schema_of
 from pipeline.features.catalogue import LATENESS_US, US_PER_SECOND
 from pipeline.kafka.admin import reached
 from pipeline.kafka.clients import (
@@ -152,6 +153,8 @@ class Opened(NamedTuple):
     seen: Seen
     close: Callable[[], None] = lambda: None
     """Lets go of what is read."""
+    warnings: Sequence[str] = ()
+    """What may be missing of it."""
 
 
 class Source(Protocol):
@@ -176,7 +179,8 @@ class Source(Protocol):
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
         """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
 
-        Raises `RangeError`, `UnusableSource`, `pipeline.kafka.clients.TopicError`.
+        Raises `RangeError`, `UnusableSource`, `pipeline.exports.errors.ExportError`,
+        `pipeline.kafka.clients.TopicError`.
         """
 
 
@@ -266,7 +270,7 @@ class ExportSource:
     @property
     def partitions(self) -> int:
         """Those of the topic, as `fraud-pipeline export` notes them; 1 where nothing does."""
-        origins = (origin_of(pq.read_schema(path)) for path in self._files(TRANSACTIONS)[:1])
+        origins = (origin_of(schema_of(path)) for path in self._files(TRANSACTIONS)[:1])
         return next((origin.partitions for origin in origins if origin is not None), 1)
 
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
@@ -276,6 +280,12 @@ class ExportSource:
                 f"{self.directory} holds no Parquet file below {TRANSACTIONS.name}/: name a directory into which "
                 "topics were exported, or a file"
             )
+        warnings = [text for topic in (TRANSACTIONS, LABELS) for text in check_whole(self.directory / topic.name)]
+        if not self._files(LABELS):
+            warnings.append(
+                f"{self.directory} holds no {LABELS.name}/: nothing is learned, and no decision can be judged; export "
+                "that topic too"
+            )
         late = _noting_late(rejects)
         sold = [self._transactions(number, paths, rules, rejects) for number, paths in self._logs(TRANSACTIONS)]
         told = [self._labels(number, paths, rules, rejects, book) for number, paths in self._logs(LABELS)]
@@ -284,6 +294,7 @@ class ExportSource:
             (seen.within(span, rows) for rows in by_time(sold, self.lateness_us, late("transaction"))),
             by_time(told, self.lateness_us, late("label")),
             seen,
+            warnings=warnings,
         )
 
     def _files(self, topic: Topic) -> list[Path]:

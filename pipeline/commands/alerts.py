@@ -3,13 +3,13 @@
 import sys
 import textwrap
 from itertools import islice
-from typing import Final
 
 import click
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.cli import INTERRUPTED
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines, printable
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
@@ -17,9 +17,6 @@ from pipeline.kafka.clients import TopicError, read_topic, tail_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert
 from schemas.topics import ALERTS
-
-INTERRUPTED: Final = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 def write_alert(value: bytes, console: Console | None) -> None:

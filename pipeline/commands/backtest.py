@@ -1,6 +1,7 @@
 """``fraud-pipeline backtest``: what models would have decided about history."""
 
 import json
+import sys
 import threading
 from datetime import datetime
 from functools import partial
@@ -17,8 +18,9 @@ from pipeline.backtest.labelling import Labelling
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.training import Training
+from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import model_options, range_options, show_step
-from pipeline.commands.progress import Bar, interrupts
+from pipeline.commands.progress import Bar, failure, interrupts
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
@@ -197,7 +199,7 @@ def command(
         made = build_report(result, ReportOptions(top=top, review_cost=review_cost))
     # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
     except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+        raise failure(error, stop) from error
     click.echo(made.text)
     for name, one in asked.trained.items():
         click.echo(f"{name}: LightGBM {one.model.version}, policy {one.policy.version}", err=True)
@@ -215,6 +217,8 @@ def command(
             json.dumps([{"name": one.name, **one.models} for one in result.variants]), encoding="utf-8"
         )
         click.echo(f"wrote {decisions}", err=True)
+    if result.partial:
+        sys.exit(INTERRUPTED)
 
 
 def _named(models: tuple[str, ...]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """``fraud-pipeline export``: topics as Parquet files."""
 
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Final
 
 import click
 
-from pipeline.commands.progress import Bar, interrupts
+from pipeline.cli import INTERRUPTED
+from pipeline.commands.progress import Bar, failure, interrupts
 from pipeline.commands.replay import Moment
 from pipeline.exports.errors import ExportError
 from pipeline.exports.topics import FILE_ROWS, Asked, Exported, Step, TopicExport, named
@@ -25,7 +27,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 @click.option("--from", "start", type=Moment(), help="From the first record of this time on.")
 @click.option("--to", "end", type=Moment(), help="Up to the first record of this time.")
 @click.option(
-    "--file-rows", type=click.IntRange(min=1), default=FILE_ROWS, show_default=True, help="Rows of a file, about."
+    "--file-rows", type=click.IntRange(min=1), default=FILE_ROWS, show_default=True, help="Rows of a file, at most."
 )
 def command(
     directory: Path,
@@ -56,11 +58,12 @@ def command(
 
             exported = export.run(show, stop.is_set)
     except (ExportError, ConfigError, TopicError, ClusterUnreachable) as error:
-        raise click.ClickException(str(error)) from error
+        raise failure(error, stop) from error
     for one in exported:
         click.echo(_summary(one))
-    if stop.is_set():
+    if any(one.left for one in exported):
         click.echo("stopped before the end: the same command goes on from here")
+        sys.exit(INTERRUPTED)
 
 
 def _ms(at: datetime | None) -> int | None:

@@ -5,8 +5,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from pipeline.cli import INTERRUPTED
 
 
 @contextmanager
@@ -22,6 +25,14 @@ def interrupts(stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def failure(error: Exception, stop: threading.Event) -> click.ClickException:
+    """What a command raises in place of an error that a person can mend; 130 is its exit code once it was to stop."""
+    told = click.ClickException(str(error))
+    if stop.is_set():
+        told.exit_code = INTERRUPTED
+    return told
 
 
 class Bar:

@@ -1,5 +1,6 @@
 """``fraud-pipeline reprocess``: history decided again, into a topic beside the live decisions."""
 
+import sys
 import threading
 from datetime import datetime
 from functools import partial
@@ -8,8 +9,9 @@ import click
 
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.reprocess import reprocess
+from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import model_options, range_options, show_step
-from pipeline.commands.progress import Bar, interrupts
+from pipeline.commands.progress import Bar, failure, interrupts
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.kafka.producer import DeliveryFailed
@@ -73,9 +75,11 @@ def command(
     except (
         TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, DeliveryFailed, ValueError,
     ) as error:  # fmt: skip
-        raise click.ClickException(str(error)) from error
+        raise failure(error, stop) from error
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
     there = f", behind {done.present:,} that were there" if done.present else ""
     click.echo(f"{done.topic}: {done.written:,} decisions of run {done.run} written{there}")
     click.echo("the run is complete" if done.complete else "stopped before the end: the same command goes on from here")
+    if not done.complete:
+        sys.exit(INTERRUPTED)

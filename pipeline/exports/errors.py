@@ -2,4 +2,4 @@
 
 
 class ExportError(ValueError):
-    """The topics cannot be exported as it was asked; the text says what to do."""
+    """The topics cannot be exported as it was asked, or what was exported is not whole; the text says what to do."""

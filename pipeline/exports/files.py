@@ -45,11 +45,56 @@ def origin_of(schema: pa.Schema) -> Origin | None:
     return None if told is None else msgspec.json.decode(told, type=Origin)
 
 
+class File(NamedTuple):
+    """A file under its name."""
+
+    path: Path
+    offsets: range
+    schema: pa.Schema
+
+
+def partition_directory(directory: Path, number: int) -> Path:
+    """Where below a topic's directory the files of a partition are."""
+    return directory / f"{_DIRECTORY}={number}"
+
+
+def files_in(directory: Path) -> list[File]:
+    """The files of a partition's directory, in the order of their offsets. Raises `ExportError` for what is none."""
+    found = sorted(map(_named, directory.glob("*.parquet")), key=lambda file: file.offsets.start)
+    for one, following in pairwise(found):
+        if following.offsets.start < one.offsets.stop:
+            raise ExportError(
+                f"two files in {directory} hold offset {following.offsets.start}: remove what was put there, or name "
+                "another directory"
+            )
+    return found
+
+
+def _named(path: Path) -> File:
+    first, dash, end = path.stem.partition("-")
+    if not (dash and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise ExportError(f"{path} is no file of an export: remove it, or name another directory")
+    return File(path, range(int(first), int(end)), schema_of(path))
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """The schema of a file. Raises `ExportError` where it cannot be read."""
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ExportError(f"{path} is damaged ({error}): delete it, and export again") from error
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """Files below a topic's directory that somebody writes, or wrote when he was killed."""
+    return sorted(directory.rglob(f".*{_UNFINISHED}"))
+
+
 class TopicFiles:
     """The directory of one topic, which no other process exports into meanwhile."""
 
     def __init__(self, directory: Path, origin: Origin, schema: pa.Schema) -> None:
-        self.directory, self._origin = directory, origin
+        self.directory, self.origin = directory, origin
         self.schema = schema.with_metadata({_ORIGIN: msgspec.json.encode(origin)})
 
     @contextmanager
@@ -63,49 +108,33 @@ class TopicFiles:
                 raise ExportError(
                     f"another process exports into {self.directory}: wait for its end, or name another directory"
                 ) from None
-            for path in self.directory.rglob(f".*{_UNFINISHED}"):
+            for path in unfinished(self.directory):
                 path.unlink()
             yield
 
     def covered(self, number: int) -> list[range]:
         """The offsets of a partition that files hold, ascending. Raises `ExportError` for a file that is not theirs."""
-        found = sorted((self._checked(path) for path in self._of(number).glob("*.parquet")), key=lambda of: of.start)
-        for one, following in pairwise(found):
-            if following.start < one.stop:
-                raise ExportError(
-                    f"two files in {self._of(number)} hold offset {following.start}: remove what was put there, or "
-                    "name another directory"
-                )
-        return found
+        return [self._checked(file) for file in files_in(partition_directory(self.directory, number))]
 
     def part(self, number: int, start: int) -> "Part":
         """A file of records from offset ``start`` on."""
-        return Part(self._of(number), start, self.schema)
+        return Part(partition_directory(self.directory, number), start, self.schema)
 
-    def _of(self, number: int) -> Path:
-        return self.directory / f"{_DIRECTORY}={number}"
-
-    def _checked(self, path: Path) -> range:
-        first, dash, end = path.stem.partition("-")
-        if not (dash and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-            raise ExportError(f"{path} is no file of an export: remove it, or name another directory")
-        try:
-            schema = pq.read_schema(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ExportError(f"{path} is damaged ({error}): delete it, and export again") from error
-        origin = origin_of(schema)
-        if origin is not None and origin != self._origin:
+    def _checked(self, file: File) -> range:
+        origin = origin_of(file.schema)
+        if origin is not None and origin != self.origin:
             told = (
                 f"topic {origin.topic} ({origin.topic_id}) of cluster {origin.cluster_id}, {origin.partitions} "
-                f"partitions; this one is {self._origin.topic} ({self._origin.topic_id}) of cluster "
-                f"{self._origin.cluster_id}, {self._origin.partitions} partitions"
+                f"partitions; this one is {self.origin.topic} ({self.origin.topic_id}) of cluster "
+                f"{self.origin.cluster_id}, {self.origin.partitions} partitions"
             )
             raise ExportError(f"{self.directory} holds {told}: name another directory")
-        if origin is None or not schema.equals(self.schema):
+        if origin is None or not file.schema.equals(self.schema):
             raise ExportError(
-                f"{path} has other columns than this release writes: name another directory, and export all of it anew"
+                f"{file.path} has other columns than this release writes: name another directory, and export all of it "
+                "anew"
             )
-        return range(int(first), int(end))
+        return file.offsets
 
 
 class Part:
@@ -153,7 +182,7 @@ class Part:
         self._file.close()
         self._path.rename(self._directory / f"{self._start:0{_DIGITS}}-{end:0{_DIGITS}}.parquet")
         for directory in (self._directory, self._directory.parent):
-            _sync(directory)
+            sync(directory)
 
     def _write(self) -> None:
         if self._waiting:
@@ -161,7 +190,8 @@ class Part:
         self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
 
 
-def _sync(directory: Path) -> None:
+def sync(directory: Path) -> None:
+    """Let the names in a directory last."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

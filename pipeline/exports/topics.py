@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.exports.contents import Contents, Offsets, note_contents
 from pipeline.exports.errors import ExportError
 from pipeline.exports.files import Origin, TopicFiles, missing
 from pipeline.exports.rows import ERROR, RowFormat
@@ -30,7 +31,7 @@ from schemas.records import Record
 from schemas.topics import TOPICS, Topic
 
 FILE_ROWS: Final = 500_000
-"""Rows of a file, by default; an export that is killed reads at most so many records again."""
+"""Rows of a file at most, by default; an export that is killed reads at most so many records again."""
 
 _FIRST_RECORDS: Final = 100
 _BATCH_BYTES: Final = 16 * 1024 * 1024
@@ -80,6 +81,8 @@ class Exported:
     """Of them, kept as bytes alone."""
     present: int = 0
     """Offsets that were exported before."""
+    left: int = 0
+    """Offsets that are still to be exported."""
     note: str | None = None
     """Why there is nothing."""
 
@@ -129,6 +132,10 @@ class TopicExport:
             logs = [self._open(one, stack) for one in self._topics]
             if all(log.exported.note for log in logs):
                 raise ExportError("\n".join(str(log.exported.note) for log in logs))
+            # Of all topics before the first record: one that is not reached is not whole either.
+            for log in logs:
+                if log.exported.note is None:
+                    note_contents(log.files.directory, Contents(log.files.origin, log.whole))
             run = _Run(self._bootstrap, self._settings, self._file_rows, progress, stopped)
             run.total = sum(len(of) for log in logs for _, of in log.missing)
             for log in logs:
@@ -145,7 +152,7 @@ class TopicExport:
         files = TopicFiles(self._directory / topic.name, origin, rows.schema)
         begins = patiently(lambda: first_offsets(client, [(name, number) for number in numbers]))
         asked, note = self._ranges(name, numbers, {number: begins[name, number] for number in numbers})
-        log = _Log(name, rows, files, [], Exported(name, files.directory, note=note))
+        log = _Log(name, rows, files, [], {}, Exported(name, files.directory, note=note))
         if note is not None:
             return log
         stack.enter_context(files.held())
@@ -154,12 +161,14 @@ class TopicExport:
             log.exported.present += sum(map(len, covered))
             # What was exported may be gone from the topic by now.
             begin = min([of.start, *(held.start for held in covered)]) if self._asked.from_ms is None else of.start
-            log.missing += self._missing(name, number, range(begin, of.stop), covered, begins[name, number])
+            found = self._missing(name, number, range(begin, of.stop), covered, begins[name, number])
+            log.missing += [(number, one) for one in found]
+            log.exported.left += sum(map(len, found))
+            if parts := [*covered, *found]:
+                log.whole[number] = Offsets(min(part.start for part in parts), max(part.stop for part in parts))
         return log
 
-    def _missing(
-        self, name: str, number: int, asked: range, covered: Sequence[range], first: int
-    ) -> list[tuple[int, range]]:
+    def _missing(self, name: str, number: int, asked: range, covered: Sequence[range], first: int) -> list[range]:
         found, whole = missing(asked, covered)
         if gone := [of for of in found if of.start < first]:
             raise ExportError(
@@ -178,7 +187,7 @@ class TopicExport:
                 f"the directory holds topic {name} partition {number} up to offset {covered[-1].stop}, beyond the "
                 f"range that is asked for, which ends at {asked.stop}: name another directory"
             )
-        return [(number, of) for of in found]
+        return found
 
     def _ranges(self, name: str, numbers: Sequence[int], begins: dict[int, int]) -> tuple[dict[int, range], str | None]:
         """(offsets of each partition that are asked for, why there are none)."""
@@ -210,6 +219,8 @@ class _Log:
     files: TopicFiles
     missing: list[tuple[int, range]]
     """Partitions and offsets."""
+    whole: dict[int, Offsets]
+    """Of each partition, what its files hold once these are there; one range, without a hole."""
     exported: Exported
 
 
@@ -261,13 +272,16 @@ class _Run:
             if at > start:
                 part.finish(at)
         self.passed += at - start
+        log.exported.left -= at - start
         self._tell(log, 0)
         return at
 
     def _batches(self, name: str, number: int, reader: RangeReader, end: int) -> Iterator[list[Record]]:
-        most = _FIRST_RECORDS
+        """At most so many records as a file takes."""
+        most, left = _FIRST_RECORDS, self.file_rows
         try:
-            while records := reader.read_to(end, min(most, self.file_rows)):
+            while records := reader.read_to(end, min(most, left)):
+                left -= len(records)
                 yield records
                 size = sum(len(record.value or b"") for record in records)
                 most = max(min(2 * most, READ_BATCH, _BATCH_BYTES * len(records) // max(size, 1)), 1)

@@ -1,5 +1,6 @@
 """Backtests as a notebook asks for them: ranges, warm-up, variants, files, exports, and what cannot be decided."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zlib import crc32
@@ -15,6 +16,9 @@ from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.sources import RangeError
 from pipeline.backtest.versions import ModelLibrary, with_threshold
 from pipeline.demo.world import World
+from pipeline.exports.contents import Contents, Offsets, contents_path, note_contents
+from pipeline.exports.errors import ExportError
+from pipeline.exports.files import Origin
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -146,6 +150,26 @@ def test_exported_topics_that_are_out_of_order_give_what_the_file_gives(
     late = Backtest(shuffled, lateness_s=3_600.0, **asked).run()  # type: ignore[arg-type]
     assert late.counts["refused transactions: late_beyond_margin"] > 0
     assert len(decisions(late)) < len(one)
+
+
+def test_an_export_of_which_something_is_missing_is_refused_or_warned_of(
+    history: pd.DataFrame, settings: Settings, tmp_path: Path
+) -> None:
+    directory = tmp_path / "export"
+    export(history, directory, 3, timedelta(0))
+    asked = {"start": START + 10 * DAY, "settings": settings, "warm_up_s": 86_400.0}
+    assert Backtest(directory, **asked).run().warnings == []  # type: ignore[arg-type]
+    told = directory / "labels"
+    note_contents(told, Contents(Origin("cluster", "labels", "id", 3), {1: Offsets(0, 5)}))
+    shutil.rmtree(told)
+    with pytest.raises(ExportError, match="labels lacks offsets 0 to 5 of partition 1"):
+        Backtest(directory, **asked).run()  # type: ignore[arg-type]
+    contents_path(told).unlink()
+    (warning,) = Backtest(directory, **asked).run().warnings  # type: ignore[arg-type]
+    assert "holds no labels/" in warning
+    next(directory.rglob("*.parquet")).write_bytes(b"PAR1")
+    with pytest.raises(ExportError, match="is damaged"):
+        Backtest(directory, **asked).run()  # type: ignore[arg-type]
 
 
 def test_a_backtest_that_is_stopped_has_what_it_decided(file: Path, settings: Settings) -> None:

@@ -84,7 +84,7 @@ def test_an_interrupt_leaves_a_partial_report(run: Run, tmp_path: Path, monkeypa
     before = signal.getsignal(signal.SIGINT)
     content = tmp_path / "content.json"
     result = run("--json", str(content))
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 130, result.output
     assert json.loads(content.read_text(encoding="utf-8"))["partial"] is True
     assert 0 < json.loads(content.read_text(encoding="utf-8"))["transactions"] <= 50
     assert signal.getsignal(signal.SIGINT) is before

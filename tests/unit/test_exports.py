@@ -1,6 +1,7 @@
 """Rows and files of exports: nothing of a record is lost, and a directory is taken for what it is."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.columns import Reject
 from pipeline.backtest.records import Numbering, labels_of, transactions_of
+from pipeline.exports.contents import Contents, Offsets, check_whole, contents_path, note_contents
 from pipeline.exports.errors import ExportError
 from pipeline.exports.files import Missing, Origin, TopicFiles, missing, origin_of
 from pipeline.exports.rows import ERROR, VALUE, RowFormat
@@ -284,6 +286,70 @@ def test_a_directory_of_another_cluster_or_topic_is_refused(tmp_path: Path, othe
         files(tmp_path).covered(0)
     with pytest.raises(ExportError, match="has other columns than this release writes"):
         files(tmp_path, other, LABELS).covered(0)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A topic's directory with offsets 0 to 9 of partition 0 in three files, 4 to 7 of partition 1, none of 2."""
+    of = files(tmp_path)
+    for number, start, end in ((0, 0, 3), (0, 3, 5), (0, 5, 9), (1, 4, 7)):
+        write(of, number, start, end)
+    note_contents(of.directory, Contents(ORIGIN, {0: Offsets(0, 9), 1: Offsets(4, 7)}))
+    return of.directory
+
+
+def part(directory: Path, number: int, start: int, end: int) -> Path:
+    return directory / f"kafka_partition={number}" / f"{start:020d}-{end:020d}.parquet"
+
+
+def test_a_whole_export_is_taken_as_it_is(whole: Path) -> None:
+    assert check_whole(whole) == []
+    # What another export is about to add is no part of it.
+    (whole / "kafka_partition=0" / f".{9:020d}.unfinished").write_bytes(b"PAR1")
+    assert check_whole(whole) == []
+    foreign = whole.parent / "foreign" / "kafka_partition=0"
+    foreign.mkdir(parents=True)
+    pq.write_table(pa.table({"a": [1]}), foreign / "0.parquet")
+    assert check_whole(foreign.parent) == []
+    assert check_whole(whole.parent / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda of: part(of, 0, 0, 3).unlink(), "lacks offsets 0 to 3 of partition 0"),
+        (lambda of: part(of, 0, 3, 5).unlink(), "lacks offsets 3 to 5 of partition 0"),
+        (lambda of: part(of, 0, 5, 9).unlink(), "lacks offsets 5 to 9 of partition 0"),
+        (lambda of: shutil.rmtree(of / "kafka_partition=1"), "lacks offsets 4 to 7 of partition 1"),
+        (shutil.rmtree, "lacks offsets 0 to 9 of partition 0"),
+        (lambda of: part(of, 1, 4, 7).write_bytes(b"PAR1"), "is damaged"),
+        (lambda of: write(files(of.parent), 0, 4, 6), "hold offset 4"),
+        (lambda of: shutil.copytree(of / "kafka_partition=1", of / "kept"), "is no file of the export beside it"),
+        (
+            lambda of: write(files(of.parent, Origin("cluster", "transactions", "new", 3)), 2, 0, 1),
+            "is no file of the export beside it",
+        ),
+        (lambda of: contents_path(of).write_text("{}"), "does not tell what an export wrote"),
+    ],
+)
+def test_an_export_that_is_not_whole_is_refused(whole: Path, spoil: Any, text: str) -> None:
+    spoil(whole)
+    with pytest.raises(ExportError, match=text):
+        check_whole(whole)
+
+
+def test_without_a_note_an_export_is_checked_as_far_as_names_tell(whole: Path) -> None:
+    contents_path(whole).unlink()
+    (warning,) = check_whole(whole)
+    assert "nothing else tells whether all files are there; there is none of partition 2, of 3" in warning
+    left = whole / "kafka_partition=1" / f".{7:020d}.unfinished"
+    left.write_bytes(b"PAR1")
+    with pytest.raises(ExportError, match="was not finished"):
+        check_whole(whole)
+    left.unlink()
+    part(whole, 0, 3, 5).unlink()
+    with pytest.raises(ExportError, match="lacks offsets 3 to 5 of partition 0"):
+        check_whole(whole)
 
 
 def test_topics_are_named_by_what_they_hold() -> None:

@@ -2,28 +2,39 @@
 
 import json
 import re
+import signal
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import click
 import jsonschema
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from pipeline import Backtest
 from pipeline.backtest.messages import NOT_READ, DecisionWriter
 from pipeline.backtest.records import Numbering
-from pipeline.backtest.reprocess import ReprocessError, refuse_own
+from pipeline.backtest.reprocess import DECIDED, RUN, Reprocessed, ReprocessError, look, refuse_own, run_name
+from pipeline.backtest.sources import RangeError
 from pipeline.cli import main
 from pipeline.commands import export, reprocess
 from pipeline.engine.placement import partition_of
+from pipeline.exports import topics
+from pipeline.exports.files import Origin, TopicFiles
+from pipeline.exports.rows import RowFormat
+from pipeline.exports.topics import Exported, TopicExport
 from pipeline.settings import Settings
 from schemas.messages import Decision, SourceRecord
-from schemas.topics import TOPICS
+from schemas.records import Record
+from schemas.topics import MODELS, TOPICS
 from tests.contract.records import RATES
+from tests.helpers.champion import active
 from tests.helpers.histories import busy_history, play
 from tests.helpers.live import Live
-from tests.helpers.logs import after
+from tests.helpers.logs import after, decision
 from tests.unit.test_backtest import models, options, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +68,62 @@ def test_topics_of_a_pipeline_are_refused_whatever_their_prefix() -> None:
                 with pytest.raises(ReprocessError, match="is the name of a topic of the pipeline"):
                     refuse_own(name, settings)
         refuse_own("decisions-candidate", settings)
+        with pytest.raises(ReprocessError, match="has no name"):
+            refuse_own("", settings)
+    for into, prefix in (("__consumer_offsets", ""), ("__transaction_state", ""), ("_own", "_")):
+        with pytest.raises(ReprocessError, match=f"^{prefix}{into} is the name of a topic of Kafka's own"):
+            refuse_own(into, Settings(topic_prefix=prefix))
+    refuse_own("__mine", Settings(topic_prefix="shop-"))
+
+
+def named(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, learn: bool = False, partitions: int = 3) -> str:
+    monkeypatch.setattr(Backtest, "partitions", partitions)
+    asked = Backtest(models={"candidate": active()}, learn=learn, settings=settings, bootstrap="127.0.0.1:1")
+    (candidate,) = asked.candidates().values()
+    ids = {"transactions": "a", "labels": "b"}
+    return run_name(asked, 7, candidate, asked.card_options(partitions), "cluster", ids)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_run_is_named_by_the_settings_that_its_decisions_depend_on(
+    monkeypatch: pytest.MonkeyPatch, learn: bool
+) -> None:
+    settings = Settings()
+    base = named(monkeypatch, settings, learn=learn)
+    assert named(monkeypatch, settings, learn=learn) == base
+    assert named(monkeypatch, settings, learn=not learn) != base
+    assert named(monkeypatch, settings, learn=learn, partitions=4) != base
+    for always, changed in (
+        (True, {"dedup_horizon_days": 3.0}),
+        (True, {"label_horizon_days": 50.0}),
+        (True, {"future_tolerance_s": 7.0}),
+        (False, {"maturity_days": 9.0}),
+        (False, {"negative_sample_rate": 0.123}),
+    ):
+        other = named(monkeypatch, settings.model_copy(update=changed), learn=learn)
+        assert (other != base) == (always or learn), changed
+
+
+def record(offset: int, run: str | None, total: int | None = None) -> Record:
+    headers = [(RUN, run.encode())] if run is not None else []
+    headers += [(DECIDED, str(total).encode())] if total is not None else []
+    return Record("candidate", 0, offset, 0, b"c1", decision(offset), tuple(headers))
+
+
+def test_a_run_of_which_decisions_are_gone_is_not_complete() -> None:
+    records = [record(0, "r"), record(1, "r"), record(2, "r", 4), record(3, "r", 4)]
+    whole = look([records[:3], records[3:]])
+    assert (whole.decisions, whole.total, whole.runs) == (4, 4, {"r"})
+    whole.refuse_other("candidate", "r")
+    with pytest.raises(ReprocessError, match=r"holds 3 of the 4 decisions that run r has written.*--replace"):
+        look([records[1:]]).refuse_other("candidate", "r")
+    begun = look([records[:2]])
+    assert (begun.decisions, begun.total) == (2, None)
+    begun.refuse_other("candidate", "r")
+    assert begun.fingerprint not in (0, whole.fingerprint, look([records[1:2]]).fingerprint)
+    with pytest.raises(ReprocessError, match="4 decisions of run r; this one is other, of other models"):
+        whole.refuse_other("candidate", "other")
+    assert None in look([[record(0, None)]]).runs
 
 
 @pytest.mark.parametrize(
@@ -83,3 +150,86 @@ def test_what_cannot_be_done_is_told(arguments: list[str], code: int, text: str,
     result = CliRunner().invoke(main, arguments, env=environment)
     assert (result.exit_code, text in result.output.replace("\n", " ")) == (code, True), result.output
     assert not Path("out").exists()
+
+
+def export_of(left: int) -> Callable[..., list[Exported]]:
+    def run(self: TopicExport, progress: object, stopped: Callable[[], bool]) -> list[Exported]:
+        del self, progress
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        return [Exported("transactions", Path("out"), 5), Exported("labels", Path("out"), 5, left=left)]
+
+    return run
+
+
+def reprocessed(complete: bool) -> Callable[..., Reprocessed]:
+    def run(*_: object, stopped: Callable[[], bool], **_more: object) -> Reprocessed:
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        return Reprocessed("run", "candidate", 0, 5, complete, ())
+
+    return run
+
+
+def nothing_reached(*_: object, **_more: object) -> Reprocessed:
+    signal.raise_signal(signal.SIGINT)
+    raise RangeError("nothing that was reached before it was stopped")
+
+
+def twice(*_: object, **_more: object) -> Reprocessed:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    raise AssertionError("the second one ends the program")
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "run", "code"),
+    [
+        (TopicExport, "run", export_of(3), 130),
+        (TopicExport, "run", export_of(0), 0),
+        (TopicExport, "run", twice, 130),
+        (reprocess, "reprocess", reprocessed(complete=False), 130),
+        (reprocess, "reprocess", reprocessed(complete=True), 0),
+        (reprocess, "reprocess", nothing_reached, 130),
+        (reprocess, "reprocess", twice, 130),
+    ],
+)
+def test_an_exit_code_tells_that_something_is_left_after_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, of: object, name: str, run: Callable[..., object], code: int
+) -> None:
+    monkeypatch.setattr(of, name, run)
+    before = signal.getsignal(signal.SIGINT)
+    arguments = ["export", "out"] if of is TopicExport else ["reprocess", "--into", "candidate"]
+    result = CliRunner().invoke(main, [*arguments, "--bootstrap", "127.0.0.1:1"])
+    assert result.exit_code == code, result.output
+    assert ("the same command goes on from here" in result.output) == (
+        code == 130 and run not in {nothing_reached, twice}
+    )
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Log:
+    """A partition of 3,000 records."""
+
+    def __init__(self, *_: object) -> None:
+        self.position = 0
+
+    def read_to(self, end: int, most: int) -> list[Record]:
+        first, self.position = self.position, min(self.position + most, end)
+        return [Record("models", 0, offset, 0, b"k", b"{}") for offset in range(first, self.position)]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_file_has_no_more_rows_than_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(topics, "RangeReader", Log)
+    rows = RowFormat(MODELS)
+    of = TopicFiles(tmp_path / "models", Origin("cluster", "models", "id", 1), rows.schema)
+    run = topics._Run("", Settings(), 1_000, lambda _: None, lambda: False)
+    exported = Exported("models", of.directory, left=3_000)
+    run.write(topics._Log("models", rows, of, [(0, range(3_000))], {}, exported))
+    paths = sorted(of.directory.rglob("*.parquet"))
+    assert [pq.read_metadata(path).num_rows for path in paths] == [1_000] * 3
+    assert of.covered(0) == [range(0, 1_000), range(1_000, 2_000), range(2_000, 3_000)]
+    assert (exported.records, exported.left) == (3_000, 0)

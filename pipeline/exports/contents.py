@@ -1,0 +1,117 @@
+"""What a topic's directory is to hold: noted before its first file, so that a reader sees what is missing of it.
+
+Names tell which offsets a file holds, but not which files there were to be: a partition may have no record, and the
+last file of one that was not read to its end looks like any other.
+"""
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from pipeline.exports.errors import ExportError
+from pipeline.exports.files import (
+    File,
+    Origin,
+    files_in,
+    missing,
+    origin_of,
+    partition_directory,
+    schema_of,
+    sync,
+    unfinished,
+)
+
+
+class Offsets(NamedTuple):
+    """Of a partition."""
+
+    start: int
+    end: int
+    """Excluded."""
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What a topic's directory holds once its export is through."""
+
+    origin: Origin
+    offsets: dict[int, Offsets]
+    """By partition; without those that have none."""
+
+
+_AGAIN: Final = "give the command of the export again, which adds what is missing"
+
+
+def contents_path(directory: Path) -> Path:
+    """Where the contents of a topic's directory are noted: beside it, so that they outlive it."""
+    return directory.with_name(f"{directory.name}.json")
+
+
+def contents_of(directory: Path) -> Contents | None:
+    """What a topic's directory is to hold; None where nothing says so. Raises `ExportError`."""
+    path = contents_path(directory)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Contents)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise ExportError(f"{path} does not tell what an export wrote ({error}): delete it; then {_AGAIN}") from error
+
+
+def note_contents(directory: Path, contents: Contents) -> None:
+    """Note what a topic's directory is to hold; durable when this returns."""
+    path = contents_path(directory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}")
+    with new.open("wb") as file:
+        file.write(msgspec.json.encode(contents))
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+    sync(path.parent)
+
+
+def check_whole(directory: Path) -> list[str]:
+    """Refuse a topic's directory that an export wrote, and that lacks some of what it is to hold, or holds more.
+
+    Returns warnings of what cannot be known. Says nothing of files that no export wrote. Raises `ExportError`.
+    """
+    paths = sorted(directory.rglob("*.parquet"))
+    contents = contents_of(directory)
+    origin = contents.origin if contents is not None else origin_of(schema_of(paths[0])) if paths else None
+    if origin is None:
+        return []
+    found = {number: files_in(partition_directory(directory, number)) for number in range(origin.partitions)}
+    strangers = set(paths) - {file.path for files in found.values() for file in files if _is_of(origin, file)}
+    if strangers:
+        raise ExportError(
+            f"{min(strangers)} is no file of the export beside it, which is of topic {origin.topic} "
+            f"({origin.topic_id}) of cluster {origin.cluster_id}: remove it, or export into another directory"
+        )
+    if contents is not None:
+        for number, of in sorted(contents.offsets.items()):
+            _refuse_gaps(directory, number, range(*of), found[number])
+        return []
+    if left := unfinished(directory):
+        raise ExportError(f"{left[0]} is a file that was not finished: {_AGAIN}")
+    for number, files in found.items():
+        if files:
+            _refuse_gaps(directory, number, range(files[0].offsets.start, files[-1].offsets.stop), files)
+    empty = ", ".join(str(number) for number, files in found.items() if not files)
+    return [
+        f"{contents_path(directory)} is missing, and nothing else tells whether all files are there"
+        + (f"; there is none of partition {empty}, of {origin.partitions}" if empty else "")
+    ]
+
+
+def _is_of(origin: Origin, file: File) -> bool:
+    return origin_of(file.schema) == origin
+
+
+def _refuse_gaps(directory: Path, number: int, whole: range, files: list[File]) -> None:
+    if gaps := missing(whole, [file.offsets for file in files]).ranges:
+        raise ExportError(
+            f"{directory} lacks offsets {gaps[0].start} to {gaps[0].stop} of partition {number}: the export ended "
+            f"early, or files were removed; {_AGAIN}"
+        )
