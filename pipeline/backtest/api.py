@@ -48,7 +48,7 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import FEATURES, LATENESS_US, LONGEST_WINDOW_US, US_PER_DAY, US_PER_SECOND
+from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US, US_PER_DAY, US_PER_SECOND
 from pipeline.kafka.retention import needed_days
 from pipeline.rates import load_rates
 from pipeline.registry import Registry
@@ -119,11 +119,12 @@ class Backtest:
         """``history`` is a file, a directory of exported topics, or None for the topics of ``bootstrap``.
 
         ``start`` and ``end`` are event times (UTC without an offset), the end excluded; ``warm_up_s`` is how much
-        history before the start enters the windows (default: the longest window and the labels' delay; in the recorded
-        order all that a restore of state reads). ``models`` names LightGBM versions, by themselves or by names of one's
+        history before the start enters the windows (default: all that features depend on and the labels' delay; in the
+        recorded order all that a restore of state reads). ``models`` names LightGBM versions, by themselves or by names of one's
         own, or holds models; default is the one in force, and in the recorded order the versions that decisions name.
         ``thresholds`` makes a variant of each model for each of them, and so does ``budgets``, alerts a day, whose
-        thresholds are chosen on the last ``validation_days`` before the range. ``training`` tells of models that are
+        thresholds are chosen on the last ``validation_days`` before the range, with as much history before these.
+        ``training`` tells of models that are
         trained on what lies before the range; they stand behind those of ``models``, with an untaught online model.
         ``policy`` is a version (default: the one that was made for the model). ``river`` is ``latest``, ``untaught`` or
         a version; with ``learn`` the online model goes on learning from there (default: from untaught on), and is
@@ -173,12 +174,15 @@ class Backtest:
         if to_us <= from_us:
             raise RangeError(f"the range is empty: it ends at {end}, and begins at {start}; let it end later")
         if warm_up_s is None:
-            default_us = LONGEST_WINDOW_US + self.label_delay_us
+            default_us = REACH_US + self.label_delay_us
             needed = needed_days(TRANSACTIONS, self.settings) if self.order is Order.RECORDED else None
             self.warm_up_us = default_us if needed is None else max(default_us, round(needed * US_PER_DAY))
         else:
-            self.warm_up_us = round(warm_up_s * US_PER_SECOND)
-        self.span = Span(EARLIEST_US if start is None else from_us - self.warm_up_us, from_us, to_us)
+            self.warm_up_us = _duration_us("warm_up_s", warm_up_s)
+        # The days that thresholds are chosen on must be as warm as those that are decided by them.
+        chosen_on_us = round(validation_days * US_PER_DAY) if any(budget for _, budget in levels) else 0
+        warm_up_from_us = EARLIEST_US if start is None else from_us - self.warm_up_us - chosen_on_us
+        self.span = Span(warm_up_from_us, from_us, to_us)
         named = models if isinstance(models, Mapping) else (models := tuple(models))
         if training is not None and (twice := [name for name in training.variants if name in named]):
             raise ValueError(f"two variants are called {twice[0]}: give what is trained another name")
@@ -678,6 +682,11 @@ class _Run:
             )
         else:
             self._warn_of_short(self._first_us, span)
+            if asked.warm_up_us < REACH_US:
+                self._warnings.append(
+                    f"the windows are warmed up for {asked.warm_up_us / US_PER_DAY:g} days, and features look back "
+                    f"{REACH_US / US_PER_DAY:g}: decisions of the first days see less than live ones"
+                )
         for name, budget in self._budgets.items():
             if budget.days < asked.validation_days:
                 self._warnings.append(
@@ -718,7 +727,8 @@ class _Run:
             days = (span.from_us - min(first_us, span.from_us)) / US_PER_DAY
             self._warnings.append(
                 f"{of}history begins at {moment(first_us)}: it warms the windows up for {days:.1f} of "
-                f"{self._asked.warm_up_us / US_PER_DAY:g} days, and decisions of the first days see less than live ones"
+                f"{(span.from_us - span.warm_up_from_us) / US_PER_DAY:g} days, and decisions of the first days see "
+                "less than live ones"
             )
 
     def _variant(self, name: str, collected: Collected) -> Variant:

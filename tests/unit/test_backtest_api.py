@@ -4,17 +4,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zlib import crc32
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from pipeline import Backtest
-from pipeline.backtest import delayed_truth, frame_tables
+from pipeline.backtest import Decisions, delayed_truth, frame_tables
 from pipeline.backtest.order import OutOfOrder
 from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.sources import RangeError
 from pipeline.backtest.versions import ModelLibrary, with_threshold
 from pipeline.demo.world import World
+from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US, US_PER_DAY
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -72,13 +74,47 @@ def test_a_shorter_warm_up_is_what_is_asked_for_and_a_missing_one_is_told(file: 
     start = START + 12 * DAY
     short = Backtest(file, start=start, settings=settings, warm_up_s=3 * 86_400.0).run()
     assert short.warm_up_from_us >= (start - 3 * DAY).timestamp() * 1e6
-    assert short.warnings == []
+    (asked,) = short.warnings
+    assert "warmed up for 3 days, and features look back 60" in asked
     full = Backtest(file, start=start, settings=settings).run()
     (warning,) = full.warnings
-    assert "11.9 of 37 days" in warning
+    assert "11.9 of 67 days" in warning
     assert not decisions(full)["score"].equals(decisions(short)["score"])
     (cold,) = Backtest(file, settings=settings).run().warnings
     assert "--from" in cold
+
+
+def test_the_warm_up_is_all_that_features_depend_on(tmp_path: Path, settings: Settings) -> None:
+    """What is an outlier now is counted 30 days later, and was one by what lies 30 days before it."""
+    begin = datetime(2024, 1, 1, tzinfo=UTC)
+    # Five small amounts, and 29 days later one that is an outlier by these alone; it is counted 29 days later again.
+    days = [0.0, 0.1, 0.2, 0.3, 0.4, 29.0, 58.0, 59.0]
+    amounts = [1.0, 1.0, 1.0, 1.0, 1.0, 90.0, 50.0, 50.0]
+    frame = pd.DataFrame(
+        {
+            "transaction_id": [f"t{number}" for number in range(len(days))],
+            "card_id": "c",
+            "merchant_id": "m",
+            "event_time": [begin + day * DAY for day in days],
+            "amount": amounts,
+            "fraud": False,
+        }
+    )
+    frame.to_parquet(tmp_path / "outliers.parquet", index=False)
+    kept: list[Decisions] = []
+    asked = Backtest(tmp_path / "outliers.parquet", start=begin + 57 * DAY, settings=settings)
+    asked.each(lambda _, decisions: kept.append(decisions))
+    counts = np.concatenate([one.features[:, FEATURES.index("card_outlier_count_30d")] for one in kept])
+    assert counts.tolist() == [1.0, 0.0]
+    assert asked.warm_up_us == REACH_US + LATENESS_US
+
+
+def test_the_days_that_a_budget_is_chosen_on_are_as_warm_as_the_range(file: Path, settings: Settings) -> None:
+    asked = {"start": START + 12 * DAY, "settings": settings, "warm_up_s": 2 * 86_400.0, "validation_days": 3.0}
+    chosen = Backtest(file, budgets=[5], **asked)  # type: ignore[arg-type]
+    assert chosen.span.from_us - chosen.span.warm_up_from_us == 5 * US_PER_DAY
+    other = Backtest(file, thresholds=[0.5], **asked)  # type: ignore[arg-type]
+    assert other.span.from_us - other.span.warm_up_from_us == 2 * US_PER_DAY
 
 
 def test_variants_decide_about_the_same_in_one_pass(file: Path, settings: Settings) -> None:
