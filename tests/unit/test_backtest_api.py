@@ -1,7 +1,9 @@
 """Backtests as a notebook asks for them: ranges, warm-up, variants, files, exports, and what cannot be decided."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions, delayed_truth, frame_tables
+from pipeline.backtest.api import _Run
 from pipeline.backtest.order import OutOfOrder
 from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.sources import RangeError
@@ -213,14 +216,60 @@ def test_what_cannot_be_decided_is_told(file: Path, settings: Settings, tmp_path
         Backtest(file, models=["0123456789ab"], settings=settings).run()
     with pytest.raises(RegistryError, match="fraud-pipeline train"):
         Backtest(file, settings=settings.model_copy(update={"data_dir": tmp_path / "empty"})).run()
-    with pytest.raises(ModelError, match="--river latest"):
+    with pytest.raises(ModelError, match="a file has no topics: leave the file out, or choose --river latest"):
         Backtest(file, river="0123456789ab@7", settings=settings).run()
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"budgets": [-5]}, "alerts a day, more than none, not -5"),
+        ({"budgets": [0]}, "alerts a day, more than none, not 0"),
+        ({"budgets": [math.nan]}, "alerts a day, more than none, not nan"),
+        ({"budgets": [math.inf]}, "alerts a day, more than none, not inf"),
+        ({"budgets": [10, 10.0]}, "the budget 10 is named twice"),
+        ({"thresholds": [1.5]}, "a score from 0 to 1, not 1.5"),
+        ({"thresholds": [math.nan]}, "a score from 0 to 1, not nan"),
+        ({"thresholds": [0.5, 0.5]}, "the threshold 0.5 is named twice"),
+        ({"models": ["active", "active"]}, "the model active is named twice"),
+        ({"models": "active"}, r"write \['active'\] for one"),
+        ({"warm_up_s": -5}, "warm_up_s must be a time that passes, not -5"),
+        ({"publish_every_s": -1}, "publish_every_s must be a time that passes, not -1"),
+        ({"lateness_s": -5}, "lateness_s must be a time that passes, not -5"),
+        ({"lateness_s": math.nan}, "lateness_s must be a time that passes, not nan"),
+        ({"validation_days": math.inf}, "validation_days must be more than none, not inf"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_read(
+    file: Path, settings: Settings, asked: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        Backtest(file, settings=settings, **asked)
+
+
+@pytest.mark.parametrize("name", ["start", "end"])
+def test_times_are_no_texts(file: Path, settings: Settings, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a datetime, not '2024-03-05'"):
+        Backtest(file, settings=settings, **{name: "2024-03-05"})  # type: ignore[arg-type]
+
+
+def test_variants_have_names_of_their_own(file: Path, settings: Settings) -> None:
+    near = Backtest(file, thresholds=[0.12345678, 0.12345679, 0.5], settings=settings)
+    assert list(near.candidates()) == ["active at 0.12345678", "active at 0.12345679", "active at 0.5"]
+    budgets = Backtest(file, budgets=[10.0000001, 10], settings=settings)
+    assert list(budgets.candidates()) == ["active at 10.0000001 a day", "active at 10 a day"]
+
+
+def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Settings) -> None:
+    on_topics = settings.model_copy(update={"kafka_bootstrap_servers": "nowhere:9092"})
+    run = _Run(Backtest(order="recorded", settings=on_topics), lambda *_: None, None, lambda: False)
+    assert "what live workers wrote to progress, profiled and decisions" in run._nothing()
 
 
 def test_a_file_that_is_out_of_order_is_refused(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "backwards.csv"
     history.drop(columns="amount_minor").iloc[::-1].to_csv(path, index=False)
-    with pytest.raises(OutOfOrder, match="sort the input"):
+    with pytest.raises(OutOfOrder, match=r"stands behind a later one: sort the input by event_time$"):
         Backtest(path, settings=settings).run()
 
 

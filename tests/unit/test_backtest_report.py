@@ -592,3 +592,19 @@ def test_decisions_of_a_replay_can_be_reported() -> None:
     assert sum(content.variants[0].selections.values()) == variant.explained > 0
     assert {row.code for row in content.variants[0].reasons} == {reason.code for reason in reasons}
     Page(quick(given).html)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"top": 0}, "top must be at least 1, not 0"),
+        ({"protection_days": -1}, "protection_days must be at least 0, not -1"),
+        ({"review_cost": -4}, "review_cost must be at least 0, not -4"),
+        ({"review_cost": float("nan")}, "review_cost must be at least 0, not nan"),
+        ({"replicates": -1}, "replicates must be at least 0, not -1"),
+        ({"level": 1}, "level must lie between 0 and 1, not 1"),
+    ],
+)
+def test_a_report_supposes_nothing_that_cannot_be(changed: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        ReportOptions(**changed)

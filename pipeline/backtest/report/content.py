@@ -4,6 +4,7 @@ Amounts are in the major unit of the base currency, times RFC 3339, days YYYY-MM
 (a precision without alerts) is null.
 """
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -29,6 +30,14 @@ class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     rows: int = 20
     """Of the longest tables on the page, such as the costliest misses."""
+
+    def __post_init__(self) -> None:
+        least = {"top": 1, "review_cost": 0, "protection_days": 0, "replicates": 0, "seed": 0, "rows": 1}
+        for name, bound in least.items():
+            if not bound <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level must lie between 0 and 1, not {self.level}")
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
