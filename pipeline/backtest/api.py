@@ -257,15 +257,8 @@ class Backtest:
             for threshold, budget in levels or [(None, None)]:
                 one = active if threshold is None else active.under(with_threshold(active.policy, threshold))
                 learning = self._learning(one, publish_every_s) if self.learn else None
-                level = (
-                    f" at {_digits(threshold)}"
-                    if threshold is not None
-                    else f" at {_digits(budget)} a day"
-                    if budget
-                    else ""
-                )
                 told = parameters[name] | ({} if budget is None else {"alerts a day": budget})
-                found[name + level] = Candidate(one, learning, budget, told)
+                found[name + _level(threshold, budget)] = Candidate(one, learning, budget, told)
         return found
 
     def base_policy(self) -> Policy | None:
@@ -401,6 +394,13 @@ def _levels(thresholds: Sequence[float], budgets: Sequence[float]) -> list[tuple
         if twice := [one for one, count in Counter(asked).items() if count > 1]:
             raise ValueError(f"the {kind} {_digits(twice[0])} is named twice: name it once")
     return [(threshold, None) for threshold in thresholds] + [(None, budget) for budget in budgets]
+
+
+def _level(threshold: float | None, budget: float | None) -> str:
+    """What of a variant's name tells it from others of its model."""
+    if threshold is not None:
+        return f" at {_digits(threshold)}"
+    return "" if budget is None else f" at {_digits(budget)} a day"
 
 
 def _versions(models: Iterable[str]) -> tuple[str, ...]:
