@@ -22,6 +22,8 @@ from pipeline.backtest.drift import DriftCounter
 from pipeline.backtest.labelling import Labelling, Reviewed, Reviews, Schedule
 from pipeline.backtest.learning import Learning
 from pipeline.backtest.live import Comparer, Comparison, LiveDecisions
+from pipeline.backtest.losses import REPEATED, refusal
+from pipeline.backtest.losses import warnings as warnings_of_losses
 from pipeline.backtest.order import Order, in_order
 from pipeline.backtest.recorded import RecordedReplay, Scored
 from pipeline.backtest.records import Numbering
@@ -670,9 +672,9 @@ class _Run:
         self._drift.add(named)
 
     def _count(self, decisions: Decisions) -> None:
-        self._counts["repeated transactions"] += decisions.duplicates
+        self._counts[REPEATED] += decisions.duplicates
         for reject in decisions.rejects:
-            self._counts[f"refused {reject.kind}s: {reject.code}"] += 1
+            self._counts[refusal(reject.kind, reject.code)] += 1
 
     def _count_labels(self, outcomes: Sequence[Decisions]) -> None:
         """What became of labels: of all variants, or of each, where each has its own."""
@@ -721,6 +723,9 @@ class _Run:
             text += f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
         refused = sum(count for name, count in self._counts.items() if name.startswith("refused transactions"))
         text += f" ({refused} were refused)" if refused else ""
+        # Of topics only a part is read.
+        if not refused and seen.last_us <= EARLIEST_US and not isinstance(self._asked.source, TopicSource):
+            return f"{self._asked.source.name} holds no transaction at all, within the range or out of it"
         return f"{text}: choose another range with --from and --to"
 
     def _warn(self) -> None:
@@ -736,6 +741,7 @@ class _Run:
                     f"the windows are warmed up for {asked.warm_up_us / US_PER_DAY:g} days, and features look back "
                     f"{REACH_US / US_PER_DAY:g}: decisions of the first days see less than live ones"
                 )
+        self._warnings += warnings_of_losses(self._counts, self._worked_on)
         for name, budget in self._budgets.items():
             if budget.days < asked.validation_days:
                 self._warnings.append(

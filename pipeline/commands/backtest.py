@@ -203,7 +203,7 @@ def command(
     # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
     except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(made.text)
+    click.echo(made.text, nl=False)
     for name, one in asked.trained.items():
         click.echo(f"{name}: LightGBM {one.model.version}, policy {one.policy.version}", err=True)
     if asked.comparison is not None:

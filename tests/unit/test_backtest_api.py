@@ -1,6 +1,8 @@
 """Backtests as a notebook asks for them: ranges, warm-up, variants, files, exports, and what cannot be decided."""
 
 import math
+import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -258,6 +260,53 @@ def test_variants_have_names_of_their_own(file: Path, settings: Settings) -> Non
     assert list(near.candidates()) == ["active at 0.12345678", "active at 0.12345679", "active at 0.5"]
     budgets = Backtest(file, budgets=[10.0000001, 10], settings=settings)
     assert list(budgets.candidates()) == ["active at 10.0000001 a day", "active at 10 a day"]
+
+
+def told_by(warnings: Sequence[str]) -> list[str]:
+    return [one for one in warnings if re.search("refused|repeat|neither|none of", one)]
+
+
+def test_refusals_and_repeats_are_warned_about_where_they_are_many(
+    history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path
+) -> None:
+    rows = len(history)
+    assert told_by(Backtest(file, settings=settings).run().warnings) == []
+    strange = tmp_path / "strange.parquet"
+    odd = history["currency"].where(np.arange(rows) % 2 == 0, "XXX")
+    history.drop(columns="amount_minor").assign(currency=odd).to_parquet(strange, index=False)
+    (refused,) = told_by(Backtest(strange, settings=settings).run().warnings)
+    half = f"{rows // 2:,}"
+    assert refused == f"{half} of {rows:,} transactions were refused, and not decided: currency_unknown {half}"
+    of_labels = history[["transaction_id", "card_id"]].assign(
+        label="banana", source="analyst", labelled_at=history["event_time"] + timedelta(hours=1)
+    )
+    label_file = tmp_path / "labels.parquet"
+    of_labels.to_parquet(label_file, index=False)
+    (senseless,) = told_by(Backtest(file, label_file=label_file, settings=settings).run().warnings)
+    assert senseless == f"{rows:,} of {rows:,} labels say neither fraud nor legitimate, and count as none"
+    of_labels.assign(transaction_id="of another file").to_parquet(label_file, index=False)
+    (wrong,) = told_by(Backtest(file, label_file=label_file, settings=settings).run().warnings)
+    assert wrong == f"none of {rows:,} labels has its transaction among those that were read"
+    of_labels.assign(labelled_at="now").to_parquet(label_file, index=False)
+    (timeless,) = told_by(Backtest(file, label_file=label_file, settings=settings).run().warnings)
+    assert timeless == f"{rows:,} of {rows:,} labels were refused: invalid_value {rows:,}"
+    # Labels of what was not read are no error of theirs.
+    of_labels.assign(label="fraud").to_parquet(label_file, index=False)
+    late = Backtest(file, start=START + 12 * DAY, warm_up_s=86_400.0, label_file=label_file, settings=settings).run()
+    assert late.counts["refused labels: label_without_transaction"] > rows / 3
+    assert told_by(late.warnings) == []
+    twice = tmp_path / "twice.parquet"
+    same = history.drop(columns="amount_minor").assign(transaction_id="t", card_id="c")
+    same.to_parquet(twice, index=False)
+    (repeated,) = told_by(Backtest(twice, settings=settings).run().warnings)
+    assert repeated == f"{rows - 1:,} of {rows:,} transactions repeat others, and were not decided"
+
+
+def test_a_file_without_a_row_is_told_as_such(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "empty.parquet"
+    history.drop(columns="amount_minor").iloc[:0].to_parquet(path, index=False)
+    with pytest.raises(RangeError, match=r"^empty\.parquet holds no transaction at all"):
+        Backtest(path, settings=settings).run()
 
 
 def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Settings) -> None:

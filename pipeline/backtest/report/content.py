@@ -254,6 +254,8 @@ class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
 
     feature: str
     stability_index: float | None
+    """None, as the next, where a population is empty, and of the hour and the weekday in a range that is shorter than a
+    day, or a week: that it lacks some of them is no drift."""
     ks_statistic: float | None
     missing_before: float | None
     missing_in_range: float | None
