@@ -1,6 +1,7 @@
 """A backtest as a notebook asks for it: a history, a range and some models in, frames out."""
 
 import dataclasses
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from pipeline.backtest.drift import DriftCounter
 from pipeline.backtest.labelling import Labelling, Reviewed, Reviews, Schedule
 from pipeline.backtest.learning import Learning
 from pipeline.backtest.live import Comparer, Comparison, LiveDecisions
+from pipeline.backtest.losses import REPEATED, refusal
+from pipeline.backtest.losses import warnings as warnings_of_losses
 from pipeline.backtest.order import Order, in_order
 from pipeline.backtest.recorded import RecordedReplay, Scored
 from pipeline.backtest.records import Numbering
@@ -48,14 +51,14 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import FEATURES, LATENESS_US, LONGEST_WINDOW_US, US_PER_DAY, US_PER_SECOND
+from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US, US_PER_DAY, US_PER_SECOND
 from pipeline.kafka.retention import needed_days
 from pipeline.rates import load_rates
 from pipeline.registry import Registry
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping, UnusableSource, resolve_mapping
 from pipeline.training.fit import Trained
-from schemas.topics import DECISIONS, TRANSACTIONS
+from schemas.topics import DECISIONS, PROFILED, PROGRESS, TRANSACTIONS
 
 AS_RECORDED: Final = "as recorded"
 """The variant in which each transaction is scored by the versions that its live decision names."""
@@ -119,17 +122,19 @@ class Backtest:
         """``history`` is a file, a directory of exported topics, or None for the topics of ``bootstrap``.
 
         ``start`` and ``end`` are event times (UTC without an offset), the end excluded; ``warm_up_s`` is how much
-        history before the start enters the windows (default: the longest window and the labels' delay; in the recorded
-        order all that a restore of state reads). ``models`` names LightGBM versions, by themselves or by names of one's
-        own, or holds models; default is the one in force, and in the recorded order the versions that decisions name.
+        history before the start enters the windows (default: all that features depend on and the labels' delay; in the
+        recorded order all that a restore of state reads). ``models`` names LightGBM versions, by themselves or by names
+        of one's own, or holds models; default is the one in force, and in the recorded order the versions that
+        decisions name.
         ``thresholds`` makes a variant of each model for each of them, and so does ``budgets``, alerts a day, whose
-        thresholds are chosen on the last ``validation_days`` before the range. ``training`` tells of models that are
+        thresholds are chosen on the last ``validation_days`` before the range, with as much history before these.
+        ``training`` tells of models that are
         trained on what lies before the range; they stand behind those of ``models``, with an untaught online model.
         ``policy`` is a version (default: the one that was made for the model). ``river`` is ``latest``, ``untaught`` or
         a version; with ``learn`` the online model goes on learning from there (default: from untaught on), and is
         published every ``publish_every_s`` of event time. ``lateness_s`` bounds how long after its event time a record
-        of a topic may arrive. Raises ValueError for what contradicts itself,
-        `pipeline.scoring.errors.ModelError` for features to train on that there are not.
+        of a topic may arrive. Raises ValueError for what contradicts itself or cannot be, TypeError for times that are
+        none, `pipeline.scoring.errors.ModelError` for features to train on that there are not.
         """
         self.settings = settings or Settings()
         self.bootstrap = bootstrap or self.settings.kafka_bootstrap_servers
@@ -140,8 +145,10 @@ class Backtest:
         """What came of comparing with live decisions, once `run` is through."""
         self.trained: dict[str, Trained] = {}
         """What was trained, by the names of its variants, once `run` is through."""
+        if not 0 < validation_days < LATEST_US / US_PER_DAY:
+            raise ValueError(f"validation_days must be more than none, not {validation_days}")
         self.training, self.validation_days = training, validation_days
-        lateness_us = LATENESS_US if lateness_s is None else round(lateness_s * US_PER_SECOND)
+        lateness_us = LATENESS_US if lateness_s is None else _duration_us("lateness_s", lateness_s)
         self.source = self._source(history, mapping, label_file, label_delay_s, lateness_us)
         topics = isinstance(self.source, TopicSource)
         if compare_live and not topics:
@@ -150,8 +157,7 @@ class Backtest:
             raise ValueError("the recorded order is that of the topics: leave the file out, or order by event time")
         if self.order is Order.RECORDED and learn:
             raise ValueError("in the recorded order River versions are those that were published: order by event time")
-        levels: list[tuple[float | None, float | None]] = [(threshold, None) for threshold in thresholds]
-        levels += [(None, budget) for budget in budgets]
+        levels = _levels(tuple(thresholds), tuple(budgets))
         if self.order is Order.RECORDED and (training is not None or any(budget for _, budget in levels)):
             raise ValueError("models are trained, and thresholds chosen for budgets, only in the order of event time")
         self.labels = _labelling(labels, self.source)
@@ -169,17 +175,25 @@ class Backtest:
             raise ValueError(f"reviews_a_day must be at least one, not {reviews_a_day}")
         self.label_delay_us = _duration_us("label_delay_s", label_delay_s)
         self.reviews = Reviews(_duration_us("review_delay_s", review_delay_s), reviews_a_day)
+        if not 0 < publish_every_s * US_PER_SECOND < LATEST_US:
+            raise ValueError(f"publish_every_s must be a time that passes, not {publish_every_s}")
+        for name, of in (("start", start), ("end", end)):
+            if of is not None and not isinstance(of, datetime):
+                raise TypeError(f"{name} must be a datetime, not {of!r}: datetime.fromisoformat makes one of a text")
         from_us, to_us = time_us(start, EARLIEST_US), time_us(end, LATEST_US)
         if to_us <= from_us:
             raise RangeError(f"the range is empty: it ends at {end}, and begins at {start}; let it end later")
         if warm_up_s is None:
-            default_us = LONGEST_WINDOW_US + self.label_delay_us
+            default_us = REACH_US + self.label_delay_us
             needed = needed_days(TRANSACTIONS, self.settings) if self.order is Order.RECORDED else None
             self.warm_up_us = default_us if needed is None else max(default_us, round(needed * US_PER_DAY))
         else:
-            self.warm_up_us = round(warm_up_s * US_PER_SECOND)
-        self.span = Span(EARLIEST_US if start is None else from_us - self.warm_up_us, from_us, to_us)
-        named = models if isinstance(models, Mapping) else (models := tuple(models))
+            self.warm_up_us = _duration_us("warm_up_s", warm_up_s)
+        # The days that thresholds are chosen on must be as warm as those that are decided by them.
+        chosen_on_us = round(validation_days * US_PER_DAY) if any(budget for _, budget in levels) else 0
+        warm_up_from_us = EARLIEST_US if start is None else from_us - self.warm_up_us - chosen_on_us
+        self.span = Span(warm_up_from_us, from_us, to_us)
+        named = models if isinstance(models, Mapping) else (models := _versions(models))
         if training is not None and (twice := [name for name in training.variants if name in named]):
             raise ValueError(f"two variants are called {twice[0]}: give what is trained another name")
         self.period = None if training is None else self._period(training, label_delay_s)
@@ -245,9 +259,8 @@ class Backtest:
             for threshold, budget in levels or [(None, None)]:
                 one = active if threshold is None else active.under(with_threshold(active.policy, threshold))
                 learning = self._learning(one, publish_every_s) if self.learn else None
-                level = f" at {threshold:g}" if threshold is not None else f" at {budget:g} a day" if budget else ""
                 told = parameters[name] | ({} if budget is None else {"alerts a day": budget})
-                found[name + level] = Candidate(one, learning, budget, told)
+                found[name + _level(threshold, budget)] = Candidate(one, learning, budget, told)
         return found
 
     def base_policy(self) -> Policy | None:
@@ -369,6 +382,42 @@ def _labelling(asked: Labelling | str | None, source: Source) -> Labelling:
             "--map fraud=COLUMN, or a file of labels with --label-file"
         )
     return labels
+
+
+def _levels(thresholds: Sequence[float], budgets: Sequence[float]) -> list[tuple[float | None, float | None]]:
+    """(threshold, budget) of each variant of a model, one of them None; ValueError for those that cannot be."""
+    for threshold in thresholds:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"a threshold is a score from 0 to 1, not {threshold}")
+    for budget in budgets:
+        if not 0 < budget < math.inf:
+            raise ValueError(f"a budget is a number of alerts a day, more than none, not {budget}")
+    for kind, asked in (("threshold", thresholds), ("budget", budgets)):
+        if twice := [one for one, count in Counter(asked).items() if count > 1]:
+            raise ValueError(f"the {kind} {_digits(twice[0])} is named twice: name it once")
+    return [(threshold, None) for threshold in thresholds] + [(None, budget) for budget in budgets]
+
+
+def _level(threshold: float | None, budget: float | None) -> str:
+    """What of a variant's name tells it from others of its model."""
+    if threshold is not None:
+        return f" at {_digits(threshold)}"
+    return "" if budget is None else f" at {_digits(budget)} a day"
+
+
+def _versions(models: Iterable[str]) -> tuple[str, ...]:
+    """Names of versions, each once; ValueError where that is not so."""
+    if isinstance(models, str):
+        raise ValueError(f"models holds several names: write [{models!r}] for one")
+    versions = tuple(models)
+    if twice := [one for one, count in Counter(versions).items() if count > 1]:
+        raise ValueError(f"the model {twice[0]} is named twice: name it once, or give both names of their own")
+    return versions
+
+
+def _digits(value: float) -> str:
+    """As short as it can be told from every other number."""
+    return text if float(text := f"{value:g}") == value else repr(float(value))
 
 
 def _duration_us(name: str, seconds: float) -> int:
@@ -624,9 +673,9 @@ class _Run:
         self._drift.add(named)
 
     def _count(self, decisions: Decisions) -> None:
-        self._counts["repeated transactions"] += decisions.duplicates
+        self._counts[REPEATED] += decisions.duplicates
         for reject in decisions.rejects:
-            self._counts[f"refused {reject.kind}s: {reject.code}"] += 1
+            self._counts[refusal(reject.kind, reject.code)] += 1
 
     def _count_labels(self, outcomes: Sequence[Decisions]) -> None:
         """What became of labels: of all variants, or of each, where each has its own."""
@@ -665,10 +714,19 @@ class _Run:
         text = f"{self._asked.source.name} has no transaction to decide {' and '.join(limits)}".rstrip()
         if self._partial:
             return f"{text} that was reached before the backtest was stopped"
+        if self._asked.order is Order.RECORDED:
+            return (
+                f"{text} in the recorded order, which goes by what live workers wrote to {PROGRESS.name}, "
+                f"{PROFILED.name} and {DECISIONS.name}: choose another range with --from and --to, or, where nothing "
+                "was decided live, --order event-time"
+            )
         if seen.last_us > EARLIEST_US:
             text += f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
         refused = sum(count for name, count in self._counts.items() if name.startswith("refused transactions"))
         text += f" ({refused} were refused)" if refused else ""
+        # Of topics only a part is read.
+        if not refused and seen.last_us <= EARLIEST_US and not isinstance(self._asked.source, TopicSource):
+            return f"{self._asked.source.name} holds no transaction at all, within the range or out of it"
         return f"{text}: choose another range with --from and --to"
 
     def _warn(self) -> None:
@@ -679,6 +737,12 @@ class _Run:
             )
         else:
             self._warn_of_short(self._first_us, span)
+            if asked.warm_up_us < REACH_US:
+                self._warnings.append(
+                    f"the windows are warmed up for {asked.warm_up_us / US_PER_DAY:g} days, and features look back "
+                    f"{REACH_US / US_PER_DAY:g}: decisions of the first days see less than live ones"
+                )
+        self._warnings += warnings_of_losses(self._counts, self._worked_on)
         for name, budget in self._budgets.items():
             if budget.days < asked.validation_days:
                 self._warnings.append(
@@ -719,7 +783,8 @@ class _Run:
             days = (span.from_us - min(first_us, span.from_us)) / US_PER_DAY
             self._warnings.append(
                 f"{of}history begins at {moment(first_us)}: it warms the windows up for {days:.1f} of "
-                f"{self._asked.warm_up_us / US_PER_DAY:g} days, and decisions of the first days see less than live ones"
+                f"{(span.from_us - span.warm_up_from_us) / US_PER_DAY:g} days, and decisions of the first days see "
+                "less than live ones"
             )
 
     def _variant(self, name: str, collected: Collected) -> Variant:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.decisions import SELECTIONS, Decisions
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import Span, TopicSource
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, HORIZON_US, US_PER_SECOND
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US, US_PER_SECOND
 from pipeline.scoring.blend import sigmoid
 from schemas.codec import timestamp_us
 from schemas.messages import LogPosition, ModelScores, SourceRecord, Versions
@@ -25,6 +25,8 @@ Place = tuple[int, int]
 
 WINDOWS: Final = "shorter history"
 """The windows of the backtest began later than the live ones, and were not full yet."""
+FULL_AFTER_US: Final = REACH_US + LATENESS_US
+"""From where a backtest began to read to the first event whose features no shorter history explains."""
 ARRIVAL: Final = "order of arrival"
 """Live, transactions of the card were read in another order than that of their event times."""
 BETWEEN: Final = "order between partitions"
@@ -235,7 +237,7 @@ class Comparer:
         if (versions.kernel, versions.rates) != (live.stated.versions.kernel, live.stated.versions.rates):
             return RULES
         if features or "case" in differs:
-            if self._began_us is not None and timestamp_us(live.stated.event_time) < self._began_us + HORIZON_US:
+            if self._began_us is not None and timestamp_us(live.stated.event_time) < self._began_us + FULL_AFTER_US:
                 return WINDOWS
             if self._order is Order.RECORDED:
                 return UNEXPLAINED

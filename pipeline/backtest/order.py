@@ -108,9 +108,6 @@ def checked(parts: Iterator[Rows], kind: str, order: Order) -> Iterator[Rows]:
                 Order.EVENT_TIME: "event_time" if kind == "transaction" else "the time from which it counts",
                 Order.RECORDED: "sequence",
             }[order]
-            raise OutOfOrder(
-                f"the {kind} of row {row} stands behind a later one: sort the input by {by}, or give every row a "
-                "sequence and replay in the recorded order"
-            )
+            raise OutOfOrder(f"the {kind} of row {row} stands behind a later one: sort the input by {by}")
         last = int(part.key[-1])
         yield part

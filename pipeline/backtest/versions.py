@@ -109,7 +109,12 @@ class ModelLibrary:
             return first
         if (payload := self._models.published.get((RIVER, version))) is not None:
             return self._load_river(payload)
-        if self._settings.river_classifier is not None or self._bootstrap is None:
+        if self._bootstrap is None:
+            raise ModelError(
+                f"the online model {version} is looked for on topic models, and a file has no topics: leave the file "
+                "out, or choose --river latest or --river untaught"
+            )
+        if self._settings.river_classifier is not None:
             raise ModelError(f"the online model {version} is no longer on topic models: choose --river latest")
         return self._fold(version, lightgbm)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,12 @@ from pipeline.backtest.api import Backtest
 from pipeline.backtest.blocks import blocks
 from pipeline.backtest.labelling import Labelling
 from pipeline.backtest.live import Comparison
-from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.report import Report, ReportOptions, build_report
+from pipeline.backtest.result import BacktestResult, Variant
 from pipeline.backtest.training import Training
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import model_options, range_options, show_step
+from pipeline.commands.outputs import Write, refuse_unwritable, write_each
 from pipeline.commands.progress import Bar, failure, interrupts
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
@@ -163,9 +166,11 @@ def command(
     """
     if differences is not None and compare is None:
         raise click.UsageError("--differences tells how decisions differ from live ones: add --compare live")
+    refuse_unwritable((report, as_json, differences), decisions)
     training = _training(trainings, train_from, train_to, train_gap, top, register=register)
     stop = threading.Event()
     try:
+        shown = ReportOptions(top=top, review_cost=review_cost)
         from_file = history is not None and history.is_file()
         mapping = file_mapping(history, changes, preset, currency, time_zone) if history and from_file else None
         asked = Backtest(
@@ -196,27 +201,16 @@ def command(
         )
         with interrupts(stop), Bar("opening the history") as bar:
             result = asked.run(partial(show_step, bar), stop.is_set)
-        made = build_report(result, ReportOptions(top=top, review_cost=review_cost))
+        made = build_report(result, shown)
     # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
     except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
         raise failure(error, stop) from error
-    click.echo(made.text)
+    click.echo(made.text, nl=False)
     for name, one in asked.trained.items():
         click.echo(f"{name}: LightGBM {one.model.version}, policy {one.policy.version}", err=True)
     if asked.comparison is not None:
-        _tell(asked.comparison, differences)
-    for path, text in ((report, made.html if report else ""), (as_json, made.json if as_json else "")):
-        if path is not None:
-            path.write_text(text, encoding="utf-8")
-            click.echo(f"wrote {path}", err=True)
-    if decisions is not None:
-        decisions.mkdir(parents=True, exist_ok=True)
-        for number, variant in enumerate(result.variants):
-            _write(variant.decisions, decisions / f"{number}.parquet")
-        (decisions / "variants.json").write_text(
-            json.dumps([{"name": one.name, **one.models} for one in result.variants]), encoding="utf-8"
-        )
-        click.echo(f"wrote {decisions}", err=True)
+        _tell(asked.comparison, examples=differences is None)
+    write_each(_writes(result, made, asked.comparison, report, as_json, decisions, differences))
     if result.partial:
         sys.exit(INTERRUPTED)
 
@@ -262,6 +256,33 @@ def _training(
     )
 
 
+def _writes(
+    result: BacktestResult,
+    made: Report,
+    comparison: Comparison | None,
+    report: Path | None,
+    as_json: Path | None,
+    decisions: Path | None,
+    differences: Path | None,
+) -> Iterator[Write]:
+    if differences is not None and comparison is not None:
+        yield differences, partial(comparison.frame().to_csv, index=False)
+    if report is not None:
+        yield report, lambda path: path.write_text(made.html, encoding="utf-8")
+    if as_json is not None:
+        yield as_json, lambda path: path.write_text(made.json, encoding="utf-8")
+    if decisions is not None:
+        yield decisions, partial(_write_all, result.variants)
+
+
+def _write_all(variants: Sequence[Variant], directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, variant in enumerate(variants):
+        _write(variant.decisions, directory / f"{number}.parquet")
+    named = [{"name": one.name, **one.models} for one in variants]
+    (directory / "variants.json").write_text(json.dumps(named), encoding="utf-8")
+
+
 def _write(frame: pd.DataFrame, path: Path) -> None:
     """A part at a time: a frame may be longer than what fits into memory."""
     schema = pa.Table.from_pandas(frame.iloc[:0], preserve_index=False).schema
@@ -270,13 +291,11 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
             writer.write_table(pa.Table.from_pandas(frame.iloc[rows], schema, preserve_index=False))
 
 
-def _tell(comparison: Comparison, path: Path | None) -> None:
+def _tell(comparison: Comparison, *, examples: bool) -> None:
     click.echo(f"{comparison.compared:,} decisions compared with live: {len(comparison.differences):,} differ")
     for cause, count in comparison.causes.most_common():
         click.echo(f"  {count:,} {cause}")
-    if path is not None:
-        comparison.frame().to_csv(path, index=False)
-        click.echo(f"wrote {path}", err=True)
+    if not examples:
         return
     for one in comparison.differences[:_SHOWN]:
         click.echo(

@@ -20,7 +20,8 @@ _RANGE: Final[tuple[Decorator, ...]] = (
     click.option(
         "--warm-up",
         type=Duration(),
-        help="History before the range that fills the windows.  [default: 37d; recorded: what a restore reads]",
+        help="History before the range that fills the windows.  [default: 60d and the labels' delay; recorded: what a "
+        "restore reads]",
     ),
     click.option(
         "--lateness", type=Duration(), default="7d", show_default=True, help="From an event to its record, at most."

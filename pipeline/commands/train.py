@@ -3,19 +3,25 @@
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 import msgspec
+import numpy as np
+import pandas as pd
 
+from pipeline.backtest import frame_tables
+from pipeline.backtest.accept import Acceptance, accept_transactions
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
 from pipeline.engine.learn import model_record
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
+from pipeline.rates import RatesError, load_rates
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -139,6 +145,7 @@ def command(
                     f"{file} holds amounts in {', '.join(sorted(set(frame['currency'])))}, the base currency is "
                     f"{settings.base_currency}; convert them first, or set FRAUD_PIPELINE_BASE_CURRENCY"
                 )
+            frame = _accepted(frame, settings)
             _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
             data = from_history(frame, label_delay_s=delay_days * 86_400.0, negative_rate=negative_rate)
         else:
@@ -159,7 +166,7 @@ def command(
             registry.activate(POLICY, trained.policy.version)
         if publish:
             publish_champion(servers or "", settings, trained.model, trained.policy)
-    except (UnusableSource, ModelError, RegistryError, TopicError, DeliveryFailed) as error:
+    except (UnusableSource, ModelError, RatesError, RegistryError, TopicError, DeliveryFailed) as error:
         raise click.ClickException(str(error)) from error
     click.echo(
         json.dumps(
@@ -175,6 +182,25 @@ def command(
             }
         )
     )
+
+
+def _accepted(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The transactions that workers would accept: no others have features, or move a window. Tells what is left out."""
+    rules = Acceptance(load_rates(settings), round(settings.future_tolerance_s * US_PER_SECOND))
+    kept, first = [], 0
+    refused: Counter[str] = Counter()
+    for table in frame_tables(frame):
+        accepted, rejects = accept_transactions(table, rules, first)
+        kept.append(accepted.row)
+        refused.update(reject.code for reject in rejects)
+        first += table.num_rows
+    if not refused:
+        return frame
+    codes = ", ".join(f"{code} {count:,}" for code, count in refused.most_common())
+    _say(f"{refused.total():,} transactions are left out, since workers refuse them: {codes}")
+    if refused.total() == len(frame):
+        raise ModelError("no transaction is left to train on: workers would refuse all of them")
+    return frame.iloc[np.concatenate(kept)].reset_index(drop=True)
 
 
 def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:

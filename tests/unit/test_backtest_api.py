@@ -1,16 +1,22 @@
 """Backtests as a notebook asks for them: ranges, warm-up, variants, files, exports, and what cannot be decided."""
 
+import math
+import re
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from pipeline import Backtest
-from pipeline.backtest import delayed_truth, frame_tables
+from pipeline.backtest import Decisions, delayed_truth, frame_tables
+from pipeline.backtest.api import _Run
 from pipeline.backtest.order import OutOfOrder
 from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.sources import RangeError
@@ -19,6 +25,7 @@ from pipeline.demo.world import World
 from pipeline.exports.contents import Contents, Offsets, contents_path, note_contents
 from pipeline.exports.errors import ExportError
 from pipeline.exports.files import Origin
+from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US, US_PER_DAY
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -76,13 +83,47 @@ def test_a_shorter_warm_up_is_what_is_asked_for_and_a_missing_one_is_told(file: 
     start = START + 12 * DAY
     short = Backtest(file, start=start, settings=settings, warm_up_s=3 * 86_400.0).run()
     assert short.warm_up_from_us >= (start - 3 * DAY).timestamp() * 1e6
-    assert short.warnings == []
+    (asked,) = short.warnings
+    assert "warmed up for 3 days, and features look back 60" in asked
     full = Backtest(file, start=start, settings=settings).run()
     (warning,) = full.warnings
-    assert "11.9 of 37 days" in warning
+    assert "11.9 of 67 days" in warning
     assert not decisions(full)["score"].equals(decisions(short)["score"])
     (cold,) = Backtest(file, settings=settings).run().warnings
     assert "--from" in cold
+
+
+def test_the_warm_up_is_all_that_features_depend_on(tmp_path: Path, settings: Settings) -> None:
+    """What is an outlier now is counted 30 days later, and was one by what lies 30 days before it."""
+    begin = datetime(2024, 1, 1, tzinfo=UTC)
+    # Five small amounts, and 29 days later one that is an outlier by these alone; it is counted 29 days later again.
+    days = [0.0, 0.1, 0.2, 0.3, 0.4, 29.0, 58.0, 59.0]
+    amounts = [1.0, 1.0, 1.0, 1.0, 1.0, 90.0, 50.0, 50.0]
+    frame = pd.DataFrame(
+        {
+            "transaction_id": [f"t{number}" for number in range(len(days))],
+            "card_id": "c",
+            "merchant_id": "m",
+            "event_time": [begin + day * DAY for day in days],
+            "amount": amounts,
+            "fraud": False,
+        }
+    )
+    frame.to_parquet(tmp_path / "outliers.parquet", index=False)
+    kept: list[Decisions] = []
+    asked = Backtest(tmp_path / "outliers.parquet", start=begin + 57 * DAY, settings=settings)
+    asked.each(lambda _, decisions: kept.append(decisions))
+    counts = np.concatenate([one.features[:, FEATURES.index("card_outlier_count_30d")] for one in kept])
+    assert counts.tolist() == [1.0, 0.0]
+    assert asked.warm_up_us == REACH_US + LATENESS_US
+
+
+def test_the_days_that_a_budget_is_chosen_on_are_as_warm_as_the_range(file: Path, settings: Settings) -> None:
+    asked = {"start": START + 12 * DAY, "settings": settings, "warm_up_s": 2 * 86_400.0, "validation_days": 3.0}
+    chosen = Backtest(file, budgets=[5], **asked)  # type: ignore[arg-type]
+    assert chosen.span.from_us - chosen.span.warm_up_from_us == 5 * US_PER_DAY
+    other = Backtest(file, thresholds=[0.5], **asked)  # type: ignore[arg-type]
+    assert other.span.from_us - other.span.warm_up_from_us == 2 * US_PER_DAY
 
 
 def test_variants_decide_about_the_same_in_one_pass(file: Path, settings: Settings) -> None:
@@ -201,14 +242,107 @@ def test_what_cannot_be_decided_is_told(file: Path, settings: Settings, tmp_path
         Backtest(file, models=["0123456789ab"], settings=settings).run()
     with pytest.raises(RegistryError, match="fraud-pipeline train"):
         Backtest(file, settings=settings.model_copy(update={"data_dir": tmp_path / "empty"})).run()
-    with pytest.raises(ModelError, match="--river latest"):
+    with pytest.raises(ModelError, match="a file has no topics: leave the file out, or choose --river latest"):
         Backtest(file, river="0123456789ab@7", settings=settings).run()
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"budgets": [-5]}, "alerts a day, more than none, not -5"),
+        ({"budgets": [0]}, "alerts a day, more than none, not 0"),
+        ({"budgets": [math.nan]}, "alerts a day, more than none, not nan"),
+        ({"budgets": [math.inf]}, "alerts a day, more than none, not inf"),
+        ({"budgets": [10, 10.0]}, "the budget 10 is named twice"),
+        ({"thresholds": [1.5]}, "a score from 0 to 1, not 1.5"),
+        ({"thresholds": [math.nan]}, "a score from 0 to 1, not nan"),
+        ({"thresholds": [0.5, 0.5]}, "the threshold 0.5 is named twice"),
+        ({"models": ["active", "active"]}, "the model active is named twice"),
+        ({"models": "active"}, r"write \['active'\] for one"),
+        ({"warm_up_s": -5}, "warm_up_s must be a time that passes, not -5"),
+        ({"publish_every_s": -1}, "publish_every_s must be a time that passes, not -1"),
+        ({"lateness_s": -5}, "lateness_s must be a time that passes, not -5"),
+        ({"lateness_s": math.nan}, "lateness_s must be a time that passes, not nan"),
+        ({"validation_days": math.inf}, "validation_days must be more than none, not inf"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_read(
+    file: Path, settings: Settings, asked: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        Backtest(file, settings=settings, **asked)
+
+
+@pytest.mark.parametrize("name", ["start", "end"])
+def test_times_are_no_texts(file: Path, settings: Settings, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a datetime, not '2024-03-05'"):
+        Backtest(file, settings=settings, **{name: "2024-03-05"})  # type: ignore[arg-type]
+
+
+def test_variants_have_names_of_their_own(file: Path, settings: Settings) -> None:
+    near = Backtest(file, thresholds=[0.12345678, 0.12345679, 0.5], settings=settings)
+    assert list(near.candidates()) == ["active at 0.12345678", "active at 0.12345679", "active at 0.5"]
+    budgets = Backtest(file, budgets=[10.0000001, 10], settings=settings)
+    assert list(budgets.candidates()) == ["active at 10.0000001 a day", "active at 10 a day"]
+
+
+def told_by(warnings: Sequence[str]) -> list[str]:
+    return [one for one in warnings if re.search("refused|repeat|neither|none of", one)]
+
+
+def test_refusals_and_repeats_are_warned_about_where_they_are_many(
+    history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path
+) -> None:
+    rows = len(history)
+    assert told_by(Backtest(file, settings=settings).run().warnings) == []
+    strange = tmp_path / "strange.parquet"
+    odd = history["currency"].where(np.arange(rows) % 2 == 0, "XXX")
+    history.drop(columns="amount_minor").assign(currency=odd).to_parquet(strange, index=False)
+    (refused,) = told_by(Backtest(strange, settings=settings).run().warnings)
+    half = f"{rows // 2:,}"
+    assert refused == f"{half} of {rows:,} transactions were refused, and not decided: currency_unknown {half}"
+    of_labels = history[["transaction_id", "card_id"]].assign(
+        label="banana", source="analyst", labelled_at=history["event_time"] + timedelta(hours=1)
+    )
+    label_file = tmp_path / "labels.parquet"
+    of_labels.to_parquet(label_file, index=False)
+    (senseless,) = told_by(Backtest(file, label_file=label_file, settings=settings).run().warnings)
+    assert senseless == f"{rows:,} of {rows:,} labels say neither fraud nor legitimate, and count as none"
+    of_labels.assign(transaction_id="of another file").to_parquet(label_file, index=False)
+    (wrong,) = told_by(Backtest(file, label_file=label_file, settings=settings).run().warnings)
+    assert wrong == f"none of {rows:,} labels has its transaction among those that were read"
+    of_labels.assign(labelled_at="now").to_parquet(label_file, index=False)
+    (timeless,) = told_by(Backtest(file, label_file=label_file, settings=settings).run().warnings)
+    assert timeless == f"{rows:,} of {rows:,} labels were refused: invalid_value {rows:,}"
+    # Labels of what was not read are no error of theirs.
+    of_labels.assign(label="fraud").to_parquet(label_file, index=False)
+    late = Backtest(file, start=START + 12 * DAY, warm_up_s=86_400.0, label_file=label_file, settings=settings).run()
+    assert late.counts["refused labels: label_without_transaction"] > rows / 3
+    assert told_by(late.warnings) == []
+    twice = tmp_path / "twice.parquet"
+    same = history.drop(columns="amount_minor").assign(transaction_id="t", card_id="c")
+    same.to_parquet(twice, index=False)
+    (repeated,) = told_by(Backtest(twice, settings=settings).run().warnings)
+    assert repeated == f"{rows - 1:,} of {rows:,} transactions repeat others, and were not decided"
+
+
+def test_a_file_without_a_row_is_told_as_such(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "empty.parquet"
+    history.drop(columns="amount_minor").iloc[:0].to_parquet(path, index=False)
+    with pytest.raises(RangeError, match=r"^empty\.parquet holds no transaction at all"):
+        Backtest(path, settings=settings).run()
+
+
+def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Settings) -> None:
+    on_topics = settings.model_copy(update={"kafka_bootstrap_servers": "nowhere:9092"})
+    run = _Run(Backtest(order="recorded", settings=on_topics), lambda *_: None, None, lambda: False)
+    assert "what live workers wrote to progress, profiled and decisions" in run._nothing()
 
 
 def test_a_file_that_is_out_of_order_is_refused(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "backwards.csv"
     history.drop(columns="amount_minor").iloc[::-1].to_csv(path, index=False)
-    with pytest.raises(OutOfOrder, match="sort the input"):
+    with pytest.raises(OutOfOrder, match=r"stands behind a later one: sort the input by event_time$"):
         Backtest(path, settings=settings).run()
 
 

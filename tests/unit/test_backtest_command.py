@@ -1,5 +1,6 @@
 """The command: what it writes and says, how it ends early, and that its page tells all of its options."""
 
+import errno
 import json
 import re
 import signal
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.backtest import live
 from pipeline.backtest.live import Comparison
+from pipeline.backtest.report import Report
 from pipeline.backtest.tables import file_tables
 from pipeline.cli import main
 from pipeline.commands import backtest
@@ -118,6 +120,11 @@ def in_small_tables(*arguments: object) -> object:
         (["--labels", "guessed"], 2, "'recorded', 'delay', 'simulated-review'"),
         (["--differences", "d.csv"], 2, "add --compare live"),
         (["--model", "a=active", "--model", "a=active"], 2, "named twice"),
+        (["--budget", "nan"], 1, "more than none, not nan"),
+        (["--review-cost", "inf"], 1, "review_cost must be at least 0, not inf"),
+        (["--threshold", "0.5", "--threshold", ".5"], 1, "the threshold 0.5 is named twice"),
+        (["--report", "/nonexistent/x/y.html"], 1, "cannot be written: there is no directory /nonexistent/x"),
+        (["--decisions", "/proc/nope"], 1, "/proc/nope cannot be written"),
         (["--map", "card_id=NOBODY"], 1, "has no column NOBODY"),
         (["--threshold", "2"], 2, "0<=x<=1"),
         (["--train", "mine"], 2, "add --train-from"),
@@ -131,6 +138,31 @@ def in_small_tables(*arguments: object) -> object:
 def test_what_cannot_be_done_is_told(run: Run, arguments: list[str], code: int, text: str) -> None:
     result = run(*arguments)
     assert (result.exit_code, text in result.output.replace("\n", " ")) == (code, True), result.output
+
+
+def test_outputs_are_tried_before_anything_is_decided(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backtest.Backtest, "run", lambda *_: pytest.fail("decided before the paths were tried"))
+    for option in ("--report", "--json"):
+        assert "cannot be written" in run(option, str(tmp_path / "no" / "such" / "file")).stderr
+    file = tmp_path / "a file"
+    file.touch()
+    assert "cannot be written" in run("--decisions", str(file / "below")).stderr
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a file", "data", "history.parquet"]
+
+
+def test_an_output_that_fails_takes_no_other_with_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Report, "html", property(fail))
+    content = tmp_path / "content.json"
+    result = run("--report", str(tmp_path / "page.html"), "--json", str(content))
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'page.html'} was not written: No space left on device" in result.stderr
+    assert isinstance(result.exception, SystemExit)
+    assert json.loads(content.read_text(encoding="utf-8"))["transactions"] > 0
 
 
 def test_without_a_history_and_a_cluster_there_is_nothing_to_read(run: Run) -> None:

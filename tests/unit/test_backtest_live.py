@@ -123,7 +123,7 @@ def test_windows_that_began_later_explain_what_lies_within_their_reach(history: 
     shifted = dataclasses.replace(decisions, features=decisions.features + 1.0)
     found = comparer(live_records(history))
     middle_us = int(np.median(decisions.transactions.event_time_us))
-    began_us = middle_us - compared.HORIZON_US
+    began_us = middle_us - compared.FULL_AFTER_US
     found.began(began_us)
     found.take(shifted, places)
     before = int((decisions.transactions.event_time_us < middle_us).sum())

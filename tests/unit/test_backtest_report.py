@@ -23,6 +23,8 @@ from pipeline.backtest.report.content import Metric
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
 from pipeline.backtest.value import from_alert_on
 from pipeline.engine.card import CardOptions
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.distributions import BinCounter, distributions_of
 from pipeline.svg import contrast
 from tests.contract.records import RATES
 from tests.helpers.backtests import DAY_US, DAYS, FROM_US, HOSTILE, result
@@ -483,6 +485,49 @@ def test_the_summary_fits_a_terminal(variants: int) -> None:
     assert ("variant 1 beside variant 0" in text) == (variants == 2)
 
 
+def test_what_was_refused_or_repeated_is_in_the_summary() -> None:
+    counts = {
+        "refused transactions: unknown_currency": 3021, "refused transactions: amount_zero": 2,
+        "refused labels: label_without_transaction": 40, "repeated transactions": 5, "labels: noted": 12,
+    }  # fmt: skip
+    text = " ".join(quick(result(counts=counts)).text.split())
+    refused = "Refused: 3,023 transactions (unknown_currency 3,021, amount_zero 2) and 40 labels ("
+    assert f"{refused}label_without_transaction 40). Left out since they repeat others: 5 transactions. Labels" in text
+    assert "Labels that say neither fraud nor legitimate: 12." in text
+    assert "Refused" not in quick(result()).text
+
+
+def test_bounds_are_told_where_something_is_open() -> None:
+    assert "could put precision" in quick(result()).text
+    assert "could put precision" not in quick(result(labelled=1.0)).text
+
+
+def test_the_summary_ends_with_its_last_line() -> None:
+    assert re.search(r"\S\n$", quick(result()).text)
+    assert re.search(r"\S\n$", quick(result(drift=[])).text)
+
+
+def test_the_calendar_does_not_drift_in_a_range_that_is_shorter_than_its_cycle() -> None:
+    names = ("hour", "weekday", "amount")
+    columns = [FEATURES.index(name) for name in names]
+    reference, current = np.zeros((400, len(FEATURES))), np.zeros((300, len(FEATURES)))
+    reference[:, columns] = np.random.default_rng(0).uniform(0, 7, (400, 3))
+    before = distributions_of(reference, np.ones(400), names)
+    counter = BinCounter.like(before)
+    counter.add(current)
+    drift = [ModelDrift("0123456789ab", ("variant 0",), before, counter.distributions())]
+
+    def told(**changes: Any) -> dict[str, tuple[float | None, float | None]]:
+        (one,) = quick(result(drift=drift, **changes)).content.drift
+        return {row.feature: (row.stability_index, row.ks_statistic) for row in one.features}
+
+    six_days = told()
+    assert list(six_days)[-1] == "weekday"
+    assert six_days["weekday"] == (None, None)
+    assert None not in six_days["hour"] + six_days["amount"]
+    assert None not in told(to_us=FROM_US + 7 * DAY_US)["weekday"]
+
+
 def test_a_model_that_does_not_tell_its_training_is_told_of_in_every_reading() -> None:
     told = result().drift[0]
     silent = ModelDrift("ba9876543210", ("variant 1",), (), ())
@@ -592,3 +637,19 @@ def test_decisions_of_a_replay_can_be_reported() -> None:
     assert sum(content.variants[0].selections.values()) == variant.explained > 0
     assert {row.code for row in content.variants[0].reasons} == {reason.code for reason in reasons}
     Page(quick(given).html)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"top": 0}, "top must be at least 1, not 0"),
+        ({"protection_days": -1}, "protection_days must be at least 0, not -1"),
+        ({"review_cost": -4}, "review_cost must be at least 0, not -4"),
+        ({"review_cost": float("nan")}, "review_cost must be at least 0, not nan"),
+        ({"replicates": -1}, "replicates must be at least 0, not -1"),
+        ({"level": 1}, "level must lie between 0 and 1, not 1"),
+    ],
+)
+def test_a_report_supposes_nothing_that_cannot_be(changed: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        ReportOptions(**changed)

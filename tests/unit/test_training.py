@@ -272,6 +272,23 @@ def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> No
     assert registry.active(LIGHTGBM) == report["lightgbm"]
 
 
+def test_the_command_leaves_out_what_workers_refuse_as_a_backtest_does(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
+    frame = history(30)
+    frame.loc[frame.index[[100, 700]], ["amount", "amount_minor"]] = 0
+    arguments = ["--trees", "10", "--threads", "1", "--budget-per-day", "5"]
+    versions = []
+    for name, of in (("all", frame), ("accepted", frame.drop(frame.index[[100, 700]]))):
+        of.to_parquet(tmp_path / f"{name}.parquet", index=False)
+        run = CliRunner().invoke(command, [str(tmp_path / f"{name}.parquet"), *arguments])
+        assert run.exit_code == 0, run.output
+        assert ("2 transactions are left out, since workers refuse them: amount_zero 2" in run.stderr) == (
+            name == "all"
+        )
+        versions.append(json.loads(run.stdout)["lightgbm"])
+    assert versions[0] == versions[1]
+
+
 def test_the_command_says_what_is_missing(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))

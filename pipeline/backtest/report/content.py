@@ -4,6 +4,7 @@ Amounts are in the major unit of the base currency, times RFC 3339, days YYYY-MM
 (a precision without alerts) is null.
 """
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -29,6 +30,14 @@ class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     rows: int = 20
     """Of the longest tables on the page, such as the costliest misses."""
+
+    def __post_init__(self) -> None:
+        least = {"top": 1, "review_cost": 0, "protection_days": 0, "replicates": 0, "seed": 0, "rows": 1}
+        for name, bound in least.items():
+            if not bound <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level must lie between 0 and 1, not {self.level}")
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,6 +254,8 @@ class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
 
     feature: str
     stability_index: float | None
+    """None, as the next, where a population is empty, and of the hour and the weekday in a range that is shorter than a
+    day, or a week: that it lacks some of them is no drift."""
     ks_statistic: float | None
     missing_before: float | None
     missing_in_range: float | None

@@ -1,6 +1,6 @@
 """From a backtest's result to the content of its report. Pure: no clock, no files."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from pipeline.backtest.report.slices import Cut, resample_slices
 from pipeline.backtest.result import BacktestResult, Variant
 from pipeline.backtest.truth import precision_bounds, recall_bounds
 from pipeline.features.catalogue import US_PER_DAY
+
+CYCLE_DAYS: Final = {"hour": 1.0, "weekday": 7.0}
+"""A feature of the calendar in a range that is shorter than its cycle tells the range's length, and no drift."""
 
 
 def evaluate(result: BacktestResult, options: ReportOptions) -> Content:
@@ -54,7 +57,7 @@ def evaluate(result: BacktestResult, options: ReportOptions) -> Content:
         comparisons=[
             _comparison(result, shared, observed, samples, number, options) for number in range(1, len(observed))
         ],
-        drift=[_drift(one) for one in result.drift],
+        drift=[_drift(one, shared.span_days) for one in result.drift],
     )
 
 
@@ -157,13 +160,13 @@ def _comparison(
     )
 
 
-def _drift(drift: ModelDrift) -> DriftContent:
+def _drift(drift: ModelDrift, days: float) -> DriftContent:
     figures = (drift.stability_index(), drift.ks_statistic(), *drift.missing())
     rows = [
         FeatureDrift(
             feature=one.name,
-            stability_index=_finite(index),
-            ks_statistic=_finite(distance),
+            stability_index=_finite(index) if days >= CYCLE_DAYS.get(one.name, 0.0) else None,
+            ks_statistic=_finite(distance) if days >= CYCLE_DAYS.get(one.name, 0.0) else None,
             missing_before=_finite(before),
             missing_in_range=_finite(now),
         )

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.backtest.losses import losses
 from pipeline.backtest.report.content import Content
 from pipeline.backtest.report.wording import (
     between,
@@ -43,6 +44,8 @@ def summary(content: Content) -> str:
             "times in UTC"
         )
     )
+    if told := losses(content.counts):
+        console.print(Text(told))
     for variant in content.variants:
         level = f"{content.options.level:.0%}"
         grid = _grid(variant.name, ["metric", "value", f"{level}, days", f"{level}, cards"])
@@ -51,15 +54,16 @@ def summary(content: Content) -> str:
                 by_days, by_cards = between(metric.by_days, metric), between(metric.by_cards, metric)
                 grid.add_row(Text(metric.title), figure(metric), by_days, by_cards)
         console.print(grid)
-        precision, recall = variant.precision_bounds, variant.recall_bounds
-        console.print(
-            Text(
-                f"Of the alerts {percent(variant.alerts_labelled)} have a label, of other transactions "
-                f"{percent(variant.others_labelled)}. The others could put precision of alerts between "
-                f"{ratio(precision.least)} and {ratio(precision.most)}, recall between {ratio(recall.least)} and "
-                f"{ratio(recall.most)}."
+        if content.labels.unlabelled:
+            precision, recall = variant.precision_bounds, variant.recall_bounds
+            console.print(
+                Text(
+                    f"Of the alerts {percent(variant.alerts_labelled)} have a label, of other transactions "
+                    f"{percent(variant.others_labelled)}. Those without could put precision of alerts between "
+                    f"{ratio(precision.least)} and {ratio(precision.most)}, recall between {ratio(recall.least)} and "
+                    f"{ratio(recall.most)}."
+                )
             )
-        )
         if variant.reviewed is not None:
             console.print(
                 Text(
@@ -87,7 +91,7 @@ def summary(content: Content) -> str:
         console.print(Text(drift_sentence(drift)))
     for statement in content.labels.statements:
         console.print(Text(statement))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip("\n") + "\n"
 
 
 def _grid(title: str, columns: list[str]) -> Table:

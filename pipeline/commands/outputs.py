@@ -1,0 +1,51 @@
+"""Files that a command writes at its end: tried before it begins, and each written whatever becomes of the others."""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+Write = tuple[Path, Callable[[Path], object]]
+"""Where to, and what writes it there."""
+
+
+def refuse_unwritable(files: Iterable[Path | None], directory: Path | None = None) -> None:
+    """Raise a `click.ClickException` for what could not be written; ``directory`` may still have to be made.
+
+    Nothing is left behind. A directory is tried rather than asked for its mode: not every file system keeps to that.
+    """
+    for path in files:
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise click.ClickException(f"{path} cannot be written: there is no directory {path.parent}")
+        _try(path, path.parent)
+    if directory is not None:
+        there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        _try(directory, there)
+
+
+def write_each(writes: Iterable[Write]) -> None:
+    """Write all that can be written; a `click.ClickException` then tells what could not."""
+    failed = []
+    for path, write in writes:
+        try:
+            write(path)
+        except OSError as error:
+            failed.append(f"{path} was not written: {error.strerror or error}")
+        else:
+            click.echo(f"wrote {path}", err=True)
+    if failed:
+        raise click.ClickException("; ".join(failed))
+
+
+def _try(path: Path, directory: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        if path.is_file():
+            with path.open("r+b"):
+                pass
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror or error}") from error
