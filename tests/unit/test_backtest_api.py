@@ -199,14 +199,15 @@ def test_an_export_of_which_something_is_missing_is_refused_or_warned_of(
     directory = tmp_path / "export"
     export(history, directory, 3, timedelta(0))
     asked = {"start": START + 10 * DAY, "settings": settings, "warm_up_s": 86_400.0}
-    assert Backtest(directory, **asked).run().warnings == []  # type: ignore[arg-type]
+    of_the_warm_up = Backtest(directory, **asked).run().warnings  # type: ignore[arg-type]
+    assert not any("labels" in warning for warning in of_the_warm_up)
     told = directory / "labels"
     note_contents(told, Contents(Origin("cluster", "labels", "id", 3), {1: Offsets(0, 5)}))
     shutil.rmtree(told)
     with pytest.raises(ExportError, match="labels lacks offsets 0 to 5 of partition 1"):
         Backtest(directory, **asked).run()  # type: ignore[arg-type]
     contents_path(told).unlink()
-    (warning,) = Backtest(directory, **asked).run().warnings  # type: ignore[arg-type]
+    (warning,) = set(Backtest(directory, **asked).run().warnings) - set(of_the_warm_up)  # type: ignore[arg-type]
     assert "holds no labels/" in warning
     next(directory.rglob("*.parquet")).write_bytes(b"PAR1")
     with pytest.raises(ExportError, match="is damaged"):
