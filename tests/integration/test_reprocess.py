@@ -245,6 +245,13 @@ def test_the_command_says_how_it_ended(bought: Cluster) -> None:
     assert f"{len(written(bought))} decisions of run" in done.output
     again = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
     assert "0 decisions of run" in again.output
+    client = admin_client(bought.bootstrap)
+    some = [TopicPartition(bought.settings.topic(INTO), 0, -1)]
+    for future in client.delete_records(some).values():
+        future.result()
+    fewer = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
+    assert fewer.exit_code == 1
+    assert f"holds {len(written(bought))} of the" in fewer.output
     for arguments, text in (
         ([], "another range, other options or other settings"),
         (["--replace", "--from", "2031-01-01"], "choose another range"),
@@ -254,13 +261,6 @@ def test_the_command_says_how_it_ended(bought: Cluster) -> None:
         refused = run(bought, *arguments)
         assert (refused.exit_code, text in refused.output.replace("\n", " ")) == (1, True), refused.output
 
-    client = admin_client(bought.bootstrap)
-    some = [TopicPartition(bought.settings.topic(INTO), 0, -1)]
-    for future in client.delete_records(some).values():
-        future.result()
-    fewer = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
-    assert fewer.exit_code == 1
-    assert f"holds {len(written(bought))} of the" in fewer.output
     lost = [TopicPartition(bought.settings.topic(TRANSACTIONS.name), number, -1) for number in range(3)]
     for future in client.delete_records(lost).values():
         future.result()
