@@ -15,6 +15,8 @@ from pipeline.settings import Settings
 _FULL_QUEUE_POLL_S: Final = 0.05
 _TRANSACTION_CALL_S: Final = 10.0
 _TRANSACTION_PATIENCE_S: Final = 60.0
+_ERRORS: Final = 3
+"""syslog's level: each attempt to begin while the broker still ends what an earlier user left open is a warning."""
 _REMEDIES: Final = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: "create it with `fraud-pipeline topics`",
     KafkaError._UNKNOWN_TOPIC: "create it with `fraud-pipeline topics`",
@@ -111,7 +113,11 @@ class TransactionalProducer:
 
         Raises ``DeliveryFailed``.
         """
-        self._producer = Producer(producer_config(bootstrap, transactional_id=transactional_id, settings=settings))
+        self._producer = Producer(
+            producer_config(
+                bootstrap, transactional_id=transactional_id, settings=settings, overrides={"log_level": _ERRORS}
+            )
+        )
         self._until_told("transactions", self._producer.init_transactions)
 
     def write(

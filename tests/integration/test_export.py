@@ -1,6 +1,7 @@
 """Exports of real topics: every record once and in its order, whatever ends them, and backtested as the topics are."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,7 +206,22 @@ def test_what_was_read_is_whole_when_somebody_ends_it(cluster: Cluster, tmp_path
     assert 0 < steps[-1].share < 1
     rows = kept(tmp_path, TRANSACTIONS)
     assert len(rows) == ended[0].records
+    assert (ended[0].left > 0, ended[1].left > 0) == (True, True)
+    with pytest.raises(ExportError, match=r"transactions lacks offsets .* give the command of the export again"):
+        backtest(cluster, tmp_path)
     again = run.run(steps.append)
+    assert {one.left for one in again} == {0}
+    for path in files(tmp_path, TRANSACTIONS):
+        path.rename(path.with_suffix(".kept"))
+        if files(tmp_path, TRANSACTIONS):
+            with pytest.raises(ExportError, match="transactions lacks offsets"):
+                backtest(cluster, tmp_path)
+        path.with_suffix(".kept").rename(path)
+    shutil.rmtree(tmp_path / "labels")
+    with pytest.raises(ExportError, match="labels lacks offsets"):
+        backtest(cluster, tmp_path)
+    run.run()
+    assert backtest(cluster, tmp_path).warnings == backtest(cluster, None).warnings
     assert again[0].records + ended[0].records == len(records)
     assert steps[-1].share == 1
     same(kept(tmp_path, TRANSACTIONS), records)

@@ -219,6 +219,20 @@ def test_who_comes_later_is_the_only_one_who_writes(bought: Cluster) -> None:
     assert len(values) == done.written + 2
 
 
+def test_a_transaction_that_a_killed_run_left_open_is_ended_without_a_word(
+    bought: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Or a line that another client has caused hides ours.
+    monkeypatch.setattr("pipeline.kafka.clients.REPEAT_S", 0.0)
+    name = bought.settings.topic(INTO)
+    killed = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
+    killed._producer.begin_transaction()
+    killed._producer.produce(bought.settings.topic(TRANSACTIONS.name), b"v", b"k")
+    assert killed._producer.flush(30) == 0
+    assert again(bought, end=after(0.3)).complete
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("pipeline.kafka")] == []
+
+
 def run(cluster: Cluster, *arguments: str) -> Result:
     environment = settings_environment(cluster.settings)
     return CliRunner().invoke(main, ["reprocess", "--into", INTO, *arguments], env=environment)
@@ -231,8 +245,15 @@ def test_the_command_says_how_it_ended(bought: Cluster) -> None:
     assert f"{len(written(bought))} decisions of run" in done.output
     again = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
     assert "0 decisions of run" in again.output
+    client = admin_client(bought.bootstrap)
+    some = [TopicPartition(bought.settings.topic(INTO), 0, -1)]
+    for future in client.delete_records(some).values():
+        future.result()
+    fewer = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
+    assert fewer.exit_code == 1
+    assert f"holds {len(written(bought))} of the" in fewer.output
     for arguments, text in (
-        ([], "another range or other options"),
+        ([], "another range, other options or other settings"),
         (["--replace", "--from", "2031-01-01"], "choose another range"),
         (["--model", "0123456789ab"], "has no lightgbm version 0123456789ab"),
         (["--into", "decisions"], "is the name of a topic of the pipeline"),
@@ -241,7 +262,6 @@ def test_the_command_says_how_it_ended(bought: Cluster) -> None:
         assert (refused.exit_code, text in refused.output.replace("\n", " ")) == (1, True), refused.output
 
     lost = [TopicPartition(bought.settings.topic(TRANSACTIONS.name), number, -1) for number in range(3)]
-    client = admin_client(bought.bootstrap)
     for future in client.delete_records(lost).values():
         future.result()
     gone = run(bought, "--replace", "--to", "2024-03-01")
