@@ -697,7 +697,8 @@ class _Run:
         share = None
         if span.to_us < LATEST_US:
             share = (self._newest_us - self._first_us) / max(span.to_us - self._first_us, 1)
-        self._tell(Step(self._worked_on, self._newest_us, self._elapsed_s, share))
+        stage = "warming the windows up" if self._newest_us < span.from_us else ""
+        self._tell(Step(self._worked_on, self._newest_us, self._elapsed_s, share, stage))
 
     def _tell(self, step: Step) -> None:
         if self._progress is not None:

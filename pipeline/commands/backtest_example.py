@@ -26,7 +26,7 @@ _DEFAULTS = ExampleOptions()
 )
 @click.option(
     "--days",
-    type=click.IntRange(min=85),
+    type=click.IntRange(min=88),
     default=_DEFAULTS.world.history_days,
     show_default=True,
     help="Simulated days; the last three weeks are decided again.",

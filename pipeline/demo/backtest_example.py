@@ -200,7 +200,8 @@ class _Example:
         now_s = time.monotonic()
         if now_s >= self._told_s + PLAIN_INTERVAL_S:
             self._told_s = now_s
-            self._view.stage(f"{count_text(step.transactions)} transactions, up to {moment(step.event_time_us)}")
+            doing = f", {step.stage}" if step.stage else ""
+            self._view.stage(f"{count_text(step.transactions)} transactions, up to {moment(step.event_time_us)}{doing}")
 
 
 def command_lines(asked: Sequence[tuple[str, str]]) -> list[str]:

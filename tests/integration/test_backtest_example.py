@@ -23,8 +23,8 @@ from schemas.topics import DECISIONS, LABELS, TRANSACTIONS, Topic
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("--cards", "150", "--merchants", "300", "--days", "85")
-WRITING = "writing 85 simulated days"
+SMALL = ("--cards", "150", "--merchants", "300", "--days", "88")
+WRITING = "writing 88 simulated days"
 DECIDING = "The topics are read again"
 
 

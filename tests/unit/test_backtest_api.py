@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -15,8 +16,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline import Backtest
-from pipeline.backtest import Decisions, delayed_truth, frame_tables
-from pipeline.backtest.api import _Run
+from pipeline.backtest import Decisions, delayed_truth, file_tables, frame_tables
+from pipeline.backtest.api import Step, _Run
 from pipeline.backtest.order import OutOfOrder
 from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.sources import RangeError
@@ -221,6 +222,19 @@ def test_a_backtest_that_is_stopped_has_what_it_decided(file: Path, settings: Se
     assert len(steps) == 1
     assert steps[0].transactions == len(decisions(result))
     assert 0.0 < (steps[0].share or 0.0) <= 1.0
+
+
+def test_progress_tells_the_warm_up_from_the_range(
+    file: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.backtest.sources.file_tables", partial(file_tables, chunk_rows=50))
+    steps: list[Step] = []
+    start = START + 12 * DAY
+    Backtest(file, start=start, settings=settings).run(steps.append)
+    assert [step.stage for step in steps] == [
+        "warming the windows up" if step.event_time_us < start.timestamp() * 1e6 else "" for step in steps
+    ]
+    assert {step.stage for step in steps} == {"warming the windows up", ""}
 
 
 def test_what_cannot_be_decided_is_told(file: Path, settings: Settings, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pipeline.backtest import live as compared
 from pipeline.backtest.live import Comparer, LiveDecisions, Place
 from pipeline.backtest.sources import Span, TopicSource
 from pipeline.engine.models import ActiveModels
+from pipeline.features.catalogue import US_PER_DAY
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -123,7 +124,7 @@ def test_windows_that_began_later_explain_what_lies_within_their_reach(history: 
     shifted = dataclasses.replace(decisions, features=decisions.features + 1.0)
     found = comparer(live_records(history))
     middle_us = int(np.median(decisions.transactions.event_time_us))
-    began_us = middle_us - compared.FULL_AFTER_US
+    began_us = middle_us - 67 * US_PER_DAY
     found.began(began_us)
     found.take(shifted, places)
     before = int((decisions.transactions.event_time_us < middle_us).sum())

@@ -503,8 +503,8 @@ def test_bounds_are_told_where_something_is_open() -> None:
 
 
 def test_the_summary_ends_with_its_last_line() -> None:
-    assert re.search(r"\S\n$", quick(result()).text)
-    assert re.search(r"\S\n$", quick(result(drift=[])).text)
+    assert re.search(r"\S\n\Z", quick(result()).text)
+    assert re.search(r"\S\n\Z", quick(result(drift=[])).text)
 
 
 def test_the_calendar_does_not_drift_in_a_range_that_is_shorter_than_its_cycle() -> None:
