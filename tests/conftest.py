@@ -1,5 +1,6 @@
 """Fixtures that all tests share: a real broker for the session, and settings that keep each test to itself on it."""
 
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,12 @@ import pytest
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.settings import Settings
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C even where a shell runs the tests in the background: it has it ignored, by their children too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
