@@ -57,9 +57,12 @@ def filled(page: str, measured: Mapping[str, Any]) -> str:
 
 def write(measured: Mapping[str, Any]) -> None:
     """Write the figures, the plots and the page."""
+    figures = json.dumps(measured, indent=1, sort_keys=True)
+    # From what the file says, in its order: rows of equal figures stand as they come.
+    measured = json.loads(figures)
     page = filled(PAGE.read_text(encoding="utf-8"), measured)
     PLACE.mkdir(exist_ok=True)
-    FIGURES.write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    FIGURES.write_text(figures + "\n", encoding="utf-8")
     for name, svg in drawn(measured).items():
         (PLACE / f"{name}.svg").write_text(svg, encoding="utf-8")
     PAGE.write_text(page, encoding="utf-8")
