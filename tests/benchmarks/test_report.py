@@ -138,7 +138,7 @@ def test_page_plots_and_figures_are_written_together(tmp_path: Path, monkeypatch
         monkeypatch.setattr(docs, name, place)
     docs.write(example())
     assert read_json(docs.FIGURES) == example()
-    assert page.read_text(encoding="utf-8") == docs.filled(page.read_text(encoding="utf-8"), example())
+    assert page.read_text(encoding="utf-8") == docs.filled(page.read_text(encoding="utf-8"), read_json(docs.FIGURES))
     assert "123,457" in page.read_text(encoding="utf-8")
     assert {path.stem for path in docs.PLACE.glob("*.svg")} == set(PLOTS)
 
