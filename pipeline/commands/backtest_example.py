@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.commands.world_options import world_options
 from pipeline.demo.backtest_example import ExampleOptions, run_example
 from pipeline.demo.world import World
 from pipeline.settings import Settings
@@ -14,25 +15,13 @@ _DEFAULTS = ExampleOptions()
 
 
 @click.command("backtest-example")
-@click.option(
-    "--cards", type=click.IntRange(min=50), default=_DEFAULTS.world.cards, show_default=True, help="Cards that pay."
-)
-@click.option(
-    "--merchants",
-    type=click.IntRange(min=50),
-    default=_DEFAULTS.world.merchants,
-    show_default=True,
-    help="Merchants that take cards.",
-)
+@world_options(_DEFAULTS.world)
 @click.option(
     "--days",
     type=click.IntRange(min=88),
     default=_DEFAULTS.world.history_days,
     show_default=True,
     help="Simulated days; the last three weeks are decided again.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=_DEFAULTS.world.seed, show_default=True, help="Of the simulation."
 )
 @click.option(
     "--output",

@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from pipeline.commands.world_options import world_options
 from pipeline.demo.controller import RunOptions, run
 from pipeline.demo.world import World
 from pipeline.settings import Settings
@@ -30,25 +31,13 @@ _DEFAULTS = RunOptions()
 @click.option(
     "--workers", type=click.IntRange(min=1), default=_DEFAULTS.workers, show_default=True, help="Worker processes."
 )
-@click.option(
-    "--cards", type=click.IntRange(min=50), default=_DEFAULTS.world.cards, show_default=True, help="Cards that pay."
-)
-@click.option(
-    "--merchants",
-    type=click.IntRange(min=50),
-    default=_DEFAULTS.world.merchants,
-    show_default=True,
-    help="Merchants that take cards.",
-)
+@world_options(_DEFAULTS.world)
 @click.option(
     "--history-days",
     type=click.IntRange(min=30),
     default=_DEFAULTS.world.history_days,
     show_default=True,
     help="Simulated days before the first, from which the first model learns.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=_DEFAULTS.world.seed, show_default=True, help="Of the simulation."
 )
 def command(
     *, days: int, day_seconds: float, workers: int, cards: int, merchants: int, history_days: int, seed: int
