@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, Self
 import msgspec
 import numpy as np
 
+from pipeline.engine.kept import pack_decisions, read_decision, unpack_decision
 from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
 from pipeline.engine.placement import partition_of
 from pipeline.engine.rerouting import NotRerouted, original
@@ -20,7 +21,7 @@ from pipeline.learning.labels import LEGITIMATE, NOTHING, resolve
 from pipeline.learning.sampling import keep_negative, keep_negatives
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.messages import Example, FeedbackRules, Label, LogPosition, Timestamp, Versions
+from schemas.messages import Example, FeedbackRules, Label
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
 
@@ -74,31 +75,6 @@ class _Values(msgspec.Struct):
     first_day: int = 0
 
 
-class _Place(msgspec.Struct, frozen=True):
-    """As much of a decision as is needed to file it."""
-
-    transaction_id: str
-    card_id: str
-    event_time: Timestamp
-
-
-class _Taken(msgspec.Struct, frozen=True):
-    """What an example takes over from a decision."""
-
-    transaction_id: str
-    card_id: str
-    merchant_id: str
-    event_time: Timestamp
-    amount_base: float
-    features: dict[str, float | None]
-    logit: float
-    score: float
-    versions: Versions
-    log: LogPosition
-
-
-_decode_place = msgspec.json.Decoder(_Place).decode
-_decode_taken = msgspec.json.Decoder(_Taken).decode
 _decode_kept_label = msgspec.json.Decoder(Label).decode
 
 
@@ -176,24 +152,24 @@ class FeedbackPartition:
 
     def _file(self, records: Sequence[Record], result: Result, emit: bool) -> None:
         rate, maturity_us = self._rules.negative_sample_rate, self._rules.maturity_us
-        digests, times_us, identities = [], [], []
+        digests, times_us, identities, kept = [], [], [], []
         for record in records:
-            value = record.value or b""
             try:
-                place = _decode_place(value)
+                decision = read_decision(record.value or b"")
             except msgspec.MsgspecError as error:
                 raise UnreadableRecord(record, error) from error
-            event_time_us = timestamp_us(place.event_time)
+            event_time_us = timestamp_us(decision.event_time)
             if event_time_us > self._newest_us:
                 self._newest_us = event_time_us
             # Most are the newest of all, and not forgotten for that.
             elif day_of(event_time_us) < self._forgotten_day():
                 continue
-            digest = transaction_digest(place.card_id, place.transaction_id)
-            digests.append(digest)
+            digests.append(transaction_digest(decision.card_id, decision.transaction_id))
             times_us.append(event_time_us)
-            identities.append(transaction_hash(place.card_id, place.transaction_id))
-            self._served.file(digest, event_time_us, value)
+            identities.append(transaction_hash(decision.card_id, decision.transaction_id))
+            kept.append(decision)
+        for digest, event_time_us, packed in zip(digests, times_us, pack_decisions(kept), strict=True):
+            self._served.file(digest, event_time_us, packed)
         for i in np.flatnonzero(keep_negatives(np.array(identities, np.uint64), rate)).tolist():
             self._served.let_mature(digests[i], times_us[i] + maturity_us, rate)
         awaited = list(dict.fromkeys(self._waiting.awaited(digests)))
@@ -298,7 +274,7 @@ class FeedbackPartition:
         emit: bool,
     ) -> None:
         if emit:
-            taken = _decode_taken(served.decision)
+            taken = unpack_decision(served.decision)
             example = Example(
                 transaction_id=taken.transaction_id,
                 card_id=taken.card_id,
@@ -310,7 +286,7 @@ class FeedbackPartition:
                 known_at=_EPOCH + timedelta(microseconds=known_at_us),
                 weight=weight,
                 revision=known.told,
-                features=taken.features,
+                features=taken.named_features(),
                 logit=taken.logit,
                 score=taken.score,
                 versions=taken.versions,
