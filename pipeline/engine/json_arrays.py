@@ -5,18 +5,24 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
 
-from pipeline.features.compiled import compiled
+from pipeline.features.compiled import compiled, inlined
 
 _CHUNK_ROWS: Final = 128
 """Rows that are read at once, so that what is written stays in the processor's cache until it is copied."""
-_PART_BYTES: Final = 16
-"""Names are compared in parts of so many bytes."""
+_WORD_BYTES: Final = 8
+"""Names are compared in words of so many bytes."""
 
 _COMMA, _OPEN, _CLOSE, _END = (np.uint8(ord(sign)) for sign in ",[]}")
 _LEAST_OF_A_NUMBER: Final = np.uint8(ord("+"))
 """Quotes and white space lie before."""
 _OBJECT: Final = np.uint8(ord("{"))
+_NONE: Final = np.uint64(0)
+_ONE: Final = np.uint64(1)
 
 
 class ObjectValues:
@@ -26,16 +32,18 @@ class ObjectValues:
         """``names``, of at least one column, are the objects' keys."""
         keys = [msgspec.json.encode(name) + b":" for name in names]
         parts = [(b"," if column else b"{") + key for column, key in enumerate(keys)]
-        width = -(-max(map(len, parts)) // _PART_BYTES) * _PART_BYTES
-        self._prefixes = _in_parts([part.ljust(width, b"\x00") for part in parts])
-        self._masks = _in_parts([(b"\xff" * len(part)).ljust(width, b"\x00") for part in parts])
-        self._prefix_bytes = np.array([len(part) for part in parts], np.int64)
+        width = -(-max(map(len, parts)) // _WORD_BYTES) * _WORD_BYTES
+        self._prefixes = _in_words([part.ljust(width, b"\x00") for part in parts])
+        self._masks = _in_words([(b"\xff" * len(part)).ljust(width, b"\x00") for part in parts])
+        self._prefix_bytes = np.array([len(part) for part in parts], np.uint64)
         self._padding = bytes(width)
         # Compiled here, not while the first batch waits.
         list(self.arrays([b"{}"]))
 
-    def arrays(self, objects: Sequence[bytes]) -> Iterator[msgspec.Raw]:
-        """The values of each of ``objects``, which must be JSON, as they stand there; as it is where it has other names.
+    def arrays(self, objects: Sequence[bytes | msgspec.Raw]) -> Iterator[msgspec.Raw]:
+        """The values of each of ``objects``, as they stand there; the object as it is where it has other names.
+
+        ``objects`` are bytes, or what holds some (`msgspec.Raw`), and must be JSON.
 
         >>> values = ObjectValues(["a", "b"])
         >>> [bytes(one) for one in values.arrays([b'{"a":2.0,"b":null}', b'{"a":2.0}'])]
@@ -45,8 +53,8 @@ class ObjectValues:
             part = objects[first : first + _CHUNK_ROWS]
             # What is compared with the last name may reach beyond the last object.
             text = np.frombuffer(b"".join((*part, self._padding)), np.uint8)
-            ends = np.cumsum(np.fromiter(map(len, part), np.int64, len(part)))
-            out, written = np.empty(len(text), np.uint8), np.empty(len(part), np.int64)
+            ends = np.cumsum(np.fromiter(map(len, part), np.uint64, len(part)))
+            out, written = np.empty(len(text), np.uint8), np.empty(len(part), np.uint64)
             take_values(text, ends, self._prefixes, self._masks, self._prefix_bytes, out, written)
             taken, start = out.data, 0
             for whole, end in zip(part, written.tolist(), strict=True):
@@ -54,52 +62,62 @@ class ObjectValues:
                 start = end
 
 
-def _in_parts(rows: Sequence[bytes]) -> Any:
-    return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1, _PART_BYTES)
+def _in_words(rows: Sequence[bytes]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(rows), np.uint64).reshape(len(rows), -1)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _word(_typing: Any, text: Any, place: Any) -> Any:
+    """Eight bytes from ``place`` on, wherever that is: bytes one by one took five times as long to compare."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.gep(held.data, [arguments[1]])
+        return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(text, place), generate
 
 
 @compiled
 def take_values(text: Any, ends: Any, prefixes: Any, masks: Any, prefix_bytes: Any, out: Any, written: Any) -> None:
     """Arrays of the objects that end at ``ends`` of ``text``, into ``out`` up to ``written``.
 
-    Nothing is written for an object that has other names, or values that are no numbers.
+    Nothing is written for an object that has other names, or values that are no numbers. Places are unsigned: for a
+    signed one Numba would ask each time whether it counts from the end.
     """
-    start, at = np.int64(0), np.int64(0)
+    start = at = _NONE
     for row in range(ends.shape[0]):
-        end = ends[row]
-        length = _take_row(text, start, end, prefixes, masks, prefix_bytes, out, at)
-        at += length
+        at = _take_row(text, start, ends[row], prefixes, masks, prefix_bytes, out, at)
         written[row] = at
-        start = end
+        start = ends[row]
 
 
-@compiled
+@inlined
 def _take_row(
     text: Any, place: Any, end: Any, prefixes: Any, masks: Any, prefix_bytes: Any, out: Any, start: Any
 ) -> Any:
-    """How many bytes were written; 0 where the object is another."""
+    """Where what was written ends: at ``start`` where the object is another."""
     at = start
     for column in range(prefixes.shape[0]):
-        differs = np.uint8(0)
+        differs = _NONE
+        # All of the widest, word by word: faster than exactly as much as is needed.
         for part in range(prefixes.shape[1]):
-            # All of the widest, part by part: faster than exactly as much as is needed.
-            for k in range(_PART_BYTES):
-                differs |= (text[place + part * _PART_BYTES + k] ^ prefixes[column, part, k]) & masks[column, part, k]
+            word, mask = _word(text, place + np.uint64(part * _WORD_BYTES)), masks[column, part]
+            differs |= (word ^ prefixes[column, part]) & mask
         place += prefix_bytes[column]
         if differs or place >= end:
-            return np.int64(0)
+            return start
         out[at] = _COMMA if column else _OPEN
-        at += 1
-        while True:
-            sign = text[place]
-            if sign == _COMMA or sign == _END:
-                break
-            if sign < _LEAST_OF_A_NUMBER or sign == _OPEN or sign == _OBJECT:
-                return np.int64(0)
+        at += _ONE
+        sign = text[place]
+        while sign not in (_COMMA, _END):
+            if sign < _LEAST_OF_A_NUMBER or sign in (_OPEN, _OBJECT):
+                return start
             out[at] = sign
-            at += 1
-            place += 1
-    if place + 1 != end:
-        return np.int64(0)
+            at += _ONE
+            place += _ONE
+            sign = text[place]
+    if place + _ONE != end:
+        return start
     out[at] = _CLOSE
-    return at + 1 - start
+    return at + _ONE

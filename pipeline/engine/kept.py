@@ -11,7 +11,7 @@ from schemas.messages import LogPosition, Timestamp, Versions
 
 
 class Filed(msgspec.Struct, frozen=True, gc=False):
-    """A decision as it is read to be kept; what is not asked of it before an example is told stays as it was written."""
+    """A decision as it is read to be kept; what nobody asks for before an example is told stays as it was written."""
 
     transaction_id: str
     card_id: str
