@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, Self
 import msgspec
 import numpy as np
 
-from pipeline.engine.kept import pack_decisions, read_decision, unpack_decision
+from pipeline.engine.kept import DecisionPacker, read_decision, unpack_decision
 from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
 from pipeline.engine.placement import partition_of
 from pipeline.engine.rerouting import NotRerouted, original
@@ -102,6 +102,7 @@ class FeedbackPartition:
         self._first_day = self._settled_first_day = 0 if values is None else values.first_day
         self._served = ServedDecisions(store, values.served if values else None)
         self._waiting = WaitingRoom(store, values.waiting if values else None)
+        self._packer = DecisionPacker()
 
     def process(
         self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
@@ -168,7 +169,7 @@ class FeedbackPartition:
             times_us.append(event_time_us)
             identities.append(transaction_hash(decision.card_id, decision.transaction_id))
             kept.append(decision)
-        for digest, event_time_us, packed in zip(digests, times_us, pack_decisions(kept), strict=True):
+        for digest, event_time_us, packed in zip(digests, times_us, self._packer.pack(kept), strict=True):
             self._served.file(digest, event_time_us, packed)
         for i in np.flatnonzero(keep_negatives(np.array(identities, np.uint64), rate)).tolist():
             self._served.let_mature(digests[i], times_us[i] + maturity_us, rate)

@@ -46,18 +46,23 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
         return features if isinstance(features, dict) else dict(zip(FEATURES, features, strict=True))
 
 
-_VALUES: Final = ObjectValues(FEATURES)
 _encode = msgspec.json.Encoder().encode
 read_decision: Final = msgspec.json.Decoder(Filed).decode
 """Raises msgspec.MsgspecError for what is not a decision."""
 unpack_decision: Final = msgspec.json.Decoder(Kept).decode
-"""Of what `pack_decisions` gave."""
+"""Of what `DecisionPacker.pack` gave."""
 
 
-def pack_decisions(decisions: Sequence[Filed]) -> list[bytes]:
-    """For the store: JSON arrays of the fields of `Kept`."""
-    values = _VALUES.arrays([one.features for one in decisions])
-    return [_encode(_fields(one, features)) for one, features in zip(decisions, values, strict=True)]
+class DecisionPacker:
+    """Makes of decisions what the store keeps: JSON arrays of the fields of `Kept`."""
+
+    def __init__(self) -> None:
+        self._values = ObjectValues(FEATURES)
+
+    def pack(self, decisions: Sequence[Filed]) -> list[bytes]:
+        """One for each of ``decisions``; what has the kernel's features keeps no names of them."""
+        values = self._values.arrays([one.features for one in decisions])
+        return [_encode(_fields(one, features)) for one, features in zip(decisions, values, strict=True)]
 
 
 def _fields(one: Filed, features: msgspec.Raw) -> tuple[Any, ...]:

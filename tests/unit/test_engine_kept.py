@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from pipeline.engine.kept import pack_decisions, read_decision, unpack_decision
+from pipeline.engine.kept import DecisionPacker, read_decision, unpack_decision
 from pipeline.features.catalogue import FEATURES
 from tests.helpers.logs import decision, decode_decision
 
@@ -15,7 +15,7 @@ SERVED = {name: None if number % 3 else number / 7 for number, name in enumerate
 )
 def test_an_example_can_be_made_of_what_is_kept(features: dict[str, float | None]) -> None:
     value = decision(3, features=features)
-    (packed,) = pack_decisions([read_decision(value)])
+    (packed,) = DecisionPacker().pack([read_decision(value)])
     kept, served = unpack_decision(packed), decode_decision(value)
     assert kept.named_features() == features
     assert list(kept.named_features()) == list(features)
@@ -26,14 +26,14 @@ def test_an_example_can_be_made_of_what_is_kept(features: dict[str, float | None
 
 def test_the_names_of_the_features_are_not_kept() -> None:
     value = decision(3, features=SERVED)
-    (packed,) = pack_decisions([read_decision(value)])
+    (packed,) = DecisionPacker().pack([read_decision(value)])
     assert len(packed) < len(value) / 2
     assert not [name for name in FEATURES if f'"{name}"'.encode() in packed]
 
 
 def test_an_instant_is_kept_in_the_zone_in_which_it_was_written() -> None:
     value = decision(3).replace(b"Z", b"+02:00", 1)
-    (packed,) = pack_decisions([read_decision(value)])
+    (packed,) = DecisionPacker().pack([read_decision(value)])
     assert msgspec.json.encode(unpack_decision(packed).event_time).endswith(b'+02:00"')
 
 
