@@ -43,6 +43,8 @@ STALLED_AFTER_S = 120.0
 LOOK_S = 0.05
 IN_FLIGHT = 20_000
 """Transactions of the history that are sent ahead of their decisions."""
+BROKER_WARM_UP_RATE = 5_000
+ITEMS, SENT = "items", "sent.npz"
 _DAYS_AGO = 90
 """Event times lie in the past, within the horizon of labels."""
 
@@ -59,6 +61,10 @@ class Options:
     rates: tuple[int, ...] = RATES
     seconds: float = 20.0
     warm_up_s: float = 5.0
+    """Before each rate is measured."""
+    broker_warm_up_s: float = 60.0
+    """Before the first rate of a mode: for about so long the JVM's optimising compiler takes up to a quarter of a core
+    from what is measured, which it does not from a broker that has run for some time."""
     poisson: bool = False
     traffic: Traffic = field(default_factory=Traffic)
     trees: int = TREES
@@ -72,6 +78,7 @@ QUICK = Options(
     rates=(500,),
     seconds=3.0,
     warm_up_s=1.0,
+    broker_warm_up_s=0.0,
     traffic=Traffic(cards=1_000, merchants=500, history_days=2),
 )
 
@@ -81,7 +88,8 @@ def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list
     BUILD.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(dir=BUILD, prefix="latency-"))
     starts = a_while_ago(_DAYS_AGO)
-    counts = [round(rate * (options.warm_up_s + options.seconds)) for rate in options.rates]
+    counts = [round(BROKER_WARM_UP_RATE * options.broker_warm_up_s)]
+    counts += [round(rate * (options.warm_up_s + options.seconds)) for rate in options.rates]
     tell("preparing transactions")
     history = list(items(options.traffic.history(starts), options.traffic.seed))
     measured = options.traffic.measured(starts, sum(counts))
@@ -97,7 +105,10 @@ def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list
                 with _pipeline(broker, directory, mode, options) as run:
                     tell(f"{mode}: {len(history):,} records of history")
                     run.fill(history)
-                    for rate, (part, identities) in zip(options.rates, parts, strict=True):
+                    if parts[0][0]:
+                        tell(f"{mode}: {len(parts[0][0]):,} records to warm the broker")
+                        run.warm_broker(parts[0][0])
+                    for rate, (part, identities) in zip(options.rates, parts[1:], strict=True):
                         found.append(run.at(rate, part, identities))
                         tell(describe_short(found[-1]))
         return found
@@ -150,7 +161,8 @@ class _Run:
         options: Options,
     ) -> None:
         self._broker, self._settings, self._mode, self._workers = broker, settings, mode, workers
-        self._arrivals, self._directory, self._options = arrivals, directory, options
+        self._arrivals, self._options = arrivals, options
+        self._work = directory / "generator"
         self._servers = broker.bootstrap_servers
 
     def fill(self, history: Sequence[Item]) -> None:
@@ -167,32 +179,29 @@ class _Run:
         self._await_feedback()
         self._arrivals.take()
 
+    def warm_broker(self, part: Sequence[Item]) -> None:
+        """Let the pipeline run at a rate, and measure nothing."""
+        transactions = sum(item.topic == "transactions" for item in part)
+        with self._generating(BROKER_WARM_UP_RATE, part):
+            pass
+        self._await_decisions(transactions)
+        self._await_feedback()
+        self._arrivals.take()
+
     def at(self, rate: int, part: Sequence[Item], identities: Sequence[str]) -> dict[str, Any]:
         """Measure one rate."""
         options = self._options
-        work = self._directory / "generator"
-        work.mkdir(exist_ok=True)
-        write_items(work / "items", list(part))
         before = {topic: self._ends(topic) for topic in (TRANSACTIONS, PROFILED)}
         offset_ns = time.time_ns() - time.monotonic_ns()
-        command = [sys.executable, "-m", "tests.benchmarks.open_loop", "--items", str(work / "items")]
-        command += ["--rate", str(rate), "--out", str(work / "sent.npz"), *(["--poisson"] if options.poisson else [])]
-        environment = {**os.environ, **settings_environment(self._settings)}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as generator:
-            assert generator.stdout is not None
-            word, _, started = generator.stdout.readline().partition(" ")
-            if word != STARTED:
-                raise RuntimeError("the generator did not start; it says why above")
-            measured_from_ns = int(started) + round(1e9 * options.warm_up_s)
+        with self._generating(rate, part) as (generator, started_ns):
+            measured_from_ns = started_ns + round(1e9 * options.warm_up_s)
             self._sleep_until(measured_from_ns)
             used_before = self._cpu_s(generator.pid)
             self._sleep_until(measured_from_ns + round(1e9 * options.seconds))
             used = {name: s - used_before[name] for name, s in self._cpu_s(generator.pid).items()}
-            if generator.wait() != 0:
-                raise RuntimeError("the generator failed; it says why above")
         drained = self._drained(len(identities))
         decisions, alerts = self._arrivals.take()
-        held = np.load(work / "sent.npz")
+        held = np.load(self._work / SENT)
         sent = Sent(held["number"], held["scheduled_ns"], held["sent_ns"])
         numbers = {identity: number for number, identity in enumerate(identities)}
         measured = sent.scheduled_ns >= measured_from_ns
@@ -215,6 +224,24 @@ class _Run:
         result["drained"] = drained
         self._await_feedback()
         return {"mode": self._mode, "rate": rate, "seconds": options.seconds, "poisson": options.poisson, **result}
+
+    @contextmanager
+    def _generating(self, rate: int, part: Sequence[Item]) -> Iterator[tuple[subprocess.Popen[str], int]]:
+        """The generator at work on ``part``, and when its first transaction was due; waits for its end."""
+        self._work.mkdir(exist_ok=True)
+        write_items(self._work / ITEMS, list(part))
+        command = [sys.executable, "-m", "tests.benchmarks.open_loop", "--items", str(self._work / ITEMS)]
+        command += ["--rate", str(rate), "--out", str(self._work / SENT)]
+        command += ["--poisson"] if self._options.poisson else []
+        environment = {**os.environ, **settings_environment(self._settings)}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as generator:
+            assert generator.stdout is not None
+            word, _, started = generator.stdout.readline().partition(" ")
+            if word != STARTED:
+                raise RuntimeError("the generator did not start; it says why above")
+            yield generator, int(started)
+            if generator.wait() != 0:
+                raise RuntimeError("the generator failed; it says why above")
 
     def _drained(self, count: int) -> bool:
         """Wait until all are decided, for as long as the pipeline moves."""
