@@ -141,9 +141,8 @@ class Session:
         starts = {place: records[0].offset for place, records in by_place}
         ends = {place: records[-1].offset + 1 for place, records in by_place}
         self._positions.update(ends)
-        return (
-            Batch([record for _, records in by_place for record in records], metadata, starts, ends) if ends else None
-        )
+        records = [record for _, part in by_place for record in part]
+        return Batch(records, metadata, starts, ends) if records else None
 
     def rest(self, until_s: float) -> None:
         """Wait until ``until_s`` of the monotonic clock, or until the worker ends; the client fetches meanwhile."""
