@@ -135,8 +135,8 @@ class PlacedIndex:
 
 def _pack(placed: Placed) -> bytes:
     label = placed.label
-    said = _NOT_LABELLED if label is None else (
-        label.rank, label.labelled_at_us, _KNOWN.index(label.known), label.changes
+    said = (
+        _NOT_LABELLED if label is None else (label.rank, label.labelled_at_us, _KNOWN.index(label.known), label.changes)
     )
     head = _HEAD.pack(placed.event_time_us, placed.newest_us, *said)
     return head + placed.merchant_id.encode("utf-8", "surrogatepass")
