@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pipeline.backtest import wire
 from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.resolved import KNOWN
+from pipeline.engine.accepted import hours, weekdays
+from pipeline.engine.scanned import NO_TIME
 from pipeline.exports.rows import ERROR, VALUE
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.labels import known_value, source_rank
 from schemas.codec import COUNTING_TYPES, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
@@ -35,7 +36,6 @@ TRANSACTION_FIELDS: Final = (
 LABEL_FIELDS: Final = ("transaction_id", "card_id", "label", "source", "labelled_at")
 
 _US_PER_MS: Final = 1_000
-_WEEKDAY_OF_EPOCH: Final = 3
 _LONGEST_WORD: Final = 64
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 _DEFAULTS: Final = {field.name: field.default for field in msgspec.structs.fields(Transaction)}
@@ -180,18 +180,6 @@ def _own_bytes(table: pa.Table) -> _OwnBytes:
     return _OwnBytes(~(wire.missing(values) & wire.missing(wire.column(table, ERROR))), values)
 
 
-def hours(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Hours since midnight, with fraction, of microseconds since 1970."""
-    # As `schemas.codec`: one division of integers, so that not even the last bit differs.
-    of_day: NDArray[np.float64] = clock_us % US_PER_DAY / US_PER_HOUR
-    return of_day
-
-
-def weekdays(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
-    """0 (Monday) to 6 (Sunday)."""
-    return ((clock_us // US_PER_DAY + _WEEKDAY_OF_EPOCH) % 7).astype(np.float64)
-
-
 def counting(types: pa.Array) -> NDArray[np.bool_]:
     """Which types of transaction enter windows."""
     return np.asarray(pc.is_in(types, pa.array(sorted(COUNTING_TYPES))).to_numpy(zero_copy_only=False))
@@ -204,7 +192,7 @@ def _stamps(table: pa.Table, rules: Acceptance) -> NDArray[np.int64]:
     values = wire.column(table, STAMP)
     moments, _ = wire.times_us(values, rules.time_zone)
     missing = wire.missing(values)
-    no_time = np.flatnonzero((moments == wire.NO_TIME) & ~missing)
+    no_time = np.flatnonzero((moments == NO_TIME) & ~missing)
     if len(no_time):
         row = int(no_time[0])
         raise ValueError(f"the column {STAMP} holds {values[row].as_py()!r}, which is no time; write RFC 3339")

@@ -1,66 +1,19 @@
-"""Transactions as most producers write them, read into columns by compiled code that needs no interpreter.
-
-A record is plain where nobody could read it in two ways: one flat object of ASCII without escapes, each field of the
-wire contract at most once, times and amounts written in the ordinary way and within limits that are narrower than the
-decoder's. Of such a record the columns say what `schemas.codec.decode_transaction` says of it; of any other they say
-nothing, and the decoder itself is to be asked. A test holds the two to each other.
-"""
+"""Transactions as most producers write them, as Arrow's columns."""
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
-import numba
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.wire import LONGEST_IDENTIFIER, NO_TIME, PLAIN_TIMES_US, base_minor, rate_terms
-from schemas.codec import MAX_AMOUNT_BASE_MINOR, MAX_VALUE_BYTES
-from schemas.messages import Transaction
+from pipeline.backtest.wire import rate_terms
+from pipeline.engine.accepted import plain_money
+from pipeline.engine.scanned import CURRENCY, TEXTS, scan
+from pipeline.features.compiled import compiled
 from schemas.money import RateTable
 
-IntArray = NDArray[np.signedinteger[Any]]
-
-_FIELDS: Final = tuple(field.name for field in msgspec.structs.fields(Transaction))
-_TEXTS: Final = ("transaction_id", "card_id", "merchant_id", "currency", "transaction_type")
-"""Columns of text."""
-_ID, _CARD, _MERCHANT, _CURRENCY, _TYPE = range(len(_TEXTS))
-# What a value may be, by field.
-_OTHER, _TEXT, _IDENTIFIER, _TIME, _LOCAL_TIME, _AMOUNT, _WHOLE, _NESTED = range(8)
-"""``_OTHER``: text or null, of which nothing is kept; ``_NESTED``: nothing but null is plain."""
-_KINDS: Final = {
-    "transaction_id": _IDENTIFIER, "card_id": _IDENTIFIER, "merchant_id": _IDENTIFIER, "currency": _TEXT,
-    "transaction_type": _TEXT, "event_time": _TIME, "local_time": _LOCAL_TIME, "amount": _AMOUNT,
-    "schema_version": _WHOLE, "attributes": _NESTED,
-}  # fmt: skip
-_NEEDED: Final = sum(1 << number for number, field in enumerate(msgspec.structs.fields(Transaction)) if field.required)
-_DEFAULT_TYPE: Final = next(
-    field.default for field in msgspec.structs.fields(Transaction) if field.name == "transaction_type"
-)
-_LONGEST_NAME: Final = 32
-_MOST_DIGITS: Final = 15
-_MOST_WHOLE_DIGITS: Final = 9
-_MOST_DECIMALS: Final = 3
-"""With `_MOST_DIGITS` before the point an amount is within 64 bits."""
-_US: Final = 1_000_000
-_US_PER_DAY: Final = 86_400 * _US
-_QUOTE, _BACKSLASH, _SPACE, _COLON, _COMMA, _OPEN, _CLOSE = b'"\\ :,{}'
-_POINT, _MINUS, _PLUS, _ZERO, _NINE, _T, _Z, _N = b".-+09TZn"
-_NULL: Final = np.frombuffer(b"null", np.uint8)
-
-
-def _layout() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(names, padded, shape (f, `_LONGEST_NAME`); of each its length, kind and column of text or -1)."""
-    names = np.zeros((len(_FIELDS), _LONGEST_NAME), np.uint8)
-    said = np.empty((len(_FIELDS), 3), np.int64)
-    for row, name in enumerate(_FIELDS):
-        names[row, : len(name)] = np.frombuffer(name.encode(), np.uint8)
-        said[row] = len(name), _KINDS.get(name, _OTHER), _TEXTS.index(name) if name in _TEXTS else -1
-    return names, said
-
-
-_NAMES, _SAID = _layout()
+IntArray = NDArray[np.integer[Any]]
 
 
 class PlainTransactions(NamedTuple):
@@ -82,37 +35,21 @@ class PlainTransactions(NamedTuple):
 
 def read_plain(values: Sequence[bytes | None], rates: RateTable) -> PlainTransactions:
     """The plain ones among n records' ``values``. That a time lies in its record's future is left to the caller."""
-    n = len(values)
-    text = np.frombuffer(b"".join([value or b"" for value in values]) + _DEFAULT_TYPE.encode(), np.uint8)
-    ends = np.cumsum(np.fromiter((0 if value is None else len(value) for value in values), np.int64, n))
-    plain = np.zeros(n, np.bool_)
-    spans = np.empty((len(_TEXTS), n, 2), np.int64)
-    numbers = np.empty((4, n), np.int64)
-    _scan(text, ends, _NAMES, _SAID, plain, spans, numbers)
-    currency = _texts(text, spans[_CURRENCY], plain)
-    event_us, clock_us, amount, decimals = numbers[:, plain]
-    minor, base, known = _money(amount, decimals, currency, rates)
+    found = scan(values)
+    text, plain = np.frombuffer(found.text, np.uint8), found.plain
+    currency = _texts(text, found.spans[CURRENCY], plain)
+    terms, known = rate_terms(currency, rates)
+    minor, base, told = plain_money(found.amount[plain], found.decimals[plain], terms)
+    known &= told
     if not known.all():
         plain[np.flatnonzero(plain)[~known]] = False
         currency = currency.filter(pa.array(known))
-        event_us, clock_us, minor, base = event_us[known], clock_us[known], minor[known], base[known]
-    texts = {name: _texts(text, spans[column], plain) for column, name in enumerate(_TEXTS) if column != _CURRENCY}
+        minor, base = minor[known], base[known]
+    texts = {name: _texts(text, found.spans[column], plain) for column, name in enumerate(TEXTS) if column != CURRENCY}
     return PlainTransactions(
-        plain=plain, currency=currency, event_time_us=event_us, clock_us=clock_us, amount_minor=minor,
-        amount_base_minor=base, **texts,
+        plain=plain, currency=currency, event_time_us=found.event_time_us[plain], clock_us=found.clock_us[plain],
+        amount_minor=minor, amount_base_minor=base, **texts,
     )  # fmt: skip
-
-
-def _money(
-    amount: IntArray, decimals: IntArray, currency: pa.Array, rates: RateTable
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """(minor units, minor units of the base currency, whether they are told) of ``amount`` / 10 ** ``decimals``."""
-    terms, plain = rate_terms(currency, rates)
-    missing = terms.digits - decimals
-    plain &= missing >= 0
-    minor = amount * 10 ** np.where(plain, missing, 0)
-    base, within = base_minor(minor, terms)
-    return minor, base, plain & within & (minor > 0) & (base <= MAX_AMOUNT_BASE_MINOR)
 
 
 def _texts(text: NDArray[np.uint8], spans: IntArray, plain: NDArray[np.bool_]) -> pa.Array:
@@ -124,274 +61,10 @@ def _texts(text: NDArray[np.uint8], spans: IntArray, plain: NDArray[np.bool_]) -
     return pa.StringArray.from_buffers(len(of), pa.py_buffer(offsets), pa.py_buffer(data))
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _copy(text: IntArray, spans: IntArray, data: IntArray) -> None:
     at = 0
     for row in range(len(spans)):
         for place in range(spans[row, 0], spans[row, 1]):
             data[at] = text[place]
             at += 1
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _scan(
-    text: IntArray, ends: IntArray, names: IntArray, said: IntArray, plain: NDArray[np.bool_], spans: IntArray,
-    numbers: IntArray,
-) -> None:  # fmt: skip
-    """Fill the columns; rows that are not plain hold anything."""
-    default_first, default_end = (ends[-1] if len(ends) else 0), len(text)
-    one_numbers = np.empty(4, np.int64)
-    one_spans = np.empty((spans.shape[0], 2), np.int64)
-    first = 0
-    for row in range(len(ends)):
-        end = ends[row]
-        if end - first <= MAX_VALUE_BYTES:
-            one_spans[_TYPE, 0], one_spans[_TYPE, 1] = default_first, default_end
-            one_numbers[1] = NO_TIME
-            if _read(text, first, end, names, said, one_spans, one_numbers):
-                plain[row] = True
-                if one_numbers[1] == NO_TIME:
-                    one_numbers[1] = one_numbers[0]
-                for column in range(spans.shape[0]):
-                    spans[column, row, 0], spans[column, row, 1] = one_spans[column, 0], one_spans[column, 1]
-                for column in range(4):
-                    numbers[column, row] = one_numbers[column]
-        first = end
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _read(
-    text: IntArray, at: int, end: int, names: IntArray, said: IntArray, spans: IntArray, numbers: IntArray
-) -> bool:
-    """Whether the object from ``at`` to ``end`` is plain; its texts' places, and its numbers."""
-    if at >= end or text[at] != _OPEN:
-        return False
-    at += 1
-    seen = 0
-    while True:
-        at = _past_spaces(text, at, end)
-        first, last = _string(text, at, end)
-        if first < 0:
-            return False
-        at = _past_spaces(text, last + 1, end)
-        if at >= end or text[at] != _COLON:
-            return False
-        at = _past_spaces(text, at + 1, end)
-        if at >= end:
-            return False
-        number = _field(text, first, last, names, said)
-        kind = _OTHER
-        if number >= 0:
-            if seen >> number & 1:
-                return False
-            seen |= 1 << number
-            kind = said[number, 1]
-        if text[at] == _QUOTE:
-            first, last = _string(text, at, end)
-            if first < 0 or not _take_text(text, first, last, kind, said[number, 2], spans, numbers):
-                return False
-            at = last + 1
-        elif text[at] == _N and kind in (_OTHER, _LOCAL_TIME, _NESTED):
-            # Of a name that nobody knows, null is skipped.
-            for letter in range(4):
-                if at + letter >= end or text[at + letter] != _NULL[letter]:
-                    return False
-            at += 4
-        elif kind in (_AMOUNT, _WHOLE):
-            first = at
-            while at < end and (text[at] == _POINT or _ZERO <= text[at] <= _NINE):
-                at += 1
-            if kind == _AMOUNT:
-                if not _amount(text, first, at, numbers):
-                    return False
-            elif not _whole(text, first, at, _MOST_WHOLE_DIGITS):
-                return False
-        else:
-            return False
-        at = _past_spaces(text, at, end)
-        if at >= end:
-            return False
-        if text[at] == _CLOSE:
-            return at + 1 == end and seen & _NEEDED == _NEEDED
-        if text[at] != _COMMA:
-            return False
-        at += 1
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _take_text(
-    text: IntArray, first: int, last: int, kind: int, column: int, spans: IntArray, numbers: IntArray
-) -> bool:
-    """Keep what a string says of a field of ``kind``; whether it is plain."""
-    if kind == _OTHER:
-        return True
-    if kind in (_TEXT, _IDENTIFIER):
-        spans[column, 0], spans[column, 1] = first, last
-        return kind == _TEXT or 0 < last - first <= LONGEST_IDENTIFIER
-    if kind == _TIME:
-        numbers[0] = event_us = _time(text, first, last, True)
-        plain: bool = PLAIN_TIMES_US[0] <= event_us < PLAIN_TIMES_US[1]
-        return plain
-    if kind == _LOCAL_TIME:
-        numbers[1] = clock_us = _time(text, first, last, False)
-        plain_clock: bool = PLAIN_TIMES_US[0] <= clock_us < PLAIN_TIMES_US[1]
-        return plain_clock
-    return kind == _AMOUNT and _amount(text, first, last, numbers)
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _past_spaces(text: IntArray, at: int, end: int) -> int:
-    while at < end and text[at] == _SPACE:
-        at += 1
-    return at
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _string(text: IntArray, at: int, end: int) -> tuple[int, int]:
-    """Where a string of ASCII without escapes begins and ends, its quotes left out; (-1, -1) where there is none."""
-    if at >= end or text[at] != _QUOTE:
-        return -1, -1
-    first = at + 1
-    at = first
-    while at < end:
-        byte = text[at]
-        if byte == _QUOTE:
-            return first, at
-        if byte < _SPACE or byte > 126 or byte == _BACKSLASH:
-            return -1, -1
-        at += 1
-    return -1, -1
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _field(text: IntArray, first: int, last: int, names: IntArray, said: IntArray) -> int:
-    """The number of a name among `_FIELDS`, -1 for one that is not among them."""
-    for number in range(len(said)):
-        if said[number, 0] == last - first:
-            same = True
-            for place in range(last - first):
-                if names[number, place] != text[first + place]:
-                    same = False
-                    break
-            if same:
-                return number
-    return -1
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _whole(text: IntArray, first: int, last: int, most: int) -> bool:
-    """Whether these are 1 to ``most`` digits, of which the first is no needless zero."""
-    if not 0 < last - first <= most or (text[first] == _ZERO and last - first > 1):
-        return False
-    others = 0
-    for place in range(first, last):
-        others += not _ZERO <= text[place] <= _NINE
-    return others == 0
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _amount(text: IntArray, first: int, last: int, numbers: IntArray) -> bool:
-    """Keep a plain decimal as a whole number and how many decimals it has."""
-    point = last
-    for place in range(first, last):
-        if text[place] == _POINT:
-            point = place
-            break
-    decimals = max(last - point - 1, 0)
-    if not _whole(text, first, point, _MOST_DIGITS) or decimals > _MOST_DECIMALS or (point < last and decimals == 0):
-        return False
-    value = 0
-    for place in range(first, last):
-        if place != point:
-            if not _ZERO <= text[place] <= _NINE:
-                return False
-            value = 10 * value + (text[place] - _ZERO)
-    numbers[2], numbers[3] = value, decimals
-    return True
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _digits(text: IntArray, first: int, count: int) -> int:
-    """The number that ``count`` digits say; a large negative one where they are none."""
-    value = 0
-    for place in range(first, first + count):
-        if not _ZERO <= text[place] <= _NINE:
-            return -1_000_000
-        value = 10 * value + (text[place] - _ZERO)
-    return value
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _time(text: IntArray, first: int, last: int, zoned: bool) -> int:
-    """Microseconds since 1970 of YYYY-MM-DDThh:mm:ss with up to six decimals, and Z or an offset; `NO_TIME` else."""
-    if last - first < 19:
-        return NO_TIME
-    if (
-        text[first + 4] != _MINUS
-        or text[first + 7] != _MINUS
-        or text[first + 10] != _T
-        or text[first + 13] != _COLON
-        or text[first + 16] != _COLON
-    ):
-        return NO_TIME
-    year, month, day = _digits(text, first, 4), _digits(text, first + 5, 2), _digits(text, first + 8, 2)
-    hour, minute, second = _digits(text, first + 11, 2), _digits(text, first + 14, 2), _digits(text, first + 17, 2)
-    if not (year >= 1 and 1 <= month <= 12 and 1 <= day <= 28 + _days_more(year, month)):
-        return NO_TIME
-    if not (0 <= hour <= 23 and 0 <= minute <= 59 and 0 <= second <= 59):
-        return NO_TIME
-    at = first + 19
-    micro = 0
-    if at < last and text[at] == _POINT:
-        at += 1
-        count = 0
-        while at < last and _ZERO <= text[at] <= _NINE:
-            micro = 10 * micro + (text[at] - _ZERO)
-            at += 1
-            count += 1
-        if not 1 <= count <= 6:
-            return NO_TIME
-        for _ in range(6 - count):
-            micro *= 10
-    offset_min = 0
-    if zoned:
-        if at >= last:
-            return NO_TIME
-        if text[at] == _Z:
-            at += 1
-        elif (text[at] == _PLUS or text[at] == _MINUS) and last - at == 6 and text[at + 3] == _COLON:
-            hours, minutes = _digits(text, at + 1, 2), _digits(text, at + 4, 2)
-            if not (0 <= hours <= 23 and 0 <= minutes <= 59):
-                return NO_TIME
-            offset_min = 60 * hours + minutes
-            if text[at] == _MINUS:
-                offset_min = -offset_min
-            at += 6
-        else:
-            return NO_TIME
-    if at != last:
-        return NO_TIME
-    of_day_s = (60 * hour + minute - offset_min) * 60 + second
-    moment_us: int = _day(year, month, day) * _US_PER_DAY + of_day_s * _US + micro
-    return moment_us
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _days_more(year: int, month: int) -> int:
-    """Days of a month besides 28."""
-    if month == 2:
-        leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-        return 1 if leap else 0
-    return 2 if month in (4, 6, 9, 11) else 3
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _day(year: int, month: int, day: int) -> int:
-    """Days since 1970-01-01 (Hinnant, "chrono-Compatible Low-Level Date Algorithms": days_from_civil)."""
-    if month <= 2:
-        year -= 1
-    era = year // 400
-    year_of_era = year - era * 400
-    day_of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1
-    day_of_era = year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year
-    return era * 146_097 + day_of_era - 719_468

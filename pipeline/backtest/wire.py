@@ -7,7 +7,7 @@ limits that are narrower than the decoder's. What is not plain need not be wrong
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -15,25 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.engine.accepted import RateTerms, base_minor, terms_of
+from pipeline.engine.scanned import LONGEST_IDENTIFIER, NO_TIME, PLAIN_TIMES_US
 from pipeline.sources import in_zone, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR
 from schemas.money import RateTable
 
 Mask = NDArray[np.bool_]
 
-_US: Final = 1_000_000
-PLAIN_TIMES_US: Final = (
-    int(datetime(1995, 1, 1, tzinfo=UTC).timestamp()) * _US,
-    int(datetime(2095, 1, 1, tzinfo=UTC).timestamp()) * _US,
-)
-"""Between them the decoder takes any time."""
-NO_TIME: Final = -(2**63)
-"""Where there is none; NumPy's own mark."""
 _PLAIN_MINOR: Final = 10.0**15
 """Below it the nearest float of a decimal tells the decimal."""
-_PLAIN_FACTOR: Final = 2**61
 _MOST_DECIMALS: Final = 4
-LONGEST_IDENTIFIER: Final = 256
 _CLOCK: Final = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?"
 _PLAIN_LOCAL: Final = rf"^\d{{4}}-\d\d-\d\d[T ]{_CLOCK}$"
 _PLAIN_ZONED: Final = rf"^\d{{4}}-\d\d-\d\dT{_CLOCK}(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)$"
@@ -129,34 +121,12 @@ def amounts(
     return minor, base, plain & within & (base <= MAX_AMOUNT_BASE_MINOR)
 
 
-class RateTerms(NamedTuple):
-    """The `schemas.money.CurrencyRate` of each of n rows; of shape (n,)."""
-
-    digits: NDArray[np.int64]
-    numerator: NDArray[np.int64]
-    denominator: NDArray[np.int64]
-
-
 def rate_terms(currency: pa.Array, rates: RateTable) -> tuple[RateTerms, Mask]:
     """Rates by currency code; plain where there is one whose terms are not too large to be multiplied."""
     encoded = currency.dictionary_encode()
     known = [rates.currencies.get(code) for code in encoded.dictionary.to_pylist()]
     of = np.where(_mask(encoded.indices.is_valid()), pc.fill_null(encoded.indices, 0).to_numpy(), len(known))
-    fits = [rate is not None and max(rate.numerator, rate.denominator) < _PLAIN_FACTOR for rate in known]
-    terms = [
-        (rate.digits, rate.numerator, rate.denominator) if rate is not None and fit else (0, 1, 1)
-        for rate, fit in zip(known, fits, strict=True)
-    ]
-    return RateTerms(*np.array([*terms, (0, 1, 1)], np.int64)[of].T), np.array([*fits, False])[of]
-
-
-def base_minor(minor: NDArray[np.int64], terms: RateTerms) -> tuple[NDArray[np.int64], Mask]:
-    """(minor units of the base currency, whether ``minor`` is small enough to tell), rounded half to even."""
-    within = minor < _PLAIN_FACTOR // terms.numerator
-    base, rest = np.divmod(np.where(within, minor, 0) * terms.numerator, terms.denominator)
-    # As `CurrencyRate.to_base_minor`; twice the rest is within 64 bits.
-    base += (2 * rest > terms.denominator) | ((2 * rest == terms.denominator) & (base % 2 == 1))
-    return base, within
+    return terms_of(known, of)
 
 
 def _majors(values: pa.Array) -> tuple[NDArray[np.float64], Mask]:

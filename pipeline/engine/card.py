@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import msgspec
 import numpy as np
 
+from pipeline.engine.accepted import FEW, accepted_at_once
 from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
 from pipeline.engine.placed import IndexState, Placed, PlacedIndex
 from pipeline.engine.placement import partitions_of
@@ -213,18 +214,22 @@ class CardPartition:
     def _accept(self, arrivals: Sequence[_Arrival], result: Result) -> list[_Accepted]:
         options = self._rules
         decoded: list[tuple[_Arrival, AcceptedTransaction]] = []
-        for arrival in arrivals:
-            record = arrival.record
-            try:
-                item = decode_transaction(
-                    record.value,
-                    record_timestamp_us=record.timestamp_ms * 1_000,
-                    future_tolerance_us=options.future_tolerance_us,
-                    rates=options.rates,
-                )
-            except InvalidMessage as error:
-                result.dead_letter(record, "card", error.code, str(error))
-                continue
+        values = [arrival.record.value for arrival in arrivals]
+        plain = accepted_at_once(values, options.rates) if len(values) > FEW else repeat(None)
+        for arrival, found in zip(arrivals, plain, strict=False):
+            record, item = arrival.record, found
+            stamp_us = record.timestamp_ms * 1_000
+            if item is None or item.event_time_us > stamp_us + options.future_tolerance_us:
+                try:
+                    item = decode_transaction(
+                        record.value,
+                        record_timestamp_us=stamp_us,
+                        future_tolerance_us=options.future_tolerance_us,
+                        rates=options.rates,
+                    )
+                except InvalidMessage as error:
+                    result.dead_letter(record, "card", error.code, str(error))
+                    continue
             decoded.append((arrival, item))
         staying = self._staying(decoded, [item.card_id for _, item in decoded], result)
         digests = [transaction_digest(item.card_id, item.transaction_id) for _, item in staying]

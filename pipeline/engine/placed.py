@@ -9,14 +9,15 @@ again, because to ask each transaction for its day before it is forgotten would 
 
 import copy
 import struct
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Final
 
 import msgspec
 
 from pipeline.engine.layout import DIGEST_BYTES, day_key, day_of
 from pipeline.engine.state import Store
+from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING, LabelState
 
 _TRANSACTION: Final = b"t"
@@ -25,6 +26,7 @@ _AGAIN: Final = b"r"
 _HEAD: Final = struct.Struct("<qqbqbI")
 _NO_LABEL: Final = -1
 _KNOWN: Final = (NOTHING, LEGITIMATE, FRAUD)
+_NOT_LABELLED: Final = (_NO_LABEL, 0, _KNOWN.index(NOTHING), 0)
 RUN_AT_MOST: Final = 256
 """Digests of a run: what one step of forgetting does too much at most."""
 
@@ -81,14 +83,19 @@ class PlacedIndex:
 
         ``again``: the digests among them that were remembered already, once for each acceptance but the first.
         """
+        put = self._store.put
         for digest, placed in accepted:
-            self.change(digest, placed)
-        for day, group in groupby(accepted, key=lambda one: day_of(one[1].newest_us)):
-            digests = [digest for digest, _ in group]
-            for first in range(0, len(digests), RUN_AT_MOST):
-                run = b"".join(digests[first : first + RUN_AT_MOST])
-                self._store.put(day_key(_DAY, day, self._state.runs.to_bytes(8, "big")), run)
-                self._state.runs += 1
+            put(_TRANSACTION + digest, _pack(placed))
+        first = 0
+        while first < len(accepted):
+            day = day_of(accepted[first][1].newest_us)
+            # How far event time has come never goes back, so that what is of the day's end is of its run.
+            end = bisect_left(accepted, (day + 1) * US_PER_DAY, first, key=lambda one: one[1].newest_us)
+            end = min(end, first + RUN_AT_MOST)
+            run = b"".join([digest for digest, _ in accepted[first:end]])
+            put(day_key(_DAY, day, self._state.runs.to_bytes(8, "big")), run)
+            self._state.runs += 1
+            first = end
         for digest in again:
             self._count_again(digest, 1)
 
@@ -127,15 +134,11 @@ class PlacedIndex:
 
 
 def _pack(placed: Placed) -> bytes:
-    label = placed.label or LabelState(_NO_LABEL, 0, NOTHING, 0)
-    head = _HEAD.pack(
-        placed.event_time_us,
-        placed.newest_us,
-        label.rank,
-        label.labelled_at_us,
-        _KNOWN.index(label.known),
-        label.changes,
+    label = placed.label
+    said = (
+        _NOT_LABELLED if label is None else (label.rank, label.labelled_at_us, _KNOWN.index(label.known), label.changes)
     )
+    head = _HEAD.pack(placed.event_time_us, placed.newest_us, *said)
     return head + placed.merchant_id.encode("utf-8", "surrogatepass")
 
 

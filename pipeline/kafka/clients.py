@@ -244,11 +244,11 @@ def admin_client(
     return AdminClient(_merge(tuning, {}, settings, overrides))
 
 
-def record_of(message: Message) -> Record:
-    """The record in a message without an error."""
+def record_of(message: Message, topic: str | None = None) -> Record:
+    """The record in a message without an error; ``topic`` is its topic, where many share the one string."""
     headers = message.headers()
     return Record(
-        message.topic(),
+        message.topic() if topic is None else topic,
         message.partition(),
         message.offset(),
         message.timestamp()[1],

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -22,7 +22,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from pipeline.kafka.batch import Batch, Place, make_batch
+from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import GroupProtocol, consumer_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
@@ -90,7 +90,13 @@ class Session:
         )
         self._consumer, self._fatal = self._new_client()
         self._transactions = Transactions(
-            bootstrap, settings, agent, stopping=self._stopping, waiting=self._waiting, renewed=renewed
+            bootstrap,
+            settings,
+            agent,
+            stopping=self._stopping,
+            waiting=self._waiting,
+            renewed=renewed,
+            marks=len(self._names) > 1,
         )
         # Where each partition that is held has been read up to. A record below it, or of a partition that is not held,
         # was fetched before a rebalance or an abort that happened while its batch was being formed.
@@ -130,25 +136,13 @@ class Session:
             return None
         # Read before the records are looked at: a rebalance in between would have been served by the calls above.
         metadata = self._consumer.consumer_group_metadata()
-        positions = self._positions
-        by_place: dict[Place, list[Record]] = {}
-        for record in map(self._record, messages):
-            if record is None:
-                continue
-            place = (record.topic, record.partition)
-            expected = positions.get(place)
-            if expected is not None and record.offset >= expected:
-                positions[place] = record.offset + 1
-                by_place.setdefault(place, []).append(record)
-        if not by_place:
-            return None
         order = list(self._names)
-        records = [
-            record
-            for place in sorted(by_place, key=lambda place: (place[1], order.index(place[0])))
-            for record in by_place[place]
-        ]
-        return make_batch(records, metadata)
+        by_place = sorted(self._read(messages).items(), key=lambda item: (item[0][1], order.index(item[0][0])))
+        starts = {place: records[0].offset for place, records in by_place}
+        ends = {place: records[-1].offset + 1 for place, records in by_place}
+        self._positions.update(ends)
+        records = [record for _, part in by_place for record in part]
+        return Batch(records, metadata, starts, ends) if records else None
 
     def rest(self, until_s: float) -> None:
         """Wait until ``until_s`` of the monotonic clock, or until the worker ends; the client fetches meanwhile."""
@@ -247,10 +241,28 @@ class Session:
 
     # --- Reading -----------------------------------------------------------------------------------------------
 
-    def _record(self, message: Message) -> Record | None:
-        error = message.error()
-        if error is None:
-            return record_of(message)
+    def _read(self, messages: Iterable[Message]) -> dict[Place, list[Record]]:
+        """What of ``messages`` is to be worked on, by place; errors among them are looked at."""
+        read: dict[Place, list[Record]] = {}
+        topic, number, expected = "", -1, math.inf
+        records: list[Record] = []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._look_at(message, error)
+                continue
+            # Records come in runs of one partition: its place is looked up once for each run, and not for each record.
+            if message.partition() != number or message.topic() != topic:
+                place = topic, number = message.topic(), message.partition()
+                records = read.setdefault(place, [])
+                expected = records[-1].offset + 1 if records else self._positions.get(place, math.inf)
+            record = record_of(message, topic)
+            if record.offset >= expected:
+                expected = record.offset + 1
+                records.append(record)
+        return {place: records for place, records in read.items() if records}
+
+    def _look_at(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise SessionError(
                 f"agent {self.agent}: {message.topic()} partition {message.partition()} no longer holds the offset to "
@@ -262,7 +274,6 @@ class Session:
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal.append(error.str())
         log.warning("%s: %s", self.agent, error.str())
-        return None
 
     def _seek(self, place: Place, offset: int) -> None:
         self._positions[place] = offset

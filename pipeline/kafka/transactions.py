@@ -12,7 +12,7 @@ from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import log_error, producer_config
 from pipeline.settings import Settings
 from schemas.records import Output
-from schemas.topics import PROGRESS
+from schemas.topics import PROGRESS, Topic
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ FENCED_AGAIN_S: Final = 60.0
 """A worker that is fenced twice within this time has a rival of its own name, not a pause behind it."""
 RETRY_S: Final = 0.5
 
+PARTITION_UA: Final = -1
+"""librdkafka's number for a record that goes where its key belongs."""
+
 
 class SessionError(RuntimeError):
     """The session cannot go on; the worker must end, and nothing of the current batch is committed."""
@@ -86,13 +89,16 @@ class Transactions:
         stopping: threading.Event,
         waiting: Callable[[], None],
         renewed: Callable[[], None],
+        marks: bool,
     ) -> None:
+        """``marks``: whether records of ``progress`` will be among the outputs, whose offsets `marked` tells."""
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
         self._stopping, self._waiting, self._tell_renewed = stopping, waiting, renewed
         self.exactly_once = settings.delivery == "exactly_once"
         self._id = f"{settings.topic(agent)}-{settings.instance}"
         self._brokers_down = threading.Event()
         self._undelivered: KafkaError | None = None
+        self._marks = marks
         self._marked: dict[int, int] = {}
         self._fenced_s = float("-inf")
         self._aborts = 0
@@ -173,7 +179,8 @@ class Transactions:
             self._bootstrap,
             transactional_id=self._id if self.exactly_once else None,
             settings=self._settings,
-            overrides={"error_cb": self._on_error},
+            # A report of each record that was written would take as long as to write it.
+            overrides={"error_cb": self._on_error, "delivery.report.only.error": not self._marks},
         )
         return Producer(config), Caller(self._agent, self._while_waiting)
 
@@ -236,20 +243,19 @@ class Transactions:
 
     def _produce(self, outputs: Sequence[Output]) -> None:
         produce = self._producer.produce
-        names = {output.topic.name: self._settings.topic(output.topic.name) for output in outputs}
-        options: dict[str, Any] = {} if self.exactly_once else {"on_delivery": self._on_delivery}
+        delivered = None if self.exactly_once else self._on_delivery
+        topic: Topic | None = None
         self._marked.clear()
         for output in outputs:
-            more = options
-            if output.headers or output.partition is not None:
-                more = {**options, **({"headers": list(output.headers)} if output.headers else {})}
-                if output.partition is not None:
-                    more["partition"] = output.partition
-                if output.topic is PROGRESS:
-                    more["on_delivery"] = self._on_marked
+            if output.topic is not topic:
+                topic = output.topic
+                name, report = self._settings.topic(topic.name), self._on_marked if topic is PROGRESS else delivered
+            partition = PARTITION_UA if output.partition is None else output.partition
+            headers = list(output.headers) if output.headers else None
             while True:
                 try:
-                    produce(names[output.topic.name], output.value, output.key, **more)
+                    # Arguments by name would take as long again.
+                    produce(name, output.value, output.key, partition, report, None, 0, headers)
                     break
                 except BufferError:
                     # The client's queue is full: let it send.

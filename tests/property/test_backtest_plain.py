@@ -101,8 +101,9 @@ def test_records_are_read_alike_by_both(values: list[bytes], arrived_us: int) ->
             np.testing.assert_array_equal(one, other, err_msg=name)
 
 
-def test_usual_messages_are_plain() -> None:
-    spelt = [
+def usual() -> list[bytes]:
+    """Messages as most producers write them."""
+    return [
         json.dumps({**TRANSACTION, **more}, separators=separators).encode()
         for separators in ((",", ":"), (", ", ": "))
         for more in (
@@ -112,5 +113,8 @@ def test_usual_messages_are_plain() -> None:
             {"country": "IT", "channel": None, "device_id": "d-1", "mcc": "5411", "schema_version": 1, "more": "x"},
         )
     ]
-    assert read_plain(spelt, RATES).plain.all()
+
+
+def test_usual_messages_are_plain() -> None:
+    assert read_plain(usual(), RATES).plain.all()
     assert not read_plain([None, b"", b"{}", b"null", b'"'], RATES).plain.any()
