@@ -46,6 +46,10 @@ class RecordProducer:
                 **producer_config(bootstrap, settings=settings),
                 "delivery.report.only.error": True,
                 "on_delivery": self._on_delivery,
+                # A broker that was killed takes a producer for long gone whose last record bears an old time, as those
+                # of replays do, and takes any request of it for its first. Of two on their way the later one could be
+                # that, and the earlier one then passes for a repeat (docs/decisions/0004-exactly-once.md).
+                "max.in.flight.requests.per.connection": 1,
             }
         )
 

@@ -24,7 +24,7 @@ class Options:
     """With one worker."""
     workers: tuple[int, ...] = (1, 2, 4)
     """With `PARTITIONS` partitions."""
-    records: int = 100_000
+    records: int = 200_000
     directory: Path = ROOT / "build/bench-scale"
     """Emptied first."""
 

@@ -21,6 +21,8 @@ class Feeder:
             {
                 "bootstrap.servers": bootstrap,
                 "enable.idempotence": True,
+                # As `pipeline.kafka.producer.RecordProducer`: times are simulated here too.
+                "max.in.flight.requests.per.connection": 1,
                 "linger.ms": 5,
                 "message.max.bytes": 4 * 1024 * 1024,
                 "queue.buffering.max.messages": 1_000_000,
