@@ -176,6 +176,10 @@ class Source(Protocol):
     def name(self) -> str:
         """What a reader calls it."""
 
+    @property
+    def partitions(self) -> int:
+        """Of the topic that it is, or was made of; else 1. Raises `ClusterUnreachable`, `TopicError`."""
+
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
         """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
 
@@ -193,6 +197,7 @@ class FileSource:
     label_file: Path | None = None
     label_delay_s: float = 7 * 86_400.0
     """From a transaction to the label that the file's truth becomes."""
+    partitions: int = 1
 
     @property
     def time_zone(self) -> str:
@@ -372,6 +377,11 @@ class TopicSource:
         client = admin_client(self.bootstrap, settings=self.settings)
         reached(client, self.bootstrap)
         return Numbering(len(partition_numbers(client, self.name)))
+
+    @property
+    def partitions(self) -> int:
+        """The topic's. Raises `ClusterUnreachable`, `TopicError`."""
+        return self.numbering.partitions
 
     def written_in(self, span: Span) -> Span:
         """The span in which agents' outputs are looked for, whose records bear the time of writing.

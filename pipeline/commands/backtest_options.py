@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from pipeline.backtest.api import Step
+from pipeline.backtest.findings import Step
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import moment
 from pipeline.commands.progress import Bar

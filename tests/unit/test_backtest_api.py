@@ -17,10 +17,11 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions, delayed_truth, file_tables, frame_tables
-from pipeline.backtest.api import Step, _Run
+from pipeline.backtest.findings import Findings, Listener, Step
 from pipeline.backtest.order import OutOfOrder
 from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.sources import RangeError
+from pipeline.backtest.verdicts import nothing_decided
 from pipeline.backtest.versions import ModelLibrary, with_threshold
 from pipeline.demo.world import World
 from pipeline.exports.contents import Contents, Offsets, contents_path, note_contents
@@ -116,15 +117,15 @@ def test_the_warm_up_is_all_that_features_depend_on(tmp_path: Path, settings: Se
     asked.each(lambda _, decisions: kept.append(decisions))
     counts = np.concatenate([one.features[:, FEATURES.index("card_outlier_count_30d")] for one in kept])
     assert counts.tolist() == [1.0, 0.0]
-    assert asked.warm_up_us == REACH_US + LATENESS_US
+    assert asked.request.warm_up_us == REACH_US + LATENESS_US
 
 
 def test_the_days_that_a_budget_is_chosen_on_are_as_warm_as_the_range(file: Path, settings: Settings) -> None:
     asked = {"start": START + 12 * DAY, "settings": settings, "warm_up_s": 2 * 86_400.0, "validation_days": 3.0}
     chosen = Backtest(file, budgets=[5], **asked)  # type: ignore[arg-type]
-    assert chosen.span.from_us - chosen.span.warm_up_from_us == 5 * US_PER_DAY
+    assert chosen.request.span.from_us - chosen.request.span.warm_up_from_us == 5 * US_PER_DAY
     other = Backtest(file, thresholds=[0.5], **asked)  # type: ignore[arg-type]
-    assert other.span.from_us - other.span.warm_up_from_us == 2 * US_PER_DAY
+    assert other.request.span.from_us - other.request.span.warm_up_from_us == 2 * US_PER_DAY
 
 
 def test_variants_decide_about_the_same_in_one_pass(file: Path, settings: Settings) -> None:
@@ -350,8 +351,9 @@ def test_a_file_without_a_row_is_told_as_such(history: pd.DataFrame, settings: S
 
 def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Settings) -> None:
     on_topics = settings.model_copy(update={"kafka_bootstrap_servers": "nowhere:9092"})
-    run = _Run(Backtest(order="recorded", settings=on_topics), lambda *_: None, None, lambda: False)
-    assert "what live workers wrote to progress, profiled and decisions" in run._nothing()
+    request = Backtest(order="recorded", settings=on_topics).request
+    findings = Findings(request.span, Listener(None, lambda: False), lambda *_: None)
+    assert "what live workers wrote to progress, profiled and decisions" in nothing_decided(request, findings)
 
 
 def test_a_file_that_is_out_of_order_is_refused(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline import Backtest
 from pipeline.backtest.messages import NOT_READ, DecisionWriter
 from pipeline.backtest.records import Numbering
 from pipeline.backtest.reprocess import DECIDED, RUN, Reprocessed, ReprocessError, look, refuse_own, run_name
+from pipeline.backtest.request import Request
 from pipeline.backtest.sources import RangeError
 from pipeline.cli import main
 from pipeline.commands import export, reprocess
@@ -77,11 +78,11 @@ def test_topics_of_a_pipeline_are_refused_whatever_their_prefix() -> None:
 
 
 def named(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, learn: bool = False, partitions: int = 3) -> str:
-    monkeypatch.setattr(Backtest, "partitions", partitions)
+    monkeypatch.setattr(Request, "partitions", partitions)
     asked = Backtest(models={"candidate": active()}, learn=learn, settings=settings, bootstrap="127.0.0.1:1")
     (candidate,) = asked.candidates().values()
     ids = {"transactions": "a", "labels": "b"}
-    return run_name(asked, 7, candidate, asked.card_options(partitions), "cluster", ids)
+    return run_name(asked.request, 7, candidate, asked.request.card_options(partitions), "cluster", ids)
 
 
 @pytest.mark.parametrize("learn", [False, True])

@@ -1,0 +1,84 @@
+"""One pass over the logs as they are: by the models that are asked for, or those that live decisions name."""
+
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Final
+
+import numpy as np
+
+from pipeline.backtest.comparing import comparer_with, live_decisions
+from pipeline.backtest.decisions import Decisions
+from pipeline.backtest.findings import Findings
+from pipeline.backtest.live import Comparer
+from pipeline.backtest.recorded import RecordedReplay, Scored
+from pipeline.backtest.request import Request
+from pipeline.backtest.run import Candidate
+from pipeline.backtest.sources import LATEST_US, TopicSource
+from pipeline.backtest.versions import ModelLibrary
+from pipeline.engine.card import CardOptions
+
+AS_RECORDED: Final = "as recorded"
+"""The variant in which each transaction is scored by the versions that its live decision names."""
+
+
+def decide_as_recorded(
+    request: Request,
+    candidates: Mapping[str, Candidate],
+    partitions: int,
+    library: ModelLibrary,
+    findings: Findings,
+) -> None:
+    """Decide the range by ``candidates``, or, without any, as `AS_RECORDED`. Raises as `pipeline.Backtest.run`."""
+    source, span = request.source, request.span
+    if not isinstance(source, TopicSource):
+        raise TypeError("only topics have a recorded order")
+    options = request.card_options(partitions)
+    source.refuse_lost(span, partitions)
+    replayed = RecordedReplay(source, span, options, library)
+    live = live_decisions(source, span) if request.compare_live or not candidates else None
+    comparer = comparer_with(live, source, span, request.order) if live is not None and request.compare_live else None
+    models = next((one.models for one in candidates.values()), None)
+    none = np.empty(0, np.int64)
+    with closing(replayed.run(models, live)) as passed:
+        for parts in passed:
+            for scored in parts:
+                findings.pass_on(_named(scored, candidates))
+                if comparer is not None:
+                    _compare(comparer, scored)
+            decided_us = np.concatenate([none, *(one.decisions.transactions.event_time_us for one in parts)])
+            newest_us = np.array([replayed.newest_us] if replayed.entered else [], np.int64)
+            findings.note(newest_us, decided_us, replayed.entered)
+            if findings.stopped():
+                break
+    findings.first_us = min(findings.first_us, replayed.first_event_us or LATEST_US)
+    findings.counts["profiled records that the card kernel does not give again"] = replayed.stored_otherwise
+    if comparer is not None:
+        findings.comparison = comparer.finish(partial=findings.partial)
+    _read_labels(request, source, options, findings)
+
+
+def _named(scored: Scored, candidates: Mapping[str, Candidate]) -> dict[str, Decisions]:
+    """What each variant decides; ``scored`` is by the models of the first, if there is one."""
+    if not candidates:
+        return {AS_RECORDED: scored.decisions}
+    first = next(iter(candidates))
+    return {
+        name: scored.decisions if name == first else scored.decisions.under(one.models)
+        for name, one in candidates.items()
+    }
+
+
+def _compare(comparer: Comparer, scored: Scored) -> None:
+    for row, recorded in enumerate(scored.live):
+        if recorded is None:
+            comparer.alone(scored.decisions, row)
+        else:
+            comparer.pair(scored.decisions, row, recorded)
+
+
+def _read_labels(request: Request, source: TopicSource, options: CardOptions, findings: Findings) -> None:
+    """What is known of the range today; in the recorded order the card kernel reads labels for itself."""
+    opened = source.open(request.span, request.acceptance(options), [], findings.book)
+    with closing(opened):
+        for _ in opened.labels:
+            pass
