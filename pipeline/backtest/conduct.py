@@ -34,7 +34,7 @@ def conduct(
     """
     # First, since it tells whether a cluster answers at all.
     partitions = request.partitions
-    findings = Findings(request.span, listener, take)
+    findings = Findings(request.span, request.label_horizon_us, listener, take)
     if request.training is not None and request.period is not None:
         train_before(request, request.training, request.period, partitions, library, listener, findings)
     candidates = candidates_of(request, library, findings.trained)

@@ -13,8 +13,9 @@ from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.drift import DriftCounter
 from pipeline.backtest.labelling import Reviewed
 from pipeline.backtest.live import Comparison
-from pipeline.backtest.losses import REPEATED, refusal
+from pipeline.backtest.losses import NOT_READ, REPEATED, refusal
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, LabelBook, RangeError, Seen, Span
+from pipeline.engine.card import EARLY_LABEL_PATIENCE_US, NO_TRANSACTION
 from pipeline.training.fit import Trained
 
 
@@ -53,8 +54,13 @@ class Listener:
 class Findings:
     """What is found in a pass over the history, by whoever passes on decisions of its range."""
 
-    def __init__(self, span: Span, listener: Listener, take: Callable[[str, Decisions], None]) -> None:
+    def __init__(
+        self, span: Span, label_horizon_us: int, listener: Listener, take: Callable[[str, Decisions], None]
+    ) -> None:
+        """``label_horizon_us`` is how long after its transaction a label counts."""
         self._span, self._listener, self._take = span, listener, take
+        # As the card kernel finds the transactions of labels.
+        self._unread_until_us = span.warm_up_from_us + label_horizon_us + EARLY_LABEL_PATIENCE_US
         self.worked_on = 0
         """Transactions, the warm-up included."""
         self.first_us, self.newest_us = LATEST_US, EARLIEST_US
@@ -80,7 +86,12 @@ class Findings:
         """Count what was refused, or repeated others, since the chunk before."""
         self.counts[REPEATED] += decisions.duplicates
         for reject in decisions.rejects:
-            self.counts[refusal(reject.kind, reject.code)] += 1
+            self.refused(reject.kind, reject.code, reject.known_at_us)
+
+    def refused(self, kind: str, code: str, known_at_us: int | None) -> None:
+        """Count a record that was refused, as `pipeline.backtest.columns.Reject` tells it."""
+        unread = code == NO_TRANSACTION and known_at_us is not None and known_at_us < self._unread_until_us
+        self.counts[NOT_READ if unread else refusal(kind, code)] += 1
 
     def count_labels(self, outcomes: Mapping[str, Decisions]) -> None:
         """Count what became of labels: of all variants, or of each, where each has its own."""

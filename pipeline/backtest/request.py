@@ -51,6 +51,11 @@ class Request:
         """Partitions that the replay has. Raises `ClusterUnreachable`, `TopicError`."""
         return self.source.partitions
 
+    @property
+    def label_horizon_us(self) -> int:
+        """How long after its transaction a label counts."""
+        return round(self.settings.label_horizon_days * US_PER_DAY)
+
     def card_options(self, partitions: int) -> CardOptions:
         """The card agent's options, as the settings say."""
         settings = self.settings
@@ -58,7 +63,7 @@ class Request:
             rates=load_rates(settings),
             future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
             dedup_horizon_us=round(settings.dedup_horizon_days * US_PER_DAY),
-            label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
+            label_horizon_us=self.label_horizon_us,
             partitions=partitions,
         )
 
@@ -67,7 +72,7 @@ class Request:
         settings = self.settings
         return FeedbackOptions(
             future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
-            label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
+            label_horizon_us=self.label_horizon_us,
             maturity_us=round(settings.maturity_days * US_PER_DAY),
             negative_sample_rate=settings.negative_sample_rate,
             partitions=self.partitions,

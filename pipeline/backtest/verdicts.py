@@ -13,7 +13,7 @@ from pipeline.backtest.order import Order
 from pipeline.backtest.request import Request
 from pipeline.backtest.result import BacktestResult, Parameter, Variant
 from pipeline.backtest.run import Candidate
-from pipeline.backtest.sources import EARLIEST_US, LATEST_US, Span, TopicSource, moment
+from pipeline.backtest.sources import EARLIEST_US, LATEST_US, FileSource, Span, moment
 from pipeline.features.catalogue import REACH_US, US_PER_DAY
 from schemas.topics import DECISIONS, PROFILED, PROGRESS
 
@@ -38,8 +38,8 @@ def nothing_decided(request: Request, findings: Findings) -> str:
         text += f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
     refused = sum(count for name, count in findings.counts.items() if name.startswith(_REFUSED))
     text += f" ({refused} were refused)" if refused else ""
-    # Of topics only a part is read.
-    if not refused and seen.last_us <= EARLIEST_US and not isinstance(source, TopicSource):
+    # Of topics, and of exports, only a part is read.
+    if not refused and seen.last_us <= EARLIEST_US and isinstance(source, FileSource):
         return f"{source.name} holds no transaction at all, within the range or out of it"
     return f"{text}: choose another range with --from and --to"
 
