@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.backtest.accept import Acceptance
 from pipeline.backtest.labelling import Labelling, Reviews, Schedule
 from pipeline.backtest.levels import Level
+from pipeline.backtest.options import card_options
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import Source, Span
 from pipeline.backtest.training import Period, Training
@@ -13,7 +14,6 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
-from pipeline.rates import load_rates
 from pipeline.settings import Settings
 
 
@@ -58,14 +58,7 @@ class Request:
 
     def card_options(self, partitions: int) -> CardOptions:
         """The card agent's options, as the settings say."""
-        settings = self.settings
-        return CardOptions(
-            rates=load_rates(settings),
-            future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
-            dedup_horizon_us=round(settings.dedup_horizon_days * US_PER_DAY),
-            label_horizon_us=self.label_horizon_us,
-            partitions=partitions,
-        )
+        return card_options(self.settings, partitions)
 
     def feedback_options(self) -> FeedbackOptions:
         """The feedback agent's options, as the settings say."""
