@@ -23,8 +23,8 @@ from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import TopicSource
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.admin import empty_topic, ensure_topics
-from pipeline.kafka.clients import admin_client, partition_numbers, read_batches
+from pipeline.kafka.admin import delete_before, ensure_topics
+from pipeline.kafka.clients import admin_client, partition_numbers, read_batches, settled_ends
 from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.producer import TransactionalProducer
 from pipeline.settings import Settings
@@ -132,8 +132,8 @@ def reprocess(
 ) -> Reprocessed:
     """Decide the range of ``backtest`` into the topic ``into`` (without the prefix), which is made where it is missing.
 
-    ``replace`` deletes what other runs have written there. Raises `ReprocessError`, and what `Backtest.run` raises,
-    and `pipeline.kafka.producer.DeliveryFailed`.
+    ``replace`` deletes what other runs have written there, once the first of this run's decisions are written. Raises
+    `ReprocessError`, and what `Backtest.run` raises, and `pipeline.kafka.producer.DeliveryFailed`.
     """
     request = backtest.request
     source = request.source
@@ -154,13 +154,19 @@ def reprocess(
         raise ReprocessError(
             f"topic {name} holds records that no reprocess has written: name a topic that is for this alone"
         )
+    replaced: dict[int, int] = {}
     if replace and present.decisions:
-        empty_topic(source.bootstrap, name, settings=source.settings)
+        replaced = settled_ends(source.bootstrap, source.settings, name, range(partitions))
         present = _NOTHING
     present.refuse_other(name, run)
     if present.total is not None:
         return Reprocessed(run, name, present.decisions, 0, True, warnings)
-    writer = _Writer(producer, name, run, present, _messages(request, source, partitions))
+
+    def begun() -> None:
+        if replaced:
+            delete_before(source.bootstrap, name, replaced, settings=source.settings)
+
+    writer = Writer(producer, name, run, present, _messages(request, source, partitions), begun)
     passed = backtest.each(writer.take, progress, stopped)
     if not passed.partial:
         writer.finish()
@@ -268,13 +274,24 @@ def _hash(*of: object) -> int:
     return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(of))
 
 
-class _Writer:
+class Writer:
     """Passes over what is there, and writes the rest."""
 
     def __init__(
-        self, producer: TransactionalProducer, topic: str, run: str, present: Present, messages: DecisionWriter
+        self,
+        producer: TransactionalProducer,
+        topic: str,
+        run: str,
+        present: Present,
+        messages: DecisionWriter,
+        begun: Callable[[], None],
     ) -> None:
+        """``begun`` is called once the first transaction is there: what it replaces may go then, and not before.
+
+        A range without a decision, or a run that another one has fenced, so takes nothing away.
+        """
         self._producer, self._topic, self._run, self._messages = producer, topic, run, messages
+        self._begun = begun
         self._present, self._passed, self._fingerprint = present, 0, 0
         self._waiting: list[tuple[bytes, bytes]] = []
         self.written = 0
@@ -302,6 +319,8 @@ class _Writer:
 
     def _write(self, records: list[tuple[bytes, bytes]], more: list[tuple[str, bytes | None]]) -> None:
         self._producer.write(self._topic, records, [(RUN, self._run.encode()), *more])
+        if not self.written:
+            self._begun()
         self.written += len(records)
 
     def _pass_over(self, decisions: Decisions, n: int) -> None:

@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 
 @click.command("reprocess")
 @click.option("--into", required=True, metavar="TOPIC", help="Topic to write to, without the prefix; made if missing.")
-@click.option("--replace", is_flag=True, help="Delete what another run has written there.")
+@click.option("--replace", is_flag=True, help="Delete what another run has written there, once this one writes.")
 @range_options
 @click.option(
     "--model",
