@@ -41,9 +41,11 @@ def decide_by_time(request: Request, candidates: Mapping[str, Candidate], partit
                 name: findings.budgets[name].decide(one) if name in findings.budgets else one
                 for name, one in zip(candidates, decided, strict=True)
             }
-            name, first = next(iter(outcomes.items()))
+            first, *_ = outcomes.values()
             findings.count(first)
-            findings.count_labels(outcomes if len(schedules) == len(outcomes) else {name: first})
+            # As many as there are schedules: candidates that share one have the same labels.
+            of_lanes = list(outcomes.items())[: max(len(schedules), 1)]
+            findings.count_labels({name: one.label_outcomes for name, one in of_lanes})
             times_us = first.transactions.event_time_us
             inside = (times_us >= span.from_us) & (times_us < span.to_us)
             findings.pass_on({name: one if inside.all() else one.take(inside) for name, one in outcomes.items()})

@@ -84,20 +84,24 @@ class Findings:
 
     def count(self, decisions: Decisions) -> None:
         """Count what was refused, or repeated others, since the chunk before."""
-        self.counts[REPEATED] += decisions.duplicates
+        self.repeated(decisions.duplicates)
         for reject in decisions.rejects:
             self.refused(reject.kind, reject.code, reject.known_at_us)
+
+    def repeated(self, transactions: int) -> None:
+        """Count transactions that repeat others."""
+        self.counts[REPEATED] += transactions
 
     def refused(self, kind: str, code: str, known_at_us: int | None) -> None:
         """Count a record that was refused, as `pipeline.backtest.columns.Reject` tells it."""
         unread = code == NO_TRANSACTION and known_at_us is not None and known_at_us < self._unread_until_us
         self.counts[NOT_READ if unread else refusal(kind, code)] += 1
 
-    def count_labels(self, outcomes: Mapping[str, Decisions]) -> None:
-        """Count what became of labels: of all variants, or of each, where each has its own."""
-        for name, decisions in outcomes.items():
+    def count_labels(self, outcomes: Mapping[str, Counter[str]]) -> None:
+        """Count what became of labels, as the card agent counts it: for all variants, or for each that has its own."""
+        for name, counts in outcomes.items():
             what = "labels" if len(outcomes) == 1 else f"labels of {name}"
-            for outcome, count in decisions.label_outcomes.items():
+            for outcome, count in counts.items():
                 self.counts[f"{what}: {outcome}"] += count
 
     def note(self, times_us: NDArray[np.int64], decided_us: NDArray[np.int64], worked_on: int) -> None:

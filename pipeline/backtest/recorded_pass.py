@@ -1,9 +1,12 @@
 """One pass over the logs as they are: by the models that are asked for, or those that live decisions name."""
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from pipeline.backtest.comparing import comparer_with, live_decisions
@@ -15,10 +18,25 @@ from pipeline.backtest.request import Request
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import LATEST_US, TopicSource
 from pipeline.backtest.versions import ModelLibrary
-from pipeline.engine.card import CardOptions
+from pipeline.engine.card import NO_TRANSACTION, CardOptions
+from pipeline.engine.results import Result
+from pipeline.settings import Settings
+from schemas.codec import timestamp_us
+from schemas.messages import Timestamp
+from schemas.topics import DEAD_LETTERS, LABELS, REROUTED, TRANSACTIONS
 
+_KINDS: Final = {TRANSACTIONS: "transaction", LABELS: "label", REROUTED: "rerouted record"}
 AS_RECORDED: Final = "as recorded"
 """The variant in which each transaction is scored by the versions that its live decision names."""
+
+
+class _Said(msgspec.Struct, gc=False):
+    """What of a label tells when it was made."""
+
+    labelled_at: Timestamp
+
+
+_decode_said = msgspec.json.Decoder(_Said).decode
 
 
 def decide_as_recorded(
@@ -34,7 +52,7 @@ def decide_as_recorded(
         raise TypeError("only topics have a recorded order")
     options = request.card_options(partitions)
     source.refuse_lost(span, partitions)
-    replayed = RecordedReplay(source, span, options, library)
+    replayed = RecordedReplay(source, span, options, library, partial(count_judged, findings, source.settings))
     live = live_decisions(source, span) if request.compare_live or not candidates else None
     comparer = comparer_with(live, source, span, request.order) if live is not None and request.compare_live else None
     models = next((one.models for one in candidates.values()), None)
@@ -55,6 +73,27 @@ def decide_as_recorded(
     if comparer is not None:
         findings.comparison = comparer.finish(partial=findings.partial)
     _read_labels(request, source, options, findings)
+
+
+def count_judged(findings: Findings, settings: Settings, result: Result) -> None:
+    """Count what the card kernel says of a batch: repeats, outcomes of labels, and refused records."""
+    findings.repeated(result.counts["duplicate", ""])
+    outcomes = Counter({detail: count for (what, detail), count in result.counts.items() if what == "label"})
+    findings.count_labels({AS_RECORDED: outcomes})
+    kinds = {settings.topic(topic.name): kind for topic, kind in _KINDS.items()}
+    for output in result.outputs:
+        if output.topic is DEAD_LETTERS:
+            # The kernel's own stand behind the producer's.
+            told = {name: value or b"" for name, value in output.headers}
+            code = told["dead-letter-error"].decode()
+            arrived_us = int(told["dead-letter-timestamp-ms"]) * 1_000
+            known_at_us = _known_at_us(output.value, arrived_us) if code == NO_TRANSACTION else None
+            findings.refused(kinds[told["dead-letter-topic"].decode()], code, known_at_us)
+
+
+def _known_at_us(label: bytes | None, arrived_us: int) -> int:
+    """From when on a label counts; of one that is too large to be kept with its refusal, its arrival tells."""
+    return arrived_us if label is None else max(timestamp_us(_decode_said(label).labelled_at), arrived_us)
 
 
 def _named(scored: Scored, candidates: Mapping[str, Candidate]) -> dict[str, Decisions]:
