@@ -21,6 +21,8 @@ class Reject(NamedTuple):
     code: str
     """As in ``docs/dead-letters.md``."""
     text: str
+    known_at_us: int | None = None
+    """From when on a label counts that has waited in vain, in microseconds since 1970; None of other rows."""
 
 
 class _Columns:

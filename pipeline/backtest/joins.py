@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.columns import Labels, Reject, digest_keys, identities, no_labels
 from pipeline.backtest.resolved import NO_LABEL, OUTCOMES, resolve_numbers
-from pipeline.engine.card import EARLY_LABEL_PATIENCE_US, not_joined
+from pipeline.engine.card import EARLY_LABEL_PATIENCE_US, NO_TRANSACTION, not_joined
 from pipeline.features.catalogue import US_PER_DAY
 
 IntArray = NDArray[np.signedinteger[Any]]
@@ -151,8 +151,8 @@ class CardIndex:
         horizon_us = int(self._rules[_LABEL_US])
         names = zip(given_up.transaction_id.to_pylist(), given_up.card_id.to_pylist(), strict=True)
         texts = [not_joined(transaction_id, card_id, horizon_us) for transaction_id, card_id in names]
-        rows = zip(given_up.row.tolist(), texts, strict=True)
-        return [Reject("label", row, "label_without_transaction", text) for row, text in rows]
+        rows = zip(given_up.row.tolist(), texts, given_up.known_at_us.tolist(), strict=True)
+        return [Reject("label", row, NO_TRANSACTION, text, known_at_us) for row, text, known_at_us in rows]
 
     def _make_room(self, arriving: int) -> None:
         entries, count = self._entries, self.transactions

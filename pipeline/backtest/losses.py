@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from pipeline.backtest.resolved import OUTCOMES
+from pipeline.engine.card import NO_TRANSACTION
 
 REPEATED: Final = "repeated transactions"
+NOT_READ: Final = "labels: transaction_not_read"
+"""Labels without a transaction that may be of one before the warm-up: it was not read, so that nobody refused them."""
 _NOTED: Final = "labels: noted"
 _EARLY: Final = "labels: early"
 """Labels that came before their transaction, or without one."""
-_NO_TRANSACTION: Final = "label_without_transaction"
 _SOME: Final = 0.01
 """Share of rows from which on a refusal is more than an accident."""
 _MOST: Final = 0.5
@@ -33,6 +35,8 @@ def losses(counts: Mapping[str, int]) -> str:
         parts.append(f"Left out since they repeat others: {repeated:,} transactions")
     if noted := counts.get(_NOTED, 0):
         parts.append(f"Labels that say neither fraud nor legitimate: {noted:,}")
+    if unread := counts.get(NOT_READ, 0):
+        parts.append(f"Labels without a transaction, which may lie before the warm-up: {unread:,}")
     return "".join(f"{part}. " for part in parts).rstrip()
 
 
@@ -53,7 +57,7 @@ def warnings(counts: Mapping[str, int], decided: int) -> list[str]:
         count for name, count in counts.items() if name.startswith("labels") and name.rpartition(": ")[2] in OUTCOMES
     )
     labels = taken + sum(told.values())
-    grave = {code: count for code, count in told.items() if code != _NO_TRANSACTION}
+    grave = {code: count for code, count in told.items() if code != NO_TRANSACTION}
     if sum(grave.values()) >= _SOME * labels and grave:
         found.append(f"{sum(grave.values()):,} of {labels:,} labels were refused: {_named(grave)}")
     early = counts.get(_EARLY, 0)

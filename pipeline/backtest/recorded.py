@@ -7,7 +7,7 @@ The card kernel goes through each partition batch by batch, as ``progress`` tell
 
 import heapq
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -69,9 +69,19 @@ class Scored(NamedTuple):
 class RecordedReplay:
     """Both hops over the logs of a span."""
 
-    def __init__(self, source: TopicSource, span: Span, options: CardOptions, library: ModelLibrary) -> None:
-        """``options`` hold for batches that no record of ``progress`` tells of."""
-        self._source, self._span, self._library = source, span, library
+    def __init__(
+        self,
+        source: TopicSource,
+        span: Span,
+        options: CardOptions,
+        library: ModelLibrary,
+        judged: Callable[[Result], None],
+    ) -> None:
+        """``options`` hold for batches that no record of ``progress`` tells of.
+
+        ``judged`` is given what the card kernel says of each batch, of the warm-up too.
+        """
+        self._source, self._span, self._library, self._judged = source, span, library, judged
         future_us = options.future_tolerance_us
         self._ranges = {
             topic: source.ranges(topic, span, future_us, to_end=False) for topic in (TRANSACTIONS, REROUTED, LABELS)
@@ -109,6 +119,10 @@ class RecordedReplay:
                 read, features = score.profile([record for record in repeated if record is not None], Result())
                 score.settle()
                 yield list(self._decide([message for _, message in read], features, models, live))
+            # Of what stands behind the last that was profiled nothing is decided, but it may be refused.
+            for card in cards.values():
+                for _ in card:
+                    yield []
 
     def _profiled(self, stack: ExitStack) -> Iterator[tuple[int, list[Record]]]:
         """Records of all partitions, each in its order, those first that were written first."""
@@ -162,6 +176,7 @@ class RecordedReplay:
                 )
                 result = card.process(kept, _NOW, options)
                 card.settle()
+                self._judged(result)
                 yield [_decode(output.value or b"") for output in result.outputs if output.topic is PROFILED]
 
     def _repeated(

@@ -14,15 +14,17 @@ import msgspec
 import numpy as np
 import xxhash
 
-from pipeline.backtest.api import Backtest, Step
+from pipeline.backtest.api import Backtest
 from pipeline.backtest.decisions import SELECTIONS, Decisions
+from pipeline.backtest.findings import Step
 from pipeline.backtest.messages import DecisionWriter
+from pipeline.backtest.request import Request
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import TopicSource
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.admin import empty_topic, ensure_topics
-from pipeline.kafka.clients import admin_client, partition_numbers, read_batches
+from pipeline.kafka.admin import delete_before, ensure_topics
+from pipeline.kafka.clients import admin_client, partition_numbers, read_batches, settled_ends
 from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.producer import TransactionalProducer
 from pipeline.settings import Settings
@@ -130,19 +132,20 @@ def reprocess(
 ) -> Reprocessed:
     """Decide the range of ``backtest`` into the topic ``into`` (without the prefix), which is made where it is missing.
 
-    ``replace`` deletes what other runs have written there. Raises `ReprocessError`, and what `Backtest.run` raises,
-    and `pipeline.kafka.producer.DeliveryFailed`.
+    ``replace`` deletes what other runs have written there, once the first of this run's decisions are written. Raises
+    `ReprocessError`, and what `Backtest.run` raises, and `pipeline.kafka.producer.DeliveryFailed`.
     """
-    source = backtest.source
+    request = backtest.request
+    source = request.source
     if not isinstance(source, TopicSource):
         raise ReprocessError("only topics are reprocessed: leave the file out, or use `fraud-pipeline backtest`")
-    refuse_own(into, backtest.settings)
+    refuse_own(into, request.settings)
     candidates = backtest.candidates()
     if len(candidates) > 1:
         raise ReprocessError("a topic holds one run: name one model and one threshold, and a topic for each run")
-    run = _name(backtest, source, next(iter(candidates.values()), None))
-    partitions = backtest.partitions
-    name = backtest.settings.topic(into)
+    run = _name(request, source, next(iter(candidates.values()), None))
+    partitions = request.partitions
+    name = request.settings.topic(into)
     warnings = _ensure(source, into, partitions)
     # First, so that nobody else writes once it is looked at what is there.
     producer = TransactionalProducer(source.bootstrap, source.settings, f"{name}-reprocess")
@@ -151,13 +154,19 @@ def reprocess(
         raise ReprocessError(
             f"topic {name} holds records that no reprocess has written: name a topic that is for this alone"
         )
+    replaced: dict[int, int] = {}
     if replace and present.decisions:
-        empty_topic(source.bootstrap, name, settings=source.settings)
+        replaced = settled_ends(source.bootstrap, source.settings, name, range(partitions))
         present = _NOTHING
     present.refuse_other(name, run)
     if present.total is not None:
         return Reprocessed(run, name, present.decisions, 0, True, warnings)
-    writer = _Writer(producer, name, run, present, _messages(backtest, source, partitions))
+
+    def begun() -> None:
+        if replaced:
+            delete_before(source.bootstrap, name, replaced, settings=source.settings)
+
+    writer = Writer(producer, name, run, present, _messages(request, source, partitions), begun)
     passed = backtest.each(writer.take, progress, stopped)
     if not passed.partial:
         writer.finish()
@@ -181,18 +190,18 @@ def refuse_own(into: str, settings: Settings) -> None:
             )
 
 
-def _name(backtest: Backtest, source: TopicSource, candidate: Candidate | None) -> str:
+def _name(request: Request, source: TopicSource, candidate: Candidate | None) -> str:
     client = admin_client(source.bootstrap, settings=source.settings)
     full = {topic.name: source.settings.topic(topic.name) for topic in (TRANSACTIONS, LABELS)}
     # Says first whether a cluster answers, and has the topics.
-    options = backtest.card_options(backtest.partitions)
+    options = request.card_options(request.partitions)
     ids = topic_identities(client, list(full.values()))
     topic_ids = {name: ids.topic_ids[of] for name, of in full.items()}
-    return run_name(backtest, source.lateness_us, candidate, options, ids.cluster_id, topic_ids)
+    return run_name(request, source.lateness_us, candidate, options, ids.cluster_id, topic_ids)
 
 
 def run_name(
-    backtest: Backtest,
+    request: Request,
     lateness_us: int,
     candidate: Candidate | None,
     options: CardOptions,
@@ -204,11 +213,11 @@ def run_name(
     asked = _Asked(
         cluster_id=cluster_id,
         topic_ids=topic_ids,
-        from_us=backtest.span.from_us,
-        to_us=backtest.span.to_us,
-        warm_up_us=backtest.warm_up_us,
+        from_us=request.span.from_us,
+        to_us=request.span.to_us,
+        warm_up_us=request.warm_up_us,
         lateness_us=lateness_us,
-        order=backtest.order.value,
+        order=request.order.value,
         models=None if candidate is None else msgspec.structs.asdict(candidate.models.versions(options.rates.version)),
         learning_every_us=None if learning is None else learning.publish_every_us,
         learning=None if learning is None else learning.options.rules,
@@ -227,10 +236,10 @@ def _ensure(source: TopicSource, into: str, partitions: int) -> tuple[str, ...]:
     return tuple(f"topic {state.name}: {warning}" for warning in state.warnings)
 
 
-def _messages(backtest: Backtest, source: TopicSource, partitions: int) -> DecisionWriter:
+def _messages(request: Request, source: TopicSource, partitions: int) -> DecisionWriter:
     client = admin_client(source.bootstrap, settings=source.settings)
     merchants = len(partition_numbers(client, source.settings.topic(PROFILED.name)))
-    return DecisionWriter(source.numbering, merchants, backtest.card_options(partitions).rates)
+    return DecisionWriter(source.numbering, merchants, request.card_options(partitions).rates)
 
 
 _NOTHING: Final = Present(frozenset(), 0, 0, None)
@@ -265,13 +274,24 @@ def _hash(*of: object) -> int:
     return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(of))
 
 
-class _Writer:
+class Writer:
     """Passes over what is there, and writes the rest."""
 
     def __init__(
-        self, producer: TransactionalProducer, topic: str, run: str, present: Present, messages: DecisionWriter
+        self,
+        producer: TransactionalProducer,
+        topic: str,
+        run: str,
+        present: Present,
+        messages: DecisionWriter,
+        begun: Callable[[], None],
     ) -> None:
+        """``begun`` is called once the first transaction is there: what it replaces may go then, and not before.
+
+        A range without a decision, or a run that another one has fenced, so takes nothing away.
+        """
         self._producer, self._topic, self._run, self._messages = producer, topic, run, messages
+        self._begun = begun
         self._present, self._passed, self._fingerprint = present, 0, 0
         self._waiting: list[tuple[bytes, bytes]] = []
         self.written = 0
@@ -299,6 +319,8 @@ class _Writer:
 
     def _write(self, records: list[tuple[bytes, bytes]], more: list[tuple[str, bytes | None]]) -> None:
         self._producer.write(self._topic, records, [(RUN, self._run.encode()), *more])
+        if not self.written:
+            self._begun()
         self.written += len(records)
 
     def _pass_over(self, decisions: Decisions, n: int) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.blocks import BLOCK_ROWS, blocks, texts
 from pipeline.backtest.columns import Transactions, digest_keys
 from pipeline.backtest.resolved import KNOWN
-from pipeline.backtest.sources import LabelBook
+from pipeline.backtest.sources import LabelBook, Opened, Source
 from pipeline.backtest.spill import NumberColumn
 from pipeline.backtest.truth import holding, microseconds
 from pipeline.learning.labels import NOTHING, SOURCE_RANK, known_value, source_rank
@@ -74,6 +74,22 @@ class SettledLabels:
         at = np.searchsorted(self._high, wanted[:, 0]).clip(max=len(self) - 1)
         same = (self._high[at] == wanted[:, 0]) & (self._held["low"][at] == wanted[:, 1])
         return np.where(same, at, -1)
+
+
+def bearing_truth(
+    source: Source, opened: Opened, delay_us: int, book: LabelBook
+) -> tuple[Iterator[Transactions], LabelBook]:
+    """Transactions that bear what they turned out to be, and where that is noted, as known ``delay_us`` after each.
+
+    ``book`` is that of ``opened``, which is ``source`` as it is read.
+    """
+    if source.bears_truth:
+        return opened.transactions, book
+    # All that was ever said is looked at first; what is measured by becomes known when it is due.
+    for _ in opened.labels:
+        pass
+    due = LabelBook()
+    return SettledLabels(book.whole()).told(opened.transactions, delay_us, due), due
 
 
 def _parted(labels: pd.DataFrame) -> Iterator[NDArray[Any]]:

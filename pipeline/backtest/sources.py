@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.backtest import wire
 from pipeline.backtest.accept import LABEL_FIELDS, STAMP, Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.arrivals import Arrivals, Cut
 from pipeline.backtest.blocks import blocks, texts
 from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.labelling import REPORT_SOURCE
@@ -65,6 +66,18 @@ class Span(NamedTuple):
     warm_up_from_us: int
     from_us: int
     to_us: int
+
+    def arrivals(self, tolerance_us: int, lateness_us: int | None) -> Arrivals:
+        """When the records arrived that may hold something of it.
+
+        It may be ahead of its record by ``tolerance_us``, and behind it by ``lateness_us``; None: by any time.
+        """
+        found = Arrivals()
+        if self.warm_up_from_us > EARLIEST_US:
+            found = found._replace(first_ms=max(self.warm_up_from_us - tolerance_us, 0) // _US_PER_MS)
+        if self.to_us < LATEST_US and lateness_us is not None:
+            found = found._replace(end_ms=max(self.to_us + lateness_us, 0) // _US_PER_MS + 1)
+        return found
 
 
 @dataclass(slots=True)
@@ -176,6 +189,10 @@ class Source(Protocol):
     def name(self) -> str:
         """What a reader calls it."""
 
+    @property
+    def partitions(self) -> int:
+        """Of the topic that it is, or was made of; else 1. Raises `ClusterUnreachable`, `TopicError`."""
+
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
         """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
 
@@ -193,6 +210,7 @@ class FileSource:
     label_file: Path | None = None
     label_delay_s: float = 7 * 86_400.0
     """From a transaction to the label that the file's truth becomes."""
+    partitions: int = 1
 
     @property
     def time_zone(self) -> str:
@@ -248,6 +266,28 @@ class FileSource:
             first += table.num_rows
 
 
+class ExportLog(NamedTuple):
+    """One partition of an exported topic: the files that hold records of it, as they follow each other."""
+
+    number: int
+    paths: list[Path]
+
+    def tables(self, arrivals: Arrivals) -> Iterator[pa.Table]:
+        """The records that arrived then, in their order."""
+        cut = Cut(arrivals)
+        for path in self.paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(CHUNK_ROWS):
+                    table = pa.Table.from_batches([batch])
+                    table = table.filter(pc.equal(table.column("partition"), self.number))
+                    stamps_us, _ = wire.times_us(wire.column(table, STAMP), "UTC")
+                    # What has no stamp may be of any time.
+                    of = cut.of(np.where(stamps_us == wire.NO_TIME, arrivals.first_ms, stamps_us // _US_PER_MS))
+                    yield table.slice(of.start, of.stop - of.start)
+                    if cut.ended:
+                        return
+
+
 @dataclass(frozen=True, slots=True)
 class ExportSource:
     """A directory of exported topics: ``transactions/`` and perhaps ``labels/``, Parquet files below each.
@@ -287,8 +327,10 @@ class ExportSource:
                 "that topic too"
             )
         late = _noting_late(rejects)
-        sold = [self._transactions(number, paths, rules, rejects) for number, paths in self._logs(TRANSACTIONS)]
-        told = [self._labels(number, paths, rules, rejects, book) for number, paths in self._logs(LABELS)]
+        of_range = span.arrivals(rules.future_tolerance_us, self.lateness_us)
+        until_now = span.arrivals(rules.future_tolerance_us, None)
+        sold = [self._transactions(log, of_range, rules, rejects) for log in self._logs(TRANSACTIONS)]
+        told = [self._labels(log, until_now, rules, rejects, book) for log in self._logs(LABELS)]
         seen = Seen()
         return Opened(
             (seen.within(span, rows) for rows in by_time(sold, self.lateness_us, late("transaction"))),
@@ -300,8 +342,8 @@ class ExportSource:
     def _files(self, topic: Topic) -> list[Path]:
         return sorted((self.directory / topic.name).rglob("*.parquet"))
 
-    def _logs(self, topic: Topic) -> list[tuple[int, list[Path]]]:
-        """Each partition with the files that hold records of it."""
+    def _logs(self, topic: Topic) -> list[ExportLog]:
+        """Of each partition the files that hold records of it."""
         numbers: dict[int, list[Path]] = {}
         for path in self._files(topic):
             columns = pq.read_schema(path).names
@@ -310,30 +352,23 @@ class ExportSource:
                 raise UnusableSource(f"{path} has no column {', '.join(missing)}: it is no export of a topic")
             for number in pc.unique(pq.read_table(path, columns=["partition"]).column("partition")).to_pylist():
                 numbers.setdefault(int(number), []).append(path)
-        return sorted(numbers.items())
-
-    def _tables(self, number: int, paths: list[Path]) -> Iterator[pa.Table]:
-        for path in paths:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(CHUNK_ROWS):
-                    table = pa.Table.from_batches([batch])
-                    yield table.filter(pc.equal(table.column("partition"), number))
+        return [ExportLog(number, paths) for number, paths in sorted(numbers.items())]
 
     def _transactions(
-        self, number: int, paths: list[Path], rules: Acceptance, rejects: list[Reject]
+        self, log: ExportLog, arrivals: Arrivals, rules: Acceptance, rejects: list[Reject]
     ) -> Iterator[Part[Transactions]]:
-        for table in self._tables(number, paths):
+        for table in log.tables(arrivals):
             rows, refused = accept_transactions(table, rules)
             rejects += refused
-            yield _placed(rows, table, number)
+            yield _placed(rows, table, log.number)
 
     def _labels(
-        self, number: int, paths: list[Path], rules: Acceptance, rejects: list[Reject], book: LabelBook
+        self, log: ExportLog, arrivals: Arrivals, rules: Acceptance, rejects: list[Reject], book: LabelBook
     ) -> Iterator[Part[Labels]]:
-        for table in self._tables(number, paths):
+        for table in log.tables(arrivals):
             rows, refused = accept_labels(table, rules)
             rejects += refused
-            yield _placed(_noted(rows, table, 0, book), table, number)
+            yield _placed(_noted(rows, table, 0, book), table, log.number)
 
 
 _MOST_PARTITIONS: Final = 2**16
@@ -373,6 +408,11 @@ class TopicSource:
         reached(client, self.bootstrap)
         return Numbering(len(partition_numbers(client, self.name)))
 
+    @property
+    def partitions(self) -> int:
+        """The topic's. Raises `ClusterUnreachable`, `TopicError`."""
+        return self.numbering.partitions
+
     def written_in(self, span: Span) -> Span:
         """The span in which agents' outputs are looked for, whose records bear the time of writing.
 
@@ -385,7 +425,10 @@ class TopicSource:
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Opened:
         """As `Source`."""
         late = _noting_late(rejects)
-        sold = self.ranges(TRANSACTIONS, span, rules.future_tolerance_us, to_end=False)
+        of_range = span.arrivals(rules.future_tolerance_us, self.lateness_us)
+        until_now = span.arrivals(rules.future_tolerance_us, None)
+        # Their ends as well are told by records.
+        sold = self.ranges(TRANSACTIONS, span, rules.future_tolerance_us, to_end=True)
         told = self.ranges(LABELS, span, rules.future_tolerance_us, to_end=True)
         self.refuse_lost(span, len(sold))
         numbering = Numbering(len(sold))
@@ -400,19 +443,19 @@ class TopicSource:
         of_labels = Numbering(len(told))
         readers = ExitStack()
 
-        def begun(topic: Topic, number: int, of: range) -> Iterator[RecordColumns]:
+        def begun(topic: Topic, number: int, of: range, arrivals: Arrivals) -> Iterator[RecordColumns]:
             reader = readers.enter_context(closing(self._reader(topic, number, of.start)))
             # All at once: a client's first record takes half a second.
             reader.begin()
-            return _columns(reader, of.stop)
+            return columns_of(reader, of.stop, arrivals)
 
         transactions = [
-            (transactions_of(read, rules, numbering, rejects) for read in begun(TRANSACTIONS, number, of))
+            (transactions_of(read, rules, numbering, rejects) for read in begun(TRANSACTIONS, number, of, of_range))
             for number, of in sold.items()
             if of
         ]
         labels = [
-            (labels_of(read, rules, of_labels, rejects, note) for read in begun(LABELS, number, of))
+            (labels_of(read, rules, of_labels, rejects, note) for read in begun(LABELS, number, of, until_now))
             for number, of in told.items()
             if of
         ]
@@ -430,16 +473,14 @@ class TopicSource:
         full = self.settings.topic(topic.name)
         numbers = partition_numbers(client, full)
         places = [(full, number) for number in numbers]
-        if span.warm_up_from_us > EARLIEST_US:
-            # An event may be ahead of its record by as much as is tolerated.
-            arrived_us = max(span.warm_up_from_us - tolerance_us, 0)
-            starts = patiently(lambda: offsets_at(client, places, arrived_us // _US_PER_MS))
+        first_ms, end_ms = span.arrivals(tolerance_us, None if to_end else self.lateness_us)
+        if first_ms > Arrivals().first_ms:
+            starts = patiently(lambda: offsets_at(client, places, first_ms))
         else:
             starts = patiently(lambda: first_offsets(client, places))
         ends = settled_ends(self.bootstrap, self.settings, full, numbers)
-        if span.to_us < LATEST_US and not to_end:
-            last_us = max(span.to_us + self.lateness_us, 0)
-            found = patiently(lambda: offsets_at(client, places, last_us // _US_PER_MS + 1))
+        if end_ms < Arrivals().end_ms:
+            found = patiently(lambda: offsets_at(client, places, end_ms))
             ends = {number: min(ends[number], found[full, number]) for number in numbers}
         return {number: range(starts[full, number], ends[number]) for number in numbers}
 
@@ -480,9 +521,12 @@ class TopicSource:
         return RangeReader(self.bootstrap, self.settings, self.settings.topic(topic.name), number, start)
 
 
-def _columns(reader: RangeReader, end: int) -> Iterator[RecordColumns]:
-    while (read := reader.read_columns(end)).values:
-        yield read
+def columns_of(reader: RangeReader, end: int, arrivals: Arrivals) -> Iterator[RecordColumns]:
+    """The records below offset ``end`` that arrived then."""
+    cut = Cut(arrivals)
+    while not cut.ended and (read := reader.read_columns(end)).values:
+        of = cut.of(read.timestamp_ms)
+        yield RecordColumns(read.partition, read.offset[of], read.timestamp_ms[of], read.values[of])
 
 
 def moment(time_us: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import click
 import pandas as pd
@@ -21,7 +22,7 @@ from pipeline.backtest.report import Report, ReportOptions, build_report
 from pipeline.backtest.result import BacktestResult, Variant
 from pipeline.backtest.training import Training
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.backtest_options import model_options, range_options, show_step
+from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
 from pipeline.commands.outputs import Write, refuse_unwritable, write_each
 from pipeline.commands.progress import Bar, failure, interrupts
 from pipeline.commands.replay import Duration, Moment, file_mapping
@@ -124,15 +125,8 @@ _SHOWN = 10
 )
 def command(
     history: Path | None,
-    bootstrap: str | None,
-    start: datetime | None,
-    end: datetime | None,
-    warm_up: float | None,
-    lateness: float,
-    order: str,
     compare: str | None,
     models: tuple[str, ...],
-    policy: str | None,
     thresholds: tuple[float, ...],
     budgets: tuple[float, ...],
     trainings: tuple[str, ...],
@@ -141,9 +135,6 @@ def command(
     train_gap: float | None,
     validation_days: float,
     register: bool,
-    river: str | None,
-    learn: bool,
-    publish_every: float,
     preset: str | None,
     changes: tuple[str, ...],
     currency: str,
@@ -158,6 +149,7 @@ def command(
     as_json: Path | None,
     decisions: Path | None,
     differences: Path | None,
+    **shared: Unpack[SharedOptions],
 ) -> None:
     """Decide history again: of the topics, of HISTORY (.parquet, .csv, .csv.gz), or of a directory of exported topics.
 
@@ -175,21 +167,12 @@ def command(
         mapping = file_mapping(history, changes, preset, currency, time_zone) if history and from_file else None
         asked = Backtest(
             history,
-            start=start,
-            end=end,
             models=_named(models),
             thresholds=thresholds,
             budgets=budgets,
             training=training,
             validation_days=validation_days,
-            policy=policy,
-            river=river,
-            learn=learn,
-            publish_every_s=publish_every,
-            order=order,
             compare_live=compare is not None,
-            warm_up_s=warm_up,
-            lateness_s=lateness,
             label_file=label_file,
             labels=labels,
             label_delay_s=label_delay,
@@ -197,7 +180,7 @@ def command(
             reviews_a_day=top,
             mapping=mapping,
             settings=Settings(),
-            bootstrap=bootstrap,
+            **shared,
         )
         with interrupts(stop), Bar("opening the history") as bar:
             result = asked.run(partial(show_step, bar), stop.is_set)

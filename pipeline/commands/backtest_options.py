@@ -1,11 +1,12 @@
 """What the commands share that decide history again: options, and how far they are."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, TypedDict
 
 import click
 
-from pipeline.backtest.api import Step
+from pipeline.backtest.findings import Step
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import moment
 from pipeline.commands.progress import Bar
@@ -13,18 +14,40 @@ from pipeline.commands.replay import Duration, Moment
 
 Decorator = Callable[[Any], Any]
 
+
+class SharedOptions(TypedDict):
+    """What `range_options` and `model_options` hand to a command: keywords of `pipeline.Backtest`, in its units."""
+
+    bootstrap: str | None
+    start: datetime | None
+    end: datetime | None
+    warm_up_s: float | None
+    lateness_s: float
+    order: str
+    policy: str | None
+    river: str | None
+    learn: bool
+    publish_every_s: float
+
+
 _RANGE: Final[tuple[Decorator, ...]] = (
     click.option("--bootstrap", help="Cluster whose topics are read.  [default: KAFKA_BOOTSTRAP_SERVERS]"),
     click.option("--from", "start", type=Moment(), help="First event time."),
     click.option("--to", "end", type=Moment(), help="Event time to end before."),
     click.option(
         "--warm-up",
+        "warm_up_s",
         type=Duration(),
         help="History before the range that fills the windows.  [default: 60d and the labels' delay; recorded: what a "
         "restore reads]",
     ),
     click.option(
-        "--lateness", type=Duration(), default="7d", show_default=True, help="From an event to its record, at most."
+        "--lateness",
+        "lateness_s",
+        type=Duration(),
+        default="7d",
+        show_default=True,
+        help="From an event to its record, at most.",
     ),
     click.option(
         "--order",
@@ -42,6 +65,7 @@ _POLICY_AND_ONLINE_MODEL: Final[tuple[Decorator, ...]] = (
     click.option("--learn", is_flag=True, help="Let the online model learn from there on."),
     click.option(
         "--publish-every",
+        "publish_every_s",
         type=Duration(),
         default="1h",
         show_default=True,

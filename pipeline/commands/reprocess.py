@@ -2,15 +2,15 @@
 
 import sys
 import threading
-from datetime import datetime
 from functools import partial
+from typing import Unpack
 
 import click
 
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.reprocess import reprocess
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.backtest_options import model_options, range_options, show_step
+from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
 from pipeline.commands.progress import Bar, failure, interrupts
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 
 @click.command("reprocess")
 @click.option("--into", required=True, metavar="TOPIC", help="Topic to write to, without the prefix; made if missing.")
-@click.option("--replace", is_flag=True, help="Delete what another run has written there.")
+@click.option("--replace", is_flag=True, help="Delete what another run has written there, once this one writes.")
 @range_options
 @click.option(
     "--model",
@@ -34,18 +34,9 @@ from pipeline.settings import Settings
 def command(
     into: str,
     replace: bool,
-    bootstrap: str | None,
-    start: datetime | None,
-    end: datetime | None,
-    warm_up: float | None,
-    lateness: float,
-    order: str,
     model: str | None,
-    policy: str | None,
     threshold: float | None,
-    river: str | None,
-    learn: bool,
-    publish_every: float,
+    **shared: Unpack[SharedOptions],
 ) -> None:
     """Decide a range of the topics again, as backtest does, into a topic of its own: never into decisions.
 
@@ -55,19 +46,10 @@ def command(
     stop = threading.Event()
     try:
         asked = Backtest(
-            start=start,
-            end=end,
             models=[] if model is None else [model],
             thresholds=[] if threshold is None else [threshold],
-            policy=policy,
-            river=river,
-            learn=learn,
-            publish_every_s=publish_every,
-            order=order,
-            warm_up_s=warm_up,
-            lateness_s=lateness,
             settings=Settings(),
-            bootstrap=bootstrap,
+            **shared,
         )
         with interrupts(stop), Bar("looking at the topics") as bar:
             done = reprocess(asked, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)

@@ -3,25 +3,24 @@
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 import msgspec
-import numpy as np
 import pandas as pd
 
 from pipeline.backtest import frame_tables
-from pipeline.backtest.accept import Acceptance, accept_transactions
+from pipeline.backtest.decidable import decidable
+from pipeline.backtest.options import card_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
 from pipeline.engine.learn import model_record
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
+from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
-from pipeline.rates import RatesError, load_rates
+from pipeline.rates import RatesError
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -145,7 +144,7 @@ def command(
                     f"{file} holds amounts in {', '.join(sorted(set(frame['currency'])))}, the base currency is "
                     f"{settings.base_currency}; convert them first, or set FRAUD_PIPELINE_BASE_CURRENCY"
                 )
-            frame = _accepted(frame, settings)
+            frame = _decidable(frame, settings)
             _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
             data = from_history(frame, label_delay_s=delay_days * 86_400.0, negative_rate=negative_rate)
         else:
@@ -184,23 +183,17 @@ def command(
     )
 
 
-def _accepted(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The transactions that workers would accept: no others have features, or move a window. Tells what is left out."""
-    rules = Acceptance(load_rates(settings), round(settings.future_tolerance_s * US_PER_SECOND))
-    kept, first = [], 0
-    refused: Counter[str] = Counter()
-    for table in frame_tables(frame):
-        accepted, rejects = accept_transactions(table, rules, first)
-        kept.append(accepted.row)
-        refused.update(reject.code for reject in rejects)
-        first += table.num_rows
-    if not refused:
-        return frame
-    codes = ", ".join(f"{code} {count:,}" for code, count in refused.most_common())
-    _say(f"{refused.total():,} transactions are left out, since workers refuse them: {codes}")
-    if refused.total() == len(frame):
+def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The transactions that workers would decide: no others have features, or move a window. Tells what is left out."""
+    found = decidable(frame_tables(frame), card_options(settings, partitions=1))
+    if found.refused:
+        codes = ", ".join(f"{code} {count:,}" for code, count in found.refused.most_common())
+        _say(f"{found.refused.total():,} transactions are left out, since workers refuse them: {codes}")
+    if found.repeated:
+        _say(f"{found.repeated:,} transactions are left out, since they repeat others")
+    if not len(found.row):
         raise ModelError("no transaction is left to train on: workers would refuse all of them")
-    return frame.iloc[np.concatenate(kept)].reset_index(drop=True)
+    return frame if len(found.row) == len(frame) else frame.iloc[found.row].reset_index(drop=True)
 
 
 def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:

@@ -11,7 +11,8 @@ from typing import Final, TextIO
 
 import pandas as pd
 
-from pipeline.backtest.api import Backtest, Step
+from pipeline.backtest.api import Backtest
+from pipeline.backtest.findings import Step
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.sources import RangeError, moment
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, train_on

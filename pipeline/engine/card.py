@@ -30,6 +30,8 @@ from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
 
 EARLY_LABEL_PATIENCE_US: Final = 7 * US_PER_DAY
 """How long, in event time, a label waits for its transaction before it becomes a dead letter."""
+NO_TRANSACTION: Final = "label_without_transaction"
+"""Code of that dead letter."""
 GIVE_UP_AT_MOST: Final = 5_000
 """Labels that one batch gives up; more of them are left to the batches that follow."""
 _FORGET_AT_LEAST: Final = 64
@@ -393,7 +395,7 @@ class CardPartition:
             item = _kept(waiting)
             result.counts["label", "unknown_transaction"] += 1
             why = not_joined(item.label.transaction_id, item.label.card_id, self._rules.label_horizon_us)
-            result.dead_letter(item.record, "card", "label_without_transaction", why)
+            result.dead_letter(item.record, "card", NO_TRANSACTION, why)
 
     def _forgotten_day(self) -> int:
         """The first day of acceptance that is remembered; what lies before is as if it were not there.

@@ -7,7 +7,7 @@ of the rows; splitting the rows over several calls changes nothing, and neither 
 Cards and merchants are told apart by 128 bits of their names' hash; the names themselves are not kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,16 @@ class _Windows:
         """The largest event time of the partition's transactions so far; 0 before there is one."""
         newest_us = int(self._tables.state.meta[NEWEST])
         return 0 if newest_us == NOTHING_YET_US else newest_us
+
+    def _work(self, kernel: Callable[..., int], n: int, *columns: NDArray[Any]) -> None:
+        """Have ``kernel`` work on n rows: where a table is full it ends early, and goes on once that has grown."""
+        tables = self._tables
+        tables.begin(n)
+        done = 0
+        while done < n:
+            done = kernel(tables.state, done, *columns)
+            if done < n:
+                tables.grow()
 
     def settle(self) -> None:
         """What was profiled is for good; forgets a bounded part of what lies behind the horizon."""
@@ -129,22 +139,14 @@ class CardWindows(_Windows):
         weekday: NDArray[np.float64],
     ) -> CardProfile:
         """`profile` for who has the `entity_keys` of cards and merchants already; shape (n, 2)."""
-        n, tables = len(cards), self._tables
+        n = len(cards)
         keys, others = np.ascontiguousarray(cards), np.ascontiguousarray(merchants[:, 0])
         time_us, amount, enters, hours, weekdays = _columns(
             n, (event_time_us, np.int64), (amount_minor, np.int64), (counts, np.bool_), (hour, np.float64),
             (weekday, np.float64),
         )  # fmt: skip
         profile = CardProfile(np.empty((n, len(CARD_FEATURES))), np.empty(n, np.int64), np.empty(n, np.int64))
-        tables.begin(n)
-        done = 0
-        while done < n:
-            done = profile_cards(
-                tables.state, done, keys, others, time_us, amount, enters, hours, weekdays,
-                profile.features, profile.case_start_us, profile.case_sequence,
-            )  # fmt: skip
-            if done < n:
-                tables.grow()
+        self._work(profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, *profile)
         return profile
 
 
@@ -186,21 +188,14 @@ class MerchantWindows(_Windows):
         known_at_us: NDArray[np.int64],
     ) -> NDArray[np.float64]:
         """`profile` for who has the `entity_keys` of merchants already; shape (n, 2)."""
-        n, tables = len(merchants), self._tables
+        n = len(merchants)
         kind, identity, time_us, amount, enters, value, since_us = _columns(
             n, (kinds, np.uint8), (transaction_hash, np.uint64), (event_time_us, np.int64), (amount_minor, np.int64),
             (counts, np.bool_), (known, np.int8), (known_at_us, np.int64),
         )  # fmt: skip
         keys, identities = np.ascontiguousarray(merchants), identity.view(np.int64)
         out = np.empty((n, len(MERCHANT_FEATURES)))
-        tables.begin(n)
-        done = 0
-        while done < n:
-            done = profile_merchants(
-                tables.state, done, kind, keys, identities, time_us, amount, enters, value, since_us, out
-            )
-            if done < n:
-                tables.grow()
+        self._work(profile_merchants, n, kind, keys, identities, time_us, amount, enters, value, since_us, out)
         return out
 
 

@@ -1,12 +1,12 @@
 """Topics as the pipeline needs them: created, or checked; and where groups and topics stand."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from confluent_kafka import OFFSET_END, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, ResourceType
 
 from pipeline.kafka.clients import (
@@ -265,10 +265,10 @@ def _satisfies(key: str, actual: Any, expected: str) -> bool:
     return str(actual) == expected
 
 
-def empty_topic(bootstrap: str, topic: str, *, settings: Settings | None = None) -> None:
-    """Delete all records that ``topic`` (full name) holds now; offsets go on behind them. Raises ``TopicError``."""
+def delete_before(bootstrap: str, topic: str, offsets: Mapping[int, int], *, settings: Settings | None = None) -> None:
+    """Delete the records of ``topic`` (full name) below an offset of each partition. Raises ``TopicError``."""
     client = admin_client(bootstrap, settings=settings)
-    ends = [TopicPartition(topic, number, OFFSET_END) for number in partition_numbers(client, topic)]
+    ends = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
     for at, future in client.delete_records(ends, request_timeout=REQUEST_TIMEOUT_S).items():
         try:
             future.result()

@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 
 from pipeline import Backtest
-from pipeline.backtest.api import Step
+from pipeline.backtest.findings import Step
 from pipeline.backtest.report import build_report
 from pipeline.broker import embedded_broker
 from pipeline.commands.train import publish_champion

@@ -18,7 +18,7 @@ from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.clients import TopicError, admin_client
 from schemas.messages import Decision
-from schemas.topics import LABELS, REROUTED, TRANSACTIONS
+from schemas.topics import DEAD_LETTERS, LABELS, REROUTED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.logs import after, transaction
 from tests.helpers.topics import Cluster, Key, Starter, keys, shop
@@ -77,6 +77,7 @@ def lived(cluster: Cluster, start: Starter) -> Cluster:
 
     cluster.publish(policy(0.4))
     cluster.buy(240, after(minutes=4_800), card_id="c1", amount=-1)
+    cluster.write(LABELS, b"nonsense", b"c1", after(minutes=4_800))
     bought |= buy_out_of_order(cluster, range(241, 300), seed=4)
     for key in list(bought)[:5]:
         cluster.buy(int(key[1][1:]), after(minutes=6_000), card_id=key[0])
@@ -124,6 +125,16 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     assert "profiled records that the card kernel does not give again" not in result.counts
     (drift,) = result.drift
     assert (drift.lightgbm, drift.variants) == (live[0].versions.lightgbm, ("as recorded",))
+    # What was refused live is counted, and what was not decided for it.
+    refused = Counter(dict(record.headers)["dead-letter-error"] for record in lived.read(DEAD_LETTERS))
+    assert refused == {b"amount_negative": 1, b"not_json": 1}
+    losses = {name: count for name, count in result.counts.items() if name.startswith(("refused", "repeated"))}
+    assert losses == {
+        "repeated transactions": 5,
+        "refused transactions: amount_negative": 1,
+        "refused labels: not_json": 1,
+    }
+    assert result.counts["labels: first"] > 0
     told = set(result.labels["transaction_id"])
     assert told
     assert set(result.labels["label"]) == {"fraud", "legitimate", "disputed"}
@@ -160,7 +171,7 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     assert causes[ARRIVAL] > 0
     assert UNEXPLAINED not in causes
     assert causes.keys() <= {ARRIVAL, BETWEEN, RIVER, POLICY, LIGHTGBM}
-    assert (first.counts["repeated transactions"], first.counts["refused transactions: amount_negative"]) == (5, 1)
+    assert {name: first.counts[name] for name in losses} == losses
     assert offsets(lived) == before
 
     frame = what_if.comparison.frame()

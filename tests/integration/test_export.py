@@ -20,6 +20,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 
 from pipeline import Backtest
+from pipeline.backtest.report import build_report
 from pipeline.backtest.result import BacktestResult
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
@@ -58,11 +59,14 @@ def transacted(cluster: Cluster, topic: Topic, values: list[tuple[bytes, float]]
         producer.abort_transaction(PATIENCE_S)
 
 
-def fill(cluster: Cluster) -> None:
-    """Two days of a dozen cards, of which some come late, are labelled, or cannot be read; and what was aborted."""
+def fill(cluster: Cluster, stretch: float = 1.0) -> None:
+    """Two days of a dozen cards, of which some come late, are labelled, or cannot be read; and what was aborted.
+
+    Of as many records, ``stretch`` times as much time.
+    """
     random = np.random.default_rng(0)
     for number in range(400):
-        minutes = 7.0 * number
+        minutes = 7.0 * stretch * number
         card = f"c{random.integers(12)}"
         fields: dict[str, Any] = {"card_id": card, "merchant_id": f"m{random.integers(5)}"}
         fields["amount"] = round(float(random.lognormal(3, 0.8)), 2)
@@ -74,7 +78,8 @@ def fill(cluster: Cluster) -> None:
         value = transaction(number, after(minutes=minutes - late), **fields)
         cluster.write(TRANSACTIONS, value, card.encode(), after(minutes=minutes))
         if number % 3 == 0:
-            cluster.say((card, f"t{number}"), after(minutes=minutes + 60), "fraud" if number % 2 else "legitimate")
+            said = after(minutes=minutes + 60 * stretch)
+            cluster.say((card, f"t{number}"), said, "fraud" if number % 2 else "legitimate")
         if number % 50 == 0:
             cluster.buy(number, after(minutes=minutes), card_id=card)
             cluster.write(TRANSACTIONS, b"\xff{", None, after(minutes=minutes), [("who", b"knows"), ("none", None)])
@@ -152,10 +157,47 @@ def test_a_backtest_of_an_export_is_that_of_the_topics(cluster: Cluster, tmp_pat
         assert len(live.variants[0].decisions) > 100
         for one, other in zip(live.variants, again.variants, strict=True):
             pd.testing.assert_frame_equal(one.decisions, other.decisions, check_exact=True)
-        if not asked:
-            assert again.counts == live.counts
-            assert again.parameters["partitions"] == 3
-        assert sorted(again.labels["transaction_id"]) == sorted(live.labels["transaction_id"])
+        same_report(live, again)
+        assert again.parameters["partitions"] == 3
+
+
+def same_report(live: BacktestResult, again: BacktestResult) -> None:
+    """Of topics, and of their export."""
+    assert again.counts == live.counts
+    assert again.warnings == live.warnings
+    assert (again.from_us, again.to_us, again.warm_up_from_us) == (live.from_us, live.to_us, live.warm_up_from_us)
+    order = ["transaction_id", "labelled_at", "label"]
+    one, other = (result.labels.sort_values(order, ignore_index=True) for result in (live, again))
+    pd.testing.assert_frame_equal(one, other)
+    one, other = (build_report(result).metrics for result in (live, again))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_a_part_of_an_export_is_counted_and_measured_as_that_of_the_topics(cluster: Cluster, tmp_path: Path) -> None:
+    """A month, of which some lies before the warm-up and some behind the range, with marks of transactions between."""
+    fill(cluster, stretch=15.0)
+    export(cluster, tmp_path / "out")
+    day_s = 86_400.0
+    part: dict[str, Any] = {"start": after(16), "end": after(24), "warm_up_s": 4 * day_s, "lateness_s": 2 * day_s}
+    found = {}
+    for name, asked in (
+        ("whole", {}),
+        ("part", part),
+        ("learning", {**part, "learn": True}),
+        ("to the end", {**part, "end": None}),
+        ("due", {**part, "labels": "delay", "label_delay_s": 2 * day_s}),
+    ):
+        live, again = (backtest(cluster, history, **asked) for history in (None, tmp_path / "out"))
+        pd.testing.assert_frame_equal(live.variants[0].decisions, again.variants[0].decisions, check_exact=True)
+        same_report(live, again)
+        found[name] = live
+    whole, cut = found["whole"].counts, found["part"].counts
+    assert len(found["part"].variants[0].decisions) > 80
+    # A part has fewer of each, and labels of transactions before it, which are no errors.
+    for name in ("refused transactions: amount_too_many_decimals", "labels: first"):
+        assert 0 < cut[name] < whole[name]
+    assert cut["labels: transaction_not_read"] > 0
+    assert "refused labels: label_without_transaction" not in cut
 
 
 def test_an_export_that_is_killed_goes_on_where_whole_files_end(cluster: Cluster, tmp_path: Path) -> None:

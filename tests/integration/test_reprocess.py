@@ -52,6 +52,10 @@ def written(cluster: Cluster, name: str = INTO) -> list[Record]:
     return list(read_topic(cluster.bootstrap, cluster.settings.topic(name), settings=cluster.settings))
 
 
+def places(cluster: Cluster) -> set[tuple[int, int]]:
+    return {(record.partition, record.offset) for record in written(cluster)}
+
+
 def decided(records: list[Record]) -> dict[tuple[int, int], Decision]:
     messages = [msgspec.json.decode(record.value or b"", type=Decision) for record in records]
     found = {(one.source.partition, one.source.offset): one for one in messages}
@@ -258,11 +262,15 @@ def test_the_command_says_how_it_ended(bought: Cluster) -> None:
         (["--model", "0123456789ab"], "has no lightgbm version 0123456789ab"),
         (["--into", "decisions"], "is the name of a topic of the pipeline"),
     ):
+        before = places(bought)
         refused = run(bought, *arguments)
+        assert places(bought) == before
         assert (refused.exit_code, text in refused.output.replace("\n", " ")) == (1, True), refused.output
 
     lost = [TopicPartition(bought.settings.topic(TRANSACTIONS.name), number, -1) for number in range(3)]
     for future in client.delete_records(lost).values():
         future.result()
+    before = places(bought)
     gone = run(bought, "--replace", "--to", "2024-03-01")
     assert "holds no record" in gone.output
+    assert places(bought) == before != set()

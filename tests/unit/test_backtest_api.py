@@ -17,10 +17,11 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions, delayed_truth, file_tables, frame_tables
-from pipeline.backtest.api import Step, _Run
+from pipeline.backtest.findings import Findings, Listener, Step
 from pipeline.backtest.order import OutOfOrder
 from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.sources import RangeError
+from pipeline.backtest.verdicts import nothing_decided
 from pipeline.backtest.versions import ModelLibrary, with_threshold
 from pipeline.demo.world import World
 from pipeline.exports.contents import Contents, Offsets, contents_path, note_contents
@@ -116,15 +117,15 @@ def test_the_warm_up_is_all_that_features_depend_on(tmp_path: Path, settings: Se
     asked.each(lambda _, decisions: kept.append(decisions))
     counts = np.concatenate([one.features[:, FEATURES.index("card_outlier_count_30d")] for one in kept])
     assert counts.tolist() == [1.0, 0.0]
-    assert asked.warm_up_us == REACH_US + LATENESS_US
+    assert asked.request.warm_up_us == REACH_US + LATENESS_US
 
 
 def test_the_days_that_a_budget_is_chosen_on_are_as_warm_as_the_range(file: Path, settings: Settings) -> None:
     asked = {"start": START + 12 * DAY, "settings": settings, "warm_up_s": 2 * 86_400.0, "validation_days": 3.0}
     chosen = Backtest(file, budgets=[5], **asked)  # type: ignore[arg-type]
-    assert chosen.span.from_us - chosen.span.warm_up_from_us == 5 * US_PER_DAY
+    assert chosen.request.span.from_us - chosen.request.span.warm_up_from_us == 5 * US_PER_DAY
     other = Backtest(file, thresholds=[0.5], **asked)  # type: ignore[arg-type]
-    assert other.span.from_us - other.span.warm_up_from_us == 2 * US_PER_DAY
+    assert other.request.span.from_us - other.request.span.warm_up_from_us == 2 * US_PER_DAY
 
 
 def test_variants_decide_about_the_same_in_one_pass(file: Path, settings: Settings) -> None:
@@ -192,6 +193,61 @@ def test_exported_topics_that_are_out_of_order_give_what_the_file_gives(
     late = Backtest(shuffled, lateness_s=3_600.0, **asked).run()  # type: ignore[arg-type]
     assert late.counts["refused transactions: late_beyond_margin"] > 0
     assert len(decisions(late)) < len(one)
+
+
+def test_an_export_is_read_no_further_than_its_span(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
+    """What lies before the warm-up, or behind the range, has no part in any count, as if it were not there."""
+    spoilt = history.assign(amount=history["amount"].where(np.arange(len(history)) % 50 != 0, -1.0))
+    # Some happened before the warm-up and arrived in it: these are read, and not decided.
+    export(spoilt, tmp_path / "whole", 3, timedelta(hours=1))
+    start, end, warm_up = START + 8 * DAY, START + 16 * DAY, 4 * DAY
+    begin, behind = start - warm_up, end + DAY
+    asked = {"start": start, "end": end, "settings": settings, "warm_up_s": warm_up.total_seconds()}
+    asked["lateness_s"] = DAY.total_seconds()
+    found = Backtest(tmp_path / "whole", **asked).run()  # type: ignore[arg-type]
+    for path in sorted((tmp_path / "whole").rglob("*.parquet")):
+        frame = pd.read_parquet(path)
+        late = timedelta(seconds=settings.future_tolerance_s)
+        kept = frame["timestamp"] >= begin - late
+        if "labels" not in str(path):
+            kept &= frame["timestamp"] <= behind
+        part = tmp_path / "part" / path.relative_to(tmp_path / "whole")
+        part.parent.mkdir(parents=True)
+        frame[kept].to_parquet(part, index=False)
+    again = Backtest(tmp_path / "part", **asked).run()  # type: ignore[arg-type]
+    assert found.counts == again.counts
+    assert found.warnings == again.warnings
+    pd.testing.assert_frame_equal(found.labels, again.labels)
+    pd.testing.assert_frame_equal(decisions(found), decisions(again), check_exact=True)
+    # There is something to be counted that a whole export has more of, and something that the span cuts through.
+    whole = Backtest(tmp_path / "whole", settings=settings, lateness_s=DAY.total_seconds()).run().counts
+    refused = "refused transactions: amount_negative"
+    assert 0 < found.counts[refused] < whole[refused]
+    assert found.counts["labels: transaction_not_read"] > 0
+    assert "refused labels: label_without_transaction" not in found.counts
+    # Those of transactions that were refused.
+    assert whole["refused labels: label_without_transaction"] > 0
+
+
+def test_a_label_is_refused_where_its_transaction_can_only_lie_in_what_was_read(
+    history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path
+) -> None:
+    begin, patience, horizon = START + 2 * DAY, 7 * DAY, 2 * DAY
+    last = begin + horizon + patience
+    known = [last - 2 * DAY, last - timedelta(seconds=1), last, last + DAY]
+    told = {"transaction_id": "nobody's", "card_id": "c", "label": "fraud", "source": "analyst", "labelled_at": known}
+    pd.DataFrame(told).to_parquet(tmp_path / "labels.parquet", index=False)
+    asked = {
+        "settings": settings.model_copy(update={"label_horizon_days": 2.0}),
+        "label_file": tmp_path / "labels.parquet",
+    }
+    found = Backtest(file, start=START + 3 * DAY, warm_up_s=86_400.0, **asked).run().counts  # type: ignore[arg-type]
+    assert found["labels: transaction_not_read"] == 2
+    assert found["refused labels: label_without_transaction"] == 2
+    # Where all was read, all of them are wrong.
+    whole = Backtest(file, **asked).run().counts  # type: ignore[arg-type]
+    assert whole["refused labels: label_without_transaction"] == 4
+    assert "labels: transaction_not_read" not in whole
 
 
 def test_an_export_of_which_something_is_missing_is_refused_or_warned_of(
@@ -332,7 +388,8 @@ def test_refusals_and_repeats_are_warned_about_where_they_are_many(
     # Labels of what was not read are no error of theirs.
     of_labels.assign(label="fraud").to_parquet(label_file, index=False)
     late = Backtest(file, start=START + 12 * DAY, warm_up_s=86_400.0, label_file=label_file, settings=settings).run()
-    assert late.counts["refused labels: label_without_transaction"] > rows / 3
+    assert late.counts["labels: transaction_not_read"] > rows / 3
+    assert "refused labels: label_without_transaction" not in late.counts
     assert told_by(late.warnings) == []
     twice = tmp_path / "twice.parquet"
     same = history.drop(columns="amount_minor").assign(transaction_id="t", card_id="c")
@@ -350,8 +407,9 @@ def test_a_file_without_a_row_is_told_as_such(history: pd.DataFrame, settings: S
 
 def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Settings) -> None:
     on_topics = settings.model_copy(update={"kafka_bootstrap_servers": "nowhere:9092"})
-    run = _Run(Backtest(order="recorded", settings=on_topics), lambda *_: None, None, lambda: False)
-    assert "what live workers wrote to progress, profiled and decisions" in run._nothing()
+    request = Backtest(order="recorded", settings=on_topics).request
+    findings = Findings(request.span, 0, Listener(None, lambda: False), lambda *_: None)
+    assert "what live workers wrote to progress, profiled and decisions" in nothing_decided(request, findings)
 
 
 def test_a_file_that_is_out_of_order_is_refused(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command: what it writes and says, how it ends early, and that its page tells all of its options."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -13,14 +14,19 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline import Backtest
 from pipeline.backtest import live
 from pipeline.backtest.live import Comparison
+from pipeline.backtest.order import Order
 from pipeline.backtest.report import Report
+from pipeline.backtest.request import Request
+from pipeline.backtest.sources import RangeError, TopicSource
 from pipeline.backtest.tables import file_tables
 from pipeline.cli import main
-from pipeline.commands import backtest
+from pipeline.commands import backtest, reprocess
 from pipeline.commands.backtest import command
 from pipeline.demo.world import World
+from pipeline.features.catalogue import US_PER_DAY
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from tests.helpers.champion import policy
 from tests.unit.model_helpers import small_model
@@ -176,6 +182,34 @@ def test_a_cluster_that_does_not_answer_is_told(run: Run, monkeypatch: pytest.Mo
     result = run("--bootstrap", "127.0.0.1:1", file=False)
     assert result.exit_code == 1
     assert "no Kafka broker answers at 127.0.0.1:1" in result.output
+
+
+def test_both_commands_ask_the_same_by_the_same_options(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+
+    def keep(of: Backtest, *_: object, **_more: object) -> None:
+        asked.append(of.request)
+        raise RangeError("enough")
+
+    monkeypatch.setattr(backtest.Backtest, "run", keep)
+    monkeypatch.setattr(reprocess, "reprocess", keep)
+    options = [
+        "--bootstrap", "127.0.0.1:1", "--from", "2024-03-08", "--to", "2024-03-10T12:00", "--warm-up", "36h",
+        "--lateness", "2d", "--policy", "p", "--river", "r", "--learn", "--publish-every", "90",
+    ]  # fmt: skip
+    run(*options, "--model", "m", "--threshold", "0.5", file=False)
+    CliRunner().invoke(main, ["reprocess", "--into", "candidate", *options, "--model", "m", "--threshold", "0.5"])
+    ours, other = asked
+    assert dataclasses.replace(ours, settings=other.settings, source=other.source) == other
+    assert isinstance(ours.source, TopicSource)
+    assert isinstance(other.source, TopicSource)
+    assert (other.source.bootstrap, other.source.lateness_us) == (ours.source.bootstrap, ours.source.lateness_us)
+    assert (other.source.bootstrap, other.source.lateness_us) == ("127.0.0.1:1", 2 * US_PER_DAY)
+    begin_us = round(START.timestamp()) * 1_000_000 + 7 * US_PER_DAY
+    assert other.span == (begin_us - 3 * US_PER_DAY // 2, begin_us, begin_us + 5 * US_PER_DAY // 2)
+    assert (other.policy, other.river, other.publish_every_us) == ("p", "r", 90_000_000)
+    run("--order", "recorded", "--bootstrap", "127.0.0.1:1", file=False)
+    assert (ours.order, asked[-1].order) == (Order.EVENT_TIME, Order.RECORDED)
 
 
 def test_the_page_tells_every_option() -> None:

@@ -92,7 +92,7 @@ def replayed(
     asked: Backtest, models: ActiveModels, history: pd.DataFrame, labels: pd.DataFrame, learning: Learning | None = None
 ) -> pd.DataFrame:
     parts = replay(
-        models, frame_tables(history), frame_tables(labels), options=asked.card_options(1), learning=learning
+        models, frame_tables(history), frame_tables(labels), options=asked.request.card_options(1), learning=learning
     )
     return pd.concat([part.frame() for part in parts], ignore_index=True)[list(DECISION_COLUMNS)]
 
@@ -166,7 +166,7 @@ def test_a_truth_is_known_after_its_delay(
     (candidate,) = asked.candidates().values()
     parts = replay(
         candidate.models, frame_tables(history, 100), delayed_truth(frame_tables(history, 64), delay_s),
-        options=asked.card_options(1), learning=candidate.learning,
+        options=asked.request.card_options(1), learning=candidate.learning,
     )  # fmt: skip
     expected = pd.concat([part.frame() for part in parts], ignore_index=True)[list(DECISION_COLUMNS)]
     decisions = result.variants[0].decisions
@@ -259,7 +259,7 @@ def test_labels_that_cannot_be_had_are_refused(
             ask(None, bootstrap="127.0.0.1:1", labels=labels, compare_live=True)
         with pytest.raises(ValueError, match="the recorded order has no place for them"):
             ask(None, bootstrap="127.0.0.1:1", labels=labels, order="recorded")
-    assert ask(unknown).labels is Labelling.RECORDED
+    assert ask(unknown).request.labels is Labelling.RECORDED
     assert ask(unknown).run().labels.empty
     with pytest.raises(ValueError, match="'guessed' is not a valid Labelling"):
         ask(labels="guessed")
@@ -276,9 +276,9 @@ def test_labels_that_cannot_be_had_are_refused(
 
 def test_reviews_are_of_one_candidates_alerts(settings: Settings, file: Path) -> None:
     asked = Backtest(file, settings=settings, **REVIEWS)  # type: ignore[arg-type]
-    (schedule,) = asked.schedules(1)
+    (schedule,) = asked.request.schedules(1)
     passed = replay_scheduled(
-        [Candidate(active()), Candidate(active())], iter([]), [schedule], [], options=asked.card_options(1)
+        [Candidate(active()), Candidate(active())], iter([]), [schedule], [], options=asked.request.card_options(1)
     )
     with pytest.raises(ValueError, match="give each a schedule of its own"):
         next(passed)

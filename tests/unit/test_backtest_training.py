@@ -109,7 +109,7 @@ def test_a_model_is_the_one_that_the_training_of_a_file_makes(
     assert variant.threshold == found.policy.threshold
     assert variant.parameters["features"] == f"{len(FEATURES)} of {len(FEATURES)}"
     # And it decides as it would if it had been registered before.
-    registry = Registry(backtest.settings.registry_path)
+    registry = Registry(backtest.request.settings.registry_path)
     assert [entry.version for entry in registry.entries(LIGHTGBM)] == [small_model().version]
     registry.register(LIGHTGBM, expected.model.to_payload())
     registry.register(POLICY, expected.policy.to_payload())
@@ -205,8 +205,8 @@ def test_the_gap_of_recorded_labels_is_the_time_in_which_they_mature(
         label="fraud", source="issuer", labelled_at=frauds["event_time"]
     ).to_parquet(labels, index=False)
     matures = settings.model_copy(update={"maturity_days": 9.0})
-    assert asked(label_file=labels, settings=matures, training=training(start)).period.gap_us == 9 * US_PER_DAY
-    assert asked(settings=matures, training=training(start)).period.gap_us == 2 * US_PER_DAY
+    assert asked(label_file=labels, settings=matures, training=training(start)).request.period.gap_us == 9 * US_PER_DAY
+    assert asked(settings=matures, training=training(start)).request.period.gap_us == 2 * US_PER_DAY
 
 
 def test_a_changed_feature_set_is_trained_on_and_on_nothing_else(
@@ -242,7 +242,7 @@ def text(model: LightGBMModel) -> str:
 def test_what_was_trained_is_kept_where_that_is_asked_for(asked: Callable[..., Backtest], start: datetime) -> None:
     backtest = asked(training=training(start, variants={"few": ["amount", "hour"]}, register=True))
     backtest.run()
-    registry = Registry(backtest.settings.registry_path)
+    registry = Registry(backtest.request.settings.registry_path)
     trained = backtest.trained["few"]
     assert registry.load_lightgbm(trained.model.version).trained_on == ("amount", "hour")
     assert registry.load_policy(trained.policy.version).lightgbm_version == trained.model.version

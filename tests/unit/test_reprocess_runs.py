@@ -3,9 +3,10 @@
 import json
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 import jsonschema
@@ -17,7 +18,8 @@ from click.testing import CliRunner
 from pipeline import Backtest
 from pipeline.backtest.messages import NOT_READ, DecisionWriter
 from pipeline.backtest.records import Numbering
-from pipeline.backtest.reprocess import DECIDED, RUN, Reprocessed, ReprocessError, look, refuse_own, run_name
+from pipeline.backtest.reprocess import DECIDED, RUN, Reprocessed, ReprocessError, Writer, look, refuse_own, run_name
+from pipeline.backtest.request import Request
 from pipeline.backtest.sources import RangeError
 from pipeline.cli import main
 from pipeline.commands import export, reprocess
@@ -26,6 +28,7 @@ from pipeline.exports import topics
 from pipeline.exports.files import Origin, TopicFiles
 from pipeline.exports.rows import RowFormat
 from pipeline.exports.topics import Exported, TopicExport
+from pipeline.kafka.producer import DeliveryFailed
 from pipeline.settings import Settings
 from schemas.messages import Decision, SourceRecord
 from schemas.records import Record
@@ -77,11 +80,11 @@ def test_topics_of_a_pipeline_are_refused_whatever_their_prefix() -> None:
 
 
 def named(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, learn: bool = False, partitions: int = 3) -> str:
-    monkeypatch.setattr(Backtest, "partitions", partitions)
+    monkeypatch.setattr(Request, "partitions", partitions)
     asked = Backtest(models={"candidate": active()}, learn=learn, settings=settings, bootstrap="127.0.0.1:1")
     (candidate,) = asked.candidates().values()
     ids = {"transactions": "a", "labels": "b"}
-    return run_name(asked, 7, candidate, asked.card_options(partitions), "cluster", ids)
+    return run_name(asked.request, 7, candidate, asked.request.card_options(partitions), "cluster", ids)
 
 
 @pytest.mark.parametrize("learn", [False, True])
@@ -124,6 +127,45 @@ def test_a_run_of_which_decisions_are_gone_is_not_complete() -> None:
     with pytest.raises(ReprocessError, match="4 decisions of run r; this one is other, of other models"):
         whole.refuse_other("candidate", "other")
     assert None in look([[record(0, None)]]).runs
+
+
+class Writes:
+    """Takes note of the sizes of transactions."""
+
+    def __init__(self, happened: list[object], *, fenced: bool = False) -> None:
+        self._happened, self._fenced = happened, fenced
+
+    def write(self, topic: str, records: Iterable[object], headers: object) -> None:
+        del topic, headers
+        if self._fenced:
+            raise DeliveryFailed("another process writes under the same id")
+        self._happened.append(len(list(records)))
+
+
+def test_what_is_replaced_goes_once_the_new_run_has_begun_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.backtest.reprocess._TRANSACTION_ROWS", 40)
+    history, card = busy_history(7), options(3)
+    happened: list[object] = []
+
+    def writer(*, fenced: bool = False) -> Writer:
+        producer: Any = Writes(happened, fenced=fenced)
+        messages = DecisionWriter(Numbering(3), 2, RATES)
+        return Writer(producer, "candidate", "run", look([]), messages, lambda: happened.append("replaced"))
+
+    with pytest.raises(ReprocessError):
+        writer().finish()
+    (whole,) = run(history, card)
+    with pytest.raises(DeliveryFailed):
+        writer(fenced=True).take("", whole)
+    assert happened == []
+    begun, decisions = writer(), 0
+    for part in run(history, card, 100):
+        begun.take("", part)
+        decisions += len(part)
+    begun.finish()
+    assert happened[:3] == [40, "replaced", 40]
+    assert happened.count("replaced") == 1
+    assert sum(one for one in happened if isinstance(one, int)) == begun.written == decisions
 
 
 @pytest.mark.parametrize(

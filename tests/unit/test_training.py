@@ -288,6 +288,29 @@ def test_the_command_leaves_out_what_workers_refuse_as_a_backtest_does(tmp_path,
     assert versions[0] == versions[1]
 
 
+def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
+    monkeypatch.setenv("FRAUD_PIPELINE_DEDUP_HORIZON_DAYS", "9")
+    frame = history(30)
+    # Repeats within the horizon, whose labels say otherwise, and others that are transactions of their own again.
+    repeats, others = (
+        frame.iloc[rows].assign(event_time=lambda of, days=days: of["event_time"] + timedelta(days=days), fraud=True)
+        for rows, days in (([400, 410], 8), ([500, 510], 10))
+    )
+    arguments = ["--trees", "10", "--threads", "1", "--budget-per-day", "5"]
+    versions, told = [], []
+    for number, more in enumerate(([repeats, others], [others], [])):
+        path = tmp_path / f"{number}.parquet"
+        whole = pd.concat([frame, *more]).sort_values("event_time", kind="stable", ignore_index=True)
+        whole.to_parquet(path, index=False)
+        run = CliRunner().invoke(command, [str(path), *arguments])
+        assert run.exit_code == 0, run.output
+        versions.append(json.loads(run.stdout)["lightgbm"])
+        told.append("2 transactions are left out, since they repeat others" in run.stderr)
+    assert told == [True, False, False]
+    assert versions[0] == versions[1] != versions[2]
+
+
 def test_the_command_says_what_is_missing(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))

@@ -1,0 +1,98 @@
+"""From the models that a backtest is asked for to what decides in it."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from pipeline.backtest.learning import Learning
+from pipeline.backtest.levels import Level
+from pipeline.backtest.order import Order
+from pipeline.backtest.request import Request
+from pipeline.backtest.result import Parameter
+from pipeline.backtest.run import Candidate
+from pipeline.backtest.sources import moment
+from pipeline.backtest.training import Period
+from pipeline.backtest.versions import ACTIVE, ModelLibrary, with_threshold
+from pipeline.decision.policy import Policy
+from pipeline.engine.models import ActiveModels
+from pipeline.features.catalogue import FEATURES
+from pipeline.training.fit import Trained
+
+LATEST: Final = "latest"
+UNTAUGHT: Final = "untaught"
+_POLICY_ALONE: Final = (Level(),)
+
+
+def candidates_of(request: Request, library: ModelLibrary, trained: Mapping[str, Trained]) -> dict[str, Candidate]:
+    """The models that are asked for, and those that were trained, by their names.
+
+    None of them where those are asked for that decisions name. Raises `RegistryError`, `ModelError`.
+    """
+    named = dict(request.models)
+    if not named and request.training is None:
+        if request.order is Order.RECORDED and request.levels == _POLICY_ALONE and request.policy is None:
+            return {}
+        named = {ACTIVE: ACTIVE}
+    known = {
+        name: version if isinstance(version, ActiveModels) else _version(request, library, version)
+        for name, version in named.items()
+    }
+    parameters: dict[str, dict[str, Parameter]] = {name: {} for name in known}
+    for name, one in trained.items():
+        known[name] = ActiveModels(one.model, library.untaught_river(one.model.version), one.policy)
+        parameters[name] = {} if request.period is None else _told(one, request.period)
+    found = {}
+    for name, active in known.items():
+        for level in request.levels:
+            under = with_threshold(active.policy, level.threshold) if level.threshold is not None else active.policy
+            models = active if under is active.policy else active.under(under)
+            told = parameters[name] | ({} if level.budget is None else {"alerts a day": level.budget})
+            found[name + level.suffix] = Candidate(models, _learning(request, library, models), level.budget, told)
+    return found
+
+
+def policy_to_train(request: Request, library: ModelLibrary) -> Policy | None:
+    """The policy whose rules, blend and audit rate a trained model is given; None where none is in force."""
+    return library.policy_in_force() if request.policy is None else library.policy(request.policy)
+
+
+def warnings_of_policies(candidates: Mapping[str, Candidate]) -> list[str]:
+    """A sentence for each candidate whose threshold was chosen for another model."""
+    found = []
+    for name, one in candidates.items():
+        made_for = one.models.policy.lightgbm_version
+        if made_for is not None and made_for != one.models.lightgbm.version:
+            found.append(
+                f"{name}: the threshold of policy {one.models.policy.version} was chosen for LightGBM {made_for}, "
+                f"not for {one.models.lightgbm.version}; name another --policy or a --threshold"
+            )
+    return found
+
+
+def _version(request: Request, library: ModelLibrary, version: str) -> ActiveModels:
+    lightgbm = library.lightgbm(version)
+    return ActiveModels(
+        lightgbm,
+        library.latest_river(lightgbm.version)
+        if request.river == LATEST
+        else library.untaught_river(lightgbm.version)
+        if request.river == UNTAUGHT
+        else library.river(request.river, lightgbm.version),
+        library.policy_for(lightgbm.version) if request.policy is None else library.policy(request.policy),
+    )
+
+
+def _learning(request: Request, library: ModelLibrary, models: ActiveModels) -> Learning | None:
+    every_us = request.publish_every_us
+    return None if every_us is None else Learning(request.feedback_options(), every_us, *library.learner(models))
+
+
+def _told(trained: Trained, period: Period) -> dict[str, Parameter]:
+    names = trained.model.trained_on
+    without = [name for name in FEATURES if name not in names]
+    told = f"without {', '.join(without)}" if len(without) < len(names) else ", ".join(names)
+    return {
+        "trained from": moment(period.from_us),
+        "trained by what was known at": moment(period.known_us),
+        "last target": moment(period.last_us),
+        "features": f"{len(names)} of {len(FEATURES)}{f': {told}' if without else ''}",
+    }

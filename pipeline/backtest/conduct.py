@@ -1,0 +1,49 @@
+"""Runs what is asked for: training first, then the pass over the range."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pipeline.backtest.candidates import candidates_of, warnings_of_policies
+from pipeline.backtest.decisions import Decisions
+from pipeline.backtest.event_time_pass import decide_by_time
+from pipeline.backtest.findings import Findings, Listener
+from pipeline.backtest.order import Order
+from pipeline.backtest.recorded_pass import decide_as_recorded
+from pipeline.backtest.request import Request
+from pipeline.backtest.run import Candidate
+from pipeline.backtest.sources import EARLIEST_US, RangeError
+from pipeline.backtest.training_pass import train_before
+from pipeline.backtest.verdicts import nothing_decided, warnings_of
+from pipeline.backtest.versions import ModelLibrary
+
+
+class Conducted(NamedTuple):
+    """A backtest that was run, besides its decisions."""
+
+    partitions: int
+    candidates: dict[str, Candidate]
+    findings: Findings
+
+
+def conduct(
+    request: Request, library: ModelLibrary, take: Callable[[str, Decisions], None], listener: Listener
+) -> Conducted:
+    """Run it; ``take`` is given the decisions of the range, chunk by chunk, with the name of what decided.
+
+    Raises as `pipeline.Backtest.run`.
+    """
+    # First, since it tells whether a cluster answers at all.
+    partitions = request.partitions
+    findings = Findings(request.span, request.label_horizon_us, listener, take)
+    if request.training is not None and request.period is not None:
+        train_before(request, request.training, request.period, partitions, library, listener, findings)
+    candidates = candidates_of(request, library, findings.trained)
+    findings.warnings += warnings_of_policies(candidates)
+    if request.order is Order.RECORDED:
+        decide_as_recorded(request, candidates, partitions, library, findings)
+    else:
+        decide_by_time(request, candidates, partitions, findings)
+    if findings.last_decided_us <= EARLIEST_US:
+        raise RangeError(nothing_decided(request, findings))
+    findings.warnings += warnings_of(request, findings)
+    return Conducted(partitions, candidates, findings)

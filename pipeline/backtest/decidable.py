@@ -1,0 +1,54 @@
+"""Which rows of a history workers would decide: those that they accept, and each transaction once."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.backtest.accept import Acceptance, accept_transactions
+from pipeline.backtest.columns import Reject, Transactions, digest_keys, no_labels
+from pipeline.backtest.joins import CardIndex, Records
+from pipeline.backtest.run import accept_each
+from pipeline.engine.card import CardOptions
+
+
+class Decidable(NamedTuple):
+    """What of a history can be decided, and why the rest cannot."""
+
+    row: NDArray[np.int64]
+    """Numbers of the rows, ascending."""
+    refused: Counter[str]
+    """Of rows that workers refuse, by code."""
+    repeated: int
+    """Rows that repeat others."""
+
+
+def decidable(tables: Iterable[pa.Table], options: CardOptions) -> Decidable:
+    """Look through ``tables`` as of `pipeline.backtest.replay`, in order, as one partition."""
+    rejects: list[Reject] = []
+    index = CardIndex(options.dedup_horizon_us, options.label_horizon_us)
+    kept, accepted = [np.empty(0, np.int64)], 0
+    for rows in accept_each(
+        tables, accept_transactions, Acceptance(options.rates, options.future_tolerance_us), rejects
+    ):
+        accepted += len(rows)
+        kept.append(rows.row[index.join(_unlabelled(rows)).accepted])
+    row = np.concatenate(kept)
+    return Decidable(row, Counter(reject.code for reject in rejects), accepted - len(row))
+
+
+def _unlabelled(rows: Transactions) -> Records:
+    """Without labels nobody asks for merchants."""
+    n = len(rows)
+    return Records(
+        digest=digest_keys(rows.card_id, rows.transaction_id),
+        event_time_us=rows.event_time_us,
+        merchant=np.zeros((n, 2), np.int64),
+        merchant_partition=np.zeros(n, np.int64),
+        position=np.arange(n),
+        labels=no_labels(),
+        label_position=np.empty(0, np.int64),
+    )

@@ -1,0 +1,85 @@
+"""One pass over a history in the order of event time: all candidates decide about it side by side."""
+
+from collections.abc import Generator, Mapping
+from contextlib import closing
+
+from pipeline.backtest.budgets import Budget
+from pipeline.backtest.columns import Reject
+from pipeline.backtest.comparing import comparer_with, live_decisions
+from pipeline.backtest.decisions import Decisions
+from pipeline.backtest.findings import Findings
+from pipeline.backtest.labelling import Labelling, Schedule
+from pipeline.backtest.live import Comparer
+from pipeline.backtest.records import Numbering
+from pipeline.backtest.request import Request
+from pipeline.backtest.run import Candidate, replay_accepted, replay_scheduled
+from pipeline.backtest.settled import bearing_truth
+from pipeline.backtest.sources import Opened, TopicSource
+from pipeline.engine.card import CardOptions
+
+
+def decide_by_time(request: Request, candidates: Mapping[str, Candidate], partitions: int, findings: Findings) -> None:
+    """Decide the range by all ``candidates``, at least one. Raises as `pipeline.Backtest.run`."""
+    span, source = request.span, request.source
+    options = request.card_options(partitions)
+    rejects: list[Reject] = []
+    comparer = _comparer(request)
+    opened = source.open(span, request.acceptance(options), rejects, findings.book)
+    findings.seen = opened.seen
+    findings.warnings += opened.warnings
+    numbering = Numbering(partitions)
+    findings.budgets = {
+        name: Budget(one.alerts_per_day, span.from_us, request.validation_days)
+        for name, one in candidates.items()
+        if one.alerts_per_day is not None
+    }
+    schedules = request.schedules(len(candidates))
+    passed = _decided(request, candidates, opened, schedules, rejects, options, findings)
+    with closing(opened), closing(passed):
+        for decided in passed:
+            outcomes = {
+                name: findings.budgets[name].decide(one) if name in findings.budgets else one
+                for name, one in zip(candidates, decided, strict=True)
+            }
+            first, *_ = outcomes.values()
+            findings.count(first)
+            # As many as there are schedules: candidates that share one have the same labels.
+            of_lanes = list(outcomes.items())[: max(len(schedules), 1)]
+            findings.count_labels({name: one.label_outcomes for name, one in of_lanes})
+            times_us = first.transactions.event_time_us
+            inside = (times_us >= span.from_us) & (times_us < span.to_us)
+            findings.pass_on({name: one if inside.all() else one.take(inside) for name, one in outcomes.items()})
+            if comparer is not None:
+                within = first.take(inside)
+                comparer.take(within, [numbering.place(row) for row in within.transactions.row.tolist()])
+            findings.note(times_us, times_us[inside], findings.worked_on + len(times_us))
+            if findings.stopped():
+                break
+    if comparer is not None:
+        findings.comparison = comparer.finish(partial=findings.partial)
+    if request.labels is Labelling.REVIEW:
+        findings.reviewed = {name: one.reviewed() for name, one in zip(candidates, schedules, strict=True)}
+
+
+def _comparer(request: Request) -> Comparer | None:
+    source = request.source
+    if not request.compare_live or not isinstance(source, TopicSource):
+        return None
+    return comparer_with(live_decisions(source, request.span), source, request.span, request.order)
+
+
+def _decided(
+    request: Request,
+    candidates: Mapping[str, Candidate],
+    opened: Opened,
+    schedules: list[Schedule],
+    rejects: list[Reject],
+    options: CardOptions,
+    findings: Findings,
+) -> Generator[list[Decisions], None, None]:
+    """Decisions of all candidates, with labels as they were told or as they are due."""
+    every = list(candidates.values())
+    if not schedules:
+        return replay_accepted(every, opened.transactions, opened.labels, rejects, options=options)
+    transactions, findings.book = bearing_truth(request.source, opened, request.label_delay_us, findings.book)
+    return replay_scheduled(every, transactions, schedules, rejects, options=options)

@@ -1,0 +1,145 @@
+"""What a backtest finds besides decisions, and how far it has come."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.budgets import Budget
+from pipeline.backtest.decisions import Decisions
+from pipeline.backtest.drift import DriftCounter
+from pipeline.backtest.labelling import Reviewed
+from pipeline.backtest.live import Comparison
+from pipeline.backtest.losses import NOT_READ, REPEATED, refusal
+from pipeline.backtest.sources import EARLIEST_US, LATEST_US, LabelBook, RangeError, Seen, Span
+from pipeline.engine.card import EARLY_LABEL_PATIENCE_US, NO_TRANSACTION
+from pipeline.training.fit import Trained
+
+
+class Step(NamedTuple):
+    """How far a backtest has come."""
+
+    transactions: int
+    """Worked on so far, the warm-up included."""
+    event_time_us: int
+    """The newest of them."""
+    elapsed_s: float
+    share: float | None
+    """Of the event time that is asked for, 0 to 1; None where no end of it was named."""
+    stage: str = ""
+    """What is done before the range is decided; nothing once it is."""
+
+
+class Listener:
+    """Who follows a backtest: is told of every chunk, and says when to stop."""
+
+    def __init__(self, progress: Callable[[Step], None] | None, stopped: Callable[[], bool]) -> None:
+        self._progress, self.stopped = progress, stopped
+        self._started_s = time.monotonic()
+
+    def tell(self, transactions: int, event_time_us: int, share: float | None, stage: str = "") -> None:
+        """Tell of a `Step`."""
+        if self._progress is not None:
+            self._progress(Step(transactions, event_time_us, time.monotonic() - self._started_s, share, stage))
+
+    def refuse_stopped(self) -> None:
+        """Raise `RangeError` where it is to be stopped before anything was decided."""
+        if self.stopped():
+            raise RangeError("the backtest was stopped before it had trained its models: nothing was decided")
+
+
+class Findings:
+    """What is found in a pass over the history, by whoever passes on decisions of its range."""
+
+    def __init__(
+        self, span: Span, label_horizon_us: int, listener: Listener, take: Callable[[str, Decisions], None]
+    ) -> None:
+        """``label_horizon_us`` is how long after its transaction a label counts."""
+        self._span, self._listener, self._take = span, listener, take
+        # As the card kernel finds the transactions of labels.
+        self._unread_until_us = span.warm_up_from_us + label_horizon_us + EARLY_LABEL_PATIENCE_US
+        self.worked_on = 0
+        """Transactions, the warm-up included."""
+        self.first_us, self.newest_us = LATEST_US, EARLIEST_US
+        self.first_decided_us, self.last_decided_us = LATEST_US, EARLIEST_US
+        self.counts: Counter[str] = Counter()
+        """What became of the input, as in `pipeline.backtest.result.BacktestResult.counts`."""
+        self.book, self.seen = LabelBook(), Seen()
+        self.warnings: list[str] = []
+        self.budgets: dict[str, Budget] = {}
+        self.reviewed: dict[str, Reviewed] = {}
+        self.drift = DriftCounter()
+        self.comparison: Comparison | None = None
+        self.trained: dict[str, Trained] = {}
+        self.partial = False
+
+    def pass_on(self, named: Mapping[str, Decisions]) -> None:
+        """Hand over what each variant decided about some transactions of the range."""
+        for name, decisions in named.items():
+            self._take(name, decisions)
+        self.drift.add(named)
+
+    def count(self, decisions: Decisions) -> None:
+        """Count what was refused, or repeated others, since the chunk before."""
+        self.repeated(decisions.duplicates)
+        for reject in decisions.rejects:
+            self.refused(reject.kind, reject.code, reject.known_at_us)
+
+    def repeated(self, transactions: int) -> None:
+        """Count transactions that repeat others."""
+        self.counts[REPEATED] += transactions
+
+    def refused(self, kind: str, code: str, known_at_us: int | None) -> None:
+        """Count a record that was refused, as `pipeline.backtest.columns.Reject` tells it."""
+        unread = code == NO_TRANSACTION and known_at_us is not None and known_at_us < self._unread_until_us
+        self.counts[NOT_READ if unread else refusal(kind, code)] += 1
+
+    def count_labels(self, outcomes: Mapping[str, Counter[str]]) -> None:
+        """Count what became of labels, as the card agent counts it: for all variants, or for each that has its own."""
+        for name, counts in outcomes.items():
+            what = "labels" if len(outcomes) == 1 else f"labels of {name}"
+            for outcome, count in counts.items():
+                self.counts[f"{what}: {outcome}"] += count
+
+    def note(self, times_us: NDArray[np.int64], decided_us: NDArray[np.int64], worked_on: int) -> None:
+        """Note event times of transactions that were worked on, and of those among them that were decided.
+
+        ``worked_on`` tells how many it were in all.
+        """
+        if not len(times_us):
+            return
+        self.worked_on = worked_on
+        self.first_us = min(self.first_us, int(times_us.min()))
+        self.newest_us = max(self.newest_us, int(times_us.max()))
+        if len(decided_us):
+            self.first_decided_us = min(self.first_decided_us, int(decided_us.min()))
+            self.last_decided_us = max(self.last_decided_us, int(decided_us.max()))
+        share = None
+        if self._span.to_us < LATEST_US:
+            share = (self.newest_us - self.first_us) / max(self._span.to_us - self.first_us, 1)
+        stage = "warming the windows up" if self.newest_us < self._span.from_us else ""
+        self._listener.tell(self.worked_on, self.newest_us, share, stage)
+
+    def stopped(self) -> bool:
+        """Whether to stop here, which makes it partial."""
+        self.partial = self._listener.stopped()
+        return self.partial
+
+    def told_counts(self) -> dict[str, int]:
+        """The counts that are not nothing, by name."""
+        counts = {name: count for name, count in sorted(self.counts.items()) if count}
+        if self.comparison is None:
+            return counts
+        causes = {f"unlike live: {cause}": count for cause, count in sorted(self.comparison.causes.items())}
+        return {**counts, "compared with live": self.comparison.compared, **causes}
+
+
+class Passed(NamedTuple):
+    """What is known of a pass besides its decisions; as in `BacktestResult`."""
+
+    counts: Mapping[str, int]
+    warnings: Sequence[str]
+    partial: bool

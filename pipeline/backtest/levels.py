@@ -1,0 +1,45 @@
+"""Thresholds, and budgets for which thresholds are chosen: each makes a variant of every model."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Level(NamedTuple):
+    """From which score on a variant alerts; of neither: as its policy says."""
+
+    threshold: float | None = None
+    budget: float | None = None
+    """Alerts a day."""
+
+    @property
+    def suffix(self) -> str:
+        """What of a variant's name tells it from others of its model.
+
+        >>> Level(threshold=0.5).suffix, Level(budget=20.0).suffix, Level().suffix
+        (' at 0.5', ' at 20 a day', '')
+        """
+        if self.threshold is not None:
+            return f" at {_digits(self.threshold)}"
+        return "" if self.budget is None else f" at {_digits(self.budget)} a day"
+
+
+def levels_of(thresholds: Sequence[float], budgets: Sequence[float]) -> tuple[Level, ...]:
+    """The level of each variant of a model, of which there is at least one; ValueError for those that cannot be."""
+    for threshold in thresholds:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"a threshold is a score from 0 to 1, not {threshold}")
+    for budget in budgets:
+        if not 0 < budget < math.inf:
+            raise ValueError(f"a budget is a number of alerts a day, more than none, not {budget}")
+    for kind, asked in (("threshold", thresholds), ("budget", budgets)):
+        if twice := [one for one, count in Counter(asked).items() if count > 1]:
+            raise ValueError(f"the {kind} {_digits(twice[0])} is named twice: name it once")
+    named = (*(Level(threshold=one) for one in thresholds), *(Level(budget=one) for one in budgets))
+    return named or (Level(),)
+
+
+def _digits(value: float) -> str:
+    """As short as it can be told from every other number."""
+    return text if float(text := f"{value:g}") == value else repr(float(value))

@@ -1,0 +1,84 @@
+"""What is asked of a backtest, and what follows from it for the kernels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.backtest.accept import Acceptance
+from pipeline.backtest.labelling import Labelling, Reviews, Schedule
+from pipeline.backtest.levels import Level
+from pipeline.backtest.options import card_options
+from pipeline.backtest.order import Order
+from pipeline.backtest.sources import Source, Span
+from pipeline.backtest.training import Period, Training
+from pipeline.engine.card import CardOptions
+from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.models import ActiveModels
+from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `pipeline.Backtest` was asked for, in which nothing contradicts itself."""
+
+    settings: Settings
+    source: Source
+    order: Order
+    span: Span
+    warm_up_us: int
+    """How much history before the range enters the windows; the days on which thresholds are chosen come besides."""
+    compare_live: bool
+    labels: Labelling
+    label_delay_us: int
+    reviews: Reviews
+    models: Mapping[str, str | ActiveModels]
+    """Versions of LightGBM, or models, by the names of their variants."""
+    levels: tuple[Level, ...]
+    """At least one."""
+    policy: str | None
+    """A version; None: the one that was made for the model."""
+    river: str
+    """`pipeline.backtest.candidates.LATEST`, `UNTAUGHT`, or a version."""
+    publish_every_us: int | None
+    """How often an online model that learns is published; None where it does not learn."""
+    training: Training | None
+    period: Period | None
+    """What is trained on; None where nothing is trained."""
+    validation_days: float
+
+    @property
+    def partitions(self) -> int:
+        """Partitions that the replay has. Raises `ClusterUnreachable`, `TopicError`."""
+        return self.source.partitions
+
+    @property
+    def label_horizon_us(self) -> int:
+        """How long after its transaction a label counts."""
+        return round(self.settings.label_horizon_days * US_PER_DAY)
+
+    def card_options(self, partitions: int) -> CardOptions:
+        """The card agent's options, as the settings say."""
+        return card_options(self.settings, partitions)
+
+    def feedback_options(self) -> FeedbackOptions:
+        """The feedback agent's options, as the settings say."""
+        settings = self.settings
+        return FeedbackOptions(
+            future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
+            label_horizon_us=self.label_horizon_us,
+            maturity_us=round(settings.maturity_days * US_PER_DAY),
+            negative_sample_rate=settings.negative_sample_rate,
+            partitions=self.partitions,
+        )
+
+    def acceptance(self, options: CardOptions) -> Acceptance:
+        """By what rows of the source are judged."""
+        return Acceptance(options.rates, options.future_tolerance_us, self.source.time_zone)
+
+    def schedules(self, variants: int) -> list[Schedule]:
+        """When labels are due that are not recorded: one for all variants, or one for the alerts of each."""
+        if self.labels is Labelling.RECORDED:
+            return []
+        if self.labels is Labelling.DELAY:
+            return [Schedule(self.label_delay_us)]
+        return [Schedule(self.label_delay_us, self.reviews) for _ in range(variants)]

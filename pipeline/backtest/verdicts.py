@@ -1,0 +1,137 @@
+"""What the findings of a pass come to: sentences that the reader must see first, and the result."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Final
+
+from pipeline.backtest.collected import Collected
+from pipeline.backtest.findings import Findings, Passed
+from pipeline.backtest.labelling import Labelling
+from pipeline.backtest.losses import refusal
+from pipeline.backtest.losses import warnings as warnings_of_losses
+from pipeline.backtest.order import Order
+from pipeline.backtest.request import Request
+from pipeline.backtest.result import BacktestResult, Parameter, Variant
+from pipeline.backtest.run import Candidate
+from pipeline.backtest.sources import EARLIEST_US, LATEST_US, FileSource, Span, moment
+from pipeline.features.catalogue import REACH_US, US_PER_DAY
+from schemas.topics import DECISIONS, PROFILED, PROGRESS
+
+_REFUSED: Final = refusal("transaction", "")
+
+
+def nothing_decided(request: Request, findings: Findings) -> str:
+    """Why there is no decision in the range, and what to do."""
+    span, seen, source = request.span, findings.seen, request.source
+    limits = [f"from {moment(span.from_us)}"] if span.from_us > EARLIEST_US else []
+    limits += [f"before {moment(span.to_us)}"] if span.to_us < LATEST_US else []
+    text = f"{source.name} has no transaction to decide {' and '.join(limits)}".rstrip()
+    if findings.partial:
+        return f"{text} that was reached before the backtest was stopped"
+    if request.order is Order.RECORDED:
+        return (
+            f"{text} in the recorded order, which goes by what live workers wrote to {PROGRESS.name}, "
+            f"{PROFILED.name} and {DECISIONS.name}: choose another range with --from and --to, or, where nothing "
+            "was decided live, --order event-time"
+        )
+    if seen.last_us > EARLIEST_US:
+        text += f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
+    refused = sum(count for name, count in findings.counts.items() if name.startswith(_REFUSED))
+    text += f" ({refused} were refused)" if refused else ""
+    # Of topics, and of exports, only a part is read.
+    if not refused and seen.last_us <= EARLIEST_US and isinstance(source, FileSource):
+        return f"{source.name} holds no transaction at all, within the range or out of it"
+    return f"{text}: choose another range with --from and --to"
+
+
+def warnings_of(request: Request, findings: Findings) -> list[str]:
+    """What the reader must know of the warm-up, of losses and of budgets."""
+    span, found = request.span, []
+    if span.from_us <= EARLIEST_US:
+        found.append(
+            "no begin was named, so that windows begin empty: name one with --from, and what lies before warms up"
+        )
+    else:
+        found += warnings_of_short_history(findings.first_us, span)
+        if request.warm_up_us < REACH_US:
+            found.append(
+                f"the windows are warmed up for {request.warm_up_us / US_PER_DAY:g} days, and features look back "
+                f"{REACH_US / US_PER_DAY:g}: decisions of the first days see less than live ones"
+            )
+    found += warnings_of_losses(findings.counts, findings.worked_on)
+    for name, budget in findings.budgets.items():
+        if budget.days < request.validation_days:
+            found.append(
+                f"{name}: the threshold was chosen on {budget.days:.1f} days before the range, not on "
+                f"{request.validation_days:g}"
+            )
+    return found
+
+
+def warnings_of_short_history(first_us: int, span: Span, of: str = "") -> list[str]:
+    """A sentence, ``of`` at its begin, where transactions begin later than the warm-up does."""
+    if first_us <= span.warm_up_from_us + US_PER_DAY:
+        return []
+    days = (span.from_us - min(first_us, span.from_us)) / US_PER_DAY
+    return [
+        f"{of}history begins at {moment(first_us)}: it warms the windows up for {days:.1f} of "
+        f"{(span.from_us - span.warm_up_from_us) / US_PER_DAY:g} days, and decisions of the first days see "
+        "less than live ones"
+    ]
+
+
+def passed(findings: Findings) -> Passed:
+    """What is known besides decisions."""
+    return Passed(findings.told_counts(), findings.warnings, findings.partial)
+
+
+def result_of(
+    request: Request,
+    partitions: int,
+    candidates: Mapping[str, Candidate],
+    collected: Mapping[str, Collected],
+    findings: Findings,
+) -> BacktestResult:
+    """The result, of what was decided by each variant."""
+    span = request.span
+    from_us = span.from_us if span.from_us > EARLIEST_US else findings.first_decided_us
+    variants = [_variant(name, one, candidates.get(name), findings) for name, one in collected.items()]
+    counts, warnings, partial = passed(findings)
+    return BacktestResult(
+        variants=variants,
+        labels=findings.book.of(variants[0].decisions["transaction_id"]),
+        from_us=from_us,
+        to_us=span.to_us if span.to_us < LATEST_US else findings.last_decided_us + 1,
+        warm_up_from_us=min(findings.first_us, from_us),
+        base_currency=request.settings.base_currency,
+        label_mode=request.labels.value,
+        parameters={
+            "source": request.source.name,
+            "order": request.order.value,
+            **_label_parameters(request),
+            "warm_up_days": round(request.warm_up_us / US_PER_DAY, 3),
+            "partitions": partitions,
+            "online_model": "frozen" if request.publish_every_us is None else "learning",
+        },
+        counts=counts,
+        warnings=warnings,
+        drift=findings.drift.found(),
+        partial=partial,
+    )
+
+
+def _variant(name: str, collected: Collected, candidate: Candidate | None, findings: Findings) -> Variant:
+    variant = collected.variant(name)
+    if candidate is None:
+        return variant
+    return dataclasses.replace(variant, parameters=candidate.parameters, reviewed=findings.reviewed.get(name))
+
+
+def _label_parameters(request: Request) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {"labels": request.labels.value}
+    if request.labels is not Labelling.RECORDED:
+        found["label_delay_days"] = round(request.label_delay_us / US_PER_DAY, 3)
+    if request.labels is Labelling.REVIEW:
+        found["review_delay_days"] = round(request.reviews.delay_us / US_PER_DAY, 3)
+        found["reviews_a_day"] = request.reviews.a_day
+    return found
