@@ -26,6 +26,7 @@ from pipeline.backtest.records import Numbering, labels_of, transactions_of
 from pipeline.backtest.resolved import KNOWN
 from pipeline.backtest.spill import NumberColumn, TextColumn, WordColumn, mapped_frame
 from pipeline.backtest.tables import CHUNK_ROWS, file_tables, frauds, label_tables
+from pipeline.engine.scanned import NO_TIME
 from pipeline.exports.contents import check_whole
 from pipeline.exports.files import origin_of, schema_of
 from pipeline.features.catalogue import LATENESS_US, US_PER_SECOND
@@ -282,7 +283,7 @@ class ExportLog(NamedTuple):
                     table = table.filter(pc.equal(table.column("partition"), self.number))
                     stamps_us, _ = wire.times_us(wire.column(table, STAMP), "UTC")
                     # What has no stamp may be of any time.
-                    of = cut.of(np.where(stamps_us == wire.NO_TIME, arrivals.first_ms, stamps_us // _US_PER_MS))
+                    of = cut.of(np.where(stamps_us == NO_TIME, arrivals.first_ms, stamps_us // _US_PER_MS))
                     yield table.slice(of.start, of.stop - of.start)
                     if cut.ended:
                         return
