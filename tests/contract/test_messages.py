@@ -137,19 +137,32 @@ def test_models_agree_on_what_is_one_decision(kind: type[Message]) -> None:
 
 def calls(name: str) -> Iterator[ast.Call]:
     """Calls of a function or method of this name in the shipped code."""
+    for node in shipped():
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called == name:
+                yield node
+
+
+def shipped() -> Iterator[ast.AST]:
+    """All syntax nodes of the shipped code."""
     for path in (*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("agents/**/*.py"), *ROOT.glob("schemas/**/*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.Call):
-                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                if called == name:
-                    yield node
+        yield from ast.walk(ast.parse(path.read_bytes()))
 
 
 def codes_in_use() -> set[str]:
-    """What the codec raises, and the literals that are the third argument of ``Result.dead_letter``."""
+    """What the codec raises, and the literals, or constants, that are the third argument of ``Result.dead_letter``."""
     arguments = [call.args[2] for call in calls("dead_letter") if len(call.args) >= 4]
+    constants = {
+        node.target.id: node.value.value
+        for node in shipped()
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
     literal = {argument.value for argument in arguments if isinstance(argument, ast.Constant)}
-    return {*codec.CODES, *map(str, literal)}
+    named = {constants[argument.id] for argument in arguments if getattr(argument, "id", None) in constants}
+    return {*codec.CODES, *map(str, literal | named)}
 
 
 def documented_codes() -> list[str]:
