@@ -43,6 +43,7 @@ from schemas.topics import (
     TRANSACTIONS,
     Topic,
 )
+from tests.helpers.topics import shared_producer
 from tests.helpers.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.broker
@@ -82,7 +83,7 @@ def configure(bootstrap: str, name: str, **config: str) -> None:
 
 
 def write(bootstrap: str, settings: Settings, topic: Topic, value: bytes = b"{}", **where: object) -> None:
-    producer = Producer(producer_config(bootstrap))
+    producer = shared_producer(bootstrap)
     producer.produce(settings.topic(topic.name), value, **where)
     assert producer.flush(PATIENCE_S) == 0
 
