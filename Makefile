@@ -103,18 +103,27 @@ imports: $(INSTALLED) ## Check which package may import which
 	@echo "==> Import contract"
 	@"$(BIN)/lint-imports" --no-cache --no-logo
 
+# Most tests with a broker wait, each for processes of its own: two at a time use the time of a machine with two cores.
+# Each process has a directory of its own for temporary files: pytest's own are cleared by whichever ends.
+SHARED_TESTS := "$(PYTHON_OF_VENV)" -m pytest -m broker -p tests.helpers.sharing --share build/tests/taken --basetemp
+
 pytest: $(INSTALLED) ## Run the tests only (ARGS="-k name" for some of them)
 	@echo "==> Tests"
 ifneq ($(ARGS),)
 	@"$(PYTHON_OF_VENV)" -m pytest $(ARGS)
 else
-	@mkdir -p build
-	@echo "    Those without a broker run beside those with one; what they say follows at the end."
-	@nice -n 10 "$(PYTHON_OF_VENV)" -m pytest -m "not broker" -p no:cacheprovider >build/tests-without-broker.log 2>&1 & other=$$!; \
-	trap 'kill $$other 2>/dev/null' INT TERM; \
-	"$(PYTHON_OF_VENV)" -m pytest -m broker; code=$$?; \
+	@rm -rf build/tests && mkdir -p build/tests
+	@echo "    Three processes run them: two share those with a broker, one has those without. What follows is said by"
+	@echo "    one of the two; what the others say follows at the end."
+	@nice -n 10 "$(PYTHON_OF_VENV)" -m pytest -m "not broker" -p no:cacheprovider --basetemp build/tests/without-broker \
+	  >build/tests/without-broker.log 2>&1 & without=$$!; \
+	$(SHARED_TESTS) build/tests/other -p no:cacheprovider >build/tests/other.log 2>&1 & other=$$!; \
+	trap 'kill $$without $$other 2>/dev/null' INT TERM; \
+	$(SHARED_TESTS) build/tests/first; code=$$?; \
 	wait $$other || code=$$?; \
-	echo "==> Tests without a broker"; cat build/tests-without-broker.log; \
+	wait $$without || code=$$?; \
+	echo "==> Other tests with a broker"; cat build/tests/other.log; \
+	echo "==> Tests without a broker"; cat build/tests/without-broker.log; \
 	exit $$code
 endif
 

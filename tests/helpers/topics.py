@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import msgspec
 import numpy as np
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from agents.models import CONTROL
 from pipeline.commands.train import publish_champion
@@ -26,6 +27,18 @@ from tests.unit.model_helpers import small_model
 PATIENCE_S = 60.0
 Key = tuple[str, str]
 Starter = Callable[..., Worker]
+
+
+@cache
+def shared_producer(bootstrap: str) -> Producer:
+    """A producer for all tests, whose `flush` raises what was not written: a new one waits half a second for its id."""
+    return Producer(producer_config(bootstrap, overrides={"on_delivery": raise_failure}))
+
+
+def raise_failure(error: KafkaError | None, _message: Message) -> None:
+    """For ``on_delivery``."""
+    if error is not None:
+        raise KafkaException(error)
 
 
 class Cluster:

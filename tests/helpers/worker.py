@@ -18,17 +18,21 @@ WORKER = ("-m", "pipeline.cli", "worker")
 FAUST = ("-m", "faust", "-A", "agents.app", "worker")
 
 
+def inherited_environment() -> dict[str, str]:
+    """The environment without what configures this project's commands."""
+    ours = ("FRAUD_PIPELINE_", "KAFKA_", "DAYS")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 class Worker:
     """A process of its own with its output in a file; `end` leaves nothing behind."""
 
     def __init__(self, settings: Settings, log: Path, command: tuple[str, ...] = WORKER) -> None:
-        ours = ("FRAUD_PIPELINE_", "KAFKA_")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self._log = log
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
                 [sys.executable, *command],
-                env={**environment, **settings_environment(settings)},
+                env={**inherited_environment(), **settings_environment(settings)},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.settings import Settings
+from tests.helpers.runs import Run, RunStarter
 from tests.helpers.topics import Cluster, Starter
 from tests.helpers.worker import Worker
 
@@ -31,3 +32,17 @@ def start(tmp_path: Path) -> Iterator[Starter]:
     yield begin
     for worker in started:
         worker.end()
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[RunStarter]:
+    """Begins runs in the test's directory; ends what is left of them."""
+    begun: list[Run] = []
+
+    def run(*command: str, **environment: str) -> Run:
+        begun.append(Run(tmp_path, environment, *command))
+        return begun[-1]
+
+    yield run
+    for one in begun:
+        one.end()

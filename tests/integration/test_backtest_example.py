@@ -1,16 +1,11 @@
 """`fraud-pipeline backtest-example` as a user starts it: a process of its own, small, with everything real."""
 
 import json
-import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -19,69 +14,13 @@ from pipeline.kafka.clients import read_topic
 from pipeline.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
 from schemas.topics import DECISIONS, LABELS, TRANSACTIONS, Topic
+from tests.helpers.runs import RunStarter, gone, on_cluster
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("--cards", "150", "--merchants", "300", "--days", "88")
+SMALL = ("backtest-example", "--cards", "150", "--merchants", "300", "--days", "88")
 WRITING = "writing 88 simulated days"
 DECIDING = "The topics are read again"
-
-
-class Example:
-    """A run in a process, with its output in files, as behind a pipe."""
-
-    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
-        self.directory = directory
-        self._output, self._errors = (directory / "stdout").open("wb"), (directory / "stderr").open("wb")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FRAUD_", "KAFKA_"))}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "backtest-example", *SMALL],
-            cwd=directory,
-            env={**inherited, "PYTHONPATH": str(ROOT), "FRAUD_PIPELINE_DATA_DIR": "data", **environment},
-            stdout=self._output,
-            stderr=self._errors,
-        )
-
-    @property
-    def output(self) -> str:
-        return (self.directory / "stdout").read_text()
-
-    @property
-    def errors(self) -> str:
-        return (self.directory / "stderr").read_text()
-
-    def wait_for(self, text: str) -> list[psutil.Process]:
-        """Wait until it has said ``text``; returns the processes that it has started."""
-        while text not in self.output.replace("\n          ", " "):
-            try:
-                self.process.wait(0.05)
-            except subprocess.TimeoutExpired:
-                continue
-            pytest.fail(f"the run ended without {text!r}:\n{self.output}\n{self.errors}")
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._output.close()
-        self._errors.close()
-
-
-@pytest.fixture
-def runs() -> Iterator[list[Example]]:
-    started: list[Example] = []
-    yield started
-    for run in started:
-        run.end()
-
-
-def on_cluster(settings: Settings) -> dict[str, str]:
-    assert settings.kafka_bootstrap_servers is not None
-    return {
-        "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
-        "FRAUD_PIPELINE_TOPIC_PREFIX": settings.topic_prefix,
-    }
 
 
 def count(settings: Settings, topic: Topic) -> int:
@@ -90,10 +29,9 @@ def count(settings: Settings, topic: Topic) -> int:
 
 
 def test_two_models_are_compared_on_topics_and_the_report_is_named(
-    kafka_settings: Settings, tmp_path: Path, runs: list[Example]
+    kafka_settings: Settings, tmp_path: Path, begin: RunStarter
 ) -> None:
-    run = Example(tmp_path, {**on_cluster(kafka_settings), "TERM": "xterm-256color"})
-    runs.append(run)
+    run = begin(*SMALL, **on_cluster(kafka_settings), TERM="xterm-256color")
     assert run.process.wait(400) == 0, run.errors
 
     page, content = tmp_path / "build" / "backtest.html", tmp_path / "build" / "backtest.json"
@@ -127,23 +65,21 @@ def test_two_models_are_compared_on_topics_and_the_report_is_named(
     assert json.loads((tmp_path / "again-backtest.json").read_text(encoding="utf-8")) == report
 
 
-def test_ctrl_c_while_history_is_written_leaves_nothing_running(tmp_path: Path, runs: list[Example]) -> None:
-    run = Example(tmp_path, {})
-    runs.append(run)
+def test_ctrl_c_while_history_is_written_leaves_nothing_running(begin: RunStarter) -> None:
+    run = begin(*SMALL)
     children = run.wait_for(WRITING)
     assert any("java" in child.name() for child in children)
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(120) == 130, run.errors
-    assert not psutil.wait_procs(children, timeout=0)[1]
+    assert gone(children)
     assert run.errors == ""
     assert "stopping the broker" in run.output
 
 
 def test_ctrl_c_during_the_backtest_leaves_no_report_that_looks_whole(
-    kafka_settings: Settings, tmp_path: Path, runs: list[Example]
+    kafka_settings: Settings, tmp_path: Path, begin: RunStarter
 ) -> None:
-    run = Example(tmp_path, on_cluster(kafka_settings))
-    runs.append(run)
+    run = begin(*SMALL, **on_cluster(kafka_settings))
     run.wait_for(DECIDING)
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(120) == 130, run.errors

@@ -1,11 +1,9 @@
 """The embedded broker: a real one, from pip alone, that leaves nothing behind."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,18 +26,10 @@ from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import producer_config, read_topic
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
+from tests.helpers.waiting import PATIENCE_S, eventually
+from tests.helpers.worker import ROOT, inherited_environment
 
 pytestmark = pytest.mark.broker
-
-PATIENCE_S = 60.0
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until ``condition`` holds."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not come true"
-        time.sleep(0.02)
 
 
 def write(bootstrap: str, topic: str, values: list[bytes]) -> None:
@@ -59,13 +49,12 @@ def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, program: str = "from pipeline.cli import main; main()") -> subprocess.Popen[str]:
-        ours = ("FRAUD_PIPELINE_", "KAFKA_", "JAVA_")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        environment = {name: value for name, value in inherited_environment().items() if not name.startswith("JAVA_")}
         environment |= {"PATH": str(tmp_path), "FRAUD_PIPELINE_DATA_DIR": str(tmp_path / "data")}
         process = subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
             env=environment,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

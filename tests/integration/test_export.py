@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,18 @@ pytestmark = pytest.mark.broker
 PATIENCE_S = 90.0
 
 
+@lru_cache(maxsize=2)
+def transactional(bootstrap: str, transactional_id: str) -> Producer:
+    """For all transactions of a test: each new one waits for its id."""
+    producer = Producer(producer_config(bootstrap, transactional_id=transactional_id))
+    producer.init_transactions(PATIENCE_S)
+    return producer
+
+
 def transacted(cluster: Cluster, topic: Topic, values: list[tuple[bytes, float]], *, commit: bool) -> None:
     """Write values of card c1, each so many days after the start, in one transaction."""
     name = cluster.settings.topic(topic.name)
-    producer = Producer(producer_config(cluster.bootstrap, transactional_id=f"{name}-test"))
-    producer.init_transactions(PATIENCE_S)
+    producer = transactional(cluster.bootstrap, f"{name}-test")
     producer.begin_transaction()
     for value, days in values:
         producer.produce(name, value, b"c1", timestamp=microseconds(after(days)) // 1_000)

@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import read_topic
-from pipeline.kafka.producer import RecordProducer
 from pipeline.settings import Settings
 from schemas.messages import Alert, Label, LogPosition, ModelScores, Reason, SourceRecord, Versions
 from schemas.topics import ALERTS, DECISIONS, LABELS, TRANSACTIONS, Topic
+from tests.helpers.topics import PATIENCE_S, shared_producer
 
 pytestmark = pytest.mark.broker
 
@@ -45,10 +45,11 @@ def command(settings: Settings, *arguments: str) -> Result:
 
 def write(settings: Settings, topic: Topic, values: list[bytes], timestamp: datetime | None = None) -> None:
     assert settings.kafka_bootstrap_servers is not None
-    with RecordProducer(settings.kafka_bootstrap_servers, settings) as producer:
-        for value in values:
-            timestamp_ms = int((timestamp or datetime.now(UTC)).timestamp() * 1_000)
-            producer.produce(settings.topic(topic.name), b"key", value, timestamp_ms)
+    producer = shared_producer(settings.kafka_bootstrap_servers)
+    for value in values:
+        timestamp_ms = int((timestamp or datetime.now(UTC)).timestamp() * 1_000)
+        producer.produce(settings.topic(topic.name), value, b"key", timestamp=timestamp_ms)
+    assert producer.flush(PATIENCE_S) == 0
 
 
 def labels(settings: Settings) -> list[tuple[bytes | None, Label]]:

@@ -23,13 +23,13 @@ from pipeline.kafka.clients import (
 )
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.offsets import CommittedOffsets
-from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import MOST_ABORTS, Aborted, OutputTooLarge, SessionError, Transactions
 from pipeline.settings import Settings
 from schemas.messages import FeedbackRules, Rules
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS
+from tests.helpers.topics import shared_producer
 
 pytestmark = pytest.mark.broker
 PATIENCE_S = 30.0
@@ -105,9 +105,10 @@ def session(settings: Settings, handler: Numbers, protocol: GroupProtocol = "con
 
 
 def write(settings: Settings, values: Sequence[str], topic: str = TRANSACTIONS.name) -> None:
-    with RecordProducer(servers(settings), settings) as producer:
-        for value in values:
-            producer.produce(settings.topic(topic), f"k{value}".encode(), value.encode(), 1_700_000_000_000)
+    producer = shared_producer(servers(settings))
+    for value in values:
+        producer.produce(settings.topic(topic), value.encode(), f"k{value}".encode(), timestamp=1_700_000_000_000)
+    assert producer.flush(PATIENCE_S) == 0
 
 
 def work(one: Session, handler: Numbers, done: Callable[[], bool]) -> None:

@@ -2,8 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -44,10 +43,11 @@ from schemas.topics import (
     TRANSACTIONS,
     Topic,
 )
+from tests.helpers.topics import shared_producer
+from tests.helpers.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.broker
 
-PATIENCE_S: Final = 60.0
 ALL: Final = tuple(AGENTS.values())
 
 
@@ -83,7 +83,7 @@ def configure(bootstrap: str, name: str, **config: str) -> None:
 
 
 def write(bootstrap: str, settings: Settings, topic: Topic, value: bytes = b"{}", **where: object) -> None:
-    producer = Producer(producer_config(bootstrap))
+    producer = shared_producer(bootstrap)
     producer.produce(settings.topic(topic.name), value, **where)
     assert producer.flush(PATIENCE_S) == 0
 
@@ -427,10 +427,3 @@ def test_a_broker_that_stops_makes_the_worker_unready_and_its_return_ready(own_b
         own_broker.start()
         eventually(lambda: health.ready().ok)
         assert health.unreachable_s() == 0
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline_s, "it did not come to hold in time"
-        time.sleep(0.02)

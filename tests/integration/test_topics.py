@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from pipeline.commands.topics import command
@@ -24,6 +24,7 @@ from pipeline.kafka.clients import (
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, LABELS, MODELS, TOPICS, TRANSACTIONS
+from tests.helpers.topics import raise_failure, shared_producer
 
 pytestmark = pytest.mark.broker
 
@@ -36,11 +37,6 @@ JAVA_MURMUR2 = {
     b"abc": 479_470_107,
 }
 """Hashes that Kafka's own unit tests expect of its Java clients."""
-
-
-def _raise_failure(error: KafkaError | None, _message: Message) -> None:
-    if error is not None:
-        raise KafkaException(error)
 
 
 def bootstrap_of(settings: Settings) -> str:
@@ -85,7 +81,7 @@ def test_a_simulated_clock_may_stand_anywhere(kafka_settings: Settings) -> None:
     ensure_topics(bootstrap, kafka_settings, [TRANSACTIONS])
     name = kafka_settings.topic("transactions")
     stamps_ms = [1_522_540_800_000, 4_102_444_800_000]
-    producer = Producer(producer_config(bootstrap, overrides={"on_delivery": _raise_failure}))
+    producer = shared_producer(bootstrap)
     for stamp_ms in stamps_ms:
         producer.produce(name, b"value", b"card", timestamp=stamp_ms)
     assert producer.flush(PATIENCE_S) == 0
@@ -143,7 +139,7 @@ def test_dead_letters_hold_the_largest_transaction_with_its_headers(kafka_settin
     ensure_topics(bootstrap, kafka_settings, [TRANSACTIONS, DEAD_LETTERS])
     largest = b"x" * (TRANSACTIONS.max_message_bytes - 1_000)
     producer = Producer(
-        producer_config(bootstrap, overrides={"compression.type": "none", "on_delivery": _raise_failure})
+        producer_config(bootstrap, overrides={"compression.type": "none", "on_delivery": raise_failure})
     )
     producer.produce(kafka_settings.topic(TRANSACTIONS.name), largest, b"card")
     producer.produce(kafka_settings.topic(DEAD_LETTERS.name), largest, b"card", headers=[("reason", b"y" * 10_000)])
@@ -196,7 +192,7 @@ def test_a_tail_follows_from_the_end_until_it_is_stopped(kafka_settings: Setting
     bootstrap = bootstrap_of(kafka_settings)
     ensure_topics(bootstrap, kafka_settings, [TRANSACTIONS])
     name = kafka_settings.topic("transactions")
-    producer = Producer(producer_config(bootstrap))
+    producer = shared_producer(bootstrap)
     producer.produce(name, b"old", b"card")
     assert producer.flush(PATIENCE_S) == 0
     stopped = threading.Event()
@@ -219,7 +215,7 @@ def test_lag_counts_from_what_a_group_committed(kafka_settings: Settings) -> Non
     settings = with_changes(kafka_settings, card_partitions=1)
     ensure_topics(bootstrap, settings, [TRANSACTIONS])
     name, group = settings.topic("transactions"), settings.topic("group")
-    producer = Producer(producer_config(bootstrap))
+    producer = shared_producer(bootstrap)
     for _ in range(10):
         producer.produce(name, b"value", b"card")
     assert producer.flush(PATIENCE_S) == 0
@@ -242,7 +238,7 @@ def test_keys_are_placed_as_java_places_them(kafka_settings: Settings) -> None:
     bootstrap = bootstrap_of(kafka_settings)
     ensure_topics(bootstrap, kafka_settings, [TRANSACTIONS])
     name = kafka_settings.topic("transactions")
-    producer = Producer(producer_config(bootstrap))
+    producer = shared_producer(bootstrap)
     java = {key: (murmur2 & 0x7FFF_FFFF) % 4 for key, murmur2 in JAVA_MURMUR2.items()}
     for key in java:
         producer.produce(name, b"value", key)

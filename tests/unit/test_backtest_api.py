@@ -23,44 +23,25 @@ from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.sources import RangeError
 from pipeline.backtest.verdicts import nothing_decided
 from pipeline.backtest.versions import ModelLibrary, with_threshold
-from pipeline.demo.world import World
 from pipeline.exports.contents import Contents, Offsets, contents_path, note_contents
 from pipeline.exports.errors import ExportError
 from pipeline.exports.files import Origin
 from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US, US_PER_DAY
-from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
+from pipeline.registry import POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from pipeline.sources import UnusableSource
+from tests.helpers.backtest_inputs import START, simulated_days
 from tests.helpers.champion import active, policy
 from tests.unit.model_helpers import small_model
 
-START = datetime(2024, 3, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 DAYS = 20
 
 
 @pytest.fixture(scope="module")
 def history() -> pd.DataFrame:
-    days = World(cards=40, merchants=20, seed=3, history_days=DAYS, start=START.date())
-    return pd.concat(list(days.days(0, DAYS)), ignore_index=True)
-
-
-@pytest.fixture
-def file(history: pd.DataFrame, tmp_path: Path) -> Path:
-    path = tmp_path / "history.parquet"
-    history.drop(columns="amount_minor").to_parquet(path, index=False)
-    return path
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """A registry with one model in force, and its policy."""
-    settings = Settings(data_dir=tmp_path / "data", kafka_bootstrap_servers=None)
-    registry = Registry(settings.registry_path)
-    registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))
-    registry.activate(POLICY, registry.register(POLICY, policy().to_payload()))
-    return settings
+    return simulated_days(DAYS)
 
 
 def decisions(result: BacktestResult, number: int = 0) -> pd.DataFrame:
@@ -161,7 +142,7 @@ def export(history: pd.DataFrame, directory: Path, partitions: int, shuffled_by:
     """Write transactions and labels as exported topics, each partition a little out of order."""
     told = pa.concat_tables(delayed_truth(frame_tables(history), 2 * 86_400.0)).to_pandas()
     for name, frame, time in (("transactions", history, "event_time"), ("labels", told, "labelled_at")):
-        frame = frame.drop(columns=["amount_minor", "fraud", "fraud_type"], errors="ignore")  # noqa: PLW2901
+        frame = frame.drop(columns=["fraud", "fraud_type"], errors="ignore")  # noqa: PLW2901
         number = frame["card_id"].map(lambda card: crc32(str(card).encode()) % partitions)
         late = pd.to_timedelta(frame.index % 5 * shuffled_by.total_seconds(), unit="s")
         frame = frame.assign(partition=number, timestamp=frame[time] + late)  # noqa: PLW2901
@@ -368,7 +349,7 @@ def test_refusals_and_repeats_are_warned_about_where_they_are_many(
     assert told_by(Backtest(file, settings=settings).run().warnings) == []
     strange = tmp_path / "strange.parquet"
     odd = history["currency"].where(np.arange(rows) % 2 == 0, "XXX")
-    history.drop(columns="amount_minor").assign(currency=odd).to_parquet(strange, index=False)
+    history.assign(currency=odd).to_parquet(strange, index=False)
     (refused,) = told_by(Backtest(strange, settings=settings).run().warnings)
     half = f"{rows // 2:,}"
     assert refused == f"{half} of {rows:,} transactions were refused, and not decided: currency_unknown {half}"
@@ -392,7 +373,7 @@ def test_refusals_and_repeats_are_warned_about_where_they_are_many(
     assert "refused labels: label_without_transaction" not in late.counts
     assert told_by(late.warnings) == []
     twice = tmp_path / "twice.parquet"
-    same = history.drop(columns="amount_minor").assign(transaction_id="t", card_id="c")
+    same = history.assign(transaction_id="t", card_id="c")
     same.to_parquet(twice, index=False)
     (repeated,) = told_by(Backtest(twice, settings=settings).run().warnings)
     assert repeated == f"{rows - 1:,} of {rows:,} transactions repeat others, and were not decided"
@@ -400,7 +381,7 @@ def test_refusals_and_repeats_are_warned_about_where_they_are_many(
 
 def test_a_file_without_a_row_is_told_as_such(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "empty.parquet"
-    history.drop(columns="amount_minor").iloc[:0].to_parquet(path, index=False)
+    history.iloc[:0].to_parquet(path, index=False)
     with pytest.raises(RangeError, match=r"^empty\.parquet holds no transaction at all"):
         Backtest(path, settings=settings).run()
 
@@ -414,7 +395,7 @@ def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Setti
 
 def test_a_file_that_is_out_of_order_is_refused(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "backwards.csv"
-    history.drop(columns="amount_minor").iloc[::-1].to_csv(path, index=False)
+    history.iloc[::-1].to_csv(path, index=False)
     with pytest.raises(OutOfOrder, match=r"stands behind a later one: sort the input by event_time$"):
         Backtest(path, settings=settings).run()
 

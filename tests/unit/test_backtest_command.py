@@ -6,7 +6,6 @@ import json
 import re
 import signal
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -25,27 +24,21 @@ from pipeline.backtest.tables import file_tables
 from pipeline.cli import main
 from pipeline.commands import backtest, reprocess
 from pipeline.commands.backtest import command
-from pipeline.demo.world import World
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.registry import Registry
+from tests.helpers.backtest_inputs import START, simulated_days, with_a_champion
 from tests.helpers.champion import policy
-from tests.unit.model_helpers import small_model
 
 ROOT = Path(__file__).resolve().parents[2]
-START = datetime(2024, 3, 1, tzinfo=UTC)
 Run = Callable[..., Result]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Runs the command on a file of two weeks, with a registry of its own."""
-    days = World(cards=40, merchants=20, seed=3, history_days=14, start=START.date())
-    history = pd.concat(list(days.days(0, 14)), ignore_index=True)
-    history.drop(columns="amount_minor").to_parquet(tmp_path / "history.parquet", index=False)
-    registry = Registry(tmp_path / "data" / "registry")
-    registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))
-    registry.activate(POLICY, registry.register(POLICY, policy(0.3).to_payload()))
-    environment = {"FRAUD_PIPELINE_DATA_DIR": str(tmp_path / "data"), "KAFKA_BOOTSTRAP_SERVERS": None}
+    simulated_days(14).to_parquet(tmp_path / "history.parquet", index=False)
+    settings = with_a_champion(tmp_path / "data", policy(0.3))
+    environment = {"FRAUD_PIPELINE_DATA_DIR": str(settings.data_dir), "KAFKA_BOOTSTRAP_SERVERS": None}
 
     def begin(*arguments: str, file: bool = True) -> Result:
         of = [str(tmp_path / "history.parquet")] if file else []

@@ -16,16 +16,13 @@ from pipeline.backtest.result import DECISION_COLUMNS
 from pipeline.backtest.run import Candidate, replay_scheduled
 from pipeline.backtest.tables import file_tables
 from pipeline.backtest.truth import NEVER, answered_us
-from pipeline.demo.world import World
 from pipeline.engine.models import ActiveModels
 from pipeline.label_schedule import NEVER_US, LabelSchedule, Truth
-from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.settings import Settings
 from pipeline.sources import UnusableSource
-from tests.helpers.champion import active, policy
-from tests.unit.model_helpers import small_model
+from tests.helpers.backtest_inputs import simulated_days
+from tests.helpers.champion import active
 
-START = datetime(2024, 3, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
 HOUR_US = DAY_US // 24
 DAYS = 16
@@ -36,26 +33,9 @@ LABEL_COLUMNS = ["transaction_id", "card_id", "label", "source", "labelled_at"]
 @pytest.fixture(scope="module")
 def history() -> pd.DataFrame:
     """Two weeks of a few merchants, so that what is known about them changes what is decided."""
-    days = World(cards=30, merchants=6, seed=5, history_days=DAYS, start=START.date())
-    frame = pd.concat(list(days.days(0, DAYS)), ignore_index=True).drop(columns="amount_minor")
+    frame = simulated_days(DAYS, cards=30, merchants=6, seed=5)
     rng = np.random.default_rng(1)
     return frame.assign(fraud=rng.random(len(frame)) < 0.06)
-
-
-@pytest.fixture
-def file(history: pd.DataFrame, tmp_path: Path) -> Path:
-    path = tmp_path / "history.parquet"
-    history.to_parquet(path, index=False)
-    return path
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    settings = Settings(data_dir=tmp_path / "data", kafka_bootstrap_servers=None)
-    registry = Registry(settings.registry_path)
-    registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))
-    registry.activate(POLICY, registry.register(POLICY, policy().to_payload()))
-    return settings
 
 
 def us(times: pd.Series) -> np.ndarray:

@@ -52,16 +52,6 @@ def start(history: pd.DataFrame) -> datetime:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """A registry with one model in force, which tells no distributions, and its policy."""
-    settings = Settings(data_dir=tmp_path / "data", kafka_bootstrap_servers=None)
-    registry = Registry(settings.registry_path)
-    registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))
-    registry.activate(POLICY, registry.register(POLICY, policy().to_payload()))
-    return settings
-
-
-@pytest.fixture
 def asked(history: pd.DataFrame, start: datetime, settings: Settings, tmp_path: Path) -> Callable[..., Backtest]:
     """A backtest of the last six days, of a history that may be changed before."""
 
