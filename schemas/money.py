@@ -128,6 +128,9 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
 
 
+_decode_table = msgspec.json.Decoder(_Table).decode
+
+
 def load(data: bytes) -> RateTable:
     """Read a rate table from JSON.
 
@@ -136,7 +139,7 @@ def load(data: bytes) -> RateTable:
     people. Raises `InvalidRates`.
     """
     try:
-        table = msgspec.json.decode(data, type=_Table)
+        table = _decode_table(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRates(f"The rate table does not have the expected shape: {error}.") from error
     if not table.version:

@@ -59,6 +59,9 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any]
 
 
+_PAYLOAD: Final = msgspec.json.Decoder(_Payload)
+
+
 class Verdicts(NamedTuple):
     """What a policy says of n transactions; every array has shape (n,)."""
 
@@ -155,7 +158,7 @@ class Policy:
     @classmethod
     def from_payload(cls, payload: bytes) -> "Policy":
         """Read a policy; raises `ModelError` when it is damaged or makes no sense."""
-        content = decode_payload(payload, _Payload, "a policy")
+        content = decode_payload(payload, _PAYLOAD, "a policy")
         if content.kind != POLICY_KIND:
             raise ModelError(f"the payload is a {content.kind!r}, not a policy; look at what was published")
         policy = cls.__new__(cls)

@@ -85,6 +85,9 @@ class _Values(msgspec.Struct):
     first_day: int = 0
 
 
+_DECODER: Final = msgspec.msgpack.Decoder(_Values)
+
+
 class _Arrival(msgspec.Struct, gc=False):
     """A record as its producer wrote it, and as it was read: the same, but for one that was passed on."""
 
@@ -124,7 +127,7 @@ class CardPartition:
         self._topics = (options.topic_prefix + TRANSACTIONS.name, options.topic_prefix + LABELS.name)
         self._rerouted = options.topic_prefix + REROUTED.name
         self._bare = {options.topic_prefix + topic.name: topic.name for topic in (TRANSACTIONS, LABELS, REROUTED)}
-        values = None if loaded is None else decode_values(loaded.values, _Values)
+        values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
         if loaded is not None and values is not None:

@@ -75,6 +75,9 @@ class _Values(msgspec.Struct):
     first_day: int = 0
 
 
+_DECODER: Final = msgspec.msgpack.Decoder(_Values)
+
+
 _decode_kept_label = msgspec.json.Decoder(Label).decode
 
 
@@ -93,7 +96,7 @@ class FeedbackPartition:
         self._labels = options.topic_prefix + LABELS.name
         self._rerouted = options.topic_prefix + REROUTED.name
         self._transactions = options.topic_prefix + TRANSACTIONS.name
-        values = None if loaded is None else decode_values(loaded.values, _Values)
+        values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
         self._newest_us = self._settled_newest_us = 0 if values is None else values.newest_us

@@ -60,10 +60,13 @@ def day_of(time_us: int) -> int:
     return time_us // US_PER_DAY
 
 
-def decode_values(values: bytes, kind: type[T]) -> T:
-    """Values of a dump; raises `OtherLayout` where they are of another release."""
+def decode_values(values: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """Values of a dump; raises `OtherLayout` where they are of another release.
+
+    A decoder that its module has made: where several threads come upon a type for the first time, msgspec can crash.
+    """
     try:
-        return msgspec.msgpack.decode(values, type=kind)
+        return decoder.decode(values)
     except msgspec.MsgspecError as error:
         raise OtherLayout(
             f"the saved state cannot be read by this release ({error}); let the state be folded from the log"

@@ -32,6 +32,9 @@ class _Values(msgspec.Struct):
     learner: bytes | None
 
 
+_DECODER: Final = msgspec.msgpack.Decoder(_Values)
+
+
 class LearnPartition:
     """The online model's state: a fold over ``examples``, from a checkpoint or from the start."""
 
@@ -61,7 +64,7 @@ class LearnPartition:
         self._pending: list[Example] = []
 
     def _load(self, loaded: LoadedState) -> None:
-        values = decode_values(loaded.values, _Values)
+        values = decode_values(loaded.values, _DECODER)
         if values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
         if values.learner is None or values.lightgbm != self._learner.lightgbm_version:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 from itertools import repeat
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -65,6 +65,9 @@ class _Values(msgspec.Struct):
     inputs: list[ReadInput]
 
 
+_DECODER: Final = msgspec.msgpack.Decoder(_Values)
+
+
 class ScorePartition:
     """State of one partition of ``profiled``: a function of its records in offset order, and of nothing else."""
 
@@ -79,7 +82,7 @@ class ScorePartition:
         self._windows = MerchantWindows(storage)
         self._inputs = ReadInputs()
         if loaded is not None:
-            values = decode_values(loaded.values, _Values)
+            values = decode_values(loaded.values, _DECODER)
             if values.layout != LAYOUT:
                 raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
             self._windows.load(values.windows, loaded.columns)

@@ -61,6 +61,9 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     state_digest: str
 
 
+_PAYLOAD: Final = msgspec.json.Decoder(_Payload)
+
+
 def build_classifier(path: str) -> Any:
     """Call what ``path`` names (a class, or a function that returns a pipeline), without arguments.
 
@@ -164,7 +167,7 @@ class ConfiguredRiverModel:
 
 def read_reference(payload: bytes) -> _Payload:
     """The reference that a payload holds; raises `ModelError` when it is none, or names a file elsewhere."""
-    content = decode_payload(payload, _Payload, "a reference to a River classifier")
+    content = decode_payload(payload, _PAYLOAD, "a reference to a River classifier")
     if content.kind != CONFIGURED_KIND:
         raise ModelError(f"the payload is a {content.kind!r}, not a River classifier; look at what was published")
     if content.file != f"river-{content.state_digest}.bin" or not content.state_digest.isalnum():

@@ -38,6 +38,9 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     distributions: tuple[FeatureDistribution, ...] = ()
 
 
+_PAYLOAD: Final = msgspec.json.Decoder(_Payload)
+
+
 class LightGBMModel:
     """An immutable scorer; ``version`` is the beginning of the payload's digest.
 
@@ -166,7 +169,7 @@ class LightGBMModel:
     @classmethod
     def from_payload(cls, payload: bytes) -> "LightGBMModel":
         """Read a version; raises `ModelError` when it does not fit this kernel or is damaged."""
-        content = decode_payload(payload, _Payload, "a LightGBM version")
+        content = decode_payload(payload, _PAYLOAD, "a LightGBM version")
         if content.kind != LIGHTGBM_KIND:
             raise ModelError(f"the payload is a {content.kind!r}, not a LightGBM version; look at what was published")
         model = cls.__new__(cls)

@@ -1,7 +1,7 @@
 """How models, layers and policies become bytes: one JSON object, named by its digest. Never pickle."""
 
 import hashlib
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -28,19 +28,24 @@ def encode_payload(content: msgspec.Struct) -> bytes:
     return msgspec.json.encode(content, order="deterministic")
 
 
-def decode_payload(payload: bytes, kind: type[T], what: str) -> T:
-    """Decode a payload; raises `ModelError` naming ``what`` when it is not one."""
+def decode_payload(payload: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
+    """Decode a payload; raises `ModelError` naming ``what`` when it is not one.
+
+    A decoder that its module has made: where several threads come upon a type for the first time, msgspec can crash.
+    """
     try:
-        return msgspec.json.decode(payload, type=kind)
+        return decoder.decode(payload)
     except msgspec.MsgspecError as error:
         raise ModelError(f"the payload is not {what}: {error}; publish or register that version again") from error
 
 
 def payload_kind(payload: bytes) -> str:
     """The ``kind`` that a payload names."""
-    kind: Any = decode_payload(payload, _Kind, "a model of this pipeline").kind
-    return str(kind)
+    return decode_payload(payload, _KIND, "a model of this pipeline").kind
 
 
 class _Kind(msgspec.Struct, frozen=True):
     kind: str
+
+
+_KIND: Final = msgspec.json.Decoder(_Kind)

@@ -77,6 +77,9 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     lessons: Lessons
 
 
+_PAYLOAD: Final = msgspec.json.Decoder(_Payload)
+
+
 class RiverLayer:
     """An immutable scorer. ``weights`` has one number for each of `LAYER_INPUTS`.
 
@@ -174,7 +177,7 @@ class RiverLayer:
     @classmethod
     def from_payload(cls, payload: bytes) -> "RiverLayer":
         """Read a layer; raises `ModelError` when it is damaged or of other inputs."""
-        content = decode_payload(payload, _Payload, "a River layer")
+        content = decode_payload(payload, _PAYLOAD, "a River layer")
         if content.kind != LAYER_KIND:
             raise ModelError(f"the payload is a {content.kind!r}, not a River layer; look at what was published")
         return cls(content.config, content.weights, content.intercept, content.examples_offset, content.lessons)

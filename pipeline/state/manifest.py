@@ -90,6 +90,10 @@ class _Envelope(msgspec.Struct, frozen=True):
     body: msgspec.Raw
 
 
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_manifest = msgspec.json.Decoder(Manifest).decode
+
+
 class ManifestDamaged(ValueError):
     """The bytes are not those that were written."""
 
@@ -115,7 +119,7 @@ def encode_manifest(manifest: Manifest, *, format_number: int = FORMAT) -> bytes
 def decode_manifest(content: bytes) -> Manifest:
     """The manifest; raises ManifestDamaged or ManifestForeign."""
     try:
-        envelope = msgspec.json.decode(content, type=_Envelope)
+        envelope = _decode_envelope(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ManifestDamaged(f"the manifest is not one: {error}") from error
     body = bytes(envelope.body)
@@ -124,7 +128,7 @@ def decode_manifest(content: bytes) -> Manifest:
     if envelope.format != FORMAT:
         raise ManifestForeign(envelope.format, {digest.decode() for digest in _DIGEST.findall(body)})
     try:
-        return msgspec.json.decode(body, type=Manifest)
+        return _decode_manifest(body)
     except msgspec.MsgspecError as error:
         raise ManifestDamaged(f"the manifest's content is not one: {error}") from error
 
