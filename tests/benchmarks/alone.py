@@ -19,7 +19,7 @@ from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
 from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
-from tests.benchmarks.traffic import Traffic
+from tests.benchmarks.traffic import LABELLED, Traffic
 
 DAYS_AGO = 60
 """How long ago measured transactions begin."""
@@ -33,6 +33,8 @@ class Size:
     """Measured transactions."""
     partitions: int = 1
     traffic: Traffic = field(default_factory=Traffic)
+    labelled: float = LABELLED
+    """Share of transactions that get a label."""
     trees: int = TREES
     leaves: int = LEAVES
     training_cards: int = 1_000
@@ -143,6 +145,7 @@ def arguments(description: str | None, defaults: Size) -> argparse.ArgumentParse
     parser.add_argument("--partitions", type=int, default=defaults.partitions)
     parser.add_argument("--history-days", type=int, default=defaults.traffic.history_days)
     parser.add_argument("--cards", type=int, default=defaults.traffic.cards)
+    parser.add_argument("--labelled", type=float, default=defaults.labelled, help="share of transactions with a label")
     parser.add_argument("--json", action="store_true")
     return parser
 
@@ -150,4 +153,4 @@ def arguments(description: str | None, defaults: Size) -> argparse.ArgumentParse
 def told(given: argparse.Namespace) -> dict[str, Any]:
     """What `arguments` was told, as fields of a `Size`."""
     traffic = Traffic(cards=given.cards, merchants=given.cards // 2, history_days=given.history_days)
-    return {"rows": given.rows, "partitions": given.partitions, "traffic": traffic}
+    return {"rows": given.rows, "partitions": given.partitions, "traffic": traffic, "labelled": given.labelled}

@@ -41,7 +41,7 @@ from tests.benchmarks.alone import (
     told,
 )
 from tests.benchmarks.stages import Stages
-from tests.benchmarks.traffic import LABELLED, a_while_ago
+from tests.benchmarks.traffic import a_while_ago
 
 _LABEL_DELAY_S = 7_200.0
 
@@ -65,8 +65,6 @@ class Options(Size):
 
     rows: int = 400_000
     chunk_rows: int = CHUNK_ROWS
-    labelled: float = LABELLED
-    """Share of transactions that get a label, two hours later."""
 
 
 QUICK = Options(rows=20_000, traffic=SMALL)
@@ -192,9 +190,8 @@ def main() -> None:
     defaults = Options()
     parser = arguments(__doc__, defaults)
     parser.add_argument("--chunk-rows", type=int, default=defaults.chunk_rows)
-    parser.add_argument("--labelled", type=float, default=defaults.labelled, help="share of transactions with a label")
     given = parser.parse_args()
-    options = Options(**told(given), chunk_rows=given.chunk_rows, labelled=given.labelled)
+    options = Options(**told(given), chunk_rows=given.chunk_rows)
     row = run_benchmark(options).row()
     print(json.dumps(row, indent=2) if given.json else describe(row))
 

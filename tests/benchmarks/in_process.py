@@ -210,12 +210,12 @@ class Engine:
         ]
 
 
-def write_file(path: Path, traffic: Traffic, rows: int) -> None:
+def write_file(path: Path, traffic: Traffic, rows: int, labelled: float) -> None:
     """History and ``rows`` measured transactions, one a line: kind, key, JSON, parted by tabs; history in its own."""
     starts = a_while_ago(DAYS_AGO)
     for name, frame in (("history", traffic.history(starts)), ("measured", traffic.measured(starts, rows))):
         with (path / f"{name}.lines").open("wb") as sink:
-            for item in items(frame, traffic.seed):
+            for item in items(frame, traffic.seed, labelled=labelled):
                 sink.write(b"%s\t%s\t%s\n" % (item.topic[:1].encode(), item.key, item.value))
 
 
@@ -291,7 +291,7 @@ def run(options: Options, profile: cProfile.Profile | None = None) -> Outcome:
     """Write the file, fill the windows, replay. Pins this process to one core meanwhile."""
     models = options.models()
     with scratch("in-process-") as directory:
-        write_file(directory, options.traffic, options.rows)
+        write_file(directory, options.traffic, options.rows, options.labelled)
         state = None if options.in_memory else directory / "state"
         # The collector as a worker has it.
         with closing(Engine(models, options.partitions, state)) as engine, one_core(options.core, GC_THRESHOLDS):

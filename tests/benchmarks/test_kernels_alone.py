@@ -23,6 +23,8 @@ SMALL = in_process.Options(
     batch_rows=500,
     partitions=2,
     traffic=Traffic(cards=300, merchants=100, history_days=2),
+    # Many: legitimate ones are sampled, and few would leave none on some days.
+    labelled=0.2,
     trees=5,
     leaves=7,
     training_cards=100,
