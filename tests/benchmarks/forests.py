@@ -59,5 +59,7 @@ def champion(trees: int = TREES, leaves: int = LEAVES, *, cards: int = 1_000, da
     features, _ = training_matrix(cards, days)
     held_out = features[round(len(features) * (1 - _HELD_OUT)) :]
     threshold = float(np.quantile(sigmoid(model.logit(held_out)), 1 - ALERTED))
-    policy = Policy(threshold, lightgbm_version=model.version)
+    # By LightGBM's score, for which the threshold is: what River has learned by then would move it, and soon nothing
+    # would be alerted, nor explained.
+    policy = Policy(threshold, blend=0.0, lightgbm_version=model.version)
     return ActiveModels(model, first_river(model.version), policy)
