@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pipeline.broker.local import read_json
 from tests.benchmarks import columnar, in_process, kernel_scale, latency, pipeline_scale, report, throughput
@@ -27,7 +27,10 @@ BUSY: Final = 0.25
 """Load for each core above which the machine does other work too."""
 OUTPUT: Final = ROOT / "build/bench.json"
 QUICK_SCALE: Final = 0.2
+INTERRUPTED: Final = 130
+"""As shells have it: 128 and the signal."""
 
+T = TypeVar("T", int, float)
 Measure = Callable[[Callable[[str], None]], Mapping[str, Any]]
 
 
@@ -76,8 +79,11 @@ def run(given: argparse.Namespace) -> int:
         for table in tables.values():
             print(f"\n{as_text(table(content))}", flush=True)
         wrong += [f"{name}: {engine} failed: {why}" for engine, why in content.get("failed", {}).items()]
+        # A limit of an engine that is not there would otherwise hold nothing.
+        wrong += [f"{name}: {engine} was not measured: {why}" for engine, why in content.get("missing", {}).items()]
     outcomes = check(read_json(given.output), read_bounds())
-    print(f"\n{as_text(report.bounds(outcomes))}")
+    held = report.bounds(outcomes)
+    print(f"\n{as_text(held)}" if held.rows else "\nNo bound is of what was measured.")
     if given.quick:
         print("\nA quick run's figures mean nothing: no limit is held against it.")
     else:
@@ -104,6 +110,33 @@ def names(of: Mapping[str, Any]) -> Callable[[str], list[str]]:
     return parse
 
 
+def several(kind: Callable[[str], T], least: T) -> Callable[[str], list[T]]:
+    """A parser of numbers that are separated by commas, none below ``least``."""
+    return lambda text: [at_least(kind, least)(one) for one in text.split(",")]
+
+
+def at_least(kind: Callable[[str], T], least: T) -> Callable[[str], T]:
+    """A parser of a number not below ``least``."""
+
+    def parse(text: str) -> T:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    return parse
+
+
+def file(text: str) -> Path:
+    """A parser of where a file is, or is to be."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a directory; name a file")
+    return Path(text)
+
+
 def main() -> None:
     """Parse the command line, run, and end with the exit code."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
@@ -111,18 +144,27 @@ def main() -> None:
         "--only", type=names(report.PARTS), default=list(report.PARTS), help=f"of {', '.join(report.PARTS)}; all"
     )
     parser.add_argument("--quick", action="store_true", help="small inputs, to see that all of it works")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="build/bench.json")
-    parser.add_argument("--repeats", type=int, default=throughput.Options.repeats, help="throughput: of each engine")
-    parser.add_argument("--scale", type=float, default=1.0, help="throughput: factor on the numbers of records")
+    parser.add_argument("--output", type=file, default=OUTPUT, help="build/bench.json")
+    parser.add_argument(
+        "--repeats", type=at_least(int, 1), default=throughput.Options.repeats, help="throughput: of each engine"
+    )
+    parser.add_argument(
+        "--scale", type=at_least(float, 0.01), default=1.0, help="throughput: factor on the numbers of records"
+    )
     parser.add_argument("--engines", type=names({one.name: one for one in ENGINES}), help="throughput: which; all")
     parser.add_argument("--bench-python", default=throughput.Options.bench_python, help="of the other engines")
-    parser.add_argument("--rates", type=lambda text: [int(rate) for rate in text.split(",")], help="latency: a second")
-    parser.add_argument("--seconds", type=float, help="latency: of each rate")
+    parser.add_argument("--rates", type=several(int, 1), help="latency: a second")
+    parser.add_argument("--seconds", type=at_least(float, 1.0), help="latency: of each rate")
     given = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         # As Ctrl-C does: an engine lies in a process group of its own and must not outlive the run.
         signal.signal(number, signal.default_int_handler)
-    sys.exit(run(given))
+    try:
+        code = run(given)
+    except KeyboardInterrupt:
+        tell(f"Interrupted. What was measured whole is in {given.output}.")
+        code = INTERRUPTED
+    sys.exit(code)
 
 
 if __name__ == "__main__":

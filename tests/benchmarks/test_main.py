@@ -27,7 +27,7 @@ def content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found = example()
     for part in found.values():
         del part["taken"]
-    found["throughput"]["failed"] = {}
+    found["throughput"]["failed"] = found["throughput"]["missing"] = {}
     rates = {"bare": 50_000.0, "quix": 10_000.0, "faust": 1_000.0, "ours-a": 100_000.0, "ours-b": 80_000.0}
     for name, rate in rates.items():
         found["throughput"]["engines"][name]["rate_per_s"] = rate
@@ -77,6 +77,20 @@ def test_an_engine_that_failed_fails_the_run(
     assert "FAILED throughput: quix failed: it stood still" in capsys.readouterr().err
 
 
+def test_an_engine_that_is_missing_fails_the_run(
+    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content["throughput"]["missing"] = {"quix": "it cannot be imported"}
+    assert command.run(given(tmp_path / "bench.json")) == 1
+    assert "FAILED throughput: quix was not measured: it cannot be imported" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("content")
+def test_a_part_without_bounds_is_recorded_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(given(tmp_path / "bench.json", only=["in_process"])) == 0
+    assert "No bound is of what was measured." in capsys.readouterr().out
+
+
 def test_options_reach_their_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
     for module in (throughput, latency, pipeline_scale):
@@ -101,3 +115,18 @@ def test_a_name_that_there_is_not_is_refused() -> None:
     assert command.names({"a": 1, "b": 2})("b,a") == ["b", "a"]
     with pytest.raises(argparse.ArgumentTypeError, match="no such name: c; there are a, b"):
         command.names({"a": 1, "b": 2})("a,c")
+
+
+def test_numbers_that_measure_nothing_are_refused(tmp_path: Path) -> None:
+    assert command.at_least(int, 1)("3") == 3
+    assert command.several(int, 1)("500,2000") == [500, 2000]
+    assert command.file(str(tmp_path / "bench.json")) == tmp_path / "bench.json"
+    for parse, text, message in (
+        (command.at_least(int, 1), "0", "0 is less than 1"),
+        (command.at_least(float, 0.01), "nan", "nan is less than 0.01"),
+        (command.several(int, 1), "500,-5", "-5 is less than 1"),
+        (command.several(int, 1), "abc", "'abc' is no number"),
+        (command.file, str(tmp_path), "is a directory; name a file"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=message):
+            parse(text)
