@@ -47,7 +47,8 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _US_PER_HOUR: Final = 3_600_000_000
 _US_PER_DAY: Final = 24 * _US_PER_HOUR
-_WEEKDAY_OF_EPOCH: Final = 3
+WEEKDAY_OF_EPOCH: Final = 3
+"""Of 1 January 1970, a Thursday, where Monday is 0."""
 EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 LATEST_US: Final = (datetime(2100, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 """Times that are accepted lie from `EARLIEST_US` on and before it."""
@@ -135,7 +136,7 @@ def decode_transaction(
     local_time = transaction.local_time
     if local_time is None:
         of_day_us = event_time_us % _US_PER_DAY
-        weekday = (event_time_us // _US_PER_DAY + _WEEKDAY_OF_EPOCH) % 7
+        weekday = (event_time_us // _US_PER_DAY + WEEKDAY_OF_EPOCH) % 7
     else:
         of_day_us, weekday = _wall_clock(local_time)
     return AcceptedTransaction(

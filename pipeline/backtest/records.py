@@ -13,7 +13,7 @@ from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.merged import Part
 from pipeline.backtest.plain import read_plain
 from pipeline.backtest.resolved import KNOWN
-from pipeline.engine.accepted import hours, weekdays
+from pipeline.features.clock import hours, weekdays
 from pipeline.kafka.fold import RecordColumns
 from pipeline.learning.labels import known_value, source_rank
 from schemas.codec import decode_label, decode_transaction, timestamp_us

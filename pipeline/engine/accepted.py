@@ -7,13 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.scanned import CARD, CURRENCY, ID, MERCHANT, TYPE, Scanned, scan
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
+from pipeline.features.clock import hours, weekdays
 from schemas.codec import COUNTING_TYPES, MAX_AMOUNT_BASE_MINOR, AcceptedTransaction
 from schemas.money import CurrencyRate, RateTable
 
 Mask = NDArray[np.bool_]
 
-_WEEKDAY_OF_EPOCH: Final = 3
 _PLAIN_FACTOR: Final = 2**61
 _CODE_LENGTH: Final = 3
 FEW: Final = 64
@@ -55,18 +54,6 @@ def accepted_at_once(values: Sequence[bytes | None], rates: RateTable) -> list[A
         if sound:
             every[row] = one
     return every
-
-
-def hours(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Hours since midnight, with fraction, of microseconds since 1970."""
-    # As `schemas.codec`: one division of integers, so that not even the last bit differs.
-    of_day: NDArray[np.float64] = clock_us % US_PER_DAY / US_PER_HOUR
-    return of_day
-
-
-def weekdays(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
-    """0 (Monday) to 6 (Sunday)."""
-    return ((clock_us // US_PER_DAY + _WEEKDAY_OF_EPOCH) % 7).astype(np.float64)
 
 
 def terms_of(rates: Sequence[CurrencyRate | None], of: NDArray[np.int64]) -> tuple[RateTerms, Mask]:

@@ -12,10 +12,9 @@ from pipeline.features.catalogue import (
     CARD_FEATURES,
     FEATURES,
     MERCHANT_FEATURES,
-    US_PER_DAY,
-    US_PER_HOUR,
     US_PER_SECOND,
 )
+from pipeline.features.clock import hours, weekdays
 from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from schemas.codec import COUNTING_TYPES
@@ -77,10 +76,6 @@ def compute_features(
         if "transaction_type" in frame
         else np.ones(len(frame), bool)
     )
-    # As live (`schemas.codec`): one division of integers, so that not even the last bit differs.
-    hour = (event_time_us % US_PER_DAY) / US_PER_HOUR
-    # 1970-01-01 was a Thursday, weekday 3.
-    weekday = ((event_time_us // US_PER_SECOND // 86_400 + 3) % 7).astype(np.float64)
     features = np.empty((len(frame), len(FEATURES)))
     windows = CardWindows()
     for part in _parts(len(frame)):
@@ -90,8 +85,8 @@ def compute_features(
             event_time_us[part],
             amount_minor[part],
             counts[part],
-            hour[part],
-            weekday[part],
+            hours(event_time_us[part]),
+            weekdays(event_time_us[part]),
         ).features
         windows.settle()
     if labels is None and label_delay_s is not None:

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.features.compiled import compiled
 from schemas.messages import Transaction
 
@@ -51,8 +52,6 @@ _MOST_DIGITS: Final = 15
 _MOST_WHOLE_DIGITS: Final = 9
 _MOST_DECIMALS: Final = 3
 """With `_MOST_DIGITS` before the point an amount is within 64 bits."""
-_US: Final = 1_000_000
-_US_PER_DAY: Final = 86_400 * _US
 _QUOTE, _BACKSLASH, _SPACE, _COLON, _COMMA, _OPEN, _CLOSE = b'"\\ :,{}'
 _POINT, _MINUS, _PLUS, _ZERO, _NINE, _T, _Z, _N = b".-+09TZn"
 _NULL: Final = np.frombuffer(b"null", np.uint8)
@@ -340,7 +339,7 @@ def _time(text: IntArray, first: int, last: int, zoned: bool) -> int:
     if at != last:
         return NO_TIME
     of_day_s = (60 * hour + minute - offset_min) * 60 + second
-    moment_us: int = _day(year, month, day) * _US_PER_DAY + of_day_s * _US + micro
+    moment_us: int = _day(year, month, day) * US_PER_DAY + of_day_s * US_PER_SECOND + micro
     return moment_us
 
 

@@ -1,0 +1,19 @@
+"""Hour and weekday of many moments, as `schemas.codec` has them of one."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
+from schemas.codec import WEEKDAY_OF_EPOCH
+
+
+def hours(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Hours since midnight, with fraction, of microseconds since 1970."""
+    # One division of integers, so that not even the last bit differs.
+    of_day: NDArray[np.float64] = clock_us % US_PER_DAY / US_PER_HOUR
+    return of_day
+
+
+def weekdays(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
+    """0 (Monday) to 6 (Sunday)."""
+    return ((clock_us // US_PER_DAY + WEEKDAY_OF_EPOCH) % 7).astype(np.float64)
