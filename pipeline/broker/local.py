@@ -5,7 +5,13 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 HOST: Final = "127.0.0.1"
+STATE_NAME: Final = "broker.json"
+"""Address and process id of the broker that serves a directory; for the other processes of the project."""
+SAME_START_S: Final = 1.0
+"""Start times of one process, read twice, differ by less; a process id is used again after a while."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -22,6 +28,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def serving(data_dir: Path) -> str | None:
+    """Address in the state file of ``data_dir``, if the process that it names lives."""
+    state = read_json(data_dir / STATE_NAME)
+    if not state:
+        return None
+    try:
+        started_s = psutil.Process(int(state["pid"])).create_time()
+    except psutil.NoSuchProcess:  # the answer to the question: a killed process left its file
+        return None
+    same = abs(started_s - float(state["started_s"])) < SAME_START_S
+    return str(state["bootstrap_servers"]) if same else None
 
 
 def is_free(port: int) -> bool:

@@ -23,7 +23,7 @@ from pipeline.broker.errors import BrokerError, BrokerInUse
 from pipeline.broker.fencing import SESSION_MS, crashed, end_session
 from pipeline.broker.jars import class_path
 from pipeline.broker.java import find_java
-from pipeline.broker.local import HOST, connects, free_port, is_free, read_json, write_json
+from pipeline.broker.local import HOST, STATE_NAME, connects, free_port, is_free, read_json, serving, write_json
 from pipeline.broker.process import GuardedProcess
 from pipeline.kafka.admin import cluster_is_up
 
@@ -35,8 +35,8 @@ SEARCHED_LINES: Final = 200
 PORT_TRIES: Final = 3
 """Free ports are chosen before the broker binds them; another program can be quicker."""
 POLL_S: Final = 0.05
-STATE_NAME: Final = "broker.json"
-"""Address and process id of the broker that serves a directory; for the other processes of the project."""
+RELEASE_S: Final = 2.0
+"""A process that ends holds its files, locked ones too, for a moment after it has ceased to be seen."""
 
 
 class EmbeddedBroker:
@@ -150,15 +150,17 @@ class EmbeddedBroker:
 
     def _take_lock(self) -> int:
         descriptor = os.open(self.data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            address = read_json(self.data_dir / STATE_NAME).get("bootstrap_servers", "one that does not serve yet")
-            raise BrokerInUse(
-                f"another process runs an embedded broker in {self.data_dir}: {address}. Use that one, stop it, "
-                "or choose another directory with FRAUD_PIPELINE_DATA_DIR."
-            ) from None
+        deadline_s = time.monotonic() + RELEASE_S
+        while not _locked(descriptor):
+            address = serving(self.data_dir)
+            if address is not None or time.monotonic() > deadline_s:
+                os.close(descriptor)
+                raise BrokerInUse(
+                    f"another process runs an embedded broker in {self.data_dir}: "
+                    f"{address or 'one that does not serve yet'}. Use that one, stop it, or choose another directory "
+                    "with FRAUD_PIPELINE_DATA_DIR."
+                )
+            time.sleep(POLL_S)
         self._lock = descriptor
         return descriptor
 
@@ -272,6 +274,15 @@ def embedded_broker(data_dir: Path, *, port: int | None = None, long_lived: bool
         yield broker
     finally:
         broker.stop()
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock the file for this process and those that inherit it; False while another holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # the answer to the question
+        return False
+    return True
 
 
 def _same_or_free(last: int | None, unlike: int | None = None) -> int:

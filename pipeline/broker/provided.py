@@ -5,17 +5,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-import psutil
 
 from pipeline.broker.errors import BrokerError, BrokerInUse
-from pipeline.broker.local import connects, read_json
-from pipeline.broker.node import POLL_S, START_TIMEOUT_S, STATE_NAME, EmbeddedBroker
+from pipeline.broker.local import connects, serving
+from pipeline.broker.node import POLL_S, START_TIMEOUT_S, EmbeddedBroker
 from pipeline.settings import Settings
-
-SAME_START_S: Final = 1.0
-"""Start times of one process, read twice, differ by less; a process id is used again after a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +27,16 @@ class ProvidedBroker:
         """Raise ``BrokerError`` when an embedded broker has died or its process stopped it; cheap, so ask often."""
         if self.embedded is not None:
             self.embedded.check()
-        elif self.data_dir is not None and _serving(self.data_dir) != self.bootstrap_servers:
+        elif self.data_dir is not None and serving(self.data_dir) != self.bootstrap_servers:
             raise BrokerError(
                 f"the embedded broker at {self.bootstrap_servers}, which another process started, is gone. "
                 f"Start it again, for instance with `fraud-pipeline broker`; its log is {self.data_dir / 'broker.log'}."
             )
 
 
-def _serving(data_dir: Path) -> str | None:
-    """Address in the state file of ``data_dir``, if the process that it names lives."""
-    state = read_json(data_dir / STATE_NAME)
-    if not state:
-        return None
-    try:
-        started_s = psutil.Process(int(state["pid"])).create_time()
-    except psutil.NoSuchProcess:  # the answer to the question: a killed process left its file
-        return None
-    same = abs(started_s - float(state["started_s"])) < SAME_START_S
-    return str(state["bootstrap_servers"]) if same else None
-
-
 def running_broker(data_dir: Path) -> str | None:
     """Address of the embedded broker that a process runs in ``data_dir``, or None."""
-    address = _serving(data_dir)
+    address = serving(data_dir)
     return address if address is not None and connects(address) else None
 
 

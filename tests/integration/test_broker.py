@@ -1,5 +1,8 @@
 """The embedded broker: a real one, from pip alone, that leaves nothing behind."""
 
+import contextlib
+import fcntl
+import os
 import signal
 import socket
 import subprocess
@@ -21,7 +24,9 @@ from pipeline.broker import (
 )
 from pipeline.broker import jars as jars_module
 from pipeline.broker import node as node_module
+from pipeline.broker.errors import BrokerInUse
 from pipeline.broker.fencing import ACTIVE, FENCED
+from pipeline.broker.local import STATE_NAME
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import producer_config, read_topic
 from pipeline.settings import Settings
@@ -113,10 +118,48 @@ def test_a_killed_command_leaves_no_process_and_does_not_block_the_next(
     process.kill()
     eventually(lambda: not any(lives(one) for one in descendants))
 
-    assert (tmp_path / "data" / "kafka" / node_module.STATE_NAME).exists()
+    assert (tmp_path / "data" / "kafka" / STATE_NAME).exists()
     assert running_broker(tmp_path / "data" / "kafka") is None
     with embedded_broker(tmp_path / "data" / "kafka") as broker:
         assert running_broker(tmp_path / "data" / "kafka") == broker.bootstrap_servers
+
+
+@pytest.fixture
+def held_lock(tmp_path: Path) -> Iterator[int]:
+    """Descriptor of a broker directory's lock that is held here as another process would hold it."""
+    descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield descriptor
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
+def test_a_start_waits_for_a_process_that_has_ended_and_still_holds_the_directory(
+    held_lock: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[bool] = []
+    lock = fcntl.flock
+
+    def attempt(descriptor: int, operation: int) -> None:
+        try:
+            lock(descriptor, operation)
+        except BlockingIOError:
+            if not attempts:
+                os.close(held_lock)
+            attempts.append(False)
+            raise
+
+    monkeypatch.setattr(fcntl, "flock", attempt)
+    with embedded_broker(tmp_path) as broker:
+        assert running_broker(tmp_path) == broker.bootstrap_servers
+    assert attempts == [False]
+
+
+@pytest.mark.usefixtures("held_lock")
+def test_a_directory_that_stays_held_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "RELEASE_S", 0.0)
+    with pytest.raises(BrokerInUse, match=r"one that does not serve yet\. Use that one, stop it"):
+        EmbeddedBroker(tmp_path).start()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the children of a killed guard on Linux alone")
