@@ -297,7 +297,9 @@ class Transactions:
             self._renew(f"{reason}; this worker stood still for longer than a transaction may take, or has a rival")
             raise (Unknown if committing else Aborted)(reason) from error
         if cause.code() == TOO_LARGE:
-            self._abort()
+            # librdkafka has numbered the refused record, the broker has not: with this producer the next one to the
+            # same partition could be refused for the gap, and the search for the large one would never end.
+            self._renew(reason)
             raise OutputTooLarge(self._advice(cause)) from error
         if cause.code() in NOT_A_MEMBER:
             # It joins again while it polls, or hears there that it cannot.
