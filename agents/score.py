@@ -8,8 +8,9 @@ import faust
 from agents.channel import BatchChannel
 from agents.models import ModelWatch
 from agents.partitions import Environment, KernelPartitions, Place
-from agents.runtime import by_partition, merged
+from agents.runtime import by_partition
 from agents.topology import SCORE
+from pipeline.engine.decider import Decider
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState
@@ -19,18 +20,18 @@ from schemas.records import Record
 
 
 class ScorePartitions(KernelPartitions[ScorePartition]):
-    """The score kernel of every partition that this worker holds, and the models in force."""
+    """The state of every partition that this worker holds, and the models in force."""
 
     uses_store = False
 
     def __init__(self, environment: Environment, base_currency: str, models: ModelWatch) -> None:
         super().__init__(environment)
-        self._base_currency, self._models = base_currency, models
+        self._decider, self._models = Decider(base_currency), models
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> ScorePartition:
         """The score kernel of one partition."""
         del partition
-        return ScorePartition(self._base_currency, place.storage, loaded)
+        return ScorePartition(place.storage, loaded)
 
     def fold_into(self, state: ScorePartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state; nothing is decided again."""
@@ -47,7 +48,7 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         if active is None:
             raise RuntimeError("no LightGBM version is in force")
         parts = by_partition(records)
-        return merged(self._held[partition].process(part, active, now) for partition, part in parts.items())
+        return self._decider.process([(self._held[number], part) for number, part in parts.items()], active, now)
 
     def close(self) -> None:
         """Release the state."""

@@ -54,7 +54,7 @@ CARD: Final = AgentSpec(
 SCORE: Final = AgentSpec(
     name="score",
     reads=(PROFILED,),
-    kernel="pipeline.engine.score.ScorePartition: known fraud and windows per merchant, models, policy",
+    kernel="pipeline.engine.score, pipeline.engine.decider: known fraud and windows per merchant, models, policy",
     writes=(DECISIONS, ALERTS),
     follows=(MODELS,),
 )

@@ -112,7 +112,7 @@ class RecordedReplay:
             scores: dict[int, ScorePartition] = {}
             for number, records in self._profiled(stack):
                 if number not in scores:
-                    scores[number] = ScorePartition(self._options.rates.base)
+                    scores[number] = ScorePartition()
                     stack.callback(scores[number].close)
                 score = scores[number]
                 repeated = [self._repeated(record, cards, again) for record in records]

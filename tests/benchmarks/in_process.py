@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 from agents.app import GC_THRESHOLDS
 from agents.runtime import by_partition, merged
 from pipeline.decision.policy import Policy
-from pipeline.engine import score as score_module
+from pipeline.engine import decider as decider_module
 from pipeline.engine.card import CardPartition
+from pipeline.engine.decider import Decider
 from pipeline.engine.feedback import FeedbackPartition
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.models import ActiveModels
@@ -78,10 +79,10 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "score: trees": [(LightGBMModel, "logit")],
     "score: River": [(RiverLayer, "logit")],
     "score: policy": [(Policy, "decide")],
-    "score: reasons of alerts": [(score_module, "explain")],
+    "score: reasons of alerts": [(decider_module, "explain")],
     "score: TreeSHAP of alerts": [(LightGBMModel, "contributions")],
-    "score: build and encode decisions": [(ScorePartition, "_decide")],
-    "score: rest": [(ScorePartition, "process")],
+    "score: build and encode decisions": [(Decider, "_decide")],
+    "score: rest": [(ScorePartition, "profile"), (Decider, "process")],
 }
 """Functions that are called once a batch of a partition, by the stage that they are counted for."""
 
@@ -138,7 +139,8 @@ class Engine:
         card, feedback = card_options(partitions), feedback_options(partitions)
         numbers = range(partitions)
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
-        self._scores = [ScorePartition("EUR", storage(f"score-{n}")) for n in numbers]
+        self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]
+        self._decider = Decider("EUR")
         self._feedbacks = [FeedbackPartition(feedback, store(f"served-{n}")) for n in numbers]
         self._learner = LearnPartition(new_learner(models.lightgbm.version))
         self._offsets: dict[tuple[str, int], int] = {}
@@ -168,7 +170,9 @@ class Engine:
     def decided(self, records: Sequence[Record], now: datetime) -> Result:
         """The score hop."""
         parts = by_partition(records)
-        result = merged(self._scores[number].process(part, self._models, now) for number, part in parts.items())
+        result = self._decider.process(
+            [(self._scores[number], part) for number, part in parts.items()], self._models, now
+        )
         for number in parts:
             self._scores[number].settle()
         return result

@@ -1,9 +1,16 @@
 """A champion that is trained in a moment, and policies with it."""
 
+from collections.abc import Sequence
+from datetime import datetime
+
 from pipeline.decision.policy import Policy, Rule
+from pipeline.engine.decider import Decider
 from pipeline.engine.models import ActiveModels, ModelBoard
+from pipeline.engine.results import Result
+from pipeline.engine.score import ScorePartition
 from pipeline.scoring.river_factory import first_river, load_river
 from pipeline.scoring.river_model import RiverModel
+from schemas.records import Record
 from tests.unit.model_helpers import small_model
 
 LARGE_AMOUNT = 900.0
@@ -22,6 +29,11 @@ def active(river: RiverModel | None = None, **changes: object) -> ActiveModels:
     """The small champion with its policy; ``changes`` are the policy's."""
     model = small_model()
     return ActiveModels(model, river or first_river(model.version), policy(**changes))  # type: ignore[arg-type]
+
+
+def decide(state: ScorePartition, records: Sequence[Record], models: ActiveModels, now: datetime) -> Result:
+    """The decisions of one partition's records."""
+    return Decider("EUR").process([(state, records)], models, now)
 
 
 def no_files(name: str, digest: str) -> bytes:

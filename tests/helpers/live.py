@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.decider import Decider
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.models import ActiveModels
@@ -35,7 +36,8 @@ class Live:
         self._options = card
         self.models = models
         self._cards = [CardPartition(card, None, MemoryStore()) for _ in numbers]
-        self._scores = [ScorePartition(card.rates.base) for _ in numbers]
+        self._scores = [ScorePartition() for _ in numbers]
+        self._decider = Decider(card.rates.base)
         self._feedbacks = [FeedbackPartition(feedback, MemoryStore()) for _ in numbers] if feedback else []
         self.learn = LearnPartition(new_learner(models.lightgbm.version))
         self._offsets: Counter[tuple[str, int]] = Counter()
@@ -99,7 +101,7 @@ class Live:
             if output.topic is not PROFILED:
                 continue
             read = self._append(output)
-            scored = self._scores[read.partition].process([read], self.models, NOW)
+            scored = self._decider.process([(self._scores[read.partition], [read])], self.models, NOW)
             self._scores[read.partition].settle()
             for one in scored.outputs:
                 if one.topic is ALERTS:

@@ -29,7 +29,7 @@ from pipeline.scoring.river_learner import LayerLearner
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.records import Output, Record
 from schemas.topics import EXAMPLES, PROFILED, REROUTED
-from tests.helpers.champion import active
+from tests.helpers.champion import active, decide
 from tests.helpers.logs import START, Log, after
 from tests.unit.model_helpers import example
 from tests.unit.test_engine_card import busy_logs, interleaved, options
@@ -116,8 +116,8 @@ KERNELS = {
         card_batches,
     ),
     "score": Kernel(
-        lambda store, loaded: ScorePartition("EUR", None, loaded),
-        lambda state, records: state.process(records, MODELS, NOW),
+        lambda store, loaded: ScorePartition(None, loaded),
+        lambda state, records: decide(state, records, MODELS, NOW),
         score_batches,
     ),
     "feedback": Kernel(

@@ -14,7 +14,7 @@ from pipeline.engine.state import LoadedState
 from pipeline.features.columns import MemoryColumn
 from schemas.records import Record
 from schemas.topics import DECISIONS, PROFILED, TRANSACTIONS
-from tests.helpers.champion import active
+from tests.helpers.champion import active, decide
 from tests.helpers.logs import Log, after, decode_decision, to, transaction
 from tests.unit.test_engine_card import partition
 
@@ -61,7 +61,7 @@ def writer() -> AtLeastOnce:
 
 
 def score(loaded: LoadedState | None = None) -> ScorePartition:
-    return ScorePartition("EUR", None, loaded)
+    return ScorePartition(None, loaded)
 
 
 def decided(results: Sequence[Result]) -> list[str]:
@@ -78,7 +78,7 @@ def test_a_topic_made_anew_is_decided_from_its_beginning(writer: AtLeastOnce) ->
     writer.made_anew()
     writer.write(writer.buy(10))
     writer.write(writer.buy(60))
-    result = score().process(writer.profiled.records, MODELS, NOW)
+    result = decide(score(), writer.profiled.records, MODELS, NOW)
     assert decided([result]) == names(0, 120)
     assert result.counts["duplicate", ""] == 0
 
@@ -88,7 +88,7 @@ def test_a_topic_made_anew_after_its_only_batch(writer: AtLeastOnce) -> None:
     writer.write(writer.buy(50))
     writer.made_anew()
     writer.write(writer.buy(10))
-    assert decided([score().process(writer.profiled.records, MODELS, NOW)]) == names(0, 60)
+    assert decided([decide(score(), writer.profiled.records, MODELS, NOW)]) == names(0, 60)
 
 
 def test_offsets_that_were_set_back_on_purpose_are_decided_again(writer: AtLeastOnce) -> None:
@@ -97,7 +97,7 @@ def test_offsets_that_were_set_back_on_purpose_are_decided_again(writer: AtLeast
         writer.write(batch)
     writer.card = partition()
     writer.write([record for batch in batches for record in batch])
-    assert decided([score().process(writer.profiled.records, MODELS, NOW)]) == names(0, 30) * 2
+    assert decided([decide(score(), writer.profiled.records, MODELS, NOW)]) == names(0, 30) * 2
 
 
 @pytest.mark.parametrize("arrived", [1, 4, 7, None])
@@ -111,7 +111,7 @@ def test_a_batch_that_is_written_again_and_again_is_decided_once(writer: AtLeast
     writer.write(longer, committed=False, most=9)
     writer.write(longer)
     writer.write(writer.buy(3))
-    assert decided([score().process(writer.profiled.records, MODELS, NOW)]) == names(0, 20)
+    assert decided([decide(score(), writer.profiled.records, MODELS, NOW)]) == names(0, 20)
 
 
 def test_what_a_former_owner_writes_late_is_a_repeat(writer: AtLeastOnce) -> None:
@@ -121,7 +121,7 @@ def test_what_a_former_owner_writes_late_is_a_repeat(writer: AtLeastOnce) -> Non
     writer.write(writer.buy(4))
     writer.profiled.take(late)
     writer.write(writer.buy(4))
-    result = score().process(writer.profiled.records, MODELS, NOW)
+    result = decide(score(), writer.profiled.records, MODELS, NOW)
     assert (decided([result]), result.counts["duplicate", ""]) == (names(0, 12), 4)
 
 
@@ -143,9 +143,9 @@ def test_every_transaction_is_decided_once_whatever_was_written_twice(seed: int)
     live, folded, results = score(), score(), []
     cuts = sorted({0, *random.integers(1, len(records), 30).tolist(), len(records)})
     for first, end in pairwise(cuts):
-        live.process(records[first:end], MODELS, NOW)
+        decide(live, records[first:end], MODELS, NOW)
         live.undo()
-        results.append(live.process(records[first:end], MODELS, NOW))
+        results.append(decide(live, records[first:end], MODELS, NOW))
         live.settle()
         folded.fold(records[first:end])
         folded.settle()

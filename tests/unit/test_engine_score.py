@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline.engine.card import CardPartition
+from pipeline.engine.decider import Decider
 from pipeline.engine.history import compute_features
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.results import Result
@@ -22,7 +23,7 @@ from schemas.codec import encode
 from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, SourceRecord
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISIONS, LABELS, PROFILED, TRANSACTIONS
-from tests.helpers.champion import LARGE_AMOUNT, active
+from tests.helpers.champion import LARGE_AMOUNT, active, decide
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import (
     START,
@@ -42,7 +43,7 @@ NOW = after(hours=1)
 
 
 def score() -> ScorePartition:
-    return ScorePartition("EUR")
+    return ScorePartition()
 
 
 def profile(transactions: Sequence[Record], labels: Sequence[Record] = (), card: CardPartition | None = None) -> Log:
@@ -84,7 +85,7 @@ def test_a_decision_says_what_was_decided_about_what_and_by_what() -> None:
     log.append(profile([source.append(transaction(3))], card=partition(partitions=6)).records[0].value)
     later = msgspec.structs.replace(record, timestamp_ms=record.timestamp_ms + 10**9)
     log.append(profile([later], card=partition(partitions=6)).records[0].value)
-    result = score().process(log.records[1:], models, NOW)
+    result = decide(score(), log.records[1:], models, NOW)
     (output,) = to(DECISIONS, result)
     assert (output.key, output.headers) == (b"c1", ())
     (decision,) = decisions(result)
@@ -113,7 +114,7 @@ def test_scores_are_those_of_the_models_on_the_features_as_served(weight: float)
     learner = new_learner(base)
     learner.learn_examples([example(number, lightgbm=base) for number in range(30)])
     models = active(learner.snapshot(30), blend=weight)
-    result = score().process(profile(purchases(40, large=[11, 30]).records).records, models, NOW)
+    result = decide(score(), profile(purchases(40, large=[11, 30]).records).records, models, NOW)
     found = decisions(result)
     features = rows(found)
     logit = models.lightgbm.logit(features)
@@ -130,7 +131,7 @@ def test_scores_are_those_of_the_models_on_the_features_as_served(weight: float)
 
 def test_the_policy_selects_and_an_alert_explains() -> None:
     models = active(threshold=0.5)
-    result = score().process(profile(purchases(40, large=[11, 30]).records).records, models, NOW)
+    result = decide(score(), profile(purchases(40, large=[11, 30]).records).records, models, NOW)
     found = {decision.transaction_id: decision for decision in decisions(result)}
     raised = alerts(result)
     assert {alert.transaction_id for alert in raised} == {name for name, one in found.items() if one.action == "alert"}
@@ -161,20 +162,35 @@ def test_the_policy_selects_and_an_alert_explains() -> None:
 
 def test_an_audit_puts_a_share_before_an_analyst() -> None:
     models = active(threshold=1.5, audit_rate=0.2, rules=())
-    found = decisions(score().process(profile(purchases(200).records).records, models, NOW))
+    found = decisions(decide(score(), profile(purchases(200).records).records, models, NOW))
     audited = [decision for decision in found if decision.selection == "audit"]
     assert 20 < len(audited) < 60
     assert {decision.selection_probability for decision in found} == {0.2}
     assert {decision.action for decision in audited} == {"alert"}
 
 
+def test_partitions_that_are_decided_together_are_decided_as_each_alone() -> None:
+    logs = [
+        profile(transactions.records, labels.records) for transactions, labels in (busy_logs(5, 60), busy_logs(6, 9))
+    ]
+    models = active(audit_rate=0.2)
+    alone = [decide(score(), log.records, models, NOW) for log in logs]
+    nothing = (score(), Log(PROFILED).records)
+    together = Decider("EUR").process([(score(), logs[0].records), nothing, (score(), logs[1].records)], models, NOW)
+    for topic in (DECISIONS, ALERTS):
+        assert to(topic, together) == [output for result in alone for output in to(topic, result)]
+    assert to(ALERTS, together)
+    assert together.counts == alone[0].counts + alone[1].counts
+    assert together.latencies_s == [*alone[0].latencies_s, *alone[1].latencies_s]
+
+
 def test_every_transaction_has_exactly_one_decision_however_the_log_is_cut() -> None:
     transactions, labels = busy_logs(3, 300)
     log = profile(transactions.records, labels.records)
     models = active()
-    whole = score().process(log.records, models, NOW)
+    whole = decide(score(), log.records, models, NOW)
     state, random = score(), np.random.default_rng(1)
-    parts = [state.process(records, models, NOW) for records in chunks(log.records, random)]
+    parts = [decide(state, records, models, NOW) for records in chunks(log.records, random)]
     assert to(DECISIONS, whole) == [output for part in parts for output in to(DECISIONS, part)]
     assert to(ALERTS, whole) == [output for part in parts for output in to(ALERTS, part)]
     messages = [decode_profiled(record.value or b"") for record in log.records]
@@ -189,7 +205,7 @@ def test_features_are_those_of_the_reference_with_labels_late_events_and_repeats
     card, state, models = partition(), score(), active()
     log, found = Log(PROFILED), list[Decision]()
     for batch, known in interleaved(transactions.records, labels.records, np.random.default_rng(4)):
-        found += decisions(state.process(log.take(card.process([*batch, *known], START)), models, NOW))
+        found += decisions(decide(state, log.take(card.process([*batch, *known], START)), models, NOW))
     expected = expected_features(log.records)
     assert len(found) == len(expected) > 200
     assert differences(found, expected) == []
@@ -234,7 +250,7 @@ def test_features_are_those_that_training_computes_from_history() -> None:
         else:
             value = label(0, at, "fraud" if row["fraud"] else "legitimate", transaction_id=name, card_id=owner)
             result = card.process([labels.append(value, at)], START)
-        found += decisions(state.process(log.take(result), models, NOW))
+        found += decisions(decide(state, log.take(result), models, NOW))
     expected = compute_features(frame, label_delay_s=delay.total_seconds())
     np.testing.assert_array_equal(rows(found), expected)
 
@@ -247,11 +263,11 @@ def test_a_repeat_by_source_offset_is_dropped() -> None:
     for record in (*log.records[:4], *log.records[2:]):
         twice.append(record.value)
     state = score()
-    first, second = state.process(twice.records[:5], models, NOW), state.process(twice.records[5:], models, NOW)
+    first, second = decide(state, twice.records[:5], models, NOW), decide(state, twice.records[5:], models, NOW)
     found = decisions(first) + decisions(second)
     assert [decision.transaction_id for decision in found] == [f"t{number}" for number in range(6)]
     assert first.counts["duplicate", ""] == second.counts["duplicate", ""] == 1
-    once = decisions(score().process(log.records, models, NOW))
+    once = decisions(decide(score(), log.records, models, NOW))
     assert [decision.features for decision in found] == [decision.features for decision in once]
 
 
@@ -261,7 +277,7 @@ def test_offsets_of_different_source_partitions_are_no_repeats() -> None:
         source = Log(TRANSACTIONS, partition=number)
         record = source.append(transaction(number, card_id=f"c{number}"))
         log.append(profile([record], card=partition(partitions=2)).records[0].value)
-    assert len(decisions(score().process(log.records, active(), NOW))) == 2
+    assert len(decisions(decide(score(), log.records, active(), NOW))) == 2
 
 
 def test_another_kernel_s_features_are_refused_by_name_of_the_record() -> None:
@@ -270,7 +286,7 @@ def test_another_kernel_s_features_are_refused_by_name_of_the_record() -> None:
     log = Log(PROFILED, partition=2)
     log.append(record.value)
     with pytest.raises(KernelMismatch, match=r"profiled partition 2 offset 1 .* kernel 0-other.* one version"):
-        score().process([*log.records, log.append(other.replace(b'"offset":0', b'"offset":1'))], active(), NOW)
+        decide(score(), [*log.records, log.append(other.replace(b'"offset":0', b'"offset":1'))], active(), NOW)
     # What was decided by an earlier version may stay in the log: a fold uses none of its features.
     score().fold(log.records)
 
@@ -281,7 +297,7 @@ def test_another_kernel_with_another_number_of_features_is_refused_by_name_too()
     assert isinstance(message, ProfiledTransaction)
     wider = msgspec.structs.replace(message, kernel="0-other", card_features=message.card_features + b"\0" * 8)
     with pytest.raises(KernelMismatch, match=r"offset 0 .* kernel 0-other"):
-        score().process([Log(PROFILED).append(encode(wider))], active(), NOW)
+        decide(score(), [Log(PROFILED).append(encode(wider))], active(), NOW)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -294,12 +310,12 @@ def test_a_fold_leaves_the_state_that_deciding_leaves(seed: int) -> None:
     cut = len(log.records) * 2 // 3
     models, lived, folded = active(), score(), score()
     for records in chunks(log.records[:cut], random):
-        lived.process(records, models, NOW)
+        decide(lived, records, models, NOW)
     for records in chunks(log.records[:cut], random):
         folded.fold(records)
     # What was decided last is read once more: a repeat must be known after a fold as well.
     rest = [*log.records[cut - 3 :]]
-    after_live, after_fold = lived.process(rest, models, NOW), folded.process(rest, models, NOW)
+    after_live, after_fold = decide(lived, rest, models, NOW), decide(folded, rest, models, NOW)
     assert after_live.outputs == after_fold.outputs
     assert after_live.counts == after_fold.counts
     assert len(after_live.outputs) > 60
@@ -310,16 +326,16 @@ def test_a_label_is_visible_from_the_moment_it_was_known() -> None:
     card, state, models = partition(), score(), active()
     transactions, labels, log = Log(TRANSACTIONS), Log(LABELS), Log(PROFILED)
 
-    def decide(number: int, at: datetime) -> Decision:
+    def decided(number: int, at: datetime) -> Decision:
         result = card.process([transactions.append(transaction(number, at), after(20))], START)
-        (decision,) = decisions(state.process(log.take(result), models, NOW))
+        (decision,) = decisions(decide(state, log.take(result), models, NOW))
         return decision
 
-    decide(0, START)
+    decided(0, START)
     # Dated a day after the transaction, but here only on day five.
     told = card.process([labels.append(label(0, after(1)), known_at)], START)
-    assert state.process(log.take(told), models, NOW).outputs == []
-    before, at = decide(1, known_at - timedelta(microseconds=1)), decide(2, known_at)
+    assert decide(state, log.take(told), models, NOW).outputs == []
+    before, at = decided(1, known_at - timedelta(microseconds=1)), decided(2, known_at)
     assert (before.features["merchant_known_count_30d"], at.features["merchant_known_count_30d"]) == (0, 1)
     assert before.features["merchant_newest_label"] is None
     assert at.features["merchant_newest_label"] == 1
@@ -331,20 +347,20 @@ def test_state_does_not_depend_on_models_or_clocks() -> None:
     one, other = score(), score()
     models = active()
     strict = ActiveModels(models.lightgbm, models.river, models.policy.replace(threshold=0.0))
-    one.process(log.records[:40], models, NOW)
-    other.process(log.records[:40], strict, after(300))
-    assert one.process(log.records[40:], models, NOW).outputs == other.process(log.records[40:], models, NOW).outputs
+    decide(one, log.records[:40], models, NOW)
+    decide(other, log.records[:40], strict, after(300))
+    assert decide(one, log.records[40:], models, NOW).outputs == decide(other, log.records[40:], models, NOW).outputs
 
 
 def test_an_unreadable_record_is_named() -> None:
     log = profile(purchases(2).records)
     log.append(b"garbage")
     with pytest.raises(RuntimeError, match=r"profiled partition 2 offset 2 .*"):
-        score().process(log.records, active(), NOW)
+        decide(score(), log.records, active(), NOW)
 
 
 def test_values_that_do_not_exist_are_null() -> None:
-    result = score().process(profile(purchases(1).records).records, active(), NOW)
+    result = decide(score(), profile(purchases(1).records).records, active(), NOW)
     (output,) = to(DECISIONS, result)
     features = msgspec.json.decode(output.value or b"")["features"]
     assert tuple(features) == FEATURES
@@ -366,7 +382,7 @@ def test_repeats_are_told_by_where_the_card_agent_read_the_record() -> None:
             read=None if read is None else SourceRecord(topic="rerouted", partition=0, offset=read),
         )
         log.append(encode(changed))
-    result = score().process(log.records, active(), NOW)
+    result = decide(score(), log.records, active(), NOW)
     assert [decision.transaction_id for decision in decisions(result)] == ["t0", "t1", "t2", "t4"]
     assert result.counts["duplicate", ""] == 2
 
@@ -375,15 +391,15 @@ def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
     models, log = active(), profile(purchases(30).records)
     state, untouched = score(), score()
     for one in (state, untouched):
-        one.process(log.records[:10], models, NOW)
+        decide(one, log.records[:10], models, NOW)
         one.settle()
     foreign = (log.records[20].value or b"").replace(KERNEL_VERSION.encode(), b"0-other")
     with pytest.raises(KernelMismatch):
-        state.process([*log.records[10:20], msgspec.structs.replace(log.records[20], value=foreign)], models, NOW)
+        decide(state, [*log.records[10:20], msgspec.structs.replace(log.records[20], value=foreign)], models, NOW)
     state.undo()
     after_undo, expected = (
-        state.process(log.records[10:], models, NOW),
-        untouched.process(log.records[10:], models, NOW),
+        decide(state, log.records[10:], models, NOW),
+        decide(untouched, log.records[10:], models, NOW),
     )
     assert after_undo.outputs == expected.outputs
     assert len(decisions(expected)) == 20
@@ -393,7 +409,7 @@ def test_a_topic_made_anew_holds_no_repeats() -> None:
     """Its offsets begin again; nothing of it was decided before."""
     models, state = active(), score()
     before = profile(purchases(50).records)
-    assert len(decisions(state.process(before.records, models, NOW))) == 50
+    assert len(decisions(decide(state, before.records, models, NOW))) == 50
     anew = Log(TRANSACTIONS)
     for number in range(100, 110):
         anew.append(transaction(number, after(hours=number)), after(hours=number))
@@ -401,7 +417,7 @@ def test_a_topic_made_anew_holds_no_repeats() -> None:
     for record in before.records:
         log.append(record.value)
     later = [log.append(output.value) for output in partition().process(anew.records, after(hours=200)).outputs]
-    result = state.process(later, models, after(hours=201))
+    result = decide(state, later, models, after(hours=201))
     assert len(decisions(result)) == 10
     assert result.counts["duplicate", ""] == 0
 
@@ -417,7 +433,7 @@ def test_a_batch_written_again_by_a_later_worker_is_a_repeat_but_for_what_it_has
     again.process(source[:3], None)
     for output in again.process(source[3:], START + timedelta(seconds=30)).outputs:
         log.append(output.value)
-    result = state.process(log.records, models, NOW)
+    result = decide(state, log.records, models, NOW)
     assert [decision.transaction_id for decision in decisions(result)] == [f"t{number}" for number in range(8)]
     assert result.counts["duplicate", ""] == 3
 
@@ -429,4 +445,4 @@ def test_features_of_another_number_are_refused_like_those_of_another_kernel() -
     log = Log(PROFILED, partition=2)
     log.append(encode(msgspec.structs.replace(message, card_features=message.card_features[:-8], kernel="0-other")))
     with pytest.raises(KernelMismatch):
-        score().process(log.records, active(), NOW)
+        decide(score(), log.records, active(), NOW)
