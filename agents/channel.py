@@ -20,7 +20,7 @@ from pipeline.kafka.transactions import Stopped
 
 T = TypeVar("T")
 
-TURN_S: Final = 0.2
+TURN_S: Final = 1.0
 """How long batches follow each other without the event loop, whose every hand-over costs as much as a small batch."""
 
 
