@@ -29,7 +29,7 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         self._decider, self._models = Decider(base_currency), models
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> ScorePartition:
-        """The score kernel of one partition."""
+        """The state of one partition."""
         del partition
         return ScorePartition(place.storage, loaded)
 

@@ -36,10 +36,11 @@ def serving(data_dir: Path) -> str | None:
     if not state:
         return None
     try:
-        started_s = psutil.Process(int(state["pid"])).create_time()
+        process = psutil.Process(int(state["pid"]))
+        started_s, ended = process.create_time(), process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:  # the answer to the question: a killed process left its file
         return None
-    same = abs(started_s - float(state["started_s"])) < SAME_START_S
+    same = not ended and abs(started_s - float(state["started_s"])) < SAME_START_S
     return str(state["bootstrap_servers"]) if same else None
 
 

@@ -150,19 +150,25 @@ class EmbeddedBroker:
 
     def _take_lock(self) -> int:
         descriptor = os.open(self.data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._await_lock(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._lock = descriptor
+        return descriptor
+
+    def _await_lock(self, descriptor: int) -> None:
         deadline_s = time.monotonic() + RELEASE_S
         while not _locked(descriptor):
             address = serving(self.data_dir)
-            if address is not None or time.monotonic() > deadline_s:
-                os.close(descriptor)
+            if (address is not None and connects(address)) or time.monotonic() > deadline_s:
                 raise BrokerInUse(
                     f"another process runs an embedded broker in {self.data_dir}: "
                     f"{address or 'one that does not serve yet'}. Use that one, stop it, or choose another directory "
                     "with FRAUD_PIPELINE_DATA_DIR."
                 )
             time.sleep(POLL_S)
-        self._lock = descriptor
-        return descriptor
 
     def _choose_ports(self) -> tuple[int, int]:
         last: dict[str, int] = read_json(self._ports_path)

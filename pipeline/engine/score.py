@@ -15,10 +15,7 @@ from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.columns import Storage
 from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import MerchantWindows
-from schemas.messages import (
-    ProfiledLabel,
-    ProfiledTransaction,
-)
+from schemas.messages import ProfiledLabel, ProfiledTransaction
 from schemas.records import Record
 
 _decode = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode

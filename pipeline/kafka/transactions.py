@@ -121,10 +121,11 @@ class Transactions:
         if self._brokers_down.is_set():
             # What this producer knows of coordinators may be from before: librdkafka may wait for one of them for ever.
             self._renew("brokers were away")
-        committing, self._in_transaction = False, True
+        producing, committing, self._in_transaction = True, False, True
         try:
             self._call("begin_transaction", self._producer.begin_transaction)
             self._produce(outputs)
+            producing = False
             if offsets:
                 self._transactional(
                     "send_offsets_to_transaction",
@@ -138,7 +139,7 @@ class Transactions:
             raise (Unknown if committing else Aborted)(str(error)) from error
         except KafkaException as error:
             self._in_transaction = False
-            self._after_failure(error, committing)
+            self._after_failure(error, producing=producing, committing=committing)
         finally:
             self._in_transaction = False
         self._aborts = 0
@@ -283,7 +284,7 @@ class Transactions:
         if error is None:
             self._marked[message.partition()] = message.offset() + 1
 
-    def _after_failure(self, error: KafkaException, committing: bool) -> None:
+    def _after_failure(self, error: KafkaException, *, producing: bool, committing: bool) -> None:
         cause = self._cause(error.args[0])
         reason = f"{cause.str()} ({cause.name()})"
         if cause.code() in FENCED:
@@ -297,9 +298,13 @@ class Transactions:
             self._renew(f"{reason}; this worker stood still for longer than a transaction may take, or has a rival")
             raise (Unknown if committing else Aborted)(reason) from error
         if cause.code() == TOO_LARGE:
-            # librdkafka has numbered the refused record, the broker has not: with this producer the next one to the
-            # same partition could be refused for the gap, and the search for the large one would never end.
-            self._renew(reason)
+            if producing and error.args[0].code() == TOO_LARGE:
+                # Refused by the client itself, which has not numbered it.
+                self._abort()
+            else:
+                # librdkafka has numbered the refused record, the broker has not: with this producer the next one to
+                # the same partition could be refused for the gap, and the search for the large one would never end.
+                self._renew(reason)
             raise OutputTooLarge(self._advice(cause)) from error
         if cause.code() in NOT_A_MEMBER:
             # It joins again while it polls, or hears there that it cannot.

@@ -84,7 +84,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "score: build and encode decisions": [(Decider, "_decide")],
     "score: rest": [(ScorePartition, "profile"), (Decider, "process")],
 }
-"""Functions that are called once a batch of a partition, by the stage that they are counted for."""
+"""Functions that are called once a batch, or once for each partition of it, by the stage that they are counted for."""
 
 
 @dataclass(slots=True)

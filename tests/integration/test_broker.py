@@ -1,14 +1,13 @@
 """The embedded broker: a real one, from pip alone, that leaves nothing behind."""
 
-import contextlib
 import fcntl
-import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -125,17 +124,15 @@ def test_a_killed_command_leaves_no_process_and_does_not_block_the_next(
 
 
 @pytest.fixture
-def held_lock(tmp_path: Path) -> Iterator[int]:
-    """Descriptor of a broker directory's lock that is held here as another process would hold it."""
-    descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    yield descriptor
-    with contextlib.suppress(OSError):
-        os.close(descriptor)
+def held_lock(tmp_path: Path) -> Iterator[IO[str]]:
+    """A broker directory's lock, held here as another process would hold it until the file is closed."""
+    with (tmp_path / "lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
 
 
 def test_a_start_waits_for_a_process_that_has_ended_and_still_holds_the_directory(
-    held_lock: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held_lock: IO[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[bool] = []
     lock = fcntl.flock
@@ -145,7 +142,7 @@ def test_a_start_waits_for_a_process_that_has_ended_and_still_holds_the_director
             lock(descriptor, operation)
         except BlockingIOError:
             if not attempts:
-                os.close(held_lock)
+                held_lock.close()
             attempts.append(False)
             raise
 

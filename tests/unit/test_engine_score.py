@@ -46,9 +46,11 @@ def score() -> ScorePartition:
     return ScorePartition()
 
 
-def profile(transactions: Sequence[Record], labels: Sequence[Record] = (), card: CardPartition | None = None) -> Log:
+def profile(
+    transactions: Sequence[Record], labels: Sequence[Record] = (), card: CardPartition | None = None, number: int = 2
+) -> Log:
     """The log of one merchant partition, as the card agent writes it: labels behind all transactions."""
-    log = Log(PROFILED, partition=2)
+    log = Log(PROFILED, partition=number)
     log.take((card or partition()).process([*transactions, *labels], START))
     return log
 
@@ -170,10 +172,12 @@ def test_an_audit_puts_a_share_before_an_analyst() -> None:
 
 
 def test_partitions_that_are_decided_together_are_decided_as_each_alone() -> None:
-    logs = [
-        profile(transactions.records, labels.records) for transactions, labels in (busy_logs(5, 60), busy_logs(6, 9))
-    ]
-    models = active(audit_rate=0.2)
+    busy = enumerate([busy_logs(5, 60), busy_logs(6, 9)])
+    logs = [profile(of.records, labels.records, number=number) for number, (of, labels) in busy]
+    base = small_model().version
+    learner = new_learner(base)
+    learner.learn_examples([example(number, lightgbm=base) for number in range(30)])
+    models = active(learner.snapshot(30), blend=0.5, audit_rate=0.2)
     alone = [decide(score(), log.records, models, NOW) for log in logs]
     nothing = (score(), Log(PROFILED).records)
     together = Decider("EUR").process([(score(), logs[0].records), nothing, (score(), logs[1].records)], models, NOW)
@@ -403,6 +407,22 @@ def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
     )
     assert after_undo.outputs == expected.outputs
     assert len(decisions(expected)) == 20
+
+
+def test_partitions_of_which_one_fails_are_all_taken_back() -> None:
+    models, decider = active(), Decider("EUR")
+    logs = [profile(purchases(20).records, number=number) for number in range(2)]
+    last = logs[1].records[-1]
+    foreign = msgspec.structs.replace(last, value=(last.value or b"").replace(KERNEL_VERSION.encode(), b"0-other"))
+    states, untouched = [score(), score()], [score(), score()]
+    with pytest.raises(KernelMismatch):
+        decider.process([(states[0], logs[0].records), (states[1], [*logs[1].records[:-1], foreign])], models, NOW)
+    for state in states:
+        state.undo()
+    records = [log.records for log in logs]
+    after_undo = decider.process(zip(states, records, strict=True), models, NOW)
+    assert after_undo.outputs == decider.process(zip(untouched, records, strict=True), models, NOW).outputs
+    assert len(decisions(after_undo)) == 40
 
 
 def test_a_topic_made_anew_holds_no_repeats() -> None:
