@@ -72,3 +72,9 @@ def connects(address: str) -> bool:
             return True
     except OSError:  # the answer to the question
         return False
+
+
+def running_broker(data_dir: Path) -> str | None:
+    """Address of the embedded broker that a process runs in ``data_dir``, or None."""
+    address = serving(data_dir)
+    return address if address is not None and connects(address) else None

@@ -23,7 +23,17 @@ from pipeline.broker.errors import BrokerError, BrokerInUse
 from pipeline.broker.fencing import SESSION_MS, crashed, end_session
 from pipeline.broker.jars import class_path
 from pipeline.broker.java import find_java
-from pipeline.broker.local import HOST, STATE_NAME, connects, free_port, is_free, read_json, serving, write_json
+from pipeline.broker.local import (
+    HOST,
+    STATE_NAME,
+    connects,
+    free_port,
+    is_free,
+    read_json,
+    running_broker,
+    serving,
+    write_json,
+)
 from pipeline.broker.process import GuardedProcess
 from pipeline.kafka.admin import cluster_is_up
 
@@ -161,12 +171,11 @@ class EmbeddedBroker:
     def _await_lock(self, descriptor: int) -> None:
         deadline_s = time.monotonic() + RELEASE_S
         while not _locked(descriptor):
-            address = serving(self.data_dir)
-            if (address is not None and connects(address)) or time.monotonic() > deadline_s:
+            if running_broker(self.data_dir) is not None or time.monotonic() > deadline_s:
+                address = serving(self.data_dir) or "one that does not serve yet"
                 raise BrokerInUse(
-                    f"another process runs an embedded broker in {self.data_dir}: "
-                    f"{address or 'one that does not serve yet'}. Use that one, stop it, or choose another directory "
-                    "with FRAUD_PIPELINE_DATA_DIR."
+                    f"another process runs an embedded broker in {self.data_dir}: {address}. Use that one, stop it, "
+                    "or choose another directory with FRAUD_PIPELINE_DATA_DIR."
                 )
             time.sleep(POLL_S)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.broker.errors import BrokerError, BrokerInUse
-from pipeline.broker.local import connects, serving
+from pipeline.broker.local import running_broker, serving
 from pipeline.broker.node import POLL_S, START_TIMEOUT_S, EmbeddedBroker
 from pipeline.settings import Settings
 
@@ -32,12 +32,6 @@ class ProvidedBroker:
                 f"the embedded broker at {self.bootstrap_servers}, which another process started, is gone. "
                 f"Start it again, for instance with `fraud-pipeline broker`; its log is {self.data_dir / 'broker.log'}."
             )
-
-
-def running_broker(data_dir: Path) -> str | None:
-    """Address of the embedded broker that a process runs in ``data_dir``, or None."""
-    address = serving(data_dir)
-    return address if address is not None and connects(address) else None
 
 
 @contextlib.contextmanager

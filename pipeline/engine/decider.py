@@ -20,14 +20,7 @@ from pipeline.engine.written import encoded, positional, written
 from pipeline.features.catalogue import FEATURES
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import blend, sigmoid
-from schemas.messages import (
-    Alert,
-    Decision,
-    LogPosition,
-    ModelScores,
-    ProfiledTransaction,
-    Timestamp,
-)
+from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, Timestamp
 from schemas.records import Output, Record
 from schemas.topics import ALERTS, DECISIONS
 
@@ -87,11 +80,9 @@ class Decider:
         logit = models.lightgbm.logit(features)
         river_logit = models.river.logit(features, logit)
         score = blend(logit, river_logit, models.policy.blend)
-        identities = np.array(
-            [transaction_hash(message.card_id, message.transaction_id) for _, message in read], np.uint64
-        )
-        verdicts = models.policy.decide(score, features, identities)
         messages = [message for _, message in read]
+        identities = np.array([transaction_hash(one.card_id, one.transaction_id) for one in messages], np.uint64)
+        verdicts = models.policy.decide(score, features, identities)
         decisions = self._written(read, features, logit, river_logit, score, verdicts, models, now)
         values = list(encoded(decisions))
         result.outputs += [

@@ -19,6 +19,7 @@ from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import new_learner
+from pipeline.scoring.river_model import RiverModel
 from schemas.codec import encode
 from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, SourceRecord
 from schemas.records import Record
@@ -44,6 +45,19 @@ NOW = after(hours=1)
 
 def score() -> ScorePartition:
     return ScorePartition()
+
+
+def learned() -> RiverModel:
+    """A layer over the small champion that has learned from 30 examples."""
+    base = small_model().version
+    learner = new_learner(base)
+    learner.learn_examples([example(number, lightgbm=base) for number in range(30)])
+    return learner.snapshot(30)
+
+
+def foreign(record: Record) -> Record:
+    """``record`` as a card agent with another kernel would have written it."""
+    return msgspec.structs.replace(record, value=(record.value or b"").replace(KERNEL_VERSION.encode(), b"0-other"))
 
 
 def profile(
@@ -112,10 +126,7 @@ def test_a_decision_says_what_was_decided_about_what_and_by_what() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
 def test_scores_are_those_of_the_models_on_the_features_as_served(weight: float) -> None:
-    base = small_model().version
-    learner = new_learner(base)
-    learner.learn_examples([example(number, lightgbm=base) for number in range(30)])
-    models = active(learner.snapshot(30), blend=weight)
+    models = active(learned(), blend=weight)
     result = decide(score(), profile(purchases(40, large=[11, 30]).records).records, models, NOW)
     found = decisions(result)
     features = rows(found)
@@ -128,7 +139,7 @@ def test_scores_are_those_of_the_models_on_the_features_as_served(weight: float)
     assert np.abs(river - logit).max() > 0.1
     expected = sigmoid((1 - weight) * logit + weight * river)
     assert [decision.score for decision in found] == pytest.approx(expected.tolist(), rel=1e-9)
-    assert {decision.versions.river for decision in found} == {learner.snapshot(30).version}
+    assert {decision.versions.river for decision in found} == {learned().version}
 
 
 def test_the_policy_selects_and_an_alert_explains() -> None:
@@ -174,10 +185,7 @@ def test_an_audit_puts_a_share_before_an_analyst() -> None:
 def test_partitions_that_are_decided_together_are_decided_as_each_alone() -> None:
     busy = enumerate([busy_logs(5, 60), busy_logs(6, 9)])
     logs = [profile(of.records, labels.records, number=number) for number, (of, labels) in busy]
-    base = small_model().version
-    learner = new_learner(base)
-    learner.learn_examples([example(number, lightgbm=base) for number in range(30)])
-    models = active(learner.snapshot(30), blend=0.5, audit_rate=0.2)
+    models = active(learned(), blend=0.5, audit_rate=0.2)
     alone = [decide(score(), log.records, models, NOW) for log in logs]
     nothing = (score(), Log(PROFILED).records)
     together = Decider("EUR").process([(score(), logs[0].records), nothing, (score(), logs[1].records)], models, NOW)
@@ -397,9 +405,8 @@ def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
     for one in (state, untouched):
         decide(one, log.records[:10], models, NOW)
         one.settle()
-    foreign = (log.records[20].value or b"").replace(KERNEL_VERSION.encode(), b"0-other")
     with pytest.raises(KernelMismatch):
-        decide(state, [*log.records[10:20], msgspec.structs.replace(log.records[20], value=foreign)], models, NOW)
+        decide(state, [*log.records[10:20], foreign(log.records[20])], models, NOW)
     state.undo()
     after_undo, expected = (
         decide(state, log.records[10:], models, NOW),
@@ -412,11 +419,10 @@ def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
 def test_partitions_of_which_one_fails_are_all_taken_back() -> None:
     models, decider = active(), Decider("EUR")
     logs = [profile(purchases(20).records, number=number) for number in range(2)]
-    last = logs[1].records[-1]
-    foreign = msgspec.structs.replace(last, value=(last.value or b"").replace(KERNEL_VERSION.encode(), b"0-other"))
+    failing = [*logs[1].records[:-1], foreign(logs[1].records[-1])]
     states, untouched = [score(), score()], [score(), score()]
     with pytest.raises(KernelMismatch):
-        decider.process([(states[0], logs[0].records), (states[1], [*logs[1].records[:-1], foreign])], models, NOW)
+        decider.process([(states[0], logs[0].records), (states[1], failing)], models, NOW)
     for state in states:
         state.undo()
     records = [log.records for log in logs]
