@@ -21,7 +21,6 @@ from mode.supervisors import ForfeitOneForOneSupervisor
 
 from agents import card, feedback, learn, score
 from agents.channel import BatchChannel
-from agents.control import SetAsides
 from agents.keeper import Identity, Keeper
 from agents.models import ModelWatch
 from agents.online import OnlineModels
@@ -41,6 +40,7 @@ from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
 from pipeline.kafka.follower import TopicFollower
+from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.metrics import WorkerMetrics
@@ -158,7 +158,7 @@ class WorkerContext:
                     "".join(f"; {warning}" for warning in state.warnings),
                 )
             roles = [AGENTS[name] for name in settings.agent_names]
-            for warning in check_start(broker.bootstrap_servers, settings, roles):
+            for warning in check_start(broker.bootstrap_servers, settings, roles, self.metrics.records_refused):
                 log.warning("%s", warning)
             self._published_rates = PublishedRates(broker.bootstrap_servers, settings)
             if CARD.name in settings.agent_names:
@@ -174,10 +174,10 @@ class WorkerContext:
             self.bootstrap = broker.bootstrap_servers
             log.info("agents %s on %s, metrics on %s:%d", settings.agents, self.bootstrap, settings.metrics_host, port)
 
-    def partitions(self, spec: AgentSpec, set_asides: SetAsides) -> Partitions:
+    def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
         """The state and core call of an agent."""
         settings = self._settings
-        environment = self._environment(spec, set_asides)
+        environment = self._environment(spec, quarantines)
         match spec.name:
             case "card":
                 return card.CardPartitions(
@@ -210,7 +210,7 @@ class WorkerContext:
                     environment, online.learner, online.keep, self._watch(), settings.river_publish_interval_s
                 )
 
-    def _environment(self, spec: AgentSpec, set_asides: SetAsides) -> Environment:
+    def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:
         settings, identities = self._settings, self._identities
         keeper = None
         if self._repository is not None and spec.name != "learn":
@@ -226,7 +226,7 @@ class WorkerContext:
             topic_prefix=settings.topic_prefix,
             directory=self._places[spec.name],
             store_memory=self._store_memory,
-            set_asides=set_asides,
+            quarantines=quarantines,
             keeper=keeper,
             metrics=self.metrics,
             health=self.health,
@@ -237,15 +237,17 @@ class WorkerContext:
 
         def source() -> AgentSource:
             self.connect()
-            set_asides = SetAsides(self.bootstrap, self._settings, spec.name)
+            quarantines = Quarantines(
+                self.bootstrap, self._settings, spec.name, spec.reads, self.metrics.records_refused
+            )
             return AgentSource(
                 spec,
                 self.bootstrap,
                 self._settings,
                 self.metrics,
                 self.health,
-                self.partitions(spec, set_asides),
-                set_asides,
+                self.partitions(spec, quarantines),
+                quarantines,
                 self.check_broker,
                 self._group_protocol,
             )

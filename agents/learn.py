@@ -47,8 +47,8 @@ class LearnPartitions:
         self._published_s = 0.0
 
     def assigning(self, waiting: Callable[[], None]) -> None:
-        """Learn what whoever held the partition before has set aside and published."""
-        self._environment.set_asides.refresh(waiting)
+        """Read what whoever held the partition before has quarantined and published."""
+        self._environment.quarantines.refresh(waiting)
         self._models.catch_up(waiting)
 
     def restore(
@@ -67,7 +67,7 @@ class LearnPartitions:
         del partition, rules
         self._environment.health.working(LEARN.name)
         held = self._of()
-        held.learn(self._environment.set_asides.without(records))
+        held.learn(self._environment.quarantines.without(records))
         held.settle()
 
     def restored(self, partition: int, records: int) -> None:

@@ -16,7 +16,6 @@ log = logging.getLogger(__name__)
 
 CONTROL = b"control/"
 """What keys begin with that are no model's."""
-SET_ASIDE = CONTROL + b"set-aside/"
 RATES = CONTROL + b"rates/"
 
 _decode = msgspec.json.Decoder(ModelVersion).decode

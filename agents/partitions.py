@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
-from agents.control import SetAsides
 from agents.keeper import Keeper
 from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
 from pipeline.features.columns import MemoryStorage, Storage
 from pipeline.health import Health
 from pipeline.kafka.handler import Restored
+from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
 from pipeline.metrics import WorkerMetrics
 from pipeline.state.mapped import MappedStorage
@@ -45,7 +45,7 @@ class Environment:
     directory: Path
     """For state that may outgrow memory; a cache, emptied when a partition comes and when it goes."""
     store_memory: StoreMemory
-    set_asides: SetAsides
+    quarantines: Quarantines
     keeper: Keeper | None
     """None: no snapshots are kept."""
     metrics: WorkerMetrics
@@ -86,8 +86,8 @@ class KernelPartitions(ABC, Generic[P]):
         """Let one batch of committed records enter ``state``, judged by ``rules``; nothing is written."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
-        """Learn what was set aside, by whoever held the partitions before."""
-        self._environment.set_asides.refresh(waiting)
+        """Read what was quarantined, by whoever held the partitions before."""
+        self._environment.quarantines.refresh(waiting)
 
     def restore(
         self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
@@ -119,9 +119,9 @@ class KernelPartitions(ABC, Generic[P]):
         return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
     def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
-        """One batch, without those that are set aside; a batch of nothing else never was one."""
+        """Replay one batch, without quarantined records; a batch of nothing else never was one."""
         self._environment.health.working(self._environment.agent)
-        if left := self._environment.set_asides.without(records):
+        if left := self._environment.quarantines.without(records):
             state = self._held[partition]
             self.fold_into(state, left, rules)
             state.settle()

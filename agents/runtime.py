@@ -4,12 +4,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Protocol
 
 from agents.channel import BatchSource
-from agents.control import SetAsides
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.engine.score import KernelMismatch
@@ -18,6 +18,7 @@ from pipeline.health import Health
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.clients import GroupProtocol
 from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted, OutputTooLarge, SessionError
 from pipeline.metrics import WorkerMetrics
@@ -31,7 +32,7 @@ POLL_TIMEOUT_S = 0.1
 LAG_INTERVAL_S = 1.0
 RETRY_PAUSE_S: Final = 0.5
 NOT_THE_RECORD: Final = (KernelMismatch, ModelError, StoreError, OSError, MemoryError, SessionError)
-"""Errors that no record is to blame for: setting records aside would lose all of them, one by one."""
+"""Errors that no record is to blame for: quarantining records would lose all of them, one by one."""
 
 
 class TooManyFailures(RuntimeError):
@@ -68,12 +69,12 @@ class AgentSource(BatchSource):
         metrics: WorkerMetrics,
         health: Health,
         partitions: Partitions,
-        set_asides: SetAsides,
+        quarantines: Quarantines,
         check_broker: Callable[[], None],
         group_protocol: GroupProtocol = "consumer",
     ) -> None:
         self._agent, self._metrics, self._health, self._partitions = spec.name, metrics, health, partitions
-        self._settings, self._set_asides = settings, set_asides
+        self._settings, self._quarantines = settings, quarantines
         self._session = Session(
             bootstrap,
             settings,
@@ -82,6 +83,7 @@ class AgentSource(BatchSource):
             partitions,
             waiting=lambda: health.working(spec.name),
             renewed=lambda: metrics.producer_renewed(spec.name),
+            on_refused=metrics.records_refused,
             group_protocol=group_protocol,
         )
         self._check_broker = check_broker
@@ -151,10 +153,8 @@ class AgentSource(BatchSource):
         """
         self._health.working(self._agent)
         try:
-            records = self._set_asides.without(batch.records)
             with self._metrics.stage(self._agent, "process"):
-                passed_over = batch.records and not records
-                result = Result() if passed_over else self._partitions.process(records, datetime.now(UTC))
+                result = self._partitions.process(batch.records, datetime.now(UTC))
         except NOT_THE_RECORD as error:
             error.add_note(f"agent {self._agent}: nothing is committed of its batch, {_spans(batch.records)}")
             raise
@@ -188,7 +188,7 @@ class AgentSource(BatchSource):
         self._count(batch, result)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
-        """One record fails: nothing of it is committed; after as many failures as the settings say it is set aside."""
+        """Retry a record that fails; quarantine it after as many failures as the settings say."""
         (record,) = batch.records
         place = (record.topic, record.partition, record.offset)
         self._failures[place] += 1
@@ -201,18 +201,18 @@ class AgentSource(BatchSource):
             self._session.rewind(batch)
             time.sleep(RETRY_PAUSE_S)  # on the agent's own thread, which has nothing else to do
             raise Aborted(f"{record.topic} partition {record.partition} offset {record.offset} fails: {error}")
-        self._set_asides.refresh(lambda: self._health.working(self._agent))
+        self._quarantines.refresh(lambda: self._health.working(self._agent))
         now = datetime.now(UTC)
-        set_aside = self._set_asides.within_a_day(now)
-        if set_aside >= self._settings.set_aside_limit:
+        quarantined = self._quarantines.within_a_day(now)
+        if quarantined >= self._settings.set_aside_limit:
             raise TooManyFailures(
-                f"agent {self._agent}: {set_aside} records were set aside within a day, by this worker or others, and "
-                f"{record.topic} partition {record.partition} offset {record.offset} fails too: the fault is hardly "
-                "theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
+                f"agent {self._agent}: {quarantined} records were quarantined within a day, by this worker or "
+                f"others, and {record.topic} partition {record.partition} offset {record.offset} fails too: the fault "
+                "is hardly theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
             ) from error
-        log.error("%s: %s partition %d offset %d is set aside", self._agent, *place)
-        self._commit(batch, self._set_asides.outputs(record, error, now))
-        self._set_asides.committed(record, now)
+        log.error("%s: %s partition %d offset %d is quarantined", self._agent, *place)
+        whole = replace(batch, quarantined=[self._quarantines.position(record)])
+        self._commit(whole, self._quarantines.outputs(record, error, now))
         del self._failures[place]
 
     def _count(self, batch: Batch, result: Result) -> None:

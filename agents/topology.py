@@ -37,7 +37,7 @@ class AgentSpec:
     reads: tuple[Topic, ...]
     kernel: str
     writes: tuple[Topic, ...]
-    """Besides these, an agent that sets a record aside says so on ``models`` and ``dead-letters``, and a worker with
+    """Besides these, an agent that quarantines a record writes to ``control`` and ``dead-letters``, and a worker with
     the card agent publishes its rate table on ``models``."""
     follows: tuple[Topic, ...] = ()
     """Topics that every worker reads whole, outside the consumer group."""

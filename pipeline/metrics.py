@@ -127,9 +127,14 @@ class WorkerMetrics:
         self._assigned = gauge("assigned_partitions", "Partitions that an agent owns.", "agent")
         self._models = gauge("model_version_info", "1 for the active version of each model.", "model", "version")
         self._refused = counter("models_refused", "Published model versions that this worker refused.", "model")
+        self._unreadable = counter(
+            "records_refused",
+            "Records of internal topics that could not be read or were not believed.",
+            "topic",
+        )
         self._renewed = counter("producers_renewed", "Producers replaced after an error of theirs.", "agent")
         self._repeats = counter("repeats", "Records read again that had been worked on, and passed over.", "agent")
-        self._set_aside = counter("set_aside", "Records set aside after they failed again and again.", "agent", "topic")
+        self._set_aside = counter("set_aside", "Records quarantined after repeated failures.", "agent", "topic")
         self._rerouted = counter("rerouted", "Records passed on to their card's partition.", "topic")
         self._written = counter("snapshots_written", "Snapshots of partitions written.", "agent")
         self._failed = counter("snapshots_failed", "Snapshots that could not be written.", "agent")
@@ -322,6 +327,10 @@ class WorkerMetrics:
     def model_refused(self, model: str) -> None:
         """A published version of ``model`` could not be used; the version before it stays active."""
         self._refused.labels(model).inc()
+
+    def records_refused(self, topic: str) -> None:
+        """A record of the internal topic ``topic`` (full name) was refused; reading went on behind it."""
+        self._unreadable.labels(topic).inc()
 
     def decision_latency_seconds(self, seconds: ArrayLike) -> None:
         """Time from ``ingested_at`` to ``decided_at`` of each decision of a batch.

@@ -11,6 +11,7 @@ import msgspec
 
 from schemas.messages import (
     Alert,
+    Control,
     Decision,
     Example,
     Label,
@@ -18,7 +19,6 @@ from schemas.messages import (
     Profiled,
     Progress,
     RatesVersion,
-    SetAside,
     Transaction,
 )
 
@@ -31,8 +31,8 @@ MESSAGES: Final[dict[str, Any]] = {
     "example": Example,
     "model-version": ModelVersion,
     "progress": Progress,
-    "set-aside": SetAside,
     "rates-version": RatesVersion,
+    "control": Control,
 }
 """Name of each schema, and the type that it describes."""
 

@@ -65,19 +65,30 @@ class Label(Message, frozen=True, kw_only=True, omit_defaults=True):
     note: str | None = None
 
 
-class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Where a record stands in the log of its topic."""
+class RecordPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """The position of a record, or of a range of records, in the log of a topic.
+
+    Decisions, dead letters and control records all name records by it (``docs/invariants.md``).
+    """
 
     topic: str
+    """Without prefix."""
     partition: int
     offset: int
+    """Of the record, or of the first one of a range."""
+    end: int | None = None
+    """Offset behind the last record of a range; absent for a single record."""
+    row: int | None = None
+    """Row within a record that holds many; absent where a record is one row."""
 
 
-class LogPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class LogPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """A position in the ``profiled`` log."""
 
     partition: int
     offset: int
+    row: int | None = None
+    """As in `RecordPosition`."""
 
 
 class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", tag="transaction"):
@@ -102,11 +113,11 @@ class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", 
     """The kernel version that computed ``card_features``."""
     case_id: str
     case_sequence: int
-    source: SourceRecord
+    source: RecordPosition
     ingested_at: Timestamp
     transaction: msgspec.Raw
     """The producer's own bytes."""
-    read: SourceRecord | None = None
+    read: RecordPosition | None = None
     """Where the card agent read the record, where that is not ``source``: on ``rerouted``."""
 
 
@@ -124,7 +135,7 @@ class ProfiledLabel(Message, frozen=True, kw_only=True, tag_field="kind", tag="l
     """Event time of the labelled transaction."""
     known: str
     known_at_us: int
-    source: SourceRecord
+    source: RecordPosition
     label: msgspec.Raw
 
 
@@ -175,7 +186,7 @@ class Decision(Message, frozen=True, kw_only=True):
     threshold: float
     features: dict[str, float | None]
     versions: Versions
-    source: SourceRecord
+    source: RecordPosition
     log: LogPosition
     case_id: str
     case_sequence: int
@@ -221,7 +232,7 @@ class Alert(Message, frozen=True, kw_only=True):
     selection: str
     reasons: list[Reason]
     versions: Versions
-    source: SourceRecord
+    source: RecordPosition
     log: LogPosition
 
 
@@ -249,16 +260,20 @@ class Example(Message, frozen=True, kw_only=True):
 
 
 class ModelVersion(Message, frozen=True, kw_only=True):
-    """The active version of one model, on ``models`` (key: ``name``; compacted). Data, never code."""
+    """The content of one version, on ``models`` (key: its digest; kept for ever). Data, never code.
+
+    The first record of a digest counts. Which versions are active is for `Activation` to say; of the River versions on
+    one LightGBM version the newest record is.
+    """
 
     name: str
-    """``lightgbm``, ``river`` or ``policy``; keys that begin with ``control/`` are no model's."""
+    """``lightgbm``, ``river``, ``policy`` or ``rates``."""
     version: str
     digest: str
     """SHA-256 of the payload, hexadecimal."""
     published_at: Timestamp
     payload: msgspec.Raw
-    """A JSON object whose shape the model's own module defines (``pipeline.scoring``)."""
+    """A JSON object: a model or policy as ``pipeline.scoring`` defines it, or a rate table as its file has it."""
 
 
 class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="card"):
@@ -298,6 +313,8 @@ class Progress(Message, frozen=True, kw_only=True):
     """Topic to the offset behind the last record read."""
     rules: Rules | None = None
     """What the settings said at the time; absent in records of earlier releases."""
+    quarantined: list[RecordPosition] = []
+    """Records of the batch that were quarantined: they did not enter the state, and a restore skips them too."""
 
 
 class RatesVersion(Message, frozen=True, kw_only=True):
@@ -314,18 +331,43 @@ class RatesVersion(Message, frozen=True, kw_only=True):
     """The table as its file has it."""
 
 
-class SetAside(Message, frozen=True, kw_only=True):
-    """A record that an agent could not process and that every later reading passes over.
+class Quarantine(Message, frozen=True, kw_only=True, tag_field="kind", tag="quarantine"):
+    """A record that an agent could not process, or a range that nobody can read, on ``control``.
 
-    On ``models``, under the key ``control/set-aside/<agent>/<topic>/<partition>/<offset>``.
+    Every later reading skips it. Control records are kept for ever; their header ``signature`` is reserved for a
+    signature over the bytes of the value.
     """
 
     agent: str
-    topic: str
-    """Without prefix."""
-    partition: int
-    offset: int
+    position: RecordPosition
+    digest: str | None = None
+    """SHA-256 of the record's value, hexadecimal; absent for a range, and for a record without a value."""
     error: str
-    """The class of the exception."""
+    """The class of the exception, or the client's name of the error."""
     message: str
-    set_aside_at: Timestamp
+    quarantined_at: Timestamp
+
+
+class VersionReference(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One version on ``models``."""
+
+    name: str
+    """As in `ModelVersion`."""
+    version: str
+    digest: str
+    """As in `ModelVersion`."""
+    offset: int
+    """Where on ``models`` its content lies, or an earlier offset from which reading finds it."""
+
+
+class Activation(Message, frozen=True, kw_only=True, tag_field="kind", tag="activation"):
+    """Versions that are active from here on, all of them at once, on ``control``; the others stay as they are.
+
+    A worker keeps its versions until it has read the content of every one of these.
+    """
+
+    versions: list[VersionReference]
+    activated_at: Timestamp
+
+
+Control = Quarantine | Activation

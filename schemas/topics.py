@@ -5,6 +5,7 @@ from typing import Final
 
 from schemas.messages import (
     Alert,
+    Control,
     Decision,
     Example,
     Label,
@@ -13,7 +14,6 @@ from schemas.messages import (
     Profiled,
     Progress,
     RatesVersion,
-    SetAside,
     Transaction,
 )
 
@@ -47,14 +47,11 @@ DECISIONS: Final = Topic("decisions", "card_id", Decision, "score agent", "cards
 ALERTS: Final = Topic("alerts", "card_id", Alert, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
 EXAMPLES: Final = Topic("examples", "card_id", Example, "feedback agent", "one", max_message_bytes=8 * 1024 * 1024)
 MODELS: Final = Topic(
-    "models",
-    "name",
-    ModelVersion | SetAside | RatesVersion,
-    "learn agent",
-    "one",
-    cleanup_policy="compact",
-    max_message_bytes=32 * 1024 * 1024,
+    "models", "digest", ModelVersion | RatesVersion, "learn agent", "one", max_message_bytes=32 * 1024 * 1024
 )
+"""The content of every version there ever was, so that every score can be computed again."""
+CONTROL: Final = Topic("control", "kind of record", Control, "all agents", "one")
+"""Which versions are active, and which records are quarantined."""
 DEAD_LETTERS: Final = Topic(
     "dead-letters", "the original key", bytes, "card agent", "cards", max_message_bytes=16 * 1024 * 1024
 )
@@ -80,6 +77,7 @@ TOPICS: Final = (
     ALERTS,
     EXAMPLES,
     MODELS,
+    CONTROL,
     DEAD_LETTERS,
     PROGRESS,
 )

@@ -17,7 +17,7 @@ from pipeline.backtest.sources import Span, TopicSource
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US, US_PER_SECOND
 from pipeline.scoring.blend import sigmoid
 from schemas.codec import timestamp_us
-from schemas.messages import LogPosition, ModelScores, SourceRecord, Versions
+from schemas.messages import LogPosition, ModelScores, RecordPosition, Versions
 from schemas.topics import DECISIONS
 
 Place = tuple[int, int]
@@ -55,7 +55,7 @@ class _Stated(msgspec.Struct, gc=False):
     threshold: float
     features: dict[str, float | None]
     versions: Versions
-    source: SourceRecord
+    source: RecordPosition
     log: LogPosition
     case_id: str
     case_sequence: int

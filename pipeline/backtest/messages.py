@@ -17,7 +17,7 @@ from pipeline.engine.written import encoded, positional, written
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
 from pipeline.scoring.blend import sigmoid
 from pipeline.sources import currency_decimals
-from schemas.messages import Decision, LogPosition, ModelScores, SourceRecord
+from schemas.messages import Decision, LogPosition, ModelScores, RecordPosition
 from schemas.money import RateTable
 from schemas.topics import TRANSACTIONS
 
@@ -69,7 +69,7 @@ class DecisionWriter:
             "threshold": repeat(decisions.models.policy.threshold),
             "features": self._encode_features(decisions.features),
             "versions": repeat(msgspec.Raw(_encode(decisions.models.versions(decisions.rates_version)))),
-            "source": [positional(SourceRecord)(TRANSACTIONS.name, *place) for place in places],
+            "source": [positional(RecordPosition)(TRANSACTIONS.name, *place) for place in places],
             "log": [positional(LogPosition)(self._merchant_partition(one), NOT_READ) for one in merchants],
             "case_id": [
                 f"{card}-{start_us // US_PER_SECOND}"

@@ -33,7 +33,7 @@ from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
 from pipeline.sources import currency_decimals
-from schemas.messages import CardRules, ProfiledLabel, ProfiledTransaction, SourceRecord, Timestamp, Versions
+from schemas.messages import CardRules, ProfiledLabel, ProfiledTransaction, RecordPosition, Timestamp, Versions
 from schemas.records import Record
 from schemas.topics import LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
 
@@ -140,7 +140,7 @@ class RecordedReplay:
                 heapq.heappush(heap, (records[0].timestamp_ms, number, records))
         while heap:
             _, number, records = heapq.heappop(heap)
-            kept = [record for record in records if not self._library.is_set_aside("score", record)]
+            kept = [record for record in records if not self._library.skips("score", record)]
             yield number, kept
             if following := readers[number].read_to(ranges[number].stop, _BATCH):
                 heapq.heappush(heap, (following[0].timestamp_ms, number, following))
@@ -170,11 +170,10 @@ class RecordedReplay:
             )
             markers = read_markers(marks, "card", told.stop)
             for batch, rules in in_recorded_order(readers, markers, ends, lambda name: topics[name].name):
-                kept = [record for record in batch if not self._library.is_set_aside("card", record)]
                 options = (
                     self._options.under(rules, self._library.rates(rules)) if isinstance(rules, CardRules) else None
                 )
-                result = card.process(kept, _NOW, options)
+                result = card.process(batch, _NOW, options)
                 card.settle()
                 self._judged(result)
                 yield [_decode(output.value or b"") for output in result.outputs if output.topic is PROFILED]
@@ -281,7 +280,7 @@ class RecordedReplay:
 
 
 def _key(message: _Message) -> _Key:
-    source: SourceRecord = message.source
+    source: RecordPosition = message.source
     return source.topic, source.partition, source.offset
 
 

@@ -28,7 +28,7 @@ from pipeline.kafka.clients import admin_client, partition_numbers, read_batches
 from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.producer import TransactionalProducer
 from pipeline.settings import Settings
-from schemas.messages import CardRules, Decision, FeedbackRules, SourceRecord
+from schemas.messages import CardRules, Decision, FeedbackRules, RecordPosition
 from schemas.records import Record
 from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS, Topic
 
@@ -88,7 +88,7 @@ class _Asked(msgspec.Struct, frozen=True):
 class _Verdict(msgspec.Struct):
     """What of a decision is compared, as far as it is one of the same run."""
 
-    source: SourceRecord
+    source: RecordPosition
     score: float
     selection: str | None = None
 

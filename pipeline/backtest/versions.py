@@ -10,6 +10,8 @@ import msgspec
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
 from pipeline.kafka.clients import read_topic
+from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
 from pipeline.rates import RatesError
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
@@ -19,18 +21,16 @@ from pipeline.scoring.river_factory import Unlearned, first_river, load_river, n
 from pipeline.scoring.river_layer import LayerConfig
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from pipeline.settings import Settings
-from schemas.messages import CardRules, Example, ModelVersion, RatesVersion, SetAside, Versions
+from schemas.messages import CardRules, Example, ModelVersion, Quarantine, RatesVersion, Versions
 from schemas.money import RateTable, load
 from schemas.records import Record
-from schemas.topics import EXAMPLES, MODELS
+from schemas.topics import CONTROL, EXAMPLES, MODELS
 
 RIVER: Final = "river"
 ACTIVE: Final = "active"
 _CONTROL: Final = b"control/"
-_SET_ASIDE: Final = b"control/set-aside/"
 _RATES: Final = b"control/rates/"
 _decode_model = msgspec.json.Decoder(ModelVersion).decode
-_decode_set_aside = msgspec.json.Decoder(SetAside).decode
 K = TypeVar("K")
 V = TypeVar("V")
 _decode_rates = msgspec.json.Decoder(RatesVersion).decode
@@ -135,7 +135,7 @@ class ModelLibrary:
         for record in read_topic(self._bootstrap or "", topic, settings=self._settings, start={0: start}):
             if record.offset >= end:
                 return
-            if record.value is not None and not self.is_set_aside("learn", record):
+            if record.value is not None and not self.skips("learn", record):
                 yield _decode_example(record.value)
 
     def _load_river(self, payload: bytes) -> RiverModel:
@@ -170,10 +170,19 @@ class ModelLibrary:
                 f"{self._settings.topic(MODELS.name)} does not hold: publish its file with `fraud-pipeline rates FILE`"
             ) from None
 
-    def is_set_aside(self, agent: str, record: Record) -> bool:
-        """Whether every reading of ``agent`` passes over a record (its topic's full name)."""
-        topic = record.topic.removeprefix(self._settings.topic_prefix)
-        return (agent, topic, record.partition, record.offset) in self._models.set_aside
+    def skips(self, agent: str, record: Record) -> bool:
+        """Return whether ``record`` is quarantined, so that every reading of ``agent`` skips it."""
+        return self._quarantined.skips(agent, record)
+
+    @cached_property
+    def _quarantined(self) -> QuarantinedRecords:
+        found = QuarantinedRecords(self._settings)
+        if self._bootstrap is not None:
+            records = read_topic(self._bootstrap, self._settings.topic(CONTROL.name), settings=self._settings)
+            for _, item in readable(records, decode_control, not_counted):
+                if isinstance(item, Quarantine):
+                    found.add(item)
+        return found
 
     @cached_property
     def _models(self) -> "_Models":
@@ -190,8 +199,6 @@ class _Models:
 
     published: dict[tuple[str, str], bytes] = field(default_factory=dict)
     """Payload by name and version; what was published last stands last."""
-    set_aside: set[tuple[str, str, int, int]] = field(default_factory=set)
-    """Agent, topic without prefix, partition, offset."""
     rates: dict[tuple[str, str], bytes] = field(default_factory=dict)
     """Content by version and digest."""
 
@@ -199,10 +206,7 @@ class _Models:
         """Take in a record."""
         if value is None:
             return
-        if key.startswith(_SET_ASIDE):
-            item = _decode_set_aside(value)
-            self.set_aside.add((item.agent, item.topic, item.partition, item.offset))
-        elif key.startswith(_RATES):
+        if key.startswith(_RATES):
             table = _decode_rates(value)
             self.rates.setdefault((table.version, table.digest), bytes(table.table))
         elif not key.startswith(_CONTROL):

@@ -23,7 +23,7 @@ from pipeline.features.kernel import CardProfile, CardWindows
 from pipeline.learning.labels import NOTHING, resolve
 from schemas.codec import AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.messages import CardRules, Label, ProfiledLabel, ProfiledTransaction, SourceRecord
+from schemas.messages import CardRules, Label, ProfiledLabel, ProfiledTransaction, RecordPosition
 from schemas.money import RateTable
 from schemas.records import Output, Record
 from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
@@ -409,10 +409,10 @@ class CardPartition:
         return max(self._first_day, day_of(self._newest_us - horizon_us - 2 * EARLY_LABEL_PATIENCE_US))
 
     def _written_place(self, record: Record) -> Any:
-        return positional(SourceRecord)(self._bare[record.topic], record.partition, record.offset)
+        return positional(RecordPosition)(self._bare[record.topic], record.partition, record.offset)
 
-    def _place(self, record: Record) -> SourceRecord:
-        return SourceRecord(topic=self._bare[record.topic], partition=record.partition, offset=record.offset)
+    def _place(self, record: Record) -> RecordPosition:
+        return RecordPosition(topic=self._bare[record.topic], partition=record.partition, offset=record.offset)
 
 
 def not_joined(transaction_id: str, card_id: str, label_horizon_us: int) -> str:

@@ -34,10 +34,18 @@ def written(kind: type[msgspec.Struct], columns: Mapping[str, Iterable[Any]]) ->
 
 @cache
 def positional(kind: type[msgspec.Struct]) -> Any:
-    """Makes what is written like a ``kind``, of values in the order of its fields: faster than by their names."""
+    """Makes what is written like a ``kind``, of values in the order of its fields: faster than by their names.
+
+    Where ``kind`` leaves out defaults, the fields that have one may be left out too.
+    """
     config = kind.__struct_config__
-    fields = [(name, Any) for name in kind.__struct_fields__]
-    return msgspec.defstruct(kind.__name__, fields, tag_field=config.tag_field, tag=config.tag, gc=False)
+    defaults = _defaults(kind) if config.omit_defaults else {}
+    fields: list[Any] = [
+        (name, Any, defaults[name]) if name in defaults else (name, Any) for name in kind.__struct_fields__
+    ]
+    return msgspec.defstruct(
+        kind.__name__, fields, tag_field=config.tag_field, tag=config.tag, gc=False, omit_defaults=config.omit_defaults
+    )
 
 
 @cache

@@ -1,8 +1,10 @@
 """A batch: records that are worked on and committed together, and what it takes to commit exactly them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from schemas.messages import RecordPosition
 from schemas.records import Record
 
 Place = tuple[str, int]
@@ -20,6 +22,8 @@ class Batch:
     """Offset of the first record of each partition of each topic."""
     ends: dict[Place, int] = field(default_factory=dict)
     """Offset behind the last record."""
+    quarantined: Sequence[RecordPosition] = ()
+    """Records of the batch that are quarantined when it commits."""
 
     @property
     def partitions(self) -> set[int]:

@@ -33,16 +33,17 @@ from pipeline.kafka.clients import (
     last_offsets,
     record_of,
 )
+from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.kafka.ranges import answered
 from pipeline.settings import Settings
-from schemas.messages import Progress, Rules
+from schemas.messages import Progress, RecordPosition, Rules
 from schemas.records import Record
 
 _POLL_S: Final = 0.1
 _LOOK_S: Final = 0.02
 SETTLE_S: Final = 60.0
 """Longest wait for transactions that are open; the broker ends one that nobody ends within 20 s."""
-_decode = msgspec.json.Decoder(Progress).decode
+decode_progress: Final = msgspec.json.Decoder(Progress).decode
 
 
 def settled_end(bootstrap: str, settings: Settings, topic: str, partition: int, waiting: Callable[[], None]) -> int:
@@ -221,13 +222,27 @@ class NewRecords:
             self._next = reader.position
 
 
-def read_markers(reader: RangeReader, agent: str, end: int) -> Iterator[Progress]:
-    """What each batch of ``agent`` read, as a partition of ``progress`` tells it up to ``end``, in order."""
+def _without(batch: list[Record], quarantined: Sequence[RecordPosition], name_of: Callable[[str], str]) -> list[Record]:
+    """Return the records of a batch that did enter the state: all but those that its marker says were quarantined."""
+    if not quarantined:
+        return batch
+    return [record for record in batch if not any(_covers(at, name_of(record.topic), record) for at in quarantined)]
+
+
+def _covers(at: RecordPosition, topic: str, record: Record) -> bool:
+    end = at.offset + 1 if at.end is None else at.end
+    return at.topic == topic and at.partition == record.partition and at.offset <= record.offset < end
+
+
+def read_markers(reader: RangeReader, agent: str, end: int, on_refused: OnRefused = not_counted) -> Iterator[Progress]:
+    """Yield what each batch of ``agent`` read, as a partition of ``progress`` has it up to offset ``end``, in order.
+
+    A record that is no marker is refused; what only it could tell is replayed topic by topic.
+    """
     key = agent.encode()
     while records := reader.read_to(end):
-        for record in records:
-            if record.key == key and record.value is not None:
-                yield _decode(record.value)
+        own = (record for record in records if record.key == key)
+        yield from (marker for _, marker in readable(own, decode_progress, on_refused))
 
 
 def in_recorded_order(
@@ -251,8 +266,8 @@ def in_recorded_order(
                 end = min(marker.ends.get(name_of(reader.topic), 0), ends.get(reader.topic, 0))
                 while records := reader.read_to(end):
                     batch += records
-            if batch:
-                yield Judged(batch, marker.rules)
+            if left := _without(batch, marker.quarantined, name_of):
+                yield Judged(left, marker.rules)
             if all(reader.position >= ends.get(reader.topic, 0) for reader in readers):
                 return
     for reader in readers:

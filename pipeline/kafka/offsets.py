@@ -11,6 +11,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel, KafkaExcep
 
 from pipeline.kafka.batch import Place
 from pipeline.kafka.clients import admin_client, last_offsets
+from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.patience import Patience
 from pipeline.kafka.traces import newest_batches, traces_of
 from pipeline.kafka.transactions import SessionError
@@ -28,10 +29,16 @@ class CommittedOffsets:
     """Of one agent's group."""
 
     def __init__(
-        self, bootstrap: str, settings: Settings, agent: str, reads: Collection[Topic], patience: Patience
+        self,
+        bootstrap: str,
+        settings: Settings,
+        agent: str,
+        reads: Collection[Topic],
+        patience: Patience,
+        on_refused: OnRefused = not_counted,
     ) -> None:
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
-        self._reads, self._patience = reads, patience
+        self._reads, self._patience, self._on_refused = reads, patience, on_refused
         # Under at_least_once results may be ahead of the offsets, and two settings accept that they are.
         self._checked = settings.delivery == "exactly_once" and not (
             settings.restart_from_beginning or settings.accept_lost_records
@@ -88,7 +95,8 @@ class CommittedOffsets:
         """Where results tell that reading had got to at least."""
         client = admin_client(self._bootstrap, settings=self._settings)
         numbers = {number for _, number in committed}
-        look = partial(newest_batches, self._bootstrap, self._agent, self._reads, numbers, self._settings)
+        asked = (self._bootstrap, self._agent, self._reads, numbers, self._settings, self._on_refused)
+        look = partial(newest_batches, *asked)
         starts = self._patience.repeat("results", look)
         missing = [place for place, offset in committed.items() if offset == 0]
         if missing:
@@ -97,7 +105,6 @@ class CommittedOffsets:
                 "ends", partial(last_offsets, client, missing, IsolationLevel.READ_UNCOMMITTED)
             )
             if any(ends[place] for place in missing):
-                look_back = partial(traces_of, self._bootstrap, self._agent, self._reads, numbers, self._settings)
-                traces = self._patience.repeat("results", look_back)
+                traces = self._patience.repeat("results", partial(traces_of, *asked))
                 starts |= {place: traces.ends[place] for place in missing if place in traces.ends}
         return starts

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pipeline.kafka.batch import Place
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers, settled_end
 from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.ranges import log_ranges
 from pipeline.settings import Settings
 from schemas.messages import Progress
@@ -32,6 +33,7 @@ def restore_partition(
     committed: Mapping[Place, int],
     handler: PartitionHandler,
     waiting: Callable[[], None],
+    on_refused: OnRefused = not_counted,
 ) -> Restoration:
     """Let ``handler`` start partition ``number`` and fold it up to ``committed``.
 
@@ -56,7 +58,7 @@ def restore_partition(
         if len(ends) > 1:
             told = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
             progress = settled_end(bootstrap, settings, told.topic, number, waiting)
-            markers = read_markers(told, agent, progress)
+            markers = read_markers(told, agent, progress, on_refused)
         for batch in in_recorded_order(readers, markers, ends, lambda name: name.removeprefix(settings.topic_prefix)):
             waiting()
             handler.fold(number, batch.records, batch.rules)

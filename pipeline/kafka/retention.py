@@ -5,7 +5,7 @@ from typing import Final
 
 from pipeline.features.catalogue import LATENESS_US, LONGEST_WINDOW_US, US_PER_DAY
 from pipeline.settings import Settings
-from schemas.topics import DECISIONS, EXAMPLES, MODELS, Topic
+from schemas.topics import CONTROL, DECISIONS, EXAMPLES, MODELS, Topic
 
 MS_PER_DAY: Final = 24 * 60 * 60 * 1_000
 WINDOW_HORIZON_DAYS: Final = (LONGEST_WINDOW_US + LATENESS_US) / US_PER_DAY
@@ -16,7 +16,7 @@ PATIENCE_DAYS: Final = 7.0
 def needed_days(topic: Topic, settings: Settings) -> float | None:
     """Days for which ``topic`` must keep a record so that state can be folded from it; None: for ever."""
     labels_days = settings.label_horizon_days + PATIENCE_DAYS
-    if topic in (EXAMPLES, MODELS):
+    if topic in (EXAMPLES, MODELS, CONTROL):
         return None
     if topic == DECISIONS:
         return max(labels_days, settings.maturity_days + PATIENCE_DAYS)

@@ -26,6 +26,7 @@ from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import GroupProtocol, consumer_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.offsets import CommittedOffsets
 from pipeline.kafka.patience import Patience
 from pipeline.kafka.restore import restore_partition
@@ -70,14 +71,16 @@ class Session:
         *,
         waiting: Callable[[], None] = lambda: None,
         renewed: Callable[[], None] = lambda: None,
+        on_refused: OnRefused = not_counted,
         group_protocol: GroupProtocol = "consumer",
     ) -> None:
+        self._on_refused = on_refused
         self._settings, self._handler, self.agent = settings, handler, agent
         self._names = {settings.topic(topic.name): topic for topic in topics}
         self._bootstrap, self._tell_waiting = bootstrap, waiting
         self._stopping = threading.Event()
         self._patience = Patience(agent, self._stopping, self._waiting)
-        self._offsets = CommittedOffsets(bootstrap, settings, agent, topics, self._patience)
+        self._offsets = CommittedOffsets(bootstrap, settings, agent, topics, self._patience, on_refused)
         self._stopped_s = math.inf
         self._classic = group_protocol == "classic"
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
@@ -294,8 +297,14 @@ class Session:
         for number in sorted(batch.partitions):
             starts = {self._names[topic].name: offset for (topic, n), offset in batch.starts.items() if n == number}
             ends = {self._names[topic].name: offset for (topic, n), offset in batch.ends.items() if n == number}
-            value = _encode(Progress(agent=self.agent, starts=starts, ends=ends, rules=self._handler.rules))
-            markers.append(Output(PROGRESS, self.agent.encode(), value, partition=number))
+            marker = Progress(
+                agent=self.agent,
+                starts=starts,
+                ends=ends,
+                rules=self._handler.rules,
+                quarantined=[position for position in batch.quarantined if position.partition == number],
+            )
+            markers.append(Output(PROGRESS, self.agent.encode(), _encode(marker), partition=number))
         return markers
 
     def _waiting(self) -> None:
@@ -420,7 +429,14 @@ class Session:
         """Bring a partition's state up to what is committed; returns where reading goes on."""
         try:
             done = restore_partition(
-                self._bootstrap, self._settings, self.agent, number, committed, self._handler, self._waiting_or_stop
+                self._bootstrap,
+                self._settings,
+                self.agent,
+                number,
+                committed,
+                self._handler,
+                self._waiting_or_stop,
+                self._on_refused,
             )
         except BaseException:
             self._handler.forget(number)

@@ -16,10 +16,11 @@ from confluent_kafka.admin import AdminClient, ResourceType
 from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, patiently
 from pipeline.kafka.cluster import brokers, configs_of, describe_topics
+from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.retention import retention_problems
 from pipeline.kafka.traces import Traces, any_record, traces_of
 from pipeline.settings import Settings
-from schemas.topics import LABELS, MODELS, PROGRESS, TOPICS, TRANSACTIONS, Topic
+from schemas.topics import CONTROL, LABELS, MODELS, PROGRESS, TOPICS, TRANSACTIONS, Topic
 
 RECHECK_S: Final = 2.0
 """Another worker may commit between two of our questions: what is wrong is looked at twice."""
@@ -54,12 +55,14 @@ class Role(Protocol):
         """Its outputs."""
 
 
-def check_start(bootstrap: str, settings: Settings, roles: Sequence[Role]) -> list[str]:
+def check_start(
+    bootstrap: str, settings: Settings, roles: Sequence[Role], on_refused: OnRefused = not_counted
+) -> list[str]:
     """Look at everything, for the agents ``roles``; returns warnings. The topics must exist (``ensure_topics``).
 
     Raises ``StartRefused`` with every problem found, ``TopicError`` for a missing topic, ``KafkaException``.
     """
-    cluster = Cluster(bootstrap, settings, admin_client(bootstrap, settings=settings))
+    cluster = Cluster(bootstrap, settings, admin_client(bootstrap, settings=settings), on_refused)
     brokers(cluster.client)  # a client's first request should be for metadata: others can take seconds
     problems: list[str] = []
     warnings: list[str] = []
@@ -79,6 +82,8 @@ class Cluster(NamedTuple):
     bootstrap: str
     settings: Settings
     client: AdminClient
+    on_refused: OnRefused = not_counted
+    """Counts records of internal topics that cannot be read."""
 
 
 class Findings(NamedTuple):
@@ -119,7 +124,7 @@ def check_partitions(cluster: Cluster, roles: Sequence[Role]) -> Findings:
 def check_retention(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     """Every input must keep its records for as long as a restore may read them."""
     settings = cluster.settings
-    topics = list(dict.fromkeys([*(topic for role in roles for topic in role.reads), PROGRESS, MODELS]))
+    topics = list(dict.fromkeys([*(topic for role in roles for topic in role.reads), PROGRESS, MODELS, CONTROL]))
     configs, warnings = configs_of(cluster.client, ResourceType.TOPIC, [settings.topic(t.name) for t in topics])
     found = Findings.of(
         retention_problems([topic for topic in topics if settings.topic(topic.name) in configs], configs, settings),
@@ -232,7 +237,7 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
         # Decisions, which are large, are looked at only where something is to be explained.
         if missing or len(role.reads) > 1:
             numbers = {number for _, number in partitions}
-            traces = traces_of(cluster.bootstrap, role.name, role.reads, numbers, settings)
+            traces = traces_of(cluster.bootstrap, role.name, role.reads, numbers, settings, cluster.on_refused)
         anew = {at: traces.ends[at] for at in missing if traces.ends.get(at, 0) > ends[at]}
         lost += _deleted(group, committed, starts) + _made_anew(group, anew)
         beyond += _beyond(group, committed, ends)
@@ -309,7 +314,7 @@ def _decided_again(
 ) -> list[str]:
     """What would be done a second time, because inputs whose results exist have no offset."""
     # Whoever publishes a model writes to `models`, and a second reading of the lessons ends at the same version.
-    results = [topic for topic in role.writes if topic not in (MODELS, PROGRESS)]
+    results = [topic for topic in role.writes if topic not in (MODELS, CONTROL, PROGRESS)]
     if not missing or not results:
         return []
     group = cluster.settings.topic(role.name)

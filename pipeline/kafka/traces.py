@@ -17,8 +17,9 @@ from pipeline.kafka.clients import (
     patiently,
     read_batches,
 )
+from pipeline.kafka.fold import decode_progress
+from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.settings import Settings
-from schemas.messages import Progress
 from schemas.records import Record
 from schemas.topics import DECISIONS, PROFILED, PROGRESS, Topic
 
@@ -40,7 +41,6 @@ class _Decided(msgspec.Struct, frozen=True):
     decided_at: str = ""
 
 
-_decode_progress = msgspec.json.Decoder(Progress).decode
 _decode_decided = msgspec.json.Decoder(_Decided).decode
 
 
@@ -62,30 +62,36 @@ def any_record(bootstrap: str, topic: Topic, settings: Settings) -> bool:
         return next(batches, None) is not None
 
 
-def decided(bootstrap: str, settings: Settings) -> Traces:
+def decided(bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> Traces:
     """How far the score agent had read `profiled`, as decisions tell; what only the middle of a log tells is missed."""
     traces = Traces()
     numbers = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(DECISIONS.name))
     profiled = settings.topic(PROFILED.name)
     for records in _both_ends(bootstrap, DECISIONS, numbers, settings):
-        for record in records:
-            if record.value is not None and (log := _decode_decided(record.value).log) is not None:
+        for _, decision in readable(records, _decode_decided, on_refused):
+            if (log := decision.log) is not None:
                 at = (profiled, log.partition)
                 traces.ends[at] = max(traces.ends.get(at, 0), log.offset + 1)
     return traces
 
 
-def progressed(bootstrap: str, agent: str, numbers: Collection[int], settings: Settings) -> Traces:
+def progressed(
+    bootstrap: str,
+    agent: str,
+    numbers: Collection[int],
+    settings: Settings,
+    on_refused: OnRefused = not_counted,
+) -> Traces:
     """How far an agent of several inputs had read; what only the middle of `progress` tells is missed."""
     traces = Traces()
     # A topic whose partitions are too few is told by another check.
     there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
     asked = sorted({*numbers} & {*there})
     newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings)
-    for at, end in _of_progress(newest, agent, settings):
+    for at, end in _of_progress(newest, agent, settings, on_refused):
         traces.newest[at] = end
         traces.ends[at] = max(traces.ends.get(at, 0), end)
-    for at, end in _of_progress(oldest, agent, settings):
+    for at, end in _of_progress(oldest, agent, settings, on_refused):
         traces.ends[at] = max(traces.ends.get(at, 0), end)
     traces.numbers = {number for _, number in traces.ends}
     return traces
@@ -97,15 +103,21 @@ def traces_of(
     reads: Collection[Topic],
     numbers: Collection[int],
     settings: Settings,
+    on_refused: OnRefused = not_counted,
 ) -> Traces:
     """What the results of an agent that ``reads`` these topics tell; nothing where they do not say what they are of."""
     if len(reads) > 1:
-        return progressed(bootstrap, agent, numbers, settings)
-    return decided(bootstrap, settings) if PROFILED in reads else Traces()
+        return progressed(bootstrap, agent, numbers, settings, on_refused)
+    return decided(bootstrap, settings, on_refused) if PROFILED in reads else Traces()
 
 
 def newest_batches(
-    bootstrap: str, agent: str, reads: Collection[Topic], numbers: Collection[int], settings: Settings
+    bootstrap: str,
+    agent: str,
+    reads: Collection[Topic],
+    numbers: Collection[int],
+    settings: Settings,
+    on_refused: OnRefused = not_counted,
 ) -> dict[Partition, int]:
     """By input partition, where the newest batch began of which the results of an agent tell.
 
@@ -125,17 +137,18 @@ def newest_batches(
         return {}
     found: dict[Partition, _Batch] = {}
     with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
-        for record in (record for records in batches for record in records):
-            if record.value is None or record.key != (key or record.key):
-                continue
-            if key is not None:
-                told = _decode_progress(record.value)
-                for of, end in told.ends.items():
+        every = (record for records in batches for record in records)
+        if key is not None:
+            own = (record for record in every if record.key == key)
+            for record, marker in readable(own, decode_progress, on_refused):
+                for of, end in marker.ends.items():
                     # In the order of the log, which is that of the batches.
-                    found[settings.topic(of), record.partition] = _Batch(told.starts.get(of, end), "", 0)
-            elif (decision := _decode_decided(record.value)).log is not None:
-                at = (profiled, decision.log.partition)
-                found[at] = _newer(found.get(at), decision.log.offset, decision.decided_at, record.timestamp_ms)
+                    found[settings.topic(of), record.partition] = _Batch(marker.starts.get(of, end), "", 0)
+        else:
+            for record, decision in readable(every, _decode_decided, on_refused):
+                if decision.log is not None:
+                    at = (profiled, decision.log.partition)
+                    found[at] = _newer(found.get(at), decision.log.offset, decision.decided_at, record.timestamp_ms)
     return {at: batch.start for at, batch in found.items()}
 
 
@@ -154,12 +167,14 @@ def _newer(known: _Batch | None, offset: int, decided_at: str, timestamp_ms: int
     return _Batch(offset, decided_at, timestamp_ms)
 
 
-def _of_progress(records: Iterable[Record], agent: str, settings: Settings) -> Iterator[tuple[Partition, int]]:
+def _of_progress(
+    records: Iterable[Record], agent: str, settings: Settings, on_refused: OnRefused
+) -> Iterator[tuple[Partition, int]]:
     key = agent.encode()
-    for record in records:
-        if record.key == key and record.value is not None:
-            for name, end in _decode_progress(record.value).ends.items():
-                yield (settings.topic(name), record.partition), end
+    own = (record for record in records if record.key == key)
+    for record, marker in readable(own, decode_progress, on_refused):
+        for name, end in marker.ends.items():
+            yield (settings.topic(name), record.partition), end
 
 
 def _both_ends(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.kafka.admin import partition_count
 from pipeline.kafka.clients import consumer_config
 from pipeline.settings import Settings
-from schemas.messages import LogPosition, SourceRecord
+from schemas.messages import LogPosition, RecordPosition
 from schemas.topics import ALERTS, DECISIONS
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -26,7 +26,7 @@ MOST = 10_000
 
 class _Decision(msgspec.Struct, gc=False):
     transaction_id: str
-    source: SourceRecord
+    source: RecordPosition
     log: LogPosition
     ingested_at: datetime
     decided_at: datetime

@@ -248,10 +248,10 @@ def progress_covers_every_input(run: Run) -> Check:
     return check
 
 
-def nothing_was_set_aside(run: Run) -> Check:
+def nothing_was_quarantined(run: Run) -> Check:
     """No agent gave a record up."""
-    check = Check("no record was set aside")
-    for entry in run.logs.entries("models"):
-        if (entry.key or b"").startswith(b"control/set-aside/"):
+    check = Check("no record was quarantined")
+    for entry in run.logs.entries("control"):
+        if (entry.key or b"").startswith(b"quarantine/"):
             check.differs(f"{entry.key!r}: {(entry.value or b'')[:300]!r}")
     return check

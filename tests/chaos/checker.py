@@ -19,7 +19,7 @@ CHECKS: tuple[Callable[[Run], Check], ...] = (
     check_records.decisions_are_one_to_one,
     check_records.alerts_are_one_to_one,
     check_records.dead_letters_are_complete,
-    check_records.nothing_was_set_aside,
+    check_records.nothing_was_quarantined,
     check_features.card_features_travel_unchanged,
     check_features.features_equal_the_reference,
     check_features.cases_follow_from_the_log,

@@ -19,7 +19,7 @@ from pipeline.engine.results import Result
 from schemas import codec
 from schemas.codec import AcceptedTransaction, encode
 from schemas.errors import InvalidMessage
-from schemas.messages import Label, ProfiledTransaction, SourceRecord, Transaction
+from schemas.messages import Label, ProfiledTransaction, RecordPosition, Transaction
 from schemas.money import RateTable
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS
@@ -183,7 +183,7 @@ def check_accepted(accepted: AcceptedTransaction, value: bytes) -> None:
         kernel="k",
         case_id="c",
         case_sequence=1,
-        source=SourceRecord(topic="t", partition=0, offset=0),
+        source=RecordPosition(topic="t", partition=0, offset=0),
         ingested_at=datetime(2024, 3, 1, tzinfo=UTC),
         transaction=msgspec.Raw(value),
     )

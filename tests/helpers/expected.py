@@ -11,7 +11,7 @@ import msgspec
 import pandas as pd
 
 from pipeline.features.catalogue import FEATURES
-from schemas.messages import Decision, ProfiledLabel, ProfiledTransaction, Progress, SourceRecord, Transaction
+from schemas.messages import Decision, ProfiledLabel, ProfiledTransaction, Progress, RecordPosition, Transaction
 from schemas.records import Record
 from tests.helpers.logs import EPOCH, decode_profiled, microseconds
 from tests.reference.features import card_features, merchant_features
@@ -61,7 +61,7 @@ class _ReadingOrder:
                 for topic, end in marker.ends.items():
                     self._batches.setdefault((record.partition, topic), []).append((end, number))
 
-    def of(self, place: SourceRecord) -> tuple[int, int, int, int]:
+    def of(self, place: RecordPosition) -> tuple[int, int, int, int]:
         """(partition, batch, topic, offset)."""
         batches = self._batches.get((place.partition, place.topic), [])
         at = bisect_right(batches, (place.offset, sys.maxsize))

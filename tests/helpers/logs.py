@@ -16,7 +16,7 @@ from schemas.messages import (
     ModelScores,
     ProfiledLabel,
     ProfiledTransaction,
-    SourceRecord,
+    RecordPosition,
     Versions,
 )
 from schemas.records import Headers, Output, Record
@@ -122,7 +122,7 @@ def decision(number: int = 0, at: datetime = START, **changes: Any) -> bytes:
         "threshold": 0.5,
         "features": {"amount": 12.34, "card_usual_amount": None},
         "versions": Versions(lightgbm="base", river="r@0", policy="p", kernel="k", rates="1"),
-        "source": SourceRecord(topic="transactions", partition=0, offset=number),
+        "source": RecordPosition(topic="transactions", partition=0, offset=number),
         "log": LogPosition(partition=0, offset=2 * number),
         "case_id": "case",
         "case_sequence": 1,

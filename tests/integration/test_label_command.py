@@ -16,7 +16,7 @@ from pipeline.cli import main
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import read_topic
 from pipeline.settings import Settings
-from schemas.messages import Alert, Label, LogPosition, ModelScores, Reason, SourceRecord, Versions
+from schemas.messages import Alert, Label, LogPosition, ModelScores, Reason, RecordPosition, Versions
 from schemas.topics import ALERTS, DECISIONS, LABELS, TRANSACTIONS, Topic
 from tests.helpers.topics import PATIENCE_S, shared_producer
 
@@ -87,7 +87,7 @@ def alert(number: int) -> Alert:
             )
         ],
         versions=Versions(lightgbm="l", river="r", policy="p", kernel="k", rates="x"),
-        source=SourceRecord(topic="transactions", partition=0, offset=number),
+        source=RecordPosition(topic="transactions", partition=0, offset=number),
         log=LogPosition(partition=0, offset=number),
     )
 

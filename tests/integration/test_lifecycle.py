@@ -9,15 +9,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from agents.models import SET_ASIDE
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.engine.placement import partition_of
 from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
-from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
+from schemas.messages import Quarantine
+from schemas.topics import CONTROL, DEAD_LETTERS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, microseconds, reason, transaction
 from tests.helpers.topics import Cluster, Starter, keys, once, shop
@@ -108,7 +109,7 @@ def test_a_second_signal_ends_at_once_and_loses_nothing(
     check(cluster, bought)
 
 
-def test_a_record_that_fails_is_set_aside_and_passed_over_by_every_fold(cluster: Cluster, start: Starter) -> None:
+def test_a_record_that_fails_is_quarantined_and_skipped_by_every_restore(cluster: Cluster, start: Starter) -> None:
     cluster.publish()
     bought = shop(cluster, range(100), seed=1)
     cluster.flush()
@@ -127,8 +128,10 @@ def test_a_record_that_fails_is_set_aside_and_passed_over_by_every_fold(cluster:
         headers = {key: (value or b"").decode() for key, value in record.headers}
         place = f"{name} partition {headers['dead-letter-partition']} offset {headers['dead-letter-offset']}"
         assert f"{place} fails (3 of 3 times); nothing of it is committed" in worker.said
-    controls = [record.key for record in cluster.read(MODELS) if (record.key or b"").startswith(SET_ASIDE)]
-    assert len(controls) == 2
+    quarantined = [msgspec.json.decode(record.value or b"", type=Quarantine) for record in cluster.read(CONTROL)]
+    assert [(item.agent, item.position.topic, item.digest) for item in quarantined] == [
+        ("score", "profiled", hashlib.sha256(b"garbage").hexdigest())
+    ] * 2
     assert worker.stop() == 0, worker.said
     # A fold from the beginning meets the same records.
     bought |= shop(cluster, range(150, 200), seed=3)
@@ -198,7 +201,7 @@ def test_too_many_failures_end_the_worker(cluster: Cluster, start: Starter) -> N
     # Whoever starts it again loses no more records: the limit is not a process's, but a day's.
     again = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1)
     assert again.code() == 1
-    assert "1 records were set aside within a day" in again.said
+    assert "1 records were quarantined within a day" in again.said
     assert cluster.read(DEAD_LETTERS) == aside
 
 

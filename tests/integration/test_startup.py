@@ -18,13 +18,14 @@ from confluent_kafka.admin import (
 )
 
 from agents.app import WorkerContext
-from agents.control import SetAsides
 from agents.topology import AGENTS, CARD, FEEDBACK, LEARN, SCORE
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import TopicError, admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster import group_protocol, topic_identities
+from pipeline.kafka.internal import not_counted
+from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.retention import MS_PER_DAY, needed_days
 from pipeline.kafka.startup import Role, StartRefused, check_start
 from pipeline.kafka.traces import progressed
@@ -364,7 +365,9 @@ def test_a_snapshot_belongs_to_the_topics_that_its_state_is_folded_from(bootstra
             (SCORE, (PROFILED,)),
             (FEEDBACK, (LABELS, REROUTED, DECISIONS, PROGRESS)),
         ):
-            keeper = context._environment(spec, SetAsides(bootstrap, settings, spec.name)).keeper
+            keeper = context._environment(
+                spec, Quarantines(bootstrap, settings, spec.name, spec.reads, not_counted)
+            ).keeper
             assert keeper is not None
             found = topic_identities(admin_client(bootstrap), [settings.topic(topic.name) for topic in topics])
             assert keeper._key(0).topic_ids == {

@@ -11,13 +11,14 @@ import pytest
 from pipeline.backtest import versions
 from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.learn import LearnPartition, model_record
+from pipeline.kafka.quarantine import control_record, value_digest
 from pipeline.rates import RatesError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.river_factory import new_learner
 from pipeline.settings import Settings
-from schemas.messages import CardRules, Example, SetAside
+from schemas.messages import CardRules, Example, Quarantine, RecordPosition
 from schemas.records import Record
-from schemas.topics import EXAMPLES, MODELS
+from schemas.topics import CONTROL, EXAMPLES, MODELS
 from tests.helpers.champion import policy
 from tests.unit.model_helpers import example, small_model
 
@@ -44,8 +45,11 @@ class Topics:
         return iter([record for record in self._records[topic] if record.offset >= start])
 
 
-def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: list[Record]) -> ModelLibrary:
-    monkeypatch.setattr(versions, "read_topic", Topics(models=models, examples=example_records()).read)
+def library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: list[Record], control: list[Record] | None = None
+) -> ModelLibrary:
+    topics = Topics(models=models, control=control or [], examples=example_records())
+    monkeypatch.setattr(versions, "read_topic", topics.read)
     return ModelLibrary(Settings(data_dir=tmp_path, kafka_bootstrap_servers=None), "a cluster")
 
 
@@ -74,13 +78,28 @@ def test_a_river_version_that_is_gone_is_folded_again(
         known.river("0123456789ab@9", base)
 
 
-def test_examples_that_were_set_aside_are_not_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_quarantined_examples_are_not_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     base = small_model().version
     learn = LearnPartition(new_learner(base))
     learn.learn([record for record in example_records()[:20] if record.offset != 4])
     expected = learn.publish()
-    item = SetAside(agent="learn", topic=EXAMPLES.name, partition=0, offset=4, error="E", message="", set_aside_at=NOW)
-    known = library(monkeypatch, tmp_path, [Record(MODELS.name, 0, 0, 0, b"control/set-aside/learn/4", ENCODE(item))])
+    records = example_records()
+    # The second one names the content of another record: it is not believed.
+    named = [(records[4], records[4].value), (records[5], records[6].value)]
+    items = [
+        Quarantine(
+            agent="learn",
+            position=RecordPosition(topic=EXAMPLES.name, partition=0, offset=record.offset),
+            digest=value_digest(value),
+            error="E",
+            message="",
+            quarantined_at=NOW,
+        )
+        for record, value in named
+    ]
+    garbage = [Record(CONTROL.name, 0, 0, 0, None, b"["), Record(CONTROL.name, 0, 1, 0, b"quarantine", None)]
+    written = [Record(CONTROL.name, 0, 2, 0, output.key, output.value) for output in map(control_record, items)]
+    known = library(monkeypatch, tmp_path, [], [*garbage, *written])
     assert known.river(expected.version, base).to_payload() == expected.to_payload()
 
 

@@ -13,7 +13,7 @@ from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
 from schemas.codec import CODES, MAX_VALUE_BYTES
-from schemas.messages import ProfiledLabel, ProfiledTransaction, SourceRecord
+from schemas.messages import ProfiledLabel, ProfiledTransaction, RecordPosition
 from schemas.records import Headers, Output, Record
 from schemas.topics import DEAD_LETTERS, LABELS, PROFILED, TRANSACTIONS
 from tests.contract.records import RATES
@@ -99,7 +99,7 @@ def test_an_accepted_transaction_is_profiled() -> None:
     assert message.amount_base_minor == RATES.to_base_minor(500, "USD") != 500
     assert message.rates_version == RATES.version
     assert message.counts is False
-    assert message.source == SourceRecord(topic="transactions", partition=3, offset=1)
+    assert message.source == RecordPosition(topic="transactions", partition=3, offset=1)
     assert message.ingested_at == NOW
     assert message.kernel == KERNEL_VERSION
     assert bytes(message.transaction) == value
@@ -305,7 +305,7 @@ def test_a_label_follows_its_transaction_to_the_merchant() -> None:
     assert (message.transaction_id, message.card_id, message.merchant_id) == ("t3", "c1", "m9")
     assert message.event_time_us == microseconds(after(hours=2))
     assert (message.known, message.known_at_us) == ("fraud", microseconds(after(1)))
-    assert message.source == SourceRecord(topic="labels", partition=0, offset=0)
+    assert message.source == RecordPosition(topic="labels", partition=0, offset=0)
     assert bytes(message.label) == value
     assert result.counts == {("label", "first"): 1}
 

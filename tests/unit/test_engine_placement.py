@@ -13,7 +13,7 @@ from pipeline.engine.rerouting import HEADERS, NotRerouted, original, rerouted
 from pipeline.engine.results import Result
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
-from schemas.messages import ProfiledTransaction, SourceRecord
+from schemas.messages import ProfiledTransaction, RecordPosition
 from schemas.records import Headers, Record
 from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
 from tests.chaos import arithmetic
@@ -117,8 +117,8 @@ def test_what_was_passed_on_is_profiled_as_if_it_had_lain_at_home() -> None:
         assert message.card_features == expected.card_features
         assert (message.case_id, message.case_sequence) == (expected.case_id, expected.case_sequence)
         assert message.transaction == expected.transaction
-        assert message.source == SourceRecord(topic="transactions", partition=partition, offset=number // 2)
-        read = SourceRecord(topic="rerouted", partition=HOME, offset=number // 2)
+        assert message.source == RecordPosition(topic="transactions", partition=partition, offset=number // 2)
+        read = RecordPosition(topic="rerouted", partition=HOME, offset=number // 2)
         assert message.read == (read if number % 2 else None)
     assert cluster.hops == 3
 
@@ -242,7 +242,7 @@ def test_a_record_that_was_passed_on_to_the_wrong_place_goes_on_with_its_first_p
     passed = rerouted(record, "c1", ELSEWHERE)
     again = cluster.logs[REROUTED][ELSEWHERE].append(passed.value, START, passed.key, passed.headers)
     (message,) = bought(cluster.work(ELSEWHERE, again))
-    assert message.source == SourceRecord(topic="transactions", partition=ELSEWHERE, offset=0)
+    assert message.source == RecordPosition(topic="transactions", partition=ELSEWHERE, offset=0)
     assert cluster.hops == 1
 
 
@@ -290,6 +290,6 @@ def test_a_prefix_is_no_part_of_the_names_that_are_told() -> None:
     home = CardPartition(options(partitions=PARTITIONS, prefix="blue-"), None, MemoryStore())
     read = Record("blue-rerouted", HOME, 4, 0, output.key, output.value, output.headers)
     (message,) = bought(home.process([read], NOW))
-    assert message.source == SourceRecord(topic="transactions", partition=ELSEWHERE, offset=0)
-    assert message.read == SourceRecord(topic="rerouted", partition=HOME, offset=4)
+    assert message.source == RecordPosition(topic="transactions", partition=ELSEWHERE, offset=0)
+    assert message.read == RecordPosition(topic="rerouted", partition=HOME, offset=4)
     assert json.loads(bytes(message.transaction))["card_id"] == "c1"

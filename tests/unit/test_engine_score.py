@@ -21,7 +21,7 @@ from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_model import RiverModel
 from schemas.codec import encode
-from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, SourceRecord
+from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, RecordPosition
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISIONS, LABELS, PROFILED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT, active, decide
@@ -390,8 +390,8 @@ def test_repeats_are_told_by_where_the_card_agent_read_the_record() -> None:
         changed = msgspec.structs.replace(
             message,
             transaction_id=f"t{number}",
-            source=SourceRecord(topic="transactions", partition=0, offset=source),
-            read=None if read is None else SourceRecord(topic="rerouted", partition=0, offset=read),
+            source=RecordPosition(topic="transactions", partition=0, offset=source),
+            read=None if read is None else RecordPosition(topic="rerouted", partition=0, offset=read),
         )
         log.append(encode(changed))
     result = decide(score(), log.records, active(), NOW)

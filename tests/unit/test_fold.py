@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
-from pipeline.kafka.fold import Judged, in_recorded_order
-from schemas.messages import FeedbackRules, Progress
+import msgspec
+
+from pipeline.kafka.fold import Judged, in_recorded_order, read_markers
+from schemas.messages import FeedbackRules, Progress, RecordPosition
 from schemas.records import Record
 
 
@@ -68,6 +70,37 @@ def test_a_batch_that_was_told_twice_is_folded_once() -> None:
 def test_a_fold_from_a_snapshot_starts_behind_it() -> None:
     markers = [marker({"a": 0}, {"a": 2}), marker({"a": 2}, {"a": 3})]
     assert folded([Recorded("a", [0, 1, 2], position=2)], markers, {"a": 3}) == [[("a", 2)]]
+
+
+def test_what_a_marker_says_was_quarantined_is_not_replayed() -> None:
+    at = [
+        RecordPosition(topic="a", partition=0, offset=1),
+        RecordPosition(topic="a", partition=0, offset=3, end=2**60),
+        RecordPosition(topic="b", partition=0, offset=0),
+    ]
+    skipped = Progress(agent="card", starts={"a": 1}, ends={"a": 5}, quarantined=at)
+    alone = Progress(agent="card", starts={"a": 5}, ends={"a": 6}, quarantined=[at[1]])
+    markers = [marker({"a": 0}, {"a": 1}), skipped, alone]
+    assert folded([Recorded("a", [0, 1, 2, 3, 4, 5, 6])], markers, {"a": 7}) == [[("a", 0)], [("a", 2)], [("a", 6)]]
+
+
+def test_garbage_among_markers_is_refused_and_the_rest_is_read() -> None:
+    class Log:
+        """A partition of ``progress``, read at once."""
+
+        def __init__(self, *values: bytes | None) -> None:
+            self.left = [Record("progress", 0, n, 0, b"card", value, ()) for n, value in enumerate(values)]
+
+        def read_to(self, end: int) -> list[Record]:
+            del end
+            left, self.left = self.left, []
+            return left
+
+    good = msgspec.json.encode(marker({"a": 0}, {"a": 1}))
+    refused: list[str] = []
+    log = Log(b"{", good, b"[" * 5_000, b"\xff", None, good)
+    assert len(list(read_markers(log, "card", 6, refused.append))) == 2  # type: ignore[arg-type]
+    assert refused == ["progress"] * 4
 
 
 def test_a_batch_comes_with_its_own_rules_and_what_no_marker_tells_of_without() -> None:

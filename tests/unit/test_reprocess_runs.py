@@ -30,7 +30,7 @@ from pipeline.exports.rows import RowFormat
 from pipeline.exports.topics import Exported, TopicExport
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.settings import Settings
-from schemas.messages import Decision, SourceRecord
+from schemas.messages import Decision, RecordPosition
 from schemas.records import Record
 from schemas.topics import MODELS, TOPICS
 from tests.contract.records import RATES
@@ -56,7 +56,7 @@ def test_messages_are_those_of_the_live_kernels() -> None:
         one = msgspec.json.decode(value, type=Decision)
         assert (one.ingested_at, one.decided_at, one.log.offset) == (now, now, NOT_READ)
         assert one.log.partition == partition_of(one.merchant_id, 2)
-        assert one.source == SourceRecord(topic="transactions", partition=row % 3, offset=row // 3)
+        assert one.source == RecordPosition(topic="transactions", partition=row % 3, offset=row // 3)
         moved = {name: getattr(other, name) for name in ("ingested_at", "decided_at", "log", "source")}
         assert msgspec.structs.replace(one, **moved) == other
         assert one.event_time.utcoffset() == timedelta(0)

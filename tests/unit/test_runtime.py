@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 
 from agents import runtime
-from agents.control import SetAsides
 from agents.partitions import Environment, KernelPartitions, Place
 from agents.runtime import AgentSource, Partitions, TooManyFailures
 from agents.topology import CARD, FEEDBACK, LEARN, SCORE, AgentSpec
@@ -19,12 +18,13 @@ from pipeline.engine.state import LoadedState, MemoryStore, StoreError
 from pipeline.features.columns import MemoryStorage
 from pipeline.health import Health
 from pipeline.kafka.batch import Batch, make_batch
+from pipeline.kafka.quarantine import Quarantines
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.messages import Rules
 from schemas.records import Output, Record
-from schemas.topics import DEAD_LETTERS, MODELS, TRANSACTIONS
+from schemas.topics import CONTROL, DEAD_LETTERS, TRANSACTIONS
 from tests.helpers.logs import Log, after, to, transaction
 from tests.unit.test_engine_card import NOW, options
 
@@ -55,31 +55,33 @@ class Committed:
         self.outputs += outputs
 
 
-class Asides(SetAsides):
-    """What other workers have set aside is told by hand instead of read from ``models``."""
+class Known(Quarantines):
+    """Quarantines whose control records are given by hand instead of read from ``control``."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__("nowhere:1", settings, "card")
+        super().__init__("nowhere:1", settings, "card", CARD.reads, [].append)
         self.refreshed = 0
+        self.written: list[Output] = []
+        """What this worker has committed."""
 
     def refresh(self, waiting: Callable[[], None]) -> None:
         waiting()
         self.refreshed += 1
+        self.hear(Result(self.written))
 
     def hear(self, result: Result) -> None:
         """Take in what another worker has written."""
-        for output in to(MODELS, result):
-            self._take(Record("models", 0, 0, 0, output.key, output.value, ()))
+        self._take([Record("control", 0, 0, 0, output.key, output.value, ()) for output in to(CONTROL, result)])
 
 
 class One(KernelPartitions[CardPartition]):
     """Card partition 0, whose kernel is given."""
 
-    def __init__(self, state: CardPartition, asides: SetAsides, home: Path) -> None:
+    def __init__(self, state: CardPartition, quarantines: Quarantines, home: Path) -> None:
         super().__init__(
             Environment(
                 agent="card", topic_prefix="", directory=home / "agent", store_memory=cast(StoreMemory, None),
-                set_asides=asides, keeper=None, metrics=WorkerMetrics(), health=Health(("card",)),
+                quarantines=quarantines, keeper=None, metrics=WorkerMetrics(), health=Health(("card",)),
             )
         )  # fmt: skip
         self._held[0] = state
@@ -111,13 +113,21 @@ class Worker:
         monkeypatch.setattr(runtime, "Session", Committed)
         monkeypatch.setattr(runtime, "RETRY_PAUSE_S", 0.0)
         chosen = Settings(**settings)
-        self.asides = Asides(chosen)
-        self.partitions = One(state, self.asides, home)
+        self.quarantines = Known(chosen)
+        self.partitions = One(state, self.quarantines, home)
         metrics, health = WorkerMetrics(), Health((spec.name,))
         self.source = AgentSource(
-            spec, "nowhere:1", chosen, metrics, health, cast(Partitions, self.partitions), self.asides, lambda: None
+            spec,
+            "nowhere:1",
+            chosen,
+            metrics,
+            health,
+            cast(Partitions, self.partitions),
+            self.quarantines,
+            lambda: None,
         )
         self.session = cast(Committed, self.source._session)
+        self.quarantines.written = self.session.outputs
 
     def aside(self) -> list[Output]:
         return [output for output in self.session.outputs if output.topic is DEAD_LETTERS]
@@ -163,8 +173,8 @@ def test_damage_in_a_store_ends_the_worker_and_sets_nothing_aside(
     assert worker.session.outputs == []
 
 
-def test_set_asides_are_counted_over_all_workers_and_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others, records = Asides(Settings()), bought(6)
+def test_quarantines_are_counted_over_all_workers_and_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others, records = Known(Settings()), bought(6)
     worker = Worker(in_memory(), tmp_path, monkeypatch, set_aside_after=1, set_aside_limit=3)
     now = datetime.now(after().tzinfo)
     # Two within a day, by a worker that has ended since; one before; and one of another agent.
@@ -173,31 +183,34 @@ def test_set_asides_are_counted_over_all_workers_and_starts(tmp_path: Path, monk
         (records[1], timedelta(hours=23)),
         (records[2], timedelta(2)),
     ):
-        worker.asides.hear(others.outputs(record, ArithmeticError(), now - age))
-    another = SetAsides("nowhere:1", Settings(), "feedback")
-    worker.asides.hear(another.outputs(records[3], ArithmeticError(), now))
+        worker.quarantines.hear(others.outputs(record, ArithmeticError(), now - age))
+    another = Quarantines("nowhere:1", Settings(), "feedback", FEEDBACK.reads, [].append)
+    worker.quarantines.hear(another.outputs(records[3], ArithmeticError(), now))
     worker.partitions.failing = lambda record: record.offset >= 4
     worker.source.work(make_batch([records[4]], None))
     assert len(worker.aside()) == 1
-    with pytest.raises(TooManyFailures, match=r"3 records were set aside within a day.*raises the limit"):
+    with pytest.raises(TooManyFailures, match=r"3 records were quarantined within a day.*raises the limit"):
         worker.source.work(make_batch([records[5]], None))
     assert len(worker.aside()) == 1
-    assert worker.asides.refreshed == 2
+    assert worker.quarantines.refreshed == 2
 
 
-def test_a_fold_of_a_record_that_was_set_aside_alone_is_of_nothing(
+def test_a_restore_replays_no_batch_of_which_all_was_quarantined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Live its batch was never worked on; a kernel gives up waiting labels and forgets even for a batch of none."""
+    """Live its batch was never processed; a kernel drops pending labels and forgets even for an empty batch."""
     worker = Worker(in_memory(), tmp_path, monkeypatch)
+    one = Quarantines("nowhere:1", Settings(), "score", SCORE.reads, [].append)
+    worker.partitions._environment.quarantines = one
     (record,) = bought(1)
-    worker.asides.committed(record, NOW)
-    folded: list[Sequence[Record]] = []
-    monkeypatch.setattr(worker.partitions, "fold_into", lambda _, records, rules: folded.append(records))
+    outputs = to(CONTROL, one.outputs(record, ArithmeticError(), NOW))
+    one._take([Record("control", 0, 0, 0, output.key, output.value, ()) for output in outputs])
+    replayed: list[Sequence[Record]] = []
+    monkeypatch.setattr(worker.partitions, "fold_into", lambda _, records, rules: replayed.append(records))
     others = bought(2, first=1)
     worker.partitions.fold(0, [record], None)
     worker.partitions.fold(0, [record, *others], None)
-    assert folded == [others]
+    assert replayed == [others]
 
 
 @pytest.mark.parametrize(("spec", "rests"), [(CARD, False), (SCORE, False), (FEEDBACK, True), (LEARN, True)])

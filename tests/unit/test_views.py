@@ -13,7 +13,7 @@ from pipeline.demo.ledger import Ledger
 from pipeline.demo.state import RunState
 from pipeline.demo.text import alert_lines, alert_row
 from pipeline.demo.view import LiveView, PlainView, dashboard, make_view, progress_line, summary_lines, wants_colours
-from schemas.messages import Alert, LogPosition, ModelScores, Reason, SourceRecord, Versions
+from schemas.messages import Alert, LogPosition, ModelScores, Reason, RecordPosition, Versions
 
 
 class Terminal(io.StringIO):
@@ -60,7 +60,7 @@ def make_alert(**changes: object) -> Alert:
             ),
         ],
         "versions": Versions(lightgbm="l1", river="r1", policy="p1", kernel="k1", rates="x1"),
-        "source": SourceRecord(topic="transactions", partition=0, offset=1),
+        "source": RecordPosition(topic="transactions", partition=0, offset=1),
         "log": LogPosition(partition=0, offset=1),
     }
     return Alert(**{**fields, **changes})  # type: ignore[arg-type]

@@ -13,7 +13,6 @@ from mode.supervisors import ForfeitOneForOneSupervisor
 
 from agents.app import GC_THRESHOLDS, FraudApp
 from agents.channel import BatchChannel
-from agents.control import SetAsides
 from agents.keeper import Identity, Keeper
 from agents.partitions import Environment, KernelPartitions, Place
 from agents.runtime import AgentSource, by_partition, merged
@@ -28,6 +27,8 @@ from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import group_protocol, topic_identities
+from pipeline.kafka.internal import not_counted
+from pipeline.kafka.quarantine import Quarantines
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.snapshots import SnapshotRepository
@@ -89,13 +90,13 @@ class OneHopWorker:
         identities = topic_identities(client, [self._input.name])
         identity = Identity(identities.cluster_id, identities.topic_ids, PARTITIONS, f"{KERNEL_VERSION}.{LAYOUT}")
         repository = SnapshotRepository(str(settings.snapshot_address))
-        set_asides, health = SetAsides(bootstrap, settings, spec.name), Health((spec.name,))
+        quarantines, health = Quarantines(bootstrap, settings, spec.name, spec.reads, not_counted), Health((spec.name,))
         environment = Environment(
             agent=spec.name,
             topic_prefix=settings.topic_prefix,
             directory=self._options.scratch / "state",
             store_memory=StoreMemory(settings.store_memory_mb * 1024 * 1024),
-            set_asides=set_asides,
+            quarantines=quarantines,
             keeper=Keeper(repository, spec.name, identity, settings, metrics),
             metrics=metrics,
             health=health,
@@ -107,7 +108,7 @@ class OneHopWorker:
             metrics,
             health,
             OneHopPartitions(environment, Models(self._options.workdir), self._output),
-            set_asides,
+            quarantines,
             check_broker=lambda: None,
             group_protocol=group_protocol(client, settings),
         )

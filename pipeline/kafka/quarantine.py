@@ -1,0 +1,134 @@
+"""Quarantined records: what an agent could not process, written to ``control`` and skipped by every later reading.
+
+``docs/invariants.md`` says which quarantines count. Live processing asks for none: a quarantine commits together with
+the offset behind its record, so that what is read live was never quarantined.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+
+from pipeline.engine.results import KEPT_BYTES, Result
+from pipeline.kafka.fold import NewRecords
+from pipeline.kafka.internal import OnRefused, readable
+from pipeline.kafka.transactions import OutputTooLarge
+from pipeline.settings import Settings
+from schemas.messages import Activation, Control, Quarantine, RecordPosition
+from schemas.records import Output, Record
+from schemas.topics import CONTROL, Topic
+
+decode_control: Final = msgspec.json.Decoder(Activation | Quarantine).decode
+_encode: Final = msgspec.json.Encoder().encode
+_TEXT_LIMIT: Final = 1_000
+_DAY: Final = timedelta(days=1)
+_Place = tuple[str, int, int]
+
+
+def value_digest(value: bytes | None) -> str | None:
+    """Return the SHA-256 of a record's value, hexadecimal; None for a record without a value."""
+    return None if value is None else hashlib.sha256(value).hexdigest()
+
+
+class QuarantinedRecords:
+    """The single records that ``control`` names for one or more agents."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: dict[tuple[str, _Place], list[Quarantine]] = {}
+
+    def add(self, item: Quarantine) -> None:
+        """Take in a control record; ranges are no business of this class."""
+        position = item.position
+        if position.end is None:
+            place = (self._settings.topic(position.topic), position.partition, position.offset)
+            self._known.setdefault((item.agent, place), []).append(item)
+
+    def skips(self, agent: str, record: Record) -> bool:
+        """Return whether ``agent`` skips ``record``: a quarantine names its position and the digest of its value.
+
+        One that names another digest was written for another record, and is not believed.
+        """
+        items = self._known.get((agent, (record.topic, record.partition, record.offset)))
+        return items is not None and any(item.digest == value_digest(record.value) for item in items)
+
+    def count_since(self, agent: str, start: datetime) -> int:
+        """Return how many records ``agent`` has quarantined after ``start``."""
+        return sum(
+            any(item.quarantined_at > start for item in items) for (of, _), items in self._known.items() if of == agent
+        )
+
+
+class Quarantines:
+    """The quarantines of one agent; used from its thread.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: The worker's settings.
+        agent: Name of the agent.
+        reads: The agent's input topics.
+        on_refused: Counts records of ``control`` that cannot be read.
+    """
+
+    def __init__(
+        self, bootstrap: str, settings: Settings, agent: str, reads: Sequence[Topic], on_refused: OnRefused
+    ) -> None:
+        self._settings, self._agent, self._on_refused = settings, agent, on_refused
+        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0)
+        self._known = QuarantinedRecords(settings)
+        # The batches of an agent with several inputs are on `progress`, with what was quarantined of each.
+        self._from_markers = len(reads) > 1
+
+    def refresh(self, waiting: Callable[[], None]) -> None:
+        """Read all control records that were committed before this call; ``waiting`` is called meanwhile."""
+        self._take(self._control.read(waiting))
+
+    def _take(self, records: Iterable[Record]) -> None:
+        for _, item in readable(records, decode_control, self._on_refused):
+            if isinstance(item, Quarantine) and item.agent == self._agent:
+                self._known.add(item)
+
+    def within_a_day(self, now: datetime) -> int:
+        """Return how many records were quarantined in the 24 hours before ``now``, as of the last refresh."""
+        return self._known.count_since(self._agent, now - _DAY)
+
+    def without(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Return the committed ``records`` that a restore replays."""
+        if self._from_markers:
+            return records
+        return [record for record in records if not self._known.skips(self._agent, record)]
+
+    def position(self, record: Record) -> RecordPosition:
+        """Return the position of a record, its topic without prefix."""
+        topic = record.topic.removeprefix(self._settings.topic_prefix)
+        return RecordPosition(topic=topic, partition=record.partition, offset=record.offset)
+
+    def outputs(self, record: Record, error: Exception, now: datetime) -> Result:
+        """Return what quarantines ``record`` once it commits with its offset: control record and dead letter."""
+        item = Quarantine(
+            agent=self._agent,
+            position=self.position(record),
+            digest=value_digest(record.value),
+            error=type(error).__name__,
+            message=str(error)[:_TEXT_LIMIT],
+            quarantined_at=now,
+        )
+        result = Result()
+        result.outputs.append(control_record(item))
+        # What made an output too large must not do so again.
+        kept_bytes = 0 if isinstance(error, OutputTooLarge) else KEPT_BYTES
+        result.dead_letter(record, self._agent, "set_aside", f"{item.error}: {item.message}", kept_bytes=kept_bytes)
+        result.counts["set_aside", item.position.topic] += 1
+        return result
+
+
+def control_record(item: Control) -> Output:
+    """Return the record of ``control`` for ``item``; its key tells a person what it is, and no reader uses it."""
+    if isinstance(item, Activation):
+        key = "activation"
+    else:
+        at = item.position
+        key = f"quarantine/{item.agent}/{at.topic}/{at.partition}/{at.offset}"
+    return Output(CONTROL, key.encode(), _encode(item))

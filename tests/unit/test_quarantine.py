@@ -1,0 +1,106 @@
+"""Which records an agent skips because they were quarantined, and which control records are not believed."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from agents.runtime import NOT_THE_RECORD
+from agents.topology import CARD, SCORE, AgentSpec
+from pipeline.engine.state import MemoryStore, StoreError
+from pipeline.engine.waiting import WaitingRoom
+from pipeline.kafka.quarantine import Quarantines
+from pipeline.settings import Settings
+from schemas.records import Output, Record
+from schemas.topics import CONTROL
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def record(offset: int, value: bytes | None = b"{}") -> Record:
+    return Record("profiled", 0, offset, 0, b"c1", value)
+
+
+def quarantines(spec: AgentSpec = SCORE, refused: list[str] | None = None) -> Quarantines:
+    return Quarantines("nowhere:1", Settings(), spec.name, spec.reads, [].append if refused is None else refused.append)
+
+
+def control(*outputs: Output) -> list[Record]:
+    return [
+        Record(CONTROL.name, 0, offset, 0, output.key, output.value)
+        for offset, output in enumerate(outputs)
+        if output.topic is CONTROL
+    ]
+
+
+def test_a_restore_skips_the_record_whose_content_the_quarantine_names() -> None:
+    known = quarantines()
+    known._take(control(*known.outputs(record(1), ValueError("odd"), NOW).outputs))
+    assert known.without([record(1), record(2)]) == [record(2)]
+    # A record that was forged for a position to come cannot name what will lie there.
+    assert known.without([record(1, b"other")]) == [record(1, b"other")]
+
+
+def test_a_record_without_a_value_can_be_quarantined() -> None:
+    known = quarantines()
+    known._take(control(*known.outputs(record(1, None), ValueError("odd"), NOW).outputs))
+    assert known.without([record(1, None), record(1, b"")]) == [record(1, b"")]
+
+
+def test_of_an_agent_with_several_inputs_markers_alone_tell_what_was_quarantined() -> None:
+    known = quarantines(CARD)
+    known._take(control(*known.outputs(record(1), ValueError("odd"), NOW).outputs))
+    assert known.without([record(1)]) == [record(1)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"\xff",
+        b"[" * 5_000,
+        b'{"kind":"quarantine"}',
+        b'{"kind":"other"}',
+        b'{"kind":"quarantine","agent":"\xff',
+    ],
+)
+def test_what_is_no_control_record_is_refused_and_counted(value: bytes | None) -> None:
+    refused: list[str] = []
+    known = quarantines(refused=refused)
+    good = control(*known.outputs(record(1), ValueError("odd"), NOW).outputs)
+    known._take([Record(CONTROL.name, 0, 0, 0, b"quarantine/score/profiled/0/1", value), *good])
+    assert refused == [CONTROL.name]
+    assert known.without([record(1)]) == []
+
+
+def test_the_limit_counts_a_day_and_one_agent() -> None:
+    known = quarantines()
+    for offset in range(3):
+        at = NOW + offset * timedelta(hours=12)
+        known._take(control(*known.outputs(record(offset), ValueError("odd"), at).outputs))
+    known._take(control(*quarantines(CARD).outputs(record(9), ValueError("odd"), NOW).outputs))
+    assert known.within_a_day(NOW + timedelta(hours=25)) == 2
+    assert known.within_a_day(NOW + timedelta(hours=24) + timedelta(days=1)) == 0
+
+
+def test_the_position_bears_no_topic_prefix() -> None:
+    known = Quarantines("nowhere:1", Settings(topic_prefix="dev-"), "score", SCORE.reads, [].append)
+    (output,) = [
+        output
+        for output in known.outputs(msgspec.structs.replace(record(7), topic="dev-profiled"), ValueError(), NOW).outputs
+        if output.topic is CONTROL
+    ]
+    assert output.key == b"quarantine/score/profiled/0/7"
+
+
+def test_what_the_store_has_lost_is_no_record_s_fault() -> None:
+    store = MemoryStore()
+    room = WaitingRoom(store)
+    room.add(b"d" * 16, 5, b"label")
+    store.settle()
+    for key in [key for key, _ in store.scan(b"", b"\xff" * 40) if store.get(key) == (5).to_bytes(8, "big") + b"label"]:
+        store.delete(key)
+    with pytest.raises(StoreError, match="rebuilds it"):
+        room.take_older(10, 10)
+    assert issubclass(StoreError, NOT_THE_RECORD)
