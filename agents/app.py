@@ -22,10 +22,8 @@ from mode.supervisors import ForfeitOneForOneSupervisor
 from agents import card, feedback, learn, score
 from agents.channel import BatchChannel
 from agents.keeper import Identity, Keeper
-from agents.models import ModelWatch
 from agents.online import OnlineModels
 from agents.partitions import Environment
-from agents.rates import PublishedRates
 from agents.runtime import AgentSource, Partitions
 from agents.stopping import PipelineWorker
 from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent
@@ -39,18 +37,19 @@ from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
-from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.metrics import WorkerMetrics
+from pipeline.models.active import ModelSubscriber
+from pipeline.models.rates import PublishedRates
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
 from pipeline.state.place import StatePlace
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
-from schemas.topics import MODELS, PROGRESS, Topic
+from schemas.topics import PROGRESS, Topic
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +159,7 @@ class WorkerContext:
             roles = [AGENTS[name] for name in settings.agent_names]
             for warning in check_start(broker.bootstrap_servers, settings, roles, self.metrics.records_refused):
                 log.warning("%s", warning)
-            self._published_rates = PublishedRates(broker.bootstrap_servers, settings)
+            self._published_rates = PublishedRates(broker.bootstrap_servers, settings, self.metrics.records_refused)
             if CARD.name in settings.agent_names:
                 self._published_rates.publish(rates_content)
             client = admin_client(broker.bootstrap_servers, settings=settings)
@@ -193,7 +192,7 @@ class WorkerContext:
                     self._published_rates,
                 )
             case "score":
-                return score.ScorePartitions(environment, settings.base_currency, self._watch())
+                return score.ScorePartitions(environment, settings.base_currency, self._models())
             case "feedback":
                 options = FeedbackOptions(
                     future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
@@ -207,7 +206,7 @@ class WorkerContext:
             case _:
                 online = OnlineModels(settings)
                 return learn.LearnPartitions(
-                    environment, online.learner, online.keep, self._watch(), settings.river_publish_interval_s
+                    environment, online.learner, online.keep, self._models(), settings.river_publish_interval_s
                 )
 
     def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:
@@ -275,11 +274,9 @@ class WorkerContext:
         """Let go of metrics and broker."""
         self._stack.close()
 
-    def _watch(self) -> ModelWatch:
-        settings = self._settings
-        online = OnlineModels(settings)
-        follower = TopicFollower(self.bootstrap, settings, MODELS)
-        return ModelWatch(follower, ModelBoard(online.first, online.load), self.metrics)
+    def _models(self) -> ModelSubscriber:
+        online = OnlineModels(self._settings)
+        return ModelSubscriber(self.bootstrap, self._settings, ModelBoard(online.first, online.load), self.metrics)
 
 
 def _folded(spec: AgentSpec) -> tuple[Topic, ...]:

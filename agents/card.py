@@ -7,13 +7,13 @@ import faust
 
 from agents.channel import BatchChannel
 from agents.partitions import Environment, KernelPartitions, Place
-from agents.rates import PublishedRates
 from agents.runtime import by_partition, merged
 from agents.topology import CARD
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState
 from pipeline.kafka.batch import Batch
+from pipeline.models.rates import PublishedRates
 from schemas.messages import CardRules, Rules
 from schemas.records import Record
 

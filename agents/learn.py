@@ -7,7 +7,6 @@ from datetime import datetime
 import faust
 
 from agents.channel import BatchChannel
-from agents.models import ModelWatch
 from agents.partitions import Environment
 from agents.topology import LEARN
 from pipeline.engine.learn import LearnPartition, model_record
@@ -15,6 +14,7 @@ from pipeline.engine.results import Result
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.session import Session
+from pipeline.models.active import ModelSubscriber
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.messages import Rules
 from schemas.records import Output, Record
@@ -35,7 +35,7 @@ class LearnPartitions:
         environment: Environment,
         new_learner: NewLearner,
         keep_state: KeepState,
-        models: ModelWatch,
+        models: ModelSubscriber,
         publish_interval_s: float,
     ) -> None:
         self._environment = environment
@@ -155,7 +155,7 @@ class LearnPartitions:
         if board.active is None:
             raise RuntimeError("no LightGBM version is in force")
         self._lightgbm = board.active.lightgbm.version
-        return board.river if board.river is not None and board.river.lightgbm_version == self._lightgbm else None
+        return board.river
 
     def _going_on(self, river: RiverModel) -> LearnPartition:
         offset = _offset(river)

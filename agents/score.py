@@ -6,7 +6,6 @@ from datetime import datetime
 import faust
 
 from agents.channel import BatchChannel
-from agents.models import ModelWatch
 from agents.partitions import Environment, KernelPartitions, Place
 from agents.runtime import by_partition
 from agents.topology import SCORE
@@ -15,6 +14,7 @@ from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState
 from pipeline.kafka.batch import Batch
+from pipeline.models.active import ModelSubscriber
 from schemas.messages import Rules
 from schemas.records import Record
 
@@ -24,7 +24,7 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
 
     uses_store = False
 
-    def __init__(self, environment: Environment, base_currency: str, models: ModelWatch) -> None:
+    def __init__(self, environment: Environment, base_currency: str, models: ModelSubscriber) -> None:
         super().__init__(environment)
         self._decider, self._models = Decider(base_currency), models
 

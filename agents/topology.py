@@ -16,6 +16,7 @@ from typing import Final
 
 from schemas.topics import (
     ALERTS,
+    CONTROL,
     DEAD_LETTERS,
     DECISIONS,
     EXAMPLES,
@@ -38,7 +39,7 @@ class AgentSpec:
     kernel: str
     writes: tuple[Topic, ...]
     """Besides these, an agent that quarantines a record writes to ``control`` and ``dead-letters``, and a worker with
-    the card agent publishes its rate table on ``models``."""
+    the card agent publishes its rate table on ``models`` and ``control``."""
     follows: tuple[Topic, ...] = ()
     """Topics that every worker reads whole, outside the consumer group."""
     pressing: bool = True
@@ -56,7 +57,7 @@ SCORE: Final = AgentSpec(
     reads=(PROFILED,),
     kernel="pipeline.engine.score, pipeline.engine.decider: known fraud and windows per merchant, models, policy",
     writes=(DECISIONS, ALERTS),
-    follows=(MODELS,),
+    follows=(MODELS, CONTROL),
 )
 FEEDBACK: Final = AgentSpec(
     name="feedback",
@@ -71,7 +72,7 @@ LEARN: Final = AgentSpec(
     reads=(EXAMPLES,),
     kernel="pipeline.engine.learn.LearnPartition: the online model learns, its versions are published",
     writes=(MODELS,),
-    follows=(MODELS,),
+    follows=(MODELS, CONTROL),
     pressing=False,
 )
 

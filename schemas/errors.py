@@ -1,5 +1,9 @@
 """Errors that a message on the wire can cause."""
 
+from typing import Final
+
+import msgspec
+
 
 class InvalidMessage(ValueError):
     """A record that cannot be decoded or accepted; it belongs in the dead-letter topic.
@@ -11,3 +15,7 @@ class InvalidMessage(ValueError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""Everything that msgspec raises for bytes that are not the message asked for."""

@@ -18,7 +18,6 @@ from schemas.messages import (
     ModelVersion,
     Profiled,
     Progress,
-    RatesVersion,
     Transaction,
 )
 
@@ -31,7 +30,6 @@ MESSAGES: Final[dict[str, Any]] = {
     "example": Example,
     "model-version": ModelVersion,
     "progress": Progress,
-    "rates-version": RatesVersion,
     "control": Control,
 }
 """Name of each schema, and the type that it describes."""

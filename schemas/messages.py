@@ -281,7 +281,7 @@ class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="
 
     rates_version: str
     rates_digest: str
-    """Of the rate table's content, as in `RatesVersion`."""
+    """First 16 hexadecimal digits of the SHA-256 of what the table says (`schemas.money.RateTable.digest`)."""
     future_tolerance_us: int
     dedup_horizon_us: int
     label_horizon_us: int
@@ -317,20 +317,6 @@ class Progress(Message, frozen=True, kw_only=True):
     """Records of the batch that were quarantined: they did not enter the state, and a restore skips them too."""
 
 
-class RatesVersion(Message, frozen=True, kw_only=True):
-    """A rate table by which transactions were judged, kept for folds: they must judge them alike.
-
-    On ``models``, under the key ``control/rates/<version>/<digest>``.
-    """
-
-    version: str
-    digest: str
-    """First 16 hexadecimal digits of the SHA-256 of what the table says (`schemas.money.RateTable.digest`)."""
-    published_at: Timestamp
-    table: msgspec.Raw
-    """The table as its file has it."""
-
-
 class Quarantine(Message, frozen=True, kw_only=True, tag_field="kind", tag="quarantine"):
     """A record that an agent could not process, or a range that nobody can read, on ``control``.
 
@@ -342,7 +328,7 @@ class Quarantine(Message, frozen=True, kw_only=True, tag_field="kind", tag="quar
     position: RecordPosition
     digest: str | None = None
     """SHA-256 of the record's value, hexadecimal; absent for a range, and for a record without a value."""
-    error: str
+    error_type: str
     """The class of the exception, or the client's name of the error."""
     message: str
     quarantined_at: Timestamp

@@ -13,7 +13,6 @@ from schemas.messages import (
     ModelVersion,
     Profiled,
     Progress,
-    RatesVersion,
     Transaction,
 )
 
@@ -46,9 +45,7 @@ PROFILED: Final = Topic(
 DECISIONS: Final = Topic("decisions", "card_id", Decision, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
 ALERTS: Final = Topic("alerts", "card_id", Alert, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
 EXAMPLES: Final = Topic("examples", "card_id", Example, "feedback agent", "one", max_message_bytes=8 * 1024 * 1024)
-MODELS: Final = Topic(
-    "models", "digest", ModelVersion | RatesVersion, "learn agent", "one", max_message_bytes=32 * 1024 * 1024
-)
+MODELS: Final = Topic("models", "digest", ModelVersion, "learn agent", "one", max_message_bytes=32 * 1024 * 1024)
 """The content of every version there ever was, so that every score can be computed again."""
 CONTROL: Final = Topic("control", "kind of record", Control, "all agents", "one")
 """Which versions are active, and which records are quarantined."""

@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from agents.rates import PublishedRates
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
+from pipeline.models.rates import PublishedRates
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
 from schemas.money import InvalidRates

@@ -16,10 +16,10 @@ from pipeline.backtest.decidable import decidable
 from pipeline.backtest.options import card_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
-from pipeline.engine.learn import model_record
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.clients import TopicError, read_topic
-from pipeline.kafka.producer import DeliveryFailed, RecordProducer
+from pipeline.kafka.producer import DeliveryFailed
+from pipeline.models.publish import Content, publish_active
 from pipeline.rates import RatesError
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
@@ -197,20 +197,15 @@ def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
 
 def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
-    """Put a LightGBM version and its policy in force on the cluster; raises ``DeliveryFailed``."""
-    now = datetime.now(UTC)
-    with RecordProducer(servers, settings) as producer:
-        for name, version, payload in (
-            (LIGHTGBM, model.version, model.to_payload()),
-            (POLICY, policy.version, policy.to_payload()),
-        ):
-            record = model_record(name, version, payload, now)
-            producer.produce(
-                settings.topic(record.topic.name),
-                record.key or b"",
-                record.value or b"",
-                round(now.timestamp() * 1_000),
-            )
+    """Make a LightGBM version and its policy active on the cluster, both at once; raises ``DeliveryFailed``."""
+    publish_active(
+        servers,
+        settings,
+        [
+            Content(LIGHTGBM, model.version, model.to_payload()),
+            Content(POLICY, policy.version, policy.to_payload()),
+        ],
+    )
 
 
 def _split(

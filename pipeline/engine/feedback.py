@@ -11,7 +11,7 @@ from pipeline.engine.kept import DecisionPacker, read_decision, unpack_decision
 from pipeline.engine.layout import LAYOUT, OtherLayout, day_of, decode_values, transaction_digest
 from pipeline.engine.placement import partition_of
 from pipeline.engine.rerouting import NotRerouted, original
-from pipeline.engine.results import Result, UnreadableRecord
+from pipeline.engine.results import Result
 from pipeline.engine.served import Known, Served, ServedDecisions, ServedState
 from pipeline.engine.state import LoadedState, StateDump, Store
 from pipeline.engine.waiting import WaitingRoom, WaitingState
@@ -20,7 +20,7 @@ from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import LEGITIMATE, NOTHING, resolve
 from pipeline.learning.sampling import keep_negative, keep_negatives
 from schemas.codec import decode_label, timestamp_us
-from schemas.errors import InvalidMessage
+from schemas.errors import UNREADABLE, InvalidMessage
 from schemas.messages import Example, FeedbackRules, Label
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
@@ -160,8 +160,9 @@ class FeedbackPartition:
         for record in records:
             try:
                 decision = read_decision(record.value or b"")
-            except msgspec.MsgspecError as error:
-                raise UnreadableRecord(record, error) from error
+            except UNREADABLE as error:
+                result.unreadable(record, "feedback", error)
+                continue
             event_time_us = timestamp_us(decision.event_time)
             if event_time_us > self._newest_us:
                 self._newest_us = event_time_us

@@ -7,11 +7,12 @@ from typing import Final
 import msgspec
 
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
-from pipeline.engine.results import Result, UnreadableRecord
+from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_model import RiverLearner, RiverModel
+from schemas.errors import UNREADABLE
 from schemas.messages import Example, ModelVersion
 from schemas.records import Output, Record
 from schemas.topics import MODELS
@@ -90,7 +91,7 @@ class LearnPartition:
         result = Result()
         fresh = [record for record in records if record.offset >= self.next_offset]
         if fresh:
-            examples = [_read(record) for record in fresh]
+            examples = _read(fresh, result)
             # Noted first: where learning fails half-way, the undo must know of it.
             self._pending += examples
             outcomes = self._learner.learn_examples(examples)
@@ -133,20 +134,19 @@ class LearnPartition:
         """Nothing is held."""
 
 
-def _read(record: Record) -> Example:
-    try:
-        return _decode(record.value or b"")
-    except msgspec.MsgspecError as error:
-        raise UnreadableRecord(record, error) from error
+def _read(records: Sequence[Record], result: Result) -> list[Example]:
+    """Return the examples among ``records``; the others become dead letters of ``result``."""
+    examples = []
+    for record in records:
+        try:
+            examples.append(_decode(record.value or b""))
+        except UNREADABLE as error:
+            result.unreadable(record, "learn", error)
+    return examples
 
 
 def model_record(name: str, version: str, payload: bytes, now: datetime) -> Output:
-    """The record that puts a version in force."""
-    message = ModelVersion(
-        name=name,
-        version=version,
-        digest=payload_digest(payload),
-        published_at=now,
-        payload=msgspec.Raw(payload),
-    )
-    return Output(MODELS, name.encode(), _encode(message))
+    """Return the record of ``models`` with the content of a version."""
+    digest = payload_digest(payload)
+    message = ModelVersion(name=name, version=version, digest=digest, published_at=now, payload=msgspec.Raw(payload))
+    return Output(MODELS, digest.encode(), _encode(message))

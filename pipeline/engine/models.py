@@ -1,13 +1,11 @@
-"""The versions in force: built from the records of ``models``, swapped as a whole between two batches."""
+"""The active versions: built from the contents of ``models``, swapped as a whole between two batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_model import RiverModel
 from schemas.messages import ModelVersion, Versions
 
@@ -42,42 +40,53 @@ class ActiveModels:
 
 @dataclass(frozen=True, slots=True)
 class ModelBoard:
-    """The latest record of each model; ``active`` is None until there is a champion and a policy.
+    """The usable versions of each model; ``active`` is None until there is a LightGBM version and a policy.
 
-    An online model belongs to the LightGBM version whose log-odds it corrects. While the newest record belongs to
-    another one, scoring goes on with the online model as it is before its first lesson, which changes nothing.
+    An online model belongs to the LightGBM version whose log-odds it corrects. While there is none on the active
+    LightGBM version, the online model as it is before its first training update scores, which changes nothing.
     """
 
     first_river: FirstRiver
     load_river: RiverLoader
     lightgbm: LightGBMModel | None = None
     river: RiverModel | None = None
+    """On ``lightgbm``."""
     policy: Policy | None = None
     active: ActiveModels | None = None
 
-    def updated(self, record: ModelVersion) -> "ModelBoard":
-        """The board after ``record``; raises `ModelError` where it may not be used."""
-        payload = bytes(record.payload)
-        if payload_digest(payload) != record.digest:
-            raise ModelError(
-                f"{record.name} version {record.version} does not have the digest that its record names; "
-                "publish that version again"
-            )
-        match record.name:
+    def updated(self, *versions: ModelVersion) -> "ModelBoard":
+        """Return the board with all of ``versions``, whose contents have the digests that they name.
+
+        A River version on another LightGBM version changes nothing, nor does a name that this release does not know.
+
+        Raises:
+            ModelError: One of them cannot be used.
+        """
+        board = self
+        for version in versions:
+            board = board._with(version)
+        return board if board is self else board._composed()
+
+    def _with(self, version: ModelVersion) -> "ModelBoard":
+        payload = bytes(version.payload)
+        match version.name:
             case "lightgbm":
-                board = replace(self, lightgbm=LightGBMModel.from_payload(payload))
+                lightgbm = LightGBMModel.from_payload(payload)
+                kept = (
+                    self.river if self.river is not None and self.river.lightgbm_version == lightgbm.version else None
+                )
+                return replace(self, lightgbm=lightgbm, river=kept)
             case "river":
-                board = replace(self, river=self.load_river(payload))
+                river = self.load_river(payload)
+                fits = self.lightgbm is not None and self.lightgbm.version == river.lightgbm_version
+                return replace(self, river=river) if fits else self
             case "policy":
-                board = replace(self, policy=Policy.from_payload(payload))
+                return replace(self, policy=Policy.from_payload(payload))
             case _:
                 return self
-        return board._composed()
 
     def _composed(self) -> "ModelBoard":
         if self.lightgbm is None or self.policy is None:
             return self
-        river = self.river
-        if river is None or river.lightgbm_version != self.lightgbm.version:
-            river = self.first_river(self.lightgbm.version)
+        river = self.river if self.river is not None else self.first_river(self.lightgbm.version)
         return replace(self, active=ActiveModels(self.lightgbm, river, self.policy))

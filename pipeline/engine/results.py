@@ -17,17 +17,6 @@ letter must fit whatever it is compressed with, or the record could be neither r
 _TEXT_LIMIT: Final = 1_000
 
 
-class UnreadableRecord(RuntimeError):
-    """A record of a topic that only the pipeline's own agents write is not a message of theirs."""
-
-    def __init__(self, record: Record, cause: Exception) -> None:
-        super().__init__(
-            f"{record.topic} partition {record.partition} offset {record.offset} cannot be read ({cause}): only this "
-            "pipeline's agents, all of one release, may write to that topic; find what else did. Nothing of the "
-            "batch that holds the record is committed"
-        )
-
-
 @dataclass(slots=True)
 class Result:
     """Outputs of one batch, to be committed together with its input offsets, and its counts.
@@ -39,6 +28,15 @@ class Result:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
     """From ingestion to decision, one a decision."""
+
+    def unreadable(self, record: Record, agent: str, reason: object) -> None:
+        """Refuse a record of a topic that only the pipeline's own agents write, and that is no message of theirs."""
+        self.dead_letter(
+            record,
+            agent,
+            "unreadable",
+            f"{reason}; only this pipeline's agents, all of one release, may write to this topic: find what else did.",
+        )
 
     def dead_letter(self, record: Record, stage: str, code: str, message: str, *, kept_bytes: int = KEPT_BYTES) -> None:
         """Set ``record`` aside with its reason: original key, value and headers, and where it came from.

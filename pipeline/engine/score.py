@@ -9,18 +9,23 @@ from numpy.typing import NDArray
 
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.repeats import ReadInput, ReadInputs
-from pipeline.engine.results import Result, UnreadableRecord
+from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.columns import Storage
 from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import MerchantWindows
+from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
+from schemas.errors import UNREADABLE
 from schemas.messages import ProfiledLabel, ProfiledTransaction
 from schemas.records import Record
 
 _decode = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
 KNOWN_CODES = {"fraud": 1, "legitimate": 0}
 KNOWN_NONE = 2
+_CARD_FEATURES_BYTES: Final = 8 * len(CARD_FEATURES)
+_LARGEST_TIME_US: Final = 2**62
+"""So that no sum of two times leaves 64 bits."""
 
 
 class KernelMismatch(RuntimeError):
@@ -101,8 +106,10 @@ class ScorePartition:
         for record in records:
             try:
                 message = _decode(record.value or b"")
-            except msgspec.MsgspecError as error:
-                raise UnreadableRecord(record, error) from error
+                _check(message)
+            except (*UNREADABLE, ValueError) as error:
+                result.unreadable(record, "score", error)
+                continue
             if isinstance(message, ProfiledTransaction) and self._inputs.is_repeat(message):
                 result.counts["duplicate", ""] += 1
                 continue
@@ -131,6 +138,19 @@ class ScorePartition:
             known,
             known_at_us,
         )
+
+
+def _check(message: ProfiledTransaction | ProfiledLabel) -> None:
+    """Raise ValueError for numbers that no card agent writes, and that the windows could not hold."""
+    if not EARLIEST_US <= message.event_time_us < LATEST_US:
+        raise ValueError(f"event_time_us is {message.event_time_us}, which is not between 1990 and 2100")
+    if isinstance(message, ProfiledLabel):
+        if abs(message.known_at_us) > _LARGEST_TIME_US:
+            raise ValueError(f"known_at_us is {message.known_at_us}, which is no time")
+    elif message.kernel == KERNEL_VERSION and len(message.card_features) != _CARD_FEATURES_BYTES:
+        raise ValueError(f"card_features has {len(message.card_features)} bytes, not {_CARD_FEATURES_BYTES}")
+    elif not 0 <= message.amount_base_minor <= MAX_AMOUNT_BASE_MINOR:
+        raise ValueError(f"amount_base_minor is {message.amount_base_minor}, more or less than any amount is")
 
 
 def _features(read: Sequence[tuple[Record, ProfiledTransaction]], merchant: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -168,7 +168,9 @@ def _without_more(kind: Struct) -> Struct:
     fields: list[Any] = []
     for field in msgspec.structs.fields(kind):
         of = msgspec.Raw if field.type is Decimal else _Features if field.name == _FEATURES else _nested(field.type)
-        fields.append((field.name, of) if field.required else (field.name, of, field.default))
+        made_anew = field.default_factory is not msgspec.NODEFAULT
+        default = msgspec.field(default_factory=field.default_factory) if made_anew else field.default
+        fields.append((field.name, of) if field.required else (field.name, of, default))
     made: Struct = msgspec.defstruct(
         kind.__name__,
         fields,

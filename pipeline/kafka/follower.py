@@ -1,6 +1,6 @@
 """Following a topic whole, outside any consumer group: how every worker learns of new model versions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
@@ -13,7 +13,7 @@ from schemas.topics import Topic
 
 
 class TopicFollower:
-    """Reads a topic from its beginning and then whatever comes; used from one thread."""
+    """Reads a topic from its beginning, or from given positions, and then whatever comes; used from one thread."""
 
     def __init__(self, bootstrap: str, settings: Settings, topic: Topic) -> None:
         self._bootstrap, self._settings = bootstrap, settings
@@ -30,13 +30,26 @@ class TopicFollower:
         self._positions: dict[int, int] = {}
         """Offsets behind what was read, by partition."""
 
-    def start(self) -> Self:
-        """Assign every partition of the topic, from its beginning."""
+    def start(self, positions: Mapping[int, int] | None = None) -> Self:
+        """Assign every partition of the topic.
+
+        Args:
+            positions: First offset to read, by partition number; the others are read from their beginning.
+        """
         numbers = partition_numbers(self._consumer, self._name)
         self._pending_ends = set(numbers)
-        self._positions = dict.fromkeys(numbers, 0)
-        self._consumer.assign([TopicPartition(self._name, number, OFFSET_BEGINNING) for number in numbers])
+        self._positions = {number: (positions or {}).get(number, 0) for number in numbers}
+        self._assign()
         return self
+
+    def position(self, number: int) -> int:
+        """Return the offset behind what was read of a partition."""
+        return self._positions[number]
+
+    def _assign(self) -> None:
+        self._consumer.assign(
+            [TopicPartition(self._name, n, at if at > 0 else OFFSET_BEGINNING) for n, at in self._positions.items()]
+        )
 
     @property
     def caught_up(self) -> bool:
@@ -74,9 +87,7 @@ class TopicFollower:
         records: list[Record] = []
         if any(self._positions[number] < end for number, end in ends.items()):
             # An end that was told of is not told again, unless it is come to anew.
-            self._consumer.assign(
-                [TopicPartition(self._name, n, at if at > 0 else OFFSET_BEGINNING) for n, at in self._positions.items()]
-            )
+            self._assign()
         while any(self._positions[number] < end for number, end in ends.items()):
             waiting()
             records += self.poll(0.05)

@@ -2,19 +2,19 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeVar
+from typing import TypeVar
 
-import msgspec
-
+from pipeline.kafka.clients import OncePerWhile
+from schemas.errors import UNREADABLE
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
+# The first word of a line is the topic: of many refused records of one topic, one every few seconds is reported.
+log.addFilter(OncePerWhile())
 
 T = TypeVar("T")
 OnRefused = Callable[[str], None]
 """Counts a refused record; called with the topic's full name."""
-UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""Everything that msgspec raises for bytes that are not the message asked for."""
 
 
 def not_counted(topic: str) -> None:

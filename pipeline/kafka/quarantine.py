@@ -111,7 +111,7 @@ class Quarantines:
             agent=self._agent,
             position=self.position(record),
             digest=value_digest(record.value),
-            error=type(error).__name__,
+            error_type=type(error).__name__,
             message=str(error)[:_TEXT_LIMIT],
             quarantined_at=now,
         )
@@ -119,7 +119,9 @@ class Quarantines:
         result.outputs.append(control_record(item))
         # What made an output too large must not do so again.
         kept_bytes = 0 if isinstance(error, OutputTooLarge) else KEPT_BYTES
-        result.dead_letter(record, self._agent, "set_aside", f"{item.error}: {item.message}", kept_bytes=kept_bytes)
+        result.dead_letter(
+            record, self._agent, "set_aside", f"{item.error_type}: {item.message}", kept_bytes=kept_bytes
+        )
         result.counts["set_aside", item.position.topic] += 1
         return result
 

@@ -33,7 +33,12 @@ def answered(client: AdminClient, topic: str, ask: Callable[[], T], waiting: Cal
 
 
 def log_ranges(
-    bootstrap: str, settings: Settings, topics: Sequence[str], number: int, waiting: Callable[[], None]
+    bootstrap: str,
+    settings: Settings,
+    topics: Sequence[str],
+    number: int,
+    waiting: Callable[[], None],
+    isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
 ) -> Mapping[str, range]:
     """First offset and end of partition ``number`` of each topic (full names), open transactions included.
 
@@ -44,7 +49,12 @@ def log_ranges(
 
     def ask() -> Mapping[str, range]:
         starts = first_offsets(client, places)
-        ends = last_offsets(client, places, IsolationLevel.READ_UNCOMMITTED)
+        ends = last_offsets(client, places, isolation)
         return {place[0]: range(starts[place], ends[place]) for place in places}
 
     return answered(client, topics[0], ask, waiting)
+
+
+def readable_range(bootstrap: str, settings: Settings, topic: str, number: int, waiting: Callable[[], None]) -> range:
+    """Return the offsets of a partition (topic: full name) that a reader of committed records can read now."""
+    return log_ranges(bootstrap, settings, [topic], number, waiting, IsolationLevel.READ_COMMITTED)[topic]

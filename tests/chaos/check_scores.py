@@ -42,12 +42,13 @@ class Models:
         """Read ``models``; digests and versions must be those of the payloads."""
         models = cls()
         for entry, record in run.logs.decoded("models"):
-            if (entry.key or b"").startswith(b"control/"):
-                continue
             name, version, payload = record["name"], record["version"], record["payload"]
+            if name == "rates":
+                continue
             value = entry.value or b""
             raw = value[value.index(b'"payload":') + len(b'"payload":') : -1]
             check.same(f"{name} {version}: digest", record["digest"], hashlib.sha256(raw).hexdigest())
+            check.same(f"{name} {version}: key", entry.key, record["digest"].encode())
             if name == "river":
                 wanted = f"{configuration_digest(payload['config'])}@{payload['examples_offset']}"
                 models.in_order.append((version, payload))

@@ -27,6 +27,7 @@ TOPIC_NAMES = (
     "alerts",
     "examples",
     "models",
+    "control",
     "dead-letters",
     "progress",
 )

@@ -115,7 +115,7 @@ class Tail:
         elif topic == "examples":
             number = partition_of(message.key() or b"", self._card_partitions)
             self._first_after["examples", number].append((wall_s, arrived_s))
-        elif topic == "models" and message.key() == b"river":
+        elif topic == "models" and json.loads(message.value())["name"] == "river":
             self._first_after["river", 0].append((wall_s, arrived_s))
 
 

@@ -24,7 +24,6 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from agents.models import CONTROL
 from pipeline.broker import BrokerError, provide_broker
 from pipeline.commands.replay import Duration, Moment, Speed
 from pipeline.commands.train import publish_champion
@@ -246,8 +245,6 @@ def _river_versions(topics: Topics, decisions: Decisions) -> Iterator[tuple[str,
     decode = msgspec.json.Decoder(ModelVersion).decode
     for records in topics.batches(MODELS):
         for record in records:
-            if (record.key or b"").startswith(CONTROL):
-                continue
             message = decode(record.value or b"")
             payload = bytes(message.payload)
             if message.name == "river" and payload_digest(payload) == message.digest:

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from agents.models import CONTROL
 from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy
 from pipeline.kafka.admin import committed_offsets, ensure_topics
@@ -99,11 +98,7 @@ class Cluster:
         return [msgspec.json.decode(record.value or b"", type=Example) for record in self.read(EXAMPLES)]
 
     def versions(self, name: str) -> list[str]:
-        messages = [
-            msgspec.json.decode(record.value or b"", type=ModelVersion)
-            for record in self.read(MODELS)
-            if not (record.key or b"").startswith(CONTROL)
-        ]
+        messages = [msgspec.json.decode(record.value or b"", type=ModelVersion) for record in self.read(MODELS)]
         return [message.version for message in messages if message.name == name]
 
     def committed(self, group: str, topic: Topic) -> dict[tuple[str, int], int]:

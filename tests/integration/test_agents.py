@@ -5,14 +5,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from pipeline.engine.learn import model_record
+from pipeline.models.publish import Content, publish_active
 from schemas.messages import Alert, Decision
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, LABELS, MODELS, PROFILED, TRANSACTIONS
+from schemas.topics import DEAD_LETTERS, LABELS, PROFILED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, transaction
@@ -79,8 +79,8 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
     assert worker.stop() == 0, worker.said
 
     # While nobody runs, more comes in, and somebody publishes a champion that cannot be used.
-    damaged = model_record("lightgbm", "0" * 12, b'{"kind":"lightgbm"}', datetime.now(UTC))
-    cluster.write(MODELS, damaged.value, damaged.key, datetime.now(UTC))
+    damaged = Content("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
+    publish_active(cluster.bootstrap, cluster.settings, [damaged])
     bought |= shop(cluster, range(380, 420), seed=79)
     cluster.flush()
     again = start(cluster.settings)

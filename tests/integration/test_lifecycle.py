@@ -1,6 +1,8 @@
 """Workers that are stopped, killed, misled and left without a broker: nothing is lost, nothing is decided twice."""
 
+import base64
 import hashlib
+import json
 import os
 import random
 import signal
@@ -15,6 +17,7 @@ from confluent_kafka import Producer
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.engine.placement import partition_of
+from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
 from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
 from schemas.messages import Quarantine
@@ -35,6 +38,18 @@ def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
     assert once(decisions)
     assert sorted(keys(decisions)) == sorted(bought)
     assert differences(decisions, expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
+
+
+def failing(number: int) -> bytes:
+    """A record of ``profiled`` that can be read, and that the score agent fails on: nothing of a producer is in it."""
+    message = {
+        **{"kind": "transaction", "transaction_id": f"t{number}", "card_id": "c1", "merchant_id": "m1"},
+        **{"event_time_us": microseconds(after(1)), "amount_base_minor": 100, "rates_version": "1", "counts": True},
+        **{"card_features": base64.b64encode(bytes(8 * len(CARD_FEATURES))).decode(), "kernel": KERNEL_VERSION},
+        **{"case_id": "case", "case_sequence": 1, "ingested_at": "2030-01-01T00:00:00Z", "transaction": {}},
+        "source": {"topic": "transactions", "partition": 9, "offset": number},
+    }
+    return json.dumps(message).encode()
 
 
 def stopped_s(worker: Worker) -> float:
@@ -117,21 +132,24 @@ def test_a_record_that_fails_is_quarantined_and_skipped_by_every_restore(cluster
     worker.until(lambda: len(cluster.decisions()) >= 100)
     for partition in (0, 1):
         cluster.write(PROFILED, b"garbage", b"m1", after(1), partition=partition)
+        cluster.write(PROFILED, failing(partition), b"m1", after(1), partition=partition)
     cluster.flush()
     bought |= shop(cluster, range(100, 150), seed=2)
     cluster.flush()
     worker.until(lambda: len(cluster.decisions()) >= 150)
     name = cluster.settings.topic(PROFILED.name)
     aside = [r for r in cluster.read(DEAD_LETTERS) if dict(r.headers)["dead-letter-error"] == b"set_aside"]
-    assert [record.value for record in aside] == [b"garbage"] * 2
+    assert sorted(record.value or b"" for record in aside) == [failing(0), failing(1)]
+    unreadable = [r for r in cluster.read(DEAD_LETTERS) if reason(r, "error") == "unreadable"]
+    assert [record.value for record in unreadable] == [b"garbage"] * 2
     for record in aside:
         headers = {key: (value or b"").decode() for key, value in record.headers}
         place = f"{name} partition {headers['dead-letter-partition']} offset {headers['dead-letter-offset']}"
         assert f"{place} fails (3 of 3 times); nothing of it is committed" in worker.said
     quarantined = [msgspec.json.decode(record.value or b"", type=Quarantine) for record in cluster.read(CONTROL)]
-    assert [(item.agent, item.position.topic, item.digest) for item in quarantined] == [
-        ("score", "profiled", hashlib.sha256(b"garbage").hexdigest())
-    ] * 2
+    assert {(item.agent, item.position.topic, item.digest) for item in quarantined} == {
+        ("score", "profiled", hashlib.sha256(failing(number)).hexdigest()) for number in (0, 1)
+    }
     assert worker.stop() == 0, worker.said
     # A fold from the beginning meets the same records.
     bought |= shop(cluster, range(150, 200), seed=3)
@@ -190,14 +208,14 @@ def test_records_of_any_size_stop_no_partition(cluster: Cluster, start: Starter)
 
 def test_too_many_failures_end_the_worker(cluster: Cluster, start: Starter) -> None:
     cluster.publish()
-    cluster.write(PROFILED, b"garbage", b"m1", after(1), partition=0)
-    cluster.write(PROFILED, b"more of it", b"m1", after(1), partition=0)
+    for number in (0, 1):
+        cluster.write(PROFILED, failing(number), b"m1", after(1), partition=0)
     cluster.flush()
     worker = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1)
     assert worker.code() == 1
     assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit" in worker.said
     aside = cluster.read(DEAD_LETTERS)
-    assert [record.value for record in aside] == [b"garbage"]
+    assert [record.value for record in aside] == [failing(0)]
     # Whoever starts it again loses no more records: the limit is not a process's, but a day's.
     again = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1)
     assert again.code() == 1

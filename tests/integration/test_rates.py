@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
 
-from agents.models import RATES
-from agents.rates import PublishedRates
 from pipeline.demo.processes import settings_environment
+from pipeline.kafka.clients import admin_client
 from pipeline.kafka.producer import RecordProducer
+from pipeline.models.rates import PublishedRates
 from pipeline.rates import RatesError
 from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, TRANSACTIONS
 from tests.helpers.logs import after, decode_profiled, transaction
@@ -32,8 +33,8 @@ def published(cluster: Cluster) -> PublishedRates:
     return PublishedRates(cluster.bootstrap, cluster.settings)
 
 
-def keys(cluster: Cluster) -> list[bytes]:
-    return [record.key or b"" for record in cluster.read(MODELS) if (record.key or b"").startswith(RATES)]
+def tables(cluster: Cluster) -> list[str]:
+    return cluster.versions("rates")
 
 
 def rates_command(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -95,7 +96,7 @@ def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
         ("2024-03-02", 4 * 3600),
     }
     assert {marker["rules"]["kind"] for marker in told} == {"card", "feedback"}
-    assert len(keys(cluster)) == 2
+    assert len(tables(cluster)) == 2
 
 
 def test_another_table_of_the_same_version_is_refused_at_the_start(
@@ -108,10 +109,10 @@ def test_another_table_of_the_same_version_is_refused_at_the_start(
     assert worker.code() == 1
     assert "rate table '2024-03-02' says something else" in worker.said
     assert "give what was changed a version of its own" in worker.said
-    assert len(keys(cluster)) == 1
+    assert len(tables(cluster)) == 1
     # Other spaces and notes say nothing else.
     assert published(cluster).publish(json.dumps({**json.loads(NEW), "note": "of Friday"}, indent=1).encode()) is False
-    assert len(keys(cluster)) == 1
+    assert len(tables(cluster)) == 1
 
 
 def test_of_two_tables_written_at_once_the_first_holds(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,8 +142,10 @@ def test_a_table_that_is_nowhere_to_be_had_ends_the_worker_with_what_to_do(
     first.until(lambda: len(cluster.decisions()) >= 20)
     assert first.stop() == 0, first.said
     # As if `models` had been made anew, and the champion been published again.
-    for key in keys(cluster):
-        cluster.write(MODELS, None, key, after())
+    client = admin_client(cluster.bootstrap, settings=cluster.settings)  # kept for as long as its future is awaited
+    (deleted,) = client.delete_records([TopicPartition(cluster.settings.topic(MODELS.name), 0, OFFSET_END)]).values()
+    deleted.result()
+    cluster.publish()
     shop(cluster, range(20, 30), seed=2)
     cluster.flush()
     file = tmp_path / "rates.json"

@@ -7,7 +7,6 @@ import msgspec
 import psutil
 import pytest
 
-from agents.models import CONTROL
 from pipeline.kafka.clients import read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, ModelVersion
@@ -37,7 +36,7 @@ def worker_among(processes: list[psutil.Process]) -> psutil.Process:
 def values(settings: Settings, topic: Topic) -> list[bytes]:
     assert settings.kafka_bootstrap_servers is not None
     records = read_topic(settings.kafka_bootstrap_servers, settings.topic(topic.name), settings=settings)
-    return [record.value or b"" for record in records if not (record.key or b"").startswith(CONTROL)]
+    return [record.value or b"" for record in records]
 
 
 def test_a_run_decides_every_transaction_once_and_ends_by_itself(kafka_settings: Settings, begin: RunStarter) -> None:

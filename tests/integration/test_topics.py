@@ -65,7 +65,7 @@ def test_topics_are_created_as_declared_and_then_found(kafka_settings: Settings)
         actual = client.describe_configs([resource])[resource].result(PATIENCE_S)
         expected = topic_config(topic, kafka_settings)
         assert {key: actual[key].value for key in expected} == expected
-    assert topic_config(MODELS, kafka_settings)["cleanup.policy"] == "compact"
+    assert topic_config(MODELS, kafka_settings)["cleanup.policy"] == "delete"
 
 
 def test_the_broker_stamps_what_producers_write_unless_they_do(kafka_settings: Settings) -> None:

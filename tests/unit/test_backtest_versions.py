@@ -1,6 +1,6 @@
-"""Versions that decisions name are found again: published ones, and River versions folded from examples."""
+"""Versions that decisions name are found again, and what is on the topics besides is not believed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,16 @@ import pytest
 from pipeline.backtest import versions
 from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.learn import LearnPartition, model_record
+from pipeline.kafka.internal import not_counted
 from pipeline.kafka.quarantine import control_record, value_digest
-from pipeline.rates import RatesError
+from pipeline.models.contents import VersionContents, sound_versions
+from pipeline.models.library import PublishedVersions
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import new_learner
+from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
-from schemas.messages import CardRules, Example, Quarantine, RecordPosition
+from schemas.messages import Activation, ModelVersion, Quarantine, RecordPosition, VersionReference
 from schemas.records import Record
 from schemas.topics import CONTROL, EXAMPLES, MODELS
 from tests.helpers.champion import policy
@@ -26,64 +30,84 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENCODE = msgspec.json.Encoder(decimal_format="number").encode
 
 
-def taught(number: int) -> Example:
-    return example(number, lightgbm=small_model().version)
+class Contents(VersionContents):
+    """``models`` in memory."""
 
-
-def example_records() -> list[Record]:
-    return [Record(EXAMPLES.name, 0, n, 0, b"", ENCODE(one)) for n, one in enumerate(map(taught, range(40)))]
-
-
-class Topics:
-    """Topics in memory, in place of a cluster's."""
-
-    def __init__(self, **records: list[Record]) -> None:
+    def __init__(self, records: Sequence[Record]) -> None:
+        super().__init__("nowhere:1", Settings())
         self._records = records
 
-    def read(self, bootstrap: str, topic: str, **more: Any) -> Iterator[Record]:
-        start = (more.get("start") or {}).get(0, 0)
-        return iter([record for record in self._records[topic] if record.offset >= start])
+    def readable(self, waiting: Callable[[], None] = lambda: None) -> range:
+        return range(len(self._records))
+
+    def between(
+        self, start: int, end: int, waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, ModelVersion]]:
+        for record, version in sound_versions(self._records[start:end], not_counted):
+            yield record.offset, version
+
+
+def published(*outputs: Any) -> list[Record]:
+    return [Record(MODELS.name, 0, offset, 0, output.key, output.value) for offset, output in enumerate(outputs)]
+
+
+def model(name: str, version: str, payload: bytes) -> Any:
+    return model_record(name, version, payload, NOW)
+
+
+def activation(*named: tuple[str, str, bytes], offset: int = 0) -> Record:
+    references = [
+        VersionReference(name=name, version=version, digest=payload_digest(payload), offset=offset)
+        for name, version, payload in named
+    ]
+    output = control_record(Activation(versions=references, activated_at=NOW))
+    return Record(CONTROL.name, 0, 0, 0, output.key, output.value)
 
 
 def library(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: list[Record], control: list[Record] | None = None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: Sequence[Record], control: Sequence[Record] = ()
 ) -> ModelLibrary:
-    topics = Topics(models=models, control=control or [], examples=example_records())
-    monkeypatch.setattr(versions, "read_topic", topics.read)
-    return ModelLibrary(Settings(data_dir=tmp_path, kafka_bootstrap_servers=None), "a cluster")
+    settings = Settings(data_dir=tmp_path, kafka_bootstrap_servers=None)
+    found = PublishedVersions(settings, control, Contents(models))
+    monkeypatch.setattr(versions.PublishedVersions, "on", lambda bootstrap, settings: found)
+    return ModelLibrary(settings, "a cluster")
 
 
-def model(offset: int, name: str, version: str, payload: bytes) -> Record:
-    output = model_record(name, version, payload, NOW)
-    return Record(MODELS.name, 0, offset, 0, output.key, output.value)
+def rivers(base: str) -> list[RiverModel]:
+    learn = LearnPartition(new_learner(base))
+    records = [Record(EXAMPLES.name, 0, n, 0, b"", ENCODE(example(n, lightgbm=base))) for n in range(31)]
+    found = []
+    for first, end in ((0, 15), (15, 31)):
+        learn.learn(records[first:end])
+        found.append(learn.publish())
+    return found
 
 
-@pytest.mark.parametrize("start", [0, 7])
-def test_a_river_version_that_is_gone_is_folded_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: int
-) -> None:
+def test_every_river_version_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     base = small_model().version
-    learn = LearnPartition(new_learner(base, None, start), start)
-    learn.learn(example_records()[:15])
-    first = learn.publish()
-    learn.learn(example_records()[15:31])
-    second = learn.publish()
-    known = library(monkeypatch, tmp_path, [model(0, "river", second.version, second.to_payload())])
-    for one in (first, second):
+    first, second = rivers(base)
+    (other,) = rivers("0123456789ab")[:1]
+    forged = model("river", second.version, first.to_payload())
+    garbage = [model("river", "x", b'{"kind":"nothing"}'), model("river", "y", b"{}")]
+    records = published(
+        *(model("river", one.version, one.to_payload()) for one in (first, second, other)), forged, *garbage
+    )
+    records.append(Record(MODELS.name, 0, len(records), 0, b"river", b"[" * 5_000))
+    known = library(monkeypatch, tmp_path, records)
+    for one in (second, first):
         found = known.river(one.version, base)
         assert (found.version, found.to_payload()) == (one.version, one.to_payload())
-    assert known.latest_river(base).version == second.version
-    assert known.latest_river("0123456789ab").version.endswith("@0")
-    with pytest.raises(ModelError, match="no online model on LightGBM"):
+    # The newest record that can be used is active, and that is the copy of the first version.
+    assert known.latest_river(base).version == first.version
+    assert known.latest_river("ba9876543210").version.endswith("@0")
+    with pytest.raises(ModelError, match="is not on topic models"):
         known.river("0123456789ab@9", base)
+    with pytest.raises(ModelError, match="on LightGBM 0123456789ab under the name"):
+        known.river(other.version, base)
 
 
-def test_quarantined_examples_are_not_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    base = small_model().version
-    learn = LearnPartition(new_learner(base))
-    learn.learn([record for record in example_records()[:20] if record.offset != 4])
-    expected = learn.publish()
-    records = example_records()
+def test_quarantined_records_are_skipped_by_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    records = [Record(EXAMPLES.name, 0, n, 0, b"", b"%d" % n) for n in range(8)]
     # The second one names the content of another record: it is not believed.
     named = [(records[4], records[4].value), (records[5], records[6].value)]
     items = [
@@ -91,7 +115,7 @@ def test_quarantined_examples_are_not_learned(monkeypatch: pytest.MonkeyPatch, t
             agent="learn",
             position=RecordPosition(topic=EXAMPLES.name, partition=0, offset=record.offset),
             digest=value_digest(value),
-            error="E",
+            error_type="E",
             message="",
             quarantined_at=NOW,
         )
@@ -100,30 +124,21 @@ def test_quarantined_examples_are_not_learned(monkeypatch: pytest.MonkeyPatch, t
     garbage = [Record(CONTROL.name, 0, 0, 0, None, b"["), Record(CONTROL.name, 0, 1, 0, b"quarantine", None)]
     written = [Record(CONTROL.name, 0, 2, 0, output.key, output.value) for output in map(control_record, items)]
     known = library(monkeypatch, tmp_path, [], [*garbage, *written])
-    assert known.river(expected.version, base).to_payload() == expected.to_payload()
+    assert [record.offset for record in records if known.skips("learn", record)] == [4]
+    assert not any(known.skips("score", record) for record in records)
 
 
-def test_what_was_published_last_is_in_force_and_what_is_damaged_is_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    one, other = policy(0.3), policy(0.4)
-    damaged = model(3, "policy", policy(0.9).version, policy(0.9).to_payload())
-    damaged = msgspec.structs.replace(damaged, value=(damaged.value or b"").replace(b"0.9", b"0.8"))
-    records = [
-        model(0, "lightgbm", small_model().version, small_model().to_payload()),
-        model(1, "policy", one.version, one.to_payload()),
-        model(2, "policy", other.version, other.to_payload()),
-        damaged,
-    ]
-    known = library(monkeypatch, tmp_path, records)
-    assert known.policy("active").version == other.version
-    assert known.policy(one.version).threshold == 0.3
-    assert known.lightgbm("active").version == small_model().version
-
-
-def test_a_rate_table_that_is_gone_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rules = CardRules(
-        rates_version="v", rates_digest="d", future_tolerance_us=0, dedup_horizon_us=0, label_horizon_us=0
+def test_what_was_activated_last_and_is_there_is_active(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    champion = ("lightgbm", small_model().version, small_model().to_payload())
+    one, other, never = (
+        ("policy", policy(threshold).version, policy(threshold).to_payload()) for threshold in (0.3, 0.4, 0.9)
     )
-    with pytest.raises(RatesError, match="fraud-pipeline rates FILE"):
-        library(monkeypatch, tmp_path, []).rates(rules)
+    damaged = published(model(*never))[0]
+    damaged = msgspec.structs.replace(damaged, value=(damaged.value or b"").replace(b"0.9", b"0.8"))
+    records = [*published(model(*champion), model(*one), model(*other)), msgspec.structs.replace(damaged, offset=3)]
+    control = [activation(champion, one), activation(other, offset=2), activation(never), activation(one, offset=9)]
+    known = library(monkeypatch, tmp_path, records, control)
+    assert known.policy("active").version == other[1]
+    assert known.policy(one[1]).threshold == 0.3
+    assert known.lightgbm("active").version == small_model().version
+    assert known.policy_in_force() is not None

@@ -9,14 +9,14 @@ import pytest
 
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.layout import transaction_digest
-from pipeline.engine.results import Result, UnreadableRecord
+from pipeline.engine.results import Result
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.sampling import keep_negative
 from schemas.messages import Example, LogPosition, Versions
 from schemas.records import Record
-from schemas.topics import DECISIONS, EXAMPLES, LABELS
+from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS
 from tests.helpers.logs import START, Log, after, decision, decode_decision, decode_example, label
 
 NOW = after(500)
@@ -238,10 +238,13 @@ def test_an_invalid_label_is_left_to_the_card_agent(desk: Desk) -> None:
     assert desk.say(0, after(1))
 
 
-def test_an_unreadable_decision_is_named(desk: Desk) -> None:
+@pytest.mark.parametrize("garbage", [b"{}", b"", None, b"\xff", b"[" * 5_000])
+def test_an_unreadable_decision_is_a_dead_letter_and_changes_nothing(desk: Desk, garbage: bytes | None) -> None:
     desk.decide(0)
-    with pytest.raises(UnreadableRecord, match="decisions partition 0 offset 1 cannot be read"):
-        desk.state.process([desk.decisions.append(b"{}")], NOW)
+    result = desk.state.process([desk.decisions.append(garbage)], NOW)
+    assert [(output.topic, output.value) for output in result.outputs] == [(DEAD_LETTERS, garbage)]
+    assert result.counts == {("dead_letter", "unreadable"): 1}
+    assert desk.say(0, after(1))
 
 
 def test_a_repeated_decision_teaches_once(desk: Desk) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from pipeline.engine.layout import OtherLayout
 from pipeline.engine.learn import LearnPartition, model_record
-from pipeline.engine.results import UnreadableRecord
 from pipeline.engine.state import LoadedState
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.errors import ModelError
@@ -14,7 +13,7 @@ from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import new_learner, resume_learner
 from schemas.messages import Example, ModelVersion
 from schemas.records import Record
-from schemas.topics import EXAMPLES, MODELS
+from schemas.topics import DEAD_LETTERS, EXAMPLES, MODELS
 from tests.helpers.champion import no_files
 from tests.helpers.logs import START, Log
 from tests.unit.model_helpers import example
@@ -136,15 +135,21 @@ def test_what_teaches_nothing_is_counted_and_passed() -> None:
     assert learned["weights"] == msgspec.json.decode(fresh().publish().to_payload())["weights"]
 
 
-def test_an_unreadable_example_is_named_and_moves_nothing() -> None:
+@pytest.mark.parametrize("garbage", [b"[]", b"", None, b"\xff", b"[" * 5_000, b'{"features":{"amount":NaN}}'])
+def test_an_unreadable_example_is_a_dead_letter_and_teaches_nothing(garbage: bytes | None) -> None:
     log = Log(EXAMPLES)
     log.append(msgspec.json.encode(example(0, lightgbm=BASE)))
-    log.append(b"[]")
-    state = fresh()
-    with pytest.raises(UnreadableRecord, match="examples partition 0 offset 1 cannot be read"):
-        state.learn(log.records)
-    assert (state.next_offset, state.unpublished) == (0, False)
-    assert state.publish().to_payload() == fresh().publish().to_payload()
+    log.append(garbage)
+    state, without = fresh(), fresh()
+    result = state.learn(log.records)
+    assert result.counts["dead_letter", "unreadable"] == 1
+    (letter,) = result.outputs
+    assert (letter.topic, letter.value) == (DEAD_LETTERS, garbage)
+    assert dict(letter.headers)["dead-letter-offset"] == b"1"
+    without.learn(log.records[:1])
+    assert state.next_offset == 2
+    learned, expected = (msgspec.json.decode(one.publish().to_payload()) for one in (state, without))
+    assert learned["weights"] == expected["weights"]
 
 
 def test_the_record_of_a_version_names_its_digest() -> None:
@@ -152,7 +157,7 @@ def test_the_record_of_a_version_names_its_digest() -> None:
     state.learn(lessons(3))
     model = state.publish()
     output = model_record("river", model.version, model.to_payload(), START)
-    assert (output.topic, output.key, output.headers) == (MODELS, b"river", ())
+    assert (output.topic, output.key, output.headers) == (MODELS, payload_digest(model.to_payload()).encode(), ())
     message = msgspec.json.decode(output.value or b"", type=ModelVersion)
     assert (message.name, message.version, message.published_at) == ("river", model.version, START)
     assert bytes(message.payload) == model.to_payload()

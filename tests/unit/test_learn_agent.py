@@ -1,16 +1,16 @@
 """What the learn agent publishes when LightGBM versions come and go."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
 
 from agents.learn import LearnPartitions
-from agents.models import ModelWatch
 from agents.partitions import Environment
 from pipeline.engine.models import ActiveModels
+from pipeline.models.active import ModelSubscriber
 from pipeline.scoring.river_factory import load_river, new_learner, resume_learner
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.messages import ModelVersion
@@ -26,6 +26,8 @@ NOW = datetime(2024, 3, 1, tzinfo=UTC)
 class _Board:
     active: ActiveModels
     river: RiverModel | None = None
+    published: dict[str, RiverModel] = field(default_factory=dict)
+    """The newest River version on each LightGBM version."""
 
 
 @dataclass
@@ -52,13 +54,16 @@ def learner_of(lightgbm: str, published_: RiverModel | None, examples_start: int
 
 def agent_on(board: _Board, publish_interval_s: float = 0.0) -> LearnPartitions:
     nothing = cast(Environment, None)
-    return LearnPartitions(nothing, learner_of, lambda _: None, cast(ModelWatch, _Watch(board)), publish_interval_s)
+    return LearnPartitions(
+        nothing, learner_of, lambda _: None, cast(ModelSubscriber, _Watch(board)), publish_interval_s
+    )
 
 
 def promote(board: _Board, version: str) -> None:
     promoted = copy.copy(board.active.lightgbm)
     promoted.version = version
     board.active = ActiveModels(promoted, board.active.river, board.active.policy)
+    board.river = board.published.get(version)
 
 
 def board_on(version: str) -> _Board:
@@ -68,7 +73,9 @@ def board_on(version: str) -> _Board:
 
 
 def hear(board: _Board, message: ModelVersion) -> None:
-    board.river = load_river(bytes(message.payload), None, no_files)
+    model = load_river(bytes(message.payload), None, no_files)
+    board.published[model.lightgbm_version] = model
+    board.river = board.published.get(board.active.lightgbm.version)
 
 
 def teach(agent: LearnPartitions, log: Log, version: str) -> list[ModelVersion]:

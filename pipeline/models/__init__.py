@@ -1,0 +1,1 @@
+"""Versions of models, policies and rate tables on the cluster: publish them, find them, follow the active ones."""

@@ -1,0 +1,80 @@
+"""The content of versions on ``models``, found by digest (``docs/invariants.md`` 15)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import Final
+
+import msgspec
+
+from pipeline.kafka.fold import RangeReader
+from pipeline.kafka.internal import OnRefused, not_counted, readable, refuse
+from pipeline.kafka.ranges import readable_range
+from pipeline.scoring.payload import payload_digest
+from pipeline.settings import Settings
+from schemas.messages import ModelVersion, VersionReference
+from schemas.records import Record
+from schemas.topics import MODELS
+
+SEARCH_RECORDS: Final = 10_000
+"""Records behind a reference's offset among which its content is looked for."""
+_FIRST_TAIL: Final = 200
+_decode: Final = msgspec.json.Decoder(ModelVersion).decode
+
+
+def sound_versions(records: Iterable[Record], on_refused: OnRefused) -> Iterator[tuple[Record, ModelVersion]]:
+    """Yield the records of ``models`` whose content has the digest that they name; the others are refused."""
+    for record, version in readable(records, _decode, on_refused):
+        if payload_digest(bytes(version.payload)) == version.digest:
+            yield record, version
+        else:
+            refuse(record, f"its content does not have the digest {version.digest[:12]!r} that it names", on_refused)
+
+
+class VersionContents:
+    """Reads ``models``; used from one thread at a time.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Give the topic's full name and the client's configuration.
+        on_refused: Counts records that are no versions.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> None:
+        self._bootstrap, self._settings, self._on_refused = bootstrap, settings, on_refused
+        self._topic = settings.topic(MODELS.name)
+
+    def readable(self, waiting: Callable[[], None] = lambda: None) -> range:
+        """Return the offsets that can be read now; ``waiting`` is called while no broker answers, and may raise."""
+        return readable_range(self._bootstrap, self._settings, self._topic, 0, waiting)
+
+    def find(self, reference: VersionReference, waiting: Callable[[], None] = lambda: None) -> ModelVersion | None:
+        """Return the first record with the digest that ``reference`` names; None where it cannot be read (yet)."""
+        there = self.readable(waiting)
+        start = max(reference.offset, there.start)
+        for _, version in self.between(start, min(start + SEARCH_RECORDS, there.stop), waiting):
+            if version.digest == reference.digest and version.name == reference.name:
+                return version
+        return None
+
+    def between(
+        self, start: int, end: int, waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, ModelVersion]]:
+        """Yield offset and content of the sound versions from offset ``start`` up to ``end``, oldest first."""
+        if start >= end:
+            return
+        with closing(RangeReader(self._bootstrap, self._settings, self._topic, 0, start, waiting)) as reader:
+            while records := reader.read_to(end):
+                yield from ((record.offset, version) for record, version in sound_versions(records, self._on_refused))
+
+    def newest_first(
+        self, start: int, end: int, waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, ModelVersion]]:
+        """Yield what `between` yields, newest first.
+
+        Reads in growing pieces from the end, since the newest is mostly what is looked for: the topic grows for ever.
+        """
+        piece = _FIRST_TAIL
+        while start < end:
+            first = max(start, end - piece)
+            yield from reversed(list(self.between(first, end, waiting)))
+            end, piece = first, min(piece * 4, SEARCH_RECORDS)

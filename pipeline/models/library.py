@@ -1,0 +1,82 @@
+"""Every version that was ever published on a cluster, by name."""
+
+from collections.abc import Iterable, Iterator
+from typing import Self
+
+from pipeline.kafka.clients import read_topic
+from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
+from pipeline.models.contents import VersionContents
+from pipeline.settings import Settings
+from schemas.messages import Activation, ModelVersion, VersionReference
+from schemas.records import Record
+from schemas.topics import CONTROL
+
+RIVER = "river"
+
+
+class PublishedVersions:
+    """The versions on ``models`` and what ``control`` says, as they are when this object is made.
+
+    Args:
+        settings: Give topics' full names.
+        control: Records of ``control``, in order.
+        contents: Reads ``models``.
+    """
+
+    def __init__(self, settings: Settings, control: Iterable[Record], contents: VersionContents) -> None:
+        self.quarantined = QuarantinedRecords(settings)
+        self._contents = contents
+        self._references: list[VersionReference] = []
+        self._end = contents.readable().stop
+        self._scans: dict[str, tuple[Iterator[tuple[int, ModelVersion]], dict[str, bytes]]] = {}
+        for _, item in readable(control, decode_control, not_counted):
+            if isinstance(item, Activation):
+                self._references += item.versions
+            else:
+                self.quarantined.add(item)
+
+    @classmethod
+    def on(cls, bootstrap: str, settings: Settings) -> Self:
+        """Read a cluster's; raises ``TopicError``, ``KafkaException``."""
+        control = read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings)
+        return cls(settings, control, VersionContents(bootstrap, settings))
+
+    def active(self, name: str) -> str | None:
+        """Return the version of ``name`` that was activated last and whose content is there; None without one."""
+        named = (reference for reference in reversed(self._references) if reference.name == name)
+        return next((reference.version for reference in named if self._contents.find(reference) is not None), None)
+
+    def payload(self, name: str, version: str) -> bytes | None:
+        """Return the content of a version that was activated once; None without one."""
+        for reference in self._references:
+            if (reference.name, reference.version) == (name, version):
+                content = self._contents.find(reference)
+                if content is not None:
+                    return bytes(content.payload)
+        return None
+
+    def river(self, version: str, lightgbm: str) -> bytes | None:
+        """Return the content of a River version on a LightGBM version; None without one.
+
+        ``models`` is read from where the LightGBM version was published, and no further than it must be: versions are
+        asked for in about the order in which they were published.
+        """
+        if lightgbm not in self._scans:
+            self._scans[lightgbm] = (self._contents.between(self._first_offset(lightgbm), self._end), {})
+        scan, passed = self._scans[lightgbm]
+        while version not in passed and (found := next(scan, None)) is not None:
+            if found[1].name == RIVER:
+                passed.setdefault(found[1].version, bytes(found[1].payload))
+        return passed.get(version)
+
+    def rivers_newest_first(self, lightgbm: str) -> Iterator[bytes]:
+        """Yield the contents of the River versions that were published behind a LightGBM version, newest first."""
+        for _, version in self._contents.newest_first(self._first_offset(lightgbm), self._end):
+            if version.name == RIVER:
+                yield bytes(version.payload)
+
+    def _first_offset(self, lightgbm: str) -> int:
+        """Return the lowest offset at which a LightGBM version may lie; its River versions lie behind it."""
+        offsets = [at.offset for at in self._references if (at.name, at.version) == ("lightgbm", lightgbm)]
+        return max(min(offsets, default=0), self._contents.readable().start)

@@ -1,0 +1,115 @@
+"""Rate tables on the cluster: a batch is judged again, later and elsewhere, by the table that judged it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from pipeline.kafka.fold import NewRecords
+from pipeline.kafka.internal import OnRefused, not_counted, readable
+from pipeline.kafka.quarantine import decode_control
+from pipeline.models.contents import VersionContents
+from pipeline.models.publish import Content, publish_active
+from pipeline.rates import RatesError
+from pipeline.settings import Settings
+from schemas.messages import Activation, VersionReference
+from schemas.money import InvalidRates, RateTable, load
+from schemas.topics import CONTROL, MODELS
+
+log = logging.getLogger(__name__)
+
+RATES: Final = "rates"
+
+
+def _no_wait() -> None:
+    """Nobody asks meanwhile."""
+
+
+class PublishedRates:
+    """The rate tables that ``control`` names and whose content is on ``models``; used from one thread at a time.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Give the topics' full names and the client's configuration.
+        on_refused: Counts records of these topics that cannot be read.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> None:
+        self._bootstrap, self._settings, self._on_refused = bootstrap, settings, on_refused
+        self._references: list[VersionReference] = []
+        """Tables that were named and not looked for yet, in the order of ``control``."""
+        self._tables: dict[tuple[str, str], RateTable] = {}
+        """By version and digest, in the order in which they were published."""
+        self._contents = VersionContents(bootstrap, settings, on_refused)
+        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0)
+
+    def refresh(self, waiting: Callable[[], None] = _no_wait) -> None:
+        """Take in all that was published before this call; ``waiting`` is called while no broker answers."""
+        self._references += self._named(waiting)
+        # What cannot be found now may be there at the next call.
+        self._references = [reference for reference in self._references if not self._found(reference, waiting)]
+
+    def publish(self, content: bytes) -> bool:
+        """Publish a table, given as its file's bytes, before anything is judged by it.
+
+        Returns:
+            Whether it was new.
+
+        Raises:
+            RatesError: Another content has its version.
+            InvalidRates: It is no rate table.
+            DeliveryFailed: It could not be written.
+        """
+        table = load(content)
+        self.refresh()
+        if new := (table.version, table.digest) not in self._tables:
+            # Before it is written too: what nobody may use should not stay there for ever.
+            self._refuse_other(table)
+            publish_active(self._bootstrap, self._settings, [Content(RATES, table.version, content.strip())])
+            # Another worker may have written another one at the same moment.
+            self.refresh()
+            topic = self._settings.topic(MODELS.name)
+            log.info("rate table %s (%s) is published on %s", table.version, table.digest, topic)
+        self._refuse_other(table)
+        return new
+
+    def table(self, version: str, digest: str) -> RateTable:
+        """Return the table that a marker names; raises `RatesError` where it is nowhere to be had."""
+        try:
+            return self._tables[version, digest]
+        except KeyError:
+            raise RatesError(
+                f"batches were judged by rate table {version!r} ({digest}), which topic "
+                f"{self._settings.topic(MODELS.name)} does not hold: publish its file with `fraud-pipeline rates "
+                "FILE`, and start again"
+            ) from None
+
+    @property
+    def versions(self) -> list[tuple[str, str]]:
+        """Version and digest of each table, in the order in which they were published."""
+        return list(self._tables)
+
+    def _refuse_other(self, table: RateTable) -> None:
+        first = next((digest for version, digest in self._tables if version == table.version), table.digest)
+        if first != table.digest:
+            raise RatesError(
+                f"rate table {table.version!r} says something else ({table.digest}) than the one of this version by "
+                f"which transactions were judged ({first}): give what was changed a version of its own, or set "
+                "FRAUD_PIPELINE_RATES_FILE to the file as it was"
+            )
+
+    def _named(self, waiting: Callable[[], None]) -> Iterator[VersionReference]:
+        for _, item in readable(self._control.read(waiting), decode_control, self._on_refused):
+            if isinstance(item, Activation):
+                yield from (reference for reference in item.versions if reference.name == RATES)
+
+    def _found(self, reference: VersionReference, waiting: Callable[[], None]) -> bool:
+        content = self._contents.find(reference, waiting)
+        if content is None:
+            return False
+        try:
+            table = load(bytes(content.payload))
+        except InvalidRates as error:
+            log.error("rate table %s is refused: %s", reference.version, error)
+        else:
+            self._tables.setdefault((table.version, table.digest), table)
+        return True

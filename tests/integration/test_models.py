@@ -1,0 +1,191 @@
+"""Active versions on a real broker: what counts, what is refused, and what a worker that starts later finds."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from pipeline.engine.learn import LearnPartition, model_record
+from pipeline.kafka.producer import RecordProducer
+from pipeline.kafka.quarantine import control_record
+from pipeline.metrics import WorkerMetrics
+from pipeline.models.active import ModelSubscriber
+from pipeline.models.publish import Content, publish_active
+from pipeline.models.rates import PublishedRates
+from pipeline.rates import RatesError
+from pipeline.scoring.payload import payload_digest
+from pipeline.scoring.river_factory import new_learner
+from schemas.messages import Activation, VersionReference
+from schemas.records import Output, Record
+from schemas.topics import CONTROL, EXAMPLES, MODELS
+from tests.helpers.champion import empty_board, policy
+from tests.helpers.logs import after
+from tests.helpers.topics import Cluster
+from tests.unit.model_helpers import example, small_model
+from tests.unit.test_backtest_versions import ENCODE
+from tests.unit.test_engine_models import other_model
+
+pytestmark = pytest.mark.broker
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CHAMPION = Content("lightgbm", small_model().version, small_model().to_payload())
+OTHER = Content("lightgbm", other_model().version, other_model().to_payload())
+GARBAGE = (b"[" * 5_000, b"\xff\xfe", b"{}", b"", None, b'{"name":"policy","version":"\xff"}')
+Subscribers = Callable[[], ModelSubscriber]
+
+
+def of_policy(threshold: float) -> Content:
+    one = policy(threshold)
+    return Content("policy", one.version, one.to_payload())
+
+
+@pytest.fixture
+def subscriber(cluster: Cluster) -> Iterator[Subscribers]:
+    made: list[ModelSubscriber] = []
+
+    def make() -> ModelSubscriber:
+        made.append(ModelSubscriber(cluster.bootstrap, cluster.settings, empty_board(), WorkerMetrics()))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def write(cluster: Cluster, *outputs: Output) -> None:
+    with RecordProducer(cluster.bootstrap, cluster.settings) as producer:
+        for output in outputs:
+            producer.produce(cluster.settings.topic(output.topic.name), output.key or b"", output.value or b"", 1)
+
+
+def garbage(cluster: Cluster, key: bytes) -> None:
+    for topic in (MODELS, CONTROL):
+        for value in GARBAGE:
+            cluster.write(topic, value, key, after())
+    cluster.flush()
+
+
+def reference(content: Content, offset: int = 0) -> VersionReference:
+    name, version, payload = content
+    return VersionReference(name=name, version=version, digest=payload_digest(payload), offset=offset)
+
+
+def activation(*contents: Content, offset: int = 0) -> Output:
+    return control_record(Activation(versions=[reference(content, offset) for content in contents], activated_at=NOW))
+
+
+def active(subscriber: ModelSubscriber) -> tuple[str, float] | None:
+    found = subscriber.catch_up(lambda: None).active
+    return None if found is None else (found.lightgbm.version, found.policy.threshold)
+
+
+def refused(subscriber: ModelSubscriber, cluster: Cluster, topic: str) -> float | None:
+    name, labels = "fraud_pipeline_records_refused_total", {"topic": cluster.settings.topic(topic)}
+    return subscriber._metrics.registry.get_sample_value(name, labels)
+
+
+def rivers(base: str, *counts: int) -> list[tuple[str, Output]]:
+    """Records of River versions on ``base``, each of so many examples more."""
+    learn, offset, found = LearnPartition(new_learner(base)), 0, []
+    for count in counts:
+        examples = [(n, ENCODE(example(n, lightgbm=base))) for n in range(offset, offset + count)]
+        learn.learn([Record(EXAMPLES.name, 0, n, 0, b"", value) for n, value in examples])
+        offset += count
+        model = learn.publish()
+        found.append((model.version, model_record("river", model.version, model.to_payload(), NOW)))
+    return found
+
+
+def test_all_versions_of_an_activation_count_at_once_and_garbage_counts_never(
+    cluster: Cluster, subscriber: Subscribers
+) -> None:
+    live = subscriber()
+    assert active(live) is None
+    publish_active(cluster.bootstrap, cluster.settings, [CHAMPION, of_policy(0.3)])
+    assert active(live) == (CHAMPION.version, 0.3)
+    # Under the very keys of what is active: on a compacted topic that would have removed it.
+    for key in (payload_digest(CHAMPION.payload).encode(), b"activation"):
+        garbage(cluster, key)
+    publish_active(cluster.bootstrap, cluster.settings, [OTHER, of_policy(0.4)])
+    late = subscriber()
+    assert active(live) == active(late) == (OTHER.version, 0.4)
+    for one in (live, late):
+        assert refused(one, cluster, CONTROL.name) == 2 * len(GARBAGE)
+    # What cannot be used is refused whole: the policy beside it stays what it was.
+    damaged = Content("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
+    publish_active(cluster.bootstrap, cluster.settings, [damaged, of_policy(0.5)])
+    assert active(live) == active(subscriber()) == (OTHER.version, 0.4)
+
+
+def test_an_activation_waits_for_its_content_and_holds_nobody_up(cluster: Cluster, subscriber: Subscribers) -> None:
+    publish_active(cluster.bootstrap, cluster.settings, [CHAMPION, of_policy(0.3)])
+    live = subscriber()
+    assert active(live) == (CHAMPION.version, 0.3)
+    # Kafka orders nothing between topics.
+    write(cluster, activation(OTHER, of_policy(0.4)))
+    assert active(live) == (CHAMPION.version, 0.3)
+    # A later one that names some of the same goes first, and what it settles stays settled.
+    publish_active(cluster.bootstrap, cluster.settings, [of_policy(0.5)])
+    assert active(live) == (CHAMPION.version, 0.5)
+    write(cluster, model_record(*of_policy(0.4), NOW), model_record(*OTHER, NOW))
+    assert active(live) == active(subscriber()) == (OTHER.version, 0.5)
+
+
+def test_content_that_does_not_have_its_digest_is_none(cluster: Cluster, subscriber: Subscribers) -> None:
+    good = model_record(*of_policy(0.3), NOW)
+    forged = Output(MODELS, good.key, (good.value or b"").replace(b'"threshold":0.3', b'"threshold":0.9'))
+    assert forged.value != good.value
+    write(cluster, forged, model_record(*CHAMPION, NOW), activation(CHAMPION, of_policy(0.3)))
+    live = subscriber()
+    assert active(live) is None
+    write(cluster, good)
+    assert active(live) == active(subscriber()) == (CHAMPION.version, 0.3)
+
+
+def test_of_river_versions_the_newest_on_the_active_lightgbm_version_counts(
+    cluster: Cluster, subscriber: Subscribers
+) -> None:
+    live = subscriber()
+    publish_active(cluster.bootstrap, cluster.settings, [CHAMPION, of_policy(0.3)])
+    of_champion, of_other = rivers(CHAMPION.version, 5, 7), rivers(OTHER.version, 3, 2)
+
+    def river(one: ModelSubscriber) -> str:
+        found = one.catch_up(lambda: None).active
+        assert found is not None
+        return found.river.version
+
+    assert river(live).endswith("@0")
+    write(cluster, *(output for _, output in of_champion), of_other[0][1])
+    # Many, behind which it must be looked for.
+    cluster_garbage = Output(MODELS, b"river", b'{"name":"river"}')
+    write(cluster, *[cluster_garbage] * 1_000)
+    assert river(live) == river(subscriber()) == of_champion[-1][0]
+    publish_active(cluster.bootstrap, cluster.settings, [OTHER])
+    # What lies before its LightGBM version was not learned on it.
+    assert river(live) == river(subscriber()) == of_other[0][0].partition("@")[0] + "@0"
+    write(cluster, *(output for _, output in of_other))
+    assert river(live) == river(subscriber()) == of_other[-1][0]
+    publish_active(cluster.bootstrap, cluster.settings, [CHAMPION])
+    assert river(live) == river(subscriber()) == of_champion[-1][0]
+
+
+def test_a_rate_table_is_believed_by_what_it_says(cluster: Cluster) -> None:
+    def table(rate: str) -> bytes:
+        currencies = {code: {"digits": 2, "rate": one} for code, one in (("EUR", "1"), ("GBP", rate))}
+        return json.dumps({"version": "v", "base": "EUR", "currencies": currencies}).encode()
+
+    rates = PublishedRates(cluster.bootstrap, cluster.settings)
+    # Named, and not there; there, and no table.
+    write(cluster, activation(Content("rates", "v", table("9"))))
+    bad = Content("rates", "w", b'{"version":"w","base":"EUR","currencies":{"EUR":{"digits":1000000000,"rate":"1"}}}')
+    publish_active(cluster.bootstrap, cluster.settings, [bad])
+    garbage(cluster, b"rates")
+    assert rates.publish(table("1.17")) is True
+    (known,) = rates.versions
+    assert rates.table(*known).currencies["GBP"].numerator == 117
+    with pytest.raises(RatesError, match="does not hold"):
+        rates.table("v", "0" * 16)
+    again = PublishedRates(cluster.bootstrap, cluster.settings)
+    assert again.publish(table("1.17")) is False
+    assert again.versions == [known]
