@@ -14,7 +14,7 @@ from pipeline.scoring.distributions import FeatureDistribution, are_sound
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
 from pipeline.scoring.tree_paths import lay_out_paths
-from pipeline.scoring.trees import Tree, read_trees
+from pipeline.scoring.trees import Tree, forest_text, read_trees
 
 LIGHTGBM_KIND: Final = "lightgbm"
 LOGIT_BOUND: Final = 15.0
@@ -96,7 +96,7 @@ class LightGBMModel:
         trees = read_trees(content.text, FEATURES)
         _check_distributions(content.distributions, trees)
         try:
-            self._booster = lightgbm.Booster(model_str=content.text)
+            self._booster = lightgbm.Booster(model_str=forest_text(content.text))
         except lightgbm.basic.LightGBMError as error:
             raise ModelError(f"LightGBM cannot read the trees of this version ({error}); train it again") from error
         self._forest = lay_out_forest(trees)
