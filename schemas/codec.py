@@ -199,7 +199,7 @@ def _read_plain(value: bytes | None, rates: RateTable) -> tuple[Any, CurrencyRat
         return None
     # Most are flat and without escapes, which is seen faster together.
     marks = len(value) - len(value.translate(None, _MARKS))
-    if marks > 1 and (b"\\" in value or _is_too_deep(value)):
+    if marks > 1 and (b"\\" in value or is_too_deep(value)):
         return None
     # Of a name that repeats each value must be sound; and without escapes it is written in one way alone.
     if value.count(b'"amount"') != 1 or value.count(b'"currency"') != 1:
@@ -273,7 +273,7 @@ def _checked(value: bytes | None, decode: Callable[[bytes], T]) -> T:
         raise InvalidMessage("not_utf8", f"Byte {error.start} is not UTF-8; encode the JSON as UTF-8.") from error
     except RecursionError as error:
         raise InvalidMessage("too_deep", _TOO_DEEP) from error
-    if _is_too_deep(value):
+    if is_too_deep(value):
         raise InvalidMessage("too_deep", _TOO_DEEP)
     return message
 
@@ -284,7 +284,8 @@ def _validation_code(text: str) -> str:
     return "wrong_type" if _WRONG_TYPE.match(text) else "invalid_value"
 
 
-def _is_too_deep(value: bytes) -> bool:
+def is_too_deep(value: bytes) -> bool:
+    """Return whether JSON nests objects and arrays deeper than `MAX_NESTING`; linear time on any bytes."""
     return value.count(b"[") + value.count(b"{") > MAX_NESTING and _depth_exceeds(value, MAX_NESTING)
 
 

@@ -174,7 +174,7 @@ def test_the_policy_selects_and_an_alert_explains() -> None:
 
 
 def test_an_audit_puts_a_share_before_an_analyst() -> None:
-    models = active(threshold=1.5, audit_rate=0.2, rules=())
+    models = active(threshold=math.nextafter(1.0, 2.0), audit_rate=0.2, rules=())
     found = decisions(decide(score(), profile(purchases(200).records).records, models, NOW))
     audited = [decision for decision in found if decision.selection == "audit"]
     assert 20 < len(audited) < 60

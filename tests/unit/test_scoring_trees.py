@@ -248,7 +248,7 @@ def test_no_text_that_passes_kills_lightgbm_or_is_read_otherwise_by_it() -> None
     )
     passed = 0
     with ProcessPoolExecutor(1, get_context("spawn")) as child:
-        for _ in range(4_000):
+        for _ in range(1_500):
             text = mutated(random.choice(seeds), random)
             try:
                 trees = read_trees(text, FEATURES)
@@ -261,4 +261,4 @@ def test_no_text_that_passes_kills_lightgbm_or_is_read_otherwise_by_it() -> None
                 pytest.fail(f"LightGBM did not survive {text[:3_000]}")
             if margin is not None and forest is not None:
                 np.testing.assert_array_equal(forest_sums(forest, matrix(20)), margin, err_msg=text[:3_000])
-    assert passed > 300, "most mutants are refused; without those that pass, nothing is tested"
+    assert passed > 150, "most mutants are refused; without those that pass, nothing is tested"
