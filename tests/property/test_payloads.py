@@ -150,12 +150,17 @@ def damaged(draw: st.DrawFn) -> bytes:
 @example(replaced(PAYLOADS["reference"], ("state_digest",), b'"' + "\u0660".encode() * 64 + b'"'))
 def test_each_reader_returns_a_sound_model_or_refuses(payload: bytes) -> None:
     for number, read in enumerate(READERS):
+        refused = ""
         try:
             read(payload)
-        except ModelError as error:
-            assert len(str(error)) <= LONGEST_TEXT + 4
-        else:
             event(f"reader {number} takes it")
+        except ModelError as error:
+            refused = str(error)
+        assert len(refused) <= LONGEST_TEXT + 4
+
+
+def rule(code: str) -> Rule:
+    return Rule(code=code, feature="hour", op=">", value=1.0, sentence="S")
 
 
 @pytest.mark.parametrize(("kind", "reader"), [("policy", use_policy), ("layer", use_river), ("lightgbm", use_lightgbm)])
@@ -173,12 +178,12 @@ def test_what_nobody_changed_is_read(kind: str, reader: Callable[[bytes], None])
         ("audit_rate", b"-1", "audit rate must be"),
         ("max_reasons", b"1000000", "at most 100"),
         ("lightgbm_version", b'"' + b"x" * 101 + b'"', "at most 100 characters"),
-        ("rules", b"[" + b",".join([msgspec.json.encode(Rule(code="A", feature="hour", op=">", value=1.0, sentence="S"))] * 101) + b"]", "at most 100 rules"),
-        ("rules", b"[" + msgspec.json.encode(Rule(code="A" * 101, feature="hour", op=">", value=1.0, sentence="S")) + b"]", "more than 100"),
+        ("rules", msgspec.json.encode([rule("A")] * 101), "at most 100 rules"),
+        ("rules", msgspec.json.encode([rule("A" * 101)]), "more than 100"),
         ("metadata", b'{"a":"' + b"x" * MAX_METADATA_BYTES + b'"}', "metadata has"),
         ("metadata", b'{"a":' + nested(64) + b"}", "nested more than 64 deep"),
     ],
-)  # fmt: skip
+)
 def test_a_policy_that_makes_no_sense_is_refused(field: str, value: bytes, complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
         Policy.from_payload(replaced(PAYLOADS["policy"], (field,), value))
