@@ -26,8 +26,8 @@ class MappedStorage:
     def column(self, name: str, dtype: str, items: int) -> NDArray[Any]:
         """The column, its file grown and mapped again.
 
-        OSError where the disk has no room, StateRemoved where somebody removed the file. Room is taken at once: a page without a place on disk, found missing only
-        when it is written out, would end the process without a word.
+        OSError where the disk has no room, StateRemoved where somebody removed the file. Room is taken at once: a page
+        without a place on disk, found missing only when it is written out, would end the process without a word.
         """
         held = self._arrays.get(name)
         if held is not None and len(held) >= items:

@@ -279,9 +279,7 @@ def test_git_ignores_the_data(tmp_path: Path) -> None:
     assert status.stdout == ""
 
 
-def test_a_jar_that_was_changed_in_the_store_is_fetched_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_jar_that_was_changed_in_the_store_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jar = min(jars_module.pinned(), key=lambda one: one.size_bytes)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     [path] = jars_module.fetched([jar], tmp_path)
