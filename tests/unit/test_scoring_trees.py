@@ -2,6 +2,7 @@ import re
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import get_context
 from random import Random
+from typing import Any
 
 import lightgbm
 import msgspec
@@ -83,6 +84,23 @@ def test_other_sound_trees_are_left_to_lightgbm(booster: lightgbm.Booster) -> No
     assert not model.compiled
     features = matrix(300)
     np.testing.assert_array_equal(model.margin(features), booster.predict(features, raw_score=True))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"monotone_constraints": [1, *[0] * (len(FEATURES) - 1)]},
+        {"boosting": "dart"},
+        {"objective": "cross_entropy"},
+        {"objective": "binary", "sigmoid": 0.7},
+        {"leaves": 2_000, "trees": 2, "min_data_in_leaf": 1},
+    ],
+    ids=lambda parameters: next(iter(parameters)),
+)
+def test_what_lightgbm_writes_is_read(parameters: dict[str, Any]) -> None:
+    booster = grown(**parameters)
+    model, rows = LightGBMModel(booster.model_to_string()), hard_rows(booster, 200)
+    np.testing.assert_array_equal(model.margin(rows), booster.predict(rows, raw_score=True))
 
 
 TEXT = grown(trees=3, leaves=6).model_to_string()
