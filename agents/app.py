@@ -45,6 +45,7 @@ from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
+from pipeline.state.errors import StateRemoved
 from pipeline.state.place import StatePlace
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
 from pipeline.state.store import StoreMemory
@@ -91,6 +92,10 @@ class FraudApp(faust.App):  # type: ignore[misc]
     async def _on_agent_error(self, agent: AgentT, exc: BaseException) -> None:
         # Faust would start the agent again. Nothing of the batch is committed: whoever
         # holds the partition next reads it again, and an operator must look first.
+        if isinstance(exc, StateRemoved):
+            # The sentence says it all, and Faust logs the error again with whatever traceback it has.
+            exc.__cause__ = exc.__context__ = None
+            exc.with_traceback(None)
         log.critical("agent %s cannot go on", agent.name, exc_info=exc)
         await self.crash(exc)
 

@@ -17,6 +17,7 @@ from pipeline.kafka.handler import Restored
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
 from pipeline.metrics import WorkerMetrics
+from pipeline.state.errors import check_present
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import Snapshot
 from pipeline.state.store import RocksStore, StoreMemory
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 P = TypeVar("P", bound=PartitionState)
 MEASURE_INTERVAL_S: Final = 15.0
+CHECK_INTERVAL_S: Final = 1.0
+"""Seconds between looks whether the files of the state are still there."""
 
 
 class Place(NamedTuple):
@@ -71,6 +74,8 @@ class KernelPartitions(ABC, Generic[P]):
         self._environment = environment
         self._held: dict[int, P] = {}
         self._stores: dict[int, RocksStore] = {}
+        self._directories: dict[int, Path] = {}
+        self._checked_s = 0.0
         self._measured_s = 0.0
         self._restoring: dict[int, _Restoring] = {}
         self._restores = 0
@@ -101,6 +106,7 @@ class KernelPartitions(ABC, Generic[P]):
         self._restores += 1
         directory = environment.directory / f"{partition}-{self._restores}"
         directory.mkdir(parents=True)
+        self._directories[partition] = directory
         prefix = environment.topic_prefix
         found = None
         if environment.keeper is not None:
@@ -151,6 +157,7 @@ class KernelPartitions(ABC, Generic[P]):
         """Drop a partition's state and what it is kept in."""
         state = self._held.pop(partition, None)
         self._stores.pop(partition, None)
+        self._directories.pop(partition, None)
         if state is not None:
             state.close()
         if self._environment.keeper is not None:
@@ -170,7 +177,16 @@ class KernelPartitions(ABC, Generic[P]):
                 state.undo()
 
     def save(self, session: Session, *, at_end: bool = False) -> None:
-        """Keep what is due, one partition a call, or all that changed at the end, as far as time allows."""
+        """Keep what is due, one partition a call, or all that changed at the end, as far as time allows.
+
+        Raises:
+            StateRemoved: The files of a partition are gone.
+        """
+        now_s = time.monotonic()
+        if at_end or now_s - self._checked_s > CHECK_INTERVAL_S:
+            self._checked_s = now_s
+            for directory in self._directories.values():
+                check_present(directory)
         if (keeper := self._environment.keeper) is not None:
             keeper.save(self._held, session, at_end=at_end)
         if not at_end and time.monotonic() - self._measured_s > MEASURE_INTERVAL_S:

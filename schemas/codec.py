@@ -25,6 +25,9 @@ MAX_NESTING: Final = 64
 """Deepest nesting of objects and arrays. A producer's bytes travel on inside other messages, and a decoder's own
 limit depends on how deep its caller stands: what one agent reads, the next might not."""
 
+MAX_NAMES: Final = 1_000
+"""Most names in a message, of all its objects together, each as often as it is written; producers have tens."""
+
 MAX_AMOUNT_BASE_MINOR: Final = 10**13
 """Largest amount in minor base units: exact as a double (below 2**53), and 900,000 of them sum within 64 bits."""
 
@@ -33,10 +36,10 @@ COUNTING_TYPES: Final = frozenset({"purchase", "cash"})
 
 CODES: Final = frozenset(
     {
-        "null_value", "too_large", "not_utf8", "not_json", "too_deep", "missing_field", "wrong_type", "invalid_value",
-        "currency_unknown", "amount_negative", "amount_not_finite", "amount_too_large", "amount_too_many_decimals",
-        "amount_zero", "event_time_impossible", "event_time_in_future", "labelled_at_impossible",
-        "labelled_at_in_future",
+        "null_value", "too_large", "not_utf8", "not_json", "too_deep", "too_many_fields", "missing_field", "wrong_type",
+        "invalid_value", "currency_unknown", "amount_negative", "amount_not_finite", "amount_too_large",
+        "amount_too_many_decimals", "amount_zero", "event_time_impossible", "event_time_in_future",
+        "labelled_at_impossible", "labelled_at_in_future",
     }
 )  # fmt: skip
 """Every code that an `InvalidMessage` of this module carries."""
@@ -195,11 +198,11 @@ def _read_plain(value: bytes | None, rates: RateTable) -> tuple[Any, CurrencyRat
 
     Takes nothing that it would not take, and reads that alike.
     """
-    if value is None or len(value) > MAX_VALUE_BYTES:
+    if value is None or len(value) > MAX_VALUE_BYTES or may_have_too_many_names(value):
         return None
     # Most are flat and without escapes, which is seen faster together.
     marks = len(value) - len(value.translate(None, _MARKS))
-    if marks > 1 and (b"\\" in value or _is_too_deep(value)):
+    if marks > 1 and (b"\\" in value or is_too_deep(value)):
         return None
     # Of a name that repeats each value must be sound; and without escapes it is written in one way alone.
     if value.count(b'"amount"') != 1 or value.count(b'"currency"') != 1:
@@ -273,8 +276,12 @@ def _checked(value: bytes | None, decode: Callable[[bytes], T]) -> T:
         raise InvalidMessage("not_utf8", f"Byte {error.start} is not UTF-8; encode the JSON as UTF-8.") from error
     except RecursionError as error:
         raise InvalidMessage("too_deep", _TOO_DEEP) from error
-    if _is_too_deep(value):
+    if is_too_deep(value):
         raise InvalidMessage("too_deep", _TOO_DEEP)
+    if may_have_too_many_names(value) and (names := _JSON_STRING.sub(b"", value).count(b":")) > MAX_NAMES:
+        raise InvalidMessage(
+            "too_many_fields", f"The message has {names} names in all; at most {MAX_NAMES} are accepted: send fewer."
+        )
     return message
 
 
@@ -284,7 +291,13 @@ def _validation_code(text: str) -> str:
     return "wrong_type" if _WRONG_TYPE.match(text) else "invalid_value"
 
 
-def _is_too_deep(value: bytes) -> bool:
+def may_have_too_many_names(value: bytes) -> bool:
+    """Return whether JSON could have more than `MAX_NAMES` names; colons within strings count as well."""
+    return len(value) > MAX_NAMES and value.count(b":") > MAX_NAMES
+
+
+def is_too_deep(value: bytes) -> bool:
+    """Return whether JSON nests objects and arrays deeper than `MAX_NESTING`; linear time on any bytes."""
     return value.count(b"[") + value.count(b"{") > MAX_NESTING and _depth_exceeds(value, MAX_NESTING)
 
 

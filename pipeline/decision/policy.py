@@ -10,9 +10,18 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.sampling import AUDIT_SAMPLE, sample_positions
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
+from pipeline.scoring.payload import VERSION_DIGITS, check_metadata, decode_payload, encode_payload, payload_digest
 
 POLICY_KIND: Final = "policy"
+
+LARGEST_THRESHOLD: Final = math.nextafter(1.0, 2.0)
+"""The threshold that no score reaches: rules and audits only."""
+MOST_RULES: Final = 100
+MOST_REASONS: Final = 100
+LONGEST_CODE: Final = 100
+"""Characters of a rule's code, and of the name of a LightGBM version."""
+LONGEST_SENTENCE: Final = 1_000
+"""Characters of what an analyst reads of a rule."""
 
 BY_SCORE: Final = "score"
 BY_RULE: Final = "rule"
@@ -186,11 +195,17 @@ def _fill(selection: list[str | None], rows: NDArray[np.bool_], name: str) -> No
 
 def _check(content: _Payload) -> None:
     for name, value in (("threshold", content.threshold), ("blend", content.blend), ("audit rate", content.audit_rate)):
-        # A threshold just above 1 is one that no score reaches: rules and audits only.
-        if not 0.0 <= value <= (2.0 if name == "threshold" else 1.0):
+        if not 0.0 <= value <= (LARGEST_THRESHOLD if name == "threshold" else 1.0):
             raise ModelError(f"a policy's {name} must be between 0 and 1, not {value}")
-    if content.max_reasons < 1:
-        raise ModelError(f"an alert has at least one reason; max_reasons is {content.max_reasons}")
+    if not 1 <= content.max_reasons <= MOST_REASONS:
+        raise ModelError(
+            f"an alert has at least one reason and at most {MOST_REASONS}; max_reasons is {content.max_reasons}"
+        )
+    if len(content.lightgbm_version or "") > LONGEST_CODE:
+        raise ModelError(f"a policy's lightgbm_version has at most {LONGEST_CODE} characters")
+    if len(content.rules) > MOST_RULES:
+        raise ModelError(f"a policy has at most {MOST_RULES} rules, not {len(content.rules)}")
+    check_metadata(content.metadata)
     for rule in content.rules:
         if rule.feature not in _COLUMNS:
             raise ModelError(f"rule {rule.code!r} names {rule.feature!r}, which is no feature; see docs/features.md")
@@ -200,3 +215,8 @@ def _check(content: _Payload) -> None:
             raise ModelError(f"rule {rule.code!r} compares with {rule.value}, which is no number")
         if not rule.code or not rule.sentence:
             raise ModelError("a rule needs a code and a sentence that an analyst can read")
+        if len(rule.code) > LONGEST_CODE or len(rule.sentence) > LONGEST_SENTENCE:
+            raise ModelError(
+                f"rule {rule.code!r} has a code of more than {LONGEST_CODE} characters or a sentence of more than "
+                f"{LONGEST_SENTENCE}"
+            )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.features.compiled import compiled
+from schemas.codec import MAX_NAMES
 from schemas.messages import Transaction
 
 PLAIN_TIMES_US: Final = (
@@ -134,8 +135,11 @@ def _read(
     if at >= end or text[at] != _OPEN:
         return False
     at += 1
-    seen = 0
+    seen = names_seen = 0
     while True:
+        names_seen += 1
+        if names_seen > MAX_NAMES:
+            return False
         at = _past_spaces(text, at, end)
         first, last = _string(text, at, end)
         if first < 0:

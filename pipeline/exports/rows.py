@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES
-from schemas.codec import EARLIEST_US, LATEST_US, MAX_VALUE_BYTES
+from schemas.codec import EARLIEST_US, LATEST_US, MAX_VALUE_BYTES, may_have_too_many_names
 from schemas.records import Record
 from schemas.topics import Topic
 
@@ -126,7 +126,8 @@ class RowFormat:
             return None, False, _NO_VALUE
         try:
             message = self._decode_all(value)
-            if len(value) <= MAX_VALUE_BYTES and all(_is_plain(message, value, *of) for of in self._amounts):
+            judged_alike = len(value) <= MAX_VALUE_BYTES and not may_have_too_many_names(value)
+            if judged_alike and all(_is_plain(message, value, *of) for of in self._amounts):
                 return message, False, None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # The message itself is told below, as far as it can be read.

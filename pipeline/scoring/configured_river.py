@@ -13,7 +13,7 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.layer_inputs import LAYER_INPUTS, LOGIT_SCALE, NEW_TO_MERCHANT, SURGE, Inputs, feature_inputs
 from pipeline.scoring.lessons import TARGETS, choose, example_inputs, iterate
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
-from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload
+from pipeline.scoring.payload import VERSION_DIGITS, Offset, decode_payload, encode_payload
 from pipeline.scoring.river_layer import LAYER_REVISION
 from schemas.messages import Example
 
@@ -40,7 +40,7 @@ class ClassifierConfig(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[str, ...] = LAYER_INPUTS
     logit_scale: float = LOGIT_SCALE
     revision: int = LAYER_REVISION
-    examples_start: int | msgspec.UnsetType = msgspec.UNSET
+    examples_start: Offset | msgspec.UnsetType = msgspec.UNSET
     """The first example that the fold has; left out where that is the first of all."""
 
     @property
@@ -56,9 +56,9 @@ class ClassifierConfig(msgspec.Struct, frozen=True, kw_only=True):
 class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     config: ClassifierConfig
-    examples_offset: int
+    examples_offset: Offset
     file: str
-    state_digest: str
+    state_digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 _PAYLOAD: Final = msgspec.json.Decoder(_Payload)
@@ -170,7 +170,7 @@ def read_reference(payload: bytes) -> _Payload:
     content = decode_payload(payload, _PAYLOAD, "a reference to a River classifier")
     if content.kind != CONFIGURED_KIND:
         raise ModelError(f"the payload is a {content.kind!r}, not a River classifier; look at what was published")
-    if content.file != f"river-{content.state_digest}.bin" or not content.state_digest.isalnum():
+    if content.file != f"river-{content.state_digest}.bin":
         raise ModelError(f"the payload names the file {content.file!r}, which is no River file of a registry")
     return content
 

@@ -15,6 +15,11 @@ BINS: Final = 10
 """Of equal shares of the population that sets the edges."""
 
 
+MOST_EDGES: Final = 1_000
+"""Of a distribution that is read; its bins are counted in a matrix as wide as the widest."""
+LARGEST_COUNT: Final = 1e15
+
+
 class FeatureDistribution(msgspec.Struct, frozen=True, kw_only=True):
     """How one feature is distributed."""
 
@@ -72,15 +77,16 @@ def distributions_of(
 
 
 def are_sound(distributions: Sequence[FeatureDistribution]) -> bool:
-    """Whether they can be read: known features, once each, edges in order, and a count of every bin."""
+    """Whether they can be read: known features, once each, edges in order, and a sensible count of each bin."""
     names = [one.name for one in distributions]
     return (
         len(set(names)) == len(names)
         and set(names) <= set(FEATURES)
         and all(
             len(one.counts) == len(one.edges) + 2
+            and len(one.edges) <= MOST_EDGES
             and all(before < after for before, after in pairwise(one.edges))
-            and min(one.counts) >= 0.0
+            and all(0.0 <= count <= LARGEST_COUNT for count in one.counts)
             for one in distributions
         )
     )

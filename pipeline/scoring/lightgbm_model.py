@@ -12,9 +12,16 @@ from pipeline.scoring.compiled_contributions import path_contributions
 from pipeline.scoring.compiled_trees import forest_sums, lay_out_forest
 from pipeline.scoring.distributions import FeatureDistribution, are_sound
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
+from pipeline.scoring.payload import (
+    LARGEST_COEFFICIENT,
+    VERSION_DIGITS,
+    check_metadata,
+    decode_payload,
+    encode_payload,
+    payload_digest,
+)
 from pipeline.scoring.tree_paths import lay_out_paths
-from pipeline.scoring.trees import Tree, read_trees
+from pipeline.scoring.trees import Tree, forest_text, read_trees
 
 LIGHTGBM_KIND: Final = "lightgbm"
 LOGIT_BOUND: Final = 15.0
@@ -88,15 +95,22 @@ class LightGBMModel:
     def _load(self, content: _Payload, payload: bytes) -> None:
         if content.feature_names != FEATURES or content.kernel != KERNEL_VERSION:
             raise ModelError(_mismatch(content))
-        if not (np.isfinite(content.calibration.slope) and content.calibration.slope > 0):
-            raise ModelError(f"the calibration's slope is {content.calibration.slope}; it must be above 0: train again")
-        if not np.isfinite(content.calibration.intercept):
-            raise ModelError("the calibration's intercept is not a number: train again")
+        slope, intercept = content.calibration.slope, content.calibration.intercept
+        if not 0 < slope <= LARGEST_COEFFICIENT:
+            raise ModelError(
+                f"the calibration's slope is {slope}; it must be above 0, and at most {LARGEST_COEFFICIENT:g}: "
+                "train again"
+            )
+        if not abs(intercept) <= LARGEST_COEFFICIENT:
+            raise ModelError(
+                f"the calibration's intercept is {intercept}, not a number within {LARGEST_COEFFICIENT:g}: train again"
+            )
+        check_metadata(content.metadata)
         # LightGBM does not survive a broken text: it must be known to be sound before.
         trees = read_trees(content.text, FEATURES)
         _check_distributions(content.distributions, trees)
         try:
-            self._booster = lightgbm.Booster(model_str=content.text)
+            self._booster = lightgbm.Booster(model_str=forest_text(content.text))
         except lightgbm.basic.LightGBMError as error:
             raise ModelError(f"LightGBM cannot read the trees of this version ({error}); train it again") from error
         self._forest = lay_out_forest(trees)

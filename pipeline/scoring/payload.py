@@ -1,14 +1,23 @@
 """How models, layers and policies become bytes: one JSON object, named by its digest. Never pickle."""
 
 import hashlib
-from typing import Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from pipeline.scoring.errors import ModelError
+from schemas.codec import MAX_NESTING, is_too_deep
 
 VERSION_DIGITS: Final = 12
 """Hexadecimal digits of a digest that a version shows."""
+
+MAX_METADATA_BYTES: Final = 64 * 1024
+"""Largest metadata of a version or policy, as JSON."""
+LARGEST_COEFFICIENT: Final = 1e6
+"""Largest absolute value of a slope, an intercept or a weight: far from what could overflow a sum."""
+
+Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""An offset of a topic, of 64 bits as Kafka's."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -29,14 +38,40 @@ def encode_payload(content: msgspec.Struct) -> bytes:
 
 
 def decode_payload(payload: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
-    """Decode a payload; raises `ModelError` naming ``what`` when it is not one.
+    """Decode a payload.
 
-    A decoder that its module has made: where several threads come upon a type for the first time, msgspec can crash.
+    Args:
+        payload: Any bytes.
+        decoder: One that its module has made: where several threads come upon a type for the first time, msgspec can
+            crash.
+        what: What the payload should be, for the error.
+
+    Raises:
+        ModelError: The payload is not ``what``, or not JSON that every reader can read: UTF-8, in what msgspec skips
+            too, and nested no deeper than `MAX_NESTING`.
     """
     try:
+        payload.decode()
+        if is_too_deep(payload):
+            raise _unreadable(what, f"it is nested more than {MAX_NESTING} deep")
         return decoder.decode(payload)
-    except msgspec.MsgspecError as error:
-        raise ModelError(f"the payload is not {what}: {error}; publish or register that version again") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _unreadable(what, str(error)) from error
+
+
+def check_metadata(metadata: dict[str, Any]) -> None:
+    """Check the size of a version's or policy's metadata, which every worker holds.
+
+    Raises:
+        ModelError: It is larger than `MAX_METADATA_BYTES`.
+    """
+    size_bytes = len(msgspec.json.encode(metadata))
+    if size_bytes > MAX_METADATA_BYTES:
+        raise ModelError(f"the metadata has {size_bytes} bytes; at most {MAX_METADATA_BYTES} are accepted: shorten it")
+
+
+def _unreadable(what: str, why: str) -> ModelError:
+    return ModelError(f"the payload is not {what}: {why}; publish or register that version again")
 
 
 def payload_kind(payload: bytes) -> str:

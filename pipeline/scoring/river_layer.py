@@ -6,7 +6,6 @@ and an offset in ``examples``: folding the examples from the one up to the other
 """
 
 import hashlib
-import math
 from typing import Final
 
 import msgspec
@@ -24,7 +23,14 @@ from pipeline.scoring.layer_inputs import (
     feature_inputs,
     layer_inputs,
 )
-from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
+from pipeline.scoring.payload import (
+    LARGEST_COEFFICIENT,
+    VERSION_DIGITS,
+    Offset,
+    decode_payload,
+    encode_payload,
+    payload_digest,
+)
 
 LAYER_KIND: Final = "river-layer"
 LAYER_REVISION: Final = 1
@@ -41,7 +47,7 @@ class LayerConfig(msgspec.Struct, frozen=True, kw_only=True):
     logit_scale: float = LOGIT_SCALE
     learning_rate: float = LEARNING_RATE
     revision: int = LAYER_REVISION
-    examples_start: int | msgspec.UnsetType = msgspec.UNSET
+    examples_start: Offset | msgspec.UnsetType = msgspec.UNSET
     """The first example that the fold has; left out where that is the first of all."""
 
     @property
@@ -71,7 +77,7 @@ class Lessons(msgspec.Struct, frozen=True, kw_only=True):
 class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     config: LayerConfig
-    examples_offset: int
+    examples_offset: Offset
     weights: tuple[float, ...]
     intercept: float
     lessons: Lessons
@@ -101,8 +107,13 @@ class RiverLayer:
                 "this River version was made with other inputs than this program's; run one release on all workers, "
                 "or let the learn agent start a new layer"
             )
-        if len(weights) != len(LAYER_INPUTS) or not all(map(math.isfinite, (*weights, intercept))):
-            raise ModelError(f"a River layer has {len(LAYER_INPUTS)} finite weights; restore an earlier version")
+        if len(weights) != len(LAYER_INPUTS) or not all(
+            abs(number) <= LARGEST_COEFFICIENT for number in (*weights, intercept)
+        ):
+            raise ModelError(
+                f"a River layer has {len(LAYER_INPUTS)} finite weights within {LARGEST_COEFFICIENT:g}; "
+                "restore an earlier version"
+            )
         content = _Payload(
             kind=LAYER_KIND,
             config=config,

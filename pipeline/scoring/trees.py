@@ -1,11 +1,15 @@
-"""LightGBM's text of a model, read strictly: what is not a complete forest of plain numerical trees is refused.
+"""Strict reader of LightGBM's text format; refuses everything but a complete forest of plain numerical trees.
 
-LightGBM's own reader trusts the text: one that was cut short makes it read beyond the end of it and abort the process.
-What passes here is safe to hand over, and is what `pipeline.scoring.compiled_trees` and
-`pipeline.scoring.tree_paths` lay out.
+LightGBM's own parser trusts the text: it allocates what a count asks for, reads past the end of a line without ``=``,
+and of a key that is there twice takes the last. Such a text aborts the process. The rules here leave the two parsers
+nothing to differ in: printable ASCII and line feeds, known keys, each once, and numbers of one pattern separated by
+single spaces. What follows the trees is not handed over at all (`forest_text`).
+
+`pipeline.scoring.compiled_trees` and `pipeline.scoring.tree_paths` lay out what passes.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -19,6 +23,29 @@ _MISSING_NONE, _MISSING_ZERO, _MISSING_NAN = 0, 1, 2
 _OF_NODES: Final = ("split_gain", "internal_value", "internal_weight")
 _MOST_ROWS: Final = 2**31 - 1
 """LightGBM counts rows in 32 bits."""
+MOST_DEPTH: Final = 1_000
+"""Tests on the way to a leaf; LightGBM explains a row by recursion, which deeper trees let overflow its stack."""
+LARGEST_MARGIN: Final = 1e100
+"""The largest leaves of all trees may add up to this, so that no sum or calibration becomes infinite."""
+
+_ALPHABET: Final = re.compile(r"[ -~\n]*")
+_INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,9})")
+_NUMBER: Final = re.compile(r"-?(?:(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{1,30})?(?:e[+-]?[0-9]{1,3})?|inf)|nan")
+_OBJECTIVE: Final = re.compile(r"binary sigmoid:[0-9]{1,9}(?:\.[0-9]{1,9})?|regression|cross_entropy")
+_HEADER_KEYS: Final = frozenset(
+    {
+        "version", "num_class", "num_tree_per_iteration", "label_index", "max_feature_idx", "objective",
+        "feature_names", "monotone_constraints", "feature_infos", "tree_sizes",
+    }
+)  # fmt: skip
+_TREE_KEYS: Final = frozenset(
+    {
+        "Tree", "num_leaves", "num_cat", "split_feature", "split_gain", "threshold", "decision_type", "left_child",
+        "right_child", "leaf_value", "leaf_weight", "leaf_count", "internal_value", "internal_weight",
+        "internal_count", "is_linear", "shrinkage",
+    }
+)  # fmt: skip
+_END: Final = "end of trees\n"
 
 
 class Tree(NamedTuple):
@@ -66,11 +93,27 @@ class SplitColumns:
 
 
 def read_trees(text: str, feature_names: tuple[str, ...]) -> list[Tree]:
-    """The trees of the whole text, checked.
+    """Read and check all trees of a model.
 
-    Raises `ModelError` when the text is not a complete binary or regression model of ``feature_names``.
+    Args:
+        text: What LightGBM's ``model_to_string`` wrote.
+        feature_names: The features that the model must have been trained on, in order.
+
+    Raises:
+        ModelError: The text is not a complete binary or regression model of ``feature_names``.
     """
-    return [_read_tree(block, len(feature_names)) for block in _blocks(text, feature_names)]
+    trees = [_read_tree(block, len(feature_names)) for block in _blocks(text, feature_names)]
+    if sum(max(map(abs, tree.leaf)) for tree in trees) > LARGEST_MARGIN:
+        raise _broken("the leaves add up to more than any margin")
+    return trees
+
+
+def forest_text(text: str) -> str:
+    """Return the part of a text that passed `read_trees` which LightGBM needs: the header and the trees.
+
+    Importances, parameters and pandas categories follow, which LightGBM parses as trustingly as the rest.
+    """
+    return text[: text.index("\n" + _END) + 1] + _END
 
 
 def _broken(why: str) -> ModelError:
@@ -78,36 +121,66 @@ def _broken(why: str) -> ModelError:
 
 
 def _blocks(text: str, feature_names: tuple[str, ...]) -> list[str]:
-    """The text of each tree, found as LightGBM finds it: by the sizes in the header."""
-    if not text.isascii():
+    """Return the text of each tree, found as LightGBM finds it: by the sizes in the header."""
+    if _ALPHABET.fullmatch(text) is None:
         raise _broken("they hold characters that LightGBM does not write")
     start = text.find("\nTree=0\n") + 1
     if start == 0:
         raise _broken("there is no tree")
-    header = {name: value for name, _, value in (line.partition("=") for line in text[:start].splitlines())}
-    for name, wanted in (("version", "v4"), ("num_class", "1"), ("num_tree_per_iteration", "1")):
-        if header.get(name) != wanted:
-            raise _broken(f"{name} is {header.get(name)!r}, not {wanted!r}")
-    if "average_output" in header:
-        raise _broken("a random forest is not supported")
-    if tuple(header.get("feature_names", "").split(" ")) != feature_names:
-        raise _broken("they name other features than their payload says")
-    if header.get("max_feature_idx") != str(len(feature_names) - 1):
-        raise _broken("the number of features is wrong")
+    if not text.startswith("tree\n"):
+        raise _broken("the first line is not 'tree'")
+    _check_header(header := _fields(text[len("tree\n") : start], _HEADER_KEYS, "the header"), feature_names)
     blocks = []
     for number, size in enumerate(_integers(header.get("tree_sizes", ""))):
         block = text[start : start + size]
-        if len(block) != size or size <= 0 or not block.startswith(f"Tree={number}\n") or block.count("Tree=") != 1:
+        if len(block) != size or size <= 0 or not block.startswith(f"Tree={number}\n"):
             raise _broken(f"tree {number} is not where the header says")
         blocks.append(block)
         start += size
-    if not text.startswith("end of trees", start):
+    if not text.startswith(_END, start):
         raise _broken("the end of the trees is missing")
     return blocks
 
 
+def _check_header(header: dict[str, str], feature_names: tuple[str, ...]) -> None:
+    for name, wanted in (("version", "v4"), ("num_class", "1"), ("num_tree_per_iteration", "1")):
+        if header.get(name) != wanted:
+            raise _broken(f"{name} is {header.get(name)!r}, not {wanted!r}")
+    if tuple(header.get("feature_names", "").split(" ")) != feature_names:
+        raise _broken("they name other features than their payload says")
+    if header.get("max_feature_idx") != str(len(feature_names) - 1):
+        raise _broken("the number of features is wrong")
+    if "objective" in header and _OBJECTIVE.fullmatch(header["objective"]) is None:
+        raise _broken(f"the objective {header['objective'][:40]!r} is none of binary, regression and cross_entropy")
+    _integers(header.get("label_index", ""))
+    constraints = _integers(header.get("monotone_constraints", ""))
+    if "monotone_constraints" in header and [abs(one) <= 1 for one in constraints] != [True] * len(feature_names):
+        raise _broken("the monotone constraints are not -1, 0 or 1 for each feature")
+    infos = header.get("feature_infos", "").split(" ")
+    if len(infos) != len(feature_names) or not all(infos):
+        raise _broken("there is not one of feature_infos for each feature")
+
+
+def _fields(text: str, keys: frozenset[str], where: str) -> dict[str, str]:
+    """Return the values of ``key=value`` lines, which an empty line ends; nothing but empty lines follows it."""
+    body, gap, rest = text.partition("\n\n")
+    if not gap or rest.strip("\n"):
+        raise _broken(f"{where} is not ended by an empty line")
+    found: dict[str, str] = {}
+    for line in body.split("\n"):
+        key, equals, value = line.partition("=")
+        if line == "average_output":
+            raise _broken("a random forest is not supported")
+        if key not in keys or not equals or "=" in value:
+            raise _broken(f"{where} has the line {line[:40]!r}, which this pipeline does not know")
+        if key in found:
+            raise _broken(f"{where} has {key} twice")
+        found[key] = value
+    return found
+
+
 def _read_tree(block: str, features: int) -> Tree:
-    fields = {name: value for name, _, value in (line.partition("=") for line in block.splitlines())}
+    fields = _fields(block, _TREE_KEYS, block[: block.index("\n")])
     number = fields.get("Tree")
     if fields.get("num_cat") != "0" or fields.get("is_linear", "0") != "0":
         raise _broken(f"tree {number} has categories or linear leaves, which this pipeline does not train")
@@ -121,6 +194,7 @@ def _read_tree(block: str, features: int) -> Tree:
         internal_count=_integers(fields.get("internal_count", "")),
         leaf_count=_integers(fields.get("leaf_count", "")),
     )
+    _numbers(fields.get("shrinkage", ""))
     leaves = len(tree.leaf)
     if leaves == 0 or fields.get("num_leaves") != str(leaves):
         raise _broken(f"tree {number} has not as many leaves as it says")
@@ -156,9 +230,9 @@ def leaf_order(tree: Tree, number: str | None = None) -> tuple[list[int], list[t
     ranges = [(0, 0)] * inner
     visited = 0
     # Depth first with an explicit stack; a node comes up twice, before and after its left part.
-    stack: list[tuple[int, int]] = [(0 if inner else ~0, -1)]
+    stack: list[tuple[int, int, int]] = [(0 if inner else ~0, -1, 0)]
     while stack:
-        child, first = stack.pop()
+        child, first, depth = stack.pop()
         if child < 0:
             order.append(~child)
         elif first >= 0:
@@ -167,23 +241,28 @@ def leaf_order(tree: Tree, number: str | None = None) -> tuple[list[int], list[t
             visited += 1
             if visited > inner:
                 break
-            if not all(-inner - 1 <= below < inner for below in (tree.left[child], tree.right[child])):
+            if depth >= MOST_DEPTH:
+                raise _broken(f"tree {number} is more than {MOST_DEPTH} tests deep")
+            if not all(-inner - 1 <= side < inner for side in (tree.left[child], tree.right[child])):
                 raise _broken(f"tree {number} names a node that there is not")
-            stack += [(tree.right[child], -1), (child, len(order)), (tree.left[child], -1)]
+            below = depth + 1
+            stack += [(tree.right[child], -1, below), (child, len(order), below), (tree.left[child], -1, below)]
     if visited != inner or sorted(order) != list(range(inner + 1)):
         raise _broken(f"tree {number} is no tree")
     return order, ranges
 
 
 def _integers(values: str) -> list[int]:
-    try:
-        return [int(value) for value in values.split()]
-    except ValueError as error:
-        raise _broken(str(error)) from error
+    return [int(value) for value in _split(values, _INTEGER)]
 
 
 def _numbers(values: str) -> list[float]:
-    try:
-        return [float(value) for value in values.split()]
-    except ValueError as error:
-        raise _broken(str(error)) from error
+    return [float(value) for value in _split(values, _NUMBER)]
+
+
+def _split(values: str, pattern: re.Pattern[str]) -> list[str]:
+    found = values.split(" ") if values else []
+    for value in found:
+        if pattern.fullmatch(value) is None:
+            raise _broken(f"{value[:40]!r} is no number as LightGBM writes one")
+    return found

@@ -1,8 +1,29 @@
 """Errors of stores and snapshots; the texts say what the operator should do."""
 
+from pathlib import Path
+
 from pipeline.engine.state import StoreError
 
 __all__ = ["SnapshotError", "StoreError"]
+
+
+class StateRemoved(StoreError):
+    """The directory of a partition's state is gone while the partition is held.
+
+    The worker ends: what is in memory cannot be relied on without its files, and a start restores all of it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            f"the state in {directory} was removed while the worker ran; nothing is lost: leave the data directory "
+            "alone and start the worker again, which restores the state from its snapshots and the log"
+        )
+
+
+def check_present(directory: Path) -> None:
+    """Raise StateRemoved where ``directory`` is gone."""
+    if not directory.exists():
+        raise StateRemoved(directory)
 
 
 class SnapshotError(RuntimeError):

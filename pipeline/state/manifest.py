@@ -2,18 +2,30 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
+import numpy as np
+
+from pipeline.features.columns import PAGE_ITEMS
 
 FORMAT: Final = 1
 """Raised when an older program could not read what a newer one writes."""
+LARGEST_PIECE_BYTES: Final = 1 << 30
+"""Of a piece that is no page of a column: a kernel's values, or a small file of the store."""
 MANIFEST_SUFFIX: Final = ".json"
 
 _NUMBER_DIGITS: Final = 12
+_NUMBER: Final = re.compile(f"[0-9]{{{_NUMBER_DIGITS}}}")
 _DIGEST: Final = re.compile(rb'"([0-9a-f]{64})"')
+
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\Z")]
+Dtype = Annotated[str, msgspec.Meta(pattern=r"^[<>=|]?[a-z]{1,8}[0-9]{0,3}\Z")]
 
 
 class SnapshotKey(NamedTuple):
@@ -31,26 +43,26 @@ class SnapshotKey(NamedTuple):
 class Piece(msgspec.Struct, frozen=True, array_like=True):
     """A stretch of an object: its number in the manifest's ``objects``, where it begins, its stored and plain size."""
 
-    object: int
-    offset_bytes: int
-    stored_bytes: int
-    size_bytes: int
+    object: Number
+    offset_bytes: Number
+    stored_bytes: Number
+    size_bytes: Number
 
 
 class SavedPages(msgspec.Struct, frozen=True):
     """A column: page k is ``pages[k]``."""
 
-    dtype: str
-    items: int
+    dtype: Dtype
+    items: Number
     pages: list[Piece]
 
 
 class StoreFile(msgspec.Struct, frozen=True):
     """A file of the store: a piece like a page, or an object of its own where ``digest`` is set."""
 
-    size_bytes: int
+    size_bytes: Number
     piece: Piece | None = None
-    digest: str | None = None
+    digest: Digest | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,14 +74,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     topic_ids: dict[str, str]
     partition_count: int
     kernel: str
-    positions: dict[str, int]
-    progress: int
-    created_at: datetime
-    objects: list[str]
+    positions: dict[str, Number]
+    progress: Number
+    created_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    objects: list[Digest]
     """SHA-256 of each object that pieces lie in; it is also the object's name."""
     values: Piece
     columns: dict[str, SavedPages]
-    store: dict[str, StoreFile] | None = None
+    store: dict[FileName, StoreFile] | None = None
 
     @property
     def key(self) -> SnapshotKey:
@@ -77,6 +89,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return SnapshotKey(
             self.agent, self.partition, self.cluster_id, self.topic_ids, self.partition_count, self.kernel
         )
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every piece that the snapshot needs."""
+        yield self.values
+        yield from (file.piece for file in (self.store or {}).values() if file.piece is not None)
+        for column in self.columns.values():
+            yield from column.pages
 
     def names(self) -> set[str]:
         """Every object that the snapshot needs."""
@@ -95,7 +114,7 @@ _decode_manifest = msgspec.json.Decoder(Manifest).decode
 
 
 class ManifestDamaged(ValueError):
-    """The bytes are not those that were written."""
+    """The bytes are not those that were written, or describe no snapshot that could have been written."""
 
 
 class ManifestForeign(ValueError):
@@ -117,10 +136,15 @@ def encode_manifest(manifest: Manifest, *, format_number: int = FORMAT) -> bytes
 
 
 def decode_manifest(content: bytes) -> Manifest:
-    """The manifest; raises ManifestDamaged or ManifestForeign."""
+    """Decode a manifest, and check that its numbers make sense before anything is allocated by them.
+
+    Raises:
+        ManifestDamaged: It is not one, or not one that this program could have written.
+        ManifestForeign: It is of another format.
+    """
     try:
         envelope = _decode_envelope(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestDamaged(f"the manifest is not one: {error}") from error
     body = bytes(envelope.body)
     if envelope.checksum != _checksum(envelope.format, body):
@@ -128,9 +152,45 @@ def decode_manifest(content: bytes) -> Manifest:
     if envelope.format != FORMAT:
         raise ManifestForeign(envelope.format, {digest.decode() for digest in _DIGEST.findall(body)})
     try:
-        return _decode_manifest(body)
-    except msgspec.MsgspecError as error:
+        manifest = _decode_manifest(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestDamaged(f"the manifest's content is not one: {error}") from error
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    objects = len(manifest.objects)
+    for name, file in (manifest.store or {}).items():
+        if (file.piece is None) == (file.digest is None):
+            raise ManifestDamaged(f"the store's file {name} is not in exactly one object")
+        if file.piece is not None and file.piece.size_bytes != file.size_bytes:
+            raise ManifestDamaged(f"the store's file {name} has two sizes")
+    small = [manifest.values, *(file.piece for file in (manifest.store or {}).values() if file.piece is not None)]
+    for piece in small:
+        if piece.object >= objects or piece.size_bytes > LARGEST_PIECE_BYTES:
+            raise ManifestDamaged(f"a piece has {piece.size_bytes} bytes of object {piece.object} of {objects}")
+    for name, column in manifest.columns.items():
+        item_bytes = _item_bytes(name, column.dtype)
+        if len(column.pages) != -(-column.items // PAGE_ITEMS):
+            raise ManifestDamaged(f"column {name} has {column.items} items on {len(column.pages)} pages")
+        for number, piece in enumerate(column.pages):
+            items = min(PAGE_ITEMS, column.items - number * PAGE_ITEMS)
+            if piece.object >= objects or piece.size_bytes != items * item_bytes:
+                raise ManifestDamaged(
+                    f"page {number} of column {name} has {piece.size_bytes} bytes of object {piece.object} of "
+                    f"{objects}, not {items * item_bytes}"
+                )
+
+
+def _item_bytes(column: str, name: str) -> int:
+    try:
+        dtype = np.dtype(name)
+    except (TypeError, ValueError) as error:
+        raise ManifestDamaged(f"column {column} is of no type that there is: {name}") from error
+    if dtype.kind not in "biuf":
+        raise ManifestDamaged(f"column {column} is of type {name}, which is no number")
+    return dtype.itemsize
 
 
 def directory_of(key: SnapshotKey) -> str:
@@ -140,7 +200,7 @@ def directory_of(key: SnapshotKey) -> str:
 
 def manifest_names(listing: Iterable[str]) -> list[str]:
     """Those of a directory's names that are snapshots, the newest first."""
-    return sorted((n for n in listing if n.endswith(MANIFEST_SUFFIX) and n[:_NUMBER_DIGITS].isdigit()), reverse=True)
+    return sorted((n for n in listing if n.endswith(MANIFEST_SUFFIX) and _NUMBER.match(n)), reverse=True)
 
 
 def number_of(name: str) -> int:

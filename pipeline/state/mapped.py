@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.state.errors import StateRemoved
+
 
 class MappedStorage:
     """Columns as files of one directory, which nothing else may use. Implements `pipeline.features.columns.Storage`."""
@@ -24,17 +26,22 @@ class MappedStorage:
     def column(self, name: str, dtype: str, items: int) -> NDArray[Any]:
         """The column, its file grown and mapped again.
 
-        OSError where the disk has no room. Room is taken at once: a page without a place on disk, found missing only
-        when it is written out, would end the process without a word.
+        OSError where the disk has no room, StateRemoved where somebody removed the file. Room is taken at once: a page
+        without a place on disk, found missing only when it is written out, would end the process without a word.
         """
         held = self._arrays.get(name)
         if held is not None and len(held) >= items:
             return held
         kind = np.dtype(dtype)
         size = max(1, items * kind.itemsize)
-        self._directory.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if held is None else 0)
-        descriptor = os.open(self._path(name), flags, 0o600)
+        if held is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        try:
+            # A column that is held must not begin anew as an empty file.
+            flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if held is None else 0)
+            descriptor = os.open(self._path(name), flags, 0o600)
+        except FileNotFoundError as error:
+            raise StateRemoved(self._directory) from error
         try:
             os.posix_fallocate(descriptor, 0, size)
             mapped = mmap.mmap(descriptor, size)

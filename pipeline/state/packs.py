@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.features.columns import PAGE_ITEMS
+from pipeline.state.errors import StoreError
 from pipeline.state.manifest import Piece
 from pipeline.state.objects import Found, Place
 
@@ -115,6 +116,15 @@ class Packer:
         self.written_bytes += size_bytes
 
 
+class PieceDamaged(StoreError):
+    """A piece is not where its manifest says; its snapshot cannot have been written by this program."""
+
+
+def lies_within(piece: Piece, file: Path) -> bool:
+    """Return whether a piece's stored bytes are all in a local copy of its object."""
+    return piece.offset_bytes + piece.stored_bytes <= file.stat().st_size
+
+
 def unpack(files: list[Path], piece: Piece) -> bytes:
     """A piece, from local copies of its snapshot's objects."""
     with files[piece.object].open("rb") as file:
@@ -170,5 +180,15 @@ class PackedColumn:
 
 def _unpacked(handle: int, piece: Piece) -> bytes:
     stored = os.pread(handle, piece.stored_bytes, piece.offset_bytes)
-    content: bytes = _CODEC.decompress(stored, piece.size_bytes, asbytes=True)
+    try:
+        content: bytes = _CODEC.decompress(stored, piece.size_bytes, asbytes=True)
+    except OSError as error:
+        raise PieceDamaged(
+            f"a piece of a snapshot cannot be decompressed ({error}): delete the snapshot, or copy it again"
+        ) from error
+    if len(content) != piece.size_bytes:
+        raise PieceDamaged(
+            f"a piece of a snapshot has {len(content)} bytes, not {piece.size_bytes}: delete the snapshot, or copy it "
+            "again"
+        )
     return content

@@ -32,7 +32,7 @@ from pipeline.state.manifest import (
     number_of,
 )
 from pipeline.state.objects import open_place
-from pipeline.state.packs import FileIdentity, PackedColumn, digest_of, identity_of, unpack
+from pipeline.state.packs import FileIdentity, PackedColumn, PieceDamaged, digest_of, identity_of, lies_within, unpack
 from pipeline.state.writer import SnapshotWriter
 from schemas.topics import PROGRESS
 
@@ -203,7 +203,7 @@ class SnapshotRepository:
 
         try:
             return self._patiently(name, attempt, waiting)
-        except ManifestDamaged as error:
+        except (ManifestDamaged, PieceDamaged) as error:
             return Refused(name, Reason.DAMAGED, str(error))
         except ManifestForeign as error:
             newer = error.format > FORMAT
@@ -250,8 +250,6 @@ class SnapshotRepository:
     def _fetch_objects(self, name: str, key: SnapshotKey, manifest: Manifest, scratch: Path) -> Snapshot | Refused:
         directory = f"{directory_of(key)}/objects"
         packs, store = scratch / "objects", scratch / "store"
-        if any(Path(part).name != part for part in [*manifest.names(), *(manifest.store or {})]):
-            return Refused(name, Reason.DAMAGED, "it names files outside of its directory")
         packs.mkdir(parents=True)
         targets = {packs / digest: digest for digest in manifest.objects}
         for file_name, file in (manifest.store or {}).items():
@@ -263,6 +261,8 @@ class SnapshotRepository:
             if digest_of(target) != digest:
                 return Refused(name, Reason.DAMAGED, f"the object {digest} is not what was written")
         files = [packs / digest for digest in manifest.objects]
+        if not all(lies_within(piece, files[piece.object]) for piece in manifest.pieces()):
+            return Refused(name, Reason.DAMAGED, "it names a piece that lies beyond the end of its object")
         for file_name, file in (manifest.store or {}).items():
             if file.piece is not None:
                 (store / file_name).write_bytes(unpack(files, file.piece))

@@ -20,7 +20,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from pipeline.state.errors import SnapshotError, StoreError
+from pipeline.state.errors import SnapshotError, StateRemoved, StoreError, check_present
 
 MINIMUM_BYTES: Final = 8 << 20
 """Less than this leaves RocksDB flushing all the time."""
@@ -213,6 +213,7 @@ class RocksStore:
         """
         target = self._directory.with_name(f"{self._directory.name}.frozen-{self._freezes}")
         self._freezes += 1
+        check_present(self._directory)
         unwritten_bytes = self._property("rocksdb.cur-size-all-mem-tables")
         free_bytes = shutil.disk_usage(self._directory).free
         # RocksDB takes no more writes once a flush has failed: it must not be tried where there is no room for it.
@@ -242,9 +243,11 @@ class RocksStore:
     def close(self) -> None:
         """Close and remove the store; what is frozen stays until it is released."""
         self.undo()
-        with _told(self._directory):
+        # RocksDB cannot write what it still holds to a directory that is gone, and nobody needs it.
+        with contextlib.suppress(StateRemoved), _told(self._directory):
             self._database.close()
-        shutil.rmtree(self._directory)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._directory)
 
     def entries(self) -> int:
         """Keys in the store, as RocksDB estimates them."""
@@ -252,6 +255,7 @@ class RocksStore:
 
     def size_bytes(self) -> int:
         """Bytes of the store's files."""
+        check_present(self._directory)
         size_bytes = 0
         for entry in os.scandir(self._directory):
             # RocksDB removes tables on threads of its own, also between the listing and this.
@@ -293,6 +297,8 @@ def _told(directory: Path) -> Iterator[None]:
 
 
 def _failed(directory: Path, error: Exception) -> StoreError:
+    if not directory.exists():
+        return StateRemoved(directory)
     return StoreError(
         f"the store in {directory} failed ({error}): look for room and errors on its disk; "
         "the worker rebuilds it from the log when it is started again"

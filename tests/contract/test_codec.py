@@ -48,6 +48,10 @@ REFUSED: list[tuple[str, bytes | None]] = [
     ("too_deep", with_amount(b'1,"unknown":' + b"[" * 65 + b"]" * 65)),
     ("too_deep", with_amount(b'1,"unknown":' + b"[" * 100_000)),
     ("too_deep", with_amount(b'1,"unknown":' + b'{"a":' * 70 + b"1" + b"}" * 70)),
+    ("too_many_fields", transaction(attributes={f"k{number}": number for number in range(60_000)})),
+    ("too_many_fields", transaction(**{f"k{number}": "x" for number in range(codec.MAX_NAMES - 5)})),
+    ("too_many_fields", with_amount(b'1,"unknown":[' + b'{"a":1},' * 1_000 + b"0]")),
+    ("too_many_fields", with_amount(b"1," + b'"a":1,' * 1_000 + b'"a":1')),
     ("missing_field", b"{}"),
     *(("missing_field", without(name)) for name in TRANSACTION),
     ("wrong_type", b"[]"),
@@ -106,6 +110,24 @@ def test_what_is_wrong_has_a_name(code: str, value: bytes | None) -> None:
     assert refused.value.code == code
     assert len(str(refused.value)) < 400
     assert time.perf_counter() - started < 5
+
+
+def test_as_many_names_as_are_allowed_and_colons_in_texts_are_accepted() -> None:
+    accept(transaction(**{f"k{number}": "x" for number in range(codec.MAX_NAMES - 6)}))
+    accept(transaction(unknown=":" * 5_000))
+    accept(transaction(unknown='":' * 5_000))
+
+
+@pytest.mark.parametrize("number", [b"9" * 500, b"-" + b"9" * 5_000, b"0." + b"1" * 500, b"1e999", b"-1e-999999"])
+def test_numbers_of_any_length_in_unknown_fields_are_let_be(number: bytes) -> None:
+    expected = accept(WITH_AMOUNT)
+    for value in (
+        WITH_AMOUNT[:-1] + b',"unknown":' + number + b"}",
+        b'{"unknown":[' + number + b"]," + WITH_AMOUNT[1:],
+    ):
+        assert accept(value) == expected
+    labelled = json.dumps(LABEL).encode()
+    assert take(labelled[:-1] + b',"unknown":' + number + b"}") == take(labelled)
 
 
 def test_every_code_is_provoked() -> None:

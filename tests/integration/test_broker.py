@@ -279,6 +279,16 @@ def test_git_ignores_the_data(tmp_path: Path) -> None:
     assert status.stdout == ""
 
 
+def test_a_jar_that_was_changed_in_the_store_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jar = min(jars_module.pinned(), key=lambda one: one.size_bytes)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    [path] = jars_module.fetched([jar], tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert jars_module.fetched([jar], tmp_path) == [path]
+    assert path.read_bytes() == whole
+
+
 def test_a_jar_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jar = jars_module.pinned()[-1]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import time
 import urllib.error
@@ -335,4 +336,23 @@ def test_a_worker_that_stood_still_does_no_harm_when_it_goes_on(cluster: Cluster
     workers[1].until(lambda: len(cluster.decisions()) >= len(bought))
     for worker in workers:
         assert worker.stop() == 0, worker.said
+    check(cluster, bought)
+
+
+def test_state_that_is_deleted_under_a_worker_ends_it_with_a_sentence(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(60), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 60)
+    shutil.rmtree(cluster.settings.data_dir / "state")
+    assert worker.code() == 1
+    assert "was removed while the worker ran; nothing is lost" in worker.said
+    assert "start the worker again" in worker.said
+    assert "Traceback" not in worker.said
+    bought |= shop(cluster, range(60, 100), seed=2)
+    cluster.flush()
+    again = start(cluster.settings)
+    again.until(lambda: len(cluster.decisions()) >= 100)
+    assert again.stop() == 0, again.said
     check(cluster, bought)

@@ -17,6 +17,7 @@ from pipeline.backtest.merged import Part
 from pipeline.backtest.plain import PlainTransactions, read_plain
 from pipeline.backtest.records import Numbering, transactions_of
 from pipeline.kafka.fold import RecordColumns
+from schemas.codec import MAX_NAMES
 from schemas.money import RateTable
 from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US, TRANSACTION
 from tests.contract.test_codec_fuzz import amounts_in_any_currency, changed_messages, plausible_messages, spliced_bytes
@@ -113,6 +114,18 @@ def usual() -> list[bytes]:
             {"country": "IT", "channel": None, "device_id": "d-1", "mcc": "5411", "schema_version": 1, "more": "x"},
         )
     ]
+
+
+def many_names(names: int) -> bytes:
+    return json.dumps({**TRANSACTION, **{f"k{number}": "" for number in range(names - len(TRANSACTION))}}).encode()
+
+
+def test_the_scanner_counts_names_as_the_decoder_does() -> None:
+    values = [many_names(MAX_NAMES), many_names(MAX_NAMES + 1)]
+    assert max(map(len, values)) < 16_384, "longer ones are never plain"
+    assert read_plain(values, RATES).plain.tolist() == [True, False]
+    _, rejects = read(values)
+    assert [(reject.row, reject.code) for reject in rejects] == [(rejects[0].row, "too_many_fields")]
 
 
 def test_usual_messages_are_plain() -> None:

@@ -26,7 +26,7 @@ from tests.contract.records import RATES
 TOLERANCE_US = 300_000_000
 NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)
 RULES = Acceptance(RATES, TOLERANCE_US)
-NOT_OF_ROWS = {"null_value", "too_large", "not_utf8", "not_json", "too_deep", "wrong_type"}
+NOT_OF_ROWS = {"null_value", "too_large", "not_utf8", "not_json", "too_deep", "too_many_fields", "wrong_type"}
 """Codes of bytes that a row of typed columns cannot be."""
 
 identifiers = st.one_of(st.text(max_size=6), st.sampled_from(("", "x" * 256, "x" * 257, "é", "😀")), st.none())

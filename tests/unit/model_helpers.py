@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
+from pipeline.scoring.trees import forest_text
 from schemas.messages import Example, LogPosition, Versions
 
 COLUMN = {name: column for column, name in enumerate(FEATURES)}
@@ -101,6 +102,20 @@ def edited_text(text: str, pattern: str, replacement: str) -> str:
     end = text.find("end of trees")
     sizes = [after - before for before, after in pairwise([*starts, end if end >= 0 else starts[-1]])]
     return re.sub("^tree_sizes=.*$", "tree_sizes=" + " ".join(map(str, sizes)), text, flags=re.MULTILINE)
+
+
+def ask_lightgbm(text: str) -> NDArray[np.float64] | None:
+    """Return LightGBM's margins of `matrix` from a text that `read_trees` takes; None where LightGBM refuses it.
+
+    For child processes: a text that passes wrongly may end the process.
+    """
+    rows = matrix(20)
+    try:
+        booster = lightgbm.Booster(model_str=forest_text(text))
+    except lightgbm.basic.LightGBMError:
+        return None
+    booster.predict(rows, pred_contrib=True, num_threads=1)
+    return np.asarray(booster.predict(rows, raw_score=True, num_threads=1))
 
 
 def tolerance(booster: lightgbm.Booster) -> float:

@@ -123,6 +123,7 @@ REFUSED_TRANSACTIONS: dict[str, bytes | None] = {
     "not_utf8": transaction(1, note="here").replace(b"here", b"\xff"),
     "not_json": transaction(1)[:-1],
     "too_deep": transaction(1).replace(b"{", b'{"deep": ' + b"[" * 70 + b"]" * 70 + b", ", 1),
+    "too_many_fields": transaction(1, attributes={f"k{number}": "x" for number in range(1_000)}),
     "missing_field": transaction(1, merchant_id=None),
     "wrong_type": transaction(1, card_id=17),
     "invalid_value": transaction(1, transaction_id=""),

@@ -16,6 +16,7 @@ from pipeline.engine.history import compute_features
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.results import Result
 from pipeline.engine.score import KernelMismatch, ScorePartition
+from pipeline.exports.rows import RowFormat
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid
@@ -174,8 +175,24 @@ def test_the_policy_selects_and_an_alert_explains() -> None:
     assert result.counts["decision", "allow"] == 40 - len(raised)
 
 
+@pytest.mark.parametrize("number", [b"9" * 500, b"9" * 5_000, b"0." + b"1" * 500, b"1e999"])
+def test_a_long_number_in_an_unknown_field_comes_through_both_hops_as_it_is(number: bytes) -> None:
+    plain, odd = transaction(1), transaction(1)[:-1] + b',"unknown":' + number + b"}"
+    logs = []
+    for value in (plain, odd):
+        source = Log(TRANSACTIONS)
+        source.append(value)
+        logs.append(profile(source.records))
+    assert b'"unknown":' + number in (logs[1].records[0].value or b"")
+    models = active()
+    (expected,), (found,) = (decisions(decide(score(), log.records, models, NOW)) for log in logs)
+    assert found == expected
+    (row,) = RowFormat(PROFILED).rows(logs[1].records).to_pylist()
+    assert f'"unknown":{number.decode()}' in row["transaction"]
+
+
 def test_an_audit_puts_a_share_before_an_analyst() -> None:
-    models = active(threshold=1.5, audit_rate=0.2, rules=())
+    models = active(threshold=math.nextafter(1.0, 2.0), audit_rate=0.2, rules=())
     found = decisions(decide(score(), profile(purchases(200).records).records, models, NOW))
     audited = [decision for decision in found if decision.selection == "audit"]
     assert 20 < len(audited) < 60

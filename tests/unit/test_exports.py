@@ -121,6 +121,14 @@ def test_rows_are_accepted_and_refused_as_the_records_are(shuffled: int) -> None
         assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
 
 
+def test_a_record_of_too_many_names_keeps_its_bytes_and_is_refused_as_it_was() -> None:
+    values: list[bytes | None] = [transaction(1, attributes={f"k{number}": "x" for number in range(1_000)})]
+    rows = table(TRANSACTIONS, values)
+    assert rows[VALUE].to_pylist() == values
+    _, rejects = accept_transactions(rows, Acceptance(load_rates(Settings()), 0))
+    assert [reject.code for reject in rejects] == ["too_many_fields"]
+
+
 def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
     rules = Acceptance(load_rates(Settings()), 3_600_000_000)
     values: list[bytes | None] = [

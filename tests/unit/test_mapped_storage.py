@@ -2,12 +2,15 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.state.errors import StateRemoved
 from pipeline.state.mapped import MappedStorage
+from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 
 
 def test_a_column_keeps_what_it_held_and_is_zero_beyond(tmp_path: Path) -> None:
@@ -51,3 +54,25 @@ def test_a_full_disk_is_told_when_a_column_grows(tmp_path: Path, monkeypatch: py
     assert told.value.errno == errno.ENOSPC
     assert column.tolist() == [5] * 10
     assert storage.column("a", "<i8", 10) is column
+
+
+def test_a_column_whose_file_was_removed_does_not_begin_anew(tmp_path: Path) -> None:
+    storage = MappedStorage(tmp_path / "state")
+    storage.column("a", "<i8", 10)[:] = 5
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(StateRemoved, match="start the worker again"):
+        storage.column("a", "<i8", 100_000)
+    assert not (tmp_path / "state").exists()
+    storage.close()
+
+
+def test_a_store_whose_directory_was_removed_says_so(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path / "store", memory=StoreMemory(MINIMUM_BYTES))
+    store.put(b"a", b"b")
+    store.settle()
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(StateRemoved, match="start the worker again"):
+        store.size_bytes()
+    with pytest.raises(StateRemoved, match="start the worker again"):
+        store.freeze()
+    store.close()

@@ -1,4 +1,8 @@
 import re
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from multiprocessing import get_context
+from random import Random
+from typing import Any
 
 import lightgbm
 import msgspec
@@ -13,8 +17,8 @@ from pipeline.scoring.compiled_trees import Forest, forest_sums, lay_out_forest
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.tree_paths import lay_out_paths
-from pipeline.scoring.trees import read_trees
-from tests.unit.model_helpers import edited_text, grown, hard_rows, matrix, small_model
+from pipeline.scoring.trees import MOST_DEPTH, read_trees
+from tests.unit.model_helpers import ask_lightgbm, edited_text, grown, hard_rows, matrix, small_model
 
 
 def forest_of(text: str) -> Forest | None:
@@ -82,6 +86,23 @@ def test_other_sound_trees_are_left_to_lightgbm(booster: lightgbm.Booster) -> No
     np.testing.assert_array_equal(model.margin(features), booster.predict(features, raw_score=True))
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"monotone_constraints": [1, *[0] * (len(FEATURES) - 1)]},
+        {"boosting": "dart"},
+        {"objective": "cross_entropy"},
+        {"objective": "binary", "sigmoid": 0.7},
+        {"leaves": 2_000, "trees": 2, "min_data_in_leaf": 1},
+    ],
+    ids=lambda parameters: next(iter(parameters)),
+)
+def test_what_lightgbm_writes_is_read(parameters: dict[str, Any]) -> None:
+    booster = grown(**parameters)
+    model, rows = LightGBMModel(booster.model_to_string()), hard_rows(booster, 200)
+    np.testing.assert_array_equal(model.margin(rows), booster.predict(rows, raw_score=True))
+
+
 TEXT = grown(trees=3, leaves=6).model_to_string()
 
 
@@ -109,15 +130,37 @@ def edited(pattern: str, replacement: str) -> str:
         (r"^threshold=\S+", "threshold=nan", "no number"),
         (r"^threshold=\S+", "threshold=-inf", "no number"),
         (r"^threshold=\S+ ", "threshold=", "one inner node less"),
-        (r"^leaf_value=\S+", "leaf_value=x", "could not convert"),
+        (r"^leaf_value=\S+", "leaf_value=x", "is no number as"),
         (r"^leaf_value=\S+", "leaf_value=nan", "no number"),
         (r"^leaf_count=\S+ ", "leaf_count=", "leaf_count"),
         (r"^internal_count=\S+ ", "internal_count=", "internal_count"),
         (r"^leaf_count=\S+", "leaf_count=2147483648", "more rows"),
-        (r"^internal_count=\S+", "internal_count=1e3", "invalid literal"),
+        (r"^internal_count=\S+", "internal_count=1e3", "is no number as"),
         (r"^internal_value=\S+ ", "internal_value=", "internal_value"),
         (r"^decision_type=\S+", "decision_type=1", "kind of decision"),
         ("^version=v4", "version=v\u00e9", "characters"),
+        ("^num_cat=0", "num_cat=1000000\x0cnum_cat=0", "characters"),
+        ("^num_cat=0", "num_cat=1000000\nnum_cat=0", "has num_cat twice"),
+        ("^num_cat=0", "num_cat=0\r", "characters"),
+        (r"^leaf_value=(\S+) ", r"leaf_value=\1\t", "characters"),
+        (r"^leaf_value=(\S+) ", r"leaf_value=\1  ", "is no number as"),
+        (r"^leaf_value=\S+", "leaf_value=1_0", "is no number as"),
+        (r"^leaf_value=\S+", "leaf_value=0x10", "is no number as"),
+        (r"^leaf_value=\S+", "leaf_value=Infinity", "is no number as"),
+        (r"^leaf_value=\S+", "leaf_value=1e300", "more than any margin"),
+        (r"^leaf_count=\S+", "leaf_count=+5", "is no number as"),
+        (r"^leaf_count=\S+", "leaf_count=" + "9" * 5_000, "is no number as"),
+        (r"^shrinkage=\S+", "shrinkage=x", "is no number as"),
+        (r"^num_cat=0", "num_cat=0\nx=1", "does not know"),
+        (r"^num_cat=0", "num_cat=0\nx", "does not know"),
+        (r"^num_cat=0", "num_cat=0\n\n", "ended by an empty line"),
+        (r"^num_class=1", "num_class=1\n=num_class=2", "does not know"),
+        (r"^num_class=1", "num_class=1\nnum_class=2", "has num_class twice"),
+        (r"^label_index=0", "label_index=x", "is no number as"),
+        (r"^label_index=0", "label_index=0\nmonotone_constraints=1 0", "monotone"),
+        (r"^objective=.*", "objective=multiclass num_class:9", "objective"),
+        (r"^feature_infos=\S+ ", "feature_infos=", "feature_infos"),
+        ("^tree$", "forest", "first line"),
     ],
 )
 def test_a_text_that_was_changed_is_refused(pattern: str, replacement: str, complaint: str) -> None:
@@ -145,3 +188,98 @@ def test_a_text_with_another_character_is_refused_or_still_sound(place: int, cha
         assert np.isfinite(forest_sums(forest, matrix(20))).all()
     if (paths := lay_out_paths(trees)) is not None:
         assert np.isfinite(path_contributions(paths, matrix(20))).all()
+
+
+def chain(depth: int) -> str:
+    """A tree in which every test but the last leads to another on its right."""
+    nodes, leaves = range(depth), range(depth + 1)
+    lists = {
+        "num_leaves": [depth + 1],
+        "num_cat": [0],
+        "split_feature": [0 for _ in nodes],
+        "threshold": list(nodes),
+        "decision_type": [2 for _ in nodes],
+        "left_child": [~node for node in nodes],
+        "right_child": [*(node + 1 for node in nodes[:-1]), ~depth],
+        "leaf_value": [leaf / 8 for leaf in leaves],
+        "leaf_count": [1 for _ in leaves],
+        "internal_count": [depth + 1 - node for node in nodes],
+    }
+    fields = "".join(f"{name}={' '.join(map(str, values))}\n" for name, values in lists.items())
+    return edited_text(TEXT, r"^Tree=0\n(?s:.*?)\n\n", f"Tree=0\n{fields}\n")
+
+
+def test_the_deepest_tree_that_passes_does_not_overflow_lightgbm_s_stack() -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as child:
+        child.submit(ask_lightgbm, chain(MOST_DEPTH)).result()
+    with pytest.raises(ModelError, match="tests deep"):
+        read_trees(chain(MOST_DEPTH + 1), FEATURES)
+
+
+INTERESTING = (
+    "0", "-0", "1", "-1", "9", "15", "1e5", "1e999", "-1e-999", "inf", "-inf", "nan", "1_0", "+1", " 1", "0x1", "1e",
+    ".5", "5.", "2147483647", "2147483648", "1000000", "99999999999999999999", "1.7976931348623157e308", "4.9e-324", "",
+)  # fmt: skip
+WHITE = (
+    "\n", "\n\n", " ", "  ", "\t", "\r", "\r\n", "\x0b", "\x0c", "\x00", "\x1c", "\x85", "\u2028", "\xa0", "=", "==",
+    ":",
+)  # fmt: skip
+
+
+def mutated(text: str, random: Random) -> str:
+    """A text that differs in one to three places, its tree sizes mended in most."""
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        lines, at = text.split("\n"), random.randrange(len(text))
+        line = random.randrange(len(lines))
+        match random.randrange(9):
+            case 0:
+                text = text[:at] + random.choice("0123456789-. =\nxT[]:_") + text[at + 1 :]
+            case 1:
+                text = text[:at] + random.choice(WHITE) + text[at + random.randrange(2) :]
+            case 2:
+                other = random.randrange(len(text))
+                text = text[:at] + text[other] + text[at + 1 :]
+            case 3:
+                text = "\n".join([*lines[:line], random.choice(lines), *lines[line:]])
+            case 4:
+                text = "\n".join([*lines[:line], *lines[line + random.randrange(1, 3) :]])
+            case 5:
+                other = random.randrange(len(lines))
+                lines[line], lines[other] = lines[other], lines[line]
+                text = "\n".join(lines)
+            case 6 | 7:
+                numbers = list(re.finditer(r"(?<=[= ])-?[0-9][^ \n]*", text))
+                if numbers:
+                    number = random.choice(numbers)
+                    value = random.choice((*INTERESTING, random.choice(numbers)[0], random.choice(numbers)[0]))
+                    text = text[: number.start()] + value + text[number.end() :]
+            case _:
+                text = text[:at] if random.random() < 0.3 else text[:at] + text[at + random.randrange(1, 9) :]
+    sized = random.random() < 0.9 and re.search("^Tree=", text, re.MULTILINE)
+    return edited_text(text, "^Tree=", "Tree=") if sized else text
+
+
+def test_no_text_that_passes_kills_lightgbm_or_is_read_otherwise_by_it() -> None:
+    random = Random(7)
+    seeds = (
+        TEXT,
+        grown(trees=2, leaves=3, zero_as_missing=True).model_to_string(),
+        grown(trees=2, min_data_in_leaf=10_000).model_to_string(),
+        grown(trees=1, leaves=70).model_to_string(),
+    )
+    passed = 0
+    with ProcessPoolExecutor(1, get_context("spawn")) as child:
+        for _ in range(1_500):
+            text = mutated(random.choice(seeds), random)
+            try:
+                trees = read_trees(text, FEATURES)
+            except ModelError:
+                continue
+            forest, passed = lay_out_forest(trees), passed + 1
+            try:
+                margin = child.submit(ask_lightgbm, text).result()
+            except BrokenExecutor:
+                pytest.fail(f"LightGBM did not survive {text[:3_000]}")
+            if margin is not None and forest is not None:
+                np.testing.assert_array_equal(forest_sums(forest, matrix(20)), margin, err_msg=text[:3_000])
+    assert passed > 150, "most mutants are refused; without those that pass, nothing is tested"

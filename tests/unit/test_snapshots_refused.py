@@ -1,6 +1,7 @@
 """Snapshots that must not be used are not: damaged, missing parts, other formats, other clusters; an older one is."""
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -11,10 +12,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline.state import snapshots
-from pipeline.state.errors import SnapshotUnreadable
+from pipeline.state.errors import SnapshotUnreadable, StoreError
 from pipeline.state.manifest import FORMAT, decode_manifest, encode_manifest
 from pipeline.state.objects import Found, LocalPlace
 from pipeline.state.snapshots import Reason, Refused, Snapshot, SnapshotRepository
@@ -168,6 +170,102 @@ def test_another_states_snapshot_is_not_used(changed: dict[str, Any], reason: Re
     snapshot, refused = read(root, tmp_path / "scratch", **changed)
     assert snapshot is None
     assert [one.reason for one in refused] == [reason, reason]
+
+
+def reseal(path: Path, changes: dict[str, bytes]) -> None:
+    """Change a manifest's JSON at dotted paths, and mend its checksum."""
+    content = msgspec.json.decode(path.read_bytes())["body"]
+    markers: list[bytes] = []
+    for number, dotted in enumerate(changes):
+        *parents, last = [int(key) if key.isdigit() else key for key in dotted.split("/")]
+        node = content
+        for key in parents:
+            node = node[key]
+        node[last] = f"@@{number}@@"
+        markers.append(b'"@@%d@@"' % number)
+    body = msgspec.json.encode(content)
+    for marker, value in zip(markers, changes.values(), strict=True):
+        body = body.replace(marker, value)
+    checksum = hashlib.sha256(b"%d:" % FORMAT + body).hexdigest()
+    path.write_bytes(b'{"format":%d,"checksum":"%s","body":%s}' % (FORMAT, checksum.encode(), body))
+
+
+COLUMN = "columns/amounts"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {f"{COLUMN}/items": b"1099511627776"},
+        {f"{COLUMN}/items": b"-1"},
+        {f"{COLUMN}/items": b"1" * 400},
+        {f"{COLUMN}/items": b"8192"},
+        {f"{COLUMN}/dtype": b'"O"'},
+        {f"{COLUMN}/dtype": b'"object"'},
+        {f"{COLUMN}/dtype": b'"V8"'},
+        {f"{COLUMN}/dtype": b'"U2000"'},
+        {f"{COLUMN}/dtype": b'"nonsense"'},
+        {f"{COLUMN}/dtype": b'"f4"'},
+        {f"{COLUMN}/dtype": b'"i4,(1000000,1000000)i8"'},
+        {f"{COLUMN}/pages/0/0": b"99"},
+        {f"{COLUMN}/pages/0/0": b"-1"},
+        {f"{COLUMN}/pages/0/1": b"-1"},
+        {f"{COLUMN}/pages/0/1": b"1099511627776"},
+        {f"{COLUMN}/pages/0/2": b"1099511627776"},
+        {f"{COLUMN}/pages/0/2": b"9223372036854775807"},
+        {f"{COLUMN}/pages/0/3": b"1099511627776"},
+        {f"{COLUMN}/pages/0/3": b"-1"},
+        {f"{COLUMN}/pages": b"[]"},
+        {f"{COLUMN}/pages": b"[" * 5_000 + b"]" * 5_000},
+        {"values/0": b"99"},
+        {"values/1": b"3"},
+        {"values/3": b"1099511627776"},
+        {"values/3": b"1000000000"},
+        {"values/3": b"-1"},
+        {"values/3": b"1"},
+        {"objects/0": b'"../../secret"'},
+        {"objects/0": b'"\\u0000"'},
+        {"store/CURRENT/digest": b'"' + b"a" * 64 + b'"'},
+        {"store/CURRENT/piece": b"null"},
+        {"store/CURRENT/piece/0": b"99"},
+        {"store/CURRENT/piece/3": b"1099511627776", "store/CURRENT/size_bytes": b"1099511627776"},
+        {"store/..": b'{"size_bytes":1,"piece":[0,0,1,1]}'},
+        {"store/a\x00b": b'{"size_bytes":1,"piece":[0,0,1,1]}'},
+        {"positions/transactions": b"-1"},
+        {"progress": b"-1"},
+        {"created_at": b'"0001-01-01T00:00:00"'},
+        {"topic_ids": b'{"a":"\xff"}'},
+    ],
+    ids=lambda changes: " ".join(f"{key}={value[:12].decode(errors='replace')}" for key, value in changes.items()),
+)
+def test_a_manifest_that_is_consistent_and_absurd_is_damaged(changes: dict[str, bytes], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    reseal(manifests(root)[1], changes)
+    snapshot, refused = read(root, tmp_path / "scratch")
+    assert [one.reason for one in refused] == [Reason.DAMAGED]
+    assert snapshot is not None
+    check_state(snapshot.state, 1)
+
+
+def test_a_manifest_whose_numbers_are_changed_to_themselves_is_used(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    reseal(manifests(root)[1], {"columns/amounts/dtype": b'"int64"'})
+    snapshot, refused = read(root, tmp_path / "scratch")
+    assert refused == []
+    assert snapshot is not None
+    check_state(snapshot.state, 2)
+
+
+def test_a_page_that_is_elsewhere_in_its_object_fails_the_load_with_a_sentence(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    written(root, tmp_path)
+    reseal(manifests(root)[1], {f"{COLUMN}/pages/0/1": b"1"})
+    snapshot, _ = read(root, tmp_path / "scratch")
+    assert snapshot is not None
+    with pytest.raises(StoreError, match="delete the snapshot"):
+        check_state(snapshot.state, 2)
 
 
 def test_a_snapshot_copied_from_another_partition_is_not_used(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""What clients can hold of a worker: connections, threads and descriptors, and for how long."""
+
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import psutil
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from pipeline import endpoint
+from pipeline.endpoint import MAX_CONNECTIONS, Endpoint
+from pipeline.health import Health
+from tests.helpers.waiting import eventually
+
+LARGE_BYTES = 20_000_000
+"""More than the buffers of two sockets take."""
+
+
+class Large(Collector):
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily("large", "A long label.", labels=["text"])
+        family.add_metric(["x" * LARGE_BYTES], 1.0)
+        yield family
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    registry = CollectorRegistry()
+    registry.register(Large())
+    served = Endpoint("127.0.0.1", 0, registry, Health())
+    yield served.start()
+    served.stop()
+    eventually(lambda: not handlers())
+
+
+def handlers() -> list[threading.Thread]:
+    """Threads that answer requests."""
+    return [thread for thread in threading.enumerate() if "process_request" in thread.name]
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
+
+
+def probe(port: int, path: str) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as response:
+        return int(response.status)
+
+
+def test_slow_clients_hold_few_places_and_a_probe_is_answered_meanwhile(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What makes room for the probe is not that anybody's time is over.
+    monkeypatch.setattr(endpoint, "REQUEST_DEADLINE_S", 3_600.0)
+    before = psutil.Process().num_fds()
+    with ExitStack() as open_clients:
+        clients = [open_clients.enter_context(connect(port)) for _ in range(100)]
+        for client in clients[-MAX_CONNECTIONS:]:
+            client.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")
+        assert probe(port, "/livez") == 200
+        assert len(handlers()) <= MAX_CONNECTIONS
+        eventually(lambda: psutil.Process().num_fds() - before - len(clients) <= MAX_CONNECTIONS)
+        assert clients[0].recv(1) == b"", "the oldest made room"
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "REQUEST_DEADLINE_S", 0.3)
+    with connect(port) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nX-Slow: ")
+
+        def is_cut_off() -> bool:
+            try:
+                client.sendall(b"x")
+            except OSError:
+                return True
+            return False
+
+        eventually(is_cut_off)
+        eventually(lambda: not handlers())
+
+
+def test_a_client_that_reads_slowly_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "REQUEST_DEADLINE_S", 0.3)
+    with connect(port) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert client.recv(17) == b"HTTP/1.0 200 OK\r\n"
+
+        def is_given_up() -> bool:
+            client.recv(1)
+            return not handlers()
+
+        eventually(is_given_up)
+        received = 0
+        while chunk := client.recv(1 << 20):
+            received += len(chunk)
+        assert 0 < received < LARGE_BYTES
+
+
+def test_the_end_cuts_off_whoever_is_connected() -> None:
+    served = Endpoint("127.0.0.1", 0, CollectorRegistry(), Health())
+    with connect(served.start()) as client:
+        eventually(lambda: len(handlers()) == 1)
+        served.stop()
+        assert client.recv(1) == b""
+    eventually(lambda: not handlers())
+
+
+def test_metrics_answer_as_prometheus_s_own_application_does(port: int) -> None:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert response.headers["Server"] == "fraud-pipeline"
+        assert len(response.read()) < LARGE_BYTES // 10
