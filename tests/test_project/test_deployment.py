@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import tomllib
 from importlib.resources import files
@@ -16,6 +15,7 @@ from packaging.version import Version
 
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
+from tests.helpers.tools import tool
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy/prometheus"
@@ -186,10 +186,8 @@ def test_probes_ask_for_life_and_readiness_apart() -> None:
 
 
 def promtool(*arguments: str) -> None:
-    tool = shutil.which("promtool")
-    if tool is None:
-        pytest.skip("promtool is not installed (Debian, Ubuntu: apt-get install prometheus)")
-    result = subprocess.run([tool, *arguments], check=False, cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
+    command = [tool("promtool", "prometheus"), *arguments]
+    result = subprocess.run(command, check=False, cwd=PROMETHEUS, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
