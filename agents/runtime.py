@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +15,7 @@ from pipeline.engine.results import Result
 from pipeline.engine.score import KernelMismatch
 from pipeline.engine.state import StoreError
 from pipeline.health import Health
-from pipeline.kafka.batch import Batch
+from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.clients import GroupProtocol
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.quarantine import Quarantines
@@ -129,6 +129,10 @@ class AgentSource(BatchSource):
             # The state may hold a part of the batch: it must not be kept.
             self._whole = False
             raise
+
+    def positions(self) -> Mapping[Place, int]:
+        """Return the offset behind the last committed record of each partition held; for any thread."""
+        return self._session.settled
 
     def stop(self) -> None:
         """Let a commit that the broker does not answer fail, instead of being tried again."""
