@@ -197,7 +197,12 @@ class WorkerContext:
                     self._published_rates,
                 )
             case "score":
-                return score.ScorePartitions(environment, settings.base_currency, self._watch())
+                return score.ScorePartitions(
+                    environment,
+                    settings.base_currency,
+                    self._watch(),
+                    accept_other_kernel=settings.accept_other_kernel,
+                )
             case "feedback":
                 options = FeedbackOptions(
                     future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from agents.channel import BatchSource
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
-from pipeline.engine.score import KernelMismatch
+from pipeline.engine.score import KernelChanged
 from pipeline.engine.state import StoreError
 from pipeline.health import Health
 from pipeline.kafka.batch import Batch, Place
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 0.1
 LAG_INTERVAL_S = 1.0
 RETRY_PAUSE_S: Final = 0.5
-NOT_THE_RECORD: Final = (KernelMismatch, ModelError, StoreError, OSError, MemoryError, SessionError)
+NOT_THE_RECORD: Final = (KernelChanged, ModelError, StoreError, OSError, MemoryError, SessionError)
 """Errors that no record is to blame for: quarantining records would lose all of them, one by one."""
 
 

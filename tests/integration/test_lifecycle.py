@@ -14,9 +14,10 @@ from confluent_kafka import Producer
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.engine.placement import partition_of
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
-from schemas.messages import Quarantine
+from schemas.messages import ProfiledTransaction, Quarantine
 from schemas.topics import CONTROL, DEAD_LETTERS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, microseconds, reason, transaction
@@ -133,6 +134,30 @@ def test_a_record_that_fails_is_quarantined_and_skipped_by_every_restore(cluster
     decisions = cluster.decisions()
     assert once(decisions)
     assert sorted(keys(decisions)) == sorted(bought)
+
+
+def test_a_forged_record_of_another_kernel_is_quarantined_and_ends_no_worker(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(60), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 60)
+    genuine = next(record for record in cluster.read(PROFILED) if KERNEL_VERSION.encode() in (record.value or b""))
+    # Of no position that was decided, or it would be taken for a repeat.
+    message = msgspec.json.decode(genuine.value or b"", type=ProfiledTransaction)
+    source = msgspec.structs.replace(message.source, offset=message.source.offset + 1_000_000)
+    forged = msgspec.json.encode(msgspec.structs.replace(message, kernel="0-other", source=source))
+    cluster.write(PROFILED, forged, genuine.key, after(1), partition=genuine.partition)
+    cluster.flush()
+    worker.until(lambda: any(record.value == forged for record in cluster.read(DEAD_LETTERS)))
+    bought |= shop(cluster, range(60, 100), seed=2)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) >= 100)
+    assert "was profiled by kernel 0-other" in worker.said
+    assert worker.stop() == 0, worker.said
+    decisions, genuine_ones = cluster.decisions(), [one for one in cluster.read(PROFILED) if one.value != forged]
+    assert sorted(keys(decisions)) == sorted(bought)
+    assert differences(decisions, expected_features(genuine_ones, cluster.read(PROGRESS))) == []
 
 
 def test_records_of_any_size_stop_no_partition(cluster: Cluster, start: Starter) -> None:

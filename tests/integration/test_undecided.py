@@ -1,4 +1,4 @@
-"""A foreign transaction that stays open on `transactions`: the worker's metric shows whose records wait, and how long."""
+"""An open foreign transaction on `transactions`: the worker reports whose records wait, and for how long."""
 
 import urllib.request
 
