@@ -136,6 +136,13 @@ def test_alerts_say_what_happened_and_what_to_do() -> None:
         assert rule["labels"]["severity"] in {"warning", "critical"}
 
 
+def test_every_alert_has_its_entry_among_the_runbooks() -> None:
+    text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    table = text.partition("## When an alert comes")[2].partition("\n## ")[0]
+    explained = {name for line in table.splitlines() for name in re.findall(r"`(Fraud\w+)`", line.split(" | ")[0])}
+    assert explained == {rule["alert"] for rule in rules()}
+
+
 def test_dashboard_panels_are_distinct_and_use_the_provisioned_datasource() -> None:
     provisioned = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
     uid = provisioned["datasources"][0]["uid"]
