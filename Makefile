@@ -103,6 +103,8 @@ imports: $(INSTALLED) ## Check which package may import which
 	@echo "==> Import contract"
 	@"$(BIN)/lint-imports" --no-cache --no-logo
 
+# What pip does not bring; .ci/run installs it.
+TEST_TOOLS := chromium promtool prometheus
 # Most tests with a broker wait, each for processes of its own: two at a time use the time of a machine with two cores.
 # Each process has a directory of its own for temporary files: pytest's own are cleared by whichever ends.
 SHARED_TESTS := "$(PYTHON_OF_VENV)" -m pytest -m broker -p tests.helpers.sharing --share build/tests/taken --basetemp
@@ -113,6 +115,8 @@ ifneq ($(ARGS),)
 	@"$(PYTHON_OF_VENV)" -m pytest $(ARGS)
 else
 	@rm -rf build/tests && mkdir -p build/tests
+	@for tool in $(TEST_TOOLS); do command -v $$tool >/dev/null || \
+	  echo "    $$tool is not installed: tests that use it are skipped (Debian, Ubuntu: apt-get install chromium prometheus)."; done
 	@echo "    Three processes run them: two share those with a broker, one has those without. What follows is said by"
 	@echo "    one of the two; what the others say follows at the end."
 	@nice -n 10 "$(PYTHON_OF_VENV)" -m pytest -m "not broker" -p no:cacheprovider --basetemp build/tests/without-broker \

@@ -39,6 +39,7 @@ from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
+from pipeline.kafka.undecided import UndecidedWatch
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.metrics import WorkerMetrics
 from pipeline.models.active import ModelSubscriber
@@ -125,6 +126,7 @@ class WorkerContext:
         self._published_rates: PublishedRates
         self._identities: Identities
         self._group_protocol: GroupProtocol = "consumer"
+        self._undecided: UndecidedWatch
         self._places: dict[str, Path] = {}
         self._store_memory: StoreMemory
         self._repository: SnapshotRepository | None = None
@@ -174,6 +176,8 @@ class WorkerContext:
             port = self.metrics.start()
             self._stack.callback(self.metrics.stop)
             self._stack.enter_context(BrokerWatch(broker.bootstrap_servers, settings, self.health))
+            watch = UndecidedWatch(broker.bootstrap_servers, settings, self.metrics)
+            self._undecided = self._stack.enter_context(watch)
             self.check_broker = broker.check
             self.bootstrap = broker.bootstrap_servers
             log.info("agents %s on %s, metrics on %s:%d", settings.agents, self.bootstrap, settings.metrics_host, port)
@@ -197,7 +201,12 @@ class WorkerContext:
                     self._published_rates,
                 )
             case "score":
-                return score.ScorePartitions(environment, settings.base_currency, self._models())
+                return score.ScorePartitions(
+                    environment,
+                    settings.base_currency,
+                    self._models(),
+                    accept_other_kernel=settings.accept_other_kernel,
+                )
             case "feedback":
                 options = FeedbackOptions(
                     future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
@@ -244,7 +253,7 @@ class WorkerContext:
             quarantines = Quarantines(
                 self.bootstrap, self._settings, spec.name, spec.reads, self.metrics.records_refused
             )
-            return AgentSource(
+            made = AgentSource(
                 spec,
                 self.bootstrap,
                 self._settings,
@@ -255,6 +264,8 @@ class WorkerContext:
                 self.check_broker,
                 self._group_protocol,
             )
+            self._undecided.follow(spec.name, made.positions)
+            return made
 
         channel = BatchChannel(app, source, spec.name)
         self._channels.append(channel)

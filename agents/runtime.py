@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -12,10 +12,10 @@ from typing import Final, Protocol
 from agents.channel import BatchSource
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
-from pipeline.engine.score import KernelMismatch
+from pipeline.engine.score import KernelChanged
 from pipeline.engine.state import StoreError
 from pipeline.health import Health
-from pipeline.kafka.batch import Batch
+from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.clients import GroupProtocol
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.quarantine import Quarantines
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 0.1
 LAG_INTERVAL_S = 1.0
 RETRY_PAUSE_S: Final = 0.5
-NOT_THE_RECORD: Final = (KernelMismatch, ModelError, StoreError, OSError, MemoryError, SessionError)
+NOT_THE_RECORD: Final = (KernelChanged, ModelError, StoreError, OSError, MemoryError, SessionError)
 """Errors that no record is to blame for: quarantining records would lose all of them, one by one."""
 
 
@@ -129,6 +129,10 @@ class AgentSource(BatchSource):
             # The state may hold a part of the batch: it must not be kept.
             self._whole = False
             raise
+
+    def positions(self) -> Mapping[Place, int]:
+        """Return the offset behind the last committed record of each partition held; for any thread."""
+        return self._session.settled
 
     def stop(self) -> None:
         """Let a commit that the broker does not answer fail, instead of being tried again."""

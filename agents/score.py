@@ -24,14 +24,22 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
 
     uses_store = False
 
-    def __init__(self, environment: Environment, base_currency: str, models: ModelSubscriber) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        base_currency: str,
+        models: ModelSubscriber,
+        *,
+        accept_other_kernel: bool = False,
+    ) -> None:
         super().__init__(environment)
         self._decider, self._models = Decider(base_currency), models
+        self._accept_other_kernel = accept_other_kernel
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> ScorePartition:
         """The state of one partition."""
         del partition
-        return ScorePartition(place.storage, loaded)
+        return ScorePartition(place.storage, loaded, accept_other_kernel=self._accept_other_kernel)
 
     def fold_into(self, state: ScorePartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state; nothing is decided again."""

@@ -124,6 +124,11 @@ class WorkerMetrics:
         self._lag = gauge(
             "lag_records", "Records between a batch's end and the partition's.", "agent", "topic", "partition"
         )
+        self._undecided = gauge(
+            "oldest_undecided_seconds",
+            "Age of the oldest record that the agent has not decided and committed.",
+            "agent", "topic", "partition",
+        )  # fmt: skip
         self._assigned = gauge("assigned_partitions", "Partitions that an agent owns.", "agent")
         self._models = gauge("model_version_info", "1 for the active version of each model.", "model", "version")
         self._refused = counter("models_refused", "Published model versions that this worker refused.", "model")
@@ -310,6 +315,14 @@ class WorkerMetrics:
     def forget_partition(self, agent: str, topic: str, partition: int) -> None:
         """The partition was revoked: its lag is another worker's to tell."""
         self._lag.remove_by_labels({"agent": agent, "topic": topic, "partition": str(partition)})
+
+    def oldest_undecided(self, agent: str, topic: str, partition: int, seconds: float) -> None:
+        """The oldest record of the partition that ``agent`` has not committed is ``seconds`` old; 0 without one."""
+        self._undecided.labels(agent, topic, str(partition)).set(seconds)
+
+    def forget_undecided(self, agent: str, topic: str, partition: int) -> None:
+        """The partition was revoked: its oldest record is another worker's to report."""
+        self._undecided.remove_by_labels({"agent": agent, "topic": topic, "partition": str(partition)})
 
     def assigned_partitions(self, agent: str, partitions: int) -> None:
         """``agent`` owns ``partitions`` partitions from now on."""

@@ -67,6 +67,10 @@ class Settings(BaseSettings):
         default=False,
         description="Start although records that a group has not read are gone; they are never decided.",
     )
+    accept_other_kernel: bool = Field(
+        default=False,
+        description="Start although undecided records of `profiled` are of another kernel; they are quarantined.",
+    )
     restart_from_beginning: bool = Field(
         default=False,
         description="Start although an agent's offsets are lost while its results exist; everything is decided again.",

@@ -6,9 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.settings import Settings
+
+# The one profile, the same wherever tests run: no test may fail because a machine is busy.
+hypothesis_settings.register_profile(
+    "project",
+    parent=hypothesis_settings.get_profile("default"),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+hypothesis_settings.load_profile("project")
 
 
 def pytest_configure() -> None:
@@ -33,4 +44,6 @@ def kafka_settings(broker: EmbeddedBroker, tmp_path: Path) -> Settings:
         data_dir=tmp_path / "data",
         timestamps="producer",
         metrics_port=0,
+        # A worker that ends late ends with an error: a busy machine is not the worker's.
+        shutdown_timeout_s=60,
     )

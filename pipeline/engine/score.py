@@ -29,7 +29,11 @@ _LARGEST_TIME_US: Final = 2**62
 
 
 class KernelMismatch(RuntimeError):
-    """``profiled`` holds features of another kernel version than this worker's."""
+    """A record of ``profiled`` holds features of another kernel version than this worker's."""
+
+
+class KernelChanged(KernelMismatch):
+    """Several such records, and none of this worker's kernel behind them: no single record is to blame."""
 
 
 class _Values(msgspec.Struct):
@@ -44,11 +48,27 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Values)
 class ScorePartition:
     """State of one partition of ``profiled``: a function of its records in offset order, and of nothing else."""
 
-    def __init__(self, storage: Storage | None = None, loaded: LoadedState | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage | None = None,
+        loaded: LoadedState | None = None,
+        *,
+        accept_other_kernel: bool = False,
+    ) -> None:
         """Start empty, or from a dump.
 
-        Raises `OtherLayout` where another release has made the dump.
+        Args:
+            storage: Where the windows are kept.
+            loaded: The dump.
+            accept_other_kernel: Whether records of another kernel only ever fail one by one.
+
+        Raises:
+            OtherLayout: another release has made the dump.
         """
+        self._accept_other_kernel = accept_other_kernel
+        self._newest_own = -1
+        self._others: set[int] = set()
+        """Offsets of records of another kernel that no record of this one has followed so far."""
         self._windows = MerchantWindows(storage)
         self._inputs = ReadInputs()
         if loaded is not None:
@@ -87,17 +107,44 @@ class ScorePartition:
     ) -> tuple[list[tuple[Record, ProfiledTransaction]], NDArray[np.float64]]:
         """The transactions among ``records`` with what models see of them, shape (n, len(FEATURES)).
 
-        All of them enter the state; ``result`` counts them. Raises `KernelMismatch` for features of another kernel; a
-        fold, which does not use them, reads over those.
+        All of them enter the state; ``result`` counts them. A replay reads over features of another kernel, which it
+        does not use.
+
+        Raises:
+            KernelMismatch: a record is of another kernel.
+            KernelChanged: so are those behind it.
         """
         read = self._read(records, result)
         if not read:
             return [], np.empty((0, len(FEATURES)))
+        decided = [(record, message) for record, message in read if isinstance(message, ProfiledTransaction)]
+        # First, since another kernel may have another number of features too.
+        self._check_kernel(decided)
         merchant = self._profile([message for _, message in read])
         rows = [i for i, (_, message) in enumerate(read) if isinstance(message, ProfiledTransaction)]
         result.counts["label", "profiled"] += len(read) - len(rows)
-        decided = [(record, message) for record, message in read if isinstance(message, ProfiledTransaction)]
         return decided, _features(decided, merchant[rows])
+
+    def _check_kernel(self, decided: Sequence[tuple[Record, ProfiledTransaction]]) -> None:
+        """Raise for a record of another kernel; a halved batch is judged by what was seen of the whole one."""
+        others = [(record, message) for record, message in decided if message.kernel != KERNEL_VERSION]
+        own = (record.offset for record, message in reversed(decided) if message.kernel == KERNEL_VERSION)
+        self._newest_own = max(self._newest_own, next(own, -1))
+        seen = self._others.union(record.offset for record, _ in others)
+        self._others = {offset for offset in seen if offset > self._newest_own}
+        if not others:
+            return
+        record, message = others[0]
+        what = (
+            f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
+            f"{message.kernel}, this worker has {KERNEL_VERSION}"
+        )
+        if record.offset in self._others and len(self._others) > 1 and not self._accept_other_kernel:
+            raise KernelChanged(
+                f"{what}, and more records of another kernel follow: run card and score agents of one version, and let "
+                "the score agent finish the log before an upgrade"
+            )
+        raise KernelMismatch(what)
 
     def _read(
         self, records: Sequence[Record], result: Result
@@ -154,14 +201,6 @@ def _check(message: ProfiledTransaction | ProfiledLabel) -> None:
 
 
 def _features(read: Sequence[tuple[Record, ProfiledTransaction]], merchant: NDArray[np.float64]) -> NDArray[np.float64]:
-    # First, since another kernel may have another number of features too.
-    for record, message in read:
-        if message.kernel != KERNEL_VERSION:
-            raise KernelMismatch(
-                f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
-                f"{message.kernel}, this worker has {KERNEL_VERSION}: run card and score agents of one version, "
-                "and let the score agent finish the log before an upgrade"
-            )
     n = len(read)
     features = np.empty((n, len(FEATURES)))
     packed = b"".join([message.card_features for _, message in read])

@@ -13,14 +13,16 @@ from typing import Final, NamedTuple, Protocol
 from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient, ResourceType
 
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, patiently
 from pipeline.kafka.cluster import brokers, configs_of, describe_topics
 from pipeline.kafka.internal import OnRefused, not_counted
+from pipeline.kafka.kernels import newest_of_other_kernels
 from pipeline.kafka.retention import retention_problems
 from pipeline.kafka.traces import Traces, any_record, traces_of
 from pipeline.settings import Settings
-from schemas.topics import CONTROL, LABELS, MODELS, PROGRESS, TOPICS, TRANSACTIONS, Topic
+from schemas.topics import CONTROL, LABELS, MODELS, PROFILED, PROGRESS, TOPICS, TRANSACTIONS, Topic
 
 RECHECK_S: Final = 2.0
 """Another worker may commit between two of our questions: what is wrong is looked at twice."""
@@ -66,7 +68,7 @@ def check_start(
     brokers(cluster.client)  # a client's first request should be for metadata: others can take seconds
     problems: list[str] = []
     warnings: list[str] = []
-    for check in (check_partitions, check_retention, check_timestamps, check_replication, check_offsets):
+    for check in (check_partitions, check_retention, check_timestamps, check_replication, check_offsets, check_kernel):
         # Workers are started together with brokers, or while one of these restarts.
         found = patiently(partial(check, cluster, roles))
         problems += found.problems
@@ -250,6 +252,42 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
         again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
     )
     return Findings(refused.problems + beyond + redone.problems, refused.warnings + redone.warnings + warnings)
+
+
+def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+    """What the score agent has not decided must be of this release's kernel."""
+    found = Findings([], [])
+    for role in roles:
+        if PROFILED in role.reads:
+            found = _kernels(cluster, role)
+            if found.problems:
+                # Another worker may be about to decide them, or to write some of this kernel.
+                time.sleep(RECHECK_S)
+                found = _kernels(cluster, role)
+    return found
+
+
+def _kernels(cluster: Cluster, role: Role) -> Findings:
+    client, settings = cluster.client, cluster.settings
+    name = settings.topic(PROFILED.name)
+    partitions = [(name, part.id) for part in describe_topics(client, [name])[name].partitions]
+    with closing(group_consumer(cluster.bootstrap, settings.topic(role.name), settings=settings)) as consumer:
+        committed = committed_by_group(consumer, partitions)
+    ends = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
+    positions = {number: committed.get((at, number), 0) for at, number in partitions}
+    newest = newest_of_other_kernels(
+        cluster.bootstrap, settings, positions, {number: end for (_, number), end in ends.items()}
+    )
+    # A single one is quarantined like any record that fails: it must not keep a worker from starting.
+    problems = [
+        f"topic {name} partition {number} ends with undecided records of another kernel version (offset "
+        f"{records[0].offset} is of {records[0].kernel}, this release has {KERNEL_VERSION}): let score agents of the "
+        "release that wrote them decide them first (docs/operating.md, another kernel version). If no release of yours "
+        "wrote them, they are forged"
+        for number, records in newest.items()
+        if len(records) > 1
+    ]
+    return Findings.of(problems, accepted=settings.accept_other_kernel, setting="FRAUD_PIPELINE_ACCEPT_OTHER_KERNEL")
 
 
 def _made_anew(group: str, anew: Mapping[Partition, int]) -> list[str]:

@@ -1,7 +1,6 @@
 """Whatever bytes come in, the codec ends with a message or a named error, and accepts only what others can read."""
 
 import json
-import time
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Never
@@ -104,12 +103,10 @@ REFUSED: list[tuple[str, bytes | None]] = [
 
 @pytest.mark.parametrize(("code", "value"), REFUSED, ids=[f"{n}-{code}" for n, (code, _) in enumerate(REFUSED)])
 def test_what_is_wrong_has_a_name(code: str, value: bytes | None) -> None:
-    started = time.perf_counter()
     with pytest.raises(InvalidMessage) as refused:
         accept(value)
     assert refused.value.code == code
     assert len(str(refused.value)) < 400
-    assert time.perf_counter() - started < 5
 
 
 def test_as_many_names_as_are_allowed_and_colons_in_texts_are_accepted() -> None:
@@ -233,13 +230,11 @@ def test_an_escaped_key_does_not_hide_an_amount() -> None:
 
 @pytest.mark.parametrize("filler", [b'\\"', b"[],", b'"",', b"{},"])
 def test_depth_is_measured_in_linear_time(filler: bytes) -> None:
-    """A million bytes of brackets or quotes; quadratic work would take minutes."""
+    """A million bytes of brackets or quotes: quadratic work would go on until pytest's time limit."""
     body = filler * (900_000 // len(filler))
     inside = b'"' + body + b'"' if filler == b'\\"' else b"[" + body[:-1] + b"]"
     value = with_amount(b'1,"unknown":[' + b"[]," * 70 + inside + b"]")
-    started = time.perf_counter()
     assert accept(value).amount_base_minor == 100
-    assert time.perf_counter() - started < 5
 
 
 def test_brackets_in_strings_are_no_nesting() -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine.results import Result
@@ -87,7 +87,7 @@ spliced_bytes = st.builds(
 )
 
 
-@settings(max_examples=FUZZ_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=FUZZ_EXAMPLES)
 @given(st.one_of(plausible_messages, changed_messages, spliced_bytes, st.binary(max_size=64)))
 def test_any_bytes_end_as_a_message_or_a_named_error(value: bytes) -> None:
     accepted = result_of(accept, value)
@@ -118,7 +118,7 @@ amounts_in_any_currency = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=FUZZ_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=FUZZ_EXAMPLES)
 @given(st.one_of(plausible_messages, changed_messages, spliced_bytes, amounts_in_any_currency))
 def test_what_is_read_the_short_way_is_read_alike(value: bytes) -> None:
     got = result_of(accept, value)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -11,16 +10,12 @@ import pytest
 
 from pipeline.backtest.report import ReportOptions, build_report
 from tests.helpers.backtests import HOSTILE, result
+from tests.helpers.tools import tool
 
-CHROMIUM = shutil.which("chromium")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )  # fmt: skip
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no Chromium to look at the report with: apt-get install chromium"
-)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +28,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def browse(page: Path, *arguments: str) -> str:
     """What Chromium writes about ``page``."""
-    assert CHROMIUM is not None
     profile = f"--user-data-dir={page.parent / 'profile'}"
-    command = [CHROMIUM, *FLAGS, profile, *arguments, page.as_uri()]
+    command = [tool("chromium", "chromium"), *FLAGS, profile, *arguments, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

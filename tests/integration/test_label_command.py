@@ -224,7 +224,7 @@ def test_following_shows_new_alerts_until_interrupted(cluster: Settings) -> None
         assert "Sentence number 2." in "".join(lines)
         assert "Sentence number 1." not in "".join(lines)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(120) == 130
         assert process.stderr.read() == ""
     finally:
         process.kill()

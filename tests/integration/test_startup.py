@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from confluent_kafka.admin import (
 from agents.app import WorkerContext
 from agents.topology import AGENTS, CARD, FEEDBACK, LEARN, SCORE
 from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import TopicError, admin_client, consumer_config, producer_config
@@ -31,7 +33,7 @@ from pipeline.kafka.startup import Role, StartRefused, check_start
 from pipeline.kafka.traces import progressed
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.settings import Settings
-from schemas.messages import Progress
+from schemas.messages import ProfiledTransaction, Progress
 from schemas.topics import (
     DEAD_LETTERS,
     DECISIONS,
@@ -244,6 +246,35 @@ def test_a_scored_partition_without_an_offset_is_refused(bootstrap: str, setting
     assert check_start(bootstrap, settings, [SCORE]) == []
     write(bootstrap, settings, DECISIONS, b'{"log": {"partition": 1, "offset": 0}}')
     assert f"no offsets for {settings.topic('profiled')} partition 1" in refusal(bootstrap, settings, SCORE)
+
+
+def profiled(bootstrap: str, settings: Settings, number: int, *kernels: str) -> None:
+    """Undecided transactions of one partition, one of each kernel."""
+    golden = files("schemas") / "golden/v1/profiled-transaction.json"
+    message = msgspec.json.decode(golden.read_bytes(), type=ProfiledTransaction)
+    for kernel in kernels:
+        value = msgspec.json.encode(msgspec.structs.replace(message, kernel=kernel))
+        write(bootstrap, settings, PROFILED, value, partition=number)
+
+
+def test_undecided_records_of_another_kernel_are_refused(bootstrap: str, settings: Settings) -> None:
+    name = settings.topic(PROFILED.name)
+    # One alone, several before one of this kernel, and what is none of the pipeline's messages.
+    profiled(bootstrap, settings, 0, KERNEL_VERSION, "0-other")
+    profiled(bootstrap, settings, 1, "0-other", "0-other", KERNEL_VERSION)
+    write(bootstrap, settings, PROFILED, b'{"kernel":"0-other"}', partition=1)
+    assert check_start(bootstrap, settings, ALL) == []
+    profiled(bootstrap, settings, 1, "0-other", "0-other")
+    told = refusal(bootstrap, settings, SCORE)
+    assert f"topic {name} partition 1 ends with undecided records of another kernel version (offset 4 is of" in told
+    assert f"0-other, this release has {KERNEL_VERSION}" in told
+    assert "partition 0" not in told
+    (warning,) = check_start(bootstrap, changed(settings, accept_other_kernel=True), [SCORE])
+    assert warning in told
+    assert check_start(bootstrap, settings, [CARD]) == []
+    # Once they are decided, they are in nobody's way.
+    commit(bootstrap, settings, "score", {(PROFILED, 1): 6})
+    assert check_start(bootstrap, settings, [SCORE]) == []
 
 
 def test_records_deleted_before_they_were_read_are_refused(bootstrap: str, settings: Settings) -> None:

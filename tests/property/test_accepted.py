@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.engine import card
@@ -38,7 +38,6 @@ def profiled(values: Sequence[bytes | None], few: int) -> Result:
         return CardPartition(OPTIONS, None, MemoryStore()).process(records, NOW)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches)
 def test_what_is_accepted_at_once_the_decoder_accepts_alike(values: list[bytes | None]) -> None:
     found = accepted_at_once(values, RATES)
@@ -50,7 +49,6 @@ def test_what_is_accepted_at_once_the_decoder_accepts_alike(values: list[bytes |
             assert (one, repr(one)) == (expected, repr(expected))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches)
 def test_the_card_agent_answers_alike_both_ways(values: list[bytes | None]) -> None:
     assert profiled(values, few=0) == profiled(values, few=len(values))

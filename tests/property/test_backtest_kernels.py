@@ -10,7 +10,7 @@ from tests.unit.test_backtest import assert_taught, options
 horizons_us = st.sampled_from((0, HOUR, DAY, 3 * DAY, 10 * DAY, 40 * DAY))
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 10**6),
     size=st.integers(1, 250),

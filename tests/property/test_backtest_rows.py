@@ -120,7 +120,7 @@ def converted_transaction(fields: dict[str, Any], stamp_us: int | None, row: int
     return (row, *names, item.event_time_us, minor, item.amount_base_minor, item.counts, item.hour, item.weekday)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(transactions, stamps_us), min_size=1, max_size=8))
 def test_transactions_are_those_of_the_decoder(rows: list[tuple[dict[str, Any], int | None]]) -> None:
     fields, stamps = [row for row, _ in rows], [stamp for _, stamp in rows]
@@ -139,7 +139,7 @@ def test_transactions_are_those_of_the_decoder(rows: list[tuple[dict[str, Any], 
     assert accepted.key.tolist() == accepted.event_time_us.tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(labels, stamps_us), min_size=1, max_size=8))
 def test_labels_are_those_of_the_decoder(rows: list[tuple[dict[str, Any], int | None]]) -> None:
     accepted, rejects = accept_labels(table([row for row, _ in rows], [stamp for _, stamp in rows]), RULES)
@@ -262,7 +262,7 @@ def test_an_arrival_that_is_no_time_is_an_error_of_the_file() -> None:
         accept_transactions(typed(timestamp=pa.array(["noon"])), RULES)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.text(), st.text()), max_size=5))
 def test_hashes_are_those_of_the_kernels(names: list[tuple[str, str]]) -> None:
     cards, ids = (pa.array([pair[k] for pair in names], pa.string()) for k in (0, 1))
@@ -272,7 +272,7 @@ def test_hashes_are_those_of_the_kernels(names: list[tuple[str, str]]) -> None:
     assert name_keys(cards).tolist() == entity_keys([card for card, _ in names]).tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

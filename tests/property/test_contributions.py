@@ -2,7 +2,7 @@
 
 import lightgbm
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.features.catalogue import FEATURES
@@ -13,7 +13,6 @@ from tests.reference import shapley
 from tests.unit.model_helpers import tolerance
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     used=st.integers(1, 12),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -20,7 +20,6 @@ INEXACT = ("mean", "std", "amount_to", "deviation", "surge", "risk")
 EXACT_INTEGERS = 2**53
 KNOWN = {"legitimate": 0, "fraud": 1, "none": 2}
 
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 Profile = Callable[[pd.DataFrame], NDArray[np.float64]]
 
 
@@ -82,14 +81,12 @@ def assert_agrees(got: NDArray[np.float64], want: pd.DataFrame, names: Sequence[
             )
 
 
-@relaxed
 @given(card_logs())
 def test_card_features_equal_the_reference(log: pd.DataFrame) -> None:
     got = profile_cards(CardWindows())(log)
     assert_agrees(got, card_features(log), CARD_FEATURES, log)
 
 
-@relaxed
 @given(merchant_logs())
 def test_merchant_features_equal_the_reference(log: pd.DataFrame) -> None:
     got = profile_merchants(MerchantWindows())(log)
@@ -110,7 +107,6 @@ def test_a_busy_merchant_equals_the_reference(seed: int) -> None:
     assert_agrees(got, merchant_features(log), MERCHANT_FEATURES, log)
 
 
-@relaxed
 @given(st.integers(0, 2**32), st.lists(st.integers(0, 2_000), max_size=30))
 def test_batches_do_not_show(seed: int, cuts: list[int]) -> None:
     """Bit for bit, NaN included: a replay cuts its batches elsewhere than live traffic did."""

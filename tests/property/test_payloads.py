@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
@@ -137,7 +137,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(payload[: draw(st.integers(0, len(payload)) | st.just(len(payload)))])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 @given(changed() | damaged() | st.binary(max_size=60) | HOSTILE)
 @example(nested(5_000))
 @example(b'{"kind":' + nested(100_000) + b"}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine.state import MemoryStore
@@ -34,7 +34,7 @@ def memory() -> StoreMemory:
     return StoreMemory(MINIMUM_BYTES)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(steps, max_size=40), st.lists(keys, min_size=1, max_size=10))
 def test_the_store_on_disk_is_the_store_in_memory(
     memory: StoreMemory, done: list[tuple[str, bytes, bytes]], looked_up: list[bytes]

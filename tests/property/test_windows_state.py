@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -40,7 +40,6 @@ from tests.property.strategies import (
 from tests.property.test_features import assert_agrees, profile_cards, profile_merchants
 from tests.reference.features import card_cases, card_features, merchant_features
 
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 seeds = st.integers(0, 2**32)
 OPERATIONS = ("settle", "settle", "undo", "dump", "full", "load")
 plans = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(1, 400)), max_size=25)
@@ -86,7 +85,6 @@ def run(
     return np.vstack(features), windows
 
 
-@relaxed
 @given(card_logs(), plans)
 def test_cards_equal_the_reference_whatever_is_done_between(log: pd.DataFrame, plan: Plan) -> None:
     plan = [(operation, size % 12 + 1) for operation, size in plan]
@@ -94,7 +92,6 @@ def test_cards_equal_the_reference_whatever_is_done_between(log: pd.DataFrame, p
     assert_agrees(got, card_features(log), CARD_FEATURES, log)
 
 
-@relaxed
 @given(merchant_logs(), plans)
 def test_merchants_equal_the_reference_whatever_is_done_between(log: pd.DataFrame, plan: Plan) -> None:
     plan = [(operation, size % 12 + 1) for operation, size in plan]
@@ -102,7 +99,7 @@ def test_merchants_equal_the_reference_whatever_is_done_between(log: pd.DataFram
     assert_agrees(got, merchant_features(log), MERCHANT_FEATURES, log)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, plans, st.booleans())
 def test_long_logs_do_not_show_what_is_done_between(seed: int, plan: Plan, busy: bool) -> None:
     """Against one call that never settles, sweeps or loads."""
@@ -148,7 +145,6 @@ def whole_profile(windows: CardWindows, log: pd.DataFrame) -> CardProfile:
     )  # fmt: skip
 
 
-@relaxed
 @given(st.one_of(card_logs(), st.integers(0, 99).map(lambda seed: passing_cards_log(seed, 200))), st.integers(1, 30))
 def test_cases_are_those_of_the_reference(log: pd.DataFrame, size: int) -> None:
     windows, want = CardWindows(), card_cases(log)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import tomllib
 from importlib.resources import files
@@ -16,6 +15,7 @@ from packaging.version import Version
 
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
+from tests.helpers.tools import tool
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy/prometheus"
@@ -136,6 +136,13 @@ def test_alerts_say_what_happened_and_what_to_do() -> None:
         assert rule["labels"]["severity"] in {"warning", "critical"}
 
 
+def test_every_alert_has_its_entry_among_the_runbooks() -> None:
+    text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    table = text.partition("## When an alert comes")[2].partition("\n## ")[0]
+    explained = {name for line in table.splitlines() for name in re.findall(r"`(Fraud\w+)`", line.split(" | ")[0])}
+    assert explained == {rule["alert"] for rule in rules()}
+
+
 def test_dashboard_panels_are_distinct_and_use_the_provisioned_datasource() -> None:
     provisioned = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
     uid = provisioned["datasources"][0]["uid"]
@@ -186,10 +193,8 @@ def test_probes_ask_for_life_and_readiness_apart() -> None:
 
 
 def promtool(*arguments: str) -> None:
-    tool = shutil.which("promtool")
-    if tool is None:
-        pytest.skip("promtool is not installed (Debian, Ubuntu: apt-get install prometheus)")
-    result = subprocess.run([tool, *arguments], check=False, cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
+    command = [tool("promtool", "prometheus"), *arguments]
+    result = subprocess.run(command, check=False, cwd=PROMETHEUS, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -86,7 +86,7 @@ def test_a_turn_ends_with_the_batch_during_which_the_channel_closes(monkeypatch:
 
     def worked(_: int) -> None:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     first, second = batches(2)
     source = Source([second], worked)

@@ -15,7 +15,7 @@ from pipeline.engine.decider import Decider
 from pipeline.engine.history import compute_features
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.results import Result
-from pipeline.engine.score import KernelMismatch, ScorePartition
+from pipeline.engine.score import KernelChanged, KernelMismatch, ScorePartition
 from pipeline.exports.rows import RowFormat
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.features.identity import transaction_hash
@@ -356,10 +356,55 @@ def test_another_kernel_s_features_are_refused_by_name_of_the_record() -> None:
     other = (record.value or b"").replace(KERNEL_VERSION.encode(), b"0-other")
     log = Log(PROFILED, partition=2)
     log.append(record.value)
-    with pytest.raises(KernelMismatch, match=r"profiled partition 2 offset 1 .* kernel 0-other.* one version"):
+    with pytest.raises(KernelMismatch, match=r"profiled partition 2 offset 1 .* kernel 0-other"):
         decide(score(), [*log.records, log.append(other.replace(b'"offset":0', b'"offset":1'))], active(), NOW)
     # What was decided by an earlier version may stay in the log: a fold uses none of its features.
     score().fold(log.records)
+
+
+def by_kernels(kernels: str) -> list[Record]:
+    """Transactions of one partition, ``x`` for each of another kernel."""
+    records = profile(purchases(len(kernels)).records).records
+    return [foreign(record) if kernel == "x" else record for kernel, record in zip(kernels, records, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "changed"),
+    [("oox", False), ("oxo", False), ("xxxo", False), ("x", False), ("oxx", True), ("xx", True), ("oxoxx", False)],
+)
+def test_a_run_of_another_kernel_at_the_end_is_no_single_record_s_fault(kernels: str, *, changed: bool) -> None:
+    with pytest.raises(KernelMismatch) as raised:
+        decide(score(), by_kernels(kernels), active(), NOW)
+    assert isinstance(raised.value, KernelChanged) == changed
+    assert f"offset {kernels.index('x')} " in str(raised.value)
+
+
+def test_halves_of_a_batch_are_judged_by_all_of_it() -> None:
+    state, records = score(), by_kernels("oxo")
+    with pytest.raises(KernelMismatch):
+        decide(state, records, active(), NOW)
+    state.undo()
+    with pytest.raises(KernelMismatch) as alone:
+        decide(state, records[1:2], active(), NOW)
+    assert not isinstance(alone.value, KernelChanged)
+
+
+def test_a_second_record_of_another_kernel_tells_of_an_upgrade_though_the_first_was_quarantined() -> None:
+    state, records = score(), by_kernels("oxxo")
+    decide(state, records[:1], active(), NOW)
+    state.settle()
+    for end, expected in ((2, KernelMismatch), (3, KernelChanged)):
+        with pytest.raises(KernelMismatch) as raised:
+            decide(state, records[end - 1 : end], active(), NOW)
+        assert type(raised.value) is expected
+        state.undo()
+    assert len(decisions(decide(state, records[3:], active(), NOW))) == 1
+
+
+def test_where_another_kernel_is_accepted_each_record_fails_for_itself() -> None:
+    with pytest.raises(KernelMismatch) as raised:
+        decide(ScorePartition(accept_other_kernel=True), by_kernels("xx"), active(), NOW)
+    assert not isinstance(raised.value, KernelChanged)
 
 
 def test_another_kernel_with_another_number_of_features_is_refused_by_name_too() -> None:

@@ -34,7 +34,7 @@ PROGRAM = """
     logging.basicConfig(level="INFO")
     app = Nothing("nothing", broker="kafka://", store="memory://", web_enabled=False, autodiscover=False,
                   datadir=sys.argv[1])
-    PipelineWorker(app, shutdown_timeout_s=5.0, loglevel="INFO", quiet=True).execute_from_commandline()
+    PipelineWorker(app, shutdown_timeout_s=30.0, loglevel="INFO", quiet=True).execute_from_commandline()
 """
 
 

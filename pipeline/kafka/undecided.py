@@ -1,0 +1,300 @@
+"""The age of the oldest undecided record of each partition, measured beside the agents.
+
+Offsets tell nearly always that nothing waits. Only where a record that was there at the last measurement is still
+undecided is one record read, for its timestamp; an open transaction hides it from agents, but not from here.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Protocol, Self
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import OffsetSpec
+
+from pipeline.kafka.batch import Place
+from pipeline.kafka.clients import admin_client, consumer_config
+from pipeline.metrics import WorkerMetrics
+from pipeline.settings import Settings
+from schemas.topics import LABELS, TRANSACTIONS
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 2.0
+REQUEST_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 5.0
+POLL_S: Final = 0.1
+UNREADABLE: Final = frozenset({KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG})
+
+
+class Found(NamedTuple):
+    """What lies at an offset or behind it."""
+
+    kind: Literal["record", "end", "unreadable"]
+    offset: int
+    """Of the record, or of the end of what can be read."""
+    timestamp_ms: int = 0
+
+
+class Log(Protocol):
+    """The logs of the partitions, as far as the measurement needs them."""
+
+    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+        """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
+
+    def first(self, offsets: Mapping[Place, int], *, committed: bool) -> Mapping[Place, Found]:
+        """Look for the first record at or behind an offset of each partition.
+
+        Args:
+            offsets: where to look.
+            committed: whether records of open and aborted transactions are passed over.
+
+        Returns:
+            What was found; a partition that did not answer in time is absent.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _Oldest:
+    offset: int
+    since_s: float
+    kind: Literal["record", "hidden", "unreadable", "unknown"]
+
+
+@dataclass(slots=True)
+class OldestUndecided:
+    """The oldest undecided record of each partition that one agent holds."""
+
+    log: Log
+    untimed: Collection[str] = ()
+    """Topics (full names) whose timestamps are a simulated clock's: age counts from when the record was first seen."""
+    _ends: dict[Place, int] = field(default_factory=dict)
+    _empty: dict[Place, int] = field(default_factory=dict)
+    """Offsets below which nothing is left: what follows the agent's position are transaction markers, or aborted."""
+    _oldest: dict[Place, _Oldest] = field(default_factory=dict)
+
+    def ages_s(self, positions: Mapping[Place, int], now_s: float) -> dict[Place, float]:
+        """Measure once.
+
+        Args:
+            positions: the offset behind the last committed record of each partition held.
+            now_s: the time, seconds since 1970.
+
+        Returns:
+            Seconds by partition; 0 where all that was there at the last measurement is decided.
+        """
+        told = self.log.ends(positions.keys()) if positions else {}
+        # Without an answer, what was there before is all that is known to be there.
+        ends = {place: told.get(place, self._ends.get(place, position)) for place, position in positions.items()}
+        self._empty = {place: end for place, end in self._empty.items() if place in positions}
+        waiting = {}
+        for place, position in positions.items():
+            at = max(position, self._empty.get(place, 0))
+            if min(ends[place], self._ends.get(place, ends[place])) > at:
+                waiting[place] = at
+        self._oldest = self._find(waiting, ends, now_s)
+        self._ends = ends
+        return {
+            place: max(0.0, now_s - self._oldest[place].since_s) if place in self._oldest else 0.0
+            for place in positions
+        }
+
+    def _find(self, waiting: Mapping[Place, int], ends: Mapping[Place, int], now_s: float) -> dict[Place, _Oldest]:
+        # What cannot be read is not read again either: it may be large.
+        oldest = {
+            place: known
+            for place, known in self._oldest.items()
+            if known.kind in ("record", "unreadable") and waiting.get(place, known.offset + 1) <= known.offset
+        }
+        asked = {place: at for place, at in waiting.items() if place not in oldest}
+        found = self.log.first(asked, committed=True) if asked else {}
+        hidden: dict[Place, int] = {}
+        for place, at in asked.items():
+            one = found.get(place)
+            if one is None:
+                oldest[place] = self._seen(place, at, "unknown", now_s)
+            elif one.kind == "record":
+                oldest[place] = self._timed(place, one, "record", now_s)
+            elif one.kind == "unreadable":
+                oldest[place] = self._seen(place, at, "unreadable", now_s)
+            else:
+                self._empty[place] = max(at, one.offset)
+                if one.offset < ends[place]:
+                    hidden[place] = one.offset
+        known_hidden = {place for place, at in hidden.items() if self._is_hidden(place, at)}
+        oldest |= {place: self._oldest[place] for place in known_hidden}
+        asked = {place: at for place, at in hidden.items() if place not in known_hidden}
+        found = self.log.first(asked, committed=False) if asked else {}
+        for place, at in asked.items():
+            one = found.get(place)
+            if one is not None and one.kind == "record":
+                oldest[place] = self._timed(place, one, "hidden", now_s)
+            elif one is None or one.kind == "unreadable":
+                oldest[place] = self._seen(place, at, "unknown" if one is None else "hidden", now_s)
+        return oldest
+
+    def _is_hidden(self, place: Place, at: int) -> bool:
+        known = self._oldest.get(place)
+        return known is not None and known.kind == "hidden" and known.offset >= at
+
+    def _timed(self, place: Place, found: Found, kind: Literal["record", "hidden"], now_s: float) -> _Oldest:
+        if place[0] in self.untimed or found.timestamp_ms <= 0:
+            return self._seen(place, found.offset, kind, now_s)
+        return _Oldest(found.offset, found.timestamp_ms / 1_000, kind)
+
+    def _seen(
+        self, place: Place, offset: int, kind: Literal["record", "hidden", "unreadable", "unknown"], now_s: float
+    ) -> _Oldest:
+        """Count from now, or from when the same record was first seen."""
+        known = self._oldest.get(place)
+        # One whose offset was not known yet was looked for from the same position.
+        same = known is not None and (known.offset == offset or known.kind == "unknown")
+        return _Oldest(offset, known.since_s if known is not None and same else now_s, kind)
+
+
+class KafkaLog:
+    """The logs on the brokers; used from one thread."""
+
+    def __init__(self, bootstrap: str, settings: Settings, stopping: threading.Event) -> None:
+        # The agents' clients complain of the same brokers.
+        self._quiet = {"log_level": 0, "error_cb": lambda _error: None}
+        self._bootstrap, self._settings, self._stopping = bootstrap, settings, stopping
+        self._client = admin_client(bootstrap, settings=settings, overrides=self._quiet)
+        self._readers: dict[bool, Consumer] = {}
+
+    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+        """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
+        asked = {TopicPartition(*place): OffsetSpec.latest() for place in places}
+        ends: dict[Place, int] = {}
+        try:
+            # A client whose first request is for offsets may wait for seconds.
+            self._client.list_topics(next(iter(places))[0], timeout=REQUEST_TIMEOUT_S)
+            futures = self._client.list_offsets(
+                asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
+            )
+        except KafkaException as error:
+            log.debug("no broker tells where the logs end: %s", error)
+            return ends
+        for at, future in futures.items():
+            try:
+                ends[at.topic, at.partition] = future.result().offset
+            except KafkaException as error:
+                log.debug("nobody tells where %s partition %d ends: %s", at.topic, at.partition, error)
+        return ends
+
+    def first(self, offsets: Mapping[Place, int], *, committed: bool) -> Mapping[Place, Found]:
+        """Look for the first record at or behind an offset of each partition. Raises ``KafkaException``."""
+        reader = self._reader(committed)
+        reader.assign([TopicPartition(*place, at if at > 0 else OFFSET_BEGINNING) for place, at in offsets.items()])
+        found: dict[Place, Found] = {}
+        ends_s = time.monotonic() + READ_TIMEOUT_S
+        while len(found) < len(offsets) and time.monotonic() < ends_s and not self._stopping.is_set():
+            message = reader.poll(POLL_S)
+            if message is None:
+                continue
+            place = (message.topic(), message.partition())
+            error: KafkaError | None = message.error()
+            if place in found or place not in offsets:
+                continue
+            if error is None:
+                found[place] = Found("record", message.offset(), message.timestamp()[1])
+            elif error.code() == KafkaError._PARTITION_EOF:
+                found[place] = Found("end", message.offset())
+            elif error.code() in UNREADABLE:
+                found[place] = Found("unreadable", offsets[place])
+            else:
+                continue
+            reader.incremental_unassign([TopicPartition(*place)])
+        reader.unassign()
+        return found
+
+    def close(self) -> None:
+        """Close the consumers."""
+        for reader in self._readers.values():
+            reader.close()
+
+    def _reader(self, committed: bool) -> Consumer:
+        if committed not in self._readers:
+            overrides: dict[str, Any] = {
+                **self._quiet,
+                "group.protocol": "classic",  # it only assigns, and never joins
+                "isolation.level": "read_committed" if committed else "read_uncommitted",
+                "enable.partition.eof": True,
+                # One record of each partition is looked at.
+                "queued.min.messages": 1,
+                "max.partition.fetch.bytes": 64 * 1024,
+            }
+            config = consumer_config(
+                self._bootstrap, "fraud-pipeline-undecided", settings=self._settings, overrides=overrides
+            )
+            self._readers[committed] = Consumer(config)
+        return self._readers[committed]
+
+
+class UndecidedWatch:
+    """Measures for several agents, from a thread of its own, from ``start`` (or ``with``) to ``stop``."""
+
+    def __init__(
+        self, bootstrap: str, settings: Settings, metrics: WorkerMetrics, *, interval_s: float = INTERVAL_S
+    ) -> None:
+        self._metrics, self._interval_s = metrics, interval_s
+        self._stopping = threading.Event()
+        self._new_log = partial(KafkaLog, bootstrap, settings, self._stopping)
+        simulated = (TRANSACTIONS, LABELS) if settings.timestamps == "producer" else ()
+        self._untimed = [settings.topic(topic.name) for topic in simulated]
+        self._positions: dict[str, Callable[[], Mapping[Place, int]]] = {}
+        self._thread = threading.Thread(target=self._run, name="undecided-watch", daemon=True)
+
+    def follow(self, agent: str, positions: Callable[[], Mapping[Place, int]]) -> None:
+        """Measure for ``agent`` too.
+
+        Args:
+            agent: its name.
+            positions: returns the offset behind the last committed record of each partition that it holds now.
+        """
+        self._positions[agent] = positions
+
+    def start(self) -> Self:
+        """Measure from now on."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Measure no more; waits for the measurement that is under way, but not for brokers."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        logs = self._new_log()
+        agents: dict[str, OldestUndecided] = {}
+        shown: dict[str, set[Place]] = {}
+        while not self._stopping.wait(self._interval_s):
+            for agent, positions in list(self._positions.items()):
+                oldest = agents.setdefault(agent, OldestUndecided(logs, self._untimed))
+                held = dict(positions())
+                for topic, number in shown.get(agent, set()) - held.keys():
+                    self._metrics.forget_undecided(agent, topic, number)
+                shown[agent] = shown.get(agent, set()) & held.keys()
+                try:
+                    ages_s = oldest.ages_s(held, time.time())
+                except Exception:
+                    # The next measurement may do better; a thread that ends would be seen by nobody.
+                    log.exception("%s: the age of the oldest undecided records cannot be measured", agent)
+                    continue
+                shown[agent] = set(ages_s)
+                for (topic, number), age_s in ages_s.items():
+                    self._metrics.oldest_undecided(agent, topic, number, age_s)
+        logs.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

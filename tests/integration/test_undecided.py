@@ -1,0 +1,83 @@
+"""An open foreign transaction on `transactions`: the worker reports whose records wait, and for how long."""
+
+import urllib.request
+
+import pytest
+from confluent_kafka import Producer
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline.kafka.clients import producer_config
+from pipeline.settings import Settings
+from schemas.topics import LABELS, PROFILED, TRANSACTIONS
+from tests.helpers.logs import after, transaction
+from tests.helpers.topics import Cluster, Starter
+from tests.helpers.worker import Worker
+
+pytestmark = pytest.mark.broker
+
+PARTITIONS = 3
+BLOCKED = 1
+GROWN_S = 3.0
+
+
+@pytest.fixture(params=["broker", "producer"])
+def stamped(request: pytest.FixtureRequest, kafka_settings: Settings) -> Cluster:
+    """Topics with the broker's timestamps, or with a simulated clock's."""
+    return Cluster(kafka_settings.model_copy(update={"card_partitions": PARTITIONS, "timestamps": request.param}))
+
+
+def oldest_undecided(worker: Worker) -> dict[tuple[str, int], float]:
+    """What the worker exports, by topic and partition; empty while nobody serves metrics."""
+    address = next((line.split()[-1] for line in worker.said.splitlines() if ", metrics on " in line), None)
+    if address is None:
+        return {}
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
+        text = response.read().decode()
+    return {
+        (sample.labels["topic"], int(sample.labels["partition"])): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "fraud_pipeline_oldest_undecided_seconds"
+    }
+
+
+def test_records_behind_an_open_transaction_age_until_it_is_aborted(stamped: Cluster, start: Starter) -> None:
+    settings = stamped.settings
+    name = settings.topic(TRANSACTIONS.name)
+    places = {(name, number) for number in range(PARTITIONS)}
+    worker = start(settings, agents="card")
+
+    def written(numbers: range) -> None:
+        """One transaction of a card for each partition, whatever partition the card belongs to."""
+        for number in numbers:
+            value = transaction(number, after(minutes=number), card_id=f"c{number}")
+            stamped.write(TRANSACTIONS, value, f"c{number}".encode(), after(minutes=number), partition=number % 3)
+        stamped.flush()
+
+    def profiled() -> int:
+        return len(stamped.read(PROFILED))
+
+    written(range(9))
+    worker.until(lambda: profiled() == 9)
+    worker.until(lambda: places <= oldest_undecided(worker).keys())
+    worker.until(lambda: set(oldest_undecided(worker).values()) == {0.0})
+
+    held = {"transaction.timeout.ms": 900_000}  # longer than any test
+    foreign = Producer(producer_config(stamped.bootstrap, transactional_id=settings.topic("foreign"), overrides=held))
+    foreign.init_transactions()
+    foreign.begin_transaction()
+    foreign.produce(name, transaction(9, after(minutes=9)), b"c9", partition=BLOCKED)
+    foreign.flush()
+    written(range(10, 19))
+    # Those of the other partitions, and what of them is passed on, are decided.
+    worker.until(lambda: oldest_undecided(worker)[name, BLOCKED] > GROWN_S)
+    worker.until(lambda: all(age_s == 0 for at, age_s in oldest_undecided(worker).items() if at != (name, BLOCKED)))
+    grown_s = oldest_undecided(worker)[name, BLOCKED]
+    worker.until(lambda: oldest_undecided(worker)[name, BLOCKED] > grown_s)
+    assert profiled() < 18
+
+    foreign.abort_transaction()
+    worker.until(lambda: profiled() == 18)
+    worker.until(lambda: set(oldest_undecided(worker).values()) == {0.0})
+    assert {topic for topic, _ in oldest_undecided(worker)} >= {name, settings.topic(LABELS.name)}
+    assert worker.stop() == 0, worker.said
