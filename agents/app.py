@@ -25,7 +25,7 @@ from agents.keeper import Identity, Keeper
 from agents.online import OnlineModels
 from agents.partitions import Environment
 from agents.runtime import AgentSource, Partitions
-from agents.stopping import PipelineWorker
+from agents.stopping import PipelineWorker, end_with_any_thread
 from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent
 from pipeline.broker import provide_broker
 from pipeline.engine.card import CardOptions
@@ -86,7 +86,8 @@ class FraudApp(faust.App):  # type: ignore[misc]
             raise
 
     async def on_first_start(self) -> None:
-        """Make the data directory: Faust makes its own below it, and nothing above that."""
+        """Make the data directory: Faust makes its own below it, and nothing above that; and watch the threads."""
+        end_with_any_thread()
         Path(self.conf.datadir).parent.mkdir(parents=True, exist_ok=True)
         await super().on_first_start()
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from typing import Any, Final, NoReturn
 
 import faust
@@ -13,6 +14,16 @@ import faust
 log = logging.getLogger(__name__)
 
 EXIT_LATE: Final = 1
+EXIT_DEAD_THREAD: Final = 1
+
+
+def end_with_any_thread() -> None:
+    """End this process as soon as one of its threads dies of an exception.
+
+    Without that thread the process would look alive and do a part of its work only. Nothing is lost by the end: what
+    is not committed is read again.
+    """
+    threading.excepthook = _thread_died
 
 
 class PipelineWorker(faust.Worker):  # type: ignore[misc]
@@ -51,6 +62,19 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(math.ceil(self._shutdown_timeout_s) + 1)
         super()._schedule_shutdown(received)
+
+
+def _thread_died(death: threading.ExceptHookArgs) -> NoReturn:
+    name = death.thread.name if death.thread is not None else "unknown"
+    # The client's bare `KafkaError` is no exception that `traceback` would take.
+    error = f"{death.exc_type.__name__}: {death.exc_value}"
+    if death.exc_traceback is not None:
+        log.critical("thread %s:\n%s", name, "".join(traceback.format_tb(death.exc_traceback)).rstrip())
+    _leave(
+        EXIT_DEAD_THREAD,
+        f"thread {name} died of {error}: the worker ends at once, and nothing of an open batch is committed. Start it "
+        "again; if that does not help, report this error",
+    )
 
 
 def _leave(code: int, why: str) -> NoReturn:

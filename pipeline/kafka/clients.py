@@ -22,6 +22,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from pipeline.kafka.callbacks import callback
 from pipeline.settings import Settings
 from schemas.records import Record
 
@@ -138,7 +139,8 @@ def _merge(
                 f"FRAUD_PIPELINE_KAFKA_CONFIG sets {name} to {value!r}, but the pipeline relies on "
                 f"{invariants[name]!r}: remove it"
             )
-    return {**tuning, **given, **invariants, **(overrides or {})}
+    config = {**tuning, **given, **invariants, **(overrides or {})}
+    return {name: callback(value) if callable(value) else value for name, value in config.items()}
 
 
 def _common(bootstrap: str) -> Config:

@@ -41,17 +41,15 @@ class RecordProducer:
     def __init__(self, bootstrap: str, settings: Settings) -> None:
         self._failure: str | None = None
         # Reports of successes would cost a Python call for each record.
-        self._producer = Producer(
-            {
-                **producer_config(bootstrap, settings=settings),
-                "delivery.report.only.error": True,
-                "on_delivery": self._on_delivery,
-                # A broker that was killed takes a producer for long gone whose last record bears an old time, as those
-                # of replays do, and takes any request of it for its first. Of two on their way the later one could be
-                # that, and the earlier one then passes for a repeat (docs/decisions/0004-exactly-once.md).
-                "max.in.flight.requests.per.connection": 1,
-            }
-        )
+        overrides = {
+            "delivery.report.only.error": True,
+            "on_delivery": self._on_delivery,
+            # A broker that was killed takes a producer for long gone whose last record bears an old time, as those
+            # of replays do, and takes any request of it for its first. Of two on their way the later one could be
+            # that, and the earlier one then passes for a repeat (docs/decisions/0004-exactly-once.md).
+            "max.in.flight.requests.per.connection": 1,
+        }
+        self._producer = Producer(producer_config(bootstrap, settings=settings, overrides=overrides))
 
     def __enter__(self) -> Self:
         return self

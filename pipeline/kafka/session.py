@@ -23,6 +23,7 @@ from confluent_kafka import (
 )
 
 from pipeline.kafka.batch import Batch, Place
+from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import GroupProtocol, consumer_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
@@ -318,6 +319,7 @@ class Session:
         """A client, and where it puts the errors after which it cannot be used any more."""
         fatal: list[str] = []
 
+        @callback
         def on_error(error: KafkaError) -> None:
             if error.fatal():
                 fatal.append(error.str())
@@ -370,6 +372,7 @@ class Session:
 
     # --- Partitions that come and go ---------------------------------------------------------------------------
 
+    @callback
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is not self._consumer:
             # One that was given up and is being closed.
@@ -407,6 +410,7 @@ class Session:
         self._positions.update(offsets)
         self._settled.update(offsets)
 
+    @callback
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = {partition.partition for partition in partitions}
         left: list[TopicPartition] = []

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.clients import log_error, producer_config
 from pipeline.settings import Settings
@@ -274,11 +275,13 @@ class Transactions:
             return
         log_error(error)
 
+    @callback
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         del message
         if error is not None and self._undelivered is None:
             self._undelivered = error
 
+    @callback
     def _on_marked(self, error: KafkaError | None, message: Message) -> None:
         self._on_delivery(error, message)
         if error is None:

@@ -533,6 +533,32 @@ def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_loo
     assert decided(settings) == [b"1", b"2", b"3"]
 
 
+@pytest.mark.parametrize("when", ["assigned", "revoked"])
+def test_what_a_rebalance_raises_in_the_client_leaves_the_poll_as_it_was_raised(settings: Settings, when: str) -> None:
+    class Failing(Numbers):
+        def assigning(self, waiting: Callable[[], None]) -> None:
+            if when == "assigned":
+                one._consumer.seek(TopicPartition("no such topic", 0, 5))
+
+        def forget(self, partition: int) -> None:
+            if when == "revoked" and partition in self.settled:
+                super().forget(partition)
+                one._consumer.seek(TopicPartition("no such topic", 0, 5))
+
+    handler = Failing()
+    one = Session(servers(settings), settings, "card", READS, handler)
+    one.start()
+
+    def rebalance() -> None:
+        work(one, handler, lambda: len(one.assigned) == 4)
+        one._consumer.unsubscribe()
+        work(one, handler, lambda: not one.assigned)
+
+    with pytest.raises(KafkaException, match="Unknown partition"):
+        rebalance()
+    one.close()
+
+
 def reset_offsets(settings: Settings, offsets: Mapping[tuple[str, int], int]) -> None:
     group = settings.topic("card")
     to = [TopicPartition(*place, offset) for place, offset in offsets.items()]

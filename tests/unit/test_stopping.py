@@ -1,5 +1,6 @@
 """How a worker's process ends, with an app of nothing in it."""
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -10,21 +11,37 @@ from pathlib import Path
 
 import pytest
 
+from agents import app as agents_app
+from pipeline.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 PROGRAM = """
-    import atexit, logging, sys, threading
+    import atexit, ctypes, logging, sys, threading
+    from concurrent.futures import ThreadPoolExecutor
     import faust
+    from confluent_kafka import KafkaError
     from agents.app import AgentsOnly
-    from agents.stopping import PipelineWorker
+    from agents.stopping import PipelineWorker, end_with_any_thread
 
     class Nothing(faust.App):
         BootStrategy = AgentsOnly
+
+        async def on_first_start(self):
+            await super().on_first_start()
+            end_with_any_thread()
 
         async def on_started(self):
             print("started")  # which Faust hands to the log
             if "crash" in sys.argv:
                 await self.crash(ValueError("of no use"))
+            if "thread" in sys.argv:
+                threading.Thread(target=int, args=("of no use",), name="watch").start()
+            if "executor" in sys.argv:
+                # No `BaseException`, and so nothing that an executor catches for its caller.
+                ThreadPoolExecutor(thread_name_prefix="agent-card").submit(
+                    ctypes.pythonapi.PyErr_SetObject, ctypes.py_object(KafkaError), ctypes.py_object(KafkaError(-196))
+                )
 
         async def on_stop(self):
             print("closed")
@@ -65,3 +82,20 @@ def test_a_worker_that_crashes_says_so_with_its_code(worker: subprocess.Popen[st
     _, told = worker.communicate(timeout=PATIENCE_S)
     assert worker.returncode == 1, told
     assert "of no use" in told
+
+
+@pytest.mark.parametrize(
+    ("worker", "thread"), [(("thread",), "watch"), (("executor",), "agent-card_0")], indirect=["worker"]
+)
+def test_a_worker_ends_with_any_of_its_threads(worker: subprocess.Popen[str], thread: str) -> None:
+    _, told = worker.communicate(timeout=PATIENCE_S)
+    assert worker.returncode == 1, told
+    assert f"thread {thread} died of " in told
+    assert "Start it again" in told
+
+
+def test_the_app_watches_its_threads_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[None] = []
+    monkeypatch.setattr(agents_app, "end_with_any_thread", lambda: watched.append(None))
+    asyncio.run(agents_app.create_app(Settings(data_dir=tmp_path, agents="card")).on_first_start())
+    assert watched
