@@ -371,6 +371,9 @@ def read_batches(
                     continue
                 if (error := message.error()) is not None:
                     _raise_unless_end(error)
+                    if message.offset() < ends[number]:
+                        # A new leader may not know yet how much is committed: the rest is still to come.
+                        continue
                 elif message.offset() < ends[number]:
                     records.append(record_of(message))
                     if message.offset() + 1 < ends[number]:

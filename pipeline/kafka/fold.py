@@ -108,7 +108,8 @@ class RangeReader:
         self._ahead: list[Message] = []
         self._next = 0
         """Of ``_ahead``, what was not returned yet."""
-        self._at_end = False
+        self._log_end = -1
+        """Where the client has last met the end of what can be read."""
 
     def begin(self) -> None:
         """Let the client fetch from now on; otherwise it begins when records are first asked for."""
@@ -150,13 +151,21 @@ class RangeReader:
 
     def _messages(self, end: int, most: int) -> list[Message]:
         found: list[Message] = []
+        deadline_s = time.monotonic() + SETTLE_S
         while len(found) < most and self.position < end:
             if self._next == len(self._ahead):
-                if self._at_end:
+                if self._log_end >= end:
                     # Behind the last record there may be marks of transactions, which are no records.
                     self.position = end
                     break
-                self._fetch()
+                if self._fetch():
+                    deadline_s = time.monotonic() + SETTLE_S
+                elif self._log_end >= 0 and time.monotonic() > deadline_s:
+                    raise TopicError(
+                        f"topic {self.topic} partition {self.partition} ends at offset {self._log_end} for its readers,"
+                        f" and records up to {end} were committed: its leader lacks them, or a transaction is open; see"
+                        " the brokers' log"
+                    )
                 continue
             last = min(self._next + most - len(found), len(self._ahead))
             if self._ahead[last - 1].offset() >= end:
@@ -173,26 +182,30 @@ class RangeReader:
         if self._consumer is not None:
             self._consumer.close()
 
-    def _fetch(self) -> None:
+    def _fetch(self) -> bool:
+        """Wait a moment for records; returns whether any came."""
         if self._consumer is None:
             self._consumer = self._fetching()
         self._waiting()
         first = self._consumer.poll(_POLL_S)
         if first is None:
-            return
+            return False
         self._ahead = [first, *self._consumer.consume(READ_BATCH, 0)]
         self._next = 0
         if any(message.error() is not None for message in self._ahead):
             for message in self._ahead:
-                self._look_at(message.error())
+                self._look_at(message, message.error())
             self._ahead = [message for message in self._ahead if message.error() is None]
+        return bool(self._ahead)
 
-    def _look_at(self, error: KafkaError | None) -> None:
+    def _look_at(self, message: Message, error: KafkaError | None) -> None:
         """Note the end of the log; raise what does not pass."""
         if error is None:
             return
         if error.code() == KafkaError._PARTITION_EOF:
-            self._at_end = True
+            # Not the end for good: a new leader, or a follower that is read from, may not know yet how much is
+            # committed, and what stands behind an open transaction cannot be read.
+            self._log_end = message.offset()
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise TopicError(
                 f"topic {self.topic} partition {self.partition} no longer holds offset {self.position}, which a "

@@ -43,7 +43,7 @@ class Said:
         return None
 
 
-END = Said(-1, KafkaError._PARTITION_EOF)
+END = Said(20, KafkaError._PARTITION_EOF)
 
 
 @pytest.fixture
@@ -111,3 +111,13 @@ def test_an_error_that_passes_is_waited_for_and_another_is_told(consumer: Any) -
     assert [record.offset for record in patient.read_to(1)] == [0]
     with pytest.raises(TopicError, match="no longer holds offset 0"):
         reader(consumer, [Said(-1, KafkaError._AUTO_OFFSET_RESET)]).read_to(1)
+
+
+def test_an_end_before_the_range_is_read_is_waited_behind(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a new leader that does not know yet how much is committed, or behind an open transaction."""
+    early = Said(2, KafkaError._PARTITION_EOF)
+    patient = reader(consumer, [Said(0), Said(1), early], [Said(3), Said(5), END])
+    assert [record.offset for record in patient.read_to(6)] == [0, 1, 3, 5]
+    monkeypatch.setattr(fold, "SETTLE_S", 0.0)
+    with pytest.raises(TopicError, match="ends at offset 2 for its readers, and records up to 6"):
+        reader(consumer, [Said(0), Said(1), early]).read_to(6)
