@@ -39,6 +39,10 @@ class TooManyFailures(RuntimeError):
     """So many records failed that the fault must lie elsewhere; the text says what to do."""
 
 
+class ProcessDied(RuntimeError):
+    """Processes died of one record, each while it worked on nothing else."""
+
+
 class Partitions(PartitionHandler, Protocol):
     """An agent's state by partition, and its one core call."""
 
@@ -88,7 +92,7 @@ class AgentSource(BatchSource):
         )
         self._check_broker = check_broker
         self._joined = False
-        self._whole = True
+        self._whole = self._survives = True
         self._lag_told_s = 0.0
         self._lags: set[tuple[str, int]] = set()
         self._failures: Counter[tuple[str, int, int]] = Counter()
@@ -125,9 +129,11 @@ class AgentSource(BatchSource):
         except Aborted as reason:
             log.warning("%s: %d records will be processed again: %s", self._agent, len(batch.records), reason)
             self._metrics.transaction_aborted(self._agent)
-        except BaseException:
+        except BaseException as error:
             # The state may hold a part of the batch: it must not be kept.
             self._whole = False
+            # A record that takes all memory may end the process in this way too.
+            self._survives = not isinstance(error, MemoryError)
             raise
 
     def positions(self) -> Mapping[Place, int]:
@@ -146,7 +152,7 @@ class AgentSource(BatchSource):
                 self._partitions.save(self._session, at_end=True)
         finally:
             try:
-                self._session.close()
+                self._session.close(release=self._survives)
             finally:
                 self._partitions.close()
 
@@ -156,6 +162,10 @@ class AgentSource(BatchSource):
         Raises ``Aborted`` where nothing from some record on is committed: the caller reads those again.
         """
         self._health.working(self._agent)
+        if batch.deaths >= self._settings.set_aside_after:
+            died = f"{batch.deaths} processes died while they worked on this record alone"
+            self._quarantine(batch, ProcessDied(died))
+            return
         try:
             with self._metrics.stage(self._agent, "process"):
                 result = self._partitions.process(batch.records, datetime.now(UTC))
@@ -205,6 +215,12 @@ class AgentSource(BatchSource):
             self._session.rewind(batch)
             time.sleep(RETRY_PAUSE_S)  # on the agent's own thread, which has nothing else to do
             raise Aborted(f"{record.topic} partition {record.partition} offset {record.offset} fails: {error}")
+        self._quarantine(batch, error)
+        del self._failures[place]
+
+    def _quarantine(self, batch: Batch, error: Exception) -> None:
+        """Quarantine the one record of a batch, which ``error`` is for; raise where too many were before."""
+        (record,) = batch.records
         self._quarantines.refresh(lambda: self._health.working(self._agent))
         now = datetime.now(UTC)
         quarantined = self._quarantines.within_a_day(now)
@@ -214,10 +230,12 @@ class AgentSource(BatchSource):
                 f"others, and {record.topic} partition {record.partition} offset {record.offset} fails too: the fault "
                 "is hardly theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
             ) from error
-        log.error("%s: %s partition %d offset %d is quarantined", self._agent, *place)
+        log.error(
+            "%s: %s partition %d offset %d is quarantined: %s",
+            self._agent, record.topic, record.partition, record.offset, error,
+        )  # fmt: skip
         whole = replace(batch, quarantined=[self._quarantines.position(record)])
         self._commit(whole, self._quarantines.outputs(record, error, now))
-        del self._failures[place]
 
     def _count(self, batch: Batch, result: Result) -> None:
         metrics, agent = self._metrics, self._agent

@@ -150,7 +150,8 @@ class Settings(BaseSettings):
     set_aside_after: int = Field(
         default=3,
         ge=1,
-        description="A record that makes its agent fail this many times is set aside, and passed over from then on.",
+        description="A record that makes its agent fail, or kills its process, this many times is quarantined: it is "
+        "skipped from then on.",
     )
     set_aside_limit: int = Field(
         default=20,

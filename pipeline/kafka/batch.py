@@ -24,6 +24,8 @@ class Batch:
     """Offset behind the last record."""
     quarantined: Sequence[RecordPosition] = ()
     """Records of the batch that are quarantined when it commits."""
+    deaths: int = 0
+    """Processes that died of the one record of the batch, each while it worked on nothing else."""
 
     @property
     def partitions(self) -> set[int]:

@@ -100,10 +100,12 @@ class RangeReader:
         partition: int,
         start: int,
         waiting: Callable[[], None] = lambda: None,
+        tuning: Mapping[str, int] | None = None,
     ) -> None:
         self.topic, self.partition, self.position = topic, partition, start
         """``position``: the offset behind everything that was returned."""
         self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
+        self._tuning = tuning or {}
         self._consumer: Consumer | None = None
         self._ahead: list[Message] = []
         self._next = 0
@@ -127,6 +129,7 @@ class RangeReader:
                     "group.protocol": "classic",
                     "enable.partition.eof": True,
                     "auto.offset.reset": "error",
+                    **self._tuning,
                 },
             )
         )

@@ -10,6 +10,7 @@ from typing import Final
 from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel, KafkaException, TopicPartition
 
 from pipeline.kafka.batch import Place
+from pipeline.kafka.careful import Committed, read_mark
 from pipeline.kafka.clients import admin_client, last_offsets
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.patience import Patience
@@ -44,7 +45,7 @@ class CommittedOffsets:
             settings.restart_from_beginning or settings.accept_lost_records
         )
 
-    def of(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, int]:
+    def of(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, Committed]:
         """Committed offsets, 0 where there is none, but none from before the newest batch of which results tell.
 
         Going on from there would do records again. A coordinator may know a part of its log only, and so older offsets
@@ -58,11 +59,13 @@ class CommittedOffsets:
             # First: what is committed meanwhile lies before what is asked for next.
             starts = self._starts(self.told(consumer, places))
             committed = self.told(consumer, places)
-            behind = {place: starts[place] for place in sorted(committed) if committed[place] < starts.get(place, 0)}
+            behind = {
+                place: starts[place] for place in sorted(committed) if committed[place].offset < starts.get(place, 0)
+            }
             if not behind:
                 return committed
             known = ", ".join(
-                f"{topic} partition {number}: {committed[topic, number]} of {start}"
+                f"{topic} partition {number}: {committed[topic, number].offset} of {start}"
                 for (topic, number), start in behind.items()
             )
             deadline_s = min(deadline_s, time.monotonic() + FORGETFUL_S)
@@ -74,31 +77,33 @@ class CommittedOffsets:
             log.warning("%s: the group's offsets lie before what was read (%s); asking again", self._agent, known)
             self._patience.pause()
 
-    def told(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, int]:
+    def told(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, Committed]:
         """Committed offsets as the coordinator knows them, 0 where there is none."""
 
-        def ask() -> dict[Place, int]:
+        def ask() -> dict[Place, Committed]:
             found = consumer.committed([TopicPartition(*place) for place in places], REQUEST_TIMEOUT_S)
             for partition in found:
                 if partition.error is not None:
                     # For one, that the last holder's transaction has not ended yet: it will, by its time limit.
                     raise KafkaException(partition.error)
             return {
-                (partition.topic, partition.partition): 0 if partition.offset == OFFSET_INVALID else partition.offset
+                (partition.topic, partition.partition): Committed(0, None, known=False)
+                if partition.offset == OFFSET_INVALID
+                else Committed(partition.offset, read_mark(partition.metadata))
                 for partition in found
             }
 
         advice = "if brokers are well, a transaction may hang: docs/operating.md (hanging transactions)"
         return self._patience.repeat("committed offsets", ask, advice)
 
-    def _starts(self, committed: Mapping[Place, int]) -> dict[Place, int]:
+    def _starts(self, committed: Mapping[Place, Committed]) -> dict[Place, int]:
         """Where results tell that reading had got to at least."""
         client = admin_client(self._bootstrap, settings=self._settings)
         numbers = {number for _, number in committed}
         asked = (self._bootstrap, self._agent, self._reads, numbers, self._settings, self._on_refused)
         look = partial(newest_batches, *asked)
         starts = self._patience.repeat("results", look)
-        missing = [place for place, offset in committed.items() if offset == 0]
+        missing = [place for place, at in committed.items() if at.offset == 0]
         if missing:
             # Without an offset, anything that was ever read counts, where there is anything to read again.
             ends = self._patience.repeat(

@@ -47,7 +47,11 @@ class Patience:
 
     def pause(self) -> None:
         """Wait a moment before something is asked again; `Stopped` once the worker ends."""
+        self.wait()
+        time.sleep(RETRY_S)
+
+    def wait(self) -> None:
+        """Report that the agent waits; `Stopped` once the worker ends."""
         if self._stopping.is_set():
             raise Stopped(f"agent {self._agent}: the worker ends while it waits for a broker")
         self._waiting()
-        time.sleep(RETRY_S)

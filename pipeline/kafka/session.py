@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from confluent_kafka import (
@@ -25,12 +25,14 @@ from confluent_kafka import (
 from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import Caller, Hung
+from pipeline.kafka.careful import Mark, write_mark
 from pipeline.kafka.clients import GroupProtocol, consumer_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.offsets import CommittedOffsets
 from pipeline.kafka.patience import Patience
 from pipeline.kafka.restore import restore_partition
+from pipeline.kafka.steps import CarefulReading
 from pipeline.kafka.transactions import (
     MOST_ABORTS,
     Aborted,
@@ -109,6 +111,9 @@ class Session:
         """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
         self._progress: dict[int, int] = {}
         self._assigned: set[Place] = set()
+        self._careful = CarefulReading(bootstrap, settings, agent, self._patience)
+        self._paused = False
+        """Whether all that is held is paused for careful reading."""
         self._refusals = self._rejoins = 0
         self._rejoined_s = -math.inf
 
@@ -129,6 +134,8 @@ class Session:
 
     def poll(self, timeout_s: float) -> Batch | None:
         """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there."""
+        if self._paused:
+            return self._poll_carefully(timeout_s)
         first = self._consumer.poll(timeout_s)
         messages = [] if first is None else [first]
         if first is not None and self._settings.batch_max_records > 1:
@@ -168,25 +175,22 @@ class Session:
         2. Committed: the state is settled.
         3. Aborted: the state is taken back, reading goes back to the batch's start, and ``Aborted`` is raised.
         4. Nobody says which (a broker that died, a fence): a new producer ends the old transaction one way or the
-           other, and the group's committed offsets tell which.
+           other, and the marks beside the group's committed offsets tell which.
 
         ``OutputTooLarge`` leaves the state taken back and the position behind the batch: who gets it tries a part of
         the batch, or passes the record over. Raises ``SessionError`` when this worker must end (another one has its
         name, for instance).
         """
-        offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in batch.ends.items()]
-        records = [*outputs, *self._markers(batch)]
+        name = self._careful.new_name()
+        attempt_at = self._careful.plan.attempt_at
+        marks = {at: (offset, Mark(name, attempt=attempt_at(at, offset))) for at, offset in batch.ends.items()}
         try:
-            if self._transactions.exactly_once:
-                self._transactions.commit(records, offsets, batch.group_metadata)
-            else:
-                self._transactions.write(records)
-                if offsets:
-                    self._patience.repeat("commit", lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
+            self._write([*outputs, *self._markers(batch)], marks, batch.group_metadata)
         except Unknown as reason:
-            # The offsets of a batch without records were committed before, and tell nothing.
-            # One that goes further is another member's, which may have read its batches in another order.
-            if not (batch.records and self._offsets.of(self._consumer, batch.ends) == batch.ends):
+            # One mark of ours is enough: other members may have gone on from there in other partitions since. An equal
+            # offset of theirs is none: they may have read the same records in other batches.
+            found = self._offsets.of(self._consumer, batch.ends).values()
+            if not any(at.mark is not None and at.mark.commit == name for at in found):
                 self.rewind(batch)
                 raise Aborted(str(reason)) from reason
             log.warning("%s: %s; the transaction was committed", self.agent, reason)
@@ -206,9 +210,21 @@ class Session:
         self._refusals = self._rejoins = 0
         self._handler.settle(batch.partitions)
         self._settled.update(batch.ends)
+        self._careful.end_step()
+
+    def _write(self, outputs: Sequence[Output], marks: Mapping[Place, tuple[int, Mark]], group_metadata: Any) -> None:
+        """Write outputs and offsets with their marks; in one transaction under exactly-once."""
+        offsets = [TopicPartition(*place, offset, write_mark(mark).decode()) for place, (offset, mark) in marks.items()]
+        if self._transactions.exactly_once:
+            self._transactions.commit(outputs, offsets, group_metadata)
+            return
+        self._transactions.write(outputs)
+        if offsets:
+            self._patience.repeat("commit", lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
 
     def rewind(self, batch: Batch) -> None:
         """Take back what ``batch`` did to the state, and read it again from its start."""
+        self._careful.end_step()
         self._handler.undo(batch.partitions)
         for place, offset in batch.starts.items():
             # Not forwards: a part of the same batch that stands before this one may have been taken back already.
@@ -237,11 +253,76 @@ class Session:
         self._stopped_s = min(self._stopped_s, time.monotonic())
         self._stopping.set()
 
-    def close(self) -> None:
-        """Leave the group. An unfinished transaction is aborted by the broker, or by this id's next holder."""
-        self._stopping.set()
+    def close(self, *, release: bool = True) -> None:
+        """Leave the group. An unfinished transaction is aborted by the broker, or by this id's next holder.
+
+        Args:
+            release: Whether the partitions are given up in order. Else their next holder looks for a record of which
+                this process has died.
+        """
+        self.stop()
+        self._careful.end_step()
+        if release:
+            self._release({number for _, number in self._settled})
+        self._settled.clear()
         self._transactions.close()
         self._leave(self._consumer)
+
+    # --- After a death -----------------------------------------------------------------------------------------
+
+    def _poll_carefully(self, timeout_s: float) -> Batch | None:
+        """The next step of careful reading (``docs/decisions/0032-deaths.md``); reads on as usual behind the last."""
+        # Serves rebalances alone: a record that was fetched before the pause is read again.
+        self._consumer.poll(0)
+        if self._fatal:
+            self._rejoin(self._fatal[0])
+            return None
+        metadata = self._consumer.consumer_group_metadata()
+
+        def write(marks: Mapping[Place, tuple[int, Mark]]) -> None:
+            self._write([], marks, metadata)
+
+        try:
+            batch = self._careful.poll(self._positions, metadata, write, timeout_s)
+        except (Aborted, Unknown, KafkaException) as reason:
+            log.warning("%s: a mark is not committed yet: %s", self.agent, reason)
+            return None
+        if not self._careful.plan.active:
+            self._resume()
+        return batch
+
+    def _pause(self) -> None:
+        if self._careful.plan.active:
+            self._paused = True
+        if self._paused:
+            self._consumer.pause([TopicPartition(*place) for place in self._assigned])
+
+    def _resume(self) -> None:
+        """Read on as usual; tried again with the next poll where the client is not ready for it."""
+        try:
+            for place, offset in self._positions.items():
+                self._consumer.seek(TopicPartition(*place, offset if offset > 0 else OFFSET_BEGINNING))
+        except KafkaException as error:
+            log.warning("%s: cannot read on yet: %s", self.agent, error.args[0].str())
+            self._patience.pause()
+            return
+        self._consumer.resume([TopicPartition(*place) for place in self._positions])
+        self._paused = False
+
+    def _release(self, numbers: Collection[int]) -> None:
+        """Say beside the committed offsets of partitions that they are given up in order."""
+        marks = {
+            place: (offset, Mark(released=True))
+            for place, offset in self._settled.items()
+            if place[1] in numbers and (offset > 0 or self._careful.plan.attempt_at(place, offset) is not None)
+        }
+        if not marks or not self._transactions.reachable:
+            return
+        try:
+            self._write([], marks, self._consumer.consumer_group_metadata())
+        except (Aborted, Unknown, SessionError, KafkaException) as error:
+            # Their next holder is careful for nothing.
+            log.warning("%s: partitions are given up without a mark: %s", self.agent, error)
 
     # --- Reading -----------------------------------------------------------------------------------------------
 
@@ -330,7 +411,7 @@ class Session:
 
     def _subscribe(self) -> None:
         self._consumer.subscribe(
-            list(self._names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+            list(self._names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
     def _rejoin(self, reason: str) -> None:
@@ -366,6 +447,7 @@ class Session:
         for offsets in (self._positions, self._settled):
             for place in [place for place in offsets if place[1] in numbers]:
                 del offsets[place]
+                self._careful.plan.forget(place)
         for number in numbers:
             self._progress.pop(number, None)
             self._handler.forget(number)
@@ -388,7 +470,9 @@ class Session:
             committed = self._offsets.of(consumer, [(topic, number) for number in whole for topic in self._names])
             self._handler.assigning(self._waiting_or_stop)
             for number in whole:
-                offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})
+                places_of = [(topic, number) for topic in self._names]
+                offsets |= self._restore(number, {place: committed[place].offset for place in places_of})
+            self._careful.assigned(committed)
         positions = [
             TopicPartition(*place, offset if (offset := offsets.get(place, 0)) > 0 else OFFSET_BEGINNING)
             for place in places
@@ -405,13 +489,23 @@ class Session:
             # Paused since it came, and perhaps read ahead since.
             self._seek(place, offsets[place])
         # All of them, however they came: librdkafka remembers a pause of a partition that was taken away since.
-        if whole:
+        if whole and not self._careful.plan.active:
             consumer.resume([TopicPartition(topic, number) for number in whole for topic in self._names])
         self._positions.update(offsets)
         self._settled.update(offsets)
+        self._pause()
 
     @callback
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is self._consumer:
+            self._release({partition.partition for partition in partitions})
+        self._take_away(consumer, partitions)
+
+    @callback
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._take_away(consumer, partitions)
+
+    def _take_away(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = {partition.partition for partition in partitions}
         left: list[TopicPartition] = []
         # A client that was given up tells of it while it is closed; what it held may be its successor's by then.

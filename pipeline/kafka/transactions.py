@@ -112,6 +112,11 @@ class Transactions:
         if self.exactly_once:
             self._initialise()
 
+    @property
+    def reachable(self) -> bool:
+        """Whether any broker was there when last heard of."""
+        return not self._brokers_down.is_set()
+
     def commit(self, outputs: Sequence[Output], offsets: list[TopicPartition], metadata: Any) -> None:
         """``outputs`` and ``offsets`` in one transaction.
 

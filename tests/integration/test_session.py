@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, 
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.caller import Hung
+from pipeline.kafka.careful import Committed, Mark, read_mark
 from pipeline.kafka.clients import (
     CLASSIC_SESSION_TIMEOUT_MS,
     MAX_RECORD_BYTES,
@@ -69,7 +71,7 @@ class Numbers:
 
     def settle(self, partitions: Collection[int]) -> None:
         for partition in partitions:
-            self.settled[partition] += self.pending.pop(partition)
+            self.settled[partition] += self.pending.pop(partition, [])
 
     def undo(self, partitions: Collection[int]) -> None:
         for partition in partitions:
@@ -225,10 +227,10 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
             raise Hung("the broker died")
         original(self, what, call)
 
-    monkeypatch.setattr(Transactions, "_transactional", once)
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as one:
         batch = polled(one)
+        monkeypatch.setattr(Transactions, "_transactional", once)
         outputs = handler.process(batch)
         if committed:
             one.commit(batch, outputs)
@@ -238,6 +240,111 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
         work(one, handler, lambda: len(held(handler)) == 3)
         assert hung
         assert held(handler) == decided(settings) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """Others may have moved on in one partition of ours, and may have committed the same offsets as we would."""
+    handler, original = Numbers(), Transactions._transactional
+
+    def hang(self: Transactions, what: str, call: Callable[[], object]) -> None:
+        if what == "commit_transaction":
+            if committed:
+                original(self, what, call)
+            raise Hung("the broker died")
+        original(self, what, call)
+
+    write(settings, [str(number) for number in range(20)])
+    with session(settings, handler) as one:
+        work(one, handler, lambda: len(held(handler)) == 20)
+        write(settings, [str(number) for number in range(20, 40)])
+        batch = polled(one)
+        while len(batch.ends) < 2:
+            more = polled(one)
+            starts, ends = more.starts | batch.starts, batch.ends | more.ends
+            batch = replace(more, records=batch.records + more.records, starts=starts, ends=ends)
+        known = one._offsets.told
+
+        def told(consumer: Consumer, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Committed]:
+            found, first = known(consumer, places), min(batch.ends)
+            if committed:
+                return {**found, first: Committed(batch.ends[first] + 5, Mark("another/1"))}
+            return {place: Committed(offset, Mark("another/1")) for place, offset in batch.ends.items()}
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Transactions, "_transactional", hang)
+            patched.setattr(one._offsets, "told", told)
+            outputs = handler.process(batch)
+            if committed:
+                one.commit(batch, outputs)
+            else:
+                with pytest.raises(Aborted):
+                    one.commit(batch, outputs)
+        work(one, handler, lambda: len(held(handler)) == 40)
+        assert decided(settings) == held(handler)
+
+
+def marks(settings: Settings) -> dict[tuple[str, int], Committed]:
+    """What stands beside the committed offsets of transactions."""
+    reader = Consumer(consumer_config(servers(settings), settings.topic("card"), settings=settings, protocol="classic"))
+    topic = settings.topic(TRANSACTIONS.name)
+    found = reader.committed([TopicPartition(topic, number) for number in (0, 1)], PATIENCE_S)
+    reader.close()
+    return {(at.topic, at.partition): Committed(at.offset, read_mark(at.metadata)) for at in found}
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_partitions_that_are_given_up_in_order_are_released(
+    settings: Settings, delivery: str, protocol: GroupProtocol
+) -> None:
+    settings, handler = settings.model_copy(update={"delivery": delivery}), Numbers()
+    other = settings.model_copy(update={"instance": "other"})
+    write(settings, [str(number) for number in range(20)])
+    with session(settings, handler, protocol) as one:
+        work(one, handler, lambda: len(held(handler)) == 20)
+        assert all(at.mark is not None and at.mark.commit and not at.mark.released for at in marks(settings).values())
+        second = Numbers()
+        with session(other, second, protocol) as two:
+            deadline_s = time.monotonic() + PATIENCE_S
+            while not (len(one.assigned) == len(two.assigned) == 2):
+                assert time.monotonic() < deadline_s
+                one.poll(0.05)
+                two.poll(0.05)
+            # What the second one holds now the first one had released; under the classic protocol all.
+            released = {place for place, at in marks(settings).items() if at.mark == Mark(released=True)}
+            assert {place for place in two.assigned if place[0] == settings.topic(TRANSACTIONS.name)} <= released
+            assert not one._careful.plan.active
+            assert not two._careful.plan.active
+    assert {at.mark for at in marks(settings).values()} == {Mark(released=True)}
+
+
+def test_after_a_death_the_next_holder_is_careful_and_nothing_is_done_twice(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(settings, [str(number) for number in range(40)])
+    for death in range(5):
+        with ExitStack() as stack:
+            one = Session(servers(settings), settings, "card", READS, Numbers())
+            # As when the process dies: nothing is released.
+            stack.callback(partial(one.close, release=False))
+            one.start()
+            batch = polled(one)
+            # Batches as usual, then steps of one partition, then of one record.
+            assert death < 1 or len(batch.ends) == 1
+            assert death < 2 or len(batch.records) == 1
+            assert batch.deaths == max(0, death - 2)
+            first = min(batch.starts.items())
+    handler = Numbers()
+    with session(settings, handler) as one:
+        work(one, handler, lambda: len(held(handler)) == 40)
+        assert not one._paused
+        write(settings, ["after"])
+        work(one, handler, lambda: len(held(handler)) == 41)
+        assert decided(settings) == held(handler)
+    assert f"{first[0][0]} partition {first[0][1]} offset {first[1]} is worked on alone" in caplog.text
 
 
 def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings: Settings) -> None:
@@ -321,7 +428,8 @@ def test_offsets_are_committed_with_the_outputs_and_not_otherwise(settings: Sett
     with session(settings, handler) as one:
         batch = polled(one)
         handler.process(batch)
-        assert committed_offsets(servers(settings), settings.topic("card"), topics) == {}
+        # Where no offset was committed, a mark is all that may be there.
+        assert not any(committed_offsets(servers(settings), settings.topic("card"), topics).values())
         one.rewind(batch)
         work(one, handler, lambda: len(held(handler)) == 3)
     assert sum(committed_offsets(servers(settings), settings.topic("card"), topics).values()) == 3
@@ -449,7 +557,7 @@ def test_what_the_last_holder_committed_is_there_when_partitions_come(
     asked: list[str] = []
     committed = CommittedOffsets.of
 
-    def ask(self: CommittedOffsets, *arguments: Any) -> dict[tuple[str, int], int]:
+    def ask(self: CommittedOffsets, *arguments: Any) -> dict[tuple[str, int], Committed]:
         asked.append("committed")
         return committed(self, *arguments)
 
@@ -506,8 +614,8 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
     with session(settings, handler) as third:
         forgetful = iter(range(2 * len(known)))
 
-        def told(_: Consumer, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
-            return {at: known.get(at, 0) if next(forgetful, None) is None else 0 for at in places}
+        def told(_: Consumer, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Committed]:
+            return {at: Committed(known.get(at, 0) if next(forgetful, None) is None else 0, None) for at in places}
 
         monkeypatch.setattr(third._offsets, "told", told)
         work(third, handler, lambda: sum(map(len, handler.settled.values())) >= 25)

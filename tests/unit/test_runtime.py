@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.messages import Rules
 from schemas.records import Output, Record
 from schemas.topics import CONTROL, DEAD_LETTERS, TRANSACTIONS
-from tests.helpers.logs import Log, after, to, transaction
+from tests.helpers.logs import Log, after, reason, to, transaction
 from tests.unit.test_engine_card import NOW, options
 
 
@@ -53,6 +54,9 @@ class Committed:
 
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
         self.outputs += outputs
+
+    def close(self, *, release: bool = True) -> None:
+        self.released = release
 
 
 class Known(Quarantines):
@@ -193,6 +197,37 @@ def test_quarantines_are_counted_over_all_workers_and_starts(tmp_path: Path, mon
         worker.source.work(make_batch([records[5]], None))
     assert len(worker.aside()) == 1
     assert worker.quarantines.refreshed == 2
+
+
+def test_a_record_of_which_processes_have_died_is_quarantined_without_being_worked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, worked = Worker(in_memory(), tmp_path, monkeypatch, set_aside_after=3), list[Record]()
+    worker.partitions.failing = lambda record: bool(worked.append(record))
+    first, second = bought(2)
+    worker.source.work(replace(make_batch([first], None), deaths=2))
+    assert worked == [first]
+    assert not worker.aside()
+    worker.source.work(replace(make_batch([second], None), deaths=3))
+    assert worked == [first]
+    (dead_letter,) = worker.aside()
+    assert dead_letter.value == second.value
+    assert reason(dead_letter, "message").startswith("ProcessDied: 3 processes died")
+
+
+@pytest.mark.parametrize(("error", "released"), [(MemoryError, False), (OSError, True)])
+def test_a_worker_that_runs_out_of_memory_counts_as_one_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], released: bool
+) -> None:
+    def fail(_: Record) -> bool:
+        raise error
+
+    worker = Worker(in_memory(), tmp_path, monkeypatch)
+    worker.partitions.failing = fail
+    with pytest.raises(error):
+        worker.source.work(make_batch(bought(1), None))
+    worker.source.close()
+    assert worker.session.released is released
 
 
 def test_a_restore_replays_no_batch_of_which_all_was_quarantined(

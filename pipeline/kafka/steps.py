@@ -1,0 +1,140 @@
+"""Careful reading: marks are committed before what they name is read, and steps are read by a client of their own."""
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from itertools import count
+from typing import Any, Final
+
+from confluent_kafka import IsolationLevel, KafkaException
+
+from pipeline.kafka.batch import Batch, Place
+from pipeline.kafka.careful import Attempt, Careful, Committed, Mark, Step
+from pipeline.kafka.clients import TopicError, admin_client, last_offsets
+from pipeline.kafka.fold import RangeReader
+from pipeline.kafka.patience import Patience
+from pipeline.kafka.ranges import answered
+from pipeline.settings import Settings
+from schemas.records import Record
+
+log = logging.getLogger(__name__)
+
+ONE_RECORD_BATCH: Final = {
+    "max.partition.fetch.bytes": 1,  # a broker returns a whole record batch all the same, and no second one
+    "queued.min.messages": 1,
+    "queued.max.messages.kbytes": 1,
+    "fetch.wait.max.ms": 10,  # behind the last record a step waits for the end
+}
+"""Lets a client hold one record batch, so that a record far ahead kills nobody before its own step."""
+_ALONE: Final = threading.Lock()
+"""Held for a step: what another agent of this process dies of must not count for it."""
+
+WriteMarks = Callable[[Mapping[Place, tuple[int, Mark]]], None]
+
+
+class CarefulReading:
+    """What one session reads carefully; used from its thread."""
+
+    def __init__(self, bootstrap: str, settings: Settings, agent: str, patience: Patience) -> None:
+        self._bootstrap, self._settings, self._agent, self._patience = bootstrap, settings, agent, patience
+        self.plan = Careful(settings.batch_max_records)
+        self._alone = False
+        self._session = f"{settings.instance}/{uuid.uuid4().hex}/"
+        self._numbers = count()
+
+    def new_name(self) -> str:
+        """Return a name for a transaction that no other has, of this session or of another."""
+        return f"{self._session}{next(self._numbers)}"
+
+    def assigned(self, committed: Mapping[Place, Committed]) -> None:
+        """Take partitions in, with the offsets that they go on from; what this session did itself is no death."""
+        asked = {
+            place: at
+            for place, at in committed.items()
+            if not at.known
+            or (at.mark is not None and not at.mark.released and not at.mark.commit.startswith(self._session))
+        }
+        if not asked:
+            return
+        client = admin_client(self._bootstrap, settings=self._settings)
+        look = partial(last_offsets, client, sorted(asked), IsolationLevel.READ_COMMITTED)
+        ends = answered(client, min(asked)[0], look, self._patience.wait)
+        for place, at in asked.items():
+            attempt = self.plan.assigned(place, at, ends[place])
+            if attempt is not None and at.known:
+                log.warning(
+                    "%s: %s partition %d: the last holder died behind offset %d; up to %d records are worked on at a "
+                    "time up to offset %d%s",
+                    self._agent, *place, at.offset, attempt.size or self._settings.batch_max_records, attempt.end,
+                    f", where {attempt.deaths} died of one alone" if attempt.deaths else "",
+                )  # fmt: skip
+
+    def poll(
+        self,
+        positions: dict[Place, int],
+        group_metadata: Any,
+        write: WriteMarks,
+        timeout_s: float,
+    ) -> Batch | None:
+        """Name the next step by a mark, read it, and move on behind it.
+
+        Args:
+            positions: Where reading stands.
+            group_metadata: Of the group, as it is now.
+            write: Commits offsets with their marks; what it raises leaves the step for the next call.
+            timeout_s: Longest wait for another agent's step.
+
+        Returns:
+            None where nothing is to be worked on now; `Careful.active` then says whether anything is left.
+        """
+        self.end_step()
+        if self.plan.unmarked:
+            self._name(self.plan.unmarked, write)
+            self.plan.begin_usual()
+        step = self.plan.next_step(positions)
+        if step is None or not _ALONE.acquire(timeout=timeout_s):
+            return None
+        self._alone = True
+        place, start, attempt = step
+        self._name({place: (start, attempt)}, write)
+        self.plan.begin(step)
+        if attempt.size == 1:
+            log.log(
+                logging.WARNING if attempt.deaths else logging.DEBUG,
+                "%s: %s partition %d offset %d is worked on alone; %d processes died of it before",
+                self._agent, *place, start, attempt.deaths,
+            )  # fmt: skip
+        records = self._read(step)
+        if records is None:
+            self.end_step()
+            return None
+        # Without records there are marks of transactions alone. They are committed too, or a later death would count
+        # for their step.
+        ends = {place: records[-1].offset + 1 if records else attempt.end}
+        positions.update(ends)
+        return Batch(records, group_metadata, {place: start}, ends, deaths=attempt.deaths if records else 0)
+
+    def _name(self, attempts: Mapping[Place, tuple[int, Attempt]], write: WriteMarks) -> None:
+        name = self.new_name()
+        write({place: (offset, Mark(name, attempt=attempt)) for place, (offset, attempt) in attempts.items()})
+
+    def end_step(self) -> None:
+        """The last step is over, or will not be gone on with."""
+        if self._alone:
+            self._alone = False
+            _ALONE.release()
+
+    def _read(self, step: Step) -> list[Record] | None:
+        at = (*step.place, step.start)
+        reader = RangeReader(self._bootstrap, self._settings, *at, self._patience.wait, ONE_RECORD_BATCH)
+        try:
+            # Closed before the records are worked on: it would fetch further meanwhile.
+            with closing(reader):
+                return reader.read_to(step.attempt.end)
+        except (TopicError, KafkaException) as error:
+            log.warning("%s: %s partition %d offset %d: %s; reading on as usual", self._agent, *at, error)
+            self.plan.give_up(step.place)
+            return None

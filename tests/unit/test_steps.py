@@ -1,0 +1,103 @@
+"""Careful reading without a broker: what is named by a mark before it is read, and when nobody else may be at work."""
+
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from pipeline.kafka import steps
+from pipeline.kafka.batch import Place
+from pipeline.kafka.careful import Attempt, Committed, Mark, Step
+from pipeline.kafka.clients import TopicError
+from pipeline.kafka.fold import RangeReader
+from pipeline.kafka.patience import Patience
+from pipeline.kafka.steps import CarefulReading
+from pipeline.kafka.transactions import Aborted
+from pipeline.settings import Settings
+from schemas.records import Record
+
+PLACE: Place = ("transactions", 0)
+
+
+class Session:
+    """One agent that holds `PLACE`, of which others have died."""
+
+    def __init__(self, died: Attempt) -> None:
+        patience = Patience("card", threading.Event(), lambda: None)
+        self.reading = CarefulReading("nowhere:1", Settings(), "card", patience)
+        self.reading.plan.assigned(PLACE, Committed(5, Mark("c", attempt=died)), 100)
+        self.positions = {PLACE: 5}
+        self.marks: list[tuple[int, Mark]] = []
+        self.fails = False
+
+    def write(self, marks: Mapping[Place, tuple[int, Mark]]) -> None:
+        if self.fails:
+            raise Aborted("no broker")
+        self.marks += marks.values()
+
+    def poll(self) -> list[int] | None:
+        batch = self.reading.poll(self.positions, None, self.write, 0.0)
+        return None if batch is None else [record.offset for record in batch.records]
+
+
+@pytest.fixture(autouse=True)
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """Odd offsets hold records, others marks of transactions; returns the steps that were read."""
+    asked: list[Step] = []
+
+    def from_log(_: CarefulReading, step: Step) -> list[Record]:
+        asked.append(step)
+        odd = (at for at in range(step.start, step.attempt.end) if at % 2)
+        return [Record("transactions", 0, at, 0, None, b"", ()) for at in odd]
+
+    monkeypatch.setattr(CarefulReading, "_read", from_log)
+    return asked
+
+
+def test_a_step_is_named_by_a_mark_before_it_is_read(read: list[Step]) -> None:
+    one = Session(Attempt(9, size=2))
+    one.fails = True
+    with pytest.raises(Aborted):
+        one.poll()
+    assert not read
+    one.fails = False
+    assert one.poll() == [5]
+    assert one.marks[0][0] == 5
+    assert one.marks[0][1].attempt == Attempt(6, 1)
+    one.reading.end_step()
+
+
+def test_marks_of_transactions_are_committed_as_a_batch_without_records() -> None:
+    one = Session(Attempt(9, size=2))
+    assert one.poll() == [5]
+    assert one.poll() == []
+    assert one.positions == {PLACE: 7}
+    assert one.poll() == [7]
+    assert one.poll() == []
+    assert one.reading.plan.active is True
+    assert one.poll() is None
+    assert one.reading.plan.active is False
+
+
+def test_no_two_agents_of_a_process_are_in_a_step() -> None:
+    first, second = Session(Attempt(9, size=2)), Session(Attempt(9, size=2))
+    assert first.poll() == [5]
+    assert second.poll() is None
+    assert second.reading.plan.active
+    assert not second.marks
+    first.reading.end_step()
+    assert second.poll() == [5]
+    second.reading.end_step()
+
+
+def test_what_a_step_cannot_read_is_read_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: RangeReader, __: int) -> list[Record]:
+        raise TopicError("damaged")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(steps.RangeReader, "read_to", fail)
+    one = Session(Attempt(9, size=2))
+    assert one.poll() is None
+    assert one.reading.plan.active is False
+    assert one.positions == {PLACE: 5}
+    assert not steps._ALONE.locked()
