@@ -15,7 +15,7 @@ from pipeline.engine.results import Result
 from pipeline.engine.score import KernelChanged
 from pipeline.engine.state import StoreError
 from pipeline.health import Health
-from pipeline.kafka.batch import Batch, Place
+from pipeline.kafka.batch import Batch, Place, UnreadableRange
 from pipeline.kafka.clients import GroupProtocol
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.quarantine import Quarantines
@@ -166,6 +166,9 @@ class AgentSource(BatchSource):
             died = f"{batch.deaths} processes died while they worked on this record alone"
             self._quarantine(batch, ProcessDied(died))
             return
+        if batch.unreadable is not None:
+            self._pass_over(batch, batch.unreadable)
+            return
         try:
             with self._metrics.stage(self._agent, "process"):
                 result = self._partitions.process(batch.records, datetime.now(UTC))
@@ -221,21 +224,37 @@ class AgentSource(BatchSource):
     def _quarantine(self, batch: Batch, error: Exception) -> None:
         """Quarantine the one record of a batch, which ``error`` is for; raise where too many were before."""
         (record,) = batch.records
-        self._quarantines.refresh(lambda: self._health.working(self._agent))
         now = datetime.now(UTC)
-        quarantined = self._quarantines.within_a_day(now)
-        if quarantined >= self._settings.set_aside_limit:
-            raise TooManyFailures(
-                f"agent {self._agent}: {quarantined} records were quarantined within a day, by this worker or "
-                f"others, and {record.topic} partition {record.partition} offset {record.offset} fails too: the fault "
-                "is hardly theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
-            ) from error
+        self._check_limit(now, f"{record.topic} partition {record.partition} offset {record.offset} fails too", error)
         log.error(
             "%s: %s partition %d offset %d is quarantined: %s",
             self._agent, record.topic, record.partition, record.offset, error,
         )  # fmt: skip
         whole = replace(batch, quarantined=[self._quarantines.position(record)])
         self._commit(whole, self._quarantines.outputs(record, error, now))
+
+    def _pass_over(self, batch: Batch, unreadable: UnreadableRange) -> None:
+        """Quarantine offsets that cannot be read, and commit the offset behind them."""
+        now = datetime.now(UTC)
+        topic, number = unreadable.place
+        self._check_limit(now, f"{topic} partition {number} offset {unreadable.start} cannot be read", None)
+        log.error(
+            "%s: %s partition %d offsets %d to %d cannot be read and are quarantined: %s",
+            self._agent, topic, number, unreadable.start, unreadable.end - 1, unreadable.message,
+        )  # fmt: skip
+        whole = replace(batch, quarantined=[self._quarantines.range_position(unreadable)])
+        self._commit(whole, self._quarantines.range_outputs(unreadable, now))
+
+    def _check_limit(self, now: datetime, what_fails: str, cause: Exception | None) -> None:
+        """Raise `TooManyFailures` where no more may be quarantined today."""
+        self._quarantines.refresh(lambda: self._health.working(self._agent))
+        quarantined = self._quarantines.within_a_day(now)
+        if quarantined >= self._settings.set_aside_limit:
+            raise TooManyFailures(
+                f"agent {self._agent}: {quarantined} records were quarantined within a day, by this worker or others, "
+                f"and {what_fails}: the fault is hardly theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT "
+                "raises the limit"
+            ) from cause
 
     def _count(self, batch: Batch, result: Result) -> None:
         metrics, agent = self._metrics, self._agent

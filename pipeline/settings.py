@@ -156,8 +156,8 @@ class Settings(BaseSettings):
     set_aside_limit: int = Field(
         default=20,
         ge=0,
-        description="Most records that one agent sets aside within a day, all its workers together, before a worker "
-        "ends instead.",
+        description="Most records that one agent quarantines within a day, all its workers together, before a worker "
+        "ends instead; a range that cannot be read counts as one.",
     )
     shutdown_timeout_s: float = Field(
         default=8.0, gt=0, description="A worker that is told to stop ends after at most this long."

@@ -35,10 +35,13 @@ class Topic:
     retention_ms: int = -1
 
 
-TRANSACTIONS: Final = Topic(
-    "transactions", "card_id", Transaction, "producers", "cards", max_message_bytes=4 * 1024 * 1024
-)
-LABELS: Final = Topic("labels", "card_id", Label, "analysts, chargebacks", "cards", max_message_bytes=4 * 1024 * 1024)
+INPUT_BYTES: Final = 1024 * 1024 + 16 * 1024
+"""Largest batch of producers, as it is compressed: one value of 1 MiB, with its key, its headers and its framing.
+
+It bounds what a batch can expand to before anybody can look at it: gzip's best is 1,032 times as much.
+"""
+TRANSACTIONS: Final = Topic("transactions", "card_id", Transaction, "producers", "cards", max_message_bytes=INPUT_BYTES)
+LABELS: Final = Topic("labels", "card_id", Label, "analysts, chargebacks", "cards", max_message_bytes=INPUT_BYTES)
 PROFILED: Final = Topic(
     "profiled", "merchant_id", Profiled, "card agent", "merchants", max_message_bytes=8 * 1024 * 1024
 )

@@ -5,11 +5,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
+from schemas.codec import MAX_VALUE_BYTES
 from schemas.records import Headers, Output, Record
 from schemas.topics import DEAD_LETTERS
 
-KEPT_BYTES: Final = DEAD_LETTERS.max_message_bytes // 2
-"""Most bytes of a record that its dead letter repeats.
+KEPT_BYTES: Final = MAX_VALUE_BYTES
+"""Most bytes of a record that its dead letter repeats: those of the largest record that may be accepted.
 
 A topic limits what is written to it as it is compressed, so that a small batch may hold a record of any size. Its dead
 letter must fit whatever it is compressed with, or the record could be neither read nor refused.
@@ -38,17 +39,27 @@ class Result:
             f"{reason}; only this pipeline's agents, all of one release, may write to this topic: find what else did.",
         )
 
-    def dead_letter(self, record: Record, stage: str, code: str, message: str, *, kept_bytes: int = KEPT_BYTES) -> None:
+    def dead_letter(
+        self,
+        record: Record,
+        stage: str,
+        code: str,
+        message: str,
+        *,
+        kept_bytes: int = KEPT_BYTES,
+        end: int | None = None,
+    ) -> None:
         """Set ``record`` aside with its reason: original key, value and headers, and where it came from.
 
         Of more than ``kept_bytes`` the value is left out, and key and headers too where they alone are more; size and
-        digest then tell what was there.
+        digest then tell what was there. ``record`` may stand for all up to offset ``end``, which nobody could read.
         """
         key, value, headers, left_out = _kept(record, kept_bytes)
         reason: Headers = (
             ("dead-letter-topic", record.topic.encode()),
             ("dead-letter-partition", str(record.partition).encode()),
             ("dead-letter-offset", str(record.offset).encode()),
+            *(() if end is None else (("dead-letter-end", str(end).encode()),)),
             ("dead-letter-timestamp-ms", str(record.timestamp_ms).encode()),
             ("dead-letter-stage", stage.encode()),
             ("dead-letter-error", code.encode()),

@@ -2,13 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.messages import RecordPosition
 from schemas.records import Record
 
 Place = tuple[str, int]
 """Topic on the cluster, and partition number."""
+
+
+class UnreadableRange(NamedTuple):
+    """Offsets of one partition that no client can read."""
+
+    place: Place
+    start: int
+    end: int
+    """Offset behind the last one."""
+    error: str
+    """The client's name of the error."""
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,8 @@ class Batch:
     """Records of the batch that are quarantined when it commits."""
     deaths: int = 0
     """Processes that died of the one record of the batch, each while it worked on nothing else."""
+    unreadable: UnreadableRange | None = None
+    """What this batch, then without records, is to quarantine: from its start to its end nothing can be read."""
 
     @property
     def partitions(self) -> set[int]:

@@ -22,6 +22,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from pipeline.kafka import log_consumer as logs
 from pipeline.kafka.callbacks import callback
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -58,6 +59,7 @@ errors_log = logging.getLogger("pipeline.kafka.errors")
 errors_log.addFilter(OncePerWhile())
 
 MAX_RECORD_BYTES: Final = 32 * 1024 * 1024
+FETCH_BYTES: Final = 64 * 1024
 TRANSACTION_TIMEOUT_MS: Final = 10_000
 MAX_POLL_INTERVAL_MS: Final = 3_600_000
 METADATA_TIMEOUT_S: Final = 30.0
@@ -96,8 +98,7 @@ GroupProtocol = Literal["consumer", "classic"]
 T = TypeVar("T")
 
 
-class TopicError(RuntimeError):
-    """A topic is missing or not what it must be; the text says what to do."""
+TopicError = logs.TopicError
 
 
 class ClusterUnreachable(RuntimeError):
@@ -176,10 +177,13 @@ def consumer_config(
         "fetch.error.backoff.ms": 50,
         # A full local queue is looked at again soon: the default of a second shows as a stall under load.
         "fetch.queue.backoff.ms": 5,
-        "fetch.max.bytes": 64 * 1024 * 1024,
-        "max.partition.fetch.bytes": 4 * 1024 * 1024,
-        # Also the largest batch, decompressed, that librdkafka opens; one that it does not open stops the partition.
-        "receive.message.max.bytes": 1_000_000_000,
+        # What one answer holds expands before anything of it can be looked at: zstd by 31,000, gzip by 1,000. A batch
+        # that is larger still comes, alone.
+        "fetch.max.bytes": FETCH_BYTES,
+        "max.partition.fetch.bytes": FETCH_BYTES,
+        # Also the largest batch, decompressed, that librdkafka accepts of zstd: a third of it, where the frame does not
+        # say its size and the buffer grows by steps of three. Of other codecs it accepts any.
+        "receive.message.max.bytes": 4 * MAX_RECORD_BYTES,
         "queued.min.messages": 50_000,
         "queued.max.messages.kbytes": 128 * 1024,
         "check.crcs": True,
@@ -201,7 +205,9 @@ def consumer_config(
     else:
         invariants["partition.assignment.strategy"] = "range"
         tuning["session.timeout.ms"] = CLASSIC_SESSION_TIMEOUT_MS
-    return _merge(tuning, invariants, settings, overrides)
+    config = _merge(tuning, invariants, settings, overrides)
+    # A limit of producers, which librdkafka compares with what a consumer fetches.
+    return {**config, "message.max.bytes": min(FETCH_BYTES, int(config["fetch.max.bytes"]))}
 
 
 def producer_config(
@@ -331,16 +337,16 @@ def settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers:
         time.sleep(SETTLE_POLL_S)
 
 
-def _reader(bootstrap: str, settings: Settings | None) -> Consumer:
-    # Classic, because it only assigns and never joins; the group's name appears nowhere on the cluster.
-    return Consumer(
-        consumer_config(
-            bootstrap,
-            "fraud-pipeline-reader",
-            settings=settings,
-            overrides={"group.protocol": "classic", "enable.partition.eof": True},
-        )
-    )
+def log_consumer(
+    bootstrap: str,
+    settings: Settings | None,
+    own: Mapping[str, Any] | None = None,
+    waiting: Callable[[], None] = lambda: None,
+) -> logs.LogConsumer:
+    """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
+    prefix = settings.topic_prefix if settings is not None else ""
+    config = consumer_config(bootstrap, "fraud-pipeline-reader", settings=settings)
+    return logs.LogConsumer(config, prefix, {"enable.partition.eof": True, **(own or {})}, waiting)
 
 
 def read_batches(
@@ -356,16 +362,15 @@ def read_batches(
     ``start`` gives first offsets by partition. Order holds within a partition only. Raises ``TopicError``,
     ``KafkaException``.
     """
-    reader = _reader(bootstrap, settings)
+    reader = log_consumer(bootstrap, settings)
     try:
-        numbers = partitions if partitions is not None else partition_numbers(reader, topic)
+        numbers = partitions if partitions is not None else partition_numbers(reader.consumer, topic)
         found = settled_ends(bootstrap, settings, topic, numbers)
         ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
         reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
         while ends:
-            messages = _take(reader)
             records = []
-            for message in messages:
+            for message in reader.take(READ_POLL_S, READ_BATCH):
                 number = message.partition()
                 if number not in ends:
                     continue
@@ -380,7 +385,7 @@ def read_batches(
                         continue
                 # The partition's end: its last offset, one past it, or, behind transaction markers, librdkafka's word.
                 del ends[number]
-                reader.incremental_unassign([TopicPartition(topic, number)])
+                reader.consumer.incremental_unassign([TopicPartition(topic, number)])
             if records:
                 yield records
     finally:
@@ -414,24 +419,18 @@ def tail_topic(
     ``KafkaException``.
     """
     is_stopped = stopped.is_set if isinstance(stopped, threading.Event) else stopped
-    reader = _reader(bootstrap, settings)
+    reader = log_consumer(bootstrap, settings)
     try:
         offset = OFFSET_BEGINNING if from_beginning else OFFSET_END
-        reader.assign([TopicPartition(topic, number, offset) for number in partition_numbers(reader, topic)])
+        reader.assign([TopicPartition(topic, number, offset) for number in partition_numbers(reader.consumer, topic)])
         while is_stopped is None or not is_stopped():
-            for message in _take(reader):
+            for message in reader.take(READ_POLL_S, READ_BATCH):
                 if (error := message.error()) is not None:
                     _raise_unless_end(error)
                     continue
                 yield record_of(message)
     finally:
         reader.close()
-
-
-def _take(reader: Consumer) -> list[Message]:
-    # ``consume`` with a timeout waits for a full list.
-    first = reader.poll(READ_POLL_S)
-    return [] if first is None else [first, *reader.consume(READ_BATCH, 0)]
 
 
 def _raise_unless_end(error: KafkaError) -> None:

@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 from confluent_kafka import (
     OFFSET_BEGINNING,
-    Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -29,11 +28,12 @@ from pipeline.kafka.clients import (
     READ_BATCH,
     TopicError,
     admin_client,
-    consumer_config,
     last_offsets,
+    log_consumer,
     record_of,
 )
 from pipeline.kafka.internal import OnRefused, not_counted, readable
+from pipeline.kafka.log_consumer import LogConsumer
 from pipeline.kafka.ranges import answered
 from pipeline.settings import Settings
 from schemas.messages import Progress, RecordPosition, Rules
@@ -106,7 +106,7 @@ class RangeReader:
         """``position``: the offset behind everything that was returned."""
         self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
         self._tuning = tuning or {}
-        self._consumer: Consumer | None = None
+        self._consumer: LogConsumer | None = None
         self._ahead: list[Message] = []
         self._next = 0
         """Of ``_ahead``, what was not returned yet."""
@@ -118,21 +118,9 @@ class RangeReader:
         if self._consumer is None:
             self._consumer = self._fetching()
 
-    def _fetching(self) -> Consumer:
-        consumer = Consumer(
-            consumer_config(
-                self._bootstrap,
-                "fraud-pipeline-reader",
-                settings=self._settings,
-                # Classic, because it only assigns and never joins; the group appears nowhere on the cluster.
-                overrides={
-                    "group.protocol": "classic",
-                    "enable.partition.eof": True,
-                    "auto.offset.reset": "error",
-                    **self._tuning,
-                },
-            )
-        )
+    def _fetching(self) -> LogConsumer:
+        own = {"auto.offset.reset": "error", **self._tuning}
+        consumer = log_consumer(self._bootstrap, self._settings, own, self._waiting)
         start = self.position if self.position > 0 else OFFSET_BEGINNING
         consumer.assign([TopicPartition(self.topic, self.partition, start)])
         return consumer
@@ -190,10 +178,7 @@ class RangeReader:
         if self._consumer is None:
             self._consumer = self._fetching()
         self._waiting()
-        first = self._consumer.poll(_POLL_S)
-        if first is None:
-            return False
-        self._ahead = [first, *self._consumer.consume(READ_BATCH, 0)]
+        self._ahead = self._consumer.take(_POLL_S, READ_BATCH)
         self._next = 0
         if any(message.error() is not None for message in self._ahead):
             for message in self._ahead:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
-from pipeline.kafka.clients import TopicError, consumer_config, partition_numbers, record_of
+from pipeline.kafka.clients import READ_BATCH, TopicError, log_consumer, partition_numbers, record_of
 from pipeline.kafka.fold import settled_end
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -18,14 +18,7 @@ class TopicFollower:
     def __init__(self, bootstrap: str, settings: Settings, topic: Topic) -> None:
         self._bootstrap, self._settings = bootstrap, settings
         self._name = settings.topic(topic.name)
-        self._consumer = Consumer(
-            consumer_config(
-                bootstrap,
-                f"{self._name}-follower",
-                settings=settings,
-                overrides={"group.protocol": "classic", "enable.partition.eof": True},
-            )
-        )
+        self._consumer = log_consumer(bootstrap, settings)
         self._pending_ends: set[int] = set()
         self._positions: dict[int, int] = {}
         """Offsets behind what was read, by partition."""
@@ -36,7 +29,7 @@ class TopicFollower:
         Args:
             positions: First offset to read, by partition number; the others are read from their beginning.
         """
-        numbers = partition_numbers(self._consumer, self._name)
+        numbers = partition_numbers(self._consumer.consumer, self._name)
         self._pending_ends = set(numbers)
         self._positions = {number: (positions or {}).get(number, 0) for number in numbers}
         self._assign()
@@ -59,8 +52,7 @@ class TopicFollower:
     def poll(self, timeout_s: float) -> list[Record]:
         """Records that are there; waits up to ``timeout_s`` for the first one."""
         records = []
-        message = self._consumer.poll(timeout_s)
-        while message is not None:
+        for message in self._consumer.take(timeout_s, READ_BATCH):
             error = message.error()
             if error is None:
                 records.append(record_of(message))
@@ -71,7 +63,6 @@ class TopicFollower:
                 self._positions[message.partition()] = message.offset()
             elif error.fatal():
                 raise TopicError(f"topic {self._name}: {error.str()}")
-            message = self._consumer.poll(0)
         return records
 
     def read_to_end(self) -> list[Record]:

@@ -3,15 +3,15 @@
 from functools import partial
 from typing import Final
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import ConfigResource
 
 from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.clients import (
     TopicError,
     admin_client,
-    consumer_config,
     last_offsets,
+    log_consumer,
     partition_numbers,
     patiently,
 )
@@ -53,33 +53,26 @@ class TopicTail:
 
     def __init__(self, bootstrap: str, settings: Settings, topic: str) -> None:
         self._topic = topic
-        self._consumer = Consumer(
-            # Classic, because it only assigns and never joins; the group appears nowhere on the cluster.
-            consumer_config(
-                bootstrap, "fraud-pipeline-reader", settings=settings, overrides={"group.protocol": "classic"}
-            )
-        )
+        self._consumer = log_consumer(bootstrap, settings, {"enable.partition.eof": False})
         positions = []
-        for number in partition_numbers(self._consumer, topic):
+        for number in partition_numbers(self._consumer.consumer, topic):
             positions.append(TopicPartition(topic, number, patiently(partial(self._end, number))))
         self._consumer.assign(positions)
 
     def _end(self, number: int) -> int:
-        _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=_TIMEOUT_S)
+        _, end = self._consumer.consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=_TIMEOUT_S)
         return int(end)
 
     def poll(self, timeout_s: float) -> list[bytes]:
         """Values that came; waits up to ``timeout_s`` for the first one."""
-        message = self._consumer.poll(timeout_s)
         values: list[bytes] = []
-        while message is not None:
+        for message in self._consumer.take(timeout_s, _TAIL_BATCH):
             error = message.error()
             if error is not None:
                 if error.fatal():
                     raise KafkaException(error)
             elif message.value() is not None:
                 values.append(message.value())
-            message = self._consumer.poll(0) if len(values) < _TAIL_BATCH else None
         return values
 
     def close(self) -> None:

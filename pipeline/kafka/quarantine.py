@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from pipeline.engine.results import KEPT_BYTES, Result
+from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.fold import NewRecords
 from pipeline.kafka.internal import OnRefused, readable
 from pipeline.kafka.transactions import OutputTooLarge
@@ -23,6 +24,8 @@ from schemas.topics import CONTROL, Topic
 decode_control: Final = msgspec.json.Decoder(Activation | Quarantine).decode
 _encode: Final = msgspec.json.Encoder().encode
 _TEXT_LIMIT: Final = 1_000
+_NO_TIMESTAMP_MS: Final = -1
+"""As in Kafka, of records whose timestamp nobody knows."""
 _DAY: Final = timedelta(days=1)
 _Place = tuple[str, int, int]
 
@@ -38,11 +41,15 @@ class QuarantinedRecords:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._known: dict[tuple[str, _Place], list[Quarantine]] = {}
+        self._ranges: dict[tuple[str, _Place], Quarantine] = {}
 
     def add(self, item: Quarantine) -> None:
-        """Take in a control record; ranges are no business of this class."""
+        """Take in a control record. Ranges are counted only: whoever meets one that cannot be read looks for it."""
         position = item.position
-        if position.end is None:
+        if position.end is not None:
+            place = (self._settings.topic(position.topic), position.partition, position.offset)
+            self._ranges[item.agent, place] = item
+        else:
             place = (self._settings.topic(position.topic), position.partition, position.offset)
             self._known.setdefault((item.agent, place), []).append(item)
 
@@ -55,10 +62,11 @@ class QuarantinedRecords:
         return items is not None and any(item.digest == value_digest(record.value) for item in items)
 
     def count_since(self, agent: str, start: datetime) -> int:
-        """Return how many records ``agent`` has quarantined after ``start``."""
-        return sum(
+        """Return how many records ``agent`` has quarantined after ``start``; a range counts as one."""
+        records = sum(
             any(item.quarantined_at > start for item in items) for (of, _), items in self._known.items() if of == agent
         )
+        return records + sum(item.quarantined_at > start for (of, _), item in self._ranges.items() if of == agent)
 
 
 class Quarantines:
@@ -122,6 +130,28 @@ class Quarantines:
         result.dead_letter(
             record, self._agent, "set_aside", f"{item.error_type}: {item.message}", kept_bytes=kept_bytes
         )
+        result.counts["set_aside", item.position.topic] += 1
+        return result
+
+    def range_position(self, unreadable: UnreadableRange) -> RecordPosition:
+        """Return the position of a range, its topic without prefix."""
+        topic = unreadable.place[0].removeprefix(self._settings.topic_prefix)
+        return RecordPosition(topic=topic, partition=unreadable.place[1], offset=unreadable.start, end=unreadable.end)
+
+    def range_outputs(self, unreadable: UnreadableRange, now: datetime) -> Result:
+        """Return what quarantines offsets that cannot be read, once it commits with the offset behind them."""
+        item = Quarantine(
+            agent=self._agent,
+            position=self.range_position(unreadable),
+            error_type=unreadable.error,
+            message=unreadable.message[:_TEXT_LIMIT],
+            quarantined_at=now,
+        )
+        result = Result()
+        result.outputs.append(control_record(item))
+        first = Record(*unreadable.place, unreadable.start, _NO_TIMESTAMP_MS, None, None)
+        sentence = f"Offsets {unreadable.start} to {unreadable.end - 1} cannot be read: {item.message}"
+        result.dead_letter(first, self._agent, "unreadable", sentence, end=unreadable.end)
         result.counts["set_aside", item.position.topic] += 1
         return result
 

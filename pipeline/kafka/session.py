@@ -42,6 +42,8 @@ from pipeline.kafka.transactions import (
     Transactions,
     Unknown,
 )
+from pipeline.kafka.unreadable import UNREADABLE
+from pipeline.kafka.unreadable_batches import UnreadableBatches
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.records import Output, Record
@@ -59,6 +61,8 @@ REJOIN_S: Final = 0.5
 
 
 _encode = msgspec.json.Encoder().encode
+_Failed = dict[Place, tuple[int, KafkaError]]
+"""By partition, the offset that the first error about a batch names, and the error."""
 
 
 class Session:
@@ -95,6 +99,7 @@ class Session:
             protocol=group_protocol,
         )
         self._consumer, self._fatal = self._new_client()
+        self._unreadable = UnreadableBatches(self._consumer_config, agent)
         self._transactions = Transactions(
             bootstrap,
             settings,
@@ -136,6 +141,8 @@ class Session:
         """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there."""
         if self._paused:
             return self._poll_carefully(timeout_s)
+        if (unreadable := self._unreadable_batch()) is not None:
+            return unreadable
         first = self._consumer.poll(timeout_s)
         messages = [] if first is None else [first]
         if first is not None and self._settings.batch_max_records > 1:
@@ -148,10 +155,13 @@ class Session:
         # Read before the records are looked at: a rebalance in between would have been served by the calls above.
         metadata = self._consumer.consumer_group_metadata()
         order = list(self._names)
-        by_place = sorted(self._read(messages).items(), key=lambda item: (item[0][1], order.index(item[0][0])))
+        read, failed = self._read(messages)
+        by_place = sorted(read.items(), key=lambda item: (item[0][1], order.index(item[0][0])))
         starts = {place: records[0].offset for place, records in by_place}
         ends = {place: records[-1].offset + 1 for place, records in by_place}
         self._positions.update(ends)
+        for place, (offset, error) in failed.items():
+            self._retry(place, offset, error)
         records = [record for _, part in by_place for record in part]
         return Batch(records, metadata, starts, ends) if records else None
 
@@ -265,6 +275,7 @@ class Session:
         if release:
             self._release({number for _, number in self._settled})
         self._settled.clear()
+        self._unreadable.close()
         self._transactions.close()
         self._leave(self._consumer)
 
@@ -326,29 +337,65 @@ class Session:
 
     # --- Reading -----------------------------------------------------------------------------------------------
 
-    def _read(self, messages: Iterable[Message]) -> dict[Place, list[Record]]:
-        """What of ``messages`` is to be worked on, by place; errors among them are looked at."""
+    def _read(self, messages: Iterable[Message]) -> tuple[dict[Place, list[Record]], _Failed]:
+        """What of ``messages`` is to be worked on, by place, and where fetches failed; other errors are looked at."""
         read: dict[Place, list[Record]] = {}
+        failed: _Failed = {}
         topic, number, expected = "", -1, math.inf
         records: list[Record] = []
         for message in messages:
             error = message.error()
             if error is not None:
-                self._look_at(message, error)
+                at = (message.topic(), message.partition())
+                if error.code() in UNREADABLE and at in self._positions:
+                    failed.setdefault(at, (message.offset(), error))
+                    number = -1
+                elif at not in failed:
+                    self._look_at(message, error)
                 continue
             # Records come in runs of one partition: its place is looked up once for each run, and not for each record.
             if message.partition() != number or message.topic() != topic:
                 place = topic, number = message.topic(), message.partition()
                 records = read.setdefault(place, [])
                 expected = records[-1].offset + 1 if records else self._positions.get(place, math.inf)
+                # What the client makes of a damaged batch's remains is nothing to be believed.
+                expected = math.inf if place in failed else expected
             record = record_of(message, topic)
             if record.offset >= expected:
                 expected = record.offset + 1
                 records.append(record)
-        return {place: records for place, records in read.items() if records}
+        return {place: records for place, records in read.items() if records}, failed
+
+    def _retry(self, place: Place, offset: int, error: KafkaError) -> None:
+        """Fetch again what could not be read, or leave the partition alone while the end of it is searched for."""
+        position = self._positions[place]
+        start = max(position, offset)
+        if self._unreadable.failed(place, start, error):
+            self._consumer.pause([TopicPartition(*place)])
+        self._seek(place, start)
+
+    def _unreadable_batch(self) -> Batch | None:
+        """A batch without records that passes over a range which cannot be read, once its end is known."""
+        if (found := self._unreadable.pop_found()) is None or found.place not in self._positions:
+            return None
+        place, position = found.place, self._positions[found.place]
+        self._consumer.resume([TopicPartition(*place)])
+        # It can be read after all; or the records before it were not committed and are read again, as it will be then.
+        is_void = found.start == found.end or position != found.start
+        self._seek(place, position if is_void else found.end)
+        if is_void:
+            return None
+        metadata = self._consumer.consumer_group_metadata()
+        return Batch([], metadata, {place: found.start}, {place: found.end}, unreadable=found)
 
     def _look_at(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            place = (message.topic(), message.partition())
+            position = self._positions.get(place, message.offset())
+            if self._unreadable.fails(place) and message.offset() != position:
+                # Behind a damaged batch the client went on anywhere, and says so once it was called back.
+                self._seek(place, position)
+                return
             raise SessionError(
                 f"agent {self.agent}: {message.topic()} partition {message.partition()} no longer holds the offset to "
                 "read from: its records were deleted before they were read. Check the topic's retention; what can be "
@@ -367,9 +414,22 @@ class Session:
         except KafkaException as error:
             if error.args[0].code() != KafkaError._STATE:
                 raise
+            if place in {(held.topic, held.partition) for held in self._consumer.assignment()}:
+                self._restart(place, offset)
+                return
             # The client does not hold the partition any more, of which the next poll will tell.
             log.warning("%s: %s partition %d is lost: %s", self.agent, *place, error.args[0].str())
             self._positions.pop(place, None)
+
+    def _restart(self, place: Place, offset: int) -> None:
+        """Read a partition again that the client has stopped reading: behind a damaged batch it found nothing."""
+        if self._classic:
+            at = self._positions | {place: offset}
+            positions = [TopicPartition(*held, at.get(held, OFFSET_BEGINNING)) for held in self._assigned]
+            self._consumer.assign(positions)
+        else:
+            self._consumer.incremental_unassign([TopicPartition(*place)])
+            self._consumer.incremental_assign([TopicPartition(*place, offset)])
 
     def _markers(self, batch: Batch) -> list[Output]:
         """What the batch read and by what it was judged, for folds; one input topic needs no order recorded."""
@@ -448,6 +508,7 @@ class Session:
             for place in [place for place in offsets if place[1] in numbers]:
                 del offsets[place]
                 self._careful.plan.forget(place)
+        self._unreadable.forget(numbers)
         for number in numbers:
             self._progress.pop(number, None)
             self._handler.forget(number)

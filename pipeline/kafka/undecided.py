@@ -18,6 +18,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from pipeline.kafka.batch import Place
 from pipeline.kafka.clients import admin_client, consumer_config
+from pipeline.kafka.unreadable import UNREADABLE
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from schemas.topics import LABELS, TRANSACTIONS
@@ -28,7 +29,6 @@ INTERVAL_S: Final = 2.0
 REQUEST_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.1
-UNREADABLE: Final = frozenset({KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG})
 
 
 class Found(NamedTuple):

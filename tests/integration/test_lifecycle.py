@@ -192,12 +192,12 @@ def test_records_of_any_size_stop_no_partition(cluster: Cluster, start: Starter)
                 "compression.type": "zstd",
                 "linger.ms": 2_000,
                 "message.max.bytes": 100_000_000,
-                "batch.size": 100_000_000,
+                "batch.size": 50_000_000,
             },
         )
     )
-    block = random.Random(3).randbytes(1_000_000)
-    values = [b"A" * 40_000_000, block * 24]
+    block = random.Random(3).randbytes(200_000)
+    values = [b"A" * 20_000_000, block * 60]
     name = cluster.settings.topic(TRANSACTIONS.name)
     for value in values:
         foreign.produce(name, value, b"c1", partition=0)

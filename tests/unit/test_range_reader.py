@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytest
 from confluent_kafka import KafkaError
 
-from pipeline.kafka import fold
+from pipeline.kafka import fold, log_consumer
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.fold import RangeReader
 from pipeline.settings import Settings
@@ -70,7 +70,7 @@ def consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(fold, "Consumer", Consumer)
+    monkeypatch.setattr(log_consumer, "Consumer", Consumer)
     return Consumer
 
 

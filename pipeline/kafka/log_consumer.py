@@ -1,0 +1,183 @@
+"""A consumer without a group, which skips the record batches that nobody can read where that is agreed.
+
+What agents read is skipped where an agent has quarantined it, so that every reader skips the same. Of the topics that
+tell readers what to do (``control``, ``models``, ``progress``) nobody quarantines anything: their readers refuse such a
+batch, as they refuse a record that is none of the pipeline's messages.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any, Final
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from pipeline.kafka.batch import Place
+from pipeline.kafka.unreadable import FETCHES, UNREADABLE, NoAnswer, find_end, reader_config
+from schemas.errors import UNREADABLE as NOT_A_MESSAGE
+from schemas.messages import Control, Quarantine
+from schemas.topics import CONTROL, MODELS, PROGRESS
+
+log = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.1
+_BATCH: Final = 1_000
+_CONTROL_S: Final = 60.0
+"""Longest wait for the end of ``control``."""
+_decode: Final = msgspec.json.Decoder(Control).decode
+
+
+class TopicError(RuntimeError):
+    """A topic is missing or not what it must be; the text says what to do."""
+
+
+class LogConsumer:
+    """Reads partitions that it is given; used from one thread.
+
+    Args:
+        config: Configuration of a consumer.
+        prefix: Prefix of the pipeline's topics.
+        own: Configuration over ``config``.
+        waiting: Called while a wait takes long; may raise.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        prefix: str,
+        own: Mapping[str, Any],
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._config, self._prefix, self._waiting = config, prefix, waiting
+        self.consumer = Consumer(reader_config(config, own))
+        self._positions: dict[Place, int] = {}
+        """Offsets behind what was taken, or from which reading begins."""
+        self._failures: Counter[tuple[Place, int]] = Counter()
+        self._skipped: set[Place] = set()
+        """Partitions with an unreadable batch: behind a damaged one the client may have gone on anywhere."""
+
+    def assign(self, positions: Sequence[TopicPartition]) -> None:
+        """Read these partitions, each from its offset."""
+        self._positions = {(at.topic, at.partition): max(at.offset, 0) for at in positions}
+        self.consumer.assign(list(positions))
+
+    def take(self, timeout_s: float, most: int) -> list[Message]:
+        """Return up to ``most`` records and errors; waits up to ``timeout_s`` for the first one.
+
+        Errors of unreadable batches are not among them.
+
+        Raises:
+            TopicError: A batch cannot be read, and nobody has quarantined it.
+        """
+        # ``consume`` with a timeout waits for a full list.
+        first = self.consumer.poll(timeout_s)
+        if first is None:
+            return []
+        messages = [first, *(self.consumer.consume(most - 1, 0) if most > 1 else ())]
+        errors = [error for message in messages if (error := message.error()) is not None]
+        if self._skipped or any(error.code() in UNREADABLE for error in errors):
+            return self._readable(messages)
+        if not errors and len(self._positions) == 1:
+            self._take(messages[-1])
+        else:
+            for message in messages:
+                self._take(message)
+        return messages
+
+    def close(self) -> None:
+        """Close the consumer."""
+        self.consumer.close()
+
+    def _take(self, message: Message) -> None:
+        if message.error() is None:
+            self._positions[message.topic(), message.partition()] = message.offset() + 1
+
+    def _readable(self, messages: Sequence[Message]) -> list[Message]:
+        """Return what of ``messages`` stands before unreadable batches, and go on behind these."""
+        readable = []
+        ended: set[Place] = set()
+        for message in messages:
+            place, error = (message.topic(), message.partition()), message.error()
+            if place in ended:
+                continue
+            position = self._positions.get(place, 0)
+            if error is not None and error.code() in UNREADABLE:
+                ended.add(place)
+                self._skip(place, max(position, message.offset()), error)
+            elif place in self._skipped and _is_astray(message, position):
+                if error is not None:
+                    self._seek(place, position)
+            else:
+                self._take(message)
+                readable.append(message)
+        return readable
+
+    def _skip(self, place: Place, start: int, error: KafkaError) -> None:
+        """Go on behind the unreadable batch at ``start``, or read it again: the network may have damaged it."""
+        end = self._end_of(place, start)
+        if end is None:
+            self._failures[place, start] += 1
+            if self._failures[place, start] >= FETCHES:
+                raise TopicError(
+                    f"topic {place[0]} partition {place[1]} cannot be read from offset {start} on ({error.name()}) "
+                    "and no agent has quarantined that: let a worker that reads the topic run until it has; or, where "
+                    "the disk of a broker damaged it, let another replica lead the partition (docs/operating.md)"
+                )
+        else:
+            log.warning("%s partition %d: offsets %d to %d cannot be read and are skipped", *place, start, end - 1)
+        self._skipped.add(place)
+        self._seek(place, start if end is None else end)
+
+    def _seek(self, place: Place, offset: int) -> None:
+        # A client that has asked for an offset that is not there stops reading the partition, and refuses to seek.
+        self._positions[place] = offset
+        self.consumer.incremental_unassign([TopicPartition(*place)])
+        self.consumer.incremental_assign([TopicPartition(*place, offset)])
+
+    def _end_of(self, place: Place, start: int) -> int | None:
+        if place[0] in {self._prefix + topic.name for topic in (CONTROL, MODELS, PROGRESS)}:
+            try:
+                return find_end(self._config, place, start, self._waiting)
+            except (KafkaException, NoAnswer) as error:
+                raise TopicError(f"topic {place[0]} partition {place[1]} cannot be read: {error}") from error
+        ends = [end for first, end in self._quarantined(place) if first <= start < end]
+        return max(ends, default=None)
+
+    def _quarantined(self, place: Place) -> list[tuple[int, int]]:
+        """Return the ranges of a partition that ``control`` names: first offset, and offset behind the last."""
+        ranges: list[tuple[int, int]] = []
+        own = {"enable.partition.eof": True, "auto.offset.reset": "earliest"}
+        with closing(LogConsumer(self._config, self._prefix, own, self._waiting)) as control:
+            control.assign([TopicPartition(self._prefix + CONTROL.name, 0, OFFSET_BEGINNING)])
+            deadline_s = time.monotonic() + _CONTROL_S
+            while time.monotonic() < deadline_s:
+                self._waiting()
+                for message in control.take(_POLL_S, _BATCH):
+                    error = message.error()
+                    if error is None:
+                        ranges += self._range_in(message.value() or b"", place)
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        return ranges
+        raise TopicError(f"topic {self._prefix}{CONTROL.name} cannot be read to its end: check the brokers")
+
+    def _range_in(self, value: bytes, place: Place) -> list[tuple[int, int]]:
+        try:
+            item = _decode(value)
+        except NOT_A_MESSAGE:
+            # Its own readers report it.
+            return []
+        if not isinstance(item, Quarantine) or item.position.end is None:
+            return []
+        at = item.position
+        return [(at.offset, item.position.end)] if (self._prefix + at.topic, at.partition) == place else []
+
+
+def _is_astray(message: Message, position: int) -> bool:
+    """Return whether a message is of where the client had gone on by itself behind a damaged batch."""
+    error = message.error()
+    if error is None:
+        return int(message.offset()) < position
+    return int(error.code()) == KafkaError._AUTO_OFFSET_RESET and int(message.offset()) != position

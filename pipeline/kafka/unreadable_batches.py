@@ -1,0 +1,91 @@
+"""A session's unreadable batches: fetches that fail are counted, and the end of what fails again is searched for."""
+
+import logging
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException
+
+from pipeline.kafka.batch import Place, UnreadableRange
+from pipeline.kafka.unreadable import FETCHES, NoAnswer, find_end
+
+log = logging.getLogger(__name__)
+
+
+class _Failure(NamedTuple):
+    start: int
+    """First offset that cannot be read."""
+    error: KafkaError
+    times: int
+
+
+class UnreadableBatches:
+    """Counts failed fetches of a session's partitions, and searches for the end of what fails again and again.
+
+    The search runs on a thread of its own, so that other partitions go on meanwhile. All methods are called on the
+    session's thread.
+    """
+
+    def __init__(self, config: Mapping[str, Any], agent: str) -> None:
+        self._config, self._agent = config, agent
+        self._failures: dict[Place, _Failure] = {}
+        self._searches: dict[Place, Future[int]] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"unreadable-{agent}")
+        self._closed = False
+
+    def failed(self, place: Place, start: int, error: KafkaError) -> bool:
+        """Count a failed fetch; return whether a search for the end of what cannot be read has begun.
+
+        Args:
+            place: The partition.
+            start: The first offset that could not be read.
+            error: One of `pipeline.kafka.unreadable.UNREADABLE`.
+        """
+        before = self._failures.get(place)
+        times = before.times + 1 if before is not None and before.start == start else 1
+        self._failures[place] = _Failure(start, error, times)
+        log.warning(
+            "%s: %s partition %d offset %d cannot be read (%d of %d times): %s",
+            self._agent, *place, start, times, FETCHES, error.str(),
+        )  # fmt: skip
+        if times < FETCHES or place in self._searches:
+            return False
+        self._searches[place] = self._thread.submit(self._search, place, start)
+        return True
+
+    def fails(self, place: Place) -> bool:
+        """Return whether the last word on this partition was a failed fetch."""
+        return place in self._failures
+
+    def pop_found(self) -> UnreadableRange | None:
+        """Return the range of a search that has ended; one that found nothing, or failed, gives an empty range."""
+        place = next((place for place, search in self._searches.items() if search.done()), None)
+        if place is None:
+            return None
+        search, failure = self._searches.pop(place), self._failures.pop(place)
+        end = failure.start
+        try:
+            end = search.result()
+        except (KafkaException, NoAnswer) as error:
+            log.warning("%s: the search for the end of a batch failed and is repeated: %s", self._agent, error)
+        return UnreadableRange(place, failure.start, end, failure.error.name(), failure.error.str())
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """Forget partitions that are not held any more."""
+        for place in [place for place in self._failures if place[1] in numbers]:
+            del self._failures[place]
+        for place in [place for place in self._searches if place[1] in numbers]:
+            self._searches.pop(place).cancel()
+
+    def close(self) -> None:
+        """Give all searches up."""
+        self._closed = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _search(self, place: Place, start: int) -> int:
+        return find_end(self._config, place, start, self._unless_closed)
+
+    def _unless_closed(self) -> None:
+        if self._closed:
+            raise NoAnswer("the worker ends")

@@ -1,0 +1,199 @@
+"""Record batches that nobody can read stop no partition, and every reader skips the same of them."""
+
+import base64
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+import pyarrow.dataset as ds
+import pytest
+from click.testing import CliRunner
+
+from pipeline import Backtest
+from pipeline.broker import EmbeddedBroker
+from pipeline.cli import main
+from pipeline.demo.processes import settings_environment
+from pipeline.engine.placement import partition_of
+from pipeline.kafka.clients import GroupProtocol, TopicError, read_topic
+from pipeline.kafka.quarantine import decode_control
+from pipeline.settings import Settings
+from schemas.codec import MAX_VALUE_BYTES
+from schemas.messages import Quarantine
+from schemas.topics import CONTROL, DEAD_LETTERS, DECISIONS, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic
+from tests.helpers.batches import COMPRESSIONS, damage_batch, produce_batch, record_batch, with_payload
+from tests.helpers.expected import differences, expected_features
+from tests.helpers.logs import after, microseconds, reason, transaction
+from tests.helpers.topics import Cluster, Starter, keys, once, shop
+from tests.integration.test_session import PATIENCE_S, Numbers, session
+
+pytestmark = pytest.mark.broker
+
+CAP_BYTES: Final = 2_000_000
+CAP: Final = {"receive.message.max.bytes": str(CAP_BYTES)}
+"""A small cap makes small bombs; the real one is three times as large as what is written here, and tested below."""
+RECORDS: Final = 3
+
+
+def bomb(compression: str) -> bytes:
+    """A batch whose values expand beyond the cap."""
+    return record_batch([b"a" * CAP_BYTES] * RECORDS, compression)
+
+
+def leftover(compression: str) -> bytes:
+    """A batch with bytes behind its compressed records, which brokers do not look at."""
+    batch = record_batch([b"a" * 200] * RECORDS, compression)
+    return with_payload(batch, batch[61:] + bytes(20), compression)
+
+
+def twofold(compression: str) -> bytes:
+    """A batch whose records are compressed in two parts, one behind the other."""
+    plain = record_batch([b"a" * 200] * RECORDS)[61:]
+    compress = COMPRESSIONS[compression]
+    return with_payload(record_batch([b""] * RECORDS), compress(plain[:300]) + compress(plain[300:]), compression)
+
+
+UNREADABLE: Final[dict[str, Callable[[], bytes]]] = {
+    "zstd": lambda: bomb("zstd"),
+    "zstd without size": lambda: bomb("zstd_without_size"),
+    "lz4 with more behind it": lambda: leftover("lz4"),
+    "snappy twice": lambda: twofold("snappy_xerial"),
+}
+
+
+def write_raw(cluster: Cluster, partition: int, batch: bytes) -> int:
+    return produce_batch(cluster.bootstrap, cluster.settings.topic(TRANSACTIONS.name), partition, batch)
+
+
+def quarantined(cluster: Cluster) -> list[tuple[str, int, int, int | None]]:
+    """Agent, partition, first offset and end of every quarantine, sorted."""
+    items = [decode_control(record.value or b"") for record in cluster.read(CONTROL)]
+    found = [(one.agent, one.position) for one in items if isinstance(one, Quarantine)]
+    return sorted((agent, at.partition, at.offset, at.end) for agent, at in found)
+
+
+def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
+    """One decision for each transaction, with the features that the recorded log gives."""
+    decisions = cluster.decisions()
+    assert once(decisions)
+    assert sorted(keys(decisions)) == sorted(bought)
+    assert differences(decisions, expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
+
+
+def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
+    broker: EmbeddedBroker, kafka_settings: Settings, start: Starter
+) -> None:
+    changes = {"card_partitions": 6, "merchant_partitions": 2, "kafka_config": CAP}
+    cluster = Cluster(kafka_settings.model_copy(update=changes))
+    name = cluster.settings.topic(TRANSACTIONS.name)
+    cluster.publish()
+    bought = shop(cluster, range(60), seed=1)
+    cluster.flush()
+    expected = []
+    for partition, make in enumerate(UNREADABLE.values()):
+        base = write_raw(cluster, partition, make())
+        expected.append(("card", partition, base, base + RECORDS))
+    for partition, compression in ((4, "none"), (5, "lz4")):
+        base = write_raw(cluster, partition, record_batch([transaction(900 + n) for n in range(RECORDS)], compression))
+        damage_batch(broker.data_dir / "log", name, partition, base)
+        expected.append(("card", partition, base, base + RECORDS))
+    bought |= shop(cluster, range(60, 120), seed=2)
+    cluster.flush()
+
+    with pytest.raises(TopicError, match="no agent has quarantined that"):
+        cluster.read(TRANSACTIONS)
+
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 120)
+    worker.until(lambda: len(quarantined(cluster)) >= len(expected))
+    assert worker.stop() == 0, worker.said
+    assert quarantined(cluster) == expected
+    letters = [record for record in cluster.read(DEAD_LETTERS) if reason(record, "error") == "unreadable"]
+    assert sorted(("card", *(int(reason(r, of)) for of in ("partition", "offset", "end"))) for r in letters) == expected
+    assert {(record.key, record.value) for record in letters} == {(None, None)}
+    check(cluster, bought)
+
+    # From the log alone.
+    bought |= shop(cluster, range(120, 180), seed=3)
+    cluster.flush()
+    again = start(cluster.settings, snapshot_url="", data_dir=cluster.settings.data_dir / "again")
+    again.until(lambda: len(cluster.decisions()) >= 180)
+    assert again.stop() == 0, again.said
+    check(cluster, bought)
+    assert quarantined(cluster) == expected
+
+    # Programs skip the same.
+    assert len(cluster.read(TRANSACTIONS)) == 180
+    backtest = Backtest(order="recorded", compare_live=True, settings=cluster.settings)
+    backtest.run()
+    assert backtest.comparison is not None
+    assert (backtest.comparison.compared, backtest.comparison.differences) == (180, [])
+    out = cluster.settings.data_dir / "export"
+    exported = CliRunner().invoke(
+        main, ["export", str(out), "transactions"], env=settings_environment(cluster.settings)
+    )
+    assert exported.exit_code == 0, exported.output
+    assert ds.dataset(out, format="parquet", exclude_invalid_files=True).count_rows() == 180
+
+
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_a_session_passes_over_a_damaged_batch_once_what_stands_before_it_is_committed(
+    broker: EmbeddedBroker, kafka_settings: Settings, protocol: GroupProtocol
+) -> None:
+    cluster = Cluster(kafka_settings.model_copy(update={"card_partitions": 2}))
+    name = cluster.settings.topic(TRANSACTIONS.name)
+    for partition in (0, 1):
+        write_raw(cluster, partition, record_batch([b"before"] * 2))
+        base = write_raw(cluster, partition, record_batch([b"within"] * 5))
+        write_raw(cluster, partition, record_batch([b"behind"] * 2))
+    damage_batch(broker.data_dir / "log", name, 1, base)
+    handler = Numbers()
+    found = []
+    with session(cluster.settings, handler, protocol) as reading:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while len(handler.settled.get(1, [])) < 4 or len(handler.settled.get(0, [])) < 9:
+            assert time.monotonic() < deadline_s, handler.settled
+            if (batch := reading.poll(0.1)) is None:
+                continue
+            if batch.unreadable is not None:
+                found.append(batch.unreadable)
+                assert batch.records == []
+                assert reading.settled[name, 1] == base
+                handler.pending[1] = []
+            reading.commit(batch, handler.process(batch))
+        assert reading.settled[name, 1] == base + 7
+    assert [(range_.place, range_.start, range_.end) for range_ in found] == [((name, 1), base, base + 5)]
+    assert handler.settled == {}
+    assert [record.value for record in cluster.read(DECISIONS) if record.value == b"within"] == [b"within"] * 5
+
+
+def test_the_largest_legitimate_batch_of_every_codec_is_decided(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    at = after(1)
+    room = MAX_VALUE_BYTES - len(transaction(0, at, attributes={"note": ""})) - 10
+    expected = []
+    for number, compression in enumerate(COMPRESSIONS):
+        # One that no codec makes smaller; of zstd, which alone is limited, as much as a producer may send at once.
+        noise = base64.b64encode(random.Random(number).randbytes(MAX_VALUE_BYTES)).decode()
+        notes = [[noise[:room]], *([["a" * room] * 16] if compression.startswith("zstd") else [])]
+        for batch in notes:
+            first = len(expected)
+            values = [transaction(first + n, at, attributes={"note": note}) for n, note in enumerate(batch)]
+            stamped = record_batch(values, compression, key=b"c1", timestamp_ms=microseconds(at) // 1_000)
+            write_raw(cluster, partition_of("c1", 3), stamped)
+            expected += [("c1", f"t{first + n}") for n in range(len(values))]
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) + len(cluster.read(DEAD_LETTERS)) >= len(expected))
+    assert worker.stop() == 0, worker.said
+    assert cluster.read(DEAD_LETTERS) == []
+    assert sorted(keys(cluster.decisions())) == sorted(expected)
+
+
+@pytest.mark.parametrize("topic", [CONTROL, MODELS, PROGRESS], ids=lambda topic: topic.name)
+def test_an_unreadable_batch_on_a_topic_of_the_pipeline_is_refused(cluster: Cluster, topic: Topic) -> None:
+    settings = cluster.settings.model_copy(update={"kafka_config": CAP})
+    name = settings.topic(topic.name)
+    for batch in (record_batch([b"before"]), bomb("zstd"), record_batch([b"behind"])):
+        produce_batch(cluster.bootstrap, name, 0, batch)
+    records = read_topic(cluster.bootstrap, name, settings=settings, partitions=[0])
+    assert [record.value for record in records] == [b"before", b"behind"]

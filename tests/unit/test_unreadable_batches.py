@@ -1,0 +1,81 @@
+"""Only what fails again and again at one offset is searched, and a search that fails quarantines nothing."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from pipeline.kafka import unreadable_batches
+from pipeline.kafka.batch import UnreadableRange
+from pipeline.kafka.unreadable import FETCHES, NoAnswer
+from pipeline.kafka.unreadable_batches import UnreadableBatches
+
+ERROR = KafkaError(KafkaError._BAD_MSG, "damaged")
+PLACE = ("transactions", 1)
+
+
+@pytest.fixture
+def batches() -> Iterator[UnreadableBatches]:
+    made = UnreadableBatches({}, "card")
+    yield made
+    made.close()
+
+
+def found_by(batches: UnreadableBatches) -> UnreadableRange:
+    pause = threading.Event()
+    for _ in range(500):
+        if (found := batches.pop_found()) is not None:
+            return found
+        pause.wait(0.01)
+    raise AssertionError("the search did not end")
+
+
+def ends_at(monkeypatch: pytest.MonkeyPatch, end: int | Exception) -> None:
+    def find_end(*_: Any) -> int:
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(unreadable_batches, "find_end", find_end)
+
+
+def test_failures_at_one_offset_start_a_search(batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends_at(monkeypatch, 29)
+    assert [batches.failed(PLACE, 17, ERROR) for _ in range(FETCHES)] == [False] * (FETCHES - 1) + [True]
+    assert found_by(batches) == UnreadableRange(PLACE, 17, 29, "_BAD_MSG", "damaged")
+    assert not batches.fails(PLACE)
+    assert batches.pop_found() is None
+
+
+def test_failures_here_and_there_start_none(batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends_at(monkeypatch, 29)
+    for _ in range(FETCHES - 1):
+        assert not batches.failed(PLACE, 17, ERROR)
+    for start in (18, 19, 18, 19):
+        assert not batches.failed(PLACE, start, ERROR)
+    for _ in range(FETCHES - 1):
+        assert not batches.failed(("transactions", 2), 17, ERROR)
+    assert batches.pop_found() is None
+
+
+def test_a_search_that_fails_finds_an_empty_range(batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends_at(monkeypatch, NoAnswer("no broker"))
+    assert [batches.failed(PLACE, 17, ERROR) for _ in range(FETCHES)][-1]
+    found = found_by(batches)
+    assert (found.start, found.end) == (17, 17)
+    assert not batches.failed(PLACE, 17, ERROR)
+
+
+def test_a_partition_that_is_given_up_has_no_search(
+    batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(unreadable_batches, "find_end", lambda *_: released.wait(10) and 29)
+    for _ in range(FETCHES):
+        batches.failed(PLACE, 17, ERROR)
+    batches.forget({1})
+    released.set()
+    assert not batches.fails(PLACE)
+    assert batches.pop_found() is None
