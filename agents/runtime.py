@@ -18,7 +18,7 @@ from pipeline.health import Health
 from pipeline.kafka.batch import Batch, Place, UnreadableRange
 from pipeline.kafka.clients import GroupProtocol
 from pipeline.kafka.handler import PartitionHandler
-from pipeline.kafka.quarantine import Quarantines
+from pipeline.kafka.quarantine import THE_RECORDS_OWN, Quarantines
 from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted, OutputTooLarge, SessionError
 from pipeline.metrics import WorkerMetrics
@@ -225,7 +225,7 @@ class AgentSource(BatchSource):
         """Quarantine the one record of a batch, which ``error`` is for; raise where too many were before."""
         (record,) = batch.records
         now = datetime.now(UTC)
-        self._check_limit(now, f"{record.topic} partition {record.partition} offset {record.offset} fails too", error)
+        self._check_limit(now, record, error)
         log.error(
             "%s: %s partition %d offset %d is quarantined: %s",
             self._agent, record.topic, record.partition, record.offset, error,
@@ -237,7 +237,6 @@ class AgentSource(BatchSource):
         """Quarantine offsets that cannot be read, and commit the offset behind them."""
         now = datetime.now(UTC)
         topic, number = unreadable.place
-        self._check_limit(now, f"{topic} partition {number} offset {unreadable.start} cannot be read", None)
         log.error(
             "%s: %s partition %d offsets %d to %d cannot be read and are quarantined: %s",
             self._agent, topic, number, unreadable.start, unreadable.end - 1, unreadable.message,
@@ -245,16 +244,21 @@ class AgentSource(BatchSource):
         whole = replace(batch, quarantined=[self._quarantines.range_position(unreadable)])
         self._commit(whole, self._quarantines.range_outputs(unreadable, now))
 
-    def _check_limit(self, now: datetime, what_fails: str, cause: Exception | None) -> None:
-        """Raise `TooManyFailures` where no more may be quarantined today."""
+    def _check_limit(self, now: datetime, record: Record, error: Exception) -> None:
+        """Raise `TooManyFailures` where so many records failed today that the fault may be the program's.
+
+        What a producer can bring about at will (a range that cannot be read, an output too large) does not count.
+        """
+        if type(error).__name__ in THE_RECORDS_OWN:
+            return
         self._quarantines.refresh(lambda: self._health.working(self._agent))
         quarantined = self._quarantines.within_a_day(now)
         if quarantined >= self._settings.set_aside_limit:
             raise TooManyFailures(
                 f"agent {self._agent}: {quarantined} records were quarantined within a day, by this worker or others, "
-                f"and {what_fails}: the fault is hardly theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT "
-                "raises the limit"
-            ) from cause
+                f"and {record.topic} partition {record.partition} offset {record.offset} fails too: the fault is "
+                "hardly theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
+            ) from error
 
     def _count(self, batch: Batch, result: Result) -> None:
         metrics, agent = self._metrics, self._agent

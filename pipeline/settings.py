@@ -157,7 +157,8 @@ class Settings(BaseSettings):
         default=20,
         ge=0,
         description="Most records that one agent quarantines within a day, all its workers together, before a worker "
-        "ends instead; a range that cannot be read counts as one.",
+        "ends instead. What a producer can cause at will (a range that cannot be read, an output too large) does not "
+        "count.",
     )
     shutdown_timeout_s: float = Field(
         default=8.0, gt=0, description="A worker that is told to stop ends after at most this long."

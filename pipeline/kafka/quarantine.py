@@ -23,6 +23,8 @@ from schemas.topics import CONTROL, Topic
 
 decode_control: Final = msgspec.json.Decoder(Activation | Quarantine).decode
 _encode: Final = msgspec.json.Encoder().encode
+THE_RECORDS_OWN: Final = frozenset({OutputTooLarge.__name__})
+"""Classes of errors for which the record alone is to blame: whoever can write a record can cause them at will."""
 _TEXT_LIMIT: Final = 1_000
 _NO_TIMESTAMP_MS: Final = -1
 """As in Kafka, of records whose timestamp nobody knows."""
@@ -41,15 +43,11 @@ class QuarantinedRecords:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._known: dict[tuple[str, _Place], list[Quarantine]] = {}
-        self._ranges: dict[tuple[str, _Place], Quarantine] = {}
 
     def add(self, item: Quarantine) -> None:
-        """Take in a control record. Ranges are counted only: whoever meets one that cannot be read looks for it."""
+        """Take in a control record. Ranges are left out: whoever meets one that cannot be read looks for it."""
         position = item.position
-        if position.end is not None:
-            place = (self._settings.topic(position.topic), position.partition, position.offset)
-            self._ranges[item.agent, place] = item
-        else:
+        if position.end is None:
             place = (self._settings.topic(position.topic), position.partition, position.offset)
             self._known.setdefault((item.agent, place), []).append(item)
 
@@ -62,11 +60,12 @@ class QuarantinedRecords:
         return items is not None and any(item.digest == value_digest(record.value) for item in items)
 
     def count_since(self, agent: str, start: datetime) -> int:
-        """Return how many records ``agent`` has quarantined after ``start``; a range counts as one."""
-        records = sum(
-            any(item.quarantined_at > start for item in items) for (of, _), items in self._known.items() if of == agent
+        """Return how many records ``agent`` has quarantined after ``start`` for errors that may be the program's."""
+        return sum(
+            any(item.quarantined_at > start and item.error_type not in THE_RECORDS_OWN for item in items)
+            for (of, _), items in self._known.items()
+            if of == agent
         )
-        return records + sum(item.quarantined_at > start for (of, _), item in self._ranges.items() if of == agent)
 
 
 class Quarantines:

@@ -9,7 +9,9 @@ from agents.runtime import NOT_THE_RECORD
 from agents.topology import CARD, SCORE, AgentSpec
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.waiting import WaitingRoom
+from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.quarantine import Quarantines
+from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
 from schemas.records import Output, Record
 from schemas.topics import CONTROL
@@ -80,6 +82,10 @@ def test_the_limit_counts_a_day_and_one_agent() -> None:
         at = NOW + offset * timedelta(hours=12)
         known._take(control(*known.outputs(record(offset), ValueError("odd"), at).outputs))
     known._take(control(*quarantines(CARD).outputs(record(9), ValueError("odd"), NOW).outputs))
+    # Of what a producer can cause at will, any number is quarantined.
+    known._take(control(*known.outputs(record(10), OutputTooLarge("large"), NOW).outputs))
+    broken = UnreadableRange(("profiled", 0), 11, 20, "_BAD_COMPRESSION", "Decompression failed")
+    known._take(control(*known.range_outputs(broken, NOW).outputs))
     assert known.within_a_day(NOW + timedelta(hours=25)) == 2
     assert known.within_a_day(NOW + timedelta(hours=24) + timedelta(days=1)) == 0
 
