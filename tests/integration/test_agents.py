@@ -110,7 +110,8 @@ def check_dead_letters(
     by_code = {dict(record.headers)["dead-letter-error"].decode(): record for record in found if record.key}  # type: ignore[union-attr]
     assert by_code.keys() == bad.keys()
     for code, record in by_code.items():
-        assert record.value == bad[code]
+        # What is larger than any record may be is not repeated.
+        assert record.value == (None if code == "too_large" else bad[code])
         assert record.key == f"key of {code}".encode()
         assert record.headers[: len(headers)] == tuple(headers)
         reason = {name: (value or b"").decode() for name, value in record.headers[len(headers) :]}
@@ -160,7 +161,7 @@ def test_faust_s_own_command_starts_a_worker_that_waits_for_a_champion(cluster: 
     bought = shop(cluster, range(20), seed=1)
     cluster.flush()
     worker = start(cluster.settings, *FAUST)
-    worker.until_it_says("no LightGBM version is in force; publish one with `fraud-pipeline train --publish`")
+    worker.until_it_says("no LightGBM version is active; publish one with `fraud-pipeline train --publish`")
     assert cluster.decisions() == []
     cluster.publish()
     worker.until(lambda: len(cluster.decisions()) >= 20)
