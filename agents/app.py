@@ -39,6 +39,7 @@ from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
+from pipeline.kafka.transactions import Stopped
 from pipeline.kafka.undecided import UndecidedWatch
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.metrics import WorkerMetrics
@@ -132,6 +133,7 @@ class WorkerContext:
         self._store_memory: StoreMemory
         self._repository: SnapshotRepository | None = None
         self._connecting = threading.Lock()
+        self._closing = threading.Event()
 
     def connect(self) -> None:
         """Find or start the broker, check the topics, serve metrics; the first agent that asks does it for all."""
@@ -205,7 +207,7 @@ class WorkerContext:
                 return score.ScorePartitions(
                     environment,
                     settings.base_currency,
-                    self._models(),
+                    self._models(spec.name),
                     accept_other_kernel=settings.accept_other_kernel,
                 )
             case "feedback":
@@ -221,7 +223,7 @@ class WorkerContext:
             case _:
                 online = OnlineModels(settings)
                 return learn.LearnPartitions(
-                    environment, online.learner, online.keep, self._models(), settings.river_publish_interval_s
+                    environment, online.learner, online.keep, self._models(spec.name), settings.river_publish_interval_s
                 )
 
     def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:
@@ -274,6 +276,7 @@ class WorkerContext:
 
     async def close(self) -> None:
         """Close the channels, then the metrics, then the broker where this worker started it."""
+        self._closing.set()
         try:
             closed = await asyncio.gather(*(channel.close() for channel in self._channels), return_exceptions=True)
         finally:
@@ -291,9 +294,16 @@ class WorkerContext:
         """Let go of metrics and broker."""
         self._stack.close()
 
-    def _models(self) -> ModelSubscriber:
+    def _models(self, agent: str) -> ModelSubscriber:
         online = OnlineModels(self._settings)
-        return ModelSubscriber(self.bootstrap, self._settings, ModelBoard(online.first, online.load), self.metrics)
+        board = ModelBoard(online.first, online.load)
+        return ModelSubscriber(self.bootstrap, self._settings, board, self.metrics, lambda: self._waiting(agent))
+
+    def _waiting(self, agent: str) -> None:
+        """An agent waits for a broker outside its session."""
+        if self._closing.is_set():
+            raise Stopped(f"agent {agent}: the worker ends while it waits for a broker")
+        self.health.working(agent)
 
 
 def _folded(spec: AgentSpec) -> tuple[Topic, ...]:

@@ -131,6 +131,7 @@ class WorkerMetrics:
         )  # fmt: skip
         self._assigned = gauge("assigned_partitions", "Partitions that an agent owns.", "agent")
         self._models = gauge("model_version_info", "1 for the active version of each model.", "model", "version")
+        self._changes = counter("model_changes", "Changes of the active version of each model.", "model")
         self._refused = counter("models_refused", "Published model versions that this worker refused.", "model")
         self._unreadable = counter(
             "records_refused",
@@ -169,6 +170,7 @@ class WorkerMetrics:
             (self._alerts, ("score", "rule", "audit")),
             (self._examples, ("fraud", "legitimate", "presumed_legitimate")),
             (self._refused, ("lightgbm", "river", "policy")),
+            (self._changes, ("lightgbm", "river", "policy")),
             (self._rerouted, ("transactions", "labels")),
             *(
                 (family, ("card", "score", "feedback", "learn"))
@@ -336,6 +338,10 @@ class WorkerMetrics:
                 self._models.remove(model, before)
             self._model_versions[model] = version
             self._models.labels(model, version).set(1)
+
+    def model_changed(self, model: str) -> None:
+        """Another version of ``model`` decides from now on."""
+        self._changes.labels(model).inc()
 
     def model_refused(self, model: str) -> None:
         """A published version of ``model`` could not be used; the version before it stays active."""

@@ -26,6 +26,7 @@ import msgspec
 
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest, version_of
 from schemas.messages import Timestamp
@@ -39,7 +40,7 @@ _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LIBRARIES: Final = ("lightgbm", "numpy", "river")
 
 
-class RegistryError(RuntimeError):
+class RegistryError(ModelError):
     """The registry has no such version, or one that was changed; the text says what to do."""
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Final, TypeVar
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.models import ActiveModels, ModelBoard
 from pipeline.models.library import PublishedVersions
 from pipeline.models.rates import PublishedRates
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
@@ -129,7 +129,10 @@ class ModelLibrary:
         return found
 
     def _published(self, name: str) -> str | None:
-        return self._cluster.active(name) if self._cluster is not None else None
+        if self._cluster is None:
+            return None
+        active = {LIGHTGBM: self._cluster.board.lightgbm, POLICY: self._cluster.board.policy}[name]
+        return None if active is None else active.version
 
     def _payload(self, name: str, version: str) -> bytes:
         payload = self._cluster.payload(name, version) if self._cluster is not None else None
@@ -141,7 +144,9 @@ class ModelLibrary:
 
     @cached_property
     def _cluster(self) -> PublishedVersions | None:
-        return None if self._bootstrap is None else PublishedVersions.on(self._bootstrap, self._settings)
+        if self._bootstrap is None:
+            return None
+        return PublishedVersions.on(self._bootstrap, self._settings, ModelBoard(self.untaught_river, self._load_river))
 
     @cached_property
     def _rates(self) -> PublishedRates:

@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Iterator
 from typing import Self
 
+from pipeline.engine.models import ModelBoard
 from pipeline.kafka.clients import read_topic
 from pipeline.kafka.internal import not_counted, readable
 from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
+from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
 from pipeline.settings import Settings
 from schemas.messages import Activation, ModelVersion, VersionReference
 from schemas.records import Record
 from schemas.topics import CONTROL
-
-RIVER = "river"
 
 
 class PublishedVersions:
@@ -22,35 +22,38 @@ class PublishedVersions:
         settings: Give topics' full names.
         control: Records of ``control``, in order.
         contents: Reads ``models``.
+        board: A board without versions.
     """
 
-    def __init__(self, settings: Settings, control: Iterable[Record], contents: VersionContents) -> None:
+    def __init__(
+        self, settings: Settings, control: Iterable[Record], contents: VersionContents, board: ModelBoard
+    ) -> None:
         self.quarantined = QuarantinedRecords(settings)
         self._contents = contents
         self._references: list[VersionReference] = []
         self._end = contents.readable().stop
+        self._activations = Activations(not_counted)
         self._scans: dict[str, tuple[Iterator[tuple[int, ModelVersion]], dict[str, bytes]]] = {}
         for _, item in readable(control, decode_control, not_counted):
             if isinstance(item, Activation):
+                self._activations.add(item)
                 self._references += item.versions
             else:
                 self.quarantined.add(item)
+        self.board = self._activations.apply(board, contents.find)
+        """The active versions, as every worker has them, without an online model."""
 
     @classmethod
-    def on(cls, bootstrap: str, settings: Settings) -> Self:
+    def on(cls, bootstrap: str, settings: Settings, board: ModelBoard) -> Self:
         """Read a cluster's; raises ``TopicError``, ``KafkaException``."""
         control = read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings)
-        return cls(settings, control, VersionContents(bootstrap, settings))
-
-    def active(self, name: str) -> str | None:
-        """Return the version of ``name`` that was activated last and whose content is there; None without one."""
-        named = (reference for reference in reversed(self._references) if reference.name == name)
-        return next((reference.version for reference in named if self._contents.find(reference) is not None), None)
+        return cls(settings, control, VersionContents(bootstrap, settings), board)
 
     def payload(self, name: str, version: str) -> bytes | None:
-        """Return the content of a version that was activated once; None without one."""
+        """Return the content of a LightGBM or policy version that was activated once; None without one."""
         for reference in self._references:
-            if (reference.name, reference.version) == (name, version):
+            # A version is the beginning of its content's digest, whatever the reference calls it.
+            if reference.name == name and reference.digest.startswith(version):
                 content = self._contents.find(reference)
                 if content is not None:
                     return bytes(content.payload)
@@ -78,5 +81,6 @@ class PublishedVersions:
 
     def _first_offset(self, lightgbm: str) -> int:
         """Return the lowest offset at which a LightGBM version may lie; its River versions lie behind it."""
-        offsets = [at.offset for at in self._references if (at.name, at.version) == ("lightgbm", lightgbm)]
+        digests = [at.digest for at in self._references if at.name == "lightgbm" and at.digest.startswith(lightgbm)]
+        offsets = map(self._activations.first_offset, digests)
         return max(min(offsets, default=0), self._contents.readable().start)

@@ -35,8 +35,8 @@ class PublishedRates:
 
     def __init__(self, bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> None:
         self._bootstrap, self._settings, self._on_refused = bootstrap, settings, on_refused
-        self._references: list[VersionReference] = []
-        """Tables that were named and not looked for yet, in the order of ``control``."""
+        self._unfound: list[VersionReference] = []
+        """Tables that were named and whose content could not be read."""
         self._tables: dict[tuple[str, str], RateTable] = {}
         """By version and digest, in the order in which they were published."""
         self._contents = VersionContents(bootstrap, settings, on_refused)
@@ -44,9 +44,7 @@ class PublishedRates:
 
     def refresh(self, waiting: Callable[[], None] = _no_wait) -> None:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""
-        self._references += self._named(waiting)
-        # What cannot be found now may be there at the next call.
-        self._references = [reference for reference in self._references if not self._found(reference, waiting)]
+        self._unfound += [reference for reference in self._named(waiting) if not self._found(reference, waiting)]
 
     def publish(self, content: bytes) -> bool:
         """Publish a table, given as its file's bytes, before anything is judged by it.
@@ -74,14 +72,18 @@ class PublishedRates:
 
     def table(self, version: str, digest: str) -> RateTable:
         """Return the table that a marker names; raises `RatesError` where it is nowhere to be had."""
-        try:
-            return self._tables[version, digest]
-        except KeyError:
+        if (version, digest) not in self._tables:
+            # Kafka orders nothing between topics: what could not be read when it was named may be there now.
+            asked = [reference for reference in self._unfound if reference.version == version]
+            found = [reference for reference in asked if self._found(reference, _no_wait)]
+            self._unfound = [reference for reference in self._unfound if reference not in found]
+        if (version, digest) not in self._tables:
             raise RatesError(
                 f"batches were judged by rate table {version!r} ({digest}), which topic "
                 f"{self._settings.topic(MODELS.name)} does not hold: publish its file with `fraud-pipeline rates "
                 "FILE`, and start again"
-            ) from None
+            )
+        return self._tables[version, digest]
 
     @property
     def versions(self) -> list[tuple[str, str]]:

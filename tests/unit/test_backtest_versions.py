@@ -23,7 +23,7 @@ from pipeline.settings import Settings
 from schemas.messages import Activation, ModelVersion, Quarantine, RecordPosition, VersionReference
 from schemas.records import Record
 from schemas.topics import CONTROL, EXAMPLES, MODELS
-from tests.helpers.champion import policy
+from tests.helpers.champion import empty_board, policy
 from tests.unit.model_helpers import example, small_model
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -68,8 +68,8 @@ def library(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: Sequence[Record], control: Sequence[Record] = ()
 ) -> ModelLibrary:
     settings = Settings(data_dir=tmp_path, kafka_bootstrap_servers=None)
-    found = PublishedVersions(settings, control, Contents(models))
-    monkeypatch.setattr(versions.PublishedVersions, "on", lambda bootstrap, settings: found)
+    found = PublishedVersions(settings, control, Contents(models), empty_board())
+    monkeypatch.setattr(versions.PublishedVersions, "on", lambda *_: found)
     return ModelLibrary(settings, "a cluster")
 
 
