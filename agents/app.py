@@ -345,6 +345,8 @@ def run_worker(settings: Settings, log_level: str = "info") -> None:
     for name in ("faust", "mode"):
         # Of Faust's own start and stop an operator needs to see what goes wrong.
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Before any thread runs: the first ones are started by the connection.
+    end_with_any_thread()
     app = create_app(settings)
     app.connect()
     PipelineWorker(

@@ -15,6 +15,7 @@ from pipeline.backtest.decisions import SELECTIONS, Decisions
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import Span, TopicSource
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US, US_PER_SECOND
+from pipeline.kafka.internal import not_counted, readable
 from pipeline.scoring.blend import sigmoid
 from schemas.codec import timestamp_us
 from schemas.messages import LogPosition, ModelScores, RecordPosition, Versions
@@ -94,10 +95,7 @@ class LiveDecisions:
                 del self._readers[number]
                 continue
             self._newest_ms[number] = records[-1].timestamp_ms
-            for record in records:
-                if record.value is None:
-                    continue
-                one = _decode(record.value)
+            for _, one in readable(records, _decode, not_counted):
                 if self._span.from_us <= timestamp_us(one.event_time) < self._span.to_us:
                     # A tenth of the memory of a dictionary.
                     values = np.array([one.features.get(name) for name in FEATURES], np.float64)

@@ -28,11 +28,12 @@ from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partition_of
 from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
+from pipeline.engine.score import ScorePartition, read_profiled
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
 from pipeline.sources import currency_decimals
+from schemas.errors import UNREADABLE
 from schemas.messages import CardRules, ProfiledLabel, ProfiledTransaction, RecordPosition, Timestamp, Versions
 from schemas.records import Record
 from schemas.topics import LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
@@ -182,7 +183,11 @@ class RecordedReplay:
         self, record: Record, cards: Mapping[int, Iterator[list[_Message]]], again: dict[_Key, _Message]
     ) -> Record | None:
         """A record of ``profiled`` as the card kernel gives it now; None for what lies outside of the span."""
-        message = _decode(record.value or b"")
+        try:
+            message = read_profiled(record.value)
+        except (*UNREADABLE, ValueError):
+            # Live a dead letter.
+            return None
         key = _key(message)
         number = partition_of(message.card_id, self._options.partitions)
         topic = LABELS if isinstance(message, ProfiledLabel) else TRANSACTIONS

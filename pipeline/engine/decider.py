@@ -14,12 +14,13 @@ from pipeline.decision.policy import Verdicts
 from pipeline.decision.reasons import explain
 from pipeline.engine.json_rows import RowEncoder
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.results import Result
+from pipeline.engine.results import ForeignRecord, Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.written import encoded, positional, written
 from pipeline.features.catalogue import FEATURES
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import blend, sigmoid
+from schemas.errors import UNREADABLE
 from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, Timestamp
 from schemas.records import Output, Record
 from schemas.topics import ALERTS, DECISIONS
@@ -109,7 +110,10 @@ class Decider:
     ) -> Iterator[Any]:
         """Decisions for the encoder, made of columns; what is the same in all of them is encoded once."""
         records, messages = [record for record, _ in read], [message for _, message in read]
-        stated = [_decode_stated(message.transaction) for message in messages]
+        try:
+            stated = [_decode_stated(message.transaction) for message in messages]
+        except UNREADABLE as error:
+            raise ForeignRecord(f"what a producer wrote cannot be read in it: {error}") from error
         versions = {
             rates: msgspec.Raw(_encode(models.versions(rates)))
             for rates in {message.rates_version for message in messages}

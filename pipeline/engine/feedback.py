@@ -19,7 +19,7 @@ from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import LEGITIMATE, NOTHING, resolve
 from pipeline.learning.sampling import keep_negative, keep_negatives
-from schemas.codec import decode_label, timestamp_us
+from schemas.codec import EARLIEST_US, LATEST_US, decode_label, timestamp_us
 from schemas.errors import UNREADABLE, InvalidMessage
 from schemas.messages import Example, FeedbackRules, Label
 from schemas.records import Output, Record
@@ -160,10 +160,12 @@ class FeedbackPartition:
         for record in records:
             try:
                 decision = read_decision(record.value or b"")
-            except UNREADABLE as error:
+                event_time_us = timestamp_us(decision.event_time)
+                if not EARLIEST_US <= event_time_us < LATEST_US:
+                    raise ValueError(f"event_time is {decision.event_time}, which is not between 1990 and 2100")
+            except (*UNREADABLE, ValueError) as error:
                 result.unreadable(record, "feedback", error)
                 continue
-            event_time_us = timestamp_us(decision.event_time)
             if event_time_us > self._newest_us:
                 self._newest_us = event_time_us
             # Most are the newest of all, and not forgotten for that.
@@ -278,28 +280,35 @@ class FeedbackPartition:
         result: Result,
         emit: bool,
     ) -> None:
-        if emit:
-            taken = unpack_decision(served.decision)
-            example = Example(
-                transaction_id=taken.transaction_id,
-                card_id=taken.card_id,
-                merchant_id=taken.merchant_id,
-                event_time=taken.event_time,
-                amount_base=taken.amount_base,
-                label=label,
-                label_source=source,
-                known_at=_EPOCH + timedelta(microseconds=known_at_us),
-                weight=weight,
-                revision=known.told,
-                features=taken.named_features(),
-                logit=taken.logit,
-                score=taken.score,
-                versions=taken.versions,
-                log=taken.log,
-            )
-            result.outputs.append(Output(EXAMPLES, taken.card_id.encode(), _encode(example)))
-        result.counts["example", label] += 1
         known.told += 1
+        if not emit:
+            return
+        try:
+            taken = unpack_decision(served.decision)
+            named = taken.named_features()
+        except (*UNREADABLE, ValueError):
+            # A decision that no score agent wrote; which it was is no longer known.
+            result.counts["label", "unreadable_decision"] += 1
+            return
+        example = Example(
+            transaction_id=taken.transaction_id,
+            card_id=taken.card_id,
+            merchant_id=taken.merchant_id,
+            event_time=taken.event_time,
+            amount_base=taken.amount_base,
+            label=label,
+            label_source=source,
+            known_at=_EPOCH + timedelta(microseconds=known_at_us),
+            weight=weight,
+            revision=known.told - 1,
+            features=named,
+            logit=taken.logit,
+            score=taken.score,
+            versions=taken.versions,
+            log=taken.log,
+        )
+        result.outputs.append(Output(EXAMPLES, taken.card_id.encode(), _encode(example)))
+        result.counts["example", label] += 1
 
     def _forgotten_day(self) -> int:
         """The first day of event time that is remembered; what lies before is as if it were not there."""

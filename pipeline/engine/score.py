@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.repeats import ReadInput, ReadInputs
-from pipeline.engine.results import Result
+from pipeline.engine.results import ForeignRecord, Result
 from pipeline.engine.state import LoadedState, StateDump
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.columns import Storage
@@ -152,8 +152,7 @@ class ScorePartition:
         read = []
         for record in records:
             try:
-                message = _decode(record.value or b"")
-                _check(message)
+                message = read_profiled(record.value)
             except (*UNREADABLE, ValueError) as error:
                 result.unreadable(record, "score", error)
                 continue
@@ -187,8 +186,19 @@ class ScorePartition:
         )
 
 
+def read_profiled(value: bytes | None) -> ProfiledTransaction | ProfiledLabel:
+    """Return the message of a record of ``profiled``; every reader of the topic skips what this raises for.
+
+    Raises:
+        msgspec.MsgspecError, UnicodeDecodeError, RecursionError: It is no such message.
+        ValueError: It has numbers that no card agent writes, and that the windows could not hold.
+    """
+    message: ProfiledTransaction | ProfiledLabel = _decode(value or b"")
+    _check(message)
+    return message
+
+
 def _check(message: ProfiledTransaction | ProfiledLabel) -> None:
-    """Raise ValueError for numbers that no card agent writes, and that the windows could not hold."""
     if not EARLIEST_US <= message.event_time_us < LATEST_US:
         raise ValueError(f"event_time_us is {message.event_time_us}, which is not between 1990 and 2100")
     if isinstance(message, ProfiledLabel):
@@ -205,5 +215,7 @@ def _features(read: Sequence[tuple[Record, ProfiledTransaction]], merchant: NDAr
     features = np.empty((n, len(FEATURES)))
     packed = b"".join([message.card_features for _, message in read])
     features[:, : len(CARD_FEATURES)] = np.frombuffer(packed, "<f8").reshape(n, len(CARD_FEATURES))
+    if np.isinf(features[:, : len(CARD_FEATURES)]).any():
+        raise ForeignRecord("a feature is infinite, which no card agent writes")
     features[:, len(CARD_FEATURES) :] = merchant
     return features

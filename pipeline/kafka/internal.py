@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pipeline.kafka.clients import OncePerWhile
 from schemas.errors import UNREADABLE
@@ -17,6 +17,11 @@ OnRefused = Callable[[str], None]
 """Counts a refused record; called with the topic's full name."""
 
 
+_MOST_REFUSED: Final = 100_000
+_refused: set[tuple[str, int, int, OnRefused]] = set()
+"""Refused records that were counted, and by what."""
+
+
 def not_counted(topic: str) -> None:
     """Count nothing: for programs without metrics."""
 
@@ -27,7 +32,13 @@ def refuse(record: Record, reason: object, on_refused: OnRefused) -> None:
         "%s partition %d offset %d is refused: %s; only this pipeline's programs may write to that topic",
         record.topic, record.partition, record.offset, reason,
     )  # fmt: skip
-    on_refused(record.topic)
+    at = (record.topic, record.partition, record.offset, on_refused)
+    # A restore, and a look at the ends of a log, meet the same record again: that is no news.
+    if at not in _refused:
+        if len(_refused) >= _MOST_REFUSED:
+            _refused.clear()
+        _refused.add(at)
+        on_refused(record.topic)
 
 
 def readable(

@@ -59,9 +59,9 @@ class CommittedOffsets:
             # First: what is committed meanwhile lies before what is asked for next.
             starts = self._starts(self.told(consumer, places))
             committed = self.told(consumer, places)
-            behind = {
-                place: starts[place] for place in sorted(committed) if committed[place].offset < starts.get(place, 0)
-            }
+            behind = self._within(
+                {place: starts[place] for place in sorted(committed) if committed[place].offset < starts.get(place, 0)}
+            )
             if not behind:
                 return committed
             known = ", ".join(
@@ -95,6 +95,21 @@ class CommittedOffsets:
 
         advice = "if brokers are well, a transaction may hang: docs/operating.md (hanging transactions)"
         return self._patience.repeat("committed offsets", ask, advice)
+
+    def _within(self, starts: dict[Place, int]) -> dict[Place, int]:
+        """Return the ``starts`` that lie within their logs: no agent has read beyond the end of one."""
+        if not starts:
+            return starts
+        client = admin_client(self._bootstrap, settings=self._settings)
+        look = partial(last_offsets, client, sorted(starts), IsolationLevel.READ_UNCOMMITTED)
+        ends = self._patience.repeat("ends", look)
+        for (topic, number), start in starts.items():
+            if start > ends[topic, number]:
+                log.error(
+                    "%s: a result tells of offset %d of %s partition %d, whose log ends at %d: no agent wrote that",
+                    self._agent, start, topic, number, ends[topic, number],
+                )  # fmt: skip
+        return {place: start for place, start in starts.items() if start <= ends[place]}
 
     def _starts(self, committed: Mapping[Place, Committed]) -> dict[Place, int]:
         """Where results tell that reading had got to at least."""

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline.engine.results import KEPT_BYTES, Result
+from pipeline.engine.results import KEPT_BYTES, ForeignRecord, Result
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.fold import NewRecords
 from pipeline.kafka.internal import OnRefused, readable
@@ -23,7 +23,7 @@ from schemas.topics import CONTROL, Topic
 
 decode_control: Final = msgspec.json.Decoder(Activation | Quarantine).decode
 _encode: Final = msgspec.json.Encoder().encode
-THE_RECORDS_OWN: Final = frozenset({OutputTooLarge.__name__})
+THE_RECORDS_OWN: Final = frozenset({OutputTooLarge.__name__, ForeignRecord.__name__, "ProcessDied"})
 """Classes of errors for which the record alone is to blame: whoever can write a record can cause them at will."""
 _TEXT_LIMIT: Final = 1_000
 _NO_TIMESTAMP_MS: Final = -1

@@ -30,7 +30,7 @@ CardPartitions.process = die
 main(["worker"])
 """
 """A worker whose card agent dies of one transaction, as of one for which there is not enough memory."""
-MOST_DEATHS = 6
+DEATHS = (5, 6)
 """Batches as usual once or twice, a step, three times alone; and the one that sets it aside must live."""
 
 
@@ -58,10 +58,10 @@ def test_a_record_that_kills_every_worker_is_quarantined_and_all_others_are_deci
     while "is quarantined" not in worker.said:
         if worker.process.poll() is not None:
             deaths += 1
-            assert deaths < MOST_DEATHS, worker.said
+            assert deaths <= max(DEATHS), worker.said
             worker = start(cluster.settings, "-c", DYING, agents="card")
         time.sleep(0.05)
-    assert deaths == MOST_DEATHS - 1
+    assert deaths in DEATHS
     assert worker.stop() == 0, worker.said
     (dead_letter,) = cluster.read(DEAD_LETTERS)
     assert dict(dead_letter.headers)["dead-letter-error"] == b"set_aside"

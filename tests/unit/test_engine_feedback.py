@@ -1,5 +1,6 @@
 """The feedback agent's kernel: what a transaction turned out to be, joined to the features that were served."""
 
+import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -243,6 +244,30 @@ def test_an_unreadable_decision_is_a_dead_letter_and_changes_nothing(desk: Desk,
     desk.decide(0)
     result = desk.state.process([desk.decisions.append(garbage)], NOW)
     assert [(output.topic, output.value) for output in result.outputs] == [(DEAD_LETTERS, garbage)]
+    assert result.counts == {("dead_letter", "unreadable"): 1}
+    assert desk.say(0, after(1))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"logit": "x"}, {"features": [1, 2]}, {"amount_base": {}}, {"versions": None}, {"features": None}]
+)
+def test_a_decision_that_no_score_agent_wrote_gives_no_example_and_harms_no_other(
+    desk: Desk, changes: dict[str, object]
+) -> None:
+    forged = json.dumps({**json.loads(decision(0)), **changes}).encode()
+    desk.state.process([desk.decisions.append(forged)], NOW)
+    desk.state.settle()
+    desk.decide(1)
+    assert desk.say(0, after(1)) == []
+    (learned,) = desk.say(1, after(1))
+    assert learned.transaction_id == "t1"
+
+
+@pytest.mark.parametrize("year", [1, 1989, 2100, 9999])
+def test_a_decision_of_another_century_moves_no_time(desk: Desk, year: int) -> None:
+    desk.decide(0)
+    forged = decision(1, START.replace(year=year))
+    result = desk.state.process([desk.decisions.append(forged)], NOW)
     assert result.counts == {("dead_letter", "unreadable"): 1}
     assert desk.say(0, after(1))
 

@@ -1,5 +1,6 @@
 """The score agent's kernel: one decision a transaction, from its log and the models in force alone."""
 
+import base64
 import json
 import math
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.history import compute_features
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.results import Result
+from pipeline.engine.results import ForeignRecord, Result
 from pipeline.engine.score import KernelChanged, KernelMismatch, ScorePartition
 from pipeline.exports.rows import RowFormat
-from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.features.identity import transaction_hash
+from pipeline.kafka.quarantine import THE_RECORDS_OWN
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_model import RiverModel
@@ -349,6 +351,23 @@ def test_an_unreadable_record_is_a_dead_letter_and_changes_nothing(garbage: byte
     restored.settle()
     live.settle()
     assert restored.dump(full=True).values == live.dump(full=True).values
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        hostile("transaction", 1),
+        hostile("transaction", {}),
+        hostile("card_features", base64.b64encode(np.full(len(CARD_FEATURES), np.inf).tobytes()).decode()),
+    ],
+)
+def test_a_record_that_no_card_agent_wrote_is_named_as_such(forged: bytes) -> None:
+    """So that any number of them is quarantined, and none counts as a fault of the program."""
+    log = Log(PROFILED)
+    log.append(forged)
+    with pytest.raises(ForeignRecord):
+        decide(score(), log.records, active(), NOW)
+    assert ForeignRecord.__name__ in THE_RECORDS_OWN
 
 
 def test_another_kernel_s_features_are_refused_by_name_of_the_record() -> None:
