@@ -214,6 +214,7 @@ class Prober:
     ) -> None:
         self._place, self._waiting, self._wait_s = place, waiting, wait_s
         self._log = FetchLog(config.get("logger"))
+        self._reported = False
         logger = logging.Logger("pipeline.kafka.probe", logging.DEBUG)
         logger.addHandler(self._log)
         own = {
@@ -256,6 +257,9 @@ class Prober:
             message = self._consumer.poll(_POLL_S)
             if message is None:
                 if (first := self._log.silent_start(offset)) is not None:
+                    if not self._reported:
+                        self._reported = True
+                        log.warning("%s partition %d offset %d: nothing comes of this batch", *self._place, first)
                     return Answer(first, readable=False, silent=True)
                 continue
             error = message.error()
