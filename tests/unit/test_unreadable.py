@@ -20,7 +20,9 @@ class Part(NamedTuple):
 
 
 PARTS = st.lists(
-    st.builds(Part, st.sampled_from(["readable", "unreadable", "silent", "marks"]), st.integers(1, 70)), min_size=1, max_size=12
+    st.builds(Part, st.sampled_from(["readable", "unreadable", "silent", "marks"]), st.integers(1, 70)),
+    min_size=1,
+    max_size=12,
 )
 
 
