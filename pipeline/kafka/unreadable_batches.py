@@ -14,6 +14,8 @@ from pipeline.kafka.unreadable import FETCHES, NoAnswer, find_end
 log = logging.getLogger(__name__)
 
 
+_SEARCHES: Final = 8
+"""Searches at a time: one of them may take minutes, and must not keep other partitions waiting."""
 STALLED: Final = "Stalled"
 _NOTHING_COMES: Final = "the client fetches this batch again and again, and delivers nothing of it and no error"
 
@@ -37,7 +39,7 @@ class UnreadableBatches:
 
     A partition that stands still without an error is searched too.
 
-    The search runs on a thread of its own, so that other partitions go on meanwhile. All methods are called on the
+    Each search runs on a thread of its own, so that other partitions go on meanwhile. All methods are called on the
     session's thread.
     """
 
@@ -46,7 +48,7 @@ class UnreadableBatches:
         self._failures: dict[Place, _Failure] = {}
         self._searches: dict[Place, _Search] = {}
         self._standstills = Standstills()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"unreadable-{agent}")
+        self._threads = ThreadPoolExecutor(max_workers=_SEARCHES, thread_name_prefix=f"unreadable-{agent}")
         self._closed = False
 
     def failed(self, place: Place, start: int, error: KafkaError) -> bool:
@@ -112,10 +114,10 @@ class UnreadableBatches:
     def close(self) -> None:
         """Give all searches up."""
         self._closed = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, place: Place, start: int, error: str, message: str) -> None:
-        self._searches[place] = _Search(start, error, message, self._thread.submit(self._search, place, start))
+        self._searches[place] = _Search(start, error, message, self._threads.submit(self._search, place, start))
 
     def _search(self, place: Place, start: int) -> int:
         return find_end(self._config, place, start, self._unless_closed)
