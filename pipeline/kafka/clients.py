@@ -8,11 +8,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
-    OFFSET_END,
     Consumer,
     IsolationLevel,
     KafkaError,
@@ -421,8 +421,13 @@ def tail_topic(
     is_stopped = stopped.is_set if isinstance(stopped, threading.Event) else stopped
     reader = log_consumer(bootstrap, settings)
     try:
-        offset = OFFSET_BEGINNING if from_beginning else OFFSET_END
-        reader.assign([TopicPartition(topic, number, offset) for number in partition_numbers(reader.consumer, topic)])
+        numbers = partition_numbers(reader.consumer, topic)
+        positions = [TopicPartition(topic, number, OFFSET_BEGINNING) for number in numbers]
+        for at in () if from_beginning else positions:
+            # Asked for now: a position that is known shows whether the partition stands still.
+            ask = partial(reader.consumer.get_watermark_offsets, at, timeout=METADATA_TIMEOUT_S)
+            _, at.offset = patiently(ask)
+        reader.assign(positions)
         while is_stopped is None or not is_stopped():
             for message in reader.take(READ_POLL_S, READ_BATCH):
                 if (error := message.error()) is not None:

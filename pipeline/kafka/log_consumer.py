@@ -16,7 +16,8 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from pipeline.kafka.batch import Place
-from pipeline.kafka.unreadable import FETCHES, UNREADABLE, NoAnswer, find_end, reader_config
+from pipeline.kafka.standstill import Standstills, assigned, known_end
+from pipeline.kafka.unreadable import FETCHES, UNREADABLE, NoAnswer, find_end, reader_config, silent_start
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine
 from schemas.topics import CONTROL, MODELS, PROGRESS
@@ -27,6 +28,8 @@ _POLL_S: Final = 0.1
 _BATCH: Final = 1_000
 _CONTROL_S: Final = 60.0
 """Longest wait for the end of ``control``."""
+_SILENT_S: Final = 20.0
+"""Longest wait for a broker that is to say why a partition stands still; what then still stands is asked again."""
 _decode: Final = msgspec.json.Decoder(Control).decode
 
 
@@ -58,6 +61,7 @@ class LogConsumer:
         self._failures: Counter[tuple[Place, int]] = Counter()
         self._skipped: set[Place] = set()
         """Partitions with an unreadable batch: behind a damaged one the client may have gone on anywhere."""
+        self._standstills = Standstills()
 
     def assign(self, positions: Sequence[TopicPartition]) -> None:
         """Read these partitions, each from its offset."""
@@ -70,8 +74,10 @@ class LogConsumer:
         Errors of unreadable batches are not among them.
 
         Raises:
-            TopicError: A batch cannot be read, and nobody has quarantined it.
+            TopicError: A batch cannot be read, with an error or without, and nobody has quarantined it.
         """
+        if self._standstills.due():
+            self._look()
         # ``consume`` with a timeout waits for a full list.
         first = self.consumer.poll(timeout_s)
         if first is None:
@@ -121,15 +127,25 @@ class LogConsumer:
         if end is None:
             self._failures[place, start] += 1
             if self._failures[place, start] >= FETCHES:
-                raise TopicError(
-                    f"topic {place[0]} partition {place[1]} cannot be read from offset {start} on ({error.name()}) "
-                    "and no agent has quarantined that: let a worker that reads the topic run until it has; or, where "
-                    "the disk of a broker damaged it, let another replica lead the partition (docs/operating.md)"
-                )
-        else:
-            log.warning("%s partition %d: offsets %d to %d cannot be read and are skipped", *place, start, end - 1)
+                raise _not_quarantined(place, start, error.name())
         self._skipped.add(place)
-        self._seek(place, start if end is None else end)
+        self._go_on(place, start, start if end is None else end)
+
+    def _look(self) -> None:
+        """Go on behind batches of which the client delivers nothing, and no error either."""
+        read = assigned(self.consumer, self._positions)
+        for place in self._standstills.suspects(read, lambda place: known_end(self.consumer, place)):
+            start = silent_start(self._config, place, read[place], self._waiting, _SILENT_S)
+            if start is None:
+                continue
+            if (end := self._end_of(place, start)) is None:
+                raise _not_quarantined(place, start, "nothing comes, not even an error")
+            self._go_on(place, start, end)
+
+    def _go_on(self, place: Place, start: int, end: int) -> None:
+        if end > start:
+            log.warning("%s partition %d: offsets %d to %d cannot be read and are skipped", *place, start, end - 1)
+        self._seek(place, end)
 
     def _seek(self, place: Place, offset: int) -> None:
         # A client that has asked for an offset that is not there stops reading the partition, and refuses to seek.
@@ -173,6 +189,14 @@ class LogConsumer:
             return []
         at = item.position
         return [(at.offset, item.position.end)] if (self._prefix + at.topic, at.partition) == place else []
+
+
+def _not_quarantined(place: Place, start: int, why: str) -> TopicError:
+    return TopicError(
+        f"topic {place[0]} partition {place[1]} cannot be read from offset {start} on ({why}) and no agent has "
+        "quarantined that: let a worker that reads the topic run until it has; or, where the disk of a broker damaged "
+        "it, let another replica lead the partition (docs/operating.md)"
+    )
 
 
 def _is_astray(message: Message, position: int) -> bool:

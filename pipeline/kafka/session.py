@@ -43,7 +43,7 @@ from pipeline.kafka.transactions import (
     Unknown,
 )
 from pipeline.kafka.unreadable import UNREADABLE
-from pipeline.kafka.unreadable_batches import UnreadableBatches
+from pipeline.kafka.unreadable_batches import STALLED, UnreadableBatches
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.records import Output, Record
@@ -376,9 +376,13 @@ class Session:
 
     def _unreadable_batch(self) -> Batch | None:
         """A batch without records that passes over a range which cannot be read, once its end is known."""
+        self._unreadable.look(self._consumer, self._positions)
         if (found := self._unreadable.pop_found()) is None or found.place not in self._positions:
             return None
         place, position = found.place, self._positions[found.place]
+        if found.error == STALLED and found.start == found.end:
+            # It waits for something else, and was not paused.
+            return None
         self._consumer.resume([TopicPartition(*place)])
         # It can be read after all; or the records before it were not committed and are read again, as it will be then.
         is_void = found.start == found.end or position != found.start

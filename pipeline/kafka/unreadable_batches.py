@@ -3,14 +3,21 @@
 import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from pipeline.kafka.batch import Place, UnreadableRange
+from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import FETCHES, NoAnswer, find_end
 
 log = logging.getLogger(__name__)
+
+
+_SEARCHES: Final = 8
+"""Searches at a time: one of them may take minutes, and must not keep other partitions waiting."""
+STALLED: Final = "Stalled"
+_NOTHING_COMES: Final = "the client fetches this batch again and again, and delivers nothing of it and no error"
 
 
 class _Failure(NamedTuple):
@@ -20,18 +27,28 @@ class _Failure(NamedTuple):
     times: int
 
 
+class _Search(NamedTuple):
+    start: int
+    error: str
+    message: str
+    end: Future[int]
+
+
 class UnreadableBatches:
     """Counts failed fetches of a session's partitions, and searches for the end of what fails again and again.
 
-    The search runs on a thread of its own, so that other partitions go on meanwhile. All methods are called on the
+    A partition that stands still without an error is searched too.
+
+    Each search runs on a thread of its own, so that other partitions go on meanwhile. All methods are called on the
     session's thread.
     """
 
     def __init__(self, config: Mapping[str, Any], agent: str) -> None:
         self._config, self._agent = config, agent
         self._failures: dict[Place, _Failure] = {}
-        self._searches: dict[Place, Future[int]] = {}
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"unreadable-{agent}")
+        self._searches: dict[Place, _Search] = {}
+        self._standstills = Standstills()
+        self._threads = ThreadPoolExecutor(max_workers=_SEARCHES, thread_name_prefix=f"unreadable-{agent}")
         self._closed = False
 
     def failed(self, place: Place, start: int, error: KafkaError) -> bool:
@@ -51,8 +68,23 @@ class UnreadableBatches:
         )  # fmt: skip
         if times < FETCHES or place in self._searches:
             return False
-        self._searches[place] = self._thread.submit(self._search, place, start)
+        self._begin(place, start, error.name(), error.str())
         return True
+
+    def look(self, consumer: Consumer, positions: Mapping[Place, int]) -> None:
+        """Search where a partition stands still without an error; to be called often, looks once a second.
+
+        The partition is not paused meanwhile: what stands still may go on by itself.
+
+        Args:
+            consumer: The session's client.
+            positions: Offsets behind what was read of each partition that is held whole.
+        """
+        if not self._standstills.due():
+            return
+        read = assigned(consumer, positions, but=self._searches)
+        for place in self._standstills.suspects(read, lambda place: known_end(consumer, place)):
+            self._begin(place, read[place], STALLED, _NOTHING_COMES)
 
     def fails(self, place: Place) -> bool:
         """Return whether the last word on this partition was a failed fetch."""
@@ -60,28 +92,32 @@ class UnreadableBatches:
 
     def pop_found(self) -> UnreadableRange | None:
         """Return the range of a search that has ended; one that found nothing, or failed, gives an empty range."""
-        place = next((place for place, search in self._searches.items() if search.done()), None)
+        place = next((place for place, search in self._searches.items() if search.end.done()), None)
         if place is None:
             return None
-        search, failure = self._searches.pop(place), self._failures.pop(place)
-        end = failure.start
+        search = self._searches.pop(place)
+        self._failures.pop(place, None)
+        end = search.start
         try:
-            end = search.result()
+            end = search.end.result()
         except (KafkaException, NoAnswer) as error:
             log.warning("%s: the search for the end of a batch failed and is repeated: %s", self._agent, error)
-        return UnreadableRange(place, failure.start, end, failure.error.name(), failure.error.str())
+        return UnreadableRange(place, search.start, end, search.error, search.message)
 
     def forget(self, numbers: Collection[int]) -> None:
         """Forget partitions that are not held any more."""
         for place in [place for place in self._failures if place[1] in numbers]:
             del self._failures[place]
         for place in [place for place in self._searches if place[1] in numbers]:
-            self._searches.pop(place).cancel()
+            self._searches.pop(place).end.cancel()
 
     def close(self) -> None:
         """Give all searches up."""
         self._closed = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, place: Place, start: int, error: str, message: str) -> None:
+        self._searches[place] = _Search(start, error, message, self._threads.submit(self._search, place, start))
 
     def _search(self, place: Place, start: int) -> int:
         return find_end(self._config, place, start, self._unless_closed)

@@ -15,6 +15,7 @@ from pipeline.broker import EmbeddedBroker
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.placement import partition_of
+from pipeline.kafka import standstill
 from pipeline.kafka.clients import GroupProtocol, TopicError, read_topic
 from pipeline.kafka.quarantine import decode_control
 from pipeline.settings import Settings
@@ -46,11 +47,11 @@ def leftover(compression: str) -> bytes:
     return with_payload(batch, batch[61:] + bytes(20), compression)
 
 
-def twofold(compression: str) -> bytes:
-    """A batch whose records are compressed in two parts, one behind the other."""
+def twofold(compression: str, at: int = 300) -> bytes:
+    """A batch whose records are compressed in two parts, one behind the other; the second one begins at a byte."""
     plain = record_batch([b"a" * 200] * RECORDS)[61:]
     compress = COMPRESSIONS[compression]
-    return with_payload(record_batch([b""] * RECORDS), compress(plain[:300]) + compress(plain[300:]), compression)
+    return with_payload(record_batch([b""] * RECORDS), compress(plain[:at]) + compress(plain[at:]), compression)
 
 
 UNREADABLE: Final[dict[str, Callable[[], bytes]]] = {
@@ -59,6 +60,8 @@ UNREADABLE: Final[dict[str, Callable[[], bytes]]] = {
     "lz4 with more behind it": lambda: leftover("lz4"),
     "snappy twice": lambda: twofold("snappy_xerial"),
 }
+SILENT: Final = {1: 0, 300: 1}
+"""Of batches that give no error: where the second gzip member begins, and how many records the client delivers."""
 
 
 def write_raw(cluster: Cluster, partition: int, batch: bytes) -> int:
@@ -72,6 +75,13 @@ def quarantined(cluster: Cluster) -> list[tuple[str, int, int, int | None]]:
     return sorted((agent, at.partition, at.offset, at.end) for agent, at in found)
 
 
+@pytest.fixture
+def quick_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers of this process suspect a partition sooner; workers do not."""
+    monkeypatch.setattr(standstill, "STALL_S", 0.2)
+    monkeypatch.setattr(standstill, "LOOK_S", 0.1)
+
+
 def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
     """One decision for each transaction, with the features that the recorded log gives."""
     decisions = cluster.decisions()
@@ -80,6 +90,7 @@ def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
     assert differences(decisions, expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
 
 
+@pytest.mark.usefixtures("quick_readers")
 def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
     broker: EmbeddedBroker, kafka_settings: Settings, start: Starter
 ) -> None:
@@ -97,11 +108,18 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
         base = write_raw(cluster, partition, record_batch([transaction(900 + n) for n in range(RECORDS)], compression))
         damage_batch(broker.data_dir / "log", name, partition, base)
         expected.append(("card", partition, base, base + RECORDS))
+    for partition, (at, delivered) in enumerate(SILENT.items()):
+        base = write_raw(cluster, partition, twofold("gzip", at))
+        expected.append(("card", partition, base + delivered, base + RECORDS))
+    silent = base + delivered
+    expected.sort()
     bought |= shop(cluster, range(60, 120), seed=2)
     cluster.flush()
 
     with pytest.raises(TopicError, match="no agent has quarantined that"):
         cluster.read(TRANSACTIONS)
+    with pytest.raises(TopicError, match=r"\(nothing comes, not even an error\) and no agent has quarantined that"):
+        list(read_topic(cluster.bootstrap, name, settings=cluster.settings, partitions=[1], start={1: silent}))
 
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= 120)
@@ -122,8 +140,8 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
     check(cluster, bought)
     assert quarantined(cluster) == expected
 
-    # Programs skip the same.
-    assert len(cluster.read(TRANSACTIONS)) == 180
+    # Programs skip the same. One record was delivered of a batch that then gave nothing more.
+    assert len(cluster.read(TRANSACTIONS)) == 180 + 1
     backtest = Backtest(order="recorded", compare_live=True, settings=cluster.settings)
     backtest.run()
     assert backtest.comparison is not None
@@ -133,7 +151,7 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
         main, ["export", str(out), "transactions"], env=settings_environment(cluster.settings)
     )
     assert exported.exit_code == 0, exported.output
-    assert ds.dataset(out, format="parquet", exclude_invalid_files=True).count_rows() == 180
+    assert ds.dataset(out, format="parquet", exclude_invalid_files=True).count_rows() == 180 + 1
 
 
 @pytest.mark.parametrize("protocol", ["consumer", "classic"])

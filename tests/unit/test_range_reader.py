@@ -59,6 +59,9 @@ def consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
         def assign(self, partitions: object) -> None:
             del partitions
 
+        def assignment(self) -> list[object]:
+            return []
+
         def poll(self, timeout_s: float) -> Said | None:
             del timeout_s
             return self.given[0].pop(0) if self.given and self.given[0] else None

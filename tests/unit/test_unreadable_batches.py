@@ -2,15 +2,15 @@
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from pipeline.kafka import unreadable_batches
+from pipeline.kafka import standstill, unreadable_batches
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.unreadable import FETCHES, NoAnswer
-from pipeline.kafka.unreadable_batches import UnreadableBatches
+from pipeline.kafka.unreadable_batches import STALLED, UnreadableBatches
 
 ERROR = KafkaError(KafkaError._BAD_MSG, "damaged")
 PLACE = ("transactions", 1)
@@ -79,3 +79,42 @@ def test_a_partition_that_is_given_up_has_no_search(
     released.set()
     assert not batches.fails(PLACE)
     assert batches.pop_found() is None
+
+
+class StandingClient:
+    """A client that holds one partition, of which nothing comes."""
+
+    def assignment(self) -> list[TopicPartition]:
+        return [TopicPartition(*PLACE)]
+
+    def position(self, asked: list[TopicPartition]) -> list[TopicPartition]:
+        return [TopicPartition(at.topic, at.partition, -1001) for at in asked]
+
+    def get_watermark_offsets(self, at: TopicPartition, *, cached: bool) -> tuple[int, int]:
+        assert cached
+        return 0, 40
+
+
+@pytest.mark.parametrize(("end", "found_end"), [(29, 29), (17, 17), (NoAnswer("no broker"), 17)])
+def test_a_partition_that_stands_still_is_searched_once_at_a_time(
+    batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch, end: int | Exception, found_end: int
+) -> None:
+    monkeypatch.setattr(standstill, "LOOK_S", 0.0)
+    monkeypatch.setattr(standstill, "STALL_S", 0.0)
+    searches = []
+
+    def find_end(_config: object, *at: Any) -> int:
+        searches.append(at[:2])
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(unreadable_batches, "find_end", find_end)
+    client = cast(Consumer, StandingClient())
+    for _ in range(9):
+        # Of the other partition the client holds nothing.
+        batches.look(client, {PLACE: 17, ("transactions", 2): 5})
+    found = found_by(batches)
+    assert (found.place, found.start, found.end, found.error) == (PLACE, 17, found_end, STALLED)
+    assert searches == [(PLACE, 17)]
+    assert not batches.fails(PLACE)
