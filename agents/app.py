@@ -39,7 +39,7 @@ from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
-from pipeline.kafka.transactions import Stopped
+from pipeline.kafka.transactions import SessionError, Stopped
 from pipeline.kafka.undecided import UndecidedWatch
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.metrics import WorkerMetrics
@@ -95,7 +95,7 @@ class FraudApp(faust.App):  # type: ignore[misc]
     async def _on_agent_error(self, agent: AgentT, exc: BaseException) -> None:
         # Faust would start the agent again. Nothing of the batch is committed: whoever
         # holds the partition next reads it again, and an operator must look first.
-        if isinstance(exc, StateRemoved):
+        if isinstance(exc, (SessionError, StateRemoved)):
             # The sentence says it all, and Faust logs the error again with whatever traceback it has.
             exc.__cause__ = exc.__context__ = None
             exc.with_traceback(None)

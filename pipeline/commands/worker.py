@@ -13,11 +13,12 @@ from pipeline.kafka.producer import DeliveryFailed
 from pipeline.kafka.startup import StartRefused
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
+from pipeline.state.place import PlaceTaken
 from schemas.money import InvalidRates
 
 START_ERRORS: Final = (
     *(BrokerError, ClusterUnreachable, ConfigError, DeliveryFailed, EndpointError, InvalidRates),
-    *(RatesError, StartRefused, TopicError, UnknownAgent, ValidationError),
+    *(PlaceTaken, RatesError, StartRefused, TopicError, UnknownAgent, ValidationError),
 )
 """What an operator can mend; the text says how."""
 

@@ -8,7 +8,7 @@ batch, as they refuse a record that is none of the pipeline's messages.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final
 
@@ -159,8 +159,7 @@ class LogConsumer:
                 return find_end(self._config, place, start, self._waiting)
             except (KafkaException, NoAnswer) as error:
                 raise TopicError(f"topic {place[0]} partition {place[1]} cannot be read: {error}") from error
-        ends = [end for first, end in self._quarantined(place) if first <= start < end]
-        return max(ends, default=None)
+        return range_end_at(self._quarantined(place), start)
 
     def _quarantined(self, place: Place) -> list[tuple[int, int]]:
         """Return the ranges of a partition that ``control`` names: first offset, and offset behind the last."""
@@ -197,6 +196,14 @@ def _not_quarantined(place: Place, start: int, why: str) -> TopicError:
         "quarantined that: let a worker that reads the topic run until it has; or, where the disk of a broker damaged "
         "it, let another replica lead the partition (docs/operating.md)"
     )
+
+
+def range_end_at(ranges: Iterable[tuple[int, int]], start: int) -> int | None:
+    """Return where to go on that cannot read offset ``start``; None if none of ``ranges`` covers it.
+
+    Of several the one that ends first: one that an agent did not write may reach over records that can be read.
+    """
+    return min((end for first, end in ranges if first <= start < end), default=None)
 
 
 def _is_astray(message: Message, position: int) -> bool:

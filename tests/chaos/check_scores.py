@@ -109,8 +109,8 @@ def weights_are_a_fresh_fold(run: Run) -> Check:
     check = Check("River's weights are a fresh fold of the examples")
     models = Models.of(run, check)
     layers = models.folded(run)
-    check.compared = {"versions": len(models.in_order), "examples": len(run.logs.entries("examples"))}
-    offsets = [entry.offset for entry in run.logs.entries("examples")]
+    check.compared = {"versions": len(models.in_order), "examples": len(run.logs.decoded("examples"))}
+    offsets = [entry.offset for entry, _ in run.logs.decoded("examples")]
     for version, payload in models.in_order:
         layer = layers[payload["config"]["lightgbm_version"], int(payload["examples_offset"])]
         check.same(f"River {version}: lessons", payload["lessons"], layer.lessons)

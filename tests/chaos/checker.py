@@ -7,7 +7,7 @@ reference, LightGBM's scores from LightGBM itself.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.chaos import check_features, check_lessons, check_records, check_scores
+from tests.chaos import check_features, check_hostile, check_lessons, check_records, check_scores
 from tests.chaos.records import Logs, Sent
 from tests.chaos.run import Check, Rules, Run
 
@@ -19,7 +19,8 @@ CHECKS: tuple[Callable[[Run], Check], ...] = (
     check_records.decisions_are_one_to_one,
     check_records.alerts_are_one_to_one,
     check_records.dead_letters_are_complete,
-    check_records.nothing_was_quarantined,
+    check_hostile.hostile_records_change_nothing,
+    check_hostile.quarantines_are_of_hostile_records,
     check_features.card_features_travel_unchanged,
     check_features.features_equal_the_reference,
     check_features.cases_follow_from_the_log,

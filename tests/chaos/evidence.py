@@ -101,6 +101,11 @@ def lacking(
     """What a long run of ``days`` of event time should have met and has not; ``kinds`` of faults were to happen."""
     done = Counter(one.kind for one in happened)
     lacks = [f"no fault of the kind {kind!r} could be done" for kind in sorted(set(kinds)) if not done[kind]]
+    shown = {one.kind: False for one in happened if one.met is not None}
+    shown |= {one.kind: True for one in happened if one.met}
+    lacks += [
+        f"no {kind} was seen to make a partition's age grow and fall again" for kind, met in shown.items() if not met
+    ]
     if not evidence.from_snapshot:
         lacks.append("no partition was restored from a snapshot")
     if done["snapshots gone"] and not evidence.from_log:

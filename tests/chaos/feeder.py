@@ -24,6 +24,7 @@ class Feeder:
                 # As `pipeline.kafka.producer.RecordProducer`: times are simulated here too.
                 "max.in.flight.requests.per.connection": 1,
                 "linger.ms": 5,
+                "compression.type": "lz4",  # a topic takes no value that is too large in any other way
                 "message.max.bytes": 4 * 1024 * 1024,
                 "queue.buffering.max.messages": 1_000_000,
                 "queue.buffering.max.kbytes": 1024 * 1024,
@@ -38,6 +39,8 @@ class Feeder:
         self._failed: list[str] = []
         self.sent = 0
         """How many were handed to the client."""
+        self.ends: dict[tuple[str, int], int] = {}
+        """Offsets behind what was acknowledged, by topic without prefix and partition."""
 
     def send_first(self, count: int) -> None:
         """Send a few at once, which tell when the pipeline works."""
@@ -49,6 +52,11 @@ class Feeder:
     def start(self) -> None:
         """Begin with the rest."""
         self._thread.start()
+
+    @property
+    def clock_ms(self) -> int:
+        """The simulated clock: the timestamp of what was sent last."""
+        return self._ledger[max(0, self.sent - 1)].timestamp_ms
 
     @property
     def done(self) -> bool:
@@ -88,6 +96,9 @@ class Feeder:
             on_delivery=report,
         )
 
-    def _delivered(self, error: Any, _message: Any) -> None:
+    def _delivered(self, error: Any, message: Any) -> None:
         if error is not None:
             self._failed.append(str(error))
+        else:
+            at = message.topic().removeprefix(self._prefix), message.partition()
+            self.ends[at] = max(message.offset() + 1, self.ends.get(at, 0))

@@ -24,8 +24,10 @@ MOST_RESTARTS = 30
 STACK_LINES = 80
 ENDING_LINES = 15
 """Last lines of a log that tell why a worker ended by itself."""
-STARTING_S = 10.0
+STARTING_S = 30.0
 """Younger than this, a worker may not have come to handle SIGTERM yet, and holds nothing."""
+NO_BROKER = "Error: no Kafka broker answers"
+"""Last line of a worker that was started while no broker was there for longer than a start waits."""
 ALL_AGENTS = "card,score,feedback,learn"
 
 
@@ -38,6 +40,8 @@ class Ending(NamedTuple):
     after_pause: bool
     """Whether it had been stopped for longer than its session shortly before: then it may end."""
     log: str
+    meant: bool = False
+    """Whether something was done to it that it must end by, or no broker was there when it started, and it said so."""
 
 
 class WorkerFailed(RuntimeError):
@@ -55,6 +59,14 @@ class Running:
     started_s: float
     paused_s: float = -1e9
     """When it was last let go on after a pause (monotonic)."""
+    is_paused: bool = False
+    log_start: int = 0
+    """Where in its log its own lines begin."""
+
+    @property
+    def said(self) -> str:
+        """Its own lines."""
+        return self.log.read_bytes()[self.log_start :].decode(errors="replace")
 
 
 @dataclass
@@ -68,17 +80,34 @@ class Fleet:
     workers: dict[str, Running] = field(default_factory=dict)
     endings: list[Ending] = field(default_factory=list)
     slow_exits: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    """What else a worker did that it must not do."""
+    sentences: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """By worker that must end by itself: what it must say, and from where on in its log."""
     say: Callable[[str], None] = print
 
     def start(self, name: str, agents: str = ALL_AGENTS) -> None:
         """Start a worker; its log goes on where an earlier one of that name ended."""
-        self.log_dir.mkdir(parents=True, exist_ok=True)
         log = self.log_dir / f"{name}.log"
+        start = log.stat().st_size if log.exists() else 0
+        process = self._process(name, agents, log)
+        self.workers[name] = Running(name, agents, process, log, time.monotonic(), log_start=start)
+
+    def rival(self, name: str, agents: str, data_dir: Path) -> Running:
+        """Start a worker with the name of one that runs. It is not watched: whoever asks for it must end it."""
+        log = self.log_dir / f"{name}-rival.log"
+        log.unlink(missing_ok=True)
+        return Running(name, agents, self._process(name, agents, log, data_dir), log, time.monotonic())
+
+    def _process(self, name: str, agents: str, log: Path, data_dir: Path | None = None) -> subprocess.Popen[bytes]:
+        self.log_dir.mkdir(parents=True, exist_ok=True)
         own = self.settings.model_copy(update={"instance": name, "metrics_port": 0, "agents": agents})
+        if data_dir is not None:
+            own = own.model_copy(update={"data_dir": data_dir})
         ours = ("FRAUD_PIPELINE_", "KAFKA_")
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
         with log.open("ab") as sink:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, *self.command],
                 # The end of this pipe tells a worker that its harness is gone.
                 stdin=subprocess.PIPE,
@@ -88,7 +117,6 @@ class Fleet:
                 cwd=ROOT,
                 process_group=0,
             )
-        self.workers[name] = Running(name, agents, process, log, time.monotonic())
 
     def pick(self, target: str, draw: float) -> Running | None:
         """One of the workers that run, by ``target`` (a kind of agent or ``any``) and a number from 0 to 1."""
@@ -104,13 +132,14 @@ class Fleet:
 
     def pause(self, name: str) -> None:
         """SIGSTOP."""
+        self.workers[name].is_paused = True
         self.workers[name].process.send_signal(signal.SIGSTOP)
 
     def go_on(self, name: str) -> None:
         """SIGCONT."""
         if (worker := self.workers.get(name)) is not None:
             worker.process.send_signal(signal.SIGCONT)
-            worker.paused_s = time.monotonic()
+            worker.paused_s, worker.is_paused = time.monotonic(), False
 
     def terminate(self, name: str, *, twice: bool = False, told: bool = False) -> float:
         """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept.
@@ -149,9 +178,12 @@ class Fleet:
             del self.workers[name]
             self._ended(worker)
             recent = time.monotonic() - worker.paused_s < RECENT_PAUSE_S
-            self.endings.append(Ending(round(now_s, 1), name, code, recent, log_tail(worker.log, ENDING_LINES)))
-            self.say(f"{name} ended by itself (exit code {code}){' after its pause' if recent else ''}")
-            if len(self.endings) > MOST_RESTARTS:
+            tail = log_tail(worker.log, ENDING_LINES)
+            meant = self._says(worker) or NO_BROKER in tail.splitlines()[-1]
+            self.endings.append(Ending(round(now_s, 1), name, code, recent, tail, meant))
+            why = " as it must" if meant else " after its pause" if recent else ""
+            self.say(f"{name} ended by itself (exit code {code}){why}")
+            if sum(not one.meant for one in self.endings) > MOST_RESTARTS:
                 raise WorkerFailed(
                     f"workers end by themselves again and again; the last was {name}:\n{log_tail(worker.log)}"
                 )
@@ -165,10 +197,29 @@ class Fleet:
         for name in list(self.workers):
             self.terminate(name, told=True)
 
+    def end_rival(self, rival: Running) -> None:
+        """End a worker that `rival` started."""
+        if rival.process.poll() is None:
+            rival.process.terminate()
+            try:
+                rival.process.wait(EXIT_S)
+            except subprocess.TimeoutExpired:
+                rival.process.kill()
+        self._ended(rival)
+
     def end(self) -> None:
         """Leave nothing behind."""
         for name in list(self.workers):
             self.kill(name)
+
+    def must_say(self, name: str, sentence: str) -> None:
+        """Expect that a worker ends by itself, with this sentence and no traceback."""
+        self.sentences[name] = sentence, self.workers[name].log.stat().st_size
+
+    def _says(self, worker: Running) -> bool:
+        sentence, start = self.sentences.pop(worker.name, ("", 0))
+        said = worker.log.read_bytes()[start:].decode(errors="replace")
+        return sentence != "" and sentence in said and "Traceback" not in said
 
     @staticmethod
     def _ended(worker: Running) -> None:

@@ -15,15 +15,19 @@ from confluent_kafka import IsolationLevel
 from pipeline.broker import EmbeddedBroker
 from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy, Rule
-from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics
+from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.clients import admin_client, last_offsets, patiently
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US
+from tests.chaos.assaults import name_twice, name_twice_elsewhere, slow_clients, state_deleted
 from tests.chaos.checker import check_all
+from tests.chaos.endpoint import address, oldest_undecided
 from tests.chaos.evidence import Evidence, gather, read_lines
 from tests.chaos.feeder import Feeder
 from tests.chaos.fleet import WORKER, Fleet, Running
+from tests.chaos.garbage import Content
+from tests.chaos.hostile import Hostile
 from tests.chaos.load import Load, ledger
 from tests.chaos.records import Logs, Sent, read_logs
 from tests.chaos.run import EXPECTED, Check, Expected, Rules
@@ -52,6 +56,15 @@ GROUPS = {
     "learn": ("examples",),
 }
 UNTAILED = ("transactions", "labels")
+WRITTEN = ("garbage", "bomb", "damaged batch", "open transaction")
+"""Faults that are written to topics, and hurt no worker by themselves."""
+PARTITIONS = {
+    **dict.fromkeys(("transactions", "labels", "rerouted", "decisions", "progress"), CARD_PARTITIONS),
+    "profiled": MERCHANT_PARTITIONS,
+    **dict.fromkeys(("examples", "models", "control"), 1),
+}
+MOST_QUARANTINED = 1_000
+"""A run makes more records fail than an operator would let pass."""
 
 
 class ChaosError(RuntimeError):
@@ -115,6 +128,7 @@ class Chaos:
             delivery=options.delivery,
             group_protocol=options.protocol,
             snapshot_interval_s=SNAPSHOT_INTERVAL_S,
+            set_aside_limit=MOST_QUARANTINED,
             metrics_port=0,
         )
         self.rules = Rules(
@@ -133,6 +147,8 @@ class Chaos:
             **options.environment,
         }
         self.fleet = Fleet(self.settings, directory / "logs", options.command, environment, say=self._tell)
+        self.hostile = Hostile(broker.bootstrap_servers, options.prefix, broker.data_dir / "log", PARTITIONS)
+        self._elsewhere = directory / "elsewhere"
         self.happened: list[Happened] = []
         self.sent: list[Sent] = []
         self.logs: Logs | None = None
@@ -155,7 +171,7 @@ class Chaos:
         options, seconds = self._options, {}
         self.sent = sent = ledger(options.load, options.expected)
         ensure_topics(self._bootstrap, self.settings)
-        publish(self._bootstrap, self.settings, version=0)
+        self.hostile.good = publish(self._bootstrap, self.settings, version=0)
         for name, agents in options.first_agents:
             self.fleet.start(name, agents)
         feeder = Feeder(self._bootstrap, options.prefix, sent, options.seconds)
@@ -171,7 +187,7 @@ class Chaos:
             self._misbehave(feeder, tail)
             feeder.finish()
             seconds["under load and faults"] = self._now_s()
-            settled = self._settle(tail)
+            settled = self._settle(feeder, tail)
             seconds["until everything was worked off"] = self._now_s() - seconds["under load and faults"]
         finally:
             feeder.stop()
@@ -180,6 +196,7 @@ class Chaos:
             self._look_for_recovery(one, tail)
         self.fleet.stop()
         reading_s = time.monotonic()
+        self.sent = sent = [*sent, *self.hostile.sent]
         self.logs = logs = read_logs(self._bootstrap, options.prefix)
         checks = check_all(logs, sent, self.rules)
         seconds["to read and check"] = time.monotonic() - reading_s
@@ -195,18 +212,18 @@ class Chaos:
             self._check(tail)
             if waiting and waiting[0].at_s <= now_s:
                 fault = waiting.pop(0)
-                if not self._do(fault):
+                if not self._do(fault, feeder, tail):
                     waiting = sorted([*waiting, fault._replace(at_s=now_s + TRY_AGAIN_S)], key=lambda one: one.at_s)
             elif swaps and swaps[0] <= now_s and not self._broker_paused:
                 swaps.pop(0)
-                publish(self._bootstrap, self.settings, version=2 - len(swaps))
+                self.hostile.good = publish(self._bootstrap, self.settings, version=2 - len(swaps))
                 self._tell(f"models {2 - len(swaps)} published")
             else:
                 time.sleep(POLL_S)
         for fault in waiting:
             self._tell(f"not done: {fault.kind}")
 
-    def _do(self, fault: Fault) -> bool:
+    def _do(self, fault: Fault, feeder: Feeder, tail: Tail) -> bool:
         """Do a fault; False where it cannot be done now, and then it is as if nothing had happened."""
         self._cancel_timers(only_ended=True)
         what, agents = fault.kind, "any"
@@ -226,7 +243,14 @@ class Chaos:
             os.kill(self._broker.pid, signal.SIGCONT)
             self._broker_paused = False
             what = f"stopped for {fault.length_s:.1f} s"
+        elif fault.kind in WRITTEN:
+            written = self._write(fault, one, feeder, tail)
+            if written is None:
+                return False
+            what, agents = written, "none"
         else:
+            if fault.kind == "garbage, kill":
+                self.hostile.garbage({**feeder.ends, **tail.ends})
             worker = self.fleet.pick(fault.target, fault.draw)
             if fault.kind.startswith("snapshot") and worker is not None and not self._has_snapshots(worker):
                 able = [other for other in self.fleet.workers.values() if self._has_snapshots(other)]
@@ -234,7 +258,7 @@ class Chaos:
             done = None if worker is None else self._hurt(fault, worker.name, worker.agents, one)
             if worker is None or done is None:
                 return False
-            agents = worker.agents if worker.agents in KINDS else "any"
+            agents = one.agents if one.agents == "none" else worker.agents if worker.agents in KINDS else "any"
             what = f"{worker.name}: {done}"
         one.what, one.agents = what, agents
         self.happened.append(one)
@@ -251,7 +275,7 @@ class Chaos:
         """What was done to a worker, or to the snapshots of its agents; None: it could not be."""
         fleet, place = self.fleet, self.snapshots
         match fault.kind:
-            case "kill":
+            case "kill" | "garbage, kill":
                 fleet.kill(name)
                 time.sleep(fault.length_s)
                 fleet.start(name, agents)
@@ -264,6 +288,15 @@ class Chaos:
                 took_s = fleet.terminate(name, twice=fault.kind == "terminate twice")
                 fleet.start(name, agents)
                 return f"ended after {took_s:.1f} s"
+            case "slow clients":
+                one.agents = "none"
+                return slow_clients(fleet, fleet.workers[name])
+            case "state deleted":
+                return state_deleted(fleet, fleet.workers[name])
+            case "name twice":
+                return name_twice(fleet, fleet.workers[name])
+            case "name twice elsewhere":
+                return name_twice_elsewhere(fleet, fleet.workers[name], self._elsewhere)
             case "snapshots full":
                 full = place.fill()
                 if full is not None:
@@ -278,6 +311,30 @@ class Chaos:
             what = ", ".join(one.snapshots)
         fleet.start(name, agents)
         return f"killed; {what}"
+
+    def _write(self, fault: Fault, one: Happened, feeder: Feeder, tail: Tail) -> str | None:
+        """Write what a fault puts into topics; None where it cannot be done now."""
+        match fault.kind:
+            case "garbage":
+                return self.hostile.garbage({**feeder.ends, **tail.ends})
+            case "bomb":
+                return self.hostile.bomb(fault.draw, feeder.clock_ms)
+            case "damaged batch":
+                running = {name: worker.agents for name, worker in self.fleet.workers.items()}
+                for name in running:
+                    self.fleet.kill(name)
+                what = self.hostile.damage(fault.draw)
+                for name, agents in running.items():
+                    self.fleet.start(name, agents)
+                return f"all workers killed; {what}"
+            case _:
+                one.met = False
+                return self.hostile.leave_open(fault.draw, fault.length_s, self._age, lambda met: _meet(one, met))
+
+    def _age(self, topic: str, partition: int) -> float | None:
+        """As any worker's metrics have it."""
+        listening = [address(worker.said) for worker in list(self.fleet.workers.values()) if not worker.is_paused]
+        return oldest_undecided([one for one in listening if one], self.settings.topic(topic), partition)
 
     def _scale(self, wanted: Mapping[str, str]) -> str:
         """Have exactly these workers: start what is missing, end what is too many."""
@@ -304,23 +361,24 @@ class Chaos:
                 timer.function()
             self._timers.remove(timer)
 
-    def _settle(self, tail: Tail) -> str:
+    def _settle(self, feeder: Feeder, tail: Tail) -> str:
         """End all faults and wait until all is worked off and nothing comes any more; what is left, if not."""
         self._cancel_timers()
+        self.hostile.finish()
         self.snapshots.empty_again()
         for name in list(self.fleet.workers):
             self.fleet.go_on(name)
         deadline_s = time.monotonic() + self._options.settle_s
         while True:
             self._check(tail)
-            left = self._left(tail)
+            left = self._left(feeder, tail)
             if not left and time.monotonic() - tail.last_arrival_s > QUIET_S:
                 return ""
             if time.monotonic() > deadline_s:
                 return ", ".join(f"{n} of {what}" for what, n in left.items()) or "records kept coming"
             time.sleep(5 * POLL_S)
 
-    def _left(self, tail: Tail) -> dict[str, int]:
+    def _left(self, feeder: Feeder, tail: Tail) -> dict[str, int]:
         """Records that a group has not committed, by agent and topic, and partitions whose end cannot be read yet.
 
         What a transaction wrote can be read once its markers are there, which may be long after its offsets count,
@@ -334,11 +392,12 @@ class Chaos:
             there = committed_offsets(self._bootstrap, self.settings.topic(agent), names, settings=self.settings)
             for topic in topics:
                 name = self.settings.topic(topic)
-                if topic in UNTAILED:
-                    ends = end_offsets(self._bootstrap, [name], settings=self.settings)
-                    wanted = {number: end for (_, number), end in ends.items()}
-                else:
-                    wanted = {number: end for (of, number), end in tail.ends.items() if of == topic}
+                # Not the ends of the logs, where marks of transactions may stand.
+                known = [feeder.ends, self.hostile.ends] if topic in UNTAILED else [tail.ends]
+                wanted: dict[int, int] = {}
+                for (of, number), end in (item for ends in known for item in list(ends.items())):
+                    if of == topic:
+                        wanted[number] = max(end, wanted.get(number, 0))
                 behind = sum(max(0, end - max(0, there.get((name, n), 0))) for n, end in wanted.items())
                 if behind and (topic != "rerouted" or self._options.expected.rerouting):
                     left[f"{agent}/{topic}"] = behind
@@ -398,8 +457,15 @@ SCALES: dict[str, dict[str, str]] = {
 """Fleets that a run passes through."""
 
 
-def publish(bootstrap: str, settings: Settings, version: int) -> None:
-    """Put LightGBM's version and policy number ``version`` in force; 1 is a new policy, 2 also a new champion."""
+def _meet(one: Happened, met: bool) -> None:
+    one.met = met
+
+
+def publish(bootstrap: str, settings: Settings, version: int) -> Content:
+    """Activate LightGBM's version and policy number ``version``, and return the policy.
+
+    1 is a new policy, 2 also a new champion.
+    """
     model: LightGBMModel = small_model()
     if version == 2:
         payload: dict[str, Any] = {"made": "for the second half"}
@@ -413,6 +479,7 @@ def publish(bootstrap: str, settings: Settings, version: int) -> None:
         lightgbm_version=model.version,
     )
     publish_champion(bootstrap, settings, model, policy)
+    return Content("policy", policy.version, policy.digest, policy.to_payload())
 
 
 def _text(model: LightGBMModel) -> str:

@@ -252,7 +252,7 @@ class _FeedbackPartition:
 
     def take(self, batch: list[Place]) -> None:
         """One batch: decisions, then labels, then what has matured, then what has waited for too long."""
-        filed = [self._file(self._decisions[place]) for place in batch if place[0] == "decisions"]
+        filed = [self._file(one) for place in batch if (one := self._decisions.get(place)) is not None]
         for key in dict.fromkeys(key for key in filed if key is not None):
             if key in self._waiting and self._kept(key) is not None:
                 for label in self._waiting.pop(key):

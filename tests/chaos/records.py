@@ -14,6 +14,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 INPUTS = ("transactions", "labels")
 NUMBER_HEADER = "chaos-number"
 """Header of every input that is sent: its number in the ledger."""
+HOSTILE_HEADER = "chaos-hostile"
+"""Header of every record that is written where only agents write: its number in the ledger. Readers go by no header."""
 ORIGIN = "rerouted-"
 """Before the names of the headers that tell where a rerouted record lay."""
 QUIET_READS = 100
@@ -31,6 +33,14 @@ TOPIC_NAMES = (
     "dead-letters",
     "progress",
 )
+
+UNREADABLE = (
+    KafkaError._BAD_COMPRESSION,
+    KafkaError._BAD_MSG,
+    KafkaError._UNDERFLOW,
+    KafkaError._NOT_IMPLEMENTED,
+)
+"""What a client says of a record batch that it cannot read."""
 
 Place = tuple[str, int, int]
 """Topic without prefix, partition, offset."""
@@ -58,6 +68,11 @@ class Entry(NamedTuple):
         """The last header of that name."""
         return dict(self.headers).get(name)
 
+    @property
+    def hostile(self) -> bool:
+        """Whether this run wrote it in the agents' place, so that it must change nothing."""
+        return any(name == HOSTILE_HEADER for name, _ in self.headers)
+
 
 class Sent(NamedTuple):
     """An input in the producer's ledger, with what must become of it."""
@@ -74,6 +89,14 @@ class Sent(NamedTuple):
     """The code of the dead letter that it must become; None for a transaction or label that must be accepted."""
     card: str = ""
     transaction: str = ""
+    hostile: bool = False
+    """Whether it is no input: a record in the agents' place, or a record batch that nobody can read."""
+    agents: tuple[str, ...] = ()
+    """Agents that must write a dead letter of something hostile, each with the code ``dead``."""
+    offset: int = -1
+    """Where something hostile was written: its offset, or that of the first record of a batch."""
+    end: int = -1
+    """Offset behind the last record of a batch that nobody can read."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +111,11 @@ class Logs:
         return self.topics.get(topic, ())
 
     def decoded(self, topic: str) -> list[tuple[Entry, Any]]:
-        """Records of one topic with their JSON values; for topics that the pipeline alone writes to."""
+        """Records of one topic that only agents write to, with their JSON values; hostile ones are left out."""
         if topic not in self._decoded:
-            self._decoded[topic] = [(entry, json.loads(entry.value or b"null")) for entry in self.entries(topic)]
+            self._decoded[topic] = [
+                (entry, json.loads(entry.value or b"null")) for entry in self.entries(topic) if not entry.hostile
+            ]
         return self._decoded[topic]
 
     def changed(self, topic: str, change: Callable[[list[Entry]], Iterable[Entry]]) -> "Logs":
@@ -104,7 +129,30 @@ class Logs:
 
 
 def read_logs(bootstrap: str, prefix: str, topics: Sequence[str] = TOPIC_NAMES) -> Logs:
-    """Everything that is committed now; a topic that does not exist is empty. Raises ``KafkaException``."""
+    """Everything that is committed now; a topic that does not exist is empty.
+
+    A record batch that cannot be read is passed over where ``control`` names its offsets. Raises ``KafkaException``
+    where it does not, or where a topic cannot be read for another reason.
+    """
+    skipped: dict[Place, int] = {}
+    found = _read(bootstrap, prefix, [name for name in topics if name == "control"], skipped)
+    for entry in found.get("control", ()):
+        item = _control(entry)
+        if item.get("kind") == "quarantine" and "end" in item["position"]:
+            at = item["position"]
+            skipped[at["topic"], at["partition"], at["offset"]] = at["end"]
+    found |= _read(bootstrap, prefix, [name for name in topics if name != "control"], skipped)
+    return Logs(
+        {name: tuple(sorted(entries, key=lambda e: (e.partition, e.offset))) for name, entries in found.items()}
+    )
+
+
+def _control(entry: Entry) -> dict[str, Any]:
+    return {} if entry.hostile else dict(json.loads(entry.value or b"{}"))
+
+
+def _read(bootstrap: str, prefix: str, topics: Sequence[str], skipped: Mapping[Place, int]) -> dict[str, list[Entry]]:
+    """All records of ``topics``; of what cannot be read, ``skipped`` says by its first place where reading goes on."""
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -112,10 +160,12 @@ def read_logs(bootstrap: str, prefix: str, topics: Sequence[str] = TOPIC_NAMES) 
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            "auto.offset.reset": "error",
             "fetch.message.max.bytes": 32 * 1024 * 1024,
             "check.crcs": True,
         }
     )
+    found: dict[str, list[Entry]] = {name: [] for name in topics}
     try:
         existing = consumer.list_topics(timeout=30.0).topics
         waiting: set[tuple[str, int]] = set()
@@ -123,7 +173,7 @@ def read_logs(bootstrap: str, prefix: str, topics: Sequence[str] = TOPIC_NAMES) 
             if (metadata := existing.get(prefix + name)) is not None:
                 waiting |= {(prefix + name, number) for number in metadata.partitions}
         consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for name, number in sorted(waiting)])
-        found: dict[str, list[Entry]] = {name: [] for name in topics}
+        behind: dict[tuple[str, int], int] = {}
         silent = 0
         while waiting:
             message = consumer.poll(POLL_S)
@@ -133,12 +183,22 @@ def read_logs(bootstrap: str, prefix: str, topics: Sequence[str] = TOPIC_NAMES) 
                     raise RuntimeError(f"the ends of {sorted(waiting)} are not reached; is the broker there?")
                 continue
             silent = 0
+            at, name = (message.topic(), message.partition()), message.topic().removeprefix(prefix)
             if (error := message.error()) is not None:
-                if error.code() != KafkaError._PARTITION_EOF:
+                end = skipped.get((name, at[1], message.offset()))
+                if error.code() == KafkaError._PARTITION_EOF:
+                    waiting.discard(at)
+                elif error.code() in UNREADABLE and end is not None:
+                    behind[at] = end
+                    consumer.seek(TopicPartition(*at, end))
+                elif error.code() == KafkaError._AUTO_OFFSET_RESET and at in behind:
+                    # The client had gone on somewhere behind a damaged batch.
+                    consumer.seek(TopicPartition(*at, behind[at]))
+                else:
                     raise KafkaException(error)
-                waiting.discard((message.topic(), message.partition()))
                 continue
-            name = message.topic().removeprefix(prefix)
+            if message.offset() < behind.get(at, 0):
+                continue
             found[name].append(
                 Entry(
                     name,
@@ -152,9 +212,7 @@ def read_logs(bootstrap: str, prefix: str, topics: Sequence[str] = TOPIC_NAMES) 
             )
     finally:
         consumer.close()
-    return Logs(
-        {name: tuple(sorted(entries, key=lambda e: (e.partition, e.offset))) for name, entries in found.items()}
-    )
+    return found
 
 
 def rerouted_origin(entry: Entry, prefix: str) -> Place | None:
@@ -191,7 +249,8 @@ def load_entries(path: Path) -> list[Entry]:
 def load_sent(path: Path) -> list[Sent]:
     """What `save` wrote of a ledger."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Sent(**{**row, "key": _bytes(row["key"]), "value": _bytes(row["value"])}) for row in rows]
+    read = ({**row, "key": _bytes(row["key"]), "value": _bytes(row["value"])} for row in rows)
+    return [Sent(**{**row, "agents": tuple(row["agents"])}) for row in read]
 
 
 def exact(value: bytes) -> Any:

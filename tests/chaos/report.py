@@ -15,7 +15,7 @@ from tests.chaos.schedule import Happened
 
 WIDTH = 80
 NAMED = 5
-SIGKILLS = ("kill", "snapshot corrupt", "snapshot cut short", "snapshots gone")
+SIGKILLS = ("kill", "garbage, kill", "snapshot corrupt", "snapshot cut short", "snapshots gone")
 
 
 def failures(outcome: Outcome) -> list[str]:
@@ -24,11 +24,12 @@ def failures(outcome: Outcome) -> list[str]:
     if outcome.settled:
         found.append(f"not worked off in time: {outcome.settled}")
     found += [f"slow or bad exit: {text}" for text in outcome.fleet.slow_exits]
+    found += outcome.fleet.wrong
     if outcome.rules.expected.rides_out:
         found += [
             f"{one.name} ended by itself at {one.at_s} s (exit code {one.code}); its last lines are above"
             for one in outcome.fleet.endings
-            if not one.after_pause
+            if not (one.after_pause or one.meant)
         ]
     found += [f"a snapshot failed without a fault: {text}" for text in outcome.evidence.failed_unasked[:NAMED]]
     if outcome.options.thorough:
@@ -77,6 +78,7 @@ def as_json(outcome: Outcome, options: dict[str, Any]) -> dict[str, Any]:
                 "kind": one.kind,
                 "what": one.what,
                 "recovered_s": None if one.recovered_s is None else round(one.recovered_s, 2),
+                "met": one.met,
             }
             for one in outcome.happened
         ],
@@ -112,7 +114,7 @@ def as_text(result: dict[str, Any]) -> str:
     ended = result["workers_that_ended_by_themselves"]
     lines.append(f"  workers that ended by themselves: {len(ended)}")
     for one in ended:
-        after = ", after its pause" if one["after_pause"] else ""
+        after = ", as it must" if one.get("meant") else ", after its pause" if one["after_pause"] else ""
         lines.append(f"  {one['name']} at {one['at_s']} s (exit code {one['code']}{after}):")
         lines += [text for line in one["log"].splitlines() for text in _wrapped(line, 6)]
     lines += ["", "Snapshots"]

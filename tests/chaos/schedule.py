@@ -19,10 +19,24 @@ LONG_SHARES = {
     "snapshot corrupt": 0.06,
     "snapshot cut short": 0.06,
     "snapshots gone": 0.04,
+    "garbage": 0.08,
+    "garbage, kill": 0.08,
+    "bomb": 0.08,
+    "open transaction": 0.15,
+    "slow clients": 0.1,
+    "state deleted": 0.06,
+    "name twice": 0.04,
+    "name twice elsewhere": 0.04,
 }
 """Faults of each kind for each SIGKILL of a worker; at least one of each."""
 
-SHORT_KINDS = ("kill", "pause", "broker kill", "terminate")
+BY_AGENT = ("kill", "pause", "terminate", "terminate twice", "garbage, kill")
+"""Kinds that hit the agents in turn, where each is a worker of its own."""
+LAST = "damaged batch"
+"""A broker that is killed cuts its log off at such a batch when it starts: none comes before a broker's death."""
+DAMAGED = 2
+
+SHORT_KINDS = ("garbage, kill", "pause", "broker kill", "terminate", "bomb")
 
 
 class Fault(NamedTuple):
@@ -52,6 +66,8 @@ class Happened:
     monotonic_s: float = 0.0
     recovered_s: float | None = None
     """From the fault to the next decision (example, model) of work begun after it, in all partitions."""
+    met: bool | None = None
+    """Of faults that must show somewhere: whether that was seen."""
 
 
 def schedule(seed: int, seconds: float, kills: int, *, by_kind_from: float = 0.5) -> list[Fault]:
@@ -64,6 +80,9 @@ def schedule(seed: int, seconds: float, kills: int, *, by_kind_from: float = 0.5
     for kind, share in LONG_SHARES.items():
         kinds += [kind] * max(1, round(share * kills))
     kinds = random.permutation(kinds).tolist()
+    broker_kill = max(i for i, kind in enumerate(kinds) if kind == "broker kill")
+    for _ in range(DAMAGED):
+        kinds.insert(int(random.integers(broker_kill + 1, len(kinds) + 1)), LAST)
     return _spread(random, kinds, seconds, by_kind_from)
 
 
@@ -82,7 +101,7 @@ def _spread(random: np.random.Generator, kinds: Sequence[str], seconds: float, b
     for number, kind in enumerate(kinds, 1):
         at_s = gap_s * (number + float(random.uniform(-0.35, 0.35)))
         target = "any"
-        if at_s >= by_kind_from * seconds and kind in ("kill", "pause", "terminate", "terminate twice"):
+        if at_s >= by_kind_from * seconds and kind in BY_AGENT:
             target = KINDS[turn % len(KINDS)]
             turn += 1
         length_s = {"kill": random.uniform(0, 1), "pause": random.uniform(9, 13), "broker pause": random.uniform(2, 5)}

