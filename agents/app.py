@@ -25,7 +25,7 @@ from agents.keeper import Identity, Keeper
 from agents.online import OnlineModels
 from agents.partitions import Environment
 from agents.runtime import AgentSource, Partitions
-from agents.stopping import PipelineWorker, end_with_any_thread
+from agents.stopping import PipelineWorker, end_with_any_thread, end_within
 from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent
 from pipeline.broker import provide_broker
 from pipeline.engine.card import CardOptions
@@ -93,6 +93,7 @@ class FraudApp(faust.App):  # type: ignore[misc]
         await super().on_first_start()
 
     async def _on_agent_error(self, agent: AgentT, exc: BaseException) -> None:
+        end_within(self._worker.shutdown_timeout_s)
         # Faust would start the agent again. Nothing of the batch is committed: whoever
         # holds the partition next reads it again, and an operator must look first.
         if isinstance(exc, (SessionError, StateRemoved)):
@@ -118,6 +119,7 @@ class WorkerContext:
                 f"FRAUD_PIPELINE_AGENTS is {settings.agents!r}: give some of {', '.join(AGENTS)}, separated by commas"
             )
         self._settings = settings
+        self.shutdown_timeout_s = settings.shutdown_timeout_s
         self._stack = ExitStack()
         self._channels: list[BatchChannel] = []
         self.health = Health(settings.agent_names, settings.liveness_timeout_s)

@@ -26,6 +26,19 @@ def end_with_any_thread() -> None:
     threading.excepthook = _thread_died
 
 
+def end_within(timeout_s: float) -> None:
+    """End this process after ``timeout_s`` seconds at the latest; called on the main thread.
+
+    Whatever waits then (another agent for a broker, for one) would keep a worker that has stopped alive for ever.
+    """
+    timer = threading.Timer(timeout_s, _leave, (EXIT_LATE, "the worker did not end in time and ends now"))
+    timer.daemon = True
+    timer.start()
+    # Should even the interpreter stand still: the system's own clock, whose default is to end the process.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(math.ceil(timeout_s) + 1)
+
+
 class PipelineWorker(faust.Worker):  # type: ignore[misc]
     """Faust's worker, with an end that is sure to come.
 
@@ -53,14 +66,7 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
             _leave(128 + received, f"{received.name} again: the worker ends at once")
         self._told_to_stop = True
         log.info("%s: finishing the batch, at most %.0f s", received.name, self._shutdown_timeout_s)
-        timer = threading.Timer(
-            self._shutdown_timeout_s, _leave, (EXIT_LATE, "the worker did not end in time and ends now")
-        )
-        timer.daemon = True
-        timer.start()
-        # Should even the interpreter stand still: the system's own clock, whose default is to end the process.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(math.ceil(self._shutdown_timeout_s) + 1)
+        end_within(self._shutdown_timeout_s)
         super()._schedule_shutdown(received)
 
 

@@ -127,7 +127,12 @@ def application(registry: CollectorRegistry, health: Health) -> WSGIApplication:
             common = [("Cache-Control", "no-store"), ("Server", "fraud-pipeline")]
             return start_response(status, [*headers, *common], *error)
 
-        body = b"".join(route(environ, start))
+        try:
+            body = b"".join(route(environ, start))
+        except (TypeError, ValueError, LookupError):
+            # Of what a client sent: the exporter reads some headers without a doubt.
+            start("400 Bad Request", [("Content-Type", _TEXT)])
+            body = b"This request cannot be understood; ask without its Accept header.\n"
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
     return answer

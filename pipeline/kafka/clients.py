@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from pipeline.kafka import log_consumer as logs
 from pipeline.kafka.callbacks import callback
 from pipeline.settings import Settings
-from schemas.records import Record
+from schemas.records import Headers, Record
 
 log = logging.getLogger(__name__)
 librdkafka_log = logging.getLogger("pipeline.kafka.librdkafka")
@@ -254,7 +254,16 @@ def admin_client(
 
 def record_of(message: Message, topic: str | None = None) -> Record:
     """The record in a message without an error; ``topic`` is its topic, where many share the one string."""
-    headers = message.headers()
+    try:
+        headers = message.headers()
+        return _record(message, topic, tuple(headers) if headers else ())
+    except (SystemError, UnicodeDecodeError):
+        # The client decodes a header's name as UTF-8, and leaves its error for whatever is called next. Such headers
+        # say nothing to anybody: the record is read without them.
+        return _record(message, topic, ())
+
+
+def _record(message: Message, topic: str | None, headers: Headers) -> Record:
     return Record(
         message.topic() if topic is None else topic,
         message.partition(),
@@ -262,7 +271,7 @@ def record_of(message: Message, topic: str | None = None) -> Record:
         message.timestamp()[1],
         message.key(),
         message.value(),
-        tuple(headers) if headers else (),
+        headers,
     )
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 from pipeline.engine.models import ActiveModels, ModelBoard
 from pipeline.kafka.follower import TopicFollower
@@ -18,6 +19,9 @@ from schemas.records import Record
 from schemas.topics import CONTROL, MODELS
 
 log = logging.getLogger(__name__)
+
+MOST_SEARCHES: Final = 10
+"""Contents that are looked for between two batches."""
 
 
 class ModelSubscriber:
@@ -51,6 +55,9 @@ class ModelSubscriber:
         """Digests that were looked for and not found: they can only come with new records of ``models``."""
         self._arrived: dict[str, ModelVersion] = {}
         """What came of them since."""
+        self._searches = 0
+        self._unsearched = False
+        """Whether contents are left to be looked for: a few at each call, so that no number of them stops deciding."""
         self._started = self._reported_none = False
 
     def refresh(self) -> ModelBoard:
@@ -92,7 +99,8 @@ class ModelSubscriber:
             if isinstance(item, Activation):
                 self._activations.add(item)
                 activated = True
-        if activated or arrived:
+        if activated or arrived or self._unsearched:
+            self._searches, self._unsearched = 0, False
             self.board = self._activations.apply(self.board, partial(self._find, waiting=waiting))
             self._arrived = {at: one for at, one in self._arrived.items() if at in self._activations.awaited}
         if self.board.lightgbm is not before.lightgbm and self.board.river is None:
@@ -108,6 +116,10 @@ class ModelSubscriber:
         if digest in self._looked_for:
             found = self._arrived.get(digest)
             return found if found is not None and found.name == reference.name else None
+        if self._searches >= MOST_SEARCHES:
+            self._unsearched = True
+            return None
+        self._searches += 1
         content = self._contents.find(reference, waiting)
         if content is None:
             self._looked_for.add(digest)

@@ -241,6 +241,32 @@ def test_the_largest_legitimate_batch_of_every_codec_is_decided(cluster: Cluster
     assert sorted(keys(cluster.decisions())) == sorted(expected)
 
 
+def test_a_header_whose_name_is_not_utf_8_stops_nobody(cluster: Cluster, start: Starter) -> None:
+    cluster.publish()
+    at = after(1)
+    value = transaction(0, at)
+
+    def with_header(values: list[bytes]) -> bytes:
+        batch = record_batch(values, key=b"c1", timestamp_ms=microseconds(at) // 1_000, headers=[("zzzz", b"1")])
+        return with_payload(batch, batch[61:].replace(b"zzzz", b"\xff\xfe\xed\xa0"), "none")
+
+    write_raw(cluster, partition_of("c1", 3), with_header([value, b"garbage"]))
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 1)
+    for topic in (CONTROL, MODELS, PROGRESS, PROFILED):
+        produce_batch(cluster.bootstrap, cluster.settings.topic(topic.name), 0, with_header([b"garbage"]))
+    worker.until(lambda: len(cluster.read(DEAD_LETTERS)) >= 2)
+    assert {reason(record, "error") for record in cluster.read(DEAD_LETTERS)} == {"not_json", "unreadable"}
+    assert worker.stop() == 0, worker.said
+    # Whoever starts later reads them all.
+    cluster.buy(1, after(2), card_id="c1")
+    cluster.flush()
+    again = start(cluster.settings, snapshot_url="")
+    again.until(lambda: len(cluster.decisions()) >= 2)
+    assert keys(cluster.decisions()) == [("c1", "t0"), ("c1", "t1")]
+    assert again.stop() == 0, again.said
+
+
 @pytest.mark.parametrize("topic", [CONTROL, MODELS, PROGRESS], ids=lambda topic: topic.name)
 def test_an_unreadable_batch_on_a_topic_of_the_pipeline_is_refused(cluster: Cluster, topic: Topic) -> None:
     settings = cluster.settings.model_copy(update={"kafka_config": CAP})

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -117,3 +118,16 @@ def test_metrics_answer_as_prometheus_s_own_application_does(port: int) -> None:
         assert response.headers["Content-Encoding"] == "gzip"
         assert response.headers["Server"] == "fraud-pipeline"
         assert len(response.read()) < LARGE_BYTES // 10
+
+
+def test_a_request_that_the_exporter_cannot_read_is_answered_without_a_traceback(
+    port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accept = "application/openmetrics-text;version=xx;escaping=evil"
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    assert refused.value.code == 400
+    assert b"without its Accept header" in refused.value.read()
+    refused.value.close()
+    assert "Traceback" not in capsys.readouterr().err

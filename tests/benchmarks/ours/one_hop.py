@@ -74,6 +74,7 @@ class OneHopWorker:
             instance=options.group,
             metrics_port=0,
         )
+        self.shutdown_timeout_s = self.settings.shutdown_timeout_s
         self._options = options
         self._input = Topic(options.input, "card_id", object, "benchmark", "cards")
         self._output = Topic(options.output, "card_id", object, options.group, "cards")
