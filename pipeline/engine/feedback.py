@@ -281,6 +281,7 @@ class FeedbackPartition:
         emit: bool,
     ) -> None:
         known.told += 1
+        result.counts["example", label] += 1
         if not emit:
             return
         try:
@@ -288,6 +289,7 @@ class FeedbackPartition:
             named = taken.named_features()
         except (*UNREADABLE, ValueError):
             # A decision that no score agent wrote; which it was is no longer known.
+            result.counts["example", label] -= 1
             result.counts["label", "unreadable_decision"] += 1
             return
         example = Example(
@@ -308,7 +310,6 @@ class FeedbackPartition:
             log=taken.log,
         )
         result.outputs.append(Output(EXAMPLES, taken.card_id.encode(), _encode(example)))
-        result.counts["example", label] += 1
 
     def _forgotten_day(self) -> int:
         """The first day of event time that is remembered; what lies before is as if it were not there."""
