@@ -351,11 +351,14 @@ def log_consumer(
     settings: Settings | None,
     own: Mapping[str, Any] | None = None,
     waiting: Callable[[], None] = lambda: None,
+    *,
+    skip_unreadable: bool = False,
 ) -> logs.LogConsumer:
     """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
     prefix = settings.topic_prefix if settings is not None else ""
     config = consumer_config(bootstrap, "fraud-pipeline-reader", settings=settings)
-    return logs.LogConsumer(config, prefix, {"enable.partition.eof": True, **(own or {})}, waiting)
+    own = {"enable.partition.eof": True, **(own or {})}
+    return logs.LogConsumer(config, prefix, own, waiting, skip_unreadable=skip_unreadable)
 
 
 def read_batches(
@@ -365,13 +368,25 @@ def read_batches(
     settings: Settings | None = None,
     partitions: list[int] | None = None,
     start: Mapping[int, int] | None = None,
+    skip_unreadable: bool = False,
 ) -> Generator[list[Record], None, None]:
-    """Committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
+    """Yield committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
 
-    ``start`` gives first offsets by partition. Order holds within a partition only. Raises ``TopicError``,
-    ``KafkaException``.
+    Order holds within a partition only.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        topic: Full name of the topic.
+        settings: Settings of the client.
+        partitions: Numbers of partitions; all of them by default.
+        start: First offsets, by partition number.
+        skip_unreadable: Skip unreadable batches that nobody has quarantined too: for readers that only look.
+
+    Raises:
+        TopicError: The topic is missing, or a part of it cannot be read.
+        KafkaException: The brokers report an error that does not pass.
     """
-    reader = log_consumer(bootstrap, settings)
+    reader = log_consumer(bootstrap, settings, skip_unreadable=skip_unreadable)
     try:
         numbers = partitions if partitions is not None else partition_numbers(reader.consumer, topic)
         found = settled_ends(bootstrap, settings, topic, numbers)

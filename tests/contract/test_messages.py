@@ -246,5 +246,5 @@ def test_every_field_that_a_producer_may_send_is_described() -> None:
 def test_what_no_log_has_is_no_offset(kind: type, message: str, offset: int) -> None:
     for good in (0, 2**63 - 1):
         msgspec.json.decode(message % good, type=kind)
-    with pytest.raises(msgspec.ValidationError, match="Expected `int` [<>]="):
+    with pytest.raises(msgspec.ValidationError, match=r"Expected `int` [<>]="):
         msgspec.json.decode(message % offset, type=kind)
