@@ -90,6 +90,10 @@ class UnreadableBatches:
         """Return whether the last word on this partition was a failed fetch."""
         return place in self._failures
 
+    def pauses(self, place: Place) -> bool:
+        """Return whether this partition is paused for a search; one that merely stands still is not."""
+        return place in self._searches and self._searches[place].error != STALLED
+
     def pop_found(self) -> UnreadableRange | None:
         """Return the range of a search that has ended; one that found nothing, or failed, gives an empty range."""
         place = next((place for place, search in self._searches.items() if search.end.done()), None)

@@ -114,6 +114,7 @@ def test_a_partition_that_stands_still_is_searched_once_at_a_time(
     for _ in range(9):
         # Of the other partition the client holds nothing.
         batches.look(client, {PLACE: 17, ("transactions", 2): 5})
+    assert not batches.pauses(PLACE)
     found = found_by(batches)
     assert (found.place, found.start, found.end, found.error) == (PLACE, 17, found_end, STALLED)
     assert searches == [(PLACE, 17)]
