@@ -165,6 +165,7 @@ class Session:
         starts = {place: records[0].offset for place, records in by_place}
         ends = {place: records[-1].offset + 1 for place, records in by_place}
         self._positions.update(ends)
+        self._unreadable.succeeded(ends)
         for place, (offset, error) in failed.items():
             self._retry(place, offset, error)
         records = [record for _, part in by_place for record in part]

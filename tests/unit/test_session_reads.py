@@ -1,4 +1,4 @@
-"""Where a session reads on behind careful reading, with a client that only notes what it is told."""
+"""What a session makes of its partitions, with a client that only notes what it is told."""
 
 import threading
 from collections.abc import Iterator
@@ -17,6 +17,30 @@ from schemas.topics import TRANSACTIONS
 READ, SEARCHED, STOPPED, LOST, NEW = ((TRANSACTIONS.name, number) for number in range(5))
 
 
+class Message:
+    """A record of one partition."""
+
+    def error(self) -> None:
+        return None
+
+    def topic(self) -> str:
+        return READ[0]
+
+    def partition(self) -> int:
+        return READ[1]
+
+    def offset(self) -> int:
+        return 5
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 0
+
+    def key(self) -> None:
+        return None
+
+    value = headers = key
+
+
 class Client:
     """Seeks all partitions but one that it has stopped reading and one that it has lost."""
 
@@ -24,6 +48,17 @@ class Client:
         self.seeks: list[tuple[str, int, int]] = []
         self.restarted: list[tuple[str, int, int]] = []
         self.resumed: list[tuple[str, int]] = []
+
+    def poll(self, timeout_s: float) -> Message:
+        del timeout_s
+        return Message()
+
+    def consume(self, most: int, timeout_s: float) -> list[Message]:
+        del most, timeout_s
+        return []
+
+    def consumer_group_metadata(self) -> None:
+        return None
 
     def seek(self, at: TopicPartition) -> None:
         if (at.topic, at.partition) in (STOPPED, LOST):
@@ -51,6 +86,16 @@ def session() -> Iterator[Session]:
     made._consumer = own
     made._unreadable.close()
     own.close()
+
+
+def test_a_record_that_is_read_clears_the_failures_before_it(session: Session) -> None:
+    session._unreadable.failed(READ, 5, KafkaError(KafkaError._BAD_MSG))
+    session._consumer = cast(Consumer, Client())
+    session._positions[READ] = 5
+    batch = session.poll(0.0)
+    assert batch is not None
+    assert batch.ends == {READ: 6}
+    assert not session._unreadable.fails(READ)
 
 
 def test_reading_goes_on_everywhere_but_where_a_search_runs(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
