@@ -71,6 +71,8 @@ READ_BATCH: Final = 10_000
 READ_POLL_S: Final = 0.1
 SETTLE_S: Final = 2.0
 """Longest wait for the markers of a committed transaction; they take milliseconds."""
+EARLY_END_S: Final = 60.0
+"""Longest time without a record below the end that is read to, once a reader has met an earlier end."""
 SETTLE_POLL_S: Final = 0.005
 
 PASSING_ERRORS: Final = frozenset(
@@ -392,6 +394,8 @@ def read_batches(
         found = settled_ends(bootstrap, settings, topic, numbers)
         ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
         reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
+        early: dict[int, int] = {}
+        deadline_s = time.monotonic() + EARLY_END_S
         while ends:
             records = []
             for message in reader.take(READ_POLL_S, READ_BATCH):
@@ -402,6 +406,8 @@ def read_batches(
                     _raise_unless_end(error)
                     if message.offset() < ends[number]:
                         # A new leader may not know yet how much is committed: the rest is still to come.
+                        early[number] = message.offset()
+                        deadline_s = time.monotonic() + EARLY_END_S
                         continue
                 elif message.offset() < ends[number]:
                     records.append(record_of(message))
@@ -409,11 +415,24 @@ def read_batches(
                         continue
                 # The partition's end: its last offset, one past it, or, behind transaction markers, librdkafka's word.
                 del ends[number]
+                early.pop(number, None)
                 reader.consumer.incremental_unassign([TopicPartition(topic, number)])
             if records:
                 yield records
+                deadline_s = time.monotonic() + EARLY_END_S
+            elif early and time.monotonic() > deadline_s:
+                number = min(early)
+                raise ends_early(topic, number, early[number], ends[number])
     finally:
         reader.close()
+
+
+def ends_early(topic: str, number: int, log_end: int, end: int) -> TopicError:
+    """Return the error for a partition whose readers get no further than ``log_end``, below the ``end`` committed."""
+    return TopicError(
+        f"topic {topic} partition {number} ends at offset {log_end} for its readers, and records up to {end} were "
+        "committed: its leader lacks them, or a transaction is open; see the brokers' log"
+    )
 
 
 def read_topic(
