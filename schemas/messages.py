@@ -21,6 +21,9 @@ Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
 Currency = Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
 """An ISO 4217 alphabetic code."""
 
+Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""An offset in the log of a partition, as Kafka counts: 63 bits."""
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What all messages share. Frozen values form no cycles, so that the garbage collector need not look at them."""
@@ -74,9 +77,9 @@ class RecordPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_d
     topic: str
     """Without prefix."""
     partition: int
-    offset: int
+    offset: Offset
     """Of the record, or of the first one of a range."""
-    end: int | None = None
+    end: Offset | None = None
     """Offset behind the last record of a range; absent for a single record."""
     row: int | None = None
     """Row within a record that holds many; absent where a record is one row."""
@@ -86,7 +89,7 @@ class LogPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defa
     """A position in the ``profiled`` log."""
 
     partition: int
-    offset: int
+    offset: Offset
     row: int | None = None
     """As in `RecordPosition`."""
 
@@ -307,9 +310,9 @@ class Progress(Message, frozen=True, kw_only=True):
     """
 
     agent: str
-    starts: dict[str, int]
+    starts: dict[str, Offset]
     """Topic (without prefix) to the offset of the first record read; topics of which nothing was read are absent."""
-    ends: dict[str, int]
+    ends: dict[str, Offset]
     """Topic to the offset behind the last record read."""
     rules: Rules | None = None
     """What the settings said at the time; absent in records of earlier releases."""
@@ -342,7 +345,7 @@ class VersionReference(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     version: str
     digest: str
     """As in `ModelVersion`."""
-    offset: int
+    offset: Offset
     """Where on ``models`` its content lies, or an earlier offset from which reading finds it."""
 
 

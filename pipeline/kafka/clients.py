@@ -71,6 +71,8 @@ READ_BATCH: Final = 10_000
 READ_POLL_S: Final = 0.1
 SETTLE_S: Final = 2.0
 """Longest wait for the markers of a committed transaction; they take milliseconds."""
+EARLY_END_S: Final = 60.0
+"""Longest time without a record below the end that is read to, once a reader has met an earlier end."""
 SETTLE_POLL_S: Final = 0.005
 
 PASSING_ERRORS: Final = frozenset(
@@ -351,11 +353,14 @@ def log_consumer(
     settings: Settings | None,
     own: Mapping[str, Any] | None = None,
     waiting: Callable[[], None] = lambda: None,
+    *,
+    skip_unreadable: bool = False,
 ) -> logs.LogConsumer:
     """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
     prefix = settings.topic_prefix if settings is not None else ""
     config = consumer_config(bootstrap, "fraud-pipeline-reader", settings=settings)
-    return logs.LogConsumer(config, prefix, {"enable.partition.eof": True, **(own or {})}, waiting)
+    own = {"enable.partition.eof": True, **(own or {})}
+    return logs.LogConsumer(config, prefix, own, waiting, skip_unreadable=skip_unreadable)
 
 
 def read_batches(
@@ -365,18 +370,32 @@ def read_batches(
     settings: Settings | None = None,
     partitions: list[int] | None = None,
     start: Mapping[int, int] | None = None,
+    skip_unreadable: bool = False,
 ) -> Generator[list[Record], None, None]:
-    """Committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
+    """Yield committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
 
-    ``start`` gives first offsets by partition. Order holds within a partition only. Raises ``TopicError``,
-    ``KafkaException``.
+    Order holds within a partition only.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        topic: Full name of the topic.
+        settings: Settings of the client.
+        partitions: Numbers of partitions; all of them by default.
+        start: First offsets, by partition number.
+        skip_unreadable: Skip unreadable batches that nobody has quarantined too: for readers that only look.
+
+    Raises:
+        TopicError: The topic is missing, or a part of it cannot be read.
+        KafkaException: The brokers report an error that does not pass.
     """
-    reader = log_consumer(bootstrap, settings)
+    reader = log_consumer(bootstrap, settings, skip_unreadable=skip_unreadable)
     try:
         numbers = partitions if partitions is not None else partition_numbers(reader.consumer, topic)
         found = settled_ends(bootstrap, settings, topic, numbers)
         ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
         reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
+        early: dict[int, int] = {}
+        deadline_s = time.monotonic() + EARLY_END_S
         while ends:
             records = []
             for message in reader.take(READ_POLL_S, READ_BATCH):
@@ -387,6 +406,8 @@ def read_batches(
                     _raise_unless_end(error)
                     if message.offset() < ends[number]:
                         # A new leader may not know yet how much is committed: the rest is still to come.
+                        early[number] = message.offset()
+                        deadline_s = time.monotonic() + EARLY_END_S
                         continue
                 elif message.offset() < ends[number]:
                     records.append(record_of(message))
@@ -394,11 +415,24 @@ def read_batches(
                         continue
                 # The partition's end: its last offset, one past it, or, behind transaction markers, librdkafka's word.
                 del ends[number]
+                early.pop(number, None)
                 reader.consumer.incremental_unassign([TopicPartition(topic, number)])
             if records:
                 yield records
+                deadline_s = time.monotonic() + EARLY_END_S
+            elif early and time.monotonic() > deadline_s:
+                number = min(early)
+                raise ends_early(topic, number, early[number], ends[number])
     finally:
         reader.close()
+
+
+def ends_early(topic: str, number: int, log_end: int, end: int) -> TopicError:
+    """Return the error for a partition whose readers get no further than ``log_end``, below the ``end`` committed."""
+    return TopicError(
+        f"topic {topic} partition {number} ends at offset {log_end} for its readers, and records up to {end} were "
+        "committed: its leader lacks them, or a transaction is open; see the brokers' log"
+    )
 
 
 def read_topic(

@@ -25,10 +25,12 @@ from confluent_kafka import (
 from numpy.typing import NDArray
 
 from pipeline.kafka.clients import (
+    EARLY_END_S,
     PASSING_ERRORS,
     READ_BATCH,
     TopicError,
     admin_client,
+    ends_early,
     last_offsets,
     log_consumer,
     record_of,
@@ -46,8 +48,6 @@ _POLL_S: Final = 0.1
 _LOOK_S: Final = 0.02
 HANGING_S: Final = 1_200.0
 """Longest wait for an open transaction: brokers end one after 15 minutes at most, unless set otherwise."""
-SETTLE_S: Final = 60.0
-"""Longest time without a record below the end that is read to."""
 OPEN_S: Final = 30.0
 """Time after which an open transaction is reported, and reported again; the pipeline's own end within 20 s."""
 decode_progress: Final = msgspec.json.Decoder(Progress).decode
@@ -154,7 +154,7 @@ class RangeReader:
 
     def _messages(self, end: int, most: int) -> list[Message]:
         found: list[Message] = []
-        deadline_s = time.monotonic() + SETTLE_S
+        deadline_s = time.monotonic() + EARLY_END_S
         while len(found) < most and self.position < end:
             if self._next == len(self._ahead):
                 if self._log_end >= end:
@@ -162,13 +162,9 @@ class RangeReader:
                     self.position = end
                     break
                 if self._fetch():
-                    deadline_s = time.monotonic() + SETTLE_S
+                    deadline_s = time.monotonic() + EARLY_END_S
                 elif self._log_end >= 0 and time.monotonic() > deadline_s:
-                    raise TopicError(
-                        f"topic {self.topic} partition {self.partition} ends at offset {self._log_end} for its readers,"
-                        f" and records up to {end} were committed: its leader lacks them, or a transaction is open; see"
-                        " the brokers' log"
-                    )
+                    raise ends_early(self.topic, self.partition, self._log_end, end)
                 continue
             last = min(self._next + most - len(found), len(self._ahead))
             if self._ahead[last - 1].offset() >= end:

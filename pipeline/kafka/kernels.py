@@ -52,7 +52,10 @@ def newest_of_other_kernels(
     if not starts:
         return found
     name = settings.topic(PROFILED.name)
-    with closing(read_batches(bootstrap, name, settings=settings, partitions=list(starts), start=starts)) as batches:
+    reading = read_batches(
+        bootstrap, name, settings=settings, partitions=list(starts), start=starts, skip_unreadable=True
+    )
+    with closing(reading) as batches:
         for record in (record for records in batches for record in records):
             match _kernel_of(record):
                 case None:

@@ -1,14 +1,16 @@
 """A consumer without a group, which skips the record batches that nobody can read where that is agreed.
 
-What agents read is skipped where an agent has quarantined it, so that every reader skips the same. Of the topics that
-tell readers what to do (``control``, ``models``, ``progress``) nobody quarantines anything: their readers refuse such a
-batch, as they refuse a record that is none of the pipeline's messages.
+What agents read is skipped where an agent has quarantined it, so that every reader skips the same. A range on
+``control`` is skipped only as far as the batch, whose end is probed, cannot be read. Of the topics that tell readers
+what to do (``control``, ``models``, ``progress``) nobody quarantines anything: their readers refuse such a batch, as
+they refuse a record that is none of the pipeline's messages. Readers that decide nothing (start-up checks) skip an
+unreadable batch of any topic.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final
 
@@ -28,6 +30,8 @@ _POLL_S: Final = 0.1
 _BATCH: Final = 1_000
 _CONTROL_S: Final = 60.0
 """Longest wait for the end of ``control``."""
+_MOST_FAILURES: Final = 3 * FETCHES
+"""Fetches that may fail at an offset of which a probe says that it can be read."""
 _SILENT_S: Final = 20.0
 """Longest wait for a broker that is to say why a partition stands still; what then still stands is asked again."""
 _decode: Final = msgspec.json.Decoder(Control).decode
@@ -45,6 +49,7 @@ class LogConsumer:
         prefix: Prefix of the pipeline's topics.
         own: Configuration over ``config``.
         waiting: Called while a wait takes long; may raise.
+        skip_unreadable: Skip every unreadable batch, quarantined or not: for readers that only look.
     """
 
     def __init__(
@@ -53,8 +58,11 @@ class LogConsumer:
         prefix: str,
         own: Mapping[str, Any],
         waiting: Callable[[], None] = lambda: None,
+        *,
+        skip_unreadable: bool = False,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
+        self._skip_unreadable = skip_unreadable
         self.consumer = Consumer(reader_config(config, own))
         self._positions: dict[Place, int] = {}
         """Offsets behind what was taken, or from which reading begins."""
@@ -123,12 +131,15 @@ class LogConsumer:
 
     def _skip(self, place: Place, start: int, error: KafkaError) -> None:
         """Go on behind the unreadable batch at ``start``, or read it again: the network may have damaged it."""
-        end = self._end_of(place, start)
-        if end is None:
-            self._failures[place, start] += 1
-            if self._failures[place, start] >= FETCHES:
-                raise _not_quarantined(place, start, error.name())
         self._skipped.add(place)
+        self._failures[place, start] += 1
+        failures = self._failures[place, start]
+        end = self._end_of(place, start, error.name()) if failures >= FETCHES else None
+        if end is None and failures >= _MOST_FAILURES:
+            raise TopicError(
+                f"topic {place[0]} partition {place[1]} cannot be read from offset {start} on ({error.name()}), or "
+                "only sometimes: check the network, and the disks of the brokers that hold the partition"
+            )
         self._go_on(place, start, start if end is None else end)
 
     def _look(self) -> None:
@@ -138,9 +149,8 @@ class LogConsumer:
             start = silent_start(self._config, place, read[place], self._waiting, _SILENT_S)
             if start is None:
                 continue
-            if (end := self._end_of(place, start)) is None:
-                raise _not_quarantined(place, start, "nothing comes, not even an error")
-            self._go_on(place, start, end)
+            if (end := self._end_of(place, start, "nothing comes, not even an error")) is not None:
+                self._go_on(place, start, end)
 
     def _go_on(self, place: Place, start: int, end: int) -> None:
         if end > start:
@@ -153,13 +163,35 @@ class LogConsumer:
         self.consumer.incremental_unassign([TopicPartition(*place)])
         self.consumer.incremental_assign([TopicPartition(*place, offset)])
 
-    def _end_of(self, place: Place, start: int) -> int | None:
-        if place[0] in {self._prefix + topic.name for topic in (CONTROL, MODELS, PROGRESS)}:
-            try:
-                return find_end(self._config, place, start, self._waiting)
-            except (KafkaException, NoAnswer) as error:
-                raise TopicError(f"topic {place[0]} partition {place[1]} cannot be read: {error}") from error
-        return range_end_at(self._quarantined(place), start)
+    def _end_of(self, place: Place, start: int, why: str) -> int | None:
+        """Return where to go on behind the unreadable batch at ``start``; None to read it again.
+
+        Raises:
+            TopicError: Nobody has quarantined it.
+        """
+        try:
+            found = find_end(self._config, place, start, self._waiting)
+        except (KafkaException, NoAnswer) as error:
+            log.warning("%s partition %d: the end of an unreadable batch is searched again: %s", *place, error)
+            # Nothing was learned: the broker is away, for one.
+            self._failures.pop((place, start), None)
+            return None
+        if found == start:
+            return None
+        if self._skip_unreadable or place[0] in {self._prefix + topic.name for topic in (CONTROL, MODELS, PROGRESS)}:
+            return found
+        ends = [end for first, end in self._quarantined(place) if first <= start < end]
+        if any(end > found for end in ends):
+            log.warning(
+                "%s partition %d: a quarantine of offset %d names a later end than %d, where the unreadable batch "
+                "ends; it is ignored",
+                *place, start, found,
+            )  # fmt: skip
+        # Less than the whole batch, where the rest of it makes another range.
+        agreed = max((end for end in ends if end <= found), default=None)
+        if agreed is None:
+            raise _not_quarantined(place, start, why)
+        return agreed
 
     def _quarantined(self, place: Place) -> list[tuple[int, int]]:
         """Return the ranges of a partition that ``control`` names: first offset, and offset behind the last."""
@@ -196,14 +228,6 @@ def _not_quarantined(place: Place, start: int, why: str) -> TopicError:
         "quarantined that: let a worker that reads the topic run until it has; or, where the disk of a broker damaged "
         "it, let another replica lead the partition (docs/operating.md)"
     )
-
-
-def range_end_at(ranges: Iterable[tuple[int, int]], start: int) -> int | None:
-    """Return where to go on that cannot read offset ``start``; None if none of ``ranges`` covers it.
-
-    Of several the one that ends first: one that an agent did not write may reach over records that can be read.
-    """
-    return min((end for first, end in ranges if first <= start < end), default=None)
 
 
 def _is_astray(message: Message, position: int) -> bool:

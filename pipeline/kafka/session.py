@@ -65,6 +65,11 @@ _Failed = dict[Place, tuple[int, KafkaError]]
 """By partition, the offset that the first error about a batch names, and the error."""
 
 
+def _position(place: Place, offset: int) -> TopicPartition:
+    """Return where to read from: 0 is wherever the log begins."""
+    return TopicPartition(*place, offset if offset > 0 else OFFSET_BEGINNING)
+
+
 class Session:
     """Consumer and producer of one agent; delivery as `pipeline.settings.Settings.delivery` says."""
 
@@ -160,6 +165,7 @@ class Session:
         starts = {place: records[0].offset for place, records in by_place}
         ends = {place: records[-1].offset + 1 for place, records in by_place}
         self._positions.update(ends)
+        self._unreadable.succeeded(ends)
         for place, (offset, error) in failed.items():
             self._retry(place, offset, error)
         records = [record for _, part in by_place for record in part]
@@ -309,15 +315,12 @@ class Session:
             self._consumer.pause([TopicPartition(*place) for place in self._assigned])
 
     def _resume(self) -> None:
-        """Read on as usual; tried again with the next poll where the client is not ready for it."""
-        try:
-            for place, offset in self._positions.items():
-                self._consumer.seek(TopicPartition(*place, offset if offset > 0 else OFFSET_BEGINNING))
-        except KafkaException as error:
-            log.warning("%s: cannot read on yet: %s", self.agent, error.args[0].str())
-            self._patience.pause()
-            return
-        self._consumer.resume([TopicPartition(*place) for place in self._positions])
+        """Read on as usual, but for partitions that are paused while the end of an unreadable batch is searched."""
+        for place in [place for place in self._positions if not self._unreadable.pauses(place)]:
+            self._seek(place, self._positions[place])
+        self._consumer.resume(
+            [TopicPartition(*place) for place in self._positions if not self._unreadable.pauses(place)]
+        )
         self._paused = False
 
     def _release(self, numbers: Collection[int]) -> None:
@@ -414,7 +417,7 @@ class Session:
     def _seek(self, place: Place, offset: int) -> None:
         self._positions[place] = offset
         try:
-            self._patience.repeat("seek", lambda: self._consumer.seek(TopicPartition(*place, offset)))
+            self._patience.repeat("seek", lambda: self._consumer.seek(_position(place, offset)))
         except KafkaException as error:
             if error.args[0].code() != KafkaError._STATE:
                 raise
@@ -429,11 +432,11 @@ class Session:
         """Read a partition again that the client has stopped reading: behind a damaged batch it found nothing."""
         if self._classic:
             at = self._positions | {place: offset}
-            positions = [TopicPartition(*held, at.get(held, OFFSET_BEGINNING)) for held in self._assigned]
+            positions = [_position(held, at.get(held, 0)) for held in self._assigned]
             self._consumer.assign(positions)
         else:
             self._consumer.incremental_unassign([TopicPartition(*place)])
-            self._consumer.incremental_assign([TopicPartition(*place, offset)])
+            self._consumer.incremental_assign([_position(place, offset)])
 
     def _markers(self, batch: Batch) -> list[Output]:
         """What the batch read and by what it was judged, for folds; one input topic needs no order recorded."""
@@ -538,10 +541,7 @@ class Session:
                 places_of = [(topic, number) for topic in self._names]
                 offsets |= self._restore(number, {place: committed[place].offset for place in places_of})
             self._careful.assigned(committed)
-        positions = [
-            TopicPartition(*place, offset if (offset := offsets.get(place, 0)) > 0 else OFFSET_BEGINNING)
-            for place in places
-        ]
+        positions = [_position(place, offsets.get(place, 0)) for place in places]
         if self._classic:
             consumer.assign(positions)
         else:

@@ -9,14 +9,8 @@ from typing import Final, NamedTuple
 import msgspec
 from confluent_kafka import IsolationLevel
 
-from pipeline.kafka.clients import (
-    admin_client,
-    first_offsets,
-    last_offsets,
-    partition_numbers,
-    patiently,
-    read_batches,
-)
+from pipeline.kafka import clients
+from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, partition_numbers, patiently
 from pipeline.kafka.fold import decode_progress
 from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.settings import Settings
@@ -27,6 +21,9 @@ TRACE_RECORDS: Final = 2_000
 """Records at either end of a partition in which a trace is looked for."""
 
 Partition = tuple[str, int]
+
+read_batches = partial(clients.read_batches, skip_unreadable=True)
+"""These checks decide nothing, and an unreadable batch must not keep the agent from starting that quarantines it."""
 
 
 class _Log(msgspec.Struct, frozen=True):

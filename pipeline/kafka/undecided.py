@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -270,26 +271,30 @@ class UndecidedWatch:
             self._thread.join(1.0)
 
     def _run(self) -> None:
-        logs = self._new_log()
-        agents: dict[str, OldestUndecided] = {}
-        shown: dict[str, set[Place]] = {}
-        while not self._stopping.wait(self._interval_s):
-            for agent, positions in list(self._positions.items()):
-                oldest = agents.setdefault(agent, OldestUndecided(logs, self._untimed))
-                held = dict(positions())
-                for topic, number in shown.get(agent, set()) - held.keys():
-                    self._metrics.forget_undecided(agent, topic, number)
-                shown[agent] = shown.get(agent, set()) & held.keys()
-                try:
-                    ages_s = oldest.ages_s(held, time.time())
-                except Exception:
-                    # The next measurement may do better; a thread that ends would be seen by nobody.
-                    log.exception("%s: the age of the oldest undecided records cannot be measured", agent)
-                    continue
-                shown[agent] = set(ages_s)
-                for (topic, number), age_s in ages_s.items():
-                    self._metrics.oldest_undecided(agent, topic, number, age_s)
-        logs.close()
+        with closing(self._new_log()) as logs:
+            agents: dict[str, OldestUndecided] = {}
+            shown: dict[str, set[Place]] = {}
+            while not self._stopping.wait(self._interval_s):
+                for agent, positions in list(self._positions.items()):
+                    oldest = agents.setdefault(agent, OldestUndecided(logs, self._untimed))
+                    shown[agent] = self._measure(agent, oldest, positions, shown.get(agent, set()))
+
+    def _measure(
+        self, agent: str, oldest: OldestUndecided, positions: Callable[[], Mapping[Place, int]], shown: set[Place]
+    ) -> set[Place]:
+        """Export one agent's ages; return the partitions that have one now, of those ``shown`` before and others."""
+        ages_s: Mapping[Place, float] = {}
+        try:
+            ages_s = oldest.ages_s(dict(positions()), time.time())
+        except Exception:
+            # The next measurement may do better; a thread that ends would be seen by nobody. No value says that
+            # nothing is known: the last one, mostly 0, would say that nothing waits.
+            log.exception("%s: the age of the oldest undecided records cannot be measured", agent)
+        for topic, number in shown - ages_s.keys():
+            self._metrics.forget_undecided(agent, topic, number)
+        for (topic, number), age_s in ages_s.items():
+            self._metrics.oldest_undecided(agent, topic, number, age_s)
+        return set(ages_s)
 
     def __enter__(self) -> Self:
         return self.start()

@@ -71,6 +71,16 @@ class UnreadableBatches:
         self._begin(place, start, error.name(), error.str())
         return True
 
+    def succeeded(self, ends: Mapping[Place, int]) -> None:
+        """Forget failures that were followed by a successful read: what fails there later is counted anew.
+
+        Args:
+            ends: Offsets behind what was read of each partition.
+        """
+        for place in [place for place, failure in self._failures.items() if ends.get(place, 0) > failure.start]:
+            if place not in self._searches:
+                del self._failures[place]
+
     def look(self, consumer: Consumer, positions: Mapping[Place, int]) -> None:
         """Search where a partition stands still without an error; to be called often, looks once a second.
 
@@ -89,6 +99,10 @@ class UnreadableBatches:
     def fails(self, place: Place) -> bool:
         """Return whether the last word on this partition was a failed fetch."""
         return place in self._failures
+
+    def pauses(self, place: Place) -> bool:
+        """Return whether this partition is paused for a search; one that merely stands still is not."""
+        return place in self._searches and self._searches[place].error != STALLED
 
     def pop_found(self) -> UnreadableRange | None:
         """Return the range of a search that has ended; one that found nothing, or failed, gives an empty range."""

@@ -229,3 +229,22 @@ def test_every_field_that_a_producer_may_send_is_described() -> None:
     for kind in (messages.Transaction, messages.Label):
         for field in kind.__struct_fields__:
             assert f"`{field}`" in text, field
+
+
+@pytest.mark.parametrize("offset", [-1, 2**63, 10**30])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (messages.RecordPosition, '{"topic":"t","partition":0,"offset":%d}'),
+        (messages.RecordPosition, '{"topic":"t","partition":0,"offset":0,"end":%d}'),
+        (messages.LogPosition, '{"partition":0,"offset":%d}'),
+        (messages.VersionReference, '{"name":"n","version":"v","digest":"d","offset":%d}'),
+        (messages.Progress, '{"agent":"card","starts":{"t":%d},"ends":{}}'),
+        (messages.Progress, '{"agent":"card","starts":{},"ends":{"t":%d}}'),
+    ],
+)
+def test_what_no_log_has_is_no_offset(kind: type, message: str, offset: int) -> None:
+    for good in (0, 2**63 - 1):
+        msgspec.json.decode(message % good, type=kind)
+    with pytest.raises(msgspec.ValidationError, match=r"Expected `int` [<>]="):
+        msgspec.json.decode(message % offset, type=kind)

@@ -187,6 +187,31 @@ def test_a_batch_that_a_disk_has_damaged_is_quarantined(
     check(cluster, bought)
 
 
+def test_an_unreadable_batch_on_an_internal_topic_keeps_no_worker_from_starting(
+    cluster: Cluster, start: Starter
+) -> None:
+    """Start-up checks read ``profiled`` and ``decisions`` before the agent runs that is to quarantine it."""
+    cluster = Cluster(cluster.settings.model_copy(update={"kafka_config": CAP}))
+    cluster.publish()
+    bought = shop(cluster, range(30), seed=1)
+    cluster.flush()
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) >= 30)
+    assert worker.stop() == 0, worker.said
+    expected = []
+    for agent, topic in (("score", PROFILED), ("feedback", DECISIONS)):
+        base = produce_batch(cluster.bootstrap, cluster.settings.topic(topic.name), 1, bomb("zstd"))
+        expected.append((agent, 1, base, base + RECORDS))
+    bought |= shop(cluster, range(30, 60), seed=2)
+    cluster.flush()
+    again = start(cluster.settings)
+    again.until(lambda: len(quarantined(cluster)) >= len(expected))
+    again.until(lambda: len(cluster.decisions()) >= 60)
+    assert again.stop() == 0, again.said
+    assert quarantined(cluster) == sorted(expected)
+    check(cluster, bought)
+
+
 @pytest.mark.parametrize("protocol", ["consumer", "classic"])
 def test_a_session_passes_over_an_unreadable_batch_once_what_stands_before_it_is_committed(
     kafka_settings: Settings, protocol: GroupProtocol

@@ -1,4 +1,4 @@
-"""A reader of a range gives each record once and in order, whatever the client hands over at a time."""
+"""A reader of a range, or of a topic, gives each record once and in order, whatever the client hands over at a time."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import pytest
 from confluent_kafka import KafkaError
 
-from pipeline.kafka import fold, log_consumer
-from pipeline.kafka.clients import TopicError
+from pipeline.kafka import clients, fold, log_consumer
+from pipeline.kafka.clients import TopicError, read_batches
 from pipeline.kafka.fold import RangeReader
 from pipeline.settings import Settings
 
@@ -57,6 +57,9 @@ def consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
             del config
 
         def assign(self, partitions: object) -> None:
+            del partitions
+
+        def incremental_unassign(self, partitions: object) -> None:
             del partitions
 
         def assignment(self) -> list[object]:
@@ -121,6 +124,20 @@ def test_an_end_before_the_range_is_read_is_waited_behind(consumer: Any, monkeyp
     early = Said(2, KafkaError._PARTITION_EOF)
     patient = reader(consumer, [Said(0), Said(1), early], [Said(3), Said(5), END])
     assert [record.offset for record in patient.read_to(6)] == [0, 1, 3, 5]
-    monkeypatch.setattr(fold, "SETTLE_S", 0.0)
+    monkeypatch.setattr(fold, "EARLY_END_S", 0.0)
     with pytest.raises(TopicError, match="ends at offset 2 for its readers, and records up to 6"):
         reader(consumer, [Said(0), Said(1), early]).read_to(6)
+
+
+def test_an_end_before_a_topic_is_read_is_waited_behind_too(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "settled_ends", lambda *_: {1: 6})
+    early = Said(2, KafkaError._PARTITION_EOF)
+    consumer.given = [[Said(0), Said(1), early], [Said(3), Said(5), END]]
+    batches = read_batches("nobody:1", "t", partitions=[1])
+    assert [record.offset for records in batches for record in records] == [0, 1, 3, 5]
+    monkeypatch.setattr(clients, "EARLY_END_S", 0.0)
+    consumer.given = [[Said(0), Said(1), early]]
+    batches = read_batches("nobody:1", "t", partitions=[1])
+    assert [record.offset for record in next(batches)] == [0, 1]
+    with pytest.raises(TopicError, match="ends at offset 2 for its readers, and records up to 6"):
+        next(batches)

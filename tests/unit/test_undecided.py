@@ -1,11 +1,14 @@
 """The age of the oldest undecided record: what is asked of the logs, and what follows from their answers."""
 
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline.kafka.undecided import Found, OldestUndecided
+from pipeline.kafka.undecided import Found, OldestUndecided, UndecidedWatch
+from pipeline.metrics import WorkerMetrics
+from pipeline.settings import Settings
 
 PLACE = ("transactions", 1)
 
@@ -20,8 +23,18 @@ class OneLog:
     unreadable: set[int] = field(default_factory=set)
     answers: bool = True
     reads: list[tuple[int, bool]] = field(default_factory=list)
+    broken: bool = False
+    asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Released with each measurement, before it is answered."""
+    closed: bool = False
+
+    def close(self) -> None:
+        self.closed = True
 
     def ends(self, places: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
+        self.asked.release()
+        if self.broken:
+            raise RuntimeError("broken")
         return {} if self.end is None else dict.fromkeys(places, self.end)
 
     def first(self, offsets: Mapping[tuple[str, int], int], *, committed: bool) -> Mapping[tuple[str, int], Found]:
@@ -136,3 +149,39 @@ def test_a_partition_that_went_and_came_back_is_measured_anew(log: OneLog, oldes
     assert oldest.ages_s({}, 110) == {}
     log.end, log.records = 40, {30: 120.0}
     assert age_s(oldest, 30, 130) == 10
+
+
+def test_a_measurement_that_fails_leaves_no_value_behind(log: OneLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last value, mostly 0, would keep the alert silent for ever."""
+    metrics = WorkerMetrics()
+    watch = UndecidedWatch("nobody:1", Settings(), metrics, interval_s=0.001)
+    monkeypatch.setattr(watch, "_new_log", lambda: log)
+    watch.follow("card", lambda: {PLACE: 10})
+
+    def shown() -> float | None:
+        # The value of the measurement before the one that is under way.
+        for _ in range(2):
+            assert log.asked.acquire(timeout=30)
+        labels = {"agent": "card", "topic": PLACE[0], "partition": str(PLACE[1])}
+        return metrics.registry.get_sample_value("fraud_pipeline_oldest_undecided_seconds", labels)
+
+    log.end = 10
+    with watch:
+        assert shown() == 0
+        log.broken = True
+        while shown() is not None:
+            pass
+        log.broken = False
+        while shown() is None:
+            pass
+    watch._thread.join(30)
+    assert log.closed
+
+
+def test_the_log_is_closed_however_the_watch_ends(log: OneLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = UndecidedWatch("nobody:1", Settings(), WorkerMetrics())
+    monkeypatch.setattr(watch, "_new_log", lambda: log)
+    monkeypatch.setattr(watch._stopping, "wait", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        watch._run()
+    assert log.closed

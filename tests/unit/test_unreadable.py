@@ -9,7 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.kafka import unreadable
-from pipeline.kafka.log_consumer import range_end_at
 from pipeline.kafka.unreadable import Answer, FetchLog, NoAnswer, range_end
 
 
@@ -153,11 +152,3 @@ def test_the_search_takes_few_probes() -> None:
 
 def test_what_can_be_read_after_all_is_no_range() -> None:
     assert range_end(prober([Part("readable", 9)], []), 4, 9) == 4
-
-
-def test_a_forged_range_skips_no_record_behind_the_batch_that_an_agent_has_quarantined() -> None:
-    forged, quarantined = (60, 550), (108, 113)
-    assert range_end_at([forged, quarantined, (0, 9)], 108) == 113
-    assert range_end_at([quarantined, forged, (108, 110)], 108) == 110
-    assert range_end_at([quarantined, (108, 110)], 110) == 113
-    assert range_end_at([(0, 108), (109, 200)], 108) is None

@@ -60,6 +60,22 @@ def test_failures_here_and_there_start_none(batches: UnreadableBatches, monkeypa
     assert batches.pop_found() is None
 
 
+def test_a_successful_read_clears_the_failures_before_it(
+    batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends_at(monkeypatch, 29)
+    for _ in range(FETCHES - 1):
+        assert not batches.failed(PLACE, 17, ERROR)
+    batches.succeeded({PLACE: 17, ("transactions", 2): 40})
+    assert batches.fails(PLACE)
+    batches.succeeded({PLACE: 18})
+    assert not batches.fails(PLACE)
+    # As after an abort, which reads the same offsets again.
+    assert [batches.failed(PLACE, 17, ERROR) for _ in range(FETCHES)] == [False] * (FETCHES - 1) + [True]
+    batches.succeeded({PLACE: 18})
+    assert found_by(batches) == UnreadableRange(PLACE, 17, 29, "_BAD_MSG", "damaged")
+
+
 def test_a_search_that_fails_finds_an_empty_range(batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch) -> None:
     ends_at(monkeypatch, NoAnswer("no broker"))
     assert [batches.failed(PLACE, 17, ERROR) for _ in range(FETCHES)][-1]
@@ -114,6 +130,7 @@ def test_a_partition_that_stands_still_is_searched_once_at_a_time(
     for _ in range(9):
         # Of the other partition the client holds nothing.
         batches.look(client, {PLACE: 17, ("transactions", 2): 5})
+    assert not batches.pauses(PLACE)
     found = found_by(batches)
     assert (found.place, found.start, found.end, found.error) == (PLACE, 17, found_end, STALLED)
     assert searches == [(PLACE, 17)]

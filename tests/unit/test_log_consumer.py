@@ -1,0 +1,220 @@
+"""Which unreadable batches a reader without a group skips, how often it reads one first, and what it refuses."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from pipeline.kafka import log_consumer
+from pipeline.kafka.log_consumer import LogConsumer, TopicError
+from pipeline.kafka.quarantine import control_record
+from pipeline.kafka.unreadable import FETCHES, NoAnswer
+from schemas.messages import Quarantine, RecordPosition
+from schemas.records import Output
+from schemas.topics import CONTROL, DECISIONS, MODELS, PROFILED, PROGRESS, Topic
+
+LOG_END = 8
+DAMAGED = range(3, 6)
+"""Offsets of the one batch that fails."""
+Range = tuple[int, int]
+
+
+class Message:
+    """What librdkafka hands over: a record, or an error."""
+
+    def __init__(self, topic: str, offset: int, value: bytes = b"", error: int | None = None) -> None:
+        self._topic, self._offset, self._value, self._error = topic, offset, value, error
+
+    def error(self) -> KafkaError | None:
+        return None if self._error is None else KafkaError(self._error)
+
+    def topic(self) -> str:
+        return self._topic
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+    def value(self) -> bytes:
+        return self._value
+
+
+class Log:
+    """One partition with a damaged batch, and ``control``; counts fetches of the batch and probes for its end."""
+
+    def __init__(self) -> None:
+        self.name = PROFILED.name
+        self.control: list[bytes] = []
+        self.failures = 0
+        self.heals_after = 10**9
+        """Failed fetches after which the batch can be read."""
+        self.ends: list[int | Exception] = [DAMAGED.stop]
+        """What searches find, one after the other; the last one again and again."""
+        self.searched: list[int] = []
+        self.asked = 0
+        """How often ``control`` was read."""
+
+    def quarantine(self, *ranges: Range) -> None:
+        for first, end in ranges:
+            position = RecordPosition(topic=self.name, partition=0, offset=first, end=end)
+            item = Quarantine(
+                agent="score", position=position, error_type="_BAD_MSG", message="", quarantined_at=datetime.now(UTC)
+            )
+            output: Output = control_record(item)
+            self.control.append(output.value or b"")
+
+    def at(self, topic: str, offset: int) -> Message:
+        if topic != self.name:
+            if offset < len(self.control):
+                return Message(topic, offset, self.control[offset])
+            return Message(topic, offset, error=KafkaError._PARTITION_EOF)
+        if offset in DAMAGED and self.failures < self.heals_after:
+            self.failures += 1
+            return Message(topic, DAMAGED.start, error=KafkaError._BAD_MSG)
+        if offset < LOG_END:
+            return Message(topic, offset)
+        return Message(topic, offset, error=KafkaError._PARTITION_EOF)
+
+    def find_end(self, _config: object, _place: object, start: int, _waiting: Callable[[], None]) -> int:
+        self.searched.append(start)
+        end = self.ends.pop(0) if len(self.ends) > 1 else self.ends[0]
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    made = Log()
+
+    class Consumer:
+        """In place of librdkafka's: hands over one message at a time."""
+
+        def __init__(self, config: object) -> None:
+            del config
+            self._at = TopicPartition("")
+
+        def assign(self, partitions: list[TopicPartition]) -> None:
+            (self._at,) = partitions
+            self._at.offset = max(self._at.offset, 0)
+            made.asked += self._at.topic == CONTROL.name != made.name
+
+        incremental_assign = assign
+
+        def incremental_unassign(self, partitions: object) -> None:
+            del partitions
+
+        def assignment(self) -> list[TopicPartition]:
+            return [self._at]
+
+        def poll(self, timeout_s: float) -> Message:
+            del timeout_s
+            message = made.at(self._at.topic, self._at.offset)
+            if message.error() is None:
+                self._at.offset += 1
+            return message
+
+        def consume(self, most: int, timeout_s: float) -> list[Any]:
+            del most, timeout_s
+            return []
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(log_consumer, "Consumer", Consumer)
+    monkeypatch.setattr(log_consumer, "find_end", made.find_end)
+    return made
+
+
+def read(log: Log, *, skip_unreadable: bool = False) -> list[int]:
+    """The offsets of all records that a reader gets."""
+    reader = LogConsumer({}, "", {}, skip_unreadable=skip_unreadable)
+    reader.assign([TopicPartition(log.name, 0, 0)])
+    offsets: list[int] = []
+    for _ in range(1_000):
+        for message in reader.take(0.0, 10):
+            if message.error() is not None:
+                return offsets
+            offsets.append(message.offset())
+    raise AssertionError("the reader does not come to an end")
+
+
+def test_a_quarantined_batch_is_skipped_after_as_many_failures_as_an_agent_counts(log: Log) -> None:
+    log.quarantine((DAMAGED.start, DAMAGED.stop))
+    assert read(log) == [0, 1, 2, 6, 7]
+    assert (log.failures, log.searched) == (FETCHES, [DAMAGED.start])
+
+
+def test_a_batch_that_was_damaged_on_the_way_is_read_again(log: Log) -> None:
+    log.quarantine((DAMAGED.start, DAMAGED.stop))
+    log.heals_after = FETCHES - 1
+    assert read(log) == [*range(LOG_END)]
+    assert (log.asked, log.searched) == (0, [])
+
+
+@pytest.mark.parametrize("forged", [(0, 2**63 - 1), (3, 7), (0, 3), (4, 6), (6, 8)])
+def test_a_forged_range_removes_no_record_that_can_be_read(log: Log, forged: Range) -> None:
+    log.quarantine(forged)
+    with pytest.raises(TopicError, match="no agent has quarantined that"):
+        read(log)
+    log.quarantine((DAMAGED.start, DAMAGED.stop))
+    assert read(log) == [0, 1, 2, 6, 7]
+    log.failures, log.heals_after = 0, 0
+    assert read(log) == [*range(LOG_END)]
+
+
+def test_an_end_that_is_no_offset_is_no_control_record(log: Log) -> None:
+    log.quarantine((DAMAGED.start, DAMAGED.stop))
+    log.control.insert(0, log.control[0].replace(b'"end":6', b'"end":1' + b"0" * 30))
+    assert read(log) == [0, 1, 2, 6, 7]
+
+
+def test_a_batch_in_two_ranges_is_skipped_range_by_range(log: Log) -> None:
+    """As of a batch whose end was searched in parts, or before a mark of a transaction stood behind it."""
+    log.quarantine((3, 4), (4, 6))
+    assert read(log) == [0, 1, 2, 6, 7]
+    assert log.searched == [3, 4]
+
+
+def test_nobody_has_quarantined_a_batch(log: Log) -> None:
+    with pytest.raises(TopicError, match=r"from offset 3 on \(_BAD_MSG\) and no agent has quarantined that"):
+        read(log)
+    assert log.failures == FETCHES
+
+
+@pytest.mark.parametrize("error", [NoAnswer("no broker"), KafkaException(KafkaError(KafkaError._TRANSPORT))])
+def test_a_broker_that_is_away_while_the_end_is_searched_is_waited_for(log: Log, error: Exception) -> None:
+    log.quarantine((DAMAGED.start, DAMAGED.stop))
+    log.ends = [*[error] * 9, DAMAGED.stop]
+    assert read(log) == [0, 1, 2, 6, 7]
+    assert log.searched == [DAMAGED.start] * 10
+
+
+def test_a_batch_that_a_probe_can_read_is_read_again_but_not_for_ever(
+    log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.ends = [DAMAGED.start]
+    log.heals_after = FETCHES + 2
+    assert read(log) == [*range(LOG_END)]
+    assert "skipped" not in caplog.text
+    log.failures, log.heals_after = 0, 10**9
+    with pytest.raises(TopicError, match="or only sometimes: check the network"):
+        read(log)
+
+
+@pytest.mark.parametrize("topic", [CONTROL, MODELS, PROGRESS], ids=lambda topic: topic.name)
+def test_of_topics_that_nobody_quarantines_a_batch_is_skipped_after_as_many_failures(log: Log, topic: Topic) -> None:
+    log.name = topic.name
+    assert read(log) == [0, 1, 2, 6, 7]
+    assert (log.failures, log.asked) == (FETCHES, 0)
+
+
+@pytest.mark.parametrize("topic", [PROFILED, DECISIONS], ids=lambda topic: topic.name)
+def test_a_reader_that_only_looks_skips_what_nobody_has_quarantined(log: Log, topic: Topic) -> None:
+    log.name = topic.name
+    assert read(log, skip_unreadable=True) == [0, 1, 2, 6, 7]
+    assert (log.failures, log.asked) == (FETCHES, 0)

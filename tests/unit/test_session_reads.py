@@ -1,0 +1,121 @@
+"""What a session makes of its partitions, with a client that only notes what it is told."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from pipeline.kafka import unreadable_batches
+from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.session import Session
+from pipeline.kafka.unreadable import FETCHES
+from pipeline.settings import Settings
+from schemas.topics import TRANSACTIONS
+
+READ, SEARCHED, STOPPED, LOST, NEW = ((TRANSACTIONS.name, number) for number in range(5))
+
+
+class Message:
+    """A record of one partition."""
+
+    def error(self) -> None:
+        return None
+
+    def topic(self) -> str:
+        return READ[0]
+
+    def partition(self) -> int:
+        return READ[1]
+
+    def offset(self) -> int:
+        return 5
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 0
+
+    def key(self) -> None:
+        return None
+
+    value = headers = key
+
+
+class Client:
+    """Seeks all partitions but one that it has stopped reading and one that it has lost."""
+
+    def __init__(self) -> None:
+        self.seeks: list[tuple[str, int, int]] = []
+        self.restarted: list[tuple[str, int, int]] = []
+        self.resumed: list[tuple[str, int]] = []
+
+    def poll(self, timeout_s: float) -> Message:
+        del timeout_s
+        return Message()
+
+    def consume(self, most: int, timeout_s: float) -> list[Message]:
+        del most, timeout_s
+        return []
+
+    def consumer_group_metadata(self) -> None:
+        return None
+
+    def seek(self, at: TopicPartition) -> None:
+        if (at.topic, at.partition) in (STOPPED, LOST):
+            raise KafkaException(KafkaError(KafkaError._STATE))
+        self.seeks.append((at.topic, at.partition, at.offset))
+
+    def assignment(self) -> list[TopicPartition]:
+        return [TopicPartition(*place) for place in (READ, SEARCHED, STOPPED, NEW)]
+
+    def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
+        del partitions
+
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
+        self.restarted += [(at.topic, at.partition, at.offset) for at in partitions]
+
+    def resume(self, partitions: list[TopicPartition]) -> None:
+        self.resumed += [(at.topic, at.partition) for at in partitions]
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    made = Session("127.0.0.1:1", Settings(), "card", [TRANSACTIONS], cast(PartitionHandler, object()))
+    own = made._consumer
+    yield made
+    made._consumer = own
+    made._unreadable.close()
+    own.close()
+
+
+def test_a_record_that_is_read_clears_the_failures_before_it(session: Session) -> None:
+    session._unreadable.failed(READ, 5, KafkaError(KafkaError._BAD_MSG))
+    session._consumer = cast(Consumer, Client())
+    session._positions[READ] = 5
+    batch = session.poll(0.0)
+    assert batch is not None
+    assert batch.ends == {READ: 6}
+    assert not session._unreadable.fails(READ)
+
+
+def test_reading_goes_on_everywhere_but_where_a_search_runs(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def find_end(*_: Any) -> int:
+        ended.wait(10)
+        return 29
+
+    monkeypatch.setattr(unreadable_batches, "find_end", find_end)
+    for _ in range(FETCHES):
+        session._unreadable.failed(SEARCHED, 17, KafkaError(KafkaError._BAD_MSG))
+    client = Client()
+    session._consumer = cast(Consumer, client)
+    session._paused = True
+    session._positions.update({READ: 5, SEARCHED: 17, STOPPED: 7, LOST: 9, NEW: 0})
+    session._resume()
+    ended.set()
+    assert client.seeks == [(*READ, 5), (*NEW, OFFSET_BEGINNING)]
+    assert client.restarted == [(*STOPPED, 7)]
+    assert client.resumed == [READ, STOPPED, NEW]
+    assert LOST not in session._positions
+    assert not session._paused
