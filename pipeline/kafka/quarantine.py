@@ -38,33 +38,24 @@ def value_digest(value: bytes | None) -> str | None:
 
 
 class QuarantinedRecords:
-    """The records and ranges that ``control`` names for one or more agents."""
+    """The single records that ``control`` names for one or more agents."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._known: dict[tuple[str, _Place], list[Quarantine]] = {}
-        self._ranges: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
-        """First offset, and offset behind the last, by agent, topic (full name) and partition."""
 
     def add(self, item: Quarantine) -> None:
-        """Take in a control record."""
-        at = item.position
-        topic = self._settings.topic(at.topic)
-        if at.end is None:
-            self._known.setdefault((item.agent, (topic, at.partition, at.offset)), []).append(item)
-        else:
-            self._ranges.setdefault((item.agent, topic, at.partition), []).append((at.offset, at.end))
+        """Take in a control record. Ranges are left out: whoever meets one that cannot be read looks for it."""
+        position = item.position
+        if position.end is None:
+            place = (self._settings.topic(position.topic), position.partition, position.offset)
+            self._known.setdefault((item.agent, place), []).append(item)
 
     def skips(self, agent: str, record: Record) -> bool:
-        """Return whether ``agent`` skips ``record``.
+        """Return whether ``agent`` skips ``record``: a quarantine names its position and the digest of its value.
 
-        A quarantine of a single record must name the digest of its value: one with another digest was written for
-        another record. A range has no digest. It could not be read live, and never entered the state, even where
-        another replica lets it be read today.
+        One that names another digest was written for another record, and is not believed.
         """
-        ranges = self._ranges.get((agent, record.topic, record.partition), ())
-        if any(first <= record.offset < end for first, end in ranges):
-            return True
         items = self._known.get((agent, (record.topic, record.partition, record.offset)))
         return items is not None and any(item.digest == value_digest(record.value) for item in items)
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from agents.runtime import NOT_THE_RECORD
-from agents.topology import CARD, LEARN, SCORE, AgentSpec
+from agents.topology import CARD, SCORE, AgentSpec
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.kafka.batch import UnreadableRange
@@ -53,19 +53,6 @@ def test_of_an_agent_with_several_inputs_markers_alone_tell_what_was_quarantined
     known = quarantines(CARD)
     known._take(control(*known.outputs(record(1), ValueError("odd"), NOW).outputs))
     assert known.without([record(1)]) == [record(1)]
-
-
-def test_a_range_that_can_be_read_again_stays_out_of_a_replay_of_the_agent_that_quarantined_it() -> None:
-    known, other = quarantines(), quarantines(LEARN)
-    broken = UnreadableRange(("profiled", 0), 11, 13, "_BAD_MSG", "damaged")
-    written = control(*known.range_outputs(broken, NOW).outputs)
-    known._take(written)
-    other._take(written)
-    history = [record(offset) for offset in range(10, 15)]
-    elsewhere = [msgspec.structs.replace(one, partition=1) for one in history]
-    assert [one.offset for one in known.without(history)] == [10, 13, 14]
-    assert known.without(elsewhere) == elsewhere
-    assert other.without(history) == history
 
 
 @pytest.mark.parametrize(
