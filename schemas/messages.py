@@ -89,7 +89,8 @@ class LogPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defa
     """A position in the ``profiled`` log."""
 
     partition: int
-    offset: Offset
+    offset: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
+    """-1 in a decision that a program made of history, which lies on no log."""
     row: int | None = None
     """As in `RecordPosition`."""
 

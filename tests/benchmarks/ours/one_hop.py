@@ -35,7 +35,7 @@ from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import StoreMemory
 from schemas.messages import Rules
 from schemas.records import Record
-from schemas.topics import MODELS, Topic
+from schemas.topics import CONTROL, Topic
 from tests.benchmarks.job.definition import PARTITIONS
 from tests.benchmarks.ours.kernel import Models, OneHopPartition
 from tests.benchmarks.peers.arguments import Arguments, arguments
@@ -86,7 +86,7 @@ class OneHopWorker:
         """The agent's source; called on its thread when it first asks for a batch."""
         settings, spec, metrics = self.settings, self.spec, self._metrics
         bootstrap = self._options.bootstrap_servers
-        ensure_topics(bootstrap, settings, [MODELS])
+        ensure_topics(bootstrap, settings, [CONTROL])
         client = admin_client(bootstrap, settings=settings)
         identities = topic_identities(client, [self._input.name])
         identity = Identity(identities.cluster_id, identities.topic_ids, PARTITIONS, f"{KERNEL_VERSION}.{LAYOUT}")
