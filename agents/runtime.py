@@ -18,7 +18,7 @@ from pipeline.health import Health
 from pipeline.kafka.batch import Batch, Place, UnreadableRange
 from pipeline.kafka.clients import GroupProtocol
 from pipeline.kafka.handler import PartitionHandler
-from pipeline.kafka.quarantine import THE_RECORDS_OWN, Quarantines
+from pipeline.kafka.quarantine import THE_RECORDS_OWN, ProcessDied, Quarantines
 from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted, OutputTooLarge, SessionError
 from pipeline.metrics import WorkerMetrics
@@ -37,10 +37,6 @@ NOT_THE_RECORD: Final = (KernelChanged, ModelError, StoreError, OSError, MemoryE
 
 class TooManyFailures(RuntimeError):
     """So many records failed that the fault must lie elsewhere; the text says what to do."""
-
-
-class ProcessDied(RuntimeError):
-    """Processes died of one record, each while it worked on nothing else."""
 
 
 class Partitions(PartitionHandler, Protocol):
@@ -249,7 +245,7 @@ class AgentSource(BatchSource):
 
         What a producer can bring about at will (a range that cannot be read, an output too large) does not count.
         """
-        if type(error).__name__ in THE_RECORDS_OWN:
+        if isinstance(error, THE_RECORDS_OWN):
             return
         self._quarantines.refresh(lambda: self._health.working(self._agent))
         quarantined = self._quarantines.within_a_day(now)

@@ -23,8 +23,15 @@ from schemas.topics import CONTROL, Topic
 
 decode_control: Final = msgspec.json.Decoder(Activation | Quarantine).decode
 _encode: Final = msgspec.json.Encoder().encode
-THE_RECORDS_OWN: Final = frozenset({OutputTooLarge.__name__, ForeignRecord.__name__, "ProcessDied"})
-"""Classes of errors for which the record alone is to blame: whoever can write a record can cause them at will."""
+
+
+class ProcessDied(RuntimeError):
+    """Processes died of one record, each while it worked on nothing else."""
+
+
+THE_RECORDS_OWN: Final = (OutputTooLarge, ForeignRecord, ProcessDied)
+"""Errors for which the record alone is to blame: whoever can write a record can cause them at will."""
+_OWN_NAMES: Final = frozenset(kind.__name__ for kind in THE_RECORDS_OWN)
 _TEXT_LIMIT: Final = 1_000
 _NO_TIMESTAMP_MS: Final = -1
 """As in Kafka, of records whose timestamp nobody knows."""
@@ -62,7 +69,7 @@ class QuarantinedRecords:
     def count_since(self, agent: str, start: datetime) -> int:
         """Return how many records ``agent`` has quarantined after ``start`` for errors that may be the program's."""
         return sum(
-            any(item.quarantined_at > start and item.error_type not in THE_RECORDS_OWN for item in items)
+            any(item.quarantined_at > start and item.error_type not in _OWN_NAMES for item in items)
             for (of, _), items in self._known.items()
             if of == agent
         )

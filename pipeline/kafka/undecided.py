@@ -11,8 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Protocol, Self
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
@@ -20,6 +19,7 @@ from confluent_kafka.admin import OffsetSpec
 from pipeline.kafka.batch import Place
 from pipeline.kafka.clients import admin_client, consumer_config
 from pipeline.kafka.unreadable import UNREADABLE
+from pipeline.kafka.watch import WatchThread
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from schemas.topics import LABELS, TRANSACTIONS
@@ -165,6 +165,7 @@ class KafkaLog:
         self._quiet = {"log_level": 0, "error_cb": lambda _error: None}
         self._bootstrap, self._settings, self._stopping = bootstrap, settings, stopping
         self._client = admin_client(bootstrap, settings=settings, overrides=self._quiet)
+        self._connected = False
         self._readers: dict[bool, Consumer] = {}
 
     def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
@@ -172,8 +173,10 @@ class KafkaLog:
         asked = {TopicPartition(*place): OffsetSpec.latest() for place in places}
         ends: dict[Place, int] = {}
         try:
-            # A client whose first request is for offsets may wait for seconds.
-            self._client.list_topics(next(iter(places))[0], timeout=REQUEST_TIMEOUT_S)
+            if not self._connected:
+                # A client whose first request is for offsets may wait for seconds.
+                self._client.list_topics(next(iter(places))[0], timeout=REQUEST_TIMEOUT_S)
+                self._connected = True
             futures = self._client.list_offsets(
                 asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
             )
@@ -236,19 +239,18 @@ class KafkaLog:
         return self._readers[committed]
 
 
-class UndecidedWatch:
-    """Measures for several agents, from a thread of its own, from ``start`` (or ``with``) to ``stop``."""
+class UndecidedWatch(WatchThread):
+    """Measures for several agents; ``stop`` waits for the measurement that is under way, but not for brokers."""
 
     def __init__(
         self, bootstrap: str, settings: Settings, metrics: WorkerMetrics, *, interval_s: float = INTERVAL_S
     ) -> None:
+        super().__init__("undecided-watch", 1.0)
         self._metrics, self._interval_s = metrics, interval_s
-        self._stopping = threading.Event()
         self._new_log = partial(KafkaLog, bootstrap, settings, self._stopping)
         simulated = (TRANSACTIONS, LABELS) if settings.timestamps == "producer" else ()
         self._untimed = [settings.topic(topic.name) for topic in simulated]
         self._positions: dict[str, Callable[[], Mapping[Place, int]]] = {}
-        self._thread = threading.Thread(target=self._run, name="undecided-watch", daemon=True)
 
     def follow(self, agent: str, positions: Callable[[], Mapping[Place, int]]) -> None:
         """Measure for ``agent`` too.
@@ -258,17 +260,6 @@ class UndecidedWatch:
             positions: returns the offset behind the last committed record of each partition that it holds now.
         """
         self._positions[agent] = positions
-
-    def start(self) -> Self:
-        """Measure from now on."""
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Measure no more; waits for the measurement that is under way, but not for brokers."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(1.0)
 
     def _run(self) -> None:
         with closing(self._new_log()) as logs:
@@ -295,11 +286,3 @@ class UndecidedWatch:
         for (topic, number), age_s in ages_s.items():
             self._metrics.oldest_undecided(agent, topic, number, age_s)
         return set(ages_s)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,8 +19,45 @@ INTERVAL_S: Final = 2.0
 REQUEST_TIMEOUT_S: Final = 2.0
 
 
-class BrokerWatch:
-    """Tells a ``Health`` whether a broker answers, from ``start`` (or ``with``) to ``stop``."""
+class WatchThread(ABC):
+    """A thread that looks at brokers beside the agents, from ``start`` (or ``with``) to ``stop``.
+
+    Args:
+        name: Name of the thread.
+        stops_within_s: Longest time that ``stop`` waits for what is under way.
+    """
+
+    def __init__(self, name: str, stops_within_s: float) -> None:
+        self._stops_within_s = stops_within_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Look again and again, until ``_stopping`` is set."""
+
+    def start(self) -> Self:
+        """Look from now on."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(self._stops_within_s)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class BrokerWatch(WatchThread):
+    """Tells a ``Health`` whether a broker answers."""
 
     def __init__(
         self,
@@ -30,6 +68,7 @@ class BrokerWatch:
         interval_s: float = INTERVAL_S,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> None:
+        super().__init__("broker-watch", request_timeout_s + 1)
         # The agents' clients complain of the same broker: this one's complaints would only repeat theirs.
         self._client = admin_client(
             bootstrap, settings=settings, overrides={"log_level": 0, "error_cb": lambda _error: None}
@@ -38,19 +77,6 @@ class BrokerWatch:
         self._topic = settings.topic(TRANSACTIONS.name)
         self._health = health
         self._interval_s, self._request_timeout_s = interval_s, request_timeout_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="broker-watch", daemon=True)
-
-    def start(self) -> Self:
-        """Ask from now on."""
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Ask no more; waits for the request that is under way."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(self._request_timeout_s + 1)
 
     def ask(self) -> bool:
         """Ask once, now; whether a broker answered."""
@@ -71,11 +97,3 @@ class BrokerWatch:
             elif answered and not before:
                 log.warning("a broker answers again")
             self._stopping.wait(self._interval_s)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
