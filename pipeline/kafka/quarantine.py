@@ -116,49 +116,49 @@ class Quarantines:
 
     def position(self, record: Record) -> RecordPosition:
         """Return the position of a record, its topic without prefix."""
-        topic = record.topic.removeprefix(self._settings.topic_prefix)
-        return RecordPosition(topic=topic, partition=record.partition, offset=record.offset)
-
-    def outputs(self, record: Record, error: Exception, now: datetime) -> Result:
-        """Return what quarantines ``record`` once it commits with its offset: control record and dead letter."""
-        item = Quarantine(
-            agent=self._agent,
-            position=self.position(record),
-            digest=value_digest(record.value),
-            error_type=type(error).__name__,
-            message=str(error)[:_TEXT_LIMIT],
-            quarantined_at=now,
-        )
-        result = Result()
-        result.outputs.append(control_record(item))
-        # What made an output too large must not do so again.
-        kept_bytes = 0 if isinstance(error, OutputTooLarge) else KEPT_BYTES
-        result.dead_letter(
-            record, self._agent, "set_aside", f"{item.error_type}: {item.message}", kept_bytes=kept_bytes
-        )
-        result.counts["set_aside", item.position.topic] += 1
-        return result
+        return self._position(record.topic, record.partition, record.offset)
 
     def range_position(self, unreadable: UnreadableRange) -> RecordPosition:
         """Return the position of a range, its topic without prefix."""
-        topic = unreadable.place[0].removeprefix(self._settings.topic_prefix)
-        return RecordPosition(topic=topic, partition=unreadable.place[1], offset=unreadable.start, end=unreadable.end)
+        return self._position(*unreadable.place, unreadable.start, unreadable.end)
+
+    def outputs(self, record: Record, error: Exception, now: datetime) -> Result:
+        """Return what quarantines ``record`` once it commits with its offset: control record and dead letter."""
+        kind, message = type(error).__name__, str(error)[:_TEXT_LIMIT]
+        result = self._quarantined(self.position(record), value_digest(record.value), kind, message, now)
+        # What made an output too large must not do so again.
+        kept_bytes = 0 if isinstance(error, OutputTooLarge) else KEPT_BYTES
+        result.dead_letter(record, self._agent, "set_aside", f"{kind}: {message}", kept_bytes=kept_bytes)
+        return result
 
     def range_outputs(self, unreadable: UnreadableRange, now: datetime) -> Result:
         """Return what quarantines offsets that cannot be read, once it commits with the offset behind them."""
+        message = unreadable.message[:_TEXT_LIMIT]
+        result = self._quarantined(self.range_position(unreadable), None, unreadable.error, message, now)
+        first = Record(*unreadable.place, unreadable.start, _NO_TIMESTAMP_MS, None, None)
+        sentence = f"Offsets {unreadable.start} to {unreadable.end - 1} cannot be read: {message}"
+        result.dead_letter(first, self._agent, "unreadable", sentence, end=unreadable.end)
+        return result
+
+    def _position(self, topic: str, partition: int, offset: int, end: int | None = None) -> RecordPosition:
+        bare = topic.removeprefix(self._settings.topic_prefix)
+        return RecordPosition(topic=bare, partition=partition, offset=offset, end=end)
+
+    def _quarantined(
+        self, position: RecordPosition, digest: str | None, error_type: str, message: str, now: datetime
+    ) -> Result:
+        """Return the control record of a quarantine, counted."""
         item = Quarantine(
             agent=self._agent,
-            position=self.range_position(unreadable),
-            error_type=unreadable.error,
-            message=unreadable.message[:_TEXT_LIMIT],
+            position=position,
+            digest=digest,
+            error_type=error_type,
+            message=message,
             quarantined_at=now,
         )
         result = Result()
         result.outputs.append(control_record(item))
-        first = Record(*unreadable.place, unreadable.start, _NO_TIMESTAMP_MS, None, None)
-        sentence = f"Offsets {unreadable.start} to {unreadable.end - 1} cannot be read: {item.message}"
-        result.dead_letter(first, self._agent, "unreadable", sentence, end=unreadable.end)
-        result.counts["set_aside", item.position.topic] += 1
+        result.counts["set_aside", position.topic] += 1
         return result
 
 
