@@ -78,7 +78,7 @@ class RecordPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_d
     """Without prefix."""
     partition: int
     offset: Offset
-    """Of the record, or of the first one of a range."""
+    """Offset of the record, or of the first one of a range."""
     end: Offset | None = None
     """Offset behind the last record of a range; absent for a single record."""
     row: int | None = None
@@ -347,7 +347,7 @@ class VersionReference(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     digest: str
     """As in `ModelVersion`."""
     offset: Offset
-    """Where on ``models`` its content lies, or an earlier offset from which reading finds it."""
+    """Offset of its content on ``models``, or an earlier one from which reading finds it."""
 
 
 class Activation(Message, frozen=True, kw_only=True, tag_field="kind", tag="activation"):

@@ -51,7 +51,7 @@ EXAMPLES: Final = Topic("examples", "card_id", Example, "feedback agent", "one",
 MODELS: Final = Topic("models", "digest", ModelVersion, "learn agent", "one", max_message_bytes=32 * 1024 * 1024)
 """The content of every version there ever was, so that every score can be computed again."""
 CONTROL: Final = Topic("control", "kind of record", Control, "all agents", "one")
-"""Which versions are active, and which records are quarantined."""
+"""Activations of versions, and quarantines of records."""
 DEAD_LETTERS: Final = Topic(
     "dead-letters", "the original key", bytes, "card agent", "cards", max_message_bytes=16 * 1024 * 1024
 )

@@ -39,7 +39,7 @@ class Batch:
     deaths: int = 0
     """Processes that died of the one record of the batch, each while it worked on nothing else."""
     unreadable: UnreadableRange | None = None
-    """What this batch, then without records, is to quarantine: from its start to its end nothing can be read."""
+    """Range that this batch, then without records, quarantines."""
 
     @property
     def partitions(self) -> set[int]:

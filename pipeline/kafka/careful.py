@@ -1,4 +1,4 @@
-"""What the next holder of a partition does after the last one died: a plan over offsets, without a client.
+"""Plan how the next holder of a partition reads after the last one died; pure, over offsets.
 
 Every committed offset carries a `Mark`. One that its holder did not release says that the holder died, perhaps of a
 record that it was working on. The next holder writes an `Attempt` beside the same offset before it goes on. If it dies
@@ -47,7 +47,7 @@ class Committed(NamedTuple):
     offset: int
     mark: Mark | None
     known: bool = True
-    """Whether an offset is committed."""
+    """True where an offset is committed."""
 
 
 class Step(NamedTuple):
@@ -123,7 +123,7 @@ class Careful:
 
     @property
     def active(self) -> bool:
-        """Whether a mark or a step comes before usual reading."""
+        """Return whether a mark or a step comes before usual reading."""
         return bool(self._usual or self._zones)
 
     def assigned(self, place: Place, committed: Committed, log_end: int) -> Attempt | None:

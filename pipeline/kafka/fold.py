@@ -123,7 +123,7 @@ class RangeReader:
         self._next = 0
         """Of ``_ahead``, what was not returned yet."""
         self._log_end = -1
-        """Where the client has last met the end of what can be read."""
+        """Offset at which the client has last met the end of what can be read."""
 
     def begin(self) -> None:
         """Let the client fetch from now on; otherwise it begins when records are first asked for."""

@@ -62,7 +62,7 @@ REJOIN_S: Final = 0.5
 
 _encode = msgspec.json.Encoder().encode
 _Failed = dict[Place, tuple[int, KafkaError]]
-"""By partition, the offset that the first error about a batch names, and the error."""
+"""Offset that the first error about a batch names, and the error, by partition."""
 
 
 def _position(place: Place, offset: int) -> TopicPartition:
@@ -123,7 +123,7 @@ class Session:
         self._assigned: set[Place] = set()
         self._careful = CarefulReading(bootstrap, settings, agent, self._patience)
         self._paused = False
-        """Whether all that is held is paused for careful reading."""
+        """True while all that is held is paused for careful reading."""
         self._refusals = self._rejoins = 0
         self._rejoined_s = -math.inf
 
@@ -341,7 +341,7 @@ class Session:
     # --- Reading -----------------------------------------------------------------------------------------------
 
     def _read(self, messages: Iterable[Message]) -> tuple[dict[Place, list[Record]], _Failed]:
-        """What of ``messages`` is to be worked on, by place, and where fetches failed; other errors are looked at."""
+        """Return the records to process, by partition, and the fetches that failed; other errors are looked at."""
         read: dict[Place, list[Record]] = {}
         failed: _Failed = {}
         topic, number, expected = "", -1, math.inf

@@ -255,7 +255,7 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
 
 
 def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> Findings:
-    """What the score agent has not decided must be of this release's kernel."""
+    """Refuse a start on undecided transactions of another kernel."""
     found = Findings([], [])
     for role in roles:
         if PROFILED in role.reads:

@@ -36,7 +36,7 @@ WriteMarks = Callable[[Mapping[Place, tuple[int, Mark]]], None]
 
 
 class CarefulReading:
-    """What one session reads carefully; used from its thread."""
+    """Careful reading of one session; used from its thread."""
 
     def __init__(self, bootstrap: str, settings: Settings, agent: str, patience: Patience) -> None:
         self._bootstrap, self._settings, self._agent, self._patience = bootstrap, settings, agent, patience
@@ -122,7 +122,7 @@ class CarefulReading:
         write({place: (offset, Mark(name, attempt=attempt)) for place, (offset, attempt) in attempts.items()})
 
     def end_step(self) -> None:
-        """The last step is over, or will not be gone on with."""
+        """End the last step, whether or not it was completed."""
         if self._alone:
             self._alone = False
             _ALONE.release()

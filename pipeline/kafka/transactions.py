@@ -114,7 +114,7 @@ class Transactions:
 
     @property
     def reachable(self) -> bool:
-        """Whether any broker was there when last heard of."""
+        """Return whether any broker was there when last heard of."""
         return not self._brokers_down.is_set()
 
     def commit(self, outputs: Sequence[Output], offsets: list[TopicPartition], metadata: Any) -> None:

@@ -33,11 +33,11 @@ POLL_S: Final = 0.1
 
 
 class Found(NamedTuple):
-    """What lies at an offset or behind it."""
+    """The first thing at an offset or behind it."""
 
     kind: Literal["record", "end", "unreadable"]
     offset: int
-    """Of the record, or of the end of what can be read."""
+    """Offset of the record, or of the end of what can be read."""
     timestamp_ms: int = 0
 
 
@@ -88,9 +88,9 @@ class OldestUndecided:
         Returns:
             Seconds by partition; 0 where all that was there at the last measurement is decided.
         """
-        told = self.log.ends(positions.keys()) if positions else {}
+        answered = self.log.ends(positions.keys()) if positions else {}
         # Without an answer, what was there before is all that is known to be there.
-        ends = {place: told.get(place, self._ends.get(place, position)) for place, position in positions.items()}
+        ends = {place: answered.get(place, self._ends.get(place, position)) for place, position in positions.items()}
         self._empty = {place: end for place, end in self._empty.items() if place in positions}
         waiting = {}
         for place, position in positions.items():

@@ -43,10 +43,10 @@ _SILENT_FETCHES: Final = 2
 
 
 class Answer(NamedTuple):
-    """What a reader finds from some offset on: a record or the end of the log, or a batch that it cannot read."""
+    """The first thing a reader finds from an offset on: a record, the end of the log, or an unreadable batch."""
 
     offset: int
-    """Of the record, the end of the log, or the unreadable batch's first record; as asked where it is silent."""
+    """Offset of the record, the end, or the unreadable batch's first record; as asked where it is silent."""
     readable: bool
     silent: bool = False
     """The client fetched the batch, more than once, and delivered nothing of it and no error."""

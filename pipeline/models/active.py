@@ -54,10 +54,10 @@ class ModelSubscriber:
         self._looked_for: set[str] = set()
         """Digests that were looked for and not found: they can only come with new records of ``models``."""
         self._arrived: dict[str, ModelVersion] = {}
-        """What came of them since."""
+        """Contents of such digests that came since."""
         self._searches = 0
         self._unsearched = False
-        """Whether contents are left to be looked for: a few at each call, so that no number of them stops deciding."""
+        """True while contents are left to look for: a few at each call, so that no number of them stops deciding."""
         self._started = self._reported_none = False
 
     def refresh(self) -> ModelBoard:

@@ -38,7 +38,7 @@ class PublishedRates:
         self._unfound: list[VersionReference] = []
         """Tables that were named and whose content could not be read."""
         self._tables: dict[tuple[str, str], RateTable] = {}
-        """By version and digest, in the order in which they were published."""
+        """Tables by version and digest, in the order in which they were published."""
         self._contents = VersionContents(bootstrap, settings, on_refused)
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0)
 

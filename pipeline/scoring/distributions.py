@@ -16,7 +16,7 @@ BINS: Final = 10
 
 
 MOST_EDGES: Final = 1_000
-"""Of a distribution that is read; its bins are counted in a matrix as wide as the widest."""
+"""Most bins of a distribution that is read; bins are counted in a matrix as wide as the widest."""
 LARGEST_COUNT: Final = 1e15
 
 
@@ -77,7 +77,7 @@ def distributions_of(
 
 
 def are_sound(distributions: Sequence[FeatureDistribution]) -> bool:
-    """Whether they can be read: known features, once each, edges in order, and a sensible count of each bin."""
+    """Return whether they can be read: known features, once each, edges in order, and a sensible count of each bin."""
     names = [one.name for one in distributions]
     return (
         len(set(names)) == len(names)

@@ -14,7 +14,7 @@ from pipeline.features.columns import PAGE_ITEMS
 FORMAT: Final = 1
 """Raised when an older program could not read what a newer one writes."""
 LARGEST_PIECE_BYTES: Final = 1 << 30
-"""Of a piece that is no page of a column: a kernel's values, or a small file of the store."""
+"""Most bytes of a piece that is no page of a column: a kernel's values, or a small file of the store."""
 MANIFEST_SUFFIX: Final = ".json"
 
 _NUMBER_DIGITS: Final = 12
