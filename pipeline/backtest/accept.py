@@ -14,12 +14,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.backtest import wire
-from pipeline.backtest.columns import Labels, Reject, Transactions
-from pipeline.backtest.resolved import KNOWN
+from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.engine.scanned import NO_TIME
 from pipeline.exports.rows import ERROR, VALUE
 from pipeline.features.clock import hours, weekdays
-from pipeline.learning.labels import known_value, source_rank
+from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import COUNTING_TYPES, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Transaction

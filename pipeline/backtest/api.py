@@ -9,7 +9,6 @@ from pipeline.backtest import asking
 from pipeline.backtest.candidates import LATEST, UNTAUGHT, candidates_of
 from pipeline.backtest.collected import Collected
 from pipeline.backtest.conduct import Conducted, conduct
-from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.findings import Listener, Passed, Step
 from pipeline.backtest.labelling import Labelling, Reviews
 from pipeline.backtest.levels import levels_of
@@ -22,6 +21,7 @@ from pipeline.backtest.sources import LATEST_US, TopicSource
 from pipeline.backtest.training import Training
 from pipeline.backtest.verdicts import passed, result_of
 from pipeline.backtest.versions import ModelLibrary
+from pipeline.engine.decisions import Decisions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import LATENESS_US, US_PER_DAY, US_PER_SECOND
 from pipeline.settings import Settings

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.decisions import Decisions
 from pipeline.decision.policy import Policy
+from pipeline.engine.decisions import Decisions
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.training.metrics import budget_threshold
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.backtest.columns import Transactions
-from pipeline.backtest.decisions import Decisions, outcome_columns
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, Variant
 from pipeline.backtest.spill import NumberColumn, TextColumn, mapped_frame
+from pipeline.engine.columns import Transactions
+from pipeline.engine.decisions import Decisions, outcome_columns
 
 EXPLAINED_AT_MOST: Final = 500
 """Alerts of a variant whose reasons are told, the first of the range; each costs milliseconds."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pipeline.backtest.candidates import candidates_of, warnings_of_policies
-from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.event_time_pass import decide_by_time
 from pipeline.backtest.findings import Findings, Listener
 from pipeline.backtest.order import Order
@@ -15,6 +14,7 @@ from pipeline.backtest.sources import EARLIEST_US, RangeError
 from pipeline.backtest.training_pass import train_before
 from pipeline.backtest.verdicts import nothing_decided, warnings_of
 from pipeline.backtest.versions import ModelLibrary
+from pipeline.engine.decisions import Decisions
 
 
 class Conducted(NamedTuple):

@@ -9,10 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.backtest.accept import Acceptance, accept_transactions
-from pipeline.backtest.columns import Reject, Transactions, digest_keys, no_labels
 from pipeline.backtest.joins import CardIndex, Records
 from pipeline.backtest.run import accept_each
 from pipeline.engine.card import CardOptions
+from pipeline.engine.columns import Reject, Transactions, digest_keys, no_labels
 
 
 class Decidable(NamedTuple):

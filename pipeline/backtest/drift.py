@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.decisions import Decisions
+from pipeline.engine.decisions import Decisions
 from pipeline.scoring.distributions import BinCounter, FeatureDistribution
 
 _LEAST_SHARE: Final = 1e-4

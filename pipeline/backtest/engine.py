@@ -12,17 +12,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Reject, Transactions, digest_keys, name_keys
-from pipeline.backtest.decisions import Decisions, decided
 from pipeline.backtest.joins import COUNTS, CardIndex, Following, Records
 from pipeline.backtest.order import Chunk
-from pipeline.backtest.resolved import KNOWN
 from pipeline.engine.card import CardOptions
+from pipeline.engine.columns import Reject, Transactions, digest_keys, name_keys
+from pipeline.engine.decisions import Decisions, decided
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.score import KNOWN_CODES, KNOWN_NONE
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.learning.labels import KNOWN
 
 _WINDOW_KNOWN: Final = np.array([KNOWN_CODES.get(name, KNOWN_NONE) for name in KNOWN], np.int8)
 """What is known, as the merchants' windows number it, by number of `KNOWN`."""

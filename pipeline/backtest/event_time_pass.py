@@ -4,9 +4,7 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 
 from pipeline.backtest.budgets import Budget
-from pipeline.backtest.columns import Reject
 from pipeline.backtest.comparing import comparer_with, live_decisions
-from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.findings import Findings
 from pipeline.backtest.labelling import Labelling, Schedule
 from pipeline.backtest.live import Comparer
@@ -16,6 +14,8 @@ from pipeline.backtest.run import Candidate, replay_accepted, replay_scheduled
 from pipeline.backtest.settled import bearing_truth
 from pipeline.backtest.sources import Opened, TopicSource
 from pipeline.engine.card import CardOptions
+from pipeline.engine.columns import Reject
+from pipeline.engine.decisions import Decisions
 
 
 def decide_by_time(request: Request, candidates: Mapping[str, Candidate], partitions: int, findings: Findings) -> None:

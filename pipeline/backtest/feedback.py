@@ -17,21 +17,19 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Labels, Transactions, digest_keys, identities
-from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.order import Chunk
-from pipeline.backtest.resolved import KNOWN, NO_LABEL, OUTCOMES, State, resolve_numbers
+from pipeline.engine.columns import Labels, Transactions, digest_keys, identities
+from pipeline.engine.decisions import Decisions
 from pipeline.engine.feedback import PATIENCE_US, PRESUME_AT_MOST, FeedbackOptions
 from pipeline.engine.layout import day_of
 from pipeline.features.catalogue import FEATURES
-from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
+from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, UNSEEN, StateNumbers, resolve_numbers
 from pipeline.learning.sampling import NEGATIVE_SAMPLE, sample_positions
 from schemas.messages import Example, LogPosition, Versions
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NOTHING: Final = KNOWN.index(NOTHING)
 _LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
-_UNSEEN: Final[State] = (NO_LABEL, 0, _NOTHING, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +52,7 @@ class _Decided(NamedTuple):
 
 @dataclass(slots=True)
 class _Known:
-    state: State = _UNSEEN
+    state: StateNumbers = UNSEEN
     told: int = 0
 
 

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.budgets import Budget
-from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.drift import DriftCounter
 from pipeline.backtest.labelling import Reviewed
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.losses import NOT_READ, REPEATED, refusal
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, LabelBook, RangeError, Seen, Span
 from pipeline.engine.card import EARLY_LABEL_PATIENCE_US, NO_TRANSACTION
+from pipeline.engine.decisions import Decisions
 from pipeline.training.fit import Trained
 
 
@@ -93,7 +93,7 @@ class Findings:
         self.counts[REPEATED] += transactions
 
     def refused(self, kind: str, code: str, known_at_us: int | None) -> None:
-        """Count a record that was refused, as `pipeline.backtest.columns.Reject` tells it."""
+        """Count a record that was refused, as `pipeline.engine.columns.Reject` tells it."""
         unread = code == NO_TRANSACTION and known_at_us is not None and known_at_us < self._unread_until_us
         self.counts[NOT_READ if unread else refusal(kind, code)] += 1
 

@@ -11,10 +11,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Labels, Reject, digest_keys, identities, no_labels
-from pipeline.backtest.resolved import NO_LABEL, OUTCOMES, resolve_numbers
 from pipeline.engine.card import EARLY_LABEL_PATIENCE_US, NO_TRANSACTION, not_joined
+from pipeline.engine.columns import Labels, Reject, digest_keys, identities, no_labels
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.learning.labels import NO_LABEL, OUTCOMES, resolve_numbers
 
 IntArray = NDArray[np.signedinteger[Any]]
 
@@ -60,7 +60,7 @@ class Following(NamedTuple):
     """Shape (k, 2)."""
     merchant_partition: NDArray[np.int64]
     known: NDArray[np.int64]
-    """Index of `pipeline.backtest.resolved.KNOWN`."""
+    """Index of `pipeline.learning.labels.KNOWN`."""
     known_at_us: NDArray[np.int64]
 
 

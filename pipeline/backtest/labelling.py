@@ -9,12 +9,11 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Labels, Transactions, no_labels
-from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.metrics import top_of_days
-from pipeline.backtest.resolved import KNOWN
+from pipeline.engine.columns import Labels, Transactions, no_labels
+from pipeline.engine.decisions import Decisions
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.learning.labels import NOTHING, source_rank
+from pipeline.learning.labels import KNOWN, NOTHING, source_rank
 
 REPORT_SOURCE: Final = "simulator"
 REVIEW_SOURCE: Final = "analyst"

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.feedback import Feedback
 from pipeline.backtest.order import Chunk
+from pipeline.engine.decisions import Decisions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES

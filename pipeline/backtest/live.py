@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.decisions import SELECTIONS, Decisions
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import Span, TopicSource
+from pipeline.engine.decisions import SELECTIONS, Decisions
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US, US_PER_SECOND
 from pipeline.kafka.internal import not_counted, readable
 from pipeline.scoring.blend import sigmoid

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
-from pipeline.backtest.resolved import OUTCOMES
 from pipeline.engine.card import NO_TRANSACTION
+from pipeline.learning.labels import OUTCOMES
 
 REPEATED: Final = "repeated transactions"
 NOT_READ: Final = "labels: transaction_not_read"

@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from pipeline.backtest.decisions import SELECTIONS, Decisions
 from pipeline.backtest.records import Numbering
+from pipeline.engine.decisions import SELECTIONS, Decisions
 from pipeline.engine.json_rows import RowEncoder
 from pipeline.engine.placement import partition_of
 from pipeline.engine.written import encoded, positional, written

@@ -17,7 +17,7 @@ IntArray = NDArray[np.integer[Any]]
 
 
 class PlainTransactions(NamedTuple):
-    """Of the m plain records among those that were given; as `pipeline.backtest.columns.Transactions` has them."""
+    """Of the m plain records among those that were given; as `pipeline.engine.columns.Transactions` has them."""
 
     plain: NDArray[np.bool_]
     """Shape (n,): which are."""

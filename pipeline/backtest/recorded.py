@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Transactions
-from pipeline.backtest.decisions import Decisions, decided
 from pipeline.backtest.live import LiveDecision, LiveDecisions, Place
 from pipeline.backtest.records import Numbering
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, Span, TopicSource
 from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.columns import Transactions
+from pipeline.engine.decisions import Decisions, decided
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partition_of
 from pipeline.engine.results import Result

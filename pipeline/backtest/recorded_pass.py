@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 
 from pipeline.backtest.comparing import comparer_with, live_decisions
-from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.findings import Findings
 from pipeline.backtest.live import Comparer
 from pipeline.backtest.recorded import RecordedReplay, Scored
@@ -19,6 +18,7 @@ from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import LATEST_US, TopicSource
 from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.card import NO_TRANSACTION, CardOptions
+from pipeline.engine.decisions import Decisions
 from pipeline.engine.results import Result
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us

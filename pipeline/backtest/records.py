@@ -9,13 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.backtest.accept import Acceptance, counting
-from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.merged import Part
 from pipeline.backtest.plain import read_plain
-from pipeline.backtest.resolved import KNOWN
+from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.features.clock import hours, weekdays
 from pipeline.kafka.fold import RecordColumns
-from pipeline.learning.labels import known_value, source_rank
+from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Label

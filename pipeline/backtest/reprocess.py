@@ -15,13 +15,13 @@ import numpy as np
 import xxhash
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.decisions import SELECTIONS, Decisions
 from pipeline.backtest.findings import Step
 from pipeline.backtest.messages import DecisionWriter
 from pipeline.backtest.request import Request
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import TopicSource
 from pipeline.engine.card import CardOptions
+from pipeline.engine.decisions import SELECTIONS, Decisions
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import delete_before, ensure_topics
 from pipeline.kafka.clients import admin_client, partition_numbers, read_batches, settled_ends

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
-from pipeline.backtest.columns import Labels, Reject, Transactions
-from pipeline.backtest.decisions import Decisions
 from pipeline.backtest.engine import Engine, Profiled
 from pipeline.backtest.labelling import Schedule
 from pipeline.backtest.learning import Learning, Periods, Teacher
 from pipeline.backtest.order import NOTHING, Chunk, Order, alone, checked, in_order, merged
 from pipeline.backtest.result import Parameter
 from pipeline.engine.card import CardOptions
+from pipeline.engine.columns import Labels, Reject, Transactions
+from pipeline.engine.decisions import Decisions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import US_PER_DAY
 

@@ -19,13 +19,12 @@ from pipeline.backtest import wire
 from pipeline.backtest.accept import LABEL_FIELDS, STAMP, Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.arrivals import Arrivals, Cut
 from pipeline.backtest.blocks import blocks, texts
-from pipeline.backtest.columns import Labels, Reject, Transactions
 from pipeline.backtest.labelling import REPORT_SOURCE
 from pipeline.backtest.merged import Part, by_time
 from pipeline.backtest.records import Numbering, labels_of, transactions_of
-from pipeline.backtest.resolved import KNOWN
 from pipeline.backtest.spill import NumberColumn, TextColumn, WordColumn, mapped_frame
 from pipeline.backtest.tables import CHUNK_ROWS, file_tables, frauds, label_tables
+from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.engine.scanned import NO_TIME
 from pipeline.exports.contents import check_whole
 from pipeline.exports.files import origin_of, schema_of
@@ -42,7 +41,7 @@ from pipeline.kafka.clients import (
 )
 from pipeline.kafka.cluster import stamped_by_producers
 from pipeline.kafka.fold import RangeReader, RecordColumns
-from pipeline.learning.labels import FRAUD, LEGITIMATE
+from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping, UnusableSource
 from schemas.messages import Label

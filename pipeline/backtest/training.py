@@ -11,17 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.backtest.engine import Profiled
 from pipeline.backtest.labelling import Schedule
 from pipeline.backtest.order import Chunk, Order, alone, checked, merged
-from pipeline.backtest.resolved import KNOWN
 from pipeline.backtest.run import profile_chunks
 from pipeline.backtest.sources import EARLIEST_US, RangeError, moment, time_us
 from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
+from pipeline.engine.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
-from pipeline.learning.labels import FRAUD, SOURCE_RANK
+from pipeline.learning.labels import FRAUD, KNOWN, SOURCE_RANK
 from pipeline.registry import Registry
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train

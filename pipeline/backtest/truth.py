@@ -10,9 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.backtest.blocks import BLOCK_ROWS, blocks, texts
-from pipeline.backtest.resolved import KNOWN, NO_LABEL
 from pipeline.backtest.spill import in_blocks
-from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING, SOURCE_RANK, known_value, source_rank
+from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NO_LABEL, NOTHING, SOURCE_RANK, known_value, source_rank
 
 NEVER: Final = np.iinfo(np.int64).max
 _IDENTITY: Final = ["card_id", "transaction_id"]

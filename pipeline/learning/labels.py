@@ -5,7 +5,9 @@ a correction is a new, later label. Because a maximum is taken, what holds does 
 arrive, and a repeated label changes nothing. `LabelState.changes` does depend on it: it counts what happened.
 """
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
+
+import numba
 
 from schemas.codec import timestamp_us
 from schemas.messages import Label
@@ -27,9 +29,22 @@ FRAUD: Final = "fraud"
 LEGITIMATE: Final = "legitimate"
 NOTHING: Final = "none"
 
-_SEVERITY: Final = {FRAUD: 2, LEGITIMATE: 1, NOTHING: 0}
+KNOWN: Final = (NOTHING, LEGITIMATE, FRAUD)
+"""What is known of a transaction, by number; a higher number is more severe."""
+NO_LABEL: Final = -1
+"""Rank of a state in which no label has been seen."""
 
 Outcome = Literal["first", "changed", "confirmed", "noted", "repeated", "outranked", "contradicted", "ignored"]
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+"""Outcomes by number."""
+_FIRST, _CHANGED, _CONFIRMED, _NOTED, _REPEATED, _OUTRANKED, _CONTRADICTED, _IGNORED = range(len(OUTCOMES))
+_RULE: Final = SOURCE_RANK["rule"]
+_NOTHING: Final = KNOWN.index(NOTHING)
+
+StateNumbers = tuple[int, int, int, int]
+"""(rank, ``labelled_at`` in microseconds, index of `KNOWN`, changes) of a `LabelState`."""
+UNSEEN: Final[StateNumbers] = (NO_LABEL, 0, _NOTHING, 0)
+"""The state before the first label."""
 
 TRAVELS: Final[frozenset[Outcome]] = frozenset({"first", "changed"})
 """Outcomes that change what is known, and so must be passed on."""
@@ -69,8 +84,9 @@ def source_rank(source: str) -> int:
     return SOURCE_RANK.get(source, UNKNOWN_SOURCE_RANK)
 
 
-def resolve(current: LabelState | None, label: Label) -> tuple[LabelState, Outcome]:
-    """The state after ``label``, and what the label did.
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def resolve_numbers(current: StateNumbers, rank: int, labelled_at_us: int, known: int) -> tuple[StateNumbers, int]:
+    """Return the state after a label, and what the label did.
 
     - ``first``: something is known for the first time; ``changed``: something else is known now (``none``, where a
       label was withdrawn). These two travel on.
@@ -79,22 +95,39 @@ def resolve(current: LabelState | None, label: Label) -> tuple[LabelState, Outco
       holds, and says otherwise.
     - ``ignored``: from a rule, which knows nothing about the transaction that the models could learn; alone it leaves a
       state in which nothing is known and that every other label replaces.
+
+    Args:
+        current: State before the label; `UNSEEN` before the first one.
+        rank: `source_rank` of the label's source.
+        labelled_at_us: When it was made, in microseconds since 1970.
+        known: Index in `KNOWN` of what it says.
+
+    Returns:
+        The new state, and an index of `OUTCOMES`.
     """
-    rank = source_rank(label.source)
-    if rank == SOURCE_RANK["rule"]:
-        return current or LabelState(rank, timestamp_us(label.labelled_at), NOTHING, 0), "ignored"
-    labelled_at_us = timestamp_us(label.labelled_at)
-    known = known_value(label.label)
-    if current is None:
-        before, changes = NOTHING, 0
-    else:
-        before, changes = current.known, current.changes
-        new_key = (rank, labelled_at_us, _SEVERITY[known])
-        current_key = (current.rank, current.labelled_at_us, _SEVERITY[current.known])
-        if new_key == current_key:
-            return current, "repeated"
-        if new_key < current_key:
-            return current, "outranked" if known == before else "contradicted"
+    held_rank, held_at_us, before, changes = current
+    if rank == _RULE:
+        return ((rank, labelled_at_us, _NOTHING, 0) if held_rank == NO_LABEL else current), _IGNORED
+    if held_rank != NO_LABEL:
+        new, held = (rank, labelled_at_us, known), (held_rank, held_at_us, before)
+        if new == held:
+            return current, _REPEATED
+        if new < held:
+            return current, _OUTRANKED if known == before else _CONTRADICTED
     if known == before:
-        return LabelState(rank, labelled_at_us, known, changes), "noted" if known == NOTHING else "confirmed"
-    return LabelState(rank, labelled_at_us, known, changes + 1), "first" if changes == 0 else "changed"
+        return (rank, labelled_at_us, known, changes), _NOTED if known == _NOTHING else _CONFIRMED
+    return (rank, labelled_at_us, known, changes + 1), _FIRST if changes == 0 else _CHANGED
+
+
+def resolve(current: LabelState | None, label: Label) -> tuple[LabelState, Outcome]:
+    """Return `resolve_numbers` of a decoded label, in words."""
+    before = (
+        UNSEEN
+        if current is None
+        else (current.rank, current.labelled_at_us, KNOWN.index(current.known), current.changes)
+    )
+    state, outcome = resolve_numbers(
+        before, source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
+    )
+    rank, labelled_at_us, known, changes = state
+    return LabelState(rank, labelled_at_us, KNOWN[known], changes), OUTCOMES[outcome]

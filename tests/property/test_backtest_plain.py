@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from pipeline.backtest import records
 from pipeline.backtest.accept import Acceptance
-from pipeline.backtest.columns import Reject, Transactions
 from pipeline.backtest.merged import Part
 from pipeline.backtest.plain import PlainTransactions, read_plain
 from pipeline.backtest.records import Numbering, transactions_of
+from pipeline.engine.columns import Reject, Transactions
 from pipeline.kafka.fold import RecordColumns
 from schemas.codec import MAX_NAMES
 from schemas.money import RateTable

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
-from pipeline.backtest.columns import Reject, digest_keys, identities, name_keys
-from pipeline.backtest.resolved import KNOWN, NO_LABEL, OUTCOMES, resolve_numbers
+from pipeline.engine.columns import Reject, digest_keys, identities, name_keys
 from pipeline.engine.layout import transaction_digest
 from pipeline.features.identity import entity_keys, transaction_hash
-from pipeline.learning.labels import SOURCE_RANK, LabelState, known_value, resolve, source_rank
+from pipeline.learning.labels import KNOWN, SOURCE_RANK, known_value, source_rank
 from schemas.codec import CODES, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, Transaction
@@ -270,26 +269,3 @@ def test_hashes_are_those_of_the_kernels(names: list[tuple[str, str]]) -> None:
     assert digest_keys(cards, ids).astype(">i8").tobytes() == digests
     assert identities(cards, ids).tolist() == [transaction_hash(*pair) for pair in names]
     assert name_keys(cards).tolist() == entity_keys([card for card, _ in names]).tolist()
-
-
-@settings(max_examples=60)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(("fraud", "legitimate", "disputed")), st.sampled_from((*SOURCE_RANK, "our own")),
-            st.integers(0, 3),
-        ),
-        max_size=12,
-    )
-)  # fmt: skip
-def test_what_holds_of_several_labels_is_the_same(said: list[tuple[str, str, int]]) -> None:
-    state: LabelState | None = None
-    numbers = (NO_LABEL, 0, 0, 0)
-    for known, source, seconds in said:
-        at = NOW + timedelta(seconds=seconds)
-        label = Label(transaction_id="t", card_id="c", label=known, source=source, labelled_at=at)
-        state, outcome = resolve(state, label)
-        code = KNOWN.index(known_value(known))
-        numbers, number = resolve_numbers(numbers, source_rank(source), timestamp_us(at), code)
-        assert OUTCOMES[number] == outcome
-        assert numbers == (state.rank, state.labelled_at_us, KNOWN.index(state.known), state.changes)

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline.backtest import accept, delayed_truth, file_tables, frame_tables, label_tables, replay
-from pipeline.backtest.columns import digest_keys, name_keys, no_labels
 from pipeline.backtest.engine import Engine
 from pipeline.backtest.joins import CardIndex, Records
 from pipeline.backtest.order import NOTHING
 from pipeline.demo.world import World
+from pipeline.engine.columns import digest_keys, name_keys, no_labels
 from pipeline.engine.history import compute_features
 from pipeline.sources import UnusableSource, resolve_mapping
 from tests.helpers.histories import DAY

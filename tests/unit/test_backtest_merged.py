@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Transactions
 from pipeline.backtest.merged import Part, by_time
+from pipeline.engine.columns import Transactions
 
 HOUR = 3_600_000_000
 

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
-from pipeline.backtest.columns import Reject
 from pipeline.backtest.records import Numbering, labels_of, transactions_of
+from pipeline.engine.columns import Reject
 from pipeline.kafka.fold import RecordColumns
 from schemas.messages import Label
 from tests.contract.records import RATES

@@ -7,12 +7,11 @@ import pytest
 
 from pipeline.backtest import settled
 from pipeline.backtest.accept import Acceptance, accept_transactions
-from pipeline.backtest.columns import Transactions
-from pipeline.backtest.resolved import KNOWN
 from pipeline.backtest.settled import SettledLabels
 from pipeline.backtest.sources import LabelBook
 from pipeline.backtest.truth import held_labels
-from pipeline.learning.labels import known_value
+from pipeline.engine.columns import Transactions
+from pipeline.learning.labels import KNOWN, known_value
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
 

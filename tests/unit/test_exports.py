@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
-from pipeline.backtest.columns import Reject
 from pipeline.backtest.records import Numbering, labels_of, transactions_of
+from pipeline.engine.columns import Reject
 from pipeline.exports.contents import Contents, Offsets, check_whole, contents_path, note_contents
 from pipeline.exports.errors import ExportError
 from pipeline.exports.files import Missing, Origin, TopicFiles, missing, origin_of

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.backtest.columns import Reject, Transactions, identities
 from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
+from pipeline.engine.columns import Reject, Transactions, identities
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
 from pipeline.scoring.blend import blend, sigmoid

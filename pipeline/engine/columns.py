@@ -87,7 +87,7 @@ class Transactions(_Columns):
     hour: NDArray[np.float64]
     weekday: NDArray[np.float64]
     truth: NDArray[np.int8] | None = None
-    """What each turned out to be in the end, an index of `pipeline.backtest.resolved.KNOWN`; nothing that is decided
+    """What each turned out to be in the end, an index of `pipeline.learning.labels.KNOWN`; nothing that is decided
     sees it. None where labels tell it."""
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class Labels(_Columns):
     rank: NDArray[np.int8]
     """`pipeline.learning.labels.source_rank` of its source."""
     known: NDArray[np.int8]
-    """What it says: an index of `pipeline.backtest.resolved.KNOWN`."""
+    """What it says: an index of `pipeline.learning.labels.KNOWN`."""
     labelled_at_us: NDArray[np.int64]
     known_at_us: NDArray[np.int64]
 
