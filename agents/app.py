@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Final
 
 import faust
@@ -19,20 +20,17 @@ from faust.app.base import BootStrategy
 from faust.types import AgentT
 from mode.supervisors import ForfeitOneForOneSupervisor
 
-from agents import card, feedback, learn, score
-from agents.channel import BatchChannel
+from agents.channel import BatchChannel, register
 from agents.keeper import Identity, Keeper
+from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
-from agents.partitions import Environment
-from agents.runtime import AgentSource, Partitions
+from agents.partitions import Environment, Shared
 from agents.stopping import PipelineWorker, end_with_any_thread, end_within
 from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent
 from pipeline.broker import provide_broker
-from pipeline.engine.card import CardOptions
-from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelBoard
-from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
@@ -59,7 +57,6 @@ log = logging.getLogger(__name__)
 GC_THRESHOLDS: Final = (100_000, 20, 100)
 SWITCH_INTERVAL_S: Final = 0.0005
 """Longest time for which an agent's thread keeps the interpreter while another agent has an answer waiting."""
-MODULES: Final = {"card": card, "score": score, "feedback": feedback, "learn": learn}
 
 
 class AgentsOnly(BootStrategy):  # type: ignore[misc]
@@ -188,45 +185,10 @@ class WorkerContext:
             log.info("agents %s on %s, metrics on %s:%d", settings.agents, self.bootstrap, settings.metrics_host, port)
 
     def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
-        """The state and core call of an agent."""
-        settings = self._settings
-        environment = self._environment(spec, quarantines)
-        match spec.name:
-            case "card":
-                return card.CardPartitions(
-                    environment,
-                    CardOptions(
-                        rates=self._rates,
-                        future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
-                        dedup_horizon_us=round(settings.dedup_horizon_days * US_PER_DAY),
-                        label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
-                        partitions=settings.card_partitions,
-                        topic_prefix=settings.topic_prefix,
-                    ),
-                    self._published_rates,
-                )
-            case "score":
-                return score.ScorePartitions(
-                    environment,
-                    settings.base_currency,
-                    self._models(spec.name),
-                    accept_other_kernel=settings.accept_other_kernel,
-                )
-            case "feedback":
-                options = FeedbackOptions(
-                    future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
-                    label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
-                    maturity_us=round(settings.maturity_days * US_PER_DAY),
-                    negative_sample_rate=settings.negative_sample_rate,
-                    partitions=settings.card_partitions,
-                    topic_prefix=settings.topic_prefix,
-                )
-                return feedback.FeedbackPartitions(environment, options)
-            case _:
-                online = OnlineModels(settings)
-                return learn.LearnPartitions(
-                    environment, online.learner, online.keep, self._models(spec.name), settings.river_publish_interval_s
-                )
+        """Return the state and core call of an agent."""
+        shared = Shared(self._rates, self._published_rates, self._models)
+        partitions: Partitions = resolve_name(spec.partitions).create(self._environment(spec, quarantines), shared)
+        return partitions
 
     def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:
         settings, identities = self._settings, self._identities
@@ -241,7 +203,7 @@ class WorkerContext:
             keeper = Keeper(self._repository, spec.name, identity, settings, self.metrics)
         return Environment(
             agent=spec.name,
-            topic_prefix=settings.topic_prefix,
+            settings=settings,
             directory=self._places[spec.name],
             store_memory=self._store_memory,
             quarantines=quarantines,
@@ -251,14 +213,14 @@ class WorkerContext:
         )
 
     def channel(self, app: FraudApp, spec: AgentSpec) -> BatchChannel:
-        """The channel of an agent; its source is made when the agent first asks for a batch."""
+        """Return the channel of an agent; its loop is made when the agent first asks for a batch."""
 
-        def source() -> AgentSource:
+        def new_loop() -> AgentLoop:
             self.connect()
             quarantines = Quarantines(
                 self.bootstrap, self._settings, spec.name, spec.reads, self.metrics.records_refused
             )
-            made = AgentSource(
+            made = AgentLoop(
                 spec,
                 self.bootstrap,
                 self._settings,
@@ -272,7 +234,7 @@ class WorkerContext:
             self._undecided.follow(spec.name, made.positions)
             return made
 
-        channel = BatchChannel(app, source, spec.name)
+        channel = BatchChannel(app, new_loop, spec.name)
         self._channels.append(channel)
         return channel
 
@@ -329,7 +291,7 @@ def create_app(settings: Settings | None = None) -> FraudApp:
         agent_supervisor=ForfeitOneForOneSupervisor,
     )
     for name in settings.agent_names:
-        MODULES[name].create(app, worker.channel(app, AGENTS[name]))
+        register(app, worker.channel(app, AGENTS[name]))
     return app
 
 

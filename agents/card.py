@@ -1,19 +1,15 @@
 """The card agent: transactions and labels in, profiled transactions and labels that follow them out."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Self
 
-import faust
-
-from agents.channel import BatchChannel
-from agents.partitions import Environment, KernelPartitions, Place
-from agents.runtime import by_partition, merged
-from agents.topology import CARD
+from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
 from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.results import Result
+from pipeline.engine.results import Result, merged
 from pipeline.engine.state import LoadedState
-from pipeline.kafka.batch import Batch
 from pipeline.models.rates import PublishedRates
+from pipeline.options import card_options
 from schemas.messages import CardRules, Rules
 from schemas.records import Record
 
@@ -25,6 +21,13 @@ class CardPartitions(KernelPartitions[CardPartition]):
         super().__init__(environment)
         self._options, self.rules = options, options.rules
         self._rates = rates
+
+    @classmethod
+    def create(cls, environment: Environment, shared: Shared) -> Self:
+        """Return the partitions of a worker's card agent."""
+        settings = environment.settings
+        options = card_options(settings, shared.rates, settings.card_partitions, settings.topic_prefix)
+        return cls(environment, options, shared.published_rates)
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Learn also by which rate tables others have judged."""
@@ -47,12 +50,3 @@ class CardPartitions(KernelPartitions[CardPartition]):
         """Profile a batch."""
         parts = by_partition(records)
         return merged(self._held[partition].process(part, now) for partition, part in parts.items())
-
-
-def create(app: faust.App, channel: BatchChannel) -> None:
-    """Register the agent."""
-
-    @app.agent(channel, name=CARD.name)  # type: ignore[untyped-decorator]
-    async def card(batches: AsyncIterator[Batch]) -> None:
-        async for batch in batches:
-            await channel.work(batch)

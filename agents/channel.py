@@ -7,47 +7,28 @@ rebalance cannot come between reading a batch and committing it.
 """
 
 import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import faust
 from faust.types import AppT
 
+from agents.loop import AgentLoop
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.transactions import Stopped
 
 T = TypeVar("T")
 
-TURN_S: Final = 1.0
-"""How long batches follow each other without the event loop, whose every hand-over costs as much as a small batch."""
-
-
-class BatchSource(Protocol):
-    """What a batch channel reads from; all methods but ``stop`` are called on the channel's thread."""
-
-    def poll(self) -> Batch | None:
-        """Wait a moment for a batch."""
-
-    def work(self, batch: Batch) -> None:
-        """Process a batch and commit it."""
-
-    def stop(self) -> None:
-        """Give up what waits for a broker that does not answer; called from another thread."""
-
-    def close(self) -> None:
-        """Leave the group."""
-
 
 class BatchChannel(faust.Channel):  # type: ignore[misc]
-    """Iterating yields a source's batches; ``work`` processes one, and those behind it, in the thread that read it."""
+    """Iterating yields an agent's batches; ``work`` processes one, and those behind it, in the thread that read it."""
 
-    def __init__(self, app: AppT, new_source: Callable[[], BatchSource], name: str) -> None:
+    def __init__(self, app: AppT, new_loop: Callable[[], AgentLoop], name: str) -> None:
         super().__init__(app)
         self.name = name
-        self._new_source = new_source
-        self._source: BatchSource | None = None
+        self._new_loop = new_loop
+        self._loop: AgentLoop | None = None
         self._closing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"agent-{name}")
 
@@ -73,13 +54,13 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
 
     async def work(self, batch: Batch) -> None:
         """Process a batch and commit its outputs with its offsets; then the same with what follows within a turn."""
-        await self._unless_closing(self._turn, batch)
+        await self._unless_closing(lambda: self._opened().turn(batch))
 
     async def close(self) -> None:
         """Finish the call that runs, leave the group, and end the thread."""
         self._closing = True
-        if self._source is not None:
-            self._source.stop()
+        if self._loop is not None:
+            self._loop.stop()
         try:
             await self._call(self._close)
         finally:
@@ -107,23 +88,23 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     def _close(self) -> None:
-        # On the agent's thread, where a source may have been made since.
-        if self._source is not None:
-            self._source.close()
-
-    def _turn(self, batch: Batch) -> None:
-        source, ends_s = self._opened(), time.monotonic() + TURN_S
-        following: Batch | None = batch
-        while following is not None:
-            source.work(following)
-            if self._closing or time.monotonic() >= ends_s:
-                return
-            following = source.poll()
+        # On the agent's thread, where a loop may have been made since.
+        if self._loop is not None:
+            self._loop.close()
 
     def _poll(self) -> Batch | None:
         return self._opened().poll()
 
-    def _opened(self) -> BatchSource:
-        if self._source is None:
-            self._source = self._new_source()
-        return self._source
+    def _opened(self) -> AgentLoop:
+        if self._loop is None:
+            self._loop = self._new_loop()
+        return self._loop
+
+
+def register(app: faust.App, channel: BatchChannel) -> None:
+    """Make a Faust agent of a channel: each batch that it yields is worked on in the channel's thread."""
+
+    @app.agent(channel, name=channel.name)  # type: ignore[untyped-decorator]
+    async def agent(batches: AsyncIterator[Batch]) -> None:
+        async for batch in batches:
+            await channel.work(batch)

@@ -1,18 +1,14 @@
 """The feedback agent: labels and decisions in, examples out."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Self
 
-import faust
-
-from agents.channel import BatchChannel
-from agents.partitions import Environment, KernelPartitions, Place
-from agents.runtime import by_partition, merged
-from agents.topology import FEEDBACK
+from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.results import Result
+from pipeline.engine.results import Result, merged
 from pipeline.engine.state import LoadedState
-from pipeline.kafka.batch import Batch
+from pipeline.options import feedback_options
 from schemas.messages import FeedbackRules, Rules
 from schemas.records import Record
 
@@ -25,6 +21,13 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
     def __init__(self, environment: Environment, options: FeedbackOptions) -> None:
         super().__init__(environment)
         self._options, self.rules = options, options.rules
+
+    @classmethod
+    def create(cls, environment: Environment, shared: Shared) -> Self:
+        """Return the partitions of a worker's feedback agent."""
+        del shared
+        settings = environment.settings
+        return cls(environment, feedback_options(settings, settings.card_partitions, settings.topic_prefix))
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> FeedbackPartition:
         """The feedback kernel of one partition."""
@@ -39,12 +42,3 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
         """Join a batch."""
         parts = by_partition(records)
         return merged(self._held[partition].process(part, now) for partition, part in parts.items())
-
-
-def create(app: faust.App, channel: BatchChannel) -> None:
-    """Register the agent."""
-
-    @app.agent(channel, name=FEEDBACK.name)  # type: ignore[untyped-decorator]
-    async def feedback(batches: AsyncIterator[Batch]) -> None:
-        async for batch in batches:
-            await channel.work(batch)

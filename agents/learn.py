@@ -1,17 +1,15 @@
 """The learn agent: examples in, versions of the online model out."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from typing import Self
 
-import faust
-
-from agents.channel import BatchChannel
-from agents.partitions import Environment
+from agents.online import OnlineModels
+from agents.partitions import Environment, Shared
 from agents.topology import LEARN
 from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.engine.results import Result
-from pipeline.kafka.batch import Batch
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.session import Session
 from pipeline.models.active import ModelSubscriber
@@ -45,6 +43,13 @@ class LearnPartitions:
         self._lightgbm = ""
         self._held: LearnPartition | None = None
         self._published_s = 0.0
+
+    @classmethod
+    def create(cls, environment: Environment, shared: Shared) -> Self:
+        """Return the learner of a worker's learn agent."""
+        online, models = OnlineModels(environment.settings), shared.models(environment.agent)
+        interval_s = environment.settings.river_publish_interval_s
+        return cls(environment, online.learner, online.keep, models, interval_s)
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Read what whoever held the partition before has quarantined and published."""
@@ -170,12 +175,3 @@ class LearnPartitions:
 def _offset(model: RiverModel) -> int:
     """The first example that a version has not seen, which its name ends in."""
     return int(model.version.rpartition("@")[2])
-
-
-def create(app: faust.App, channel: BatchChannel) -> None:
-    """Register the agent."""
-
-    @app.agent(channel, name=LEARN.name)  # type: ignore[untyped-decorator]
-    async def learn(batches: AsyncIterator[Batch]) -> None:
-        async for batch in batches:
-            await channel.work(batch)

@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, Literal, NamedTuple, TypeVar
@@ -17,11 +17,15 @@ from pipeline.kafka.handler import Restored
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
 from pipeline.metrics import WorkerMetrics
+from pipeline.models.active import ModelSubscriber
+from pipeline.models.rates import PublishedRates
+from pipeline.settings import Settings
 from pipeline.state.errors import check_present
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import Snapshot
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.messages import Rules
+from schemas.money import RateTable
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
@@ -44,7 +48,7 @@ class Environment:
     """What the partitions of an agent need of their worker."""
 
     agent: str
-    topic_prefix: str
+    settings: Settings
     directory: Path
     """For state that may outgrow memory; a cache, emptied when a partition comes and when it goes."""
     store_memory: StoreMemory
@@ -53,6 +57,16 @@ class Environment:
     """None: no snapshots are kept."""
     metrics: WorkerMetrics
     health: Health
+
+
+class Shared(NamedTuple):
+    """What the agents of a worker share."""
+
+    rates: RateTable
+    """The table that transactions are judged by."""
+    published_rates: PublishedRates
+    models: Callable[[str], ModelSubscriber]
+    """Makes the subscriber of an agent, given its name."""
 
 
 @dataclass(slots=True)
@@ -107,7 +121,7 @@ class KernelPartitions(ABC, Generic[P]):
         directory = environment.directory / f"{partition}-{self._restores}"
         directory.mkdir(parents=True)
         self._directories[partition] = directory
-        prefix = environment.topic_prefix
+        prefix = environment.settings.topic_prefix
         found = None
         if environment.keeper is not None:
             by_name = {topic.removeprefix(prefix): offset for topic, offset in committed.items()}
@@ -219,3 +233,11 @@ class KernelPartitions(ABC, Generic[P]):
         if found is None or found.store is None:
             return RocksStore(directory / "store", memory=memory)
         return RocksStore.restored(directory / "store", found.store, memory=memory)
+
+
+def by_partition(records: Iterable[Record]) -> dict[int, list[Record]]:
+    """Return records by partition number, each in the order in which they were read."""
+    parts: dict[int, list[Record]] = {}
+    for record in records:
+        parts.setdefault(record.partition, []).append(record)
+    return parts

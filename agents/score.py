@@ -1,19 +1,14 @@
 """The score agent: profiled transactions and labels in, decisions and alerts out."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Self
 
-import faust
-
-from agents.channel import BatchChannel
-from agents.partitions import Environment, KernelPartitions, Place
-from agents.runtime import by_partition
-from agents.topology import SCORE
+from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
 from pipeline.engine.decider import Decider
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState
-from pipeline.kafka.batch import Batch
 from pipeline.models.active import ModelSubscriber
 from schemas.messages import Rules
 from schemas.records import Record
@@ -35,6 +30,13 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         super().__init__(environment)
         self._decider, self._models = Decider(base_currency), models
         self._accept_other_kernel = accept_other_kernel
+
+    @classmethod
+    def create(cls, environment: Environment, shared: Shared) -> Self:
+        """Return the partitions of a worker's score agent."""
+        settings = environment.settings
+        models = shared.models(environment.agent)
+        return cls(environment, settings.base_currency, models, accept_other_kernel=settings.accept_other_kernel)
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> ScorePartition:
         """The state of one partition."""
@@ -62,12 +64,3 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         """Release the state."""
         super().close()
         self._models.close()
-
-
-def create(app: faust.App, channel: BatchChannel) -> None:
-    """Register the agent."""
-
-    @app.agent(channel, name=SCORE.name)  # type: ignore[untyped-decorator]
-    async def score(batches: AsyncIterator[Batch]) -> None:
-        async for batch in batches:
-            await channel.work(batch)

@@ -6,9 +6,10 @@
                                                             |
                                         models <-- [learn] <-- examples
 
-Each agent is a Faust agent on a channel of record batches (`agents.channel`). Its body is: one batch in, one call of
-its kernel (`pipeline.engine`), outputs and input offsets committed together. The kernels hold the state of a partition,
-are pure, and serve replays as well.
+Each agent is a Faust agent on a channel of record batches (`agents.channel`). Its loop
+(`agents.loop`) polls a batch, processes it by one call of its kernel (`pipeline.engine`), and
+commits outputs and input offsets together. Kernels hold the state of a partition and are pure;
+replays call the same ones. To add an agent, declare it here.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class AgentSpec:
 
     name: str
     reads: tuple[Topic, ...]
-    kernel: str
+    partitions: str
+    """Full name of the class that holds its kernel by partition; its ``create`` makes it for a worker."""
     writes: tuple[Topic, ...]
     """Besides these, an agent that quarantines a record writes to ``control`` and ``dead-letters``, and a worker with
     the card agent publishes its rate table on ``models`` and ``control``."""
@@ -49,13 +51,15 @@ class AgentSpec:
 CARD: Final = AgentSpec(
     name="card",
     reads=(TRANSACTIONS, REROUTED, LABELS),
-    kernel="pipeline.engine.card.CardPartition: validate, place, windows per card, let labels follow",
+    # Validate, place, windows per card; labels follow their transactions.
+    partitions="agents.card.CardPartitions",
     writes=(PROFILED, REROUTED, DEAD_LETTERS, PROGRESS),
 )
 SCORE: Final = AgentSpec(
     name="score",
     reads=(PROFILED,),
-    kernel="pipeline.engine.score, pipeline.engine.decider: known fraud and windows per merchant, models, policy",
+    # Known fraud and windows per merchant, models, policy.
+    partitions="agents.score.ScorePartitions",
     writes=(DECISIONS, ALERTS),
     follows=(MODELS, CONTROL),
 )
@@ -63,14 +67,16 @@ FEEDBACK: Final = AgentSpec(
     name="feedback",
     # What was passed on too: a label that lay elsewhere is joined where its decision lies.
     reads=(LABELS, REROUTED, DECISIONS),
-    kernel="pipeline.engine.feedback.FeedbackPartition: join a label to the features as served",
+    # Join a label to the features as served.
+    partitions="agents.feedback.FeedbackPartitions",
     writes=(EXAMPLES, PROGRESS),
     pressing=False,
 )
 LEARN: Final = AgentSpec(
     name="learn",
     reads=(EXAMPLES,),
-    kernel="pipeline.engine.learn.LearnPartition: the online model learns, its versions are published",
+    # The online model learns, its versions are published.
+    partitions="agents.learn.LearnPartitions",
     writes=(MODELS,),
     follows=(MODELS, CONTROL),
     pressing=False,

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pipeline.backtest.accept import Acceptance
 from pipeline.backtest.labelling import Labelling, Reviews, Schedule
 from pipeline.backtest.levels import Level
-from pipeline.backtest.options import card_options
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import Source, Span
 from pipeline.backtest.training import Period, Training
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.options import card_options, feedback_options
+from pipeline.rates import load_rates
 from pipeline.settings import Settings
 
 
@@ -58,18 +59,11 @@ class Request:
 
     def card_options(self, partitions: int) -> CardOptions:
         """The card agent's options, as the settings say."""
-        return card_options(self.settings, partitions)
+        return card_options(self.settings, load_rates(self.settings), partitions)
 
     def feedback_options(self) -> FeedbackOptions:
         """The feedback agent's options, as the settings say."""
-        settings = self.settings
-        return FeedbackOptions(
-            future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
-            label_horizon_us=self.label_horizon_us,
-            maturity_us=round(settings.maturity_days * US_PER_DAY),
-            negative_sample_rate=settings.negative_sample_rate,
-            partitions=self.partitions,
-        )
+        return feedback_options(self.settings, self.partitions)
 
     def acceptance(self, options: CardOptions) -> Acceptance:
         """By what rows of the source are judged."""

@@ -13,14 +13,14 @@ import pandas as pd
 
 from pipeline.backtest import frame_tables
 from pipeline.backtest.decidable import decidable
-from pipeline.backtest.options import card_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.publish import Content, publish_active
-from pipeline.rates import RatesError
+from pipeline.options import card_options
+from pipeline.rates import RatesError, load_rates
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -185,7 +185,7 @@ def command(
 
 def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The transactions that workers would decide: no others have features, or move a window. Tells what is left out."""
-    found = decidable(frame_tables(frame), card_options(settings, partitions=1))
+    found = decidable(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
     if found.refused:
         codes = ", ".join(f"{code} {count:,}" for code, count in found.refused.most_common())
         _say(f"{found.refused.total():,} transactions are left out, since workers refuse them: {codes}")

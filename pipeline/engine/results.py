@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -71,6 +72,16 @@ class Result:
         )
         self.outputs.append(Output(DEAD_LETTERS, key, value, (*headers, *reason, *left_out)))
         self.counts["dead_letter", code] += 1
+
+
+def merged(results: Iterable[Result]) -> Result:
+    """Return one result of several partitions' results."""
+    whole = Result()
+    for result in results:
+        whole.outputs += result.outputs
+        whole.counts += result.counts
+        whole.latencies_s += result.latencies_s
+    return whole
 
 
 def _kept(record: Record, most_bytes: int) -> tuple[bytes | None, bytes | None, Headers, Headers]:

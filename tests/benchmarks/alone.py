@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
+from pipeline.options import card_options, feedback_options
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
 from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
@@ -92,24 +92,10 @@ def stages_row(seconds: Mapping[str, float], transactions: int) -> dict[str, flo
     return {name: 1e6 * s / max(1, transactions) for name, s in seconds.items()}
 
 
-def card_options(partitions: int) -> CardOptions:
-    """As the settings have them by default."""
+def default_options(partitions: int) -> tuple[CardOptions, FeedbackOptions]:
+    """Return the kernels' options under default settings."""
     settings = Settings()
-    horizon_us = round(settings.label_horizon_days * US_PER_DAY)
-    future_us = round(settings.future_tolerance_s * US_PER_SECOND)
-    return CardOptions(load_rates(settings), future_us, horizon_us, horizon_us, partitions)
-
-
-def feedback_options(partitions: int) -> FeedbackOptions:
-    """As the settings have them by default."""
-    settings = Settings()
-    return FeedbackOptions(
-        round(settings.future_tolerance_s * US_PER_SECOND),
-        round(settings.label_horizon_days * US_PER_DAY),
-        round(settings.maturity_days * US_PER_DAY),
-        settings.negative_sample_rate,
-        partitions,
-    )
+    return card_options(settings, load_rates(settings), partitions), feedback_options(settings, partitions)
 
 
 @contextmanager

@@ -31,9 +31,8 @@ from tests.benchmarks.alone import (
     Size,
     Timed,
     arguments,
-    card_options,
     clocks,
-    feedback_options,
+    default_options,
     one_core,
     scratch,
     since,
@@ -128,13 +127,14 @@ class _Clock:
 def once(directory: Path, models: ActiveModels, options: Options, stages: Stages | None, learning: bool) -> Outcome:
     """One replay of the files."""
     clock, outcome = _Clock(stages), Outcome()
+    card, feedback = default_options(options.partitions)
     tables = (file_tables(directory / f"{name}.parquet", chunk_rows=options.chunk_rows) for name in PARTS)
     decided = replay(
         models,
         clock.around(*tables),
         label_tables(directory / "labels.parquet"),
-        options=card_options(options.partitions),
-        learning=Learning(feedback_options(options.partitions), US_PER_HOUR) if learning else None,
+        options=card,
+        learning=Learning(feedback, US_PER_HOUR) if learning else None,
     )
     for decisions in decided:
         if clock.started is None:

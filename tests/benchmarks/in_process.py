@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from agents.app import GC_THRESHOLDS
-from agents.runtime import by_partition, merged
+from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
 from pipeline.engine import decider as decider_module
 from pipeline.engine.card import CardPartition
@@ -29,7 +29,7 @@ from pipeline.engine.learn import LearnPartition
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placed import PlacedIndex
 from pipeline.engine.placement import partition_of
-from pipeline.engine.results import Result
+from pipeline.engine.results import Result, merged
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore, PartitionState, Store
 from pipeline.features.kernel import CardWindows, MerchantWindows
@@ -49,9 +49,8 @@ from tests.benchmarks.alone import (
     Size,
     Timed,
     arguments,
-    card_options,
     clocks,
-    feedback_options,
+    default_options,
     one_core,
     scratch,
     since,
@@ -136,7 +135,7 @@ class Engine:
         def storage(name: str) -> MappedStorage | None:
             return None if directory is None else MappedStorage(directory / name)
 
-        card, feedback = card_options(partitions), feedback_options(partitions)
+        card, feedback = default_options(partitions)
         numbers = range(partitions)
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
         self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]

@@ -8,15 +8,17 @@ from typing import Any
 import faust
 import pytest
 
-from agents import channel as channels
+from agents import loop
 from agents.channel import BatchChannel
+from agents.loop import AgentLoop
 from pipeline.kafka.batch import Batch, make_batch
 
 
-class Source:
-    """Batches one after another; ``worked`` is called with how many were."""
+class Source(AgentLoop):
+    """Turns over given batches, without a session; ``worked`` is called with how many were."""
 
     def __init__(self, batches: list[Batch | None], worked: Callable[[int], None] = lambda _: None) -> None:
+        self._stopping = False
         self.batches, self._tell = batches, worked
         self.worked: list[Batch] = []
         self.threads: set[str] = set()
@@ -31,7 +33,7 @@ class Source:
         self._tell(len(self.worked))
 
     def stop(self) -> None:
-        """Nothing waits."""
+        self._stopping = True
 
     def close(self) -> None:
         self.closed = True
@@ -54,7 +56,7 @@ def on_a_channel(source: Source, steps: Callable[[BatchChannel], Any]) -> Any:
 
 
 def test_what_follows_a_batch_at_once_is_worked_on_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "TURN_S", 60.0)
+    monkeypatch.setattr(loop, "TURN_S", 60.0)
     first, second, third, fourth = batches(4)
     source = Source([None, first, second, third, None, fourth, None])
 
@@ -72,7 +74,7 @@ def test_what_follows_a_batch_at_once_is_worked_on_in_its_turn(monkeypatch: pyte
 
 
 def test_a_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "TURN_S", 0.0)
+    monkeypatch.setattr(loop, "TURN_S", 0.0)
     first, second = batches(2)
     source = Source([second])
     on_a_channel(source, lambda channel: channel.work(first))
@@ -81,7 +83,7 @@ def test_a_turn_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_turn_ends_with_the_batch_during_which_the_channel_closes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "TURN_S", 60.0)
+    monkeypatch.setattr(loop, "TURN_S", 60.0)
     begun, go_on = threading.Event(), threading.Event()
 
     def worked(_: int) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from agents.runtime import NOT_THE_RECORD
+from agents.failures import NOT_THE_RECORD
 from agents.topology import CARD, SCORE, AgentSpec
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.waiting import WaitingRoom

@@ -14,12 +14,12 @@ from mode.supervisors import ForfeitOneForOneSupervisor
 from agents.app import GC_THRESHOLDS, FraudApp
 from agents.channel import BatchChannel
 from agents.keeper import Identity, Keeper
-from agents.partitions import Environment, KernelPartitions, Place
-from agents.runtime import AgentSource, by_partition, merged
+from agents.loop import AgentLoop
+from agents.partitions import Environment, KernelPartitions, Place, by_partition
 from agents.stopping import PipelineWorker
 from agents.topology import AgentSpec
 from pipeline.engine.layout import LAYOUT
-from pipeline.engine.results import Result
+from pipeline.engine.results import Result, merged
 from pipeline.engine.state import LoadedState
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.health import Health
@@ -82,7 +82,7 @@ class OneHopWorker:
         self._metrics = WorkerMetrics(self.settings.metrics_host, self.settings.metrics_port)
         self.channel: BatchChannel
 
-    def source(self) -> AgentSource:
+    def source(self) -> AgentLoop:
         """The agent's source; called on its thread when it first asks for a batch."""
         settings, spec, metrics = self.settings, self.spec, self._metrics
         bootstrap = self._options.bootstrap_servers
@@ -94,7 +94,7 @@ class OneHopWorker:
         quarantines, health = Quarantines(bootstrap, settings, spec.name, spec.reads, not_counted), Health((spec.name,))
         environment = Environment(
             agent=spec.name,
-            topic_prefix=settings.topic_prefix,
+            settings=settings,
             directory=self._options.scratch / "state",
             store_memory=StoreMemory(settings.store_memory_mb * 1024 * 1024),
             quarantines=quarantines,
@@ -102,7 +102,7 @@ class OneHopWorker:
             metrics=metrics,
             health=health,
         )
-        return AgentSource(
+        return AgentLoop(
             spec,
             bootstrap,
             settings,

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from agents import runtime
+from agents import failures, loop
+from agents.failures import TooManyFailures
+from agents.loop import AgentLoop, Partitions
 from agents.partitions import Environment, KernelPartitions, Place
-from agents.runtime import AgentSource, Partitions, TooManyFailures
 from agents.topology import CARD, FEEDBACK, LEARN, SCORE, AgentSpec
 from pipeline.engine.card import CardPartition
 from pipeline.engine.results import Result
@@ -84,7 +85,7 @@ class One(KernelPartitions[CardPartition]):
     def __init__(self, state: CardPartition, quarantines: Quarantines, home: Path) -> None:
         super().__init__(
             Environment(
-                agent="card", topic_prefix="", directory=home / "agent", store_memory=cast(StoreMemory, None),
+                agent="card", settings=Settings(), directory=home / "agent", store_memory=cast(StoreMemory, None),
                 quarantines=quarantines, keeper=None, metrics=WorkerMetrics(), health=Health(("card",)),
             )
         )  # fmt: skip
@@ -114,13 +115,13 @@ class Worker:
         spec: AgentSpec = CARD,
         **settings: Any,
     ) -> None:
-        monkeypatch.setattr(runtime, "Session", Committed)
-        monkeypatch.setattr(runtime, "RETRY_PAUSE_S", 0.0)
+        monkeypatch.setattr(loop, "Session", Committed)
+        monkeypatch.setattr(failures, "RETRY_PAUSE_S", 0.0)
         chosen = Settings(**settings)
         self.quarantines = Known(chosen)
         self.partitions = One(state, self.quarantines, home)
         metrics, health = WorkerMetrics(), Health((spec.name,))
-        self.source = AgentSource(
+        self.source = AgentLoop(
             spec,
             "nowhere:1",
             chosen,

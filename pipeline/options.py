@@ -1,0 +1,38 @@
+"""Options of the kernels, made from the settings: the same for live agents and backtests."""
+
+from pipeline.engine.card import CardOptions
+from pipeline.engine.feedback import FeedbackOptions
+from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
+from pipeline.settings import Settings
+from schemas.money import RateTable
+
+
+def card_options(settings: Settings, rates: RateTable, partitions: int, topic_prefix: str = "") -> CardOptions:
+    """Return the options of the card kernel.
+
+    Args:
+        settings: Settings of the worker or backtest.
+        rates: Table that converts to the base currency.
+        partitions: Number of partitions of ``transactions``.
+        topic_prefix: Prefix of the names of the topics that are read.
+    """
+    return CardOptions(
+        rates=rates,
+        future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
+        dedup_horizon_us=round(settings.dedup_horizon_days * US_PER_DAY),
+        label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
+        partitions=partitions,
+        topic_prefix=topic_prefix,
+    )
+
+
+def feedback_options(settings: Settings, partitions: int, topic_prefix: str = "") -> FeedbackOptions:
+    """Return the options of the feedback kernel; arguments as those of `card_options`."""
+    return FeedbackOptions(
+        future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
+        label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
+        maturity_us=round(settings.maturity_days * US_PER_DAY),
+        negative_sample_rate=settings.negative_sample_rate,
+        partitions=partitions,
+        topic_prefix=topic_prefix,
+    )
