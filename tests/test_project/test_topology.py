@@ -2,8 +2,11 @@
 
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
-from agents.topology import AGENTS, diagram
+import pytest
+
+from agents.topology import AGENTS, AgentSpec, diagram
 from schemas.topics import CONTROL, LABELS, TOPICS, TRANSACTIONS
 
 README = Path(__file__).parents[2] / "README.md"
@@ -24,3 +27,11 @@ def test_every_topic_has_the_writer_it_declares() -> None:
     # Any agent may quarantine a record.
     elsewhere = (TRANSACTIONS, LABELS, CONTROL)
     assert {topic.name: topic.writer for topic in TOPICS if topic not in elsewhere} == told
+
+
+@pytest.mark.parametrize("spec", AGENTS.values(), ids=lambda spec: spec.name)
+def test_the_declaration_of_an_agent_names_what_holds_its_state(spec: AgentSpec) -> None:
+    partitions = resolve_name(spec.partitions)
+    assert callable(partitions.create)
+    missing = [name for name in ("ready", "process", "due", "save", "settle", "undo") if not hasattr(partitions, name)]
+    assert not missing
