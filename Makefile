@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline backtest broker worker test check lint types imports pytest evaluate chaos bench bench-docs format lock clean
+.PHONY: help setup run-pipeline backtest broker worker test check lint types imports pytest evaluate chaos bench bench-docs run-docs format lock clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -158,6 +158,9 @@ bench: $(INSTALLED) $(BENCH_VENV)/.installed ## Measure throughput beside other 
 
 bench-docs: $(INSTALLED) ## Put what `bench` measured into docs/benchmarks.md and its plots
 	@"$(PYTHON_OF_VENV)" -m tests.benchmarks.docs $(ARGS)
+
+run-docs: $(INSTALLED) ## Record `run-pipeline`: the README's picture and summary
+	@"$(PYTHON_OF_VENV)" -m tests.helpers.recording
 
 # --- Maintaining -------------------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
         + (", one for each transaction" if decided == figures.transactions else "")
         + (f", {count_text(figures.undecided)} transactions without one" if figures.undecided else "")
         + (f", {count_text(figures.refused)} refused" if figures.refused else "")
-        + (f", {count_text(figures.repeated_decisions)} repeated" if figures.repeated_decisions else ""),
+        + (f", {count_text(figures.repeated_decisions)} repeated or foreign" if figures.repeated_decisions else ""),
         f"Alerts         {count_text(figures.alerts)}, {precision_text(figures)}",
         f"Labels         {count_text(figures.labels)} sent, days after their transactions",
         f"Latency        p50 {milliseconds_text(figures.latencies.percentile_ms(0.5))}, "

@@ -7,9 +7,13 @@ from pathlib import Path
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
+from agents.app import MODULES
+from agents.topology import AGENTS
 from pipeline.cli import COMMANDS
+from pipeline.features.catalogue import FEATURES, WINDOWS_US
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
+from schemas.messages import Versions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,9 +78,44 @@ def test_every_label_of_a_metric_is_listed() -> None:
     assert documented == WorkerMetrics().label_names()
 
 
-def test_readme_names_every_command() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [name for name in COMMANDS if f"fraud-pipeline {name}" not in readme] == []
+def test_every_command_is_listed() -> None:
+    listed = [line.split("`")[1] for line in table_rows("docs/commands.md", "fraud-pipeline ")]
+    assert sorted(listed) == [f"fraud-pipeline {name}" for name in sorted(COMMANDS)]
+
+
+def test_every_module_with_a_command_is_offered() -> None:
+    found = {
+        f"pipeline.commands.{path.stem}"
+        for path in (ROOT / "pipeline/commands").glob("*.py")
+        if re.search(r"^def command\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert found == {module for module, _ in COMMANDS.values()}
+
+
+def test_every_feature_is_defined() -> None:
+    """Names of the page: ``*`` stands for card or merchant, ``W`` for a window, ``_30d`` for another window."""
+    names: list[str] = []
+    for line in table_rows("docs/features.md", r"[a-z*]\w*(?:`,|` \|)"):
+        for name in re.findall(r"`([\w*]+)`", line.split(" | ")[0]):
+            names.append(re.sub(r"_\d+[dh]$", name, names[-1]) if name.startswith("_") else name)
+    windows = "|".join(WINDOWS_US)
+    patterns = [name.replace("*", "(?:card|merchant)").replace("_W", f"_(?:{windows})") for name in names]
+    assert [name for name in FEATURES if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
+    assert [pattern for pattern in patterns if not any(re.fullmatch(pattern, name) for name in FEATURES)] == []
+
+
+def test_every_kind_of_model_is_listed() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| first 12 digits", (ROOT / "docs/models.md").read_text(), re.MULTILINE)
+    # A decision names code and rate table as well.
+    assert {*listed, "kernel", "rates"} == set(Versions.__struct_fields__)
+
+
+def test_every_agent_runs_by_default_and_is_named_among_the_metrics() -> None:
+    assert Settings.model_fields["agents"].default == ",".join(AGENTS)
+    assert list(MODULES) == list(AGENTS)
+    listed = re.search(r"^Agents are (.*)\.$", (ROOT / "docs/metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed is not None
+    assert re.findall(r"`(\w+)`", listed[1]) == list(AGENTS)
 
 
 def test_help_lists_every_make_target() -> None:

@@ -218,7 +218,7 @@ def test_the_summary_names_what_is_missing_or_repeated() -> None:
     state.figures.decisions += 2
     state.figures.repeated_decisions = 2
     text = "\n".join(summary_lines(state, 142.0))
-    assert "15 transactions without one, 2 repeated" in text
+    assert "15 transactions without one, 2 repeated or foreign" in text
     assert "one for each transaction" not in text
     assert max(map(len, summary_lines(state, 142.0))) <= 80
 

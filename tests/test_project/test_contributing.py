@@ -1,0 +1,55 @@
+"""CONTRIBUTING.md names what there is: paths, make targets, packages, tests."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+THINGS = ("A feature", "A model", "An agent", "A command", "A metric", "A setting")
+SPANS = re.findall(r"`([^`\n]+)`", PAGE)
+PATH = re.compile(r"\.?\w[\w.-]*(/[\w.-]*)+|[\w.-]+\.(md|yml|toml)|Dockerfile")
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^## |^### |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found is not None, title
+    return found[1]
+
+
+def packages(directory: str) -> set[str]:
+    return {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in (ROOT / directory).glob("*/*.py")}
+
+
+def test_every_path_exists() -> None:
+    paths = [span for span in SPANS if PATH.fullmatch(span)]
+    assert len(paths) > 50
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_a_list_names_its_places_and_the_tests_that_fail(thing: str) -> None:
+    text = section(thing)
+    places = re.findall(r"^(\d)\. `[\w./-]+`", text, re.MULTILINE)
+    assert places == [str(number) for number in range(1, len(places) + 1)]
+    assert len(places) > 1
+    assert re.search(r"Tests? that fails? without it: `tests/", text.replace("\n", " "))
+
+
+def test_every_package_has_its_place() -> None:
+    assert packages("pipeline") - set(SPANS) == set()
+
+
+def test_every_kind_of_test_has_its_place() -> None:
+    assert packages("tests") - set(SPANS) == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_make_target_exists(page: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):(?!=)", makefile, re.MULTILINE))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:`|^|\$ )make ([a-z-]+)", text, re.MULTILINE))
+    assert named
+    assert named - targets == set()
