@@ -105,7 +105,7 @@ imports: $(INSTALLED) ## Check which package may import which
 
 # What pip does not bring; .ci/run installs it.
 TEST_TOOLS := chromium promtool prometheus
-# Most tests with a broker wait, each for processes of its own: two at a time use the time of a machine with two cores.
+# Most tests with a broker wait, each for processes of its own: two or three at a time use a machine with two cores.
 # Each process has a directory of its own for temporary files: pytest's own are cleared by whichever ends.
 SHARED_TESTS := "$(PYTHON_OF_VENV)" -m pytest -m broker -p tests.helpers.sharing --share build/tests/taken --basetemp
 
@@ -117,17 +117,19 @@ else
 	@rm -rf build/tests && mkdir -p build/tests
 	@for tool in $(TEST_TOOLS); do command -v $$tool >/dev/null || \
 	  echo "    $$tool is not installed: tests that use it are skipped (Debian, Ubuntu: apt-get install chromium prometheus)."; done
-	@echo "    Three processes run them: two share those with a broker, one has those without. What follows is said by"
-	@echo "    one of the two; what the others say follows at the end."
-	@nice -n 10 "$(PYTHON_OF_VENV)" -m pytest -m "not broker" -p no:cacheprovider --basetemp build/tests/without-broker \
-	  >build/tests/without-broker.log 2>&1 & without=$$!; \
-	$(SHARED_TESTS) build/tests/other -p no:cacheprovider >build/tests/other.log 2>&1 & other=$$!; \
-	trap 'kill $$without $$other 2>/dev/null' INT TERM; \
-	$(SHARED_TESTS) build/tests/first; code=$$?; \
-	wait $$other || code=$$?; \
-	wait $$without || code=$$?; \
-	echo "==> Other tests with a broker"; cat build/tests/other.log; \
-	echo "==> Tests without a broker"; cat build/tests/without-broker.log; \
+	@echo "    Compiling the kernels, once for all processes (a minute, where they have changed)"
+	@"$(PYTHON_OF_VENV)" -m tests.helpers.kernels
+	@echo "    Three processes run them. The output of the first follows: it runs the tests without a broker, then helps"
+	@echo "    the other two with the rest. Their output follows at the end."
+	@$(SHARED_TESTS) build/tests/second -p no:cacheprovider >build/tests/second.log 2>&1 & second=$$!; \
+	$(SHARED_TESTS) build/tests/third -p no:cacheprovider >build/tests/third.log 2>&1 & third=$$!; \
+	trap 'kill $$second $$third 2>/dev/null' INT TERM; \
+	nice -n 10 "$(PYTHON_OF_VENV)" -m pytest -m "not broker" --basetemp build/tests/without-broker; code=$$?; \
+	if [ $$code -le 1 ]; then $(SHARED_TESTS) build/tests/first || code=$$?; fi; \
+	wait $$second || code=$$?; \
+	wait $$third || code=$$?; \
+	echo "==> Second process"; cat build/tests/second.log; \
+	echo "==> Third process"; cat build/tests/third.log; \
 	exit $$code
 endif
 

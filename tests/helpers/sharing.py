@@ -2,17 +2,42 @@
 
 ``python -m pytest -p tests.helpers.sharing --share DIRECTORY``, as often as there shall be processes; the directory is
 to be a new one for each run. A module stays whole, so that its fixtures are made once; those of the session are made in
-each process. Modules take from nothing to minutes, so that nobody could divide them beforehand.
+each process. Modules take from nothing to minutes, so the longest come first: at the end no process waits for another.
 """
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
+
+LONGEST: Final = (
+    "tests/integration/test_lifecycle.py",
+    "tests/integration/test_unreadable.py",
+    "tests/integration/test_chaos.py",
+    "tests/integration/test_deaths.py",
+    "tests/integration/test_run_pipeline.py",
+    "tests/integration/test_broker.py",
+    "tests/evaluation/test_handbook.py",
+    "tests/integration/test_backtest_example.py",
+    "tests/integration/test_rates.py",
+    "tests/integration/test_agents.py",
+    "tests/integration/test_cluster.py",
+    "tests/integration/test_startup.py",
+)
+"""Modules that take about a minute or longer, the longest first. The order of the others does not matter."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--share", type=Path, metavar="DIRECTORY", help="run what no other process has taken there")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip the import of modules that do not use the mark that ``-m`` names; with all of them it takes many seconds."""
+    mark = config.option.markexpr
+    if config.getoption("share") is None or not mark.isidentifier() or not collection_path.match("test_*.py"):
+        return None
+    return True if f"mark.{mark}" not in collection_path.read_text(encoding="utf-8") else None
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
@@ -21,7 +46,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if directory is None or session.testsfailed or session.config.option.collectonly:
         return None
     directory.mkdir(parents=True, exist_ok=True)
-    ours = _taken(session.items, directory)
+    ours = _taken(longest_first(session.items), directory)
     item = next(ours, None)
     while item is not None:
         # Known before this one runs: whatever the next one does not need is torn down after it.
@@ -35,10 +60,20 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     return True
 
 
+def longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Sort the tests of `LONGEST` to the front; otherwise, keep their order."""
+    ranks = {module: rank for rank, module in enumerate(LONGEST)}
+    return sorted(items, key=lambda item: ranks.get(_module(item), len(ranks)))
+
+
+def _module(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
 def _taken(items: Iterable[pytest.Item], directory: Path) -> Iterator[pytest.Item]:
     ours: dict[str, bool] = {}
     for item in items:
-        module = item.nodeid.partition("::")[0]
+        module = _module(item)
         if module not in ours:
             ours[module] = _take(directory / module.replace("/", "-"))
         if ours[module]:

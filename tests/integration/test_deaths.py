@@ -12,7 +12,7 @@ from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter, keys, once, shop
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 DYING = """
 import os, signal

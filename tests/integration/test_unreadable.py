@@ -30,7 +30,7 @@ from tests.helpers.topics import Cluster, Starter, keys, once, shop
 from tests.helpers.worker import POLL_S
 from tests.integration.test_session import PATIENCE_S, Numbers, session
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 CAP_BYTES: Final = 2_000_000
 CAP: Final = {"receive.message.max.bytes": str(CAP_BYTES)}

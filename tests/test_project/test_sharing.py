@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.sharing import LONGEST
 from tests.helpers.worker import ROOT, inherited_environment
 
 MODULES = 12
@@ -41,10 +42,10 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def begun(project: Path) -> subprocess.Popen[str]:
+def begun(project: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pytest", "-v", "-p", "tests.helpers.sharing", "-p", "no:cacheprovider"]
     return subprocess.Popen(
-        [*command, "--share", "taken", "tests"],
+        [*command, "--share", "taken", *arguments, "tests"],
         cwd=project,
         env={**inherited_environment(), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -87,3 +88,28 @@ def test_what_is_taken_already_is_left_to_whom_took_it(project: Path) -> None:
     nothing_left = begun(project)
     assert said(nothing_left) == []
     assert (alone.returncode, nothing_left.returncode) == (0, 0)
+
+
+def test_the_longest_modules_come_first(project: Path) -> None:
+    first, second, *_ = LONGEST
+    for name in (second, first):
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("def test_long():\n    pass\n")
+    ran = list(dict.fromkeys(test.partition("::")[0] for test, _ in said(begun(project))))
+    assert (ran[:2], len(ran)) == ([first, second], MODULES + 2)
+
+
+def test_the_longest_modules_exist_and_use_a_broker() -> None:
+    for name in LONGEST:
+        assert "pytest.mark.broker" in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_a_module_without_the_mark_that_is_asked_for_is_not_imported(project: Path) -> None:
+    (project / "pytest.ini").write_text("[pytest]\nmarkers = broker: of this test\n")
+    marked = "import pytest\n\n@pytest.mark.broker\ndef test_marked():\n    pass\n\ndef test_other():\n    pass\n"
+    (project / "tests" / "test_marked.py").write_text(marked)
+    (project / "tests" / "test_plain.py").write_text("raise RuntimeError\n")
+    with_mark = begun(project, "-m", "broker")
+    assert said(with_mark) == [("tests/test_marked.py::test_marked", "PASSED")]
+    assert with_mark.returncode == 0

@@ -1,0 +1,31 @@
+"""Compile the kernels into Numba's cache: ``python -m tests.helpers.kernels``.
+
+Run it before several processes that need them. Otherwise each of these compiles all kernels, at the same time.
+"""
+
+from pipeline.backtest import Order, replay
+from pipeline.decision.policy import Policy, Rule
+from pipeline.engine.card import CardOptions
+from pipeline.engine.models import ActiveModels
+from pipeline.scoring.river_factory import first_river
+from tests.contract.records import RATES
+from tests.helpers.histories import DAY, busy_history, labels, play, transactions
+from tests.helpers.live import Live
+from tests.unit.model_helpers import small_model
+
+
+def main() -> None:
+    """Carry a short history through the live kernels, and through a backtest."""
+    base = small_model()
+    rule = Rule(code="any", feature="amount", op=">", value=0, sentence="Any amount.")
+    policy = Policy(0.5, blend=0.7, audit_rate=0.05, rules=(rule,), lightgbm_version=base.version)
+    models = ActiveModels(base, first_river(base.version), policy)
+    options = CardOptions(RATES, 300_000_000, 5 * DAY, 8 * DAY, 2)
+    history = busy_history(1, 100)
+    play(history, Live(models, options))
+    for _ in replay(models, [transactions(history)], [labels(history)], options=options, order=Order.RECORDED):
+        pass
+
+
+if __name__ == "__main__":
+    main()
