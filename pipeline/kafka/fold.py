@@ -113,11 +113,13 @@ class RangeReader:
         start: int,
         waiting: Callable[[], None] = lambda: None,
         tuning: Mapping[str, int] | None = None,
+        *,
+        skip_odd: bool = True,
     ) -> None:
         self.topic, self.partition, self.position = topic, partition, start
         """``position``: the offset behind everything that was returned."""
         self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
-        self._tuning = tuning or {}
+        self._tuning, self._skip_odd = tuning or {}, skip_odd
         self._consumer: LogConsumer | None = None
         self._ahead: list[Message] = []
         self._next = 0
@@ -132,7 +134,7 @@ class RangeReader:
 
     def _fetching(self) -> LogConsumer:
         own = {"auto.offset.reset": "error", **self._tuning}
-        consumer = log_consumer(self._bootstrap, self._settings, own, self._waiting)
+        consumer = log_consumer(self._bootstrap, self._settings, own, self._waiting, skip_odd=self._skip_odd)
         start = self.position if self.position > 0 else OFFSET_BEGINNING
         consumer.assign([TopicPartition(self.topic, self.partition, start)])
         return consumer

@@ -18,6 +18,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from pipeline.kafka.batch import Place
+from pipeline.kafka.odd_offsets import EXPLANATION, OddOffsets
 from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import FETCHES, UNREADABLE, NoAnswer, find_end, reader_config, silent_start
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
@@ -44,12 +45,15 @@ class TopicError(RuntimeError):
 class LogConsumer:
     """Reads partitions that it is given; used from one thread.
 
+    Records of ``transactions`` and ``labels`` that claim another offset than they have are skipped.
+
     Args:
         config: Configuration of a consumer.
         prefix: Prefix of the pipeline's topics.
         own: Configuration over ``config``.
         waiting: Called while a wait takes long; may raise.
         skip_unreadable: Skip every unreadable batch, quarantined or not: for readers that only look.
+        skip_odd: Skip records that claim another offset than they have; else refuse them.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class LogConsumer:
         waiting: Callable[[], None] = lambda: None,
         *,
         skip_unreadable: bool = False,
+        skip_odd: bool = True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
         self._skip_unreadable = skip_unreadable
@@ -69,6 +74,8 @@ class LogConsumer:
         self._failures: Counter[tuple[Place, int]] = Counter()
         self._skipped: set[Place] = set()
         """Partitions with an unreadable batch: behind a damaged one the client may have gone on anywhere."""
+        self._skip_odd = skip_odd
+        self._odd = OddOffsets(config, prefix, waiting)
         self._standstills = Standstills()
 
     def assign(self, positions: Sequence[TopicPartition]) -> None:
@@ -91,10 +98,20 @@ class LogConsumer:
         if first is None:
             return []
         messages = [first, *(self.consumer.consume(most - 1, 0) if most > 1 else ())]
+        if not any(place[0] in self._odd.topics for place in self._positions):
+            return self._taken(messages)
+        believed, resumed = self._believable(messages)
+        taken = self._taken(believed)
+        for place, offset in resumed.items():
+            self._skipped.add(place)
+            self._seek(place, offset)
+        return taken
+
+    def _taken(self, messages: list[Message]) -> list[Message]:
         errors = [error for message in messages if (error := message.error()) is not None]
         if self._skipped or any(error.code() in UNREADABLE for error in errors):
             return self._readable(messages)
-        if not errors and len(self._positions) == 1:
+        if messages and not errors and len(self._positions) == 1:
             self._take(messages[-1])
         else:
             for message in messages:
@@ -103,11 +120,42 @@ class LogConsumer:
 
     def close(self) -> None:
         """Close the consumer."""
+        self._odd.close()
         self.consumer.close()
 
     def _take(self, message: Message) -> None:
         if message.error() is None:
             self._positions[message.topic(), message.partition()] = message.offset() + 1
+
+    def _believable(self, messages: Sequence[Message]) -> tuple[list[Message], dict[Place, int]]:
+        """Return ``messages`` without records that may hide others, and where to read again for these."""
+        start = next(iter(self._positions.values()))
+        if len(self._positions) == 1 and [one.offset() for one in messages] == [*range(start, start + len(messages))]:
+            return list(messages), {}
+        taken: dict[Place, list[int]] = {}
+        ordered = []
+        for message in messages:
+            if message.error() is None:
+                place = message.topic(), message.partition()
+                offsets = taken.setdefault(place, [])
+                # Two records of one batch may claim the same offset.
+                if message.offset() < (offsets[-1] + 1 if offsets else self._positions.get(place, 0)):
+                    continue
+                offsets.append(message.offset())
+            ordered.append(message)
+        resumed: dict[Place, int] = {}
+        for place, offsets in taken.items():
+            reach = self._odd.check(place, self._positions.get(place, 0), offsets) if offsets else None
+            if reach is None:
+                continue
+            if reach.resume > reach.position and not self._skip_odd:
+                raise TopicError(f"topic {place[0]} partition {place[1]} offset {reach.position}: {EXPLANATION}")
+            resumed[place] = reach.resume
+            of_place = [index for index, one in enumerate(ordered) if (one.topic(), one.partition()) == place]
+            behind = [i for i in of_place if ordered[i].error() is None and ordered[i].offset() >= reach.position]
+            dropped = {index for index in of_place if behind and index >= behind[0]}
+            ordered = [message for index, message in enumerate(ordered) if index not in dropped]
+        return ordered, resumed
 
     def _readable(self, messages: Sequence[Message]) -> list[Message]:
         """Return what of ``messages`` stands before unreadable batches, and go on behind these."""

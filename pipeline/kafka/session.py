@@ -29,6 +29,7 @@ from pipeline.kafka.careful import Mark, write_mark
 from pipeline.kafka.clients import GroupProtocol, consumer_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
+from pipeline.kafka.odd_offsets import OddOffsets
 from pipeline.kafka.offsets import CommittedOffsets
 from pipeline.kafka.patience import Patience
 from pipeline.kafka.restore import restore_partition
@@ -105,6 +106,7 @@ class Session:
         )
         self._consumer, self._fatal = self._new_client()
         self._unreadable = UnreadableBatches(self._consumer_config, agent)
+        self._odd = OddOffsets(self._consumer_config, settings.topic_prefix, self._waiting)
         self._transactions = Transactions(
             bootstrap,
             settings,
@@ -161,13 +163,17 @@ class Session:
         metadata = self._consumer.consumer_group_metadata()
         order = list(self._names)
         read, failed = self._read(messages)
+        resumed = self._believe(read)
         by_place = sorted(read.items(), key=lambda item: (item[0][1], order.index(item[0][0])))
         starts = {place: records[0].offset for place, records in by_place}
         ends = {place: records[-1].offset + 1 for place, records in by_place}
         self._positions.update(ends)
         self._unreadable.succeeded(ends)
         for place, (offset, error) in failed.items():
-            self._retry(place, offset, error)
+            if place not in resumed:
+                self._retry(place, offset, error)
+        for place, offset in resumed.items():
+            self._seek(place, offset)
         records = [record for _, part in by_place for record in part]
         return Batch(records, metadata, starts, ends) if records else None
 
@@ -282,6 +288,7 @@ class Session:
             self._release({number for _, number in self._settled})
         self._settled.clear()
         self._unreadable.close()
+        self._odd.close()
         self._transactions.close()
         self._leave(self._consumer)
 
@@ -369,6 +376,21 @@ class Session:
                 records.append(record)
         return {place: records for place, records in read.items() if records}, failed
 
+    def _believe(self, read: dict[Place, list[Record]]) -> dict[Place, int]:
+        """Drop from ``read`` what may hide other records; return where to read such partitions again."""
+        resumed: dict[Place, int] = {}
+        for place, records in list(read.items()):
+            reach = self._odd.check(place, self._positions[place], [record.offset for record in records])
+            if reach is None:
+                continue
+            read[place] = [record for record in records if record.offset < reach.position]
+            if not read[place]:
+                del read[place]
+            resumed[place] = reach.position
+            if reach.resume > reach.position:
+                self._unreadable.found(place, reach.position, reach.resume)
+        return resumed
+
     def _retry(self, place: Place, offset: int, error: KafkaError) -> None:
         """Fetch again what could not be read, or leave the partition alone while the end of it is searched for."""
         position = self._positions[place]
@@ -399,8 +421,9 @@ class Session:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             place = (message.topic(), message.partition())
             position = self._positions.get(place, message.offset())
-            if self._unreadable.fails(place) and message.offset() != position:
-                # Behind a damaged batch the client went on anywhere, and says so once it was called back.
+            if message.offset() != position and (self._unreadable.fails(place) or place[0] in self._odd.topics):
+                # Behind a damaged batch the client went on anywhere, or where a record claimed to be, and says so once
+                # it was called back.
                 self._seek(place, position)
                 return
             raise SessionError(

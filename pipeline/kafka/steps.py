@@ -129,7 +129,9 @@ class CarefulReading:
 
     def _read(self, step: Step) -> list[Record] | None:
         at = (*step.place, step.start)
-        reader = RangeReader(self._bootstrap, self._settings, *at, self._patience.wait, ONE_RECORD_BATCH)
+        wait = self._patience.wait
+        # Usual reading quarantines what this one refuses.
+        reader = RangeReader(self._bootstrap, self._settings, *at, wait, ONE_RECORD_BATCH, skip_odd=False)
         try:
             # Closed before the records are worked on: it would fetch further meanwhile.
             with closing(reader):

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from pipeline.kafka.batch import Place, UnreadableRange
+from pipeline.kafka.odd_offsets import EXPLANATION, ODD_OFFSET
 from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import FETCHES, NoAnswer, find_end
 
@@ -95,6 +96,12 @@ class UnreadableBatches:
         read = assigned(consumer, positions, but=self._searches)
         for place in self._standstills.suspects(read, lambda place: known_end(consumer, place)):
             self._begin(place, read[place], STALLED, _NOTHING_COMES)
+
+    def found(self, place: Place, start: int, end: int) -> None:
+        """Let `pop_found` return a range whose records claim other offsets than they have."""
+        known: Future[int] = Future()
+        known.set_result(end)
+        self._searches[place] = _Search(start, ODD_OFFSET, EXPLANATION, known)
 
     def fails(self, place: Place) -> bool:
         """Return whether the last word on this partition was a failed fetch."""

@@ -61,6 +61,24 @@ def record_batch(
     return with_payload(batch, COMPRESSIONS[compression](batch[_HEADER_BYTES:]), compression)
 
 
+def odd_batch(values: Sequence[bytes], deltas: Sequence[int], *, key: bytes = b"", timestamp_ms: int = 0) -> bytes:
+    """Return an uncompressed batch whose n-th record claims to be ``deltas[n]`` behind the batch's first offset."""
+    records = b""
+    for value, delta in zip(values, deltas, strict=True):
+        record = b"\0" + _varint(0) + _varint(delta) + _varint(len(key)) + key + _varint(len(value)) + value + b"\0"
+        records += _varint(len(record)) + record
+    return with_payload(record_batch(values, key=key, timestamp_ms=timestamp_ms), records, "none")
+
+
+def _varint(number: int) -> bytes:
+    zigzag = number << 1 if number >= 0 else (-number << 1) - 1
+    encoded = b""
+    while zigzag > 127:
+        encoded += bytes([zigzag & 127 | 128])
+        zigzag >>= 7
+    return encoded + bytes([zigzag])
+
+
 def with_payload(batch: bytes, payload: bytes, compression: str) -> bytes:
     """Return ``batch`` with its records replaced by ``payload``, compressed as named; length and CRC are right."""
     codec = _CODECS[compression.partition("_")[0]]

@@ -9,11 +9,12 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.kafka import log_consumer
 from pipeline.kafka.log_consumer import LogConsumer, TopicError
+from pipeline.kafka.odd_offsets import Reach
 from pipeline.kafka.quarantine import control_record
 from pipeline.kafka.unreadable import FETCHES, NoAnswer
 from schemas.messages import Quarantine, RecordPosition
 from schemas.records import Output
-from schemas.topics import CONTROL, DECISIONS, MODELS, PROFILED, PROGRESS, Topic
+from schemas.topics import CONTROL, DECISIONS, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic
 
 LOG_END = 8
 DAMAGED = range(3, 6)
@@ -130,9 +131,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return made
 
 
-def read(log: Log, *, skip_unreadable: bool = False) -> list[int]:
+def read(log: Log, *, skip_unreadable: bool = False, skip_odd: bool = True) -> list[int]:
     """The offsets of all records that a reader gets."""
-    reader = LogConsumer({}, "", {}, skip_unreadable=skip_unreadable)
+    reader = LogConsumer({}, "", {}, skip_unreadable=skip_unreadable, skip_odd=skip_odd)
     reader.assign([TopicPartition(log.name, 0, 0)])
     offsets: list[int] = []
     for _ in range(1_000):
@@ -218,3 +219,28 @@ def test_a_reader_that_only_looks_skips_what_nobody_has_quarantined(log: Log, to
     log.name = topic.name
     assert read(log, skip_unreadable=True) == [0, 1, 2, 6, 7]
     assert (log.failures, log.asked) == (FETCHES, 0)
+
+
+def test_reading_goes_on_behind_an_odd_record_or_refuses_it(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.name, log.heals_after = TRANSACTIONS.name, 0
+    at = log.at
+    asked: list[tuple[int, list[int]]] = []
+
+    class Odd:
+        """Knows that the record at offset 2, which claims 6, is followed by another one at 3."""
+
+        topics = frozenset({TRANSACTIONS.name})
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def check(self, _place: object, position: int, offsets: list[int]) -> Reach | None:
+            asked.append((position, offsets))
+            return Reach(2, 3)
+
+    monkeypatch.setattr(log_consumer, "OddOffsets", Odd)
+    monkeypatch.setattr(log, "at", lambda topic, offset: Message(topic, 6) if offset == 2 else at(topic, offset))
+    assert read(log) == [0, 1, 3, 4, 5, 6, 7]
+    assert asked == [(2, [6])]
+    with pytest.raises(TopicError, match="claims another offset"):
+        read(log, skip_odd=False)
