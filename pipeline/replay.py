@@ -4,10 +4,10 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
 from pipeline.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
 from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
-from pipeline.replay_watch import AlertWatch, FlowWatch
+from pipeline.replay_watch import AlertWatch, Flow, FlowWatch
 from pipeline.settings import Settings
 from schemas.messages import Label
 from schemas.topics import ALERTS, LABELS, TRANSACTIONS
@@ -35,6 +35,18 @@ _EARLY_S: Final = 0.001
 """An event so little ahead of the clock is sent at once: shorter sleeps are not exact."""
 _QUIET_S: Final = 1.0
 """After the last transaction was read by the card agent, alerts may follow; so long a silence says that none will."""
+
+
+_UNORDERED: Final = "the frames are not in event-time order; sort them first"
+
+
+class Row(NamedTuple):
+    """A transaction as it is sent."""
+
+    time_us: int
+    key: bytes
+    value: bytes
+    truth: Truth | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +106,17 @@ class Replay:
     """Sends frames of transactions, and each one's label after its delay, in the order of simulated time.
 
     ``frames`` yields frames with `pipeline.simulator.COLUMNS` in event-time order (``fraud`` and ``fraud_type`` may
-    be missing: then there are no labels) and may be endless. Record timestamps are the simulated clock: a transaction's
-    event time, a label's ``labelled_at``. ``report`` is called every ``report_interval_s`` from the thread of `run`,
-    and once at the end, with the same object; ``stop`` ends the replay, without the labels that are left.
+    be missing: then there are no labels), or the rows that `rows` made of one, and may be endless. Record timestamps
+    are the simulated clock: a transaction's event time, a label's ``labelled_at``. ``report`` is called every
+    ``report_interval_s`` from the thread of `run`, and once at the end, with the same object; ``stop`` ends the replay,
+    without the labels that are left.
     """
 
     def __init__(
         self,
         settings: Settings,
         bootstrap: str,
-        frames: Iterable[pd.DataFrame],
+        frames: Iterable[pd.DataFrame | Sequence[Row]],
         options: ReplayOptions | None = None,
         *,
         report: Callable[[ReplayProgress], None] | None = None,
@@ -127,7 +140,7 @@ class Replay:
         self._started_s = self._reported_s = 0.0
         # One without waiting records has length 0, and so is false.
         self._producer = producer if producer is not None else RecordProducer(bootstrap, settings)
-        self._flow: FlowWatch | None = None
+        self._flow: Flow | None = None
         self._alerts: AlertWatch | None = None
 
     def run(self) -> ReplayProgress:
@@ -142,11 +155,7 @@ class Replay:
         with contextlib.ExitStack() as stack:
             if options.wait:
                 group = settings.topic(CARD_GROUP)
-                self._flow = stack.enter_context(
-                    FlowWatch(
-                        self._bootstrap, settings, self._transactions, group, options.max_in_flight, self._flow_state
-                    )
-                )
+                self._flow = stack.enter_context(self._new_flow(group))
             if options.review_delay_s is not None:
                 self._alerts = stack.enter_context(AlertWatch(self._bootstrap, settings, settings.topic(ALERTS.name)))
             stack.enter_context(self._producer)
@@ -157,34 +166,61 @@ class Replay:
         self._tell(final=True)
         return self._progress
 
+    def _new_flow(self, group: str) -> Flow:
+        return FlowWatch(
+            self._bootstrap,
+            self._settings,
+            self._transactions,
+            group,
+            self._options.max_in_flight,
+            self._flow_state,
+        )
+
     def _flow_state(self) -> tuple[int, int]:
         return self._progress.transactions, len(self._producer)
 
-    def _send_frame(self, frame: pd.DataFrame) -> bool:
+    def rows(self, frame: pd.DataFrame) -> list[Row]:
+        """Return the rows of a frame, encoded; a frame costs as much as a hundred rows, so cut the rows, not frames.
+
+        Raises ``ValueError`` when the frame is not in event-time order.
+        """
+        times_us = event_times_us(frame)
+        if (np.diff(times_us) < 0).any():
+            raise ValueError(_UNORDERED)
+        encode = ENCODER.encode
+        return [
+            Row(time_us, message.card_id.encode(), encode(message), truth)
+            for time_us, message, truth in zip(
+                times_us.tolist(), transaction_messages(frame, times_us), self._truths(frame, times_us), strict=True
+            )
+        ]
+
+    def _send_frame(self, frame: pd.DataFrame | Sequence[Row]) -> bool:
         """Send one frame with what falls due before each of its rows; false when the replay must stop."""
         for first in range(0, len(frame), _CHUNK_ROWS):
-            if not self._send_chunk(frame.iloc[first : first + _CHUNK_ROWS]):
+            if isinstance(frame, pd.DataFrame):
+                rows: Sequence[Row] = self.rows(frame.iloc[first : first + _CHUNK_ROWS])
+            else:
+                rows = frame[first : first + _CHUNK_ROWS]
+            if not self._send_rows(rows):
                 return False
         return not self._stop.is_set()
 
-    def _send_chunk(self, frame: pd.DataFrame) -> bool:
-        times_us = event_times_us(frame)
-        if (np.diff(times_us) < 0).any() or (self._clock_us is not None and times_us[0] < self._clock_us):
-            raise ValueError("the frames are not in event-time order; sort them first")
-        messages = transaction_messages(frame, times_us)
-        truths = self._truths(frame, times_us)
-        encode, produce, schedule = ENCODER.encode, self._producer.produce, self._schedule
+    def _send_rows(self, rows: Sequence[Row]) -> bool:
+        if self._clock_us is not None and rows[0].time_us < self._clock_us:
+            raise ValueError(_UNORDERED)
+        produce, schedule = self._producer.produce, self._schedule
         paced, topic, progress, flow = self._options.speed < math.inf, self._transactions, self._progress, self._flow
         alerts = self._alerts.waiting if self._alerts is not None else ()
         if self._clock_us is None:
-            self._start_clock(int(times_us[0]))
-        for time_us, message, truth in zip(times_us.tolist(), messages, truths, strict=True):
+            self._start_clock(rows[0].time_us)
+        for time_us, key, value, truth in rows:
             due = paced or alerts or schedule.next_due_us <= time_us
             if due and not (self._send_labels_until(time_us) and self._sleep_until(time_us)):
                 return False
             if flow is not None and progress.transactions >= flow.allowed and not self._await_room(flow):
                 return False
-            produce(topic, message.card_id.encode(), encode(message), time_us // 1_000)
+            produce(topic, key, value, time_us // 1_000)
             self._clock_us = time_us
             progress.transactions += 1
             if truth is not None:
@@ -287,7 +323,7 @@ class Replay:
             self._tell()
         return True
 
-    def _await_room(self, flow: FlowWatch) -> bool:
+    def _await_room(self, flow: Flow) -> bool:
         """Wait until the card agents have caught up; the simulated clock stands still."""
         began_s = time.monotonic()
         while self._progress.transactions >= flow.allowed:
@@ -314,7 +350,7 @@ class Replay:
         self._progress.warning = None
         return True
 
-    def _watch(self, flow: FlowWatch, began_s: float) -> None:
+    def _watch(self, flow: Flow, began_s: float) -> None:
         """What is done while waiting, since ``began_s``, for the card agents."""
         self._producer.poll()
         self._take_alerts()

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -68,6 +68,32 @@ class _Watch:
             self._error = error
 
 
+class Flow(Protocol):
+    """How many transactions may be sent; a context that is entered before the first of them."""
+
+    @property
+    def allowed(self) -> int:
+        """Number of transactions up to which sending may go on."""
+
+    @property
+    def progress_s(self) -> float:
+        """When the readers were last seen to get on (monotonic clock)."""
+
+    def in_flight(self, sent: int) -> int:
+        """Return the transactions ahead of the readers when ``sent`` were sent."""
+
+    def check(self) -> None:
+        """Raise the error after which the count cannot be trusted any more."""
+
+    def __enter__(self) -> Self:
+        """Begin to count."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Count no more."""
+
+
 class FlowWatch(_Watch):
     """Says how many transactions may be sent.
 
@@ -89,9 +115,18 @@ class FlowWatch(_Watch):
         self._lag, self._limit, self._state = GroupLag(bootstrap, settings, topic, group), limit, state
         self._committed = -1
         self._consumed = 0
-        self.allowed = 0
-        self.progress_s = time.monotonic()
+        self._allowed = 0
+        self._progress_s = time.monotonic()
+
+    @property
+    def allowed(self) -> int:
+        """Number of transactions up to which sending keeps within the limit."""
+        return self._allowed
+
+    @property
+    def progress_s(self) -> float:
         """When the group was last seen to commit something (monotonic clock)."""
+        return self._progress_s
 
     def in_flight(self, sent: int) -> int:
         """Transactions ahead of the commits when ``sent`` were sent, as of the last measurement."""
@@ -102,9 +137,9 @@ class FlowWatch(_Watch):
         sent, queued = self._state()
         lag, committed = self._lag.measure()
         if committed != self._committed:
-            self._committed, self.progress_s = committed, time.monotonic()
+            self._committed, self._progress_s = committed, time.monotonic()
         self._consumed = sent - queued - lag
-        self.allowed = self._consumed + self._limit
+        self._allowed = self._consumed + self._limit
         sent, _ = self._state()
         return _URGENT_INTERVAL_S if self.in_flight(sent) > self._limit // 2 else _RELAXED_INTERVAL_S
 

@@ -2,19 +2,22 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import msgspec
 import pandas as pd
 
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS
+from pipeline.demo.figures import Figures
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.state import RunState
 from pipeline.demo.world import LONGEST_CATCH_UP_S, World, paced
 from pipeline.kafka.producer import RecordProducer
-from pipeline.replay import Replay, ReplayOptions, ReplayProgress
+from pipeline.replay import Replay, ReplayOptions, ReplayProgress, Row
+from pipeline.replay_watch import Flow
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 
@@ -47,6 +50,43 @@ class TimedProducer(RecordProducer):
         if topic == self._transactions:
             self._ledger.sent(self._decode(value).transaction_id, time.monotonic(), warm_up=self.warm_up)
         super().produce(topic, key, value, timestamp_ms, headers)
+
+
+class DecidedFlow:
+    """Lets transactions be sent up to ``limit`` ahead of those that have a decision, or were refused."""
+
+    def __init__(self, figures: Figures, limit: int) -> None:
+        self._figures, self._limit = figures, limit
+        self._decided = -1
+        self._progress_s = time.monotonic()
+
+    @property
+    def allowed(self) -> int:
+        """Number of transactions up to which sending keeps within the limit."""
+        return self._figures.decided + self._limit
+
+    @property
+    def progress_s(self) -> float:
+        """When a new decision was last seen (monotonic clock)."""
+        decided = self._figures.decided
+        if decided != self._decided:
+            self._decided, self._progress_s = decided, time.monotonic()
+        return self._progress_s
+
+    def in_flight(self, sent: int) -> int:
+        """Return the transactions without a decision when ``sent`` were sent."""
+        return max(0, sent - self._figures.decided)
+
+    def check(self) -> None:
+        """Nothing fails here: the monitor raises its own errors."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held."""
 
 
 class Feeder(Replay):
@@ -84,7 +124,12 @@ class Feeder(Replay):
         self._wait_decided = wait_decided
         self._stop_event = stop
 
-    def _world_frames(self) -> Iterator[pd.DataFrame]:
+    def _new_flow(self, group: str) -> Flow:
+        """Count what is decided, which this process reads anyway: offsets of a group would have to be asked for."""
+        del group
+        return DecidedFlow(self._state.figures, self._options.max_in_flight)
+
+    def _world_frames(self) -> Iterator[pd.DataFrame | Sequence[Row]]:
         self._timed.warm_up = True
         for frame in self._world.warm_up():
             yield frame
@@ -95,14 +140,16 @@ class Feeder(Replay):
         self._wait_decided()
         yield from self._days()
 
-    def _days(self) -> Iterator[pd.DataFrame]:
+    def _days(self) -> Iterator[Sequence[Row]]:
         world, state = self._world, self._state
         began_s = time.monotonic()
         for number, day in enumerate(world.days(world.history_days, state.days or None), start=1):
             state.day, state.day_share = number, 0.0
             midnight = world.first_streamed() + timedelta(days=number - 1)
-            for share, frame in paced(day, self._day_s, time.monotonic, self._stop_event.wait, began_s):
-                yield frame
+            rows = self.rows(day)
+            times_us = [row.time_us for row in rows]
+            for share, part in paced(times_us, self._day_s, time.monotonic, self._stop_event.wait, began_s):
+                yield rows[part]
                 state.day_share, state.simulated = share, midnight + timedelta(days=share)
             state.day_share = 1.0
             # When the workers could not follow, the simulated clock waits for them.

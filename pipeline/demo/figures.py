@@ -88,7 +88,12 @@ class Figures:
     @property
     def undecided(self) -> int:
         """Transactions sent that have neither a decision nor been refused, as far as was read."""
-        return max(0, self.transactions - self.refused - (self.decisions - self.repeated_decisions))
+        return max(0, self.transactions - self.decided)
+
+    @property
+    def decided(self) -> int:
+        """Transactions that have a decision or were refused, as far as was read."""
+        return self.refused + self.decisions - self.repeated_decisions
 
     @property
     def precision(self) -> float | None:

@@ -1,6 +1,6 @@
 """The simulated world of a run: its population, the history that the first model learns from, the days that stream."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -71,25 +71,29 @@ def _valid(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def paced(
-    day: pd.DataFrame, day_s: float, clock: Callable[[], float], sleep: Callable[[float], object], began_s: float
-) -> Iterator[tuple[float, pd.DataFrame]]:
+    times_us: Sequence[int],
+    day_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], object],
+    began_s: float,
+) -> Iterator[tuple[float, slice]]:
     """Cut a day into what falls into each slice of real time, and yield it when its time has come.
 
-    ``day_s`` is the real time that the day takes, from ``began_s`` on the ``clock``. Yields the share of the day that
-    has passed, with the transactions of the slice. A caller that is slow gets the next slices at once.
+    ``times_us`` are the day's event times in order, in microseconds since 1970. ``day_s`` is the real time that the day
+    takes, from ``began_s`` on the ``clock``. Yields the share of the day that has passed, with where the transactions
+    of the slice lie in ``times_us``. A caller that is slow gets the next slices at once.
     """
-    first = day["event_time"].iloc[0].normalize() if len(day) else None
-    if first is None:
+    if not times_us:
         sleep(day_s)
         return
     slices = max(1, round(day_s / SLICE_S))
-    seconds = (day["event_time"] - first).dt.total_seconds().to_numpy()
-    ends = np.searchsorted(seconds, np.arange(1, slices + 1) * (86_400 / slices))
+    midnight_us = times_us[0] // US_PER_DAY * US_PER_DAY
+    ends = np.searchsorted(times_us, midnight_us + np.arange(1, slices + 1) * (US_PER_DAY / slices))
     begin = 0
     for number, end in enumerate(ends.tolist(), start=1):
         ahead_s = began_s + number * day_s / slices - clock()
         if ahead_s > 0:
             sleep(ahead_s)
         if end > begin:
-            yield number / slices, day.iloc[begin:end]
+            yield number / slices, slice(begin, end)
         begin = end
