@@ -12,7 +12,7 @@ from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.health import Health
 from pipeline.kafka.batch import Batch, Place
-from pipeline.kafka.clients import GroupProtocol
+from pipeline.kafka.clients import LATE_FETCH_MS, GroupProtocol
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
@@ -70,6 +70,7 @@ class AgentLoop:
         self._full_batch = settings.batch_max_records
         self._failures = Failures(spec.name, settings, quarantines, health)
         self._counts = Counts(spec.name, metrics)
+        self._interval_s = 0.0 if spec.pressing else settings.feedback_interval_s
         self._session = Session(
             bootstrap,
             settings,
@@ -80,12 +81,12 @@ class AgentLoop:
             renewed=lambda: metrics.producer_renewed(spec.name),
             on_refused=metrics.records_refused,
             group_protocol=group_protocol,
+            late_ms=min(round(self._interval_s * 1_000), LATE_FETCH_MS),
         )
         self._check_broker = check_broker
         self._joined = False
         self._stopping = False
         self._whole = self._survives = True
-        self._interval_s = 0.0 if spec.pressing else settings.feedback_interval_s
         self._rested_s = 0.0
 
     def turn(self, batch: Batch) -> None:

@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from pipeline.demo.ledger import Ledger
+from pipeline.kafka.clients import LATE_FETCH_MS, fetch_config
 from pipeline.kafka.progress import TopicTail
 from pipeline.settings import Settings
-from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, MODELS
+from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, MODELS, Topic
 
 WAIT_S: Final = 0.05
 """Longest wait for a decision before the other topics are looked at; a decision ends it at once."""
@@ -31,9 +32,15 @@ class Monitor:
     def __init__(self, bootstrap: str, settings: Settings, ledger: Ledger, clock: Clock = time.monotonic) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._decisions = TopicTail(bootstrap, settings, settings.topic(DECISIONS.name))
+
+        def tail(topic: Topic, late_ms: int = 0) -> TopicTail:
+            fetch = fetch_config([topic], settings, late_ms=late_ms)
+            return TopicTail(bootstrap, settings, settings.topic(topic.name), fetch)
+
+        self._decisions = tail(DECISIONS)
+        # Decisions are timed; what else there is to show may come a little later.
         self._others = [
-            (TopicTail(bootstrap, settings, settings.topic(topic.name)), enter)
+            (tail(topic, LATE_FETCH_MS), enter)
             for topic, enter in (
                 (LABELS, ledger.label),
                 (ALERTS, ledger.alert),

@@ -18,6 +18,8 @@ from pipeline.settings import Settings
 KEPT: Final = ("lock", "jars", "ports.json")
 """What of the last run's broker stays: the lock that its processes hold, fetched jars, the port."""
 
+FEWEST_PARTITIONS: Final = 2
+
 
 class RunRefused(RuntimeError):
     """A run cannot begin; the text says what to do."""
@@ -69,11 +71,15 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def run_settings(settings: Settings, directory: Path, now: datetime) -> Settings:
-    """The settings of a run's programs.
+def run_settings(settings: Settings, directory: Path, now: datetime, workers: int = 1) -> Settings:
+    """Return the settings of a run's programs.
 
-    On a cluster of the user's, its topics get a prefix of their own, unless the user gave one.
+    On a cluster of the user's, its topics get a prefix of their own, unless the user gave one. Topics have no more
+    partitions than the ``workers`` need, unless the user says how many: each one takes requests of its own, of which
+    brokers pay for each, on a machine that runs everything.
     """
+    partitions = max(FEWEST_PARTITIONS, workers)
+    counts = {"card_partitions": partitions, "merchant_partitions": partitions}
     prefix = settings.topic_prefix
     if settings.kafka_bootstrap_servers is not None and not prefix:
         prefix = f"demo-{now.astimezone(UTC):%Y%m%d-%H%M%S}-"
@@ -84,6 +90,7 @@ def run_settings(settings: Settings, directory: Path, now: datetime) -> Settings
             "topic_prefix": prefix,
             "timestamps": "producer",
             "create_topics": True,
+            **{name: count for name, count in counts.items() if name not in settings.model_fields_set},
             "metrics_port": free_or_any(settings.metrics_host, settings.metrics_port),
         }
     )

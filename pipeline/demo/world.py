@@ -13,8 +13,8 @@ from pipeline.simulator import DEFAULT_START, Profiles, Scenario, make_profiles,
 
 WARM_UP_DAYS: Final = HORIZON_US // US_PER_DAY
 """What the longest window can see: after so many days the workers' windows hold what they would always have held."""
-SLICE_S: Final = 0.02
-"""Real time between two sends; what falls into it is sent at once."""
+SLICE_S: Final = 0.04
+"""Real time between two sends; what falls into it is sent at once. Each send is a request for each partition."""
 LONGEST_CATCH_UP_S: Final = 0.5
 """Further behind than this, the simulated clock is put back instead of running faster."""
 

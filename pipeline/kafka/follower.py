@@ -1,7 +1,7 @@
 """Following a topic whole, outside any consumer group: how every worker learns of new model versions."""
 
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import Final, Self
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
@@ -11,6 +11,8 @@ from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import Topic
 
+FETCH_WAIT_MS: Final = 500
+
 
 class TopicFollower:
     """Reads a topic from its beginning, or from given positions, and then whatever comes; used from one thread."""
@@ -18,7 +20,8 @@ class TopicFollower:
     def __init__(self, bootstrap: str, settings: Settings, topic: Topic) -> None:
         self._bootstrap, self._settings = bootstrap, settings
         self._name = settings.topic(topic.name)
-        self._consumer = log_consumer(bootstrap, settings)
+        # Looked at between batches. A broker answers when there is something; an answer without anything is work.
+        self._consumer = log_consumer(bootstrap, settings, {"fetch.wait.max.ms": FETCH_WAIT_MS})
         self._pending_ends: set[int] = set()
         self._positions: dict[int, int] = {}
         """Offsets behind what was read, by partition."""

@@ -1,7 +1,8 @@
 """How far a consumer group is behind, and the newest records of a topic: what a program that feeds topics looks at."""
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import ConfigResource
@@ -51,9 +52,10 @@ class GroupLag:
 class TopicTail:
     """Reads what is added to a topic from now on, committed records only; used from one thread."""
 
-    def __init__(self, bootstrap: str, settings: Settings, topic: str) -> None:
+    def __init__(self, bootstrap: str, settings: Settings, topic: str, fetch: Mapping[str, Any] | None = None) -> None:
+        """``fetch``: what `fetch_config` returns for the topic."""
         self._topic = topic
-        self._consumer = log_consumer(bootstrap, settings, {"enable.partition.eof": False})
+        self._consumer = log_consumer(bootstrap, settings, {**(fetch or {}), "enable.partition.eof": False})
         positions = []
         for number in partition_numbers(self._consumer.consumer, topic):
             positions.append(TopicPartition(topic, number, patiently(partial(self._end, number))))

@@ -26,7 +26,7 @@ from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.careful import Mark, write_mark
-from pipeline.kafka.clients import GroupProtocol, consumer_config, log_error, record_of
+from pipeline.kafka.clients import GroupProtocol, consumer_config, fetch_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.odd_offsets import OddOffsets
@@ -86,7 +86,9 @@ class Session:
         renewed: Callable[[], None] = lambda: None,
         on_refused: OnRefused = not_counted,
         group_protocol: GroupProtocol = "consumer",
+        late_ms: int = 0,
     ) -> None:
+        """``late_ms``: how long brokers may collect records before they answer, in milliseconds."""
         self._on_refused = on_refused
         self._settings, self._handler, self.agent = settings, handler, agent
         self._names = {settings.topic(topic.name): topic for topic in topics}
@@ -104,6 +106,8 @@ class Session:
             overrides={"auto.offset.reset": "error"},
             protocol=group_protocol,
         )
+        # Of this client alone: who probes a partition wants an answer at once.
+        self._fetch = fetch_config(topics, settings, late_ms=late_ms)
         self._consumer, self._fatal = self._new_client()
         self._unreadable = UnreadableBatches(self._consumer_config, agent)
         self._odd = OddOffsets(self._consumer_config, settings.topic_prefix, self._waiting)
@@ -497,7 +501,7 @@ class Session:
             else:
                 log_error(error)
 
-        return Consumer({**self._consumer_config, "error_cb": on_error}), fatal
+        return Consumer({**self._consumer_config, **self._fetch, "error_cb": on_error}), fatal
 
     def _subscribe(self) -> None:
         self._consumer.subscribe(
