@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +21,8 @@ from pipeline.cli import main
 from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
-from pipeline.replay import Replay, ReplayOptions, ReplayProgress
+from pipeline.replay import Replay, ReplayOptions, ReplayProgress, Row
+from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
 from pipeline.settings import Settings
 from pipeline.simulator import make_profiles, simulate_days
 from schemas.messages import Label, Transaction
@@ -188,6 +189,20 @@ def test_it_stays_near_the_card_agent(settings: Settings, frame: pd.DataFrame) -
         worker.join()
     assert progress.transactions == len(frame)
     assert 20 < max(ahead) <= 60
+
+
+def test_rows_that_were_encoded_before_are_sent_like_frames(settings: Settings, frame: pd.DataFrame) -> None:
+    def parts() -> Iterator[Sequence[Row]]:
+        rows = feeder.rows(frame)
+        yield from (rows[first : first + 7] for first in range(0, len(rows), 7))
+
+    options = ReplayOptions(wait=False, label_delay_s=86_400.0)
+    feeder = Replay(settings, str(settings.kafka_bootstrap_servers), parts(), options)
+    progress = feeder.run()
+    assert progress.transactions == len(frame) > 100
+    assert progress.labels == len(frame)
+    expected = sorted(ENCODER.encode(message) for message in transaction_messages(frame, event_times_us(frame)))
+    assert sorted(record.value or b"" for record in records(settings, TRANSACTIONS.name)) == expected
 
 
 def test_without_a_reader_it_says_so_and_can_be_stopped(settings: Settings, frame: pd.DataFrame) -> None:
