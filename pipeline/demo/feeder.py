@@ -22,6 +22,8 @@ from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 
 REPORT_INTERVAL_S: Final = 0.1
+LONGEST_SILENCE_S: Final = 120.0
+"""So long without a decision, and the run fails; before the first one of an installation, kernels are compiled."""
 
 
 class _Identity(msgspec.Struct, frozen=True):
@@ -114,7 +116,9 @@ class Feeder(Replay):
             settings,
             bootstrap,
             self._world_frames(),
-            ReplayOptions(label_delay_s=LABEL_DELAY_DAYS * 86_400.0, flush_labels=False),
+            ReplayOptions(
+                label_delay_s=LABEL_DELAY_DAYS * 86_400.0, flush_labels=False, stall_warning_s=LONGEST_SILENCE_S
+            ),
             report=report,
             stop=stop,
             report_interval_s=REPORT_INTERVAL_S,

@@ -74,12 +74,13 @@ def _remove(path: Path) -> None:
 def run_settings(settings: Settings, directory: Path, now: datetime, workers: int = 1) -> Settings:
     """Return the settings of a run's programs.
 
-    On a cluster of the user's, its topics get a prefix of their own, unless the user gave one. Topics have no more
-    partitions than the ``workers`` need, unless the user says how many: each one takes requests of its own, of which
-    brokers pay for each, on a machine that runs everything.
+    On a cluster of the user's, its topics get a prefix of their own, unless the user gave one. On the embedded broker
+    they have no more partitions than the ``workers`` need, unless the user says how many: clients send requests for each
+    partition, and brokers pay for each request, on a machine that runs everything.
     """
-    partitions = max(FEWEST_PARTITIONS, workers)
-    counts = {"card_partitions": partitions, "merchant_partitions": partitions}
+    counts = {}
+    if settings.kafka_bootstrap_servers is None:
+        counts = dict.fromkeys(("card_partitions", "merchant_partitions"), max(FEWEST_PARTITIONS, workers))
     prefix = settings.topic_prefix
     if settings.kafka_bootstrap_servers is not None and not prefix:
         prefix = f"demo-{now.astimezone(UTC):%Y%m%d-%H%M%S}-"

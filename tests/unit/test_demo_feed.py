@@ -75,3 +75,9 @@ def test_a_run_has_the_partitions_that_its_user_asks_for(tmp_path: Path) -> None
     given = Settings(data_dir=tmp_path, card_partitions=7)
     settings = run_settings(given, tmp_path, datetime.now(UTC), 1)
     assert (settings.card_partitions, settings.merchant_partitions) == (7, FEWEST_PARTITIONS)
+
+
+def test_topics_that_may_exist_keep_the_partitions_of_the_settings(tmp_path: Path) -> None:
+    given = Settings(data_dir=tmp_path, kafka_bootstrap_servers="localhost:9", topic_prefix="own-")
+    settings = run_settings(given, tmp_path, datetime.now(UTC), 1)
+    assert (settings.card_partitions, settings.merchant_partitions) == (given.card_partitions, 4)
