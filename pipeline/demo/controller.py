@@ -215,7 +215,8 @@ class Controller:
         self._check()
         if progress.warning is not None:
             raise Incomplete(
-                f"the workers have decided nothing for a long time ({count_text(progress.in_flight)} transactions wait). "
+                "the workers have decided nothing for a long time "
+                f"({count_text(progress.in_flight)} transactions wait). "
                 f"Their logs are in {self._given.data_dir / 'logs'}."
             )
 

@@ -75,8 +75,8 @@ def run_settings(settings: Settings, directory: Path, now: datetime, workers: in
     """Return the settings of a run's programs.
 
     On a cluster of the user's, its topics get a prefix of their own, unless the user gave one. On the embedded broker
-    they have no more partitions than the ``workers`` need, unless the user says how many: clients send requests for each
-    partition, and brokers pay for each request, on a machine that runs everything.
+    they have no more partitions than the ``workers`` need, unless the user says how many: clients send requests for
+    each partition, and brokers pay for each request, on a machine that runs everything.
     """
     counts = {}
     if settings.kafka_bootstrap_servers is None:
