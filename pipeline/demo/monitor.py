@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from pipeline.demo.ledger import Ledger
-from pipeline.kafka.clients import LATE_FETCH_MS, fetch_config
+from pipeline.kafka.clients import LATE_FETCH_MS, late_fetch_config
 from pipeline.kafka.progress import TopicTail
 from pipeline.settings import Settings
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, MODELS, Topic
@@ -34,7 +34,7 @@ class Monitor:
         self._clock = clock
 
         def tail(topic: Topic, late_ms: int = 0) -> TopicTail:
-            fetch = fetch_config([topic], settings, late_ms=late_ms)
+            fetch = late_fetch_config(late_ms, settings)
             return TopicTail(bootstrap, settings, settings.topic(topic.name), fetch)
 
         self._decisions = tail(DECISIONS)

@@ -7,7 +7,7 @@ everything else that ``settings.kafka_config`` names wins over the tuning here.
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
@@ -26,7 +26,6 @@ from pipeline.kafka import log_consumer as logs
 from pipeline.kafka.callbacks import callback
 from pipeline.settings import Settings
 from schemas.records import Headers, Record
-from schemas.topics import LABELS, TRANSACTIONS, Topic
 
 log = logging.getLogger(__name__)
 librdkafka_log = logging.getLogger("pipeline.kafka.librdkafka")
@@ -61,8 +60,6 @@ errors_log.addFilter(OncePerWhile())
 
 MAX_RECORD_BYTES: Final = 32 * 1024 * 1024
 FETCH_BYTES: Final = 64 * 1024
-OWN_FETCH_BYTES: Final = 1024 * 1024
-"""What one answer may hold of topics that only agents write to: a batch of theirs may have eight times as much."""
 LATE_FETCH_MS: Final = 250
 """Longest wait of a broker, for readers who are in no hurry."""
 TRANSACTION_TIMEOUT_MS: Final = 10_000
@@ -217,21 +214,16 @@ def consumer_config(
     return {**config, "message.max.bytes": min(FETCH_BYTES, int(config["fetch.max.bytes"]))}
 
 
-def fetch_config(topics: Iterable[Topic], settings: Settings, *, late_ms: int = 0) -> Config:
-    """Return how to fetch from ``topics``, to be put over `consumer_config`; what the settings say is left alone.
+def late_fetch_config(late_ms: int, settings: Settings) -> Config:
+    """Return how a reader in no hurry fetches, to be put over `consumer_config`.
+
+    Each small batch that is fetched alone costs a broker as much as a large one.
 
     Args:
-        topics: Topics that are read. Of those that producers write to, an answer stays small
-            (``docs/decisions/0031-unreadable-batches.md``).
+        late_ms: How long a broker may collect records before it answers; 0: it answers at once.
         settings: Their ``kafka_config`` wins.
-        late_ms: How long a broker may collect records before it answers, in milliseconds; 0: it answers at once. Each
-            small batch that is fetched alone costs the broker as much as a large one.
     """
-    config: Config = {}
-    if not {topic.name for topic in topics} & {TRANSACTIONS.name, LABELS.name}:
-        config |= {"fetch.max.bytes": OWN_FETCH_BYTES, "max.partition.fetch.bytes": OWN_FETCH_BYTES}
-    if late_ms > 0:
-        config |= {"fetch.min.bytes": FETCH_BYTES // 2, "fetch.wait.max.ms": late_ms}
+    config: Config = {"fetch.min.bytes": FETCH_BYTES // 2, "fetch.wait.max.ms": late_ms} if late_ms > 0 else {}
     return {name: value for name, value in config.items() if name not in settings.kafka_config}
 
 

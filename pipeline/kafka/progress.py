@@ -53,7 +53,7 @@ class TopicTail:
     """Reads what is added to a topic from now on, committed records only; used from one thread."""
 
     def __init__(self, bootstrap: str, settings: Settings, topic: str, fetch: Mapping[str, Any] | None = None) -> None:
-        """``fetch``: what `fetch_config` returns for the topic."""
+        """``fetch``: what `late_fetch_config` returns."""
         self._topic = topic
         self._consumer = log_consumer(bootstrap, settings, {**(fetch or {}), "enable.partition.eof": False})
         positions = []

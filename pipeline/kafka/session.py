@@ -26,7 +26,7 @@ from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.careful import Mark, write_mark
-from pipeline.kafka.clients import GroupProtocol, consumer_config, fetch_config, log_error, record_of
+from pipeline.kafka.clients import GroupProtocol, consumer_config, late_fetch_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.odd_offsets import OddOffsets
@@ -107,7 +107,7 @@ class Session:
             protocol=group_protocol,
         )
         # Of this client alone: who probes a partition wants an answer at once.
-        self._fetch = fetch_config(topics, settings, late_ms=late_ms)
+        self._fetch = late_fetch_config(late_ms, settings)
         self._consumer, self._fatal = self._new_client()
         self._unreadable = UnreadableBatches(self._consumer_config, agent)
         self._odd = OddOffsets(self._consumer_config, settings.topic_prefix, self._waiting)
