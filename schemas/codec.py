@@ -90,6 +90,9 @@ class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
     """Hours since midnight, with fraction: of ``local_time`` where that is given, else of the event time in UTC."""
     weekday: float
     """0 (Monday) to 6 (Sunday), of the same time."""
+    currency: str
+    """ISO 4217 code of the currency that it was sent in."""
+    transaction_type: str
 
 
 class _AmountText(msgspec.Struct):
@@ -152,6 +155,8 @@ def decode_transaction(
         transaction.transaction_type in COUNTING_TYPES,
         of_day_us / _US_PER_HOUR,
         float(weekday),
+        transaction.currency,
+        transaction.transaction_type,
     )
 
 

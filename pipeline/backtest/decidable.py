@@ -9,10 +9,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.backtest.accept import Acceptance, accept_transactions
-from pipeline.backtest.joins import CardIndex, Records
 from pipeline.backtest.run import accept_each
 from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Reject, Transactions, digest_keys, no_labels
+from pipeline.engine.columns import Reject, Transactions, digest_keys
+from pipeline.engine.joins import Horizons
+from pipeline.engine.pending import NO_LABELS, MemoryPending
+from pipeline.engine.profiling import Arrivals, CardJoin
+from pipeline.engine.transaction_index import MemoryIndex
 
 
 class Decidable(NamedTuple):
@@ -29,26 +32,28 @@ class Decidable(NamedTuple):
 def decidable(tables: Iterable[pa.Table], options: CardOptions) -> Decidable:
     """Look through ``tables`` as of `pipeline.backtest.replay`, in order, as one partition."""
     rejects: list[Reject] = []
-    index = CardIndex(options.dedup_horizon_us, options.label_horizon_us)
+    horizons = Horizons(options.dedup_horizon_us, options.label_horizon_us)
+    join = CardJoin(MemoryIndex(), MemoryPending())
     kept, accepted = [np.empty(0, np.int64)], 0
     for rows in accept_each(
         tables, accept_transactions, Acceptance(options.rates, options.future_tolerance_us), rejects
     ):
         accepted += len(rows)
-        kept.append(rows.row[index.join(_unlabelled(rows)).accepted])
+        kept.append(rows.row[join.join(horizons, _unlabelled(rows)).accepted])
+        join.forget(horizons, 0)
+        join.settle()
     row = np.concatenate(kept)
     return Decidable(row, Counter(reject.code for reject in rejects), accepted - len(row))
 
 
-def _unlabelled(rows: Transactions) -> Records:
+def _unlabelled(rows: Transactions) -> Arrivals[NDArray[np.int64]]:
     """Without labels nobody asks for merchants."""
     n = len(rows)
-    return Records(
+    return Arrivals(
         digest=digest_keys(rows.card_id, rows.transaction_id),
         event_time_us=rows.event_time_us,
-        merchant=np.zeros((n, 2), np.int64),
-        merchant_partition=np.zeros(n, np.int64),
         position=np.arange(n),
-        labels=no_labels(),
+        merchants=np.zeros((n, 3), np.int64),
+        labels=NO_LABELS,
         label_position=np.empty(0, np.int64),
     )

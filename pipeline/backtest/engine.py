@@ -12,14 +12,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.joins import COUNTS, CardIndex, Following, Records
 from pipeline.backtest.order import Chunk
 from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Reject, Transactions, digest_keys, name_keys
+from pipeline.engine.columns import Reject, Transactions, digest_keys, identities, name_keys, no_labels
 from pipeline.engine.decisions import Decisions, decided
+from pipeline.engine.joins import COUNTS, NO_TRANSACTION, Horizons, not_joined
 from pipeline.engine.models import ActiveModels
+from pipeline.engine.pending import LabelBatch, MemoryPending
 from pipeline.engine.placement import partitions_of
+from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.score import KNOWN_CODES, KNOWN_NONE
+from pipeline.engine.transaction_index import MemoryIndex
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.learning.labels import KNOWN
@@ -37,6 +40,20 @@ class _Names(NamedTuple):
     merchant: NDArray[np.int64]
     """Shape (n, 2)."""
     merchant_partition: NDArray[np.int64]
+
+
+class _Following(NamedTuple):
+    """Labels that change what is known, as they stand in the merchants' log; shape (k,) each."""
+
+    position: NDArray[np.int64]
+    """That of the record behind which each stands: its own, or its transaction's."""
+    identity: NDArray[np.uint64]
+    event_time_us: NDArray[np.int64]
+    merchant: NDArray[np.int64]
+    """Shape (k, 3): `name_keys`, and the partition."""
+    known: NDArray[np.int64]
+    """Index of `pipeline.learning.labels.KNOWN`."""
+    known_at_us: NDArray[np.int64]
 
 
 class Profiled(NamedTuple):
@@ -63,7 +80,8 @@ class Engine:
     def __init__(self, options: CardOptions) -> None:
         self._options = options
         numbers = range(options.partitions)
-        self._indexes = [CardIndex(options.dedup_horizon_us, options.label_horizon_us) for _ in numbers]
+        self._horizons = Horizons(options.dedup_horizon_us, options.label_horizon_us)
+        self._joins = [CardJoin(MemoryIndex(), MemoryPending()) for _ in numbers]
         self._cards = [CardWindows() for _ in numbers]
         self._merchants = [MerchantWindows() for _ in numbers]
 
@@ -96,9 +114,8 @@ class Engine:
 
     def profile(self, chunk: Chunk) -> Profiled:
         """Let the records of ``chunk`` enter the state; nothing is decided."""
-        before = self._label_counts()
         taken, position, names = chunk.transactions, chunk.position, self._names(chunk.transactions)
-        accepted, following, in_vain = self._join(chunk, names)
+        accepted, following, outcomes, in_vain = self._join(chunk, names)
         duplicates = len(taken) - int(np.count_nonzero(accepted))
         if duplicates:
             taken, position = taken.take(accepted), position[accepted]
@@ -118,7 +135,7 @@ class Engine:
         self._profile_merchants(taken, position, names, following, features[:, len(CARD_FEATURES) :])
         return Profiled(
             taken, position, names.partition, features, case_start_us, case_sequence, duplicates,
-            self._label_counts() - before, in_vain,
+            Counter({name: count for name, count in zip(COUNTS, outcomes.tolist(), strict=True) if count}), in_vain,
         )  # fmt: skip
 
     def _names(self, taken: Transactions) -> _Names:
@@ -129,37 +146,59 @@ class Engine:
             self.partitions(taken.merchant_id),
         )
 
-    def _join(self, chunk: Chunk, names: _Names) -> tuple[NDArray[np.bool_], Following, list[Reject]]:
-        """What is no repeat, shape (n,); the labels that travel on; labels given up."""
+    def _join(
+        self, chunk: Chunk, names: _Names
+    ) -> tuple[NDArray[np.bool_], _Following, NDArray[np.int64], list[Reject]]:
+        """What is no repeat, shape (n,); labels that travel on; what became of labels, by `COUNTS`; those given up."""
         taken, labels = chunk.transactions, chunk.labels
         digests = digest_keys(taken.card_id, taken.transaction_id)
+        merchants = np.column_stack([names.merchant, names.merchant_partition])
         label_partition = self.partitions(labels.card_id)
-        accepted = np.zeros(len(taken), np.bool_)
+        accepted, outcomes = np.zeros(len(taken), np.bool_), np.zeros(len(COUNTS), np.int64)
         followings, rejects = [], []
-        for number, index in enumerate(self._indexes):
+        for number, state in enumerate(self._joins):
             of, labels_of = self._rows(names.partition, number), self._rows(label_partition, number)
-            joined = index.join(
-                Records(
+            joined = state.join(
+                self._horizons,
+                Arrivals(
                     digest=digests[of],
                     event_time_us=taken.event_time_us[of],
-                    merchant=names.merchant[of],
-                    merchant_partition=names.merchant_partition[of],
                     position=chunk.position[of],
-                    labels=labels.take(labels_of),
+                    merchants=merchants[of],
+                    labels=LabelBatch.of(labels.take(labels_of)),
                     label_position=chunk.label_position[labels_of],
-                )
+                ),
             )
+            state.forget(self._horizons, 0)
+            state.settle()
             accepted[of] = joined.accepted
-            followings.append(joined.following)
-            rejects += joined.rejects
-        return accepted, together(followings), rejects
+            outcomes += joined.counts
+            found, said = joined.following, joined.labels.labels
+            who = said.take(found.label) if len(found.label) else no_labels()
+            followings.append(
+                _Following(
+                    found.position, identities(who.card_id, who.transaction_id), found.event_time_us, found.merchants,
+                    found.known, who.known_at_us,
+                )
+            )  # fmt: skip
+            rejects += self._given_up(joined.given_up)
+        columns: list[NDArray[Any]] = [np.concatenate(parts) for parts in zip(*followings, strict=True)]
+        return accepted, _Following(*columns), outcomes, rejects
+
+    def _given_up(self, batch: LabelBatch) -> list[Reject]:
+        """Labels that have waited in vain; in no stated order."""
+        labels, horizon_us = batch.labels, self._horizons.label_us
+        names = zip(labels.transaction_id.to_pylist(), labels.card_id.to_pylist(), strict=True)
+        texts = [not_joined(transaction_id, card_id, horizon_us) for transaction_id, card_id in names]
+        rows = zip(labels.row.tolist(), texts, labels.known_at_us.tolist(), strict=True)
+        return [Reject("label", row, NO_TRANSACTION, text, known_at_us) for row, text, known_at_us in rows]
 
     def _profile_merchants(
         self,
         taken: Transactions,
         position: NDArray[np.int64],
         names: _Names,
-        following: Following,
+        following: _Following,
         out: NDArray[np.float64],
     ) -> None:
         """Fill ``out``, shape (n, len(MERCHANT_FEATURES)), with each merchant's partition read in its order."""
@@ -169,7 +208,7 @@ class Engine:
         none = np.zeros(n, np.int64)
         log: tuple[NDArray[Any], ...] = (
             np.repeat(np.array([0, 1], np.uint8), (n, k))[order],
-            np.concatenate([names.merchant, following.merchant])[order],
+            np.concatenate([names.merchant, following.merchant[:, :2]])[order],
             np.concatenate([none.view(np.uint64), following.identity])[order],
             np.concatenate([taken.event_time_us, following.event_time_us])[order],
             np.concatenate([taken.amount_base_minor, np.zeros(k, np.int64)])[order],
@@ -177,7 +216,7 @@ class Engine:
             np.concatenate([none.astype(np.int8), _WINDOW_KNOWN[following.known]])[order],
             np.concatenate([none, following.known_at_us])[order],
         )
-        place = np.concatenate([names.merchant_partition, following.merchant_partition])[order]
+        place = np.concatenate([names.merchant_partition, following.merchant[:, 2]])[order]
         for number, windows in enumerate(self._merchants):
             of = self._rows(place, number)
             features = windows.profile_keys(*(column[of] for column in log))
@@ -186,24 +225,9 @@ class Engine:
             transactions = rows < n
             out[rows[transactions]] = features[transactions]
 
-    def _label_counts(self) -> Counter[str]:
-        totals = np.sum([index.counts for index in self._indexes], axis=0).tolist()
-        return Counter(dict(zip(COUNTS, totals, strict=True)))
-
     def partitions(self, names: pa.Array) -> NDArray[np.int64]:
-        """To which partition each name belongs; shape (n,)."""
-        if self._options.partitions == 1:
-            return np.zeros(len(names), np.int64)
-        encoded = names.dictionary_encode()
-        of = partitions_of(encoded.dictionary.to_pylist(), self._options.partitions)
-        rows: NDArray[np.int32] = encoded.indices.to_numpy()
-        return np.array(of, np.int64)[rows]
+        """Return the partition to which each name belongs; shape (n,)."""
+        return partitions_of(names, self._options.partitions)
 
     def _rows(self, partition: NDArray[np.int64], number: int) -> slice | NDArray[np.intp]:
         return slice(None) if self._options.partitions == 1 else np.flatnonzero(partition == number)
-
-
-def together(parts: Sequence[Following]) -> Following:
-    """The labels of all partitions; those of one record stay as they are."""
-    columns: list[NDArray[Any]] = [np.concatenate(of) for of in zip(*parts, strict=True)]
-    return Following(*columns)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from pipeline.engine.card import NO_TRANSACTION
+from pipeline.engine.joins import NO_TRANSACTION
 from pipeline.learning.labels import OUTCOMES
 
 REPEATED: Final = "repeated transactions"

@@ -17,8 +17,9 @@ from pipeline.backtest.request import Request
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import LATEST_US, TopicSource
 from pipeline.backtest.versions import ModelLibrary
-from pipeline.engine.card import NO_TRANSACTION, CardOptions
+from pipeline.engine.card import CardOptions
 from pipeline.engine.decisions import Decisions
+from pipeline.engine.joins import NO_TRANSACTION
 from pipeline.engine.results import Result
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.engine.accepted import RateTerms, base_minor, terms_of
+from pipeline.engine.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
 from pipeline.engine.scanned import LONGEST_IDENTIFIER, NO_TIME, PLAIN_TIMES_US
 from pipeline.sources import in_zone, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR
@@ -110,23 +110,27 @@ def amounts(
 
     A float stands for the decimal of the currency's digits that it is nearest to (`pipeline.sources.whole_units`).
     """
-    terms, plain = rate_terms(currency, rates)
+    terms = rate_terms(rates)
+    row = _rate_rows(currency, terms)
+    plain = row >= 0
     major, plain_majors = _majors(values)
     plain &= plain_majors
-    scaled: NDArray[np.float64] = np.where(plain, major, 0.0) * 10**terms.digits
+    scaled: NDArray[np.float64] = np.where(plain, major, 0.0) * 10 ** np.append(terms.digits, 0)[row]
     whole, inexact = whole_units(scaled)
     plain &= ~inexact & (whole >= 0) & (whole < _PLAIN_MINOR)
     minor = np.where(plain, whole, 0).astype(np.int64)
-    base, within = base_minor(minor, terms)
-    return minor, base, plain & within & (base <= MAX_AMOUNT_BASE_MINOR)
+    base = np.empty(len(minor), np.int64)
+    convert(minor, row, terms, base)
+    return minor, base, plain & (base != NOT_CONVERTED) & (base <= MAX_AMOUNT_BASE_MINOR)
 
 
-def rate_terms(currency: pa.Array, rates: RateTable) -> tuple[RateTerms, Mask]:
-    """Rates by currency code; plain where there is one whose terms are not too large to be multiplied."""
+def _rate_rows(currency: pa.Array, terms: RateTerms) -> NDArray[np.int64]:
+    """The row of each currency code among ``terms``; -1 where there is none."""
     encoded = currency.dictionary_encode()
-    known = [rates.currencies.get(code) for code in encoded.dictionary.to_pylist()]
-    of = np.where(_mask(encoded.indices.is_valid()), pc.fill_null(encoded.indices, 0).to_numpy(), len(known))
-    return terms_of(known, of)
+    of = {code.to_bytes(3, "big").decode(): row for row, code in enumerate(terms.code.tolist())}
+    rows = [of.get(code, -1) for code in encoded.dictionary.to_pylist()]
+    found: NDArray[np.int64] = np.array([*rows, -1], np.int64)[pc.fill_null(encoded.indices, len(rows)).to_numpy()]
+    return found
 
 
 def _majors(values: pa.Array) -> tuple[NDArray[np.float64], Mask]:

@@ -1,14 +1,15 @@
 """Accepted transactions and labels as columns, and the hashes of their names."""
 
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Self
+from itertools import pairwise
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.engine.layout import transaction_digest
-from pipeline.features.identity import entity_keys, transaction_hash
+from pipeline.features.identity import transaction_hash
+from pipeline.features.xxh3 import hash_pairs, hash_texts
 
 
 class Reject(NamedTuple):
@@ -129,20 +130,47 @@ def no_labels() -> Labels:
     return Labels(none, none, texts, texts, texts, np.empty(0, np.int8), np.empty(0, np.int8), none, none)
 
 
+def text_buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.signedinteger[Any]]]:
+    """Return (data, offsets) of n Arrow strings, none null: text i lies from ``offsets[i]`` to ``offsets[i + 1]``.
+
+    Neither can be written to, so that compiled functions are compiled for one kind of array.
+    """
+    if not len(texts):
+        return _NO_BYTES, _ONE_OFFSET
+    _, offsets, data = texts.buffers()
+    kind: type[np.signedinteger[Any]] = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    ends = np.frombuffer(offsets, kind, len(texts) + 1, np.dtype(kind).itemsize * texts.offset)
+    found = np.frombuffer(data, np.uint8) if data is not None and data.size else _NO_BYTES
+    ends.flags.writeable = found.flags.writeable = False
+    return found, ends
+
+
+def text_values(texts: pa.Array) -> list[bytes]:
+    """Return n Arrow strings, none null, in UTF-8."""
+    data, offsets = text_buffers(texts)
+    ends = offsets.tolist()
+    packed = data[ends[0] : ends[-1]].tobytes()
+    first = ends[0]
+    return [packed[start - first : end - first] for start, end in pairwise(ends)]
+
+
 def name_keys(names: pa.Array) -> NDArray[np.int64]:
-    """`entity_keys` of names that come again and again; shape (n, 2)."""
-    encoded = names.dictionary_encode()
-    rows: NDArray[np.int32] = encoded.indices.to_numpy()
-    return entity_keys(encoded.dictionary.to_pylist())[rows]
+    """Return `entity_keys` of n names; shape (n, 2)."""
+    # The digest's bytes are those of big-endian words; keys are little-endian ones.
+    return hash_texts(*text_buffers(names)).byteswap(inplace=True).view(np.int64)
 
 
 def digest_keys(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.int64]:
-    """`transaction_digest` of each row as two big-endian words, so that they sort as its bytes do; shape (n, 2)."""
-    digests = b"".join(map(transaction_digest, card_id.to_pylist(), transaction_id.to_pylist()))
-    return np.frombuffer(digests, ">u8").astype(np.uint64).view(np.int64).reshape(-1, 2)
+    """Return `transaction_digest` of n rows as two big-endian words, which sort as its bytes do; shape (n, 2)."""
+    return hash_pairs(text_buffers(card_id), text_buffers(transaction_id)).view(np.int64)
 
 
 def identities(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.uint64]:
-    """`transaction_hash` of each row; shape (n,)."""
+    """Return `transaction_hash` of n rows; shape (n,)."""
     hashes = map(transaction_hash, card_id.to_pylist(), transaction_id.to_pylist())
     return np.fromiter(hashes, np.uint64, len(card_id))
+
+
+_NO_BYTES: Final = np.empty(0, np.uint8)
+_ONE_OFFSET: Final = np.zeros(1, np.int32)
+_NO_BYTES.flags.writeable = _ONE_OFFSET.flags.writeable = False

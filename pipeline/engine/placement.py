@@ -1,11 +1,12 @@
 """Which partition a card belongs to: the rule of Java's default partitioner, whatever the producer used."""
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.engine.columns import text_buffers
 from pipeline.features.compiled import compiled
 
 _SEED: Final = np.uint64(0x9747B28C)
@@ -15,53 +16,42 @@ _POSITIVE: Final = np.uint32(0x7FFFFFFF)
 _WORD_BYTES: Final = 4
 
 
-def murmur2(names: Sequence[bytes]) -> list[int]:
-    """32 bits of each name, unsigned, as `org.apache.kafka.common.utils.Utils.murmur2` computes them (there signed).
+def murmur2(names: pa.Array) -> NDArray[np.uint32]:
+    """Hash n names as `org.apache.kafka.common.utils.Utils.murmur2` does, there signed; shape (n,).
 
-    >>> murmur2([b"foobar"])[0] - 2**32
+    >>> int(murmur2(pa.array(["foobar"]))[0]) - 2**32
     -790332482
     """
-    hashes: list[int] = _hashes(names).tolist()
+    hashes = np.empty(len(names), np.uint32)
+    _hash_all(*text_buffers(names), hashes)
     return hashes
 
 
-def partitions_of(card_ids: Sequence[str], partitions: int) -> list[int]:
-    """The partition, of ``partitions``, to which the records of each card belong.
+def partitions_of(card_ids: pa.Array, partitions: int) -> NDArray[np.int64]:
+    """Return the partition, of ``partitions``, to which the records of each of n cards belong; shape (n,).
 
-    >>> partitions_of(["foobar"], 7)
+    >>> partitions_of(pa.array(["foobar"]), 7).tolist()
     [0]
     """
     if partitions == 1:
-        return [0] * len(card_ids)
-    hashes = _hashes([card_id.encode("utf-8", "surrogatepass") for card_id in card_ids])
-    numbers: list[int] = ((hashes & _POSITIVE) % np.uint32(partitions)).tolist()
-    return numbers
+        return np.zeros(len(card_ids), np.int64)
+    return ((murmur2(card_ids) & _POSITIVE) % np.uint32(partitions)).astype(np.int64)
 
 
 def partition_of(card_id: str, partitions: int) -> int:
-    """The same for one card.
+    """Return the same for one card.
 
     >>> partition_of("foobar", 7)
     0
     """
-    return partitions_of([card_id], partitions)[0]
-
-
-def _hashes(names: Sequence[bytes]) -> NDArray[np.uint32]:
-    hashes = np.empty(len(names), np.uint32)
-    data = np.frombuffer(b"".join([*names, b"\x00"]), np.uint8)  # an empty one could not be looked at
-    _hash_all(data, np.array([len(name) for name in names], np.int64), hashes)
-    return hashes
+    return int(partitions_of(pa.array([card_id], pa.string()), partitions)[0])
 
 
 @compiled
-def _hash_all(data: Any, lengths: Any, hashes: Any) -> None:
-    start = 0
-    for i in range(len(lengths)):
-        length = lengths[i]
-        value = _SEED ^ np.uint64(length)
-        end = start + length
-        place = start
+def _hash_all(data: Any, offsets: Any, hashes: Any) -> None:
+    for i in range(len(hashes)):
+        place, end = np.int64(offsets[i]), np.int64(offsets[i + 1])
+        value = _SEED ^ np.uint64(end - place)
         while place + _WORD_BYTES <= end:
             mixed = (_word(data, place, _WORD_BYTES) * _MULTIPLIER) & _MASK
             mixed = ((mixed ^ (mixed >> np.uint64(24))) * _MULTIPLIER) & _MASK
@@ -71,7 +61,6 @@ def _hash_all(data: Any, lengths: Any, hashes: Any) -> None:
             value = ((value ^ _word(data, place, end - place)) * _MULTIPLIER) & _MASK
         value = ((value ^ (value >> np.uint64(13))) * _MULTIPLIER) & _MASK
         hashes[i] = value ^ (value >> np.uint64(15))
-        start = end
 
 
 @compiled

@@ -1,7 +1,9 @@
 """Records that lay in another partition than their card's: how they are passed on, and read as what they were."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
+from pipeline.engine.results import Result
 from schemas.records import Headers, Output, Record
 from schemas.topics import REROUTED
 
@@ -52,3 +54,43 @@ def original(record: Record, topics: tuple[str, ...]) -> Record:
         raise NotRerouted(f"{', '.join(HEADERS[1:4])} are not all whole numbers; {_ADVICE}")
     partition, offset, timestamp_ms = (int(number or b"") for number in numbers)
     return Record(name, partition, offset, timestamp_ms, key, record.value, record.headers[:split])
+
+
+class Batch(NamedTuple):
+    """Records of one kind, as they lay and as they were read: the same, but for those that were passed on."""
+
+    records: list[Record]
+    reads: list[Record]
+
+
+def sort(
+    records: Sequence[Record], topics: tuple[str, str], rerouted_topic: str, result: Result
+) -> tuple[Batch, Batch]:
+    """Return the transactions and the labels of a batch.
+
+    Args:
+        records: Records of all three topics.
+        topics: Full names of ``transactions`` and ``labels``.
+        rerouted_topic: Full name of ``rerouted``.
+        result: Gets the dead letters of what was not passed on by the card agent.
+
+    Returns:
+        Transactions and labels, each in the order of ``records``.
+    """
+    bought = topics[0]
+    if all(record.topic == bought for record in records):
+        everything = list(records)
+        return Batch(everything, everything), Batch([], [])
+    transactions, labels = Batch([], []), Batch([], [])
+    for read in records:
+        record = read
+        if read.topic == rerouted_topic:
+            try:
+                record = original(read, topics)
+            except NotRerouted as error:
+                result.dead_letter(read, "card", "rerouted_headers", str(error))
+                continue
+        batch = transactions if record.topic == bought else labels
+        batch.records.append(record)
+        batch.reads.append(read)
+    return transactions, labels

@@ -49,6 +49,9 @@ class Store(Protocol):
     def put(self, key: bytes, value: bytes) -> None:
         """Keep a value."""
 
+    def put_many(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Keep the value of each key; cheaper than one by one."""
+
     def delete(self, key: bytes) -> None:
         """Forget a key; one that is not there is no error."""
 
@@ -111,6 +114,10 @@ class MemoryStore:
     def put(self, key: bytes, value: bytes) -> None:
         """Keep a value."""
         self._pending[key] = value
+
+    def put_many(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Keep the value of each key."""
+        self._pending.update(zip(keys, values, strict=True))
 
     def delete(self, key: bytes) -> None:
         """Forget a key."""

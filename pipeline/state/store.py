@@ -152,6 +152,10 @@ class RocksStore:
         """Keep a value."""
         self._pending[key] = value
 
+    def put_many(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Keep the value of each key."""
+        self._pending.update(zip(keys, values, strict=True))
+
     def delete(self, key: bytes) -> None:
         """Forget a key."""
         self._pending[key] = None

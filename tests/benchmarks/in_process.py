@@ -21,17 +21,19 @@ from typing import Any, BinaryIO
 from agents.app import GC_THRESHOLDS
 from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
+from pipeline.engine import card as card_module
 from pipeline.engine import decider as decider_module
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.feedback import FeedbackPartition
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.placed import PlacedIndex
 from pipeline.engine.placement import partition_of
+from pipeline.engine.profiling import CardJoin
 from pipeline.engine.results import Result, merged
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore, PartitionState, Store
+from pipeline.engine.transaction_index import StoreIndex
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import new_learner
@@ -66,12 +68,14 @@ LINE_KINDS = {b"t": TRANSACTIONS.name, b"l": LABELS.name}
 TOP_FUNCTIONS = 70
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "card: decode, check, deduplicate": [(CardPartition, "_accept")],
-    "card: index read": [(PlacedIndex, "find")],
-    "card: windows": [(CardWindows, "profile"), (CardWindows, "settle")],
-    "card: build and encode profiled": [(CardPartition, "_profile")],
-    "card: labels, forgetting, rest": [(CardPartition, "process")],
-    "card: index write": [(RocksStore, "settle"), (MemoryStore, "settle")],
+    "card: decode and check": [(card_module, "accept_transactions"), (card_module, "accept_labels")],
+    "card: keys": [(card_module, "digest_keys"), (card_module, "name_keys"), (card_module, "partitions_of")],
+    "card: index read": [(StoreIndex, "fetch")],
+    "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
+    "card: index write": [(StoreIndex, "keep"), (RocksStore, "settle"), (MemoryStore, "settle")],
+    "card: windows": [(CardWindows, "profile_keys"), (CardWindows, "settle")],
+    "card: encode profiled": [(card_module, "encode_profiled")],
+    "card: rest": [(CardPartition, "process")],
     "score: decode profiled": [(ScorePartition, "_read")],
     "score: columns": [(ScorePartition, "_profile")],
     "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],

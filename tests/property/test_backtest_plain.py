@@ -9,15 +9,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from pipeline.backtest import records
 from pipeline.backtest.accept import Acceptance
 from pipeline.backtest.merged import Part
-from pipeline.backtest.plain import PlainTransactions, read_plain
 from pipeline.backtest.records import Numbering, transactions_of
+from pipeline.engine import accept
+from pipeline.engine.accept import PlainTransactions
 from pipeline.engine.columns import Reject, Transactions
 from pipeline.kafka.fold import RecordColumns
-from schemas.codec import MAX_NAMES
+from schemas.codec import LATEST_US, MAX_NAMES
 from schemas.money import RateTable
 from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US, TRANSACTION
 from tests.contract.test_codec_fuzz import amounts_in_any_currency, changed_messages, plausible_messages, spliced_bytes
@@ -71,8 +72,17 @@ def read(values: Sequence[bytes | None], arrived_us: int = ARRIVED_US) -> tuple[
     return transactions_of(columns, RULES, Numbering(4), rejects), rejects
 
 
-def nothing_is_plain(values: Sequence[bytes | None], rates: RateTable) -> PlainTransactions:
-    return read_plain([None] * len(values), rates)
+read_plain = accept.read_plain
+
+
+def nothing_is_plain(
+    values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable
+) -> PlainTransactions:
+    return read_plain([None] * len(values), latest_us, rates)
+
+
+def is_plain(values: Sequence[bytes | None]) -> list[bool]:
+    return read_plain(values, np.full(len(values), LATEST_US), RATES).plain.tolist()
 
 
 @given(
@@ -85,7 +95,7 @@ def nothing_is_plain(values: Sequence[bytes | None], rates: RateTable) -> PlainT
 def test_records_are_read_alike_by_both(values: list[bytes], arrived_us: int) -> None:
     found, refused = read(values, arrived_us)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "read_plain", nothing_is_plain)
+        patch.setattr(accept, "read_plain", nothing_is_plain)
         expected, expected_refused = read(values, arrived_us)
     assert refused == expected_refused
     np.testing.assert_array_equal(found.arrived_us, expected.arrived_us)
@@ -122,11 +132,12 @@ def many_names(names: int) -> bytes:
 def test_the_scanner_counts_names_as_the_decoder_does() -> None:
     values = [many_names(MAX_NAMES), many_names(MAX_NAMES + 1)]
     assert max(map(len, values)) < 16_384, "longer ones are never plain"
-    assert read_plain(values, RATES).plain.tolist() == [True, False]
+    assert is_plain(values) == [True, False]
     _, rejects = read(values)
     assert [(reject.row, reject.code) for reject in rejects] == [(rejects[0].row, "too_many_fields")]
 
 
 def test_usual_messages_are_plain() -> None:
-    assert read_plain(usual(), RATES).plain.all()
-    assert not read_plain([None, b"", b"{}", b"null", b'"'], RATES).plain.any()
+    assert all(is_plain(usual()))
+    assert not any(is_plain([None, b"", b"{}", b"null", b'"', b"x" * 100_000]))
+    assert is_plain([]) == []

@@ -14,12 +14,13 @@ from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.journal import JournaledDict
 from pipeline.engine.layout import LAYOUT, OtherLayout
 from pipeline.engine.learn import LearnPartition
-from pipeline.engine.placed import PlacedIndex
+from pipeline.engine.profiling import CardJoin
 from pipeline.engine.rerouting import rerouted
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.served import ServedDecisions
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump
+from pipeline.engine.transaction_index import StoreIndex
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.columns import MemoryColumn
@@ -218,7 +219,18 @@ def nothing(*_: Any, **__: Any) -> None:
     """An undo that was forgotten."""
 
 
-def newest_stays(kind: type[CardPartition] | type[FeedbackPartition]) -> Callable[[Any], None]:
+def clock_stays(field: str) -> Callable[[Any], None]:
+    undo = CardJoin.undo
+
+    def forgetful(state: Any) -> None:
+        kept = getattr(state.clock, field)
+        undo(state)
+        state.clock = state.clock._replace(**{field: kept})
+
+    return forgetful
+
+
+def newest_stays(kind: type[FeedbackPartition]) -> Callable[[Any], None]:
     undo = kind.undo
 
     def forgetful(state: Any) -> None:
@@ -229,7 +241,7 @@ def newest_stays(kind: type[CardPartition] | type[FeedbackPartition]) -> Callabl
     return forgetful
 
 
-def forgotten_stays(kind: type[CardPartition] | type[FeedbackPartition]) -> Callable[[Any], None]:
+def forgotten_stays(kind: type[FeedbackPartition]) -> Callable[[Any], None]:
     undo = kind.undo
 
     def forgetful(state: Any) -> None:
@@ -243,10 +255,10 @@ def forgotten_stays(kind: type[CardPartition] | type[FeedbackPartition]) -> Call
 FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
     "card windows": ("card", CardWindows, "undo", nothing),
     "card store": ("card", MemoryStore, "undo", nothing),
-    "card index": ("card", PlacedIndex, "undo", nothing),
+    "card index": ("card", StoreIndex, "undo", nothing),
     "card waiting": ("card", WaitingRoom, "undo", nothing),
-    "card newest": ("card", CardPartition, "undo", newest_stays(CardPartition)),
-    "card forgotten": ("card", CardPartition, "undo", forgotten_stays(CardPartition)),
+    "card newest": ("card", CardJoin, "undo", clock_stays("newest_us")),
+    "card forgotten": ("card", CardJoin, "undo", clock_stays("first_day")),
     "score windows": ("score", MerchantWindows, "undo", nothing),
     "score offsets": ("score", JournaledDict, "undo", nothing),
     "feedback store": ("feedback", MemoryStore, "undo", nothing),

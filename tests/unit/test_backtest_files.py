@@ -10,11 +10,14 @@ import pytest
 
 from pipeline.backtest import accept, delayed_truth, file_tables, frame_tables, label_tables, replay
 from pipeline.backtest.engine import Engine
-from pipeline.backtest.joins import CardIndex, Records
 from pipeline.backtest.order import NOTHING
 from pipeline.demo.world import World
-from pipeline.engine.columns import digest_keys, name_keys, no_labels
+from pipeline.engine.columns import digest_keys
 from pipeline.engine.history import compute_features
+from pipeline.engine.joins import Horizons
+from pipeline.engine.pending import NO_LABELS, MemoryPending
+from pipeline.engine.profiling import Arrivals, CardJoin
+from pipeline.engine.transaction_index import MemoryIndex
 from pipeline.sources import UnusableSource, resolve_mapping
 from tests.helpers.histories import DAY
 from tests.unit.test_backtest import frame, models, options
@@ -110,17 +113,19 @@ def test_nothing_gives_nothing_and_refused_rows_are_told_all_the_same() -> None:
 
 
 def test_the_index_forgets_what_lies_behind_the_horizons() -> None:
-    index, a_day = CardIndex(5 * DAY, 8 * DAY), 200
+    index, horizons, a_day = MemoryIndex(), Horizons(5 * DAY, 8 * DAY), 200
+    join = CardJoin(index, MemoryPending())
     names = pa.array(["c"] * a_day)
     for day in range(200):
         ids = pa.array([f"{day}-{number}" for number in range(a_day)])
         times_us = day * DAY + np.arange(a_day)
-        merchant, none = name_keys(names), np.zeros(a_day, np.int64)
-        records = Records(
-            digest_keys(names, ids), times_us, merchant, none, np.arange(a_day), no_labels(), np.empty(0, np.int64)
-        )
-        assert index.join(records).accepted.all()
-        assert not index.join(records).accepted.any()
+        merchants, none = np.zeros((a_day, 3), np.int64), np.empty(0, np.int64)
+        arrivals = Arrivals(digest_keys(names, ids), times_us, np.arange(a_day), merchants, NO_LABELS, none)
+        assert join.join(horizons, arrivals).accepted.all()
+        join.settle()
+        assert not join.join(horizons, arrivals).accepted.any()
+        join.forget(horizons, 0)
+        join.settle()
     # A horizon of 8 days, a fortnight behind it, and as much again before there is no room.
     assert index.transactions <= 2 * 24 * a_day
     assert index.capacity <= 4 * 24 * a_day

@@ -1,20 +1,23 @@
 """Late, early, repeated, at the same instant, from the future: what becomes of a record by its order and its times."""
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from pipeline.engine import card as card_module
 from pipeline.engine import feedback as feedback_module
+from pipeline.engine import pending as pending_module
 from pipeline.engine.card import CardPartition
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.joins import NEWEST_US, Clock, Horizons, PassInput, join
 from pipeline.engine.layout import day_of
-from pipeline.engine.placed import RUN_AT_MOST, Placed, PlacedIndex, _unpack
 from pipeline.engine.results import Result
 from pipeline.engine.served import ServedDecisions
 from pipeline.engine.state import MemoryStore, StoreError
+from pipeline.engine.transaction_index import RUN_AT_MOST, StoreIndex
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
 from schemas.messages import ProfiledTransaction
@@ -138,7 +141,7 @@ def test_transactions_of_a_batch_come_before_its_labels() -> None:
 
 
 def test_a_flood_of_labels_takes_no_memory_and_is_given_up_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(card_module, "GIVE_UP_AT_MOST", 100)
+    monkeypatch.setattr(pending_module, "GIVE_UP_AT_MOST", 100)
     desk = Desk()
     desk.work([desk.labels.append(label(1_000 + n, after(1)), after(1)) for n in range(450)])
     waiting = desk.state._waiting.state
@@ -177,20 +180,43 @@ def test_when_the_index_forgets_does_not_show(seed: int, monkeypatch: pytest.Mon
             batches.append([labels.append(label(of, after(known_at)), after(known_at))])
     prompt, slow = (CardPartition(options(10, 10), None, MemoryStore()) for _ in range(2))
     results = [prompt.process(batch, NOW) for batch in batches]
-    monkeypatch.setattr(PlacedIndex, "forget_before", lambda *_: None)
+    monkeypatch.setattr(StoreIndex, "forget_before", lambda *_: None)
     assert [everything(slow.process(batch, NOW)) for batch in batches] == [everything(result) for result in results]
     assert sum(result.counts["duplicate", ""] for result in results) > 10
     assert sum(len(told(result)) for result in results) > 10
 
 
+def words(digests: Sequence[bytes]) -> NDArray[np.int64]:
+    return np.frombuffer(b"".join(digests), ">i8").astype(np.int64).reshape(-1, 2)
+
+
+def remember(index: StoreIndex, accepted: Sequence[tuple[bytes, int]]) -> None:
+    """Accept (digest, event time) one after the other, whatever was accepted before."""
+    digest = words([one for one, _ in accepted])
+    none, few = np.empty(0, np.int64), np.empty(0, np.int8)
+    times_us = np.array([time_us for _, time_us in accepted], np.int64)
+    given = PassInput(digest, times_us, np.arange(len(accepted)), digest[:0], none, few, few, none, none, 0)
+    entries = index.fetch(digest, digest[:0])
+    result = join(Horizons(-1_000 * US_PER_DAY, 1_000 * US_PER_DAY), Clock(), entries, given)
+    assert result.fate.all()
+    index.keep(entries, result, [b"m"] * len(accepted))
+
+
+def remembered(index: StoreIndex, digest: bytes) -> int | None:
+    """When a transaction was accepted; None where it is forgotten."""
+    entries = index.fetch(words([]), words([digest]))
+    return int(entries.rows[0, NEWEST_US]) if entries.count else None
+
+
 def test_the_index_is_swept_a_bounded_number_at_a_time() -> None:
     store = MemoryStore()
-    index = PlacedIndex(store)
+    index = StoreIndex(store)
     digests = [bytes([number]) * 16 for number in range(100)]
     for number, digest in enumerate(digests):
-        index.add([(digest, Placed("m", 0, number * US_PER_DAY // 10))])
+        remember(index, [(digest, number * US_PER_DAY // 10)])
+        store.settle()
     # One of the first day is accepted again later.
-    index.add([(digests[0], Placed("m", 0, 9 * US_PER_DAY))], [digests[0]])
+    remember(index, [(digests[0], 9 * US_PER_DAY)])
     store.settle()
     held = []
     for _ in range(6):
@@ -198,11 +224,8 @@ def test_the_index_is_swept_a_bounded_number_at_a_time() -> None:
         store.settle()
         held.append(sum(key[:1] == b"t" for key in store.items()))
     assert held == [89, 77, 65, 53, 51, 51]
-    assert index.find([digests[0], digests[1], digests[50]]) == [
-        Placed("m", 0, 9 * US_PER_DAY),
-        None,
-        Placed("m", 0, 5 * US_PER_DAY),
-    ]
+    found = [remembered(index, digests[number]) for number in (0, 1, 50)]
+    assert found == [9 * US_PER_DAY, None, 5 * US_PER_DAY]
     index.forget_before(10, 1_000)
     store.settle()
     assert store.items() == {}
@@ -210,14 +233,14 @@ def test_the_index_is_swept_a_bounded_number_at_a_time() -> None:
 
 def test_a_batch_is_indexed_in_runs_that_are_forgotten_whole() -> None:
     store = MemoryStore()
-    index = PlacedIndex(store)
+    index = StoreIndex(store)
     batch = [
-        (number.to_bytes(16, "big"), Placed("m", 0, (3 if number < RUN_AT_MOST + 10 else 4) * US_PER_DAY))
+        (number.to_bytes(16, "big"), (3 if number < RUN_AT_MOST + 10 else 4) * US_PER_DAY)
         for number in range(RUN_AT_MOST + 30)
     ]
     # The same one twice in a batch, the second time on another day.
-    index.add([*batch, (batch[0][0], batch[-1][1])], [batch[0][0]])
-    index.add(batch[-5:], [digest for digest, _ in batch[-5:]])
+    remember(index, [*batch, (batch[0][0], batch[-1][1])])
+    remember(index, batch[-5:])
     store.settle()
     runs = {key: len(value) // 16 for key, value in store.items().items() if key[:1] == b"d"}
     assert list(runs.values()) == [RUN_AT_MOST, 10, 21, 5]
@@ -253,11 +276,13 @@ def test_what_is_accepted_again_and_again_is_forgotten_with_its_last_time(seed: 
         batch = [transactions.append(transaction(number, after(day)), after(day)) for number in numbers]
         counts += state.process(batch, NOW).counts
         state.settle()
-        held = {key[1:]: _unpack(packed).newest_us for key, packed in store.items().items() if key[:1] == b"t"}
+        held = {
+            key[1:]: int.from_bytes(packed[8:16], "little") for key, packed in store.items().items() if key[:1] == b"t"
+        }
         for digest in [digest for digest in last_day if digest not in held]:
-            assert last_day.pop(digest) < state._first_day
+            assert last_day.pop(digest) < state._join.clock.first_day
         last_day |= {digest: day_of(newest_us) for digest, newest_us in held.items()}
-        assert all(held_day >= state._first_day for held_day in last_day.values())
+        assert all(held_day >= state._join.clock.first_day for held_day in last_day.values())
     assert counts["accepted", ""] > 100
     assert counts["duplicate", ""] > 20
     assert state._index.state.again > 3
@@ -269,14 +294,14 @@ def test_what_is_accepted_again_and_again_is_forgotten_with_its_last_time(seed: 
 
 def test_runs_of_a_batch_that_was_taken_back_leave_their_numbers_to_the_next() -> None:
     store = MemoryStore()
-    index = PlacedIndex(store)
-    kept, undone, later = ((bytes([number]) * 16, Placed("m", 0, 0)) for number in range(3))
+    index = StoreIndex(store)
+    kept, undone, later = ((bytes([number]) * 16, 0) for number in range(3))
     for batch, committed in ((kept, True), (undone, False), (later, True)):
-        index.add([batch])
+        remember(index, [batch])
         for part in (store, index):
             (part.settle if committed else part.undo)()
-    loaded = PlacedIndex(store, index.state)
-    loaded.add([undone])
+    loaded = StoreIndex(store, index.state)
+    remember(loaded, [undone])
     store.settle()
     runs = [value for key, value in sorted(store.items().items()) if key[:1] == b"d"]
     assert runs == [kept[0], later[0], undone[0]]

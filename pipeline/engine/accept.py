@@ -1,0 +1,242 @@
+"""Records of transactions and labels as columns, accepted and refused by the rules of `schemas.codec`.
+
+Compiled code reads the records that are plain. The decoder itself reads each of the others, into the same columns.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.engine.amounts import rate_terms, read_amounts
+from pipeline.engine.columns import Labels, Reject, Transactions, no_labels
+from pipeline.engine.scanned import CURRENCY, TEXTS, TYPE, scan
+from pipeline.features.clock import hours, weekdays
+from pipeline.features.compiled import compiled
+from pipeline.learning.labels import KNOWN, known_value, source_rank
+from schemas.codec import (
+    COUNTING_TYPES,
+    AcceptedTransaction,
+    decode_label,
+    decode_transaction,
+    timestamp_us,
+)
+from schemas.errors import InvalidMessage
+from schemas.messages import Label
+from schemas.money import RateTable
+
+IntArray = NDArray[np.signedinteger[Any]]
+T = TypeVar("T")
+
+_COUNTING: Final = tuple(
+    np.frombuffer(word.encode().ljust(max(map(len, COUNTING_TYPES)), b"\x00"), np.uint8)
+    for word in sorted(COUNTING_TYPES)
+)
+_COUNTING_WORDS: Final = np.ascontiguousarray(np.stack(_COUNTING))
+_COUNTING_BYTES: Final = np.array([len(word) for word in sorted(COUNTING_TYPES)], np.int64)
+
+
+class PlainTransactions(NamedTuple):
+    """The plain ones of n records: m transactions."""
+
+    plain: NDArray[np.bool_]
+    """Shape (n,): which records they are."""
+    rows: Transactions
+
+
+def accept_transactions(
+    values: Sequence[bytes | None], arrived_us: NDArray[np.int64], rates: RateTable, future_tolerance_us: int
+) -> tuple[Transactions, list[Reject]]:
+    """Accept the transactions of n records.
+
+    Args:
+        values: The records' values.
+        arrived_us: Shape (n,), when each record arrived, in microseconds since 1970.
+        rates: Table that converts the amounts.
+        future_tolerance_us: How far an event may lie behind its record's arrival.
+
+    Returns:
+        The accepted transactions and the refused ones; ``row`` of either is its record's number.
+    """
+    plain, rows = read_plain(values, arrived_us + future_tolerance_us, rates)
+    if len(rows) == len(values):
+        return rows, []
+    others, rejects = _decoded(
+        np.flatnonzero(~plain),
+        "transaction",
+        lambda row: decode_transaction(
+            values[row],
+            record_timestamp_us=int(arrived_us[row]),
+            future_tolerance_us=future_tolerance_us,
+            rates=rates,
+        ),
+    )
+    if others:
+        rows = Transactions.concat([rows, _transactions(others)])
+        rows = rows.take(np.argsort(rows.row))
+    return rows, rejects
+
+
+def accept_labels(
+    values: Sequence[bytes | None], arrived_us: NDArray[np.int64], future_tolerance_us: int
+) -> tuple[Labels, list[Reject], list[Label]]:
+    """Accept the labels of n records.
+
+    Args:
+        values: The records' values.
+        arrived_us: Shape (n,), when each record arrived, in microseconds since 1970.
+        future_tolerance_us: How far ``labelled_at`` may lie behind its record's arrival.
+
+    Returns:
+        The accepted labels, the refused ones, and the accepted ones as messages; ``row`` is the record's number.
+    """
+    if not len(values):
+        return no_labels(), [], []
+    accepted, rejects = _decoded(
+        np.arange(len(values)),
+        "label",
+        lambda row: decode_label(
+            values[row], record_timestamp_us=int(arrived_us[row]), future_tolerance_us=future_tolerance_us
+        ),
+    )
+    labels = [label for _, label in accepted]
+    row = np.array([row for row, _ in accepted], np.int64)
+    return label_columns(labels, row, arrived_us[row]), rejects, labels
+
+
+def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: NDArray[np.int64]) -> Labels:
+    """Return checked labels as columns.
+
+    Args:
+        labels: m labels.
+        row: Shape (m,), the number of each.
+        arrived_us: Shape (m,), when each arrived: a label counts from this time or its own, whichever is later.
+
+    Returns:
+        The m labels.
+    """
+    labelled_at_us = np.array([timestamp_us(label.labelled_at) for label in labels], np.int64)
+    known_at_us = np.maximum(labelled_at_us, arrived_us)
+    return Labels(
+        row=row,
+        key=known_at_us,
+        transaction_id=_texts([label.transaction_id for label in labels]),
+        card_id=_texts([label.card_id for label in labels]),
+        source=_texts([label.source for label in labels]),
+        rank=np.array([source_rank(label.source) for label in labels], np.int8),
+        known=np.array([KNOWN.index(known_value(label.label)) for label in labels], np.int8),
+        labelled_at_us=labelled_at_us,
+        known_at_us=known_at_us,
+    )
+
+
+def read_plain(values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable) -> PlainTransactions:
+    """Read the records that compiled code understands and that the decoder would accept.
+
+    Args:
+        values: n records' values.
+        latest_us: Shape (n,), the latest event time that each may have, in microseconds since 1970.
+        rates: Table that converts the amounts.
+
+    Returns:
+        Which records are plain, and their transactions; ``row`` is the record's number.
+    """
+    found, n = scan(values), len(values)
+    plain, text = found.plain, np.frombuffer(found.text, np.uint8)
+    minor, base = np.empty(n, np.int64), np.empty(n, np.int64)
+    plain &= found.event_time_us <= latest_us
+    read_amounts(text, found.spans[CURRENCY], rate_terms(rates), found.amount, found.decimals, plain, minor, base)
+    row = np.flatnonzero(plain)
+    m = len(row)
+    offsets, counts = np.empty((len(TEXTS), m + 1), np.int32), np.empty(m, np.bool_)
+    data = np.empty(_text_bytes(found.spans, row), np.uint8)
+    _copy(text, found.spans, row, data, offsets, counts, _COUNTING_WORDS, _COUNTING_BYTES)
+    buffer = pa.py_buffer(data)
+    texts = {
+        name: pa.StringArray.from_buffers(m, pa.py_buffer(offsets[column]), buffer) for column, name in enumerate(TEXTS)
+    }
+    event_us, clock_us = found.event_time_us, found.clock_us
+    if m < n:
+        event_us, clock_us, minor, base = event_us[row], clock_us[row], minor[row], base[row]
+    rows = Transactions(
+        row=row, key=event_us, event_time_us=event_us, amount_minor=minor, amount_base_minor=base, counts=counts,
+        hour=hours(clock_us), weekday=weekdays(clock_us), **texts,
+    )  # fmt: skip
+    return PlainTransactions(plain, rows)
+
+
+def _decoded(of: NDArray[np.int64], kind: str, decode: Callable[[int], T]) -> tuple[list[tuple[int, T]], list[Reject]]:
+    """Return what the decoder accepts of the records of numbers ``of``, with their numbers, and the rejects."""
+    accepted, rejects = [], []
+    for row in of.tolist():
+        try:
+            accepted.append((row, decode(row)))
+        except InvalidMessage as error:
+            rejects.append(Reject(kind, row, error.code, str(error)))
+    return accepted, rejects
+
+
+def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]]) -> Transactions:
+    items = [item for _, item in decoded]
+    event_time_us = np.array([item.event_time_us for item in items], np.int64)
+    return Transactions(
+        row=np.array([row for row, _ in decoded], np.int64),
+        key=event_time_us,
+        transaction_id=_texts([item.transaction_id for item in items]),
+        card_id=_texts([item.card_id for item in items]),
+        merchant_id=_texts([item.merchant_id for item in items]),
+        event_time_us=event_time_us,
+        currency=_texts([item.currency for item in items]),
+        amount_minor=np.array([item.amount_minor for item in items], np.int64),
+        amount_base_minor=np.array([item.amount_base_minor for item in items], np.int64),
+        transaction_type=_texts([item.transaction_type for item in items]),
+        counts=np.array([item.counts for item in items], np.bool_),
+        hour=np.array([item.hour for item in items], np.float64),
+        weekday=np.array([item.weekday for item in items], np.float64),
+    )
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
+    return pa.array(values, pa.string())
+
+
+@compiled
+def _text_bytes(spans: Any, rows: Any) -> int:
+    """Bytes of all texts of ``rows``."""
+    size = 0
+    for column in range(spans.shape[0]):
+        for row in rows:
+            size += spans[column, row, 1] - spans[column, row, 0]
+    return size
+
+
+@compiled
+def _copy(text: Any, spans: Any, rows: Any, data: Any, offsets: Any, counts: Any, words: Any, word_bytes: Any) -> None:
+    """Copy the texts of ``rows`` column by column into ``data``, and find the types of transaction that count."""
+    at = 0
+    for column in range(spans.shape[0]):
+        for k in range(len(rows)):
+            first, end = spans[column, rows[k], 0], spans[column, rows[k], 1]
+            offsets[column, k] = at
+            for place in range(first, end):
+                data[at] = text[place]
+                at += 1
+            if column == TYPE:
+                counts[k] = _is_among(text, first, end, words, word_bytes)
+        offsets[column, len(rows)] = at
+
+
+@compiled
+def _is_among(text: Any, first: int, end: int, words: Any, word_bytes: Any) -> bool:
+    for word in range(len(word_bytes)):
+        if word_bytes[word] == end - first:
+            same = True
+            for place in range(end - first):
+                if words[word, place] != text[first + place]:
+                    same = False
+                    break
+            if same:
+                return True
+    return False

@@ -1,0 +1,328 @@
+"""Repeats, and labels that find their transaction: the rules, compiled, over the arrays of one batch.
+
+One pass goes over transactions and labels in the order of their positions. It reads accepted transactions from a table
+of entries and adds to it. `pipeline.engine.transaction_index` fills that table and keeps what the pass has changed.
+Where a batch ends makes no difference.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.features.compiled import compiled
+from pipeline.learning.labels import OUTCOMES, UNSEEN, resolve_numbers
+
+IntArray = NDArray[np.signedinteger[Any]]
+
+EARLY_LABEL_PATIENCE_US: Final = 7 * US_PER_DAY
+"""How long, in event time, a label waits for its transaction before it becomes a dead letter."""
+NO_TRANSACTION: Final = "label_without_transaction"
+"""Code of that dead letter."""
+COUNTS: Final = (*OUTCOMES, "early", "too_late", "unknown_transaction")
+"""What becomes of labels, by number."""
+UNKNOWN: Final = COUNTS.index("unknown_transaction")
+_EARLY, _TOO_LATE = (COUNTS.index(name) for name in ("early", "too_late"))
+
+ENTRY_WORDS: Final = 8
+HIGH, LOW, EVENT_US, NEWEST_US, RANK, LABELLED_AT_US, KNOWN, CHANGES = range(ENTRY_WORDS)
+"""Words of an entry: digest, event time, the partition's event time at acceptance, and the label that holds."""
+_UNSEEN_RANK, _UNSEEN_AT, _UNSEEN_KNOWN, _UNSEEN_CHANGES = UNSEEN
+
+REPEATED, ACCEPTED, ACCEPTED_AGAIN = range(3)
+"""What becomes of a transaction; it is accepted again once its dedup horizon has passed."""
+# Words of ``rules``.
+_DEDUP_US, _LABEL_US = range(2)
+# Words of ``meta``.
+NEWEST, FIRST_DAY, COUNT = range(3)
+"""How far event time has come; the first day of acceptance that is remembered; how many entries there are."""
+# Columns of ``follows``.
+F_POSITION, F_LABEL, F_ENTRY, F_KNOWN = range(4)
+# Columns of ``journal``.
+JOURNAL_ENTRY: Final = 0
+JOURNAL_WORDS: Final = 5
+
+
+class Horizons(NamedTuple):
+    """How long transactions are remembered, in microseconds of event time."""
+
+    dedup_us: int
+    """How long a repeat of a transaction is recognised."""
+    label_us: int
+    """How long after its transaction a label counts."""
+
+
+class Clock(NamedTuple):
+    """How far one partition has come."""
+
+    newest_us: int = 0
+    """The newest event time of its accepted transactions."""
+    first_day: int = 0
+    """The first day of acceptance, since 1970, that is remembered; it only grows, whatever the horizons become."""
+
+    def forgotten_day(self, horizons: Horizons) -> int:
+        """Return the first day that is remembered under ``horizons``; what lies before is as if it were not there.
+
+        It lies so far behind both horizons that a label which finds nothing because of it has long waited in vain.
+        """
+        return int(_forgotten(np.array(horizons, np.int64), np.array([*self, 0], np.int64)))
+
+
+class Entries:
+    """Accepted transactions in the order of their acceptance, and the latest of each digest."""
+
+    __slots__ = ("count", "rows", "table")
+
+    def __init__(self, size: int) -> None:
+        """Make room for ``size`` entries."""
+        self.rows = np.zeros((size, ENTRY_WORDS), np.int64)
+        self.table = np.zeros(_table_size(size), np.int32)
+        self.count = 0
+
+    def fill(self, count: int) -> None:
+        """Take the first ``count`` rows, which have been written, for the entries."""
+        self.count = count
+        self.table[:] = 0
+        _fill(self.table, self.rows, count)
+
+
+class PassInput(NamedTuple):
+    """n transactions and m labels of one partition; of the labels, those come first that have waited already."""
+
+    digest: NDArray[np.int64]
+    """Shape (n, 2): `pipeline.engine.columns.digest_keys`."""
+    event_time_us: NDArray[np.int64]
+    position: NDArray[np.int64]
+    """Shape (n,): where each transaction stands among all records; ascending."""
+    label_digest: NDArray[np.int64]
+    label_position: NDArray[np.int64]
+    """Shape (m,): ascending; -1 of a label that has waited."""
+    rank: NDArray[np.int8]
+    known: NDArray[np.int8]
+    labelled_at_us: NDArray[np.int64]
+    known_at_us: NDArray[np.int64]
+    held: int
+    """How many of the labels have waited."""
+
+
+class PassResult(NamedTuple):
+    """What a pass found."""
+
+    fate: NDArray[np.int8]
+    """Shape (n,): `REPEATED`, `ACCEPTED` or `ACCEPTED_AGAIN`."""
+    newest_us: int
+    follows: NDArray[np.int64]
+    """Shape (k, 4): of each label that changes what is known, the position of the record behind which it stands,
+    the label, its transaction's entry, and what is known now."""
+    waits: NDArray[np.bool_]
+    """Shape (m,): which labels wait, or go on waiting."""
+    journal: NDArray[np.int64]
+    """Shape (c, 5): entries whose label state changed, each with the state before; the first change comes first."""
+    counts: NDArray[np.int64]
+    """Shape (len(COUNTS),): what became of labels."""
+
+
+def join(horizons: Horizons, clock: Clock, entries: Entries, given: PassInput) -> PassResult:
+    """Accept what is no repeat, and let labels find their transactions.
+
+    Args:
+        horizons: The horizons of this batch.
+        clock: How far the partition has come.
+        entries: What is known of the digests in ``given``, with room for n more; the accepted transactions are added.
+        given: Transactions and labels.
+
+    Returns:
+        What became of them.
+    """
+    n, m = len(given.digest), len(given.label_digest)
+    meta = np.array([clock.newest_us, clock.first_day, entries.count], np.int64)
+    fate, waits = np.zeros(n, np.int8), np.ones(m, np.bool_)
+    follows, journal = np.empty((m, 4), np.int64), np.empty((m, JOURNAL_WORDS), np.int64)
+    waiting = np.zeros(_table_size(m) if m else 1, np.int32)
+    chains = np.full((m, 2), -1, np.int64)
+    counts = np.zeros(len(COUNTS), np.int64)
+    followed, changed = _join(
+        np.array(horizons, np.int64), meta, entries.rows, entries.table, waiting, chains, given.held,
+        given.digest, given.event_time_us, given.position,
+        given.label_digest, given.label_position, given.rank, given.known, given.labelled_at_us, given.known_at_us,
+        fate, waits, follows, journal, counts,
+    )  # fmt: skip
+    entries.count = int(meta[COUNT])
+    return PassResult(fate, int(meta[NEWEST]), follows[:followed], waits, journal[:changed], counts)
+
+
+def not_joined(transaction_id: str, card_id: str, label_horizon_us: int) -> str:
+    """Return the text of the dead letter of a label that has waited in vain."""
+    return (
+        f"no transaction {transaction_id!r} of card {card_id!r} is known that the label can be joined to: check both "
+        "identifiers and send it again, unless the transaction happened more than "
+        f"{label_horizon_us / US_PER_DAY:g} days before, which is too long"
+    )
+
+
+def _table_size(entries: int) -> int:
+    """A power of two that leaves half of a table free."""
+    return 1 << max(2 * entries - 1, 1).bit_length()
+
+
+@compiled
+def _slot(table: IntArray, rows: IntArray, high: int, low: int) -> int:
+    """Where in ``table`` (row + 1, 0 for none) the row of a digest stands, or would."""
+    mask = len(table) - 1
+    slot = low & mask
+    while table[slot] != 0:
+        row = table[slot] - 1
+        if rows[row, 0] == high and rows[row, 1] == low:
+            break
+        slot = (slot + 1) & mask
+    return slot
+
+
+@compiled
+def _fill(table: IntArray, rows: IntArray, count: int) -> None:
+    for row in range(count):
+        table[_slot(table, rows, rows[row, 0], rows[row, 1])] = row + 1
+
+
+@compiled
+def _forgotten(rules: IntArray, meta: IntArray) -> int:
+    """The first day of acceptance that is remembered."""
+    horizon_us = max(rules[_DEDUP_US], rules[_LABEL_US])
+    day: int = (meta[NEWEST] - horizon_us - 2 * EARLY_LABEL_PATIENCE_US) // US_PER_DAY
+    first: int = max(meta[FIRST_DAY], day)
+    return first
+
+
+@compiled
+def _remembered(rules: IntArray, meta: IntArray, entry: IntArray) -> bool:
+    remembered: bool = entry[NEWEST_US] // US_PER_DAY >= _forgotten(rules, meta)
+    return remembered
+
+
+@compiled
+def _is_late(rules: IntArray, entry: IntArray, known_at_us: int) -> bool:
+    late: bool = known_at_us - entry[EVENT_US] > rules[_LABEL_US]
+    return late
+
+
+@compiled
+def _finds(rules: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) -> bool:
+    """Whether a label finds its transaction: a rule on times, whichever of the two is read first.
+
+    A label that has been given up before a late transaction came, or that came after its transaction was forgotten,
+    finds none either where a replay meets them the other way round.
+    """
+    last_us = entry[EVENT_US] + rules[_LABEL_US] + EARLY_LABEL_PATIENCE_US
+    in_time: bool = entry[NEWEST_US] - EARLY_LABEL_PATIENCE_US <= known_at_us <= last_us
+    return in_time and _remembered(rules, meta, entry)
+
+
+@compiled
+def _join(
+    rules: IntArray, meta: IntArray, entries: IntArray, table: IntArray, waiting: IntArray, chains: IntArray, held: int,
+    digest: IntArray, event_us: IntArray, position: IntArray,
+    label_digest: IntArray, label_position: IntArray, rank: IntArray, known: IntArray, labelled_at_us: IntArray,
+    known_at_us: IntArray, fate: IntArray, waits: NDArray[np.bool_], follows: IntArray, journal: IntArray,
+    counts: IntArray,
+) -> tuple[int, int]:  # fmt: skip
+    """Work on all records; returns how many rows ``follows`` and ``journal`` have."""
+    n, m = len(digest), len(label_digest)
+    followed = changed = 0
+    for j in range(held):
+        _wait(waiting, chains, label_digest, j)
+    waiting_count = held
+    i, j = 0, held
+    while i < n or j < m:
+        if j < m and (i >= n or label_position[j] < position[i]):
+            entry = table[_slot(table, entries, label_digest[j, 0], label_digest[j, 1])] - 1
+            if entry >= 0 and _finds(rules, meta, entries[entry], known_at_us[j]):
+                waits[j] = False
+                travels, changes = _apply(
+                    rules, entries, entry, j, label_position[j], rank[j], known[j], labelled_at_us[j], known_at_us[j],
+                    follows[followed:], journal[changed:], counts,
+                )  # fmt: skip
+                followed += travels
+                changed += changes
+            else:
+                _wait(waiting, chains, label_digest, j)
+                waiting_count += 1
+                late = (
+                    entry >= 0
+                    and _remembered(rules, meta, entries[entry])
+                    and _is_late(rules, entries[entry], known_at_us[j])
+                )
+                counts[_TOO_LATE if late else _EARLY] += 1
+            j += 1
+            continue
+        slot = _slot(table, entries, digest[i, 0], digest[i, 1])
+        before = table[slot] - 1
+        if (
+            before >= 0
+            and meta[NEWEST] - entries[before, NEWEST_US] <= rules[_DEDUP_US]
+            and _remembered(rules, meta, entries[before])
+        ):
+            i += 1
+            continue
+        fate[i] = ACCEPTED if before < 0 else ACCEPTED_AGAIN
+        meta[NEWEST] = max(meta[NEWEST], event_us[i])
+        entry = meta[COUNT]
+        meta[COUNT] += 1
+        row = entries[entry]
+        row[HIGH], row[LOW] = digest[i, 0], digest[i, 1]
+        row[EVENT_US], row[NEWEST_US] = event_us[i], meta[NEWEST]
+        row[RANK], row[LABELLED_AT_US] = _UNSEEN_RANK, _UNSEEN_AT
+        row[KNOWN], row[CHANGES] = _UNSEEN_KNOWN, _UNSEEN_CHANGES
+        table[slot] = entry + 1
+        if waiting_count:
+            w = waiting[_slot(waiting, label_digest, digest[i, 0], digest[i, 1])] - 1
+            while w >= 0:
+                if waits[w] and _finds(rules, meta, row, known_at_us[w]):
+                    waits[w] = False
+                    travels, changes = _apply(
+                        rules, entries, entry, w, position[i], rank[w], known[w], labelled_at_us[w], known_at_us[w],
+                        follows[followed:], journal[changed:], counts,
+                    )  # fmt: skip
+                    followed += travels
+                    changed += changes
+                w = chains[w, 0]
+        i += 1
+    return followed, changed
+
+
+@compiled
+def _wait(waiting: IntArray, chains: IntArray, label_digest: IntArray, j: int) -> None:
+    """Let label ``j`` wait behind the others of its transaction."""
+    slot = _slot(waiting, label_digest, label_digest[j, 0], label_digest[j, 1])
+    first = waiting[slot] - 1
+    if first < 0:
+        waiting[slot] = j + 1
+        chains[j, 1] = j
+    else:
+        chains[chains[first, 1], 0] = j
+        chains[first, 1] = j
+
+
+@compiled
+def _apply(
+    rules: IntArray, entries: IntArray, entry: int, label: int, position: int, rank: int, known: int,
+    labelled_at_us: int, known_at_us: int, follows: IntArray, journal: IntArray, counts: IntArray,
+) -> tuple[int, int]:  # fmt: skip
+    """Let a label change what is known; (1 where it travels on, 1 where the entry changes)."""
+    row = entries[entry]
+    if _is_late(rules, row, known_at_us):
+        counts[_TOO_LATE] += 1
+        return 0, 0
+    before = (row[RANK], row[LABELLED_AT_US], row[KNOWN], row[CHANGES])
+    state, outcome = resolve_numbers(before, rank, labelled_at_us, known)
+    counts[outcome] += 1
+    if state == before:
+        return 0, 0
+    noted = journal[0]
+    noted[0], noted[1], noted[2], noted[3], noted[4] = entry, before[0], before[1], before[2], before[3]
+    row[RANK], row[LABELLED_AT_US], row[KNOWN], row[CHANGES] = state
+    if state[2] == before[2]:
+        return 0, 1
+    told = follows[0]
+    told[0], told[1], told[2], told[3] = position, label, entry, state[2]
+    return 1, 1

@@ -1,0 +1,161 @@
+"""Labels that wait for their transactions: in memory, or over a store."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engine.accept import label_columns
+from pipeline.engine.columns import Labels, digest_keys, no_labels
+from pipeline.engine.layout import DIGEST_BYTES
+from pipeline.engine.waiting import Waiting, WaitingRoom
+from schemas.messages import Label
+from schemas.records import Record
+
+GIVE_UP_AT_MOST: Final = 5_000
+"""Labels that one batch of a store gives up; more of them are left to the batches that follow."""
+
+_decode_label = msgspec.json.Decoder(Label).decode
+_pack_record = msgspec.msgpack.Encoder().encode
+_unpack_record = msgspec.msgpack.Decoder(Record).decode
+
+
+class LabelBatch(NamedTuple):
+    """m labels with their transactions' digests, and the records that they are of."""
+
+    labels: Labels
+    digest: NDArray[np.int64]
+    """Shape (m, 2): `pipeline.engine.columns.digest_keys`."""
+    records: Sequence[Record] = ()
+    """m of them, as they lay in ``labels``; none where nothing is emitted."""
+
+    @classmethod
+    def of(cls, labels: Labels, records: Sequence[Record] = ()) -> "LabelBatch":
+        """Labels that have just been accepted."""
+        return cls(labels, digest_keys(labels.card_id, labels.transaction_id), records) if len(labels) else NO_LABELS
+
+    def __add__(self, other: "LabelBatch") -> "LabelBatch":  # type: ignore[override]
+        """The labels of both."""
+        if not len(self.labels) or not len(other.labels):
+            return self if len(self.labels) else other
+        return LabelBatch(
+            Labels.concat([self.labels, other.labels]),
+            np.concatenate([self.digest, other.digest]),
+            (*self.records, *other.records),
+        )
+
+
+NO_LABELS: Final = LabelBatch(no_labels(), np.empty((0, 2), np.int64))
+
+
+class PendingLabels(Protocol):
+    """Labels of one partition that wait."""
+
+    def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
+        """Return at least those that wait for ``digest``, shape (n, 2); of each, the earlier ones first."""
+
+    def keep(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
+        """Keep the labels that ``waits``, shape (m,), marks, and let go of the others.
+
+        The first ``held`` of ``batch`` are what `awaiting` returned.
+        """
+
+    def give_up(self, before_us: int) -> LabelBatch:
+        """Remove and return labels that became known before ``before_us``."""
+
+    def settle(self) -> None:
+        """Commit the batch."""
+
+    def undo(self) -> None:
+        """Roll the batch back."""
+
+
+class MemoryPending:
+    """Waiting labels in memory."""
+
+    def __init__(self) -> None:
+        self._batch = self._settled = NO_LABELS
+
+    def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
+        """Return all that wait."""
+        del digest
+        return self._batch
+
+    def keep(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
+        """Keep the labels that ``waits`` marks."""
+        del held
+        self._batch = _taken(batch, waits)
+
+    def give_up(self, before_us: int) -> LabelBatch:
+        """Remove and return labels that became known before ``before_us``, the earlier arrived first."""
+        in_vain = self._batch.labels.known_at_us < before_us
+        if not in_vain.any():
+            return NO_LABELS
+        given_up = _taken(self._batch, in_vain)
+        self._batch = _taken(self._batch, ~in_vain)
+        return given_up
+
+    def settle(self) -> None:
+        """Commit the batch."""
+        self._settled = self._batch
+
+    def undo(self) -> None:
+        """Roll the batch back."""
+        self._batch = self._settled
+
+
+class StorePending:
+    """Waiting labels in a store, so that a flood of them takes no memory; a label is kept as its record."""
+
+    def __init__(self, room: WaitingRoom) -> None:
+        self._room = room
+        self._held: list[Waiting] = []
+
+    def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
+        """Return those that wait for ``digest``."""
+        if not self._room.state.count or not len(digest):
+            self._held = []
+            return NO_LABELS
+        packed = digest.astype(">i8").tobytes()
+        asked = dict.fromkeys(packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES))
+        self._held = [item for one in self._room.awaited(list(asked)) for item in self._room.items(one)]
+        return _batch(self._held)
+
+    def keep(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
+        """Keep the labels that ``waits`` marks."""
+        for item, goes_on in zip(self._held, waits.tolist(), strict=False):
+            if not goes_on:
+                self._room.remove(item)
+        for row in (held + np.flatnonzero(waits[held:])).tolist():
+            digest = batch.digest[row].astype(">i8").tobytes()
+            self._room.add(digest, int(batch.labels.known_at_us[row]), _pack_record(batch.records[row]))
+
+    def give_up(self, before_us: int) -> LabelBatch:
+        """Remove and return up to `GIVE_UP_AT_MOST` labels that became known before ``before_us``, oldest first."""
+        return _batch(self._room.take_older(before_us, GIVE_UP_AT_MOST))
+
+    def settle(self) -> None:
+        """Commit the batch (the store is settled by its owner)."""
+        self._room.settle()
+
+    def undo(self) -> None:
+        """Roll the batch back."""
+        self._room.undo()
+
+
+def _taken(batch: LabelBatch, rows: NDArray[np.bool_]) -> LabelBatch:
+    if not rows.any():
+        return NO_LABELS
+    return LabelBatch(batch.labels.take(rows), batch.digest[rows])
+
+
+def _batch(items: Sequence[Waiting]) -> LabelBatch:
+    """Labels that were accepted before, as columns; they count from the time that was noted then."""
+    if not items:
+        return NO_LABELS
+    records = [_unpack_record(item.payload) for item in items]
+    labels = [_decode_label(record.value or b"") for record in records]
+    known_at_us = np.array([item.at_us for item in items], np.int64)
+    return LabelBatch.of(label_columns(labels, np.arange(len(items)), known_at_us), records)

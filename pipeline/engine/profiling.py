@@ -1,0 +1,134 @@
+"""One partition of cards: which transactions are repeats, and which labels follow theirs; live and in backtests."""
+
+from typing import Generic, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engine.joins import (
+    EARLY_LABEL_PATIENCE_US,
+    EVENT_US,
+    F_ENTRY,
+    F_KNOWN,
+    F_LABEL,
+    F_POSITION,
+    REPEATED,
+    UNKNOWN,
+    Clock,
+    Horizons,
+    PassInput,
+    join,
+)
+from pipeline.engine.pending import LabelBatch, PendingLabels
+from pipeline.engine.transaction_index import M, TransactionIndex
+
+
+class Arrivals(NamedTuple, Generic[M]):
+    """n transactions and m labels of one partition, in one order by position."""
+
+    digest: NDArray[np.int64]
+    """Shape (n, 2): `pipeline.engine.columns.digest_keys`."""
+    event_time_us: NDArray[np.int64]
+    position: NDArray[np.int64]
+    """Shape (n,): where each transaction stands among all records; ascending."""
+    merchants: M
+    """Merchants of the transactions, as the index keeps them."""
+    labels: LabelBatch
+    label_position: NDArray[np.int64]
+    """Shape (m,): ascending."""
+
+
+class Following(NamedTuple, Generic[M]):
+    """k labels that change what is known, in the order in which they follow their transactions."""
+
+    position: NDArray[np.int64]
+    """Shape (k,): position of the record behind which each stands, its own or its transaction's."""
+    label: NDArray[np.int64]
+    """Shape (k,): its number among the labels of the batch."""
+    event_time_us: NDArray[np.int64]
+    """Shape (k,): event time of its transaction."""
+    merchants: M
+    known: NDArray[np.int64]
+    """Shape (k,): what is known now, an index of `pipeline.learning.labels.KNOWN`."""
+
+
+class Joined(NamedTuple, Generic[M]):
+    """What became of the arrivals."""
+
+    accepted: NDArray[np.bool_]
+    """Shape (n,): which transactions are no repeats."""
+    labels: LabelBatch
+    """Labels that may have waited already, and behind them those that arrived."""
+    following: Following[M]
+    given_up: LabelBatch
+    """Labels that have waited in vain."""
+    counts: NDArray[np.int64]
+    """Shape (len(COUNTS),): what became of labels."""
+
+
+class CardJoin(Generic[M]):
+    """Accepted transactions and pending labels of one partition, and how far its event time has come."""
+
+    def __init__(self, index: TransactionIndex[M], pending: PendingLabels, clock: Clock = Clock()) -> None:  # noqa: B008
+        self._index, self._pending = index, pending
+        self.clock = self._settled_clock = clock
+
+    def join(self, horizons: Horizons, given: Arrivals[M]) -> Joined[M]:
+        """Accept what is no repeat, and let labels find their transactions.
+
+        Args:
+            horizons: The horizons of this batch.
+            given: Transactions and labels.
+
+        Returns:
+            What became of them.
+        """
+        waiting = self._pending.awaiting(given.digest)
+        held, arrived = len(waiting.labels), given.labels
+        batch = waiting + arrived
+        labels = batch.labels
+        entries = self._index.fetch(given.digest, batch.digest)
+        position = given.label_position
+        if held:
+            position = np.concatenate([np.full(held, -1), position])
+        found = join(
+            horizons,
+            self.clock,
+            entries,
+            PassInput(
+                given.digest, given.event_time_us, given.position, batch.digest, position, labels.rank, labels.known,
+                labels.labelled_at_us, labels.known_at_us, held,
+            ),
+        )  # fmt: skip
+        self._index.keep(entries, found, given.merchants)
+        if len(labels):
+            self._pending.keep(batch, held, found.waits)
+        self.clock = self.clock._replace(newest_us=found.newest_us)
+        given_up = self._pending.give_up(found.newest_us - EARLY_LABEL_PATIENCE_US)
+        found.counts[UNKNOWN] += len(given_up.labels)
+        entry = found.follows[:, F_ENTRY]
+        following = Following(
+            found.follows[:, F_POSITION],
+            found.follows[:, F_LABEL],
+            entries.rows[entry, EVENT_US],
+            self._index.merchants(entry),
+            found.follows[:, F_KNOWN],
+        )
+        return Joined(found.fate != REPEATED, batch, following, given_up, found.counts)
+
+    def forget(self, horizons: Horizons, at_least: int) -> None:
+        """Forget what lies behind the horizons: at least so many transactions, if there are."""
+        self.clock = self.clock._replace(first_day=self.clock.forgotten_day(horizons))
+        self._index.forget_before(self.clock.first_day, at_least)
+
+    def settle(self) -> None:
+        """Commit the batch."""
+        self._index.settle()
+        self._pending.settle()
+        self._settled_clock = self.clock
+
+    def undo(self) -> None:
+        """Roll the batch back."""
+        self._index.undo()
+        self._pending.undo()
+        self.clock = self._settled_clock
