@@ -40,7 +40,7 @@ def decidable(tables: Iterable[pa.Table], options: CardOptions) -> Decidable:
     ):
         accepted += len(rows)
         kept.append(rows.row[join.join(horizons, _unlabelled(rows)).accepted])
-        join.forget(horizons, 0)
+        join.forget(0)
         join.settle()
     row = np.concatenate(kept)
     return Decidable(row, Counter(reject.code for reject in rejects), accepted - len(row))

@@ -169,7 +169,7 @@ class Engine:
                     label_position=chunk.label_position[labels_of],
                 ),
             )
-            state.forget(self._horizons, 0)
+            state.forget(0)
             state.settle()
             accepted[of] = joined.accepted
             outcomes += joined.counts

@@ -27,7 +27,8 @@ from schemas.errors import InvalidMessage
 from schemas.messages import Label
 from schemas.money import RateTable
 
-IntArray = NDArray[np.signedinteger[Any]]
+_SHOWN: Final = (CURRENCY, TYPE)
+
 T = TypeVar("T")
 
 _COUNTING: Final = tuple(
@@ -47,7 +48,12 @@ class PlainTransactions(NamedTuple):
 
 
 def accept_transactions(
-    values: Sequence[bytes | None], arrived_us: NDArray[np.int64], rates: RateTable, future_tolerance_us: int
+    values: Sequence[bytes | None],
+    arrived_us: NDArray[np.int64],
+    rates: RateTable,
+    future_tolerance_us: int,
+    *,
+    shown: bool = True,
 ) -> tuple[Transactions, list[Reject]]:
     """Accept the transactions of n records.
 
@@ -56,11 +62,12 @@ def accept_transactions(
         arrived_us: Shape (n,), when each record arrived, in microseconds since 1970.
         rates: Table that converts the amounts.
         future_tolerance_us: How far an event may lie behind its record's arrival.
+        shown: Whether the columns that only results show, currency and type, are wanted.
 
     Returns:
         The accepted transactions and the refused ones; ``row`` of either is its record's number.
     """
-    plain, rows = read_plain(values, arrived_us + future_tolerance_us, rates)
+    plain, rows = read_plain(values, arrived_us + future_tolerance_us, rates, shown=shown)
     if len(rows) == len(values):
         return rows, []
     others, rejects = _decoded(
@@ -132,13 +139,16 @@ def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: N
     )
 
 
-def read_plain(values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable) -> PlainTransactions:
+def read_plain(
+    values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable, *, shown: bool = True
+) -> PlainTransactions:
     """Read the records that compiled code understands and that the decoder would accept.
 
     Args:
         values: n records' values.
         latest_us: Shape (n,), the latest event time that each may have, in microseconds since 1970.
         rates: Table that converts the amounts.
+        shown: As of `accept_transactions`.
 
     Returns:
         Which records are plain, and their transactions; ``row`` is the record's number.
@@ -155,7 +165,10 @@ def read_plain(values: Sequence[bytes | None], latest_us: NDArray[np.int64], rat
     _copy(text, found.spans, row, data, offsets, counts, _COUNTING_WORDS, _COUNTING_BYTES)
     buffer = pa.py_buffer(data)
     texts = {
-        name: pa.StringArray.from_buffers(m, pa.py_buffer(offsets[column]), buffer) for column, name in enumerate(TEXTS)
+        name: pa.StringArray.from_buffers(m, pa.py_buffer(offsets[column]), buffer)
+        if shown or column not in _SHOWN
+        else None
+        for column, name in enumerate(TEXTS)
     }
     event_us, clock_us = found.event_time_us, found.clock_us
     if m < n:

@@ -135,13 +135,14 @@ class CardPartition:
             np.arange(n, n + m),
         )
         joined = self._join.join(horizons, arrivals)
-        self._join.forget(horizons, 2 * len(records) + _FORGET_AT_LEAST)
+        self._join.forget(2 * len(records) + _FORGET_AT_LEAST)
         accepted = int(np.count_nonzero(joined.accepted))
         _count(joined, accepted, result)
         taken = transactions if accepted == n else transactions.take(joined.accepted)
         profile = self._profile(taken) if accepted else None
         if now is not None and profile is not None:
-            outputs = self._profiled(taken, profile, bought, now)
+            merchants = arrivals.merchants if accepted == n else text_values(taken.merchant_id)
+            outputs = self._profiled(taken, merchants, profile, bought, now)
             result.outputs += self._with_labels(outputs, joined)
         elif now is not None:
             result.outputs += self._with_labels([], joined)
@@ -177,7 +178,8 @@ class CardPartition:
     def _take_transactions(self, batch: Batch, result: Result) -> Transactions:
         """Accept transactions; ``row`` is a record's number in ``batch``."""
         rules = self._rules
-        rows, rejects = accept_transactions(*_columns(batch.records), rules.rates, rules.future_tolerance_us)
+        values, arrived_us = _columns(batch.records)
+        rows, rejects = accept_transactions(values, arrived_us, rules.rates, rules.future_tolerance_us, shown=False)
         self._refuse(batch, rejects, result)
         staying = self._staying(rows, batch, result)
         return rows if staying is None else rows.take(staying)
@@ -217,7 +219,9 @@ class CardPartition:
             taken.counts, taken.hour, taken.weekday,
         )  # fmt: skip
 
-    def _profiled(self, taken: Transactions, profile: CardProfile, batch: Batch, now: datetime) -> list[Output]:
+    def _profiled(
+        self, taken: Transactions, merchants: Sequence[bytes], profile: CardProfile, batch: Batch, now: datetime
+    ) -> list[Output]:
         """Profiled transactions, which say where they lay in ``batch``."""
         of = taken.row.tolist()
         values = encode_profiled(
@@ -228,11 +232,13 @@ class CardPartition:
             self._rules.rates.version,
             now,
         )
-        return list(map(Output, repeat(PROFILED), text_values(taken.merchant_id), values))
+        return list(map(Output, repeat(PROFILED), merchants, values))
 
     def _with_labels(self, outputs: list[Output], joined: Joined[list[bytes]]) -> list[Output]:
         """``outputs``, one for each accepted transaction, with the labels that follow them and those behind all."""
         following, labels = joined.following, joined.labels.labels
+        if not len(following.label):
+            return outputs
         ids, cards = labels.transaction_id.to_pylist(), labels.card_id.to_pylist()
         # How many transactions stand at a position or before it.
         before = np.append(np.cumsum(joined.accepted), len(outputs))
@@ -260,6 +266,8 @@ class CardPartition:
 
     def _give_up(self, batch: LabelBatch, result: Result) -> None:
         """Refuse labels that have waited in vain."""
+        if not batch.records:
+            return
         labels = batch.labels
         rows = zip(batch.records, labels.transaction_id.to_pylist(), labels.card_id.to_pylist(), strict=True)
         for record, transaction_id, card_id in rows:

@@ -78,6 +78,7 @@ class Transactions(_Columns):
     event_time_us: NDArray[np.int64]
     """Microseconds since 1970-01-01T00:00:00Z."""
     currency: pa.Array
+    """None, like ``transaction_type``, where nothing asks for it."""
     amount_minor: NDArray[np.int64]
     """Whole minor units of ``currency``."""
     amount_base_minor: NDArray[np.int64]
@@ -138,10 +139,13 @@ def text_buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.signedi
     if not len(texts):
         return _NO_BYTES, _ONE_OFFSET
     _, offsets, data = texts.buffers()
-    kind: type[np.signedinteger[Any]] = np.int64 if pa.types.is_large_string(texts.type) else np.int32
-    ends = np.frombuffer(offsets, kind, len(texts) + 1, np.dtype(kind).itemsize * texts.offset)
-    found = np.frombuffer(data, np.uint8) if data is not None and data.size else _NO_BYTES
-    ends.flags.writeable = found.flags.writeable = False
+    kind = _LARGE_ENDS if texts.type == _LARGE else _ENDS
+    ends = np.frombuffer(offsets, kind, len(texts) + 1, kind.itemsize * texts.offset)
+    ends.setflags(write=False)
+    if data is None or not data.size:
+        return _NO_BYTES, ends
+    found = np.frombuffer(data, np.uint8)
+    found.setflags(write=False)
     return found, ends
 
 
@@ -171,6 +175,9 @@ def identities(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.uint64
     return np.fromiter(hashes, np.uint64, len(card_id))
 
 
+_LARGE: Final = pa.large_string()
+_ENDS: Final[np.dtype[Any]] = np.dtype(np.int32)
+_LARGE_ENDS: Final[np.dtype[Any]] = np.dtype(np.int64)
 _NO_BYTES: Final = np.empty(0, np.uint8)
 _ONE_OFFSET: Final = np.zeros(1, np.int32)
 _NO_BYTES.flags.writeable = _ONE_OFFSET.flags.writeable = False

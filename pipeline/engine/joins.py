@@ -59,14 +59,10 @@ class Clock(NamedTuple):
     newest_us: int = 0
     """The newest event time of its accepted transactions."""
     first_day: int = 0
-    """The first day of acceptance, since 1970, that is remembered; it only grows, whatever the horizons become."""
+    """The first day of acceptance, since 1970, that is remembered; it only grows, whatever the horizons become.
 
-    def forgotten_day(self, horizons: Horizons) -> int:
-        """Return the first day that is remembered under ``horizons``; what lies before is as if it were not there.
-
-        It lies so far behind both horizons that a label which finds nothing because of it has long waited in vain.
-        """
-        return int(_forgotten(np.array(horizons, np.int64), np.array([*self, 0], np.int64)))
+    It lies so far behind both horizons that a label which finds nothing because of it has long waited in vain.
+    """
 
 
 class Entries:
@@ -111,7 +107,7 @@ class PassResult(NamedTuple):
 
     fate: NDArray[np.int8]
     """Shape (n,): `REPEATED`, `ACCEPTED` or `ACCEPTED_AGAIN`."""
-    newest_us: int
+    clock: Clock
     follows: NDArray[np.int64]
     """Shape (k, 4): of each label that changes what is known, the position of the record behind which it stands,
     the label, its transaction's entry, and what is known now."""
@@ -149,7 +145,9 @@ def join(horizons: Horizons, clock: Clock, entries: Entries, given: PassInput) -
         fate, waits, follows, journal, counts,
     )  # fmt: skip
     entries.count = int(meta[COUNT])
-    return PassResult(fate, int(meta[NEWEST]), follows[:followed], waits, journal[:changed], counts)
+    return PassResult(
+        fate, Clock(int(meta[NEWEST]), int(meta[FIRST_DAY])), follows[:followed], waits, journal[:changed], counts
+    )
 
 
 def not_joined(transaction_id: str, card_id: str, label_horizon_us: int) -> str:
@@ -287,6 +285,8 @@ def _join(
                     changed += changes
                 w = chains[w, 0]
         i += 1
+    # What is forgotten stays so, under other rules too.
+    meta[FIRST_DAY] = _forgotten(rules, meta)
     return followed, changed
 
 

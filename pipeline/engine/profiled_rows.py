@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,9 +26,11 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 _COLUMNS: Final = (
     "transaction_id", "card_id", "merchant_id", "event_time_us", "amount_base_minor", "counts", "card_features",
-    "case_id", "case_sequence", "source", "transaction", "read",
+    "case_id", "case_sequence", "source", "ingested_at", "transaction", "read",
 )  # fmt: skip
-"""Fields that differ from row to row, in the order in which they are written."""
+"""Fields that differ from row to row or from batch to batch, in the order in which they are written."""
+_END, _OFFSET, _READ = range(len(_COLUMNS), len(_COLUMNS) + 3)
+"""Pieces behind those before the columns: the end, what stands before an offset, and what before a record's place."""
 _TEXTS: Final = frozenset({"transaction_id", "card_id", "merchant_id", "card_features", "case_id"})
 _LONGEST_NUMBER: Final = 20
 _NUMBERS: Final = 9
@@ -85,27 +89,30 @@ def encode_profiled(
     n = len(taken)
     if not n:
         return []
-    pieces, piece_ends = _pieces(rates_version, now)
-    texts = [text_buffers(_escaped(column)) for column in (taken.transaction_id, taken.card_id, taken.merchant_id)]
+    pieces, piece_ends = _pieces(rates_version)
+    stamp = np.frombuffer(_encode(now), np.uint8)
+    texts = [_escaped(column) for column in (taken.transaction_id, taken.card_id, taken.merchant_id)]
     features = profile.features.astype("<f8", copy=False).view(np.uint8)
     raw = np.frombuffer(b"".join(values), np.uint8)
-    raw_ends = np.cumsum(np.fromiter(map(len, values), np.int64, n))
-    row_bytes = len(pieces) + _NUMBERS * _LONGEST_NUMBER + 4 * (features.shape[1] // 3 + 1)
+    raw_ends = np.fromiter(accumulate(map(len, values)), np.int64, n)
+    row_bytes = len(pieces) + len(stamp) + _NUMBERS * _LONGEST_NUMBER + 4 * (features.shape[1] // 3 + 1)
     # The card's name is written twice.
     text_bytes = sum(int(offsets[-1] - offsets[0]) for _, offsets in (*texts, texts[1]))
     out, ends = np.empty(n * row_bytes + text_bytes + len(raw), np.uint8), np.empty(n, np.int64)
     _write(
-        pieces, piece_ends, *texts[0], *texts[1], *texts[2], taken.event_time_us, taken.amount_base_minor, taken.counts,
-        features, _PAIRS, profile.case_start_us, profile.case_sequence, *places, raw, raw_ends, out, ends,
+        pieces, piece_ends, stamp, *texts[0], *texts[1], *texts[2],
+        taken.event_time_us, taken.amount_base_minor, taken.counts, features, _PAIRS,
+        profile.case_start_us, profile.case_sequence, *places, raw, raw_ends, out, ends,
     )  # fmt: skip
     bounds = ends.tolist()
     whole = out[: bounds[-1]].tobytes()
     return [whole[first:end] for first, end in zip([0, *bounds], bounds, strict=False)]
 
 
-def _pieces(rates_version: str, now: datetime) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+@lru_cache(maxsize=8)
+def _pieces(rates_version: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """What stands before each column, and behind the last one; and where each piece ends."""
-    same = {"rates_version": rates_version, "kernel": KERNEL_VERSION, "ingested_at": now}
+    same: dict[str, Any] = {"rates_version": rates_version, "kernel": KERNEL_VERSION}
     same |= {field.name: field.default for field in msgspec.structs.fields(ProfiledTransaction) if not field.required}
     config = ProfiledTransaction.__struct_config__
     piece = b"{" + _encode(config.tag_field) + b":" + _encode(config.tag)
@@ -129,12 +136,12 @@ def _pieces(rates_version: str, now: datetime) -> tuple[NDArray[np.uint8], NDArr
     return np.frombuffer(b"".join(pieces), np.uint8), ends
 
 
-def _escaped(texts: pa.Array) -> pa.Array:
-    """Texts as they stand between quotes in JSON."""
+def _escaped(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.signedinteger[Any]]]:
+    """`text_buffers` of texts as they stand between quotes in JSON."""
     data, offsets = text_buffers(texts)
-    if not _needs_escapes(data, offsets[0], offsets[-1]):
-        return texts
-    return pa.array([_encode(text)[1:-1].decode() for text in texts.to_pylist()], pa.string())
+    if not _needs_escapes(data, offsets):
+        return data, offsets
+    return text_buffers(pa.array([_encode(text)[1:-1].decode() for text in texts.to_pylist()], pa.string()))
 
 
 def _pairs() -> NDArray[np.uint8]:
@@ -148,9 +155,9 @@ _PAIRS: Final = _pairs()
 
 
 @compiled
-def _needs_escapes(data: Any, first: int, end: int) -> bool:
+def _needs_escapes(data: Any, offsets: Any) -> bool:
     found = 0
-    for place in range(first, end):
+    for place in range(offsets[0], offsets[-1]):
         byte = data[place]
         found += (byte < _LEAST_CHARACTER) | (byte == _QUOTE) | (byte == _BACKSLASH)
     return found > 0
@@ -158,7 +165,7 @@ def _needs_escapes(data: Any, first: int, end: int) -> bool:
 
 @compiled
 def _write(
-    pieces: Any, piece_ends: Any, ids: Any, id_ends: Any, cards: Any, card_ends: Any, merchants: Any,
+    pieces: Any, piece_ends: Any, stamp: Any, ids: Any, id_ends: Any, cards: Any, card_ends: Any, merchants: Any,
     merchant_ends: Any, event_us: Any, amount: Any, counts: Any, features: Any, pairs: Any, case_start_us: Any,
     case_sequence: Any, partition: Any, offset: Any, read_partition: Any, read_offset: Any, raw: Any, raw_ends: Any,
     out: Any, ends: Any,
@@ -190,18 +197,20 @@ def _write(
         at = _piece(pieces, piece_ends, 9, out, at)
         at = _place(pieces, piece_ends, partition[row], offset[row], out, at)
         at = _piece(pieces, piece_ends, 10, out, at)
+        at = _copied(stamp, 0, len(stamp), out, at)
+        at = _piece(pieces, piece_ends, 11, out, at)
         at = _copied(raw, raw_first, raw_ends[row], out, at)
         raw_first = raw_ends[row]
-        at = _piece(pieces, piece_ends, 11, out, at)
+        at = _piece(pieces, piece_ends, 12, out, at)
         if read_partition[row] == _NOWHERE:
             out[at], out[at + 1], out[at + 2], out[at + 3] = 110, 117, 108, 108  # null
             at += 4
         else:
-            at = _piece(pieces, piece_ends, 14, out, at)
+            at = _piece(pieces, piece_ends, _READ, out, at)
             at = _place(pieces, piece_ends, read_partition[row], read_offset[row], out, at)
             out[at] = 125  # }
             at += 1
-        at = _piece(pieces, piece_ends, 12, out, at)
+        at = _piece(pieces, piece_ends, _END, out, at)
         ends[row] = at
 
 
@@ -236,7 +245,7 @@ def _piece(pieces: Any, piece_ends: Any, number: Any, out: Any, at: Any) -> Any:
 def _place(pieces: Any, piece_ends: Any, partition: Any, offset: Any, out: Any, at: Any) -> Any:
     """A partition and an offset."""
     at = _number(partition, out, at)
-    at = _piece(pieces, piece_ends, 13, out, at)
+    at = _piece(pieces, piece_ends, _OFFSET, out, at)
     return _number(offset, out, at)
 
 

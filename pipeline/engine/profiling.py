@@ -103,8 +103,8 @@ class CardJoin(Generic[M]):
         self._index.keep(entries, found, given.merchants)
         if len(labels):
             self._pending.keep(batch, held, found.waits)
-        self.clock = self.clock._replace(newest_us=found.newest_us)
-        given_up = self._pending.give_up(found.newest_us - EARLY_LABEL_PATIENCE_US)
+        self.clock = found.clock
+        given_up = self._pending.give_up(found.clock.newest_us - EARLY_LABEL_PATIENCE_US)
         found.counts[UNKNOWN] += len(given_up.labels)
         entry = found.follows[:, F_ENTRY]
         following = Following(
@@ -116,9 +116,8 @@ class CardJoin(Generic[M]):
         )
         return Joined(found.fate != REPEATED, batch, following, given_up, found.counts)
 
-    def forget(self, horizons: Horizons, at_least: int) -> None:
+    def forget(self, at_least: int) -> None:
         """Forget what lies behind the horizons: at least so many transactions, if there are."""
-        self.clock = self.clock._replace(first_day=self.clock.forgotten_day(horizons))
         self._index.forget_before(self.clock.first_day, at_least)
 
     def settle(self) -> None:

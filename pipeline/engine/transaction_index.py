@@ -174,6 +174,7 @@ class StoreIndex:
         self._state = state or IndexState()
         self._settled = copy.copy(self._state)
         self._fetched = 0
+        self._asked: list[bytes] = []
         self._names: list[bytes] = []
         """Merchants of the entries that were fetched and kept last."""
 
@@ -199,7 +200,7 @@ class StoreIndex:
         # One that is asked for twice has one entry.
         found = {one: value for one, value in zip(asked, values, strict=True) if value is not None}
         entries = Entries(len(found) + len(digest))
-        self._fetched = len(found)
+        self._fetched, self._asked = len(found), asked
         self._names = [value[_HEAD.itemsize :] for value in found.values()]
         if found:
             rows = entries.rows[: len(found)]
@@ -219,12 +220,18 @@ class StoreIndex:
             self._names += merchants
         if len(result.journal):
             changed = np.unique(result.journal[:, JOURNAL_ENTRY])
-            self._put(entries.rows, changed[changed < first])
+            changed = changed[changed < first]
+            rows = entries.rows[changed]
+            self._put(rows, _bytes_of(rows[:, :_DIGEST_WORDS]), self.merchants(changed))
         if entries.count == first:
             return
         # Behind what has changed: of a digest that was accepted again, the latest entry stays.
-        digests = self._put(entries.rows, np.arange(first, entries.count))
-        self._put_runs(digests, entries.rows[first : entries.count, NEWEST_US])
+        rows = entries.rows[first : entries.count]
+        digests = self._asked[: len(result.fate)]
+        if len(rows) < len(digests):
+            digests = [digests[row] for row in np.flatnonzero(result.fate).tolist()]
+        self._put(rows, digests, merchants)
+        self._put_runs(digests, rows[:, NEWEST_US])
         for row in np.flatnonzero(result.fate[result.fate != REPEATED] == ACCEPTED_AGAIN).tolist():
             self._count_again(digests[row], 1)
 
@@ -232,19 +239,16 @@ class StoreIndex:
         """Return the merchants' names in UTF-8."""
         return [self._names[one] for one in entry.tolist()]
 
-    def _put(self, rows: NDArray[np.int64], entry: NDArray[np.int64]) -> list[bytes]:
-        """Write entries; returns their digests."""
-        heads = np.empty(len(entry), _HEAD)
+    def _put(self, rows: NDArray[np.int64], digests: list[bytes], names: list[bytes]) -> None:
+        """Write entries with their merchants' names."""
+        heads = np.empty(len(rows), _HEAD)
         for word, name in _HEAD_WORDS:
-            heads[name] = rows[entry, word]
+            heads[name] = rows[:, word]
         packed, size = heads.tobytes(), _HEAD.itemsize
-        names = self.merchants(entry)
-        digests = _bytes_of(rows[entry, :_DIGEST_WORDS])
         self._store.put_many(
             [_TRANSACTION + digest for digest in digests],
             [packed[at : at + size] + name for at, name in zip(range(0, len(packed), size), names, strict=True)],
         )
-        return digests
 
     def _put_runs(self, digests: list[bytes], newest_us: NDArray[np.int64]) -> None:
         """Write runs of digests by day, in the order of their acceptance."""

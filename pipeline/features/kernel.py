@@ -201,7 +201,13 @@ class MerchantWindows(_Windows):
 
 def _columns(n: int, *columns: tuple[NDArray[Any], type[np.generic]]) -> list[NDArray[Any]]:
     """Columns as the compiled functions were compiled for; they do not check lengths themselves."""
-    arranged = [np.require(column, dtype, ("C", "W")) for column, dtype in columns]
+    arranged = [
+        # The check takes a tenth of the time of the call.
+        column
+        if column.dtype == dtype and column.flags.c_contiguous and column.flags.writeable
+        else np.require(column, dtype, ("C", "W"))
+        for column, dtype in columns
+    ]
     if any(column.shape != (n,) for column in arranged):
         raise ValueError(f"every column must have {n} rows; the shapes are {[c.shape for c in arranged]}")
     return arranged

@@ -124,7 +124,7 @@ def test_the_index_forgets_what_lies_behind_the_horizons() -> None:
         assert join.join(horizons, arrivals).accepted.all()
         join.settle()
         assert not join.join(horizons, arrivals).accepted.any()
-        join.forget(horizons, 0)
+        join.forget(0)
         join.settle()
     # A horizon of 8 days, a fortnight behind it, and as much again before there is no room.
     assert index.transactions <= 2 * 24 * a_day
