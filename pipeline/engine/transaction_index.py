@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from pipeline.engine.joins import (
     ACCEPTED_AGAIN,
-    CHANGES,
+    ENTRY_WORDS,
     EVENT_US,
     JOURNAL_ENTRY,
-    KNOWN,
-    LABELLED_AT_US,
     NEWEST_US,
     RANK,
     REPEATED,
@@ -34,13 +32,9 @@ from pipeline.features.catalogue import US_PER_DAY
 _TRANSACTION: Final = b"t"
 _DAY: Final = b"d"
 _AGAIN: Final = b"r"
-_HEAD: Final = np.dtype(
-    [("event", "<i8"), ("newest", "<i8"), ("rank", "i1"), ("labelled", "<i8"), ("known", "i1"), ("changes", "<u4")]
-)
-"""What stands before the merchant's name in a value of ``t``."""
-_HEAD_WORDS: Final = tuple(
-    zip((EVENT_US, NEWEST_US, RANK, LABELLED_AT_US, KNOWN, CHANGES), _HEAD.names or (), strict=True)
-)
+_WORD: Final = np.dtype("<i8")
+_HEAD_BYTES: Final = (ENTRY_WORDS - EVENT_US) * _WORD.itemsize
+"""Bytes of a value of ``t`` before the merchant's name: the words of the entry behind its digest."""
 _DIGEST_WORDS: Final = 2
 _MERCHANT_WORDS: Final = 3
 RUN_AT_MOST: Final = 256
@@ -201,13 +195,12 @@ class StoreIndex:
         found = {one: value for one, value in zip(asked, values, strict=True) if value is not None}
         entries = Entries(len(found) + len(digest))
         self._fetched, self._asked = len(found), asked
-        self._names = [value[_HEAD.itemsize :] for value in found.values()]
+        self._names = [value[_HEAD_BYTES:] for value in found.values()]
         if found:
             rows = entries.rows[: len(found)]
             rows[:, :_DIGEST_WORDS] = np.frombuffer(b"".join(found), ">i8").reshape(-1, _DIGEST_WORDS)
-            heads = np.frombuffer(b"".join([value[: _HEAD.itemsize] for value in found.values()]), _HEAD)
-            for word, name in _HEAD_WORDS:
-                rows[:, word] = heads[name]
+            heads = b"".join([value[:_HEAD_BYTES] for value in found.values()])
+            rows[:, EVENT_US:] = np.frombuffer(heads, _WORD).reshape(len(found), -1)
             entries.fill(len(found))
         return entries
 
@@ -241,13 +234,11 @@ class StoreIndex:
 
     def _put(self, rows: NDArray[np.int64], digests: list[bytes], names: list[bytes]) -> None:
         """Write entries with their merchants' names."""
-        heads = np.empty(len(rows), _HEAD)
-        for word, name in _HEAD_WORDS:
-            heads[name] = rows[:, word]
-        packed, size = heads.tobytes(), _HEAD.itemsize
+        packed = rows[:, EVENT_US:].astype(_WORD, copy=False).tobytes()
+        heads = [packed[at : at + _HEAD_BYTES] for at in range(0, len(packed), _HEAD_BYTES)]
         self._store.put_many(
             [_TRANSACTION + digest for digest in digests],
-            [packed[at : at + size] + name for at, name in zip(range(0, len(packed), size), names, strict=True)],
+            [head + name for head, name in zip(heads, names, strict=True)],
         )
 
     def _put_runs(self, digests: list[bytes], newest_us: NDArray[np.int64]) -> None:
