@@ -1,0 +1,112 @@
+"""Repeats and labels come out alike in memory and over a store, and what was taken back leaves no trace in either."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.engine.accept import accept_labels
+from pipeline.engine.columns import digest_keys
+from pipeline.engine.joins import COUNTS, Horizons
+from pipeline.engine.pending import LabelBatch, MemoryPending, StorePending
+from pipeline.engine.profiling import Arrivals, CardJoin
+from pipeline.engine.state import MemoryStore
+from pipeline.engine.transaction_index import MemoryIndex, StoreIndex
+from pipeline.engine.waiting import WaitingRoom
+from pipeline.features.catalogue import US_PER_DAY
+from schemas.records import Record
+from tests.helpers.logs import START, after, label, microseconds
+
+HORIZONS = tuple(Horizons(dedup * US_PER_DAY, label * US_PER_DAY) for dedup, label in ((3, 5), (8, 4), (20, 20)))
+Happened = tuple[Horizons, list[tuple[int, int]], list[Record]]
+
+
+class Places:
+    """A join with its store, if it has one."""
+
+    def __init__(self, *, in_memory: bool) -> None:
+        self.in_memory, self.store = in_memory, MemoryStore()
+        self.join: CardJoin[Any]
+        if in_memory:
+            self.join = CardJoin(MemoryIndex(), MemoryPending())
+        else:
+            self.join = CardJoin(StoreIndex(self.store), StorePending(WaitingRoom(self.store)))
+
+    def work(self, happened: Happened) -> tuple[Any, ...]:
+        horizons, bought, said = happened
+        ids = pa.array([f"t{number}" for number, _ in bought], pa.string())
+        times_us = np.array([time_us for _, time_us in bought], np.int64)
+        n, m = len(bought), len(said)
+        arrived_us = np.array([record.timestamp_ms * 1_000 for record in said], np.int64)
+        labels, rejects, _ = accept_labels([record.value for record in said], arrived_us, US_PER_DAY)
+        assert not rejects
+        numbers = np.array([number for number, _ in bought], np.int64)
+        merchants = np.column_stack([numbers] * 3) if self.in_memory else [b"%d" % number for number in numbers]
+        digest = digest_keys(pa.array(["c1"] * n, pa.string()), ids)
+        given = Arrivals(digest, times_us, np.arange(n), merchants, LabelBatch.of(labels, said), np.arange(n, n + m))
+        found = self.join.join(horizons, given)
+        self.join.forget(3)
+        follows, who = found.following, found.labels.labels
+        names = follows.merchants[:, 0].tolist() if self.in_memory else [int(name) for name in follows.merchants]
+        told = zip(
+            follows.position.tolist(), names, who.known_at_us[follows.label].tolist(), follows.event_time_us.tolist(),
+            follows.known.tolist(), who.transaction_id.take(pa.array(follows.label)).to_pylist(), strict=True,
+        )  # fmt: skip
+        given_up = found.given_up.labels
+        in_vain = sorted(zip(given_up.transaction_id.to_pylist(), given_up.known_at_us.tolist(), strict=True))
+        return found.accepted.tolist(), list(told), in_vain, found.counts.tolist(), self.join.clock
+
+    def settle(self) -> None:
+        self.store.settle()
+        self.join.settle()
+
+    def undo(self) -> None:
+        self.store.undo()
+        self.join.undo()
+
+
+def history(random: np.random.Generator) -> Iterator[Happened]:
+    """Sixty days, with repeats after days, late transactions, and labels early, late, twice and of nobody."""
+    first = microseconds(START)
+    for batch in range(120):
+        day = 0.5 * batch
+        bought = [
+            (
+                max(3 * batch + k - int(random.choice([0, 0, 0, 5, 40])), 0),
+                first + round((day + random.uniform(-1, 0.5)) * US_PER_DAY),
+            )
+            for k in range(int(random.integers(0, 4)))
+        ]
+        said = []
+        for _ in range(int(random.integers(0, 3))):
+            at = after(max(day - float(random.choice([0, 0, 8])), 0))
+            number = max(3 * batch + int(random.integers(-30, 12)), 0)
+            known, source = str(random.choice(["fraud", "legitimate"])), str(random.choice(["analyst", "customer"]))
+            value = label(number, at, known, source=source)
+            said.append(Record("labels", 0, 0, microseconds(at) // 1_000, None, value))
+        yield HORIZONS[int(random.integers(len(HORIZONS)))], bought, said
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_memory_and_store_agree_whatever_was_undone(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    straight, memory, store = Places(in_memory=True), Places(in_memory=True), Places(in_memory=False)
+    totals = np.zeros(len(COUNTS), np.int64)
+    repeats = 0
+    batches = list(history(random))
+    for number, happened in enumerate(batches):
+        expected = straight.work(happened)
+        straight.settle()
+        for places in (memory, store):
+            for ahead in batches[number : number + int(random.integers(0, 3))]:
+                places.work(ahead)
+            places.undo()
+            assert places.work(happened) == expected
+            places.settle()
+        totals += np.array(expected[3])
+        repeats += expected[0].count(False)
+    counts = dict(zip(COUNTS, totals.tolist(), strict=True))
+    assert repeats > 10
+    assert min(counts[name] for name in ("first", "changed", "early", "too_late", "unknown_transaction")) > 0
