@@ -41,16 +41,16 @@ class ColumnSegments:
         self._segments += 1
         self._columns[self._segments] = columns
 
-    def add(
-        self, days: NDArray[np.int64], digests: Sequence[bytes], decisions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def add(self, days: Sequence[int], digests: Sequence[bytes], decisions: Sequence[int]) -> list[tuple[int, int]]:
         """Append rows of the columns that came last."""
-        for day in np.unique(days).tolist():
-            of = [digests[row] for row in np.flatnonzero(days == day).tolist()]
+        of_days: defaultdict[int, list[bytes]] = defaultdict(list)
+        for day, digest in zip(days, digests, strict=True):
+            of_days[day].append(digest)
+        for day, of in of_days.items():
             self._days[day].append((self._segments, of))
             self._days_left[self._segments] += 1
             self._added.append(day)
-        return np.full(len(days), self._segments), decisions
+        return [(self._segments, row) for row in decisions]
 
     def read(self, entries: Sequence[Entry]) -> list[tuple[DecisionColumns, int]]:
         """Return the columns and the row of each."""

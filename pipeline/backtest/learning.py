@@ -93,14 +93,19 @@ class Teacher:
             decisions.score,
             decisions.models.versions(decisions.rates_version),
         )
-        decided = DecidedRows(identities, taken.event_time_us, decisions.position, np.arange(len(taken)))
         label_partition = self._partitions(chunk.labels.card_id)
         found: list[tuple[Emitted, DecisionColumns, int]] = []
         for number, partition in enumerate(self._feedback):
+            rows = np.flatnonzero(decisions.partition == number)
+            decided = DecidedRows(
+                Identities([identities.digest[row] for row in rows.tolist()], identities.hash[rows]),
+                taken.event_time_us[rows].tolist(),
+                decisions.position[rows].tolist(),
+                rows.tolist(),
+            )
             of = np.flatnonzero(label_partition == number)
-            joined = JoinedRows.of(chunk.labels.take(of), chunk.label_position[of])
-            rows = decided.take(np.flatnonzero(decisions.partition == number))
-            found += partition.process(self._options.rules, columns, rows, joined, decisions.feedback)
+            joined = JoinedRows.of(chunk.labels.take(of), chunk.label_position[of].tolist())
+            found += partition.process(self._options.rules, columns, decided, joined, decisions.feedback)
         if found:
             # Of several partitions; what one record gives stays in its order.
             found.sort(key=lambda one: one[0].position)

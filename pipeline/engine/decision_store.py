@@ -7,16 +7,15 @@ that mature from that time on. Decisions themselves stand in segments (`Decision
 
 import copy
 import struct
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.engine.layout import DIGEST_BYTES, day_key, day_of, day_of_key, time_key
 from pipeline.engine.state import Store
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.labels import UNSEEN, StateNumbers
 
 _ENTRY_KEY: Final = b"k"
@@ -24,10 +23,10 @@ _KNOWN: Final = b"n"
 _MATURING: Final = b"m"
 _SEGMENT: Final = b"s"
 _NEVER: Final = 2**63 - 1
-_ENTRY: Final = np.dtype([("event_time_us", "<i8"), ("segment", "<i8"), ("row", "<u4")])
-_ENTRY_FIELDS: Final = struct.Struct("<qqI")
+_ENTRY: Final = struct.Struct("<qqI")
 _KNOWN_FIELDS: Final = struct.Struct("<bqbII")
-_MATURES: Final = np.dtype([("at_us", "<i8"), ("digest", f"V{DIGEST_BYTES}")])
+_TIME_BYTES: Final = 8
+_ITEM_BYTES: Final = _TIME_BYTES + DIGEST_BYTES
 _RATE: Final = struct.Struct("<d")
 SEGMENT_ROWS: Final = 8
 """Decisions of a stored segment: about what RocksDB reads as one block anyway."""
@@ -64,10 +63,8 @@ class Matured(NamedTuple):
 class DecisionSegments(Protocol):
     """Append-only decisions by (segment, row). A batch is taken back by `undo`."""
 
-    def add(
-        self, days: NDArray[np.int64], digests: Sequence[bytes], decisions: Any
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Append decisions whose event times lie on ``days``; return segments and rows, each of shape (n,)."""
+    def add(self, days: Sequence[int], digests: Sequence[bytes], decisions: Sequence[Any]) -> list[tuple[int, int]]:
+        """Append decisions whose event times lie on ``days``; return the segment and row of each."""
 
     def read(self, entries: Sequence[Entry]) -> list[Any]:
         """Return the decisions of ``entries``, which a batch that is not committed may have forgotten."""
@@ -96,8 +93,8 @@ class _Group(NamedTuple):
 
     rate: float
     number: int
-    items: NDArray[Any]
-    """Of `_MATURES`, by time."""
+    items: list[bytes]
+    """Times and digests, in order."""
 
 
 class DecisionStore:
@@ -127,22 +124,20 @@ class DecisionStore:
         """Return the entries of those of ``digests`` that have one."""
         found = self._store.get_many([_ENTRY_KEY + digest for digest in digests]) if digests else []
         return {
-            digest: Entry(*_ENTRY_FIELDS.unpack(packed))
+            digest: Entry(*_ENTRY.unpack(packed))
             for digest, packed in zip(digests, found, strict=True)
             if packed is not None
         }
 
     def file(
-        self, digests: Sequence[bytes], event_time_us: NDArray[np.int64], decisions: Any
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Keep n decisions, a later one in place of an earlier one of its transaction; return segments and rows."""
-        packed = np.empty(len(digests), _ENTRY)
-        segments, rows = self.segments.add(event_time_us // US_PER_DAY, digests, decisions)
-        packed["event_time_us"], packed["segment"], packed["row"] = event_time_us, segments, rows
-        values, size, put = packed.tobytes(), _ENTRY.itemsize, self._store.put
-        for number, digest in enumerate(digests):
-            put(_ENTRY_KEY + digest, values[number * size : (number + 1) * size])
-        return segments, rows
+        self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[Any]
+    ) -> list[tuple[int, int]]:
+        """Keep decisions, a later one in place of an earlier one of its transaction; return segments and rows."""
+        put, pack = self._store.put, _ENTRY.pack
+        references = self.segments.add([day_of(time_us) for time_us in event_time_us], digests, decisions)
+        for digest, time_us, (segment, row) in zip(digests, event_time_us, references, strict=True):
+            put(_ENTRY_KEY + digest, pack(time_us, segment, row))
+        return references
 
     def known(self, digests: Sequence[bytes]) -> dict[bytes, Known]:
         """Return what is known about those of ``digests`` about which anything is."""
@@ -159,12 +154,11 @@ class DecisionStore:
         for digest, (state, emitted) in known:
             self._store.put(_KNOWN + digest, _KNOWN_FIELDS.pack(*state, emitted))
 
-    def let_mature(self, digests: Sequence[bytes], at_us: NDArray[np.int64], rate: float) -> None:
-        """Have `take_matured` return decisions from ``at_us`` on, shape (n,); they were sampled at ``rate``."""
-        if digests:
-            items = np.empty(len(digests), _MATURES)
-            items["at_us"], items["digest"] = at_us, np.frombuffer(b"".join(digests), items["digest"].dtype)
-            self._put_group(_Group(rate, self._state.groups, items[np.argsort(at_us, kind="stable")]))
+    def let_mature(self, items: Iterable[tuple[int, bytes]], rate: float) -> None:
+        """Have `take_matured` return decisions: from when on, and digest; they were sampled at ``rate``."""
+        packed = sorted(at_us.to_bytes(_TIME_BYTES, "big") + digest for at_us, digest in items)
+        if packed:
+            self._put_group(_Group(rate, self._state.groups, packed))
             self._state.groups += 1
 
     def take_matured(self, now_us: int, at_most: int) -> list[Matured]:
@@ -172,19 +166,17 @@ class DecisionStore:
         if self._state.matures_us > now_us:
             return []
         groups = self._take_groups(now_us, at_most)
-        due: list[tuple[int, bytes, int, int, int]] = []
-        for place, group in enumerate(groups):
-            rows = int(np.searchsorted(group.items["at_us"], now_us, side="right"))
-            pairs = zip(group.items["at_us"][:rows].tolist(), group.items["digest"][:rows].tolist(), strict=True)
-            due += [(at_us, bytes(digest), -group.number, row, place) for row, (at_us, digest) in enumerate(pairs)]
+        end = (now_us + 1).to_bytes(_TIME_BYTES, "big")
+        due = [
+            (item, -group.number, group) for group in groups for item in group.items[: bisect_left(group.items, end)]
+        ]
         due = sorted(due)[:at_most]
-        left = [np.ones(len(group.items), np.bool_) for group in groups]
-        for *_, row, place in due:
-            left[place][row] = False
-        for group, rows_left in zip(groups, left, strict=True):
-            if rows_left.any():
-                self._put_group(group._replace(items=group.items[rows_left]))
-        return [Matured(at_us, digest, groups[place].rate) for at_us, digest, _, _, place in due]
+        taken = Counter(-number for _, number, _ in due)
+        for group in groups:
+            # What is taken of a group are its first.
+            if taken[group.number] < len(group.items):
+                self._put_group(group._replace(items=group.items[taken[group.number] :]))
+        return [Matured(_time_of(item), item[_TIME_BYTES:], group.rate) for item, _, group in due]
 
     def forget_before(self, day: int, at_least: int) -> None:
         """Forget decisions about transactions before ``day``, and what is known: ``at_least`` so many, if there are."""
@@ -192,14 +184,14 @@ class DecisionStore:
         times = self._store.get_many([_ENTRY_KEY + digest for _, digest in swept]) if swept else []
         for (of_day, digest), packed in zip(swept, times, strict=True):
             # One that was decided again since, with another time, stands under its own day.
-            if packed is not None and day_of(_ENTRY_FIELDS.unpack(packed)[0]) == of_day:
+            if packed is not None and day_of(_ENTRY.unpack(packed)[0]) == of_day:
                 self._store.delete(_ENTRY_KEY + digest)
                 self._store.delete(_KNOWN + digest)
 
     def _put_group(self, group: _Group) -> None:
-        first_us = int(group.items["at_us"][0])
+        first_us = _time_of(group.items[0])
         key = time_key(_MATURING, first_us, group.number.to_bytes(8, "big"))
-        self._store.put(key, _RATE.pack(group.rate) + group.items.tobytes())
+        self._store.put(key, _RATE.pack(group.rate) + b"".join(group.items))
         self._state.matures_us = min(self._state.matures_us, first_us)
 
     def _take_groups(self, now_us: int, at_most: int) -> list[_Group]:
@@ -208,23 +200,20 @@ class DecisionStore:
         keys, items = [], 0
         start, self._state.matures_us = self._state.matures_us, _NEVER
         for key, packed in self._store.scan(time_key(_MATURING, start), _MATURING + b"\xff" * 8):
-            first_us = int.from_bytes(key[1:9], "big")
+            first_us, before = int.from_bytes(key[1:9], "big"), key[1:9]
             # Groups overlap little, so that this is counted once or twice.
-            if first_us > now_us or (items >= at_most and _before(groups, first_us) >= at_most):
+            if first_us > now_us or (
+                items >= at_most and sum(bisect_left(group.items, before) for group in groups) >= at_most
+            ):
                 self._state.matures_us = first_us
                 break
-            of = np.frombuffer(packed, _MATURES, offset=_RATE.size)
+            of = [packed[at : at + _ITEM_BYTES] for at in range(_RATE.size, len(packed), _ITEM_BYTES)]
             groups.append(_Group(_RATE.unpack_from(packed)[0], int.from_bytes(key[9:], "big"), of))
             keys.append(key)
             items += len(of)
         for key in keys:
             self._store.delete(key)
         return groups
-
-
-def _before(groups: Sequence[_Group], time_us: int) -> int:
-    """Return how many items of ``groups`` mature before ``time_us``."""
-    return sum(int(np.searchsorted(group.items["at_us"], time_us)) for group in groups)
 
 
 class SegmentState(msgspec.Struct):
@@ -239,7 +228,7 @@ class SegmentState(msgspec.Struct):
 class StoredSegments:
     """Segments of packed decisions in the store, under ``s`` + day of event time + number.
 
-    A value holds the number of its decisions (one byte), their digests, lengths and bytes.
+    A value holds the number of its decisions (one byte), their lengths, digests and bytes.
     """
 
     def __init__(self, store: Store, state: SegmentState | None = None) -> None:
@@ -256,25 +245,21 @@ class StoredSegments:
         """The batch is not committed."""
         self.state = copy.copy(self._settled)
 
-    def add(
-        self, days: NDArray[np.int64], digests: Sequence[bytes], decisions: Sequence[bytes]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def add(self, days: Sequence[int], digests: Sequence[bytes], decisions: Sequence[bytes]) -> list[tuple[int, int]]:
         """Append packed decisions."""
-        segments, rows = np.empty(len(days), np.int64), np.empty(len(days), np.int64)
-        order = np.argsort(days, kind="stable")
-        ends = np.flatnonzero(np.diff(days[order], append=-1)) + 1
-        first = 0
-        for end in ends.tolist():
-            for at in range(first, end, SEGMENT_ROWS):
-                of = order[at : min(at + SEGMENT_ROWS, end)]
-                segments[of], rows[of] = self.state.segments, np.arange(len(of))
-                packed = [decisions[row] for row in of.tolist()]
-                lengths = np.array([len(one) for one in packed], "<u4").tobytes()
-                value = b"".join((bytes([len(of)]), *(digests[row] for row in of.tolist()), lengths, *packed))
-                self._store.put(_segment_key(int(days[of[0]]), self.state.segments), value)
+        references = [(0, 0)] * len(days)
+        for day in dict.fromkeys(days):
+            rows = [row for row, of in enumerate(days) if of == day]
+            for first in range(0, len(rows), SEGMENT_ROWS):
+                of_segment = rows[first : first + SEGMENT_ROWS]
+                packed = [decisions[row] for row in of_segment]
+                lengths = struct.pack(f"<B{len(packed)}I", len(packed), *map(len, packed))
+                value = b"".join((lengths, *(digests[row] for row in of_segment), *packed))
+                self._store.put(_segment_key(day, self.state.segments), value)
+                for number, row in enumerate(of_segment):
+                    references[row] = (self.state.segments, number)
                 self.state.segments += 1
-            first = end
-        return segments, rows
+        return references
 
     def read(self, entries: Sequence[Entry]) -> list[bytes | None]:
         """Return the packed decisions of ``entries``."""
@@ -296,8 +281,9 @@ class StoredSegments:
                 self.state.swept = key
                 break
             self._store.delete(key)
-            stop = 1 + value[0] * DIGEST_BYTES
-            swept += [(day_of_key(key), value[at : at + DIGEST_BYTES]) for at in range(1, stop, DIGEST_BYTES)]
+            first = 1 + 4 * value[0]
+            digests = range(first, first + value[0] * DIGEST_BYTES, DIGEST_BYTES)
+            swept += [(day_of_key(key), value[at : at + DIGEST_BYTES]) for at in digests]
         return swept
 
 
@@ -306,6 +292,10 @@ def _segment_key(day: int, number: int) -> bytes:
 
 
 def _decision(value: bytes, row: int) -> bytes:
-    lengths = np.frombuffer(value, "<u4", value[0], 1 + value[0] * DIGEST_BYTES)
-    start = 1 + value[0] * (DIGEST_BYTES + lengths.itemsize) + int(lengths[:row].sum())
-    return value[start : start + int(lengths[row])]
+    lengths = struct.unpack_from(f"<{value[0]}I", value, 1)
+    start = 1 + value[0] * (4 + DIGEST_BYTES) + sum(lengths[:row])
+    return value[start : start + lengths[row]]
+
+
+def _time_of(item: bytes) -> int:
+    return int.from_bytes(item[:_TIME_BYTES], "big")

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.engine.decision_records import DecisionReader, DecisionRecord, read_decision, unpack_decision
 from pipeline.engine.decision_store import DecisionStore, MaturityState, SegmentState, StoredSegments
 from pipeline.engine.feedback_kernel import DecidedRows, Emitted, FeedbackKernel, Identities, JoinedRows, LabelRow
-from pipeline.engine.kept import DecisionPacker, read_decision, unpack_decision
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.placement import partition_of
 from pipeline.engine.rerouting import NotRerouted, original
@@ -18,7 +16,7 @@ from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump, Store
 from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.learning.labels import KNOWN, known_value, source_rank
-from schemas.codec import EARLIEST_US, LATEST_US, decode_label, timestamp_us
+from schemas.codec import decode_label, timestamp_us
 from schemas.errors import UNREADABLE, InvalidMessage
 from schemas.messages import Example, FeedbackRules, Label
 from schemas.records import Output, Record
@@ -93,7 +91,7 @@ class FeedbackPartition:
         self._waiting = WaitingRoom(store, values.waiting if values else None)
         progress = (values.newest_us, values.first_day) if values else (0, 0)
         self._kernel = FeedbackKernel(self._served, self._waiting, *progress)
-        self._packer = DecisionPacker()
+        self._reader = DecisionReader()
 
     def process(
         self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
@@ -136,21 +134,18 @@ class FeedbackPartition:
         self._store.close()
 
     def _read_decisions(self, records: Sequence[Record], result: Result) -> DecidedRows:
-        times_us, kept = [], []
-        for record in records:
+        decisions: list[DecisionRecord] = []
+        for record, found in zip(records, self._reader.read([record.value for record in records]), strict=True):
             try:
-                decision = read_decision(record.value or b"")
-                event_time_us = timestamp_us(decision.event_time)
-                if not EARLIEST_US <= event_time_us < LATEST_US:
-                    raise ValueError(f"event_time is {decision.event_time}, which is not between 1990 and 2100")
+                decisions.append(found or read_decision(record.value or b""))
             except (*UNREADABLE, ValueError) as error:
                 result.unreadable(record, "feedback", error)
-                continue
-            times_us.append(event_time_us)
-            kept.append(decision)
-        identities = Identities.of([one.card_id for one in kept], [one.transaction_id for one in kept])
+        identities = Identities.of([one.card_id for one in decisions], [one.transaction_id for one in decisions])
         return DecidedRows(
-            identities, np.array(times_us, np.int64), np.zeros(len(kept), np.int64), _objects(self._packer.pack(kept))
+            identities,
+            [one.event_time_us for one in decisions],
+            [0] * len(decisions),
+            [one.packed for one in decisions],
         )
 
     def _read_labels(self, records: Sequence[Record], rules: FeedbackRules, result: Result) -> JoinedRows:
@@ -176,7 +171,7 @@ class FeedbackPartition:
             read.append((label, written.timestamp_ms * 1_000))
         digests, hashes = Identities.of([one.card_id for one, _ in read], [one.transaction_id for one, _ in read])
         labels = [_label_row(*one, identity) for one, identity in zip(read, hashes.tolist(), strict=True)]
-        return JoinedRows(digests, labels, np.zeros(len(labels), np.int64))
+        return JoinedRows(digests, labels, [0] * len(labels))
 
     def _original(self, read: Record) -> Record | None:
         """The label as its producer wrote it; None for a transaction that was passed on."""
@@ -229,9 +224,3 @@ def _label_row(label: Label, arrived_us: int, identity: int) -> LabelRow:
         identity,
         label.source,
     )
-
-
-def _objects(values: Sequence[bytes]) -> NDArray[Any]:
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column

@@ -5,10 +5,11 @@ first, then labels are joined, then matured decisions are presumed legitimate. A
 gives every record its own, and gets what the live kernel does for records that come one by one.
 """
 
-import heapq
 import struct
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import KNOWN, LEGITIMATE, NOTHING, OUTCOMES, resolve_numbers
 from pipeline.learning.sampling import keep_negative, keep_negatives
+from schemas.codec import EARLIEST_US
 from schemas.messages import FeedbackRules
 
 PATIENCE_US: Final = 7 * US_PER_DAY
@@ -37,6 +39,8 @@ _LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
 _STATE_KNOWN: Final = 2
 """Place of what is known in `StateNumbers`."""
 _PENDING: Final = struct.Struct("<bbqQ")
+_LAST: Final = 2**63 - 1
+"""Behind every position."""
 _UTF_8: Final = ("utf-8", "surrogatepass")
 
 
@@ -54,21 +58,14 @@ class Identities(NamedTuple):
 
 
 class DecidedRows(NamedTuple):
-    """Decisions of a batch, in order; arrays have shape (n,)."""
+    """Decisions of a batch, in order."""
 
     identities: Identities
-    event_time_us: NDArray[np.int64]
-    position: NDArray[np.int64]
+    event_time_us: Sequence[int]
+    position: Sequence[int]
     """Ascending."""
-    decisions: NDArray[Any]
+    decisions: Sequence[Any]
     """In the form in which the segments of the store take them."""
-
-    def take(self, rows: slice | NDArray[np.intp]) -> "DecidedRows":
-        """Return some of the rows."""
-        digests, hashes = self.identities
-        taken = digests[rows] if isinstance(rows, slice) else [digests[row] for row in rows.tolist()]
-        identities = Identities(taken, hashes[rows])
-        return DecidedRows(identities, self.event_time_us[rows], self.position[rows], self.decisions[rows])
 
 
 class LabelRow(NamedTuple):
@@ -96,29 +93,18 @@ class LabelRow(NamedTuple):
 class JoinedRows(NamedTuple):
     """Labels of a batch, in order."""
 
-    digest: list[bytes]
-    labels: list[LabelRow]
-    position: NDArray[np.int64]
-    """Shape (n,): ascending."""
+    digest: Sequence[bytes]
+    labels: Sequence[LabelRow]
+    position: Sequence[int]
+    """Ascending."""
 
     @classmethod
-    def of(cls, columns: Labels, position: NDArray[np.int64]) -> "JoinedRows":
+    def of(cls, labels: Labels, position: Sequence[int]) -> "JoinedRows":
         """Return the rows of columns."""
-        digests, hashes = Identities.of(columns.card_id.to_pylist(), columns.transaction_id.to_pylist())
-        labels = map(
-            LabelRow,
-            columns.rank.tolist(),
-            columns.known.tolist(),
-            columns.labelled_at_us.tolist(),
-            columns.known_at_us.tolist(),
-            hashes.tolist(),
-            columns.source.to_pylist(),
-        )
-        return cls(digests, list(labels), position)
-
-    def take(self, rows: slice) -> "JoinedRows":
-        """Return some of the rows."""
-        return JoinedRows(self.digest[rows], self.labels[rows], self.position[rows])
+        digests, hashes = Identities.of(labels.card_id.to_pylist(), labels.transaction_id.to_pylist())
+        numbers = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, hashes)
+        rows = map(LabelRow, *(column.tolist() for column in numbers), labels.source.to_pylist())
+        return cls(digests, list(rows), position)
 
 
 class Emitted(NamedTuple):
@@ -179,25 +165,25 @@ class FeedbackKernel:
         Returns:
             Examples in order of position.
         """
-        timeline = _Timeline.of(rules, self._newest_us, self._first_day, decided)
-        emitted: list[Emitted] = []
-        first = labels_first = 0
+        newest_us = list(accumulate(decided.event_time_us, max, initial=self._newest_us))
+        retention_us = max(rules.label_horizon_us, rules.maturity_us) + PATIENCE_US
+        first_day = [max(self._first_day, day_of(newest_us[0] - retention_us))]
+        if max(self._first_day, day_of(newest_us[-1] - retention_us)) == first_day[0]:
+            first_day *= len(newest_us)
+        else:
+            first_day = [max(self._first_day, day_of(time_us - retention_us)) for time_us in newest_us]
         # What a position lets be forgotten is forgotten before the next one.
-        for position in [*decided.position[timeline.moves].tolist(), None]:
-            end, labels_end = len(decided.position), len(joined.position)
-            if position is not None:
-                end = int(np.searchsorted(decided.position, position, side="right"))
-                labels_end = int(np.searchsorted(joined.position, position, side="right"))
-            if first < end or labels_first < labels_end or (position is None and end + labels_end == 0):
-                rows = slice(first, end)
-                part = _Part(
-                    self._decisions, self._pending, self._counts, rules, timeline.between(first, end),
-                    decided.take(rows), joined.take(slice(labels_first, labels_end)),
-                )  # fmt: skip
-                emitted += part.process()
-                self._newest_us, self._first_day = part.timeline.end
-                self._forget(part.positions(), records)
-            first, labels_first = end, labels_end
+        ends = [decided.position[row] for row in range(len(newest_us) - 1) if first_day[row] < first_day[row + 1]]
+        emitted: list[Emitted] = []
+        rows = labels = 0
+        for last in dict.fromkeys((*ends, _LAST)):
+            part = _Part(self._decisions, self._pending, self._counts, rules, newest_us, first_day, decided, joined)
+            row_end, label_end = bisect_right(decided.position, last), bisect_right(joined.position, last)
+            if row_end > rows or label_end > labels or not (rows or labels):
+                emitted += part.process(range(rows, row_end), range(labels, label_end))
+                self._newest_us, self._first_day = newest_us[row_end], first_day[row_end]
+                self._forget(part.positions, records)
+            rows, labels = row_end, label_end
         return emitted
 
     def _forget(self, positions: int, records: int) -> None:
@@ -205,39 +191,6 @@ class FeedbackKernel:
         if given_up:
             self._counts["label", "unknown_transaction"] += len(given_up)
         self._decisions.forget_before(self._first_day, 2 * records + _FORGET_AT_LEAST)
-
-
-class _Timeline(NamedTuple):
-    """How far event time has come before the first of n decisions, and with each: arrays of shape (n + 1,)."""
-
-    position: NDArray[np.int64]
-    """Shape (n,): of the decisions."""
-    newest_us: NDArray[np.int64]
-    first_day: NDArray[np.int64]
-    """First day of event time that is remembered; what lies before is as if it were not there."""
-
-    @classmethod
-    def of(cls, rules: FeedbackRules, newest_us: int, first_day: int, decided: DecidedRows) -> "_Timeline":
-        running_us = np.maximum.accumulate(np.append(newest_us, decided.event_time_us))
-        retention_us = max(rules.label_horizon_us, rules.maturity_us) + PATIENCE_US
-        return cls(decided.position, running_us, np.maximum(first_day, (running_us - retention_us) // US_PER_DAY))
-
-    def between(self, first: int, end: int) -> "_Timeline":
-        return _Timeline(self.position[first:end], self.newest_us[first : end + 1], self.first_day[first : end + 1])
-
-    @property
-    def moves(self) -> NDArray[np.bool_]:
-        """Which decisions let a day be forgotten; shape (n,)."""
-        return np.diff(self.first_day) > 0
-
-    @property
-    def end(self) -> tuple[int, int]:
-        return int(self.newest_us[-1]), int(self.first_day[-1])
-
-    def reached(self, time_us: NDArray[np.int64], first: int) -> NDArray[np.int64]:
-        """Return the positions at which event time comes to ``time_us``; ``first`` where it had before."""
-        rows = np.searchsorted(self.newest_us, time_us)
-        return np.append(first, self.position)[rows]
 
 
 class _Part:
@@ -249,125 +202,113 @@ class _Part:
         pending: WaitingRoom,
         counts: Counter[tuple[str, str]],
         rules: FeedbackRules,
-        timeline: _Timeline,
+        newest_us: Sequence[int],
+        first_day: Sequence[int],
         decided: DecidedRows,
         joined: JoinedRows,
     ) -> None:
-        self._decisions, self._pending, self._counts = decisions, pending, counts
-        self._rules, self.timeline, self._joined = rules, timeline, joined
-        kept = decided.event_time_us // US_PER_DAY >= timeline.first_day[1:]
-        self._decided = decided if kept.all() else decided.take(np.flatnonzero(kept))
-        self._first = min([*timeline.position[:1].tolist(), *joined.position[:1].tolist()], default=0)
-        self._entries: dict[bytes, Entry] = {}
-        self._known: dict[bytes, Known] = {}
+        self._decisions, self._pending, self._counts, self._rules = decisions, pending, counts, rules
+        # Before the first decision and with each: how far event time has come, and the first day that is remembered.
+        # What lies before it is as if it were not there.
+        self._newest_us, self._first_day = newest_us, first_day
+        self._decided, self._joined = decided, joined
         self._changed: dict[bytes, Known] = {}
-        self._due: list[tuple[int, bytes, int, float]] = []
-        """Heap of what has matured and is to be presumed: time, digest, rank among equal ones, sample rate."""
         self._emitted: list[Emitted] = []
+        self.positions = 1
+        """How many there are, about."""
 
-    def positions(self) -> int:
-        """Return how many positions there are; at least one."""
-        return max(1, len(np.union1d(self.timeline.position, self._joined.position)))
-
-    def process(self) -> list[Emitted]:
-        digests = self._decided.identities.digest
+    def process(self, rows: range, labels: range) -> list[Emitted]:
+        """Work on some rows of the batch; return examples in order."""
+        decided, joined = self._decided, self._joined
+        found = sorted({*decided.position[rows.start : rows.stop], *joined.position[labels.start : labels.stop]})
+        self._start, self.positions = (found[0], len(found)) if found else (0, 1)
+        limit_us = self._first_day[rows.stop] * US_PER_DAY
+        kept: Sequence[int] = rows
+        if min(decided.event_time_us[rows.start : rows.stop], default=limit_us) < limit_us:
+            kept = [row for row in rows if day_of(decided.event_time_us[row]) >= self._first_day[row + 1]]
+        digests = [decided.identities.digest[row] for row in kept]
         self._awaited = set(self._pending.awaited(digests))
-        matured = self._matured()
-        involved = {*self._joined.digest, *self._awaited, *(one.digest for _, one in matured)}
-        asked = list(involved)
-        self._entries = self._decisions.find(asked)
-        segments, rows = self._decisions.file(digests, self._decided.event_time_us, self._decided.decisions)
-        filed: defaultdict[int, list[int]] = defaultdict(list)
-        for row in [row for row, digest in enumerate(digests) if digest in involved]:
-            filed[int(self._decided.position[row])].append(row)
-        self._segments, self._rows = segments, rows
-        self._known = self._decisions.known(asked)
-        self._visit_all(filed, matured)
+        due = self._matured(rows, kept)
+        involved = {*self._awaited, *joined.digest[labels.start : labels.stop]}
+        involved.update(one.digest for ones in due.values() for one in ones)
+        self._entries = self._decisions.find(list(involved))
+        self._known = self._decisions.known(list(involved))
+        references = self._decisions.file(
+            digests, [decided.event_time_us[row] for row in kept], [decided.decisions[row] for row in kept]
+        )
+        filed: defaultdict[int, dict[bytes, Entry]] = defaultdict(dict)
+        for number, digest in enumerate(digests):
+            if digest in involved:
+                row = kept[number]
+                filed[decided.position[row]][digest] = Entry(decided.event_time_us[row], *references[number])
+        said: defaultdict[int, list[int]] = defaultdict(list)
+        for number in labels:
+            said[joined.position[number]].append(number)
+        for position in sorted({*filed, *said, *due}):
+            self._visit(position, filed.get(position, {}), said.get(position, ()), due.get(position, ()))
         self._decisions.learn(self._changed.items())
-        # More than is presumed at once.
-        for rate in {rate for *_, rate in self._due}:
-            left = [(at_us, digest) for at_us, digest, _, of in self._due if of == rate]
-            self._decisions.let_mature([digest for _, digest in left], np.array([at_us for at_us, _ in left]), rate)
         return self._emitted
 
-    def _matured(self) -> list[tuple[int, Matured]]:
-        """Let sampled decisions mature; return those that do within the part, each with its position."""
+    def _matured(self, rows: range, kept: Sequence[int]) -> Mapping[int, Sequence[Matured]]:
+        """Let sampled decisions mature; return what has matured, in order, by the position at which it does."""
         decided, rate = self._decided, self._rules.negative_sample_rate
-        newest_us, _ = self.timeline.end
-        sampled = np.flatnonzero(keep_negatives(decided.identities.hash, rate))
-        at_us = decided.event_time_us[sampled] + self._rules.maturity_us
-        later = at_us > newest_us
-        digests = decided.identities.digest
-        self._decisions.let_mature([digests[row] for row in sampled[later].tolist()], at_us[later], rate)
-        sampled, at_us = sampled[~later], at_us[~later]
-        own = [
-            Matured(time_us, digests[row], rate) for time_us, row in zip(at_us.tolist(), sampled.tolist(), strict=True)
-        ]
-        taken = self._decisions.take_matured(newest_us, PRESUME_AT_MOST * self.positions())
-        if not own and not taken:
-            return []
-        reached = self.timeline.reached(np.array([one.at_us for one in (*own, *taken)], np.int64), self._first)
-        reached[: len(own)] = np.maximum(reached[: len(own)], decided.position[sampled])
-        return list(zip(reached.tolist(), (*own, *taken), strict=True))
+        newest_us, known = self._newest_us[rows.stop], None if kept is rows else set(kept)
+        items, own = [], {}
+        for number in np.flatnonzero(keep_negatives(decided.identities.hash[rows.start : rows.stop], rate)).tolist():
+            row = rows[number]
+            if known is None or row in known:
+                item = (decided.event_time_us[row] + self._rules.maturity_us, decided.identities.digest[row])
+                items.append(item)
+                if item[0] <= newest_us:
+                    own[item] = decided.position[row]
+        self._decisions.let_mature(items, rate)
+        due: defaultdict[int, list[Matured]] = defaultdict(list)
+        for one in self._decisions.take_matured(newest_us, PRESUME_AT_MOST * self.positions):
+            row = bisect_left(self._newest_us, one.at_us, rows.start, rows.stop)
+            reached = self._start if row == rows.start else decided.position[row - 1]
+            due[max(reached, own.get((one.at_us, one.digest), reached))].append(one)
+        return due
 
-    def _visit_all(self, filed: Mapping[int, Sequence[int]], matured: Sequence[tuple[int, Matured]]) -> None:
-        """Go through the positions at which something happens."""
-        joined: defaultdict[int, list[int]] = defaultdict(list)
-        for number, position in enumerate(self._joined.position.tolist()):
-            joined[position].append(number)
-        due: defaultdict[int, list[tuple[int, bytes, int, float]]] = defaultdict(list)
-        for rank, (position, (at_us, digest, rate)) in enumerate(matured):
-            due[position].append((at_us, digest, rank, rate))
-        positions = sorted({*filed, *joined, *due})
-        visits = np.array(positions, np.int64)
-        first_days = self.timeline.first_day[np.searchsorted(self.timeline.position, visits, side="right")]
-        before_us = self.timeline.newest_us[np.searchsorted(self.timeline.position, visits, side="left")] - PATIENCE_US
-        times = zip(first_days.tolist(), before_us.tolist(), strict=True)
-        for position, following, (first_day, given_up_us) in zip(
-            positions, [*positions[1:], None], times, strict=False
-        ):
-            # Before the first position the batch before has given up what it could.
-            self._file(position, filed.get(position, ()), first_day, given_up_us if position != self._first else None)
-            self._join_labels(position, joined.get(position, ()), first_day)
-            for one in due.get(position, ()):
-                heapq.heappush(self._due, one)
-            self._presume(position, first_day)
-            if self._due:
-                self._presume_rest(position, following)
-
-    def _file(self, position: int, rows: Sequence[int], first_day: int, given_up_us: int | None) -> None:
-        """Take up decisions, and join the labels that waited for them."""
-        decided = self._decided
-        for row in rows:
-            self._entries[decided.identities.digest[row]] = Entry(
-                int(decided.event_time_us[row]), int(self._segments[row]), int(self._rows[row])
-            )
-        for digest in dict.fromkeys(decided.identities.digest[row] for row in rows):
-            entry = self._find(digest, first_day) if digest in self._awaited else None
-            if entry is None:
-                continue
-            self._awaited.discard(digest)
-            for item in self._pending.items(digest):
-                self._pending.remove(item)
-                if given_up_us is not None and item.at_us < given_up_us:
-                    self._counts["label", "unknown_transaction"] += 1
-                else:
-                    self._join(position, digest, entry, LabelRow.unpack(item.payload, item.at_us))
-
-    def _join_labels(self, position: int, numbers: Sequence[int], first_day: int) -> None:
-        for number in numbers:
+    def _visit(
+        self, position: int, filed: Mapping[bytes, Entry], labels: Sequence[int], due: Sequence[Matured]
+    ) -> None:
+        """Go through what happens at a position."""
+        self._remembered = self._first_day[bisect_right(self._decided.position, position)]
+        self._entries.update(filed)
+        for digest in filed:
+            entry = self._find(digest) if digest in self._awaited else None
+            if entry is not None:
+                self._join_pending(position, digest, entry)
+        for number in labels:
             digest, label = self._joined.digest[number], self._joined.labels[number]
-            entry = self._find(digest, first_day)
+            entry = self._find(digest)
             if entry is None:
                 self._pending.add(digest, label.known_at_us, label.pack())
                 self._awaited.add(digest)
                 self._counts["label", "early"] += 1
             else:
                 self._join(position, digest, entry, label)
+        for at_us, digest, rate in due:
+            entry, known = self._find(digest), self._known.get(digest, NOT_KNOWN)
+            if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == _NOTHING:
+                self._emit(digest, known, Emitted(position, entry, PRESUMED, None, at_us, 1.0 / rate, 0))
 
-    def _find(self, digest: bytes, first_day: int) -> Entry | None:
+    def _find(self, digest: bytes) -> Entry | None:
         entry = self._entries.get(digest)
-        return None if entry is None or day_of(entry.event_time_us) < first_day else entry
+        return None if entry is None or day_of(entry.event_time_us) < self._remembered else entry
+
+    def _join_pending(self, position: int, digest: bytes, entry: Entry) -> None:
+        """Join the labels that wait for a decision."""
+        before_us = self._newest_us[bisect_left(self._decided.position, position)]
+        # An earlier batch has given up what it could; of an earlier position's that is done here.
+        given_up_us = EARLIEST_US if position == self._start else before_us - PATIENCE_US
+        self._awaited.discard(digest)
+        for item in self._pending.items(digest):
+            self._pending.remove(item)
+            if item.at_us < given_up_us:
+                self._counts["label", "unknown_transaction"] += 1
+            else:
+                self._join(position, digest, entry, LabelRow.unpack(item.payload, item.at_us))
 
     def _join(self, position: int, digest: bytes, entry: Entry, label: LabelRow) -> None:
         rules, counts = self._rules, self._counts
@@ -382,49 +323,18 @@ class _Part:
         state, outcome = resolve_numbers(known.state, label.rank, label.labelled_at_us, label.known)
         counts["label", OUTCOMES[outcome]] += 1
         before, now = known.state[_STATE_KNOWN], state[_STATE_KNOWN]
-        known = known._replace(state=state)
+        known = self._known[digest] = self._changed[digest] = known._replace(state=state)
         if now in (before, _NOTHING):
-            self._learn(digest, known)
-        elif now == _LEGITIMATE and known.emitted == 0 and not sampled:
+            return
+        if now == _LEGITIMATE and known.emitted == 0 and not sampled:
             counts["label", "not_sampled"] += 1
-            self._learn(digest, known)
-        else:
-            # A correction replaces an example that is there for certain; a first one stands for 1 / rate.
-            weight = 1.0 / rate if now == _LEGITIMATE and sampled else 1.0
-            self._emit(position, digest, entry, known, KNOWN[now], label.source, label.known_at_us, weight)
+            return
+        # A correction replaces an example that is there for certain; a first one stands for 1 / rate.
+        weight = 1.0 / rate if now == _LEGITIMATE and sampled else 1.0
+        one = Emitted(position, entry, KNOWN[now], label.source, label.known_at_us, weight, known.emitted)
+        self._emit(digest, known, one)
 
-    def _presume(self, position: int, first_day: int) -> None:
-        """Presume what has matured, as much as one position may."""
-        for _ in range(min(PRESUME_AT_MOST, len(self._due))):
-            at_us, digest, _, rate = heapq.heappop(self._due)
-            entry = self._find(digest, first_day)
-            known = self._known.get(digest, NOT_KNOWN)
-            if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == _NOTHING:
-                self._emit(position, digest, entry, known, PRESUMED, None, at_us, 1.0 / rate)
-
-    def _presume_rest(self, position: int, following: int | None) -> None:
-        """Go on at the positions between two at which something else happens."""
-        rest = np.union1d(self.timeline.position, self._joined.position)
-        rest = rest[rest > position] if following is None else rest[(rest > position) & (rest < following)]
-        for one in rest.tolist():
-            if self._due:
-                at = int(np.searchsorted(self.timeline.position, one, side="right"))
-                self._presume(one, int(self.timeline.first_day[at]))
-
-    def _emit(
-        self,
-        position: int,
-        digest: bytes,
-        entry: Entry,
-        known: Known,
-        label: str,
-        source: str | None,
-        known_at_us: int,
-        weight: float,
-    ) -> None:
-        self._emitted.append(Emitted(position, entry, label, source, known_at_us, weight, known.emitted))
-        self._counts["example", label] += 1
-        self._learn(digest, known._replace(emitted=known.emitted + 1))
-
-    def _learn(self, digest: bytes, known: Known) -> None:
-        self._known[digest] = self._changed[digest] = known
+    def _emit(self, digest: bytes, known: Known, one: Emitted) -> None:
+        self._emitted.append(one)
+        self._counts["example", one.label] += 1
+        self._known[digest] = self._changed[digest] = known._replace(emitted=known.emitted + 1)

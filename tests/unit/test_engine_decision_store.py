@@ -20,10 +20,10 @@ class Kept:
 
     def file(self, *rows: tuple[bytes, int, bytes]) -> None:
         digests, times, values = zip(*rows, strict=True)
-        self.decisions.file(digests, np.array(times, np.int64), values)
+        self.decisions.file(digests, times, values)
 
     def let_mature(self, digest: bytes, at_us: int, rate: float) -> None:
-        self.decisions.let_mature([digest], np.array([at_us]), rate)
+        self.decisions.let_mature([(at_us, digest)], rate)
 
     def find(self, *digests: bytes) -> list[tuple[int, bytes] | None]:
         found = self.decisions.find(digests)
@@ -126,10 +126,10 @@ def test_groups_that_overlap_mature_in_one_order(seed: int, kept: Kept) -> None:
     random = np.random.default_rng(seed)
     everything = []
     for group in range(12):
-        times = random.integers(10 * group, 10 * group + 40, 9)
-        digests = [transaction_digest("c", f"{group} {row}") for row in range(9)]
-        kept.decisions.let_mature(digests, times, 0.5)
-        everything += [Matured(at_us, digest, 0.5) for at_us, digest in zip(times.tolist(), digests, strict=True)]
+        times = random.integers(10 * group, 10 * group + 40, 9).tolist()
+        items = [(at_us, transaction_digest("c", f"{group} {row}")) for row, at_us in enumerate(times)]
+        kept.decisions.let_mature(items, 0.5)
+        everything += [Matured(at_us, digest, 0.5) for at_us, digest in items]
     found: list[Matured] = []
     for now_us in range(0, 200, 7):
         due = sorted(one for one in everything if one.at_us <= now_us)

@@ -9,11 +9,11 @@ import pytest
 from pipeline.engine import card as card_module
 from pipeline.engine import feedback_kernel
 from pipeline.engine.card import CardPartition
+from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.layout import day_of
 from pipeline.engine.placed import RUN_AT_MOST, Placed, PlacedIndex, _unpack
 from pipeline.engine.results import Result
-from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
