@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.decision_columns import ColumnSegments, DecisionColumns
 from pipeline.backtest.order import Chunk
+from pipeline.engine.decision_records import Kept
 from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.decisions import Decisions
-from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.feedback import FeedbackOptions, example
 from pipeline.engine.feedback_kernel import DecidedRows, Emitted, FeedbackKernel, Identities, JoinedRows
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.state import MemoryStore
@@ -26,7 +27,7 @@ from pipeline.scoring.layer_inputs import SOURCE_FEATURES
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
 from pipeline.scoring.river_model import RiverLearner
-from schemas.messages import Example, FeedbackRules, LogPosition
+from schemas.messages import FeedbackRules, LogPosition
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -109,7 +110,7 @@ class Teacher:
         if found:
             # Of several partitions; what one record gives stays in its order.
             found.sort(key=lambda one: one[0].position)
-            self._learner.learn_examples([self._example(*one) for one in found])
+            self._learner.learn_examples([example(one, self._kept(columns, row)) for one, columns, row in found])
             self._next_offset += len(found)
 
     def publish(self) -> None:
@@ -118,24 +119,20 @@ class Teacher:
             self._published_offset = self._next_offset
             self.models = dataclasses.replace(self.models, river=self._learner.snapshot(self._next_offset))
 
-    def _example(self, one: Emitted, columns: DecisionColumns, row: int) -> Example:
+    def _kept(self, columns: DecisionColumns, row: int) -> Kept:
+        """Return a decision as the feedback agent keeps it."""
         taken, values = columns.transactions, columns.features[row].tolist()
-        return Example(
+        return Kept(
             transaction_id=taken.transaction_id[row].as_py(),
             card_id=taken.card_id[row].as_py(),
             merchant_id=taken.merchant_id[row].as_py(),
-            event_time=_EPOCH + timedelta(microseconds=one.entry.event_time_us),
+            event_time=_EPOCH + timedelta(microseconds=int(taken.event_time_us[row])),
             amount_base=int(taken.amount_base_minor[row]) / 100,
-            label=one.label,
-            label_source=one.source,
-            known_at=_EPOCH + timedelta(microseconds=one.known_at_us),
-            weight=one.weight,
-            revision=one.revision,
+            score=float(columns.score[row]),
+            logit=float(columns.logit[row]),
             features={
                 name: None if math.isnan(value) else value for name, value in zip(self._names, values, strict=True)
             },
-            logit=float(columns.logit[row]),
-            score=float(columns.score[row]),
             versions=columns.versions,
             log=LogPosition(partition=0, offset=int(taken.row[row])),
         )

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 
-from pipeline.engine.decision_records import DecisionReader, DecisionRecord, read_decision, unpack_decision
+from pipeline.engine.decision_records import DecisionReader, DecisionRecord, Kept, read_decision, unpack_decision
 from pipeline.engine.decision_store import DecisionStore, MaturityState, SegmentState, StoredSegments
 from pipeline.engine.feedback_kernel import DecidedRows, Emitted, FeedbackKernel, Identities, JoinedRows, LabelRow
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
@@ -27,7 +27,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class FeedbackOptions(NamedTuple):
-    """What the feedback kernel must be told."""
+    """Options of the feedback kernel."""
 
     future_tolerance_us: int
     label_horizon_us: int
@@ -39,22 +39,12 @@ class FeedbackOptions(NamedTuple):
 
     @property
     def rules(self) -> FeedbackRules:
-        """What of it decides how a record is judged; a fold must judge alike."""
-        return FeedbackRules(
-            future_tolerance_us=self.future_tolerance_us,
-            label_horizon_us=self.label_horizon_us,
-            maturity_us=self.maturity_us,
-            negative_sample_rate=self.negative_sample_rate,
-        )
+        """The rules by which records are judged; a restore must judge alike."""
+        return FeedbackRules(**{name: getattr(self, name) for name in FeedbackRules.__struct_fields__})
 
     def under(self, rules: FeedbackRules) -> Self:
         """As it was under other ``rules``."""
-        return self._replace(
-            future_tolerance_us=rules.future_tolerance_us,
-            label_horizon_us=rules.label_horizon_us,
-            maturity_us=rules.maturity_us,
-            negative_sample_rate=rules.negative_sample_rate,
-        )
+        return self._replace(**msgspec.structs.asdict(rules))
 
 
 class _Values(msgspec.Struct):
@@ -184,33 +174,33 @@ class FeedbackPartition:
         packed = self._segments.read([one.entry for one in emitted])
         for one, decision in zip(emitted, packed, strict=True):
             try:
-                example = _example(one, decision or b"")
+                found = example(one, unpack_decision(decision or b""))
             except (*UNREADABLE, ValueError):
                 # A decision that no score agent wrote; which it was is no longer known.
                 result.counts["example", one.label] -= 1
                 result.counts["label", "unreadable_decision"] += 1
                 continue
-            result.outputs.append(Output(EXAMPLES, example.card_id.encode(), _encode(example)))
+            result.outputs.append(Output(EXAMPLES, found.card_id.encode(), _encode(found)))
 
 
-def _example(one: Emitted, packed: bytes) -> Example:
-    taken = unpack_decision(packed)
+def example(one: Emitted, decision: Kept) -> Example:
+    """Return the training example that follows, of its decision as served."""
     return Example(
-        transaction_id=taken.transaction_id,
-        card_id=taken.card_id,
-        merchant_id=taken.merchant_id,
-        event_time=taken.event_time,
-        amount_base=taken.amount_base,
+        transaction_id=decision.transaction_id,
+        card_id=decision.card_id,
+        merchant_id=decision.merchant_id,
+        event_time=decision.event_time,
+        amount_base=decision.amount_base,
         label=one.label,
         label_source=one.source,
         known_at=_EPOCH + timedelta(microseconds=one.known_at_us),
         weight=one.weight,
         revision=one.revision,
-        features=taken.named_features(),
-        logit=taken.logit,
-        score=taken.score,
-        versions=taken.versions,
-        log=taken.log,
+        features=decision.named_features(),
+        logit=decision.logit,
+        score=decision.score,
+        versions=decision.versions,
+        log=decision.log,
     )
 
 

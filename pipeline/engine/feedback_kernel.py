@@ -124,12 +124,12 @@ class FeedbackKernel:
     """State of one partition: decisions as served, labels that wait for theirs, and how far event time has come."""
 
     def __init__(self, decisions: DecisionStore, pending: WaitingRoom, newest_us: int = 0, first_day: int = 0) -> None:
-        self._decisions, self._pending = decisions, pending
+        self.decisions, self.pending = decisions, pending
         self._newest_us = self._settled_newest_us = newest_us
         # Only grows, whatever the rules become: what was forgotten under a short horizon stays forgotten under a longer
         # one, and nothing is filed where deleting has passed by.
         self._first_day = self._settled_first_day = first_day
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -138,19 +138,20 @@ class FeedbackKernel:
 
     def take_counts(self) -> Counter[tuple[str, str]]:
         """Return what happened since the last call, as the feedback agent counts it."""
-        taken, self._counts = self._counts, Counter()
+        taken, self.counts = self.counts, Counter()
         return taken
 
     def settle(self) -> None:
         """The batch is committed (the store is settled by its owner)."""
-        self._decisions.settle()
-        self._pending.settle()
+        self.decisions.settle()
+        self.pending.settle()
         self._settled_newest_us, self._settled_first_day = self._newest_us, self._first_day
 
     def undo(self) -> None:
         """The batch is not committed."""
-        self._decisions.undo()
-        self._pending.undo()
+        self.decisions.undo()
+        self.pending.undo()
+        self.counts.clear()
         self._newest_us, self._first_day = self._settled_newest_us, self._settled_first_day
 
     def process(self, rules: FeedbackRules, decided: DecidedRows, joined: JoinedRows, records: int) -> list[Emitted]:
@@ -177,7 +178,7 @@ class FeedbackKernel:
         emitted: list[Emitted] = []
         rows = labels = 0
         for last in dict.fromkeys((*ends, _LAST)):
-            part = _Part(self._decisions, self._pending, self._counts, rules, newest_us, first_day, decided, joined)
+            part = _Part(self, rules, newest_us, first_day, decided, joined)
             row_end, label_end = bisect_right(decided.position, last), bisect_right(joined.position, last)
             if row_end > rows or label_end > labels or not (rows or labels):
                 emitted += part.process(range(rows, row_end), range(labels, label_end))
@@ -187,10 +188,10 @@ class FeedbackKernel:
         return emitted
 
     def _forget(self, positions: int, records: int) -> None:
-        given_up = self._pending.take_older(self._newest_us - PATIENCE_US, GIVE_UP_AT_MOST * positions)
+        given_up = self.pending.take_older(self._newest_us - PATIENCE_US, GIVE_UP_AT_MOST * positions)
         if given_up:
-            self._counts["label", "unknown_transaction"] += len(given_up)
-        self._decisions.forget_before(self._first_day, 2 * records + _FORGET_AT_LEAST)
+            self.counts["label", "unknown_transaction"] += len(given_up)
+        self.decisions.forget_before(self._first_day, 2 * records + _FORGET_AT_LEAST)
 
 
 class _Part:
@@ -198,20 +199,18 @@ class _Part:
 
     def __init__(
         self,
-        decisions: DecisionStore,
-        pending: WaitingRoom,
-        counts: Counter[tuple[str, str]],
+        kernel: FeedbackKernel,
         rules: FeedbackRules,
         newest_us: Sequence[int],
         first_day: Sequence[int],
         decided: DecidedRows,
         joined: JoinedRows,
     ) -> None:
-        self._decisions, self._pending, self._counts, self._rules = decisions, pending, counts, rules
+        self._decisions, self._pending, self._counts = kernel.decisions, kernel.pending, kernel.counts
+        self._rules, self._decided, self._joined = rules, decided, joined
         # Before the first decision and with each: how far event time has come, and the first day that is remembered.
         # What lies before it is as if it were not there.
         self._newest_us, self._first_day = newest_us, first_day
-        self._decided, self._joined = decided, joined
         self._changed: dict[bytes, Known] = {}
         self._emitted: list[Emitted] = []
         self.positions = 1
@@ -241,6 +240,10 @@ class _Part:
             if digest in involved:
                 row = kept[number]
                 filed[decided.position[row]][digest] = Entry(decided.event_time_us[row], *references[number])
+        hashes = np.array([joined.labels[number].hash for number in labels], np.uint64)
+        self._sampled = dict(
+            zip(labels, keep_negatives(hashes, self._rules.negative_sample_rate).tolist(), strict=True)
+        )
         said: defaultdict[int, list[int]] = defaultdict(list)
         for number in labels:
             said[joined.position[number]].append(number)
@@ -253,20 +256,23 @@ class _Part:
         """Let sampled decisions mature; return what has matured, in order, by the position at which it does."""
         decided, rate = self._decided, self._rules.negative_sample_rate
         newest_us, known = self._newest_us[rows.stop], None if kept is rows else set(kept)
-        items, own = [], {}
+        items: list[tuple[int, bytes]] = []
+        own: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
         for number in np.flatnonzero(keep_negatives(decided.identities.hash[rows.start : rows.stop], rate)).tolist():
             row = rows[number]
             if known is None or row in known:
                 item = (decided.event_time_us[row] + self._rules.maturity_us, decided.identities.digest[row])
                 items.append(item)
                 if item[0] <= newest_us:
-                    own[item] = decided.position[row]
+                    own[item].append(decided.position[row])
         self._decisions.let_mature(items, rate)
         due: defaultdict[int, list[Matured]] = defaultdict(list)
         for one in self._decisions.take_matured(newest_us, PRESUME_AT_MOST * self.positions):
             row = bisect_left(self._newest_us, one.at_us, rows.start, rows.stop)
-            reached = self._start if row == rows.start else decided.position[row - 1]
-            due[max(reached, own.get((one.at_us, one.digest), reached))].append(one)
+            position = self._start if row == rows.start else decided.position[row - 1]
+            # Not before it was filed; of equal ones those of this batch come first.
+            of_batch = own.get((one.at_us, one.digest))
+            due[max(position, of_batch.pop()) if of_batch else position].append(one)
         return due
 
     def _visit(
@@ -287,7 +293,7 @@ class _Part:
                 self._awaited.add(digest)
                 self._counts["label", "early"] += 1
             else:
-                self._join(position, digest, entry, label)
+                self._join(position, digest, entry, label, self._sampled[number])
         for at_us, digest, rate in due:
             entry, known = self._find(digest), self._known.get(digest, NOT_KNOWN)
             if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == _NOTHING:
@@ -308,33 +314,35 @@ class _Part:
             if item.at_us < given_up_us:
                 self._counts["label", "unknown_transaction"] += 1
             else:
-                self._join(position, digest, entry, LabelRow.unpack(item.payload, item.at_us))
+                label = LabelRow.unpack(item.payload, item.at_us)
+                sampled = keep_negative(label.hash, self._rules.negative_sample_rate)
+                self._join(position, digest, entry, label, sampled)
 
-    def _join(self, position: int, digest: bytes, entry: Entry, label: LabelRow) -> None:
+    def _join(self, position: int, digest: bytes, entry: Entry, label: LabelRow, sampled: bool) -> None:
         rules, counts = self._rules, self._counts
         if label.known_at_us - entry.event_time_us > rules.label_horizon_us:
             counts["label", "too_late"] += 1
             return
-        known, rate = self._known.get(digest, NOT_KNOWN), rules.negative_sample_rate
-        sampled = keep_negative(label.hash, rate)
-        if known.emitted == 0 and sampled and label.known_at_us > entry.event_time_us + rules.maturity_us:
+        held, emitted = self._known.get(digest, NOT_KNOWN)
+        if emitted == 0 and sampled and label.known_at_us > entry.event_time_us + rules.maturity_us:
             # By the times alone it had been presumed legitimate before: the same on every replay.
-            known = known._replace(emitted=1)
-        state, outcome = resolve_numbers(known.state, label.rank, label.labelled_at_us, label.known)
+            emitted = 1
+        state, outcome = resolve_numbers(held, label.rank, label.labelled_at_us, label.known)
         counts["label", OUTCOMES[outcome]] += 1
-        before, now = known.state[_STATE_KNOWN], state[_STATE_KNOWN]
-        known = self._known[digest] = self._changed[digest] = known._replace(state=state)
-        if now in (before, _NOTHING):
+        known = self._known[digest] = self._changed[digest] = Known(state, emitted)
+        now = state[_STATE_KNOWN]
+        if now in (held[_STATE_KNOWN], _NOTHING):
             return
-        if now == _LEGITIMATE and known.emitted == 0 and not sampled:
+        if now == _LEGITIMATE and emitted == 0 and not sampled:
             counts["label", "not_sampled"] += 1
             return
         # A correction replaces an example that is there for certain; a first one stands for 1 / rate.
-        weight = 1.0 / rate if now == _LEGITIMATE and sampled else 1.0
-        one = Emitted(position, entry, KNOWN[now], label.source, label.known_at_us, weight, known.emitted)
-        self._emit(digest, known, one)
+        weight = 1.0 / rules.negative_sample_rate if now == _LEGITIMATE and sampled else 1.0
+        self._emit(
+            digest, known, Emitted(position, entry, KNOWN[now], label.source, label.known_at_us, weight, emitted)
+        )
 
     def _emit(self, digest: bytes, known: Known, one: Emitted) -> None:
         self._emitted.append(one)
         self._counts["example", one.label] += 1
-        self._known[digest] = self._changed[digest] = known._replace(emitted=known.emitted + 1)
+        self._known[digest] = self._changed[digest] = Known(known.state, known.emitted + 1)
