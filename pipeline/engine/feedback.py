@@ -8,7 +8,15 @@ import msgspec
 
 from pipeline.engine.decision_records import DecisionReader, DecisionRecord, Kept, read_decision, unpack_decision
 from pipeline.engine.decision_store import DecisionStore, MaturityState, SegmentState, StoredSegments
-from pipeline.engine.feedback_kernel import DecidedRows, Emitted, FeedbackKernel, Identities, JoinedRows, LabelRow
+from pipeline.engine.feedback_kernel import (
+    NO_LABELS,
+    DecidedRows,
+    Emitted,
+    FeedbackKernel,
+    Identities,
+    JoinedRows,
+    LabelRow,
+)
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.placement import partition_of
 from pipeline.engine.rerouting import NotRerouted, original
@@ -159,6 +167,8 @@ class FeedbackPartition:
                 result.counts["label", "rerouted"] += 1
                 continue
             read.append((label, written.timestamp_ms * 1_000))
+        if not read:
+            return NO_LABELS
         digests, hashes = Identities.of([one.card_id for one, _ in read], [one.transaction_id for one, _ in read])
         labels = [_label_row(*one, identity) for one, identity in zip(read, hashes.tolist(), strict=True)]
         return JoinedRows(digests, labels, [0] * len(labels))

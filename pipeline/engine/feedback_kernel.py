@@ -107,6 +107,9 @@ class JoinedRows(NamedTuple):
         return cls(digests, list(rows), position)
 
 
+NO_LABELS: Final = JoinedRows([], [], [])
+
+
 class Emitted(NamedTuple):
     """A training example that follows."""
 
@@ -219,6 +222,7 @@ class _Part:
     def process(self, rows: range, labels: range) -> list[Emitted]:
         """Work on some rows of the batch; return examples in order."""
         decided, joined = self._decided, self._joined
+        self._first_label = labels.start
         found = sorted({*decided.position[rows.start : rows.stop], *joined.position[labels.start : labels.stop]})
         self._start, self.positions = (found[0], len(found)) if found else (0, 1)
         limit_us = self._first_day[rows.stop] * US_PER_DAY
@@ -240,10 +244,9 @@ class _Part:
             if digest in involved:
                 row = kept[number]
                 filed[decided.position[row]][digest] = Entry(decided.event_time_us[row], *references[number])
-        hashes = np.array([joined.labels[number].hash for number in labels], np.uint64)
-        self._sampled = dict(
-            zip(labels, keep_negatives(hashes, self._rules.negative_sample_rate).tolist(), strict=True)
-        )
+        if labels:
+            hashes = np.array([joined.labels[number].hash for number in labels], np.uint64)
+            self._sampled = keep_negatives(hashes, self._rules.negative_sample_rate).tolist()
         said: defaultdict[int, list[int]] = defaultdict(list)
         for number in labels:
             said[joined.position[number]].append(number)
@@ -293,7 +296,7 @@ class _Part:
                 self._awaited.add(digest)
                 self._counts["label", "early"] += 1
             else:
-                self._join(position, digest, entry, label, self._sampled[number])
+                self._join(position, digest, entry, label, self._sampled[number - self._first_label])
         for at_us, digest, rate in due:
             entry, known = self._find(digest), self._known.get(digest, NOT_KNOWN)
             if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == _NOTHING:
