@@ -1,24 +1,35 @@
 """The online model behind an engine: taught by what transactions turn out to be, published by the clock of events."""
 
 import dataclasses
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.feedback import Feedback
+from pipeline.backtest.decision_columns import ColumnSegments, DecisionColumns
 from pipeline.backtest.order import Chunk
+from pipeline.engine.decision_records import Kept
+from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.decisions import Decisions
-from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.feedback import FeedbackOptions, example
+from pipeline.engine.feedback_kernel import DecidedRows, Emitted, FeedbackKernel, Identities, JoinedRows
 from pipeline.engine.models import ActiveModels
+from pipeline.engine.state import MemoryStore
+from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.layer_inputs import SOURCE_FEATURES
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
 from pipeline.scoring.river_model import RiverLearner
+from schemas.messages import FeedbackRules, LogPosition
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Partitions = Callable[[pa.Array], NDArray[np.int64]]
 """From names to the partitions that they belong to."""
@@ -64,24 +75,97 @@ class Teacher:
     def __init__(self, models: ActiveModels, learning: Learning, partitions: Partitions) -> None:
         self.models = models
         """What scores: the version that was published last."""
-        self._partitions = partitions
+        self._options, self._partitions = learning.options, partitions
         self._learner = learning.learner or new_learner(models.lightgbm.version)
         # The default layer learns from a few features only.
-        kept = SOURCE_FEATURES if isinstance(self._learner, LayerLearner) else FEATURES
-        self._feedback = Feedback(learning.options, kept)
+        self._names = SOURCE_FEATURES if isinstance(self._learner, LayerLearner) else FEATURES
+        self._columns = [FEATURES.index(name) for name in self._names]
+        self._feedback = [_Partition.empty() for _ in range(learning.options.partitions)]
         self._next_offset = self._published_offset = learning.next_offset
 
     def learn(self, chunk: Chunk, decisions: Decisions) -> None:
-        """Learn what the decisions and labels of a part of a chunk tell."""
-        before = self._feedback.counts.copy()
-        examples = self._feedback.examples(chunk, decisions, self._partitions(chunk.labels.card_id))
-        decisions.feedback.update(self._feedback.counts - before)
-        if examples:
-            self._learner.learn_examples(examples)
-            self._next_offset += len(examples)
+        """Learn from the examples that the decisions and labels of a part of a chunk give."""
+        taken = decisions.transactions
+        identities = Identities.of(taken.card_id.to_pylist(), taken.transaction_id.to_pylist())
+        columns = DecisionColumns(
+            taken,
+            np.ascontiguousarray(decisions.features[:, self._columns]),
+            decisions.logit,
+            decisions.score,
+            decisions.models.versions(decisions.rates_version),
+        )
+        label_partition = self._partitions(chunk.labels.card_id)
+        found: list[tuple[Emitted, DecisionColumns, int]] = []
+        for number, partition in enumerate(self._feedback):
+            rows = np.flatnonzero(decisions.partition == number)
+            decided = DecidedRows(
+                Identities([identities.digest[row] for row in rows.tolist()], identities.hash[rows]),
+                taken.event_time_us[rows].tolist(),
+                decisions.position[rows].tolist(),
+                rows.tolist(),
+            )
+            of = np.flatnonzero(label_partition == number)
+            joined = JoinedRows.of(chunk.labels.take(of), chunk.label_position[of].tolist())
+            found += partition.process(self._options.rules, columns, decided, joined, decisions.feedback)
+        if found:
+            # Of several partitions; what one record gives stays in its order.
+            found.sort(key=lambda one: one[0].position)
+            self._learner.learn_examples([example(one, self._kept(columns, row)) for one, columns, row in found])
+            self._next_offset += len(found)
 
     def publish(self) -> None:
         """Score by all that was learned so far."""
         if self._published_offset != self._next_offset:
             self._published_offset = self._next_offset
             self.models = dataclasses.replace(self.models, river=self._learner.snapshot(self._next_offset))
+
+    def _kept(self, columns: DecisionColumns, row: int) -> Kept:
+        """Return a decision as the feedback agent keeps it."""
+        taken, values = columns.transactions, columns.features[row].tolist()
+        return Kept(
+            transaction_id=taken.transaction_id[row].as_py(),
+            card_id=taken.card_id[row].as_py(),
+            merchant_id=taken.merchant_id[row].as_py(),
+            event_time=_EPOCH + timedelta(microseconds=int(taken.event_time_us[row])),
+            amount_base=int(taken.amount_base_minor[row]) / 100,
+            score=float(columns.score[row]),
+            logit=float(columns.logit[row]),
+            features={
+                name: None if math.isnan(value) else value for name, value in zip(self._names, values, strict=True)
+            },
+            versions=columns.versions,
+            log=LogPosition(partition=0, offset=int(taken.row[row])),
+        )
+
+
+class _Partition(NamedTuple):
+    """The feedback kernel of one partition with what it keeps, in memory."""
+
+    kernel: FeedbackKernel
+    store: MemoryStore
+    segments: ColumnSegments
+
+    @classmethod
+    def empty(cls) -> "_Partition":
+        store, segments = MemoryStore(), ColumnSegments()
+        return cls(FeedbackKernel(DecisionStore(store, segments), WaitingRoom(store)), store, segments)
+
+    def process(
+        self,
+        rules: FeedbackRules,
+        columns: DecisionColumns,
+        decided: DecidedRows,
+        joined: JoinedRows,
+        counts: Counter[tuple[str, str]],
+    ) -> list[tuple[Emitted, DecisionColumns, int]]:
+        """Return the examples that follow, each with its decision; ``counts`` grows by what happened."""
+        records = len(decided.position) + len(joined.position)
+        if not records:
+            return []
+        self.segments.begin(columns)
+        emitted = self.kernel.process(rules, decided, joined, records)
+        counts.update(self.kernel.take_counts())
+        served = self.segments.read([one.entry for one in emitted])
+        self.store.settle()
+        self.kernel.settle()
+        return [(one, *found) for one, found in zip(emitted, served, strict=True)]

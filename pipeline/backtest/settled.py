@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pipeline.backtest.blocks import BLOCK_ROWS, blocks, texts
 from pipeline.backtest.sources import LabelBook, Opened, Source
 from pipeline.backtest.spill import NumberColumn
-from pipeline.backtest.truth import holding, microseconds
+from pipeline.backtest.truth import microseconds
 from pipeline.engine.columns import Transactions, digest_keys
-from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, known_value, source_rank
+from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, holding, known_value, source_rank
 
 PART_ROWS: Final = BLOCK_ROWS
 """Labels that are resolved together, about."""

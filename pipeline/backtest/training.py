@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,14 +20,12 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
-from pipeline.learning.labels import FRAUD, KNOWN, SOURCE_RANK
+from pipeline.learning.labels import FRAUD, KNOWN, SOURCE_RANK, holding
 from pipeline.registry import Registry
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
-
-_IDENTITY: Final = ["high", "low"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +133,7 @@ class TrainingRows:
     def __init__(self, period: Period) -> None:
         self._period = period
         self._rows: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
-        self._labels: list[pd.DataFrame] = []
+        self._labels: list[NDArray[np.int64]] = []
 
     def __len__(self) -> int:
         return sum(len(times) for _, times, _, _ in self._rows)
@@ -153,8 +151,7 @@ class TrainingRows:
         if said.any():
             told = labels.take(said)
             high, low = digest_keys(told.card_id, told.transaction_id).T
-            columns = {"rank": told.rank, "labelled_at_us": told.labelled_at_us, "known": told.known}
-            self._labels.append(pd.DataFrame({"high": high, "low": low, **columns}))
+            self._labels.append(np.stack([high, low, told.rank, told.labelled_at_us, told.known]))
 
     def training_set(self) -> TrainingSet:
         """All of it, each a fraud whose label that holds says so; at least one transaction was added.
@@ -174,10 +171,10 @@ class TrainingRows:
     def _frauds(self, digests: NDArray[np.int64]) -> NDArray[np.bool_]:
         if not self._labels:
             return np.zeros(len(digests), np.bool_)
-        # As `pipeline.learning.labels.resolve`: the largest by rank, time and severity.
-        ordered = pd.concat(self._labels).sort_values([*_IDENTITY, "rank", "labelled_at_us", "known"])
-        held = ordered.drop_duplicates(_IDENTITY, keep="last")
-        frauds = pd.MultiIndex.from_frame(held.loc[held["known"] == KNOWN.index(FRAUD), _IDENTITY])
+        high, low, rank, at_us, known = np.concatenate(self._labels, axis=1)
+        rows = holding([low, high], rank, at_us, known)
+        rows = rows[known[rows] == KNOWN.index(FRAUD)]
+        frauds = pd.MultiIndex.from_arrays([high[rows], low[rows]])
         return np.asarray(pd.MultiIndex.from_arrays([digests[:, 0], digests[:, 1]]).isin(frauds))
 
 

@@ -11,7 +11,17 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.backtest.blocks import BLOCK_ROWS, blocks, texts
 from pipeline.backtest.spill import in_blocks
-from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NO_LABEL, NOTHING, SOURCE_RANK, known_value, source_rank
+from pipeline.learning.labels import (
+    FRAUD,
+    KNOWN,
+    LEGITIMATE,
+    NO_LABEL,
+    NOTHING,
+    SOURCE_RANK,
+    holding,
+    known_value,
+    source_rank,
+)
 
 NEVER: Final = np.iinfo(np.int64).max
 _IDENTITY: Final = ["card_id", "transaction_id"]
@@ -50,21 +60,6 @@ def held_labels(labels: pd.DataFrame) -> pd.DataFrame:
     rows = kept[holding([name], ranks[kept], microseconds(labels["labelled_at"])[kept], known[kept])]
     held: pd.DataFrame = labels.iloc[rows].assign(rank=ranks[rows], known=known[rows])
     return held
-
-
-def holding(
-    names: Sequence[NDArray[Any]], rank: NDArray[Any], at_us: NDArray[np.int64], known: NDArray[Any]
-) -> NDArray[np.intp]:
-    """Of n labels the rows of those that hold, in the order of ``names``, columns by which transactions are told apart.
-
-    The last of these is the first to sort by. Each of shape (n,); ``known`` are numbers of `KNOWN`.
-    """
-    # Of equal ones the last that was told.
-    order = np.lexsort((known, at_us, rank, *names))
-    last = np.ones(len(order), np.bool_)
-    last[:-1] = np.any([name[order][1:] != name[order][:-1] for name in names], axis=0)
-    found: NDArray[np.intp] = order[last]
-    return found
 
 
 def find_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> Truth:

@@ -200,11 +200,11 @@ def _take_text(
         spans[column, 0], spans[column, 1] = first, last
         return kind == _TEXT or 0 < last - first <= LONGEST_IDENTIFIER
     if kind == _TIME:
-        numbers[0] = event_us = _time(text, first, last, True)
+        numbers[0] = event_us = read_time(text, first, last, True)
         plain: bool = PLAIN_TIMES_US[0] <= event_us < PLAIN_TIMES_US[1]
         return plain
     if kind == _LOCAL_TIME:
-        numbers[1] = clock_us = _time(text, first, last, False)
+        numbers[1] = clock_us = read_time(text, first, last, False)
         plain_clock: bool = PLAIN_TIMES_US[0] <= clock_us < PLAIN_TIMES_US[1]
         return plain_clock
     return kind == _AMOUNT and _amount(text, first, last, numbers)
@@ -293,7 +293,7 @@ def _digits(text: IntArray, first: int, count: int) -> int:
 
 
 @compiled
-def _time(text: IntArray, first: int, last: int, zoned: bool) -> int:
+def read_time(text: IntArray, first: int, last: int, zoned: bool) -> int:
     """Microseconds since 1970 of YYYY-MM-DDThh:mm:ss with up to six decimals, and Z or an offset; `NO_TIME` else."""
     if last - first < 19:
         return NO_TIME

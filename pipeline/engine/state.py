@@ -4,7 +4,9 @@ A batch changes state at once. `settle` then says that the batch is committed, `
 changed is taken back. Between the two a partition works on one batch only.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from pipeline.features.columns import Pages, SavedColumn
@@ -97,15 +99,17 @@ class MemoryStore:
     """A store in memory."""
 
     def __init__(self, items: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self._settled: dict[bytes, bytes] = dict(items)
-        self._pending: dict[bytes, bytes | None] = {}
+        self._settled: defaultdict[bytes, dict[bytes, bytes]] = defaultdict(dict)
+        """By the first byte of the keys, so that a scan need not look at all of them."""
+        self._pending: dict[bytes, bytes | None] = dict(items)
         self._ranges: list[tuple[bytes, bytes]] = []
+        self.settle()
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None."""
         if key in self._pending:
             return self._pending[key]
-        return self._settled.get(key)
+        return self._settled[key[:1]].get(key)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of ``keys``, in order."""
@@ -125,7 +129,8 @@ class MemoryStore:
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values with ``start`` <= key < ``end``, ascending."""
-        for key in sorted(key for key in {*self._settled, *self._pending} if start <= key < end):
+        keys = chain(self._pending, *(held for first, held in self._settled.items() if start[:1] <= first <= end[:1]))
+        for key in sorted({key for key in keys if start <= key < end}):
             value = self.get(key)
             if value is not None:
                 yield key, value
@@ -138,12 +143,13 @@ class MemoryStore:
         """Let the writes be for good."""
         for key, value in self._pending.items():
             if value is None:
-                self._settled.pop(key, None)
+                self._settled[key[:1]].pop(key, None)
             else:
-                self._settled[key] = value
+                self._settled[key[:1]][key] = value
         for start, end in self._ranges:
-            for key in [key for key in self._settled if start <= key < end]:
-                del self._settled[key]
+            for held in self._settled.values():
+                for key in [key for key in held if start <= key < end]:
+                    del held[key]
         self.undo()
 
     def undo(self) -> None:
@@ -157,7 +163,7 @@ class MemoryStore:
 
     def items(self) -> dict[bytes, bytes]:
         """All that is settled."""
-        return dict(self._settled)
+        return {key: value for held in self._settled.values() for key, value in held.items()}
 
     def close(self) -> None:
         """Drop everything."""

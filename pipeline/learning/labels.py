@@ -5,9 +5,12 @@ a correction is a new, later label. Because a maximum is taken, what holds does 
 arrive, and a repeated label changes nothing. `LabelState.changes` does depend on it: it counts what happened.
 """
 
-from typing import Final, Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numba
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.codec import timestamp_us
 from schemas.messages import Label
@@ -117,6 +120,27 @@ def resolve_numbers(current: StateNumbers, rank: int, labelled_at_us: int, known
     if known == before:
         return (rank, labelled_at_us, known, changes), _NOTED if known == _NOTHING else _CONFIRMED
     return (rank, labelled_at_us, known, changes + 1), _FIRST if changes == 0 else _CHANGED
+
+
+def holding(
+    names: Sequence[NDArray[Any]], rank: NDArray[Any], at_us: NDArray[np.int64], known: NDArray[Any]
+) -> NDArray[np.intp]:
+    """Return which of n labels hold, `resolve_numbers` over columns; labels of rules are left out before.
+
+    Args:
+        names: Columns by which transactions are told apart, each of shape (n,); the last one is the first to sort by.
+        rank: `source_rank` of their sources; shape (n,).
+        at_us: When they were made, in microseconds since 1970; shape (n,).
+        known: Indexes in `KNOWN`; shape (n,).
+
+    Returns:
+        Rows, in the order of ``names``; of equal labels the last one.
+    """
+    order = np.lexsort((known, at_us, rank, *names))
+    last = np.ones(len(order), np.bool_)
+    last[:-1] = np.any([name[order][1:] != name[order][:-1] for name in names], axis=0)
+    rows: NDArray[np.intp] = order[last]
+    return rows
 
 
 def resolve(current: LabelState | None, label: Label) -> tuple[LabelState, Outcome]:

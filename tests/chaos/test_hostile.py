@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.engine.kept import read_decision
+from pipeline.engine.decision_records import read_decision
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.kafka.fold import decode_progress

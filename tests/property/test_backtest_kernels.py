@@ -1,6 +1,6 @@
 """Whatever the history, its cut and the rules: a replay over columns decides, learns and refuses as the kernels do."""
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine.feedback import FeedbackOptions
@@ -10,6 +10,9 @@ from tests.unit.test_backtest import assert_taught, options
 horizons_us = st.sampled_from((0, HOUR, DAY, 3 * DAY, 10 * DAY, 40 * DAY))
 
 
+@example(  # A transaction is decided again, at its old time, when the first decision has matured.
+    seed=0, size=106, rows=20, partitions=1, dedup=0, label=0, maturity=DAY, rate=1.0, every_us=HOUR
+)  # fmt: skip
 @settings(max_examples=12)
 @given(
     seed=st.integers(0, 10**6),

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.engine.card import CardPartition
+from pipeline.engine.decision_store import DecisionStore, StoredSegments
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback_kernel import FeedbackKernel
 from pipeline.engine.journal import JournaledDict
 from pipeline.engine.layout import LAYOUT, OtherLayout
 from pipeline.engine.learn import LearnPartition
@@ -18,7 +20,6 @@ from pipeline.engine.profiling import CardJoin
 from pipeline.engine.rerouting import rerouted
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
-from pipeline.engine.served import ServedDecisions
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump
 from pipeline.engine.transaction_index import StoreIndex
 from pipeline.engine.waiting import WaitingRoom
@@ -230,7 +231,7 @@ def clock_stays(field: str) -> Callable[[Any], None]:
     return forgetful
 
 
-def newest_stays(kind: type[FeedbackPartition]) -> Callable[[Any], None]:
+def newest_stays(kind: type[FeedbackKernel]) -> Callable[[Any], None]:
     undo = kind.undo
 
     def forgetful(state: Any) -> None:
@@ -241,7 +242,7 @@ def newest_stays(kind: type[FeedbackPartition]) -> Callable[[Any], None]:
     return forgetful
 
 
-def forgotten_stays(kind: type[FeedbackPartition]) -> Callable[[Any], None]:
+def forgotten_stays(kind: type[FeedbackKernel]) -> Callable[[Any], None]:
     undo = kind.undo
 
     def forgetful(state: Any) -> None:
@@ -262,10 +263,11 @@ FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
     "score windows": ("score", MerchantWindows, "undo", nothing),
     "score offsets": ("score", JournaledDict, "undo", nothing),
     "feedback store": ("feedback", MemoryStore, "undo", nothing),
-    "feedback served": ("feedback", ServedDecisions, "undo", nothing),
+    "feedback decisions": ("feedback", DecisionStore, "undo", nothing),
+    "feedback segments": ("feedback", StoredSegments, "undo", nothing),
     "feedback waiting": ("feedback", WaitingRoom, "undo", nothing),
-    "feedback newest": ("feedback", FeedbackPartition, "undo", newest_stays(FeedbackPartition)),
-    "feedback forgotten": ("feedback", FeedbackPartition, "undo", forgotten_stays(FeedbackPartition)),
+    "feedback newest": ("feedback", FeedbackKernel, "undo", newest_stays(FeedbackKernel)),
+    "feedback forgotten": ("feedback", FeedbackKernel, "undo", forgotten_stays(FeedbackKernel)),
     "learn model": ("learn", LayerLearner, "go_back", nothing),
     "learn offsets": ("learn", LearnPartition, "undo", nothing),
 }

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.engine import feedback as feedback_module
+from pipeline.engine import feedback_kernel
 from pipeline.engine import pending as pending_module
 from pipeline.engine.card import CardPartition
+from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.joins import NEWEST_US, Clock, Horizons, PassInput, join
 from pipeline.engine.layout import day_of
 from pipeline.engine.results import Result
-from pipeline.engine.served import ServedDecisions
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.transaction_index import RUN_AT_MOST, StoreIndex
 from pipeline.engine.waiting import WaitingRoom
@@ -347,7 +347,7 @@ def test_a_waiting_label_that_the_store_has_lost_is_the_store_s_error_and_no_rec
 
 
 def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedback_module, "PRESUME_AT_MOST", 40)
+    monkeypatch.setattr(feedback_kernel, "PRESUME_AT_MOST", 40)
     state = FeedbackPartition(feedback_options(rate=1.0), MemoryStore())
     log = Log(DECISIONS)
     state.process([log.append(decision(number, after(minutes=number))) for number in range(100)], NOW)
@@ -383,7 +383,7 @@ def test_when_decisions_are_forgotten_does_not_show(seed: int, monkeypatch: pyte
     options_ = feedback_options(rate=0.5, horizon_days=20)
     prompt, slow = FeedbackPartition(options_, MemoryStore()), FeedbackPartition(options_, MemoryStore())
     results = [prompt.process(batch, NOW) for batch in batches]
-    monkeypatch.setattr(ServedDecisions, "forget_before", lambda *_: None)
+    monkeypatch.setattr(DecisionStore, "forget_before", lambda *_: None)
     assert [everything(slow.process(batch, NOW)) for batch in batches] == [everything(result) for result in results]
     assert sum(len(result.outputs) for result in results) > 50
 

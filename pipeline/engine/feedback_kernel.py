@@ -1,0 +1,351 @@
+"""Feedback kernel: joins labels to decisions as served, and decides which training examples follow.
+
+A batch is two sets of columns, decisions and labels, each row with a position. Within one position decisions are filed
+first, then labels are joined, then matured decisions are presumed legitimate. A live batch has one position; a backtest
+gives every record its own, and gets what the live kernel does for records that come one by one.
+"""
+
+import struct
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engine.columns import Labels
+from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Entry, Known, Matured
+from pipeline.engine.layout import day_of, transaction_digest
+from pipeline.engine.waiting import WaitingRoom
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.features.identity import transaction_hash
+from pipeline.learning.labels import KNOWN, LEGITIMATE, NOTHING, OUTCOMES, resolve_numbers
+from pipeline.learning.sampling import keep_negative, keep_negatives
+from schemas.codec import EARLIEST_US
+from schemas.messages import FeedbackRules
+
+PATIENCE_US: Final = 7 * US_PER_DAY
+"""How long, in event time, a label waits for its decision; the card agent reports the ones that wait in vain."""
+PRESUME_AT_MOST: Final = 5_000
+"""Transactions that one position presumes legitimate at most; others are left to the positions after it."""
+GIVE_UP_AT_MOST: Final = 5_000
+"""Labels that one position gives up at most; likewise."""
+PRESUMED: Final = "presumed_legitimate"
+_FORGET_AT_LEAST: Final = 64
+_NOTHING: Final = KNOWN.index(NOTHING)
+_LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
+_STATE_KNOWN: Final = 2
+"""Place of what is known in `StateNumbers`."""
+_PENDING: Final = struct.Struct("<bbqQ")
+_LAST: Final = 2**63 - 1
+"""Behind every position."""
+_UTF_8: Final = ("utf-8", "surrogatepass")
+
+
+class Identities(NamedTuple):
+    """Identities of n transactions."""
+
+    digest: list[bytes]
+    hash: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, card_id: Sequence[str], transaction_id: Sequence[str]) -> "Identities":
+        """Return those of transactions by their names."""
+        hashes = np.fromiter(map(transaction_hash, card_id, transaction_id), np.uint64, len(card_id))
+        return cls(list(map(transaction_digest, card_id, transaction_id)), hashes)
+
+
+class DecidedRows(NamedTuple):
+    """Decisions of a batch, in order."""
+
+    identities: Identities
+    event_time_us: Sequence[int]
+    position: Sequence[int]
+    """Ascending."""
+    decisions: Sequence[Any]
+    """In the form in which the segments of the store take them."""
+
+
+class LabelRow(NamedTuple):
+    """A label as it is joined, and as it waits."""
+
+    rank: int
+    known: int
+    labelled_at_us: int
+    known_at_us: int
+    hash: int
+    source: str
+
+    def pack(self) -> bytes:
+        """Return it for the pending labels, which keep ``known_at_us`` themselves."""
+        return _PENDING.pack(self.rank, self.known, self.labelled_at_us, self.hash) + self.source.encode(*_UTF_8)
+
+    @classmethod
+    def unpack(cls, packed: bytes, known_at_us: int) -> "LabelRow":
+        """Return a pending label."""
+        rank, known, labelled_at_us, identity = _PENDING.unpack_from(packed)
+        source = packed[_PENDING.size :].decode(*_UTF_8)
+        return cls(rank, known, labelled_at_us, known_at_us, identity, source)
+
+
+class JoinedRows(NamedTuple):
+    """Labels of a batch, in order."""
+
+    digest: Sequence[bytes]
+    labels: Sequence[LabelRow]
+    position: Sequence[int]
+    """Ascending."""
+
+    @classmethod
+    def of(cls, labels: Labels, position: Sequence[int]) -> "JoinedRows":
+        """Return the rows of columns."""
+        digests, hashes = Identities.of(labels.card_id.to_pylist(), labels.transaction_id.to_pylist())
+        numbers = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, hashes)
+        rows = map(LabelRow, *(column.tolist() for column in numbers), labels.source.to_pylist())
+        return cls(digests, list(rows), position)
+
+
+NO_LABELS: Final = JoinedRows([], [], [])
+
+
+class Emitted(NamedTuple):
+    """A training example that follows."""
+
+    position: int
+    entry: Entry
+    """Reference to the decision."""
+    label: str
+    source: str | None
+    known_at_us: int
+    weight: float
+    revision: int
+
+
+class FeedbackKernel:
+    """State of one partition: decisions as served, labels that wait for theirs, and how far event time has come."""
+
+    def __init__(self, decisions: DecisionStore, pending: WaitingRoom, newest_us: int = 0, first_day: int = 0) -> None:
+        self.decisions, self.pending = decisions, pending
+        self._newest_us = self._settled_newest_us = newest_us
+        # Only grows, whatever the rules become: what was forgotten under a short horizon stays forgotten under a longer
+        # one, and nothing is filed where deleting has passed by.
+        self._first_day = self._settled_first_day = first_day
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far event time has come, and the first day that is remembered; for the dump."""
+        return self._newest_us, self._first_day
+
+    def take_counts(self) -> Counter[tuple[str, str]]:
+        """Return what happened since the last call, as the feedback agent counts it."""
+        taken, self.counts = self.counts, Counter()
+        return taken
+
+    def settle(self) -> None:
+        """The batch is committed (the store is settled by its owner)."""
+        self.decisions.settle()
+        self.pending.settle()
+        self._settled_newest_us, self._settled_first_day = self._newest_us, self._first_day
+
+    def undo(self) -> None:
+        """The batch is not committed."""
+        self.decisions.undo()
+        self.pending.undo()
+        self.counts.clear()
+        self._newest_us, self._first_day = self._settled_newest_us, self._settled_first_day
+
+    def process(self, rules: FeedbackRules, decided: DecidedRows, joined: JoinedRows, records: int) -> list[Emitted]:
+        """File decisions, join labels, and presume what has matured.
+
+        Args:
+            rules: Those under which the batch is judged.
+            decided: Its decisions.
+            joined: Its labels.
+            records: Records of the batch, refused ones included: forgetting keeps step with them.
+
+        Returns:
+            Examples in order of position.
+        """
+        newest_us = list(accumulate(decided.event_time_us, max, initial=self._newest_us))
+        retention_us = max(rules.label_horizon_us, rules.maturity_us) + PATIENCE_US
+        first_day = [max(self._first_day, day_of(newest_us[0] - retention_us))]
+        if max(self._first_day, day_of(newest_us[-1] - retention_us)) == first_day[0]:
+            first_day *= len(newest_us)
+        else:
+            first_day = [max(self._first_day, day_of(time_us - retention_us)) for time_us in newest_us]
+        # What a position lets be forgotten is forgotten before the next one.
+        ends = [decided.position[row] for row in range(len(newest_us) - 1) if first_day[row] < first_day[row + 1]]
+        emitted: list[Emitted] = []
+        rows = labels = 0
+        for last in dict.fromkeys((*ends, _LAST)):
+            part = _Part(self, rules, newest_us, first_day, decided, joined)
+            row_end, label_end = bisect_right(decided.position, last), bisect_right(joined.position, last)
+            if row_end > rows or label_end > labels or not (rows or labels):
+                emitted += part.process(range(rows, row_end), range(labels, label_end))
+                self._newest_us, self._first_day = newest_us[row_end], first_day[row_end]
+                self._forget(part.positions, records)
+            rows, labels = row_end, label_end
+        return emitted
+
+    def _forget(self, positions: int, records: int) -> None:
+        given_up = self.pending.take_older(self._newest_us - PATIENCE_US, GIVE_UP_AT_MOST * positions)
+        if given_up:
+            self.counts["label", "unknown_transaction"] += len(given_up)
+        self.decisions.forget_before(self._first_day, 2 * records + _FORGET_AT_LEAST)
+
+
+class _Part:
+    """A batch, or a part of one behind which something is forgotten."""
+
+    def __init__(
+        self,
+        kernel: FeedbackKernel,
+        rules: FeedbackRules,
+        newest_us: Sequence[int],
+        first_day: Sequence[int],
+        decided: DecidedRows,
+        joined: JoinedRows,
+    ) -> None:
+        self._decisions, self._pending, self._counts = kernel.decisions, kernel.pending, kernel.counts
+        self._rules, self._decided, self._joined = rules, decided, joined
+        # Before the first decision and with each: how far event time has come, and the first day that is remembered.
+        # What lies before it is as if it were not there.
+        self._newest_us, self._first_day = newest_us, first_day
+        self._changed: dict[bytes, Known] = {}
+        self._emitted: list[Emitted] = []
+        self.positions = 1
+        """How many there are, about."""
+
+    def process(self, rows: range, labels: range) -> list[Emitted]:
+        """Work on some rows of the batch; return examples in order."""
+        decided, joined = self._decided, self._joined
+        self._first_label = labels.start
+        found = sorted({*decided.position[rows.start : rows.stop], *joined.position[labels.start : labels.stop]})
+        self._start, self.positions = (found[0], len(found)) if found else (0, 1)
+        limit_us = self._first_day[rows.stop] * US_PER_DAY
+        kept: Sequence[int] = rows
+        if min(decided.event_time_us[rows.start : rows.stop], default=limit_us) < limit_us:
+            kept = [row for row in rows if day_of(decided.event_time_us[row]) >= self._first_day[row + 1]]
+        digests = [decided.identities.digest[row] for row in kept]
+        self._awaited = set(self._pending.awaited(digests))
+        due = self._matured(rows, kept)
+        involved = {*self._awaited, *joined.digest[labels.start : labels.stop]}
+        involved.update(one.digest for ones in due.values() for one in ones)
+        self._entries = self._decisions.find(list(involved))
+        self._known = self._decisions.known(list(involved))
+        references = self._decisions.file(
+            digests, [decided.event_time_us[row] for row in kept], [decided.decisions[row] for row in kept]
+        )
+        filed: defaultdict[int, dict[bytes, Entry]] = defaultdict(dict)
+        for number, digest in enumerate(digests):
+            if digest in involved:
+                row = kept[number]
+                filed[decided.position[row]][digest] = Entry(decided.event_time_us[row], *references[number])
+        if labels:
+            hashes = np.array([joined.labels[number].hash for number in labels], np.uint64)
+            self._sampled = keep_negatives(hashes, self._rules.negative_sample_rate).tolist()
+        said: defaultdict[int, list[int]] = defaultdict(list)
+        for number in labels:
+            said[joined.position[number]].append(number)
+        for position in sorted({*filed, *said, *due}):
+            self._visit(position, filed.get(position, {}), said.get(position, ()), due.get(position, ()))
+        self._decisions.learn(self._changed.items())
+        return self._emitted
+
+    def _matured(self, rows: range, kept: Sequence[int]) -> Mapping[int, Sequence[Matured]]:
+        """Let sampled decisions mature; return what has matured, in order, by the position at which it does."""
+        decided, rate = self._decided, self._rules.negative_sample_rate
+        newest_us, known = self._newest_us[rows.stop], None if kept is rows else set(kept)
+        items: list[tuple[int, bytes]] = []
+        own: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
+        for number in np.flatnonzero(keep_negatives(decided.identities.hash[rows.start : rows.stop], rate)).tolist():
+            row = rows[number]
+            if known is None or row in known:
+                item = (decided.event_time_us[row] + self._rules.maturity_us, decided.identities.digest[row])
+                items.append(item)
+                if item[0] <= newest_us:
+                    own[item].append(decided.position[row])
+        self._decisions.let_mature(items, rate)
+        due: defaultdict[int, list[Matured]] = defaultdict(list)
+        for one in self._decisions.take_matured(newest_us, PRESUME_AT_MOST * self.positions):
+            row = bisect_left(self._newest_us, one.at_us, rows.start, rows.stop)
+            position = self._start if row == rows.start else decided.position[row - 1]
+            # Not before it was filed; of equal ones those of this batch come first.
+            of_batch = own.get((one.at_us, one.digest))
+            due[max(position, of_batch.pop()) if of_batch else position].append(one)
+        return due
+
+    def _visit(
+        self, position: int, filed: Mapping[bytes, Entry], labels: Sequence[int], due: Sequence[Matured]
+    ) -> None:
+        """Go through what happens at a position."""
+        self._remembered = self._first_day[bisect_right(self._decided.position, position)]
+        self._entries.update(filed)
+        for digest in filed:
+            entry = self._find(digest) if digest in self._awaited else None
+            if entry is not None:
+                self._join_pending(position, digest, entry)
+        for number in labels:
+            digest, label = self._joined.digest[number], self._joined.labels[number]
+            entry = self._find(digest)
+            if entry is None:
+                self._pending.add(digest, label.known_at_us, label.pack())
+                self._awaited.add(digest)
+                self._counts["label", "early"] += 1
+            else:
+                self._join(position, digest, entry, label, self._sampled[number - self._first_label])
+        for at_us, digest, rate in due:
+            entry, known = self._find(digest), self._known.get(digest, NOT_KNOWN)
+            if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == _NOTHING:
+                self._emit(digest, known, Emitted(position, entry, PRESUMED, None, at_us, 1.0 / rate, 0))
+
+    def _find(self, digest: bytes) -> Entry | None:
+        entry = self._entries.get(digest)
+        return None if entry is None or day_of(entry.event_time_us) < self._remembered else entry
+
+    def _join_pending(self, position: int, digest: bytes, entry: Entry) -> None:
+        """Join the labels that wait for a decision."""
+        before_us = self._newest_us[bisect_left(self._decided.position, position)]
+        # An earlier batch has given up what it could; of an earlier position's that is done here.
+        given_up_us = EARLIEST_US if position == self._start else before_us - PATIENCE_US
+        self._awaited.discard(digest)
+        for item in self._pending.items(digest):
+            self._pending.remove(item)
+            if item.at_us < given_up_us:
+                self._counts["label", "unknown_transaction"] += 1
+            else:
+                label = LabelRow.unpack(item.payload, item.at_us)
+                sampled = keep_negative(label.hash, self._rules.negative_sample_rate)
+                self._join(position, digest, entry, label, sampled)
+
+    def _join(self, position: int, digest: bytes, entry: Entry, label: LabelRow, sampled: bool) -> None:
+        rules, counts = self._rules, self._counts
+        if label.known_at_us - entry.event_time_us > rules.label_horizon_us:
+            counts["label", "too_late"] += 1
+            return
+        held, emitted = self._known.get(digest, NOT_KNOWN)
+        if emitted == 0 and sampled and label.known_at_us > entry.event_time_us + rules.maturity_us:
+            # By the times alone it had been presumed legitimate before: the same on every replay.
+            emitted = 1
+        state, outcome = resolve_numbers(held, label.rank, label.labelled_at_us, label.known)
+        counts["label", OUTCOMES[outcome]] += 1
+        known = self._known[digest] = self._changed[digest] = Known(state, emitted)
+        now = state[_STATE_KNOWN]
+        if now in (held[_STATE_KNOWN], _NOTHING):
+            return
+        if now == _LEGITIMATE and emitted == 0 and not sampled:
+            counts["label", "not_sampled"] += 1
+            return
+        # A correction replaces an example that is there for certain; a first one stands for 1 / rate.
+        weight = 1.0 / rules.negative_sample_rate if now == _LEGITIMATE and sampled else 1.0
+        self._emit(
+            digest, known, Emitted(position, entry, KNOWN[now], label.source, label.known_at_us, weight, emitted)
+        )
+
+    def _emit(self, digest: bytes, known: Known, one: Emitted) -> None:
+        self._emitted.append(one)
+        self._counts["example", one.label] += 1
+        self._known[digest] = self._changed[digest] = Known(known.state, known.emitted + 1)

@@ -1,0 +1,88 @@
+"""References of a backtest into the columns of its decisions: kept while a day of theirs is, and taken back whole."""
+
+import numpy as np
+
+from pipeline.backtest.decision_columns import ColumnSegments, DecisionColumns
+from pipeline.engine.columns import no_transactions
+from pipeline.engine.decision_store import DecisionStore, Entry
+from pipeline.engine.layout import transaction_digest
+from pipeline.engine.state import MemoryStore
+from pipeline.features.catalogue import US_PER_DAY
+from schemas.messages import Versions
+
+VERSIONS = Versions(lightgbm="l", river="r@0", policy="p", kernel="k", rates="1")
+
+
+class Kept:
+    """A decision store over columns."""
+
+    def __init__(self) -> None:
+        self.store, self.segments = MemoryStore(), ColumnSegments()
+        self.decisions = DecisionStore(self.store, self.segments)
+
+    def file(self, *rows: tuple[bytes, int]) -> DecisionColumns:
+        numbers = np.arange(len(rows), dtype=np.float64)
+        columns = DecisionColumns(no_transactions(), numbers[:, np.newaxis], numbers, numbers, VERSIONS)
+        self.segments.begin(columns)
+        self.decisions.file(
+            [digest for digest, _ in rows], [day * US_PER_DAY for _, day in rows], list(range(len(rows)))
+        )
+        return columns
+
+    def settle(self) -> None:
+        self.store.settle()
+        self.decisions.settle()
+
+    def undo(self) -> None:
+        self.store.undo()
+        self.decisions.undo()
+
+    def held(self) -> int:
+        return len(self.segments._columns)
+
+
+def digest(number: int) -> bytes:
+    return transaction_digest("c", f"t{number}")
+
+
+def test_a_decision_is_a_row_of_its_chunk() -> None:
+    kept = Kept()
+    first, second = kept.file((digest(0), 1), (digest(1), 2)), kept.file((digest(2), 2))
+    found = kept.decisions.find([digest(1), digest(2), digest(3)])
+    assert kept.segments.read(list(found.values())) == [(first, 1), (second, 0)]
+
+
+def test_columns_go_when_all_of_their_days_are_forgotten() -> None:
+    kept = Kept()
+    kept.file((digest(0), 1), (digest(1), 2))
+    kept.file((digest(2), 2))
+    kept.settle()
+    for day, chunks in ((1, 2), (2, 2), (3, 0)):
+        kept.decisions.forget_before(day, 0)
+        kept.settle()
+        assert kept.held() == chunks
+    assert kept.store.items() == {}
+
+
+def test_what_a_batch_forgot_can_be_read_until_it_is_committed() -> None:
+    kept = Kept()
+    columns = kept.file((digest(0), 1))
+    kept.settle()
+    kept.decisions.forget_before(2, 0)
+    assert kept.segments.read([Entry(US_PER_DAY, 1, 0)]) == [(columns, 0)]
+
+
+def test_a_batch_that_is_taken_back_leaves_no_trace() -> None:
+    kept = Kept()
+    columns = kept.file((digest(0), 1), (digest(1), 3))
+    kept.settle()
+    before = kept.store.items()
+    kept.file((digest(2), 1), (digest(3), 4))
+    kept.decisions.forget_before(2, 0)
+    kept.undo()
+    assert kept.store.items() == before
+    (entry,) = kept.decisions.find([digest(0)]).values()
+    assert kept.segments.read([entry]) == [(columns, 0)]
+    kept.settle()
+    assert kept.held() == 1
+    assert sorted(kept.segments.take_before(9, 0)) == [(1, digest(0)), (3, digest(1))]

@@ -1,0 +1,165 @@
+"""Decision store: decisions are found again whole, forgotten by their day, and mature once."""
+
+import numpy as np
+import pytest
+
+from pipeline.engine.decision_store import SEGMENT_ROWS, DecisionStore, Entry, Known, Matured, StoredSegments
+from pipeline.engine.layout import transaction_digest
+from pipeline.engine.state import MemoryStore
+from pipeline.features.catalogue import US_PER_DAY
+
+ONE, OTHER = transaction_digest("c1", "t1"), transaction_digest("c1", "t2")
+
+
+class Kept:
+    """A decision store with its own store."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.decisions = DecisionStore(self.store, StoredSegments(self.store))
+
+    def file(self, *rows: tuple[bytes, int, bytes]) -> None:
+        digests, times, values = zip(*rows, strict=True)
+        self.decisions.file(digests, times, values)
+
+    def let_mature(self, digest: bytes, at_us: int, rate: float) -> None:
+        self.decisions.let_mature([(at_us, digest)], rate)
+
+    def find(self, *digests: bytes) -> list[tuple[int, bytes] | None]:
+        found = self.decisions.find(digests)
+        read = dict(zip(found, self.decisions.segments.read(list(found.values())), strict=True))
+        return [(found[digest].event_time_us, read[digest]) if digest in found else None for digest in digests]
+
+    def settle(self) -> None:
+        self.store.settle()
+        self.decisions.settle()
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
+
+
+def test_what_was_filed_is_found(kept: Kept) -> None:
+    kept.file((ONE, 5, b"one"))
+    assert kept.find(OTHER, ONE) == [None, (5, b"one")]
+    kept.file((OTHER, 3 * US_PER_DAY, b""))
+    assert kept.find(OTHER, ONE, OTHER) == [(3 * US_PER_DAY, b""), (5, b"one"), (3 * US_PER_DAY, b"")]
+
+
+def test_a_batch_of_several_days_and_segments_is_found_whole(kept: Kept) -> None:
+    random = np.random.default_rng(3)
+    rows = [
+        (transaction_digest("c", f"t{number}"), int(day) * US_PER_DAY + number, random.bytes(int(random.integers(9))))
+        for number, day in enumerate(random.integers(1, 4, 5 * SEGMENT_ROWS + 3))
+    ]
+    kept.file(*rows)
+    assert kept.find(*(digest for digest, _, _ in rows)) == [(time_us, value) for _, time_us, value in rows]
+    kept.settle()
+    segments = [key for key in kept.store.items() if key[:1] == b"s"]
+    assert len(rows) / SEGMENT_ROWS <= len(segments) <= len(rows) / SEGMENT_ROWS + 3
+    kept.decisions.forget_before(3, 1_000)
+    left = [(time_us, value) if time_us >= 3 * US_PER_DAY else None for _, time_us, value in rows]
+    assert kept.find(*(digest for digest, _, _ in rows)) == left
+
+
+def test_a_segment_that_is_gone_is_none(kept: Kept) -> None:
+    assert kept.decisions.segments.read([Entry(0, 7, 0)]) == [None]
+
+
+def test_a_later_decision_of_a_transaction_takes_the_place_of_the_first(kept: Kept) -> None:
+    kept.file((ONE, 5, b"first"))
+    kept.file((ONE, 9 * US_PER_DAY, b"second"))
+    kept.decisions.learn([(ONE, Known(emitted=1))])
+    kept.settle()
+    kept.decisions.forget_before(5, 10)
+    assert kept.find(ONE) == [(9 * US_PER_DAY, b"second")]
+    assert kept.decisions.known([ONE]) == {ONE: Known(emitted=1)}
+    kept.decisions.forget_before(10, 10)
+    kept.settle()
+    assert kept.store.items() == {}
+
+
+def test_what_is_known_goes_with_its_decision(kept: Kept) -> None:
+    known = Known((6, 10**15, 2, 3), 2)
+    kept.file((ONE, US_PER_DAY, b"one"))
+    kept.decisions.learn([(ONE, known)])
+    assert kept.decisions.known([ONE, OTHER]) == {ONE: known}
+    kept.settle()
+    kept.decisions.forget_before(1, 10)
+    assert kept.decisions.known([ONE]) == {ONE: known}
+    kept.decisions.forget_before(2, 10)
+    assert (kept.find(ONE), kept.decisions.known([ONE])) == ([None], {})
+
+
+def test_whole_segments_are_forgotten_a_bounded_number_at_a_time(kept: Kept) -> None:
+    rows = [(transaction_digest("c", f"t{number}"), number, b"x") for number in range(5 * SEGMENT_ROWS)]
+    kept.file(*rows)
+    for left in (3, 1, 0, 0):
+        kept.decisions.forget_before(1, SEGMENT_ROWS + 1)
+        assert sum(one is not None for one in kept.find(*(digest for digest, _, _ in rows))) == left * SEGMENT_ROWS
+
+
+def test_each_matures_once_in_order_at_the_rate_it_was_sampled_at(kept: Kept) -> None:
+    decisions = kept.decisions
+    kept.let_mature(ONE, 20, 0.25)
+    kept.let_mature(OTHER, 10, 0.5)
+    assert decisions.take_matured(9, 5) == []
+    assert decisions.take_matured(30, 1) == [Matured(10, OTHER, 0.5)]
+    assert decisions.take_matured(19, 5) == []
+    assert decisions.take_matured(20, 5) == [Matured(20, ONE, 0.25)]
+    assert decisions.take_matured(10**9, 5) == []
+    kept.let_mature(ONE, 7, 1.0)
+    assert decisions.take_matured(7, 5) == [Matured(7, ONE, 1.0)]
+    kept.settle()
+    assert kept.store.items() == {}
+
+
+def test_of_equal_ones_the_newest_matures_first(kept: Kept) -> None:
+    for rate in (0.25, 0.5):
+        kept.let_mature(ONE, 20, rate)
+    assert kept.decisions.take_matured(20, 5) == [Matured(20, ONE, 0.5), Matured(20, ONE, 0.25)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_that_overlap_mature_in_one_order(seed: int, kept: Kept) -> None:
+    random = np.random.default_rng(seed)
+    everything = []
+    for group in range(12):
+        times = random.integers(10 * group, 10 * group + 40, 9).tolist()
+        items = [(at_us, transaction_digest("c", f"{group} {row}")) for row, at_us in enumerate(times)]
+        kept.decisions.let_mature(items, 0.5)
+        everything += [Matured(at_us, digest, 0.5) for at_us, digest in items]
+    found: list[Matured] = []
+    for now_us in range(0, 200, 7):
+        due = sorted(one for one in everything if one.at_us <= now_us)
+        taken = kept.decisions.take_matured(now_us, 11)
+        assert taken == due[len(found) : len(found) + 11]
+        found += taken
+    assert len(found) > 90
+
+
+def test_undo_forgets_how_far_it_had_come(kept: Kept) -> None:
+    kept.file((ONE, 0, b"one"))
+    kept.let_mature(ONE, 20, 0.25)
+    kept.settle()
+    kept.decisions.take_matured(20, 5)
+    kept.decisions.forget_before(5, 10)
+    kept.store.undo()
+    kept.decisions.undo()
+    assert kept.decisions.take_matured(20, 5) == [Matured(20, ONE, 0.25)]
+    kept.decisions.forget_before(5, 10)
+    assert kept.find(ONE) == [None]
+
+
+def test_identifiers_are_kept_apart_whatever_they_hold() -> None:
+    pairs = [
+        ("c", "1t"),
+        ("c1", "t"),
+        ("c\x001", "t"),
+        ("c", "\x001t"),
+        ("c" * 256, "t"),
+        ("c" * 255, "ct"),
+        ("1 c", "t"),
+    ]
+    assert len({transaction_digest(*pair) for pair in pairs}) == len(pairs)
