@@ -67,7 +67,7 @@ def _in_words(rows: Sequence[bytes]) -> NDArray[np.uint64]:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _word(_typing: Any, text: Any, place: Any) -> Any:
+def word_at(_typing: Any, text: Any, place: Any) -> Any:
     """Eight bytes from ``place`` on, wherever that is: bytes one by one took five times as long to compare."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -102,7 +102,7 @@ def _take_row(
         differs = _NONE
         # All of the widest, word by word: faster than exactly as much as is needed.
         for part in range(prefixes.shape[1]):
-            word, mask = _word(text, place + np.uint64(part * _WORD_BYTES)), masks[column, part]
+            word, mask = word_at(text, place + np.uint64(part * _WORD_BYTES)), masks[column, part]
             differs |= (word ^ prefixes[column, part]) & mask
         place += prefix_bytes[column]
         if differs or place >= end:

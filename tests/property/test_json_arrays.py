@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.engine.json_arrays import ObjectValues
-from pipeline.engine.json_rows import RowEncoder
 from pipeline.features.catalogue import FEATURES
+from tests.helpers.json_rows import encode_numbers
 
 NAMES = ("a", "ä", 'with "quotes"', "eight by", "a_name_that_is_longer_than_the_words_in_which_they_are_compared")
 SOME = ObjectValues(NAMES)
@@ -67,6 +67,6 @@ def test_the_features_that_the_score_agent_writes_lose_their_names() -> None:
     """More rows than are read at once."""
     matrix = np.random.default_rng(5).normal(size=(300, len(FEATURES))).round(3)
     matrix[::7, ::3] = np.nan
-    objects = [bytes(row) for row in RowEncoder(FEATURES).encode(matrix)]
+    objects = encode_numbers(FEATURES, matrix)
     found = [msgspec.json.decode(row) for row in taken(objects, ObjectValues(FEATURES))]
     assert found == [[None if np.isnan(value) else value for value in row] for row in matrix.tolist()]
