@@ -17,11 +17,12 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Reject, Transactions, digest_keys, identities, name_keys, no_labels
 from pipeline.engine.decisions import Decisions, decided
 from pipeline.engine.joins import COUNTS, NO_TRANSACTION, Horizons, not_joined
+from pipeline.engine.merchants import behind, labels_log, transactions_log
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.pending import LabelBatch, MemoryPending
 from pipeline.engine.placement import partitions_of
+from pipeline.engine.profiled import KNOWN_CODES, KNOWN_NONE
 from pipeline.engine.profiling import Arrivals, CardJoin
-from pipeline.engine.score import KNOWN_CODES, KNOWN_NONE
 from pipeline.engine.transaction_index import MemoryIndex
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows
@@ -101,7 +102,7 @@ class Engine:
             position=found.position,
             partition=found.partition,
             features=found.features,
-            **decided(models, found.features, found.transactions)._asdict(),
+            **decided(models, found.features, found.transactions.identities)._asdict(),
             case_start_us=found.case_start_us,
             case_sequence=found.case_sequence,
             models=models,
@@ -202,26 +203,21 @@ class Engine:
         out: NDArray[np.float64],
     ) -> None:
         """Fill ``out``, shape (n, len(MERCHANT_FEATURES)), with each merchant's partition read in its order."""
-        n, k = len(taken), len(following.position)
+        n = len(taken)
         # A label stands behind the record that let it follow, with which it shares its position.
         order = np.argsort(np.concatenate([2 * position, 2 * following.position + 1]), kind="stable")
-        none = np.zeros(n, np.int64)
-        log: tuple[NDArray[Any], ...] = (
-            np.repeat(np.array([0, 1], np.uint8), (n, k))[order],
-            np.concatenate([names.merchant, following.merchant[:, :2]])[order],
-            np.concatenate([none.view(np.uint64), following.identity])[order],
-            np.concatenate([taken.event_time_us, following.event_time_us])[order],
-            np.concatenate([taken.amount_base_minor, np.zeros(k, np.int64)])[order],
-            np.concatenate([taken.counts, np.zeros(k, np.bool_)])[order],
-            np.concatenate([none.astype(np.int8), _WINDOW_KNOWN[following.known]])[order],
-            np.concatenate([none, following.known_at_us])[order],
-        )
-        place = np.concatenate([names.merchant_partition, following.merchant[:, 2]])[order]
+        log = behind(
+            transactions_log(names.merchant, taken.event_time_us, taken.amount_base_minor, taken.counts),
+            labels_log(
+                following.merchant[:, :2], following.identity, following.event_time_us, _WINDOW_KNOWN[following.known],
+                following.known_at_us,
+            ),
+        )  # fmt: skip
+        place = np.concatenate([names.merchant_partition, following.merchant[:, 2]])
         for number, windows in enumerate(self._merchants):
-            of = self._rows(place, number)
-            features = windows.profile_keys(*(column[of] for column in log))
+            rows = order if self._options.partitions == 1 else order[place[order] == number]
+            features = log.take(rows).profile(windows)
             windows.settle()
-            rows = order[of]
             transactions = rows < n
             out[rows[transactions]] = features[transactions]
 

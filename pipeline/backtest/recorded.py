@@ -27,14 +27,32 @@ from pipeline.engine.columns import Transactions
 from pipeline.engine.decisions import Decisions, decided
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partition_of
+from pipeline.engine.profiled import read_profiled, read_rows
 from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition, read_profiled
+from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
+from pipeline.engine.subjects import (
+    AMOUNT,
+    AMOUNT_BASE,
+    CARD,
+    CASE,
+    CASE_SEQUENCE,
+    COUNTS,
+    CURRENCY,
+    EVENT_US,
+    ID,
+    MERCHANT,
+    RATES,
+    SOURCE_OFFSET,
+    SOURCE_PARTITION,
+    TYPE,
+    Subjects,
+)  # fmt: skip
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
 from pipeline.sources import currency_decimals
 from schemas.errors import UNREADABLE
-from schemas.messages import CardRules, ProfiledLabel, ProfiledTransaction, RecordPosition, Timestamp, Versions
+from schemas.messages import CardRules, ProfiledLabel, ProfiledTransaction, RecordPosition, Versions
 from schemas.records import Record
 from schemas.topics import LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
 
@@ -45,16 +63,6 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
 _Message = ProfiledTransaction | ProfiledLabel
 _Key = tuple[str, int, int]
-
-
-class _Stated(msgspec.Struct, gc=False):
-    event_time: Timestamp
-    amount: Decimal
-    currency: str
-    transaction_type: str = "purchase"
-
-
-_decode_stated = msgspec.json.Decoder(_Stated).decode
 
 
 class Scored(NamedTuple):
@@ -117,9 +125,10 @@ class RecordedReplay:
                     stack.callback(scores[number].close)
                 score = scores[number]
                 repeated = [self._repeated(record, cards, again) for record in records]
-                read, features = score.profile([record for record in repeated if record is not None], Result())
+                rows = read_rows([record for record in repeated if record is not None])
+                decided_rows = score.profile(rows, range(len(rows.records)), Result())
                 score.settle()
-                yield list(self._decide([message for _, message in read], features, models, live))
+                yield list(self._decide(rows.told(decided_rows), rows.features[decided_rows], models, live))
             # Of what stands behind the last that was profiled nothing is decided, but it may be refused.
             for card in cards.values():
                 for _ in card:
@@ -214,67 +223,58 @@ class RecordedReplay:
 
     def _decide(
         self,
-        messages: Sequence[ProfiledTransaction],
+        subjects: Subjects,
         features: NDArray[np.float64],
         models: ActiveModels | None,
         live: LiveDecisions | None,
     ) -> Iterator[Scored]:
-        inside = [
-            row
-            for row, message in enumerate(messages)
-            if self._span.from_us <= message.event_time_us < self._span.to_us
-        ]
-        places = {row: (messages[row].source.partition, messages[row].source.offset) for row in inside}
-        found = {row: None if live is None else live.find(places[row]) for row in inside}
+        event_time_us = subjects.wholes[EVENT_US]
+        inside = np.flatnonzero((event_time_us >= self._span.from_us) & (event_time_us < self._span.to_us))
+        subjects, features = subjects.take(inside), features[inside]
+        places: list[Place] = [*zip(*subjects.wholes[[SOURCE_PARTITION, SOURCE_OFFSET]].tolist(), strict=True)]
+        found = [None if live is None else live.find(place) for place in places]
         groups: dict[tuple[str, Versions | None], list[int]] = {}
-        for row in inside:
-            recorded = found[row]
+        for row, (rates, recorded) in enumerate(zip(subjects.strings(RATES), found, strict=True)):
             if models is None and recorded is None:
                 continue
             versions = recorded.stated.versions if models is None and recorded is not None else None
-            groups.setdefault((messages[row].rates_version, versions), []).append(row)
+            groups.setdefault((rates, versions), []).append(row)
         for (rates, versions), rows in groups.items():
             chosen = models if versions is None else self._library.named(versions)
             if chosen is None:
                 continue
-            decisions = self._columns([messages[row] for row in rows], features[rows], chosen, rates)
+            decisions = self._columns(subjects.take(np.array(rows)), features[rows], chosen, rates)
             yield Scored(decisions, [places[row] for row in rows], [found[row] for row in rows])
 
     def _columns(
-        self,
-        messages: Sequence[ProfiledTransaction],
-        features: NDArray[np.float64],
-        models: ActiveModels,
-        rates_version: str,
+        self, subjects: Subjects, features: NDArray[np.float64], models: ActiveModels, rates_version: str
     ) -> Decisions:
-        stated = [_decode_stated(message.transaction) for message in messages]
-        numbering = Numbering(self._options.partitions)
-        event_time_us = np.array([message.event_time_us for message in messages], np.int64)
+        numbering, wholes = Numbering(self._options.partitions), subjects.wholes
+        names = {column: subjects.strings(column) for column in (ID, CARD, MERCHANT, CURRENCY, TYPE)}
         taken = Transactions(
-            row=np.array([numbering.row(one.source.partition, one.source.offset) for one in messages], np.int64),
-            key=event_time_us,
-            transaction_id=_texts([message.transaction_id for message in messages]),
-            card_id=_texts([message.card_id for message in messages]),
-            merchant_id=_texts([message.merchant_id for message in messages]),
-            event_time_us=event_time_us,
-            currency=_texts([one.currency for one in stated]),
-            amount_minor=np.array([_minor(one) for one in stated], np.int64),
-            amount_base_minor=np.array([message.amount_base_minor for message in messages], np.int64),
-            transaction_type=_texts([one.transaction_type for one in stated]),
-            counts=np.array([message.counts for message in messages], np.bool_),
+            row=wholes[SOURCE_OFFSET] * numbering.partitions + wholes[SOURCE_PARTITION],
+            key=wholes[EVENT_US],
+            transaction_id=_texts(names[ID]),
+            card_id=_texts(names[CARD]),
+            merchant_id=_texts(names[MERCHANT]),
+            event_time_us=wholes[EVENT_US],
+            currency=_texts(names[CURRENCY]),
+            amount_minor=np.array([*map(_minor, subjects.strings(AMOUNT), names[CURRENCY])], np.int64),
+            amount_base_minor=wholes[AMOUNT_BASE],
+            transaction_type=_texts(names[TYPE]),
+            counts=wholes[COUNTS].astype(np.bool_),
             hour=features[:, FEATURES.index("hour")].copy(),
             weekday=features[:, FEATURES.index("weekday")].copy(),
         )
-        n = len(messages)
-        starts_s = [int(message.case_id.rpartition("-")[2]) for message in messages]
+        starts_s = [int(case.rpartition("-")[2]) for case in subjects.strings(CASE)]
         return Decisions(
             transactions=taken,
-            position=np.arange(n),
-            partition=np.array([message.source.partition for message in messages], np.int64),
+            position=np.arange(subjects.rows),
+            partition=wholes[SOURCE_PARTITION],
             features=features,
-            **decided(models, features, taken)._asdict(),
+            **decided(models, features, taken.identities)._asdict(),
             case_start_us=np.array(starts_s, np.int64) * US_PER_SECOND,
-            case_sequence=np.array([message.case_sequence for message in messages], np.int64),
+            case_sequence=wholes[CASE_SEQUENCE],
             models=models,
             base_currency=self._options.rates.base,
             rates_version=rates_version,
@@ -289,8 +289,8 @@ def _key(message: _Message) -> _Key:
     return source.topic, source.partition, source.offset
 
 
-def _minor(stated: _Stated) -> int:
-    return int(stated.amount.scaleb(currency_decimals(stated.currency)))
+def _minor(amount: str, currency: str) -> int:
+    return int(Decimal(amount).scaleb(currency_decimals(currency)))
 
 
 def _texts(values: Sequence[str]) -> pa.Array:

@@ -16,7 +16,7 @@ import xxhash
 
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.findings import Step
-from pipeline.backtest.messages import DecisionWriter
+from pipeline.backtest.messages import DecisionMessages
 from pipeline.backtest.request import Request
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import TopicSource
@@ -236,10 +236,10 @@ def _ensure(source: TopicSource, into: str, partitions: int) -> tuple[str, ...]:
     return tuple(f"topic {state.name}: {warning}" for warning in state.warnings)
 
 
-def _messages(request: Request, source: TopicSource, partitions: int) -> DecisionWriter:
+def _messages(request: Request, source: TopicSource, partitions: int) -> DecisionMessages:
     client = admin_client(source.bootstrap, settings=source.settings)
     merchants = len(partition_numbers(client, source.settings.topic(PROFILED.name)))
-    return DecisionWriter(source.numbering, merchants, request.card_options(partitions).rates)
+    return DecisionMessages(source.numbering, merchants, request.card_options(partitions).rates)
 
 
 _NOTHING: Final = Present(frozenset(), 0, 0, None)
@@ -283,7 +283,7 @@ class Writer:
         topic: str,
         run: str,
         present: Present,
-        messages: DecisionWriter,
+        messages: DecisionMessages,
         begun: Callable[[], None],
     ) -> None:
         """``begun`` is called once the first transaction is there: what it replaces may go then, and not before.

@@ -95,6 +95,10 @@ class Transactions(_Columns):
     def __len__(self) -> int:
         return len(self.row)
 
+    def identities(self) -> NDArray[np.uint64]:
+        """Return the `transaction_hash` of each row; shape (n,)."""
+        return identities(self.card_id, self.transaction_id)
+
 
 @dataclass(frozen=True, slots=True)
 class Labels(_Columns):

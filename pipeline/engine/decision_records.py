@@ -10,14 +10,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pipeline.engine.scanned import NO_TIME, PLAIN_TIMES_US, read_time
 from pipeline.features.catalogue import FEATURES
 from pipeline.features.compiled import compiled, inlined
+from pipeline.features.words import word_at
 from schemas.codec import EARLIEST_US, LATEST_US, timestamp_us
 from schemas.messages import Decision, LogPosition, Timestamp, Versions
 
@@ -186,18 +184,6 @@ _NULL: Final = np.frombuffer(b"null", np.uint32)[0]
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _word(_typing: Any, text: Any, place: Any) -> Any:
-    """Eight bytes from ``place`` on, wherever that is: bytes one by one took five times as long to compare."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        held = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.gep(held.data, [arguments[1]])
-        return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
-
-    return types.uint64(text, place), generate
-
-
 @compiled
 def _read_rows(
     text: Any, ends: Any, before: Any, masks: Any, numbers: Any, literals: Any, literal_ends: Any, out: Any, rows: Any
@@ -229,7 +215,7 @@ def _read_row(
         differs = _0
         # All of the widest, word by word: faster than exactly as much as is needed.
         for part in range(before.shape[1]):
-            word = _word(text, place + np.uint64(part * _WORD_BYTES))
+            word = word_at(text, place + np.uint64(part * _WORD_BYTES))
             differs |= (word ^ before[value, part]) & masks[value, part]
         if differs == _0:
             place += numbers[value, 0]
@@ -272,7 +258,7 @@ def _value_end(text: Any, place: Any, end: Any) -> Any:
             place += _1
         return place + _1 if place < end else _0
     if sign == _N:
-        return place + _4 if np.uint32(_word(text, place)) == _NULL else _0
+        return place + _4 if np.uint32(word_at(text, place)) == _NULL else _0
     if sign == _MINUS:
         place += _1
     whole = _digits_end(text, place)

@@ -1,6 +1,7 @@
 """Decisions as columns."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
-from pipeline.engine.columns import Reject, Transactions, identities
+from pipeline.engine.columns import Reject, Transactions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
 from pipeline.scoring.blend import blend, sigmoid
@@ -59,12 +60,12 @@ class Decisions:
 
     def under(self, models: ActiveModels) -> "Decisions":
         """The same transactions with the same features, decided by other models."""
-        columns = decided(models, self.features, self.transactions)._asdict()
+        columns = decided(models, self.features, self.transactions.identities)._asdict()
         return replace(self, models=models, feedback=Counter(), **columns)
 
     def judged(self, policy: Policy) -> "Decisions":
         """The same scores under a policy that blends as theirs did."""
-        selection, probability = _judged(policy, self.score, self.features, self.transactions)
+        selection, probability = _judged(policy, self.score, self.features, self.transactions.identities)
         return replace(self, models=self.models.under(policy), selection=selection, selection_probability=probability)
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
@@ -144,23 +145,33 @@ class Decided(NamedTuple):
     selection_probability: NDArray[np.float64]
 
 
-def decided(models: ActiveModels, features: NDArray[np.float64], taken: Transactions) -> Decided:
-    """Score transactions, and let the policy decide; ``features`` has shape (n, len(FEATURES))."""
+def decided(
+    models: ActiveModels, features: NDArray[np.float64], identities: Callable[[], NDArray[np.uint64]]
+) -> Decided:
+    """Score transactions, and let the policy decide.
+
+    Args:
+        models: What decides.
+        features: Shape (n, len(FEATURES)).
+        identities: Gives the `transaction_hash` of each, shape (n,), where the policy asks.
+    """
     logit = models.lightgbm.logit(features)
     river_logit = models.river.logit(features, logit)
     score = blend(logit, river_logit, models.policy.blend)
-    return Decided(logit, river_logit, score, *_judged(models.policy, score, features, taken))
+    return Decided(logit, river_logit, score, *_judged(models.policy, score, features, identities))
 
 
 def _judged(
-    policy: Policy, score: NDArray[np.float64], features: NDArray[np.float64], taken: Transactions
+    policy: Policy,
+    score: NDArray[np.float64],
+    features: NDArray[np.float64],
+    identities: Callable[[], NDArray[np.uint64]],
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
     """Selection and its probability, as in `Decisions`."""
     # Nothing but the audit sample asks who a transaction is.
-    audited = policy.audit_rate > 0.0
-    identity = identities(taken.card_id, taken.transaction_id) if audited else np.zeros(len(taken), np.uint64)
+    identity = identities() if policy.audit_rate > 0.0 else np.zeros(len(score), np.uint64)
     verdicts = policy.decide(score, features, identity)
-    selection = np.full(len(taken), -1, np.int8)
+    selection = np.full(len(score), -1, np.int8)
     for row in np.flatnonzero(verdicts.alert).tolist():
         selection[row] = SELECTIONS.index(verdicts.selection[row])
     return selection, verdicts.selection_probability

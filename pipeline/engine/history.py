@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.engine.merchants import behind, labels_log, transactions_log
 from pipeline.features.catalogue import (
     CARD_FEATURES,
     FEATURES,
@@ -15,7 +15,7 @@ from pipeline.features.catalogue import (
     US_PER_SECOND,
 )
 from pipeline.features.clock import hours, weekdays
-from pipeline.features.identity import transaction_hash
+from pipeline.features.identity import entity_keys, transaction_hash
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from schemas.codec import COUNTING_TYPES
 
@@ -108,30 +108,23 @@ def _merchant_features(
     labels: KnownLabels,
 ) -> NDArray[np.float64]:
     """One log of both: a label stands before the first transaction at or after its ``known_at_us``, behind its own."""
-    n, m = len(event_time_us), len(labels.row)
-    is_transaction = np.r_[np.ones(n, np.int64), np.zeros(m, np.int64)]
+    n = len(event_time_us)
     # A label that is known at once would otherwise tell the features of its own transaction.
     before = np.maximum(np.searchsorted(event_time_us, labels.known_at_us), labels.row + 1)
-    known_at = np.r_[np.zeros(n, np.int64), labels.known_at_us]
-    order = np.lexsort((known_at, is_transaction, np.r_[np.arange(n), before]))
-    row = np.concatenate([np.arange(n), labels.row])[order]
-    is_label = order >= n
-    cards, transactions = frame["card_id"].to_numpy(object), frame["transaction_id"].to_numpy(object)
-    identity = np.zeros(n + m, np.uint64)
-    identity[is_label] = [
-        transaction_hash(card, transaction)
-        for card, transaction in zip(cards[row[is_label]], transactions[row[is_label]], strict=True)
-    ]
-    known, known_at_us = np.zeros(n + m, np.int8), np.zeros(n + m, np.int64)
-    known[is_label], known_at_us[is_label] = labels.known[order[is_label] - n], labels.known_at_us[order[is_label] - n]
-    names = np.asarray(merchants, object)[row].tolist()
-    log: tuple[NDArray[Any], ...] = (event_time_us[row], amount_minor[row], counts[row], known, known_at_us)
-    kinds, windows = is_label.astype(np.uint8), MerchantWindows()
-    out = np.empty((n + m, len(MERCHANT_FEATURES)))
-    for part in _parts(n + m):
-        out[part] = windows.profile(kinds[part], names[part], identity[part], *(column[part] for column in log))
+    place = np.concatenate([2 * np.arange(n) + 1, 2 * before])
+    order = np.lexsort((np.concatenate([np.zeros(n, np.int64), labels.known_at_us]), place))
+    keys = entity_keys(merchants)
+    names = (frame[name].to_numpy(object)[labels.row].tolist() for name in ("card_id", "transaction_id"))
+    identities = np.fromiter(map(transaction_hash, *names), np.uint64, len(labels.row))
+    log = behind(
+        transactions_log(keys, event_time_us, amount_minor, counts),
+        labels_log(keys[labels.row], identities, event_time_us[labels.row], labels.known, labels.known_at_us),
+    )
+    windows, out = MerchantWindows(), np.empty((len(order), len(MERCHANT_FEATURES)))
+    for part in _parts(len(order)):
+        out[order[part]] = log.take(order[part]).profile(windows)
         windows.settle()
-    return out[~is_label]
+    return out[:n]
 
 
 def _parts(rows: int) -> Iterator[slice]:

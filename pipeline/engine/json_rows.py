@@ -1,292 +1,251 @@
-"""Rows of numbers as JSON objects, a batch at once: the bytes that msgspec writes, without a Python object a number.
+"""JSON objects of one shape, a batch at once from columns: byte for byte what msgspec writes."""
 
-The shortest decimal that reads as a double is found with Schubfach: Raffaello Giulietti, "The Schubfach way to render
-doubles" (2020), whose names of quantities the code keeps. Numbers that are whole or have few decimals need none of it.
-"""
-
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.compiled import compiled, inlined, wide_product
+from pipeline.engine.json_numbers import LONGEST_VALUE, POWERS, write_number, write_time, write_whole
+from pipeline.features.compiled import compiled, inlined
 
-_LONGEST_NUMBER: Final = 25
-"""Bytes of the longest number: sign, 17 digits, point, ``e-308``."""
 _CHUNK_ROWS: Final = 128
 """Rows that are written at once, so that what is written stays in the processor's cache until it is copied."""
-
-# Where a decimal is written out; beyond these exponents it has an ``e``, as msgspec writes it.
-_LEAST_PLAIN_EXPONENT: Final = -5
-_MOST_PLAIN_EXPONENT: Final = 15
-
-_LEAST_POWER: Final = -292
-_MOST_POWER: Final = 324
-_WHOLE_LIMIT: Final = 1e15
-_FEW_DECIMALS: Final = 100.0
-_FEW_DIGITS_LIMIT: Final = 1e13
-_SIGNIFICAND_BITS: Final = np.uint64(52)
-_HIDDEN_BIT: Final = np.uint64(1 << 52)
-_SIGNIFICAND: Final = np.uint64((1 << 52) - 1)
-_EXPONENT: Final = np.uint64(0x7FF)
-_EXPONENT_BIAS: Final = 1075
-_NONE: Final = np.uint64(0)
-_ONE: Final = np.uint64(1)
-_TWO: Final = np.uint64(2)
-_THREE: Final = np.uint64(3)
-_FOUR: Final = np.uint64(4)
-_TEN: Final = np.uint64(10)
-_FORTY: Final = np.uint64(40)
-_HUNDRED: Final = np.uint64(100)
-_TEN_TO_15: Final = np.uint64(10**15)
-_TEN_TO_16: Final = np.uint64(10**16)
-_ZERO_DIGIT, _POINT, _MINUS, _E = (np.uint64(ord(sign)) for sign in "0.-e")
 _PART_BYTES: Final = 16
-"""Names are copied in parts of so many bytes."""
+"""What stands between values is copied in parts of so many bytes."""
+_TEXT, _ENCODED, _WHOLE, _TIME, _NUMBER, _SAME, _ONE_OF, _NOTHING = range(8)
+_SPACE, _QUOTE, _BACKSLASH = (np.uint8(ord(sign)) for sign in ' "\\')
+_NONE: Final = np.uint64(0)
+_encode = msgspec.json.encode
 
 
-def _powers_of_ten() -> NDArray[np.uint64]:
-    """The first 128 bits of each power of ten, rounded up: shape (powers, 2), the high word first.
+class Field(NamedTuple):
+    """The value of a member of an object: which column of which kind."""
 
-    The paper's ``g`` with two bits more, so that a product needs no shift after it.
-    """
-    table = []
-    for power in range(_LEAST_POWER, _MOST_POWER + 1):
-        if power >= 0:
-            value = 10**power
-            shift = value.bit_length() - 128
-            bits = value << -shift if shift <= 0 else -(-value >> shift)
-        else:
-            divisor = 10**-power
-            bits = -(-(1 << (127 + divisor.bit_length())) // divisor)
-            if bits.bit_length() > 128:
-                bits = -(-bits >> 1)
-        table.append((bits >> 64, bits & (2**64 - 1)))
-    return np.array(table, np.uint64)
+    kind: int
+    column: int
 
 
-_POWERS: Final = _powers_of_ten()
+def text(column: int) -> Field:
+    """Return a string, from ``spans[column]``."""
+    return Field(_TEXT, column)
 
 
-class RowEncoder:
-    """Writes rows as objects with the same names in the same order."""
+def encoded(column: int) -> Field:
+    """Return JSON that is copied as it stands, from ``spans[column]``."""
+    return Field(_ENCODED, column)
 
-    def __init__(self, names: Sequence[str]) -> None:
-        """``names``, of at least one column, are the objects' keys."""
-        keys = [msgspec.json.encode(name) + b":" for name in names]
-        parts = [(b"," if column else b"{") + key for column, key in enumerate(keys)]
-        width = -(-max(map(len, parts)) // _PART_BYTES) * _PART_BYTES
-        padded = np.frombuffer(b"".join(part.ljust(width) for part in parts), np.uint8)
+
+def whole(column: int) -> Field:
+    """Return a whole number, from ``wholes[column]``."""
+    return Field(_WHOLE, column)
+
+
+def timestamp(column: int) -> Field:
+    """Return a time: microseconds since 1970 from ``wholes[column]``, minutes of offset from the column behind it."""
+    return Field(_TIME, column)
+
+
+def number(column: int) -> Field:
+    """Return a number, from ``numbers[:, column]``; null for what is not finite."""
+    return Field(_NUMBER, column)
+
+
+def same(constant: int) -> Field:
+    """Return JSON that is the same in all rows, from ``constants``."""
+    return Field(_SAME, constant)
+
+
+def one_of(column: int) -> Field:
+    """Return one of ``constants``: the one whose number stands in ``wholes[column]``."""
+    return Field(_ONE_OF, column)
+
+
+Shape = Mapping[str, Any]
+"""The members of an object in their order: a `Field`, bytes of JSON that never change, or the shape of an object."""
+
+
+class Rows(NamedTuple):
+    """Columns of n rows."""
+
+    text: bytes
+    """UTF-8 into which spans point."""
+    spans: NDArray[np.int64]
+    """Shape (k, n, 2): where a row's text begins and ends."""
+    wholes: NDArray[np.int64]
+    """Shape (w, n)."""
+    numbers: NDArray[np.float64]
+    """Shape (n, m)."""
+    constants: Sequence[bytes] = ()
+
+
+class RowWriter:
+    """Writes rows as JSON objects of one shape."""
+
+    def __init__(self, shape: Shape) -> None:
+        """Lay out an object of ``shape``, which has at least one member."""
+        parts = _flat(shape)
+        fields = [field for _, field in parts]
+        self._strings = np.array(sorted({field.column for field in fields if field.kind == _TEXT}), np.int64)
+        prefixes = [prefix for prefix, _ in parts]
+        width = -(-max(map(len, prefixes)) // _PART_BYTES) * _PART_BYTES
+        padded = np.frombuffer(b"".join(part.ljust(width) for part in prefixes), np.uint8)
         self._prefixes = padded.reshape(len(parts), -1, _PART_BYTES)
-        self._prefix_bytes = np.array([len(part) for part in parts], np.uint64)
-        self._row_bytes = int(self._prefix_bytes.sum()) + len(parts) * _LONGEST_NUMBER + 1
-        self._spare_bytes = width
+        self._steps = np.array([(len(prefix), *field) for prefix, field in parts], np.int64)
+        spans = [field.column for field in fields if field.kind in (_TEXT, _ENCODED)]
+        self._spans = np.array(spans, np.int64)
+        self._repeated = Counter(field.column for field in fields if field.kind == _TEXT)
+        self._constants = sum(field.kind in (_SAME, _ONE_OF) for field in fields)
+        self._row_bytes = sum(map(len, prefixes)) + (len(parts) - len(spans)) * LONGEST_VALUE + width
         # Compiled here, not while the first batch waits.
-        list(self.encode(np.zeros((1, len(names)))))
+        list(self.write(_nothing(fields)))
 
-    def encode(self, rows: NDArray[np.float64]) -> Iterator[msgspec.Raw]:
-        """One JSON object a row of ``rows`` (n, len(names)); null for what is not finite.
+    def write(self, rows: Rows) -> Iterator[bytes]:
+        """Write one JSON object a row.
 
-        >>> [bytes(row) for row in RowEncoder(["a", "b"]).encode(np.array([[2.0, np.nan], [0.1, 1e16]]))]
-        [b'{"a":2.0,"b":null}', b'{"a":0.1,"b":1e16}']
+        >>> writer = RowWriter({"a": number(0), "b": {"c": text(0)}})
+        >>> spans, wholes = np.array([[[0, 3], [3, 6]]]), np.empty((0, 2), np.int64)
+        >>> list(writer.write(Rows(b"onetwo", spans, wholes, np.array([[2.0], [np.nan]]))))
+        [b'{"a":2.0,"b":{"c":"one"}}', b'{"a":null,"b":{"c":"two"}}']
         """
-        values = np.require(rows, np.float64, ("C", "W"))
-        if values.ndim != 2 or values.shape[1] != len(self._prefixes):
-            raise ValueError(f"rows of {len(self._prefixes)} columns are wanted; the shape is {values.shape}")
-        for first in range(0, len(values), _CHUNK_ROWS):
-            part = values[first : first + _CHUNK_ROWS]
-            out = np.empty(len(part) * self._row_bytes + self._spare_bytes, np.uint8)
-            ends = np.empty(len(part), np.int64)
-            write_rows(part, part.view(np.uint64), self._prefixes, self._prefix_bytes, _POWERS, out, ends)
+        text_bytes = np.empty(len(rows.numbers), np.int64)
+        source, spans = self._escaped(rows, text_bytes)
+        numbers = np.require(rows.numbers, np.float64, ("C", "W"))
+        bits, wholes = numbers.view(np.uint64), np.ascontiguousarray(rows.wholes, np.int64)
+        constants = np.frombuffer(b"".join(rows.constants), np.uint8)
+        constant_ends = np.cumsum([0, *map(len, rows.constants)])
+        row_bytes = self._row_bytes + self._constants * max(map(len, rows.constants), default=0)
+        out, ends = np.empty(0, np.uint8), np.empty(_CHUNK_ROWS, np.int64)
+        for first in range(0, len(numbers), _CHUNK_ROWS):
+            last = min(first + _CHUNK_ROWS, len(numbers))
+            needed = (last - first) * row_bytes + int(text_bytes[first:last].sum())
+            if len(out) < needed:
+                out = np.empty(needed, np.uint8)
+            write_rows(
+                source, spans, wholes, numbers, bits, constants, constant_ends, self._prefixes, self._steps, POWERS,
+                first, last, out, ends,
+            )  # fmt: skip
             written, start = out.data, 0
-            for end in ends.tolist():
-                yield msgspec.Raw(written[start:end])
+            for end in ends[: last - first].tolist():
+                yield bytes(written[start:end])
                 start = end
 
+    def _escaped(self, rows: Rows, text_bytes: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The texts as JSON has them between quotes, which nearly all are already; fills the bytes of each row's."""
+        source, spans = np.frombuffer(rows.text, np.uint8), np.ascontiguousarray(rows.spans, np.int64)
+        odd = np.empty(len(rows.numbers), np.bool_)
+        if not find_odd(source, spans, self._strings, self._spans, odd, text_bytes):
+            return source, spans
+        spans, added, end = spans.copy(), [rows.text], len(rows.text)
+        for row in np.flatnonzero(odd).tolist():
+            for column in self._strings.tolist():
+                first, last = spans[column, row].tolist()
+                added.append(_encode(rows.text[first:last].decode())[1:-1])
+                text_bytes[row] += self._repeated[column] * (len(added[-1]) - (last - first))
+                spans[column, row] = end, end + len(added[-1])
+                end += len(added[-1])
+        return np.frombuffer(b"".join(added), np.uint8), spans
+
+
+def _flat(shape: Shape) -> list[tuple[bytes, Field]]:
+    """What stands before each value, and the value; the last of them is none."""
+    parts: list[tuple[bytes, Field]] = []
+    before = b""
+
+    def lay_out(members: Shape) -> None:
+        nonlocal before
+        for place, (name, value) in enumerate(members.items()):
+            before += (b"," if place else b"{") + _encode(name) + b":"
+            if isinstance(value, Field):
+                quote = b'"' if value.kind in (_TEXT, _TIME) else b""
+                parts.append((before + quote, value))
+                before = quote
+            elif isinstance(value, bytes):
+                before += value
+            else:
+                lay_out(value)
+        before += b"}"
+
+    lay_out(shape)
+    return [*parts, (before, Field(_NOTHING, 0))]
+
+
+def _nothing(fields: Sequence[Field]) -> Rows:
+    """A row for ``fields``, so that a writer can be compiled."""
+
+    def columns(*kinds: int) -> int:
+        return max((field.column for field in fields if field.kind in kinds), default=-1) + 2
+
+    return Rows(
+        b"",
+        np.zeros((columns(_TEXT, _ENCODED), 1, 2), np.int64),
+        np.zeros((columns(_WHOLE, _TIME, _ONE_OF), 1), np.int64),
+        np.zeros((1, columns(_NUMBER))),
+        [b""] * columns(_SAME),
+    )
+
 
 @compiled
-def write_rows(values: Any, bits: Any, prefixes: Any, prefix_bytes: Any, powers: Any, out: Any, ends: Any) -> None:
-    """``values`` (n, m) float64 and the same memory as ``bits`` uint64, into ``out``; ``ends`` are the rows' ends.
+def find_odd(source: Any, spans: Any, columns: Any, copied: Any, odd: Any, text_bytes: Any) -> Any:
+    """Mark the rows of which a text has quotes, backslashes or control characters; return whether there are any.
 
-    Places are unsigned: for a signed one Numba would ask each time whether it counts from the end.
+    ``text_bytes`` gets the bytes that a row has in the columns ``copied``.
+    """
+    found = False
+    for row in range(spans.shape[1]):
+        total = 0
+        for column in copied:
+            total += spans[column, row, 1] - spans[column, row, 0]
+        text_bytes[row] = total
+        signs = 0
+        for column in columns:
+            for place in range(spans[column, row, 0], spans[column, row, 1]):
+                sign = source[place]
+                signs += (sign < _SPACE) | (sign == _QUOTE) | (sign == _BACKSLASH)
+        odd[row] = signs > 0
+        found |= signs > 0
+    return found
+
+
+@compiled
+def write_rows(
+    source: Any, spans: Any, wholes: Any, numbers: Any, bits: Any, constants: Any, constant_ends: Any, prefixes: Any,
+    steps: Any, powers: Any, first: Any, last: Any, out: Any, ends: Any,
+) -> None:  # fmt: skip
+    """Rows from ``first`` to ``last`` into ``out``; ``ends`` are the rows' ends.
+
+    ``bits`` is the memory of ``numbers`` as uint64. ``steps`` (p, 3): bytes of the prefix, kind and column of the value
+    behind it. Places are unsigned: for a signed one Numba would ask each time whether it counts from the end.
     """
     at = _NONE
-    for row in range(values.shape[0]):
-        for column in range(values.shape[1]):
-            # All of the widest, part by part: faster than exactly as much as is needed.
-            for part in range(prefixes.shape[1]):
+    for row in range(first, last):
+        for step in range(steps.shape[0]):
+            length, kind, column = steps[step, 0], steps[step, 1], steps[step, 2]
+            # In whole parts: faster than exactly as much as is needed.
+            for part in range((length + _PART_BYTES - 1) // _PART_BYTES):
                 for k in range(_PART_BYTES):
-                    out[at + np.uint64(part * _PART_BYTES + k)] = prefixes[column, part, k]
-            at = _write_number(values[row, column], bits[row, column], powers, out, at + prefix_bytes[column])
-        out[at] = 125  # }
-        at += _ONE
-        ends[row] = at
+                    out[at + np.uint64(part * _PART_BYTES + k)] = prefixes[step, part, k]
+            at += np.uint64(length)
+            if kind == _NUMBER:
+                at = write_number(numbers[row, column], bits[row, column], powers, out, at)
+            elif kind in (_TEXT, _ENCODED):
+                at = _copy(source, spans[column, row, 0], spans[column, row, 1], out, at)
+            elif kind == _WHOLE:
+                at = write_whole(wholes[column, row], out, at)
+            elif kind == _TIME:
+                at = write_time(wholes[column, row], wholes[column + 1, row], out, at)
+            elif kind != _NOTHING:
+                constant = column if kind == _SAME else wholes[column, row]
+                at = _copy(constants, constant_ends[constant], constant_ends[constant + 1], out, at)
+        ends[row - first] = at
 
 
 @inlined
-def _write_number(value: Any, bits: Any, powers: Any, out: Any, at: Any) -> Any:
-    if not np.isfinite(value):
-        out[at], out[at + _ONE], out[at + _TWO], out[at + _THREE] = 110, 117, 108, 108  # null
-        return at + _FOUR
-    if bits >> np.uint64(63):
-        out[at] = _MINUS
-        at += _ONE
-        value = -value
-    if value < _WHOLE_LIMIT and np.floor(value) == value:
-        at = _write_digits(np.uint64(value), out, at)
-        out[at], out[at + _ONE] = _POINT, _ZERO_DIGIT
-        return at + _TWO
-    if 0.01 <= value < _FEW_DIGITS_LIMIT:
-        # Fifteen digits or fewer: where they read as the same double, no other decimal that short does.
-        hundredths = np.floor(value * _FEW_DECIMALS + 0.5)
-        if hundredths / _FEW_DECIMALS == value:
-            return _write_hundredths(np.uint64(hundredths), out, at)
-    digits, exponent = _shortest(bits, powers)
-    return _write_decimal(digits, exponent, out, at)
-
-
-@inlined
-def _write_digits(number: Any, out: Any, at: Any) -> Any:
-    """A whole number, all its digits."""
-    end = at + _count_digits(number)
-    place = end
-    while number >= _HUNDRED:
-        rest = number // _HUNDRED
-        pair = number - rest * _HUNDRED
-        tens = pair // _TEN
-        out[place - _ONE] = _ZERO_DIGIT + (pair - tens * _TEN)
-        out[place - _TWO] = _ZERO_DIGIT + tens
-        place -= _TWO
-        number = rest
-    tens = number // _TEN
-    out[place - _ONE] = _ZERO_DIGIT + (number - tens * _TEN)
-    if tens:
-        out[place - _TWO] = _ZERO_DIGIT + tens
-    return end
-
-
-@inlined
-def _count_digits(number: Any) -> Any:
-    """How many digits a whole number of up to 17 has."""
-    if number >= _TEN_TO_15:
-        return np.uint64(17) if number >= _TEN_TO_16 else np.uint64(16)
-    count, limit = _ONE, _TEN
-    while number >= limit:
-        count += _ONE
-        limit *= _TEN
-    return count
-
-
-@inlined
-def _write_hundredths(number: Any, out: Any, at: Any) -> Any:
-    """A number of hundredths that is no whole number."""
-    whole = number // _HUNDRED
-    rest = number - whole * _HUNDRED
-    tenths = rest // _TEN
-    at = _write_digits(whole, out, at)
-    out[at], out[at + _ONE] = _POINT, _ZERO_DIGIT + tenths
-    if rest == tenths * _TEN:
-        return at + _TWO
-    out[at + _TWO] = _ZERO_DIGIT + (rest - tenths * _TEN)
-    return at + _THREE
-
-
-@compiled
-def _write_decimal(digits: Any, exponent: Any, out: Any, at: Any) -> Any:
-    """``digits`` x 10 ** ``exponent``, without trailing zeros, plain or with an ``e``."""
-    while digits % _TEN == _NONE:
-        digits //= _TEN
-        exponent += 1
-    count = _count_digits(digits)
-    point = np.int64(count) + exponent
-    if not _LEAST_PLAIN_EXPONENT < point <= _MOST_PLAIN_EXPONENT + 1:
-        return _write_scientific(digits, count, point - 1, out, at)
-    if point <= 0:
-        out[at], out[at + _ONE] = _ZERO_DIGIT, _POINT
-        at += _TWO
-        for _ in range(-point):
-            out[at] = _ZERO_DIGIT
-            at += _ONE
-        return _write_digits(digits, out, at)
-    if exponent >= 0:
-        at = _write_digits(digits, out, at)
-        for _ in range(exponent):
-            out[at] = _ZERO_DIGIT
-            at += _ONE
-        out[at], out[at + _ONE] = _POINT, _ZERO_DIGIT
-        return at + _TWO
-    return _write_pointed(digits, count, np.uint64(point), out, at)
-
-
-@inlined
-def _write_pointed(digits: Any, count: Any, point: Any, out: Any, at: Any) -> Any:
-    """Digits with a point behind the first ``point`` of them, 0 < ``point`` < ``count``."""
-    _write_digits(digits, out, at + _ONE)
-    for _ in range(point):
-        out[at] = out[at + _ONE]
-        at += _ONE
-    out[at] = _POINT
-    return at + _ONE + (count - point)
-
-
-@inlined
-def _write_scientific(digits: Any, count: Any, exponent: Any, out: Any, at: Any) -> Any:
-    at = _write_digits(digits, out, at) if count == _ONE else _write_pointed(digits, count, _ONE, out, at)
-    out[at] = _E
-    at += _ONE
-    if exponent < 0:
-        out[at] = _MINUS
-        at += _ONE
-        exponent = -exponent
-    return _write_digits(np.uint64(exponent), out, at)
-
-
-@compiled
-def _shortest(bits: Any, powers: Any) -> Any:
-    """(digits, exponent) of the shortest decimal within the rounding interval of a double, the closest of several.
-
-    ``bits`` are those of a finite double above zero; the sign does not count.
-    """
-    significand, exponent = bits & _SIGNIFICAND, np.int64((bits >> _SIGNIFICAND_BITS) & _EXPONENT)
-    if exponent:
-        c, q = significand | _HIDDEN_BIT, exponent - _EXPONENT_BIAS
-    else:
-        c, q = significand, np.int64(1 - _EXPONENT_BIAS)
-    odd = c & _ONE
-    closer = significand == _NONE and exponent > 1
-    middle = c << _TWO
-    left = middle - (_ONE if closer else _TWO)
-    right = middle + _TWO
-    k = (q * 1_262_611 - (524_031 if closer else 0)) >> 22
-    h = np.uint64(q + ((-k * 1_741_647) >> 19) + 1)
-    high, low = powers[-k - _LEAST_POWER, 0], powers[-k - _LEAST_POWER, 1]
-    lower = _round_to_odd(high, low, left << h) + odd
-    value = _round_to_odd(high, low, middle << h)
-    upper = _round_to_odd(high, low, right << h) - odd
-    s = value >> _TWO
-    if s >= _TEN:
-        tenth = s // _TEN
-        tens = _FORTY * tenth
-        down_inside, up_inside = lower <= tens, tens + _FORTY <= upper
-        if down_inside != up_inside:
-            return tenth + (_ONE if up_inside else _NONE), k + 1
-    quarters = s << _TWO
-    down_inside, up_inside = lower <= quarters, quarters + _FOUR <= upper
-    if down_inside != up_inside:
-        return s + (_ONE if up_inside else _NONE), k
-    half = quarters + _TWO
-    up = value > half or (value == half and (s & _ONE) != _NONE)
-    return s + (_ONE if up else _NONE), k
-
-
-@inlined
-def _round_to_odd(high: Any, low: Any, factor: Any) -> Any:
-    """The high word of a 192-bit product; its last bit is set where anything was cut off."""
-    carry, _ = wide_product(low, factor)
-    top, bottom = wide_product(high, factor)
-    total = bottom + carry
-    if total < carry:
-        top += _ONE
-    return top | (_ONE if total > _ONE else _NONE)
+def _copy(source: Any, first: Any, last: Any, out: Any, at: Any) -> Any:
+    length = np.uint64(last - first)
+    start = np.uint64(first)
+    for k in range(length):
+        out[at + np.uint64(k)] = source[start + np.uint64(k)]
+    return at + length

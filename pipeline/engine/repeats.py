@@ -7,12 +7,13 @@ back on purpose. Exactly-once delivery writes no batch twice, and the same rule 
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import msgspec
 
 from pipeline.engine.journal import JournaledDict
-from pipeline.features.identity import transaction_hash
-from schemas.messages import ProfiledTransaction, Timestamp
+from pipeline.engine.profiled import TRANSACTION, ProfiledRows
+from pipeline.engine.subjects import INGESTED_US, INPUT_OFFSET
 
 
 class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -22,8 +23,8 @@ class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     partition: int
     last: int
     """The last offset."""
-    batch: Timestamp
-    """When the latest batch was read: all records of a batch say the same."""
+    batch_us: int
+    """When the latest batch was read, in microseconds since 1970: all records of a batch say the same."""
     first: int
     """The offset with which that batch began."""
     identity: int
@@ -37,29 +38,54 @@ class ReadInputs:
         self._inputs: JournaledDict[tuple[str, int], ReadInput] = JournaledDict()
         self._inputs.update({(one.topic, one.partition): one for one in saved})
 
-    def is_repeat(self, message: ProfiledTransaction) -> bool:
-        """Whether the transaction was here before; notes where it was read.
+    def repeats(self, rows: ProfiledRows, of: range) -> list[int]:
+        """Return which transactions among the rows ``of`` were here before; note where they were read.
 
         A step back by the clock of the card agents counts as a repeat too: it was written late by a worker that has
         lost the partition to another since.
         """
-        read = message.read or message.source
-        topic, partition, offset, batch = read.topic, read.partition, read.offset, message.ingested_at
-        before = self._inputs.get((topic, partition))
-        if before is not None and batch == before.batch:
+        found: list[int] = []
+        if not of:
+            return found
+        follows = rows.follows[of.start : of.stop].tolist()
+        starts = [row for row, one in enumerate(follows, of.start) if not one and row > of.start]
+        for start, end in pairwise([of.start, *starts, of.stop]):
+            if rows.kinds[start] != TRANSACTION:
+                continue
+            name = rows.input(start)
+            if not self._is_repeat(rows, start, name):
+                # What follows in the same batch with higher offsets is none either.
+                if end - start > 1:
+                    self._advance(rows, end - 1, name)
+                continue
+            found.append(start)
+            found += [row for row in range(start + 1, end) if self._is_repeat(rows, row, name)]
+        return found
+
+    def _is_repeat(self, rows: ProfiledRows, row: int, name: tuple[str, int]) -> bool:
+        offset, batch_us = int(rows.subjects.wholes[INPUT_OFFSET, row]), int(rows.subjects.wholes[INGESTED_US, row])
+        before = self._inputs.get(name)
+        if before is not None and batch_us == before.batch_us:
             if offset <= before.last:
                 return True
             first, identity = before.first, before.identity
         else:
-            first, identity = offset, transaction_hash(message.card_id, message.transaction_id)
+            first, identity = offset, rows.identity(row)
             if before is not None and offset <= before.last:
-                if batch < before.batch:
+                if batch_us < before.batch_us:
                     return True
                 if (first, identity) == (before.first, before.identity):
-                    self._inputs.put((topic, partition), msgspec.structs.replace(before, batch=batch))
+                    self._inputs.put(name, msgspec.structs.replace(before, batch_us=batch_us))
                     return True
-        self._inputs.put((topic, partition), ReadInput(topic, partition, offset, batch, first, identity))
+        self._inputs.put(name, ReadInput(*name, offset, batch_us, first, identity))
         return False
+
+    def _advance(self, rows: ProfiledRows, row: int, name: tuple[str, int]) -> None:
+        """Note how far the latest batch of an input goes."""
+        before = self._inputs.get(name)
+        if before is not None:
+            last = int(rows.subjects.wholes[INPUT_OFFSET, row])
+            self._inputs.put(name, msgspec.structs.replace(before, last=last))
 
     def settle(self) -> None:
         """The batch is committed."""

@@ -36,6 +36,9 @@ _FIELDS: Final = tuple(field.name for field in msgspec.structs.fields(Transactio
 TEXTS: Final = ("transaction_id", "card_id", "merchant_id", "currency", "transaction_type")
 """Columns of text."""
 ID, CARD, MERCHANT, CURRENCY, TYPE = range(len(TEXTS))
+TIME, AMOUNT = range(len(TEXTS), len(TEXTS) + 2)
+"""Places of what is read as numbers too, behind those of the texts."""
+KEPT: Final = (*TEXTS, "event_time", "amount")
 # What a value may be, by field.
 _OTHER, _TEXT, _IDENTIFIER, _TIME, _LOCAL_TIME, _AMOUNT, _WHOLE, _NESTED = range(8)
 """``_OTHER``: text or null, of which nothing is kept; ``_NESTED``: nothing but null is plain."""
@@ -45,7 +48,7 @@ _KINDS: Final = {
     "schema_version": _WHOLE, "attributes": _NESTED,
 }  # fmt: skip
 _NEEDED: Final = sum(1 << number for number, field in enumerate(msgspec.structs.fields(Transaction)) if field.required)
-_DEFAULT_TYPE: Final = next(
+DEFAULT_TYPE: Final = next(
     field.default for field in msgspec.structs.fields(Transaction) if field.name == "transaction_type"
 )
 _LONGEST_NAME: Final = 32
@@ -59,16 +62,16 @@ _NULL: Final = np.frombuffer(b"null", np.uint8)
 
 
 def _layout() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(names, padded, shape (f, `_LONGEST_NAME`); of each its length, kind and column of text or -1)."""
+    """(names, padded, shape (f, `_LONGEST_NAME`); of each its length, kind and column of `KEPT` or -1)."""
     names = np.zeros((len(_FIELDS), _LONGEST_NAME), np.uint8)
     said = np.empty((len(_FIELDS), 3), np.int64)
     for row, name in enumerate(_FIELDS):
         names[row, : len(name)] = np.frombuffer(name.encode(), np.uint8)
-        said[row] = len(name), _KINDS.get(name, _OTHER), TEXTS.index(name) if name in TEXTS else -1
+        said[row] = len(name), _KINDS.get(name, _OTHER), KEPT.index(name) if name in KEPT else -1
     return names, said
 
 
-_NAMES, _SAID = _layout()
+NAMES, SAID = _layout()
 
 
 class Scanned(NamedTuple):
@@ -92,14 +95,14 @@ def scan(values: Sequence[bytes | None]) -> Scanned:
     """Look through n records' ``values``."""
     n = len(values)
     short = [value if value is not None and len(value) <= _LONGEST_PLAIN else b"" for value in values]
-    text = b"".join((*short, _DEFAULT_TYPE.encode()))
+    text = b"".join((*short, DEFAULT_TYPE.encode()))
     ends = np.cumsum(np.fromiter(map(len, short), np.int64, n))
     plain = np.zeros(n, np.bool_)
     spans = np.empty((len(TEXTS), n, 2), np.int64)
     numbers = np.empty((4, n), np.int64)
     _scan(
-        np.frombuffer(text, np.uint8), ends, _NAMES, _SAID, plain, spans, numbers,
-        np.empty((len(TEXTS), 2), np.int64), np.empty(len(numbers), np.int64),
+        np.frombuffer(text, np.uint8), ends, NAMES, SAID, plain, spans, numbers,
+        np.empty((len(KEPT), 2), np.int64), np.empty(len(numbers), np.int64),
     )  # fmt: skip
     return Scanned(text, plain, spans, *numbers)
 
@@ -116,7 +119,7 @@ def _scan(
         end = ends[row]
         one_spans[TYPE, 0], one_spans[TYPE, 1] = default_first, default_end
         one_numbers[1] = NO_TIME
-        if _read(text, first, end, names, said, one_spans, one_numbers):
+        if read_object(text, first, end, names, said, one_spans, one_numbers) == end:
             plain[row] = True
             if one_numbers[1] == NO_TIME:
                 one_numbers[1] = one_numbers[0]
@@ -128,64 +131,64 @@ def _scan(
 
 
 @compiled
-def _read(
+def read_object(
     text: IntArray, at: int, end: int, names: IntArray, said: IntArray, spans: IntArray, numbers: IntArray
-) -> bool:
-    """Whether the object from ``at`` to ``end`` is plain; its texts' places, and its numbers."""
+) -> int:
+    """Return where the plain object ends that begins at ``at``, -1 for any other; keep its places and its numbers."""
     if at >= end or text[at] != _OPEN:
-        return False
+        return -1
     at += 1
     seen = names_seen = 0
     while True:
         names_seen += 1
         if names_seen > MAX_NAMES:
-            return False
+            return -1
         at = _past_spaces(text, at, end)
         first, last = _string(text, at, end)
         if first < 0:
-            return False
+            return -1
         at = _past_spaces(text, last + 1, end)
         if at >= end or text[at] != _COLON:
-            return False
+            return -1
         at = _past_spaces(text, at + 1, end)
         if at >= end:
-            return False
+            return -1
         number = _field(text, first, last, names, said)
         kind = _OTHER
         if number >= 0:
             if seen >> number & 1:
-                return False
+                return -1
             seen |= 1 << number
             kind = said[number, 1]
         if text[at] == _QUOTE:
             first, last = _string(text, at, end)
             if first < 0 or not _take_text(text, first, last, kind, said[number, 2], spans, numbers):
-                return False
+                return -1
             at = last + 1
         elif text[at] == _N and kind in (_OTHER, _LOCAL_TIME, _NESTED):
             # Of a name that nobody knows, null is skipped.
             for letter in range(4):
                 if at + letter >= end or text[at + letter] != _NULL[letter]:
-                    return False
+                    return -1
             at += 4
         elif kind in (_AMOUNT, _WHOLE):
             first = at
             while at < end and (text[at] == _POINT or _ZERO <= text[at] <= _NINE):
                 at += 1
             if kind == _AMOUNT:
-                if not _amount(text, first, at, numbers):
-                    return False
+                if not _take_text(text, first, at, kind, said[number, 2], spans, numbers):
+                    return -1
             elif not _whole(text, first, at, _MOST_WHOLE_DIGITS):
-                return False
+                return -1
         else:
-            return False
+            return -1
         at = _past_spaces(text, at, end)
         if at >= end:
-            return False
+            return -1
         if text[at] == _CLOSE:
-            return at + 1 == end and seen & _NEEDED == _NEEDED
+            return at + 1 if seen & _NEEDED == _NEEDED else -1
         if text[at] != _COMMA:
-            return False
+            return -1
         at += 1
 
 
@@ -193,11 +196,12 @@ def _read(
 def _take_text(
     text: IntArray, first: int, last: int, kind: int, column: int, spans: IntArray, numbers: IntArray
 ) -> bool:
-    """Keep what a string says of a field of ``kind``; whether it is plain."""
+    """Keep what a string, or a number, says of a field of ``kind``; whether it is plain."""
     if kind == _OTHER:
         return True
-    if kind in (_TEXT, _IDENTIFIER):
+    if column >= 0:
         spans[column, 0], spans[column, 1] = first, last
+    if kind in (_TEXT, _IDENTIFIER):
         return kind == _TEXT or 0 < last - first <= LONGEST_IDENTIFIER
     if kind == _TIME:
         numbers[0] = event_us = read_time(text, first, last, True)

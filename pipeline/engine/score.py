@@ -8,24 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
+from pipeline.engine.profiled import REFUSED, TRANSACTION, ProfiledRows, read_rows
 from pipeline.engine.repeats import ReadInput, ReadInputs
 from pipeline.engine.results import ForeignRecord, Result
 from pipeline.engine.state import LoadedState, StateDump
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
+from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
 from pipeline.features.columns import Storage
-from pipeline.features.identity import transaction_hash
 from pipeline.features.kernel import MerchantWindows
-from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
-from schemas.errors import UNREADABLE
-from schemas.messages import ProfiledLabel, ProfiledTransaction
 from schemas.records import Record
-
-_decode = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
-KNOWN_CODES = {"fraud": 1, "legitimate": 0}
-KNOWN_NONE = 2
-_CARD_FEATURES_BYTES: Final = 8 * len(CARD_FEATURES)
-_LARGEST_TIME_US: Final = 2**62
-"""So that no sum of two times leaves 64 bits."""
 
 
 class KernelMismatch(RuntimeError):
@@ -99,45 +89,67 @@ class ScorePartition:
 
     def fold(self, records: Sequence[Record]) -> None:
         """Let records enter the state without deciding anything."""
-        messages = self._read(records, Result())
-        self._profile([message for _, message in messages])
+        rows = read_rows(records)
+        entering = self._entering(rows, range(len(records)), Result())
+        rows.log.take(entering).profile(self._windows)
 
-    def profile(
-        self, records: Sequence[Record], result: Result
-    ) -> tuple[list[tuple[Record, ProfiledTransaction]], NDArray[np.float64]]:
-        """The transactions among ``records`` with what models see of them, shape (n, len(FEATURES)).
+    def profile(self, rows: ProfiledRows, of: range, result: Result) -> NDArray[np.intp]:
+        """Return the transactions among the rows ``of``, which all enter the state; complete their features.
 
-        All of them enter the state; ``result`` counts them. A replay reads over features of another kernel, which it
-        does not use.
+        ``result`` counts them. A replay reads over features of another kernel, which it does not use.
 
         Raises:
             KernelMismatch: a record is of another kernel.
             KernelChanged: so are those behind it.
+            ForeignRecord: a feature is infinite.
         """
-        read = self._read(records, result)
-        if not read:
-            return [], np.empty((0, len(FEATURES)))
-        decided = [(record, message) for record, message in read if isinstance(message, ProfiledTransaction)]
+        entering = self._entering(rows, of, result)
+        kinds = rows.kinds[entering]
+        if not len(kinds):
+            return np.empty(0, np.intp)
+        decided = np.arange(of.start, of.stop) if isinstance(entering, slice) else entering
+        if labels := int(np.count_nonzero(kinds)):
+            decided = decided[kinds == TRANSACTION]
         # First, since another kernel may have another number of features too.
-        self._check_kernel(decided)
-        merchant = self._profile([message for _, message in read])
-        rows = [i for i, (_, message) in enumerate(read) if isinstance(message, ProfiledTransaction)]
-        result.counts["label", "profiled"] += len(read) - len(rows)
-        return decided, _features(decided, merchant[rows])
+        self._check_kernel(rows, decided)
+        rows.features[entering, len(CARD_FEATURES) :] = rows.log.take(entering).profile(self._windows)
+        result.counts["label", "profiled"] += labels
+        odd = [row for row in rows.decoded if row in of]
+        if odd and np.isinf(rows.features[np.intersect1d(odd, decided), : len(CARD_FEATURES)]).any():
+            raise ForeignRecord("a feature is infinite, which no card agent writes")
+        return decided
 
-    def _check_kernel(self, decided: Sequence[tuple[Record, ProfiledTransaction]]) -> None:
+    def _entering(self, rows: ProfiledRows, of: range, result: Result) -> slice | NDArray[np.intp]:
+        """The rows ``of`` but for repeats and what is no message, of which ``result`` is told."""
+        for row, error in rows.refused.items():
+            if row in of:
+                result.unreadable(rows.records[row], "score", error)
+        repeats = self._inputs.repeats(rows, of)
+        if repeats:
+            result.counts["duplicate", ""] += len(repeats)
+        if not repeats and not rows.refused:
+            return slice(of.start, of.stop)
+        kept = rows.kinds[of.start : of.stop] != REFUSED
+        kept[np.array(repeats, np.intp) - of.start] = False
+        return np.flatnonzero(kept) + of.start
+
+    def _check_kernel(self, rows: ProfiledRows, decided: NDArray[np.intp]) -> None:
         """Raise for a record of another kernel; a halved batch is judged by what was seen of the whole one."""
-        others = [(record, message) for record, message in decided if message.kernel != KERNEL_VERSION]
-        own = (record.offset for record, message in reversed(decided) if message.kernel == KERNEL_VERSION)
-        self._newest_own = max(self._newest_own, next(own, -1))
-        seen = self._others.union(record.offset for record, _ in others)
+        foreign = [row for row, message in rows.decoded.items() if message.kernel != KERNEL_VERSION]
+        others = decided[np.isin(decided, foreign)].tolist() if foreign else []
+        own = decided[~np.isin(decided, others)] if others else decided
+        if len(own):
+            self._newest_own = max(self._newest_own, rows.records[own[-1]].offset)
+        if not others and not self._others:
+            return
+        seen = self._others.union(rows.records[row].offset for row in others)
         self._others = {offset for offset in seen if offset > self._newest_own}
         if not others:
             return
-        record, message = others[0]
+        record = rows.records[others[0]]
         what = (
             f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
-            f"{message.kernel}, this worker has {KERNEL_VERSION}"
+            f"{rows.decoded[others[0]].kernel}, this worker has {KERNEL_VERSION}"
         )
         if record.offset in self._others and len(self._others) > 1 and not self._accept_other_kernel:
             raise KernelChanged(
@@ -145,77 +157,3 @@ class ScorePartition:
                 "the score agent finish the log before an upgrade"
             )
         raise KernelMismatch(what)
-
-    def _read(
-        self, records: Sequence[Record], result: Result
-    ) -> list[tuple[Record, ProfiledTransaction | ProfiledLabel]]:
-        read = []
-        for record in records:
-            try:
-                message = read_profiled(record.value)
-            except (*UNREADABLE, ValueError) as error:
-                result.unreadable(record, "score", error)
-                continue
-            if isinstance(message, ProfiledTransaction) and self._inputs.is_repeat(message):
-                result.counts["duplicate", ""] += 1
-                continue
-            read.append((record, message))
-        return read
-
-    def _profile(self, messages: Sequence[ProfiledTransaction | ProfiledLabel]) -> NDArray[np.float64]:
-        n = len(messages)
-        kinds, known = np.zeros(n, np.uint8), np.zeros(n, np.int8)
-        identities, amounts = np.zeros(n, np.uint64), np.zeros(n, np.int64)
-        counts, known_at_us = np.zeros(n, np.bool_), np.zeros(n, np.int64)
-        for i, message in enumerate(messages):
-            if isinstance(message, ProfiledTransaction):
-                amounts[i], counts[i] = message.amount_base_minor, message.counts
-            else:
-                kinds[i], known_at_us[i] = 1, message.known_at_us
-                known[i] = KNOWN_CODES.get(message.known, KNOWN_NONE)
-                identities[i] = transaction_hash(message.card_id, message.transaction_id)
-        return self._windows.profile(
-            kinds,
-            [message.merchant_id for message in messages],
-            identities,
-            np.array([message.event_time_us for message in messages], np.int64),
-            amounts,
-            counts,
-            known,
-            known_at_us,
-        )
-
-
-def read_profiled(value: bytes | None) -> ProfiledTransaction | ProfiledLabel:
-    """Return the message of a record of ``profiled``; every reader of the topic skips what this raises for.
-
-    Raises:
-        msgspec.MsgspecError, UnicodeDecodeError, RecursionError: It is no such message.
-        ValueError: It has numbers that no card agent writes, and that the windows could not hold.
-    """
-    message: ProfiledTransaction | ProfiledLabel = _decode(value or b"")
-    _check(message)
-    return message
-
-
-def _check(message: ProfiledTransaction | ProfiledLabel) -> None:
-    if not EARLIEST_US <= message.event_time_us < LATEST_US:
-        raise ValueError(f"event_time_us is {message.event_time_us}, which is not between 1990 and 2100")
-    if isinstance(message, ProfiledLabel):
-        if abs(message.known_at_us) > _LARGEST_TIME_US:
-            raise ValueError(f"known_at_us is {message.known_at_us}, which is no time")
-    elif message.kernel == KERNEL_VERSION and len(message.card_features) != _CARD_FEATURES_BYTES:
-        raise ValueError(f"card_features has {len(message.card_features)} bytes, not {_CARD_FEATURES_BYTES}")
-    elif not 0 <= message.amount_base_minor <= MAX_AMOUNT_BASE_MINOR:
-        raise ValueError(f"amount_base_minor is {message.amount_base_minor}, more or less than any amount is")
-
-
-def _features(read: Sequence[tuple[Record, ProfiledTransaction]], merchant: NDArray[np.float64]) -> NDArray[np.float64]:
-    n = len(read)
-    features = np.empty((n, len(FEATURES)))
-    packed = b"".join([message.card_features for _, message in read])
-    features[:, : len(CARD_FEATURES)] = np.frombuffer(packed, "<f8").reshape(n, len(CARD_FEATURES))
-    if np.isinf(features[:, : len(CARD_FEATURES)]).any():
-        raise ForeignRecord("a feature is infinite, which no card agent writes")
-    features[:, len(CARD_FEATURES) :] = merchant
-    return features

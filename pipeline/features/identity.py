@@ -22,6 +22,10 @@ def entity_keys(names: Sequence[str]) -> NDArray[np.int64]:
     >>> entity_keys(["card-1", "card-2", "card-1"]).tolist()[0] == entity_keys(["card-1"]).tolist()[0]
     True
     """
-    digest = xxhash.xxh3_128_digest
-    packed = bytearray().join([digest(name.encode("utf-8", "surrogatepass")) for name in names])
+    return text_keys([name.encode("utf-8", "surrogatepass") for name in names])
+
+
+def text_keys(names: Sequence[bytes]) -> NDArray[np.int64]:
+    """Return `entity_keys` of names in UTF-8."""
+    packed = bytearray().join([*map(xxhash.xxh3_128_digest, names)])
     return np.frombuffer(packed, "<i8").astype(np.int64, copy=False).reshape(-1, 2)

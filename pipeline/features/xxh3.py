@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 import xxhash
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pipeline.features.compiled import compiled, inlined, wide_product
+from pipeline.features.words import word_at
 
 IntArray = NDArray[np.integer[Any]]
 
@@ -86,18 +86,6 @@ def _store(hashes: NDArray[np.uint64], row: int, text: bytes) -> None:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _word(_typing: Any, text: Any, place: Any) -> Any:
-    """Eight bytes from ``place`` on, wherever that is, as a little-endian number."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        held = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.gep(held.data, [arguments[1]])
-        return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
-
-    return types.uint64(text, place), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def _swapped(_typing: Any, _word: Any) -> Any:
     """A word with its bytes in reverse."""
 
@@ -163,8 +151,8 @@ def _hash(text: Any, at: Any, size: Any, secret: Any) -> Any:
         return _four_to_eight(text, at, size, secret)
     if size > 0:
         return _one_to_three(text, at, size, secret)
-    low = _avalanche_64(_word(secret, 64) ^ _word(secret, 72))
-    return _avalanche_64(_word(secret, 80) ^ _word(secret, 88)), low
+    low = _avalanche_64(word_at(secret, 64) ^ word_at(secret, 72))
+    return _avalanche_64(word_at(secret, 80) ^ word_at(secret, 88)), low
 
 
 @inlined
@@ -208,7 +196,7 @@ def _one_to_three(text: Any, at: Any, size: Any, secret: Any) -> Any:
 @inlined
 def _four_to_eight(text: Any, at: Any, size: Any, secret: Any) -> Any:
     word = _half(text, at) + (_half(text, at + size - 4) << np.uint64(32))
-    keyed = word ^ (_word(secret, 16) ^ _word(secret, 24))
+    keyed = word ^ (word_at(secret, 16) ^ word_at(secret, 24))
     high, low = wide_product(keyed, _PRIME64_1 + (np.uint64(size) << np.uint64(2)))
     high += low << np.uint64(1)
     low ^= high >> np.uint64(3)
@@ -218,11 +206,11 @@ def _four_to_eight(text: Any, at: Any, size: Any, secret: Any) -> Any:
 
 @inlined
 def _nine_to_sixteen(text: Any, at: Any, size: Any, secret: Any) -> Any:
-    first, last = _word(text, at), _word(text, at + size - 8)
-    flip = _word(secret, 32) ^ _word(secret, 40)
+    first, last = word_at(text, at), word_at(text, at + size - 8)
+    flip = word_at(secret, 32) ^ word_at(secret, 40)
     high, low = wide_product(first ^ last ^ flip, _PRIME64_1)
     low += np.uint64(size - 1) << np.uint64(54)
-    last ^= _word(secret, 48) ^ _word(secret, 56)
+    last ^= word_at(secret, 48) ^ word_at(secret, 56)
     high += last + (last & _LOW_32) * (_PRIME32_2 - np.uint64(1))
     low ^= _swapped(high)
     upper, lower = wide_product(low, _PRIME64_2)
@@ -231,14 +219,14 @@ def _nine_to_sixteen(text: Any, at: Any, size: Any, secret: Any) -> Any:
 
 @inlined
 def _fold(text: Any, at: Any, secret: Any, key: Any) -> Any:
-    high, low = wide_product(_word(text, at) ^ _word(secret, key), _word(text, at + 8) ^ _word(secret, key + 8))
+    high, low = wide_product(word_at(text, at) ^ word_at(secret, key), word_at(text, at + 8) ^ word_at(secret, key + 8))
     return high ^ low
 
 
 @inlined
 def _mix(low: Any, high: Any, text: Any, first: Any, second: Any, secret: Any, key: Any) -> Any:
-    low = (low + _fold(text, first, secret, key)) ^ (_word(text, second) + _word(text, second + 8))
-    high = (high + _fold(text, second, secret, key + 16)) ^ (_word(text, first) + _word(text, first + 8))
+    low = (low + _fold(text, first, secret, key)) ^ (word_at(text, second) + word_at(text, second + 8))
+    high = (high + _fold(text, second, secret, key + 16)) ^ (word_at(text, first) + word_at(text, first + 8))
     return low, high
 
 

@@ -23,6 +23,7 @@ from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
 from pipeline.engine import card as card_module
 from pipeline.engine import decider as decider_module
+from pipeline.engine import decision_messages
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.feedback import FeedbackPartition
@@ -30,6 +31,7 @@ from pipeline.engine.learn import LearnPartition
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partition_of
 from pipeline.engine.profiling import CardJoin
+from pipeline.engine.repeats import ReadInputs
 from pipeline.engine.results import Result, merged
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore, PartitionState, Store
@@ -76,15 +78,15 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "card: windows": [(CardWindows, "profile_keys"), (CardWindows, "settle")],
     "card: encode profiled": [(card_module, "encode_profiled")],
     "card: rest": [(CardPartition, "process")],
-    "score: decode profiled": [(ScorePartition, "_read")],
-    "score: columns": [(ScorePartition, "_profile")],
-    "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
+    "score: read profiled": [(decider_module, "read_rows")],
+    "score: repeats": [(ReadInputs, "repeats")],
+    "score: windows": [(MerchantWindows, "profile_keys"), (MerchantWindows, "settle")],
     "score: trees": [(LightGBMModel, "logit")],
     "score: River": [(RiverLayer, "logit")],
     "score: policy": [(Policy, "decide")],
-    "score: reasons of alerts": [(decider_module, "explain")],
+    "score: reasons of alerts": [(decision_messages, "explain")],
     "score: TreeSHAP of alerts": [(LightGBMModel, "contributions")],
-    "score: build and encode decisions": [(Decider, "_decide")],
+    "score: build and encode decisions": [(Decider, "_publish")],
     "score: rest": [(ScorePartition, "profile"), (Decider, "process")],
 }
 """Functions that are called once a batch, or once for each partition of it, by the stage that they are counted for."""

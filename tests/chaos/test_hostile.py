@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from pipeline.engine.decision_records import read_decision
+from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.kafka.fold import decode_progress
@@ -115,7 +116,7 @@ def test_the_pipeline_believes_no_garbage(one: Garbage) -> None:
         DECODERS[one.topic](one.value or b"")
     elif one.topic == "profiled":
         result = Result()
-        ScorePartition().profile([Record("profiled", 0, 0, 0, one.key, one.value)], result)
+        ScorePartition().profile(read_rows([Record("profiled", 0, 0, 0, one.key, one.value)]), range(1), result)
         assert result.counts == {("dead_letter", "unreadable"): 1}
     elif one.topic != "rerouted":
         with pytest.raises(UNREADABLE):

@@ -15,6 +15,7 @@ from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.history import compute_features
 from pipeline.engine.models import ActiveModels
+from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import ForeignRecord, Result
 from pipeline.engine.score import KernelChanged, KernelMismatch, ScorePartition
 from pipeline.exports.rows import RowFormat
@@ -347,7 +348,7 @@ def test_an_unreadable_record_is_a_dead_letter_and_changes_nothing(garbage: byte
     # A restore skips it as well.
     restored, live = score(), score()
     restored.fold(log.records)
-    live.profile(log.records[1:], Result())
+    live.profile(read_rows(log.records[1:]), range(3), Result())
     restored.settle()
     live.settle()
     assert restored.dump(full=True).values == live.dump(full=True).values

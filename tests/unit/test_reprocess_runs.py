@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import Backtest
-from pipeline.backtest.messages import NOT_READ, DecisionWriter
+from pipeline.backtest.messages import NOT_READ, DecisionMessages
 from pipeline.backtest.records import Numbering
 from pipeline.backtest.reprocess import DECIDED, RUN, Reprocessed, ReprocessError, Writer, look, refuse_own, run_name
 from pipeline.backtest.request import Request
@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_messages_are_those_of_the_live_kernels() -> None:
     history, card = busy_history(7), options(3)
     live = play(history, Live(models(), card)).decisions
-    writer, now = DecisionWriter(Numbering(3), 2, RATES), after(500)
+    writer, now = DecisionMessages(Numbering(3), 2, RATES), after(500)
     values = [value for part in run(history, card, 100) for value in writer.values(part, now)]
     rows = [int(row) for part in run(history, card, 100) for row in part.transactions.row]
     assert len(values) == len(live) > 100
@@ -149,7 +149,7 @@ def test_what_is_replaced_goes_once_the_new_run_has_begun_and_not_before(monkeyp
 
     def writer(*, fenced: bool = False) -> Writer:
         producer: Any = Writes(happened, fenced=fenced)
-        messages = DecisionWriter(Numbering(3), 2, RATES)
+        messages = DecisionMessages(Numbering(3), 2, RATES)
         return Writer(producer, "candidate", "run", look([]), messages, lambda: happened.append("replaced"))
 
     with pytest.raises(ReprocessError):

@@ -1,0 +1,210 @@
+"""Decisions and alerts as messages, written a batch at once from columns.
+
+Live decisions and those of a backtest are written here. What a message says besides a decision comes from `Subjects`.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decision.reasons import explain
+from pipeline.engine.decisions import SELECTIONS, Decided
+from pipeline.engine.json_rows import (
+    Rows,
+    RowWriter,
+    Shape,
+    encoded,
+    number,
+    one_of,
+    same,
+    text,
+    timestamp,
+    whole,
+)
+from pipeline.engine.models import ActiveModels
+from pipeline.engine.subjects import (
+    ACTION,
+    AMOUNT,
+    AMOUNT_BASE,
+    CARD,
+    CASE,
+    CASE_SEQUENCE,
+    CURRENCY,
+    ID,
+    INGESTED_US,
+    LOG_OFFSET,
+    LOG_PARTITION,
+    MERCHANT,
+    RATES,
+    SAME_RATES,
+    SELECTION,
+    SOURCE,
+    STATED_US,
+    TEXTS,
+    TYPE,
+    VERSIONS,
+    Subjects,
+)  # fmt: skip
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.blend import sigmoid
+
+_BASE_CURRENCY, _THRESHOLD, _NOW, _ALLOW, _ALERT, _UNSELECTED = range(6)
+"""Constants of a batch; behind them are those of `SELECTIONS`, and versions."""
+_FIRST_VERSIONS: Final = _UNSELECTED + 1 + len(SELECTIONS)
+_NUMBERS: Final = ("amount_base", "score", "lightgbm", "river", "logit", "selection_probability")
+_AMOUNT_BASE, _SCORE, _LIGHTGBM, _RIVER, _LOGIT, _PROBABILITY = range(len(_NUMBERS))
+
+_MODEL_SCORES: Final = {"lightgbm": number(_LIGHTGBM), "river": number(_RIVER)}
+_LOG: Final = {"partition": whole(LOG_PARTITION), "offset": whole(LOG_OFFSET)}
+DECISION: Final[Shape] = {
+    "schema_version": b"1",
+    "transaction_id": text(ID),
+    "card_id": text(CARD),
+    "merchant_id": text(MERCHANT),
+    "event_time": timestamp(STATED_US),
+    "amount": encoded(AMOUNT),
+    "currency": text(CURRENCY),
+    "amount_base": number(_AMOUNT_BASE),
+    "base_currency": same(_BASE_CURRENCY),
+    "transaction_type": text(TYPE),
+    "score": number(_SCORE),
+    "model_scores": _MODEL_SCORES,
+    "logit": number(_LOGIT),
+    "action": one_of(ACTION),
+    "selection": one_of(SELECTION),
+    "selection_probability": number(_PROBABILITY),
+    "threshold": same(_THRESHOLD),
+    "features": {name: number(len(_NUMBERS) + column) for column, name in enumerate(FEATURES)},
+    "versions": one_of(VERSIONS),
+    "source": encoded(SOURCE),
+    "log": _LOG,
+    "case_id": text(CASE),
+    "case_sequence": whole(CASE_SEQUENCE),
+    "ingested_at": timestamp(INGESTED_US),
+    "decided_at": same(_NOW),
+}
+_ALERT_ID, _REASONS = len(TEXTS), len(TEXTS) + 1
+_SEVERITY: Final = len(_NUMBERS)
+ALERT: Final[Shape] = {
+    "schema_version": b"1",
+    "alert_id": text(_ALERT_ID),
+    "case_id": text(CASE),
+    "case_sequence": whole(CASE_SEQUENCE),
+    "severity": number(_SEVERITY),
+    "raised_at": same(_NOW),
+    **{name: DECISION[name] for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount")},
+    **{name: DECISION[name] for name in ("currency", "amount_base", "base_currency", "score", "model_scores")},
+    "threshold": same(_THRESHOLD),
+    "selection": one_of(SELECTION),
+    "reasons": encoded(_REASONS),
+    **{name: DECISION[name] for name in ("versions", "source", "log")},
+}
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_SELECTIONS: Final = [*map(_encode, SELECTIONS)]
+
+
+class Batch(NamedTuple):
+    """Decisions about n transactions."""
+
+    subjects: Subjects
+    features: NDArray[np.float64]
+    """Shape (n, len(FEATURES))."""
+    decided: Decided
+    models: ActiveModels
+    """What decided."""
+    now: datetime
+    """When."""
+
+    def take(self, rows: NDArray[np.intp]) -> "Batch":
+        """Return some rows."""
+        columns: list[NDArray[Any]] = [column[rows] for column in self.decided]
+        return self._replace(subjects=self.subjects.take(rows), features=self.features[rows], decided=Decided(*columns))
+
+
+class DecisionWriter:
+    """Writes decisions and alerts."""
+
+    def __init__(self, base_currency: str) -> None:
+        self._base_currency = base_currency
+        self._decisions, self._alerts = RowWriter(DECISION), RowWriter(ALERT)
+        self._models: ActiveModels | None = None
+        self._encoded: dict[bytes, bytes] = {}
+        """By rate table, what decisions of the same models name."""
+
+    def decisions(self, batch: Batch) -> Iterator[bytes]:
+        """Write the value of each decision."""
+        subjects, numbers = batch.subjects, _numbers(batch, len(FEATURES))
+        numbers[:, len(_NUMBERS) :] = batch.features
+        return self._decisions.write(
+            Rows(subjects.text, subjects.spans, subjects.wholes, numbers, self._constants(batch))
+        )
+
+    def alerts(self, batch: Batch) -> Iterator[bytes]:
+        """Write an alert for each row, all of which raise one. Takes some hundred microseconds a row."""
+        subjects, numbers = batch.subjects, _numbers(batch, 1)
+        selections = [SELECTIONS[code] for code in batch.decided.selection.tolist()]
+        reasons = explain(batch.features, batch.decided.logit, batch.models, selections, self._base_currency)
+        more = [f"{identity:016x}".encode() for identity in subjects.identities().tolist()]
+        more += [_encode(of) for of in reasons]
+        ends = len(subjects.text) + np.cumsum([0, *map(len, more)])
+        added = np.stack([ends[:-1], ends[1:]], axis=1).reshape(2, subjects.rows, 2)
+        numbers[:, _SEVERITY] = [
+            round(score * amount, 2)
+            for score, amount in zip(numbers[:, _SCORE].tolist(), numbers[:, _AMOUNT_BASE].tolist(), strict=True)
+        ]
+        return self._alerts.write(
+            Rows(
+                b"".join((subjects.text, *more)),
+                np.concatenate([subjects.spans, added]),
+                subjects.wholes,
+                numbers,
+                self._constants(batch),
+            )
+        )
+
+    def _constants(self, batch: Batch) -> list[bytes]:
+        """JSON that several rows share; notes for each row which it has."""
+        subjects, selection = batch.subjects, batch.decided.selection
+        wholes = subjects.wholes
+        wholes[ACTION] = np.where(selection < 0, _ALLOW, _ALERT)
+        wholes[SELECTION] = selection + (_UNSELECTED + 1)
+        codes, wholes[VERSIONS] = wholes[SAME_RATES], _FIRST_VERSIONS
+        first: Any = [0]
+        if (codes != codes[:1]).any():
+            _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+            wholes[VERSIONS] += inverse
+        rates = [subjects.text[start:end] for start, end in subjects.spans[RATES, first[: subjects.rows]].tolist()]
+        return [
+            _encode(self._base_currency),
+            _encode(batch.models.policy.threshold),
+            _encode(batch.now),
+            b'"allow"',
+            b'"alert"',
+            b"null",
+            *_SELECTIONS,
+            *(self._versions(batch.models, version) for version in rates),
+        ]
+
+    def _versions(self, models: ActiveModels, rates: bytes) -> bytes:
+        if models is not self._models:
+            self._models, self._encoded = models, {}
+        if rates not in self._encoded:
+            self._encoded[rates] = _encode(models.versions(rates.decode()))
+        return self._encoded[rates]
+
+
+def _numbers(batch: Batch, more: int) -> NDArray[np.float64]:
+    """Columns of `_NUMBERS`, and room for ``more``."""
+    decided = batch.decided
+    numbers = np.empty((batch.subjects.rows, len(_NUMBERS) + more))
+    numbers[:, _AMOUNT_BASE] = batch.subjects.wholes[AMOUNT_BASE] / 100
+    numbers[:, _SCORE] = decided.score
+    numbers[:, _LIGHTGBM] = sigmoid(decided.logit)
+    numbers[:, _RIVER] = sigmoid(decided.river_logit)
+    numbers[:, _LOGIT] = decided.logit
+    numbers[:, _PROBABILITY] = decided.selection_probability
+    return numbers

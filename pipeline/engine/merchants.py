@@ -1,0 +1,69 @@
+"""The log of a merchants' partition as columns: transactions, and labels in the order in which they became known."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.kernel import MerchantWindows
+
+
+class MerchantLog(NamedTuple):
+    """Records in log order; every column has n rows, as `MerchantWindows.profile_keys` takes them."""
+
+    kinds: NDArray[np.uint8]
+    """0 for a transaction, 1 for a label."""
+    merchants: NDArray[np.int64]
+    """Shape (n, 2): `entity_keys`."""
+    identities: NDArray[np.uint64]
+    """`transaction_hash` of what a label is about; 0 for a transaction."""
+    event_time_us: NDArray[np.int64]
+    amount_base_minor: NDArray[np.int64]
+    counts: NDArray[np.bool_]
+    known: NDArray[np.int8]
+    """What a label says: 1 for fraud, 0 for legitimate, 2 for none."""
+    known_at_us: NDArray[np.int64]
+
+    def take(self, rows: slice | NDArray[np.intp]) -> "MerchantLog":
+        """Return some records."""
+        columns: list[NDArray[Any]] = [column[rows] for column in self]
+        return MerchantLog(*columns)
+
+    def profile(self, windows: MerchantWindows) -> NDArray[np.float64]:
+        """Let the records enter the windows; return features, shape (n, len(MERCHANT_FEATURES)), NaN for labels."""
+        return windows.profile_keys(*self)
+
+
+def transactions_log(
+    merchants: NDArray[np.int64],
+    event_time_us: NDArray[np.int64],
+    amount_base_minor: NDArray[np.int64],
+    counts: NDArray[np.bool_],
+) -> MerchantLog:
+    """Return a log of transactions alone."""
+    n = len(merchants)
+    return MerchantLog(
+        np.zeros(n, np.uint8), merchants, np.zeros(n, np.uint64), event_time_us, amount_base_minor, counts,
+        np.zeros(n, np.int8), np.zeros(n, np.int64),
+    )  # fmt: skip
+
+
+def labels_log(
+    merchants: NDArray[np.int64],
+    identities: NDArray[np.uint64],
+    event_time_us: NDArray[np.int64],
+    known: NDArray[np.int8],
+    known_at_us: NDArray[np.int64],
+) -> MerchantLog:
+    """Return a log of labels alone."""
+    n = len(merchants)
+    return MerchantLog(
+        np.ones(n, np.uint8), merchants, identities, event_time_us, np.zeros(n, np.int64), np.zeros(n, np.bool_),
+        known, known_at_us,
+    )  # fmt: skip
+
+
+def behind(first: MerchantLog, second: MerchantLog) -> MerchantLog:
+    """Return the records of one log behind those of another."""
+    columns: list[NDArray[Any]] = [np.concatenate(of) for of in zip(first, second, strict=True)]
+    return MerchantLog(*columns)
