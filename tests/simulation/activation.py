@@ -1,6 +1,7 @@
 """Versions on the simulated cluster: their contents, and what makes them active."""
 
 from datetime import UTC
+from functools import cache
 from typing import Final
 
 from pipeline.engine.learn import model_record
@@ -19,12 +20,14 @@ LIGHTGBM: Final = ("lightgbm one", "lightgbm two")
 POLICIES: Final = ("policy one", "policy two")
 
 
+@cache
 def content_of(name: str) -> Content:
     """Return one of the versions that a simulation publishes."""
     if name in LIGHTGBM:
-        first = small_model()
-        model = first if name == LIGHTGBM[0] else LightGBMModel(first.text, first.calibration, {"made": "again"})
-        return Content("lightgbm", model.version, model.to_payload())
+        payload = small_model().to_payload()
+        if name == LIGHTGBM[1]:
+            payload = payload.replace(b'"slope":0.8', b'"slope":0.9')
+        return Content("lightgbm", LightGBMModel.from_payload(payload).version, payload)
     made = policy(0.6 if name == POLICIES[0] else 0.4)
     return Content("policy", made.version, made.payload)
 

@@ -192,7 +192,7 @@ def check_labels(logs: Logs) -> None:
         found = dead[at]
         assert len(found) <= 1, f"2: {at} has {found}"
         if isinstance(entry, range):
-            assert found == ["unreadable"], f"1: nobody says what became of {at}"
+            assert found == ["unreadable"], f"2: {at} of {entry} has {found}"
         elif entry is not None and label_of(entry) is None:
             assert len(found) == 1, f"4: {at} cannot be decoded, and has no dead letter"
 
@@ -351,7 +351,7 @@ def check_online_models(logs: Logs) -> None:
 
 def start_of(payload: bytes) -> int:
     """Return the first example that a layer was given."""
-    found = fields(Record("", 0, 0, 0, None, payload))["config"]["examples_start"]
+    found = fields(Record("", 0, 0, 0, None, payload))["config"].get("examples_start", 0)
     assert isinstance(found, int)
     return found
 

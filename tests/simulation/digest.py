@@ -1,7 +1,7 @@
 """A digest of a partition's state: the same live, after a rollback and after a restore.
 
-This is the only place of the simulation that looks into a handler. What differs between states that hold the same (where
-a table has put its rows, what lies behind the horizon and is not swept yet) is left out.
+This is the only place of the simulation that looks into a handler. What differs between states that hold the same
+(where a table has put its rows, what lies behind the horizon and is not swept yet) is left out.
 """
 
 import hashlib

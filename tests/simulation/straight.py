@@ -63,7 +63,7 @@ def _check_agent(world: World, logs: Logs, spec: AgentSpec, handler: Partitions)
         group = logs.cluster.group(PREFIX + spec.name)
         names = sorted(PREFIX + topic.name for topic in spec.reads)
         offsets = tuple(group.committed.get((name, number), (0, ""))[0] for name in names)
-        known = world.digests.get((spec.name, number, offsets))
+        known = world.digests.get((spec.name, number, offsets, ""))
         assert known in (None, state_digest(handler, number)), f"11: another state of {spec.name} partition {number}"
 
 

@@ -22,13 +22,8 @@ class Versions(NamedTuple):
 
 def active_versions(cluster: Cluster) -> Versions:
     """Return the versions that ``control`` and ``models`` make active now (16, 17)."""
-    records = [one for one in cluster.logs[PREFIX + "models", 0].entries if isinstance(one, Record)]
-    published = [
-        (record.offset, version)
-        for record, version in messages(records, "models", decode_version)
-        if payload_digest(bytes(version.payload)) == version.digest
-    ]
-    there = {(version.name, version.digest): version.version for _, version in reversed(published)}
+    published = _published(cluster)
+    there = {(version.name, version.digest) for version in published}
     controls = [one for one in cluster.logs[PREFIX + "control", 0].entries if isinstance(one, Record)]
     found: dict[str, VersionReference] = {}
     for _, item in reversed(list(messages(controls, "control", decode_control))):
@@ -40,9 +35,24 @@ def active_versions(cluster: Cluster) -> Versions:
     return Versions(lightgbm, found["policy"].version, _river(published, lightgbm))
 
 
-def _river(published: list[tuple[int, ModelVersion]], lightgbm: str) -> str:
+def newest_river(cluster: Cluster) -> str:
+    """Return the newest version of the online model, whatever it stands on."""
+    return next((one.version for one in reversed(_published(cluster)) if one.name == "river"), "")
+
+
+def _published(cluster: Cluster) -> list[ModelVersion]:
+    """Return the records of ``models`` whose content has the digest that they name (15)."""
+    records = [one for one in cluster.logs[PREFIX + "models", 0].entries if isinstance(one, Record)]
+    return [
+        version
+        for _, version in messages(records, "models", decode_version)
+        if payload_digest(bytes(version.payload)) == version.digest
+    ]
+
+
+def _river(published: list[ModelVersion], lightgbm: str) -> str:
     """Return the newest version on a LightGBM version; the one before all examples where there is none."""
-    for _, version in reversed(published):
+    for version in reversed(published):
         if version.name == "river":
             layer = load_river(bytes(version.payload), None, no_files)
             if layer.lightgbm_version == lightgbm:

@@ -54,7 +54,7 @@ from tests.simulation.model_kafka import (
 )
 from tests.simulation.names import AGENT_NAMES, PARTITIONS, PREFIX
 from tests.simulation.reading import decode_decision, messages
-from tests.simulation.versions import Versions, active_versions
+from tests.simulation.versions import Versions, active_versions, newest_river
 
 _NUMBERS = count()
 _TIMED: Final[tuple[ModuleType, ...]] = (
@@ -73,8 +73,8 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
     pipeline.kafka.unreadable,
 )
 """Modules whose ``time`` is the simulation's."""
-Observed = tuple[str, int, tuple[int, ...]]
-"""Agent, partition number, and the committed offsets of its inputs."""
+Observed = tuple[str, int, tuple[int, ...], str]
+"""Agent, partition number, committed offsets of its inputs; for the learn agent the newest version of its model too."""
 
 
 class Clock:
@@ -251,10 +251,11 @@ class World:
         offsets: dict[int, list[int]] = {}
         for (_, number), offset in sorted(source.positions().items()):
             offsets.setdefault(number, []).append(offset)
+        published = newest_river(self.cluster) if agent == "learn" else ""
         for number, at in offsets.items():
             digest = state_digest(handler, number)
             if digest is not None:
-                before = self.digests.setdefault((agent, number, tuple(at)), digest)
+                before = self.digests.setdefault((agent, number, tuple(at), published), digest)
                 assert digest == before, f"{agent} partition {number} at {at}: the state is another than before"
 
     def close(self) -> None:
