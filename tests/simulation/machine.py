@@ -53,7 +53,76 @@ labellings = st.tuples(
 )
 slots = st.integers(0, SLOTS - 1)
 fates = st.sampled_from([Fate.COMMIT, Fate.COMMIT, *Fate])
+
+
+class Work(NamedTuple):
+    """A round of work: each agent of each worker in turn, one of them with what befalls it."""
+
+    agents: tuple[str, ...]
+    at: int
+    """The step that something befalls."""
+    fate: Fate
+    fetch: int
+    """Most records of a batch."""
+    stalls: bool
+    """Whether that step leaves its batch, to be worked on when the agent comes round again."""
+
+
+works = st.lists(
+    st.builds(
+        Work,
+        st.sampled_from([AGENT_NAMES, AGENT_NAMES, *((name,) for name in AGENT_NAMES)]),
+        st.integers(0, 7),
+        fates,
+        st.sampled_from([1, 3, 7, 1 << 20]),
+        st.sampled_from([False, False, False, True]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+JUNK_TOPICS = (
+    "transactions", "labels", "rerouted", "profiled", "decisions", "examples", "progress", "control", "models",
+)  # fmt: skip
 JUNK = (b"", b"{", b"\xff\xfe", b"[]", b'{"transaction_id": "t"}', b'{"kind": "quarantine"}')
+
+
+class Event(NamedTuple):
+    """Something that happens: a method of `SimulatedPipeline`, and its arguments."""
+
+    name: str
+    details: tuple[Any, ...]
+
+
+def event(name: str, *details: st.SearchStrategy[Any]) -> st.SearchStrategy[Event]:
+    return st.builds(Event, st.just(name), st.tuples(*details))
+
+
+numbers = st.integers(0, PARTITIONS - 1)
+producers = st.one_of(
+    event("buy", st.lists(purchases, min_size=1, max_size=6)),
+    event("buy", st.lists(purchases, min_size=1, max_size=6)),
+    event("repeat", st.lists(st.integers(0, 30), min_size=1, max_size=3), st.sampled_from([None, 0, 1])),
+    event("say", st.lists(labellings, min_size=1, max_size=5), st.booleans()),
+    event("say", st.lists(labellings, min_size=1, max_size=5), st.booleans()),
+    event("damage", st.sampled_from(["transactions", "labels"]), st.integers(1, 3), numbers),
+    event("junk", st.sampled_from(JUNK_TOPICS), st.sampled_from(JUNK), numbers),
+)
+trouble = st.one_of(
+    event("rebalance", st.sampled_from(AGENT_NAMES), numbers, slots),
+    event("rebalance", st.sampled_from(AGENT_NAMES), numbers, slots),
+    event("expel", slots, st.sampled_from(AGENT_NAMES)),
+    event("kill", slots),
+    event("stop", slots),
+    event("start", slots, st.booleans()),
+    event("start", slots, st.booleans()),
+    event("tick", st.sampled_from([0.001, 1, 1, 30, 200, 1_000])),
+)
+control = st.one_of(
+    event("activate", st.sampled_from([None, *LIGHTGBM]), st.sampled_from([None, *POLICIES]), st.booleans()),
+    event("write_content", st.sampled_from([*LIGHTGBM, *POLICIES]), st.booleans()),
+    event("forge_quarantine", st.sampled_from(["transactions", "labels", "profiled", "decisions"]), st.integers(0, 5)),
+)
+events = st.one_of(producers, producers, trouble, control)
 
 
 class SimulatedPipeline(RuleBasedStateMachine):
@@ -72,10 +141,14 @@ class SimulatedPipeline(RuleBasedStateMachine):
         for slot in range(SLOTS):
             self.world.start(slot)
 
+    @rule(event=events, then=works)
+    def happen(self, event: Event, then: list[Work]) -> None:
+        getattr(self, f"do_{event.name}")(*event.details)
+        self._work(then)
+
     # --- Producers and analysts ----------------------------------------------------------------------------------
 
-    @rule(items=st.lists(purchases, min_size=1, max_size=6))
-    def buy(self, items: list[tuple[str, str, float, int, str, int | None]]) -> None:
+    def do_buy(self, items: list[tuple[str, str, float, int, str, int | None]]) -> None:
         for card, merchant, amount, late_h, suffix, partition in items:
             number = len(self.bought)
             at = self.world.clock.now(UTC) - timedelta(hours=late_h)
@@ -84,15 +157,13 @@ class SimulatedPipeline(RuleBasedStateMachine):
             self.bought.append(Bought(number, card, suffix, value))
             self._write("transactions", partition, card, value)
 
-    @rule(numbers=st.lists(st.integers(0, 30), min_size=1, max_size=3), partition=st.sampled_from([None, 0, 1]))
-    def repeat(self, numbers: list[int], partition: int | None) -> None:
+    def do_repeat(self, numbers: list[int], partition: int | None) -> None:
         for number in numbers:
             if self.bought:
                 one = self.bought[-1 - number % len(self.bought)]
                 self._write("transactions", partition, one.card, one.value)
 
-    @rule(items=st.lists(labellings, min_size=1, max_size=5), early=st.booleans())
-    def say(self, items: list[tuple[int, str, str, int, int | None]], early: bool) -> None:
+    def do_say(self, items: list[tuple[int, str, str, int, int | None]], early: bool) -> None:
         for back, known, source, ago_h, partition in items:
             if early or not self.bought:
                 # Of a transaction that may come later; the producers' numbers are foreseeable.
@@ -103,18 +174,10 @@ class SimulatedPipeline(RuleBasedStateMachine):
             ids = {"transaction_id": f"t{number}{suffix}", "card_id": card}
             self._write("labels", partition, card, label(number, at, known, source=source, **ids))
 
-    @rule(topic=st.sampled_from(["transactions", "labels"]), count=st.integers(1, 3), number=st.integers(0, 1))
-    def damage(self, topic: str, count: int, number: int) -> None:
+    def do_damage(self, topic: str, count: int, number: int) -> None:
         self.world.cluster.damage(PREFIX + topic, number, count)
 
-    @rule(
-        topic=st.sampled_from(
-            ["transactions", "labels", "rerouted", "profiled", "decisions", "examples", "progress", "control", "models"]
-        ),
-        value=st.sampled_from(JUNK),
-        number=st.integers(0, 1),
-    )
-    def junk(self, topic: str, value: bytes, number: int) -> None:
+    def do_junk(self, topic: str, value: bytes, number: int) -> None:
         count = self.world.cluster.partitions[PREFIX + topic]
         self.world.cluster.write(PREFIX + topic, number % count, AGENT_NAMES[number].encode(), value)
 
@@ -123,8 +186,7 @@ class SimulatedPipeline(RuleBasedStateMachine):
 
     # --- Control -------------------------------------------------------------------------------------------------
 
-    @rule(lightgbm=st.sampled_from([None, *LIGHTGBM]), policy=st.sampled_from([None, *POLICIES]), late=st.booleans())
-    def activate(self, lightgbm: str | None, policy: str | None, late: bool) -> None:
+    def do_activate(self, lightgbm: str | None, policy: str | None, late: bool) -> None:
         contents = [content_of(name) for name in (lightgbm, policy) if name is not None]
         if contents:
             if not late:
@@ -132,8 +194,7 @@ class SimulatedPipeline(RuleBasedStateMachine):
                     write_content(self.world, content)
             activate(self.world, *contents)
 
-    @rule(name=st.sampled_from([*LIGHTGBM, *POLICIES]), sound=st.booleans())
-    def write_content(self, name: str, sound: bool) -> None:
+    def do_write_content(self, name: str, sound: bool) -> None:
         content = content_of(name)
         write_content(self.world, content)
         if not sound:
@@ -141,8 +202,7 @@ class SimulatedPipeline(RuleBasedStateMachine):
             (record,) = log.records(range(log.end - 1, log.end))
             self.world.cluster.write(record.topic, 0, record.key, (record.value or b"").replace(b"made", b"fake"))
 
-    @rule(topic=st.sampled_from(["transactions", "labels", "profiled", "decisions"]), back=st.integers(0, 5))
-    def forge_quarantine(self, topic: str, back: int) -> None:
+    def do_forge_quarantine(self, topic: str, back: int) -> None:
         """A control record that must be ignored (12): its agent has markers, or it names another digest."""
         agent = {"transactions": "card", "labels": "card", "profiled": "score", "decisions": "feedback"}[topic]
         for number in range(PARTITIONS):
@@ -163,49 +223,37 @@ class SimulatedPipeline(RuleBasedStateMachine):
 
     # --- Workers -------------------------------------------------------------------------------------------------
 
-    @rule(slot=slots, agent=st.sampled_from(AGENT_NAMES), fate=fates, fetch=st.sampled_from([1, 2, 5, 1 << 20]),
-          turn=st.integers(0, 5), stall=st.booleans())  # fmt: skip
-    def work(self, slot: int, agent: str, fate: Fate, fetch: int, turn: int, stall: bool) -> None:
+    def _work(self, rounds: list[Work]) -> None:
         cluster = self.world.cluster
-        cluster.fate, cluster.fetch, cluster.turn = fate, fetch, turn
-        self.world.step(slot, agent, stall=stall)
+        for one in rounds:
+            steps = [(slot, agent) for agent in one.agents for slot in range(SLOTS)]
+            cluster.fetch, cluster.turn = one.fetch, one.at
+            for number, (slot, agent) in enumerate(steps):
+                befallen = number == one.at % len(steps)
+                cluster.fate = one.fate if befallen else Fate.COMMIT
+                self.world.step(slot, agent, stall=one.stalls and befallen)
 
-    @rule(fate=fates, fetch=st.sampled_from([2, 5, 1 << 20]), at=st.integers(0, 7))
-    def work_all(self, fate: Fate, fetch: int, at: int) -> None:
-        cluster = self.world.cluster
-        cluster.fetch, cluster.turn = fetch, at
-        for number, agent in enumerate(AGENT_NAMES * 2):
-            cluster.fate = fate if number == at else Fate.COMMIT
-            for slot in range(SLOTS):
-                self.world.step(slot, agent)
-
-    @rule(agent=st.sampled_from(AGENT_NAMES), number=st.integers(0, PARTITIONS - 1), to=slots)
-    def rebalance(self, agent: str, number: int, to: int) -> None:
+    def do_rebalance(self, agent: str, number: int, to: int) -> None:
         group = self.world.cluster.group(PREFIX + agent)
         if group.members and number in group.target:
             group.target[number] = group.members[to % len(group.members)]
 
-    @rule(slot=slots, agent=st.sampled_from(AGENT_NAMES))
-    def expel(self, slot: int, agent: str) -> None:
+    def do_expel(self, slot: int, agent: str) -> None:
         group = self.world.cluster.group(PREFIX + agent)
         for member in [one for one in group.members if one.client == f"w{slot}"]:
             group.expel(member)
 
-    @rule(slot=slots)
-    def kill(self, slot: int) -> None:
+    def do_kill(self, slot: int) -> None:
         self.world.kill(slot)
 
-    @rule(slot=slots)
-    def stop(self, slot: int) -> None:
+    def do_stop(self, slot: int) -> None:
         self.world.stop(slot)
 
-    @rule(slot=slots, other=st.booleans())
-    def start(self, slot: int, other: bool) -> None:
+    def do_start(self, slot: int, other: bool) -> None:
         if self.world.workers[slot] is None:
             self.world.start(slot, **(OTHER_SETTINGS if other else {}))
 
-    @rule(hours=st.sampled_from([0.001, 1, 1, 30, 200, 1_000]))
-    def tick(self, hours: float) -> None:
+    def do_tick(self, hours: float) -> None:
         self.world.tick(hours * 3_600)
 
     def teardown(self) -> None:

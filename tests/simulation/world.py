@@ -41,7 +41,7 @@ from pipeline.state.store import MINIMUM_BYTES, StoreMemory
 from schemas.records import Record
 from schemas.topics import TOPICS
 from tests.helpers.logs import START, microseconds
-from tests.simulation.digest import state_digest
+from tests.simulation.digest import base_of, models_digest, state_digest
 from tests.simulation.model_kafka import (
     CLUSTERS,
     Cluster,
@@ -74,7 +74,7 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
 )
 """Modules whose ``time`` is the simulation's."""
 Observed = tuple[str, int, tuple[int, ...], str]
-"""Agent, partition number, committed offsets of its inputs; for the learn agent the newest version of its model too."""
+"""Agent, partition number, committed offsets of its inputs; what else decides about a learn agent's state."""
 
 
 class Clock:
@@ -251,7 +251,7 @@ class World:
         offsets: dict[int, list[int]] = {}
         for (_, number), offset in sorted(source.positions().items()):
             offsets.setdefault(number, []).append(offset)
-        published = newest_river(self.cluster) if agent == "learn" else ""
+        published = f"{newest_river(self.cluster)} {base_of(handler)}" if agent == "learn" else ""
         for number, at in offsets.items():
             digest = state_digest(handler, number)
             if digest is not None:
@@ -300,10 +300,12 @@ class Worker:
                 self._stalled[agent] = batch
                 return True
         if batch is not None:
-            done = len(cluster.transactions)
+            done, handler = len(cluster.transactions), self.handlers[agent]
+            models = models_digest(handler) if agent == "score" else ""
             source.work(batch)
-            self._world.observe(agent, self.handlers[agent], source)
+            self._world.observe(agent, handler, source)
             if agent == "score":
+                assert models_digest(handler) == models, "13: scoring changed a model"
                 self._check_versions(cluster.transactions[done:])
         return batch is not None
 
