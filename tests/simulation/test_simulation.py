@@ -8,7 +8,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.simulation.machine import SimulatedPipeline
 
 EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "30"))
-STEPS = 40
+STEPS = 30
 
 
 def test_the_invariants_hold_whatever_happens() -> None:
