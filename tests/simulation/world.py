@@ -56,6 +56,8 @@ from tests.simulation.names import AGENT_NAMES, PARTITIONS, PREFIX
 from tests.simulation.reading import decode_decision, messages
 from tests.simulation.versions import Versions, active_versions, newest_river
 
+MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where files take no time: RocksDB waits for the disk each time that it opens a store."""
 _NUMBERS = count()
 _TIMED: Final[tuple[ModuleType, ...]] = (
     agents.keeper,
@@ -150,7 +152,7 @@ class World:
         self._patch = pytest.MonkeyPatch()
         self.clock = Clock()
         _install(self._patch, self.clock)
-        self._scratch = tempfile.TemporaryDirectory(prefix="simulation-", ignore_cleanup_errors=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix="simulation-", dir=MEMORY, ignore_cleanup_errors=True)
         self.directory = Path(self._scratch.name)
         self.address = f"simulated-{next(_NUMBERS)}"
         counts = {"one": 1, "cards": PARTITIONS, "merchants": PARTITIONS}
