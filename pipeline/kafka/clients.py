@@ -370,13 +370,13 @@ def log_consumer(
     waiting: Callable[[], None] = lambda: None,
     *,
     skip_unreadable: bool = False,
-    skip_odd: bool = True,
+    skip_refused: bool = True,
 ) -> logs.LogConsumer:
     """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
     prefix = settings.topic_prefix if settings is not None else ""
     config = consumer_config(bootstrap, "fraud-pipeline-reader", settings=settings)
     own = {"enable.partition.eof": True, **(own or {})}
-    return logs.LogConsumer(config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_odd=skip_odd)
+    return logs.LogConsumer(config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused)
 
 
 def read_batches(

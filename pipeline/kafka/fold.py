@@ -114,12 +114,12 @@ class RangeReader:
         waiting: Callable[[], None] = lambda: None,
         tuning: Mapping[str, int] | None = None,
         *,
-        skip_odd: bool = True,
+        skip_refused: bool = True,
     ) -> None:
         self.topic, self.partition, self.position = topic, partition, start
         """``position``: the offset behind everything that was returned."""
         self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
-        self._tuning, self._skip_odd = tuning or {}, skip_odd
+        self._tuning, self._skip_refused = tuning or {}, skip_refused
         self._consumer: LogConsumer | None = None
         self._ahead: list[Message] = []
         self._next = 0
@@ -134,7 +134,7 @@ class RangeReader:
 
     def _fetching(self) -> LogConsumer:
         own = {"auto.offset.reset": "error", **self._tuning}
-        consumer = log_consumer(self._bootstrap, self._settings, own, self._waiting, skip_odd=self._skip_odd)
+        consumer = log_consumer(self._bootstrap, self._settings, own, self._waiting, skip_refused=self._skip_refused)
         start = self.position if self.position > 0 else OFFSET_BEGINNING
         consumer.assign([TopicPartition(self.topic, self.partition, start)])
         return consumer
@@ -159,11 +159,12 @@ class RangeReader:
         deadline_s = time.monotonic() + EARLY_END_S
         while len(found) < most and self.position < end:
             if self._next == len(self._ahead):
-                if self._log_end >= end:
-                    # Behind the last record there may be marks of transactions, which are no records.
+                if self._log_end >= end or self._read_up_to() >= end:
+                    # Behind the last record there may be marks of transactions, which are no records, or a range that
+                    # was skipped.
                     self.position = end
                     break
-                if self._fetch():
+                if self._fetch(end):
                     deadline_s = time.monotonic() + EARLY_END_S
                 elif self._log_end >= 0 and time.monotonic() > deadline_s:
                     raise ends_early(self.topic, self.partition, self._log_end, end)
@@ -183,12 +184,15 @@ class RangeReader:
         if self._consumer is not None:
             self._consumer.close()
 
-    def _fetch(self) -> bool:
-        """Wait a moment for records; returns whether any came."""
+    def _read_up_to(self) -> int:
+        return -1 if self._consumer is None else self._consumer.position(self.topic, self.partition)
+
+    def _fetch(self, end: int) -> bool:
+        """Wait a moment for records below ``end``; returns whether any came."""
         if self._consumer is None:
             self._consumer = self._fetching()
         self._waiting()
-        self._ahead = self._consumer.take(_POLL_S, READ_BATCH)
+        self._ahead = self._consumer.take(_POLL_S, READ_BATCH, end)
         self._next = 0
         if any(message.error() is not None for message in self._ahead):
             for message in self._ahead:

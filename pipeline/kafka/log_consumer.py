@@ -53,7 +53,8 @@ class LogConsumer:
         own: Configuration over ``config``.
         waiting: Called while a wait takes long; may raise.
         skip_unreadable: Skip every unreadable batch, quarantined or not: for readers that only look.
-        skip_odd: Skip records that claim another offset than they have; else refuse them.
+        skip_refused: Skip records that claim another offset than they have, and batches that an agent has quarantined;
+            else refuse them: each agent refuses and quarantines for itself.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class LogConsumer:
         waiting: Callable[[], None] = lambda: None,
         *,
         skip_unreadable: bool = False,
-        skip_odd: bool = True,
+        skip_refused: bool = True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
         self._skip_unreadable = skip_unreadable
@@ -74,7 +75,7 @@ class LogConsumer:
         self._failures: Counter[tuple[Place, int]] = Counter()
         self._skipped: set[Place] = set()
         """Partitions with an unreadable batch: behind a damaged one the client may have gone on anywhere."""
-        self._skip_odd = skip_odd
+        self._skip_refused = skip_refused
         self._odd = OddOffsets(config, prefix, waiting)
         self._standstills = Standstills()
 
@@ -83,34 +84,44 @@ class LogConsumer:
         self._positions = {(at.topic, at.partition): max(at.offset, 0) for at in positions}
         self.consumer.assign(list(positions))
 
-    def take(self, timeout_s: float, most: int) -> list[Message]:
+    def position(self, topic: str, partition: int) -> int:
+        """Return the offset behind what was taken or skipped of a partition."""
+        return self._positions.get((topic, partition), 0)
+
+    def take(self, timeout_s: float, most: int, end: int | None = None) -> list[Message]:
         """Return up to ``most`` records and errors; waits up to ``timeout_s`` for the first one.
 
         Errors of unreadable batches are not among them.
+
+        Args:
+            timeout_s: Longest wait for the first record.
+            most: Most records to return.
+            end: Offset below which records are wanted, of the one partition that is read. An unreadable batch at or
+                behind it is not skipped: perhaps no agent has come to it yet.
 
         Raises:
             TopicError: A batch cannot be read, with an error or without, and nobody has quarantined it.
         """
         if self._standstills.due():
-            self._look()
+            self._look(end)
         # ``consume`` with a timeout waits for a full list.
         first = self.consumer.poll(timeout_s)
         if first is None:
             return []
         messages = [first, *(self.consumer.consume(most - 1, 0) if most > 1 else ())]
         if not any(place[0] in self._odd.topics for place in self._positions):
-            return self._taken(messages)
+            return self._taken(messages, end)
         believed, resumed = self._believable(messages)
-        taken = self._taken(believed)
+        taken = self._taken(believed, end)
         for place, offset in resumed.items():
             self._skipped.add(place)
             self._seek(place, offset)
         return taken
 
-    def _taken(self, messages: list[Message]) -> list[Message]:
+    def _taken(self, messages: list[Message], end: int | None) -> list[Message]:
         errors = [error for message in messages if (error := message.error()) is not None]
         if self._skipped or any(error.code() in UNREADABLE for error in errors):
-            return self._readable(messages)
+            return self._readable(messages, end)
         if messages and not errors and len(self._positions) == 1:
             self._take(messages[-1])
         else:
@@ -148,7 +159,7 @@ class LogConsumer:
             reach = self._odd.check(place, self._positions.get(place, 0), offsets) if offsets else None
             if reach is None:
                 continue
-            if reach.resume > reach.position and not self._skip_odd:
+            if reach.resume > reach.position and not self._skip_refused:
                 raise TopicError(f"topic {place[0]} partition {place[1]} offset {reach.position}: {EXPLANATION}")
             resumed[place] = reach.resume
             of_place = [index for index, one in enumerate(ordered) if (one.topic(), one.partition()) == place]
@@ -157,8 +168,8 @@ class LogConsumer:
             ordered = [message for index, message in enumerate(ordered) if index not in dropped]
         return ordered, resumed
 
-    def _readable(self, messages: Sequence[Message]) -> list[Message]:
-        """Return what of ``messages`` stands before unreadable batches, and go on behind these."""
+    def _readable(self, messages: Sequence[Message], end: int | None) -> list[Message]:
+        """Return what of ``messages`` stands before unreadable batches, and go on behind those below ``end``."""
         readable = []
         ended: set[Place] = set()
         for message in messages:
@@ -168,7 +179,12 @@ class LogConsumer:
             position = self._positions.get(place, 0)
             if error is not None and error.code() in UNREADABLE:
                 ended.add(place)
-                self._skip(place, max(position, message.offset()), error)
+                start = max(position, message.offset())
+                if end is not None and start >= end:
+                    self._skipped.add(place)
+                    self._seek(place, start)
+                else:
+                    self._skip(place, start, error)
             elif place in self._skipped and _is_astray(message, position):
                 if error is not None:
                     self._seek(place, position)
@@ -190,15 +206,17 @@ class LogConsumer:
             )
         self._go_on(place, start, start if end is None else end)
 
-    def _look(self) -> None:
-        """Go on behind batches of which the client delivers nothing, and no error either."""
+    def _look(self, end: int | None) -> None:
+        """Go on behind batches below ``end`` of which the client delivers nothing, and no error either."""
         read = assigned(self.consumer, self._positions)
         for place in self._standstills.suspects(read, lambda place: known_end(self.consumer, place)):
             start = silent_start(self._config, place, read[place], self._waiting, _SILENT_S)
             if start is None:
                 continue
-            if (end := self._end_of(place, start, "nothing comes, not even an error")) is not None:
-                self._go_on(place, start, end)
+            if end is not None and start >= end:
+                self._seek(place, start)
+            elif (behind := self._end_of(place, start, "nothing comes, not even an error")) is not None:
+                self._go_on(place, start, behind)
 
     def _go_on(self, place: Place, start: int, end: int) -> None:
         if end > start:
@@ -228,6 +246,8 @@ class LogConsumer:
             return None
         if self._skip_unreadable or place[0] in {self._prefix + topic.name for topic in (CONTROL, MODELS, PROGRESS)}:
             return found
+        if not self._skip_refused:
+            raise TopicError(f"topic {place[0]} partition {place[1]} cannot be read from offset {start} on ({why})")
         ends = [end for first, end in self._quarantined(place) if first <= start < end]
         if any(end > found for end in ends):
             log.warning(

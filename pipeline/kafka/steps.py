@@ -131,7 +131,7 @@ class CarefulReading:
         at = (*step.place, step.start)
         wait = self._patience.wait
         # Usual reading quarantines what this one refuses.
-        reader = RangeReader(self._bootstrap, self._settings, *at, wait, ONE_RECORD_BATCH, skip_odd=False)
+        reader = RangeReader(self._bootstrap, self._settings, *at, wait, ONE_RECORD_BATCH, skip_refused=False)
         try:
             # Closed before the records are worked on: it would fetch further meanwhile.
             with closing(reader):

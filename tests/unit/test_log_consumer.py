@@ -131,9 +131,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return made
 
 
-def read(log: Log, *, skip_unreadable: bool = False, skip_odd: bool = True) -> list[int]:
+def read(log: Log, *, skip_unreadable: bool = False, skip_refused: bool = True) -> list[int]:
     """The offsets of all records that a reader gets."""
-    reader = LogConsumer({}, "", {}, skip_unreadable=skip_unreadable, skip_odd=skip_odd)
+    reader = LogConsumer({}, "", {}, skip_unreadable=skip_unreadable, skip_refused=skip_refused)
     reader.assign([TopicPartition(log.name, 0, 0)])
     offsets: list[int] = []
     for _ in range(1_000):
@@ -243,4 +243,4 @@ def test_reading_goes_on_behind_an_odd_record_or_refuses_it(log: Log, monkeypatc
     assert read(log) == [0, 1, 3, 4, 5, 6, 7]
     assert asked == [(2, [6])]
     with pytest.raises(TopicError, match="claims another offset"):
-        read(log, skip_odd=False)
+        read(log, skip_refused=False)

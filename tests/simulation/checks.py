@@ -1,0 +1,363 @@
+"""The invariants of ``docs/invariants.md``, by number, checked on the logs of a simulated cluster.
+
+Agents are at rest: every record of their inputs is committed.
+"""
+
+import math
+from collections import Counter, defaultdict
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from pipeline.engine.placement import partition_of
+from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.learning.labels import NOTHING, LabelState, resolve
+from pipeline.scoring.blend import blend
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.payload import payload_digest
+from pipeline.scoring.river_factory import load_river, new_learner
+from schemas.codec import decode_label, timestamp_us
+from schemas.errors import InvalidMessage
+from schemas.messages import CardRules, Decision, Label, ProfiledLabel, ProfiledTransaction, Quarantine
+from schemas.money import load
+from schemas.records import Record
+from tests.helpers.champion import no_files
+from tests.simulation.model_kafka import Committed
+from tests.simulation.names import PARTITIONS, PREFIX
+from tests.simulation.reading import (
+    At,
+    DeadLetter,
+    Logs,
+    at_of,
+    dead_letter,
+    decode_alert,
+    decode_control,
+    decode_decision,
+    decode_example,
+    decode_profiled,
+    decode_progress,
+    decode_version,
+    fields,
+    messages,
+    place_of,
+)
+
+PATIENCE_US = 7 * US_PER_DAY
+SHORTEST_LABEL_HORIZON_US = 10 * US_PER_DAY
+SHORTEST_REPEAT_HORIZON_US = 20 * US_PER_DAY
+
+
+def check(logs: Logs) -> None:
+    """Check what the logs say."""
+    for transaction in logs.cluster.transactions:
+        check_transaction(logs, transaction)
+    check_outcomes(logs)
+    check_labels(logs)
+    check_quarantines(logs)
+    check_known_at(logs)
+    check_examples(logs)
+    check_scores(logs)
+    check_online_models(logs)
+    check_rates(logs)
+
+
+# --- One transaction (3, 5, 7) ------------------------------------------------------------------------------------
+
+
+def check_transaction(logs: Logs, transaction: Committed) -> None:
+    """Offsets go forward, outputs are of what was read, decisions and alerts go together (3, 7)."""
+    outputs = transaction.outputs
+    assert all(offsets.step == 1 for offsets in transaction.offsets.values()), "7: offsets went back"
+
+    def is_read(at: At) -> bool:
+        return at[2] in transaction.offsets.get((PREFIX + at[0], at[1]), range(0))
+
+    for _, message in messages(outputs, "profiled", decode_profiled):
+        if isinstance(message, ProfiledTransaction):
+            assert is_read(at_of(message.read or message.source)), "7: a profile of what this transaction did not read"
+    decided = [message for _, message in messages(outputs, "decisions", decode_decision)]
+    for decision in decided:
+        assert is_read(("profiled", decision.log.partition, decision.log.offset)), "7: a decision of what was not read"
+    alerts = [message for _, message in messages(outputs, "alerts", decode_alert)]
+    assert [(one.log, one.score) for one in alerts] == [
+        (one.log, one.score) for one in decided if one.action == "alert"
+    ], "3: alerts are not those of the decisions of their transaction"
+    assert len({(one.versions.lightgbm, one.versions.policy, one.versions.river) for one in decided}) <= 1, "16"
+    for marker in (message for _, message in messages(outputs, "progress", decode_progress)):
+        for topic, end in marker.ends.items():
+            places = [at for at in transaction.offsets if at[0] == PREFIX + topic]
+            assert end in [transaction.offsets[at].stop for at in places], "7: a marker says otherwise than offsets"
+    check_quarantining(transaction, [dead_letter(one) for one in outputs if one.topic == PREFIX + "dead-letters"])
+
+
+def check_quarantining(transaction: Committed, dead: list[DeadLetter]) -> None:
+    """Dead letter, control record and the offset behind commit together, and nothing else (5)."""
+    controls = [
+        item for _, item in messages(transaction.outputs, "control", decode_control) if isinstance(item, Quarantine)
+    ]
+    set_aside = [one for one in dead if one.code in ("set_aside", "unreadable") and one.stage == agent_of(transaction)]
+    named = [(at_of(item.position), item.position.end or item.position.offset + 1) for item in controls]
+    own = {(one.at, one.end) for one in set_aside}
+    assert set(named) <= own, "5: a quarantine without its dead letter"
+    assert len(named) == len(set(named)) <= 1
+    assert all(one.code != "set_aside" or (one.at, one.end) in named for one in set_aside), "5: without control record"
+    for (topic, number, _), end in named:
+        assert transaction.offsets[PREFIX + topic, number].stop == end, "5: without the offset behind it"
+        others = [one for one in transaction.outputs if one.topic.removeprefix(PREFIX) not in QUARANTINING]
+        assert others == [], "5: outputs of a quarantined record"
+
+
+QUARANTINING = ("control", "dead-letters", "progress")
+
+
+def agent_of(transaction: Committed) -> str:
+    return transaction.group.removeprefix(PREFIX)
+
+
+# --- Outcomes (1 to 5) --------------------------------------------------------------------------------------------
+
+
+def check_outcomes(logs: Logs) -> None:
+    """Every record of ``transactions`` has one outcome, every accepted one a decision or a quarantine (1, 3)."""
+    accepted: dict[At, tuple[str, str]] = {}
+    profiled: dict[At, At] = {}
+    for record, message in logs.of("profiled", decode_profiled):
+        if isinstance(message, ProfiledTransaction):
+            source = at_of(message.source)
+            assert source not in accepted, f"1, 3: {source} was accepted twice"
+            accepted[source] = (message.card_id, message.transaction_id)
+            profiled[place_of(record)] = source
+    outcomes: dict[At, list[str]] = defaultdict(list)
+    for _, decision in logs.of("decisions", decode_decision):
+        source = at_of(decision.source)
+        assert profiled[("profiled", decision.log.partition, decision.log.offset)] == source
+        outcomes[source].append("decision")
+    for dead in logs.dead:
+        for offset in range(dead.at[2], dead.end):
+            at = (*dead.at[:2], offset)
+            if dead.stage == "card" and at[0] == "rerouted":
+                at = place_of(logs.original(logs.at(at)))
+            if dead.stage in ("card", "score"):
+                outcomes[profiled.get(at, at)].append(f"dead letter {dead.code}")
+    ids = Counter(accepted.values())
+    for at in positions(logs, "transactions"):
+        found = outcomes[at]
+        if at in accepted:
+            assert len(found) == 1, f"1, 3: {at} was accepted and has {found}"
+        elif not found:
+            told = fields(logs.at(at))
+            assert (told.get("card_id"), told.get("transaction_id")) in ids, f"1: {at} has no outcome"
+        else:
+            assert len(found) == 1, f"1: {at} has {found}"
+    check_repeats(logs, accepted)
+
+
+def positions(logs: Logs, topic: str) -> list[At]:
+    """Return every position of a topic that holds a record, readable or not."""
+    found = []
+    for number in range(PARTITIONS):
+        for entry in logs.cluster.logs[PREFIX + topic, number].entries:
+            offsets = entry if isinstance(entry, range) else [entry.offset]
+            found += [(topic, number, offset) for offset in offsets]
+    return found
+
+
+def check_repeats(logs: Logs, accepted: dict[At, tuple[str, str]]) -> None:
+    """A transaction is accepted again only when event time has passed the horizon (3)."""
+    newest_us: dict[int, int] = defaultdict(int)
+    known: dict[tuple[str, str], int] = {}
+    for transaction in logs.transactions("card"):
+        for _, message in messages(transaction.outputs, "profiled", decode_profiled):
+            if isinstance(message, ProfiledTransaction):
+                home = partition_of(message.card_id, PARTITIONS)
+                identity = accepted[at_of(message.source)]
+                before = known.get(identity)
+                if before is not None:
+                    passed_us = newest_us[home] - before
+                    assert passed_us > SHORTEST_REPEAT_HORIZON_US, f"3: {identity} was accepted again"
+                newest_us[home] = max(newest_us[home], message.event_time_us)
+                known[identity] = newest_us[home]
+
+
+def check_labels(logs: Logs) -> None:
+    """Every label has at most one dead letter of the card agent, and one that cannot be decoded has one (2, 4)."""
+    dead: dict[At, list[str]] = defaultdict(list)
+    for one in logs.dead:
+        if one.stage == "card":
+            for offset in range(one.at[2], one.end):
+                at = (*one.at[:2], offset)
+                dead[place_of(logs.original(logs.at(at))) if at[0] == "rerouted" else at].append(one.code)
+    for at in positions(logs, "labels"):
+        entry = logs.cluster.logs[PREFIX + at[0], at[1]].at(at[2])
+        found = dead[at]
+        assert len(found) <= 1, f"2: {at} has {found}"
+        if isinstance(entry, range):
+            assert found == ["unreadable"], f"2: {at} of {entry} has {found}"
+        elif entry is not None and label_of(entry) is None:
+            assert len(found) == 1, f"4: {at} cannot be decoded, and has no dead letter"
+
+
+def label_of(record: Record) -> Label | None:
+    try:
+        stamp_us = record.timestamp_ms * 1_000
+        return decode_label(record.value, record_timestamp_us=stamp_us, future_tolerance_us=300_000_000)
+    except InvalidMessage:
+        return None
+
+
+def check_quarantines(logs: Logs) -> None:
+    """What makes an agent fail, and what it cannot read, is quarantined once (5)."""
+    quarantined = Counter((one.stage, one.at) for one in logs.dead if one.code == "set_aside")
+    assert all(count == 1 for count in quarantined.values()), "5: quarantined twice"
+    for agent, topics in READS.items():
+        for topic in topics:
+            for record in logs.records[topic]:
+                value = record.value or b""
+                fails = any(f"!{what}-{agent}".encode() in value for what in ("fail", "kill"))
+                assert not fails or (agent, place_of(record)) in quarantined, f"5: {agent} {place_of(record)}"
+    ranges = Counter((one.stage, one.at, one.end) for one in logs.dead if one.code == "unreadable")
+    assert all(count == 1 for count in ranges.values()), "5: a range was quarantined twice"
+
+
+READS = {
+    "card": ("transactions", "rerouted", "labels"),
+    "score": ("profiled",),
+    "feedback": ("labels", "rerouted", "decisions"),
+    "learn": ("examples",),
+}
+
+
+# --- Labels (14) --------------------------------------------------------------------------------------------------
+
+
+def known_at_us(record: Record, label: Label) -> int:
+    return max(timestamp_us(label.labelled_at), record.timestamp_ms * 1_000)
+
+
+def check_known_at(logs: Logs) -> None:
+    """A label counts from the later of ``labelled_at`` and its arrival, and the strongest one holds (14)."""
+    held: dict[tuple[str, str], str] = {}
+    for transaction in logs.transactions("card"):
+        for _, message in messages(transaction.outputs, "profiled", decode_profiled):
+            if isinstance(message, ProfiledLabel):
+                record = logs.at(at_of(message.source))
+                label = label_of(record)
+                assert label is not None
+                assert message.known_at_us == known_at_us(record, label), "14"
+                held[message.card_id, message.transaction_id] = message.known
+    lost = {one.at for one in logs.dead if one.stage == "card"}
+    lost |= {place_of(logs.original(logs.at(one.at))) for one in logs.dead if one.at[0] == "rerouted"}
+    told: dict[tuple[str, str], list[tuple[int, Label]]] = defaultdict(list)
+    for record in logs.records["labels"]:
+        label = label_of(record)
+        if label is not None and place_of(record) not in lost:
+            told[label.card_id, label.transaction_id].append((known_at_us(record, label), label))
+    times = event_times(logs)
+    for identity, labels in told.items():
+        first_us, event_time_us = times.get(identity, (0, None))
+        if event_time_us is None or any(
+            not first_us - PATIENCE_US <= at_us <= event_time_us + SHORTEST_LABEL_HORIZON_US for at_us, _ in labels
+        ):
+            continue
+        state: LabelState | None = None
+        for _, label in labels:
+            state, _ = resolve(state, label)
+        assert held.get(identity, NOTHING) == (state.known if state else NOTHING), f"2, 14: {identity}"
+
+
+def event_times(logs: Logs) -> dict[tuple[str, str], tuple[int, int | None]]:
+    """Of each transaction how far event time had come when it was accepted, and its own time; None: accepted twice."""
+    newest_us: dict[int, int] = defaultdict(int)
+    times: dict[tuple[str, str], tuple[int, int | None]] = {}
+    for transaction in logs.transactions("card"):
+        for _, message in messages(transaction.outputs, "profiled", decode_profiled):
+            if isinstance(message, ProfiledTransaction):
+                home, identity = partition_of(message.card_id, PARTITIONS), (message.card_id, message.transaction_id)
+                newest_us[home] = max(newest_us[home], message.event_time_us)
+                times[identity] = (newest_us[home], None if identity in times else message.event_time_us)
+    return times
+
+
+def check_examples(logs: Logs) -> None:
+    """Learning uses the features that were served, and labels from when they were known (14)."""
+    decisions = {(one.log.partition, one.log.offset): one for _, one in logs.of("decisions", decode_decision)}
+    labels = defaultdict(list)
+    for record in logs.records["labels"]:
+        if (label := label_of(record)) is not None:
+            labels[label.card_id, label.transaction_id, label.source].append(known_at_us(record, label))
+    revisions = Counter[tuple[int, int, int]]()
+    for _, example in logs.of("examples", decode_example):
+        served = decisions[example.log.partition, example.log.offset]
+        revisions[example.log.partition, example.log.offset, example.revision] += 1
+        for name in ("transaction_id", "card_id", "merchant_id", "features", "logit", "score", "versions"):
+            assert getattr(example, name) == getattr(served, name), f"14: another {name} than was served"
+        if example.label_source is None:
+            assert example.known_at > example.event_time
+        else:
+            at = labels[example.card_id, example.transaction_id, example.label_source]
+            assert microseconds_of(example.known_at) in at, "14: an example of what was known at another time"
+    assert all(count == 1 for count in revisions.values()), "7: an example was written twice"
+
+
+def microseconds_of(moment: datetime) -> int:
+    return (moment - datetime.fromtimestamp(0, moment.tzinfo)) // timedelta(microseconds=1)
+
+
+# --- Versions (15 to 18) ------------------------------------------------------------------------------------------
+
+
+def contents(logs: Logs, name: str) -> dict[str, bytes]:
+    """Return what ``models`` holds of one name, by version; the first record of a digest counts (15)."""
+    found: dict[str, bytes] = {}
+    for _, version in logs.of("models", decode_version):
+        payload = bytes(version.payload)
+        if version.name == name and payload_digest(payload) == version.digest:
+            found.setdefault(version.version, payload)
+    return found
+
+
+def check_scores(logs: Logs) -> None:
+    """Every score can be computed again, to the last bit, from what its decision names (15)."""
+    lightgbms, rivers = contents(logs, "lightgbm"), contents(logs, "river")
+    by_versions: dict[tuple[str, str, str], list[Decision]] = defaultdict(list)
+    for _, decision in logs.of("decisions", decode_decision):
+        by_versions[decision.versions.lightgbm, decision.versions.river, decision.versions.policy].append(decision)
+    for (lightgbm, river, _), decisions in by_versions.items():
+        model = LightGBMModel.from_payload(lightgbms[lightgbm])
+        features = np.array([[math.nan if one.features[name] is None else one.features[name] for name in FEATURES]
+                             for one in decisions])  # fmt: skip
+        logit = model.logit(features)
+        assert logit.tolist() == [one.logit for one in decisions], "15: another score of LightGBM"
+        if river in rivers:
+            own = load_river(rivers[river], None, no_files)
+            assert own.lightgbm_version == lightgbm, "17: an online model on another LightGBM version"
+            score = blend(logit, own.logit(features, logit), 1.0)
+            assert score.tolist() == [one.score for one in decisions], "15: another score"
+        else:
+            assert river.endswith("@0"), f"15: {river} is not on models"
+
+
+def check_online_models(logs: Logs) -> None:
+    """A version of the online model is what the examples in front of it make of its beginning (11, 15)."""
+    gone = {one.at[2] for one in logs.dead if one.stage == "learn"}
+    examples = [(record.offset, example) for record, example in logs.of("examples", decode_example)]
+    for version, payload in contents(logs, "river").items():
+        layer = load_river(payload, None, no_files)
+        start, end = start_of(payload), int(version.rpartition("@")[2])
+        learner = new_learner(layer.lightgbm_version, None, start)
+        learner.learn_examples([one for offset, one in examples if start <= offset < end and offset not in gone])
+        assert learner.snapshot(end).to_payload() == payload, f"11: {version} is not what its examples make"
+
+
+def start_of(payload: bytes) -> int:
+    """Return the first example that a layer was given."""
+    found = fields(Record("", 0, 0, 0, None, payload))["config"].get("examples_start", 0)
+    assert isinstance(found, int)
+    return found
+
+
+def check_rates(logs: Logs) -> None:
+    """A batch's rate table is on ``models`` (18)."""
+    published = {load(payload).digest for payload in contents(logs, "rates").values()}
+    for _, marker in logs.of("progress", decode_progress):
+        assert not isinstance(marker.rules, CardRules) or marker.rules.rates_digest in published, "18"

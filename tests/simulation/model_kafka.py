@@ -1,0 +1,445 @@
+"""A small model of Kafka, as its clients see it: logs, committed offsets, transactions, groups and rebalances.
+
+`SimConsumer`, `SimProducer` and `SimAdmin` take the place of confluent-kafka's classes. Nothing here waits, starts a
+thread or asks a clock: what a broker would do by itself (rebalance, fail, end a transaction) the simulation orders.
+An entry of a log is a record or a range that nobody can read; another kind of entry needs a case in `Log.at`.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from enum import StrEnum
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import OffsetSpec
+
+from pipeline.engine.placement import murmur2
+from pipeline.kafka.batch import Place
+from pipeline.kafka.caller import Hung
+from schemas.records import Headers, Record
+
+CLUSTERS: Final[dict[str, "Cluster"]] = {}
+"""Clusters by the address under which clients find them."""
+
+
+class Fate(StrEnum):
+    """How the next transaction of a worker ends."""
+
+    COMMIT = "commit"
+    ABORT = "abort"
+    UNKNOWN_COMMITTED = "unknown, and committed"
+    UNKNOWN_LOST = "unknown, and aborted"
+    DIE_BEFORE = "the process dies before the commit"
+    DIE_AFTER = "the process dies behind the commit"
+
+
+class Died(BaseException):
+    """A process died in the middle of what it did."""
+
+
+class Log:
+    """One partition of a topic: entries by their last offset, and gaps where transactions ended."""
+
+    def __init__(self) -> None:
+        self.entries: list[Record | range] = []
+        self._lasts: list[int] = []
+        self.end = 0
+
+    def append(self, entry: Record | range, last: int) -> None:
+        self.entries.append(entry)
+        self._lasts.append(last)
+        self.end = last + 1
+
+    def at(self, position: int) -> Record | range | None:
+        """Return the first entry that reaches to ``position`` or lies behind it."""
+        found = bisect_left(self._lasts, position)
+        return self.entries[found] if found < len(self.entries) else None
+
+    def records(self, offsets: range) -> list[Record]:
+        """Return the records within ``offsets``."""
+        return [one for one in self.entries if isinstance(one, Record) and one.offset in offsets]
+
+
+class Committed(NamedTuple):
+    """A transaction that was committed."""
+
+    group: str
+    offsets: dict[Place, range]
+    """From the offset that was committed before, up to the one that this transaction committed."""
+    marks: dict[Place, str]
+    outputs: list[Record]
+
+
+class Group:
+    """A consumer group: committed offsets with their metadata, and who is to hold which partition number."""
+
+    def __init__(self) -> None:
+        self.committed: dict[Place, tuple[int, str]] = {}
+        self.members: list[SimConsumer] = []
+        self.owner: dict[int, SimConsumer] = {}
+        self.target: dict[int, SimConsumer] = {}
+
+    def join(self, member: "SimConsumer", count: int) -> None:
+        """A new member gets what nobody is to hold."""
+        self.members.append(member)
+        for number in range(count):
+            self.target.setdefault(number, member)
+
+    def leave(self, member: "SimConsumer") -> None:
+        """A member is gone: it left, or its session timed out. Others get what it held."""
+        self.members = [one for one in self.members if one is not member]
+        self.owner = {number: one for number, one in self.owner.items() if one is not member}
+        left = [number for number, one in self.target.items() if one is member]
+        for number in left:
+            del self.target[number]
+            if self.members:
+                self.target[number] = self.members[number % len(self.members)]
+
+    def expel(self, member: "SimConsumer") -> None:
+        """A member that stands still is given up, and does not know."""
+        self.leave(member)
+        member.lost = True
+
+
+class Cluster:
+    """Topics, groups and transactions; and what befalls the client that works now."""
+
+    def __init__(self, address: str, partitions: Mapping[str, int]) -> None:
+        CLUSTERS[address] = self
+        self.logs = {(topic, n): Log() for topic, count in partitions.items() for n in range(count)}
+        self.partitions = dict(partitions)
+        self.groups: dict[str, Group] = {}
+        self.transactions: list[Committed] = []
+        self.now_ms = 0
+        self.fate = Fate.COMMIT
+        """Of the next transaction with records of an agent."""
+        self.fetch, self.turn = 1 << 20, 0
+        """Most records of a batch, and the partition that a member reads first."""
+        self.producers: dict[str, SimProducer] = {}
+
+    def group(self, name: str) -> Group:
+        return self.groups.setdefault(name, Group())
+
+    def write(
+        self, topic: str, partition: int | None, key: bytes | None, value: bytes | None, headers: Headers = ()
+    ) -> Record:
+        """Append a record."""
+        if partition is None:
+            partition = (murmur2([key or b""])[0] & 0x7FFFFFFF) % self.partitions[topic]
+        log = self.logs[topic, partition]
+        record = Record(topic, partition, log.end, self.now_ms, key, value, headers)
+        log.append(record, record.offset)
+        return record
+
+    def damage(self, topic: str, partition: int, count: int) -> None:
+        """Append a batch of ``count`` records that nobody can read."""
+        log = self.logs[topic, partition]
+        log.append(range(log.end, log.end + count), log.end + count - 1)
+
+    def end_transaction(self, producer: "SimProducer", *, commit: bool) -> None:
+        """Let what a producer wrote in its transaction count, or let only a gap remain of it."""
+        outputs = []
+        for topic, partition, key, value, headers, report in producer.written:
+            record = self.write(topic, partition, key, value, headers)
+            if not commit:
+                log = self.logs[topic, record.partition]
+                log.entries.pop()
+                log._lasts.pop()
+                continue
+            outputs.append(record)
+            if report is not None:
+                report(None, Message((topic, record.partition), record.offset, record))
+        for place in {(record.topic, record.partition) for record in outputs}:
+            self.logs[place].end += 1
+        if commit:
+            group = self.group(producer.group)
+            offsets = {}
+            for place, (offset, mark) in producer.offsets.items():
+                before, _ = group.committed.get(place, (0, ""))
+                offsets[place] = range(before, offset) if offset >= before else range(offset, before, -1)
+                group.committed[place] = (offset, mark)
+            marks = {place: mark for place, (_, mark) in producer.offsets.items()}
+            self.transactions.append(Committed(producer.group, offsets, marks, outputs))
+        producer.written, producer.offsets, producer.open, producer.pending = [], {}, False, None
+
+
+def _error(code: int, **properties: bool) -> KafkaException:
+    return KafkaException(KafkaError(code, None, **properties))
+
+
+class Message:
+    """A record or an error, as a client delivers it."""
+
+    def __init__(self, place: Place, offset: int, record: Record | None = None, code: int = 0) -> None:
+        self._place, self._offset, self._record, self._code = place, offset, record, code
+
+    def error(self) -> KafkaError | None:
+        return KafkaError(self._code) if self._record is None else None
+
+    def topic(self) -> str:
+        return self._place[0]
+
+    def partition(self) -> int:
+        return self._place[1]
+
+    def offset(self) -> int:
+        return self._offset
+
+    def _of(self) -> Record:
+        assert self._record is not None
+        return self._record
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, self._of().timestamp_ms
+
+    def key(self) -> bytes | None:
+        return self._of().key
+
+    def value(self) -> bytes | None:
+        return self._of().value
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        return list(self._of().headers) or None
+
+
+def _places(partitions: Iterable[TopicPartition]) -> list[Place]:
+    return [(one.topic, one.partition) for one in partitions]
+
+
+class SimConsumer:
+    """A consumer, of a group or of partitions that it assigns itself."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._cluster = CLUSTERS[config["bootstrap.servers"]]
+        self.client: str = config["client.id"]
+        self._tells_ends = bool(config.get("enable.partition.eof"))
+        self._group = self._cluster.group(config["group.id"])
+        self._topics: list[str] = []
+        self._positions: dict[Place, int] = {}
+        self._paused: set[Place] = set()
+        self._ends_told: dict[Place, int] = {}
+        self.lost = False
+        """Set by the simulation: the group has given this member's partitions to others."""
+        self.epoch = 0
+        self._left = 0
+        self._callbacks: tuple[Callable[..., None], ...] = ()
+
+    def subscribe(self, topics: list[str], **callbacks: Callable[..., None]) -> None:
+        self._topics = topics
+        self._callbacks = tuple(callbacks[name] for name in ("on_assign", "on_revoke", "on_lost"))
+        self._group.join(self, self._cluster.partitions[topics[0]])
+
+    def _held(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(topic, number) for number in numbers for topic in self._topics]
+
+    def _serve(self) -> None:
+        """Hear of one change of the group, if there is any."""
+        if not self._topics:
+            return
+        on_assign, on_revoke, on_lost = self._callbacks
+        group = self._group
+        if self.lost:
+            self.lost = False
+            on_lost(self, self._held(sorted({number for _, number in self._positions})))
+            group.join(self, self._cluster.partitions[self._topics[0]])
+            return
+        mine = [number for number, owner in sorted(group.owner.items()) if owner is self]
+        if away := [number for number in mine if group.target.get(number) is not self]:
+            on_revoke(self, self._held(away))
+            self.epoch += 1
+            for number in away:
+                del group.owner[number]
+        elif new := [n for n, one in sorted(group.target.items()) if one is self and n not in group.owner]:
+            self.epoch += 1
+            group.owner.update(dict.fromkeys(new, self))
+            on_assign(self, self._held(new))
+
+    def poll(self, timeout: float = -1) -> Message | None:
+        self._serve()
+        self._left = self._cluster.fetch - 1
+        return next(iter(self._take(1)), None)
+
+    def consume(self, count: int, timeout: float = -1) -> list[Message]:
+        self._serve()
+        return self._take(min(count, self._left) if self._topics else count)
+
+    def _take(self, most: int) -> list[Message]:
+        found: list[Message] = []
+        places = [place for place in sorted(self._positions) if place not in self._paused]
+        turn = self._cluster.turn % len(places) if places and self._topics else 0
+        for place in places[turn:] + places[:turn]:
+            while len(found) < most and place in self._positions:
+                message = self._next(place)
+                if message is None:
+                    break
+                found.append(message)
+                if message.error() is not None:
+                    break
+        return found
+
+    def _next(self, place: Place) -> Message | None:
+        log, position = self._cluster.logs[place], self._positions[place]
+        entry = log.at(position)
+        if isinstance(entry, range):
+            # Read again for ever, as of what cannot be decompressed.
+            return Message(place, entry.start, code=KafkaError._BAD_COMPRESSION)
+        if entry is not None:
+            self._positions[place] = entry.offset + 1
+            return Message(place, entry.offset, entry)
+        self._positions[place] = max(position, log.end)
+        if self._tells_ends and self._ends_told.get(place) != log.end:
+            self._ends_told[place] = log.end
+            return Message(place, log.end, code=KafkaError._PARTITION_EOF)
+        return None
+
+    def assign(self, partitions: Sequence[TopicPartition]) -> None:
+        self._positions.clear()
+        self.incremental_assign(partitions)
+
+    def incremental_assign(self, partitions: Sequence[TopicPartition]) -> None:
+        for at in partitions:
+            assert at.offset >= 0 or at.offset == OFFSET_BEGINNING
+            self._positions[at.topic, at.partition] = max(at.offset, 0)
+            self._ends_told.pop((at.topic, at.partition), None)
+
+    def incremental_unassign(self, partitions: Sequence[TopicPartition]) -> None:
+        for place in _places(partitions):
+            del self._positions[place]
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused |= set(_places(partitions))
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        # A pause of a partition that was taken away since is remembered, as librdkafka does.
+        self._paused -= set(_places(partitions))
+
+    def seek(self, partition: TopicPartition) -> None:
+        if (partition.topic, partition.partition) not in self._positions:
+            raise _error(KafkaError._STATE)
+        self.incremental_assign([partition])
+
+    def assignment(self) -> list[TopicPartition]:
+        return [TopicPartition(*place) for place in sorted(self._positions)]
+
+    def position(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
+        return [TopicPartition(*place, self._positions.get(place, OFFSET_INVALID)) for place in _places(partitions)]
+
+    def get_watermark_offsets(self, partition: TopicPartition, **_: Any) -> tuple[int, int]:
+        return 0, self._cluster.logs[partition.topic, partition.partition].end
+
+    def list_topics(self, topic: str, **_: Any) -> Any:
+        return _metadata(self._cluster, topic)
+
+    def committed(self, partitions: Sequence[TopicPartition], timeout: float) -> list[TopicPartition]:
+        found = []
+        for place in _places(partitions):
+            offset, mark = self._group.committed.get(place, (OFFSET_INVALID, ""))
+            found.append(TopicPartition(*place, offset, mark))
+        return found
+
+    def consumer_group_metadata(self) -> tuple["SimConsumer", int]:
+        return self, self.epoch
+
+    def close(self) -> None:
+        if self._topics and self._positions and not self.lost:
+            self._callbacks[1](self, self._held(sorted({number for _, number in self._positions})))
+        self._group.leave(self)
+
+
+def _metadata(cluster: Cluster, topic: str) -> Any:
+    topics = {topic: SimpleNamespace(error=None, partitions=range(cluster.partitions[topic]))}
+    return SimpleNamespace(topics=topics)
+
+
+class SimProducer:
+    """A transactional producer; records are written when the transaction ends."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._cluster = CLUSTERS[config["bootstrap.servers"]]
+        self._id: str = config["transactional.id"]
+        self.group = self._id.rpartition("-")[0]
+        """The transactional id is made of the group's name and the worker's."""
+        self.written: list[tuple[str, int | None, bytes | None, bytes | None, Headers, Any]] = []
+        self.offsets: dict[Place, tuple[int, str]] = {}
+        self.open = False
+        self.pending: bool | None = None
+        """How a transaction ends whose end its producer did not hear of."""
+
+    def init_transactions(self, timeout: float) -> None:
+        before = self._cluster.producers.get(self._id)
+        if before is not None:
+            self._cluster.end_transaction(before, commit=bool(before.pending))
+        self._cluster.producers[self._id] = self
+
+    def begin_transaction(self) -> None:
+        assert not self.open
+        self.open = True
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        partition: int,
+        report: Any,
+        _callback: None,
+        _timestamp: int,
+        headers: list[tuple[str, bytes | None]] | None,
+    ) -> None:
+        if f"!large-{topic}".encode() in (value or b""):
+            raise _error(KafkaError.MSG_SIZE_TOO_LARGE)
+        number = None if partition < 0 else partition
+        self.written.append((topic, number, key, value, tuple(headers or ()), report))
+
+    def send_offsets_to_transaction(
+        self, offsets: Sequence[TopicPartition], metadata: tuple[SimConsumer, int], timeout: float
+    ) -> None:
+        member, epoch = metadata
+        group = self._cluster.group(self.group)
+        if member not in group.members or member.lost or member.epoch != epoch:
+            raise _error(KafkaError.STALE_MEMBER_EPOCH, txn_requires_abort=True)
+        self.offsets = {(at.topic, at.partition): (at.offset, at.metadata or "") for at in offsets}
+
+    def commit_transaction(self, timeout: float) -> None:
+        cluster, committed = self._cluster, self._cluster.group(self.group).committed
+        # What befalls a worker befalls its work, and not the marks that it puts beside offsets that stay.
+        works = any(committed.get(place, (0, ""))[0] != offset for place, (offset, _) in self.offsets.items())
+        fate = cluster.fate if works else Fate.COMMIT
+        if works:
+            cluster.fate = Fate.COMMIT
+        if fate is Fate.ABORT:
+            raise _error(KafkaError.COORDINATOR_NOT_AVAILABLE, txn_requires_abort=True)
+        if fate in (Fate.UNKNOWN_COMMITTED, Fate.UNKNOWN_LOST):
+            self.pending = fate is Fate.UNKNOWN_COMMITTED
+            raise Hung("the coordinator does not answer")
+        if fate is Fate.DIE_BEFORE:
+            raise Died
+        cluster.end_transaction(self, commit=True)
+        if fate is Fate.DIE_AFTER:
+            raise Died
+
+    def abort_transaction(self, timeout: float) -> None:
+        self._cluster.end_transaction(self, commit=False)
+
+    def poll(self, timeout: float) -> int:
+        return 0
+
+
+class SimAdmin:
+    """What of an admin client programs ask while they run."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._cluster = CLUSTERS[config["bootstrap.servers"]]
+
+    def list_topics(self, topic: str, **_: Any) -> Any:
+        return _metadata(self._cluster, topic)
+
+    def list_offsets(self, asked: Mapping[TopicPartition, OffsetSpec], **_: Any) -> dict[TopicPartition, Future[Any]]:
+        found = {}
+        for at, spec in asked.items():
+            log = self._cluster.logs[at.topic, at.partition]
+            found[at] = future = Future[Any]()
+            future.set_result(SimpleNamespace(offset=log.end if spec is OffsetSpec.latest() else 0))
+        return found

@@ -1,0 +1,124 @@
+"""What a simulated cluster's logs say, decoded once for all checks."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from pipeline.engine.rerouting import NotRerouted, original
+from schemas.errors import UNREADABLE
+from schemas.messages import (
+    Activation,
+    Alert,
+    Decision,
+    Example,
+    ModelVersion,
+    ProfiledLabel,
+    ProfiledTransaction,
+    Progress,
+    Quarantine,
+    RecordPosition,
+)
+from schemas.records import Record
+from tests.simulation.model_kafka import Cluster, Committed
+from tests.simulation.names import PREFIX
+
+T = TypeVar("T")
+At = tuple[str, int, int]
+"""Topic without prefix, partition, offset."""
+
+decode_profiled = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
+decode_decision = msgspec.json.Decoder(Decision).decode
+decode_alert = msgspec.json.Decoder(Alert).decode
+decode_example = msgspec.json.Decoder(Example).decode
+decode_control = msgspec.json.Decoder(Activation | Quarantine).decode
+decode_version = msgspec.json.Decoder(ModelVersion).decode
+decode_progress = msgspec.json.Decoder(Progress).decode
+
+
+class DeadLetter(NamedTuple):
+    """The position that a dead letter names, who wrote it and why."""
+
+    at: At
+    end: int
+    stage: str
+    code: str
+
+
+def at_of(position: RecordPosition) -> At:
+    return position.topic, position.partition, position.offset
+
+
+def place_of(record: Record) -> At:
+    return bare(record.topic), record.partition, record.offset
+
+
+def bare(topic: str) -> str:
+    return topic.removeprefix(PREFIX)
+
+
+def dead_letter(record: Record) -> DeadLetter:
+    own = {name.removeprefix("dead-letter-"): (value or b"").decode() for name, value in record.headers}
+    offset = int(own["offset"])
+    at = (bare(own["topic"]), int(own["partition"]), offset)
+    return DeadLetter(at, int(own.get("end", offset + 1)), own["stage"], own["error"])
+
+
+def messages(records: list[Record], topic: str, decode: Callable[[bytes], T]) -> Iterator[tuple[Record, T]]:
+    """Yield the records of a topic (without prefix) that can be decoded, with their messages."""
+    for record in records:
+        if record.topic == PREFIX + topic:
+            try:
+                yield record, decode(record.value or b"")
+            except UNREADABLE:
+                continue
+
+
+@dataclass
+class Logs:
+    """All that lies on a cluster; what agents committed, and what the simulation wrote in between."""
+
+    cluster: Cluster
+    records: dict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
+    """By topic without prefix, partition by partition."""
+    dead: list[DeadLetter] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for (topic, _), log in sorted(self.cluster.logs.items()):
+            self.records[bare(topic)] += [entry for entry in log.entries if isinstance(entry, Record)]
+        self.dead = [dead_letter(record) for record in self.records["dead-letters"]]
+
+    def of(self, topic: str, decode: Callable[[bytes], T]) -> list[tuple[Record, T]]:
+        return list(messages(self.records[topic], topic, decode))
+
+    def transactions(self, agent: str) -> list[Committed]:
+        """Return the transactions of an agent, but for those that only put marks beside offsets."""
+        mine = [one for one in self.cluster.transactions if one.group == PREFIX + agent]
+        return [one for one in mine if any(len(offsets) for offsets in one.offsets.values())]
+
+    def original(self, record: Record) -> Record:
+        """Return the record as it lay with its producer; as it is, where nobody can tell."""
+        if record.topic != PREFIX + "rerouted":
+            return record
+        try:
+            return original(record, (PREFIX + "transactions", PREFIX + "labels"))
+        except NotRerouted:
+            return record
+
+    def at(self, position: At) -> Record:
+        topic, number, offset = position
+        entry = self.cluster.logs[PREFIX + topic, number].at(offset)
+        assert isinstance(entry, Record)
+        assert entry.offset == offset
+        return entry
+
+
+def fields(record: Record) -> dict[str, Any]:
+    """Return the fields of what a producer wrote, none of what is no JSON object."""
+    try:
+        found = msgspec.json.decode(record.value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

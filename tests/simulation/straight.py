@@ -1,0 +1,113 @@
+"""The same batches once more, in one go, by agents that nothing befalls: results and state must be the same (8, 11)."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC
+from typing import Any
+
+import msgspec
+
+from agents.runtime import Partitions
+from agents.topology import AGENTS, AgentSpec
+from pipeline.kafka.quarantine import Quarantines
+from schemas.messages import Quarantine, Rules
+from schemas.records import Output, Record
+from tests.simulation.digest import state_digest
+from tests.simulation.model_kafka import Committed
+from tests.simulation.names import PARTITIONS, PREFIX
+from tests.simulation.reading import Logs, decode_control, decode_progress, fields, messages
+from tests.simulation.world import World, made_context
+
+_OF_THE_CLOCK = ("ingested_at", "decided_at", "raised_at")
+_OF_THE_MODELS = (
+    "score", "model_scores", "logit", "action", "selection", "selection_probability", "threshold", "versions",
+)  # fmt: skip
+
+
+def check_straight(world: World) -> None:
+    """Work through what was committed, by one agent after the other."""
+    logs = Logs(world.cluster)
+    settings = world.settings("straight").model_copy(update={"snapshot_url": ""})
+    context = made_context(world, settings)
+    for spec in AGENTS.values():
+        if spec.name == "learn":
+            # Its versions are checked one by one (`tests.simulation.checks.check_online_models`).
+            continue
+        quarantines = Quarantines(world.address, settings, spec.name, spec.reads, lambda _: None)
+        handler = context.partitions(spec, quarantines)
+        try:
+            _check_agent(world, logs, spec, handler)
+        finally:
+            handler.close()
+
+
+def _check_agent(world: World, logs: Logs, spec: AgentSpec, handler: Partitions) -> None:
+    handler.ready()
+    handler.assigning(lambda: None)
+    for number in range(PARTITIONS):
+        handler.restore(number, {}, {}, lambda: None)
+    for transaction in logs.transactions(spec.name):
+        records = _read(logs, spec, transaction)
+        rules = _rules(transaction)
+        if not records:
+            continue
+        if set(rules.values()) <= {handler.rules}:
+            result = handler.process(records, world.clock.now(UTC))
+            assert _sorted(result.outputs) == _sorted(_committed(transaction)), f"11: {spec.name} wrote otherwise"
+            handler.settle(range(PARTITIONS))
+        else:
+            # It was judged by other settings, of which only a restore knows how to judge alike.
+            for number in sorted({record.partition for record in records}):
+                handler.fold(number, [one for one in records if one.partition == number], rules[number])
+    for number in range(PARTITIONS):
+        group = logs.cluster.group(PREFIX + spec.name)
+        names = sorted(PREFIX + topic.name for topic in spec.reads)
+        offsets = tuple(group.committed.get((name, number), (0, ""))[0] for name in names)
+        known = world.digests.get((spec.name, number, offsets, ""))
+        assert known in (None, state_digest(handler, number)), f"11: another state of {spec.name} partition {number}"
+
+
+def _read(logs: Logs, spec: AgentSpec, transaction: Committed) -> list[Record]:
+    """Return the records of a transaction as a batch holds them, without what was quarantined."""
+    gone = {
+        (item.position.topic, item.position.partition, item.position.offset)
+        for _, item in messages(transaction.outputs, "control", decode_control)
+        if isinstance(item, Quarantine)
+    }
+    records = []
+    for number in range(PARTITIONS):
+        for topic in spec.reads:
+            place = (PREFIX + topic.name, number)
+            found = logs.cluster.logs[place].records(transaction.offsets.get(place, range(0)))
+            records += [one for one in found if (topic.name, number, one.offset) not in gone]
+    return records
+
+
+def _rules(transaction: Committed) -> Mapping[int, Rules | None]:
+    found: dict[int, Rules | None] = defaultdict(lambda: None)
+    for record, marker in messages(transaction.outputs, "progress", decode_progress):
+        found[record.partition] = marker.rules
+    return found
+
+
+def _committed(transaction: Committed) -> list[Output]:
+    by_name = {PREFIX + topic.name: topic for spec in AGENTS.values() for topic in spec.writes}
+    return [
+        Output(by_name[one.topic], one.key, one.value, one.headers, one.partition)
+        for one in transaction.outputs
+        if one.topic != PREFIX + "progress"
+    ]
+
+
+def _sorted(outputs: Sequence[Output]) -> list[Any]:
+    """Outputs without what the clock or the models say, by topic; alerts, which follow from scores, are left out."""
+    told: dict[str, list[Any]] = defaultdict(list)
+    for output in outputs:
+        if output.topic.name == "alerts":
+            continue
+        value: Any = output.value
+        if found := fields(Record("", 0, 0, 0, None, output.value)):
+            left = _OF_THE_CLOCK + (_OF_THE_MODELS if output.topic.name == "decisions" else ())
+            value = msgspec.json.encode({name: found[name] for name in found if name not in left})
+        told[output.topic.name].append((output.key, value, output.headers))
+    return sorted(told.items())

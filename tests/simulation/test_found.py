@@ -1,0 +1,62 @@
+"""What the simulation has found, each as a short story of its own."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.logs import START, label
+from tests.simulation.activation import publish_first
+from tests.simulation.names import PREFIX
+from tests.simulation.reading import Logs
+from tests.simulation.world import World
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World(snapshots=False)
+    made.tick(1)
+    publish_first(made)
+    made.start(0)
+    yield made
+    made.close()
+
+
+def committed(world: World, agent: str) -> int:
+    """Return how far an agent has committed the first partition of ``labels``."""
+    return world.cluster.group(PREFIX + agent).committed.get((PREFIX + "labels", 0), (0, ""))[0]
+
+
+def test_a_restore_ends_in_front_of_an_unreadable_batch_that_nobody_has_come_to(world: World) -> None:
+    """A worker that died between two adjacent ones could never be replaced: its successors failed to restore."""
+    world.cluster.write(PREFIX + "labels", 0, b"c1", label(0, START))
+    world.cluster.damage(PREFIX + "labels", 0, 2)
+    world.cluster.damage(PREFIX + "labels", 0, 2)
+    for _ in range(20):
+        if committed(world, "card") == 3:
+            break
+        world.step(0, "card")
+    assert committed(world, "card") == 3
+    world.kill(0)
+    world.start(0)
+    world.drain()
+    assert committed(world, "card") == 5
+
+
+def test_an_agent_that_reads_carefully_quarantines_what_another_one_has_quarantined(world: World) -> None:
+    """It skipped the range, and its own dead letter and control record were missing."""
+    world.cluster.damage(PREFIX + "labels", 0, 2)
+    for _ in range(20):
+        if committed(world, "feedback") == 2:
+            break
+        world.step(0, "feedback")
+    assert committed(world, "feedback") == 2
+    # The card agent has marked that it begins, and dies: its successor takes steps.
+    for _ in range(2):
+        world.step(0, "card")
+    world.kill(0)
+    world.start(0)
+    world.drain()
+    assert {(one.stage, one.at, one.end) for one in Logs(world.cluster).dead} == {
+        ("feedback", ("labels", 0, 0), 2),
+        ("card", ("labels", 0, 0), 2),
+    }

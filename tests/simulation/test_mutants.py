@@ -1,0 +1,199 @@
+"""The simulation finds what it looks for: each of these mistakes in the product breaks an invariant in it."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+import pipeline.engine.card
+import pipeline.kafka.fold
+from pipeline.engine.card import CardPartition
+from pipeline.engine.decider import Decider
+from pipeline.engine.feedback import FeedbackPartition
+from pipeline.engine.learn import LearnPartition
+from pipeline.engine.placed import PlacedIndex
+from pipeline.engine.repeats import ReadInputs
+from pipeline.engine.results import Result
+from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.kafka.batch import Batch
+from pipeline.kafka.log_consumer import LogConsumer
+from pipeline.kafka.quarantine import QuarantinedRecords, Quarantines
+from pipeline.kafka.session import Session
+from pipeline.models.active import ModelSubscriber
+from pipeline.state.store import RocksStore
+from schemas.messages import Label
+from schemas.records import Output
+from schemas.topics import CONTROL, DECISIONS
+from tests.simulation.machine import SimulatedPipeline
+
+Patch = pytest.MonkeyPatch
+EXAMPLES = 60
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """A step that was forgotten."""
+
+
+def forgotten(kind: type, method: str) -> Callable[[Patch], None]:
+    return lambda patch: patch.setattr(kind, method, nothing)
+
+
+def lost_offset(patch: Patch) -> None:
+    """A batch commits one record more than it read."""
+    commit = Session.commit
+
+    def commit_more(session: Session, batch: Batch, outputs: Sequence[Output]) -> None:
+        place = next((at for at in batch.ends if len(batch.records) > 1), None)
+        if place is not None:
+            batch.ends[place] += 1
+            session._positions[place] += 1
+        commit(session, batch, outputs)
+
+    patch.setattr(Session, "commit", commit_more)
+
+
+def unknown_is_lost(patch: Patch) -> None:
+    """A transaction without word of its end is taken for aborted, whatever the marks say."""
+    patch.setattr("pipeline.kafka.careful._decode", lambda _: None)
+    patch.setattr("pipeline.kafka.session.write_mark", lambda _: b"{}")
+
+
+def doubled_decision(patch: Patch) -> None:
+    process = Decider.process
+
+    def process_twice(*args: Any) -> Result:
+        result: Result = process(*args)
+        decided = [output for output in result.outputs if output.topic is DECISIONS]
+        if len(decided) > 2:
+            result.outputs.append(decided[0])
+        return result
+
+    patch.setattr(Decider, "process", process_twice)
+
+
+def labelled_at(patch: Patch) -> None:
+    """A label counts from when it says that it was given."""
+
+    def known_at(record: Any, label: Label) -> int:
+        return pipeline.engine.card.timestamp_us(label.labelled_at)
+
+    arrival = pipeline.engine.card._Known
+    patch.setattr(
+        pipeline.engine.card, "_Known", lambda record, label, _: arrival(record, label, known_at(record, label))
+    )
+
+
+def quarantine_without_control(patch: Patch) -> None:
+    outputs = Quarantines.outputs
+
+    def only_dead_letter(*args: Any) -> Result:
+        result: Result = outputs(*args)
+        result.outputs = [output for output in result.outputs if output.topic is not CONTROL]
+        return result
+
+    patch.setattr(Quarantines, "outputs", only_dead_letter)
+
+
+def current_rules(patch: Patch) -> None:
+    """A restore judges by the settings of now."""
+    patch.setattr(CardPartition, "process", _under_own_rules(CardPartition.process))
+    patch.setattr(FeedbackPartition, "process", _under_own_rules(FeedbackPartition.process))
+
+
+def _under_own_rules(process: Callable[..., Result]) -> Callable[..., Result]:
+    return lambda state, records, now, options=None: process(state, records, now)
+
+
+def order_of_topics(patch: Patch) -> None:
+    """A restore reads topic by topic, and no markers."""
+    patch.setattr("pipeline.kafka.restore.read_markers", lambda *_: iter(()))
+
+
+def restored_one_short(patch: Patch) -> None:
+    in_order = pipeline.kafka.fold.in_recorded_order
+
+    def one_short(readers: Any, markers: Any, ends: Mapping[str, int], name_of: Any) -> Any:
+        return in_order(readers, markers, {topic: max(0, end - 1) for topic, end in ends.items()}, name_of)
+
+    patch.setattr("pipeline.kafka.restore.in_recorded_order", one_short)
+
+
+def models_in_mid_batch(patch: Patch) -> None:
+    """A worker looks for new versions only when it starts."""
+    refresh = ModelSubscriber.refresh
+
+    def once(subscriber: ModelSubscriber) -> Any:
+        return subscriber.board if subscriber._started else refresh(subscriber)
+
+    patch.setattr(ModelSubscriber, "refresh", once)
+
+
+def rollback_of_one_partition(patch: Patch) -> None:
+    from agents.partitions import KernelPartitions
+
+    undo = KernelPartitions.undo
+
+    def undo_first(self: Any, partitions: Collection[int]) -> None:
+        undo(self, sorted(partitions)[:1])
+
+    patch.setattr(KernelPartitions, "undo", undo_first)
+
+
+def range_of_another_agent(patch: Patch) -> None:
+    """Careful reading skips what another agent has quarantined."""
+    init = LogConsumer.__init__
+
+    def skipping(*args: Any, **options: Any) -> None:
+        init(*args, **{**options, "skip_quarantined": True})
+
+    patch.setattr(LogConsumer, "__init__", skipping)
+
+
+def read_beyond_the_end(patch: Patch) -> None:
+    """A restore fails at an unreadable batch that nobody has come to yet."""
+    take = LogConsumer.take
+    patch.setattr(LogConsumer, "take", lambda self, timeout_s, most, end=None: take(self, timeout_s, most))
+    patch.setattr(LogConsumer, "position", lambda *_: -1)
+
+
+MUTANTS: dict[str, Callable[[Patch], None]] = {
+    "card windows are not rolled back": forgotten(CardWindows, "undo"),
+    "stores are not rolled back": forgotten(RocksStore, "undo"),
+    "the index is not rolled back": forgotten(PlacedIndex, "undo"),
+    "merchant windows are not rolled back": forgotten(MerchantWindows, "undo"),
+    "read inputs are not rolled back": forgotten(ReadInputs, "undo"),
+    "the online model is not rolled back": forgotten(LearnPartition, "undo"),
+    "one partition is rolled back": rollback_of_one_partition,
+    "an offset is lost": lost_offset,
+    "an unknown end is an abort": unknown_is_lost,
+    "a decision is doubled": doubled_decision,
+    "labels count from labelled_at": labelled_at,
+    "restores forget quarantines": lambda patch: patch.setattr(QuarantinedRecords, "skips", lambda *_: False),
+    "restores forget markers' quarantines": lambda patch: patch.setattr(
+        pipeline.kafka.fold, "_without", lambda batch, *_: batch
+    ),
+    "a quarantine has no control record": quarantine_without_control,
+    "restores judge by today's settings": current_rules,
+    "restores read topic by topic": order_of_topics,
+    "restores end one record short": restored_one_short,
+    "versions are read at the start only": models_in_mid_batch,
+    "another agent's range is skipped": range_of_another_agent,
+    "restores read beyond the end": read_beyond_the_end,
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_simulation_finds(name: str, monkeypatch: Patch) -> None:
+    MUTANTS[name](monkeypatch)
+    run = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=30,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+    )
+    with pytest.raises((AssertionError, RuntimeError, LookupError)):
+        run_state_machine_as_test(SimulatedPipeline, settings=run)

@@ -1,0 +1,60 @@
+"""Which versions a worker must use now, as ``control`` and ``models`` say."""
+
+from typing import NamedTuple
+
+from pipeline.scoring.payload import payload_digest
+from pipeline.scoring.river_factory import first_river, load_river
+from schemas.messages import Activation, ModelVersion, VersionReference
+from schemas.records import Record
+from tests.helpers.champion import no_files
+from tests.simulation.model_kafka import Cluster
+from tests.simulation.names import PREFIX
+from tests.simulation.reading import decode_control, decode_version, messages
+
+
+class Versions(NamedTuple):
+    """The active versions."""
+
+    lightgbm: str
+    policy: str
+    river: str
+
+
+def active_versions(cluster: Cluster) -> Versions:
+    """Return the versions that ``control`` and ``models`` make active now (16, 17)."""
+    published = _published(cluster)
+    there = {(version.name, version.digest) for version in published}
+    controls = [one for one in cluster.logs[PREFIX + "control", 0].entries if isinstance(one, Record)]
+    found: dict[str, VersionReference] = {}
+    for _, item in reversed(list(messages(controls, "control", decode_control))):
+        if isinstance(item, Activation):
+            left = [one for one in item.versions if one.name in ("lightgbm", "policy") and one.name not in found]
+            if all((one.name, one.digest) in there for one in left):
+                found |= {one.name: one for one in left}
+    lightgbm = found["lightgbm"].version
+    return Versions(lightgbm, found["policy"].version, _river(published, lightgbm))
+
+
+def newest_river(cluster: Cluster) -> str:
+    """Return the newest version of the online model, whatever it stands on."""
+    return next((one.version for one in reversed(_published(cluster)) if one.name == "river"), "")
+
+
+def _published(cluster: Cluster) -> list[ModelVersion]:
+    """Return the records of ``models`` whose content has the digest that they name (15)."""
+    records = [one for one in cluster.logs[PREFIX + "models", 0].entries if isinstance(one, Record)]
+    return [
+        version
+        for _, version in messages(records, "models", decode_version)
+        if payload_digest(bytes(version.payload)) == version.digest
+    ]
+
+
+def _river(published: list[ModelVersion], lightgbm: str) -> str:
+    """Return the newest version on a LightGBM version; the one before all examples where there is none."""
+    for version in reversed(published):
+        if version.name == "river":
+            layer = load_river(bytes(version.payload), None, no_files)
+            if layer.lightgbm_version == lightgbm:
+                return layer.version
+    return first_river(lightgbm).version
