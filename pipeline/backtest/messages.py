@@ -77,7 +77,7 @@ class DecisionMessages:
         wholes: dict[int, NDArray[np.int64]] = {
             STATED_US: taken.event_time_us,
             AMOUNT_BASE: taken.amount_base_minor,
-            LOG_PARTITION: np.array(partitions_of(strings[MERCHANT], self._merchant_partitions), np.int64),
+            LOG_PARTITION: partitions_of(taken.merchant_id, self._merchant_partitions),
             LOG_OFFSET: np.full(n, NOT_READ),
             CASE_SEQUENCE: decisions.case_sequence,
             INGESTED_US: np.full(n, now_us),
