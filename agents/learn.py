@@ -81,6 +81,11 @@ class LearnPartitions:
             LEARN.name, partition, source="log", seconds=time.monotonic() - self._started_s, records=records
         )
 
+    def digest(self, partition: int) -> str:
+        """Return the digest of the learner's settled state."""
+        del partition
+        return self._of().digest()
+
     def settle(self, partitions: Collection[int]) -> None:
         """The last batch is committed, one of no records included."""
         del partitions

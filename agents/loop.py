@@ -43,6 +43,9 @@ class Partitions(PartitionHandler, Protocol):
     def save(self, session: Session, *, at_end: bool = False) -> None:
         """Keep the settled state of partitions whose turn it is, or of all ``at_end``."""
 
+    def digest(self, partition: int) -> str:
+        """The digest of the settled state of a partition held (`pipeline.engine.state.PartitionState.digest`)."""
+
     def close(self) -> None:
         """Release what the state holds."""
 

@@ -178,6 +178,10 @@ class KernelPartitions(ABC, Generic[P]):
             self._environment.keeper.forget(partition)
         self._environment.metrics.forget_state(self._environment.agent, partition)
 
+    def digest(self, partition: int) -> str:
+        """Return the digest of the settled state of a partition that is held."""
+        return self._held[partition].digest()
+
     def settle(self, partitions: Collection[int]) -> None:
         """Their last batch is committed."""
         for partition in partitions:

@@ -19,7 +19,7 @@ from pipeline.engine.profiled_rows import encode_profiled, places
 from pipeline.engine.profiling import Arrivals, CardJoin, Joined
 from pipeline.engine.rerouting import Batch, rerouted, sort
 from pipeline.engine.results import Result
-from pipeline.engine.state import LoadedState, StateDump, Store
+from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.transaction_index import IndexState, StoreIndex
 from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.features.columns import Storage
@@ -169,6 +169,11 @@ class CardPartition:
         clock = self._join.clock
         values = _Values(LAYOUT, windows, clock.newest_us, self._index.state, self._waiting.state, clock.first_day)
         return StateDump(msgspec.msgpack.encode(values), columns, self._store.freeze())
+
+    def digest(self) -> str:
+        """Return the digest of the settled state."""
+        states = self._index.state, self._waiting.state
+        return state_digest(*self._join.clock, *states, self._windows.contents(), self._store)
 
     def close(self) -> None:
         """Let go of the state."""

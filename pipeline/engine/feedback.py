@@ -21,7 +21,7 @@ from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.placement import partition_of
 from pipeline.engine.rerouting import NotRerouted, original
 from pipeline.engine.results import Result
-from pipeline.engine.state import LoadedState, StateDump, Store
+from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import decode_label, timestamp_us
@@ -126,6 +126,11 @@ class FeedbackPartition:
         del full
         values = _Values(LAYOUT, *self._kernel.progress, self._served.state, self._segments.state, self._waiting.state)
         return StateDump(msgspec.msgpack.encode(values), {}, self._store.freeze())
+
+    def digest(self) -> str:
+        """Return the digest of the settled state."""
+        states = self._served.state, self._segments.state, self._waiting.state
+        return state_digest(*self._kernel.progress, *states, self._store)
 
     def close(self) -> None:
         """Let go of the state."""

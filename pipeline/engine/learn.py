@@ -8,7 +8,7 @@ import msgspec
 
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.results import Result
-from pipeline.engine.state import LoadedState, StateDump
+from pipeline.engine.state import LoadedState, StateDump, state_digest
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_model import RiverLearner, RiverModel
@@ -129,6 +129,13 @@ class LearnPartition:
         learner = self._learner.numbers()
         values = _Values(LAYOUT, next_offset, published_offset, self._learner.lightgbm_version, learner)
         return StateDump(msgspec.msgpack.encode(values), {})
+
+    def digest(self) -> str:
+        """Return the digest of the settled state; empty for one that no published version could be restored from."""
+        if self.untold:
+            return ""
+        payload = self._learner.snapshot(self.next_offset).to_payload()
+        return state_digest(self.next_offset, self._published_offset, payload)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -11,7 +11,7 @@ from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.profiled import REFUSED, TRANSACTION, ProfiledRows, read_rows
 from pipeline.engine.repeats import ReadInput, ReadInputs
 from pipeline.engine.results import ForeignRecord, Result
-from pipeline.engine.state import LoadedState, StateDump
+from pipeline.engine.state import LoadedState, StateDump, state_digest
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import MerchantWindows
@@ -82,6 +82,10 @@ class ScorePartition:
         """Copy the settled state."""
         windows, columns = self._windows.dump(full=full)
         return StateDump(msgspec.msgpack.encode(_Values(LAYOUT, windows, self._inputs.dump())), columns)
+
+    def digest(self) -> str:
+        """Return the digest of the settled state."""
+        return state_digest(self._windows.contents(), self._inputs.dump())
 
     def close(self) -> None:
         """Let go of the state."""

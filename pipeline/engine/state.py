@@ -4,12 +4,17 @@ A batch changes state at once. `settle` then says that the batch is committed, `
 changed is taken back. Between the two a partition works on one batch only.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
 
 from pipeline.features.columns import Pages, SavedColumn
+
+_LAST_KEY: Final = b"\xff" * 64
 
 
 class StateDump(NamedTuple):
@@ -91,8 +96,22 @@ class PartitionState(Protocol):
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the settled state: what changed since the last dump, or all of it when ``full``."""
 
+    def digest(self) -> str:
+        """Return the digest of the settled state: equal live, after a rollback, after a restore and in a backtest."""
+
     def close(self) -> None:
         """Let go of the state and of what it is kept in."""
+
+
+def state_digest(*parts: Any) -> str:
+    """Return the SHA-256 of parts of a state, in hexadecimal digits.
+
+    Args:
+        parts: Values that msgpack can hold, windows as `pipeline.features.kernel.CardWindows.contents` returns them,
+            and stores, of which every key and value counts.
+    """
+    values = [list(part.scan(b"", _LAST_KEY)) if hasattr(part, "scan") else part for part in parts]
+    return hashlib.sha256(msgspec.msgpack.encode(values, order="sorted")).hexdigest()
 
 
 class MemoryStore:

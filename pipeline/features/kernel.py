@@ -23,6 +23,7 @@ from pipeline.features.compiled import (
     profile_cards,
     profile_merchants,
 )
+from pipeline.features.digest import window_contents
 from pipeline.features.identity import entity_keys
 from pipeline.features.tables import Tables
 
@@ -40,6 +41,9 @@ class CardProfile(NamedTuple):
 
 class _Windows:
     """What the windows of cards and of merchants have in common."""
+
+    event_words: int
+    """Words of an event's row."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -79,6 +83,10 @@ class _Windows:
         """Fill empty windows with a dumped state; ValueError where its parts do not fit together."""
         self._tables.load(values, columns)
 
+    def contents(self) -> list[tuple[bytes, ...]]:
+        """Return what the committed state can still show, in canonical order; see `window_contents`."""
+        return window_contents(self._tables.state, self.event_words)
+
     def close(self) -> None:
         """Let go of the state; the windows must not be used any more."""
         self._tables.close()
@@ -107,8 +115,10 @@ class _Windows:
 class CardWindows(_Windows):
     """Windows and cases of all cards of one partition."""
 
+    event_words = int(CARD_EVENT_WORDS)
+
     def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(Tables(storage, int(CARD_EVENT_WORDS), labelled=False))
+        super().__init__(Tables(storage, self.event_words, labelled=False))
 
     def profile(
         self,
@@ -153,8 +163,10 @@ class CardWindows(_Windows):
 class MerchantWindows(_Windows):
     """Windows and known labels of all merchants of one partition of ``profiled``."""
 
+    event_words = int(MERCHANT_EVENT_WORDS)
+
     def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(Tables(storage, int(MERCHANT_EVENT_WORDS), labelled=True))
+        super().__init__(Tables(storage, self.event_words, labelled=True))
 
     def profile(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from agents.runtime import Partitions
+from agents.loop import Partitions
 from agents.topology import AGENTS, AgentSpec
 from pipeline.kafka.quarantine import Quarantines
 from schemas.messages import Quarantine, Rules

@@ -1,6 +1,7 @@
 """The simulation finds what it looks for: each of these mistakes in the product breaks an invariant in it."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.feedback import FeedbackPartition
 from pipeline.engine.learn import LearnPartition
-from pipeline.engine.placed import PlacedIndex
+from pipeline.engine.profiling import CardJoin
 from pipeline.engine.repeats import ReadInputs
 from pipeline.engine.results import Result
 from pipeline.features.kernel import CardWindows, MerchantWindows
@@ -23,7 +24,6 @@ from pipeline.kafka.quarantine import QuarantinedRecords, Quarantines
 from pipeline.kafka.session import Session
 from pipeline.models.active import ModelSubscriber
 from pipeline.state.store import RocksStore
-from schemas.messages import Label
 from schemas.records import Output
 from schemas.topics import CONTROL, DECISIONS
 from tests.simulation.machine import SimulatedPipeline
@@ -75,14 +75,13 @@ def doubled_decision(patch: Patch) -> None:
 
 def labelled_at(patch: Patch) -> None:
     """A label counts from when it says that it was given."""
+    accept = pipeline.engine.card.accept_labels
 
-    def known_at(record: Any, label: Label) -> int:
-        return pipeline.engine.card.timestamp_us(label.labelled_at)
+    def believed(*args: Any) -> Any:
+        rows, *others = accept(*args)
+        return replace(rows, known_at_us=rows.labelled_at_us), *others
 
-    arrival = pipeline.engine.card._Known
-    patch.setattr(
-        pipeline.engine.card, "_Known", lambda record, label, _: arrival(record, label, known_at(record, label))
-    )
+    patch.setattr(pipeline.engine.card, "accept_labels", believed)
 
 
 def quarantine_without_control(patch: Patch) -> None:
@@ -146,7 +145,7 @@ def range_of_another_agent(patch: Patch) -> None:
     init = LogConsumer.__init__
 
     def skipping(*args: Any, **options: Any) -> None:
-        init(*args, **{**options, "skip_quarantined": True})
+        init(*args, **{**options, "skip_refused": True})
 
     patch.setattr(LogConsumer, "__init__", skipping)
 
@@ -161,7 +160,7 @@ def read_beyond_the_end(patch: Patch) -> None:
 MUTANTS: dict[str, Callable[[Patch], None]] = {
     "card windows are not rolled back": forgotten(CardWindows, "undo"),
     "stores are not rolled back": forgotten(RocksStore, "undo"),
-    "the index is not rolled back": forgotten(PlacedIndex, "undo"),
+    "the index is not rolled back": forgotten(CardJoin, "undo"),
     "merchant windows are not rolled back": forgotten(MerchantWindows, "undo"),
     "read inputs are not rolled back": forgotten(ReadInputs, "undo"),
     "the online model is not rolled back": forgotten(LearnPartition, "undo"),

@@ -11,13 +11,16 @@ from typing import Any, Final
 
 import pytest
 
+import agents.counts
+import agents.failures
 import agents.keeper
 import agents.learn
+import agents.loop
 import agents.partitions
-import agents.runtime
 import pipeline.kafka.clients
 import pipeline.kafka.fold
 import pipeline.kafka.log_consumer
+import pipeline.kafka.odd_offsets
 import pipeline.kafka.patience
 import pipeline.kafka.ranges
 import pipeline.kafka.session
@@ -27,7 +30,7 @@ import pipeline.kafka.transactions
 import pipeline.kafka.unreadable
 import pipeline.kafka.unreadable_batches
 from agents.app import WorkerContext
-from agents.runtime import AgentSource, Partitions
+from agents.loop import AgentLoop, Partitions
 from agents.topology import AGENTS, AgentSpec
 from pipeline.engine.results import Result
 from pipeline.kafka.batch import Batch
@@ -60,13 +63,16 @@ MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where files take no time: RocksDB waits for the disk each time that it opens a store."""
 _NUMBERS = count()
 _TIMED: Final[tuple[ModuleType, ...]] = (
+    agents.counts,
+    agents.failures,
     agents.keeper,
     agents.learn,
+    agents.loop,
     agents.partitions,
-    agents.runtime,
     pipeline.kafka.clients,
     pipeline.kafka.fold,
     pipeline.kafka.log_consumer,
+    pipeline.kafka.odd_offsets,
     pipeline.kafka.patience,
     pipeline.kafka.ranges,
     pipeline.kafka.session,
@@ -142,7 +148,10 @@ def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     patch.setattr(kafka.steps, "_ALONE", _Inline())
     for module in _TIMED:
         patch.setattr(module, "time", clock)
-    patch.setattr(agents.runtime, "datetime", clock)
+    for module in (agents.failures, agents.loop):
+        patch.setattr(module, "datetime", clock)
+    # It reads librdkafka's own log. The model's records have the offsets that they claim.
+    patch.setattr(kafka.odd_offsets.OddOffsets, "_reread", lambda *_: None)
 
 
 class World:
@@ -248,10 +257,10 @@ class World:
                         return False
         return True
 
-    def observe(self, agent: str, handler: Partitions, source: AgentSource) -> None:
+    def observe(self, agent: str, handler: Partitions, loop: AgentLoop) -> None:
         """Compare the state of each partition held with what it was at the same offsets before (8, 11)."""
         offsets: dict[int, list[int]] = {}
-        for (_, number), offset in sorted(source.positions().items()):
+        for (_, number), offset in sorted(loop.positions().items()):
             offsets.setdefault(number, []).append(offset)
         published = f"{newest_river(self.cluster)} {base_of(handler)}" if agent == "learn" else ""
         for number, at in offsets.items():
@@ -275,7 +284,7 @@ class Worker:
     def __init__(self, world: World, name: str, settings: Settings) -> None:
         self.name, self._world, self.settings = name, world, settings
         self.context = made_context(world, settings)
-        self.sources: dict[str, AgentSource] = {}
+        self.loops: dict[str, AgentLoop] = {}
         self.handlers: dict[str, Partitions] = {}
         self._stalled: dict[str, Batch] = {}
         self._versions: Versions | None = None
@@ -284,18 +293,18 @@ class Worker:
             handler = self.context.partitions(spec, quarantines)
             setattr(handler, "process", self._faulty(spec, handler.process))  # noqa: B010
             self.handlers[spec.name] = handler
-            self.sources[spec.name] = AgentSource(
+            self.loops[spec.name] = AgentLoop(
                 spec, world.address, settings, self.context.metrics, self.context.health, handler, quarantines,
                 lambda: None,
             )  # fmt: skip
 
     def step(self, agent: str, *, stall: bool = False) -> bool:
         """Poll and work; a batch that ``stall`` leaves is worked on at the next step, whatever has happened since."""
-        source, cluster = self.sources[agent], self._world.cluster
+        loop, cluster = self.loops[agent], self._world.cluster
         batch = self._stalled.pop(agent, None)
         if batch is None:
-            batch = source.poll()
-            self._world.observe(agent, self.handlers[agent], source)
+            batch = loop.poll()
+            self._world.observe(agent, self.handlers[agent], loop)
             if agent == "score" and batch is not None:
                 self._versions = active_versions(cluster)
             if batch is not None and stall:
@@ -304,8 +313,8 @@ class Worker:
         if batch is not None:
             done, handler = len(cluster.transactions), self.handlers[agent]
             models = models_digest(handler) if agent == "score" else ""
-            source.work(batch)
-            self._world.observe(agent, handler, source)
+            loop.work(batch)
+            self._world.observe(agent, handler, loop)
             if agent == "score":
                 assert models_digest(handler) == models, "13: scoring changed a model"
                 self._check_versions(cluster.transactions[done:])
@@ -319,8 +328,8 @@ class Worker:
                 assert used == self._versions, f"16, 17: {used} decided, {self._versions} are active"
 
     def close(self) -> None:
-        for source in self.sources.values():
-            source.close()
+        for loop in self.loops.values():
+            loop.close()
 
     def drop(self) -> None:
         """Let go of what the operating system takes back from a process that died."""
