@@ -115,10 +115,10 @@ class Careful:
     def __init__(self, most: int) -> None:
         """Begin without partitions; ``most`` records are in a usual batch."""
         self._most = most
-        self._usual: dict[Place, tuple[int, Attempt]] = {}
-        """Attempts with usual batches that no mark names yet, with their offsets."""
+        self._usual: dict[Place, tuple[int, Attempt | None]] = {}
+        """Attempts with usual batches that no mark names yet, with their offsets; None where nobody has died before."""
         self._zones: dict[Place, _Zone] = {}
-        self._standing: dict[Place, tuple[int, Attempt]] = {}
+        self._standing: dict[Place, tuple[int, Attempt | None]] = {}
         """Attempts that marks name, with the offsets that these are at."""
 
     @property
@@ -127,7 +127,13 @@ class Careful:
         return bool(self._usual or self._zones)
 
     def assigned(self, place: Place, committed: Committed, log_end: int) -> Attempt | None:
-        """Take a partition in; returns its attempt, None where its last holder released it."""
+        """Take a partition in; returns its attempt, None where its last holder released it.
+
+        That one's mark must not stay: who dies before its first commit would seem to have released the partition too.
+        """
+        if committed.known and (committed.mark is None or committed.mark.released):
+            self._usual[place] = (committed.offset, None)
+            return None
         attempt = next_attempt(committed, log_end, self._most)
         if attempt is None:
             return None
@@ -143,8 +149,8 @@ class Careful:
             known.pop(place, None)
 
     @property
-    def unmarked(self) -> Mapping[Place, tuple[int, Attempt]]:
-        """Attempts to be named by marks before records are read as usual, with their offsets."""
+    def unmarked(self) -> Mapping[Place, tuple[int, Attempt | None]]:
+        """What marks must say before records are read as usual: attempts, or only who holds the partition."""
         return self._usual
 
     def begin_usual(self) -> None:

@@ -51,12 +51,16 @@ class CarefulReading:
 
     def assigned(self, committed: Mapping[Place, Committed]) -> None:
         """Take partitions in, with the offsets that they go on from; what this session did itself is no death."""
-        asked = {
+        others = {
             place: at
             for place, at in committed.items()
-            if not at.known
-            or (at.mark is not None and not at.mark.released and not at.mark.commit.startswith(self._session))
+            if not (at.known and at.mark is not None and at.mark.commit.startswith(self._session))
         }
+        asked = {
+            place: at for place, at in others.items() if not at.known or (at.mark is not None and not at.mark.released)
+        }
+        for place in sorted(others.keys() - asked.keys()):
+            self.plan.assigned(place, others[place], 0)
         if not asked:
             return
         client = admin_client(self._bootstrap, settings=self._settings)
@@ -117,7 +121,7 @@ class CarefulReading:
         positions.update(ends)
         return Batch(records, group_metadata, {place: start}, ends, deaths=attempt.deaths if records else 0)
 
-    def _name(self, attempts: Mapping[Place, tuple[int, Attempt]], write: WriteMarks) -> None:
+    def _name(self, attempts: Mapping[Place, tuple[int, Attempt | None]], write: WriteMarks) -> None:
         name = self.new_name()
         write({place: (offset, Mark(name, attempt=attempt)) for place, (offset, attempt) in attempts.items()})
 

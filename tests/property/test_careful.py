@@ -120,11 +120,27 @@ def test_a_killer_is_found_within_six_deaths() -> None:
     assert log.quarantined == [(place, 7 * MOST + 100)]
 
 
-def test_a_released_partition_and_foreign_metadata_ask_for_no_care() -> None:
-    careful = Careful(MOST)
+def test_a_killer_behind_a_release_is_found_too() -> None:
+    """Nobody has committed since the release, whose mark would stay beside the offset for ever."""
+    place = PLACES[0]
+    log = Log({place: 8}, {(place, 7)}, {place: Committed(7, Mark(released=True))})
+    deaths = 0
+    while log.live([], release=True):
+        deaths += 1
+        assert deaths < 20, "nobody gets on"
+    assert deaths == 1 + 1 + AFTER
+    assert log.quarantined == [(place, 7)]
+
+
+def test_a_released_partition_and_foreign_metadata_ask_for_a_mark_and_no_care() -> None:
     metadata = ["", "-", "reset by hand", '{"v":2,"released":false}', '{"v":1,"attempt":{"end":-1}}', "[" * 4_000]
     for mark in (Mark(released=True), *map(read_mark, metadata)):
+        careful = Careful(MOST)
         assert careful.assigned(PLACES[0], Committed(5, mark), 10) is None
+        assert careful.unmarked == {PLACES[0]: (5, None)}
+        careful.begin_usual()
+        assert not careful.active
+    careful = Careful(MOST)
     assert careful.assigned(PLACES[0], Committed(10, Mark("c")), 10) is None
     assert careful.assigned(PLACES[0], Committed(9, Mark("c", attempt=Attempt(8))), 10) is None
     assert not careful.active

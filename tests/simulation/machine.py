@@ -98,13 +98,15 @@ def event(name: str, *details: st.SearchStrategy[Any]) -> st.SearchStrategy[Even
 
 
 numbers = st.integers(0, PARTITIONS - 1)
+ranges = st.lists(st.integers(1, 3), min_size=1, max_size=3)
+"""Sizes of batches that nobody can read, one behind the other."""
 producers = st.one_of(
     event("buy", st.lists(purchases, min_size=1, max_size=6)),
     event("buy", st.lists(purchases, min_size=1, max_size=6)),
     event("repeat", st.lists(st.integers(0, 30), min_size=1, max_size=3), st.sampled_from([None, 0, 1])),
     event("say", st.lists(labellings, min_size=1, max_size=5), st.booleans()),
     event("say", st.lists(labellings, min_size=1, max_size=5), st.booleans()),
-    event("damage", st.sampled_from(["transactions", "labels"]), st.integers(1, 3), numbers),
+    event("damage", st.sampled_from(["transactions", "labels"]), ranges, numbers),
     event("junk", st.sampled_from(JUNK_TOPICS), st.sampled_from(JUNK), numbers),
 )
 trouble = st.one_of(
@@ -174,8 +176,9 @@ class SimulatedPipeline(RuleBasedStateMachine):
             ids = {"transaction_id": f"t{number}{suffix}", "card_id": card}
             self._write("labels", partition, card, label(number, at, known, source=source, **ids))
 
-    def do_damage(self, topic: str, count: int, number: int) -> None:
-        self.world.cluster.damage(PREFIX + topic, number, count)
+    def do_damage(self, topic: str, counts: list[int], number: int) -> None:
+        for count in counts:
+            self.world.cluster.damage(PREFIX + topic, number, count)
 
     def do_junk(self, topic: str, value: bytes, number: int) -> None:
         count = self.world.cluster.partitions[PREFIX + topic]

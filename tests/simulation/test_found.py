@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.logs import START, label
+from tests.helpers.logs import START, label, transaction
 from tests.simulation.activation import publish_first
 from tests.simulation.names import PREFIX
 from tests.simulation.reading import Logs
@@ -60,3 +60,14 @@ def test_an_agent_that_reads_carefully_quarantines_what_another_one_has_quaranti
         ("feedback", ("labels", 0, 0), 2),
         ("card", ("labels", 0, 0), 2),
     }
+
+
+def test_a_record_that_kills_right_behind_an_orderly_stop_is_quarantined(world: World) -> None:
+    """Its partition's workers died of it for ever: each saw that the partition had been given up in order."""
+    world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(0, START))
+    world.drain()
+    world.stop(0)
+    world.start(0)
+    world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(1, START, transaction_id="t!kill-card"))
+    world.drain()
+    assert [(one.at, one.code) for one in Logs(world.cluster).dead] == [(("transactions", 0, 1), "set_aside")]

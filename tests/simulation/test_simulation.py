@@ -7,7 +7,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.simulation.machine import SimulatedPipeline
 
-EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "20"))
 STEPS = 30
 
 
