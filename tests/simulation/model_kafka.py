@@ -15,10 +15,10 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from pipeline.engine.placement import murmur2
 from pipeline.kafka.batch import Place
 from pipeline.kafka.caller import Hung
 from schemas.records import Headers, Record
+from tests.chaos.arithmetic import murmur2
 
 CLUSTERS: Final[dict[str, "Cluster"]] = {}
 """Clusters by the address under which clients find them."""
@@ -127,7 +127,7 @@ class Cluster:
     ) -> Record:
         """Append a record."""
         if partition is None:
-            partition = (murmur2([key or b""])[0] & 0x7FFFFFFF) % self.partitions[topic]
+            partition = (murmur2(key or b"") & 0x7FFFFFFF) % self.partitions[topic]
         log = self.logs[topic, partition]
         record = Record(topic, partition, log.end, self.now_ms, key, value, headers)
         log.append(record, record.offset)
