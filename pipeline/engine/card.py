@@ -214,7 +214,7 @@ class CardPartition:
         return staying
 
     def _profile(self, taken: Transactions) -> CardProfile:
-        return self._windows.profile_keys(
+        return self._windows.profile(
             name_keys(taken.card_id), name_keys(taken.merchant_id), taken.event_time_us, taken.amount_base_minor,
             taken.counts, taken.hour, taken.weekday,
         )  # fmt: skip
