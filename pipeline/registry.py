@@ -176,14 +176,6 @@ class Registry:
             raise RegistryError(f"{path} does not have the digest {digest} that was published; do not use it")
         return content
 
-    def delete_files_but(self, keep: set[str]) -> int:
-        """Delete all files but those named; returns how many."""
-        home = self.path / "files"
-        old = [path for path in home.glob("*") if path.name not in keep] if home.is_dir() else []
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
-
     def _home(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise RegistryError(f"{name!r} is no name of a model; use lower-case letters, digits and hyphens")

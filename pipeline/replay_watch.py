@@ -13,8 +13,6 @@ import msgspec
 from pipeline.kafka.progress import GroupLag, TopicTail
 from pipeline.settings import Settings
 
-UNLIMITED: Final = 2**62
-
 _RELAXED_INTERVAL_S: Final = 0.02
 _URGENT_INTERVAL_S: Final = 0.002
 """While there is little room, a late measurement costs throughput."""

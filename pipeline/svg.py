@@ -24,8 +24,6 @@ LETTER: Final = 0.62
 CAPITAL: Final = 0.76
 LEFT, RIGHT, BOTTOM = 84, 24, 52
 LINES_HEIGHT: Final = 274
-NEARLY: Final = 1 + 1e-9
-"""Powers of ten that went through a logarithm may be off by a bit."""
 BAR, BAR_GAP = 22, 10
 
 

@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.backtest import wire
+from pipeline.engine.accept import counting
 from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.engine.scanned import NO_TIME
 from pipeline.exports.rows import ERROR, VALUE
 from pipeline.features.clock import hours, weekdays
 from pipeline.learning.labels import KNOWN, known_value, source_rank
-from schemas.codec import COUNTING_TYPES, decode_label, decode_transaction, timestamp_us
+from schemas.codec import decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Transaction
 from schemas.money import RateTable
@@ -177,11 +178,6 @@ def _own_bytes(table: pa.Table) -> _OwnBytes:
         return _OwnBytes(np.zeros(n, np.bool_), pa.nulls(n, pa.binary()))
     values = wire.column(table, VALUE)
     return _OwnBytes(~(wire.missing(values) & wire.missing(wire.column(table, ERROR))), values)
-
-
-def counting(types: pa.Array) -> NDArray[np.bool_]:
-    """Which types of transaction enter windows."""
-    return np.asarray(pc.is_in(types, pa.array(sorted(COUNTING_TYPES))).to_numpy(zero_copy_only=False))
 
 
 def _stamps(table: pa.Table, rules: Acceptance) -> NDArray[np.int64]:

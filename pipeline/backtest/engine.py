@@ -126,7 +126,7 @@ class Engine:
         case_start_us, case_sequence = np.empty(n, np.int64), np.empty(n, np.int64)
         for number, windows in enumerate(self._cards):
             of = self._rows(names.partition, number)
-            profile = windows.profile_keys(
+            profile = windows.profile(
                 names.card[of], names.merchant[of], taken.event_time_us[of], taken.amount_base_minor[of],
                 taken.counts[of], taken.hour[of], taken.weekday[of],
             )  # fmt: skip

@@ -40,15 +40,6 @@ def daily_precision(
     return np.array(days, np.int64), np.array(precision, np.float64)
 
 
-def precision_at(
-    fraud: NDArray[np.bool_], score: NDArray[np.float64], event_time_us: NDArray[np.int64], top: int
-) -> float | None:
-    """Precision at ``top``, mean over the days that have transactions (UTC); None without rows."""
-    if len(score) == 0:
-        return None
-    return float(np.mean(daily_precision(fraud, top_of_days(score, event_time_us, top), event_time_us, top)[1]))
-
-
 def known_cards(
     card: NDArray[np.int64], event_time_us: NDArray[np.int64], fraud_known_us: NDArray[np.int64]
 ) -> NDArray[np.bool_]:

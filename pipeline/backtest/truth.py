@@ -51,7 +51,7 @@ def held_labels(labels: pd.DataFrame) -> pd.DataFrame:
     """The label that holds of each transaction: the largest by rank of source, time, severity of what it says.
 
     ``labels`` has `pipeline.backtest.LABEL_FIELDS`, and maybe ``fraud_type``; what rules say is left out, as
-    `pipeline.learning.labels.resolve` does. Comes with ``rank``, and ``known``, the number of `KNOWN`.
+    `pipeline.learning.labels.resolve_numbers` does. Comes with ``rank``, and ``known``, the number of `KNOWN`.
     """
     ranks = _coded(labels["source"], source_rank)
     known = _coded(labels["label"], lambda word: KNOWN.index(known_value(word)))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.amounts import rate_terms, read_amounts
-from pipeline.engine.columns import Labels, Reject, Transactions, no_labels
+from pipeline.engine.columns import Labels, Reject, Transactions, no_labels, text_buffers
 from pipeline.engine.scanned import CURRENCY, TEXTS, TYPE, scan
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.compiled import compiled
@@ -27,7 +27,7 @@ from schemas.errors import InvalidMessage
 from schemas.messages import Label
 from schemas.money import RateTable
 
-_SHOWN: Final = (CURRENCY, TYPE)
+_SHOWN: Final = (TEXTS[CURRENCY], TEXTS[TYPE])
 
 T = TypeVar("T")
 
@@ -160,16 +160,16 @@ def read_plain(
     read_amounts(text, found.spans[CURRENCY], rate_terms(rates), found.amount, found.decimals, plain, minor, base)
     row = np.flatnonzero(plain)
     m = len(row)
-    offsets, counts = np.empty((len(TEXTS), m + 1), np.int32), np.empty(m, np.bool_)
+    offsets = np.empty((len(TEXTS), m + 1), np.int32)
     data = np.empty(_text_bytes(found.spans, row), np.uint8)
-    _copy(text, found.spans, row, data, offsets, counts, _COUNTING_WORDS, _COUNTING_BYTES)
+    _copy(text, found.spans, row, data, offsets)
     buffer = pa.py_buffer(data)
     texts = {
-        name: pa.StringArray.from_buffers(m, pa.py_buffer(offsets[column]), buffer)
-        if shown or column not in _SHOWN
-        else None
-        for column, name in enumerate(TEXTS)
+        name: pa.StringArray.from_buffers(m, pa.py_buffer(offsets[column]), buffer) for column, name in enumerate(TEXTS)
     }
+    counts = counting(texts[TEXTS[TYPE]])
+    if not shown:
+        texts |= dict.fromkeys(_SHOWN)
     event_us, clock_us = found.event_time_us, found.clock_us
     if m < n:
         event_us, clock_us, minor, base = event_us[row], clock_us[row], minor[row], base[row]
@@ -178,6 +178,13 @@ def read_plain(
         hour=hours(clock_us), weekday=weekdays(clock_us), **texts,
     )  # fmt: skip
     return PlainTransactions(plain, rows)
+
+
+def counting(types: pa.Array) -> NDArray[np.bool_]:
+    """Return which of n types of transaction enter windows (`COUNTING_TYPES`); none is null."""
+    counts = np.empty(len(types), np.bool_)
+    _find(*text_buffers(types), _COUNTING_WORDS, _COUNTING_BYTES, counts)
+    return counts
 
 
 def _decoded(of: NDArray[np.int64], kind: str, decode: Callable[[int], T]) -> tuple[list[tuple[int, T]], list[Reject]]:
@@ -226,8 +233,8 @@ def _text_bytes(spans: Any, rows: Any) -> int:
 
 
 @compiled
-def _copy(text: Any, spans: Any, rows: Any, data: Any, offsets: Any, counts: Any, words: Any, word_bytes: Any) -> None:
-    """Copy the texts of ``rows`` column by column into ``data``, and find the types of transaction that count."""
+def _copy(text: Any, spans: Any, rows: Any, data: Any, offsets: Any) -> None:
+    """Copy the texts of ``rows`` column by column into ``data``."""
     at = 0
     for column in range(spans.shape[0]):
         for k in range(len(rows)):
@@ -236,9 +243,14 @@ def _copy(text: Any, spans: Any, rows: Any, data: Any, offsets: Any, counts: Any
             for place in range(first, end):
                 data[at] = text[place]
                 at += 1
-            if column == TYPE:
-                counts[k] = _is_among(text, first, end, words, word_bytes)
         offsets[column, len(rows)] = at
+
+
+@compiled
+def _find(text: Any, offsets: Any, words: Any, word_bytes: Any, among: Any) -> None:
+    """Fill ``among``: which texts are among ``words``."""
+    for row in range(len(among)):
+        among[row] = _is_among(text, offsets[row], offsets[row + 1], words, word_bytes)
 
 
 @compiled

@@ -15,7 +15,7 @@ from pipeline.engine.joins import COUNTS, NO_TRANSACTION, Clock, Horizons, not_j
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.pending import NO_LABELS, LabelBatch, StorePending
 from pipeline.engine.placement import partitions_of
-from pipeline.engine.profiled_rows import encode_profiled, places
+from pipeline.engine.profiled_rows import encode_profiled
 from pipeline.engine.profiling import Arrivals, CardJoin, Joined
 from pipeline.engine.rerouting import Batch, rerouted, sort
 from pipeline.engine.results import Result
@@ -219,7 +219,7 @@ class CardPartition:
         return staying
 
     def _profile(self, taken: Transactions) -> CardProfile:
-        return self._windows.profile_keys(
+        return self._windows.profile(
             name_keys(taken.card_id), name_keys(taken.merchant_id), taken.event_time_us, taken.amount_base_minor,
             taken.counts, taken.hour, taken.weekday,
         )  # fmt: skip
@@ -228,15 +228,7 @@ class CardPartition:
         self, taken: Transactions, merchants: Sequence[bytes], profile: CardProfile, batch: Batch, now: datetime
     ) -> list[Output]:
         """Profiled transactions, which say where they lay in ``batch``."""
-        of = taken.row.tolist()
-        values = encode_profiled(
-            taken,
-            profile,
-            places(batch, of),
-            [batch.records[row].value or b"" for row in of],
-            self._rules.rates.version,
-            now,
-        )
+        values = encode_profiled(taken, profile, batch, self._rules.rates.version, now)
         return list(map(Output, repeat(PROFILED), merchants, values))
 
     def _with_labels(self, outputs: list[Output], joined: Joined[list[bytes]]) -> list[Output]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.features.identity import transaction_hash
-from pipeline.features.xxh3 import hash_pairs, hash_texts
+from pipeline.features.xxh3 import hash_pairs, hash_spans, hash_texts
 
 
 class Reject(NamedTuple):
@@ -163,9 +163,18 @@ def text_values(texts: pa.Array) -> list[bytes]:
 
 
 def name_keys(names: pa.Array) -> NDArray[np.int64]:
-    """Return `entity_keys` of n names; shape (n, 2)."""
+    """Return 128 bits of each of n names as two words, the same on every machine (XXH3); shape (n, 2)."""
+    return _as_keys(hash_texts(*text_buffers(names)))
+
+
+def span_keys(text: NDArray[np.uint8], spans: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return `name_keys` of n names that lie in ``text`` at ``spans``, shape (n, 2)."""
+    return _as_keys(hash_spans(text, spans[:, 0], spans[:, 1]))
+
+
+def _as_keys(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     # The digest's bytes are those of big-endian words; keys are little-endian ones.
-    return hash_texts(*text_buffers(names)).byteswap(inplace=True).view(np.int64)
+    return hashes.byteswap(inplace=True).view(np.int64)
 
 
 def digest_keys(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.int64]:

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.engine.accept import counting
+from pipeline.engine.columns import identities, name_keys
 from pipeline.engine.merchants import behind, labels_log, transactions_log
 from pipeline.features.catalogue import (
     CARD_FEATURES,
@@ -15,9 +18,7 @@ from pipeline.features.catalogue import (
     US_PER_SECOND,
 )
 from pipeline.features.clock import hours, weekdays
-from pipeline.features.identity import entity_keys, transaction_hash
 from pipeline.features.kernel import CardWindows, MerchantWindows
-from schemas.codec import COUNTING_TYPES
 
 _BATCH_ROWS = 16_384
 
@@ -70,9 +71,10 @@ def compute_features(
     if np.any(np.diff(event_time_us) < 0):
         raise ValueError("the history is not in event-time order; sort it by event_time first")
     amount_minor = frame["amount_minor"].to_numpy(np.int64)
-    cards, merchants = frame["card_id"].tolist(), frame["merchant_id"].tolist()
+    cards, merchants = _texts(frame["card_id"]), _texts(frame["merchant_id"])
+    card_keys, merchant_keys = name_keys(cards), name_keys(merchants)
     counts = (
-        frame["transaction_type"].fillna("purchase").isin(COUNTING_TYPES).to_numpy(bool)
+        counting(_texts(frame["transaction_type"].fillna("purchase")))
         if "transaction_type" in frame
         else np.ones(len(frame), bool)
     )
@@ -80,8 +82,8 @@ def compute_features(
     windows = CardWindows()
     for part in _parts(len(frame)):
         features[part, : len(CARD_FEATURES)] = windows.profile(
-            cards[part],
-            merchants[part],
+            card_keys[part],
+            merchant_keys[part],
             event_time_us[part],
             amount_minor[part],
             counts[part],
@@ -94,14 +96,15 @@ def compute_features(
     if labels is None:
         labels = KnownLabels(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.int64))
     features[:, len(CARD_FEATURES) :] = _merchant_features(
-        frame, merchants, event_time_us, amount_minor, counts, labels
-    )
+        identities(cards.take(labels.row), _texts(frame["transaction_id"]).take(labels.row)),
+        merchant_keys, event_time_us, amount_minor, counts, labels,
+    )  # fmt: skip
     return features
 
 
 def _merchant_features(
-    frame: pd.DataFrame,
-    merchants: list[str],
+    labelled: NDArray[np.uint64],
+    keys: NDArray[np.int64],
     event_time_us: NDArray[np.int64],
     amount_minor: NDArray[np.int64],
     counts: NDArray[np.bool_],
@@ -113,18 +116,19 @@ def _merchant_features(
     before = np.maximum(np.searchsorted(event_time_us, labels.known_at_us), labels.row + 1)
     place = np.concatenate([2 * np.arange(n) + 1, 2 * before])
     order = np.lexsort((np.concatenate([np.zeros(n, np.int64), labels.known_at_us]), place))
-    keys = entity_keys(merchants)
-    names = (frame[name].to_numpy(object)[labels.row].tolist() for name in ("card_id", "transaction_id"))
-    identities = np.fromiter(map(transaction_hash, *names), np.uint64, len(labels.row))
     log = behind(
         transactions_log(keys, event_time_us, amount_minor, counts),
-        labels_log(keys[labels.row], identities, event_time_us[labels.row], labels.known, labels.known_at_us),
+        labels_log(keys[labels.row], labelled, event_time_us[labels.row], labels.known, labels.known_at_us),
     )
     windows, out = MerchantWindows(), np.empty((len(order), len(MERCHANT_FEATURES)))
     for part in _parts(len(order)):
         out[order[part]] = log.take(order[part]).profile(windows)
         windows.settle()
     return out[:n]
+
+
+def _texts(column: pd.Series) -> pa.Array:
+    return pa.array(column.tolist(), pa.large_string())
 
 
 def _parts(rows: int) -> Iterator[slice]:

@@ -45,11 +45,6 @@ def day_of_key(key: bytes) -> int:
     return int.from_bytes(key[1:5], "big")
 
 
-def digest_of_key(key: bytes) -> bytes:
-    """The digest of a key of `day_key`, whose prefix has one byte."""
-    return key[5:]
-
-
 def time_key(prefix: bytes, time_us: int, rest: bytes = b"") -> bytes:
     """A key that sorts by time, in microseconds since 1970."""
     return prefix + max(time_us, 0).to_bytes(8, "big") + rest

@@ -9,12 +9,12 @@ from pipeline.features.kernel import MerchantWindows
 
 
 class MerchantLog(NamedTuple):
-    """Records in log order; every column has n rows, as `MerchantWindows.profile_keys` takes them."""
+    """Records in log order; every column has n rows, as `MerchantWindows.profile` takes them."""
 
     kinds: NDArray[np.uint8]
     """0 for a transaction, 1 for a label."""
     merchants: NDArray[np.int64]
-    """Shape (n, 2): `entity_keys`."""
+    """Shape (n, 2): `name_keys`."""
     identities: NDArray[np.uint64]
     """`transaction_hash` of what a label is about; 0 for a transaction."""
     event_time_us: NDArray[np.int64]
@@ -31,7 +31,7 @@ class MerchantLog(NamedTuple):
 
     def profile(self, windows: MerchantWindows) -> NDArray[np.float64]:
         """Let the records enter the windows; return features, shape (n, len(MERCHANT_FEATURES)), NaN for labels."""
-        return windows.profile_keys(*self)
+        return windows.profile(*self)
 
 
 def transactions_log(

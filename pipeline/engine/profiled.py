@@ -12,8 +12,10 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.engine.columns import name_keys, span_keys
 from pipeline.engine.merchants import MerchantLog
 from pipeline.engine.profiled_scan import equal_texts, scan_profiled
 from pipeline.engine.results import ForeignRecord
@@ -47,7 +49,7 @@ from pipeline.engine.subjects import (
 )  # fmt: skip
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.compiled import compiled
-from pipeline.features.identity import text_keys, transaction_hash
+from pipeline.features.identity import transaction_hash
 from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR, timestamp_us
 from schemas.errors import UNREADABLE
 from schemas.messages import ProfiledLabel, ProfiledTransaction, Timestamp
@@ -196,17 +198,19 @@ def read_rows(records: Sequence[Record]) -> ProfiledRows:
 
 
 def _log(subjects: Subjects, kinds: NDArray[np.uint8], labels: dict[int, ProfiledLabel]) -> MerchantLog:
-    names, n = subjects.texts(MERCHANT), subjects.rows
+    n = subjects.rows
+    merchants = span_keys(np.frombuffer(subjects.text, np.uint8), subjects.spans[MERCHANT])
+    if labels:
+        merchants[[*labels]] = name_keys(pa.array([label.merchant_id for label in labels.values()], pa.string()))
     identity, known = np.zeros(n, np.uint64), np.zeros(n, np.int8)
     event_time_us, known_at_us = subjects.wholes[EVENT_US], np.zeros(n, np.int64)
     for row, label in labels.items():
-        names[row] = label.merchant_id.encode()
         identity[row] = transaction_hash(label.card_id, label.transaction_id)
         event_time_us[row], known_at_us[row] = label.event_time_us, label.known_at_us
         known[row] = KNOWN_CODES.get(label.known, KNOWN_NONE)
     return MerchantLog(
         kinds,
-        text_keys(names),
+        merchants,
         identity,
         event_time_us,
         subjects.wholes[AMOUNT_BASE],

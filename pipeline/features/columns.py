@@ -1,6 +1,5 @@
 """Columns of state: arrays that grow, wherever they are kept, and what of them changed since they were last saved."""
 
-from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -77,19 +76,3 @@ class MemoryStorage:
     def close(self) -> None:
         """Drop the columns."""
         self._columns.clear()
-
-
-class MemoryColumn(NamedTuple):
-    """A saved column put together from the pages of dumps; what tests and folds in memory load from."""
-
-    dtype: str
-    items: int
-    pages: Mapping[int, bytes]
-
-    def read_into(self, array: NDArray[Any]) -> None:
-        """Fill ``array`` from the pages."""
-        for number, page in self.pages.items():
-            values = np.frombuffer(page, np.dtype(self.dtype))
-            start = number * PAGE_ITEMS
-            stop = min(start + len(values), self.items)
-            array[start:stop] = values[: stop - start]

@@ -7,7 +7,7 @@ of the rows; splitting the rows over several calls changes nothing, and neither 
 Cards and merchants are told apart by 128 bits of their names' hash; the names themselves are not kept.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,6 @@ from pipeline.features.compiled import (
     profile_merchants,
 )
 from pipeline.features.digest import window_contents
-from pipeline.features.identity import entity_keys
 from pipeline.features.tables import Tables
 
 
@@ -122,24 +121,6 @@ class CardWindows(_Windows):
 
     def profile(
         self,
-        cards: Sequence[str],
-        merchants: Sequence[str],
-        event_time_us: NDArray[np.int64],
-        amount_minor: NDArray[np.int64],
-        counts: NDArray[np.bool_],
-        hour: NDArray[np.float64],
-        weekday: NDArray[np.float64],
-    ) -> CardProfile:
-        """Features and cases of n transactions in log order, which then enter the windows.
-
-        Amounts are minor units of the base currency, 0 <= amount < 2**53. The arrays have shape (n,).
-        """
-        return self.profile_keys(
-            entity_keys(cards), entity_keys(merchants), event_time_us, amount_minor, counts, hour, weekday
-        )
-
-    def profile_keys(
-        self,
         cards: NDArray[np.int64],
         merchants: NDArray[np.int64],
         event_time_us: NDArray[np.int64],
@@ -148,7 +129,17 @@ class CardWindows(_Windows):
         hour: NDArray[np.float64],
         weekday: NDArray[np.float64],
     ) -> CardProfile:
-        """`profile` for who has the `entity_keys` of cards and merchants already; shape (n, 2)."""
+        """Let n transactions enter the windows in log order; return their features and cases.
+
+        Args:
+            cards: Keys of their cards, 128 bits each; shape (n, 2).
+            merchants: Keys of their merchants, likewise.
+            event_time_us: Shape (n,), like the columns behind it.
+            amount_minor: Minor units of the base currency, 0 <= amount < 2**53.
+            counts: Whether each enters the windows.
+            hour: Hours since midnight, with fraction.
+            weekday: 0 (Monday) to 6.
+        """
         n = len(cards)
         keys, others = np.ascontiguousarray(cards), np.ascontiguousarray(merchants[:, 0])
         time_us, amount, enters, hours, weekdays = _columns(
@@ -171,26 +162,6 @@ class MerchantWindows(_Windows):
     def profile(
         self,
         kinds: NDArray[np.uint8],
-        merchants: Sequence[str],
-        transaction_hash: NDArray[np.uint64],
-        event_time_us: NDArray[np.int64],
-        amount_minor: NDArray[np.int64],
-        counts: NDArray[np.bool_],
-        known: NDArray[np.int8],
-        known_at_us: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
-        """Features of n records in log order: transactions (kind 0) and labels (kind 1).
-
-        A label's ``event_time_us`` and ``transaction_hash`` are its transaction's; ``known`` is 1 for fraud, 0 for
-        legitimate, 2 for none. Returns shape (n, len(MERCHANT_FEATURES)), NaN in the rows of labels.
-        """
-        return self.profile_keys(
-            kinds, entity_keys(merchants), transaction_hash, event_time_us, amount_minor, counts, known, known_at_us
-        )
-
-    def profile_keys(
-        self,
-        kinds: NDArray[np.uint8],
         merchants: NDArray[np.int64],
         transaction_hash: NDArray[np.uint64],
         event_time_us: NDArray[np.int64],
@@ -199,7 +170,21 @@ class MerchantWindows(_Windows):
         known: NDArray[np.int8],
         known_at_us: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """`profile` for who has the `entity_keys` of merchants already; shape (n, 2)."""
+        """Let n transactions (kind 0) and labels (kind 1) enter the windows in log order; return their features.
+
+        Args:
+            kinds: Shape (n,), like the other columns.
+            merchants: Keys of their merchants, 128 bits each; shape (n, 2).
+            transaction_hash: What a label is about.
+            event_time_us: Of a label, its transaction's.
+            amount_minor: Minor units of the base currency, 0 <= amount < 2**53.
+            counts: Whether each transaction enters the windows.
+            known: What a label says: 1 for fraud, 0 for legitimate, 2 for none.
+            known_at_us: From when on a label counts.
+
+        Returns:
+            Shape (n, len(MERCHANT_FEATURES)), NaN in the rows of labels.
+        """
         n = len(merchants)
         kind, identity, time_us, amount, enters, value, since_us = _columns(
             n, (kinds, np.uint8), (transaction_hash, np.uint64), (event_time_us, np.int64), (amount_minor, np.int64),

@@ -48,11 +48,15 @@ def hash_texts(data: NDArray[np.uint8], offsets: IntArray) -> NDArray[np.uint64]
     Returns:
         Shape (n, 2): the high and the low 64 bits of each hash.
     """
-    n = len(offsets) - 1
-    hashes = np.empty((n, 2), np.uint64)
-    if _hash_texts(data, offsets, _SECRET, hashes):
-        for row in np.flatnonzero(np.diff(offsets) > LONGEST).tolist():
-            _store(hashes, row, data[offsets[row] : offsets[row + 1]].tobytes())
+    return hash_spans(data, offsets[:-1], offsets[1:])
+
+
+def hash_spans(data: NDArray[np.uint8], first: IntArray, end: IntArray) -> NDArray[np.uint64]:
+    """Hash n texts, as `hash_texts`: text i lies in ``data`` from ``first[i]`` to ``end[i]``."""
+    hashes = np.empty((len(first), 2), np.uint64)
+    if _hash_spans(data, first, end, _SECRET, hashes):
+        for row in np.flatnonzero(end - first > LONGEST).tolist():
+            _store(hashes, row, data[first[row] : end[row]].tobytes())
     return hashes
 
 
@@ -96,15 +100,15 @@ def _swapped(_typing: Any, _word: Any) -> Any:
 
 
 @compiled
-def _hash_texts(data: Any, offsets: Any, secret: Any, hashes: Any) -> bool:
+def _hash_spans(data: Any, first: Any, end: Any, secret: Any, hashes: Any) -> bool:
     """Whether there are texts that are too long, which are left out."""
     longer = False
     for row in range(len(hashes)):
-        size = offsets[row + 1] - offsets[row]
+        size = end[row] - first[row]
         if size > LONGEST:
             longer = True
         else:
-            hashes[row, 0], hashes[row, 1] = _hash(data, np.int64(offsets[row]), np.int64(size), secret)
+            hashes[row, 0], hashes[row, 1] = _hash(data, np.int64(first[row]), np.int64(size), secret)
     return longer
 
 

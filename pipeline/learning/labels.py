@@ -2,18 +2,15 @@
 
 The label that holds is the largest by (rank of its source, ``labelled_at``, severity of what it says), in this order;
 a correction is a new, later label. Because a maximum is taken, what holds does not depend on the order in which labels
-arrive, and a repeated label changes nothing. `LabelState.changes` does depend on it: it counts what happened.
+arrive, and a repeated label changes nothing. Only the number of changes depends on it: it counts what happened.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, get_args
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
-
-from schemas.codec import timestamp_us
-from schemas.messages import Label
 
 SOURCE_RANK: Final[dict[str, int]] = {
     "audit": 7,
@@ -45,28 +42,9 @@ _RULE: Final = SOURCE_RANK["rule"]
 _NOTHING: Final = KNOWN.index(NOTHING)
 
 StateNumbers = tuple[int, int, int, int]
-"""(rank, ``labelled_at`` in microseconds, index of `KNOWN`, changes) of a `LabelState`."""
+"""(rank, ``labelled_at`` in microseconds, index of `KNOWN`, how often that changed): the label that holds."""
 UNSEEN: Final[StateNumbers] = (NO_LABEL, 0, _NOTHING, 0)
 """The state before the first label."""
-
-TRAVELS: Final[frozenset[Outcome]] = frozenset({"first", "changed"})
-"""Outcomes that change what is known, and so must be passed on."""
-
-
-class LabelState(NamedTuple):
-    """The label that holds for one transaction."""
-
-    rank: int
-    labelled_at_us: int
-    known: str
-    """``fraud``, ``legitimate`` or ``none``."""
-    changes: int
-    """How often ``known`` has changed; 0 while nothing has ever been known."""
-
-    @property
-    def revision(self) -> int:
-        """0 for the first knowledge of the transaction, then counting up."""
-        return max(self.changes - 1, 0)
 
 
 def known_value(label: str) -> str:
@@ -141,17 +119,3 @@ def holding(
     last[:-1] = np.any([name[order][1:] != name[order][:-1] for name in names], axis=0)
     rows: NDArray[np.intp] = order[last]
     return rows
-
-
-def resolve(current: LabelState | None, label: Label) -> tuple[LabelState, Outcome]:
-    """Return `resolve_numbers` of a decoded label, in words."""
-    before = (
-        UNSEEN
-        if current is None
-        else (current.rank, current.labelled_at_us, KNOWN.index(current.known), current.changes)
-    )
-    state, outcome = resolve_numbers(
-        before, source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
-    )
-    rank, labelled_at_us, known, changes = state
-    return LabelState(rank, labelled_at_us, KNOWN[known], changes), OUTCOMES[outcome]

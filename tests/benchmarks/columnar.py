@@ -47,8 +47,8 @@ _LABEL_DELAY_S = 7_200.0
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "check and convert": [(run, "accept_transactions"), (run, "accept_labels")],
     "repeats and labels": [(Engine, "_join")],
-    "card windows": [(CardWindows, "profile_keys"), (CardWindows, "settle")],
-    "merchant windows": [(MerchantWindows, "profile_keys"), (MerchantWindows, "settle")],
+    "card windows": [(CardWindows, "profile"), (CardWindows, "settle")],
+    "merchant windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
     "trees": [(LightGBMModel, "logit")],
     "River": [(RiverLayer, "logit")],
     "policy": [(Policy, "decide")],

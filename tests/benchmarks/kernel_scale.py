@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,6 @@ import psutil
 from numpy.typing import NDArray
 
 from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.features import kernel
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.rates import load_rates
@@ -37,6 +37,7 @@ from tests.benchmarks.forests import BUILD, forest, training_matrix
 from tests.benchmarks.stages import Stages
 from tests.benchmarks.tables import as_text
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
+from tests.helpers.keys import keys
 
 Row = dict[str, Any]
 START_US = 1_700_000_000_000_000
@@ -83,7 +84,7 @@ class Hops:
         for start in range(0, len(columns.cards), batch):
             stop = min(start + batch, len(columns.cards))
             time_us, amount = columns.time_us[start:stop], columns.amount[start:stop]
-            cards, merchants = columns.cards[start:stop], columns.merchants[start:stop]
+            cards, merchants = keys(columns.cards[start:stop]), keys(columns.merchants[start:stop])
             n = stop - start
             ones, zeros = np.ones(n, np.bool_), np.zeros(n)
             self.cards.profile(cards, merchants, time_us, amount, ones, zeros, zeros)
@@ -128,7 +129,7 @@ def windows_row(cards: int, *, rows: int, batch: int, a_card: float, merchants: 
         )
     measured = drawn(rows, cards, merchants, end_us, end_us + US_PER_DAY, generator)
     stages = Stages()
-    with stages.around({"keys": [(kernel, "entity_keys")]}), stages.stage("windows"):
+    with stages.around({"keys": [(sys.modules[__name__], "keys")]}), stages.stage("windows"):
         hops.enter(measured, batch)
     windows_s, keys_s = stages.seconds["windows"], stages.seconds["keys"]
     return {

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.features.compiled import CHUNKS_END, EVENTS_END, LABEL_CHUNKS_END, LABELS_END, SLOTS_END
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.state.mapped import MappedStorage
+from tests.helpers.keys import keys
 
 DAY_US = 86_400_000_000
 START_US = 1_700_000_000_000_000
@@ -71,7 +72,9 @@ def cards(entities: int, a_day: float) -> Size:
     for names, time_us, generator in days(entities, a_day, 1):
         n = len(names)
         zeros = np.zeros(n)
-        windows.profile(names, names, time_us, generator.integers(1, 20_000, n), np.ones(n, np.bool_), zeros, zeros)
+        windows.profile(
+            keys(names), keys(names), time_us, generator.integers(1, 20_000, n), np.ones(n, np.bool_), zeros, zeros
+        )
         windows.settle()
         times.append(time_us)
     return measured(windows, int((np.concatenate(times) > windows.newest_us - 37 * DAY_US).sum()))
@@ -86,7 +89,7 @@ def merchants(entities: int, a_day: float, labelled: float) -> Size:
         n, m = len(names), len(chosen)
         windows.profile(
             np.r_[np.zeros(n, np.uint8), np.ones(m, np.uint8)],
-            names + [before[0][k] for k in chosen],
+            keys(names + [before[0][k] for k in chosen]),
             generator.integers(0, 2**63, n + m).astype(np.uint64),
             np.r_[time_us, before[1][chosen]],
             generator.integers(1, 20_000, n + m),
@@ -114,7 +117,8 @@ def touched(entities: int, a_day: float) -> dict[str, float]:
             for what, part in zip(("hour", "day"), parts, strict=False):
                 n = len(names[part])
                 on, zeros = np.ones(n, np.bool_), np.zeros(n)
-                windows.profile(names[part], names[part], time_us[part], np.full(n, 100), on, zeros, zeros)
+                who = keys(names[part])
+                windows.profile(who, who, time_us[part], np.full(n, 100), on, zeros, zeros)
                 windows.settle()
                 shares[what] = referenced(directory) / windows.nbytes
         windows.close()

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from pipeline.engine.state import LoadedState
-from pipeline.features.columns import MemoryColumn
 from schemas.messages import Label, Transaction
 from schemas.records import Record
 from schemas.topics import DECISIONS
@@ -19,6 +18,7 @@ from tests.benchmarks.job.check import Decision, check
 from tests.benchmarks.ours import job
 from tests.benchmarks.ours.job import LABELLED_AFTER_MS, LATE, LATEST_MS, REPEATED, arrivals
 from tests.benchmarks.ours.kernel import Models, OneHopPartition
+from tests.helpers.memory_columns import MemoryColumn
 
 RECORDS = 3_000
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.features import compiled as layout
-from pipeline.features.columns import PAGE_ITEMS, MemoryColumn, Pages
+from pipeline.features.columns import PAGE_ITEMS, Pages
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.features.tables import Tables
+from tests.helpers.memory_columns import MemoryColumn
 
 Windows = CardWindows | MerchantWindows
 

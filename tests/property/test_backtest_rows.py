@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
-from pipeline.engine.columns import Reject, digest_keys, identities, name_keys
+from pipeline.engine.columns import Reject, digest_keys, identities, name_keys, span_keys, text_buffers
 from pipeline.engine.layout import transaction_digest
-from pipeline.features.identity import entity_keys, transaction_hash
+from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import KNOWN, SOURCE_RANK, known_value, source_rank
 from schemas.codec import CODES, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
@@ -268,4 +269,7 @@ def test_hashes_are_those_of_the_kernels(names: list[tuple[str, str]]) -> None:
     digests = b"".join(transaction_digest(*pair) for pair in names)
     assert digest_keys(cards, ids).astype(">i8").tobytes() == digests
     assert identities(cards, ids).tolist() == [transaction_hash(*pair) for pair in names]
-    assert name_keys(cards).tolist() == entity_keys([card for card, _ in names]).tolist()
+    hashes = b"".join(xxhash.xxh3_128_digest(card.encode()) for card, _ in names)
+    assert name_keys(cards).astype("<i8").tobytes() == hashes
+    data, ends = text_buffers(cards)
+    assert span_keys(data, np.stack([ends[:-1], ends[1:]], axis=1)).tolist() == name_keys(cards).tolist()

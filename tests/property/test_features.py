@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows
+from tests.helpers.keys import keys
 from tests.property.strategies import DAY, START_US, busy_card_log, busy_merchant_log, card_logs, merchant_logs
 from tests.reference.features import card_features, merchant_features
 
@@ -26,8 +27,8 @@ Profile = Callable[[pd.DataFrame], NDArray[np.float64]]
 def profile_cards(windows: CardWindows) -> Profile:
     def profile(frame: pd.DataFrame) -> NDArray[np.float64]:
         return windows.profile(
-            frame["card_id"].tolist(),
-            frame["merchant_id"].tolist(),
+            keys(frame["card_id"].tolist()),
+            keys(frame["merchant_id"].tolist()),
             frame["event_time_us"].to_numpy(np.int64),
             frame["amount_minor"].to_numpy(np.int64),
             frame["counts"].to_numpy(np.bool_),
@@ -42,7 +43,7 @@ def profile_merchants(windows: MerchantWindows) -> Profile:
     def profile(frame: pd.DataFrame) -> NDArray[np.float64]:
         return windows.profile(
             (frame["kind"] == "label").to_numpy(np.uint8),
-            frame["merchant_id"].tolist(),
+            keys(frame["merchant_id"].tolist()),
             frame["transaction"].to_numpy(np.uint64),
             frame["event_time_us"].to_numpy(np.int64),
             frame["amount_minor"].to_numpy(np.int64),

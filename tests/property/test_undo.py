@@ -24,7 +24,6 @@ from pipeline.engine.state import LoadedState, MemoryStore, StateDump
 from pipeline.engine.transaction_index import StoreIndex
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.features.columns import MemoryColumn
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
@@ -33,6 +32,7 @@ from schemas.records import Output, Record
 from schemas.topics import EXAMPLES, PROFILED, REROUTED
 from tests.helpers.champion import active, decide
 from tests.helpers.logs import START, Log, after
+from tests.helpers.memory_columns import MemoryColumn
 from tests.unit.model_helpers import example
 from tests.unit.test_engine_card import busy_logs, interleaved, options
 from tests.unit.test_engine_feedback import happenings

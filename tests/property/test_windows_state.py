@@ -25,6 +25,7 @@ from pipeline.features.compiled import (
 from pipeline.features.kernel import CardProfile, CardWindows, MerchantWindows
 from pipeline.features.tables import Tables
 from pipeline.state.mapped import MappedStorage
+from tests.helpers.keys import keys
 from tests.helpers.timelines import Saved, Windows, contents
 from tests.property.strategies import (
     DAY,
@@ -140,7 +141,7 @@ def test_entities_that_pass_equal_the_reference(seed: int) -> None:
 
 def whole_profile(windows: CardWindows, log: pd.DataFrame) -> CardProfile:
     return windows.profile(
-        log["card_id"].tolist(), log["merchant_id"].tolist(),
+        keys(log["card_id"].tolist()), keys(log["merchant_id"].tolist()),
         *(log[name].to_numpy() for name in ("event_time_us", "amount_minor", "counts", "hour", "weekday")),
     )  # fmt: skip
 
@@ -250,7 +251,7 @@ def test_columns_of_unequal_lengths_are_refused() -> None:
     log = busy_card_log(0, 10)
     with pytest.raises(ValueError, match="every column must have 9 rows"):
         CardWindows().profile(
-            ["c"] * 9, ["m"] * 9,
+            keys(["c"] * 9), keys(["m"] * 9),
             *(log[name].to_numpy() for name in ("event_time_us", "amount_minor", "counts", "hour", "weekday")),
         )  # fmt: skip
 

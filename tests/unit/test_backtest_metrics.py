@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from pipeline.backtest.bootstrap import interval, resampled
 from pipeline.backtest.drift import ModelDrift
-from pipeline.backtest.metrics import Ranking, known_cards, precision_at, top_of_days
+from pipeline.backtest.metrics import Ranking, daily_precision, known_cards, top_of_days
 from pipeline.backtest.value import from_alert_on, sweep, sweep_thresholds
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
@@ -102,13 +102,13 @@ def test_the_best_of_a_day_are_those_of_the_definition(seed: int, top: int) -> N
     chosen = top_of_days(one.score, one.event_time_us, top)
     expected = reference.best_of_days(one.score.tolist(), one.event_time_us.tolist(), top)
     assert set(np.flatnonzero(chosen).tolist()) == expected
-    precision = precision_at(one.fraud, one.score, one.event_time_us, top)
-    assert precision == pytest.approx(reference.precision_at(*(column.tolist() for column in one[:3]), top))
+    _, precision = daily_precision(one.fraud, chosen, one.event_time_us, top)
+    assert precision.mean() == pytest.approx(reference.precision_at(*(column.tolist() for column in one[:3]), top))
 
 
 def test_metrics_of_nothing() -> None:
     none = History(*(column[:0] for column in history(0)))
-    assert precision_at(none.fraud, none.score, none.event_time_us, 5) is None
+    assert not len(daily_precision(none.fraud, none.fraud, none.event_time_us, 5)[0])
     assert card_precision(*none[:4], 5, remove_detected=True) is None
     assert known_cards(none.card, none.event_time_us, none.event_time_us).shape == (0,)
     assert not len(sweep_thresholds(none.score))

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from pipeline.backtest.truth import NEVER, Truth, find_truth, held_labels, precision_bounds, recall_bounds
-from pipeline.learning.labels import LabelState, resolve
-from schemas.messages import Label
+from pipeline.learning.labels import KNOWN, UNSEEN, StateNumbers, known_value, resolve_numbers, source_rank
+from schemas.codec import timestamp_us
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 COLUMNS = ["transaction_id", "card_id", "label", "source", "labelled_at"]
@@ -37,20 +37,18 @@ def test_the_label_that_holds_is_the_one_that_holds_live(seed: int) -> None:
             for _ in range(200)
         ]
     )  # fmt: skip
-    states: dict[tuple[str, str], LabelState] = {}
+    states: dict[tuple[str, str], StateNumbers] = {}
     for row in frame.itertuples(index=False):
-        label = Label(
-            transaction_id=row.transaction_id, card_id=row.card_id, label=row.label, source=row.source,
-            labelled_at=row.labelled_at,
-        )  # fmt: skip
-        name = (row.transaction_id, row.card_id)
-        states[name], _ = resolve(states.get(name), label)
+        name, known = (row.transaction_id, row.card_id), KNOWN.index(known_value(row.label))
+        states[name], _ = resolve_numbers(
+            states.get(name, UNSEEN), source_rank(row.source), timestamp_us(row.labelled_at), known
+        )
     truth = find_truth(decisions(*states), frame)
-    known = np.where(truth.fraud, "fraud", np.where(truth.legitimate, "legitimate", "none")).tolist()
-    assert known == [state.known for state in states.values()]
-    assert len(set(known)) == 3
+    found = np.where(truth.fraud, "fraud", np.where(truth.legitimate, "legitimate", "none")).tolist()
+    assert found == [KNOWN[known] for _, _, known, _ in states.values()]
+    assert len(set(found)) == 3
     told = truth.known_us[~truth.unlabelled].tolist()
-    assert told == [state.labelled_at_us for state in states.values() if state.known != "none"]
+    assert told == [at_us for _, at_us, known, _ in states.values() if KNOWN[known] != "none"]
     assert (truth.known_us[truth.unlabelled] == NEVER).all()
 
 

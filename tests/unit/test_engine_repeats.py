@@ -11,11 +11,11 @@ import pytest
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState
-from pipeline.features.columns import MemoryColumn
 from schemas.records import Record
 from schemas.topics import DECISIONS, PROFILED, TRANSACTIONS
 from tests.helpers.champion import active, decide
 from tests.helpers.logs import Log, after, decode_decision, to, transaction
+from tests.helpers.memory_columns import MemoryColumn
 from tests.unit.test_engine_card import partition
 
 MODELS = active()

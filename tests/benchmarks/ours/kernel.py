@@ -22,6 +22,7 @@ from schemas.records import Output, Record
 from schemas.topics import Topic
 from tests.benchmarks.job.definition import HOME_COUNTRY, INPUTS, MODEL_FILE, RIVER_FILE, inputs_of_many
 from tests.benchmarks.peers.bare import Decision, Transaction
+from tests.helpers.keys import keys
 
 COUNTS: Final = [CARD_FEATURES.index(f"card_count_{window}") for window in ("1d", "7d", "30d")]
 SUMS: Final = [CARD_FEATURES.index(f"card_sum_{window}") for window in ("1d", "7d", "30d")]
@@ -106,7 +107,7 @@ class OneHopPartition:
         time_us = np.fromiter((timestamp_us(one.event_time) for one in batch), np.int64, n)
         cents = np.fromiter((round(100 * one.amount) for one in batch), np.int64, n)
         # The job has no merchants and takes the hour from the time: what they would give is not among its inputs.
-        cards, zeros = [one.card_id for one in batch], np.zeros(n)
+        cards, zeros = keys([one.card_id for one in batch]), np.zeros(n)
         features = self._windows.profile(cards, cards, time_us, cents, np.ones(n, np.bool_), zeros, zeros).features
         counts = features[:, COUNTS]
         # From whole cents, as the job defines a mean to the last bit.
