@@ -3,9 +3,14 @@
 Structs, because they are made for every record, several times faster than named tuples.
 """
 
+from typing import Final
+
 import msgspec
 
 from schemas.topics import Topic
+
+LATEST_STAMP_MS: Final = 2**53
+"""Arrival times beyond it, which only a producer's own clock can give, count as this one: microseconds have 64 bits."""
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -31,3 +36,8 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+
+    @property
+    def arrived_us(self) -> int:
+        """When the record arrived, in microseconds since 1970."""
+        return min(self.timestamp_ms, LATEST_STAMP_MS) * 1_000

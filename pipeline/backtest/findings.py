@@ -15,7 +15,8 @@ from pipeline.backtest.live import Comparison
 from pipeline.backtest.losses import NOT_READ, REPEATED, refusal
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, LabelBook, RangeError, Seen, Span
 from pipeline.engine.decisions import Decisions
-from pipeline.engine.joins import EARLY_LABEL_PATIENCE_US, NO_TRANSACTION
+from pipeline.engine.joins import NO_TRANSACTION
+from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US
 from pipeline.training.fit import Trained
 
 

@@ -13,6 +13,7 @@ from pipeline.engine.accept import accept_labels, accept_transactions
 from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.kafka.fold import RecordColumns
 from schemas.messages import Label
+from schemas.records import LATEST_STAMP_MS
 
 _US_PER_MS: Final = 1_000
 Rows = TypeVar("Rows", Transactions, Labels)
@@ -37,7 +38,7 @@ def transactions_of(
     read: RecordColumns, rules: Acceptance, numbering: Numbering, rejects: list[Reject]
 ) -> Part[Transactions]:
     """Accepted transactions; what is refused goes to ``rejects``, as its dead letter tells it."""
-    arrived_us = read.timestamp_ms * _US_PER_MS
+    arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * _US_PER_MS
     rows, refused = accept_transactions(read.values, arrived_us, rules.rates, rules.future_tolerance_us)
     return _part(read, rows, arrived_us, numbering, refused, rejects)
 
@@ -50,7 +51,7 @@ def labels_of(
     told: Callable[[Sequence[Label], Sequence[int]], None],
 ) -> Part[Labels]:
     """Accepted labels; ``told`` is given them, each with when it became known, in microseconds since 1970."""
-    arrived_us = read.timestamp_ms * _US_PER_MS
+    arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * _US_PER_MS
     rows, refused, messages = accept_labels(read.values, arrived_us, rules.future_tolerance_us)
     told(messages, rows.known_at_us.tolist())
     return _part(read, rows, arrived_us, numbering, refused, rejects)

@@ -274,8 +274,7 @@ class CardPartition:
 
 def _columns(records: Sequence[Record]) -> tuple[list[bytes | None], NDArray[np.int64]]:
     """Values, and when each record arrived, in microseconds since 1970."""
-    arrived_ms = np.array([record.timestamp_ms for record in records], np.int64)
-    return [record.value for record in records], arrived_ms * 1_000
+    return [record.value for record in records], np.array([record.arrived_us for record in records], np.int64)
 
 
 def _count(joined: Joined[list[bytes]], accepted: int, result: Result) -> None:

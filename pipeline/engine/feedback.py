@@ -160,7 +160,7 @@ class FeedbackPartition:
                     continue
                 label = decode_label(
                     written.value,
-                    record_timestamp_us=written.timestamp_ms * 1_000,
+                    record_timestamp_us=written.arrived_us,
                     future_tolerance_us=rules.future_tolerance_us,
                 )
             except (InvalidMessage, NotRerouted):
@@ -171,7 +171,7 @@ class FeedbackPartition:
                 # The card agent passes it on, and it is read again where its decision lies.
                 result.counts["label", "rerouted"] += 1
                 continue
-            read.append((label, written.timestamp_ms * 1_000))
+            read.append((label, written.arrived_us))
         if not read:
             return NO_LABELS
         digests, hashes = Identities.of([one.card_id for one, _ in read], [one.transaction_id for one, _ in read])

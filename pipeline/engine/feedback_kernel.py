@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.engine.columns import Labels
 from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Entry, Known, Matured
 from pipeline.engine.layout import day_of, transaction_digest
-from pipeline.engine.waiting import WaitingRoom
+from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST, WaitingRoom
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import KNOWN, LEGITIMATE, NOTHING, OUTCOMES, resolve_numbers
@@ -26,12 +26,8 @@ from pipeline.learning.sampling import keep_negative, keep_negatives
 from schemas.codec import EARLIEST_US
 from schemas.messages import FeedbackRules
 
-PATIENCE_US: Final = 7 * US_PER_DAY
-"""How long, in event time, a label waits for its decision; the card agent reports the ones that wait in vain."""
 PRESUME_AT_MOST: Final = 5_000
 """Transactions that one position presumes legitimate at most; others are left to the positions after it."""
-GIVE_UP_AT_MOST: Final = 5_000
-"""Labels that one position gives up at most; likewise."""
 PRESUMED: Final = "presumed_legitimate"
 _FORGET_AT_LEAST: Final = 64
 _NOTHING: Final = KNOWN.index(NOTHING)
@@ -170,7 +166,7 @@ class FeedbackKernel:
             Examples in order of position.
         """
         newest_us = list(accumulate(decided.event_time_us, max, initial=self._newest_us))
-        retention_us = max(rules.label_horizon_us, rules.maturity_us) + PATIENCE_US
+        retention_us = max(rules.label_horizon_us, rules.maturity_us) + EARLY_LABEL_PATIENCE_US
         first_day = [max(self._first_day, day_of(newest_us[0] - retention_us))]
         if max(self._first_day, day_of(newest_us[-1] - retention_us)) == first_day[0]:
             first_day *= len(newest_us)
@@ -191,7 +187,7 @@ class FeedbackKernel:
         return emitted
 
     def _forget(self, positions: int, records: int) -> None:
-        given_up = self.pending.take_older(self._newest_us - PATIENCE_US, GIVE_UP_AT_MOST * positions)
+        given_up = self.pending.take_older(self._newest_us - EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST * positions)
         if given_up:
             self.counts["label", "unknown_transaction"] += len(given_up)
         self.decisions.forget_before(self._first_day, 2 * records + _FORGET_AT_LEAST)
@@ -310,7 +306,7 @@ class _Part:
         """Join the labels that wait for a decision."""
         before_us = self._newest_us[bisect_left(self._decided.position, position)]
         # An earlier batch has given up what it could; of an earlier position's that is done here.
-        given_up_us = EARLIEST_US if position == self._start else before_us - PATIENCE_US
+        given_up_us = EARLIEST_US if position == self._start else before_us - EARLY_LABEL_PATIENCE_US
         self._awaited.discard(digest)
         for item in self._pending.items(digest):
             self._pending.remove(item)

@@ -10,16 +10,15 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import OUTCOMES, UNSEEN, resolve_numbers
 
 IntArray = NDArray[np.signedinteger[Any]]
 
-EARLY_LABEL_PATIENCE_US: Final = 7 * US_PER_DAY
-"""How long, in event time, a label waits for its transaction before it becomes a dead letter."""
 NO_TRANSACTION: Final = "label_without_transaction"
-"""Code of that dead letter."""
+"""Code of the dead letter of a label that has waited in vain."""
 COUNTS: Final = (*OUTCOMES, "early", "too_late", "unknown_transaction")
 """What becomes of labels, by number."""
 UNKNOWN: Final = COUNTS.index("unknown_transaction")

@@ -10,12 +10,9 @@ from numpy.typing import NDArray
 from pipeline.engine.accept import label_columns
 from pipeline.engine.columns import Labels, digest_keys, no_labels
 from pipeline.engine.layout import DIGEST_BYTES
-from pipeline.engine.waiting import Waiting, WaitingRoom
+from pipeline.engine.waiting import GIVE_UP_AT_MOST, Waiting, WaitingRoom
 from schemas.messages import Label
 from schemas.records import Record
-
-GIVE_UP_AT_MOST: Final = 5_000
-"""Labels that one batch of a store gives up; more of them are left to the batches that follow."""
 
 _decode_label = msgspec.json.Decoder(Label).decode
 _pack_record = msgspec.msgpack.Encoder().encode

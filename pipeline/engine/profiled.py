@@ -148,6 +148,8 @@ class ProfiledRows:
                 stated = _decode_stated(message.transaction)
             except UNREADABLE as error:
                 raise ForeignRecord(f"what a producer wrote cannot be read in it: {error}") from error
+            if not stated.amount.is_finite():
+                raise ForeignRecord(f"its amount is {stated.amount}, which no card agent accepts")
             writing.put(row, AMOUNT, _encode(stated.amount))
             writing.put(row, CURRENCY, stated.currency.encode())
             writing.put(row, TYPE, stated.transaction_type.encode())

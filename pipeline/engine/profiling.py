@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.joins import (
-    EARLY_LABEL_PATIENCE_US,
     EVENT_US,
     F_ENTRY,
     F_KNOWN,
@@ -21,6 +20,7 @@ from pipeline.engine.joins import (
 )
 from pipeline.engine.pending import LabelBatch, PendingLabels
 from pipeline.engine.transaction_index import M, TransactionIndex
+from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US
 
 
 class Arrivals(NamedTuple, Generic[M]):

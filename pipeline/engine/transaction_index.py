@@ -80,7 +80,7 @@ class MemoryIndex:
     def __init__(self) -> None:
         self._entries = Entries(_LEAST)
         self._merchants = np.zeros((_LEAST, _MERCHANT_WORDS), np.int64)
-        self._day = self._settled_count = 0
+        self._day = self._settled_day = self._settled_count = 0
         self._journals: list[NDArray[np.int64]] = []
 
     @property
@@ -120,7 +120,7 @@ class MemoryIndex:
 
     def settle(self) -> None:
         """Commit the batch."""
-        self._settled_count = self._entries.count
+        self._settled_count, self._settled_day = self._entries.count, self._day
         self._journals.clear()
 
     def undo(self) -> None:
@@ -130,6 +130,7 @@ class MemoryIndex:
             for entry, *state in journal[::-1].tolist():
                 self._entries.rows[entry, RANK:] = state
         self._entries.fill(self._settled_count)
+        self._day = self._settled_day
         self._journals.clear()
 
     def _make_room(self, arriving: int) -> None:

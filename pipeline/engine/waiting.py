@@ -9,7 +9,12 @@ import msgspec
 
 from pipeline.engine.layout import DIGEST_BYTES, time_key
 from pipeline.engine.state import Store, StoreError
+from pipeline.features.catalogue import US_PER_DAY
 
+EARLY_LABEL_PATIENCE_US: Final = 7 * US_PER_DAY
+"""How long, in event time, a label waits for its transaction; the card agent then refuses it, feedback drops it."""
+GIVE_UP_AT_MOST: Final = 5_000
+"""Labels that one batch gives up; more of them are left to the batches that follow."""
 _NEVER: Final = 2**63 - 1
 _QUEUE: Final = b"w"
 _ITEM: Final = b"i"

@@ -110,3 +110,16 @@ def test_memory_and_store_agree_whatever_was_undone(seed: int) -> None:
     counts = dict(zip(COUNTS, totals.tolist(), strict=True))
     assert repeats > 10
     assert min(counts[name] for name in ("first", "changed", "early", "too_late", "unknown_transaction")) > 0
+
+
+def test_a_day_that_is_rolled_back_forgets_nothing_once_room_is_made() -> None:
+    horizons, first_us = HORIZONS[0], microseconds(START)
+    bought = [(number, first_us) for number in range(600)]
+    for in_memory in (True, False):
+        places = Places(in_memory=in_memory)
+        places.work((horizons, bought, []))
+        places.settle()
+        places.work((horizons, [(9_999, first_us + 400 * US_PER_DAY)], []))
+        places.undo()
+        accepted, *_ = places.work((horizons, bought, []))
+        assert not any(accepted)

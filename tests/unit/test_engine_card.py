@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -543,3 +544,14 @@ def test_messages_hold_no_nan() -> None:
     assert b"NaN" not in (output.value or b"")
     (message,) = bought(Desk().buy(0))
     assert np.isnan(values_of(message.card_features)).any()
+
+
+@pytest.mark.parametrize("timestamp_ms", [2**53, 2**53 + 1, 9_223_372_036_854_776, 10**18, 2**63 - 1])
+def test_an_arrival_that_no_clock_shows_makes_no_transaction_come_from_the_future(timestamp_ms: int) -> None:
+    log = Log(TRANSACTIONS)
+    log.append(transaction(1, after(hours=1)), after(hours=1))
+    late = msgspec.structs.replace(log.records[0], timestamp_ms=timestamp_ms)
+    result = CardPartition(options(), None, MemoryStore()).process([late], NOW)
+    assert len(to(PROFILED, result)) == 1
+    assert not to(DEAD_LETTERS, result)
+    assert late.arrived_us == 2**53 * 1_000

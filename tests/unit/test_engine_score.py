@@ -359,6 +359,10 @@ def test_an_unreadable_record_is_a_dead_letter_and_changes_nothing(garbage: byte
     [
         hostile("transaction", 1),
         hostile("transaction", {}),
+        *(
+            hostile("transaction", {"event_time": "2024-05-01T12:00:00Z", "amount": amount, "currency": "EUR"})
+            for amount in ("NaN", "sNaN", "Infinity")
+        ),
         hostile("card_features", base64.b64encode(np.full(len(CARD_FEATURES), np.inf).tobytes()).decode()),
     ],
 )
