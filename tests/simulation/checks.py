@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.engine.placement import partition_of
 from pipeline.features.catalogue import FEATURES, US_PER_DAY
-from pipeline.learning.labels import NOTHING, LabelState, resolve
+from pipeline.learning.labels import KNOWN, NOTHING, UNSEEN, known_value, resolve_numbers, source_rank
 from pipeline.scoring.blend import blend
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
@@ -259,10 +259,11 @@ def check_known_at(logs: Logs) -> None:
             not first_us - PATIENCE_US <= at_us <= event_time_us + SHORTEST_LABEL_HORIZON_US for at_us, _ in labels
         ):
             continue
-        state: LabelState | None = None
+        state = UNSEEN
         for _, label in labels:
-            state, _ = resolve(state, label)
-        assert held.get(identity, NOTHING) == (state.known if state else NOTHING), f"2, 14: {identity}"
+            said = source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
+            state, _ = resolve_numbers(state, *said)
+        assert held.get(identity, NOTHING) == KNOWN[state[2]], f"2, 14: {identity}"
 
 
 def event_times(logs: Logs) -> dict[tuple[str, str], tuple[int, int | None]]:
