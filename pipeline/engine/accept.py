@@ -26,6 +26,7 @@ from schemas.codec import (
 from schemas.errors import InvalidMessage
 from schemas.messages import Label
 from schemas.money import RateTable
+from schemas.records import Record
 
 _SHOWN: Final = (TEXTS[CURRENCY], TEXTS[TYPE])
 
@@ -45,6 +46,11 @@ class PlainTransactions(NamedTuple):
     plain: NDArray[np.bool_]
     """Shape (n,): which records they are."""
     rows: Transactions
+
+
+def record_columns(records: Sequence[Record]) -> tuple[list[bytes | None], NDArray[np.int64]]:
+    """Return the values of n records, and when each arrived, in microseconds since 1970; shape (n,)."""
+    return [record.value for record in records], np.array([record.arrived_us for record in records], np.int64)
 
 
 def accept_transactions(

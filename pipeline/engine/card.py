@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.accept import accept_labels, accept_transactions
+from pipeline.engine.accept import accept_labels, accept_transactions, record_columns
 from pipeline.engine.columns import Labels, Reject, Transactions, digest_keys, name_keys, text_values
 from pipeline.engine.joins import COUNTS, NO_TRANSACTION, Clock, Horizons, not_joined
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
@@ -183,7 +183,7 @@ class CardPartition:
     def _take_transactions(self, batch: Batch, result: Result) -> Transactions:
         """Accept transactions; ``row`` is a record's number in ``batch``."""
         rules = self._rules
-        values, arrived_us = _columns(batch.records)
+        values, arrived_us = record_columns(batch.records)
         rows, rejects = accept_transactions(values, arrived_us, rules.rates, rules.future_tolerance_us, shown=False)
         self._refuse(batch, rejects, result)
         staying = self._staying(rows, batch, result)
@@ -193,7 +193,7 @@ class CardPartition:
         """Accept labels."""
         if not batch.records:
             return NO_LABELS
-        rows, rejects, _ = accept_labels(*_columns(batch.records), self._rules.future_tolerance_us)
+        rows, rejects, _ = accept_labels(*record_columns(batch.records), self._rules.future_tolerance_us)
         self._refuse(batch, rejects, result)
         staying = self._staying(rows, batch, result)
         if staying is not None:
@@ -270,11 +270,6 @@ class CardPartition:
         for record, transaction_id, card_id in rows:
             why = not_joined(transaction_id, card_id, self._rules.label_horizon_us)
             result.dead_letter(record, "card", NO_TRANSACTION, why)
-
-
-def _columns(records: Sequence[Record]) -> tuple[list[bytes | None], NDArray[np.int64]]:
-    """Values, and when each record arrived, in microseconds since 1970."""
-    return [record.value for record in records], np.array([record.arrived_us for record in records], np.int64)
 
 
 def _count(joined: Joined[list[bytes]], accepted: int, result: Result) -> None:

@@ -5,7 +5,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, Self
 
 import msgspec
+import numpy as np
 
+from pipeline.engine.accept import accept_labels, record_columns
 from pipeline.engine.decision_records import DecisionReader, DecisionRecord, Kept, read_decision, unpack_decision
 from pipeline.engine.decision_store import DecisionStore, MaturityState, SegmentState, StoredSegments
 from pipeline.engine.feedback_kernel import (
@@ -15,18 +17,15 @@ from pipeline.engine.feedback_kernel import (
     FeedbackKernel,
     Identities,
     JoinedRows,
-    LabelRow,
 )
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
-from pipeline.engine.placement import partition_of
+from pipeline.engine.placement import partitions_of
 from pipeline.engine.rerouting import NotRerouted, original
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.waiting import WaitingRoom, WaitingState
-from pipeline.learning.labels import KNOWN, known_value, source_rank
-from schemas.codec import decode_label, timestamp_us
-from schemas.errors import UNREADABLE, InvalidMessage
-from schemas.messages import Example, FeedbackRules, Label
+from schemas.errors import UNREADABLE
+from schemas.messages import Example, FeedbackRules
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
 
@@ -152,31 +151,25 @@ class FeedbackPartition:
         )
 
     def _read_labels(self, records: Sequence[Record], rules: FeedbackRules, result: Result) -> JoinedRows:
-        read: list[tuple[Label, int]] = []
+        """Accept labels; the card agent reads the same topics and refuses or passes on what is left out here."""
+        written: list[Record] = []
+        invalid = 0
         for record in records:
             try:
-                written = self._original(record)
-                if written is None:
-                    continue
-                label = decode_label(
-                    written.value,
-                    record_timestamp_us=written.arrived_us,
-                    future_tolerance_us=rules.future_tolerance_us,
-                )
-            except (InvalidMessage, NotRerouted):
-                # The card agent reads the same topics and sets the record aside with its reason.
-                result.counts["label", "invalid"] += 1
-                continue
-            if partition_of(label.card_id, self._options.partitions) != record.partition:
-                # The card agent passes it on, and it is read again where its decision lies.
-                result.counts["label", "rerouted"] += 1
-                continue
-            read.append((label, written.arrived_us))
-        if not read:
+                if (label := self._original(record)) is not None:
+                    written.append(label)
+            except NotRerouted:
+                invalid += 1
+        rows, rejects, _ = accept_labels(*record_columns(written), rules.future_tolerance_us)
+        if invalid := invalid + len(rejects):
+            result.counts["label", "invalid"] += invalid
+        if not len(rows):
             return NO_LABELS
-        digests, hashes = Identities.of([one.card_id for one, _ in read], [one.transaction_id for one, _ in read])
-        labels = [_label_row(*one, identity) for one, identity in zip(read, hashes.tolist(), strict=True)]
-        return JoinedRows(digests, labels, [0] * len(labels))
+        own = partitions_of(rows.card_id, self._options.partitions) == records[0].partition
+        if not own.all():
+            result.counts["label", "rerouted"] += int(np.count_nonzero(~own))
+            rows = rows.take(own)
+        return JoinedRows.of(rows, [0] * len(rows))
 
     def _original(self, read: Record) -> Record | None:
         """The label as its producer wrote it; None for a transaction that was passed on."""
@@ -216,16 +209,4 @@ def example(one: Emitted, decision: Kept) -> Example:
         score=decision.score,
         versions=decision.versions,
         log=decision.log,
-    )
-
-
-def _label_row(label: Label, arrived_us: int, identity: int) -> LabelRow:
-    labelled_at_us = timestamp_us(label.labelled_at)
-    return LabelRow(
-        source_rank(label.source),
-        KNOWN.index(known_value(label.label)),
-        labelled_at_us,
-        max(labelled_at_us, arrived_us),
-        identity,
-        label.source,
     )
