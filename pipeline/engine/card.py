@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.engine.accept import accept_labels, accept_transactions, record_columns
 from pipeline.engine.columns import Labels, Reject, Transactions, digest_keys, name_keys, text_values
 from pipeline.engine.joins import COUNTS, NO_TRANSACTION, Clock, Horizons, not_joined
-from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
+from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
 from pipeline.engine.pending import NO_LABELS, LabelBatch, StorePending
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.profiled_rows import encode_profiled
@@ -29,8 +29,6 @@ from schemas.messages import CardRules, ProfiledLabel, RecordPosition
 from schemas.money import RateTable
 from schemas.records import Output, Record
 from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
-
-_FORGET_AT_LEAST: Final = 64
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -135,7 +133,7 @@ class CardPartition:
             np.arange(n, n + m),
         )
         joined = self._join.join(horizons, arrivals)
-        self._join.forget(2 * len(records) + _FORGET_AT_LEAST)
+        self._join.forget(forgotten_with(len(records)))
         accepted = int(np.count_nonzero(joined.accepted))
         _count(joined, accepted, result)
         taken = transactions if accepted == n else transactions.take(joined.accepted)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.features.identity import transaction_hash
+from pipeline.features.identity import transaction_hashes
 from pipeline.features.xxh3 import hash_pairs, hash_spans, hash_texts
 
 
@@ -184,8 +184,7 @@ def digest_keys(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.int64
 
 def identities(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.uint64]:
     """Return `transaction_hash` of n rows; shape (n,)."""
-    hashes = map(transaction_hash, card_id.to_pylist(), transaction_id.to_pylist())
-    return np.fromiter(hashes, np.uint64, len(card_id))
+    return transaction_hashes(card_id.to_pylist(), transaction_id.to_pylist())
 
 
 _LARGE: Final = pa.large_string()

@@ -10,12 +10,11 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.engine.scanned import NO_TIME, PLAIN_TIMES_US, read_time
 from pipeline.features.catalogue import FEATURES
 from pipeline.features.compiled import compiled, inlined
-from pipeline.features.words import word_at
+from pipeline.features.words import WORD_BYTES, masked_words, word_at
 from schemas.codec import EARLIEST_US, LATEST_US, timestamp_us
 from schemas.messages import Decision, LogPosition, Timestamp, Versions
 
@@ -80,8 +79,6 @@ def read_decision(value: bytes) -> DecisionRecord:
 
 _CHUNK_ROWS: Final = 128
 """Rows that are read at once, so that what is written stays in the processor's cache until it is copied."""
-_WORD_BYTES: Final = 8
-"""Names are compared in words of so many bytes."""
 _SPANS: Final = ("transaction_id", "card_id", "event_time")
 """Fields whose places are noted."""
 _TEXTS: Final = (*_SPANS, "merchant_id")
@@ -138,16 +135,14 @@ class DecisionReader:
 
     def __init__(self) -> None:
         values, end = _layout()
-        width = -(-max(len(value.before) for value in values) // _WORD_BYTES) * _WORD_BYTES
-        self._before = _in_words([value.before.ljust(width, b"\x00") for value in values])
-        self._masks = _in_words([(b"\xff" * len(value.before)).ljust(width, b"\x00") for value in values])
+        self._before, self._masks = masked_words([value.before for value in values])
         self._numbers = np.array(
             [(len(one.before), one.kind, one.optional, one.packed is not None) for one in values], np.uint64
         )
         literals = [*(value.packed or b"" for value in values), end]
         self._literals = np.frombuffer(b"".join(literals), np.uint8)
         self._literal_ends = np.cumsum([len(literal) for literal in literals]).astype(np.uint64)
-        self._padding = bytes(width)
+        self._padding = bytes(WORD_BYTES * self._before.shape[1])
         # Compiled here, not while the first batch waits.
         self.read([b""])
 
@@ -171,10 +166,6 @@ class DecisionReader:
                     records.append(DecisionRecord(card, name, time_us, packed[start:end]))
                 start = end
         return records
-
-
-def _in_words(rows: Sequence[bytes]) -> NDArray[np.uint64]:
-    return np.frombuffer(b"".join(rows), np.uint64).reshape(len(rows), -1)
 
 
 _QUOTE, _BACKSLASH, _MINUS, _PLUS, _POINT, _ZERO, _NINE, _END = (np.uint8(ord(sign)) for sign in '"\\-+.09}')
@@ -215,7 +206,7 @@ def _read_row(
         differs = _0
         # All of the widest, word by word: faster than exactly as much as is needed.
         for part in range(before.shape[1]):
-            word = word_at(text, place + np.uint64(part * _WORD_BYTES))
+            word = word_at(text, place + np.uint64(part * WORD_BYTES))
             differs |= (word ^ before[value, part]) & masks[value, part]
         if differs == _0:
             place += numbers[value, 0]

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline.engine.columns import Labels
 from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Entry, Known, Matured
-from pipeline.engine.layout import day_of, transaction_digest
+from pipeline.engine.layout import day_of, forgotten_with, transaction_digest
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST, WaitingRoom
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.features.identity import transaction_hash
+from pipeline.features.identity import transaction_hashes
 from pipeline.learning.labels import KNOWN, LEGITIMATE, NOTHING, OUTCOMES, resolve_numbers
 from pipeline.learning.sampling import keep_negative, keep_negatives
 from schemas.codec import EARLIEST_US
@@ -29,7 +29,6 @@ from schemas.messages import FeedbackRules
 PRESUME_AT_MOST: Final = 5_000
 """Transactions that one position presumes legitimate at most; others are left to the positions after it."""
 PRESUMED: Final = "presumed_legitimate"
-_FORGET_AT_LEAST: Final = 64
 _NOTHING: Final = KNOWN.index(NOTHING)
 _LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
 _STATE_KNOWN: Final = 2
@@ -49,8 +48,8 @@ class Identities(NamedTuple):
     @classmethod
     def of(cls, card_id: Sequence[str], transaction_id: Sequence[str]) -> "Identities":
         """Return those of transactions by their names."""
-        hashes = np.fromiter(map(transaction_hash, card_id, transaction_id), np.uint64, len(card_id))
-        return cls(list(map(transaction_digest, card_id, transaction_id)), hashes)
+        digests = list(map(transaction_digest, card_id, transaction_id))
+        return cls(digests, transaction_hashes(card_id, transaction_id))
 
 
 class DecidedRows(NamedTuple):
@@ -190,7 +189,7 @@ class FeedbackKernel:
         given_up = self.pending.take_older(self._newest_us - EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST * positions)
         if given_up:
             self.counts["label", "unknown_transaction"] += len(given_up)
-        self.decisions.forget_before(self._first_day, 2 * records + _FORGET_AT_LEAST)
+        self.decisions.forget_before(self._first_day, forgotten_with(records))
 
 
 class _Part:

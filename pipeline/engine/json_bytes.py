@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from pipeline.features.compiled import compiled, inlined
 
-_ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _PADDING: Final = np.uint8(ord("="))
 
 
 def _pairs() -> NDArray[np.uint8]:
     """The two characters of base64 for each 12 bits; shape (4096, 2)."""
-    letters = np.frombuffer(_ALPHABET, np.uint8)
+    letters = np.frombuffer(ALPHABET, np.uint8)
     numbers = np.arange(1 << 12)
     return np.stack([letters[numbers >> 6], letters[numbers & 63]], axis=1)
 

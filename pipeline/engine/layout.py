@@ -55,6 +55,11 @@ def day_of(time_us: int) -> int:
     return time_us // US_PER_DAY
 
 
+def forgotten_with(records: int) -> int:
+    """Return how many entries a batch of so many records forgets: more than it adds, in a bounded time."""
+    return 2 * records + 64
+
+
 def decode_values(values: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
     """Values of a dump; raises `OtherLayout` where they are of another release.
 

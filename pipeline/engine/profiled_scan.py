@@ -5,13 +5,14 @@ numbers and times written in the ordinary way, and a producer's own bytes that a
 (`pipeline.engine.scanned`). Of any other record, labels among them, `scan_profiled` says nothing: ask the decoder.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine import scanned
+from pipeline.engine.json_bytes import ALPHABET
 from pipeline.engine.scanned import DEFAULT_TYPE, KEPT, NAMES, SAID, read_object, read_time
 from pipeline.engine.subjects import (
     AMOUNT,
@@ -43,7 +44,7 @@ from pipeline.engine.subjects import (
 )  # fmt: skip
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
 from pipeline.features.compiled import compiled, inlined
-from pipeline.features.words import word_at
+from pipeline.features.words import WORD_BYTES, masked_words, word_at
 from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
 
 IntArray = NDArray[np.integer[Any]]
@@ -84,24 +85,14 @@ _PARTS: Final = (
 _STATED_TIME, _STATED_AMOUNT, _STATED_CURRENCY, _STATED_TYPE = (
     scanned.TIME, scanned.AMOUNT, scanned.CURRENCY, scanned.TYPE,
 )  # fmt: skip
-_WORD_BYTES: Final = 8
-"""Names are compared in words of so many bytes."""
-_WIDEST: Final = -(-max(map(len, _PARTS)) // _WORD_BYTES) * _WORD_BYTES
-
-
-def _in_words(parts: Iterable[bytes]) -> NDArray[np.uint64]:
-    return np.frombuffer(b"".join(part.ljust(_WIDEST, b"\x00") for part in parts), np.uint64).reshape(len(_PARTS), -1)
-
-
-_PART_WORDS: Final = _in_words(_PARTS)
-_PART_MASKS: Final = _in_words(b"\xff" * len(part) for part in _PARTS)
+_PART_WORDS, _PART_MASKS = masked_words(_PARTS)
+_WIDEST: Final = WORD_BYTES * _PART_WORDS.shape[1]
 _PART_BYTES: Final = np.array([*map(len, _PARTS)], np.int64)
 
 
 def _base64_values() -> NDArray[np.uint8]:
     values = np.full(256, 255, np.uint8)
-    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-    values[np.frombuffer(alphabet, np.uint8)] = np.arange(64)
+    values[np.frombuffer(ALPHABET, np.uint8)] = np.arange(64)
     return values
 
 
@@ -194,8 +185,8 @@ def _past(text: Any, at: Any, end: Any, known: Any, part: Any) -> Any:
     if at < 0 or at + length > end:
         return -1
     differs = np.uint64(0)
-    for place in range((length + _WORD_BYTES - 1) // _WORD_BYTES):
-        differs |= (word_at(text, at + place * _WORD_BYTES) ^ words[part, place]) & masks[part, place]
+    for place in range((length + WORD_BYTES - 1) // WORD_BYTES):
+        differs |= (word_at(text, at + place * WORD_BYTES) ^ words[part, place]) & masks[part, place]
     # Behind all but the last part a value follows.
     return -1 if differs or (at + length == end and part != _AT_END) else at + length
 

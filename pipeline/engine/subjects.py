@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.identity import transaction_hash
+from pipeline.features.identity import transaction_hashes
 
 TEXTS: Final = (
     "transaction_id", "card_id", "merchant_id", "rates_version", "case_id", "source", "amount", "currency",
@@ -73,5 +73,4 @@ class Subjects(NamedTuple):
 
     def identities(self) -> NDArray[np.uint64]:
         """Return the `transaction_hash` of each row; shape (n,)."""
-        hashes = map(transaction_hash, self.strings(CARD), self.strings(ID))
-        return np.fromiter(hashes, np.uint64, self.rows)
+        return transaction_hashes(self.strings(CARD), self.strings(ID))

@@ -383,7 +383,8 @@ class Session:
     def _believe(self, read: dict[Place, list[Record]]) -> dict[Place, int]:
         """Drop from ``read`` what may hide other records; return where to read such partitions again."""
         resumed: dict[Place, int] = {}
-        for place, records in list(read.items()):
+        for place in [place for place in read if place[0] in self._odd.topics]:
+            records = read[place]
             reach = self._odd.check(place, self._positions[place], [record.offset for record in records])
             if reach is None:
                 continue
