@@ -60,7 +60,7 @@ class Environment:
 
 
 class Shared(NamedTuple):
-    """What the agents of a worker share."""
+    """Resources that the agents of a worker share."""
 
     rates: RateTable
     """The table that transactions are judged by."""

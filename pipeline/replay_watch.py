@@ -67,7 +67,7 @@ class _Watch:
 
 
 class Flow(Protocol):
-    """How many transactions may be sent; a context that is entered before the first of them."""
+    """Number of transactions that may be sent; a context that is entered before the first of them."""
 
     @property
     def allowed(self) -> int:
@@ -75,7 +75,7 @@ class Flow(Protocol):
 
     @property
     def progress_s(self) -> float:
-        """When the readers were last seen to get on (monotonic clock)."""
+        """Time at which the readers were last seen to progress (monotonic clock)."""
 
     def in_flight(self, sent: int) -> int:
         """Return the transactions ahead of the readers when ``sent`` were sent."""

@@ -39,5 +39,5 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     @property
     def arrived_us(self) -> int:
-        """When the record arrived, in microseconds since 1970."""
+        """Arrival time of the record, in microseconds since 1970."""
         return min(self.timestamp_ms, LATEST_STAMP_MS) * 1_000

@@ -30,7 +30,7 @@ class ColumnSegments:
         self._columns: dict[int, DecisionColumns] = {}
         self._days: defaultdict[int, list[tuple[int, list[bytes]]]] = defaultdict(list)
         self._days_left: Counter[int] = Counter()
-        """Of each segment."""
+        """One for each segment."""
         self._segments = 0
         self._added: list[int] = []
         """Days to which the open batch has added, in order."""

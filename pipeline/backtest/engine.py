@@ -47,7 +47,7 @@ class _Following(NamedTuple):
     """Labels that change what is known, as they stand in the merchants' log; shape (k,) each."""
 
     position: NDArray[np.int64]
-    """That of the record behind which each stands: its own, or its transaction's."""
+    """Position of the record behind which each stands: its own, or its transaction's."""
     identity: NDArray[np.uint64]
     event_time_us: NDArray[np.int64]
     merchant: NDArray[np.int64]

@@ -69,7 +69,7 @@ class DecidedFlow:
 
     @property
     def progress_s(self) -> float:
-        """When a new decision was last seen (monotonic clock)."""
+        """Time at which a new decision was last seen (monotonic clock)."""
         decided = self._figures.decided
         if decided != self._decided:
             self._decided, self._progress_s = decided, time.monotonic()

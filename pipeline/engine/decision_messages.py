@@ -115,7 +115,7 @@ class Batch(NamedTuple):
     """Shape (n, len(FEATURES))."""
     decided: Decided
     models: ActiveModels
-    """What decided."""
+    """Models that decided."""
     now: datetime
     """When."""
 
@@ -133,7 +133,7 @@ class DecisionWriter:
         self._decisions, self._alerts = RowWriter(DECISION), RowWriter(ALERT)
         self._models: ActiveModels | None = None
         self._encoded: dict[bytes, bytes] = {}
-        """By rate table, what decisions of the same models name."""
+        """Versions that decisions of the same models name, by rate table."""
 
     def decisions(self, batch: Batch) -> Iterator[bytes]:
         """Write the value of each decision."""

@@ -20,7 +20,7 @@ from schemas.messages import Decision, LogPosition, Timestamp, Versions
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
-    """What an example takes over from a decision, in the order in which decisions have it."""
+    """Fields that an example takes over from a decision, in the order in which decisions have them."""
 
     transaction_id: str
     card_id: str

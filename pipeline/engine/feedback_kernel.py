@@ -131,7 +131,7 @@ class FeedbackKernel:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """How far event time has come, and the first day that is remembered; for the dump."""
+        """Stream time, and the first day that is remembered; for the dump."""
         return self._newest_us, self._first_day
 
     def take_counts(self) -> Counter[tuple[str, str]]:
@@ -212,7 +212,7 @@ class _Part:
         self._changed: dict[bytes, Known] = {}
         self._emitted: list[Emitted] = []
         self.positions = 1
-        """How many there are, about."""
+        """Approximate number of positions."""
 
     def process(self, rows: range, labels: range) -> list[Emitted]:
         """Work on some rows of the batch; return examples in order."""

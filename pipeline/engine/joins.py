@@ -20,7 +20,7 @@ IntArray = NDArray[np.signedinteger[Any]]
 NO_TRANSACTION: Final = "label_without_transaction"
 """Code of the dead letter of a label that has waited in vain."""
 COUNTS: Final = (*OUTCOMES, "early", "too_late", "unknown_transaction")
-"""What becomes of labels, by number."""
+"""Outcomes of labels, by number."""
 UNKNOWN: Final = COUNTS.index("unknown_transaction")
 _EARLY, _TOO_LATE = (COUNTS.index(name) for name in ("early", "too_late"))
 
@@ -30,7 +30,7 @@ HIGH, LOW, EVENT_US, NEWEST_US, RANK, LABELLED_AT_US, KNOWN, CHANGES = range(ENT
 _UNSEEN_RANK, _UNSEEN_AT, _UNSEEN_KNOWN, _UNSEEN_CHANGES = UNSEEN
 
 REPEATED, ACCEPTED, ACCEPTED_AGAIN = range(3)
-"""What becomes of a transaction; it is accepted again once its dedup horizon has passed."""
+"""Fate of a transaction; it is accepted again once its dedup horizon has passed."""
 # Words of ``rules``.
 _DEDUP_US, _LABEL_US = range(2)
 # Words of ``meta``.
@@ -44,16 +44,16 @@ JOURNAL_WORDS: Final = 5
 
 
 class Horizons(NamedTuple):
-    """How long transactions are remembered, in microseconds of event time."""
+    """Retention of transactions, in microseconds of event time."""
 
     dedup_us: int
-    """How long a repeat of a transaction is recognised."""
+    """Time for which a repeat of a transaction is recognised."""
     label_us: int
-    """How long after its transaction a label counts."""
+    """Longest time from a transaction to a label that counts."""
 
 
 class Clock(NamedTuple):
-    """How far one partition has come."""
+    """Progress of one partition."""
 
     newest_us: int = 0
     """The newest event time of its accepted transactions."""
@@ -98,11 +98,11 @@ class PassInput(NamedTuple):
     labelled_at_us: NDArray[np.int64]
     known_at_us: NDArray[np.int64]
     held: int
-    """How many of the labels have waited."""
+    """Number of labels that have waited."""
 
 
 class PassResult(NamedTuple):
-    """What a pass found."""
+    """Result of a pass."""
 
     fate: NDArray[np.int8]
     """Shape (n,): `REPEATED`, `ACCEPTED` or `ACCEPTED_AGAIN`."""
@@ -165,7 +165,7 @@ def _table_size(entries: int) -> int:
 
 @compiled
 def _slot(table: IntArray, rows: IntArray, high: int, low: int) -> int:
-    """Where in ``table`` (row + 1, 0 for none) the row of a digest stands, or would."""
+    """Return the slot of ``table`` (row + 1, 0 for none) in which the row of a digest stands, or would."""
     mask = len(table) - 1
     slot = low & mask
     while table[slot] != 0:

@@ -172,7 +172,7 @@ def _write_digits(number: Any, out: Any, at: Any) -> Any:
 
 @inlined
 def _count_digits(number: Any) -> Any:
-    """How many digits a whole number of up to 19 has."""
+    """Return the number of digits of a whole number of up to 19."""
     count, limit = (np.uint64(16), _TEN_TO_16) if number >= _TEN_TO_15 else (_ONE, _TEN)
     while number >= limit:
         count += _ONE

@@ -15,7 +15,7 @@ from pipeline.features.compiled import compiled
 _CHUNK_ROWS: Final = 128
 """Rows that are written at once, so that what is written stays in the processor's cache until it is copied."""
 _PART_BYTES: Final = 16
-"""What stands between values is copied in parts of so many bytes."""
+"""Bytes of the parts in which the text between values is copied."""
 _TEXT, _ENCODED, _WHOLE, _TIME, _NUMBER, _BASE64, _SAME, _ONE_OF, _NOTHING = range(9)
 _SPACE, _QUOTE, _BACKSLASH = (np.uint8(ord(sign)) for sign in ' "\\')
 _NONE: Final = np.uint64(0)

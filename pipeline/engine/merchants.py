@@ -21,7 +21,7 @@ class MerchantLog(NamedTuple):
     amount_base_minor: NDArray[np.int64]
     counts: NDArray[np.bool_]
     known: NDArray[np.int8]
-    """What a label says: 1 for fraud, 0 for legitimate, 2 for none."""
+    """Known value of a label: 1 for fraud, 0 for legitimate, 2 for none."""
     known_at_us: NDArray[np.int64]
 
     def take(self, rows: slice | NDArray[np.intp]) -> "MerchantLog":

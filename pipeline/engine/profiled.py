@@ -66,7 +66,7 @@ _MINUTE: Final = timedelta(minutes=1)
 
 
 class _Stated(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a decision repeats of the producer's own record."""
+    """Fields of the producer's own record that a decision repeats."""
 
     event_time: Timestamp
     amount: Decimal
@@ -118,7 +118,7 @@ class ProfiledRows:
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES)): those of the card; those of the merchant have room."""
     log: MerchantLog
-    """As the merchants' windows take them."""
+    """Columns that the merchants' windows take."""
     follows: NDArray[np.bool_]
     """Shape (n,): whether a transaction is of the row before's batch of one input, and has a higher offset."""
     decoded: dict[int, ProfiledTransaction]

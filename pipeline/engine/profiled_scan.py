@@ -142,7 +142,7 @@ def _read(
     text: Any, at: Any, end: Any, known: Any, contract: Any, row: Any, spans: Any, wholes: Any, features: Any,
     packed: Any, stated_spans: Any, stated_numbers: Any,
 ) -> Any:  # fmt: skip
-    """Whether the record from ``at`` to ``end`` is plain."""
+    """Return whether the record from ``at`` to ``end`` is plain."""
     at = _text(text, _past(text, at, end, known, _AT_ID), end, spans, ID, row)
     at = _text(text, _past(text, at, end, known, _AT_CARD), end, spans, CARD, row)
     at = _text(text, _past(text, at, end, known, _AT_MERCHANT), end, spans, MERCHANT, row)
@@ -180,7 +180,7 @@ def _read(
 
 @compiled
 def _past(text: Any, at: Any, end: Any, known: Any, part: Any) -> Any:
-    """Where a part ends that must stand at ``at``; -1 where it does not, or nothing stands there."""
+    """Return the end of a part that must stand at ``at``; -1 where it does not, or nothing follows it."""
     words, masks, length = known[0], known[1], known[2][part]
     if at < 0 or at + length > end:
         return -1
@@ -312,7 +312,7 @@ def _offset_min(text: Any, last: Any) -> Any:
 
 @compiled
 def _possible(wholes: Any, features: Any, row: Any) -> Any:
-    """Whether the numbers are some that a card agent writes."""
+    """Return whether a card agent can have written the numbers."""
     if not EARLIEST_US <= wholes[EVENT_US, row] < LATEST_US or wholes[AMOUNT_BASE, row] > MAX_AMOUNT_BASE_MINOR:
         return False
     infinite = 0

@@ -53,7 +53,7 @@ class Following(NamedTuple, Generic[M]):
 
 
 class Joined(NamedTuple, Generic[M]):
-    """What became of the arrivals."""
+    """Outcome of the arrivals."""
 
     accepted: NDArray[np.bool_]
     """Shape (n,): which transactions are no repeats."""

@@ -24,7 +24,7 @@ class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     last: int
     """The last offset."""
     batch_us: int
-    """When the latest batch was read, in microseconds since 1970: all records of a batch say the same."""
+    """Time at which the latest batch was read, in microseconds since 1970; equal in all records of a batch."""
     first: int
     """The offset with which that batch began."""
     identity: int

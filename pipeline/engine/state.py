@@ -119,7 +119,7 @@ class MemoryStore:
 
     def __init__(self, items: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self._settled: defaultdict[bytes, dict[bytes, bytes]] = defaultdict(dict)
-        """By the first byte of the keys, so that a scan need not look at all of them."""
+        """Grouped by the first byte of the keys, so that a scan need not look at all of them."""
         self._pending: dict[bytes, bytes | None] = dict(items)
         self._ranges: list[tuple[bytes, bytes]] = []
         self.settle()

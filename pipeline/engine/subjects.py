@@ -54,7 +54,7 @@ class Subjects(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         rows: int = self.spans.shape[1]
         return rows
 

@@ -151,14 +151,14 @@ class MemoryIndex:
 
 
 class IndexState(msgspec.Struct):
-    """What of the index is not in the store."""
+    """State of the index that is not in the store."""
 
     swept: bytes = _DAY
     """No run's key lies before."""
     runs: int = 0
-    """How many runs were ever written: the number of the next."""
+    """Number of runs ever written, and of the next one."""
     again: int = 0
-    """How many transactions stand in more than one run."""
+    """Number of transactions that stand in more than one run."""
 
 
 class StoreIndex:

@@ -82,7 +82,7 @@ def hash_pairs(
 
 
 _MOST_HEAD_BYTES: Final = 4
-"""Of a first text of up to 240 bytes: three digits and the space."""
+"""Bytes before a first text of up to 240 bytes: three digits and the space."""
 
 
 def _store(hashes: NDArray[np.uint64], row: int, text: bytes) -> None:
@@ -101,7 +101,7 @@ def _swapped(_typing: Any, _word: Any) -> Any:
 
 @compiled
 def _hash_spans(data: Any, first: Any, end: Any, secret: Any, hashes: Any) -> bool:
-    """Whether there are texts that are too long, which are left out."""
+    """Return whether there are texts that are too long, which are left out."""
     longer = False
     for row in range(len(hashes)):
         size = end[row] - first[row]

@@ -150,7 +150,7 @@ class Careful:
 
     @property
     def unmarked(self) -> Mapping[Place, tuple[int, Attempt | None]]:
-        """What marks must say before records are read as usual: attempts, or only who holds the partition."""
+        """Marks to be written before records are read as usual: attempts, or only the holder of the partition."""
         return self._usual
 
     def begin_usual(self) -> None:

@@ -32,7 +32,7 @@ _ENDS: Final = UNREADABLE | {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_
 
 
 class Reach(NamedTuple):
-    """How far records can be believed, and where reading goes on."""
+    """Offset up to which records can be believed, and where reading goes on."""
 
     position: int
     """Records below this offset have the offsets that they claim."""

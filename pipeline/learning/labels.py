@@ -30,7 +30,7 @@ LEGITIMATE: Final = "legitimate"
 NOTHING: Final = "none"
 
 KNOWN: Final = (NOTHING, LEGITIMATE, FRAUD)
-"""What is known of a transaction, by number; a higher number is more severe."""
+"""Known values of a transaction, by number; a higher number is more severe."""
 NO_LABEL: Final = -1
 """Rank of a state in which no label has been seen."""
 
