@@ -1,8 +1,8 @@
 """A LightGBM version: trees as text, calibration, and the features that they were trained on. Immutable."""
 
-from typing import Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
-import lightgbm
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from pipeline.scoring.payload import (
 )
 from pipeline.scoring.tree_paths import lay_out_paths
 from pipeline.scoring.trees import Tree, forest_text, read_trees
+
+if TYPE_CHECKING:
+    import lightgbm
 
 LIGHTGBM_KIND: Final = "lightgbm"
 LOGIT_BOUND: Final = 15.0
@@ -55,20 +58,6 @@ class LightGBMModel:
     other features than the kernel's, or by another kernel version, or ask for a feature that ``distributions`` leave
     out.
     """
-
-    __slots__ = (
-        "_booster",
-        "_forest",
-        "_paths",
-        "_payload",
-        "calibration",
-        "digest",
-        "distributions",
-        "feature_names",
-        "kernel",
-        "metadata",
-        "version",
-    )
 
     def __init__(
         self,
@@ -109,12 +98,13 @@ class LightGBMModel:
         # LightGBM does not survive a broken text: it must be known to be sound before.
         trees = read_trees(content.text, FEATURES)
         _check_distributions(content.distributions, trees)
-        try:
-            self._booster = lightgbm.Booster(model_str=forest_text(content.text))
-        except lightgbm.basic.LightGBMError as error:
-            raise ModelError(f"LightGBM cannot read the trees of this version ({error}); train it again") from error
+        self._text = content.text
+        self.trees: int = len(trees)
+        """Number of trees."""
         self._forest = lay_out_forest(trees)
         self._paths = lay_out_paths(trees)
+        if self._forest is None or self._paths is None:
+            _ = self._booster  # built here, not while the first batch or the first alert waits
         # Compiled here, not while the first batch or the first alert waits.
         row = np.zeros((1, len(FEATURES)))
         if self._forest is not None:
@@ -140,10 +130,18 @@ class LightGBMModel:
         """Whether the compiled sum scores; trees of more than 64 leaves are left to LightGBM, ten times slower."""
         return self._forest is not None
 
-    @property
-    def trees(self) -> int:
-        """Number of trees."""
-        return int(self._booster.num_trees())
+    @cached_property
+    def _booster(self) -> "lightgbm.Booster":
+        """What scores, or explains, trees that the compiled code leaves alone.
+
+        Only they need LightGBM: with scikit-learn, which it imports, it takes a second and 80 MiB.
+        """
+        import lightgbm
+
+        try:
+            return lightgbm.Booster(model_str=forest_text(self._text))
+        except lightgbm.basic.LightGBMError as error:
+            raise ModelError(f"LightGBM cannot read the trees of this version ({error}); train it again") from error
 
     def margin(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Raw margins before calibration; ``features`` has shape (n, len(FEATURES)), the result (n,)."""

@@ -1,6 +1,7 @@
 """The online model that the settings ask for: the default layer, or a River classifier by its dotted path."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,10 @@ from pipeline.scoring.configured_river import (
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS, payload_kind
 from pipeline.scoring.river_layer import LAYER_KIND, RiverLayer
-from pipeline.scoring.river_learner import LayerLearner
 from pipeline.scoring.river_model import RiverModel
+
+if TYPE_CHECKING:
+    from pipeline.scoring.river_learner import LayerLearner
 
 ReadFile = Callable[[str, str], bytes]
 """(file name, SHA-256) to the bytes of a registry file with that digest."""
@@ -55,28 +58,31 @@ def first_river(lightgbm_version: str, classifier: str | None = None) -> RiverMo
 
 def new_learner(
     lightgbm_version: str, classifier: str | None = None, examples_start: int = 0
-) -> LayerLearner | ConfiguredRiverLearner:
-    """A learner without a lesson, whose first example will be ``examples_start``.
+) -> "LayerLearner | ConfiguredRiverLearner":
+    """Return an untrained learner, whose first example will be ``examples_start``.
 
     ``classifier`` is the setting ``river_classifier``.
     """
     if classifier is None:
+        # River is imported where something learns: with SciPy's statistics it takes a second and 60 MiB.
+        from pipeline.scoring.river_learner import LayerLearner
+
         return LayerLearner(lightgbm_version, examples_start)
     return ConfiguredRiverLearner(classifier, lightgbm_version, examples_start)
 
 
 def resume_learner(
     payload: bytes, lightgbm_version: str, classifier: str | None, read_file: ReadFile
-) -> tuple[LayerLearner | ConfiguredRiverLearner, int]:
+) -> "tuple[LayerLearner | ConfiguredRiverLearner, int]":
     """A learner that goes on from a published version, and the offset in ``examples`` of that version.
 
     Raises `ModelError` when the version was made for another LightGBM version or with another configuration.
     """
     learner = new_learner(lightgbm_version, classifier)
-    if isinstance(learner, LayerLearner):
-        return learner, learner.restore(payload)
-    reference = read_reference(payload)
-    return learner, learner.restore(payload, read_file(reference.file, reference.state_digest))
+    if isinstance(learner, ConfiguredRiverLearner):
+        reference = read_reference(payload)
+        return learner, learner.restore(payload, read_file(reference.file, reference.state_digest))
+    return learner, learner.restore(payload)
 
 
 def load_river(payload: bytes, classifier: str | None, read_file: ReadFile) -> RiverModel:

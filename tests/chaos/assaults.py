@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.endpoint import CONNECTIONS, NotThere, address, besiege
+from tests.chaos.endpoint import CONNECTIONS, NotThere, address, besiege, holds_state
 from tests.chaos.fleet import Fleet, Running
 
 ENDS_S = 60.0
@@ -14,7 +14,6 @@ POLL_S = 0.1
 REMOVED = "was removed while the worker ran; nothing is lost"
 TAKEN = "runs already, in process"
 RIVAL = "another worker runs with --instance"
-STATEFUL = ("card", "score", "feedback")
 
 
 def slow_clients(fleet: Fleet, worker: Running) -> str | None:
@@ -33,15 +32,16 @@ def slow_clients(fleet: Fleet, worker: Running) -> str | None:
 
 def state_deleted(fleet: Fleet, worker: Running) -> str | None:
     """Remove the worker's state; it must end with a sentence, and its harness starts it again."""
-    directory = fleet.settings.data_dir / "state" / fleet.settings.topic(worker.name)
-    held = any(path.is_dir() for agent in STATEFUL for path in (directory / agent).glob("*"))
-    if worker.is_paused or address(worker.said) is None or not held:
+    where = address(worker.said)
+    if worker.is_paused or where is None or not holds_state(where):
         return None
     fleet.must_say(worker.name, REMOVED)
-    shutil.rmtree(directory, ignore_errors=True)
+    shutil.rmtree(fleet.settings.data_dir / "state" / fleet.settings.topic(worker.name), ignore_errors=True)
     took_s = _until(lambda: worker.process.poll() is not None)
     if took_s is None:
         fleet.sentences.pop(worker.name)
+        if not holds_state(where):
+            return "state deleted, of partitions that it lost in the same moment"
         fleet.wrong.append(f"{worker.name} went on for {ENDS_S:.0f} s after its state had been removed")
         return "state deleted"
     return f"state deleted, ended after {took_s:.1f} s"

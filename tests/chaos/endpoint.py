@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 
 LISTENS = re.compile(r"metrics on (\S+):(\d+)")
 AGE = re.compile(r"^fraud_pipeline_oldest_undecided_seconds\{(.*)\} (\S+)$", re.MULTILINE)
+STATE = re.compile(r"^fraud_pipeline_snapshot_timestamp_seconds\{", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 CONNECTIONS = 100
 ROUNDS = 4
@@ -41,6 +42,13 @@ def oldest_undecided(addresses: Iterable[Address], topic: str, partition: int) -
                 if (named.get("topic"), named.get("partition")) == (topic, str(partition)):
                     ages.append(float(value))
     return max(ages, default=None)
+
+
+def holds_state(where: Address) -> bool:
+    """Whether a worker tells how old the snapshot of some partition is, as it does while it holds one."""
+    with suppress(OSError, http.client.HTTPException):
+        return STATE.search(_get(where, "/metrics", METRICS_S)[1]) is not None
+    return False
 
 
 def besiege(where: Address) -> list[str]:

@@ -13,19 +13,23 @@ import pytest
 
 LONGEST: Final = (
     "tests/integration/test_lifecycle.py",
-    "tests/integration/test_unreadable.py",
     "tests/integration/test_chaos.py",
+    "tests/integration/test_unreadable.py",
+    "tests/integration/test_reprocess.py",
+    "tests/integration/test_backtest_topics.py",
+    "tests/integration/test_session.py",
     "tests/integration/test_deaths.py",
     "tests/integration/test_run_pipeline.py",
-    "tests/integration/test_broker.py",
+    "tests/integration/test_startup.py",
+    "tests/integration/test_agents.py",
     "tests/evaluation/test_handbook.py",
+    "tests/integration/test_broker.py",
+    "tests/integration/test_export.py",
     "tests/integration/test_backtest_example.py",
     "tests/integration/test_rates.py",
-    "tests/integration/test_agents.py",
-    "tests/integration/test_cluster.py",
-    "tests/integration/test_startup.py",
+    "tests/integration/test_label_command.py",
 )
-"""Modules that take about a minute or longer, the longest first. The order of the others does not matter."""
+"""Modules that take about half a minute or longer, the longest first. The order of the others does not matter."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
