@@ -105,7 +105,7 @@ imports: $(INSTALLED) ## Check which package may import which
 
 # What pip does not bring; .ci/run installs it.
 TEST_TOOLS := chromium promtool prometheus
-# Most tests with a broker wait, each for processes of its own: two or three at a time use a machine with two cores.
+# Most tests with a broker wait, each for processes of its own: three or four at a time use a machine with two cores.
 # Each process has a directory of its own for temporary files: pytest's own are cleared by whichever ends.
 SHARED_TESTS := "$(PYTHON_OF_VENV)" -m pytest -m broker -p tests.helpers.sharing --share build/tests/taken --basetemp
 
@@ -119,17 +119,16 @@ else
 	  echo "    $$tool is not installed: tests that use it are skipped (Debian, Ubuntu: apt-get install chromium prometheus)."; done
 	@echo "    Compiling the kernels, once for all processes (a minute, where they have changed)"
 	@"$(PYTHON_OF_VENV)" -m tests.helpers.kernels
-	@echo "    Three processes run them. The output of the first follows: it runs the tests without a broker, then helps"
-	@echo "    the other two with the rest. Their output follows at the end."
-	@$(SHARED_TESTS) build/tests/second -p no:cacheprovider >build/tests/second.log 2>&1 & second=$$!; \
-	$(SHARED_TESTS) build/tests/third -p no:cacheprovider >build/tests/third.log 2>&1 & third=$$!; \
-	trap 'kill $$second $$third 2>/dev/null' INT TERM; \
+	@echo "    Four processes run them. The output of the first follows: it runs the tests without a broker, then helps"
+	@echo "    the others with the rest. Their output follows at the end."
+	@others=; for name in second third fourth; do \
+	  $(SHARED_TESTS) build/tests/$$name -p no:cacheprovider >build/tests/$$name.log 2>&1 & others="$$others $$!"; \
+	done; \
+	trap 'kill $$others 2>/dev/null' INT TERM; \
 	nice -n 10 "$(PYTHON_OF_VENV)" -m pytest -m "not broker" --basetemp build/tests/without-broker; code=$$?; \
 	if [ $$code -le 1 ]; then $(SHARED_TESTS) build/tests/first || code=$$?; fi; \
-	wait $$second || code=$$?; \
-	wait $$third || code=$$?; \
-	echo "==> Second process"; cat build/tests/second.log; \
-	echo "==> Third process"; cat build/tests/third.log; \
+	for other in $$others; do wait $$other || code=$$?; done; \
+	for name in second third fourth; do echo "==> The $$name process"; cat build/tests/$$name.log; done; \
 	exit $$code
 endif
 

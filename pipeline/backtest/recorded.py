@@ -30,7 +30,7 @@ from pipeline.engine.placement import partition_of
 from pipeline.engine.profiled import read_profiled, read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.state import MemoryStore, PartitionState
 from pipeline.engine.subjects import (
     AMOUNT,
     AMOUNT_BASE,
@@ -85,12 +85,20 @@ class RecordedReplay:
         options: CardOptions,
         library: ModelLibrary,
         judged: Callable[[Result], None],
+        ended: Callable[[str, int, PartitionState], None] = lambda *_: None,
     ) -> None:
-        """``options`` hold for batches that no record of ``progress`` tells of.
+        """Prepare a replay.
 
-        ``judged`` is given what the card kernel says of each batch, of the warm-up too.
+        Args:
+            source: The topics.
+            span: The range to decide, with its warm-up.
+            options: For batches that no record of ``progress`` covers.
+            library: The models that decisions name.
+            judged: Called with the card kernel's result for each batch, those of the warm-up included.
+            ended: Called with the agent's name, the number and the state of each partition behind its last batch.
         """
         self._source, self._span, self._library, self._judged = source, span, library, judged
+        self._ended = ended
         future_us = options.future_tolerance_us
         self._ranges = {
             topic: source.ranges(topic, span, future_us, to_end=False) for topic in (TRANSACTIONS, REROUTED, LABELS)
@@ -133,6 +141,8 @@ class RecordedReplay:
             for card in cards.values():
                 for _ in card:
                     yield []
+            for number, score in scores.items():
+                self._ended("score", number, score)
 
     def _profiled(self, stack: ExitStack) -> Iterator[tuple[int, list[Record]]]:
         """Records of all partitions, each in its order, those first that were written first."""
@@ -187,6 +197,7 @@ class RecordedReplay:
                 card.settle()
                 self._judged(result)
                 yield [_decode(output.value or b"") for output in result.outputs if output.topic is PROFILED]
+            self._ended("card", number, card)
 
     def _repeated(
         self, record: Record, cards: Mapping[int, Iterator[list[_Message]]], again: dict[_Key, _Message]

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
 _LOOK_S: Final = 0.02
+_EMPTY_FETCH_MS: Final = 10
+"""How long a broker waits for records behind the last: a range that ends with a transaction's marker ends by that."""
 HANGING_S: Final = 1_200.0
 """Longest wait for an open transaction: brokers end one after 15 minutes at most, unless set otherwise."""
 OPEN_S: Final = 30.0
@@ -133,7 +135,7 @@ class RangeReader:
             self._consumer = self._fetching()
 
     def _fetching(self) -> LogConsumer:
-        own = {"auto.offset.reset": "error", **self._tuning}
+        own = {"auto.offset.reset": "error", "fetch.wait.max.ms": _EMPTY_FETCH_MS, **self._tuning}
         consumer = log_consumer(self._bootstrap, self._settings, own, self._waiting, skip_refused=self._skip_refused)
         start = self.position if self.position > 0 else OFFSET_BEGINNING
         consumer.assign([TopicPartition(self.topic, self.partition, start)])

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +28,7 @@ from schemas.topics import CONTROL, MODELS, PROGRESS
 log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
+_METADATA_S: Final = 1.0
 _BATCH: Final = 1_000
 _CONTROL_S: Final = 60.0
 """Longest wait for the end of ``control``."""
@@ -81,6 +82,11 @@ class LogConsumer:
 
     def assign(self, positions: Sequence[TopicPartition]) -> None:
         """Read these partitions, each from its offset."""
+        for topic in {at.topic for at in positions if at.offset == OFFSET_BEGINNING}:
+            # A client that does not know the leader yet asks where the log begins only half a second later. Where no
+            # broker answers, it goes on asking by itself.
+            with suppress(KafkaException):
+                self.consumer.list_topics(topic, timeout=_METADATA_S)
         self._positions = {(at.topic, at.partition): max(at.offset, 0) for at in positions}
         self.consumer.assign(list(positions))
 

@@ -21,6 +21,7 @@ from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US
 from tests.chaos.assaults import name_twice, name_twice_elsewhere, slow_clients, state_deleted
+from tests.chaos.check_digests import states_are_functions_of_the_log
 from tests.chaos.checker import check_all
 from tests.chaos.endpoint import address, oldest_undecided
 from tests.chaos.evidence import Evidence, gather, read_lines
@@ -149,6 +150,7 @@ class Chaos:
         self.fleet = Fleet(self.settings, directory / "logs", options.command, environment, say=self._tell)
         self.hostile = Hostile(broker.bootstrap_servers, options.prefix, broker.data_dir / "log", PARTITIONS)
         self._elsewhere = directory / "elsewhere"
+        self._scratch = directory / "scratch"
         self.happened: list[Happened] = []
         self.sent: list[Sent] = []
         self.logs: Logs | None = None
@@ -199,6 +201,9 @@ class Chaos:
         self.sent = sent = [*sent, *self.hostile.sent]
         self.logs = logs = read_logs(self._bootstrap, options.prefix)
         checks = check_all(logs, sent, self.rules)
+        if self.rules.exactly_once:
+            kept = self.settings.model_copy(update={"snapshot_url": self.snapshots.directory.as_uri()})
+            checks.append(states_are_functions_of_the_log(self._bootstrap, kept, self._scratch / "restored"))
         seconds["to read and check"] = time.monotonic() - reading_s
         evidence = gather(read_lines(self.fleet.log_dir), self.happened)
         return Outcome(logs, sent, self.rules, checks, self.happened, seconds, self.fleet, settled, evidence, options)

@@ -20,6 +20,7 @@ from pipeline.kafka.clients import TopicError, admin_client
 from schemas.messages import Decision
 from schemas.topics import DEAD_LETTERS, LABELS, REROUTED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT, policy
+from tests.helpers.digests import recorded_digests, restored_digests
 from tests.helpers.logs import after, transaction
 from tests.helpers.topics import Cluster, Key, Starter, keys, shop
 
@@ -138,6 +139,14 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     told = set(result.labels["transaction_id"])
     assert told
     assert set(result.labels["label"]) == {"fraud", "legitimate", "disputed"}
+
+    # The state too: of the snapshots that the workers left, of the log alone, and of the backtest.
+    states, _ = restored_digests(lived.bootstrap, lived.settings, tmp_path / "from-snapshots")
+    bare = lived.settings.model_copy(update={"snapshot_url": ""})
+    assert restored_digests(lived.bootstrap, bare, tmp_path / "from-the-log")[0] == states
+    replayed = recorded_digests(lived.bootstrap, lived.settings)
+    assert replayed == {place: digest for place, digest in states.items() if place[0] != "feedback"}
+    assert len(set(states.values())) == len(states), "every partition has its own state"
 
     # A part of it, warmed up by all that came before; whose clock the topics keep is theirs to say.
     unaware = lived.settings.model_copy(update={"timestamps": "broker"})

@@ -1,0 +1,87 @@
+"""Digests of all partitions' states: restored as a worker does, and computed by a recorded backtest.
+
+A worker that was stopped has written snapshots of its live state. So three digests must be equal: of the snapshot, of
+the log alone, and of the backtest.
+"""
+
+from contextlib import closing
+from pathlib import Path
+
+from agents.app import WorkerContext
+from agents.topology import CARD, FEEDBACK, SCORE
+from pipeline.backtest.recorded import RecordedReplay
+from pipeline.backtest.sources import EARLIEST_US, LATEST_US, Span, TopicSource
+from pipeline.backtest.versions import ModelLibrary
+from pipeline.engine.state import PartitionState
+from pipeline.kafka.admin import committed_offsets, partition_count
+from pipeline.kafka.quarantine import Quarantines
+from pipeline.kafka.restore import restore_partition
+from pipeline.options import card_options
+from pipeline.rates import load_rates
+from pipeline.settings import Settings
+
+Digests = dict[tuple[str, int], str]
+"""By agent and partition."""
+
+
+def restored_digests(bootstrap: str, settings: Settings, directory: Path) -> tuple[Digests, int]:
+    """Restore every partition up to what its agent has committed, as a worker that starts does.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: The workers' settings; with an empty ``snapshot_url`` the log alone is replayed.
+        directory: For the state.
+
+    Returns:
+        The digests, and how many records were replayed for them.
+    """
+    agents = (CARD, SCORE, FEEDBACK)
+    own = settings.model_copy(
+        update={
+            "kafka_bootstrap_servers": bootstrap,
+            "instance": "digests",
+            "data_dir": directory,
+            "snapshot_url": settings.snapshot_address or "",
+            "agents": ",".join(spec.name for spec in agents),
+        }
+    )
+    digests, replayed = {}, 0
+    worker = WorkerContext(own)
+    try:
+        worker.connect()
+        for spec in agents:
+            quarantines = Quarantines(bootstrap, own, spec.name, spec.reads, worker.metrics.records_refused)
+            with closing(worker.partitions(spec, quarantines)) as handler:
+                handler.assigning(_waiting)
+                names = [own.topic(topic.name) for topic in spec.reads]
+                committed = committed_offsets(bootstrap, own.topic(spec.name), names, settings=own)
+                for number in range(partition_count(spec.reads[0], own)):
+                    ends = {(name, number): committed.get((name, number), 0) for name in names}
+                    done = restore_partition(bootstrap, own, spec.name, number, ends, handler, _waiting)
+                    handler.restored(number, done.records)
+                    digests[spec.name, number] = handler.digest(number)
+                    replayed += done.records
+    finally:
+        worker.disconnect()
+    return digests, replayed
+
+
+def recorded_digests(bootstrap: str, settings: Settings) -> Digests:
+    """Replay the card and score kernels over the whole topics, as a recorded backtest does."""
+    digests: Digests = {}
+
+    def ended(agent: str, number: int, state: PartitionState) -> None:
+        digests[agent, number] = state.digest()
+
+    source = TopicSource(bootstrap, settings)
+    options = card_options(settings, load_rates(settings), settings.card_partitions)
+    span = Span(EARLIEST_US, EARLIEST_US, LATEST_US)
+    replay = RecordedReplay(source, span, options, ModelLibrary(settings, bootstrap), lambda _: None, ended)
+    with closing(replay.run(None, None)) as batches:
+        for _ in batches:
+            pass
+    return digests
+
+
+def _waiting() -> None:
+    pass
