@@ -105,9 +105,9 @@ imports: $(INSTALLED) ## Check which package may import which
 
 # What pip does not bring; .ci/run installs it.
 TEST_TOOLS := chromium promtool prometheus
-# Most tests with a broker wait, each for processes of its own: three or four at a time use a machine with two cores.
-# Each process has a directory of its own for temporary files: pytest's own are cleared by whichever ends.
-SHARED_TESTS := "$(PYTHON_OF_VENV)" -m pytest -m broker -p tests.helpers.sharing --share build/tests/taken --basetemp
+# Most tests with a broker wait, each for processes of its own: four at a time use a machine with two cores. Each has a
+# directory of its own for temporary files: pytest's own are cleared by whichever ends.
+SHARED_TESTS := "$(PYTHON_OF_VENV)" -m pytest -p tests.helpers.sharing --share build/tests/taken
 
 pytest: $(INSTALLED) ## Run the tests only (ARGS="-k name" for some of them)
 	@echo "==> Tests"
@@ -119,14 +119,14 @@ else
 	  echo "    $$tool is not installed: tests that use it are skipped (Debian, Ubuntu: apt-get install chromium prometheus)."; done
 	@echo "    Compiling the kernels, once for all processes (a minute, where they have changed)"
 	@"$(PYTHON_OF_VENV)" -m tests.helpers.kernels
-	@echo "    Four processes run them. The output of the first follows: it runs the tests without a broker, then helps"
-	@echo "    the others with the rest. Their output follows at the end."
+	@echo "    Four processes share them. The output of the first follows, that of the others at the end."
 	@others=; for name in second third fourth; do \
-	  $(SHARED_TESTS) build/tests/$$name -p no:cacheprovider >build/tests/$$name.log 2>&1 & others="$$others $$!"; \
+	  case $$name in second) first=;; *) first=--broker-first;; esac; \
+	  $(SHARED_TESTS) $$first --basetemp build/tests/$$name -p no:cacheprovider >build/tests/$$name.log 2>&1 & \
+	  others="$$others $$!"; \
 	done; \
 	trap 'kill $$others 2>/dev/null' INT TERM; \
-	nice -n 10 "$(PYTHON_OF_VENV)" -m pytest -m "not broker" --basetemp build/tests/without-broker; code=$$?; \
-	if [ $$code -le 1 ]; then $(SHARED_TESTS) build/tests/first || code=$$?; fi; \
+	$(SHARED_TESTS) --basetemp build/tests/first; code=$$?; \
 	for other in $$others; do wait $$other || code=$$?; done; \
 	for name in second third fourth; do echo "==> The $$name process"; cat build/tests/$$name.log; done; \
 	exit $$code

@@ -37,7 +37,7 @@ def state_deleted(fleet: Fleet, worker: Running) -> str | None:
         return None
     fleet.must_say(worker.name, REMOVED)
     shutil.rmtree(fleet.settings.data_dir / "state" / fleet.settings.topic(worker.name), ignore_errors=True)
-    took_s = _until(lambda: worker.process.poll() is not None)
+    took_s = until(lambda: worker.process.poll() is not None)
     if took_s is None:
         fleet.sentences.pop(worker.name)
         if not holds_state(where):
@@ -53,7 +53,7 @@ def name_twice(fleet: Fleet, worker: Running) -> str | None:
         return None
     rival = fleet.rival(worker.name, worker.agents, fleet.settings.data_dir)
     try:
-        took_s = _until(lambda: rival.process.poll() is not None)
+        took_s = until(lambda: rival.process.poll() is not None)
     finally:
         fleet.end_rival(rival)
     said = rival.said
@@ -71,7 +71,7 @@ def name_twice_elsewhere(fleet: Fleet, worker: Running, directory: Path) -> str 
     fleet.must_say(worker.name, RIVAL)
     rival = fleet.rival(worker.name, worker.agents, directory)
     try:
-        took_s = _until(lambda: worker.process.poll() is not None or rival.process.poll() is not None)
+        took_s = until(lambda: worker.process.poll() is not None or rival.process.poll() is not None)
         which = "neither" if took_s is None else "the first" if worker.process.poll() is not None else "the second"
     finally:
         fleet.end_rival(rival)
@@ -85,10 +85,11 @@ def name_twice_elsewhere(fleet: Fleet, worker: Running, directory: Path) -> str 
     return f"a second worker of its name elsewhere; {which} ended"
 
 
-def _until(holds: Callable[[], bool]) -> float | None:
+def until(holds: Callable[[], bool], longest_s: float = ENDS_S) -> float | None:
+    """Wait until something holds; return after how many seconds it did, None if it never did."""
     started_s = time.monotonic()
     while not holds():
-        if time.monotonic() - started_s > ENDS_S:
+        if time.monotonic() - started_s > longest_s:
             return None
         time.sleep(POLL_S)
     return time.monotonic() - started_s

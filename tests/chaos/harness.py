@@ -20,7 +20,7 @@ from pipeline.kafka.clients import admin_client, last_offsets, patiently
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US
-from tests.chaos.assaults import name_twice, name_twice_elsewhere, slow_clients, state_deleted
+from tests.chaos.assaults import name_twice, name_twice_elsewhere, slow_clients, state_deleted, until
 from tests.chaos.check_digests import states_are_functions_of_the_log
 from tests.chaos.checker import check_all
 from tests.chaos.endpoint import address, oldest_undecided
@@ -56,6 +56,9 @@ GROUPS = {
     "feedback": ("labels", "rerouted", "decisions"),
     "learn": ("examples",),
 }
+DAMAGED_SNAPSHOT = "is not used (damaged)"
+RESTORE_S = 20.0
+"""Longest time until a worker that was started comes to restore its partitions."""
 UNTAILED = ("transactions", "labels")
 WRITTEN = ("garbage", "bomb", "damaged batch", "open transaction")
 """Faults that are written to topics, and hurt no worker by themselves."""
@@ -315,6 +318,9 @@ class Chaos:
             one.snapshots = tuple(place.damage(self._kept_by(agents), cut=cut, draw=float(fault.draw * 1e3 % 1)))
             what = ", ".join(one.snapshots)
         fleet.start(name, agents)
+        if one.snapshots:
+            # Another kill now, or snapshots that are removed, and nobody would ever read what was damaged.
+            until(lambda: DAMAGED_SNAPSHOT in fleet.workers[name].said, RESTORE_S)
         return f"killed; {what}"
 
     def _write(self, fault: Fault, one: Happened, feeder: Feeder, tail: Tail) -> str | None:

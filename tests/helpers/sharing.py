@@ -1,11 +1,11 @@
 """A pytest plugin with which several processes share the tests: each takes the next module that nobody has taken.
 
 ``python -m pytest -p tests.helpers.sharing --share DIRECTORY``, as often as there shall be processes; the directory is
-to be a new one for each run. A module stays whole, so that its fixtures are made once; those of the session are made in
+to be a new one for each run. Some of them take the tests with a broker first (``--broker-first``), the others last. A module stays whole, so that its fixtures are made once; those of the session are made in
 each process. Modules take from nothing to minutes, so the longest come first: at the end no process waits for another.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,14 +34,7 @@ LONGEST: Final = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--share", type=Path, metavar="DIRECTORY", help="run what no other process has taken there")
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Skip the import of modules that do not use the mark that ``-m`` names; with all of them it takes many seconds."""
-    mark = config.option.markexpr
-    if config.getoption("share") is None or not mark.isidentifier() or not collection_path.match("test_*.py"):
-        return None
-    return True if f"mark.{mark}" not in collection_path.read_text(encoding="utf-8") else None
+    parser.addoption("--broker-first", action="store_true", help="of what is shared, take the tests with a broker first")
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
@@ -50,7 +43,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if directory is None or session.testsfailed or session.config.option.collectonly:
         return None
     directory.mkdir(parents=True, exist_ok=True)
-    ours = _taken(longest_first(session.items), directory)
+    ordered = longest_first(session.items, broker_first=session.config.getoption("broker_first"))
+    ours = _taken(ordered, directory)
     item = next(ours, None)
     while item is not None:
         # Known before this one runs: whatever the next one does not need is torn down after it.
@@ -64,10 +58,16 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     return True
 
 
-def longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """Sort the tests of `LONGEST` to the front; otherwise, keep their order."""
+def longest_first(items: Sequence[pytest.Item], *, broker_first: bool) -> list[pytest.Item]:
+    """Return the tests module by module: those with a broker first or last, of either those of `LONGEST` first."""
     ranks = {module: rank for rank, module in enumerate(LONGEST)}
-    return sorted(items, key=lambda item: ranks.get(_module(item), len(ranks)))
+    with_broker = {_module(item) for item in items if item.get_closest_marker("broker") is not None}
+
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        module = _module(item)
+        return (module in with_broker) != broker_first, ranks.get(module, len(ranks))
+
+    return sorted(items, key=rank)
 
 
 def _module(item: pytest.Item) -> str:
