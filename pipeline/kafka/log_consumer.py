@@ -18,7 +18,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from pipeline.kafka.batch import Place
-from pipeline.kafka.odd_offsets import EXPLANATION, OddOffsets
+from pipeline.kafka.odd_offsets import EXPLANATION, Content, OddOffsets, content_of
 from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import FETCHES, UNREADABLE, NoAnswer, find_end, reader_config, silent_start
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
@@ -147,9 +147,11 @@ class LogConsumer:
     def _believable(self, messages: Sequence[Message]) -> tuple[list[Message], dict[Place, int]]:
         """Return ``messages`` without records that may hide others, and where to read again for these."""
         start = next(iter(self._positions.values()))
-        if len(self._positions) == 1 and [one.offset() for one in messages] == [*range(start, start + len(messages))]:
+        follows = [one.offset() for one in messages] == [*range(start, start + len(messages))]
+        if len(self._positions) == 1 and follows and not self._odd.called_back:
             return list(messages), {}
         taken: dict[Place, list[int]] = {}
+        contents: dict[Place, Content] = {}
         ordered = []
         for message in messages:
             if message.error() is None:
@@ -158,11 +160,15 @@ class LogConsumer:
                 # Two records of one batch may claim the same offset.
                 if message.offset() < (offsets[-1] + 1 if offsets else self._positions.get(place, 0)):
                     continue
+                if not offsets:
+                    contents[place] = content_of(message)
                 offsets.append(message.offset())
             ordered.append(message)
         resumed: dict[Place, int] = {}
         for place, offsets in taken.items():
-            reach = self._odd.check(place, self._positions.get(place, 0), offsets) if offsets else None
+            if not offsets:
+                continue
+            reach = self._odd.check(place, self._positions.get(place, 0), offsets, contents[place])
             if reach is None:
                 continue
             if reach.resume > reach.position and not self._skip_refused:

@@ -10,6 +10,7 @@ import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -26,6 +27,9 @@ MOST_PROBES: Final = 500
 """Offsets that a check probes, one by one; the next check of the same gap goes on there."""
 SLICE_S: Final = 2.0
 """Longest time for a check, and for one probe of it: other partitions wait meanwhile. The next check goes on."""
+_UNCOMMITTED: Final = "read_uncommitted"
+"""Behind a batch of which it delivers nothing, as of an aborted one, a client would fetch more than one at a time."""
+_COMMITTED: Final = "read_committed"
 _POLL_S: Final = 0.002
 _ASK_S: Final = 1.0
 _ENDS: Final = UNREADABLE | {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET}
@@ -45,6 +49,10 @@ class Seen(NamedTuple):
 
     offset: int
     content: object
+
+
+Content = tuple[int, bytes | None, bytes | None]
+"""Time in milliseconds, key, value."""
 
 
 class Fetch(NamedTuple):
@@ -71,6 +79,7 @@ FirstAt = Callable[[int], Seen | None]
 def check_claims(
     read: Callable[[], Fetch | NotSeen],
     first_at: FirstAt,
+    committed_at: FirstAt,
     gap: range,
     claims: Sequence[int],
     log_start: Callable[[], int],
@@ -82,15 +91,19 @@ def check_claims(
     the next fetch begins where a batch does. A batch with another record is odd: reading goes on at the first offset
     from which a fresh reader finds none of its records any more.
 
+    Records before the first claim were aborted, or the claims were read from an earlier offset, before the client was
+    called back, and the first of them hides these records: then everything is read again.
+
     Args:
         read: Returns the records from the gap's beginning on, as fetches of one batch each bring them.
         first_at: A fresh reader.
+        committed_at: A fresh reader of committed records.
         gap: From an offset before which all records were taken to the highest one that is to be checked.
         claims: The offsets that were read, in ascending order.
         log_start: Returns the first offset of the log.
         own: By the beginning of a range, up to where it was found by earlier calls.
     """
-    position = gap.start
+    position, is_known = gap.start, not claims or claims[0] <= gap.start
     while position < gap.stop:
         fetch = read()
         if isinstance(fetch, NotSeen):
@@ -106,6 +119,11 @@ def check_claims(
         for number, seen in enumerate(fetch.records):
             if seen.offset > start + number:
                 return _odd_range(first_at, fetch, seen, max(position, start, log_start()), own)
+            if not is_known and seen.offset < claims[0]:
+                committed = committed_at(gap.start)
+                if committed is None or committed.offset < claims[0]:
+                    return Reach(gap.start, gap.start)
+                is_known = True
             position = max(position, seen.offset + 1)
     return None
 
@@ -203,30 +221,44 @@ class OddOffsets:
         self._config, self._waiting = config, waiting
         self.topics = frozenset(prefix + topic.name for topic in (TRANSACTIONS, LABELS))
         self._log = FetchLog(config.get("logger"))
-        self._made: Consumer | None = None
+        self._made: dict[str, Consumer] = {}
+        """By isolation level."""
         self._own: dict[Place, dict[int, int]] = {}
+        self.called_back: set[Place] = set()
+        """Partitions whose next record must be the one that a fresh client finds."""
         self._ends_s = 0.0
 
-    def check(self, place: Place, position: int, offsets: Sequence[int]) -> Reach | None:
+    def check(self, place: Place, position: int, offsets: Sequence[int], content: Content) -> Reach | None:
         """Return how far records with these offsets, in ascending order, can be believed; None if all of them can.
 
         Args:
             place: Their partition.
             position: The offset behind what was taken before.
             offsets: What they claim, at least one.
+            content: Of the first of them.
         """
         is_whole = offsets[0] == position and offsets[-1] - position + 1 == len(offsets)
-        if is_whole or place[0] not in self.topics:
+        if place[0] not in self.topics or (is_whole and place not in self.called_back):
             return None
         expected = (position, *(offset + 1 for offset in offsets))
         gaps = [index for index, offset in enumerate(offsets) if offset != expected[index]]
-        start, last = expected[gaps[0]], offsets[gaps[-1]]
+        start, last = (position, position) if is_whole else (expected[gaps[0]], offsets[gaps[-1]])
+        reach: Reach | None
         try:
-            reach = self._reread(place, range(start, last + 1), offsets)
+            if place in self.called_back and self._committed_at(place, position) != Seen(offsets[0], content):
+                reach = Reach(position, position)
+            else:
+                reach = None if is_whole else self._reread(place, range(start, last + 1), offsets)
+                self.called_back.discard(place)
         except (KafkaException, TimeoutError) as error:
             log.warning("%s partition %d: offset %d cannot be checked yet: %s", *place, last, error)
             reach = Reach(start, start)
-        if reach is not None and reach.resume > reach.position:
+        if reach is None:
+            return None
+        # What the client has fetched from an earlier offset may come once more: a record among it that claims to be the
+        # next one, or a later one, would hide others.
+        self.called_back.add(place)
+        if reach.resume > reach.position:
             log.warning(
                 "%s partition %d: offsets %d to %d are passed over: %s",
                 *place, reach.position, reach.resume - 1, EXPLANATION,
@@ -234,15 +266,13 @@ class OddOffsets:
         return reach
 
     def close(self) -> None:
-        """Close the client."""
-        if self._made is not None:
-            self._made.close()
-            self._made = None
+        """Close the clients."""
+        for consumer in self._made.values():
+            consumer.close()
+        self._made.clear()
 
     def _reread(self, place: Place, gap: range, claims: Sequence[int]) -> Reach | None:
-        if self._made is None:
-            self._made = self._new_consumer()
-        consumer, number = self._made, 0
+        consumer, number = self._consumer(_UNCOMMITTED), 0
 
         def log_start() -> int:
             return int(consumer.get_watermark_offsets(TopicPartition(*place), timeout=_ASK_S)[0])
@@ -267,38 +297,54 @@ class OddOffsets:
             return Fetch(found, start, is_batch)
 
         def first_at(offset: int) -> Seen | None:
-            self._assign(consumer, place, offset)
-            if (message := self._next(consumer, place, offset)) is None:
-                raise TimeoutError(f"no answer for {SLICE_S:.0f} s")
-            return _seen(message) if message.error() is None else None
+            return self._first(consumer, place, offset)
 
         try:
             self._assign(consumer, place, gap.start)
-            return check_claims(read, first_at, gap, claims, log_start, self._own.setdefault(place, {}))
+            own = self._own.setdefault(place, {})
+            return check_claims(read, first_at, partial(self._committed_at, place), gap, claims, log_start, own)
         finally:
             consumer.unassign()
 
-    def _new_consumer(self) -> Consumer:
-        logger = logging.Logger("pipeline.kafka.odd_offsets", logging.DEBUG)
-        logger.addHandler(self._log)
-        own = {
+    def _committed_at(self, place: Place, offset: int) -> Seen | None:
+        consumer = self._consumer(_COMMITTED)
+        try:
+            return self._first(consumer, place, offset)
+        finally:
+            consumer.unassign()
+
+    def _first(self, consumer: Consumer, place: Place, offset: int) -> Seen | None:
+        self._assign(consumer, place, offset)
+        if (message := self._next(consumer, place, offset)) is None:
+            raise TimeoutError(f"no answer for {SLICE_S:.0f} s")
+        return _seen(message) if message.error() is None else None
+
+    def _consumer(self, isolation: str) -> Consumer:
+        if isolation not in self._made:
+            self._made[isolation] = self._new_consumer(isolation)
+        return self._made[isolation]
+
+    def _new_consumer(self, isolation: str) -> Consumer:
+        own: dict[str, Any] = {
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
-            # Behind a batch of which it delivers nothing, as of an aborted one, the client would fetch more at a time.
-            "isolation.level": "read_uncommitted",
+            "isolation.level": isolation,
             "max.partition.fetch.bytes": 1,  # a broker returns a whole record batch all the same, and no second one
             # A fetch that waits at the end of the log delays the next one.
             "fetch.wait.max.ms": 5,
             "fetch.error.backoff.ms": 5,
-            "debug": "fetch",
-            "logger": logger,
         }
+        if isolation == _UNCOMMITTED:
+            logger = logging.Logger("pipeline.kafka.odd_offsets", logging.DEBUG)
+            logger.addHandler(self._log)
+            own |= {"debug": "fetch", "logger": logger}
         return Consumer(reader_config(self._config, own))
 
     def _assign(self, consumer: Consumer, place: Place, offset: int) -> None:
-        self._log.begin(place)
+        if consumer is self._made.get(_UNCOMMITTED):
+            self._log.begin(place)
         self._ends_s = time.monotonic() + SLICE_S
-        consumer.assign([TopicPartition(*place, offset if offset > 0 else OFFSET_BEGINNING)])
+        consumer.assign([_from(place, offset)])
 
     def _next(self, consumer: Consumer, place: Place, start: int) -> Message | None:
         """Return the next record, or what ends the reading from ``start``; None where nothing comes in time."""
@@ -315,5 +361,14 @@ class OddOffsets:
                 return None
 
 
+def _from(place: Place, offset: int) -> TopicPartition:
+    return TopicPartition(*place, offset if offset > 0 else OFFSET_BEGINNING)
+
+
 def _seen(message: Message) -> Seen:
-    return Seen(message.offset(), (message.timestamp(), message.key(), message.value()))
+    return Seen(message.offset(), content_of(message))
+
+
+def content_of(message: Message) -> Content:
+    """Return what tells a record from another one."""
+    return message.timestamp()[1], message.key(), message.value()

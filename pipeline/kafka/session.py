@@ -385,7 +385,9 @@ class Session:
         resumed: dict[Place, int] = {}
         for place in [place for place in read if place[0] in self._odd.topics]:
             records = read[place]
-            reach = self._odd.check(place, self._positions[place], [record.offset for record in records])
+            first = records[0]
+            content = first.timestamp_ms, first.key, first.value
+            reach = self._odd.check(place, self._positions[place], [record.offset for record in records], content)
             if reach is None:
                 continue
             read[place] = [record for record in records if record.offset < reach.position]

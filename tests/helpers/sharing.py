@@ -1,8 +1,9 @@
 """A pytest plugin with which several processes share the tests: each takes the next module that nobody has taken.
 
 ``python -m pytest -p tests.helpers.sharing --share DIRECTORY``, as often as there shall be processes; the directory is
-to be a new one for each run. Some of them take the tests with a broker first (``--broker-first``), the others last. A module stays whole, so that its fixtures are made once; those of the session are made in
-each process. Modules take from nothing to minutes, so the longest come first: at the end no process waits for another.
+to be a new one for each run. Some of them take the tests with a broker first (``--broker-first``), the others last. A
+module stays whole, so that its fixtures are made once; those of the session are made in each process. Modules take from
+nothing to minutes, so the longest come first: at the end no process waits for another.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +35,7 @@ LONGEST: Final = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--share", type=Path, metavar="DIRECTORY", help="run what no other process has taken there")
-    parser.addoption("--broker-first", action="store_true", help="of what is shared, take the tests with a broker first")
+    parser.addoption("--broker-first", action="store_true", help="take the tests with a broker before the others")
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:

@@ -40,6 +40,12 @@ class Message:
     def offset(self) -> int:
         return self._offset
 
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 0
+
+    def key(self) -> None:
+        return None
+
     def value(self) -> bytes:
         return self._value
 
@@ -98,6 +104,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
         def __init__(self, config: object) -> None:
             del config
             self._at = TopicPartition("")
+
+        def list_topics(self, topic: str, timeout: float) -> None:
+            pass
 
         def assign(self, partitions: list[TopicPartition]) -> None:
             (self._at,) = partitions
@@ -230,11 +239,12 @@ def test_reading_goes_on_behind_an_odd_record_or_refuses_it(log: Log, monkeypatc
         """Knows that the record at offset 2, which claims 6, is followed by another one at 3."""
 
         topics = frozenset({TRANSACTIONS.name})
+        called_back = frozenset[object]()
 
         def __init__(self, *_: object) -> None:
             pass
 
-        def check(self, _place: object, position: int, offsets: list[int]) -> Reach | None:
+        def check(self, _place: object, position: int, offsets: list[int], _content: object) -> Reach | None:
             asked.append((position, offsets))
             return Reach(2, 3)
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.kafka import odd_offsets
@@ -35,6 +35,7 @@ def honest(length: int) -> list[int]:
 PARTS: Final = st.lists(
     st.one_of(
         st.tuples(st.just("honest"), st.integers(1, 4).map(honest)),
+        st.tuples(st.just("aborted"), st.integers(1, 4).map(honest)),
         st.tuples(st.just(MARK), st.just([0])),
         st.tuples(st.just("odd"), st.lists(st.integers(-2, 12), min_size=1, max_size=4)),
         # Many claim the same, with the same content.
@@ -64,10 +65,20 @@ class Client:
         batches_a_fetch: How many a fetch brings.
         position: Where it begins.
         told: Whether its log says where fetches begin.
+        committed: Whether it leaves out aborted records.
     """
 
-    def __init__(self, batches: list[Batch], position: int, batches_a_fetch: int = 1, *, told: bool = True) -> None:
+    def __init__(
+        self,
+        batches: list[Batch],
+        position: int,
+        batches_a_fetch: int = 1,
+        *,
+        told: bool = True,
+        committed: bool = False,
+    ) -> None:
         self.batches, self.position, self.batches_a_fetch, self.told = batches, position, batches_a_fetch, told
+        self.unseen = (MARK, "aborted") if committed else (MARK,)
         self.fetches = self._read()
 
     def _read(self) -> Iterator[Fetch]:
@@ -75,7 +86,7 @@ class Client:
             found: list[Seen] = []
             last = -1
             for batch in left[: self.batches_a_fetch]:
-                for number, delta in enumerate([] if batch.is_mark else batch.deltas):
+                for number, delta in enumerate([] if batch.writer in self.unseen else batch.deltas):
                     if batch.base + delta >= self.position:
                         last = batch.base + delta
                         found.append(Seen(last, "copy" if batch.writer == "copy" else (batch.base, number)))
@@ -94,8 +105,8 @@ class Client:
         return (seen for fetch in self.fetches for seen in fetch.records)
 
 
-def first_at(batches: list[Batch]) -> Callable[[int], Seen | None]:
-    return lambda offset: next(Client(batches, offset).records(), None)
+def first_at(batches: list[Batch], *, committed: bool = False) -> Callable[[int], Seen | None]:
+    return lambda offset: next(Client(batches, offset, committed=committed).records(), None)
 
 
 def check(
@@ -110,17 +121,24 @@ def check(
 ) -> Reach | None:
     walk = Client(batches, max(start, log_start), **client)
     gap = range(start, last + 1)
-    return check_claims(walk.read, first_at(batches), gap, claims, lambda: log_start, {} if own is None else own)
+    fresh = first_at(batches), first_at(batches, committed=True)
+    return check_claims(walk.read, *fresh, gap, claims, lambda: log_start, {} if own is None else own)
 
 
-def read_all(batches: list[Batch], most: int = 4) -> tuple[list[Seen], list[tuple[int, int]]]:
-    """Read as agents and other readers do: the records taken, and the ranges passed over."""
+def read_all(
+    batches: list[Batch], most: int = 4, stale: Sequence[bool] = ()
+) -> tuple[list[Seen], list[tuple[int, int]]]:
+    """Read as agents and other readers do: the records taken, and the ranges passed over.
+
+    ``stale`` says of each time that the client was called back whether what it had fetched before comes once more.
+    """
     taken: list[Seen] = []
     ranges: list[tuple[int, int]] = []
     own: dict[int, int] = {}
-    position = 0
+    position = fetched_from = 0
+    comes_again, called_back = iter(stale), False
     for _ in range(1_000):
-        client = Client(batches, position, 3)
+        client = Client(batches, fetched_from, 3, committed=True)
         start, polled = position, list[Seen]()
         for seen in client.records():
             if len(polled) == most:
@@ -128,10 +146,15 @@ def read_all(batches: list[Batch], most: int = 4) -> tuple[list[Seen], list[tupl
             if seen.offset >= position:
                 polled.append(seen)
                 position = seen.offset + 1
+        if called_back and (polled[:1] or [None])[0] != first_at(batches, committed=True)(start):
+            position = fetched_from = start
+            continue
+        called_back = False
         if not polled:
             return taken, ranges
         expected = (start, *(seen.offset + 1 for seen in polled))
         gaps = [index for index, seen in enumerate(polled) if seen.offset != expected[index]]
+        fetched_from = position
         if not gaps:
             taken += polled
             continue
@@ -144,14 +167,19 @@ def read_all(batches: list[Batch], most: int = 4) -> tuple[list[Seen], list[tupl
         taken += [seen for seen in polled if seen.offset < reach.position]
         if reach.resume > reach.position:
             ranges.append((reach.position, reach.resume))
-        position = reach.resume
+        position, called_back = reach.resume, True
+        fetched_from = start if next(comes_again, False) else position
     raise AssertionError("reading does not come to an end")
 
 
-@given(PARTS, st.integers(1, 5))
-def test_every_honest_record_is_taken_and_no_range_holds_one(parts: list[tuple[str, list[int]]], most: int) -> None:
+@given(PARTS, st.integers(1, 5), st.lists(st.booleans(), max_size=6))
+@example([("odd", [6]), ("honest", honest(4)), ("honest", honest(6))], 4, [True])
+@example([("odd", [6]), ("aborted", honest(4)), ("honest", honest(6))], 4, [True])
+def test_every_honest_record_is_taken_and_no_range_holds_one(
+    parts: list[tuple[str, list[int]]], most: int, stale: list[bool]
+) -> None:
     batches = log_of(parts)
-    taken, ranges = read_all(batches, most)
+    taken, ranges = read_all(batches, most, stale)
     wanted = {(one.base + n, (one.base, n)) for one in batches if one.writer == "honest" for n in one.deltas}
     found = [(seen.offset, seen.content) for seen in taken]
     assert wanted <= set(found)
@@ -188,7 +216,7 @@ def test_a_log_that_begins_later_and_one_that_ends_are_no_lies() -> None:
     assert check(batches, 0, 50, log_start=50) is None
     assert check(batches, 0, 50, log_start=50, told=False) == Reach(51, 51)
     for position, reached in ((0, 7), (8, 8)):
-        reach = check_claims(partial(NotSeen, position), first_at([]), range(7, 10), [9], lambda: 0, {})
+        reach = check_claims(partial(NotSeen, position), first_at([]), first_at([]), range(7, 10), [9], lambda: 0, {})
         assert reach == (reached, reached)
 
 

@@ -56,6 +56,9 @@ def consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
         def __init__(self, config: object) -> None:
             del config
 
+        def list_topics(self, topic: str, timeout: float) -> None:
+            pass
+
         def assign(self, partitions: object) -> None:
             del partitions
 
