@@ -34,12 +34,23 @@ def restore_partition(
     handler: PartitionHandler,
     waiting: Callable[[], None],
     on_refused: OnRefused = not_counted,
+    tuning: Mapping[str, int] | None = None,
 ) -> Restoration:
-    """Let ``handler`` start partition ``number`` and fold it up to ``committed``.
+    """Let ``handler`` start a partition and replay its log up to what is committed.
 
-    ``committed`` has the agent's topics in the order in which a batch holds them. ``waiting`` is called while nothing
-    comes, and may raise. Raises `TopicError` where records that the fold needs are gone and the settings do not accept
-    it.
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: The worker's settings.
+        agent: Name of the agent.
+        number: The partition.
+        committed: Offsets by the agent's topics, in the order in which a batch holds these.
+        handler: Holds the state.
+        waiting: Called while nothing comes; may raise.
+        on_refused: Counts records that cannot be read.
+        tuning: Configuration over that of the readers.
+
+    Raises:
+        TopicError: Records that the replay needs are gone, and the settings do not accept it.
     """
     ends = {topic: offset for (topic, _), offset in committed.items()}
     needed = [*ends, settings.topic(PROGRESS.name)] if len(ends) > 1 else list(ends)
@@ -51,7 +62,7 @@ def restore_partition(
     with ExitStack() as stack:
 
         def reader(topic: str, start: int) -> RangeReader:
-            return stack.enter_context(closing(RangeReader(bootstrap, settings, topic, number, start, waiting)))
+            return stack.enter_context(closing(RangeReader(bootstrap, settings, topic, number, start, waiting, tuning)))
 
         readers = [reader(topic, max(positions.get(topic, 0), first[topic])) for topic in ends]
         markers: Iterator[Progress] = iter(())

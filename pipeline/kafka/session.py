@@ -25,7 +25,7 @@ from confluent_kafka import (
 from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import Caller, Hung
-from pipeline.kafka.careful import Mark, write_mark
+from pipeline.kafka.careful import Committed, Mark, write_mark
 from pipeline.kafka.clients import GroupProtocol, consumer_config, late_fetch_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
@@ -33,7 +33,7 @@ from pipeline.kafka.odd_offsets import OddOffsets
 from pipeline.kafka.offsets import CommittedOffsets
 from pipeline.kafka.patience import Patience
 from pipeline.kafka.restore import restore_partition
-from pipeline.kafka.steps import CarefulReading
+from pipeline.kafka.steps import CarefulReading, restore_tuning
 from pipeline.kafka.transactions import (
     MOST_ABORTS,
     Aborted,
@@ -568,8 +568,7 @@ class Session:
             committed = self._offsets.of(consumer, [(topic, number) for number in whole for topic in self._names])
             self._handler.assigning(self._waiting_or_stop)
             for number in whole:
-                places_of = [(topic, number) for topic in self._names]
-                offsets |= self._restore(number, {place: committed[place].offset for place in places_of})
+                offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})
             self._careful.assigned(committed)
         positions = [_position(place, offsets.get(place, 0)) for place in places]
         if self._classic:
@@ -618,8 +617,9 @@ class Session:
         else:
             consumer.incremental_unassign(partitions)
 
-    def _restore(self, number: int, committed: Mapping[Place, int]) -> dict[Place, int]:
+    def _restore(self, number: int, marked: Mapping[Place, Committed]) -> dict[Place, int]:
         """Bring a partition's state up to what is committed; returns where reading goes on."""
+        committed = {place: at.offset for place, at in marked.items()}
         try:
             done = restore_partition(
                 self._bootstrap,
@@ -630,6 +630,7 @@ class Session:
                 self._handler,
                 self._waiting_or_stop,
                 self._on_refused,
+                restore_tuning(marked.values()),
             )
         except BaseException:
             self._handler.forget(number)

@@ -1,9 +1,10 @@
 """Careful reading: marks are committed before what they name is read, and steps are read by a client of their own."""
 
 import logging
+import secrets
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import count
@@ -13,7 +14,7 @@ from confluent_kafka import IsolationLevel, KafkaException
 
 from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.careful import Attempt, Careful, Committed, Mark, Step
-from pipeline.kafka.clients import TopicError, admin_client, last_offsets
+from pipeline.kafka.clients import FETCH_BYTES, TopicError, admin_client, last_offsets
 from pipeline.kafka.fold import RangeReader
 from pipeline.kafka.patience import Patience
 from pipeline.kafka.ranges import answered
@@ -29,10 +30,22 @@ ONE_RECORD_BATCH: Final = {
     "fetch.wait.max.ms": 10,  # behind the last record a step waits for the end
 }
 """Lets a client hold one record batch, so that a record far ahead kills nobody before its own step."""
+
 _ALONE: Final = threading.Lock()
 """Held for a step: what another agent of this process dies of must not count for it."""
 
 WriteMarks = Callable[[Mapping[Place, tuple[int, Mark]]], None]
+
+
+def restore_tuning(committed: Iterable[Committed]) -> dict[str, int]:
+    """Return how a restore fetches from a partition: as usual, or, if its last holder died, a random number of bytes.
+
+    librdkafka may abort the process over an answer of the broker that holds a damaged batch behind others, and does so
+    each time over the same answer. With other sizes answers begin elsewhere (``docs/decisions/0031``, point 8).
+    """
+    if all(at.mark is None or at.mark.released for at in committed):
+        return {}
+    return {"max.partition.fetch.bytes": 1 << secrets.randbelow(FETCH_BYTES.bit_length())}
 
 
 class CarefulReading:

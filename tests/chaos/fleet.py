@@ -26,6 +26,8 @@ ENDING_LINES = 15
 """Last lines of a log that tell why a worker ended by itself."""
 STARTING_S = 30.0
 """Younger than this, a worker may not have come to handle SIGTERM yet, and holds nothing."""
+ABORTED = "rd_slice_narrow_copy: Assertion"
+"""What librdkafka says when it aborts over a damaged batch (``docs/decisions/0031``, point 8)."""
 NO_BROKER = "Error: no Kafka broker answers"
 """Last line of a worker that was started while no broker was there for longer than a start waits."""
 ALL_AGENTS = "card,score,feedback,learn"
@@ -41,7 +43,7 @@ class Ending(NamedTuple):
     """Whether it had been stopped for longer than its session shortly before: then it may end."""
     log: str
     meant: bool = False
-    """Whether something was done to it that it must end by, or no broker was there when it started, and it said so."""
+    """Whether something was done to it that it may end by, or no broker was there when it started, and it said so."""
 
 
 class WorkerFailed(RuntimeError):
@@ -84,6 +86,8 @@ class Fleet:
     """What else a worker did that it must not do."""
     sentences: dict[str, tuple[str, int]] = field(default_factory=dict)
     """By worker that must end by itself: what it must say, and from where on in its log."""
+    damaged: bool = False
+    """Whether a batch of the log was damaged."""
     say: Callable[[str], None] = print
 
     def start(self, name: str, agents: str = ALL_AGENTS) -> None:
@@ -179,7 +183,8 @@ class Fleet:
             self._ended(worker)
             recent = time.monotonic() - worker.paused_s < RECENT_PAUSE_S
             tail = log_tail(worker.log, ENDING_LINES)
-            meant = self._says(worker) or NO_BROKER in tail.splitlines()[-1]
+            aborted = code == -signal.SIGABRT and self.damaged and ABORTED in worker.said
+            meant = self._says(worker) or NO_BROKER in tail.splitlines()[-1] or aborted
             self.endings.append(Ending(round(now_s, 1), name, code, recent, tail, meant))
             why = " as it must" if meant else " after its pause" if recent else ""
             self.say(f"{name} ended by itself (exit code {code}){why}")

@@ -335,6 +335,7 @@ class Chaos:
                 for name in running:
                     self.fleet.kill(name)
                 what = self.hostile.damage(fault.draw)
+                self.fleet.damaged = True
                 for name, agents in running.items():
                     self.fleet.start(name, agents)
                 return f"all workers killed; {what}"

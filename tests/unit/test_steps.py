@@ -8,10 +8,10 @@ import pytest
 from pipeline.kafka import steps
 from pipeline.kafka.batch import Place
 from pipeline.kafka.careful import Attempt, Committed, Mark, Step
-from pipeline.kafka.clients import TopicError
+from pipeline.kafka.clients import FETCH_BYTES, TopicError
 from pipeline.kafka.fold import RangeReader
 from pipeline.kafka.patience import Patience
-from pipeline.kafka.steps import CarefulReading
+from pipeline.kafka.steps import CarefulReading, restore_tuning
 from pipeline.kafka.transactions import Aborted
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -101,3 +101,13 @@ def test_what_a_step_cannot_read_is_read_as_usual(monkeypatch: pytest.MonkeyPatc
     assert one.reading.plan.active is False
     assert one.positions == {PLACE: 5}
     assert not steps._ALONE.locked()
+
+
+def test_a_restore_after_a_death_fetches_other_amounts_than_the_one_that_died() -> None:
+    alive = [Committed(5, Mark("c", released=True)), Committed(0, None, known=False), Committed(7, None)]
+    assert restore_tuning(alive) == {}
+    died = [*alive, Committed(5, Mark("c", attempt=Attempt(9)))]
+    sizes = {restore_tuning(died)["max.partition.fetch.bytes"] for _ in range(500)}
+    # Each of the 17 sizes is drawn about thirty times.
+    assert {1, FETCH_BYTES} <= sizes <= {1 << n for n in range(17)}
+    assert restore_tuning([Committed(5, Mark("c"))]) != {}
