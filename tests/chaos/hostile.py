@@ -112,11 +112,14 @@ class Hostile:
     def damage(self, draw: float) -> str:
         """Write a batch, and damage it on the broker's disk; no worker may run, or it could read it before.
 
+        Its records are as long as those of others: librdkafka goes on in the middle of one, and meets text there. In
+        a batch of a hundred bytes it may meet a header, and abort each time (``docs/decisions/0031``, point 8).
+
         A broker that was killed would cut its log off there, so that none may be killed later.
         """
         topic = ("transactions", "labels")[int(draw * 1e3) % 2]
         partition = int(draw * 1e6) % self._partitions[topic]
-        base = self._range("damaged batch", topic, partition, record_batch([b"within"] * 5), 5)
+        base = self._range("damaged batch", topic, partition, record_batch([b"within" * 50] * 5), 5)
         damage_batch(self._log_dir, self._prefix + topic, partition, base)
         return f"{topic} {partition} offset {base}"
 
