@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
-from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.card import CardOptions, CardPartition, compile_kernels
 from pipeline.engine.results import Result, merged
 from pipeline.engine.state import LoadedState
 from pipeline.models.rates import PublishedRates
@@ -27,6 +27,7 @@ class CardPartitions(KernelPartitions[CardPartition]):
         """Return the partitions of a worker's card agent."""
         settings = environment.settings
         options = card_options(settings, shared.rates, settings.card_partitions, settings.topic_prefix)
+        compile_kernels(options)
         return cls(environment, options, shared.published_rates)
 
     def assigning(self, waiting: Callable[[], None]) -> None:

@@ -1,7 +1,8 @@
 """The card agent's kernel: validates transactions, profiles them by card, and lets labels follow them."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from decimal import Decimal
 from itertools import repeat
 from typing import Final, NamedTuple, Self
 
@@ -14,18 +15,18 @@ from pipeline.engine.columns import Labels, Reject, Transactions, digest_keys, n
 from pipeline.engine.joins import COUNTS, NO_TRANSACTION, Clock, Horizons, not_joined
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
 from pipeline.engine.pending import NO_LABELS, LabelBatch, StorePending
-from pipeline.engine.placement import partitions_of
+from pipeline.engine.placement import partition_of, partitions_of
 from pipeline.engine.profiled_rows import encode_profiled
 from pipeline.engine.profiling import Arrivals, CardJoin, Joined
 from pipeline.engine.rerouting import Batch, rerouted, sort
 from pipeline.engine.results import Result
-from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
+from pipeline.engine.state import LoadedState, MemoryStore, StateDump, Store, state_digest
 from pipeline.engine.transaction_index import IndexState, StoreIndex
 from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows
 from pipeline.learning.labels import KNOWN
-from schemas.messages import CardRules, ProfiledLabel, RecordPosition
+from schemas.messages import CardRules, Label, ProfiledLabel, RecordPosition, Transaction
 from schemas.money import RateTable
 from schemas.records import Output, Record
 from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
@@ -268,6 +269,30 @@ class CardPartition:
         for record, transaction_id, card_id in rows:
             why = not_joined(transaction_id, card_id, self._rules.label_horizon_us)
             result.dead_letter(record, "card", NO_TRANSACTION, why)
+
+
+def compile_kernels(options: CardOptions) -> None:
+    """Compile what a batch needs, or load it from Numba's cache, so that the first batch does not wait for it.
+
+    A transaction and its label pass through a partition in memory.
+    """
+    when, name, card = datetime(2020, 1, 1, tzinfo=UTC), "t", "c"
+    bought = Transaction(
+        transaction_id=name, event_time=when, card_id=card, merchant_id="m", amount=Decimal("1.50"),
+        currency=options.rates.base,
+    )  # fmt: skip
+    said = Label(transaction_id=name, card_id=card, label="fraud", source="chargeback", labelled_at=when)
+    home, stamp_ms = partition_of(card, options.partitions), round(when.timestamp() * 1_000)
+    records = [
+        Record(options.topic_prefix + topic.name, home, 0, stamp_ms, card.encode(), _encode(message))
+        for topic, message in ((TRANSACTIONS, bought), (LABELS, said))
+    ]
+    partition = CardPartition(options, None, MemoryStore())
+    try:
+        partition.process(records, when)
+        partition.settle()
+    finally:
+        partition.close()
 
 
 def _count(joined: Joined[list[bytes]], accepted: int, result: Result) -> None:
