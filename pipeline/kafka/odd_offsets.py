@@ -25,6 +25,7 @@ ODD_OFFSET: Final = "OddOffset"
 EXPLANATION: Final = "a record claims another offset than the broker gave it"
 MOST_PROBES: Final = 500
 """Offsets that a check probes, one by one; the next check of the same gap goes on there."""
+MOST_CALLS: Final = 3
 SLICE_S: Final = 2.0
 """Longest time for a check, and for one probe of it: other partitions wait meanwhile. The next check goes on."""
 _UNCOMMITTED: Final = "read_uncommitted"
@@ -121,11 +122,25 @@ def check_claims(
                 return _odd_range(first_at, fetch, seen, max(position, start, log_start()), own)
             if not is_known and seen.offset < claims[0]:
                 committed = committed_at(gap.start)
-                if committed is None or committed.offset < claims[0]:
+                if committed is not None and committed.offset < claims[0]:
                     return Reach(gap.start, gap.start)
                 is_known = True
             position = max(position, seen.offset + 1)
     return None
+
+
+def is_fresh(first: Seen, fresh: Seen | None, times: int) -> bool:
+    """Return whether the first record that a client brings after it was called back can be believed.
+
+    Args:
+        first: That record.
+        fresh: The first record that a fresh client of committed records finds from the same offset on.
+        times: How often the client was called back for the same reason. A batch may claim an offset before its own,
+            which hides nothing: a client that got it with the batch before brings it each time, a fresh one does not.
+    """
+    if fresh is None or fresh.offset > first.offset:
+        return times >= MOST_CALLS
+    return fresh == first
 
 
 def _odd_range(first_at: FirstAt, fetch: Fetch, seen: Seen, position: int, own: dict[int, int]) -> Reach:
@@ -224,8 +239,8 @@ class OddOffsets:
         self._made: dict[str, Consumer] = {}
         """By isolation level."""
         self._own: dict[Place, dict[int, int]] = {}
-        self.called_back: set[Place] = set()
-        """Partitions whose next record must be the one that a fresh client finds."""
+        self.called_back: dict[Place, int] = {}
+        """Partitions whose next record must be the one that a fresh client finds, with the number of calls."""
         self._ends_s = 0.0
 
     def check(self, place: Place, position: int, offsets: Sequence[int], content: Content) -> Reach | None:
@@ -243,21 +258,23 @@ class OddOffsets:
         expected = (position, *(offset + 1 for offset in offsets))
         gaps = [index for index, offset in enumerate(offsets) if offset != expected[index]]
         start, last = (position, position) if is_whole else (expected[gaps[0]], offsets[gaps[-1]])
+        times = self.called_back.get(place, 0)
         reach: Reach | None
         try:
-            if place in self.called_back and self._committed_at(place, position) != Seen(offsets[0], content):
+            if times and not is_fresh(Seen(offsets[0], content), self._committed_at(place, position), times):
                 reach = Reach(position, position)
             else:
                 reach = None if is_whole else self._reread(place, range(start, last + 1), offsets)
-                self.called_back.discard(place)
+                times = 0
         except (KafkaException, TimeoutError) as error:
             log.warning("%s partition %d: offset %d cannot be checked yet: %s", *place, last, error)
-            reach = Reach(start, start)
+            reach, times = Reach(start, start), max(times - 1, 0)
         if reach is None:
+            self.called_back.pop(place, None)
             return None
         # What the client has fetched from an earlier offset may come once more: a record among it that claims to be the
         # next one, or a later one, would hide others.
-        self.called_back.add(place)
+        self.called_back[place] = times + 1
         if reach.resume > reach.position:
             log.warning(
                 "%s partition %d: offsets %d to %d are passed over: %s",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -239,7 +239,7 @@ def test_reading_goes_on_behind_an_odd_record_or_refuses_it(log: Log, monkeypatc
         """Knows that the record at offset 2, which claims 6, is followed by another one at 3."""
 
         topics = frozenset({TRANSACTIONS.name})
-        called_back = frozenset[object]()
+        called_back: ClassVar[dict[object, int]] = {}
 
         def __init__(self, *_: object) -> None:
             pass

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.kafka import odd_offsets
-from pipeline.kafka.odd_offsets import Fetch, FetchLog, NotSeen, Reach, Seen, check_claims
+from pipeline.kafka.odd_offsets import Fetch, FetchLog, NotSeen, Reach, Seen, check_claims, is_fresh
 
 MARK: Final = "mark"
 
@@ -136,7 +136,7 @@ def read_all(
     ranges: list[tuple[int, int]] = []
     own: dict[int, int] = {}
     position = fetched_from = 0
-    comes_again, called_back = iter(stale), False
+    comes_again, times = iter(stale), 0
     for _ in range(1_000):
         client = Client(batches, fetched_from, 3, committed=True)
         start, polled = position, list[Seen]()
@@ -146,12 +146,12 @@ def read_all(
             if seen.offset >= position:
                 polled.append(seen)
                 position = seen.offset + 1
-        if called_back and (polled[:1] or [None])[0] != first_at(batches, committed=True)(start):
-            position = fetched_from = start
-            continue
-        called_back = False
         if not polled:
             return taken, ranges
+        if times and not is_fresh(polled[0], first_at(batches, committed=True)(start), times):
+            position, fetched_from, times = start, start, times + 1
+            continue
+        times = 0
         expected = (start, *(seen.offset + 1 for seen in polled))
         gaps = [index for index, seen in enumerate(polled) if seen.offset != expected[index]]
         fetched_from = position
@@ -167,7 +167,7 @@ def read_all(
         taken += [seen for seen in polled if seen.offset < reach.position]
         if reach.resume > reach.position:
             ranges.append((reach.position, reach.resume))
-        position, called_back = reach.resume, True
+        position, times = reach.resume, 1
         fetched_from = start if next(comes_again, False) else position
     raise AssertionError("reading does not come to an end")
 
@@ -175,6 +175,9 @@ def read_all(
 @given(PARTS, st.integers(1, 5), st.lists(st.booleans(), max_size=6))
 @example([("odd", [6]), ("honest", honest(4)), ("honest", honest(6))], 4, [True])
 @example([("odd", [6]), ("aborted", honest(4)), ("honest", honest(6))], 4, [True])
+@example([("aborted", [0, 1]), ("odd", [-1])], 1, [])
+@example([("odd", [6]), ("aborted", [0, 1]), ("odd", [-1]), ("honest", honest(6))], 1, [])
+@example([("odd", [6]), ("aborted", [0, 1]), ("odd", [-1])], 1, [])
 def test_every_honest_record_is_taken_and_no_range_holds_one(
     parts: list[tuple[str, list[int]]], most: int, stale: list[bool]
 ) -> None:
