@@ -84,7 +84,7 @@ class RecordedReplay:
         span: Span,
         options: CardOptions,
         library: ModelLibrary,
-        judged: Callable[[Result], None],
+        on_result: Callable[[Result], None],
         ended: Callable[[str, int, PartitionState], None] = lambda *_: None,
     ) -> None:
         """Prepare a replay.
@@ -94,10 +94,10 @@ class RecordedReplay:
             span: The range to decide, with its warm-up.
             options: For batches that no record of ``progress`` covers.
             library: The models that decisions name.
-            judged: Called with the card kernel's result for each batch, those of the warm-up included.
+            on_result: Called with the card kernel's result for each batch, those of the warm-up included.
             ended: Called with the agent's name, the number and the state of each partition behind its last batch.
         """
-        self._source, self._span, self._library, self._judged = source, span, library, judged
+        self._source, self._span, self._library, self._on_result = source, span, library, on_result
         self._ended = ended
         future_us = options.future_tolerance_us
         self._ranges = {
@@ -195,7 +195,7 @@ class RecordedReplay:
                 )
                 result = card.process(batch, _NOW, options)
                 card.settle()
-                self._judged(result)
+                self._on_result(result)
                 yield [_decode(output.value or b"") for output in result.outputs if output.topic is PROFILED]
             self._ended("card", number, card)
 

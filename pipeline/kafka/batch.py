@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from confluent_kafka import OFFSET_BEGINNING, TopicPartition
+
 from schemas.messages import RecordPosition
 from schemas.records import Record
 
 Place = tuple[str, int]
 """Topic on the cluster, and partition number."""
+
+
+def start_at(place: Place, offset: int) -> TopicPartition:
+    """Return the position to read a partition from; offset 0 is the log's beginning, wherever that is now."""
+    return TopicPartition(*place, offset if offset > 0 else OFFSET_BEGINNING)
 
 
 class UnreadableRange(NamedTuple):

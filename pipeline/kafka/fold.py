@@ -15,15 +15,14 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
-    TopicPartition,
 )
 from numpy.typing import NDArray
 
+from pipeline.kafka.batch import start_at
 from pipeline.kafka.clients import (
     EARLY_END_S,
     PASSING_ERRORS,
@@ -47,7 +46,7 @@ log = logging.getLogger(__name__)
 _POLL_S: Final = 0.1
 _LOOK_S: Final = 0.02
 _EMPTY_FETCH_MS: Final = 10
-"""How long a broker waits for records behind the last: a range that ends with a transaction's marker ends by that."""
+"""Longest wait of a broker for records behind the last one; a range that ends with a transaction's marker waits so."""
 HANGING_S: Final = 1_200.0
 """Longest wait for an open transaction: brokers end one after 15 minutes at most, unless set otherwise."""
 OPEN_S: Final = 30.0
@@ -137,8 +136,7 @@ class RangeReader:
     def _fetching(self) -> LogConsumer:
         own = {"auto.offset.reset": "error", "fetch.wait.max.ms": _EMPTY_FETCH_MS, **self._tuning}
         consumer = log_consumer(self._bootstrap, self._settings, own, self._waiting, skip_refused=self._skip_refused)
-        start = self.position if self.position > 0 else OFFSET_BEGINNING
-        consumer.assign([TopicPartition(self.topic, self.partition, start)])
+        consumer.assign([start_at((self.topic, self.partition), self.position)])
         return consumer
 
     def read_to(self, end: int, most: int = READ_BATCH) -> list[Record]:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Final, Self
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
+from confluent_kafka import KafkaError
 
+from pipeline.kafka.batch import start_at
 from pipeline.kafka.clients import READ_BATCH, TopicError, log_consumer, partition_numbers, record_of
 from pipeline.kafka.fold import settled_end
 from pipeline.settings import Settings
@@ -43,9 +44,7 @@ class TopicFollower:
         return self._positions[number]
 
     def _assign(self) -> None:
-        self._consumer.assign(
-            [TopicPartition(self._name, n, at if at > 0 else OFFSET_BEGINNING) for n, at in self._positions.items()]
-        )
+        self._consumer.assign([start_at((self._name, n), at) for n, at in self._positions.items()])
 
     @property
     def caught_up(self) -> bool:

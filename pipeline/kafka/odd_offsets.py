@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from pipeline.kafka.batch import Place
+from pipeline.kafka.batch import Place, start_at
 from pipeline.kafka.unreadable import UNREADABLE, reader_config
 from schemas.topics import LABELS, TRANSACTIONS
 
@@ -237,7 +237,7 @@ class OddOffsets:
         self.topics = frozenset(prefix + topic.name for topic in (TRANSACTIONS, LABELS))
         self._log = FetchLog(config.get("logger"))
         self._made: dict[str, Consumer] = {}
-        """By isolation level."""
+        """Clients by isolation level."""
         self._own: dict[Place, dict[int, int]] = {}
         self.called_back: dict[Place, int] = {}
         """Partitions whose next record must be the one that a fresh client finds, with the number of calls."""
@@ -361,7 +361,7 @@ class OddOffsets:
         if consumer is self._made.get(_UNCOMMITTED):
             self._log.begin(place)
         self._ends_s = time.monotonic() + SLICE_S
-        consumer.assign([_from(place, offset)])
+        consumer.assign([start_at(place, offset)])
 
     def _next(self, consumer: Consumer, place: Place, start: int) -> Message | None:
         """Return the next record, or what ends the reading from ``start``; None where nothing comes in time."""
@@ -376,10 +376,6 @@ class OddOffsets:
                 self._assign(consumer, place, start)
             elif message is None and time.monotonic() > self._ends_s:
                 return None
-
-
-def _from(place: Place, offset: int) -> TopicPartition:
-    return TopicPartition(*place, offset if offset > 0 else OFFSET_BEGINNING)
 
 
 def _seen(message: Message) -> Seen:

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import msgspec
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     Consumer,
     KafkaError,
     KafkaException,
@@ -22,7 +21,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from pipeline.kafka.batch import Batch, Place
+from pipeline.kafka.batch import Batch, Place, start_at
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.careful import Committed, Mark, write_mark
@@ -64,11 +63,6 @@ REJOIN_S: Final = 0.5
 _encode = msgspec.json.Encoder().encode
 _Failed = dict[Place, tuple[int, KafkaError]]
 """Offset that the first error about a batch names, and the error, by partition."""
-
-
-def _position(place: Place, offset: int) -> TopicPartition:
-    """Return where to read from: 0 is wherever the log begins."""
-    return TopicPartition(*place, offset if offset > 0 else OFFSET_BEGINNING)
 
 
 class Session:
@@ -447,7 +441,7 @@ class Session:
     def _seek(self, place: Place, offset: int) -> None:
         self._positions[place] = offset
         try:
-            self._patience.repeat("seek", lambda: self._consumer.seek(_position(place, offset)))
+            self._patience.repeat("seek", lambda: self._consumer.seek(start_at(place, offset)))
         except KafkaException as error:
             if error.args[0].code() != KafkaError._STATE:
                 raise
@@ -462,11 +456,11 @@ class Session:
         """Read a partition again that the client has stopped reading: behind a damaged batch it found nothing."""
         if self._classic:
             at = self._positions | {place: offset}
-            positions = [_position(held, at.get(held, 0)) for held in self._assigned]
+            positions = [start_at(held, at.get(held, 0)) for held in self._assigned]
             self._consumer.assign(positions)
         else:
             self._consumer.incremental_unassign([TopicPartition(*place)])
-            self._consumer.incremental_assign([_position(place, offset)])
+            self._consumer.incremental_assign([start_at(place, offset)])
 
     def _markers(self, batch: Batch) -> list[Output]:
         """What the batch read and by what it was judged, for folds; one input topic needs no order recorded."""
@@ -570,7 +564,7 @@ class Session:
             for number in whole:
                 offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})
             self._careful.assigned(committed)
-        positions = [_position(place, offsets.get(place, 0)) for place in places]
+        positions = [start_at(place, offsets.get(place, 0)) for place in places]
         if self._classic:
             consumer.assign(positions)
         else:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from pipeline.kafka.batch import Place
+from pipeline.kafka.batch import Place, start_at
 from pipeline.kafka.clients import admin_client, consumer_config
 from pipeline.kafka.unreadable import UNREADABLE
 from pipeline.kafka.watch import WatchThread
@@ -193,7 +193,7 @@ class KafkaLog:
     def first(self, offsets: Mapping[Place, int], *, committed: bool) -> Mapping[Place, Found]:
         """Look for the first record at or behind an offset of each partition. Raises ``KafkaException``."""
         reader = self._reader(committed)
-        reader.assign([TopicPartition(*place, at if at > 0 else OFFSET_BEGINNING) for place, at in offsets.items()])
+        reader.assign([start_at(place, at) for place, at in offsets.items()])
         found: dict[Place, Found] = {}
         ends_s = time.monotonic() + READ_TIMEOUT_S
         while len(found) < len(offsets) and time.monotonic() < ends_s and not self._stopping.is_set():

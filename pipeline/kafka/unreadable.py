@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from pipeline.kafka.batch import Place
+from pipeline.kafka.batch import Place, start_at
 
 log = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ class Prober:
         raise NoAnswer(f"{topic} partition {number} offset {offset}: no answer in {self._wait_s:.0f} s")
 
     def _assign(self, offset: int) -> None:
-        self._consumer.assign([TopicPartition(*self._place, offset if offset > 0 else OFFSET_BEGINNING)])
+        self._consumer.assign([start_at(self._place, offset)])
 
     def close(self) -> None:
         """Close the client."""

@@ -132,7 +132,7 @@ class LightGBMModel:
 
     @cached_property
     def _booster(self) -> "lightgbm.Booster":
-        """What scores, or explains, trees that the compiled code leaves alone.
+        """LightGBM's own predictor, for trees that the compiled code cannot score or explain.
 
         Only they need LightGBM: with scikit-learn, which it imports, it takes a second and 80 MiB.
         """

@@ -45,7 +45,7 @@ def oldest_undecided(addresses: Iterable[Address], topic: str, partition: int) -
 
 
 def holds_state(where: Address) -> bool:
-    """Whether a worker tells how old the snapshot of some partition is, as it does while it holds one."""
+    """Return True if a worker reports the age of a snapshot, as it does while it holds a partition."""
     with suppress(OSError, http.client.HTTPException):
         return STATE.search(_get(where, "/metrics", METRICS_S)[1]) is not None
     return False

@@ -27,7 +27,7 @@ ENDING_LINES = 15
 STARTING_S = 30.0
 """Younger than this, a worker may not have come to handle SIGTERM yet, and holds nothing."""
 ABORTED = "rd_slice_narrow_copy: Assertion"
-"""What librdkafka says when it aborts over a damaged batch (``docs/decisions/0031``, point 8)."""
+"""Message with which librdkafka aborts over a damaged batch (``docs/decisions/0031``, point 8)."""
 NO_BROKER = "Error: no Kafka broker answers"
 """Last line of a worker that was started while no broker was there for longer than a start waits."""
 ALL_AGENTS = "card,score,feedback,learn"
@@ -43,7 +43,7 @@ class Ending(NamedTuple):
     """Whether it had been stopped for longer than its session shortly before: then it may end."""
     log: str
     meant: bool = False
-    """Whether something was done to it that it may end by, or no broker was there when it started, and it said so."""
+    """True after a fault that may end a worker, or a start without a broker, if the worker said so."""
 
 
 class WorkerFailed(RuntimeError):
@@ -87,7 +87,7 @@ class Fleet:
     sentences: dict[str, tuple[str, int]] = field(default_factory=dict)
     """By worker that must end by itself: what it must say, and from where on in its log."""
     damaged: bool = False
-    """Whether a batch of the log was damaged."""
+    """True once a batch of the log was damaged."""
     say: Callable[[str], None] = print
 
     def start(self, name: str, agents: str = ALL_AGENTS) -> None:

@@ -153,7 +153,7 @@ class Chaos:
         self.fleet = Fleet(self.settings, directory / "logs", options.command, environment, say=self._tell)
         self.hostile = Hostile(broker.bootstrap_servers, options.prefix, broker.data_dir / "log", PARTITIONS)
         self._elsewhere = directory / "elsewhere"
-        self._scratch = directory / "scratch"
+        self._restored = directory / "restored"
         self.happened: list[Happened] = []
         self.sent: list[Sent] = []
         self.logs: Logs | None = None
@@ -206,7 +206,7 @@ class Chaos:
         checks = check_all(logs, sent, self.rules)
         if self.rules.exactly_once:
             kept = self.settings.model_copy(update={"snapshot_url": self.snapshots.directory.as_uri()})
-            checks.append(states_are_functions_of_the_log(self._bootstrap, kept, self._scratch / "restored"))
+            checks.append(states_are_functions_of_the_log(self._bootstrap, kept, self._restored))
         seconds["to read and check"] = time.monotonic() - reading_s
         evidence = gather(read_lines(self.fleet.log_dir), self.happened)
         return Outcome(logs, sent, self.rules, checks, self.happened, seconds, self.fleet, settled, evidence, options)

@@ -21,7 +21,7 @@ from pipeline.rates import load_rates
 from pipeline.settings import Settings
 
 Digests = dict[tuple[str, int], str]
-"""By agent and partition."""
+"""Digests by agent and partition."""
 
 
 def restored_digests(bootstrap: str, settings: Settings, directory: Path) -> tuple[Digests, int]:
