@@ -73,6 +73,8 @@ def lived(cluster: Cluster, start: Starter) -> Cluster:
     worker.until(lambda: len(cluster.decisions()) >= len(bought))
     told = label(cluster, bought, seed=2, minutes=3_000)
     worker.until(lambda: len({(one.card_id, one.transaction_id) for one in cluster.examples()}) >= len(told) // 2)
+    # What is bought from now on is decided by what was learned of these.
+    worker.until(lambda: cluster.versions("river") != [])
     bought |= buy_out_of_order(cluster, range(150, 230), seed=3)
     assert worker.stop() == 0, worker.said
 
