@@ -193,7 +193,7 @@ class WorkerContext:
     def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:
         settings, identities = self._settings, self._identities
         keeper = None
-        if self._repository is not None and spec.name != "learn":
+        if self._repository is not None and spec.snapshots:
             identity = Identity(
                 cluster_id=identities.cluster_id,
                 topic_ids={topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in _folded(spec)},

@@ -27,7 +27,7 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
         """Return the partitions of a worker's feedback agent."""
         del shared
         settings = environment.settings
-        return cls(environment, feedback_options(settings, settings.card_partitions, settings.topic_prefix))
+        return cls(environment, feedback_options(settings, settings.topic_prefix))
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> FeedbackPartition:
         """The feedback kernel of one partition."""

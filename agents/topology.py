@@ -1,10 +1,11 @@
 """Where a transaction goes: the whole pipeline on one page. Start reading here.
 
     producers -> transactions --> [card] --> profiled --> [score] --> decisions, alerts
-    analysts  -> labels --------> [card]                                   |
-                      \\-------------------------------> [feedback] <-------/
-                                                            |
-                                        models <-- [learn] <-- examples
+                                    ^                                      |
+                                    |                                      v
+    analysts -> labels -> [label] --+-- accepted-labels -------------> [feedback]
+                                                                           |
+                                                  models <-- [learn] <-- examples
 
 Each agent is a Faust agent on a channel of record batches (`agents.channel`). Its loop
 (`agents.loop`) polls a batch, processes it by one call of its kernel (`pipeline.engine`), and
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from schemas.topics import (
+    ACCEPTED_LABELS,
     ALERTS,
     CONTROL,
     DEAD_LETTERS,
@@ -46,11 +48,23 @@ class AgentSpec:
     """Topics that every worker reads whole, outside the consumer group."""
     pressing: bool = True
     """Whether an alert waits for it; the others work in fewer and larger batches."""
+    snapshots: bool = True
+    """Whether snapshots are taken of its state."""
 
+
+LABEL: Final = AgentSpec(
+    name="label",
+    reads=(LABELS,),
+    # Check labels, stamp from when they count, place them by card.
+    partitions="agents.label.LabelPartitions",
+    writes=(ACCEPTED_LABELS, DEAD_LETTERS),
+    pressing=False,
+    snapshots=False,
+)
 
 CARD: Final = AgentSpec(
     name="card",
-    reads=(TRANSACTIONS, REROUTED, LABELS),
+    reads=(TRANSACTIONS, REROUTED, ACCEPTED_LABELS),
     # Validate, place, windows per card; labels follow their transactions.
     partitions="agents.card.CardPartitions",
     writes=(PROFILED, REROUTED, DEAD_LETTERS, PROGRESS),
@@ -65,8 +79,7 @@ SCORE: Final = AgentSpec(
 )
 FEEDBACK: Final = AgentSpec(
     name="feedback",
-    # What was passed on too: a label that lay elsewhere is joined where its decision lies.
-    reads=(LABELS, REROUTED, DECISIONS),
+    reads=(ACCEPTED_LABELS, DECISIONS),
     # Join a label to the features as served.
     partitions="agents.feedback.FeedbackPartitions",
     writes=(EXAMPLES, PROGRESS),
@@ -80,6 +93,8 @@ LEARN: Final = AgentSpec(
     writes=(MODELS,),
     follows=(MODELS, CONTROL),
     pressing=False,
+    # The versions that it publishes are its snapshots.
+    snapshots=False,
 )
 
 
@@ -87,7 +102,7 @@ class UnknownAgent(ValueError):
     """The settings name an agent that there is not."""
 
 
-AGENTS: Final = {spec.name: spec for spec in (CARD, SCORE, FEEDBACK, LEARN)}
+AGENTS: Final = {spec.name: spec for spec in (LABEL, CARD, SCORE, FEEDBACK, LEARN)}
 
 
 def diagram() -> str:

@@ -171,17 +171,17 @@ class WorkerMetrics:
             (self._examples, ("fraud", "legitimate", "presumed_legitimate")),
             (self._refused, ("lightgbm", "river", "policy")),
             (self._changes, ("lightgbm", "river", "policy")),
-            (self._rerouted, ("transactions", "labels")),
+            (self._rerouted, ("transactions",)),
             *(
-                (family, ("card", "score", "feedback", "learn"))
+                (family, ("label", "card", "score", "feedback", "learn"))
                 for family in (self._aborted, self._renewed, self._repeats, self._written, self._failed, self._folded)
             ),
         ):
             for value in values:
                 family.labels(value)
         for agent, topic in (
-            *(("card", "transactions"), ("card", "labels"), ("card", "rerouted"), ("score", "profiled")),
-            *(("feedback", "labels"), ("feedback", "decisions"), ("learn", "examples")),
+            *(("label", "labels"), ("card", "transactions"), ("card", "rerouted"), ("card", "accepted-labels")),
+            *(("score", "profiled"), ("feedback", "accepted-labels"), ("feedback", "decisions"), ("learn", "examples")),
         ):
             self._set_aside.labels(agent, topic)
 

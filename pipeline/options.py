@@ -1,10 +1,16 @@
 """Options of the kernels, made from the settings: the same for live agents and backtests."""
 
+from pipeline.engine.accepted_labels import LabelOptions
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.settings import Settings
 from schemas.money import RateTable
+
+
+def label_options(settings: Settings) -> LabelOptions:
+    """Return the options of the label kernel."""
+    return LabelOptions(round(settings.future_tolerance_s * US_PER_SECOND), settings.card_partitions)
 
 
 def card_options(settings: Settings, rates: RateTable, partitions: int, topic_prefix: str = "") -> CardOptions:
@@ -26,13 +32,11 @@ def card_options(settings: Settings, rates: RateTable, partitions: int, topic_pr
     )
 
 
-def feedback_options(settings: Settings, partitions: int, topic_prefix: str = "") -> FeedbackOptions:
-    """Return the options of the feedback kernel; arguments as those of `card_options`."""
+def feedback_options(settings: Settings, topic_prefix: str = "") -> FeedbackOptions:
+    """Return the options of the feedback kernel; ``topic_prefix`` as of `card_options`."""
     return FeedbackOptions(
-        future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
         label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
         maturity_us=round(settings.maturity_days * US_PER_DAY),
         negative_sample_rate=settings.negative_sample_rate,
-        partitions=partitions,
         topic_prefix=topic_prefix,
     )

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         description="Stable, unique name of this worker; part of its transactional ids.",
     )
     agents: str = Field(
-        default="card,score,feedback,learn", description="Agents that this worker runs, separated by commas."
+        default="label,card,score,feedback,learn", description="Agents that this worker runs, separated by commas."
     )
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         default="exactly_once",

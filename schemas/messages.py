@@ -294,7 +294,6 @@ class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="
 class FeedbackRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="feedback"):
     """By what the feedback agent judged a batch."""
 
-    future_tolerance_us: int
     label_horizon_us: int
     maturity_us: int
     negative_sample_rate: float

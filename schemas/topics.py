@@ -53,24 +53,34 @@ MODELS: Final = Topic("models", "digest", ModelVersion, "learn agent", "one", ma
 CONTROL: Final = Topic("control", "kind of record", Control, "all agents", "one")
 """Activations of versions, and quarantines of records."""
 DEAD_LETTERS: Final = Topic(
-    "dead-letters", "the original key", bytes, "card agent", "cards", max_message_bytes=16 * 1024 * 1024
+    "dead-letters", "the original key", bytes, "label and card agents", "cards", max_message_bytes=16 * 1024 * 1024
 )
 
 REROUTED: Final = Topic(
     "rerouted",
     "card_id",
-    "a transaction or label as its producer wrote it",
+    "a transaction as its producer wrote it",
     "card agent",
     "cards",
     max_message_bytes=8 * 1024 * 1024,
 )
-"""Records that lay in another partition than their card's; the card agent reads them from here."""
+"""Transactions that lay in another partition than their card's; the card agent reads them from here."""
+ACCEPTED_LABELS: Final = Topic(
+    "accepted-labels",
+    "card_id",
+    "a label as its producer wrote it",
+    "label agent",
+    "cards",
+    max_message_bytes=8 * 1024 * 1024,
+)
+"""Labels that were checked, in their card's partition, with the time from which they count."""
 PROGRESS: Final = Topic("progress", "agent", Progress, "card and feedback agents", "cards")
 """What each batch of an agent with several input topics read: the order in which a fold reads them again."""
 
 TOPICS: Final = (
     TRANSACTIONS,
     LABELS,
+    ACCEPTED_LABELS,
     REROUTED,
     PROFILED,
     DECISIONS,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.backtest.order import Chunk
@@ -142,9 +141,9 @@ class Engine:
     def _names(self, taken: Transactions) -> _Names:
         return _Names(
             name_keys(taken.card_id),
-            self.partitions(taken.card_id),
+            partitions_of(taken.card_id, self._options.partitions),
             name_keys(taken.merchant_id),
-            self.partitions(taken.merchant_id),
+            partitions_of(taken.merchant_id, self._options.partitions),
         )
 
     def _join(
@@ -154,7 +153,7 @@ class Engine:
         taken, labels = chunk.transactions, chunk.labels
         digests = digest_keys(taken.card_id, taken.transaction_id)
         merchants = np.column_stack([names.merchant, names.merchant_partition])
-        label_partition = self.partitions(labels.card_id)
+        label_partition = partitions_of(labels.card_id, self._options.partitions)
         accepted, outcomes = np.zeros(len(taken), np.bool_), np.zeros(len(COUNTS), np.int64)
         followings, rejects = [], []
         for number, state in enumerate(self._joins):
@@ -220,10 +219,6 @@ class Engine:
             windows.settle()
             transactions = rows < n
             out[rows[transactions]] = features[transactions]
-
-    def partitions(self, names: pa.Array) -> NDArray[np.int64]:
-        """Return the partition to which each name belongs; shape (n,)."""
-        return partitions_of(names, self._options.partitions)
 
     def _rows(self, partition: NDArray[np.int64], number: int) -> slice | NDArray[np.intp]:
         return slice(None) if self._options.partitions == 1 else np.flatnonzero(partition == number)

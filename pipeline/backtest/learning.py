@@ -3,14 +3,12 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.backtest.decision_columns import ColumnSegments, DecisionColumns
 from pipeline.backtest.order import Chunk
@@ -20,6 +18,7 @@ from pipeline.engine.decisions import Decisions
 from pipeline.engine.feedback import FeedbackOptions, example
 from pipeline.engine.feedback_kernel import DecidedRows, Emitted, FeedbackKernel, Identities, JoinedRows
 from pipeline.engine.models import ActiveModels
+from pipeline.engine.placement import partitions_of
 from pipeline.engine.state import MemoryStore
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import FEATURES
@@ -31,7 +30,6 @@ from schemas.messages import FeedbackRules, LogPosition
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-Partitions = Callable[[pa.Array], NDArray[np.int64]]
 """From names to the partitions that they belong to."""
 
 
@@ -72,15 +70,15 @@ class Periods:
 class Teacher:
     """The feedback and the learn agent behind an engine."""
 
-    def __init__(self, models: ActiveModels, learning: Learning, partitions: Partitions) -> None:
+    def __init__(self, models: ActiveModels, learning: Learning, partitions: int) -> None:
         self.models = models
         """What scores: the version that was published last."""
-        self._options, self._partitions = learning.options, partitions
+        self._options = learning.options
         self._learner = learning.learner or new_learner(models.lightgbm.version)
         # The default layer learns from a few features only.
         self._names = SOURCE_FEATURES if isinstance(self._learner, LayerLearner) else FEATURES
         self._columns = [FEATURES.index(name) for name in self._names]
-        self._feedback = [_Partition.empty() for _ in range(learning.options.partitions)]
+        self._feedback = [_Partition.empty() for _ in range(partitions)]
         self._next_offset = self._published_offset = learning.next_offset
 
     def learn(self, chunk: Chunk, decisions: Decisions) -> None:
@@ -94,7 +92,7 @@ class Teacher:
             decisions.score,
             decisions.models.versions(decisions.rates_version),
         )
-        label_partition = self._partitions(chunk.labels.card_id)
+        label_partition = partitions_of(chunk.labels.card_id, len(self._feedback))
         found: list[tuple[Emitted, DecisionColumns, int]] = []
         for number, partition in enumerate(self._feedback):
             rows = np.flatnonzero(decisions.partition == number)

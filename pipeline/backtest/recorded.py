@@ -54,7 +54,7 @@ from pipeline.sources import currency_decimals
 from schemas.errors import UNREADABLE
 from schemas.messages import CardRules, ProfiledLabel, ProfiledTransaction, RecordPosition, Versions
 from schemas.records import Record
-from schemas.topics import LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS, Topic
 
 _BATCH: Final = 2_000
 _NOW: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -100,9 +100,11 @@ class RecordedReplay:
         self._source, self._span, self._library, self._on_result = source, span, library, on_result
         self._ended = ended
         future_us = options.future_tolerance_us
-        self._ranges = {
+        self._ranges: dict[Topic, dict[int, range]] = {
             topic: source.ranges(topic, span, future_us, to_end=False) for topic in (TRANSACTIONS, REROUTED, LABELS)
         }
+        # Stamped by the label agent's clock, and not by a producer's.
+        self._ranges[ACCEPTED_LABELS] = source.ranges(ACCEPTED_LABELS, source.written_in(span), future_us, to_end=False)
         self._options = options._replace(
             partitions=len(self._ranges[TRANSACTIONS]), topic_prefix=source.settings.topic_prefix
         )
@@ -168,7 +170,7 @@ class RecordedReplay:
     def _cards(self, number: int) -> Generator[list[_Message], None, None]:
         """What the card kernel of a partition says, batch by batch."""
         settings = self._source.settings
-        topics = {settings.topic(topic.name): topic for topic in (TRANSACTIONS, REROUTED, LABELS)}
+        topics = {settings.topic(topic.name): topic for topic in (TRANSACTIONS, REROUTED, ACCEPTED_LABELS)}
         ends = {
             name: self._ranges[topic][number].stop for name, topic in topics.items() if number in self._ranges[topic]
         }

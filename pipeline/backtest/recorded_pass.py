@@ -15,18 +15,24 @@ from pipeline.backtest.live import Comparer
 from pipeline.backtest.recorded import RecordedReplay, Scored
 from pipeline.backtest.request import Request
 from pipeline.backtest.run import Candidate
-from pipeline.backtest.sources import LATEST_US, TopicSource
+from pipeline.backtest.sources import LATEST_US, TOO_LATE, TopicSource
 from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.card import CardOptions
+from pipeline.engine.columns import Reject
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.joins import NO_TRANSACTION
 from pipeline.engine.results import Result
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import Timestamp
-from schemas.topics import DEAD_LETTERS, LABELS, REROUTED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, LABELS, REROUTED, TRANSACTIONS
 
-_KINDS: Final = {TRANSACTIONS: "transaction", LABELS: "label", REROUTED: "rerouted record"}
+_KINDS: Final = {
+    TRANSACTIONS: "transaction",
+    LABELS: "label",
+    ACCEPTED_LABELS: "accepted label",
+    REROUTED: "rerouted record",
+}
 AS_RECORDED: Final = "as recorded"
 """The variant in which each transaction is scored by the versions that its live decision names."""
 
@@ -117,8 +123,12 @@ def _compare(comparer: Comparer, scored: Scored) -> None:
 
 
 def _read_labels(request: Request, source: TopicSource, options: CardOptions, findings: Findings) -> None:
-    """What is known of the range today; in the recorded order the card kernel reads labels for itself."""
-    opened = source.open(request.span, request.acceptance(options), [], findings.book)
+    """Read what is known of the range today, and count what the label agent has refused."""
+    rejects: list[Reject] = []
+    opened = source.open(request.span, request.acceptance(options), rejects, findings.book)
     with closing(opened):
         for _ in opened.labels:
             pass
+    for reject in rejects:
+        if reject.code != TOO_LATE:  # which is of the order by event time alone
+            findings.refused(reject.kind, reject.code, reject.known_at_us)

@@ -63,7 +63,7 @@ class Request:
 
     def feedback_options(self) -> FeedbackOptions:
         """The feedback agent's options, as the settings say."""
-        return feedback_options(self.settings, self.partitions)
+        return feedback_options(self.settings)
 
     def acceptance(self, options: CardOptions) -> Acceptance:
         """By what rows of the source are judged."""

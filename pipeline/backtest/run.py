@@ -136,7 +136,7 @@ class _Lane:
         self._candidates = candidates
         self._engine = Engine(options)
         self._teachers = [
-            None if one.learning is None else Teacher(one.models, one.learning, self._engine.partitions)
+            None if one.learning is None else Teacher(one.models, one.learning, options.partitions)
             for one in candidates
         ]
         every_us = {one.learning.publish_every_us for one in candidates if one.learning is not None}

@@ -10,15 +10,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.accept import accept_labels, accept_transactions, record_columns
-from pipeline.engine.columns import Labels, Reject, Transactions, digest_keys, name_keys, text_values
+from pipeline.engine.accept import accept_transactions, record_columns
+from pipeline.engine.accepted_labels import LabelOptions, accept, read_accepted
+from pipeline.engine.columns import Transactions, digest_keys, name_keys, text_values
+from pipeline.engine.forwarding import Batch, NotForwarded, forward, origin
 from pipeline.engine.joins import COUNTS, NO_TRANSACTION, Clock, Horizons, not_joined
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
-from pipeline.engine.pending import NO_LABELS, LabelBatch, StorePending
+from pipeline.engine.pending import LabelBatch, StorePending
 from pipeline.engine.placement import partition_of, partitions_of
 from pipeline.engine.profiled_rows import encode_profiled
 from pipeline.engine.profiling import Arrivals, CardJoin, Joined
-from pipeline.engine.rerouting import Batch, rerouted, sort
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump, Store, state_digest
 from pipeline.engine.transaction_index import IndexState, StoreIndex
@@ -29,7 +30,7 @@ from pipeline.learning.labels import KNOWN
 from schemas.messages import CardRules, Label, ProfiledLabel, RecordPosition, Transaction
 from schemas.money import RateTable
 from schemas.records import Output, Record
-from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, LABELS, PROFILED, REROUTED, TRANSACTIONS
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -42,7 +43,7 @@ class CardOptions(NamedTuple):
     dedup_horizon_us: int
     label_horizon_us: int
     partitions: int
-    """How many partitions ``transactions`` has, and so ``labels`` and ``rerouted``."""
+    """How many partitions ``transactions`` has, and so ``accepted-labels`` and ``rerouted``."""
     topic_prefix: str = ""
 
     @property
@@ -79,7 +80,7 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Values)
 
 
 class CardPartition:
-    """State of one partition of ``transactions`` and of the same partition of ``labels`` and ``rerouted``."""
+    """State of one partition of ``transactions``, and of the same of ``accepted-labels`` and ``rerouted``."""
 
     def __init__(
         self, options: CardOptions, storage: Storage | None, store: Store, loaded: LoadedState | None = None
@@ -92,9 +93,9 @@ class CardPartition:
         self._options = self._rules = options
         self._store = store
         self._windows = CardWindows(storage)
-        self._topics = (options.topic_prefix + TRANSACTIONS.name, options.topic_prefix + LABELS.name)
-        self._rerouted = options.topic_prefix + REROUTED.name
-        self._bare = {options.topic_prefix + topic.name: topic.name for topic in (TRANSACTIONS, LABELS, REROUTED)}
+        self._transactions, self._labels, self._rerouted, self._accepted = (
+            options.topic_prefix + topic.name for topic in (TRANSACTIONS, LABELS, REROUTED, ACCEPTED_LABELS)
+        )
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
@@ -106,7 +107,7 @@ class CardPartition:
         self._join = CardJoin(self._index, StorePending(self._waiting), clock)
 
     def process(self, records: Sequence[Record], now: datetime | None, options: CardOptions | None = None) -> Result:
-        """Profile one partition's records: of ``transactions``, ``rerouted`` and ``labels``, each in offset order.
+        """Profile one partition's records: transactions, rerouted ones and labels, each in offset order.
 
         Transactions come before labels, whatever the order of the records.
 
@@ -120,9 +121,9 @@ class CardPartition:
         """
         self._rules = self._options if options is None else options
         result = Result()
-        bought, said = sort(records, self._topics, self._rerouted, result)
+        bought = self._bought(records, result)
         transactions = self._take_transactions(bought, result)
-        labels = self._take_labels(said, result)
+        labels = self._take_labels([record for record in records if record.topic == self._accepted], result)
         n, m = len(transactions), len(labels.labels)
         horizons = Horizons(self._rules.dedup_horizon_us, self._rules.label_horizon_us)
         arrivals = Arrivals(
@@ -179,32 +180,43 @@ class CardPartition:
         self._windows.close()
         self._store.close()
 
+    def _bought(self, records: Sequence[Record], result: Result) -> Batch:
+        """Return the transactions of a batch, those that were rerouted as they lay."""
+        reads = [record for record in records if record.topic != self._accepted]
+        if all(record.topic == self._transactions for record in reads):
+            return Batch(reads, reads)
+        found = Batch([], [])
+        for read in reads:
+            record = read
+            if read.topic == self._rerouted:
+                try:
+                    record, _ = origin(read, REROUTED, self._transactions)
+                except NotForwarded as error:
+                    result.dead_letter(read, "card", "rerouted_headers", str(error))
+                    continue
+            found.records.append(record)
+            found.reads.append(read)
+        return found
+
     def _take_transactions(self, batch: Batch, result: Result) -> Transactions:
         """Accept transactions; ``row`` is a record's number in ``batch``."""
         rules = self._rules
         values, arrived_us = record_columns(batch.records)
         rows, rejects = accept_transactions(values, arrived_us, rules.rates, rules.future_tolerance_us, shown=False)
-        self._refuse(batch, rejects, result)
+        for reject in rejects:
+            result.dead_letter(batch.records[reject.row], "card", reject.code, reject.text)
         staying = self._staying(rows, batch, result)
         return rows if staying is None else rows.take(staying)
 
-    def _take_labels(self, batch: Batch, result: Result) -> LabelBatch:
-        """Accept labels."""
-        if not batch.records:
-            return NO_LABELS
-        rows, rejects, _ = accept_labels(*record_columns(batch.records), self._rules.future_tolerance_us)
-        self._refuse(batch, rejects, result)
-        staying = self._staying(rows, batch, result)
-        if staying is not None:
-            rows = rows.take(staying)
-        return LabelBatch.of(rows, [batch.records[row] for row in rows.row.tolist()])
+    def _take_labels(self, records: Sequence[Record], result: Result) -> LabelBatch:
+        """Read accepted labels."""
+        labels, originals, refused = read_accepted(records, self._labels)
+        for record, error in refused:
+            result.unreadable(record, "card", error)
+        return LabelBatch.of(labels, originals)
 
-    def _refuse(self, batch: Batch, rejects: Sequence[Reject], result: Result) -> None:
-        for reject in rejects:
-            result.dead_letter(batch.records[reject.row], "card", reject.code, reject.text)
-
-    def _staying(self, rows: Transactions | Labels, batch: Batch, result: Result) -> NDArray[np.bool_] | None:
-        """Pass on the rows whose cards are not this partition's; shape (n,), which are its own, or None for all."""
+    def _staying(self, rows: Transactions, batch: Batch, result: Result) -> NDArray[np.bool_] | None:
+        """Reroute the rows whose cards are not this partition's; shape (n,), which are its own, or None for all."""
         if self._rules.partitions == 1 or not len(rows):
             return None
         homes = partitions_of(rows.card_id, self._rules.partitions)
@@ -213,8 +225,8 @@ class CardPartition:
             return None
         for row in np.flatnonzero(~staying).tolist():
             number = int(rows.row[row])
-            result.outputs.append(rerouted(batch.records[number], rows.card_id[row].as_py(), int(homes[row])))
-            result.counts["rerouted", self._bare[batch.reads[number].topic]] += 1
+            result.outputs.append(forward(batch.records[number], REROUTED, rows.card_id[row].as_py(), int(homes[row])))
+            result.counts["rerouted", batch.reads[number].topic.removeprefix(self._rules.topic_prefix)] += 1
         return staying
 
     def _profile(self, taken: Transactions) -> CardProfile:
@@ -254,7 +266,7 @@ class CardPartition:
                 event_time_us=event_time_us,
                 known=KNOWN[known],
                 known_at_us=int(labels.known_at_us[label]),
-                source=RecordPosition(topic=self._bare[record.topic], partition=record.partition, offset=record.offset),
+                source=RecordPosition(topic=LABELS.name, partition=record.partition, offset=record.offset),
                 label=msgspec.Raw(record.value or b""),
             )
             merged.append(Output(PROFILED, merchant, _encode(message)))
@@ -283,13 +295,18 @@ def compile_kernels(options: CardOptions) -> None:
     )  # fmt: skip
     said = Label(transaction_id=name, card_id=card, label="fraud", source="chargeback", labelled_at=when)
     home, stamp_ms = partition_of(card, options.partitions), round(when.timestamp() * 1_000)
-    records = [
+    transaction, label = (
         Record(options.topic_prefix + topic.name, home, 0, stamp_ms, card.encode(), _encode(message))
         for topic, message in ((TRANSACTIONS, bought), (LABELS, said))
-    ]
+    )
+    (forwarded,) = accept([label], LabelOptions(options.future_tolerance_us, options.partitions)).outputs
+    accepted = Record(
+        options.topic_prefix + ACCEPTED_LABELS.name, home, 0, stamp_ms, forwarded.key, forwarded.value,
+        forwarded.headers,
+    )  # fmt: skip
     partition = CardPartition(options, None, MemoryStore())
     try:
-        partition.process(records, when)
+        partition.process([transaction, accepted], when)
         partition.settle()
     finally:
         partition.close()

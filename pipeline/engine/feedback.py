@@ -5,9 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, Self
 
 import msgspec
-import numpy as np
 
-from pipeline.engine.accept import accept_labels, record_columns
+from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.decision_records import DecisionReader, DecisionRecord, Kept, read_decision, unpack_decision
 from pipeline.engine.decision_store import DecisionStore, MaturityState, SegmentState, StoredSegments
 from pipeline.engine.feedback_kernel import (
@@ -19,15 +18,13 @@ from pipeline.engine.feedback_kernel import (
     JoinedRows,
 )
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
-from pipeline.engine.placement import partitions_of
-from pipeline.engine.rerouting import NotRerouted, original
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.waiting import WaitingRoom, WaitingState
 from schemas.errors import UNREADABLE
 from schemas.messages import Example, FeedbackRules
 from schemas.records import Output, Record
-from schemas.topics import DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
+from schemas.topics import DECISIONS, EXAMPLES, LABELS
 
 _encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,12 +33,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class FeedbackOptions(NamedTuple):
     """Options of the feedback kernel."""
 
-    future_tolerance_us: int
     label_horizon_us: int
     maturity_us: int
     negative_sample_rate: float
-    partitions: int
-    """How many partitions ``labels`` has, and so ``rerouted`` and ``decisions``."""
     topic_prefix: str = ""
 
     @property
@@ -67,7 +61,7 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Values)
 
 
 class FeedbackPartition:
-    """State of one partition of ``decisions`` and of the same partition of ``labels`` and ``rerouted``."""
+    """State of one partition of ``decisions`` and of the same partition of ``accepted-labels``."""
 
     def __init__(self, options: FeedbackOptions, store: Store, loaded: LoadedState | None = None) -> None:
         """Start empty, or from a dump; then ``store`` holds what the dumped partition's store held.
@@ -78,8 +72,6 @@ class FeedbackPartition:
         self._store = store
         self._decisions = options.topic_prefix + DECISIONS.name
         self._labels = options.topic_prefix + LABELS.name
-        self._rerouted = options.topic_prefix + REROUTED.name
-        self._transactions = options.topic_prefix + TRANSACTIONS.name
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
@@ -95,15 +87,15 @@ class FeedbackPartition:
     ) -> Result:
         """File decisions, join labels, and presume what has matured; examples are the outputs.
 
-        ``records`` are one partition's, of ``labels``, ``rerouted`` and ``decisions``, each in offset order; decisions
-        come before labels, whatever the order. ``now`` None only updates the state (a restore) and emits nothing.
+        ``records`` are one partition's, of ``accepted-labels`` and ``decisions``, each in offset order; decisions come
+        before labels, whatever the order. ``now`` None only updates the state (a restore) and emits nothing.
         ``options``, if given, take the place of the kernel's own for this batch: a restore hands over those under which
         it was judged live.
         """
         rules = (self._options if options is None else options).rules
         result = Result()
         decided = self._read_decisions([record for record in records if record.topic == self._decisions], result)
-        joined = self._read_labels([record for record in records if record.topic != self._decisions], rules, result)
+        joined = self._read_labels([record for record in records if record.topic != self._decisions], result)
         emitted = self._kernel.process(rules, decided, joined, len(records))
         result.counts += self._kernel.take_counts()
         if now is not None and emitted:
@@ -150,33 +142,12 @@ class FeedbackPartition:
             [one.packed for one in decisions],
         )
 
-    def _read_labels(self, records: Sequence[Record], rules: FeedbackRules, result: Result) -> JoinedRows:
-        """Accept labels; the card agent reads the same topics and refuses or passes on what is left out here."""
-        written: list[Record] = []
-        invalid = 0
-        for record in records:
-            try:
-                if (label := self._original(record)) is not None:
-                    written.append(label)
-            except NotRerouted:
-                invalid += 1
-        rows, rejects, _ = accept_labels(*record_columns(written), rules.future_tolerance_us)
-        if invalid := invalid + len(rejects):
-            result.counts["label", "invalid"] += invalid
-        if not len(rows):
-            return NO_LABELS
-        own = partitions_of(rows.card_id, self._options.partitions) == records[0].partition
-        if not own.all():
-            result.counts["label", "rerouted"] += int(np.count_nonzero(~own))
-            rows = rows.take(own)
-        return JoinedRows.of(rows, [0] * len(rows))
-
-    def _original(self, read: Record) -> Record | None:
-        """The label as its producer wrote it; None for a transaction that was passed on."""
-        if read.topic != self._rerouted:
-            return read
-        record = original(read, (self._transactions, self._labels))
-        return record if record.topic == self._labels else None
+    def _read_labels(self, records: Sequence[Record], result: Result) -> JoinedRows:
+        """Read accepted labels; the card agent reads the same topic and refuses what is left out here."""
+        labels, _, refused = read_accepted(records, self._labels)
+        if refused:
+            result.counts["label", "invalid"] += len(refused)
+        return JoinedRows.of(labels, [0] * len(labels)) if len(labels) else NO_LABELS
 
     def _write(self, emitted: Sequence[Emitted], result: Result) -> None:
         packed = self._segments.read([one.entry for one in emitted])

@@ -12,8 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.columns import Transactions, text_buffers
+from pipeline.engine.forwarding import Batch
 from pipeline.engine.json_rows import Rows, RowWriter, base64, encoded, one_of, same, text, whole
-from pipeline.engine.rerouting import Batch
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_SECOND
 from pipeline.features.kernel import CardProfile
 from schemas.messages import ProfiledTransaction, RecordPosition

@@ -357,7 +357,7 @@ def _decided_again(
         return []
     group = cluster.settings.topic(role.name)
     if whole:
-        found = [topic for topic in results if any_record(cluster.bootstrap, topic, cluster.settings)]
+        found = [topic for topic in results if any_record(cluster.bootstrap, topic, cluster.settings, role.name)]
         what = f"group {group} has no offsets, but {', '.join(cluster.settings.topic(topic.name) for topic in found)}"
     elif cluster.settings.delivery == "at_least_once":
         # A worker that dies within its first batch leaves results without an offset: repeats are this mode's bargain.

@@ -15,7 +15,7 @@ from pipeline.kafka.fold import decode_progress
 from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.settings import Settings
 from schemas.records import Record
-from schemas.topics import DECISIONS, PROFILED, PROGRESS, Topic
+from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, PROGRESS, Topic
 
 TRACE_RECORDS: Final = 2_000
 """Records at either end of a partition in which a trace is looked for."""
@@ -53,10 +53,13 @@ class Traces:
     """Partition numbers of ``progress`` that tell anything of the agent."""
 
 
-def any_record(bootstrap: str, topic: Topic, settings: Settings) -> bool:
-    """Whether ``topic`` holds a committed record; what aborted transactions left is none."""
+def any_record(bootstrap: str, topic: Topic, settings: Settings, agent: str) -> bool:
+    """Return whether ``topic`` holds a committed record of ``agent``; what aborted transactions left is none."""
     with closing(read_batches(bootstrap, settings.topic(topic.name), settings=settings)) as batches:
-        return next(batches, None) is not None
+        if topic is not DEAD_LETTERS:
+            return next(batches, None) is not None
+        own = ("dead-letter-stage", agent.encode())
+        return any(own in record.headers for records in batches for record in records)
 
 
 def decided(bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> Traces:

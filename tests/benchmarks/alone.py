@@ -95,7 +95,7 @@ def stages_row(seconds: Mapping[str, float], transactions: int) -> dict[str, flo
 def default_options(partitions: int) -> tuple[CardOptions, FeedbackOptions]:
     """Return the kernels' options under default settings."""
     settings = Settings()
-    return card_options(settings, load_rates(settings), partitions), feedback_options(settings, partitions)
+    return card_options(settings, load_rates(settings), partitions), feedback_options(settings)
 
 
 @contextmanager

@@ -21,9 +21,10 @@ from typing import Any, BinaryIO
 from agents.app import GC_THRESHOLDS
 from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
+from pipeline.engine import accepted_labels, decision_messages
 from pipeline.engine import card as card_module
 from pipeline.engine import decider as decider_module
-from pipeline.engine import decision_messages
+from pipeline.engine.accepted_labels import LabelOptions
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.feedback import FeedbackPartition
@@ -43,8 +44,8 @@ from pipeline.scoring.river_layer import RiverLayer
 from pipeline.settings import Settings
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.store import RocksStore, StoreMemory
-from schemas.records import Output, Record
-from schemas.topics import DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
+from schemas.records import Headers, Output, Record
+from schemas.topics import ACCEPTED_LABELS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
 from tests.benchmarks import report
 from tests.benchmarks.alone import (
     DAYS_AGO,
@@ -70,7 +71,8 @@ LINE_KINDS = {b"t": TRANSACTIONS.name, b"l": LABELS.name}
 TOP_FUNCTIONS = 70
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "card: decode and check": [(card_module, "accept_transactions"), (card_module, "accept_labels")],
+    "label: decode and check": [(accepted_labels, "accept")],
+    "card: decode and check": [(card_module, "accept_transactions"), (card_module, "read_accepted")],
     "card: keys": [(card_module, "digest_keys"), (card_module, "name_keys"), (card_module, "partitions_of")],
     "card: index read": [(StoreIndex, "fetch")],
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
@@ -142,6 +144,7 @@ class Engine:
             return None if directory is None else MappedStorage(directory / name)
 
         card, feedback = default_options(partitions)
+        self._labels = LabelOptions(card.future_tolerance_us, partitions)
         numbers = range(partitions)
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
         self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]
@@ -160,9 +163,17 @@ class Engine:
     def fold(self, records: Sequence[Record]) -> None:
         """Let history enter the windows; nothing is decided."""
         now = datetime.now(UTC)
-        for number, part in by_partition(self.profiled(records, now)).items():
+        for number, part in by_partition(self.profiled(self.accepted(records, now), now)).items():
             self._scores[number].fold(part)
             self._scores[number].settle()
+
+    def accepted(self, records: Sequence[Record], now: datetime) -> list[Record]:
+        """The label hop: transactions as they are, and what becomes of labels."""
+        labels = [record for record in records if record.topic == LABELS.name]
+        if not labels:
+            return list(records)
+        outputs = accepted_labels.accept(labels, self._labels).outputs
+        return [*(record for record in records if record.topic != LABELS.name), *self._log(outputs, now)]
 
     def profiled(self, records: Sequence[Record], now: datetime) -> list[Record]:
         """The card hop: its outputs, as the score hop reads them."""
@@ -202,20 +213,20 @@ class Engine:
             number = self._places[key] = partition_of(key.decode(), self._partitions)
         return number
 
-    def append(self, topic: str, key: bytes, value: bytes, timestamp_ms: int) -> Record:
+    def append(self, topic: str, key: bytes, value: bytes, timestamp_ms: int, headers: Headers = ()) -> Record:
         """A record at the end of its partition's log."""
         number = self.place(key)
         offset = self._offsets.get((topic, number), 0)
         self._offsets[topic, number] = offset + 1
-        return Record(topic, number, offset, timestamp_ms, key, value)
+        return Record(topic, number, offset, timestamp_ms, key, value, headers)
 
     def _log(self, outputs: Iterable[Output], now: datetime) -> list[Record]:
         """Records of the topics that a further kernel reads."""
         stamp_ms = round(now.timestamp() * 1_000)
         return [
-            self.append(output.topic.name, output.key or b"", output.value or b"", stamp_ms)
+            self.append(output.topic.name, output.key or b"", output.value or b"", stamp_ms, output.headers)
             for output in outputs
-            if output.topic in (PROFILED, DECISIONS, EXAMPLES)
+            if output.topic in (ACCEPTED_LABELS, PROFILED, DECISIONS, EXAMPLES)
         ]
 
 
@@ -248,11 +259,12 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: 
         started = clocks()
         for records in read_file(path, engine, batch_rows):
             now = datetime.now(UTC)
-            result = engine.decided(engine.profiled(records, now), now)
+            accepted = engine.accepted(records, now)
+            result = engine.decided(engine.profiled(accepted, now), now)
             for output in result.outputs:
                 sink.write(output.value or b"")
             outcome.alerts += result.counts["decision", "alert"]
-            labels.append([record for record in records if record.topic == LABELS.name])
+            labels.append([record for record in accepted if record.topic == ACCEPTED_LABELS.name])
             decisions.append([output for output in result.outputs if output.topic is DECISIONS])
         outcome.hops = since(started)
     outcome.labels = sum(map(len, labels))

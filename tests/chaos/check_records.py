@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from tests.chaos.arithmetic import identity, microseconds, partition_of
 from tests.chaos.model import UNKNOWN, Accepted, follow_cards
-from tests.chaos.records import INPUTS, NUMBER_HEADER, ORIGIN, Entry, Key, Place, Sent, exact, rerouted_origin
-from tests.chaos.run import Check, Run, key_of, place_of
+from tests.chaos.model import told as label_of
+from tests.chaos.records import INPUTS, NUMBER_HEADER, ORIGINS, Entry, Key, Place, Sent, exact, origin_of
+from tests.chaos.run import CARD_READS, FEEDBACK_READS, Check, Run, key_of, place_of
 
-AGENT_READS = {"card": ("transactions", "rerouted", "labels"), "feedback": ("labels", "rerouted", "decisions")}
+AGENT_READS = {"card": CARD_READS, "feedback": FEEDBACK_READS}
 REASON = "dead-letter-"
 REPEATED_BYTES = 1024 * 1024
 """A dead letter tells size and digest of what is larger."""
@@ -47,32 +48,55 @@ def inputs_are_the_ledger(run: Run) -> Check:
 
 
 def misplaced_are_rerouted(run: Run) -> Check:
-    """Each readable record outside its card's partition is passed on once, unchanged, and no other is."""
-    check = Check("misplaced records are rerouted once")
+    """Each readable transaction outside its card's partition is passed on once, unchanged, and no other is."""
+    check = Check("misplaced transactions are rerouted once")
     wanted: dict[Place, Sent] = {}
     if run.rules.expected.rerouting:
         for place, sent in run.sent_at.items():
-            if sent.dead in (None, "label_without_transaction") and run.home(sent.card) != sent.partition:
+            if sent.topic == "transactions" and sent.dead is None and run.home(sent.card) != sent.partition:
                 wanted[place] = sent
         check.compared = {"rerouted": len(wanted)}
-    told: set[Place] = set()
-    for entry in run.logs.entries("rerouted"):
+    _forwarded(check, run, "rerouted", wanted)
+    return check
+
+
+def labels_are_accepted_once(run: Run) -> Check:
+    """Each readable label goes once, unchanged, to its card's partition, with the time from which it counts."""
+    check = Check("readable labels are accepted once")
+    wanted = {
+        place: sent for place, sent in run.sent_at.items() if sent.topic == "labels" and sent.dead in (None, UNKNOWN)
+    }
+    check.compared = {"labels": len(wanted)}
+    for entry in _forwarded(check, run, "accepted-labels", wanted):
+        meant = wanted[origin_of(entry, run.rules.prefix) or entry.place]
+        known_at_us = label_of(entry.place, meant).known_at_us
+        check.same(f"{entry.place}: known at", entry.header("label-known-at-us"), str(known_at_us).encode())
+    return check
+
+
+def _forwarded(check: Check, run: Run, topic: str, wanted: dict[Place, Sent]) -> list[Entry]:
+    """Compare the records of a topic with what was to be forwarded to it; return those that were."""
+    found: list[Entry] = []
+    there: set[Place] = set()
+    for entry in run.logs.entries(topic):
         if entry.hostile:
             continue  # the check of what is hostile tells
-        origin = rerouted_origin(entry, run.rules.prefix)
+        origin = origin_of(entry, run.rules.prefix)
         meant = wanted.get(origin) if origin is not None else None
-        if origin is None or meant is None or (origin in told and run.rules.exactly_once):
-            check.differs(f"{entry.place} is of {origin}, which is not to be rerouted, or was before")
+        if origin is None or meant is None or (origin in there and run.rules.exactly_once):
+            check.differs(f"{entry.place} is of {origin}, which is not to be forwarded, or was before")
             continue
-        told.add(origin)
+        there.add(origin)
+        found.append(entry)
+        stamp = entry.header(ORIGINS[topic] + "timestamp-ms")
         check.same(f"{entry.place}: value", entry.value, meant.value)
         check.same(f"{entry.place}: key", entry.key, meant.card.encode())
         check.same(f"{entry.place}: partition", entry.partition, run.home(meant.card))
-        check.same(f"{entry.place}: timestamp", entry.header(ORIGIN + "timestamp-ms"), str(meant.timestamp_ms).encode())
+        check.same(f"{entry.place}: timestamp", stamp, str(meant.timestamp_ms).encode())
         check.same(f"{entry.place}: number", entry.header(NUMBER_HEADER), str(meant.number).encode())
-    for place in wanted.keys() - told:
-        check.differs(f"{place} ({wanted[place].kind}) lies outside its card's partition and was not rerouted")
-    return check
+    for place in wanted.keys() - there:
+        check.differs(f"{place} ({wanted[place].kind}) was not forwarded to {topic}")
+    return found
 
 
 def transactions_are_profiled_once(run: Run) -> Check:

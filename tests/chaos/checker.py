@@ -14,6 +14,7 @@ from tests.chaos.run import Check, Rules, Run
 CHECKS: tuple[Callable[[Run], Check], ...] = (
     check_records.inputs_are_the_ledger,
     check_records.misplaced_are_rerouted,
+    check_records.labels_are_accepted_once,
     check_records.progress_covers_every_input,
     check_records.transactions_are_profiled_once,
     check_records.decisions_are_one_to_one,

@@ -30,7 +30,7 @@ ABORTED = "rd_slice_narrow_copy: Assertion"
 """Message with which librdkafka aborts over a damaged batch (``docs/decisions/0031``, point 8)."""
 NO_BROKER = "Error: no Kafka broker answers"
 """Last line of a worker that was started while no broker was there for longer than a start waits."""
-ALL_AGENTS = "card,score,feedback,learn"
+ALL_AGENTS = "label,card,score,feedback,learn"
 
 
 class Ending(NamedTuple):

@@ -22,6 +22,7 @@ FAR = 4_070_908_800_000_000
 
 READERS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "rerouted": ("rerouted_headers", ("card",)),
+    "accepted-labels": ("unreadable", ("card",)),
     "profiled": ("unreadable", ("score",)),
     "decisions": ("unreadable", ("feedback",)),
     "examples": ("unreadable", ("learn",)),
@@ -30,6 +31,13 @@ READERS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "progress": (None, ()),
 }
 """By topic: code of the dead letter of what is no message of the agents', and which agents write one."""
+AGENTS: dict[str, tuple[str, ...]] = {
+    "transactions": ("card",),
+    "labels": ("label",),
+    "accepted-labels": ("card", "feedback"),
+    "profiled": ("score",),
+}
+"""By topic: the agents whose quarantines are forged."""
 
 
 class Garbage(NamedTuple):
@@ -127,7 +135,7 @@ def _absurd(topic: str) -> bytes:
 
 def _forged_control(target: Target) -> Iterator[Garbage]:
     for (topic, partition), end in sorted(target.ends.items()):
-        for agent in {"transactions": ("card",), "labels": ("card", "feedback"), "profiled": ("score",)}.get(topic, ()):
+        for agent in AGENTS.get(topic, ()):
             offset = end + AHEAD
             # Of no digest, as of a record without a value, and of another record's.
             for digest in (None, NO_DIGEST):

@@ -51,9 +51,10 @@ FULL_AT_LEAST_S = 8.0
 TRY_AGAIN_S = 4.0
 """After this a fault that could not be done is tried again."""
 GROUPS = {
-    "card": ("transactions", "labels", "rerouted"),
+    "label": ("labels",),
+    "card": ("transactions", "rerouted", "accepted-labels"),
     "score": ("profiled",),
-    "feedback": ("labels", "rerouted", "decisions"),
+    "feedback": ("accepted-labels", "decisions"),
     "learn": ("examples",),
 }
 DAMAGED_SNAPSHOT = "is not used (damaged)"
@@ -63,7 +64,9 @@ UNTAILED = ("transactions", "labels")
 WRITTEN = ("garbage", "bomb", "damaged batch", "open transaction")
 """Faults that are written to topics, and hurt no worker by themselves."""
 PARTITIONS = {
-    **dict.fromkeys(("transactions", "labels", "rerouted", "decisions", "progress"), CARD_PARTITIONS),
+    **dict.fromkeys(
+        ("transactions", "labels", "rerouted", "accepted-labels", "decisions", "progress"), CARD_PARTITIONS
+    ),
     "profiled": MERCHANT_PARTITIONS,
     **dict.fromkeys(("examples", "models", "control"), 1),
 }
@@ -85,7 +88,7 @@ class Options:
     maturity_days: float = 5.0
     expected: Expected = EXPECTED
     prefix: str = "chaos-"
-    first_agents: tuple[tuple[str, str], ...] = (("w1", "card,score,feedback,learn"),)
+    first_agents: tuple[tuple[str, str], ...] = (("w1", "label,card,score,feedback,learn"),)
     command: Sequence[str] = WORKER
     environment: Mapping[str, str] = field(default_factory=dict)
     settle_s: float = SETTLE_S
@@ -457,11 +460,12 @@ class Chaos:
 
 
 SCALES: dict[str, dict[str, str]] = {
-    "three workers": dict.fromkeys(("w1", "w2", "w3"), "card,score,feedback,learn"),
-    "two workers": dict.fromkeys(("w1", "w2"), "card,score,feedback,learn"),
-    "one worker": dict.fromkeys(("w1",), "card,score,feedback,learn"),
+    "three workers": dict.fromkeys(("w1", "w2", "w3"), "label,card,score,feedback,learn"),
+    "two workers": dict.fromkeys(("w1", "w2"), "label,card,score,feedback,learn"),
+    "one worker": dict.fromkeys(("w1",), "label,card,score,feedback,learn"),
     "a worker for each agent": {
         **{f"{agent}-{n}": agent for agent in ("card", "score") for n in (1, 2)},
+        "label-1": "label",
         "feedback-1": "feedback",
         "learn-1": "learn",
     },

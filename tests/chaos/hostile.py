@@ -152,7 +152,7 @@ class Hostile:
     def _range(self, kind: str, topic: str, partition: int, batch: bytes, records: int) -> int:
         base = produce_batch(self._bootstrap, self._prefix + topic, partition, batch)
         self._note(topic, partition, base + records)
-        agents = ("card",) if topic == "transactions" else ("card", "feedback")
+        agents = ("card",) if topic == "transactions" else ("label",)
         number = FIRST_NUMBER + len(self.sent)
         one = Sent(number, topic, partition, 0, None, None, kind, "unreadable")
         self.sent.append(one._replace(hostile=True, agents=agents, offset=base, end=base + records))

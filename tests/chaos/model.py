@@ -52,7 +52,7 @@ class Change(NamedTuple):
 
 @dataclass
 class CardFate:
-    """What the card agents must have made of all inputs."""
+    """What the label and card agents must have made of all inputs."""
 
     accepted: list[Accepted] = field(default_factory=list)
     dead: dict[Place, str] = field(default_factory=dict)
@@ -97,6 +97,12 @@ def follow_cards(run: Run) -> CardFate:
     if kept is not None:
         return kept
     fate = run.kept["cards"] = CardFate()
+    # Those that the label agent refuses never come to a card agent.
+    fate.dead |= {
+        place: sent.dead
+        for place, sent in run.sent_at.items()
+        if sent.topic == "labels" and sent.dead not in (None, UNKNOWN)
+    }
     for (agent, partition), batches in sorted(run.first_batches.items()):
         if agent == "card":
             follower = _CardPartition(run, partition, fate)

@@ -16,14 +16,15 @@ NUMBER_HEADER = "chaos-number"
 """Header of every input that is sent: its number in the ledger."""
 HOSTILE_HEADER = "chaos-hostile"
 """Header of every record that is written where only agents write: its number in the ledger. Readers go by no header."""
-ORIGIN = "rerouted-"
-"""Before the names of the headers that tell where a rerouted record lay."""
+ORIGINS = {"rerouted": "rerouted-", "accepted-labels": "label-"}
+"""By topic of forwarded records: what the names of the headers that tell where a record lay begin with."""
 QUIET_READS = 100
 POLL_S = 0.2
 TOPIC_NAMES = (
     "transactions",
     "labels",
     "rerouted",
+    "accepted-labels",
     "profiled",
     "decisions",
     "alerts",
@@ -215,9 +216,9 @@ def _read(bootstrap: str, prefix: str, topics: Sequence[str], skipped: Mapping[P
     return found
 
 
-def rerouted_origin(entry: Entry, prefix: str) -> Place | None:
-    """Where a rerouted record was sent to, by its headers."""
-    topic, partition, offset = (entry.header(ORIGIN + name) for name in ("topic", "partition", "offset"))
+def origin_of(entry: Entry, prefix: str) -> Place | None:
+    """Where a forwarded record was sent to, by its headers."""
+    topic, partition, offset = (entry.header(ORIGINS[entry.topic] + name) for name in ("topic", "partition", "offset"))
     if topic is None or partition is None or offset is None:
         return None
     return topic.decode().removeprefix(prefix), int(partition), int(offset)

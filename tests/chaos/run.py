@@ -8,13 +8,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from tests.chaos.arithmetic import DAY_US, partition_of
-from tests.chaos.records import INPUTS, NUMBER_HEADER, Entry, Key, Logs, Place, Sent, rerouted_origin
+from tests.chaos.records import INPUTS, NUMBER_HEADER, ORIGINS, Entry, Key, Logs, Place, Sent, origin_of
 
 NAMED = 5
 """Differences that a check names; all are counted."""
-CARD_READS = ("transactions", "rerouted", "labels")
+CARD_READS = ("transactions", "rerouted", "accepted-labels")
 """Order of the card agent's topics within a batch."""
-FEEDBACK_READS = ("labels", "rerouted", "decisions")
+FEEDBACK_READS = ("accepted-labels", "decisions")
 
 
 class Expected(NamedTuple):
@@ -23,7 +23,7 @@ class Expected(NamedTuple):
     progress: bool = True
     """``progress`` tells every batch of the card and feedback agents."""
     rerouting: bool = True
-    """Records in another partition than their card's are passed on through ``rerouted``."""
+    """Transactions in another partition than their card's are passed on through ``rerouted``."""
     partition_horizon: bool = True
     """What lies 37 days behind the newest event of the partition is as if it were not there."""
     rides_out: bool = True
@@ -104,7 +104,7 @@ class Run:
     @cached_property
     def entry_at(self) -> dict[Place, Entry]:
         """Every record of the topics that agents read, by place."""
-        topics = ("transactions", "labels", "rerouted", "profiled", "decisions")
+        topics = ("transactions", "labels", "rerouted", "accepted-labels", "profiled", "decisions")
         return {entry.place: entry for topic in topics for entry in self.logs.entries(topic)}
 
     @cached_property
@@ -206,7 +206,7 @@ class Run:
 
     @cached_property
     def _origins(self) -> dict[Place, Place]:
-        found = {e.place: rerouted_origin(e, self.rules.prefix) for e in self.logs.entries("rerouted")}
+        found = {e.place: origin_of(e, self.rules.prefix) for topic in ORIGINS for e in self.logs.entries(topic)}
         return {place: origin for place, origin in found.items() if origin is not None}
 
     def origin(self, place: Place) -> Place:

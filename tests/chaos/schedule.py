@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-KINDS = ("card", "score", "feedback", "learn")
+KINDS = ("label", "card", "score", "feedback", "learn")
 """Agents that run as workers of their own in the second part of a run."""
 
 LONG_SHARES = {

@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPar
 from tests.chaos.arithmetic import microseconds, partition_of
 from tests.chaos.records import HOSTILE_HEADER
 
-TAILED = ("rerouted", "profiled", "decisions", "examples", "models", "dead-letters")
+TAILED = ("rerouted", "accepted-labels", "profiled", "decisions", "examples", "models", "dead-letters")
 POLL_S = 0.1
 READ = 1_000
 MIXED_S = 10.0
@@ -75,6 +75,8 @@ class Tail:
             shown = [("examples", number) for number in range(self._card_partitions)]
         elif kind == "learn":
             shown = [("river", 0)]
+        elif kind == "label":
+            shown = [("accepted labels", number) for number in range(self._card_partitions)]
         else:
             shown = [("decided card", number) for number in range(self._card_partitions)]
             shown += [("decided merchant", number) for number in range(merchant_partitions)]
@@ -115,6 +117,8 @@ class Tail:
             home = partition_of(one["card_id"], self._card_partitions)
             self._first_after["decided card", home].append((ingested_s, arrived_s))
             self._first_after["decided merchant", one["log"]["partition"]].append((ingested_s, arrived_s))
+        elif topic == "accepted-labels":
+            self._first_after["accepted labels", message.partition()].append((wall_s, arrived_s))
         elif topic == "examples":
             number = partition_of(message.key() or b"", self._card_partitions)
             self._first_after["examples", number].append((wall_s, arrived_s))

@@ -12,18 +12,20 @@ from tests.chaos.check_lessons import labels_are_passed_on
 from tests.chaos.check_records import (
     dead_letters_are_complete,
     inputs_are_the_ledger,
+    labels_are_accepted_once,
     misplaced_are_rerouted,
     progress_covers_every_input,
     transactions_are_profiled_once,
 )
 from tests.chaos.checker import check_all
 from tests.chaos.load import Load, ledger
-from tests.chaos.records import NUMBER_HEADER, Entry, Logs, Sent
+from tests.chaos.records import NUMBER_HEADER, ORIGINS, Entry, Logs, Sent
 from tests.chaos.run import CARD_READS, Check, Expected, Rules, Run
 
 BATCH = 7
 CHECKS = (
     inputs_are_the_ledger,
+    labels_are_accepted_once,
     misplaced_are_rerouted,
     progress_covers_every_input,
     transactions_are_profiled_once,
@@ -74,6 +76,7 @@ class Cluster:
         return Logs(order)
 
     def _batch(self, partition: int) -> int:
+        self._accept(partition)
         starts, ends, taken = {}, {}, []
         for topic in CARD_READS:
             there = [e for e in self.topics[topic] if e.partition == partition]
@@ -87,7 +90,7 @@ class Cluster:
         self._give_up(partition)
         if taken:
             for agent in ("card", "feedback"):
-                mine = {t for t in starts if agent == "card" or t != "transactions"}
+                mine = {t for t in starts if agent == "card" or t == "accepted-labels"}
                 batch = {
                     "agent": agent,
                     "starts": {t: starts[t] for t in mine},
@@ -96,21 +99,35 @@ class Cluster:
                 self.append("progress", partition, agent.encode(), json.dumps(batch).encode())
         return len(taken)
 
+    def _accept(self, partition: int) -> None:
+        """What the label agent does with the labels that it has not read."""
+        there = [e for e in self.topics["labels"] if e.partition == partition]
+        for entry in [e for e in there if e.offset >= self._read["labels", partition]][:BATCH]:
+            self._read["labels", partition] = entry.offset + 1
+            sent = self._sent[int(entry.header(NUMBER_HEADER) or b"")]
+            if sent.dead not in (None, "label_without_transaction"):
+                self._dead(entry, sent.dead or "")
+                continue
+            stamps = (("timestamp-ms", entry.timestamp_ms), ("known-at-us", known_at(entry)))
+            self._forward(entry, "accepted-labels", sent.card, stamps)
+
+    def _forward(self, entry: Entry, topic: str, card: str, stamps: tuple[tuple[str, int], ...]) -> None:
+        place = (("topic", entry.topic), ("partition", entry.partition), ("offset", entry.offset))
+        own = tuple((ORIGINS[topic] + name, str(value).encode()) for name, value in (*place, *stamps))
+        self.append(topic, partition_of(card, 2), card.encode(), entry.value, (*entry.headers, *own))
+
     def _take(self, entry: Entry) -> None:
         sent = self._sent[int(entry.header(NUMBER_HEADER) or b"")]
         origin = entry
-        if entry.topic == "rerouted":
-            offset = int(entry.header("rerouted-offset") or b"")
+        if entry.topic in ORIGINS:
+            offset = int(entry.header(ORIGINS[entry.topic] + "offset") or b"")
             origin = Entry(
                 sent.topic, sent.partition, offset, sent.timestamp_ms, sent.key, sent.value, entry.headers[:1]
             )
         if sent.dead not in (None, "label_without_transaction"):
             self._dead(origin, sent.dead or "")
-        elif (home := partition_of(sent.card, 2)) != entry.partition:
-            place = (("topic", entry.topic), ("partition", entry.partition), ("offset", entry.offset))
-            told = tuple((f"rerouted-{name}", str(value).encode()) for name, value in place)
-            told += (("rerouted-timestamp-ms", str(entry.timestamp_ms).encode()),)
-            self.append("rerouted", home, sent.card.encode(), entry.value, (*entry.headers, *told))
+        elif partition_of(sent.card, 2) != entry.partition:
+            self._forward(entry, "rerouted", sent.card, (("timestamp-ms", entry.timestamp_ms),))
         elif sent.topic == "transactions":
             self._transaction(sent, origin, entry)
         else:
@@ -215,7 +232,7 @@ def test_good_logs_pass(run: Run, check: Callable[[Run], Check]) -> None:
 
 
 def test_a_missing_a_doubled_and_a_changed_rerouted_record_are_found(run: Run) -> None:
-    assert "was not rerouted" in found(run, "rerouted", lambda e: e[:-1], misplaced_are_rerouted)
+    assert "was not forwarded" in found(run, "rerouted", lambda e: e[:-1], misplaced_are_rerouted)
     assert "or was before" in found(run, "rerouted", lambda e: [*e, e[-1]], misplaced_are_rerouted)
     changed = found(run, "rerouted", lambda e: [*e[:-1], e[-1]._replace(value=b"{}")], misplaced_are_rerouted)
     assert "value" in changed
@@ -223,6 +240,14 @@ def test_a_missing_a_doubled_and_a_changed_rerouted_record_are_found(run: Run) -
         run, "rerouted", lambda e: [*e[:-1], e[-1]._replace(partition=1 - e[-1].partition)], misplaced_are_rerouted
     )
     assert "partition" in moved
+
+
+def test_a_missing_a_doubled_and_a_changed_accepted_label_are_found(run: Run) -> None:
+    topic, check = "accepted-labels", labels_are_accepted_once
+    assert "was not forwarded" in found(run, topic, lambda e: e[:-1], check)
+    assert "or was before" in found(run, topic, lambda e: [*e, e[-1]], check)
+    early = ("label-known-at-us", b"1")
+    assert "known at" in found(run, topic, lambda e: [*e[:-1], e[-1]._replace(headers=(*e[-1].headers, early))], check)
 
 
 def test_a_batch_that_progress_lacks_or_tells_twice_is_found(run: Run) -> None:
@@ -291,7 +316,7 @@ def test_a_check_that_compared_nothing_is_a_difference() -> None:
 @pytest.mark.parametrize(
     ("topic", "check", "missing"),
     [
-        ("rerouted", misplaced_are_rerouted, "was not rerouted"),
+        ("rerouted", misplaced_are_rerouted, "was not forwarded"),
         ("dead-letters", dead_letters_are_complete, "has no dead letter"),
         ("progress", progress_covers_every_input, "was never read"),
     ],

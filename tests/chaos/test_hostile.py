@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.decision_records import read_decision
 from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
@@ -73,14 +74,12 @@ def run() -> Run:
         ledger.append(sent._replace(offset=offset))
         header = ((HOSTILE_HEADER, str(number).encode()),)
         topics[one.topic].append(Entry(one.topic, 0, offset, 0, one.key, one.value, header))
-    for number, (topic, agents) in enumerate((("transactions", ("card",)), ("labels", ("card", "feedback"))), 900):
-        ledger.append(
-            Sent(
-                number, topic, 0, 0, None, None, "bomb", "unreadable", hostile=True, agents=agents, offset=5, end=8
-            )
-        )  # fmt: skip
+    readers = {"transactions": ("card",), "labels": ("label",), "accepted-labels": ("card", "feedback")}
+    for number, (topic, agents) in enumerate(readers.items(), 900):
+        bomb = Sent(number, topic, 0, 0, None, None, "bomb", "unreadable", hostile=True, agents=agents)
+        ledger.append(bomb._replace(offset=1_005, end=1_008))
         for agent in agents:
-            position = {"topic": topic, "partition": 0, "offset": 5, "end": 8}
+            position = {"topic": topic, "partition": 0, "offset": 1_005, "end": 1_008}
             topics["progress"].append(entry("progress", {"agent": agent, "quarantined": [position]}))
     for sent in ledger:
         for agent in sent.agents:
@@ -118,6 +117,8 @@ def test_the_pipeline_believes_no_garbage(one: Garbage) -> None:
         result = Result()
         ScorePartition().profile(read_rows([Record("profiled", 0, 0, 0, one.key, one.value)]), range(1), result)
         assert result.counts == {("dead_letter", "unreadable"): 1}
+    elif one.topic == "accepted-labels":
+        assert len(read_accepted([Record(one.topic, 0, 0, 0, one.key, one.value)], "labels").refused) == 1
     elif one.topic != "rerouted":
         with pytest.raises(UNREADABLE):
             DECODERS[one.topic](one.value or b"")
@@ -151,9 +152,9 @@ def test_a_hostile_record_that_is_not_there_or_stands_otherwise_is_found(run: Ru
     ("topic", "message"),
     [
         ("decisions", {"log": {"partition": 0, "offset": 3}, "versions": {}}),
-        ("decisions", {"source": {"topic": "transactions", "partition": 0, "offset": 5}, "versions": {}}),
+        ("decisions", {"source": {"topic": "transactions", "partition": 0, "offset": 1_005}, "versions": {}}),
         ("examples", {"log": {"partition": 0, "offset": 8}}),
-        ("profiled", {"source": {"topic": "labels", "partition": 0, "offset": 5}}),
+        ("profiled", {"source": {"topic": "labels", "partition": 0, "offset": 1_005}}),
         ("profiled", {"read": {"topic": "rerouted", "partition": 0, "offset": 1}}),
     ],
 )

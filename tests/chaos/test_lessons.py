@@ -107,12 +107,18 @@ def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons
         offset = write(topic, stated, number, day)
         entry = topics[topic][-1]
         ledger.append(Sent(number, topic, 0, entry.timestamp_ms, entry.key, entry.value, "plain", None, CARD, name))
-        progress("card", topic, offset)
         if topic == "transactions":
+            progress("card", topic, offset)
             place = write("decisions", decision(name, day, offset))
             progress("feedback", "decisions", place)
         else:
-            progress("feedback", "labels", offset)
+            place = write("accepted-labels", stated, number, day)
+            accepted = topics["accepted-labels"][-1]
+            origin = tuple((f"label-{name}", str(of).encode()) for name, of in
+                           (("topic", "labels"), ("partition", 0), ("offset", offset)))  # fmt: skip
+            topics["accepted-labels"][-1] = accepted._replace(headers=(*accepted.headers, *origin))
+            progress("card", "accepted-labels", place)
+            progress("feedback", "accepted-labels", place)
     served = {one["transaction_id"]: one for one in (json.loads(e.value or b"") for e in topics["decisions"])}
     for title, case in CASES.items():
         for lesson in change(title, list(case.lessons)):

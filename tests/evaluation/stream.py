@@ -20,7 +20,7 @@ from pipeline.kafka.clients import admin_client, read_batches
 from pipeline.kafka.progress import GroupLag
 from pipeline.replay import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
-from schemas.topics import DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
 
 LOOK_S = 0.05
 STALLED_AFTER_S = 120.0
@@ -126,7 +126,7 @@ class Streaming:
         Agents join when they can score: interpreter, compiled kernels and model are loaded then.
         """
         client = admin_client(self._servers, settings=self._settings)
-        groups = [self._settings.topic(agent) for agent in ("card", "score", "feedback")]
+        groups = [self._settings.topic(agent) for agent in ("label", "card", "score", "feedback")]
         deadline_s = time.monotonic() + STALLED_AFTER_S
         while True:
             self._check()
@@ -139,22 +139,24 @@ class Streaming:
     def run(self, frames: Iterable[pd.DataFrame]) -> StreamReport:
         """Send ``frames``; raises ``Stalled``, ``WorkerDied`` and what the replay raises."""
         settings, report = self._settings, StreamReport()
-        inputs = [
-            GroupLag(self._servers, settings, settings.topic(topic.name), settings.topic("card"))
-            for topic in (TRANSACTIONS, LABELS)
-        ]
+        labels, accepted, transactions = (
+            GroupLag(self._servers, settings, settings.topic(topic.name), settings.topic(agent))
+            for topic, agent in ((LABELS, "label"), (ACCEPTED_LABELS, "card"), (TRANSACTIONS, "card"))
+        )
         cpu_s = self._cpu_s()
         with CommitWatch(self._servers, settings) as watch:
             progress = Replay(settings, self._servers, self._timed(frames), self._options, report=self._report).run()
             report.sent_s = time.monotonic() - self._started_s
-            self._await(watch, lambda: all(lag.measure()[0] == 0 for lag in inputs))
+            self._await(watch, lambda: labels.measure()[0] == transactions.measure()[0] == 0)
+            # Behind the last accepted label of a partition stands the marker of its transaction.
+            self._await(watch, lambda: accepted.measure()[0] <= settings.card_partitions)
             # All that the card agents make of the input is in `profiled` now.
             last = self._committed_when_done()
             self._await(watch, lambda: watch.reached(last) is not None)
             report.decided_s = (watch.reached(last) or 0.0) - self._started_s
         report.cpu_s = {name: round(used - cpu_s.get(name, 0.0), 2) for name, used in self._cpu_s().items()}
         report.transactions, report.labels = progress.transactions, progress.labels
-        topics = [settings.topic(topic.name) for topic in (DECISIONS, LABELS)]
+        topics = [settings.topic(topic.name) for topic in (DECISIONS, ACCEPTED_LABELS)]
         report.feedback_lag = sum(
             group_lag(self._servers, settings.topic("feedback"), topics, settings=settings).values()
         )
@@ -163,7 +165,7 @@ class Streaming:
     def await_learned(self) -> None:
         """Wait until the feedback agent has read everything that there is; markers of transactions stay behind it."""
         settings = self._settings
-        topics = [settings.topic(topic.name) for topic in (DECISIONS, LABELS)]
+        topics = [settings.topic(topic.name) for topic in (DECISIONS, ACCEPTED_LABELS)]
         examples = settings.topic(EXAMPLES.name)
         before, moved_s = -1, time.monotonic()
         while True:

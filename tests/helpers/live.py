@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
@@ -21,7 +22,16 @@ from schemas.codec import decode_transaction
 from schemas.errors import InvalidMessage
 from schemas.messages import Alert, Decision, Example
 from schemas.records import Output, Record
-from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
+from schemas.topics import (
+    ACCEPTED_LABELS,
+    ALERTS,
+    DEAD_LETTERS,
+    DECISIONS,
+    EXAMPLES,
+    LABELS,
+    PROFILED,
+    TRANSACTIONS,
+)
 from tests.helpers.logs import decode_alert, decode_decision, decode_example, reason
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -61,14 +71,17 @@ class Live:
 
     def label(self, fields: dict[str, Any], at_us: int) -> None:
         """A label arrives."""
-        record = self._record(LABELS.name, fields, at_us)
-        self._hop(self._cards[record.partition].process([record], NOW), record.partition)
-        if self._feedbacks:
-            self._teach(record)
+        for record in self._accepted(self._record(LABELS.name, fields, at_us)):
+            self._hop(self._cards[record.partition].process([record], NOW), record.partition)
+            if self._feedbacks:
+                self._teach(record)
 
     def batch(self, happened: Iterable[tuple[str, dict[str, Any], int]]) -> None:
         """A batch of the only partition, as the card agent reads one; (topic, fields, arrival) each."""
-        records = [self._record(topic, fields, at_us) for topic, fields, at_us in happened]
+        records: list[Record] = []
+        for topic, fields, at_us in happened:
+            record = self._record(topic, fields, at_us)
+            records += self._accepted(record) if topic == LABELS.name else [record]
         self._hop(self._cards[0].process(records, NOW), 0)
 
     def event_time_us(self, fields: dict[str, Any], at_us: int) -> int | None:
@@ -89,15 +102,27 @@ class Live:
         if self.learn.unpublished:
             self.models = ActiveModels(self.models.lightgbm, self.learn.publish(), self.models.policy)
 
-    def _hop(self, result: Result, partition: int) -> list[Record]:
-        self._cards[partition].settle()
-        self.counts += result.counts
-        decided = []
+    def _accepted(self, record: Record) -> list[Record]:
+        """What the label agent makes of a label."""
+        options = LabelOptions(self._options.future_tolerance_us, self._options.partitions)
+        result = accept([record], options)
+        self._refused(result)
+        return [self._append(output) for output in result.outputs if output.topic is ACCEPTED_LABELS]
+
+    def _refused(self, result: Result) -> None:
         for output in result.outputs:
             if output.topic is DEAD_LETTERS:
                 topic, number = reason(output, "topic"), int(reason(output, "offset"))
                 row = self._numbers[topic, int(reason(output, "partition")), number]
                 self.dead_letters.append((topic, row, reason(output, "error"), reason(output, "message")))
+                self.counts["dead_letter", reason(output, "error")] += 1
+
+    def _hop(self, result: Result, partition: int) -> list[Record]:
+        self._cards[partition].settle()
+        self.counts += Counter({of: count for of, count in result.counts.items() if of[0] != "dead_letter"})
+        self._refused(result)
+        decided = []
+        for output in result.outputs:
             if output.topic is not PROFILED:
                 continue
             read = self._append(output)
@@ -134,7 +159,7 @@ class Live:
     def _append(self, output: Output) -> Record:
         partition = partition_of((output.key or b"").decode(), self._options.partitions)
         offset = self._next(output.topic.name, partition)
-        return Record(output.topic.name, partition, offset, 0, output.key, output.value)
+        return Record(output.topic.name, partition, offset, 0, output.key, output.value, output.headers)
 
     def _next(self, topic: str, partition: int) -> int:
         self._offsets[topic, partition] += 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.engine.results import Result
 from schemas.messages import (
     Alert,
@@ -20,8 +21,9 @@ from schemas.messages import (
     Versions,
 )
 from schemas.records import Headers, Output, Record
-from schemas.topics import DECISIONS, Topic
+from schemas.topics import ACCEPTED_LABELS, DECISIONS, LABELS, Topic
 
+LABEL_OPTIONS = LabelOptions(future_tolerance_us=300_000_000, partitions=1)
 START = datetime(2024, 3, 1, tzinfo=UTC)
 """A Friday, midnight."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -61,6 +63,26 @@ class Log:
     def take(self, result: Result, at: datetime = START) -> list[Record]:
         """Add the outputs of ``result`` that are for this topic; returns the new records."""
         return [self.append(output.value, at, output.key, output.headers) for output in to(self.topic, result)]
+
+
+class LabelLog(Log):
+    """One partition of ``accepted-labels``, to which labels are appended as their producers write them.
+
+    A label that the label agent refuses is appended as it is: a record that no label agent wrote.
+    """
+
+    def __init__(self, partition: int = 0) -> None:
+        super().__init__(ACCEPTED_LABELS, partition)
+
+    def append(
+        self, value: bytes | None, at: datetime = START, key: bytes | None = b"key", headers: Headers = ()
+    ) -> Record:
+        """Add what the label agent forwards of a label that it reads at the same offset of ``labels``."""
+        label = Record(LABELS.name, self.partition, len(self.records), microseconds(at) // 1_000, key, value, headers)
+        (output,) = accept([label], LABEL_OPTIONS).outputs
+        if output.topic is not ACCEPTED_LABELS:
+            return super().append(value, at, key, headers)
+        return super().append(output.value, at, output.key, output.headers)
 
 
 def to(topic: Topic, result: Result) -> list[Output]:

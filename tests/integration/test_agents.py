@@ -181,4 +181,4 @@ def test_an_unknown_agent_is_refused() -> None:
     command = [sys.executable, "-m", "pipeline.cli", "worker", "scorer"]
     result = subprocess.run(command, capture_output=True, check=False, text=True, timeout=PATIENCE_S)
     assert result.returncode == 2
-    assert "'scorer' is not one of 'card', 'feedback', 'learn', 'score'" in result.stderr
+    assert "'scorer' is not one of 'card', 'feedback', 'label', 'learn', 'score'" in result.stderr

@@ -18,7 +18,7 @@ from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.clients import TopicError, admin_client
 from schemas.messages import Decision
-from schemas.topics import DEAD_LETTERS, LABELS, REROUTED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, LABELS, REROUTED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.digests import recorded_digests, restored_digests
 from tests.helpers.logs import after, transaction
@@ -105,7 +105,7 @@ def recorded(decisions: list[Decision]) -> dict[Key, tuple[float, str]]:
 
 
 def offsets(cluster: Cluster) -> list[dict[tuple[str, int], int]]:
-    pairs = (("card", TRANSACTIONS), ("card", LABELS), ("feedback", LABELS))
+    pairs = (("card", TRANSACTIONS), ("label", LABELS), ("feedback", ACCEPTED_LABELS))
     return [cluster.committed(group, topic) for group, topic in pairs]
 
 

@@ -19,7 +19,7 @@ from confluent_kafka.admin import (
 )
 
 from agents.app import WorkerContext
-from agents.topology import AGENTS, CARD, FEEDBACK, LEARN, SCORE
+from agents.topology import AGENTS, CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.health import Health
@@ -35,6 +35,7 @@ from pipeline.kafka.watch import BrokerWatch
 from pipeline.settings import Settings
 from schemas.messages import ProfiledTransaction, Progress
 from schemas.topics import (
+    ACCEPTED_LABELS,
     DEAD_LETTERS,
     DECISIONS,
     EXAMPLES,
@@ -187,21 +188,24 @@ def test_more_insync_replicas_than_replicas_are_refused(bootstrap: str, settings
     [
         (CARD, TRANSACTIONS, PROFILED),
         (CARD, TRANSACTIONS, DEAD_LETTERS),
+        (LABEL, LABELS, ACCEPTED_LABELS),
+        (LABEL, LABELS, DEAD_LETTERS),
         (SCORE, PROFILED, DECISIONS),
         (FEEDBACK, DECISIONS, EXAMPLES),
     ],
 )
 def test_lost_offsets_of_a_group_with_results_are_refused(
-    bootstrap: str, settings: Settings, role: object, source: Topic, result: Topic
+    bootstrap: str, settings: Settings, role: Role, source: Topic, result: Topic
 ) -> None:
     write(bootstrap, settings, source)
-    assert check_start(bootstrap, settings, [role]) == []  # type: ignore[list-item]
-    write(bootstrap, settings, result)
+    write(bootstrap, settings, DEAD_LETTERS, headers=[("dead-letter-stage", b"another")])
+    assert check_start(bootstrap, settings, [role]) == []
+    write(bootstrap, settings, result, headers=[("dead-letter-stage", role.name.encode())])
     told = refusal(bootstrap, settings, role)
     assert "has no offsets" in told
     assert settings.topic(result.name) in told
     assert "FRAUD_PIPELINE_RESTART_FROM_BEGINNING=true" in told
-    again = check_start(bootstrap, changed(settings, restart_from_beginning=True), [role])  # type: ignore[list-item]
+    again = check_start(bootstrap, changed(settings, restart_from_beginning=True), [role])
     assert len(again) == 1
 
 
@@ -228,8 +232,8 @@ def test_a_partition_without_an_offset_is_refused_only_if_it_was_worked_on(boots
     write(bootstrap, settings, PROFILED)
     commit(bootstrap, settings, "card", {(TRANSACTIONS, 0): 1})
     assert check_start(bootstrap, settings, [CARD]) == []
-    write(bootstrap, settings, LABELS, partition=1)
-    commit(bootstrap, settings, "card", {(LABELS, 1): 1})
+    write(bootstrap, settings, ACCEPTED_LABELS, partition=1)
+    commit(bootstrap, settings, "card", {(ACCEPTED_LABELS, 1): 1})
     progress(bootstrap, settings, "feedback", 1, {TRANSACTIONS: 1})
     assert check_start(bootstrap, settings, [CARD]) == []
     progress(bootstrap, settings, "card", 1, {TRANSACTIONS: 1})
@@ -294,8 +298,8 @@ def test_records_deleted_before_they_were_read_are_refused(bootstrap: str, setti
 
 
 def test_an_offset_behind_the_log_is_refused(bootstrap: str, settings: Settings) -> None:
-    write(bootstrap, settings, LABELS, partition=0)
-    commit(bootstrap, settings, "feedback", {(LABELS, 0): 2})
+    write(bootstrap, settings, ACCEPTED_LABELS, partition=0)
+    commit(bootstrap, settings, "feedback", {(ACCEPTED_LABELS, 0): 2})
     told = refusal(bootstrap, settings, FEEDBACK)
     assert "offset 2" in told
     assert "whose log ends at 1" in told
@@ -316,8 +320,8 @@ def test_an_input_made_anew_is_refused_even_while_it_is_empty(bootstrap: str, se
             write(bootstrap, settings, DECISIONS, b'{"log": {"partition": %d, "offset": 2}}' % number)
     if role == CARD:
         # Its other input is still there, with an offset.
-        write(bootstrap, settings, LABELS, partition=0)
-        commit(bootstrap, settings, "card", {(LABELS, 0): 1})
+        write(bootstrap, settings, ACCEPTED_LABELS, partition=0)
+        commit(bootstrap, settings, "card", {(ACCEPTED_LABELS, 0): 1})
     assert check_start(bootstrap, settings, [role]) == []
     made_anew(bootstrap, settings, source)
     for written_since in (0, 1):
@@ -366,7 +370,7 @@ def test_committed_inputs_without_a_recorded_order_are_told(bootstrap: str, sett
     assert check_start(bootstrap, settings, [CARD]) == []
 
 
-@pytest.mark.parametrize(("topic", "roles"), [(TRANSACTIONS, [CARD]), (LABELS, [CARD, FEEDBACK])])
+@pytest.mark.parametrize(("topic", "roles"), [(TRANSACTIONS, [CARD]), (LABELS, [LABEL])])
 def test_inputs_that_producers_stamp_are_refused_where_brokers_should(
     bootstrap: str, settings: Settings, topic: Topic, roles: list[Role]
 ) -> None:
@@ -392,9 +396,9 @@ def test_a_snapshot_belongs_to_the_topics_that_its_state_is_folded_from(bootstra
     context.connect()
     try:
         for spec, topics in (
-            (CARD, (TRANSACTIONS, REROUTED, LABELS, PROGRESS)),
+            (CARD, (TRANSACTIONS, REROUTED, ACCEPTED_LABELS, PROGRESS)),
             (SCORE, (PROFILED,)),
-            (FEEDBACK, (LABELS, REROUTED, DECISIONS, PROGRESS)),
+            (FEEDBACK, (ACCEPTED_LABELS, DECISIONS, PROGRESS)),
         ):
             keeper = context._environment(
                 spec, Quarantines(bootstrap, settings, spec.name, spec.reads, not_counted)

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
-from schemas.topics import LABELS, PROFILED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, PROFILED, TRANSACTIONS
 from tests.helpers.logs import after, transaction
 from tests.helpers.topics import Cluster, Starter
 from tests.helpers.worker import Worker
@@ -79,5 +79,5 @@ def test_records_behind_an_open_transaction_age_until_it_is_aborted(stamped: Clu
     foreign.abort_transaction()
     worker.until(lambda: profiled() == 18)
     worker.until(lambda: set(oldest_undecided(worker).values()) == {0.0})
-    assert {topic for topic, _ in oldest_undecided(worker)} >= {name, settings.topic(LABELS.name)}
+    assert {topic for topic, _ in oldest_undecided(worker)} >= {name, settings.topic(ACCEPTED_LABELS.name)}
     assert worker.stop() == 0, worker.said

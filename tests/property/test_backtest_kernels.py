@@ -30,5 +30,5 @@ def test_it_is_what_the_live_kernels_do(
     every_us: int,
 ) -> None:  # fmt: skip
     history, card = busy_history(seed, size), options(partitions, dedup, label)
-    feedback = FeedbackOptions(card.future_tolerance_us, label, maturity, rate, partitions)
+    feedback = FeedbackOptions(label, maturity, rate)
     assert_taught(history, card, feedback, every_us, rows)

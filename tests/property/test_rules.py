@@ -16,8 +16,8 @@ from schemas.codec import encode
 from schemas.messages import CardRules, FeedbackRules, Progress, Rules
 from schemas.money import RateTable, load
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, LABELS, TRANSACTIONS
-from tests.helpers.logs import Log, after, label, reason, to, transaction
+from schemas.topics import DEAD_LETTERS, TRANSACTIONS
+from tests.helpers.logs import LabelLog, Log, after, label, to, transaction
 from tests.property.test_undo import NOW, Batches, Kernel, Run, cut, own_values, told
 from tests.unit.test_engine_card import interleaved
 from tests.unit.test_engine_feedback import happenings
@@ -57,7 +57,7 @@ class Agent(NamedTuple):
 
 def card_batches(random: np.random.Generator) -> Batches:
     """Three months of three currencies, repeats after days and weeks, wrong clocks, and labels early and late."""
-    transactions, labels = Log(TRANSACTIONS), Log(LABELS)
+    transactions, labels = Log(TRANSACTIONS), LabelLog()
     said = []
     for number, days in enumerate(np.sort(random.uniform(0, 90, 400)).tolist()):
         ahead_s = int(random.choice(AHEAD_S)) if random.random() < 0.2 else 0
@@ -100,23 +100,15 @@ def card_under(options: CardOptions, rules: Rules) -> CardOptions:
 
 
 def feedback_batches(random: np.random.Generator) -> Batches:
-    """Three months of decisions and labels; some labels bear a time to come."""
-    records = [record for _, record in happenings(random, 300)]
-    for index, record in enumerate(records):
-        if record.topic == LABELS.name and random.random() < 0.2:
-            records[index] = msgspec.structs.replace(
-                record, timestamp_ms=record.timestamp_ms - 1_000 * int(random.choice(AHEAD_S))
-            )
-    return cut(records, random)
+    """Three months of decisions and labels."""
+    return cut([record for _, record in happenings(random, 300)], random)
 
 
 def feedback_rules(random: np.random.Generator) -> FeedbackOptions:
     return FeedbackOptions(
-        future_tolerance_us=int(random.choice(TOLERANCES_S)) * US_PER_SECOND,
         label_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         maturity_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         negative_sample_rate=float(random.choice([0.1, 0.3, 1.0])),
-        partitions=1,
     )
 
 
@@ -265,26 +257,10 @@ def test_no_decision_is_filed_behind_what_was_deleted() -> None:
         label_horizon_us=US_PER_DAY, maturity_us=US_PER_DAY, negative_sample_rate=1.0
     )
     long = short._replace(label_horizon_us=60 * US_PER_DAY)
-    decisions = [record for _, record in happenings(np.random.default_rng(1), 200) if record.topic != LABELS.name]
+    decisions = [record for _, record in happenings(np.random.default_rng(1), 200) if record.topic == "decisions"]
     late, *others = decisions
     run = Run(agent.kernel(short))
     for record in others:
         work(run, [record], short)
     work(run, [late], long)
     assert late.value not in run.store.items().values()
-
-
-def test_a_label_that_was_refused_for_its_time_stays_refused() -> None:
-    strict, lenient = (
-        card_rules(np.random.default_rng(0))._replace(rates=TABLES[0], future_tolerance_us=seconds * US_PER_SECOND)
-        for seconds in (0, 7_200)
-    )
-    bought, said = Log(TRANSACTIONS), Log(LABELS)
-    first = bought.append(transaction(1, after(1)), after(1))
-    ahead = said.append(label(1, after(1, hours=1)), after(1))
-    run = Run(AGENTS["card"].kernel(lenient))
-    (output,) = to(DEAD_LETTERS, work(run, [first, ahead], strict))
-    assert reason(output, "error") == "labelled_at_in_future"
-    again = Run(AGENTS["card"].kernel(lenient))
-    fold(again, [first, ahead], strict)
-    assert again.store.items() == run.store.items()

@@ -14,20 +14,21 @@ from pipeline.engine import profiled
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.decision_messages import ALERT, DECISION
+from pipeline.engine.forwarding import forward
 from pipeline.engine.profiled import LABEL, REFUSED, TRANSACTION, ProfiledRows, read_rows
 from pipeline.engine.profiled_scan import scan_profiled
-from pipeline.engine.rerouting import rerouted
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
 from pipeline.engine.subjects import AMOUNT, CURRENCY, SAME_RATES, STATED_OFFSET, STATED_US, TEXTS, TYPE, WHOLES
 from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
 from schemas.messages import Alert, Decision, ProfiledTransaction, Transaction
 from schemas.records import Record
-from schemas.topics import ALERTS, DECISIONS, LABELS, PROFILED, REROUTED, TRANSACTIONS
+from schemas.topics import ALERTS, DECISIONS, PROFILED, REROUTED, TRANSACTIONS
 from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US
 from tests.helpers.champion import active
 from tests.helpers.logs import (
     START,
+    LabelLog,
     Log,
     after,
     decode_alert,
@@ -106,7 +107,7 @@ def test_a_record_that_was_tampered_with_is_read_alike_both_ways(cut: int) -> No
 def test_what_the_card_agent_writes_is_usually_read_without_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [record for value in usual() for record in written([value])]
     assert len(records) == len(usual())
-    passed = rerouted(Record(TRANSACTIONS.name, 1, 7, ARRIVED_US // 1_000, b"k", transaction(1)), "c1", 0)
+    passed = forward(Record(TRANSACTIONS.name, 1, 7, ARRIVED_US // 1_000, b"k", transaction(1)), REROUTED, "c1", 0)
     card = CardPartition(OPTIONS, None, MemoryStore())
     read = Record(REROUTED.name, 0, 5, ARRIVED_US // 1_000, passed.key, passed.value, passed.headers)
     records += Log(PROFILED).take(card.process([read], NOW))
@@ -120,7 +121,7 @@ def test_what_the_card_agent_writes_is_usually_read_without_the_decoder(monkeypa
 
 
 def test_labels_and_refused_records_stand_among_transactions() -> None:
-    transactions, labels, log = Log(TRANSACTIONS), Log(LABELS), Log(PROFILED)
+    transactions, labels, log = Log(TRANSACTIONS), LabelLog(), Log(PROFILED)
     card = CardPartition(OPTIONS, None, MemoryStore())
     bought = [transactions.append(transaction(number, after(number)), after(number)) for number in range(3)]
     log.take(card.process([*bought, labels.append(label(1, after(4)), after(4))], START))

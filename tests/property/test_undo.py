@@ -13,11 +13,11 @@ from pipeline.engine.card import CardPartition
 from pipeline.engine.decision_store import DecisionStore, StoredSegments
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.feedback_kernel import FeedbackKernel
+from pipeline.engine.forwarding import forward
 from pipeline.engine.journal import JournaledDict
 from pipeline.engine.layout import LAYOUT, OtherLayout
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.profiling import CardJoin
-from pipeline.engine.rerouting import rerouted
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump
@@ -59,7 +59,9 @@ def card_batches(random: np.random.Generator) -> Batches:
         here, there = [], []
         for record in bought:
             if random.random() < 0.2:
-                output = rerouted(msgspec.structs.replace(record, partition=1, headers=(("trace", None),)), "c1", 0)
+                output = forward(
+                    msgspec.structs.replace(record, partition=1, headers=(("trace", None),)), REROUTED, "c1", 0
+                )
                 passed = passed_on.append(output.value, START, output.key, output.headers)
                 there.append(passed)
             else:
@@ -95,11 +97,9 @@ def cut(records: Sequence[Record], random: np.random.Generator) -> Batches:
 
 
 FEEDBACK = FeedbackOptions(
-    future_tolerance_us=300_000_000,
     label_horizon_us=20 * US_PER_DAY,
     maturity_us=15 * US_PER_DAY,
     negative_sample_rate=0.5,
-    partitions=1,
 )
 
 

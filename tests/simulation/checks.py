@@ -25,6 +25,7 @@ from tests.helpers.champion import no_files
 from tests.simulation.model_kafka import Committed
 from tests.simulation.names import PARTITIONS, PREFIX
 from tests.simulation.reading import (
+    FORWARDED,
     At,
     DeadLetter,
     Logs,
@@ -180,16 +181,19 @@ def check_repeats(logs: Logs, accepted: dict[At, tuple[str, str]]) -> None:
 
 
 def check_labels(logs: Logs) -> None:
-    """Every label has at most one dead letter of the card agent, and one that cannot be decoded has one (2, 4)."""
+    """Every label is accepted or a dead letter; of one without a transaction the card agent has another (2, 4)."""
     dead: dict[At, list[str]] = defaultdict(list)
     for one in logs.dead:
-        if one.stage == "card":
+        if one.stage in ("label", "card"):
             for offset in range(one.at[2], one.end):
                 at = (*one.at[:2], offset)
-                dead[place_of(logs.original(logs.at(at))) if at[0] == "rerouted" else at].append(one.code)
+                dead[place_of(logs.original(logs.at(at))) if at[0] in FORWARDED else at].append(one.code)
+    accepted = Counter(place_of(logs.original(record)) for record in logs.records["accepted-labels"])
     for at in positions(logs, "labels"):
         entry = logs.cluster.logs[PREFIX + at[0], at[1]].at(at[2])
         found = dead[at]
+        assert accepted[at] <= 1, f"2: {at} was accepted {accepted[at]} times"
+        assert accepted[at] or found, f"2: {at} has no outcome"
         assert len(found) <= 1, f"2: {at} has {found}"
         if isinstance(entry, range):
             assert found == ["unreadable"], f"2: {at} of {entry} has {found}"
@@ -220,9 +224,10 @@ def check_quarantines(logs: Logs) -> None:
 
 
 READS = {
-    "card": ("transactions", "rerouted", "labels"),
+    "label": ("labels",),
+    "card": ("transactions", "rerouted", "accepted-labels"),
     "score": ("profiled",),
-    "feedback": ("labels", "rerouted", "decisions"),
+    "feedback": ("accepted-labels", "decisions"),
     "learn": ("examples",),
 }
 
@@ -245,8 +250,8 @@ def check_known_at(logs: Logs) -> None:
                 assert label is not None
                 assert message.known_at_us == known_at_us(record, label), "14"
                 held[message.card_id, message.transaction_id] = message.known
-    lost = {one.at for one in logs.dead if one.stage == "card"}
-    lost |= {place_of(logs.original(logs.at(one.at))) for one in logs.dead if one.at[0] == "rerouted"}
+    lost = {one.at for one in logs.dead if one.stage in ("label", "card")}
+    lost |= {place_of(logs.original(logs.at(one.at))) for one in logs.dead if one.at[0] in FORWARDED}
     told: dict[tuple[str, str], list[tuple[int, Label]]] = defaultdict(list)
     for record in logs.records["labels"]:
         label = label_of(record)

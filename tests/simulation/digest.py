@@ -2,6 +2,7 @@
 
 import hashlib
 
+from agents.label import LabelPartitions
 from agents.learn import LearnPartitions
 from agents.partitions import KernelPartitions
 from agents.score import ScorePartitions
@@ -12,10 +13,10 @@ def state_digest(handler: PartitionHandler, partition: int) -> str | None:
     """Return the digest of the settled state of a partition that ``handler`` holds.
 
     Returns:
-        Hexadecimal digits; None for an online model that nobody has published yet: where it began is known to its
-        holder alone.
+        Hexadecimal digits; None where there is no state, and for an online model that nobody has published yet: where
+        it began is known to its holder alone.
     """
-    assert isinstance(handler, KernelPartitions | LearnPartitions)
+    assert isinstance(handler, KernelPartitions | LearnPartitions | LabelPartitions)
     return handler.digest(partition) or None
 
 

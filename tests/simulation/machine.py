@@ -81,7 +81,8 @@ works = st.lists(
     max_size=4,
 )
 JUNK_TOPICS = (
-    "transactions", "labels", "rerouted", "profiled", "decisions", "examples", "progress", "control", "models",
+    "transactions", "labels", "rerouted", "accepted-labels", "profiled", "decisions", "examples", "progress",
+    "control", "models",
 )  # fmt: skip
 JUNK = (b"", b"{", b"\xff\xfe", b"[]", b'{"transaction_id": "t"}', b'{"kind": "quarantine"}')
 
@@ -122,7 +123,11 @@ trouble = st.one_of(
 control = st.one_of(
     event("activate", st.sampled_from([None, *LIGHTGBM]), st.sampled_from([None, *POLICIES]), st.booleans()),
     event("write_content", st.sampled_from([*LIGHTGBM, *POLICIES]), st.booleans()),
-    event("forge_quarantine", st.sampled_from(["transactions", "labels", "profiled", "decisions"]), st.integers(0, 5)),
+    event(
+        "forge_quarantine",
+        st.sampled_from(["transactions", "accepted-labels", "profiled", "decisions"]),
+        st.integers(0, 5),
+    ),
 )
 events = st.one_of(producers, producers, trouble, control)
 
@@ -207,7 +212,12 @@ class SimulatedPipeline(RuleBasedStateMachine):
 
     def do_forge_quarantine(self, topic: str, back: int) -> None:
         """A control record that must be ignored (12): its agent has markers, or it names another digest."""
-        agent = {"transactions": "card", "labels": "card", "profiled": "score", "decisions": "feedback"}[topic]
+        agent = {
+            "transactions": "card",
+            "accepted-labels": "card",
+            "profiled": "score",
+            "decisions": "feedback",
+        }[topic]
         for number in range(PARTITIONS):
             log = self.world.cluster.logs[PREFIX + topic, number]
             record = log.at(log.end - 1 - back)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from pipeline.engine.rerouting import NotRerouted, original
+from pipeline.engine.forwarding import NotForwarded, origin
 from schemas.errors import UNREADABLE
 from schemas.messages import (
     Activation,
@@ -22,10 +22,13 @@ from schemas.messages import (
     RecordPosition,
 )
 from schemas.records import Record
+from schemas.topics import ACCEPTED_LABELS, REROUTED
 from tests.simulation.model_kafka import Cluster, Committed
 from tests.simulation.names import PREFIX
 
 T = TypeVar("T")
+FORWARDED = {"rerouted": (REROUTED, "transactions"), "accepted-labels": (ACCEPTED_LABELS, "labels")}
+"""Topics of forwarded records, and whence these come."""
 At = tuple[str, int, int]
 """Topic without prefix, partition, offset."""
 
@@ -100,11 +103,12 @@ class Logs:
 
     def original(self, record: Record) -> Record:
         """Return the record as it lay with its producer; as it is, where nobody can tell."""
-        if record.topic != PREFIX + "rerouted":
+        topic, source = FORWARDED.get(bare(record.topic), (None, ""))
+        if topic is None:
             return record
         try:
-            return original(record, (PREFIX + "transactions", PREFIX + "labels"))
-        except NotRerouted:
+            return origin(record, topic, PREFIX + source).record
+        except NotForwarded:
             return record
 
     def at(self, position: At) -> Record:

@@ -21,9 +21,9 @@ def world() -> Iterator[World]:
     made.close()
 
 
-def committed(world: World, agent: str) -> int:
-    """Return how far an agent has committed the first partition of ``labels``."""
-    return world.cluster.group(PREFIX + agent).committed.get((PREFIX + "labels", 0), (0, ""))[0]
+def committed(world: World, agent: str, topic: str = "labels") -> int:
+    """Return how far an agent has committed the first partition of a topic."""
+    return world.cluster.group(PREFIX + agent).committed.get((PREFIX + topic, 0), (0, ""))[0]
 
 
 def test_a_restore_ends_in_front_of_an_unreadable_batch_that_nobody_has_come_to(world: World) -> None:
@@ -32,24 +32,24 @@ def test_a_restore_ends_in_front_of_an_unreadable_batch_that_nobody_has_come_to(
     world.cluster.damage(PREFIX + "labels", 0, 2)
     world.cluster.damage(PREFIX + "labels", 0, 2)
     for _ in range(20):
-        if committed(world, "card") == 3:
+        if committed(world, "label") == 3:
             break
-        world.step(0, "card")
-    assert committed(world, "card") == 3
+        world.step(0, "label")
+    assert committed(world, "label") == 3
     world.kill(0)
     world.start(0)
     world.drain()
-    assert committed(world, "card") == 5
+    assert committed(world, "label") == 5
 
 
 def test_an_agent_that_reads_carefully_quarantines_what_another_one_has_quarantined(world: World) -> None:
     """It skipped the range, and its own dead letter and control record were missing."""
-    world.cluster.damage(PREFIX + "labels", 0, 2)
+    world.cluster.damage(PREFIX + "accepted-labels", 0, 2)
     for _ in range(20):
-        if committed(world, "feedback") == 2:
+        if committed(world, "feedback", "accepted-labels") == 2:
             break
         world.step(0, "feedback")
-    assert committed(world, "feedback") == 2
+    assert committed(world, "feedback", "accepted-labels") == 2
     # The card agent has marked that it begins, and dies: its successor takes steps.
     for _ in range(2):
         world.step(0, "card")
@@ -57,8 +57,8 @@ def test_an_agent_that_reads_carefully_quarantines_what_another_one_has_quaranti
     world.start(0)
     world.drain()
     assert {(one.stage, one.at, one.end) for one in Logs(world.cluster).dead} == {
-        ("feedback", ("labels", 0, 0), 2),
-        ("card", ("labels", 0, 0), 2),
+        ("feedback", ("accepted-labels", 0, 0), 2),
+        ("card", ("accepted-labels", 0, 0), 2),
     }
 
 

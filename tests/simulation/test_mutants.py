@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-import pipeline.engine.card
+import pipeline.engine.accepted_labels
 import pipeline.kafka.fold
 from agents.partitions import KernelPartitions
 from pipeline.engine.card import CardPartition
@@ -80,13 +80,13 @@ def doubled_decision(patch: Patch) -> None:
 
 def labelled_at(patch: Patch) -> None:
     """A label counts from when it says that it was given."""
-    accept = pipeline.engine.card.accept_labels
+    accept = pipeline.engine.accepted_labels.accept_labels
 
     def believed(*args: Any) -> Any:
         rows, *others = accept(*args)
         return replace(rows, known_at_us=rows.labelled_at_us), *others
 
-    patch.setattr(pipeline.engine.card, "accept_labels", believed)
+    patch.setattr(pipeline.engine.accepted_labels, "accept_labels", believed)
 
 
 def quarantine_without_control(patch: Patch) -> None:

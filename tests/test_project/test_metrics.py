@@ -107,13 +107,12 @@ def test_state_and_its_snapshots_are_told_until_the_partition_goes(metrics: Work
 
 def test_records_that_left_the_usual_way_are_counted(metrics: WorkerMetrics) -> None:
     metrics.set_aside("card", "transactions")
-    metrics.rerouted("labels", 3)
+    metrics.rerouted("transactions", 3)
     metrics.producer_renewed("score")
     metrics.repeats("score", 5)
     served = scrape(metrics.start())
     assert sample(served, "set_aside_total", agent="card", topic="transactions") == 1
-    assert sample(served, "rerouted_total", topic="labels") == 3
-    assert sample(served, "rerouted_total", topic="transactions") == 0
+    assert sample(served, "rerouted_total", topic="transactions") == 3
     assert sample(served, "producers_renewed_total", agent="score") == 1
     assert sample(served, "repeats_total", agent="score") == 5
     assert sample(served, "repeats_total", agent="card") == 0

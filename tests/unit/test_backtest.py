@@ -187,7 +187,7 @@ def assert_taught(
 @pytest.mark.parametrize("seed", range(3))
 def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, partitions: int) -> None:
     history, card = busy_history(seed, 600), options(partitions)
-    feedback = FeedbackOptions(300_000_000, 8 * DAY, 3 * DAY, 0.4, partitions)
+    feedback = FeedbackOptions(8 * DAY, 3 * DAY, 0.4)
     for rows in (7, None):
         live = assert_taught(history, card, feedback, 36 * HOUR, rows)
     assert len({decision.versions.river for decision in live.decisions}) > 3
@@ -197,7 +197,7 @@ def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, parti
 
 
 def test_a_learner_of_another_kind_is_told_all_features() -> None:
-    history, feedback = busy_history(4, 200), FeedbackOptions(300_000_000, 8 * DAY, 3 * DAY, 0.4, 1)
+    history, feedback = busy_history(4, 200), FeedbackOptions(8 * DAY, 3 * DAY, 0.4)
     live = play(history, Live(models(), options(), feedback))
     told_to: list[Example] = []
 

@@ -118,7 +118,7 @@ def test_labels_behind_the_last_transaction_come_at_the_end() -> None:
 def test_horizons_end_at_the_same_microsecond(off_us: int, dedup_days: int, label_days: int) -> None:
     """Repeats, late labels, labels of the forgotten and early labels, each where its rule turns."""
     card = options(dedup=dedup_days * DAY, label=label_days * DAY)
-    feedback = FeedbackOptions(card.future_tolerance_us, 8 * DAY, 5 * DAY, 1.0, 1)
+    feedback = FeedbackOptions(8 * DAY, 5 * DAY, 1.0)
     patience_us = EARLY_LABEL_PATIENCE_US
     distances = (5 * DAY, 8 * DAY, 8 * DAY + patience_us, 8 * DAY + 2 * patience_us, patience_us, 30 * DAY)
     for distance_us in distances:

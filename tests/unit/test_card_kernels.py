@@ -20,7 +20,7 @@ from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Record
 from tests.contract.records import RATES
 from tests.helpers.histories import DAY
-from tests.helpers.logs import after, label, microseconds, transaction
+from tests.helpers.logs import LabelLog, after, label, microseconds, transaction
 
 
 def compiled():
@@ -43,7 +43,7 @@ records = [
     for n in range(5)
 ]
 at = after(minutes=9)
-records.append(Record("labels", 0, 0, microseconds(at) // 1_000, b"c1", label(3, at, "fraud")))
+records.append(LabelLog().append(label(3, at, "fraud"), at))
 result = card.process(records, datetime.now(UTC))
 card.settle()
 assert result.counts["accepted", ""] == 5, result.counts

@@ -13,12 +13,12 @@ from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
-from schemas.codec import CODES, MAX_VALUE_BYTES
+from schemas.codec import MAX_VALUE_BYTES
 from schemas.messages import ProfiledLabel, ProfiledTransaction, RecordPosition
 from schemas.records import Headers, Output, Record
-from schemas.topics import DEAD_LETTERS, LABELS, PROFILED, TRANSACTIONS
+from schemas.topics import DEAD_LETTERS, PROFILED, TRANSACTIONS
 from tests.contract.records import RATES
-from tests.helpers.logs import START, Log, after, label, microseconds, profiled, reason, to, transaction
+from tests.helpers.logs import START, LabelLog, Log, after, label, microseconds, profiled, reason, to, transaction
 
 NOW = after(hours=1)
 HORIZON_DAYS = 120.0
@@ -47,7 +47,7 @@ class Desk:
     def __init__(self, **options: Any) -> None:
         self.store = MemoryStore()
         self.state = partition(store=self.store, **options)
-        self.transactions, self.labels = Log(TRANSACTIONS), Log(LABELS)
+        self.transactions, self.labels = Log(TRANSACTIONS), LabelLog()
 
     def work(self, records: Sequence[Record]) -> Result:
         result = self.state.process(records, NOW)
@@ -137,19 +137,6 @@ REFUSED_TRANSACTIONS: dict[str, bytes | None] = {
     "event_time_impossible": transaction(1, event_time="1970-01-01T00:00:00Z"),
     "event_time_in_future": transaction(1, after(minutes=6)),
 }
-REFUSED_LABELS: dict[str, bytes | None] = {
-    "null_value": None,
-    "not_json": b"fraud",
-    "missing_field": b"{}",
-    "wrong_type": label(1, label=1),
-    "invalid_value": label(1, labelled_at="2024-03-01T12:00:00"),
-    "labelled_at_impossible": label(1, labelled_at="2924-03-01T12:00:00Z"),
-    "labelled_at_in_future": label(1, labelled_at="2034-03-01T12:00:00Z"),
-}
-
-
-def test_every_code_is_tried() -> None:
-    assert REFUSED_TRANSACTIONS.keys() | REFUSED_LABELS.keys() == CODES
 
 
 @pytest.mark.parametrize("code", REFUSED_TRANSACTIONS)
@@ -176,18 +163,6 @@ def test_a_refused_transaction_is_set_aside_whole_and_leaves_no_trace(code: str)
     good = partition(partitions=4).process([without.records[0], without.records[2]], NOW)
     assert to(PROFILED, result) == good.outputs
     assert len(good.outputs) == 2
-
-
-@pytest.mark.parametrize("code", REFUSED_LABELS)
-def test_a_refused_label_is_set_aside_whole(code: str) -> None:
-    desk = Desk()
-    desk.buy(1)
-    bad = desk.labels.append(REFUSED_LABELS[code], START, None, (("trace", b"abc"),))
-    result = desk.state.process([bad], NOW)
-    (dead,) = result.outputs
-    assert (dead.topic, dead.key, dead.value, dead.headers[0]) == (DEAD_LETTERS, None, bad.value, ("trace", b"abc"))
-    assert (reason(dead, "error"), reason(dead, "topic")) == (code, "labels")
-    assert told(desk.say(1, after(1))) == [("t1", "fraud", microseconds(after(1)))]
 
 
 def test_the_reason_of_a_dead_letter_is_bounded_and_encodable() -> None:
@@ -473,7 +448,7 @@ def test_a_late_transaction_does_not_find_a_label_that_was_given_up() -> None:
 def busy_logs(seed: int, size: int) -> tuple[Log, Log]:
     """Sixty days of a few cards: late events, repeats, refused records, labels early, late, twice, and of nobody."""
     random = np.random.default_rng(seed)
-    transactions, labels = Log(TRANSACTIONS), Log(LABELS)
+    transactions, labels = Log(TRANSACTIONS), LabelLog()
     arrivals = sorted(random.uniform(0, 60, size).tolist())
     said: list[tuple[float, bytes]] = []
     for number, days in enumerate(arrivals):

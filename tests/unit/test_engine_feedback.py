@@ -17,8 +17,8 @@ from pipeline.features.identity import transaction_hash
 from pipeline.learning.sampling import keep_negative
 from schemas.messages import Example, LogPosition, Versions
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS
-from tests.helpers.logs import START, Log, after, decision, decode_decision, decode_example, label
+from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES
+from tests.helpers.logs import START, LabelLog, Log, after, decision, decode_decision, decode_example, label
 
 NOW = after(500)
 RATE = 0.25
@@ -38,15 +38,13 @@ class Desk:
 
     def __init__(self, rate: float = RATE, horizon_days: float = 120.0) -> None:
         options = FeedbackOptions(
-            future_tolerance_us=300_000_000,
             label_horizon_us=round(horizon_days * US_PER_DAY),
             maturity_us=round(MATURITY_DAYS * US_PER_DAY),
             negative_sample_rate=rate,
-            partitions=1,
         )
         self.store = MemoryStore()
         self.state = FeedbackPartition(options, self.store)
-        self.decisions, self.labels = Log(DECISIONS), Log(LABELS)
+        self.decisions, self.labels = Log(DECISIONS), LabelLog()
 
     def decide(self, number: int, at: datetime = START, **changes: Any) -> list[Example]:
         return examples(self.work(self.decisions.append(decision(number, at, **changes), at)))
@@ -231,7 +229,7 @@ def test_each_waiting_label_has_its_own_patience(desk: Desk) -> None:
     assert told(desk.decide(0, after(0.5))) == [("t0", "fraud", 0, 1.0)]
 
 
-def test_an_invalid_label_is_left_to_the_card_agent(desk: Desk) -> None:
+def test_a_label_that_no_label_agent_wrote_is_left_to_the_card_agent(desk: Desk) -> None:
     desk.decide(0)
     result = desk.state.process([desk.labels.append(None), desk.labels.append(b"x")], NOW)
     assert result.outputs == []
@@ -292,7 +290,7 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
         lived.counts += result.counts
     past = [record for _, record in moments[:cut]]
     for records in np.array_split(np.arange(cut), 4):
-        folded.state.process([past[i] for i in records if past[i].topic == "labels"], None)
+        folded.state.process([past[i] for i in records if past[i].topic == "accepted-labels"], None)
     for records in np.array_split(np.arange(cut), 4):
         result = folded.state.process([past[i] for i in records if past[i].topic == "decisions"], None)
         assert result.outputs == []
@@ -321,8 +319,8 @@ def happenings(random: np.random.Generator, size: int) -> list[tuple[float, Reco
                 source = str(random.choice(["analyst", "customer", "audit", "rule"]))
                 known = str(random.choice(["fraud", "legitimate", "disputed"], p=[0.4, 0.4, 0.2]))
                 of = number if random.random() < 0.95 else 10_000
-                moments.append((days + delay, "labels", label(of, after(days + delay), known, source=source)))
-    logs = {"decisions": Log(DECISIONS), "labels": Log(LABELS)}
+                moments.append((days + delay, "accepted-labels", label(of, after(days + delay), known, source=source)))
+    logs = {"decisions": Log(DECISIONS), "accepted-labels": LabelLog()}
     in_order = sorted(moments, key=lambda moment: moment[0])
     return [(days, logs[topic].append(value, after(days))) for days, topic, value in in_order]
 

@@ -22,8 +22,8 @@ from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
 from schemas.messages import ProfiledTransaction
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, TRANSACTIONS
-from tests.helpers.logs import START, Log, after, decision, label, microseconds, reason, to, transaction
+from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, TRANSACTIONS
+from tests.helpers.logs import START, LabelLog, Log, after, decision, label, microseconds, reason, to, transaction
 from tests.unit.test_engine_card import NOW, Desk, bought, everything, options, told, values_of
 
 
@@ -78,7 +78,7 @@ def test_a_transaction_a_year_ahead_of_its_arrival_moves_no_time() -> None:
     (dead,) = to(DEAD_LETTERS, desk.buy(9, after(365), arrived=after(hours=2)))
     assert reason(dead, "error") == "event_time_in_future"
     (dead,) = to(DEAD_LETTERS, desk.say(0, after(365), arrived=after(hours=2)))
-    assert reason(dead, "error") == "labelled_at_in_future"
+    assert reason(dead, "error") == "unreadable"
     # Nothing is forgotten or given up because of it.
     assert counted(desk.buy(2, after(hours=3))) == 1
     assert not bought(desk.buy(0))
@@ -166,7 +166,7 @@ def test_many_labels_of_one_transaction_that_is_not_there() -> None:
 def test_when_the_index_forgets_does_not_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies behind the horizons is as if it were not there, however late it is swept."""
     random = np.random.default_rng(seed)
-    transactions, labels = Log(TRANSACTIONS), Log(LABELS)
+    transactions, labels = Log(TRANSACTIONS), LabelLog()
     batches: list[list[Record]] = []
     for number in range(200):
         days = number * 0.5
@@ -361,7 +361,7 @@ def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPat
 
 def test_a_decision_behind_the_horizon_is_not_kept() -> None:
     store = MemoryStore()
-    state, log, labels = FeedbackPartition(feedback_options(), store), Log(DECISIONS), Log(LABELS)
+    state, log, labels = FeedbackPartition(feedback_options(), store), Log(DECISIONS), LabelLog()
     for number, days in ((0, 200), (1, 1)):
         state.process([log.append(decision(number, after(days)))], NOW)
         state.settle()
@@ -372,7 +372,7 @@ def test_a_decision_behind_the_horizon_is_not_kept() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_when_decisions_are_forgotten_does_not_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(seed)
-    decisions, labels = Log(DECISIONS), Log(LABELS)
+    decisions, labels = Log(DECISIONS), LabelLog()
     batches: list[list[Record]] = []
     for number in range(250):
         days = number * 0.5
@@ -390,11 +390,9 @@ def test_when_decisions_are_forgotten_does_not_show(seed: int, monkeypatch: pyte
 
 def feedback_options(rate: float = 1e-9, horizon_days: int = 120) -> FeedbackOptions:
     return FeedbackOptions(
-        future_tolerance_us=300_000_000,
         label_horizon_us=horizon_days * US_PER_DAY,
         maturity_us=30 * US_PER_DAY,
         negative_sample_rate=rate,
-        partitions=1,
     )
 
 

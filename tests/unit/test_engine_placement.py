@@ -8,18 +8,17 @@ import pyarrow as pa
 import pytest
 
 from pipeline.engine.card import CardPartition
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.forwarding import NotForwarded, forward, header_names, origin
 from pipeline.engine.placement import murmur2, partition_of, partitions_of
-from pipeline.engine.rerouting import HEADERS, NotRerouted, original, rerouted
 from pipeline.engine.results import Result
 from pipeline.engine.state import MemoryStore
-from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
+from pipeline.features.catalogue import CARD_FEATURES
 from schemas.messages import ProfiledTransaction, RecordPosition
 from schemas.records import Headers, Record
-from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, REROUTED, TRANSACTIONS
+from schemas.topics import DEAD_LETTERS, REROUTED, TRANSACTIONS
 from tests.chaos import arithmetic
-from tests.helpers.logs import START, Log, after, decision, decode_example, label, microseconds, reason, to, transaction
-from tests.unit.test_engine_card import bought, options, told, values_of
+from tests.helpers.logs import START, Log, after, microseconds, reason, to, transaction
+from tests.unit.test_engine_card import bought, options, values_of
 
 NOW = after(100)
 PARTITIONS = 4
@@ -35,17 +34,12 @@ class Cluster:
         self.stores = [MemoryStore() for _ in range(PARTITIONS)]
         self.states = [CardPartition(options(partitions=PARTITIONS), None, store) for store in self.stores]
         self.logs = {
-            topic: [Log(topic, partition) for partition in range(PARTITIONS)]
-            for topic in (TRANSACTIONS, LABELS, REROUTED)
+            topic: [Log(topic, partition) for partition in range(PARTITIONS)] for topic in (TRANSACTIONS, REROUTED)
         }
         self.hops = 0
 
     def buy(self, number: int, at: datetime = START, partition: int = HOME, **changes: Any) -> Result:
         record = self.logs[TRANSACTIONS][partition].append(transaction(number, at, **changes), at, b"key", TRACE)
-        return self.work(partition, record)
-
-    def say(self, number: int, at: datetime, partition: int = HOME, **changes: Any) -> Result:
-        record = self.logs[LABELS][partition].append(label(number, at, **changes), at, None, TRACE)
         return self.work(partition, record)
 
     def work(self, partition: int, *records: Record) -> Result:
@@ -148,22 +142,6 @@ def test_a_repeat_in_another_partition_is_a_repeat() -> None:
     assert other_way.buy(1).counts == {("duplicate", ""): 1}
 
 
-def test_a_label_elsewhere_finds_its_transaction_from_the_time_it_came() -> None:
-    cluster = Cluster()
-    cluster.buy(1)
-    result = cluster.say(1, after(3), ELSEWHERE)
-    assert told(result) == [("t1", "fraud", microseconds(after(3)))]
-    assert result.counts == {("rerouted", "labels"): 1, ("label", "first"): 1}
-
-
-def test_a_label_elsewhere_may_come_before_its_transaction_elsewhere() -> None:
-    cluster = Cluster()
-    assert cluster.say(1, after(hours=1), ELSEWHERE).counts["label", "early"] == 1
-    assert told(cluster.buy(1, after(hours=2), (HOME + 2) % PARTITIONS)) == [
-        ("t1", "fraud", microseconds(after(hours=1)))
-    ]
-
-
 def test_an_unreadable_record_is_set_aside_where_it_lies() -> None:
     cluster = Cluster()
     result = cluster.buy(1, partition=ELSEWHERE, amount=-1)
@@ -176,24 +154,11 @@ def test_an_unreadable_record_is_set_aside_where_it_lies() -> None:
     assert cluster.hops == 0
 
 
-def test_a_dead_letter_of_a_passed_on_record_names_where_it_lay() -> None:
-    cluster = Cluster()
-    cluster.say(404, after(1), ELSEWHERE)
-    (dead,) = to(DEAD_LETTERS, cluster.buy(1, after(9)))
-    assert reason(dead, "error") == "label_without_transaction"
-    assert [reason(dead, name) for name in ("topic", "partition", "offset")] == ["labels", str(ELSEWHERE), "0"]
-    assert reason(dead, "timestamp-ms") == str(microseconds(after(1)) // 1_000)
-    # Key and headers are the producer's: none of those under which it was passed on.
-    assert dead.key is None
-    assert dead.headers[:3] == TRACE
-    assert dead.headers[3][0] == "dead-letter-topic"
-
-
 def test_the_time_of_arrival_is_the_first_one() -> None:
     """An event that came too early for its own record is not made acceptable by the way it took."""
     cluster = Cluster()
     record = cluster.logs[TRANSACTIONS][HOME].append(transaction(1, after(2)), after(1))
-    passed = rerouted(record, "c1", HOME)
+    passed = forward(record, REROUTED, "c1", HOME)
     again = cluster.logs[REROUTED][HOME].append(passed.value, after(3), passed.key, passed.headers)
     (dead,) = to(DEAD_LETTERS, cluster.work(HOME, again))
     assert reason(dead, "error") == "event_time_in_future"
@@ -202,7 +167,7 @@ def test_the_time_of_arrival_is_the_first_one() -> None:
 BAD_HEADERS: dict[str, Headers] = {
     "none": (),
     "the producer's only": TRACE,
-    "not last": (*((name, b"1") for name in HEADERS), ("more", b"")),
+    "not last": (*((name, b"1") for name in header_names(REROUTED)), ("more", b"")),
     "no number": (
         ("rerouted-topic", b"transactions"),
         ("rerouted-partition", b"-1"),
@@ -235,53 +200,25 @@ def test_a_record_that_does_not_say_where_it_lay_is_set_aside(headers: Headers) 
     (dead,) = result.outputs
     assert (dead.topic, dead.value, dead.headers[: len(headers)]) == (DEAD_LETTERS, record.value, headers)
     assert [reason(dead, name) for name in ("topic", "error")] == ["rerouted", "rerouted_headers"]
-    with pytest.raises(NotRerouted, match="only the card agent may write"):
-        original(record, ("transactions", "labels"))
+    with pytest.raises(NotForwarded, match="only the card agent may write"):
+        origin(record, REROUTED, "transactions")
 
 
 def test_a_record_that_was_passed_on_to_the_wrong_place_goes_on_with_its_first_place() -> None:
     cluster = Cluster()
     record = cluster.logs[TRANSACTIONS][ELSEWHERE].append(transaction(1), START, b"key", TRACE)
-    passed = rerouted(record, "c1", ELSEWHERE)
+    passed = forward(record, REROUTED, "c1", ELSEWHERE)
     again = cluster.logs[REROUTED][ELSEWHERE].append(passed.value, START, passed.key, passed.headers)
     (message,) = bought(cluster.work(ELSEWHERE, again))
     assert message.source == RecordPosition(topic="transactions", partition=ELSEWHERE, offset=0)
     assert cluster.hops == 1
 
 
-def test_original_undoes_rerouted() -> None:
-    record = Record("blue-labels", 3, 17, 1_700_000_000_000, b"\xff", b"value", TRACE)
-    output = rerouted(record, "c1", 2)
+def test_the_origin_is_the_record_that_was_forwarded() -> None:
+    record = Record("blue-transactions", 3, 17, 1_700_000_000_000, b"\xff", b"value", TRACE)
+    output = forward(record, REROUTED, "c1", 2)
     read = Record("blue-rerouted", 2, 5, 1_800_000_000_000, output.key, output.value, output.headers)
-    assert original(read, ("blue-transactions", "blue-labels")) == record
-
-
-def test_feedback_joins_labels_that_were_passed_on_and_leaves_those_that_lie_elsewhere() -> None:
-    home = FeedbackPartition(feedback_options(), MemoryStore())
-    decisions, labels, passed_on = Log(DECISIONS, HOME), Log(LABELS, ELSEWHERE), Log(REROUTED, HOME)
-    home.process([decisions.append(decision(1)), decisions.append(decision(2))], NOW)
-    elsewhere = FeedbackPartition(feedback_options(), MemoryStore())
-    said = labels.append(label(1, after(1)), after(1))
-    result = elsewhere.process([said], NOW)
-    assert (result.outputs, result.counts) == ([], {("label", "rerouted"): 1})
-    records = []
-    for record in (said, Log(TRANSACTIONS, ELSEWHERE).append(transaction(2))):
-        output = rerouted(record, "c1", HOME)
-        records.append(passed_on.append(output.value, after(9), output.key, output.headers))
-    result = home.process([*records, passed_on.append(label(2, after(1)), after(1))], NOW)
-    (example,) = (decode_example(output.value or b"") for output in to(EXAMPLES, result))
-    assert (example.transaction_id, example.known_at) == ("t1", after(1))
-    assert result.counts == {("label", "first"): 1, ("example", "fraud"): 1, ("label", "invalid"): 1}
-
-
-def feedback_options() -> FeedbackOptions:
-    return FeedbackOptions(
-        future_tolerance_us=300_000_000,
-        label_horizon_us=120 * US_PER_DAY,
-        maturity_us=30 * US_PER_DAY,
-        negative_sample_rate=1e-9,
-        partitions=PARTITIONS,
-    )
+    assert origin(read, REROUTED, "blue-transactions") == (record, None)
 
 
 def test_a_prefix_is_no_part_of_the_names_that_are_told() -> None:

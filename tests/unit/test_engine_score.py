@@ -28,11 +28,12 @@ from pipeline.scoring.river_model import RiverModel
 from schemas.codec import encode
 from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, RecordPosition
 from schemas.records import Record
-from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, PROFILED, TRANSACTIONS
+from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT, active, decide
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import (
     START,
+    LabelLog,
     Log,
     after,
     decode_alert,
@@ -265,7 +266,7 @@ def test_features_are_those_that_training_computes_from_history() -> None:
         moments.append((row["event_time"], 1, row))
         moments.append((row["event_time"] + delay, 0, row))
     card, state, models = partition(), score(), active()
-    transactions, labels, log = Log(TRANSACTIONS), Log(LABELS), Log(PROFILED)
+    transactions, labels, log = Log(TRANSACTIONS), LabelLog(), Log(PROFILED)
     found: list[Decision] = []
     for at, is_transaction, row in sorted(moments, key=lambda item: item[:2]):
         name, owner = row["transaction_id"], row["card_id"]
@@ -464,7 +465,7 @@ def test_a_fold_leaves_the_state_that_deciding_leaves(seed: int) -> None:
 def test_a_label_is_visible_from_the_moment_it_was_known() -> None:
     known_at = after(5)
     card, state, models = partition(), score(), active()
-    transactions, labels, log = Log(TRANSACTIONS), Log(LABELS), Log(PROFILED)
+    transactions, labels, log = Log(TRANSACTIONS), LabelLog(), Log(PROFILED)
 
     def decided(number: int, at: datetime) -> Decision:
         result = card.process([transactions.append(transaction(number, at), after(20))], START)

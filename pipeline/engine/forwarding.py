@@ -1,0 +1,85 @@
+"""Records that an agent forwards as they are, with the position that they were read from in their headers."""
+
+from typing import Final, NamedTuple
+
+from schemas.records import Headers, Output, Record
+from schemas.topics import ACCEPTED_LABELS, REROUTED, Topic
+
+_PREFIXES: Final = {REROUTED: "rerouted", ACCEPTED_LABELS: "label"}
+"""First word of the headers that an agent adds, by topic."""
+KNOWN_AT: Final = "label-known-at-us"
+"""Header of `accepted-labels`: from when on the label counts, in microseconds since 1970."""
+_DIGITS: Final = 18
+
+
+class NotForwarded(ValueError):
+    """A record of an internal topic does not name its origin; the text tells its sender what to do."""
+
+
+class Forwarded(NamedTuple):
+    """A record that was forwarded, and when its label is known; the latter is None for other records."""
+
+    record: Record
+    known_at_us: int | None = None
+
+
+def header_names(topic: Topic) -> tuple[str, ...]:
+    """Return the headers that name the origin of a record on ``topic``.
+
+    They stand behind the producer's: topic, partition, offset and timestamp of the record, and its key (null: none).
+    """
+    return tuple(f"{_PREFIXES[topic]}-{what}" for what in ("topic", "partition", "offset", "timestamp-ms", "key"))
+
+
+def forward(record: Record, topic: Topic, card_id: str, partition: int, known_at_us: int | None = None) -> Output:
+    """Return ``record`` on its way to a partition of ``topic``, unchanged, with its origin in its headers."""
+    values = (
+        record.topic.encode(),
+        str(record.partition).encode(),
+        str(record.offset).encode(),
+        str(record.timestamp_ms).encode(),
+        record.key,
+    )
+    own: Headers = tuple(zip(header_names(topic), values, strict=True))
+    if known_at_us is not None:
+        own = (*own, (KNOWN_AT, str(known_at_us).encode()))
+    return Output(topic, card_id.encode("utf-8", "surrogatepass"), record.value, (*record.headers, *own), partition)
+
+
+def origin(record: Record, topic: Topic, source: str) -> Forwarded:
+    """Return the record that was forwarded as ``record``.
+
+    Args:
+        record: A record of ``topic``.
+        topic: An internal topic that holds forwarded records.
+        source: Full name of the topic that its agent reads.
+
+    Raises:
+        NotForwarded: The headers do not name an origin.
+    """
+    names = header_names(topic)
+    expected = (*names, KNOWN_AT) if topic is ACCEPTED_LABELS else names
+    split = len(record.headers) - len(expected)
+    own = record.headers[max(split, 0) :]
+    if tuple(name for name, _ in own) != expected:
+        raise NotForwarded(f"The record does not end in the headers {', '.join(expected)}; {_advice(topic)}")
+    name, *numbers = (value for _, value in own)
+    key = numbers.pop(3)
+    if name != source.encode():
+        raise NotForwarded(f"{names[0]} is {(name or b'').decode(errors='replace')!r}, not {source}; {_advice(topic)}")
+    if not all(number is not None and number.isdigit() and len(number) <= _DIGITS for number in numbers):
+        numeric = (*names[1:4], *expected[len(names) :])
+        raise NotForwarded(f"{', '.join(numeric)} are not all whole numbers; {_advice(topic)}")
+    partition, offset, timestamp_ms, *known = (int(number or b"") for number in numbers)
+    return Forwarded(Record(source, partition, offset, timestamp_ms, key, record.value, record.headers[:split]), *known)
+
+
+def _advice(topic: Topic) -> str:
+    return f"only the {topic.writer} may write to this topic: send the record to its own topic instead."
+
+
+class Batch(NamedTuple):
+    """Records of one kind, as they lay and as they were read: the same, but for those that were forwarded."""
+
+    records: list[Record]
+    reads: list[Record]
