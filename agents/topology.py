@@ -113,15 +113,14 @@ def diagram() -> str:
         "    analysts([analysts, chargebacks]) --> labels",
     ]
     for spec in AGENTS.values():
-        node = f"{spec.name}[[{spec.name} agent]]"
-        lines += [f"    {_id(topic)} --> {node}" for topic in spec.reads]
-        lines += [f"    {node} --> {_id(topic)}" for topic in spec.writes]
-        lines += [f"    {_id(topic)} -.-> {node}" for topic in spec.follows]
+        lines.append(f"    {_nodes(spec.reads)} --> {spec.name}[[{spec.name} agent]] --> {_nodes(spec.writes)}")
+        if spec.follows:
+            lines.append(f"    {_nodes(spec.follows)} -.-> {spec.name}")
     return "\n".join(lines)
 
 
-def _id(topic: Topic) -> str:
-    return topic.name
+def _nodes(topics: tuple[Topic, ...]) -> str:
+    return " & ".join(topic.name for topic in topics)
 
 
 if __name__ == "__main__":
