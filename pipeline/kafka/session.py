@@ -81,8 +81,13 @@ class Session:
         on_refused: OnRefused = not_counted,
         group_protocol: GroupProtocol = "consumer",
         late_ms: int = 0,
+        producers: int = 1,
     ) -> None:
-        """``late_ms``: how long brokers may collect records before they answer, in milliseconds."""
+        """Join nothing yet.
+
+        ``late_ms``: how long brokers may collect records before they answer, in milliseconds; ``producers``: how many
+        take turns (`pipeline.kafka.transactions.Transactions`).
+        """
         self._on_refused = on_refused
         self._settings, self._handler, self.agent = settings, handler, agent
         self._names = {settings.topic(topic.name): topic for topic in topics}
@@ -113,6 +118,7 @@ class Session:
             waiting=self._waiting,
             renewed=renewed,
             marks=len(self._names) > 1,
+            producers=producers,
         )
         # Where each partition that is held has been read up to. A record below it, or of a partition that is not held,
         # was fetched before a rebalance or an abort that happened while its batch was being formed.
@@ -128,7 +134,7 @@ class Session:
         self._rejoined_s = -math.inf
 
     def start(self) -> None:
-        """Fence earlier holders of the transactional id and join the group."""
+        """Fence earlier holders of the transactional ids and join the group."""
         self._transactions.start()
         self._subscribe()
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -78,8 +78,21 @@ class Unknown(Exception):
     """A transaction ended without word of how; a new producer has ended it, the committed offsets tell the rest."""
 
 
+class _Client(NamedTuple):
+    """A producer, and the thread of its transactional calls."""
+
+    producer: Producer
+    caller: Caller
+
+
+def _transactional_ids(settings: Settings, agent: str, count: int) -> tuple[str, ...]:
+    """Return ``count`` ids of a worker's agent, none of which any other worker or agent can have."""
+    groups = (settings.topic(agent), *(f"{settings.topic(agent)}.{number}" for number in range(2, count + 1)))
+    return tuple(f"{group}-{settings.instance}" for group in groups)
+
+
 class Transactions:
-    """A producer that is replaced when it can no longer be used; used from one thread, but for ``stopping``."""
+    """Producers that are replaced when they can no longer be used; used from one thread, but for ``stopping``."""
 
     def __init__(
         self,
@@ -91,12 +104,24 @@ class Transactions:
         waiting: Callable[[], None],
         renewed: Callable[[], None],
         marks: bool,
+        producers: int = 1,
     ) -> None:
-        """``marks``: whether records of ``progress`` will be among the outputs, whose offsets `marked` tells."""
+        """Make the producers; `start` comes before the first commit.
+
+        Args:
+            bootstrap: Addresses of brokers.
+            settings: The worker's settings.
+            agent: Name of the agent.
+            stopping: Set when the worker ends.
+            waiting: Called while a call waits for a broker; may raise.
+            renewed: Called when producers are replaced.
+            marks: Whether records of ``progress`` will be among the outputs, whose offsets `marked` tells.
+            producers: Number of producers that take turns, each with a transactional id of its own.
+        """
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
         self._stopping, self._waiting, self._tell_renewed = stopping, waiting, renewed
         self.exactly_once = settings.delivery == "exactly_once"
-        self._id = f"{settings.topic(agent)}-{settings.instance}"
+        self._ids = _transactional_ids(settings, agent, producers) if self.exactly_once else (None,)
         self._brokers_down = threading.Event()
         self._undelivered: KafkaError | None = None
         self._marks = marks
@@ -105,12 +130,20 @@ class Transactions:
         self._aborts = 0
         self._began_s = 0.0
         self._in_transaction = False
-        self._producer, self._caller = self._new()
+        self._clients = [self._new(name) for name in self._ids]
+        self._turn = 0
+
+    @property
+    def _producer(self) -> Producer:
+        return self._clients[self._turn].producer
+
+    @property
+    def _caller(self) -> Caller:
+        return self._clients[self._turn].caller
 
     def start(self) -> None:
-        """Fence earlier holders of the transactional id; what they left unfinished is aborted."""
-        if self.exactly_once:
-            self._initialise()
+        """Fence earlier holders of the transactional ids; what they left unfinished is aborted."""
+        self._initialise()
 
     @property
     def reachable(self) -> bool:
@@ -118,11 +151,15 @@ class Transactions:
         return not self._brokers_down.is_set()
 
     def commit(self, outputs: Sequence[Output], offsets: list[TopicPartition], metadata: Any) -> None:
-        """``outputs`` and ``offsets`` in one transaction.
+        """``outputs`` and ``offsets`` in one transaction, by the producer whose turn it is.
+
+        A transaction begins only when the one before is known to be committed. Its markers may still be on their way:
+        the producer of that one would wait for them, the other one need not.
 
         Raises ``Aborted`` and ``OutputTooLarge`` (nothing is committed), ``Unknown`` (the transaction was ended by a
         new producer) and ``SessionError``.
         """
+        self._turn = (self._turn + 1) % len(self._clients)
         self._producer.poll(0)  # hear of brokers that went away since
         if self._brokers_down.is_set():
             # What this producer knows of coordinators may be from before: librdkafka may wait for one of them for ever.
@@ -178,30 +215,37 @@ class Transactions:
         return dict(self._marked)
 
     def close(self) -> None:
-        """Give the producer up; a transaction that is open is left to the broker, or to this id's next holder."""
-        self._caller.end()
+        """Give the producers up; a transaction that is open is left to the broker, or to its id's next holder."""
+        for client in self._clients:
+            client.caller.end()
 
-    def _new(self) -> tuple[Producer, Caller]:
+    def _new(self, transactional_id: str | None) -> "_Client":
         config = producer_config(
             self._bootstrap,
-            transactional_id=self._id if self.exactly_once else None,
+            transactional_id=transactional_id,
             settings=self._settings,
             # A report of each record that was written would take as long as to write it.
             overrides={"error_cb": self._on_error, "delivery.report.only.error": not self._marks},
         )
-        return Producer(config), Caller(self._agent, self._while_waiting)
+        return _Client(Producer(config), Caller(self._agent, self._while_waiting))
 
     def _renew(self, reason: str) -> None:
-        """A new producer in place of this one, whose unfinished transaction it ends."""
+        """Replace the producers, which ends what is unfinished of any of them."""
         log.warning("%s: a new producer takes over: %s", self._agent, reason)
         self._tell_renewed()
-        self._caller.end()
+        self.close()
         self._brokers_down.clear()
-        self._producer, self._caller = self._new()
-        if self.exactly_once:
-            self._initialise()
+        self._clients = [self._new(name) for name in self._ids]
+        self._initialise()
 
     def _initialise(self) -> None:
+        """Initialise every transactional id: none of them may have a transaction when offsets are asked for."""
+        if self.exactly_once:
+            for turn in range(len(self._clients)):
+                self._turn = turn
+                self._initialise_one()
+
+    def _initialise_one(self) -> None:
         while True:
             try:
                 self._transactional("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
@@ -210,7 +254,7 @@ class Transactions:
                     raise Stopped(f"agent {self._agent}: {error}") from error
                 log.warning("%s: %s; trying again with a new producer", self._agent, error)
                 self._caller.end()
-                self._producer, self._caller = self._new()
+                self._clients[self._turn] = self._new(self._ids[self._turn])
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
                 raise SessionError(f"agent {self._agent}: {cause.str()} ({cause.name()})") from error

@@ -191,10 +191,10 @@ def _read(bootstrap: str, prefix: str, topics: Sequence[str], skipped: Mapping[P
                     waiting.discard(at)
                 elif error.code() in UNREADABLE and end is not None:
                     behind[at] = end
-                    consumer.seek(TopicPartition(*at, end))
+                    _go_on(consumer, TopicPartition(*at, end))
                 elif error.code() == KafkaError._AUTO_OFFSET_RESET and at in behind:
                     # The client had gone on somewhere behind a damaged batch.
-                    consumer.seek(TopicPartition(*at, behind[at]))
+                    _go_on(consumer, TopicPartition(*at, behind[at]))
                 else:
                     raise KafkaException(error)
                 continue
@@ -214,6 +214,21 @@ def _read(bootstrap: str, prefix: str, topics: Sequence[str], skipped: Mapping[P
     finally:
         consumer.close()
     return found
+
+
+def _go_on(consumer: Consumer, place: TopicPartition) -> None:
+    """Read a partition from another offset; assign it anew where the client has given it up behind a damaged batch."""
+    try:
+        consumer.seek(place)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError._STATE:
+            raise
+        others = [one for one in consumer.assignment() if (one.topic, one.partition) != (place.topic, place.partition)]
+        at = [one for one in consumer.position(others) if one.offset >= 0]
+        known = {(one.topic, one.partition) for one in at}
+        fresh = [TopicPartition(one.topic, one.partition, OFFSET_BEGINNING) for one in others
+                 if (one.topic, one.partition) not in known]  # fmt: skip
+        consumer.assign([*at, *fresh, place])
 
 
 def origin_of(entry: Entry, prefix: str) -> Place | None:

@@ -359,8 +359,8 @@ class SimProducer:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._cluster = CLUSTERS[config["bootstrap.servers"]]
         self._id: str = config["transactional.id"]
-        self.group = self._id.rpartition("-")[0]
-        """The transactional id is made of the group's name and the worker's."""
+        self.group = self._id.rpartition("-")[0].removesuffix(".2")
+        """A transactional id is made of the group's name, a number behind the first id, and the worker's name."""
         self.written: list[tuple[str, int | None, bytes | None, bytes | None, Headers, Any]] = []
         self.offsets: dict[Place, tuple[int, str]] = {}
         self.open = False
