@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pipeline.backtest.accept import Acceptance, accept_transactions
 from pipeline.backtest.run import accept_each
 from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Reject, Transactions, digest_keys
-from pipeline.engine.joins import Horizons
+from pipeline.engine.columns import Reject, Transactions, content_keys, digest_keys
+from pipeline.engine.joins import REPEAT_DIFFERS, SAME, Horizons
 from pipeline.engine.pending import NO_LABELS, MemoryPending
 from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
@@ -34,16 +34,21 @@ def decidable(tables: Iterable[pa.Table], options: CardOptions) -> Decidable:
     rejects: list[Reject] = []
     horizons = Horizons(options.dedup_horizon_us, options.label_horizon_us)
     join = CardJoin(MemoryIndex(), MemoryPending())
-    kept, accepted = [np.empty(0, np.int64)], 0
+    kept, accepted, contradicted = [np.empty(0, np.int64)], 0, 0
     for rows in accept_each(
         tables, accept_transactions, Acceptance(options.rates, options.future_tolerance_us), rejects
     ):
         accepted += len(rows)
-        kept.append(rows.row[join.join(horizons, _unlabelled(rows)).accepted])
+        joined = join.join(horizons, _unlabelled(rows))
+        kept.append(rows.row[joined.accepted])
+        contradicted += int(np.count_nonzero(joined.differs != SAME))
         join.forget(0)
         join.settle()
     row = np.concatenate(kept)
-    return Decidable(row, Counter(reject.code for reject in rejects), accepted - len(row))
+    refused = Counter(reject.code for reject in rejects)
+    if contradicted:
+        refused[REPEAT_DIFFERS] += contradicted
+    return Decidable(row, refused, accepted - len(row) - contradicted)
 
 
 def _unlabelled(rows: Transactions) -> Arrivals[NDArray[np.int64]]:
@@ -53,6 +58,8 @@ def _unlabelled(rows: Transactions) -> Arrivals[NDArray[np.int64]]:
         digest=digest_keys(rows.card_id, rows.transaction_id),
         event_time_us=rows.event_time_us,
         position=np.arange(n),
+        content=content_keys(rows),
+        source=rows.row,
         merchants=np.zeros((n, 3), np.int64),
         labels=NO_LABELS,
         label_position=np.empty(0, np.int64),

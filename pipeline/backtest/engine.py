@@ -13,9 +13,25 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.order import Chunk
 from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Reject, Transactions, digest_keys, identities, name_keys, no_labels
+from pipeline.engine.columns import (
+    Reject,
+    Transactions,
+    content_keys,
+    digest_keys,
+    identities,
+    name_keys,
+    no_labels,
+)
 from pipeline.engine.decisions import Decisions, decided
-from pipeline.engine.joins import COUNTS, NO_TRANSACTION, Horizons, not_joined
+from pipeline.engine.joins import (
+    COUNTS,
+    NO_TRANSACTION,
+    REPEAT_DIFFERS,
+    SAME,
+    Horizons,
+    contradicts,
+    not_joined,
+)
 from pipeline.engine.merchants import behind, labels_log, transactions_log
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.pending import LabelBatch, MemoryPending
@@ -70,8 +86,8 @@ class Profiled(NamedTuple):
     case_sequence: NDArray[np.int64]
     duplicates: int
     label_outcomes: Counter[str]
-    in_vain: list[Reject]
-    """Labels that have waited in vain."""
+    refused: list[Reject]
+    """Labels that have waited in vain, and repeats with other content."""
 
 
 class Engine:
@@ -109,15 +125,16 @@ class Engine:
             rates_version=self._options.rates.version,
             duplicates=found.duplicates,
             label_outcomes=found.label_outcomes,
-            rejects=(*rejects, *found.in_vain),
+            rejects=(*rejects, *found.refused),
         )
 
     def profile(self, chunk: Chunk) -> Profiled:
         """Let the records of ``chunk`` enter the state; nothing is decided."""
         taken, position, names = chunk.transactions, chunk.position, self._names(chunk.transactions)
-        accepted, following, outcomes, in_vain = self._join(chunk, names)
-        duplicates = len(taken) - int(np.count_nonzero(accepted))
-        if duplicates:
+        accepted, following, outcomes, refused = self._join(chunk, names)
+        left_out = len(taken) - int(np.count_nonzero(accepted))
+        duplicates = left_out - sum(reject.code == REPEAT_DIFFERS for reject in refused)
+        if left_out:
             taken, position = taken.take(accepted), position[accepted]
             names = _Names(*(column[accepted] for column in names))
         n = len(taken)
@@ -135,7 +152,7 @@ class Engine:
         self._profile_merchants(taken, position, names, following, features[:, len(CARD_FEATURES) :])
         return Profiled(
             taken, position, names.partition, features, case_start_us, case_sequence, duplicates,
-            Counter({name: count for name, count in zip(COUNTS, outcomes.tolist(), strict=True) if count}), in_vain,
+            Counter({name: count for name, count in zip(COUNTS, outcomes.tolist(), strict=True) if count}), refused,
         )  # fmt: skip
 
     def _names(self, taken: Transactions) -> _Names:
@@ -149,9 +166,9 @@ class Engine:
     def _join(
         self, chunk: Chunk, names: _Names
     ) -> tuple[NDArray[np.bool_], _Following, NDArray[np.int64], list[Reject]]:
-        """What is no repeat, shape (n,); labels that travel on; what became of labels, by `COUNTS`; those given up."""
+        """What is no repeat, shape (n,); labels that travel on; what became of labels, by `COUNTS`; what is refused."""
         taken, labels = chunk.transactions, chunk.labels
-        digests = digest_keys(taken.card_id, taken.transaction_id)
+        digests, content = digest_keys(taken.card_id, taken.transaction_id), content_keys(taken)
         merchants = np.column_stack([names.merchant, names.merchant_partition])
         label_partition = partitions_of(labels.card_id, self._options.partitions)
         accepted, outcomes = np.zeros(len(taken), np.bool_), np.zeros(len(COUNTS), np.int64)
@@ -164,6 +181,8 @@ class Engine:
                     digest=digests[of],
                     event_time_us=taken.event_time_us[of],
                     position=chunk.position[of],
+                    content=content[of],
+                    source=taken.row[of],
                     merchants=merchants[of],
                     labels=LabelBatch.of(labels.take(labels_of)),
                     label_position=chunk.label_position[labels_of],
@@ -172,6 +191,7 @@ class Engine:
             state.forget(0)
             state.settle()
             accepted[of] = joined.accepted
+            rejects += _contradictions(taken if isinstance(of, slice) else taken.take(of), joined.differs)
             outcomes += joined.counts
             found, said = joined.following, joined.labels.labels
             who = said.take(found.label) if len(found.label) else no_labels()
@@ -222,3 +242,15 @@ class Engine:
 
     def _rows(self, partition: NDArray[np.int64], number: int) -> slice | NDArray[np.intp]:
         return slice(None) if self._options.partitions == 1 else np.flatnonzero(partition == number)
+
+
+def _contradictions(taken: Transactions, differs: NDArray[np.int64]) -> list[Reject]:
+    """Repeats that say something else than the transaction that was accepted."""
+    rows = np.flatnonzero(differs != SAME).tolist()
+    return [
+        Reject(
+            "transaction", int(taken.row[row]), REPEAT_DIFFERS,
+            contradicts(taken.transaction_id[row].as_py(), taken.card_id[row].as_py()),
+        )
+        for row in rows
+    ]  # fmt: skip

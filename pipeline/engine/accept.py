@@ -28,8 +28,6 @@ from schemas.messages import Label
 from schemas.money import RateTable
 from schemas.records import Record
 
-_SHOWN: Final = (TEXTS[CURRENCY], TEXTS[TYPE])
-
 T = TypeVar("T")
 
 _COUNTING: Final = tuple(
@@ -58,8 +56,6 @@ def accept_transactions(
     arrived_us: NDArray[np.int64],
     rates: RateTable,
     future_tolerance_us: int,
-    *,
-    shown: bool = True,
 ) -> tuple[Transactions, list[Reject]]:
     """Accept the transactions of n records.
 
@@ -68,12 +64,11 @@ def accept_transactions(
         arrived_us: Shape (n,), when each record arrived, in microseconds since 1970.
         rates: Table that converts the amounts.
         future_tolerance_us: How far an event may lie behind its record's arrival.
-        shown: Whether the columns that only results show, currency and type, are wanted.
 
     Returns:
         The accepted transactions and the refused ones; ``row`` of either is its record's number.
     """
-    plain, rows = read_plain(values, arrived_us + future_tolerance_us, rates, shown=shown)
+    plain, rows = read_plain(values, arrived_us + future_tolerance_us, rates)
     if len(rows) == len(values):
         return rows, []
     others, rejects = _decoded(
@@ -145,16 +140,13 @@ def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: N
     )
 
 
-def read_plain(
-    values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable, *, shown: bool = True
-) -> PlainTransactions:
+def read_plain(values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable) -> PlainTransactions:
     """Read the records that compiled code understands and that the decoder would accept.
 
     Args:
         values: n records' values.
         latest_us: Shape (n,), the latest event time that each may have, in microseconds since 1970.
         rates: Table that converts the amounts.
-        shown: As of `accept_transactions`.
 
     Returns:
         Which records are plain, and their transactions; ``row`` is the record's number.
@@ -174,8 +166,6 @@ def read_plain(
         name: pa.StringArray.from_buffers(m, pa.py_buffer(offsets[column]), buffer) for column, name in enumerate(TEXTS)
     }
     counts = counting(texts[TEXTS[TYPE]])
-    if not shown:
-        texts |= dict.fromkeys(_SHOWN)
     event_us, clock_us = found.event_time_us, found.clock_us
     if m < n:
         event_us, clock_us, minor, base = event_us[row], clock_us[row], minor[row], base[row]

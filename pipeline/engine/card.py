@@ -12,9 +12,18 @@ from numpy.typing import NDArray
 
 from pipeline.engine.accept import accept_transactions, record_columns
 from pipeline.engine.accepted_labels import LabelOptions, accept, read_accepted
-from pipeline.engine.columns import Transactions, digest_keys, name_keys, text_values
+from pipeline.engine.columns import Transactions, content_keys, digest_keys, name_keys, text_values
 from pipeline.engine.forwarding import Batch, NotForwarded, forward, origin
-from pipeline.engine.joins import COUNTS, NO_TRANSACTION, Clock, Horizons, not_joined
+from pipeline.engine.joins import (
+    COUNTS,
+    NO_TRANSACTION,
+    REPEAT_DIFFERS,
+    SAME,
+    Clock,
+    Horizons,
+    contradicts,
+    not_joined,
+)
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
 from pipeline.engine.pending import LabelBatch, StorePending
 from pipeline.engine.placement import partition_of, partitions_of
@@ -33,6 +42,8 @@ from schemas.records import Output, Record
 from schemas.topics import ACCEPTED_LABELS, LABELS, PROFILED, REROUTED, TRANSACTIONS
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
+_OFFSETS: Final = 1 << 48
+"""More offsets than a partition has."""
 
 
 class CardOptions(NamedTuple):
@@ -130,6 +141,8 @@ class CardPartition:
             digest_keys(transactions.card_id, transactions.transaction_id),
             transactions.event_time_us,
             np.arange(n),
+            content_keys(transactions),
+            _sources(bought, transactions.row),
             text_values(transactions.merchant_id),
             labels,
             np.arange(n, n + m),
@@ -137,6 +150,7 @@ class CardPartition:
         joined = self._join.join(horizons, arrivals)
         self._join.forget(forgotten_with(len(records)))
         accepted = int(np.count_nonzero(joined.accepted))
+        self._refuse_contradictions(joined, transactions, bought, result)
         _count(joined, accepted, result)
         taken = transactions if accepted == n else transactions.take(joined.accepted)
         profile = self._profile(taken) if accepted else None
@@ -202,7 +216,7 @@ class CardPartition:
         """Accept transactions; ``row`` is a record's number in ``batch``."""
         rules = self._rules
         values, arrived_us = record_columns(batch.records)
-        rows, rejects = accept_transactions(values, arrived_us, rules.rates, rules.future_tolerance_us, shown=False)
+        rows, rejects = accept_transactions(values, arrived_us, rules.rates, rules.future_tolerance_us)
         for reject in rejects:
             result.dead_letter(batch.records[reject.row], "card", reject.code, reject.text)
         staying = self._staying(rows, batch, result)
@@ -228,6 +242,16 @@ class CardPartition:
             result.outputs.append(forward(batch.records[number], REROUTED, rows.card_id[row].as_py(), int(homes[row])))
             result.counts["rerouted", batch.reads[number].topic.removeprefix(self._rules.topic_prefix)] += 1
         return staying
+
+    def _refuse_contradictions(
+        self, joined: Joined[list[bytes]], transactions: Transactions, batch: Batch, result: Result
+    ) -> None:
+        """Refuse repeats that say something else than the transaction that was accepted."""
+        for row in np.flatnonzero(joined.differs != SAME).tolist():
+            text = contradicts(transactions.transaction_id[row].as_py(), transactions.card_id[row].as_py())
+            first = divmod(int(joined.differs[row]), _OFFSETS)
+            record = batch.records[int(transactions.row[row])]
+            result.dead_letter(record, "card", REPEAT_DIFFERS, text, first=first)
 
     def _profile(self, taken: Transactions) -> CardProfile:
         return self._windows.profile(
@@ -312,8 +336,14 @@ def compile_kernels(options: CardOptions) -> None:
         partition.close()
 
 
+def _sources(batch: Batch, row: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return partition and offset of n records as one number; shape (n,)."""
+    records = [batch.records[number] for number in row.tolist()]
+    return np.array([record.partition * _OFFSETS + record.offset for record in records], np.int64)
+
+
 def _count(joined: Joined[list[bytes]], accepted: int, result: Result) -> None:
-    repeats = len(joined.accepted) - accepted
+    repeats = len(joined.accepted) - accepted - int(np.count_nonzero(joined.differs != SAME))
     if accepted:
         result.counts["accepted", ""] += accepted
     if repeats:

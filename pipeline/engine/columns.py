@@ -78,7 +78,6 @@ class Transactions(_Columns):
     event_time_us: NDArray[np.int64]
     """Microseconds since 1970-01-01T00:00:00Z."""
     currency: pa.Array
-    """None, like ``transaction_type``, where nothing asks for it."""
     amount_minor: NDArray[np.int64]
     """Whole minor units of ``currency``."""
     amount_base_minor: NDArray[np.int64]
@@ -177,6 +176,21 @@ def _as_keys(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     return hashes.byteswap(inplace=True).view(np.int64)
 
 
+def content_keys(taken: Transactions) -> NDArray[np.int64]:
+    """Return 64 bits of what each of n transactions says besides its identity; shape (n,).
+
+    Merchant, event time, amount, currency and type count. Two that differ in any of them have different bits, but for
+    a chance of one in 2^64.
+    """
+    keys = np.zeros(len(taken), np.uint64)
+    for column in (taken.merchant_id, taken.currency, taken.transaction_type):
+        keys = (keys ^ name_keys(column)[:, 0].view(np.uint64)) * _ODD
+    for numbers in (taken.event_time_us, taken.amount_minor):
+        keys = (keys ^ numbers.view(np.uint64)) * _ODD
+        keys ^= keys >> _HALF
+    return keys.view(np.int64)
+
+
 def digest_keys(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.int64]:
     """Return `transaction_digest` of n rows as two big-endian words, which sort as its bytes do; shape (n, 2)."""
     return hash_pairs(text_buffers(card_id), text_buffers(transaction_id)).view(np.int64)
@@ -187,6 +201,9 @@ def identities(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.uint64
     return transaction_hashes(card_id.to_pylist(), transaction_id.to_pylist())
 
 
+_ODD: Final = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 divided by the golden ratio: a multiplication by it spreads differences over the upper bits."""
+_HALF: Final = np.uint64(32)
 _LARGE: Final = pa.large_string()
 _ENDS: Final[np.dtype[Any]] = np.dtype(np.int32)
 _LARGE_ENDS: Final[np.dtype[Any]] = np.dtype(np.int64)

@@ -19,14 +19,18 @@ IntArray = NDArray[np.signedinteger[Any]]
 
 NO_TRANSACTION: Final = "label_without_transaction"
 """Code of the dead letter of a label that has waited in vain."""
+REPEAT_DIFFERS: Final = "repeat_differs"
+"""Code of the dead letter of a repeat that says something else than the transaction that was accepted."""
+SAME: Final = -1
 COUNTS: Final = (*OUTCOMES, "early", "too_late", "unknown_transaction")
 """Outcomes of labels, by number."""
 UNKNOWN: Final = COUNTS.index("unknown_transaction")
 _EARLY, _TOO_LATE = (COUNTS.index(name) for name in ("early", "too_late"))
 
-ENTRY_WORDS: Final = 8
-HIGH, LOW, EVENT_US, NEWEST_US, RANK, LABELLED_AT_US, KNOWN, CHANGES = range(ENTRY_WORDS)
-"""Words of an entry: digest, event time, the partition's event time at acceptance, and the label that holds."""
+ENTRY_WORDS: Final = 10
+HIGH, LOW, EVENT_US, NEWEST_US, CONTENT, SOURCE, RANK, LABELLED_AT_US, KNOWN, CHANGES = range(ENTRY_WORDS)
+"""Words of an entry: digest, event time, the partition's event time at acceptance, content, source, and the label that
+holds."""
 _UNSEEN_RANK, _UNSEEN_AT, _UNSEEN_KNOWN, _UNSEEN_CHANGES = UNSEEN
 
 REPEATED, ACCEPTED, ACCEPTED_AGAIN = range(3)
@@ -90,6 +94,10 @@ class PassInput(NamedTuple):
     event_time_us: NDArray[np.int64]
     position: NDArray[np.int64]
     """Shape (n,): where each transaction stands among all records; ascending."""
+    content: NDArray[np.int64]
+    """Shape (n,): `pipeline.engine.columns.content_keys`."""
+    source: NDArray[np.int64]
+    """Shape (n,): a number of each transaction's record, 0 or more."""
     label_digest: NDArray[np.int64]
     label_position: NDArray[np.int64]
     """Shape (m,): ascending; -1 of a label that has waited."""
@@ -106,6 +114,8 @@ class PassResult(NamedTuple):
 
     fate: NDArray[np.int8]
     """Shape (n,): `REPEATED`, `ACCEPTED` or `ACCEPTED_AGAIN`."""
+    differs: NDArray[np.int64]
+    """Shape (n,): of a repeat with other content, ``source`` of the transaction that was accepted; else `SAME`."""
     clock: Clock
     follows: NDArray[np.int64]
     """Shape (k, 4): of each label that changes what is known, the position of the record behind which it stands,
@@ -132,20 +142,26 @@ def join(horizons: Horizons, clock: Clock, entries: Entries, given: PassInput) -
     """
     n, m = len(given.digest), len(given.label_digest)
     meta = np.array([clock.newest_us, clock.first_day, entries.count], np.int64)
-    fate, waits = np.zeros(n, np.int8), np.ones(m, np.bool_)
+    fate, differs, waits = np.zeros(n, np.int8), np.full(n, SAME), np.ones(m, np.bool_)
     follows, journal = np.empty((m, 4), np.int64), np.empty((m, JOURNAL_WORDS), np.int64)
     waiting = np.zeros(_table_size(m) if m else 1, np.int32)
     chains = np.full((m, 2), -1, np.int64)
     counts = np.zeros(len(COUNTS), np.int64)
     followed, changed = _join(
         np.array(horizons, np.int64), meta, entries.rows, entries.table, waiting, chains, given.held,
-        given.digest, given.event_time_us, given.position,
+        given.digest, given.event_time_us, given.position, given.content, given.source,
         given.label_digest, given.label_position, given.rank, given.known, given.labelled_at_us, given.known_at_us,
-        fate, waits, follows, journal, counts,
+        fate, differs, waits, follows, journal, counts,
     )  # fmt: skip
     entries.count = int(meta[COUNT])
     return PassResult(
-        fate, Clock(int(meta[NEWEST]), int(meta[FIRST_DAY])), follows[:followed], waits, journal[:changed], counts
+        fate,
+        differs,
+        Clock(int(meta[NEWEST]), int(meta[FIRST_DAY])),
+        follows[:followed],
+        waits,
+        journal[:changed],
+        counts,
     )
 
 
@@ -155,6 +171,14 @@ def not_joined(transaction_id: str, card_id: str, label_horizon_us: int) -> str:
         f"no transaction {transaction_id!r} of card {card_id!r} is known that the label can be joined to: check both "
         "identifiers and send it again, unless the transaction happened more than "
         f"{label_horizon_us / US_PER_DAY:g} days before, which is too long"
+    )
+
+
+def contradicts(transaction_id: str, card_id: str) -> str:
+    """Return the text of the dead letter of a repeat with other content."""
+    return (
+        f"transaction {transaction_id!r} of card {card_id!r} was accepted before with another merchant, event time, "
+        "amount, currency or type, and that one holds: give each transaction an identifier of its own"
     )
 
 
@@ -218,10 +242,10 @@ def _finds(rules: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) -
 @compiled
 def _join(
     rules: IntArray, meta: IntArray, entries: IntArray, table: IntArray, waiting: IntArray, chains: IntArray, held: int,
-    digest: IntArray, event_us: IntArray, position: IntArray,
+    digest: IntArray, event_us: IntArray, position: IntArray, content: IntArray, source: IntArray,
     label_digest: IntArray, label_position: IntArray, rank: IntArray, known: IntArray, labelled_at_us: IntArray,
-    known_at_us: IntArray, fate: IntArray, waits: NDArray[np.bool_], follows: IntArray, journal: IntArray,
-    counts: IntArray,
+    known_at_us: IntArray, fate: IntArray, differs: IntArray, waits: NDArray[np.bool_], follows: IntArray,
+    journal: IntArray, counts: IntArray,
 ) -> tuple[int, int]:  # fmt: skip
     """Work on all records; returns how many rows ``follows`` and ``journal`` have."""
     n, m = len(digest), len(label_digest)
@@ -259,6 +283,8 @@ def _join(
             and meta[NEWEST] - entries[before, NEWEST_US] <= rules[_DEDUP_US]
             and _remembered(rules, meta, entries[before])
         ):
+            if entries[before, CONTENT] != content[i]:
+                differs[i] = entries[before, SOURCE]
             i += 1
             continue
         fate[i] = ACCEPTED if before < 0 else ACCEPTED_AGAIN
@@ -268,6 +294,7 @@ def _join(
         row = entries[entry]
         row[HIGH], row[LOW] = digest[i, 0], digest[i, 1]
         row[EVENT_US], row[NEWEST_US] = event_us[i], meta[NEWEST]
+        row[CONTENT], row[SOURCE] = content[i], source[i]
         row[RANK], row[LABELLED_AT_US] = _UNSEEN_RANK, _UNSEEN_AT
         row[KNOWN], row[CHANGES] = _UNSEEN_KNOWN, _UNSEEN_CHANGES
         table[slot] = entry + 1

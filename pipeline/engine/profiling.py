@@ -31,6 +31,10 @@ class Arrivals(NamedTuple, Generic[M]):
     event_time_us: NDArray[np.int64]
     position: NDArray[np.int64]
     """Shape (n,): where each transaction stands among all records; ascending."""
+    content: NDArray[np.int64]
+    """Shape (n,): `pipeline.engine.columns.content_keys`."""
+    source: NDArray[np.int64]
+    """Shape (n,): a number of each transaction's record, 0 or more, by which a repeat finds it again."""
     merchants: M
     """Merchants of the transactions, as the index keeps them."""
     labels: LabelBatch
@@ -57,6 +61,8 @@ class Joined(NamedTuple, Generic[M]):
 
     accepted: NDArray[np.bool_]
     """Shape (n,): which transactions are no repeats."""
+    differs: NDArray[np.int64]
+    """Shape (n,): of a repeat with other content, ``source`` of the one that was accepted; else -1."""
     labels: LabelBatch
     """Labels that may have waited already, and behind them those that arrived."""
     following: Following[M]
@@ -96,7 +102,8 @@ class CardJoin(Generic[M]):
             self.clock,
             entries,
             PassInput(
-                given.digest, given.event_time_us, given.position, batch.digest, position, labels.rank, labels.known,
+                given.digest, given.event_time_us, given.position, given.content, given.source, batch.digest, position,
+                labels.rank, labels.known,
                 labels.labelled_at_us, labels.known_at_us, held,
             ),
         )  # fmt: skip
@@ -114,7 +121,7 @@ class CardJoin(Generic[M]):
             self._index.merchants(entry),
             found.follows[:, F_KNOWN],
         )
-        return Joined(found.fate != REPEATED, batch, following, given_up, found.counts)
+        return Joined(found.fate != REPEATED, found.differs, batch, following, given_up, found.counts)
 
     def forget(self, at_least: int) -> None:
         """Forget what lies behind the horizons: at least so many transactions, if there are."""

@@ -53,11 +53,13 @@ class Result:
         *,
         kept_bytes: int = KEPT_BYTES,
         end: int | None = None,
+        first: tuple[int, int] | None = None,
     ) -> None:
         """Set ``record`` aside with its reason: original key, value and headers, and where it came from.
 
         Of more than ``kept_bytes`` the value is left out, and key and headers too where they alone are more; size and
         digest then tell what was there. ``record`` may stand for all up to offset ``end``, which nobody could read.
+        ``first`` is the partition and the offset of a record that it contradicts.
         """
         key, value, headers, left_out = _kept(record, kept_bytes)
         reason: Headers = (
@@ -68,10 +70,18 @@ class Result:
             ("dead-letter-timestamp-ms", str(record.timestamp_ms).encode()),
             ("dead-letter-stage", stage.encode()),
             ("dead-letter-error", code.encode()),
+            *(() if first is None else _first_headers(*first)),
             ("dead-letter-message", message[:_TEXT_LIMIT].encode("utf-8", "backslashreplace")),
         )
         self.outputs.append(Output(DEAD_LETTERS, key, value, (*headers, *reason, *left_out)))
         self.counts["dead_letter", code] += 1
+
+
+def _first_headers(partition: int, offset: int) -> Headers:
+    return (
+        ("dead-letter-first-partition", str(partition).encode()),
+        ("dead-letter-first-offset", str(offset).encode()),
+    )
 
 
 def merged(results: Iterable[Result]) -> Result:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 from tests.chaos.arithmetic import identity, microseconds, partition_of
-from tests.chaos.model import UNKNOWN, Accepted, follow_cards
+from tests.chaos.model import DIFFERS, UNKNOWN, Accepted, follow_cards
 from tests.chaos.model import told as label_of
 from tests.chaos.records import INPUTS, NUMBER_HEADER, ORIGINS, Entry, Key, Place, Sent, exact, origin_of
 from tests.chaos.run import CARD_READS, FEEDBACK_READS, Check, Run, key_of, place_of
@@ -238,6 +238,7 @@ def dead_letters_are_complete(run: Run) -> Check:
     check.compared = {
         "dead_letters": len(wanted),
         "labels_without_transaction": sum(code == UNKNOWN for code in wanted.values()),
+        "repeats_that_differ": sum(code == DIFFERS for code in wanted.values()),
     }
     hostile = {(sent.topic, sent.partition, sent.offset) for sent in run.ledger if sent.hostile}
     for entry in run.logs.entries("dead-letters"):

@@ -27,7 +27,7 @@ SOURCES = ("customer", "analyst", "chargeback", "issuer", "audit", "a bank's own
 
 SHARES = {"late": 0.03, "very_late": 0.01, "shuffled": 0.03, "foreign": 0.03, "keyless": 0.01}
 """Shares of transactions; the rest is sent at its own time to its own partition."""
-TWINS, REPEATS, BAD, UNKNOWN_LABELS = 0.02, 0.04, 0.012, 0.004
+TWINS, REPEATS, CHANGED, BAD, UNKNOWN_LABELS = 0.02, 0.04, 0.01, 0.012, 0.004
 AGAIN, LATE_LABEL = 0.02, 0.03
 """Of transactions: sent again behind the deduplication horizon, and labelled about the label horizon or behind it."""
 AGAIN_DAYS, LATE_LABEL_DAYS = 25.0, 20.0
@@ -117,6 +117,10 @@ def _drafts(load: Load, expected: Expected, random: np.random.Generator) -> Iter
             again_us = clock_us + int(random.uniform(0, 2 * DAY_US)) * int(random.random() < 0.8)
             where = "foreign" if expected.rerouting and random.random() < 0.4 else "home"
             yield _Draft(again_us, "transactions", value, "repeat", card, name, placed=where)
+        if random.random() < CHANGED:
+            again_us = clock_us + int(random.uniform(0, 2 * DAY_US))
+            changed = _json({**json.loads(value), "amount": 99_999.25})
+            yield _Draft(again_us, "transactions", changed, "changed repeat", card, name)
         yield from _behind_horizons(clock_us, last_us, load.horizon_days, card, name, value, random)
         yield from _labels(clock_us, card, name, bool(row.fraud), expected, random)
         if random.random() < BAD:

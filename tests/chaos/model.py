@@ -14,6 +14,7 @@ from tests.chaos.run import Run, key_of
 
 PRESUMED = "presumed_legitimate"
 UNKNOWN = "label_without_transaction"
+DIFFERS = "repeat_differs"
 
 
 class Told(NamedTuple):
@@ -131,6 +132,13 @@ def told(place: Place, sent: Sent) -> Told:
     return Told(place, label["label"], label["source"], labelled_at_us, known_at_us)
 
 
+def content_of(sent: Sent) -> tuple[Any, ...]:
+    """What a transaction says besides its identity, as far as a repeat must say the same."""
+    stated = exact(sent.value or b"")
+    time_us, kind = microseconds(stated["event_time"]), stated.get("transaction_type", "purchase")
+    return stated.get("merchant_id"), time_us, stated.get("amount"), stated.get("currency"), kind
+
+
 def sampled(run: Run, key: Key) -> bool:
     """Whether a legitimate transaction becomes an example."""
     return sample_position(identity(*key), "negative") < run.rules.negative_sample_rate
@@ -143,6 +151,7 @@ class _Held:
     event_us: int
     newest_us: int
     """The largest event time of the partition when it was accepted, its own among them."""
+    content: tuple[Any, ...]
     labels: list[Told] = field(default_factory=list)
 
 
@@ -185,12 +194,16 @@ class _CardPartition:
     def _accept(self, place: Place, origin: Place, sent: Sent) -> bool:
         key, event_us = (sent.card, sent.transaction), microseconds(exact(sent.value or b"")["event_time"])
         before = self._held.get(key)
+        content = content_of(sent)
         if before is not None and self._newest_us - before.newest_us <= self._rules.dedup_horizon_us:
-            self._fate.repeats += 1
+            if content == before.content:
+                self._fate.repeats += 1
+            else:
+                self._fate.dead[origin] = DIFFERS
             return False
         self._fate.forgotten += before is not None and self._forgotten(before)
         self._newest_us = max(self._newest_us, event_us)
-        self._held[key] = _Held(event_us, self._newest_us)
+        self._held[key] = _Held(event_us, self._newest_us, content)
         self._fate.accepted.append(Accepted(key, origin, place, before is not None))
         return True
 

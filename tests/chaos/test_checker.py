@@ -45,6 +45,7 @@ class Placed(NamedTuple):
     merchant: str
     event_us: int
     newest_us: int
+    amount: float
 
 
 class Cluster:
@@ -136,12 +137,14 @@ class Cluster:
     def _transaction(self, sent: Sent, origin: Entry, entry: Entry) -> None:
         key = sent.card, sent.transaction
         before, partition = self._placed.get(key), entry.partition
-        if before is not None and self._newest_us[partition] - before.newest_us <= HORIZON_US:
-            return
         stated = json.loads(sent.value or b"")
+        if before is not None and self._newest_us[partition] - before.newest_us <= HORIZON_US:
+            if stated["amount"] != before.amount:
+                self._dead(origin, "repeat_differs")
+            return
         event_us = microseconds(stated["event_time"])
         self._newest_us[partition] = max(self._newest_us[partition], event_us)
-        self._placed[key] = Placed(stated["merchant_id"], event_us, self._newest_us[partition])
+        self._placed[key] = Placed(stated["merchant_id"], event_us, self._newest_us[partition], stated["amount"])
         self._labels[key] = []
         message = {
             "kind": "transaction",

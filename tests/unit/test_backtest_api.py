@@ -376,7 +376,10 @@ def test_refusals_and_repeats_are_warned_about_where_they_are_many(
     same = history.assign(transaction_id="t", card_id="c")
     same.to_parquet(twice, index=False)
     (repeated,) = told_by(Backtest(twice, settings=settings).run().warnings)
-    assert repeated == f"{rows - 1:,} of {rows:,} transactions repeat others, and were not decided"
+    assert repeated.startswith(f"{rows - 1:,} of {rows:,} transactions were refused, and not decided: repeat_differs")
+    pd.concat([history.iloc[:1]] * 3).to_parquet(twice, index=False)
+    (repeated,) = told_by(Backtest(twice, settings=settings).run().warnings)
+    assert repeated == "2 of 3 transactions repeat others, and were not decided"
 
 
 def test_a_file_without_a_row_is_told_as_such(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:

@@ -165,6 +165,44 @@ def test_a_refused_transaction_is_set_aside_whole_and_leaves_no_trace(code: str)
     assert len(good.outputs) == 2
 
 
+CHANGES: dict[str, object] = {
+    "merchant_id": "another",
+    "amount": 9_999.0,
+    "currency": "USD",
+    "transaction_type": "cash",
+    "event_time": after(minutes=1).isoformat(),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_repeat_that_says_something_else_becomes_a_dead_letter_that_names_both(field: str) -> None:
+    desk = Desk()
+    desk.buy(0)
+    desk.buy(1)
+    assert desk.buy(1).counts == {("duplicate", ""): 1}
+    result = desk.buy(1, **{field: CHANGES[field]})
+    (dead,) = result.outputs
+    assert dead.value == desk.transactions.records[3].value
+    assert (reason(dead, "error"), reason(dead, "offset")) == ("repeat_differs", "3")
+    assert (reason(dead, "first-partition"), reason(dead, "first-offset")) == ("0", "1")
+    assert "'t1'" in reason(dead, "message")
+    assert result.counts == {("dead_letter", "repeat_differs"): 1}
+    # The first one holds, and a field that decides nothing may differ.
+    assert desk.buy(1).counts == desk.buy(1, note="sent again").counts == {("duplicate", ""): 1}
+
+
+def test_a_repeat_within_its_batch_is_compared_too() -> None:
+    log = Log(TRANSACTIONS)
+    log.append(transaction(1))
+    log.append(transaction(1, amount=1))
+    log.append(transaction(1))
+    result = partition().process(log.records, NOW)
+    assert len(bought(result)) == 1
+    (dead,) = to(DEAD_LETTERS, result)
+    assert (reason(dead, "offset"), reason(dead, "first-offset")) == ("1", "0")
+    assert result.counts == {("accepted", ""): 1, ("duplicate", ""): 1, ("dead_letter", "repeat_differs"): 1}
+
+
 def test_the_reason_of_a_dead_letter_is_bounded_and_encodable() -> None:
     record = Record("transactions", 0, 0, 0, None, b"x", ())
     result = Result()
@@ -201,7 +239,7 @@ def test_a_dead_letter_fits_whatever_the_size_of_its_record() -> None:
 
 def test_a_repeat_emits_nothing_and_enters_no_window() -> None:
     log = Log(TRANSACTIONS)
-    first = [log.append(transaction(0)), log.append(transaction(0, amount=99)), log.append(transaction(1))]
+    first = [log.append(transaction(0)), log.append(transaction(0)), log.append(transaction(1))]
     later = [log.append(transaction(1)), log.append(transaction(2))]
     state = partition()
     result = state.process(first, NOW)

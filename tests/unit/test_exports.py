@@ -148,7 +148,7 @@ def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
 def test_every_topic_has_columns_of_its_own_that_no_record_changes(topic: Topic) -> None:
     schema = RowFormat(topic).schema
     assert len(set(schema.names)) == len(schema.names)
-    raw = topic.name in {"rerouted", "dead-letters"}
+    raw = topic.name in {"rerouted", "accepted-labels", "dead-letters"}
     assert (ERROR in schema.names) is not raw
     none = RowFormat(topic).rows([])
     assert (none.schema.equals(schema), none.num_rows) == (True, 0)

@@ -104,10 +104,7 @@ def test_garbage_among_markers_is_refused_and_the_rest_is_read() -> None:
 
 
 def test_a_batch_comes_with_its_own_rules_and_what_no_marker_tells_of_without() -> None:
-    old, new = (
-        FeedbackRules(future_tolerance_us=0, label_horizon_us=days, maturity_us=days, negative_sample_rate=1.0)
-        for days in (1, 2)
-    )
+    old, new = (FeedbackRules(label_horizon_us=days, maturity_us=days, negative_sample_rate=1.0) for days in (1, 2))
     markers = [
         Progress(agent="feedback", starts={"a": 1}, ends={"a": 2}, rules=old),
         Progress(agent="feedback", starts={"a": 2}, ends={"a": 3}, rules=new),

@@ -306,7 +306,7 @@ def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch
         run = CliRunner().invoke(command, [str(path), *arguments])
         assert run.exit_code == 0, run.output
         versions.append(json.loads(run.stdout)["lightgbm"])
-        told.append("2 transactions are left out, since they repeat others" in run.stderr)
+        told.append("2 transactions are left out, since workers refuse them: repeat_differs 2" in run.stderr)
     assert told == [True, False, False]
     assert versions[0] == versions[1] != versions[2]
 
