@@ -23,7 +23,7 @@ from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
 from pipeline.engine import card as card_module
 from pipeline.engine import decider as decider_module
-from pipeline.engine import decision_messages
+from pipeline.engine import decision_messages, profiled_blocks
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.feedback import FeedbackPartition
@@ -76,8 +76,8 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
     "card: index write": [(StoreIndex, "keep"), (RocksStore, "settle"), (MemoryStore, "settle")],
     "card: windows": [(CardWindows, "profile"), (CardWindows, "settle")],
-    "card: encode profiled": [(card_module, "encode_profiled")],
-    "card: rest": [(CardPartition, "process")],
+    "card: encode profiled": [(card_module, "profiled_columns"), (profiled_blocks, "encode_blocks")],
+    "card: rest": [(CardPartition, "work")],
     "score: read profiled": [(decider_module, "read_rows")],
     "score: repeats": [(ReadInputs, "repeats")],
     "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
@@ -142,6 +142,7 @@ class Engine:
             return None if directory is None else MappedStorage(directory / name)
 
         card, feedback = default_options(partitions)
+        card = card._replace(merchant_partitions=partitions)
         numbers = range(partitions)
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
         self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]
@@ -167,7 +168,8 @@ class Engine:
     def profiled(self, records: Sequence[Record], now: datetime) -> list[Record]:
         """The card hop: its outputs, as the score hop reads them."""
         parts = by_partition(records)
-        outputs = merged(self._cards[number].process(part, now) for number, part in parts.items()).outputs
+        worked = [self._cards[number].work(part, now) for number, part in parts.items()]
+        outputs = profiled_blocks.encode_blocks([columns for _, columns in worked if columns is not None])
         for number in parts:
             self._cards[number].settle()
         return self._log(outputs, now)
@@ -202,9 +204,9 @@ class Engine:
             number = self._places[key] = partition_of(key.decode(), self._partitions)
         return number
 
-    def append(self, topic: str, key: bytes, value: bytes, timestamp_ms: int) -> Record:
+    def append(self, topic: str, key: bytes, value: bytes, timestamp_ms: int, partition: int | None = None) -> Record:
         """A record at the end of its partition's log."""
-        number = self.place(key)
+        number = self.place(key) if partition is None else partition
         offset = self._offsets.get((topic, number), 0)
         self._offsets[topic, number] = offset + 1
         return Record(topic, number, offset, timestamp_ms, key, value)
@@ -213,7 +215,7 @@ class Engine:
         """Records of the topics that a further kernel reads."""
         stamp_ms = round(now.timestamp() * 1_000)
         return [
-            self.append(output.topic.name, output.key or b"", output.value or b"", stamp_ms)
+            self.append(output.topic.name, output.key or b"", output.value or b"", stamp_ms, output.partition)
             for output in outputs
             if output.topic in (PROFILED, DECISIONS, EXAMPLES)
         ]
