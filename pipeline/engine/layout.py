@@ -10,7 +10,7 @@ import xxhash
 
 from pipeline.features.catalogue import US_PER_DAY
 
-LAYOUT: Final = 6
+LAYOUT: Final = 7
 DIGEST_BYTES: Final = 16
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -38,11 +38,6 @@ def day_key(prefix: bytes, day: int, digest: bytes = b"") -> bytes:
     True
     """
     return prefix + max(day, 0).to_bytes(4, "big") + digest
-
-
-def day_of_key(key: bytes) -> int:
-    """The day of a key of `day_key`, whose prefix has one byte."""
-    return int.from_bytes(key[1:5], "big")
 
 
 def time_key(prefix: bytes, time_us: int, rest: bytes = b"") -> bytes:

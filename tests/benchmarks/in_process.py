@@ -42,6 +42,7 @@ from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_layer import RiverLayer
 from pipeline.settings import Settings
 from pipeline.state.mapped import MappedStorage
+from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
@@ -146,7 +147,14 @@ class Engine:
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
         self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]
         self._decider = Decider("EUR")
-        self._feedbacks = [FeedbackPartition(feedback, store(f"served-{n}")) for n in numbers]
+        self._feedbacks = [
+            FeedbackPartition(
+                feedback,
+                store(f"served-{n}"),
+                segments=None if directory is None else FileSegments(directory / f"segments-{n}"),
+            )
+            for n in numbers
+        ]
         self._learner = LearnPartition(new_learner(models.lightgbm.version))
         self._offsets: dict[tuple[str, int], int] = {}
         self._places: dict[bytes, int] = {}
