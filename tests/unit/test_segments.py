@@ -1,4 +1,4 @@
-"""Segments on disk: sealed by size and time, forgotten from the front, truncated on rollback; what the disk does to them."""
+"""Segments on disk: sealed by size and time, forgotten from the front, truncated on rollback, and damaged."""
 
 import errno
 import os
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_an_error_and_not_a_gap(suffix: str, desk: Desk) -> No
     content[700] ^= 1
     path.write_bytes(content)
     if suffix == ".segment":
-        with pytest.raises(StoreError, match="damaged.*look for room and errors on its disk"):
+        with pytest.raises(StoreError, match=r"damaged.*look for room and errors on its disk"):
             desk.read(0)
         return
     saved = desk.directory.with_name("saved")
@@ -155,7 +155,7 @@ def test_a_damaged_file_is_an_error_and_not_a_gap(suffix: str, desk: Desk) -> No
     desk.segments.link(str(saved))
     dump = desk.segments.dump(full=True)
     other = FileSegments(desk.directory.with_name("other"), saved)
-    with pytest.raises(StoreError, match="damaged.*look for room and errors on its disk"):
+    with pytest.raises(StoreError, match=r"damaged.*look for room and errors on its disk"):
         other.load(dump.state, {})
     other.close()
 
@@ -173,7 +173,7 @@ def test_a_full_disk_is_the_store_s_error(desk: Desk, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(StoreError, match="No space left.*rebuilds it from the log when it is started again"):
+    with pytest.raises(StoreError, match=r"No space left.*rebuilds it from the log when it is started again"):
         desk.add(0, GROUP_ROWS)
 
 
@@ -202,7 +202,7 @@ def test_files_that_cannot_be_linked_fail_only_the_snapshot(desk: Desk, tmp_path
     frozen = tmp_path / "frozen"
     frozen.mkdir()
     (frozen / "00000000.segment").write_bytes(b"in the way")
-    with pytest.raises(SnapshotError, match="could not be linked.*the next snapshot is a full one"):
+    with pytest.raises(SnapshotError, match=r"could not be linked.*the next snapshot is a full one"):
         desk.segments.link(str(frozen))
     assert not frozen.exists()
     assert desk.read(0) == [decision(0)]
@@ -232,7 +232,8 @@ class Snapshots:
     def restored(self) -> FileSegments:
         """Segments as the newest snapshot has them."""
         found = self._repository.newest(KEY, {"a": self._step}, self._home / "scratch")
-        assert found is not None and found.store is not None
+        assert found is not None
+        assert found.store is not None
         segments = FileSegments(self._home / "restored", found.store)
         loaded: LoadedState = found.state
         segments.load(self.states[int(loaded.values)], loaded.columns)
