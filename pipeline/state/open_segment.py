@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.engine.segments import (
     KEY_WORDS,
@@ -102,7 +101,7 @@ class OpenSegment:
         """Append decisions."""
         times = np.array(event_time_us, np.int64)
         self._index.add(keys_of(digests), times)
-        self._advance(times)
+        self._advance(event_time_us)
         gathering = [*self._gathering, *decisions]
         whole = len(gathering) // GROUP_ROWS * GROUP_ROWS
         groups = [pack_group(gathering[first : first + GROUP_ROWS]) for first in range(0, whole, GROUP_ROWS)]
@@ -185,7 +184,7 @@ class OpenSegment:
         self._gathering = state.gathering
         if len(keys):
             self._index.add(keys, times)
-            self._advance(times)
+            self._advance(times.tolist())
         self._dumped = _Dumped(self._index.rows, len(self._offsets) - 1, self.stored_bytes)
         self.settle()
 
@@ -198,10 +197,11 @@ class OpenSegment:
         """Close the file."""
         os.close(self._file)
 
-    def _advance(self, times: NDArray[np.int64]) -> None:
+    def _advance(self, event_time_us: Sequence[int]) -> None:
         if self._started_us == NO_TIME_US:
-            self._started_us = int(times[0])
-        self._newest_us = max(self._newest_us, int(times.max()))
+            self._started_us = event_time_us[0]
+        newest_us = max(event_time_us)
+        self._newest_us = max(self._newest_us, newest_us)
 
     def _extent(self) -> _Extent:
         return _Extent(

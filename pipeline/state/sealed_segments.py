@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.engine.segments import Entry, SealedSegment, keys_of
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.segment_groups import GROUP_ROWS, unpack_group
 from pipeline.state.segment_index import SegmentIndex, digests_of, read_index
-from pipeline.state.segment_tables import NONE, next_candidates
+from pipeline.state.segment_tables import NONE, fill_filter, next_candidates
 
 SEGMENT_SUFFIX: Final = ".segment"
 INDEX_SUFFIX: Final = ".index"
@@ -35,6 +36,9 @@ class SealedSegments:
         self._filters = np.empty(0, np.uint64)
         self._starts = np.zeros(1, np.int64)
         """Where the filter of each segment begins, and the end of the last."""
+        # Compiled here, not while the first batch waits.
+        fill_filter(np.zeros(1, np.uint64), keys_of([]))
+        next_candidates(self._filters, self._starts, keys_of([]), np.empty(0, np.int64))
 
     def paths(self, number: int) -> tuple[Path, Path]:
         """Return the files of a segment: its decisions and its index."""
@@ -82,7 +86,7 @@ class SealedSegments:
 
     def read(self, row: int) -> tuple[int, list[bytes]]:
         """Read the group of decisions that ``row`` lies in; return its first row and the decisions."""
-        place = int(np.searchsorted([one.first_row for one in self.segments], row, "right")) - 1
+        place = bisect_right(self.segments, row, key=lambda one: one.first_row) - 1
         segment, index = self.segments[place], self._indexes[place]
         path, index_path = self.paths(segment.number)
         number = (row - segment.first_row) // GROUP_ROWS

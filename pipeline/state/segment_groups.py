@@ -7,7 +7,7 @@ from typing import Final
 import pyarrow as pa
 import xxhash
 
-GROUP_ROWS: Final = 16
+GROUP_ROWS: Final = 32
 """Rows of a group: what is decompressed to read one of them."""
 _CODEC: Final = pa.Codec("zstd", compression_level=1)
 _CHECKSUM_BYTES: Final = 8

@@ -109,6 +109,10 @@ class OpenIndex:
         self._times = np.empty(_LEAST_ROWS, np.int64)
         self._previous = np.empty(_LEAST_ROWS, np.int64)
         self._slots = np.zeros(2 * _LEAST_ROWS, np.int64)
+        # Compiled here, not while the first batch waits.
+        self.take_back(0)
+        self.find(self.keys)
+        self.add(self.keys, self.times)
 
     @property
     def keys(self) -> NDArray[np.int64]:

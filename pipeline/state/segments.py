@@ -24,7 +24,7 @@ from pipeline.features.columns import SavedColumn
 from pipeline.state.errors import SnapshotError, check_present
 from pipeline.state.open_segment import OpenSegment
 from pipeline.state.sealed_segments import SealedSegments
-from pipeline.state.store import store_errors
+from pipeline.state.store import StoreErrors
 
 SEALED_BYTES: Final = 64 << 20
 SEALED_SPAN_US: Final = 16 * US_PER_DAY
@@ -49,7 +49,7 @@ class FileSegments:
         self._limit_us = NO_TIME_US
         if directory.exists():
             shutil.rmtree(directory)
-        with store_errors(directory):
+        with StoreErrors(directory):
             directory.mkdir(parents=True)
             self._sealed = SealedSegments(directory)
             self._open = OpenSegment(directory / _OPEN, 0, 0)
@@ -58,7 +58,7 @@ class FileSegments:
         """Append packed decisions."""
         first = self._open.next_row
         if digests:
-            with store_errors(self._directory):
+            with StoreErrors(self._directory):
                 self._open.add(digests, event_time_us, decisions)
         return first
 
@@ -68,7 +68,7 @@ class FileSegments:
             return {}
         found = self._open.find(digests)
         if self._sealed.segments and len(found) < len(digests):
-            with store_errors(self._directory):
+            with StoreErrors(self._directory):
                 found.update(self._sealed.find([digest for digest in digests if digest not in found]))
         return found
 
@@ -76,7 +76,7 @@ class FileSegments:
         """Read packed decisions, each group of them once."""
         found = [b""] * len(entries)
         first, group = 0, list[bytes]()
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             for number in sorted(range(len(entries)), key=lambda one: entries[one].row):
                 row = entries[number].row
                 if not first <= row < first + len(group):
@@ -107,27 +107,28 @@ class FileSegments:
 
     def settle(self) -> None:
         """Commit the batch; then remove segments that are forgotten, and seal the open one where it is time."""
-        self._open.settle()
-        segments = self._sealed.segments
+        opened, segments = self._open, self._sealed.segments
+        opened.settle()
         gone = 0
         while gone < len(segments) and segments[gone].newest_us < self._limit_us:
             gone += 1
-        with store_errors(self._directory):
-            if gone:
+        if gone:
+            with StoreErrors(self._directory):
                 self._sealed.drop(gone)
-            full = self._open.stored_bytes >= self._sealed_bytes
-            if full or (self._open.stored_rows and self._open.span_us > SEALED_SPAN_US):
+        full = opened.stored_bytes >= self._sealed_bytes
+        if full or (opened.span_us > SEALED_SPAN_US and opened.stored_rows):
+            with StoreErrors(self._directory):
                 self._seal()
 
     def undo(self) -> None:
         """Roll the batch back."""
         self._limit_us = NO_TIME_US
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             self._open.undo()
 
     def dump(self, *, full: bool) -> SegmentsDump:
         """Copy what is committed of the open segment."""
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             columns = self._open.dump(full=full)
         state = SegmentsState(
             list(self._sealed.segments),
@@ -141,7 +142,7 @@ class FileSegments:
 
     def load(self, state: SegmentsState, columns: Mapping[str, SavedColumn]) -> None:
         """Begin with a dump, and files in the directory that was given for them."""
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             if state.sealed and self._saved is not None:
                 self._sealed.load(state.sealed, self._saved)
             self._open.close()

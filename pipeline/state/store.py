@@ -130,7 +130,7 @@ class RocksStore:
         # RocksDB's own log of writes would only guard what a fold gives again.
         self._writing = WriteOptions()
         self._writing.disable_wal = True
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
             self._memory = memory
             self._database = Rdict(str(self._directory), memory.options())
@@ -226,7 +226,7 @@ class RocksStore:
                 f"{free_bytes} bytes are free beside {self._directory}, too few for the {unwritten_bytes} bytes that "
                 "are not in a file yet: free space there; the next snapshot is a full one"
             )
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             self._database.flush()
         try:
             Checkpoint(self._database).create_checkpoint(str(target))
@@ -249,7 +249,7 @@ class RocksStore:
         self.undo()
         self._unwritten.clear()
         # RocksDB cannot write what it still holds to a directory that is gone, and nobody needs it.
-        with contextlib.suppress(StateRemoved), store_errors(self._directory):
+        with contextlib.suppress(StateRemoved), StoreErrors(self._directory):
             self._database.close()
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._directory)
@@ -279,41 +279,48 @@ class RocksStore:
                 batch.put(key, value)
         for start, end in ranges:
             batch.delete_range(start, end)
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             self._database.write(batch, self._writing)
         self._unwritten.clear()
 
     def _property(self, name: str) -> int:
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             found: int | None = self._database.property_int_value(name)
         return found or 0
 
     def _read_many(self, keys: list[bytes]) -> list[bytes | None]:
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             found: list[bytes | None] = self._database.get(keys)
         return found
 
     def _read_range(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         reading = ReadOptions()
         reading.set_iterate_upper_bound(end)
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             cursor = self._database.iter(reading)
             cursor.seek(start)
         while cursor.valid():
             yield cursor.key(), cursor.value()
             cursor.next()
-        with store_errors(self._directory):
+        with StoreErrors(self._directory):
             # A cursor that meets a damaged block only ends.
             cursor.status()
 
 
-@contextlib.contextmanager
-def store_errors(directory: Path) -> Iterator[None]:
+class StoreErrors:
     """Raise errors of RocksDB, which are plain exceptions, and of the disk below it as StoreError."""
-    try:
-        yield
-    except Exception as error:
-        raise _failed(directory, error) from error
+
+    __slots__ = ("_directory",)
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise _failed(self._directory, error) from error
 
 
 def _failed(directory: Path, error: Exception) -> StoreError:

@@ -20,7 +20,7 @@ from pipeline.state.segments import FileSegments
 from pipeline.state.snapshots import Reason, Refused, SnapshotRepository
 from tests.unit.snapshot_helpers import KEY
 
-SEALED_BYTES = 20_000
+SEALED_BYTES = 1_500 * GROUP_ROWS
 
 
 def digest(number: int) -> bytes:
