@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.features.compiled import compiled, inlined
 
-FILTER_BITS: Final = 12
-"""Bits of a filter for each key: of absent keys about 2 % pass."""
+FILTER_BITS: Final = 16
+"""Bits of a filter for each key: of absent keys about one in two hundred passes."""
 _HALF: Final = np.uint64(32)
 _STEP: Final = np.uint64(6)
 _LOW: Final = np.uint64(63)
 _ONE: Final = np.uint64(1)
-_BITS_OF_KEY: Final = 4
+_BITS_OF_KEY: Final = 5
 _LEAST_ROWS: Final = 1_024
 NONE: Final = np.int64(-1)
 

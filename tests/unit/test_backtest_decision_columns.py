@@ -79,7 +79,7 @@ def test_a_batch_that_is_taken_back_leaves_no_trace() -> None:
     kept.settle()
     before = kept.store.items()
     kept.file((digest(2), 1), (digest(3), 4))
-    kept.decisions.forget_before(2, 0)
+    kept.decisions.forget_before(9, 0)
     kept.undo()
     assert kept.store.items() == before
     (entry,) = kept.decisions.find([digest(0)]).values()

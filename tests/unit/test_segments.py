@@ -80,12 +80,13 @@ def test_a_segment_is_sealed_by_a_commit_once_it_is_large(desk: Desk) -> None:
 
 def test_a_segment_is_sealed_once_event_time_has_moved_on(desk: Desk) -> None:
     desk.commit(0, GROUP_ROWS)
-    desk.commit(100, 101, 16.0)
+    desk.commit(100, 101)
+    desk.commit(101, 102, 16.0)
     assert desk.files() == []
     desk.commit(200, 201, 16.1)
     assert desk.files() == ["00000000.segment"]
     # Late decisions do not seal again and again.
-    for number in range(20):
+    for number in range(40):
         desk.commit(1_000 + number, 1_001 + number, 0.0 if number % 2 else 20.0)
     assert desk.files() == ["00000000.segment"]
 
@@ -98,7 +99,7 @@ def test_segments_are_forgotten_from_the_front_with_the_commit(desk: Desk) -> No
     desk.segments.undo()
     desk.segments.settle()
     assert len(desk.files()) == 3
-    desk.segments.forget_before(3)
+    desk.segments.forget_before(5)
     desk.segments.settle()
     # The last one is behind the day too, and stays while one before it does not.
     assert desk.files() == ["00000001.segment", "00000002.segment"]
@@ -147,7 +148,7 @@ def test_a_damaged_file_is_an_error_and_not_a_gap(suffix: str, desk: Desk) -> No
     content[700] ^= 1
     path.write_bytes(content)
     if suffix == ".segment":
-        with pytest.raises(StoreError, match=r"damaged.*look for room and errors on its disk"):
+        with pytest.raises(StoreError, match=r"group of decisions is damaged.*look for room and errors on its disk"):
             desk.read(0)
         return
     saved = desk.directory.with_name("saved")
@@ -155,7 +156,7 @@ def test_a_damaged_file_is_an_error_and_not_a_gap(suffix: str, desk: Desk) -> No
     desk.segments.link(str(saved))
     dump = desk.segments.dump(full=True)
     other = FileSegments(desk.directory.with_name("other"), saved)
-    with pytest.raises(StoreError, match=r"damaged.*look for room and errors on its disk"):
+    with pytest.raises(StoreError, match=r"00000000.index is damaged.*look for room and errors on its disk"):
         other.load(dump.state, {})
     other.close()
 
@@ -254,6 +255,21 @@ def test_a_snapshot_writes_a_sealed_segment_once_and_of_the_open_one_what_is_new
     restored = snapshots.restored()
     assert restored.checksum(0) == desk.segments.checksum(0)
     restored.close()
+
+
+def test_a_dump_has_what_was_added_to_the_open_segment(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.segments.close()
+    desk.segments = FileSegments(desk.directory)
+    desk.commit(0, 5 * GROUP_ROWS)
+    whole = desk.segments.dump(full=False).columns
+    assert {name: list(pages.changed) for name, pages in whole.items()} == {
+        "segment-keys": [0], "segment-times": [0], "segment-groups": [0], "segment-content": [0, 1, 2],
+    }  # fmt: skip
+    desk.commit(1_000, 1_000 + GROUP_ROWS)
+    assert list(desk.segments.dump(full=False).columns["segment-content"].changed) == [2]
+    assert list(desk.segments.dump(full=True).columns["segment-content"].changed) == [0, 1, 2]
+    desk.segments.close()
 
 
 def test_a_snapshot_with_a_damaged_segment_is_passed_over(desk: Desk, tmp_path: Path) -> None:
