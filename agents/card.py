@@ -6,6 +6,7 @@ from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
 from pipeline.engine.card import CardOptions, CardPartition, compile_kernels
+from pipeline.engine.profiled_blocks import encode_blocks
 from pipeline.engine.results import Result, merged
 from pipeline.engine.state import LoadedState
 from pipeline.models.rates import PublishedRates
@@ -49,5 +50,7 @@ class CardPartitions(KernelPartitions[CardPartition]):
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Profile a batch."""
-        parts = by_partition(records)
-        return merged(self._held[partition].process(part, now) for partition, part in parts.items())
+        worked = [self._held[partition].work(part, now) for partition, part in by_partition(records).items()]
+        result = merged(result for result, _ in worked)
+        result.outputs += encode_blocks([columns for _, columns in worked if columns is not None])
+        return result

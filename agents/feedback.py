@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Self
 
-from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
+from agents.partitions import STORE, Environment, KernelPartitions, Place, Shared, by_partition
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.results import Result, merged
 from pipeline.engine.state import LoadedState
 from pipeline.options import feedback_options
+from pipeline.state.segments import FileSegments
+from pipeline.state.store import RocksStore
 from schemas.messages import FeedbackRules, Rules
 from schemas.records import Record
 
@@ -21,6 +23,7 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
     def __init__(self, environment: Environment, options: FeedbackOptions) -> None:
         super().__init__(environment)
         self._options, self.rules = options, options.rules
+        self._segments: dict[int, FileSegments] = {}
 
     @classmethod
     def create(cls, environment: Environment, shared: Shared) -> Self:
@@ -31,8 +34,19 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> FeedbackPartition:
         """The feedback kernel of one partition."""
-        del partition
-        return FeedbackPartition(self._options, place.store, loaded)
+        self._segments[partition] = segments = FileSegments(place.directory / "segments", place.directory / STORE)
+        return FeedbackPartition(self._options, place.store, loaded, segments)
+
+    def forget(self, partition: int) -> None:
+        """Drop a partition's state."""
+        super().forget(partition)
+        self._segments.pop(partition, None)
+
+    def measured(self, partition: int, store: RocksStore) -> tuple[int, int]:
+        """Add the decisions to the store's entries."""
+        entries, size_bytes = super().measured(partition, store)
+        segments = self._segments[partition]
+        return entries + segments.rows(), size_bytes + segments.size_bytes()
 
     def fold_into(self, state: FeedbackPartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state as they were judged; nothing is written."""

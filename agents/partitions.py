@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 P = TypeVar("P", bound=PartitionState)
 MEASURE_INTERVAL_S: Final = 15.0
+STORE: Final = "store"
+"""The store's directory in that of a partition; what a snapshot has of files is there when a kernel is made."""
 CHECK_INTERVAL_S: Final = 1.0
 """Seconds between looks whether the files of the state are still there."""
 
@@ -41,6 +43,7 @@ class Place(NamedTuple):
 
     storage: Storage
     store: Store
+    directory: Path
 
 
 @dataclass(slots=True)
@@ -128,7 +131,7 @@ class KernelPartitions(ABC, Generic[P]):
             ranges = {topic.removeprefix(prefix): offsets for topic, offsets in logs.items()}
             found = environment.keeper.newest(partition, by_name, directory / "fetched", ranges, waiting)
             environment.keeper.begin(partition, found)
-        place = Place(self._storage(directory), self._store(directory, found))
+        place = Place(self._storage(directory), self._store(directory, found), directory)
         if isinstance(place.store, RocksStore):
             self._stores[partition] = place.store
         self._held[partition] = self.new(partition, place, found.state if found is not None else None)
@@ -210,9 +213,15 @@ class KernelPartitions(ABC, Generic[P]):
         if not at_end and time.monotonic() - self._measured_s > MEASURE_INTERVAL_S:
             self._measured_s = time.monotonic()
             for partition, store in self._stores.items():
+                entries, size_bytes = self.measured(partition, store)
                 self._environment.metrics.store(
-                    self._environment.agent, partition, entries=store.entries(), size_bytes=store.size_bytes()
+                    self._environment.agent, partition, entries=entries, size_bytes=size_bytes
                 )
+
+    def measured(self, partition: int, store: RocksStore) -> tuple[int, int]:
+        """Return how many entries a partition has on disk, and in how many bytes."""
+        del partition
+        return store.entries(), store.size_bytes()
 
     def ready(self) -> bool:
         """Nothing to wait for."""
@@ -235,8 +244,8 @@ class KernelPartitions(ABC, Generic[P]):
             return MemoryStore()
         memory = self._environment.store_memory
         if found is None or found.store is None:
-            return RocksStore(directory / "store", memory=memory)
-        return RocksStore.restored(directory / "store", found.store, memory=memory)
+            return RocksStore(directory / STORE, memory=memory)
+        return RocksStore.restored(directory / STORE, found.store, memory=memory)
 
 
 def by_partition(records: Iterable[Record]) -> dict[int, list[Record]]:

@@ -29,6 +29,7 @@ def card_options(settings: Settings, rates: RateTable, partitions: int, topic_pr
         label_horizon_us=round(settings.label_horizon_days * US_PER_DAY),
         partitions=partitions,
         topic_prefix=topic_prefix,
+        merchant_partitions=settings.merchant_partitions,
     )
 
 

@@ -88,7 +88,9 @@ class Settings(BaseSettings):
         description="Delivery guarantee of outputs against input offsets. Under at_least_once a crash may repeat "
         "outputs, and state that is folded again may then differ from the one that decided.",
     )
-    batch_max_records: int = Field(default=2_000, ge=1, description="Most records that one batch holds.")
+    batch_max_records: int = Field(
+        default=2_000, ge=1, description="Most rows that one batch holds: records, or rows of blocks."
+    )
     feedback_interval_s: float = Field(
         default=0.25,
         ge=0,

@@ -85,18 +85,18 @@ class RecordPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_d
     """Row within a record that holds many; absent where a record is one row."""
 
 
-class LogPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """A position in the ``profiled`` log."""
+class LogPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A position in the ``profiled`` log; (``offset``, ``row``) is the order of a partition."""
 
     partition: int
     offset: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
     """-1 in a decision that a program made of history, which lies on no log."""
-    row: int | None = None
-    """As in `RecordPosition`."""
+    row: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Row within the block at ``offset``."""
 
 
 class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", tag="transaction"):
-    """An accepted transaction with its card features, on ``profiled`` (key: ``merchant_id``)."""
+    """An accepted transaction with its card features: a row of a block on ``profiled``, as programs show it."""
 
     transaction_id: str
     card_id: str
@@ -111,7 +111,7 @@ class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", 
     card_features: bytes
     """Values of ``pipeline.features.catalogue.CARD_FEATURES`` (transaction features first), in that order.
 
-    64-bit floats, little-endian, NaN for no value; base64 in JSON, which takes a seventh of the time of numbers.
+    64-bit floats, little-endian, NaN for no value; base64 in JSON.
     """
     kernel: str
     """The kernel version that computed ``card_features``."""
@@ -126,7 +126,7 @@ class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", 
 
 
 class ProfiledLabel(Message, frozen=True, kw_only=True, tag_field="kind", tag="label"):
-    """A label that stands behind its transaction, on ``profiled`` (key: ``merchant_id``).
+    """A label that stands behind its transaction: a row of a block on ``profiled``, as programs show it.
 
     Only labels that change what is known about the transaction travel on; ``known`` is what holds from
     ``known_at_us`` on: ``fraud``, ``legitimate`` or ``none``.

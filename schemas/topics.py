@@ -11,7 +11,6 @@ from schemas.messages import (
     Label,
     Message,
     ModelVersion,
-    Profiled,
     Progress,
     Transaction,
 )
@@ -43,7 +42,12 @@ It bounds what a batch can expand to before anybody can look at it: gzip's best 
 TRANSACTIONS: Final = Topic("transactions", "card_id", Transaction, "producers", "cards", max_message_bytes=INPUT_BYTES)
 LABELS: Final = Topic("labels", "card_id", Label, "analysts, chargebacks", "cards", max_message_bytes=INPUT_BYTES)
 PROFILED: Final = Topic(
-    "profiled", "merchant_id", Profiled, "card agent", "merchants", max_message_bytes=8 * 1024 * 1024
+    "profiled",
+    "no key",
+    "blocks of rows",
+    "card agent",
+    "merchants",
+    max_message_bytes=8 * 1024 * 1024,
 )
 DECISIONS: Final = Topic("decisions", "card_id", Decision, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
 ALERTS: Final = Topic("alerts", "card_id", Alert, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.order import Chunk
+from pipeline.engine.blocks import KNOWN_NAMES
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import (
     Reject,
@@ -36,14 +37,13 @@ from pipeline.engine.merchants import behind, labels_log, transactions_log
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.pending import LabelBatch, MemoryPending
 from pipeline.engine.placement import partitions_of
-from pipeline.engine.profiled import KNOWN_CODES, KNOWN_NONE
 from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.learning.labels import KNOWN
 
-_WINDOW_KNOWN: Final = np.array([KNOWN_CODES.get(name, KNOWN_NONE) for name in KNOWN], np.int8)
+_WINDOW_KNOWN: Final = np.array([KNOWN_NAMES.index(name) for name in KNOWN], np.int8)
 """What is known, as the merchants' windows number it, by number of `KNOWN`."""
 
 

@@ -27,6 +27,8 @@ from pipeline.engine.subjects import (
     MERCHANT,
     RATES,
     SOURCE,
+    SOURCE_OFFSET,
+    SOURCE_PARTITION,
     STATED_US,
     TYPE,
     Subjects,
@@ -72,9 +74,12 @@ class DecisionMessages:
         texts = {column: [value.encode() for value in values] for column, values in strings.items()}
         texts[AMOUNT] = [*map(self._amount, taken.amount_minor.tolist(), strings[CURRENCY])]
         texts[RATES] = [decisions.rates_version.encode()] * n
-        texts[SOURCE] = [*map(self._source, taken.row.tolist())]
+        texts[SOURCE] = [TRANSACTIONS.name.encode()] * n
         texts[CASE] = [b"%s-%d" % case for case in zip(texts[CARD], starts_s, strict=True)]
+        places = np.array([*map(self.numbering.place, taken.row.tolist())], np.int64).reshape(n, 2)
         wholes: dict[int, NDArray[np.int64]] = {
+            SOURCE_PARTITION: places[:, 0],
+            SOURCE_OFFSET: places[:, 1],
             STATED_US: taken.event_time_us,
             AMOUNT_BASE: taken.amount_base_minor,
             LOG_PARTITION: partitions_of(taken.merchant_id, self._merchant_partitions),
@@ -83,10 +88,6 @@ class DecisionMessages:
             INGESTED_US: np.full(n, now_us),
         }
         return Subjects.of(texts, wholes)
-
-    def _source(self, row: int) -> bytes:
-        place = TRANSACTIONS.name.encode(), *self.numbering.place(row)
-        return b'{"topic":"%s","partition":%d,"offset":%d}' % place
 
     def _amount(self, minor: int, currency: str) -> bytes:
         digits = self._digits.get(currency)

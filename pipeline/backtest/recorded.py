@@ -22,12 +22,14 @@ from pipeline.backtest.live import LiveDecision, LiveDecisions, Place
 from pipeline.backtest.records import Numbering
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, Span, TopicSource
 from pipeline.backtest.versions import ModelLibrary
+from pipeline.engine.block_messages import read_messages, write_messages
+from pipeline.engine.blocks import BlockError
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.columns import Transactions
 from pipeline.engine.decisions import Decisions, decided
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partition_of
-from pipeline.engine.profiled import read_profiled, read_rows
+from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore, PartitionState
@@ -51,17 +53,14 @@ from pipeline.engine.subjects import (
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
 from pipeline.sources import currency_decimals
-from schemas.errors import UNREADABLE
-from schemas.messages import CardRules, ProfiledLabel, ProfiledTransaction, RecordPosition, Versions
+from schemas.messages import CardRules, Profiled, ProfiledLabel, ProfiledTransaction, RecordPosition, Versions
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS, Topic
 
-_BATCH: Final = 2_000
+_BATCH: Final = 16
+"""Blocks that are read at once, of up to 512 rows each."""
 _NOW: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """When batches are stamped to have been ingested: what is compared and kept has the live stamp."""
-_encode = msgspec.json.Encoder(decimal_format="number").encode
-_decode = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
-_Message = ProfiledTransaction | ProfiledLabel
 _Key = tuple[str, int, int]
 
 
@@ -115,7 +114,7 @@ class RecordedReplay:
         self.entered = 0
         """How many transactions entered the windows so far."""
         self.stored_otherwise = 0
-        """Records of ``profiled`` that the card kernel does not give again."""
+        """Rows of ``profiled`` that the card kernel does not give again."""
         self.newest_us = 0
         """The newest of them."""
 
@@ -127,7 +126,7 @@ class RecordedReplay:
         """
         with ExitStack() as stack:
             cards = {number: stack.enter_context(closing(self._cards(number))) for number in self._ranges[TRANSACTIONS]}
-            again: dict[_Key, _Message] = {}
+            again: dict[_Key, Profiled] = {}
             scores: dict[int, ScorePartition] = {}
             for number, records in self._profiled(stack):
                 if number not in scores:
@@ -138,7 +137,7 @@ class RecordedReplay:
                 rows = read_rows([record for record in repeated if record is not None])
                 decided_rows = score.profile(rows, range(len(rows.records)), Result())
                 score.settle()
-                yield list(self._decide(rows.told(decided_rows), rows.features[decided_rows], models, live))
+                yield list(self._decide(rows.subjects.take(decided_rows), rows.features[decided_rows], models, live))
             # Of what stands behind the last that was profiled nothing is decided, but it may be refused.
             for card in cards.values():
                 for _ in card:
@@ -167,7 +166,7 @@ class RecordedReplay:
             if following := readers[number].read_to(ranges[number].stop, _BATCH):
                 heapq.heappush(heap, (following[0].timestamp_ms, number, following))
 
-    def _cards(self, number: int) -> Generator[list[_Message], None, None]:
+    def _cards(self, number: int) -> Generator[list[Profiled], None, None]:
         """What the card kernel of a partition says, batch by batch."""
         settings = self._source.settings
         topics = {settings.topic(topic.name): topic for topic in (TRANSACTIONS, REROUTED, ACCEPTED_LABELS)}
@@ -198,18 +197,28 @@ class RecordedReplay:
                 result = card.process(batch, _NOW, options)
                 card.settle()
                 self._on_result(result)
-                yield [_decode(output.value or b"") for output in result.outputs if output.topic is PROFILED]
+                said = [read_messages(output.value) for output in result.outputs if output.topic is PROFILED]
+                yield [message for block in said for message in block]
             self._ended("card", number, card)
 
     def _repeated(
-        self, record: Record, cards: Mapping[int, Iterator[list[_Message]]], again: dict[_Key, _Message]
+        self, record: Record, cards: Mapping[int, Iterator[list[Profiled]]], again: dict[_Key, Profiled]
     ) -> Record | None:
-        """A record of ``profiled`` as the card kernel gives it now; None for what lies outside of the span."""
+        """A record of ``profiled`` as the card kernel gives it now; None where nothing of it lies in the span."""
         try:
-            message = read_profiled(record.value)
-        except (*UNREADABLE, ValueError):
+            messages = read_messages(record.value)
+        except BlockError:
             # Live a dead letter.
             return None
+        repeated = [self._repeated_row(message, cards, again) for message in messages]
+        if repeated == messages:
+            return record
+        inside = [message for message in repeated if message is not None]
+        return msgspec.structs.replace(record, value=write_messages(inside)) if inside else None
+
+    def _repeated_row(
+        self, message: Profiled, cards: Mapping[int, Iterator[list[Profiled]]], again: dict[_Key, Profiled]
+    ) -> Profiled | None:
         key = _key(message)
         number = partition_of(message.card_id, self._options.partitions)
         topic = LABELS if isinstance(message, ProfiledLabel) else TRANSACTIONS
@@ -226,13 +235,13 @@ class RecordedReplay:
             self.first_event_us = message.event_time_us if first_us is None else min(first_us, message.event_time_us)
         if found is None:
             self.stored_otherwise += 1
-            return record
+            return message
         if isinstance(found, ProfiledTransaction) and isinstance(message, ProfiledTransaction):
             found = msgspec.structs.replace(found, ingested_at=message.ingested_at)
         if found == message:
-            return record
+            return message
         self.stored_otherwise += 1
-        return msgspec.structs.replace(record, value=_encode(found))
+        return found
 
     def _decide(
         self,
@@ -297,7 +306,7 @@ class RecordedReplay:
         )
 
 
-def _key(message: _Message) -> _Key:
+def _key(message: Profiled) -> _Key:
     source: RecordPosition = message.source
     return source.topic, source.partition, source.offset
 

@@ -4,15 +4,19 @@ Compiled code reads the records that are plain. The decoder itself reads each of
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.amounts import rate_terms, read_amounts
 from pipeline.engine.columns import Labels, Reject, Transactions, no_labels, text_buffers
-from pipeline.engine.scanned import CURRENCY, TEXTS, TYPE, scan
+from pipeline.engine.scanned import AMOUNT, CURRENCY, TEXTS, TIME, TYPE, offset_min, scan
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import KNOWN, known_value, source_rank
@@ -24,11 +28,38 @@ from schemas.codec import (
     timestamp_us,
 )
 from schemas.errors import InvalidMessage
-from schemas.messages import Label
+from schemas.messages import Label, Timestamp
 from schemas.money import RateTable
 from schemas.records import Record
 
+_COLUMNS: Final = (*enumerate(TEXTS), (AMOUNT, "stated_amount"))
+"""Places of `scan` that are copied, with the columns of `Transactions` that they become; the last only if asked for."""
+
 T = TypeVar("T")
+
+
+class Stated(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Fields of a producer's transaction that a decision repeats as they were written."""
+
+    event_time: Timestamp
+    amount: Decimal
+    currency: str
+    transaction_type: str = "purchase"
+
+    @property
+    def amount_json(self) -> bytes:
+        """The amount as a JSON number."""
+        return _encode(self.amount)
+
+    @property
+    def offset_min(self) -> int:
+        """Minutes of the UTC offset of the event time."""
+        return (self.event_time.utcoffset() or timedelta()) // _MINUTE
+
+
+_MINUTE: Final = timedelta(minutes=1)
+_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
+read_stated: Final = msgspec.json.Decoder(Stated).decode
 
 _COUNTING: Final = tuple(
     np.frombuffer(word.encode().ljust(max(map(len, COUNTING_TYPES)), b"\x00"), np.uint8)
@@ -56,6 +87,8 @@ def accept_transactions(
     arrived_us: NDArray[np.int64],
     rates: RateTable,
     future_tolerance_us: int,
+    *,
+    stated: bool = False,
 ) -> tuple[Transactions, list[Reject]]:
     """Accept the transactions of n records.
 
@@ -64,11 +97,12 @@ def accept_transactions(
         arrived_us: Shape (n,), when each record arrived, in microseconds since 1970.
         rates: Table that converts the amounts.
         future_tolerance_us: How far an event may lie behind its record's arrival.
+        stated: Whether ``stated_amount`` and ``stated_offset_min`` are wanted.
 
     Returns:
         The accepted transactions and the refused ones; ``row`` of either is its record's number.
     """
-    plain, rows = read_plain(values, arrived_us + future_tolerance_us, rates)
+    plain, rows = read_plain(values, arrived_us + future_tolerance_us, rates, stated=stated)
     if len(rows) == len(values):
         return rows, []
     others, rejects = _decoded(
@@ -82,7 +116,10 @@ def accept_transactions(
         ),
     )
     if others:
-        rows = Transactions.concat([rows, _transactions(others)])
+        decoded = _transactions(others)
+        if stated:
+            decoded = _with_stated(decoded, [read_stated(values[row] or b"") for row, _ in others])
+        rows = Transactions.concat([rows, decoded])
         rows = rows.take(np.argsort(rows.row))
     return rows, rejects
 
@@ -140,13 +177,16 @@ def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: N
     )
 
 
-def read_plain(values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable) -> PlainTransactions:
+def read_plain(
+    values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable, *, stated: bool = False
+) -> PlainTransactions:
     """Read the records that compiled code understands and that the decoder would accept.
 
     Args:
         values: n records' values.
         latest_us: Shape (n,), the latest event time that each may have, in microseconds since 1970.
         rates: Table that converts the amounts.
+        stated: As of `accept_transactions`.
 
     Returns:
         Which records are plain, and their transactions; ``row`` is the record's number.
@@ -158,12 +198,15 @@ def read_plain(values: Sequence[bytes | None], latest_us: NDArray[np.int64], rat
     read_amounts(text, found.spans[CURRENCY], rate_terms(rates), found.amount, found.decimals, plain, minor, base)
     row = np.flatnonzero(plain)
     m = len(row)
-    offsets = np.empty((len(TEXTS), m + 1), np.int32)
-    data = np.empty(_text_bytes(found.spans, row), np.uint8)
-    _copy(text, found.spans, row, data, offsets)
+    columns = _COLUMNS if stated else _COLUMNS[: len(TEXTS)]
+    copied = np.array([column for column, _ in columns], np.int64)
+    offsets = np.empty((len(columns), m + 1), np.int32)
+    data = np.empty(_text_bytes(found.spans, copied, row), np.uint8)
+    _copy(text, found.spans, copied, row, data, offsets)
     buffer = pa.py_buffer(data)
     texts = {
-        name: pa.StringArray.from_buffers(m, pa.py_buffer(offsets[column]), buffer) for column, name in enumerate(TEXTS)
+        name: pa.StringArray.from_buffers(m, pa.py_buffer(ends), buffer)
+        for (_, name), ends in zip(columns, offsets, strict=True)
     }
     counts = counting(texts[TEXTS[TYPE]])
     event_us, clock_us = found.event_time_us, found.clock_us
@@ -171,7 +214,8 @@ def read_plain(values: Sequence[bytes | None], latest_us: NDArray[np.int64], rat
         event_us, clock_us, minor, base = event_us[row], clock_us[row], minor[row], base[row]
     rows = Transactions(
         row=row, key=event_us, event_time_us=event_us, amount_minor=minor, amount_base_minor=base, counts=counts,
-        hour=hours(clock_us), weekday=weekdays(clock_us), **texts,
+        hour=hours(clock_us), weekday=weekdays(clock_us),
+        stated_offset_min=_offsets_min(text, found.spans[TIME], row) if stated else None, **texts,
     )  # fmt: skip
     return PlainTransactions(plain, rows)
 
@@ -214,32 +258,50 @@ def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]]) -> Transac
     )
 
 
+def _with_stated(rows: Transactions, stated: Sequence[Stated]) -> Transactions:
+    amounts = pa.array([one.amount_json.decode() for one in stated], pa.string())
+    offsets_min = np.array([one.offset_min for one in stated], np.int64)
+    return replace(rows, stated_amount=amounts, stated_offset_min=offsets_min)
+
+
 def _texts(values: Sequence[str]) -> pa.Array:
     return pa.array(values, pa.string())
 
 
+def _offsets_min(text: NDArray[np.uint8], spans: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    found = np.empty(len(rows), np.int64)
+    _fill_offsets(text, spans, rows, found)
+    return found
+
+
 @compiled
-def _text_bytes(spans: Any, rows: Any) -> int:
-    """Bytes of all texts of ``rows``."""
+def _fill_offsets(text: Any, spans: Any, rows: Any, found: Any) -> None:
+    for k in range(len(rows)):
+        found[k] = offset_min(text, spans[rows[k], 1])
+
+
+@compiled
+def _text_bytes(spans: Any, columns: Any, rows: Any) -> int:
+    """Bytes of the texts of ``rows`` in ``columns``."""
     size = 0
-    for column in range(spans.shape[0]):
+    for column in columns:
         for row in rows:
             size += spans[column, row, 1] - spans[column, row, 0]
     return size
 
 
 @compiled
-def _copy(text: Any, spans: Any, rows: Any, data: Any, offsets: Any) -> None:
-    """Copy the texts of ``rows`` column by column into ``data``."""
+def _copy(text: Any, spans: Any, columns: Any, rows: Any, data: Any, offsets: Any) -> None:
+    """Copy the texts of ``rows`` into ``data``, one of ``columns`` behind the other."""
     at = 0
-    for column in range(spans.shape[0]):
+    for number, column in enumerate(columns):
         for k in range(len(rows)):
             first, end = spans[column, rows[k], 0], spans[column, rows[k], 1]
-            offsets[column, k] = at
+            offsets[number, k] = at
             for place in range(first, end):
                 data[at] = text[place]
                 at += 1
-        offsets[column, len(rows)] = at
+        offsets[number, len(rows)] = at
 
 
 @compiled

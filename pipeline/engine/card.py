@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import repeat
 from typing import Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.accept import accept_transactions, record_columns
@@ -27,20 +27,21 @@ from pipeline.engine.joins import (
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
 from pipeline.engine.pending import LabelBatch, StorePending
 from pipeline.engine.placement import partition_of, partitions_of
-from pipeline.engine.profiled_rows import encode_profiled
+from pipeline.engine.profiled_blocks import ProfiledLabels, RowColumns, encode_blocks, profiled_columns
 from pipeline.engine.profiling import Arrivals, CardJoin, Joined
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump, Store, state_digest
 from pipeline.engine.transaction_index import IndexState, StoreIndex
 from pipeline.engine.waiting import WaitingRoom, WaitingState
+from pipeline.features.catalogue import CARD_FEATURES
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows
-from pipeline.learning.labels import KNOWN
-from schemas.messages import CardRules, Label, ProfiledLabel, RecordPosition, Transaction
+from schemas.messages import CardRules, Label, Transaction
 from schemas.money import RateTable
-from schemas.records import Output, Record
-from schemas.topics import ACCEPTED_LABELS, LABELS, PROFILED, REROUTED, TRANSACTIONS
+from schemas.records import Record
+from schemas.topics import ACCEPTED_LABELS, LABELS, REROUTED, TRANSACTIONS
 
+NO_PROFILE: Final = CardProfile(np.empty((0, len(CARD_FEATURES))), np.empty(0, np.int64), np.empty(0, np.int64))
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 _OFFSETS: Final = 1 << 48
 """More offsets than a partition has."""
@@ -56,6 +57,8 @@ class CardOptions(NamedTuple):
     partitions: int
     """How many partitions ``transactions`` has, and so ``accepted-labels`` and ``rerouted``."""
     topic_prefix: str = ""
+    merchant_partitions: int = 1
+    """How many partitions ``profiled`` has."""
 
     @property
     def rules(self) -> CardRules:
@@ -130,6 +133,14 @@ class CardPartition:
         Returns:
             What is to be written, and counts.
         """
+        result, columns = self.work(records, now, options)
+        result.outputs += encode_blocks([] if columns is None else [columns])
+        return result
+
+    def work(
+        self, records: Sequence[Record], now: datetime | None, options: CardOptions | None = None
+    ) -> tuple[Result, RowColumns | None]:
+        """As `process`, with what is for ``profiled`` as columns: blocks hold rows of several partitions of cards."""
         self._rules = self._options if options is None else options
         result = Result()
         bought = self._bought(records, result)
@@ -154,16 +165,11 @@ class CardPartition:
         _count(joined, accepted, result)
         taken = transactions if accepted == n else transactions.take(joined.accepted)
         profile = self._profile(taken) if accepted else None
-        if now is not None and profile is not None:
-            merchants = arrivals.merchants if accepted == n else text_values(taken.merchant_id)
-            outputs = self._profiled(taken, merchants, profile, bought, now)
-            result.outputs += self._with_labels(outputs, joined)
-        elif now is not None:
-            result.outputs += self._with_labels([], joined)
         self._give_up(joined.given_up, result)
         if now is None:
             result.outputs.clear()
-        return result
+            return result, None
+        return result, self._columns(taken, profile, bought, joined, now)
 
     def settle(self) -> None:
         """Commit the batch."""
@@ -216,7 +222,7 @@ class CardPartition:
         """Accept transactions; ``row`` is a record's number in ``batch``."""
         rules = self._rules
         values, arrived_us = record_columns(batch.records)
-        rows, rejects = accept_transactions(values, arrived_us, rules.rates, rules.future_tolerance_us)
+        rows, rejects = accept_transactions(values, arrived_us, rules.rates, rules.future_tolerance_us, stated=True)
         for reject in rejects:
             result.dead_letter(batch.records[reject.row], "card", reject.code, reject.text)
         staying = self._staying(rows, batch, result)
@@ -259,42 +265,23 @@ class CardPartition:
             taken.counts, taken.hour, taken.weekday,
         )  # fmt: skip
 
-    def _profiled(
-        self, taken: Transactions, merchants: Sequence[bytes], profile: CardProfile, batch: Batch, now: datetime
-    ) -> list[Output]:
-        """Profiled transactions, which say where they lay in ``batch``."""
-        values = encode_profiled(taken, profile, batch, self._rules.rates.version, now)
-        return list(map(Output, repeat(PROFILED), merchants, values))
-
-    def _with_labels(self, outputs: list[Output], joined: Joined[list[bytes]]) -> list[Output]:
-        """``outputs``, one for each accepted transaction, with the labels that follow them and those behind all."""
-        following, labels = joined.following, joined.labels.labels
-        if not len(following.label):
-            return outputs
-        ids, cards = labels.transaction_id.to_pylist(), labels.card_id.to_pylist()
-        # How many transactions stand at a position or before it.
-        before = np.append(np.cumsum(joined.accepted), len(outputs))
-        ends = before[np.minimum(following.position, len(joined.accepted))].tolist()
-        merged: list[Output] = []
-        first = 0
-        columns = (following.label, following.event_time_us, following.known)
-        rows = zip(ends, following.merchants, *(column.tolist() for column in columns), strict=True)
-        for end, merchant, label, event_time_us, known in rows:
-            merged += outputs[first:end]
-            first = end
-            record = joined.labels.records[label]
-            message = ProfiledLabel(
-                transaction_id=ids[label],
-                card_id=cards[label],
-                merchant_id=merchant.decode(),
-                event_time_us=event_time_us,
-                known=KNOWN[known],
-                known_at_us=int(labels.known_at_us[label]),
-                source=RecordPosition(topic=LABELS.name, partition=record.partition, offset=record.offset),
-                label=msgspec.Raw(record.value or b""),
-            )
-            merged.append(Output(PROFILED, merchant, _encode(message)))
-        return merged + outputs[first:]
+    def _columns(
+        self, taken: Transactions, profile: CardProfile | None, batch: Batch, joined: Joined[list[bytes]], now: datetime
+    ) -> RowColumns | None:
+        """Accepted transactions, which say where they lay in ``batch``, and the labels that follow them."""
+        labels = _following(joined, len(taken))
+        if profile is None and labels is None:
+            return None
+        rules = self._rules
+        return profiled_columns(
+            taken,
+            NO_PROFILE if profile is None else profile,
+            batch,
+            labels,
+            rules.merchant_partitions,
+            rules.rates.version,
+            now,
+        )
 
     def _give_up(self, batch: LabelBatch, result: Result) -> None:
         """Refuse labels that have waited in vain."""
@@ -340,6 +327,26 @@ def _sources(batch: Batch, row: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return partition and offset of n records as one number; shape (n,)."""
     records = [batch.records[number] for number in row.tolist()]
     return np.array([record.partition * _OFFSETS + record.offset for record in records], np.int64)
+
+
+def _following(joined: Joined[list[bytes]], accepted: int) -> ProfiledLabels | None:
+    """Return the labels that change what is known; None for none."""
+    following, labels = joined.following, joined.labels.labels
+    if not len(following.label):
+        return None
+    # How many transactions stand at a position or before it.
+    before = np.append(np.cumsum(joined.accepted), accepted)
+    of = labels.take(following.label)
+    return ProfiledLabels(
+        before[np.minimum(following.position, len(joined.accepted))],
+        of.transaction_id,
+        of.card_id,
+        pa.array([merchant.decode() for merchant in following.merchants], pa.string()),
+        following.event_time_us,
+        following.known,
+        of.known_at_us,
+        [joined.labels.records[label] for label in following.label.tolist()],
+    )
 
 
 def _count(joined: Joined[list[bytes]], accepted: int, result: Result) -> None:

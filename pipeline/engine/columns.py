@@ -90,6 +90,10 @@ class Transactions(_Columns):
     truth: NDArray[np.int8] | None = None
     """What each turned out to be in the end, an index of `pipeline.learning.labels.KNOWN`; nothing that is decided
     sees it. None where labels tell it."""
+    stated_amount: pa.Array | None = None
+    """JSON of the amount as the producer wrote it; None, like ``stated_offset_min``, where nothing asks for it."""
+    stated_offset_min: NDArray[np.int64] | None = None
+    """Minutes of the UTC offset in which the producer wrote the event time."""
 
     def __len__(self) -> int:
         return len(self.row)

@@ -31,7 +31,7 @@ class Decider:
         """Decide every transaction among the records of each partition, in offset order; all enter the states.
 
         Partitions are read, scored and written together: most of what a small batch takes is taken by a call, whatever
-        it is called for. Raises as `ScorePartition.profile`, and `ForeignRecord`.
+        it is called for. Raises as `ScorePartition.profile`.
         """
         result = Result()
         states, of = [], []
@@ -45,8 +45,9 @@ class Decider:
             first += len(records)
         taken = np.concatenate(transactions)
         if len(taken):
-            features = rows.features if len(taken) == len(rows.records) else rows.features[taken]
-            subjects = rows.told(taken)
+            is_all = len(taken) == rows.subjects.rows
+            features = rows.features if is_all else rows.features[taken]
+            subjects = rows.subjects if is_all else rows.subjects.take(taken)
             batch = Batch(subjects, features, decided(models, features, subjects.identities), models, now)
             self._publish(batch, result)
         return result

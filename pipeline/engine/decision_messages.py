@@ -38,11 +38,14 @@ from pipeline.engine.subjects import (
     INGESTED_US,
     LOG_OFFSET,
     LOG_PARTITION,
+    LOG_ROW,
     MERCHANT,
     RATES,
     SAME_RATES,
     SELECTION,
     SOURCE,
+    SOURCE_OFFSET,
+    SOURCE_PARTITION,
     STATED_US,
     TEXTS,
     TYPE,
@@ -59,7 +62,8 @@ _NUMBERS: Final = ("amount_base", "score", "lightgbm", "river", "logit", "select
 _AMOUNT_BASE, _SCORE, _LIGHTGBM, _RIVER, _LOGIT, _PROBABILITY = range(len(_NUMBERS))
 
 _MODEL_SCORES: Final = {"lightgbm": number(_LIGHTGBM), "river": number(_RIVER)}
-_LOG: Final = {"partition": whole(LOG_PARTITION), "offset": whole(LOG_OFFSET)}
+_SOURCE: Final = {"topic": text(SOURCE), "partition": whole(SOURCE_PARTITION), "offset": whole(SOURCE_OFFSET)}
+_LOG: Final = {"partition": whole(LOG_PARTITION), "offset": whole(LOG_OFFSET), "row": whole(LOG_ROW)}
 DECISION: Final[Shape] = {
     "schema_version": b"1",
     "transaction_id": text(ID),
@@ -80,7 +84,7 @@ DECISION: Final[Shape] = {
     "threshold": same(_THRESHOLD),
     "features": {name: number(len(_NUMBERS) + column) for column, name in enumerate(FEATURES)},
     "versions": one_of(VERSIONS),
-    "source": encoded(SOURCE),
+    "source": _SOURCE,
     "log": _LOG,
     "case_id": text(CASE),
     "case_sequence": whole(CASE_SEQUENCE),

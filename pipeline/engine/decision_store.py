@@ -1,43 +1,39 @@
 """Decision store of the feedback kernel: decisions as served, what is known about them, and when they mature.
 
-Keys of the store: ``k`` + digest: event time and reference of a transaction's decision. ``n`` + digest: the label that
-holds and the number of examples emitted, once there is either. ``m`` + time of maturity + number: sampled decisions
-that mature from that time on. Decisions themselves stand in segments (`DecisionSegments`).
+Decisions and their index are in segments (`pipeline.engine.segments`). The store holds what concerns few of them.
+``n`` + digest: the label that holds and the number of examples emitted. ``d`` + day of event time + digest, empty: the
+same by the day with which it is forgotten. ``m`` + time of maturity + number: sampled decisions that mature from that
+time on.
 """
 
 import copy
 import struct
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from pipeline.engine.layout import DIGEST_BYTES, day_key, day_of, day_of_key, time_key
+from pipeline.engine.layout import DIGEST_BYTES, day_key, day_of, time_key
+from pipeline.engine.segments import DecisionSegments, Entry
 from pipeline.engine.state import Store
 from pipeline.learning.labels import UNSEEN, StateNumbers
 
-_ENTRY_KEY: Final = b"k"
 _KNOWN: Final = b"n"
+_KNOWN_DAY: Final = b"d"
+_DAY_BYTES: Final = 5
+"""Length of a key of `day_key` before its digest."""
 _MATURING: Final = b"m"
-_SEGMENT: Final = b"s"
+_AFTER: Final = b"\xff" * 64
+"""Behind every key of one prefix."""
 _NEVER: Final = 2**63 - 1
-_ENTRY: Final = struct.Struct("<qqI")
 _KNOWN_FIELDS: Final = struct.Struct("<bqbII")
 _TIME_BYTES: Final = 8
 _ITEM_BYTES: Final = _TIME_BYTES + DIGEST_BYTES
 _RATE: Final = struct.Struct("<d")
-SEGMENT_ROWS: Final = 8
-"""Decisions of a stored segment: about what RocksDB reads as one block anyway."""
-
-
-class Entry(NamedTuple):
-    """Reference to a decision."""
-
-    event_time_us: int
-    segment: int
-    row: int
+_READ_AT_ONCE: Final = 1_024
 
 
 class Known(NamedTuple):
@@ -60,32 +56,15 @@ class Matured(NamedTuple):
     """Sample rate under which it was filed."""
 
 
-class DecisionSegments(Protocol):
-    """Append-only decisions by (segment, row). A batch is taken back by `undo`."""
-
-    def add(self, days: Sequence[int], digests: Sequence[bytes], decisions: Sequence[Any]) -> list[tuple[int, int]]:
-        """Append decisions whose event times lie on ``days``; return the segment and row of each."""
-
-    def read(self, entries: Sequence[Entry]) -> list[Any]:
-        """Return the decisions of ``entries``, which a batch that is not committed may have forgotten."""
-
-    def take_before(self, day: int, at_least: int) -> Iterable[tuple[int, bytes]]:
-        """Remove whole segments before ``day``, ``at_least`` so many decisions if there are; return (day, digest)."""
-
-    def settle(self) -> None:
-        """The batch is committed."""
-
-    def undo(self) -> None:
-        """The batch is not committed."""
-
-
-class MaturityState(msgspec.Struct):
+class DecisionState(msgspec.Struct):
     """The part of a `DecisionStore` that is not in its store."""
 
     matures_us: int = _NEVER
     """Nothing matures before."""
     groups: int = 0
     """Number of the next group of maturing decisions."""
+    swept: bytes = _KNOWN_DAY
+    """No key by day lies before."""
 
 
 class _Group(NamedTuple):
@@ -100,13 +79,13 @@ class _Group(NamedTuple):
 class DecisionStore:
     """Decisions by the digest of their transaction."""
 
-    def __init__(self, store: Store, segments: DecisionSegments, state: MaturityState | None = None) -> None:
+    def __init__(self, store: Store, segments: DecisionSegments, state: DecisionState | None = None) -> None:
         self._store, self.segments = store, segments
-        self._state = state or MaturityState()
+        self._state = state or DecisionState()
         self._settled = copy.copy(self._state)
 
     @property
-    def state(self) -> MaturityState:
+    def state(self) -> DecisionState:
         """For the dump."""
         return self._state
 
@@ -121,23 +100,12 @@ class DecisionStore:
         self._state = copy.copy(self._settled)
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, Entry]:
-        """Return the entries of those of ``digests`` that have one."""
-        found = self._store.get_many([_ENTRY_KEY + digest for digest in digests]) if digests else []
-        return {
-            digest: Entry(*_ENTRY.unpack(packed))
-            for digest, packed in zip(digests, found, strict=True)
-            if packed is not None
-        }
+        """Return the entries of those of ``digests`` that have one, forgotten ones perhaps included."""
+        return self.segments.find(digests)
 
-    def file(
-        self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[Any]
-    ) -> list[tuple[int, int]]:
-        """Keep decisions, a later one in place of an earlier one of its transaction; return segments and rows."""
-        put, pack = self._store.put, _ENTRY.pack
-        references = self.segments.add([day_of(time_us) for time_us in event_time_us], digests, decisions)
-        for digest, time_us, (segment, row) in zip(digests, event_time_us, references, strict=True):
-            put(_ENTRY_KEY + digest, pack(time_us, segment, row))
-        return references
+    def file(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[Any]) -> int:
+        """Keep decisions, a later one in place of an earlier one of its transaction; return the first one's row."""
+        return self.segments.add(digests, event_time_us, decisions)
 
     def known(self, digests: Sequence[bytes]) -> dict[bytes, Known]:
         """Return what is known about those of ``digests`` about which anything is."""
@@ -149,10 +117,11 @@ class DecisionStore:
                 known[digest] = Known(tuple(state), emitted)
         return known
 
-    def learn(self, known: Iterable[tuple[bytes, Known]]) -> None:
-        """Keep what is known now."""
-        for digest, (state, emitted) in known:
+    def learn(self, known: Iterable[tuple[bytes, int, Known]]) -> None:
+        """Keep what is known now about transactions, given the event time of each one's decision."""
+        for digest, event_time_us, (state, emitted) in known:
             self._store.put(_KNOWN + digest, _KNOWN_FIELDS.pack(*state, emitted))
+            self._store.put(day_key(_KNOWN_DAY, day_of(event_time_us), digest), b"")
 
     def let_mature(self, items: Iterable[tuple[int, bytes]], rate: float) -> None:
         """Have `take_matured` return decisions: from when on, and digest; they were sampled at ``rate``."""
@@ -179,14 +148,43 @@ class DecisionStore:
         return [Matured(_time_of(item), item[_TIME_BYTES:], group.rate) for item, _, group in due]
 
     def forget_before(self, day: int, at_least: int) -> None:
-        """Forget decisions about transactions before ``day``, and what is known: ``at_least`` so many, if there are."""
-        swept = list(self.segments.take_before(day, at_least))
-        times = self._store.get_many([_ENTRY_KEY + digest for _, digest in swept]) if swept else []
-        for (of_day, digest), packed in zip(swept, times, strict=True):
-            # One that was decided again since, with another time, stands under its own day.
-            if packed is not None and day_of(_ENTRY.unpack(packed)[0]) == of_day:
-                self._store.delete(_ENTRY_KEY + digest)
+        """Forget decisions about transactions before ``day``, and what is known: ``at_least`` so much, if there is."""
+        self.segments.forget_before(day)
+        start, end = self._state.swept, day_key(_KNOWN_DAY, day)
+        if start >= end:
+            return
+        self._state.swept = end
+        keys: list[bytes] = []
+        for key, _ in self._store.scan(start, end):
+            if len(keys) >= at_least:
+                self._state.swept = key
+                break
+            keys.append(key)
+        entries = self.find([key[_DAY_BYTES:] for key in keys])
+        for key in keys:
+            self._store.delete(key)
+            digest = key[_DAY_BYTES:]
+            entry = entries.get(digest)
+            if entry is None or day_of(entry.event_time_us) < day:
                 self._store.delete(_KNOWN + digest)
+            else:
+                # One that was decided again since, with another time, is forgotten with its own day.
+                self._store.put(day_key(_KNOWN_DAY, day_of(entry.event_time_us), digest), b"")
+
+    def contents(self, day: int) -> Iterator[Any]:
+        """Yield what is held from ``day`` on, for the digest of a state: the same however it came to be held."""
+        yield self.segments.checksum(day)
+        known = self._store.scan(_KNOWN, _KNOWN + _AFTER)
+        while part := list(islice(known, _READ_AT_ONCE)):
+            entries = self.find([key[1:] for key, _ in part])
+            for key, packed in part:
+                entry = entries.get(key[1:])
+                if entry is not None and day_of(entry.event_time_us) >= day:
+                    yield key, packed
+        groups = [_group(key, packed) for key, packed in self._store.scan(_MATURING, _MATURING + _AFTER)]
+        yield [
+            (item, rate) for item, _, rate in sorted((item, -of.number, of.rate) for of in groups for item in of.items)
+        ]
 
     def _put_group(self, group: _Group) -> None:
         first_us = _time_of(group.items[0])
@@ -199,7 +197,7 @@ class DecisionStore:
         groups: list[_Group] = []
         keys, items = [], 0
         start, self._state.matures_us = self._state.matures_us, _NEVER
-        for key, packed in self._store.scan(time_key(_MATURING, start), _MATURING + b"\xff" * 8):
+        for key, packed in self._store.scan(time_key(_MATURING, start), _MATURING + _AFTER):
             first_us, before = int.from_bytes(key[1:9], "big"), key[1:9]
             # Groups overlap little, so that this is counted once or twice.
             if first_us > now_us or (
@@ -207,94 +205,17 @@ class DecisionStore:
             ):
                 self._state.matures_us = first_us
                 break
-            of = [packed[at : at + _ITEM_BYTES] for at in range(_RATE.size, len(packed), _ITEM_BYTES)]
-            groups.append(_Group(_RATE.unpack_from(packed)[0], int.from_bytes(key[9:], "big"), of))
+            groups.append(_group(key, packed))
             keys.append(key)
-            items += len(of)
+            items += len(groups[-1].items)
         for key in keys:
             self._store.delete(key)
         return groups
 
 
-class SegmentState(msgspec.Struct):
-    """The part of `StoredSegments` that is not in their store."""
-
-    swept: bytes = _SEGMENT
-    """No segment's key lies before."""
-    segments: int = 0
-    """Number of the next segment."""
-
-
-class StoredSegments:
-    """Segments of packed decisions in the store, under ``s`` + day of event time + number.
-
-    A value holds the number of its decisions (one byte), their lengths, digests and bytes.
-    """
-
-    def __init__(self, store: Store, state: SegmentState | None = None) -> None:
-        self._store = store
-        self.state = state or SegmentState()
-        """For the dump."""
-        self._settled = copy.copy(self.state)
-
-    def settle(self) -> None:
-        """The batch is committed (the store is settled by its owner)."""
-        self._settled = copy.copy(self.state)
-
-    def undo(self) -> None:
-        """The batch is not committed."""
-        self.state = copy.copy(self._settled)
-
-    def add(self, days: Sequence[int], digests: Sequence[bytes], decisions: Sequence[bytes]) -> list[tuple[int, int]]:
-        """Append packed decisions."""
-        references = [(0, 0)] * len(days)
-        for day in dict.fromkeys(days):
-            rows = [row for row, of in enumerate(days) if of == day]
-            for first in range(0, len(rows), SEGMENT_ROWS):
-                of_segment = rows[first : first + SEGMENT_ROWS]
-                packed = [decisions[row] for row in of_segment]
-                lengths = struct.pack(f"<B{len(packed)}I", len(packed), *map(len, packed))
-                value = b"".join((lengths, *(digests[row] for row in of_segment), *packed))
-                self._store.put(_segment_key(day, self.state.segments), value)
-                for number, row in enumerate(of_segment):
-                    references[row] = (self.state.segments, number)
-                self.state.segments += 1
-        return references
-
-    def read(self, entries: Sequence[Entry]) -> list[bytes | None]:
-        """Return the packed decisions of ``entries``."""
-        keys = [_segment_key(day_of(entry.event_time_us), entry.segment) for entry in entries]
-        values = self._store.get_many(keys) if keys else []
-        return [
-            None if value is None else _decision(value, entry.row) for entry, value in zip(entries, values, strict=True)
-        ]
-
-    def take_before(self, day: int, at_least: int) -> list[tuple[int, bytes]]:
-        """Remove whole segments before ``day``."""
-        start, end = self.state.swept, day_key(_SEGMENT, day)
-        if start >= end:
-            return []
-        self.state.swept = end
-        swept: list[tuple[int, bytes]] = []
-        for key, value in self._store.scan(start, end):
-            if len(swept) >= at_least:
-                self.state.swept = key
-                break
-            self._store.delete(key)
-            first = 1 + 4 * value[0]
-            digests = range(first, first + value[0] * DIGEST_BYTES, DIGEST_BYTES)
-            swept += [(day_of_key(key), value[at : at + DIGEST_BYTES]) for at in digests]
-        return swept
-
-
-def _segment_key(day: int, number: int) -> bytes:
-    return day_key(_SEGMENT, day, number.to_bytes(8, "big"))
-
-
-def _decision(value: bytes, row: int) -> bytes:
-    lengths = struct.unpack_from(f"<{value[0]}I", value, 1)
-    start = 1 + value[0] * (4 + DIGEST_BYTES) + sum(lengths[:row])
-    return value[start : start + lengths[row]]
+def _group(key: bytes, packed: bytes) -> _Group:
+    items = [packed[at : at + _ITEM_BYTES] for at in range(_RATE.size, len(packed), _ITEM_BYTES)]
+    return _Group(_RATE.unpack_from(packed)[0], int.from_bytes(key[1 + _TIME_BYTES :], "big"), items)
 
 
 def _time_of(item: bytes) -> int:

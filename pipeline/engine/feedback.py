@@ -8,7 +8,7 @@ import msgspec
 
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.decision_records import DecisionReader, DecisionRecord, Kept, read_decision, unpack_decision
-from pipeline.engine.decision_store import DecisionStore, MaturityState, SegmentState, StoredSegments
+from pipeline.engine.decision_store import DecisionState, DecisionStore
 from pipeline.engine.feedback_kernel import (
     NO_LABELS,
     DecidedRows,
@@ -19,6 +19,7 @@ from pipeline.engine.feedback_kernel import (
 )
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.results import Result
+from pipeline.engine.segments import MemorySegments, SavedSegments, SegmentsState
 from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.waiting import WaitingRoom, WaitingState
 from schemas.errors import UNREADABLE
@@ -52,8 +53,8 @@ class _Values(msgspec.Struct):
     layout: int
     newest_us: int
     first_day: int
-    maturity: MaturityState
-    segments: SegmentState
+    decisions: DecisionState
+    segments: SegmentsState
     waiting: WaitingState
 
 
@@ -63,10 +64,23 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Values)
 class FeedbackPartition:
     """State of one partition of ``decisions`` and of the same partition of ``accepted-labels``."""
 
-    def __init__(self, options: FeedbackOptions, store: Store, loaded: LoadedState | None = None) -> None:
-        """Start empty, or from a dump; then ``store`` holds what the dumped partition's store held.
+    def __init__(
+        self,
+        options: FeedbackOptions,
+        store: Store,
+        loaded: LoadedState | None = None,
+        segments: SavedSegments | None = None,
+    ) -> None:
+        """Start empty, or from a dump.
 
-        Raises `OtherLayout` where another release has made the dump.
+        Args:
+            options: Those of the agent.
+            store: Empty, or with what the dumped partition's store held.
+            loaded: The dump.
+            segments: Empty, with the dumped partition's files at hand; segments in memory by default.
+
+        Raises:
+            OtherLayout: Another release has made the dump.
         """
         self._options = options
         self._store = store
@@ -75,8 +89,10 @@ class FeedbackPartition:
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
-        self._segments = StoredSegments(store, values.segments if values else None)
-        self._served = DecisionStore(store, self._segments, values.maturity if values else None)
+        self._segments = MemorySegments() if segments is None else segments
+        if loaded is not None and values is not None:
+            self._segments.load(values.segments, loaded.columns)
+        self._served = DecisionStore(store, self._segments, values.decisions if values else None)
         self._waiting = WaitingRoom(store, values.waiting if values else None)
         progress = (values.newest_us, values.first_day) if values else (0, 0)
         self._kernel = FeedbackKernel(self._served, self._waiting, *progress)
@@ -113,18 +129,23 @@ class FeedbackPartition:
         self._kernel.undo()
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state: all of it is small, or in the store."""
-        del full
-        values = _Values(LAYOUT, *self._kernel.progress, self._served.state, self._segments.state, self._waiting.state)
-        return StateDump(msgspec.msgpack.encode(values), {}, self._store.freeze())
+        """Copy the settled state; what is large is in files, which are linked."""
+        segments = self._segments.dump(full=full)
+        values = _Values(LAYOUT, *self._kernel.progress, self._served.state, segments.state, self._waiting.state)
+        frozen = self._store.freeze()
+        if frozen is not None:
+            self._segments.link(frozen)
+        return StateDump(msgspec.msgpack.encode(values), segments.columns, frozen)
 
     def digest(self) -> str:
         """Return the digest of the settled state."""
-        states = self._served.state, self._segments.state, self._waiting.state
-        return state_digest(*self._kernel.progress, *states, self._store)
+        newest_us, first_day = self._kernel.progress
+        decisions = list(self._served.contents(first_day))
+        return state_digest(newest_us, first_day, decisions, self._waiting.state, list(self._waiting.contents()))
 
     def close(self) -> None:
         """Let go of the state."""
+        self._segments.close()
         self._store.close()
 
     def _read_decisions(self, records: Sequence[Record], result: Result) -> DecidedRows:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.columns import Labels
-from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Entry, Known, Matured
+from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Known, Matured
 from pipeline.engine.layout import day_of, forgotten_with, transaction_digest
+from pipeline.engine.segments import Entry
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST, WaitingRoom
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hashes
@@ -231,14 +232,15 @@ class _Part:
         involved.update(one.digest for ones in due.values() for one in ones)
         self._entries = self._decisions.find(list(involved))
         self._known = self._decisions.known(list(involved))
-        references = self._decisions.file(
+        first_row = self._decisions.file(
             digests, [decided.event_time_us[row] for row in kept], [decided.decisions[row] for row in kept]
         )
         filed: defaultdict[int, dict[bytes, Entry]] = defaultdict(dict)
-        for number, digest in enumerate(digests):
-            if digest in involved:
-                row = kept[number]
-                filed[decided.position[row]][digest] = Entry(decided.event_time_us[row], *references[number])
+        if involved:
+            for number, digest in enumerate(digests):
+                if digest in involved:
+                    row = kept[number]
+                    filed[decided.position[row]][digest] = Entry(decided.event_time_us[row], first_row + number)
         if labels:
             hashes = np.array([joined.labels[number].hash for number in labels], np.uint64)
             self._sampled = keep_negatives(hashes, self._rules.negative_sample_rate).tolist()
@@ -247,7 +249,9 @@ class _Part:
             said[joined.position[number]].append(number)
         for position in sorted({*filed, *said, *due}):
             self._visit(position, filed.get(position, {}), said.get(position, ()), due.get(position, ()))
-        self._decisions.learn(self._changed.items())
+        self._decisions.learn(
+            (digest, self._entries[digest].event_time_us, known) for digest, known in self._changed.items()
+        )
         return self._emitted
 
     def _matured(self, rows: range, kept: Sequence[int]) -> Mapping[int, Sequence[Matured]]:

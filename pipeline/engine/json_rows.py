@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.json_bytes import PAIRS, copy_bytes, write_base64
+from pipeline.engine.json_bytes import copy_bytes
 from pipeline.engine.json_numbers import LONGEST_VALUE, POWERS, write_number, write_time, write_whole
 from pipeline.features.compiled import compiled
 
@@ -16,10 +16,10 @@ _CHUNK_ROWS: Final = 128
 """Rows that are written at once, so that what is written stays in the processor's cache until it is copied."""
 _PART_BYTES: Final = 16
 """Bytes of the parts in which the text between values is copied."""
-_TEXT, _ENCODED, _WHOLE, _TIME, _NUMBER, _BASE64, _SAME, _ONE_OF, _NOTHING = range(9)
+_TEXT, _ENCODED, _WHOLE, _TIME, _NUMBER, _SAME, _ONE_OF, _NOTHING = range(8)
 _SPACE, _QUOTE, _BACKSLASH = (np.uint8(ord(sign)) for sign in ' "\\')
 _NONE: Final = np.uint64(0)
-_STRINGS: Final = frozenset({_TEXT, _TIME, _BASE64})
+_STRINGS: Final = frozenset({_TEXT, _TIME})
 _encode = msgspec.json.encode
 
 
@@ -53,11 +53,6 @@ def timestamp(column: int) -> Field:
 def number(column: int) -> Field:
     """Return a number, from ``numbers[:, column]``; null for what is not finite."""
     return Field(_NUMBER, column)
-
-
-def base64() -> Field:
-    """Return a string of the bytes of all the row's ``numbers``, doubles in the order of little-endian machines."""
-    return Field(_BASE64, 0)
 
 
 def same(constant: int) -> Field:
@@ -106,7 +101,6 @@ class RowWriter:
         self._spans = np.array(spans, np.int64)
         self._repeated = Counter(field.column for field in fields if field.kind == _TEXT)
         self._constants = sum(field.kind in (_SAME, _ONE_OF) for field in fields)
-        self._base64 = sum(field.kind == _BASE64 for field in fields)
         self._row_bytes = sum(map(len, prefixes)) + (len(parts) - len(spans)) * LONGEST_VALUE + width
         # Compiled here, not while the first batch waits.
         list(self.write(_nothing(fields)))
@@ -123,11 +117,9 @@ class RowWriter:
         source, spans = self._escaped(rows, text_bytes)
         numbers = np.require(rows.numbers, np.float64, ("C", "W"))
         bits, wholes = numbers.view(np.uint64), np.ascontiguousarray(rows.wholes, np.int64)
-        raw = numbers.astype("<f8", copy=False).view(np.uint8)
         constants = np.frombuffer(b"".join(rows.constants), np.uint8)
         constant_ends = np.cumsum([0, *map(len, rows.constants)])
         row_bytes = self._row_bytes + self._constants * max(map(len, rows.constants), default=0)
-        row_bytes += self._base64 * 4 * -(-raw.shape[1] // 3)
         out, ends = np.empty(0, np.uint8), np.empty(_CHUNK_ROWS, np.int64)
         for first in range(0, len(numbers), _CHUNK_ROWS):
             last = min(first + _CHUNK_ROWS, len(numbers))
@@ -135,8 +127,8 @@ class RowWriter:
             if len(out) < needed:
                 out = np.empty(needed, np.uint8)
             write_rows(
-                source, spans, wholes, numbers, bits, raw, constants, constant_ends, self._prefixes, self._steps,
-                POWERS, PAIRS, first, last, out, ends,
+                source, spans, wholes, numbers, bits, constants, constant_ends, self._prefixes, self._steps, POWERS,
+                first, last, out, ends,
             )  # fmt: skip
             bounds = ends[: last - first].tolist()
             # Slices of bytes take half the time of slices of other memory.
@@ -233,13 +225,13 @@ def find_odd(source: Any, spans: Any, columns: Any, copied: Any, odd: Any, text_
 
 @compiled
 def write_rows(
-    source: Any, spans: Any, wholes: Any, numbers: Any, bits: Any, raw: Any, constants: Any, constant_ends: Any,
-    prefixes: Any, steps: Any, powers: Any, pairs: Any, first: Any, last: Any, out: Any, ends: Any,
+    source: Any, spans: Any, wholes: Any, numbers: Any, bits: Any, constants: Any, constant_ends: Any, prefixes: Any,
+    steps: Any, powers: Any, first: Any, last: Any, out: Any, ends: Any,
 ) -> None:  # fmt: skip
     """Rows from ``first`` to ``last`` into ``out``; ``ends`` are the rows' ends.
 
-    ``bits`` and ``raw`` are the memory of ``numbers`` as uint64 and as bytes. ``steps`` (p, 3): bytes of the prefix,
-    kind and column of the value behind it. Places are unsigned: for a signed one Numba would ask each time whether it
+    ``bits`` is the memory of ``numbers`` as uint64. ``steps`` (p, 3): bytes of the prefix, kind and column of the value
+    behind it. Places are unsigned: for a signed one Numba would ask each time whether it
     counts from the end.
     """
     at = _NONE
@@ -259,8 +251,6 @@ def write_rows(
                 at = write_whole(wholes[column, row], out, at)
             elif kind == _TIME:
                 at = write_time(wholes[column, row], wholes[column + 1, row], out, at)
-            elif kind == _BASE64:
-                at = write_base64(raw, row, pairs, out, at)
             elif kind != _NOTHING:
                 constant = column if kind == _SAME else wholes[column, row]
                 at = copy_bytes(constants, constant_ends[constant], constant_ends[constant + 1], out, at)

@@ -40,11 +40,6 @@ def day_key(prefix: bytes, day: int, digest: bytes = b"") -> bytes:
     return prefix + max(day, 0).to_bytes(4, "big") + digest
 
 
-def day_of_key(key: bytes) -> int:
-    """The day of a key of `day_key`, whose prefix has one byte."""
-    return int.from_bytes(key[1:5], "big")
-
-
 def time_key(prefix: bytes, time_us: int, rest: bytes = b"") -> bytes:
     """A key that sorts by time, in microseconds since 1970."""
     return prefix + max(time_us, 0).to_bytes(8, "big") + rest

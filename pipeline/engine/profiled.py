@@ -1,32 +1,23 @@
-"""The records of ``profiled`` as columns, transactions and labels in one order.
+"""The blocks of ``profiled`` as columns of rows, transactions and labels in one order."""
 
-Compiled code reads transactions as the card agent writes them (`pipeline.engine.profiled_scan`). Labels, and what is
-written in another way, go through the decoder into the same columns.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.engine.columns import name_keys, span_keys
+from pipeline.engine import blocks
+from pipeline.engine.blocks import LABEL, TRANSACTION, Block, BlockError, parse_block
+from pipeline.engine.columns import span_keys
+from pipeline.engine.json_grammar import are_numbers
 from pipeline.engine.merchants import MerchantLog
-from pipeline.engine.profiled_scan import equal_texts, scan_profiled
-from pipeline.engine.results import ForeignRecord
 from pipeline.engine.subjects import (
     AMOUNT,
     AMOUNT_BASE,
     CARD,
-    CASE,
     CASE_SEQUENCE,
     COUNTS,
-    CURRENCY,
     EVENT_US,
     ID,
     INGESTED_OFFSET,
@@ -36,6 +27,7 @@ from pipeline.engine.subjects import (
     INPUT_PARTITION,
     LOG_OFFSET,
     LOG_PARTITION,
+    LOG_ROW,
     MERCHANT,
     RATES,
     SAME_RATES,
@@ -44,117 +36,50 @@ from pipeline.engine.subjects import (
     SOURCE_PARTITION,
     STATED_OFFSET,
     STATED_US,
-    TYPE,
+    TEXTS,
+    WHOLES,
     Subjects,
 )  # fmt: skip
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
-from pipeline.features.compiled import compiled
 from pipeline.features.identity import transaction_hash
-from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR, timestamp_us
-from schemas.errors import UNREADABLE
-from schemas.messages import ProfiledLabel, ProfiledTransaction, Timestamp
+from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
 from schemas.records import Record
 
-TRANSACTION, LABEL, REFUSED = range(3)
-"""Kinds of records; the first two as the merchants' windows number them."""
-KNOWN_CODES: Final = {"fraud": 1, "legitimate": 0}
-KNOWN_NONE: Final = 2
-_CARD_BYTES: Final = 8 * len(CARD_FEATURES)
+_POSITIONS: Final = [SOURCE_PARTITION, SOURCE_OFFSET, INPUT_PARTITION, INPUT_OFFSET]
 _LARGEST: Final = 2**62
 """So that no sum of two times leaves 64 bits."""
-_MINUTE: Final = timedelta(minutes=1)
-
-
-class _Stated(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Fields of the producer's own record that a decision repeats."""
-
-    event_time: Timestamp
-    amount: Decimal
-    currency: str
-    transaction_type: str = "purchase"
-
-
-_decode = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
-_decode_stated = msgspec.json.Decoder(_Stated).decode
-_encode = msgspec.json.Encoder(decimal_format="number").encode
-
-
-def read_profiled(value: bytes | None) -> ProfiledTransaction | ProfiledLabel:
-    """Return the message of a record of ``profiled``; every reader of the topic skips what this raises for.
-
-    Raises:
-        msgspec.MsgspecError, UnicodeDecodeError, RecursionError: It is no such message.
-        ValueError: It has numbers that no card agent writes, and that the windows could not hold.
-    """
-    message: ProfiledTransaction | ProfiledLabel = _decode(value or b"")
-    _check(message)
-    return message
-
-
-def _check(message: ProfiledTransaction | ProfiledLabel) -> None:
-    if not EARLIEST_US <= message.event_time_us < LATEST_US:
-        raise ValueError(f"event_time_us is {message.event_time_us}, which is not between 1990 and 2100")
-    if isinstance(message, ProfiledLabel):
-        if abs(message.known_at_us) > _LARGEST:
-            raise ValueError(f"known_at_us is {message.known_at_us}, which is no time")
-        return
-    if message.kernel == KERNEL_VERSION and len(message.card_features) != _CARD_BYTES:
-        raise ValueError(f"card_features has {len(message.card_features)} bytes, not {_CARD_BYTES}")
-    if not 0 <= message.amount_base_minor <= MAX_AMOUNT_BASE_MINOR:
-        raise ValueError(f"amount_base_minor is {message.amount_base_minor}, more or less than any amount is")
-    for number in (message.case_sequence, message.source.partition, (message.read or message.source).partition):
-        if abs(number) > _LARGEST:
-            raise ValueError(f"case_sequence or a partition is {number}, more or less than any is")
+_DAY_MIN: Final = 24 * 60
+_FROM_WIDE: Final = [EVENT_US, AMOUNT_BASE, CASE_SEQUENCE, INGESTED_US, INPUT_OFFSET]
+"""Columns that the wide ones of a block become; the last of those is not among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProfiledRows:
-    """Records as columns of n rows; what concerns transactions alone is undefined in other rows."""
+    """Rows of blocks as columns of n rows; what concerns transactions alone is undefined in other rows."""
 
     records: Sequence[Record]
+    record: NDArray[np.intp]
+    """Shape (n,): number of each row's record; ascending."""
     kinds: NDArray[np.uint8]
-    """Shape (n,): `TRANSACTION`, `LABEL` or `REFUSED`."""
+    """Shape (n,): `TRANSACTION` or `LABEL`."""
     subjects: Subjects
+    originals: NDArray[np.int64]
+    """Shape (n, 2): where the producer's own bytes begin and end in the text of ``subjects``."""
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES)): those of the card; those of the merchant have room."""
     log: MerchantLog
     """Columns that the merchants' windows take."""
     follows: NDArray[np.bool_]
     """Shape (n,): whether a transaction is of the row before's batch of one input, and has a higher offset."""
-    decoded: dict[int, ProfiledTransaction]
-    """Transactions that only the decoder could read, by row."""
-    refused: dict[int, Exception]
-    """Why a record was refused, by row."""
+    kernels: dict[int, str]
+    """Other kernel versions that computed the features of a record, by its number."""
+    refused: dict[int, BlockError]
+    """Why a record was refused, by its number; it has no rows."""
 
-    def told(self, rows: NDArray[np.intp]) -> Subjects:
-        """Return transactions with all that decisions name.
-
-        Raises:
-            ForeignRecord: What a producer wrote cannot be read in one of them.
-        """
-        subjects = self.subjects
-        if self.decoded:
-            subjects = self._with_stated(subjects, set(rows.tolist()))
-        subjects.wholes[LOG_PARTITION] = [record.partition for record in self.records]
-        subjects.wholes[LOG_OFFSET] = [record.offset for record in self.records]
-        return subjects if len(rows) == len(self.records) else subjects.take(rows)
-
-    def _with_stated(self, subjects: Subjects, rows: set[int]) -> Subjects:
-        writing = _Writing(subjects)
-        for row, message in self.decoded.items():
-            if row not in rows:
-                continue
-            try:
-                stated = _decode_stated(message.transaction)
-            except UNREADABLE as error:
-                raise ForeignRecord(f"what a producer wrote cannot be read in it: {error}") from error
-            if not stated.amount.is_finite():
-                raise ForeignRecord(f"its amount is {stated.amount}, which no card agent accepts")
-            writing.put(row, AMOUNT, _encode(stated.amount))
-            writing.put(row, CURRENCY, stated.currency.encode())
-            writing.put(row, TYPE, stated.transaction_type.encode())
-            subjects.wholes[[STATED_US, STATED_OFFSET], row] = _moment(stated.event_time)
-        return writing.done()
+    def rows_of(self, records: range) -> range:
+        """Return the rows of some records, which follow each other."""
+        first, end = np.searchsorted(self.record, [records.start, records.stop]).tolist()
+        return range(first, end)
 
     def identity(self, row: int) -> int:
         """Return the `transaction_hash` of a row."""
@@ -172,113 +97,145 @@ class ProfiledRows:
 
 def read_rows(records: Sequence[Record]) -> ProfiledRows:
     """Read records of ``profiled``, of any partitions, in their order."""
-    n = len(records)
-    features = np.empty((n, len(FEATURES)))
-    subjects, plain = scan_profiled([record.value for record in records], features)
-    kinds = np.zeros(n, np.uint8)
-    labels: dict[int, ProfiledLabel] = {}
-    decoded: dict[int, ProfiledTransaction] = {}
-    refused: dict[int, Exception] = {}
-    others = np.flatnonzero(~plain)
-    if len(others):
-        subjects.spans[:, others], subjects.wholes[:, others] = 0, 0
-        for row in others.tolist():
-            try:
-                message = read_profiled(records[row].value)
-            except (*UNREADABLE, ValueError) as error:
-                refused[row], kinds[row] = error, REFUSED
-                continue
-            if isinstance(message, ProfiledLabel):
-                labels[row], kinds[row] = message, LABEL
-            else:
-                decoded[row] = message
-        if decoded:
-            subjects = _with_decoded(subjects, features, decoded)
-    follows = np.empty(n, np.bool_)
-    _follow(np.frombuffer(subjects.text, np.uint8), subjects.spans, subjects.wholes, kinds, follows)
-    return ProfiledRows(records, kinds, subjects, features, _log(subjects, kinds, labels), follows, decoded, refused)
+    found: dict[int, Block] = {}
+    refused: dict[int, BlockError] = {}
+    for number, record in enumerate(records):
+        try:
+            found[number] = _check_features(parse_block(record.value))
+        except BlockError as error:
+            refused[number] = error
+    while True:
+        rows = _columns(records, found, refused)
+        wrong = _wrong(rows)
+        if not wrong:
+            return rows
+        refused |= wrong
+        found = {number: block for number, block in found.items() if number not in wrong}
 
 
-def _log(subjects: Subjects, kinds: NDArray[np.uint8], labels: dict[int, ProfiledLabel]) -> MerchantLog:
-    n = subjects.rows
-    merchants = span_keys(np.frombuffer(subjects.text, np.uint8), subjects.spans[MERCHANT])
-    if labels:
-        merchants[[*labels]] = name_keys(pa.array([label.merchant_id for label in labels.values()], pa.string()))
-    identity, known = np.zeros(n, np.uint64), np.zeros(n, np.int8)
-    event_time_us, known_at_us = subjects.wholes[EVENT_US], np.zeros(n, np.int64)
-    for row, label in labels.items():
-        identity[row] = transaction_hash(label.card_id, label.transaction_id)
-        event_time_us[row], known_at_us[row] = label.event_time_us, label.known_at_us
-        known[row] = KNOWN_CODES.get(label.known, KNOWN_NONE)
+def _check_features(block: Block) -> Block:
+    if block.kernel == KERNEL_VERSION and len(block.features):
+        if block.features.shape[1] != len(CARD_FEATURES):
+            raise BlockError(f"a transaction has {block.features.shape[1]} features, not {len(CARD_FEATURES)}")
+        if np.isinf(block.features).any():
+            raise BlockError("a feature is infinite")
+    return block
+
+
+def _columns(records: Sequence[Record], found: Mapping[int, Block], refused: dict[int, BlockError]) -> ProfiledRows:
+    """Lay the columns of blocks behind each other."""
+    counts = [block.rows for block in found.values()]
+    n = sum(counts)
+    spans, wholes = np.empty((len(TEXTS), n, 2), np.int64), np.empty((len(WHOLES), n), np.int64)
+    features, originals, known_at_us = np.empty((n, len(FEATURES))), np.empty((n, 2), np.int64), np.empty(n, np.int64)
+    codes, named = np.empty((len(blocks.CODES), n), np.uint8), np.empty((3, n), np.intp)
+    names: dict[bytes, int] = {}
+    at = text_bytes = 0
+    for number, block in found.items():
+        rows = slice(at, at + block.rows)
+        at += block.rows
+        ends = block.ends() + text_bytes
+        firsts = ends - block.lengths
+        text_bytes += len(block.text)
+        spans[: blocks.ORIGINAL, rows, 0], spans[: blocks.ORIGINAL, rows, 1] = firsts[:-1], ends[:-1]
+        originals[rows, 0], originals[rows, 1] = firsts[-1], ends[-1]
+        wholes[_FROM_WIDE, rows], known_at_us[rows] = block.wide[:-1], block.wide[-1]
+        wholes[STATED_OFFSET, rows], wholes[INPUT_PARTITION, rows] = block.narrow
+        wholes[SOURCE_OFFSET, rows], wholes[SOURCE_PARTITION, rows] = block.sources.offset, block.sources.partition
+        wholes[LOG_PARTITION, rows], wholes[LOG_OFFSET, rows] = records[number].partition, records[number].offset
+        wholes[LOG_ROW, rows] = np.arange(block.rows)
+        codes[:, rows] = block.codes
+        own = np.array([names.setdefault(name, len(names)) for name in block.names], np.intp)
+        named[0, rows], named[1:, rows] = own[block.sources.topic], own[block.codes[blocks.RATES :]]
+        _take_features(block, features[rows, : len(CARD_FEATURES)])
+    name_ends = text_bytes + np.cumsum([0, *map(len, names)])
+    for column, of in zip((SOURCE, RATES, INPUT), named, strict=True):
+        spans[column, :, 0], spans[column, :, 1] = name_ends[of], name_ends[of + 1]
+    wholes[SAME_RATES], wholes[INGESTED_OFFSET] = named[1], 0
+    wholes[STATED_US], wholes[COUNTS] = wholes[EVENT_US], codes[blocks.COUNTS]
+    subjects = Subjects(b"".join((*(block.text for block in found.values()), *names)), spans, wholes)
+    return ProfiledRows(
+        records,
+        np.repeat(np.fromiter(found, np.intp, len(found)), counts),
+        codes[blocks.KIND],
+        subjects,
+        originals,
+        features,
+        _log(subjects, codes, known_at_us),
+        _follows(wholes, codes[blocks.KIND], named[2]),
+        {number: block.kernel for number, block in found.items() if block.kernel != KERNEL_VERSION},
+        refused,
+    )
+
+
+def _take_features(block: Block, features: NDArray[np.float64]) -> None:
+    """Fill the card features of the transactions, shape (rows of the block, len(CARD_FEATURES))."""
+    if block.kernel != KERNEL_VERSION:
+        features[:] = np.nan
+    elif len(block.features) == block.rows:
+        features[:] = block.features
+    else:
+        features[block.codes[blocks.KIND] == TRANSACTION] = block.features
+
+
+def _log(subjects: Subjects, codes: NDArray[np.uint8], known_at_us: NDArray[np.int64]) -> MerchantLog:
+    n, kinds = subjects.rows, codes[blocks.KIND]
+    identity = np.zeros(n, np.uint64)
+    labels = np.flatnonzero(kinds)
+    if len(labels):
+        of = subjects.take(labels)
+        identity[labels] = of.identities()
     return MerchantLog(
         kinds,
-        merchants,
+        span_keys(np.frombuffer(subjects.text, np.uint8), subjects.spans[MERCHANT]),
         identity,
-        event_time_us,
+        subjects.wholes[EVENT_US],
         subjects.wholes[AMOUNT_BASE],
-        subjects.wholes[COUNTS].astype(np.bool_),
-        known,
+        codes[blocks.COUNTS].astype(np.bool_),
+        codes[blocks.KNOWN].astype(np.int8),
         known_at_us,
     )
 
 
-class _Writing:
-    """Texts that are added to those of subjects."""
-
-    def __init__(self, subjects: Subjects) -> None:
-        self._subjects, self._added, self._end = subjects, [subjects.text], len(subjects.text)
-
-    def put(self, row: int, column: int, text: bytes) -> None:
-        self._subjects.spans[column, row] = self._end, self._end + len(text)
-        self._added.append(text)
-        self._end += len(text)
-
-    def done(self) -> Subjects:
-        return self._subjects._replace(text=b"".join(self._added))
-
-
-def _with_decoded(
-    subjects: Subjects, features: NDArray[np.float64], decoded: dict[int, ProfiledTransaction]
-) -> Subjects:
-    """Fill the rows of decoded transactions, but for what their producer wrote."""
-    writing, wholes = _Writing(subjects), subjects.wholes
-    for row, message in decoded.items():
-        read = message.read or message.source
-        texts = {
-            ID: message.transaction_id, CARD: message.card_id, MERCHANT: message.merchant_id,
-            RATES: message.rates_version, CASE: message.case_id, INPUT: read.topic,
-        }  # fmt: skip
-        for column, text in texts.items():
-            writing.put(row, column, text.encode())
-        writing.put(row, SOURCE, _encode(message.source))
-        numbers = {
-            EVENT_US: message.event_time_us, AMOUNT_BASE: message.amount_base_minor, COUNTS: message.counts,
-            CASE_SEQUENCE: message.case_sequence, SOURCE_PARTITION: message.source.partition,
-            SOURCE_OFFSET: message.source.offset, INPUT_PARTITION: read.partition, INPUT_OFFSET: read.offset,
-            SAME_RATES: row,
-        }  # fmt: skip
-        for column, number in numbers.items():
-            wholes[column, row] = number
-        wholes[[INGESTED_US, INGESTED_OFFSET], row] = _moment(message.ingested_at)
-        if message.kernel == KERNEL_VERSION:
-            features[row, : len(CARD_FEATURES)] = np.frombuffer(message.card_features, "<f8")
-    return writing.done()
+def _follows(wholes: NDArray[np.int64], kinds: NDArray[np.uint8], topics: NDArray[np.intp]) -> NDArray[np.bool_]:
+    follows = np.zeros(len(kinds), np.bool_)
+    here, before = np.s_[1:], np.s_[:-1]
+    follows[1:] = (
+        (kinds[here] == TRANSACTION)
+        & (kinds[before] == TRANSACTION)
+        & (wholes[INPUT_OFFSET, here] > wholes[INPUT_OFFSET, before])
+        & (wholes[INPUT_PARTITION, here] == wholes[INPUT_PARTITION, before])
+        & (wholes[INGESTED_US, here] == wholes[INGESTED_US, before])
+        & (topics[here] == topics[before])
+    )
+    return follows
 
 
-def _moment(time: datetime) -> tuple[int, int]:
-    """Microseconds since 1970, and minutes of offset."""
-    return timestamp_us(time), (time.utcoffset() or timedelta()) // _MINUTE
+def _wrong(rows: ProfiledRows) -> dict[int, BlockError]:
+    """Return the records of which a row has a value that no card agent writes, with the reason."""
+    found: dict[int, BlockError] = {}
+    subjects, wholes, is_label = rows.subjects, rows.subjects.wholes, rows.kinds == LABEL
+    text = np.frombuffer(subjects.text, np.uint8)
+    numbers = np.empty(subjects.rows, np.bool_)
+    are_numbers(text, subjects.spans[AMOUNT], numbers)
+    names = subjects.spans[[ID, CARD, MERCHANT]]
+    checks = (
+        ("a transaction, a card or a merchant has no name", (names[..., 0] == names[..., 1]).any(axis=0)),
+        ("event_time_us is not between 1990 and 2100", _outside(wholes[EVENT_US], EARLIEST_US, LATEST_US - 1)),
+        ("amount_base_minor is no amount", _outside(wholes[AMOUNT_BASE], 0, MAX_AMOUNT_BASE_MINOR)),
+        ("ingested_at is no time", _outside(wholes[INGESTED_US], 0, LATEST_US - 1)),
+        ("known_at_us is no time", _outside(rows.log.known_at_us, -_LARGEST, _LARGEST)),
+        ("case_sequence is too large", _outside(wholes[CASE_SEQUENCE], 0, _LARGEST)),
+        ("a UTC offset is a day or more", _outside(wholes[STATED_OFFSET], 1 - _DAY_MIN, _DAY_MIN - 1)),
+        ("a partition or an offset is below 0", (wholes[_POSITIONS] < 0).any(axis=0)),
+        ("an amount is no number", ~(numbers | is_label)),
+    )
+    for reason, wrong in checks:
+        if wrong.any():
+            for number in np.unique(rows.record[wrong]).tolist():
+                found.setdefault(number, BlockError(reason))
+    return found
 
 
-@compiled
-def _follow(text: Any, spans: Any, wholes: Any, kinds: Any, follows: Any) -> None:
-    for row in range(len(kinds)):
-        follows[row] = (
-            row > 0
-            and kinds[row] == TRANSACTION
-            and kinds[row - 1] == TRANSACTION
-            and wholes[INPUT_OFFSET, row] > wholes[INPUT_OFFSET, row - 1]
-            and wholes[INPUT_PARTITION, row] == wholes[INPUT_PARTITION, row - 1]
-            and wholes[INGESTED_US, row] == wholes[INGESTED_US, row - 1]
-            and equal_texts(text, spans[INPUT, row], spans[INPUT, row - 1])
-        )
+def _outside(values: NDArray[np.int64], least: int, most: int) -> NDArray[np.bool_]:
+    return (values < least) | (values > most)

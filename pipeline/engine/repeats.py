@@ -1,4 +1,4 @@
-"""Which records of ``profiled`` are repeats, told from the log alone: by their sources' offsets, batch by batch.
+"""Which rows of ``profiled`` are repeats, told from the log alone: by their sources' offsets, batch by batch.
 
 At-least-once delivery may write a batch of the card agent again. It reads each of its inputs in order and commits after
 each batch, so that only the latest batch of an input comes again, and begins where that batch began, with the same
@@ -11,8 +11,9 @@ from itertools import pairwise
 
 import msgspec
 
+from pipeline.engine.blocks import TRANSACTION
 from pipeline.engine.journal import JournaledDict
-from pipeline.engine.profiled import TRANSACTION, ProfiledRows
+from pipeline.engine.profiled import ProfiledRows
 from pipeline.engine.subjects import INGESTED_US, INPUT_OFFSET
 
 
@@ -24,7 +25,7 @@ class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     last: int
     """The last offset."""
     batch_us: int
-    """Time at which the latest batch was read, in microseconds since 1970; equal in all records of a batch."""
+    """Time at which the latest batch was read, in microseconds since 1970; equal in all rows of a batch."""
     first: int
     """The offset with which that batch began."""
     identity: int

@@ -19,10 +19,6 @@ letter must fit whatever it is compressed with, or the record could be neither r
 _TEXT_LIMIT: Final = 1_000
 
 
-class ForeignRecord(RuntimeError):
-    """A record of an internal topic can be decoded, and no agent of this pipeline wrote it."""
-
-
 @dataclass(slots=True)
 class Result:
     """Outputs of one batch, to be committed together with its input offsets, and its counts.

@@ -82,7 +82,7 @@ class Scanned(NamedTuple):
     plain: NDArray[np.bool_]
     """Shape (n,): which are."""
     spans: NDArray[np.int64]
-    """Shape (len(TEXTS), n, 2): where each text begins and ends."""
+    """Shape (len(KEPT), n, 2): where each text begins and ends."""
     event_time_us: NDArray[np.int64]
     clock_us: NDArray[np.int64]
     """Shape (n,): what the clock on the wall showed, as if it were UTC."""
@@ -98,7 +98,7 @@ def scan(values: Sequence[bytes | None]) -> Scanned:
     text = b"".join((*short, DEFAULT_TYPE.encode()))
     ends = np.cumsum(np.fromiter(map(len, short), np.int64, n))
     plain = np.zeros(n, np.bool_)
-    spans = np.empty((len(TEXTS), n, 2), np.int64)
+    spans = np.empty((len(KEPT), n, 2), np.int64)
     numbers = np.empty((4, n), np.int64)
     _scan(
         np.frombuffer(text, np.uint8), ends, NAMES, SAID, plain, spans, numbers,
@@ -349,6 +349,15 @@ def read_time(text: IntArray, first: int, last: int, zoned: bool) -> int:
     of_day_s = (60 * hour + minute - offset_min) * 60 + second
     moment_us: int = _day(year, month, day) * US_PER_DAY + of_day_s * US_PER_SECOND + micro
     return moment_us
+
+
+@compiled
+def offset_min(text: IntArray, last: int) -> int:
+    """Return the minutes of the UTC offset of a plain time that ends at ``last``."""
+    if text[last - 1] == _Z:
+        return 0
+    minutes: int = 60 * _digits(text, last - 5, 2) + _digits(text, last - 2, 2)
+    return -minutes if text[last - 6] == _MINUS else minutes
 
 
 @compiled

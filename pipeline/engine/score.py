@@ -7,10 +7,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.engine.blocks import TRANSACTION
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
-from pipeline.engine.profiled import REFUSED, TRANSACTION, ProfiledRows, read_rows
+from pipeline.engine.profiled import ProfiledRows, read_rows
 from pipeline.engine.repeats import ReadInput, ReadInputs
-from pipeline.engine.results import ForeignRecord, Result
+from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump, state_digest
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
 from pipeline.features.columns import Storage
@@ -19,11 +20,11 @@ from schemas.records import Record
 
 
 class KernelMismatch(RuntimeError):
-    """A record of ``profiled`` holds features of another kernel version than this worker's."""
+    """A block on ``profiled`` holds features of another kernel version than this worker's."""
 
 
 class KernelChanged(KernelMismatch):
-    """Several such records, and none of this worker's kernel behind them: no single record is to blame."""
+    """Several such blocks, and none of this worker's kernel behind them: no single record is to blame."""
 
 
 class _Values(msgspec.Struct):
@@ -36,7 +37,7 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Values)
 
 
 class ScorePartition:
-    """State of one partition of ``profiled``: a function of its records in offset order, and of nothing else."""
+    """State of one partition of ``profiled``: a function of its rows in log order, and of nothing else."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class ScorePartition:
         self._accept_other_kernel = accept_other_kernel
         self._newest_own = -1
         self._others: set[int] = set()
-        """Offsets of records of another kernel that no record of this one has followed so far."""
+        """Offsets of blocks of another kernel that no block of this one has followed so far."""
         self._windows = MerchantWindows(storage)
         self._inputs = ReadInputs()
         if loaded is not None:
@@ -98,62 +99,61 @@ class ScorePartition:
         rows.log.take(entering).profile(self._windows)
 
     def profile(self, rows: ProfiledRows, of: range, result: Result) -> NDArray[np.intp]:
-        """Return the transactions among the rows ``of``, which all enter the state; complete their features.
+        """Return the transactions among the rows of some records, which all enter the state; complete their features.
 
-        ``result`` counts them. A replay reads over features of another kernel, which it does not use.
+        A replay reads over features of another kernel, which it does not use.
+
+        Args:
+            rows: Rows of this partition, and of others.
+            of: Numbers of this partition's records.
+            result: Counts them.
 
         Raises:
-            KernelMismatch: a record is of another kernel.
-            KernelChanged: so are those behind it.
-            ForeignRecord: a feature is infinite.
+            KernelMismatch: A block is of another kernel.
+            KernelChanged: So are those behind it.
         """
         entering = self._entering(rows, of, result)
         kinds = rows.kinds[entering]
         if not len(kinds):
             return np.empty(0, np.intp)
-        decided = np.arange(of.start, of.stop) if isinstance(entering, slice) else entering
+        decided = np.arange(entering.start, entering.stop) if isinstance(entering, slice) else entering
         if labels := int(np.count_nonzero(kinds)):
             decided = decided[kinds == TRANSACTION]
         # First, since another kernel may have another number of features too.
         self._check_kernel(rows, decided)
         rows.features[entering, len(CARD_FEATURES) :] = rows.log.take(entering).profile(self._windows)
         result.counts["label", "profiled"] += labels
-        odd = [row for row in rows.decoded if row in of]
-        if odd and np.isinf(rows.features[np.intersect1d(odd, decided), : len(CARD_FEATURES)]).any():
-            raise ForeignRecord("a feature is infinite, which no card agent writes")
         return decided
 
     def _entering(self, rows: ProfiledRows, of: range, result: Result) -> slice | NDArray[np.intp]:
-        """The rows ``of`` but for repeats and what is no message, of which ``result`` is told."""
-        for row, error in rows.refused.items():
-            if row in of:
-                result.unreadable(rows.records[row], "score", error)
-        repeats = self._inputs.repeats(rows, of)
-        if repeats:
-            result.counts["duplicate", ""] += len(repeats)
-        if not repeats and not rows.refused:
-            return slice(of.start, of.stop)
-        kept = rows.kinds[of.start : of.stop] != REFUSED
-        kept[np.array(repeats, np.intp) - of.start] = False
-        return np.flatnonzero(kept) + of.start
+        """Return the rows of the records ``of`` but for repeats; ``result`` gets what was refused."""
+        for number, error in rows.refused.items():
+            if number in of:
+                result.unreadable(rows.records[number], "score", error)
+        within = rows.rows_of(of)
+        repeats = self._inputs.repeats(rows, within)
+        if not repeats:
+            return slice(within.start, within.stop)
+        result.counts["duplicate", ""] += len(repeats)
+        return np.delete(np.arange(within.start, within.stop), np.array(repeats, np.intp) - within.start)
 
     def _check_kernel(self, rows: ProfiledRows, decided: NDArray[np.intp]) -> None:
-        """Raise for a record of another kernel; a halved batch is judged by what was seen of the whole one."""
-        foreign = [row for row, message in rows.decoded.items() if message.kernel != KERNEL_VERSION]
-        others = decided[np.isin(decided, foreign)].tolist() if foreign else []
-        own = decided[~np.isin(decided, others)] if others else decided
-        if len(own):
+        """Raise for a block of another kernel; a halved batch is judged by what was seen of the whole one."""
+        numbers = np.unique(rows.record[decided]).tolist()
+        others = [number for number in numbers if number in rows.kernels]
+        own = [number for number in numbers if number not in rows.kernels]
+        if own:
             self._newest_own = max(self._newest_own, rows.records[own[-1]].offset)
         if not others and not self._others:
             return
-        seen = self._others.union(rows.records[row].offset for row in others)
+        seen = self._others.union(rows.records[number].offset for number in others)
         self._others = {offset for offset in seen if offset > self._newest_own}
         if not others:
             return
         record = rows.records[others[0]]
         what = (
             f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
-            f"{rows.decoded[others[0]].kernel}, this worker has {KERNEL_VERSION}"
+            f"{rows.kernels[others[0]]}, this worker has {KERNEL_VERSION}"
         )
         if record.offset in self._others and len(self._others) > 1 and not self._accept_other_kernel:
             raise KernelChanged(

@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 from pipeline.features.identity import transaction_hashes
 
 TEXTS: Final = (
-    "transaction_id", "card_id", "merchant_id", "rates_version", "case_id", "source", "amount", "currency",
-    "transaction_type", "input_topic",
+    "transaction_id", "card_id", "merchant_id", "case_id", "amount", "currency", "transaction_type", "rates_version",
+    "source_topic", "input_topic",
 )  # fmt: skip
-"""Columns of text: ``source`` and ``amount`` as JSON, the others as they read."""
-ID, CARD, MERCHANT, RATES, CASE, SOURCE, AMOUNT, CURRENCY, TYPE, INPUT = range(len(TEXTS))
+"""Columns of text: ``amount`` as JSON, the others as they read."""
+ID, CARD, MERCHANT, CASE, AMOUNT, CURRENCY, TYPE, RATES, SOURCE, INPUT = range(len(TEXTS))
 
 WHOLES: Final = (
     "event_time_us", "amount_base_minor", "counts", "case_sequence", "ingested_at_us", "ingested_offset_min",
     "stated_us", "stated_offset_min", "source_partition", "source_offset", "input_partition", "input_offset",
-    "log_partition", "log_offset", "rates", "action", "selection", "versions",
+    "log_partition", "log_offset", "log_row", "rates", "action", "selection", "versions",
 )  # fmt: skip
 """Columns of whole numbers: ``stated`` is the event time as the producer wrote it, with its offset; ``input`` where the
-card agent read the record; ``log`` where it stands on ``profiled``; ``rates`` is equal in rows of equal
+card agent read the record; ``log`` the position on ``profiled``; ``rates`` is equal in rows of equal
 ``rates_version``. The last three have room for what is decided."""
 (
     EVENT_US, AMOUNT_BASE, COUNTS, CASE_SEQUENCE, INGESTED_US, INGESTED_OFFSET, STATED_US, STATED_OFFSET,
-    SOURCE_PARTITION, SOURCE_OFFSET, INPUT_PARTITION, INPUT_OFFSET, LOG_PARTITION, LOG_OFFSET, SAME_RATES, ACTION,
-    SELECTION, VERSIONS,
+    SOURCE_PARTITION, SOURCE_OFFSET, INPUT_PARTITION, INPUT_OFFSET, LOG_PARTITION, LOG_OFFSET, LOG_ROW, SAME_RATES,
+    ACTION, SELECTION, VERSIONS,
 ) = range(len(WHOLES))  # fmt: skip
 
 

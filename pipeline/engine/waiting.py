@@ -2,7 +2,7 @@
 
 import copy
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -19,6 +19,8 @@ _NEVER: Final = 2**63 - 1
 _QUEUE: Final = b"w"
 _ITEM: Final = b"i"
 _TIME: Final = b"x"
+_AFTER: Final = b"\xff" * 64
+"""Behind every key of one prefix."""
 _NUMBERS: Final = struct.Struct("<III")
 
 
@@ -136,6 +138,11 @@ class WaitingRoom:
             taken.append(Waiting(digest, number, at_us, value[8:]))
             self.remove(taken[-1])
         return taken
+
+    def contents(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield what is in the store, for the digest of a state."""
+        for prefix in (_ITEM, _QUEUE, _TIME):
+            yield from self._store.scan(prefix, prefix + _AFTER)
 
     def _queue(self, digest: bytes) -> _Queue:
         packed = self._store.get(_QUEUE + digest)

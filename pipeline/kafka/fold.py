@@ -6,10 +6,12 @@ so that a fold repeats all three.
 """
 
 import logging
+import math
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import msgspec
@@ -116,11 +118,13 @@ class RangeReader:
         tuning: Mapping[str, int] | None = None,
         *,
         skip_refused: bool = True,
+        most_bytes: float = math.inf,
     ) -> None:
+        """``most_bytes``: of the values that a call returns; one record may be larger by itself."""
         self.topic, self.partition, self.position = topic, partition, start
         """``position``: the offset behind everything that was returned."""
         self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
-        self._tuning, self._skip_refused = tuning or {}, skip_refused
+        self._tuning, self._skip_refused, self._most_bytes = tuning or {}, skip_refused, most_bytes
         self._consumer: LogConsumer | None = None
         self._ahead: list[Message] = []
         self._next = 0
@@ -140,7 +144,7 @@ class RangeReader:
         return consumer
 
     def read_to(self, end: int, most: int = READ_BATCH) -> list[Record]:
-        """The next records below offset ``end``, at most ``most``; fewer only where there are no more of them."""
+        """The next records below offset ``end``, at most ``most``; none only where there are no more of them."""
         return list(map(record_of, self._messages(end, most)))
 
     def read_columns(self, end: int, most: int = READ_BATCH) -> RecordColumns:
@@ -177,7 +181,18 @@ class RangeReader:
                 self.position = self._ahead[last - 1].offset() + 1
             found += self._ahead[self._next : last]
             self._next = last
-        return found
+        return found if self._most_bytes == math.inf else self._bounded(found)
+
+    def _bounded(self, found: list[Message]) -> list[Message]:
+        """Return the first of the messages ``found``, as many as may be returned; the others come again."""
+        sizes = list(accumulate(map(len, found)))
+        if not found or sizes[-1] <= self._most_bytes:
+            return found
+        end = max(bisect_right(sizes, self._most_bytes), 1)
+        if end < len(found):
+            self._ahead, self._next = [*found[end:], *self._ahead[self._next :]], 0
+            self.position = found[end].offset()
+        return found[:end]
 
     def close(self) -> None:
         """Close the reader."""

@@ -1,26 +1,22 @@
-"""Undecided records of ``profiled`` whose features another kernel version computed."""
+"""Undecided blocks of ``profiled`` whose features another kernel version computed."""
 
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Final, NamedTuple
 
-import msgspec
-
+from pipeline.engine.blocks import BlockError, parse_block
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.clients import read_batches
 from pipeline.settings import Settings
-from schemas.errors import UNREADABLE
-from schemas.messages import ProfiledLabel, ProfiledTransaction
 from schemas.records import Record
 from schemas.topics import PROFILED
 
-LAST_OFFSETS: Final = 500
+LAST_OFFSETS: Final = 100
 """So many offsets before a partition's end are looked at."""
-_decode: Final = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
 
 
 class OfOtherKernel(NamedTuple):
-    """A transaction of another kernel version."""
+    """A block with transactions of another kernel version."""
 
     offset: int
     kernel: str
@@ -29,7 +25,7 @@ class OfOtherKernel(NamedTuple):
 def newest_of_other_kernels(
     bootstrap: str, settings: Settings, positions: Mapping[int, int], ends: Mapping[int, int]
 ) -> dict[int, list[OfOtherKernel]]:
-    """Find the undecided transactions of other kernels that no transaction of this kernel follows.
+    """Find the undecided blocks of other kernels that no block of this kernel follows; those of labels alone aside.
 
     Args:
         bootstrap: Addresses of brokers.
@@ -69,7 +65,7 @@ def newest_of_other_kernels(
 
 def _kernel_of(record: Record) -> str | None:
     try:
-        message = _decode(record.value or b"")
-    except UNREADABLE:  # the agent quarantines it
+        block = parse_block(record.value)
+    except BlockError:  # the agent quarantines it
         return None
-    return message.kernel if isinstance(message, ProfiledTransaction) else None
+    return block.kernel if len(block.features) else None

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline.engine.results import KEPT_BYTES, ForeignRecord, Result
+from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.fold import NewRecords
 from pipeline.kafka.internal import OnRefused, readable
@@ -29,7 +29,7 @@ class ProcessDied(RuntimeError):
     """Processes died of one record, each while it worked on nothing else."""
 
 
-THE_RECORDS_OWN: Final = (OutputTooLarge, ForeignRecord, ProcessDied)
+THE_RECORDS_OWN: Final = (OutputTooLarge, ProcessDied)
 """Errors for which the record alone is to blame: whoever can write a record can cause them at will."""
 _OWN_NAMES: Final = frozenset(kind.__name__ for kind in THE_RECORDS_OWN)
 _TEXT_LIMIT: Final = 1_000

@@ -5,6 +5,7 @@ from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 from pipeline.kafka.batch import Place
+from pipeline.kafka.carried import BATCH_BYTES
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers, settled_end
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
@@ -62,7 +63,10 @@ def restore_partition(
     with ExitStack() as stack:
 
         def reader(topic: str, start: int) -> RangeReader:
-            return stack.enter_context(closing(RangeReader(bootstrap, settings, topic, number, start, waiting, tuning)))
+            made = RangeReader(
+                bootstrap, settings, topic, number, start, waiting, tuning, most_bytes=BATCH_BYTES
+            )  # fmt: skip
+            return stack.enter_context(closing(made))
 
         readers = [reader(topic, max(positions.get(topic, 0), first[topic])) for topic in ends]
         markers: Iterator[Progress] = iter(())

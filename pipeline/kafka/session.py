@@ -25,6 +25,7 @@ from pipeline.kafka.batch import Batch, Place, start_at
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.careful import Committed, Mark, write_mark
+from pipeline.kafka.carried import carried_messages
 from pipeline.kafka.clients import GroupProtocol, consumer_config, late_fetch_config, log_error, record_of
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
@@ -123,6 +124,7 @@ class Session:
         # Where each partition that is held has been read up to. A record below it, or of a partition that is not held,
         # was fetched before a rebalance or an abort that happened while its batch was being formed.
         self._positions: dict[Place, int] = {}
+        self._carried = carried_messages(topics, settings.batch_max_records)
         self._settled: dict[Place, int] = {}
         """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
         self._progress: dict[int, int] = {}
@@ -149,18 +151,19 @@ class Session:
         return self._settled
 
     def poll(self, timeout_s: float) -> Batch | None:
-        """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there."""
+        """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there.
+
+        A batch is bounded by rows and by bytes; what exceeds it is carried over to the next one.
+        """
         if self._paused:
             return self._poll_carefully(timeout_s)
         if (unreadable := self._unreadable_batch()) is not None:
             return unreadable
-        first = self._consumer.poll(timeout_s)
-        messages = [] if first is None else [first]
-        if first is not None and self._settings.batch_max_records > 1:
-            messages += self._consumer.consume(self._settings.batch_max_records - 1, 0)
+        self._fetch_messages(timeout_s)
         if self._fatal:
             self._rejoin(self._fatal[0])
             return None
+        messages = self._carried.take()
         if not messages:
             return None
         # Read before the records are looked at: a rebalance in between would have been served by the calls above.
@@ -351,6 +354,18 @@ class Session:
 
     # --- Reading -----------------------------------------------------------------------------------------------
 
+    def _fetch_messages(self, timeout_s: float) -> None:
+        """Take messages from the client until a batch is full. It serves rebalances meanwhile, which drop some."""
+        first = self._consumer.poll(0 if self._carried else timeout_s)
+        if first is None:
+            return
+        self._carried.add([first])
+        while (wanted := self._carried.wanted()) > 0:
+            more = self._consumer.consume(wanted, 0)
+            self._carried.add(more)
+            if len(more) < wanted:
+                return
+
     def _read(self, messages: Iterable[Message]) -> tuple[dict[Place, list[Record]], _Failed]:
         """Return the records to process, by partition, and the fetches that failed; other errors are looked at."""
         read: dict[Place, list[Record]] = {}
@@ -446,6 +461,7 @@ class Session:
 
     def _seek(self, place: Place, offset: int) -> None:
         self._positions[place] = offset
+        self._carried.drop(lambda at: at == place)
         try:
             self._patience.repeat("seek", lambda: self._consumer.seek(start_at(place, offset)))
         except KafkaException as error:
@@ -541,6 +557,7 @@ class Session:
             caller.end()
 
     def _give_up(self, numbers: Collection[int]) -> None:
+        self._carried.drop(lambda at: at[1] in numbers)
         for offsets in (self._positions, self._settled):
             for place in [place for place in offsets if place[1] in numbers]:
                 del offsets[place]

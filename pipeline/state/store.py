@@ -33,6 +33,8 @@ _ZSTANDARD_LEVEL: Final = 1
 """Of what has come to rest: what is kept comes out no larger than at RocksDB's own, 3, for less work."""
 _LARGEST_WRITE_BUFFER_BYTES: Final = 64 << 20
 _OPEN_FILES: Final = 256
+WRITE_AT_ONCE: Final = 1_000
+"""Keys that a write has at least, unless something must be in the database at once."""
 _MANIFEST_BYTES: Final = 1 << 20
 
 
@@ -95,42 +97,49 @@ class StoreMemory:
 class RocksStore:
     """A store in ``directory``, which begins empty: what an earlier process left there may not have been committed.
 
-    What was written since the last ``settle`` is held in memory, so that ``undo`` only forgets it. One thread works
-    on a store; ``release`` may be called from any. Raises StoreError where RocksDB fails.
+    What was written since the last ``settle`` is held in memory, so that ``undo`` only forgets it. What small batches
+    settled is held back too, until there are ``write_at_once`` keys: a write costs RocksDB the same for one key and for
+    a hundred, and nothing outlives the process anyway. One thread works on a store; ``release`` may be called from any.
+    Raises StoreError where RocksDB fails.
     """
 
-    def __init__(self, directory: Path, *, memory: StoreMemory) -> None:
+    def __init__(self, directory: Path, *, memory: StoreMemory, write_at_once: int = WRITE_AT_ONCE) -> None:
         _remove_with_frozen(directory)
-        self._directory = directory
+        self._directory, self._write_at_once = directory, write_at_once
         self._open(memory)
 
     @classmethod
-    def restored(cls, directory: Path, frozen: Path, *, memory: StoreMemory) -> "RocksStore":
+    def restored(
+        cls, directory: Path, frozen: Path, *, memory: StoreMemory, write_at_once: int = WRITE_AT_ONCE
+    ) -> "RocksStore":
         """A store in ``directory`` that begins with the files in ``frozen``, which are moved or copied."""
         _remove_with_frozen(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(frozen, directory)
         store = cls.__new__(cls)
-        store._directory = directory
+        store._directory, store._write_at_once = directory, write_at_once
         store._open(memory)
         return store
 
     def _open(self, memory: StoreMemory) -> None:
         self._pending: dict[bytes, bytes | None] = {}
+        self._unwritten: dict[bytes, bytes | None] = {}
+        """Settled, and not yet in the database."""
         self._ranges: list[tuple[bytes, bytes]] = []
         self._freezes = 0
         # RocksDB's own log of writes would only guard what a fold gives again.
         self._writing = WriteOptions()
         self._writing.disable_wal = True
-        with _told(self._directory):
+        with StoreErrors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
             self._memory = memory
             self._database = Rdict(str(self._directory), memory.options())
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None."""
-        if key in self._pending:
-            return self._pending[key]
+        for held in (self._pending, self._unwritten):
+            if key in held:
+                return held[key]
         try:
             found: bytes | None = self._database.get(key)
         except Exception as error:
@@ -139,14 +148,12 @@ class RocksStore:
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of ``keys``, in order."""
-        pending = self._pending
-        if not pending:
+        pending, unwritten = self._pending, self._unwritten
+        if not pending and not unwritten:
             return self._read_many(list(keys))
-        absent = [key for key in keys if key not in pending]
-        if not absent:
-            return [pending[key] for key in keys]
-        read = iter(self._read_many(absent))
-        return [pending[key] if key in pending else next(read) for key in keys]
+        absent = [key for key in keys if key not in pending and key not in unwritten]
+        read = iter(self._read_many(absent) if absent else ())
+        return [pending[key] if key in pending else unwritten[key] if key in unwritten else next(read) for key in keys]
 
     def put(self, key: bytes, value: bytes) -> None:
         """Keep a value."""
@@ -164,21 +171,22 @@ class RocksStore:
         """Keys and values with ``start`` <= key < ``end``, ascending; keys put meanwhile may be missing."""
         if start >= end:
             return
-        pending = self._pending
-        written = iter(sorted(key for key in pending if start <= key < end))
+        # ``pending`` may change meanwhile.
+        pending, unwritten = self._pending, self._unwritten
+        written = iter(sorted({key for held in (pending, unwritten) for key in held if start <= key < end}))
         ahead = next(written, None)
         for key, value in self._read_range(start, end):
             while ahead is not None and ahead <= key:
                 if ahead != key:
-                    held = pending.get(ahead)
+                    held = pending.get(ahead, unwritten.get(ahead))
                     if held is not None:
                         yield ahead, held
                 ahead = next(written, None)
-            current = pending.get(key, value)
+            current = pending.get(key, unwritten.get(key, value))
             if current is not None:
                 yield key, current
         while ahead is not None:
-            held = pending.get(ahead)
+            held = pending.get(ahead, unwritten.get(ahead))
             if held is not None:
                 yield ahead, held
             ahead = next(written, None)
@@ -190,19 +198,10 @@ class RocksStore:
             self._ranges.append((start, end))
 
     def settle(self) -> None:
-        """Write what is pending, all of it or nothing."""
-        if not self._pending and not self._ranges:
-            return
-        batch = WriteBatch(raw_mode=True)
-        for key, value in self._pending.items():
-            if value is None:
-                batch.delete(key)
-            else:
-                batch.put(key, value)
-        for start, end in self._ranges:
-            batch.delete_range(start, end)
-        with _told(self._directory):
-            self._database.write(batch, self._writing)
+        """Write what is pending together with what was held back, all of it or nothing; or hold it back too."""
+        self._unwritten.update(self._pending)
+        if self._ranges or len(self._unwritten) >= self._write_at_once:
+            self._write(self._ranges)
         self.undo()
 
     def undo(self) -> None:
@@ -218,6 +217,7 @@ class RocksStore:
         target = self._directory.with_name(f"{self._directory.name}.frozen-{self._freezes}")
         self._freezes += 1
         check_present(self._directory)
+        self._write()
         unwritten_bytes = self._property("rocksdb.cur-size-all-mem-tables")
         free_bytes = shutil.disk_usage(self._directory).free
         # RocksDB takes no more writes once a flush has failed: it must not be tried where there is no room for it.
@@ -226,7 +226,7 @@ class RocksStore:
                 f"{free_bytes} bytes are free beside {self._directory}, too few for the {unwritten_bytes} bytes that "
                 "are not in a file yet: free space there; the next snapshot is a full one"
             )
-        with _told(self._directory):
+        with StoreErrors(self._directory):
             self._database.flush()
         try:
             Checkpoint(self._database).create_checkpoint(str(target))
@@ -247,8 +247,9 @@ class RocksStore:
     def close(self) -> None:
         """Close and remove the store; what is frozen stays until it is released."""
         self.undo()
+        self._unwritten.clear()
         # RocksDB cannot write what it still holds to a directory that is gone, and nobody needs it.
-        with contextlib.suppress(StateRemoved), _told(self._directory):
+        with contextlib.suppress(StateRemoved), StoreErrors(self._directory):
             self._database.close()
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._directory)
@@ -267,37 +268,59 @@ class RocksStore:
                 size_bytes += entry.stat().st_size
         return size_bytes
 
+    def _write(self, ranges: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        if not self._unwritten and not ranges:
+            return
+        batch = WriteBatch(raw_mode=True)
+        for key, value in self._unwritten.items():
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        for start, end in ranges:
+            batch.delete_range(start, end)
+        with StoreErrors(self._directory):
+            self._database.write(batch, self._writing)
+        self._unwritten.clear()
+
     def _property(self, name: str) -> int:
-        with _told(self._directory):
+        with StoreErrors(self._directory):
             found: int | None = self._database.property_int_value(name)
         return found or 0
 
     def _read_many(self, keys: list[bytes]) -> list[bytes | None]:
-        with _told(self._directory):
+        with StoreErrors(self._directory):
             found: list[bytes | None] = self._database.get(keys)
         return found
 
     def _read_range(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         reading = ReadOptions()
         reading.set_iterate_upper_bound(end)
-        with _told(self._directory):
+        with StoreErrors(self._directory):
             cursor = self._database.iter(reading)
             cursor.seek(start)
         while cursor.valid():
             yield cursor.key(), cursor.value()
             cursor.next()
-        with _told(self._directory):
+        with StoreErrors(self._directory):
             # A cursor that meets a damaged block only ends.
             cursor.status()
 
 
-@contextlib.contextmanager
-def _told(directory: Path) -> Iterator[None]:
-    """Errors of RocksDB, which are plain exceptions, and of the disk below it, as StoreError."""
-    try:
-        yield
-    except Exception as error:
-        raise _failed(directory, error) from error
+class StoreErrors:
+    """Raise errors of RocksDB, which are plain exceptions, and of the disk below it as StoreError."""
+
+    __slots__ = ("_directory",)
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise _failed(self._directory, error) from error
 
 
 def _failed(directory: Path, error: Exception) -> StoreError:

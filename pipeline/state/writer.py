@@ -27,11 +27,15 @@ from pipeline.state.manifest import (
 )
 from pipeline.state.objects import Found, Place
 from pipeline.state.packs import FileIdentity, Packer, identity_of
+from pipeline.state.sealed_segments import INDEX_SUFFIX, SEGMENT_SUFFIX
 
 log = logging.getLogger(__name__)
 
 FOREIGN_S: Final = 7 * 24 * 3_600.0
 """Snapshots of other formats stay as long, for the case that the version which wrote them comes back."""
+
+_UNCHANGING: Final = frozenset({".sst", SEGMENT_SUFFIX, INDEX_SUFFIX})
+"""Files that never change: tables of RocksDB, and sealed segments."""
 
 
 class Written(NamedTuple):
@@ -154,10 +158,10 @@ class SnapshotWriter:
         tables: dict[FileIdentity, str] = {}
         for path in sorted(directory.iterdir()):
             identity = identity_of(path)
-            if path.suffix != ".sst":
+            if path.suffix not in _UNCHANGING:
                 files[path.name] = StoreFile(identity.size_bytes, piece=packer.add(path.read_bytes()))
                 continue
-            # Tables never change, so that one which was saved before needs no reading.
+            # One that was saved before needs no reading.
             digest = self._tables.get(identity)
             if digest is None or digest not in objects:
                 digest = packer.upload(path)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from agents.app import GC_THRESHOLDS
 from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
-from pipeline.engine import accepted_labels, decision_messages
+from pipeline.engine import accepted_labels, decision_messages, profiled_blocks
 from pipeline.engine import card as card_module
 from pipeline.engine import decider as decider_module
 from pipeline.engine.accepted_labels import LabelOptions
@@ -43,6 +43,7 @@ from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_layer import RiverLayer
 from pipeline.settings import Settings
 from pipeline.state.mapped import MappedStorage
+from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Headers, Output, Record
 from schemas.topics import ACCEPTED_LABELS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
@@ -78,8 +79,8 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
     "card: index write": [(StoreIndex, "keep"), (RocksStore, "settle"), (MemoryStore, "settle")],
     "card: windows": [(CardWindows, "profile"), (CardWindows, "settle")],
-    "card: encode profiled": [(card_module, "encode_profiled")],
-    "card: rest": [(CardPartition, "process")],
+    "card: encode profiled": [(card_module, "profiled_columns"), (profiled_blocks, "encode_blocks")],
+    "card: rest": [(CardPartition, "work")],
     "score: read profiled": [(decider_module, "read_rows")],
     "score: repeats": [(ReadInputs, "repeats")],
     "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
@@ -144,12 +145,20 @@ class Engine:
             return None if directory is None else MappedStorage(directory / name)
 
         card, feedback = default_options(partitions)
+        card = card._replace(merchant_partitions=partitions)
         self._labels = LabelOptions(card.future_tolerance_us, partitions)
         numbers = range(partitions)
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
         self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]
         self._decider = Decider("EUR")
-        self._feedbacks = [FeedbackPartition(feedback, store(f"served-{n}")) for n in numbers]
+        self._feedbacks = [
+            FeedbackPartition(
+                feedback,
+                store(f"served-{n}"),
+                segments=None if directory is None else FileSegments(directory / f"segments-{n}"),
+            )
+            for n in numbers
+        ]
         self._learner = LearnPartition(new_learner(models.lightgbm.version))
         self._offsets: dict[tuple[str, int], int] = {}
         self._places: dict[bytes, int] = {}
@@ -178,7 +187,8 @@ class Engine:
     def profiled(self, records: Sequence[Record], now: datetime) -> list[Record]:
         """The card hop: its outputs, as the score hop reads them."""
         parts = by_partition(records)
-        outputs = merged(self._cards[number].process(part, now) for number, part in parts.items()).outputs
+        worked = [self._cards[number].work(part, now) for number, part in parts.items()]
+        outputs = profiled_blocks.encode_blocks([columns for _, columns in worked if columns is not None])
         for number in parts:
             self._cards[number].settle()
         return self._log(outputs, now)
@@ -213,9 +223,11 @@ class Engine:
             number = self._places[key] = partition_of(key.decode(), self._partitions)
         return number
 
-    def append(self, topic: str, key: bytes, value: bytes, timestamp_ms: int, headers: Headers = ()) -> Record:
+    def append(
+        self, topic: str, key: bytes, value: bytes, timestamp_ms: int, headers: Headers = (), number: int | None = None
+    ) -> Record:
         """A record at the end of its partition's log."""
-        number = self.place(key)
+        number = self.place(key) if number is None else number
         offset = self._offsets.get((topic, number), 0)
         self._offsets[topic, number] = offset + 1
         return Record(topic, number, offset, timestamp_ms, key, value, headers)
@@ -224,7 +236,9 @@ class Engine:
         """Records of the topics that a further kernel reads."""
         stamp_ms = round(now.timestamp() * 1_000)
         return [
-            self.append(output.topic.name, output.key or b"", output.value or b"", stamp_ms, output.headers)
+            self.append(
+                output.topic.name, output.key or b"", output.value or b"", stamp_ms, output.headers, output.partition
+            )
             for output in outputs
             if output.topic in (ACCEPTED_LABELS, PROFILED, DECISIONS, EXAMPLES)
         ]

@@ -68,7 +68,7 @@ def card_features_travel_unchanged(run: Run) -> Check:
     for entry, one in run.profiled_as_written:
         packed = base64.b64decode(one["card_features"])
         values = struct.unpack(f"<{len(packed) // 8}d", packed)
-        for decision in run.decisions_at.get((entry.partition, entry.offset), ()):
+        for decision in run.decisions_at.get(entry.log, ()):
             check.count("decisions")
             served = list(decision["features"].values())[: len(values)]
             if any(not _agree("", s, v) for s, v in zip(served, values, strict=True)):
@@ -103,8 +103,7 @@ def _card_rows(run: Run) -> list[Row]:
         newest = 0
         for _, entry, one in accepted:
             case = one["case_id"], one["case_sequence"]
-            log = entry.partition, entry.offset
-            rows.append({**_stated(one), "partition_newest_us": newest, "case": case, "log": log})
+            rows.append({**_stated(one), "partition_newest_us": newest, "case": case, "log": entry.log})
             newest = max(newest, one["event_time_us"])
     return rows
 
@@ -112,9 +111,9 @@ def _card_rows(run: Run) -> list[Row]:
 def _merchant_rows(run: Run) -> list[Row]:
     newest: dict[int, int] = defaultdict(int)
     rows = []
-    taken_in = {(entry.partition, entry.offset) for entry, _ in run.profiled}
+    taken_in = {entry.log for entry, _ in run.profiled}
     for entry, one in run.logs.decoded("profiled"):
-        log = entry.partition, entry.offset
+        log = entry.log
         if one["kind"] == "transaction" and log not in taken_in:
             continue  # written again, and passed over
         row: Row = {"partition_newest_us": newest[entry.partition], "card_id": one["card_id"], "log": log}

@@ -6,7 +6,7 @@ from typing import Any
 from tests.chaos.arithmetic import holds, microseconds
 from tests.chaos.model import PRESUMED, Change, Lesson, Told, follow_cards, follow_feedback, sampled
 from tests.chaos.records import Key, Place
-from tests.chaos.run import Check, Run, key_of, place_of
+from tests.chaos.run import Check, LogPlace, Run, key_of, log_of, place_of
 
 TAKEN_OVER = ("merchant_id", "event_time", "amount_base", "features", "logit", "score", "versions", "log")
 
@@ -15,15 +15,15 @@ def labels_are_passed_on(run: Run) -> Check:
     """``profiled`` has a label for each change of what is known, behind its transaction, and no other."""
     check = Check("labels are passed on once, behind their transactions")
     fate = follow_cards(run)
-    first: dict[Key, tuple[int, int]] = {}
+    first: dict[Key, LogPlace] = {}
     for entry, one in run.profiled_as_written:
-        first.setdefault(key_of(one), (entry.partition, entry.offset))
+        first.setdefault(key_of(one), entry.log)
     found: dict[Key, list[Change]] = defaultdict(list)
     for entry, one in run.profiled_labels:
         key = key_of(one)
         found[key].append(Change(one["known"], one["known_at_us"], place_of(one["source"])))
-        partition, offset = first.get(key, (-1, 0))
-        if partition != entry.partition or offset > entry.offset:
+        behind = first.get(key, (-1, 0, 0))
+        if behind[0] != entry.partition or behind > entry.log:
             check.differs(f"{key}: label at profiled {entry.partition}/{entry.offset} is not behind its transaction")
     check.compared = {
         "labels": sum(map(len, fate.applied.values())),
@@ -76,7 +76,7 @@ def examples_are_consistent(run: Run) -> Check:
 
 
 def _check_served(check: Check, run: Run, key: Key, example: dict[str, Any]) -> None:
-    log = example["log"]["partition"], example["log"]["offset"]
+    log = log_of(example)
     served = [one for one in run.decisions_at.get(log, ()) if key_of(one) == key]
     if not served:
         check.differs(f"{key} has an example of profiled {log}, from which it was not decided")
@@ -111,7 +111,7 @@ def _lesson(example: dict[str, Any]) -> Lesson:
         known_at_us=microseconds(example["known_at"]),
         weight=example["weight"],
         revision=example["revision"],
-        log=(example["log"]["partition"], example["log"]["offset"]),
+        log=log_of(example),
     )
 
 

@@ -9,7 +9,7 @@ from tests.chaos.arithmetic import identity, microseconds, partition_of
 from tests.chaos.model import DIFFERS, UNKNOWN, Accepted, follow_cards
 from tests.chaos.model import told as label_of
 from tests.chaos.records import INPUTS, NUMBER_HEADER, ORIGINS, Entry, Key, Place, Sent, exact, origin_of
-from tests.chaos.run import CARD_READS, FEEDBACK_READS, Check, Run, key_of, place_of
+from tests.chaos.run import CARD_READS, FEEDBACK_READS, Check, LogPlace, Run, key_of, log_of, place_of
 
 AGENT_READS = {"card": CARD_READS, "feedback": FEEDBACK_READS}
 REASON = "dead-letter-"
@@ -161,16 +161,16 @@ def _loose(value: bytes | None) -> Any:
 def decisions_are_one_to_one(run: Run) -> Check:
     """Each profiled transaction has one decision, which names its place, and there is none without."""
     check = Check("one decision a profiled transaction")
-    there = {(entry.partition, entry.offset): one for entry, one in run.profiled_as_written}
-    waiting = {(entry.partition, entry.offset): one for entry, one in run.profiled}
+    there = {entry.log: one for entry, one in run.profiled_as_written}
+    waiting = {entry.log: one for entry, one in run.profiled}
     check.compared = {"decisions": len(run.logs.entries("decisions")), "profiled": len(waiting)}
     meant, decided = Counter(key_of(one) for one in waiting.values()), Counter[Key]()
-    told: set[tuple[int, int]] = set()
+    told: set[LogPlace] = set()
     for entry, decision in run.logs.decoded("decisions"):
         key = key_of(decision)
         decided[key] += 1
         check.same(f"{key}: partition of decisions", entry.partition, run.home(key[0]))
-        at = (decision["log"]["partition"], decision["log"]["offset"])
+        at = log_of(decision)
         one = there.get(at)
         if one is None or (at in told and run.rules.exactly_once):
             check.differs(f"{key} was decided again, or from profiled {at}, which holds no transaction")
@@ -201,12 +201,12 @@ def alerts_are_one_to_one(run: Run) -> Check:
     check = Check("one alert a decision to alert")
     meant = {log: ones for log, all_of in run.decisions_at.items() if (ones := [o for o in all_of if is_alert(o)])}
     check.compared = {"alerts": len(run.logs.entries("alerts")), "decisions_to_alert": len(meant)}
-    told: set[tuple[int, int]] = set()
+    told: set[LogPlace] = set()
     same = ["case_id", "case_sequence", "merchant_id", "event_time", "amount", "currency", "amount_base", "score"]
     same += ["base_currency", "model_scores", "threshold", "selection", "versions", "source", "log"]
     for _, alert in run.logs.decoded("alerts"):
         key = key_of(alert)
-        log = alert["log"]["partition"], alert["log"]["offset"]
+        log = log_of(alert)
         decisions = [one for one in meant.get(log, ()) if key_of(one) == key]
         if not decisions or (log in told and run.rules.exactly_once):
             check.differs(f"{key} has an alert too many")

@@ -1,12 +1,17 @@
 """Bytes that nobody but an attacker, or a colleague by mistake, writes to the topics that agents write."""
 
-import base64
 import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
+
+import msgspec
+
+from pipeline.engine.block_messages import write_messages
+from schemas.messages import ProfiledTransaction, RecordPosition
 
 DEEP = 5_000
 DIGITS = 500
@@ -78,7 +83,15 @@ def garbage(target: Target, number: int) -> Iterator[Garbage]:
             yield Garbage(topic, kind, key, value, dead, agents)
     yield from _forged_control(target)
     yield from _forged_models(target, number)
-    yield Garbage("profiled", "foreign kernel", b"nobody", _foreign(number), "set_aside", ("score",))
+    foreign = _foreign(number)
+    yield Garbage("profiled", "foreign kernel", b"nobody", foreign, "set_aside", ("score",))
+    for kind, value in (
+        ("damaged head", foreign[:40] + b"?" + foreign[41:]),
+        ("damaged body", foreign[:-1] + b"?"),
+        ("part of a block", foreign[:-9]),
+        ("block of another format", foreign[:4] + b"\xff" + foreign[5:]),
+    ):
+        yield Garbage("profiled", kind, b"nobody", value, "unreadable", ("score",))
 
 
 def _bytes(topic: str) -> Iterator[tuple[str, bytes | None]]:
@@ -188,22 +201,20 @@ def _version(kind: str, content: Content) -> Garbage:
 
 def _foreign(number: int) -> bytes:
     """A transaction that another kernel version profiled; it would move every window and repeat of its partition."""
-    return json.dumps(
-        {
-            "kind": "transaction",
-            "transaction_id": f"foreign-{number}",
-            "card_id": "nobody",
-            "merchant_id": "nobody",
-            "event_time_us": FAR,
-            "amount_base_minor": 100,
-            "rates_version": "none",
-            "counts": True,
-            "card_features": base64.b64encode(struct.pack("<2d", 1.0, 2.0)).decode(),
-            "kernel": "foreign",
-            "case_id": "nobody-1",
-            "case_sequence": 1,
-            "source": {"topic": "transactions", "partition": 0, "offset": FIRST_OFFSET_OF_NOBODY + number},
-            "ingested_at": "2098-01-01T00:00:00Z",
-            "transaction": {},
-        }
-    ).encode()
+    message = ProfiledTransaction(
+        transaction_id=f"foreign-{number}",
+        card_id="nobody",
+        merchant_id="nobody",
+        event_time_us=FAR,
+        amount_base_minor=100,
+        rates_version="none",
+        counts=True,
+        card_features=struct.pack("<2d", 1.0, 2.0),
+        kernel="foreign",
+        case_id="nobody-1",
+        case_sequence=1,
+        source=RecordPosition(topic="transactions", partition=0, offset=FIRST_OFFSET_OF_NOBODY + number),
+        ingested_at=datetime(2098, 1, 1, tzinfo=UTC),
+        transaction=msgspec.Raw(b'{"event_time":"2098-12-31T00:00:00Z","amount":1,"currency":"EUR"}'),
+    )
+    return write_messages([message])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tests.chaos.arithmetic import DAY_US, holds, identity, microseconds, sample_position
 from tests.chaos.records import Key, Place, Sent, exact
-from tests.chaos.run import Run, key_of
+from tests.chaos.run import LogPlace, Run, key_of, log_of
 
 PRESUMED = "presumed_legitimate"
 UNKNOWN = "label_without_transaction"
@@ -76,8 +76,8 @@ class Lesson(NamedTuple):
     known_at_us: int
     weight: float
     revision: int
-    log: tuple[int, int]
-    """Partition and offset in ``profiled`` of the decision whose features it teaches."""
+    log: LogPlace
+    """Row of ``profiled`` of the decision whose features it teaches."""
 
 
 @dataclass
@@ -254,7 +254,7 @@ class _Decided:
     """A decision that feedback keeps, and what it has been told about it."""
 
     event_us: int
-    log: tuple[int, int]
+    log: LogPlace
     labels: list[Told] = field(default_factory=list)
     lessons: int = 0
     """Told so far; or counted as told, where maturity had come before the first label."""
@@ -300,7 +300,7 @@ class _FeedbackPartition:
         if event_us // DAY_US < self._forgotten_day():
             self._fate.forgotten += 1
             return None
-        log = decision["log"]["partition"], decision["log"]["offset"]
+        log = log_of(decision)
         if (before := self._kept(key)) is not None:
             before.log = log
         else:

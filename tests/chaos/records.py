@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
+from tests.reference.blocks import read_block
+
 INPUTS = ("transactions", "labels")
 NUMBER_HEADER = "chaos-number"
 """Header of every input that is sent: its number in the ledger."""
@@ -59,6 +61,13 @@ class Entry(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
+    row: int = 0
+    """Number of a row of a block on ``profiled``, whose value is that of the row alone."""
+
+    @property
+    def log(self) -> tuple[int, int, int]:
+        """Partition, offset and row, as a decision's ``log`` names them."""
+        return self.partition, self.offset, self.row
 
     @property
     def place(self) -> Place:
@@ -143,9 +152,17 @@ def read_logs(bootstrap: str, prefix: str, topics: Sequence[str] = TOPIC_NAMES) 
             at = item["position"]
             skipped[at["topic"], at["partition"], at["offset"]] = at["end"]
     found |= _read(bootstrap, prefix, [name for name in topics if name != "control"], skipped)
-    return Logs(
-        {name: tuple(sorted(entries, key=lambda e: (e.partition, e.offset))) for name, entries in found.items()}
-    )
+    if "profiled" in found:
+        found["profiled"] = [row for entry in found["profiled"] for row in rows_of(entry)]
+    return Logs({name: tuple(sorted(entries, key=lambda e: e.log)) for name, entries in found.items()})
+
+
+def rows_of(entry: Entry) -> list[Entry]:
+    """The rows of a block, each as JSON; what this run wrote in the agents' place stays as it is."""
+    if entry.hostile:
+        return [entry]
+    rows = read_block(entry.value or b"")
+    return [entry._replace(value=json.dumps(one).encode(), row=row) for row, one in enumerate(rows)]
 
 
 def _control(entry: Entry) -> dict[str, Any]:

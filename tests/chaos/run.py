@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from tests.chaos.arithmetic import DAY_US, partition_of
 from tests.chaos.records import INPUTS, NUMBER_HEADER, ORIGINS, Entry, Key, Logs, Place, Sent, origin_of
 
+LogPlace = tuple[int, int, int]
+"""Partition, offset and row on ``profiled``."""
 NAMED = 5
 """Differences that a check names; all are counted."""
 CARD_READS = ("transactions", "rerouted", "accepted-labels")
@@ -135,11 +137,11 @@ class Run:
         return [(entry, one) for entry, one in self.logs.decoded("profiled") if one["kind"] == "label"]
 
     @cached_property
-    def decisions_at(self) -> dict[tuple[int, int], list[dict[str, Any]]]:
-        """Decisions by the partition and offset in ``profiled`` that they were made from."""
-        found: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    def decisions_at(self) -> dict[LogPlace, list[dict[str, Any]]]:
+        """Decisions by the row of ``profiled`` that they were made from."""
+        found: dict[LogPlace, list[dict[str, Any]]] = defaultdict(list)
         for _, one in self.logs.decoded("decisions"):
-            found[one["log"]["partition"], one["log"]["offset"]].append(one)
+            found[log_of(one)].append(one)
         return found
 
     @cached_property
@@ -250,6 +252,12 @@ class Run:
 def key_of(one: dict[str, Any]) -> Key:
     """Card and transaction of any message."""
     return one["card_id"], one["transaction_id"]
+
+
+def log_of(one: dict[str, Any]) -> LogPlace:
+    """Partition, offset and row in ``profiled`` that a decision, an alert or an example names."""
+    log = one["log"]
+    return log["partition"], log["offset"], log.get("row", 0)
 
 
 def place_of(source: dict[str, Any]) -> Place:

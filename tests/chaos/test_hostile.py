@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from pipeline.engine.accepted_labels import read_accepted
+from pipeline.engine.block_messages import read_messages
 from pipeline.engine.decision_records import read_decision
 from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
@@ -18,7 +19,7 @@ from pipeline.kafka.fold import decode_progress
 from pipeline.kafka.quarantine import decode_control
 from pipeline.models.contents import sound_versions
 from schemas.errors import UNREADABLE
-from schemas.messages import Example, ProfiledTransaction
+from schemas.messages import Example
 from schemas.records import Record
 from tests.chaos.arithmetic import DAY_US
 from tests.chaos.check_hostile import hostile_records_change_nothing, quarantines_are_of_hostile_records
@@ -34,7 +35,7 @@ RULES = Rules(2, 2, 0.3, DAY_US, DAY_US, DAY_US, expected=Expected())
 DECODERS: dict[str, Callable[[bytes], object]] = {
     "control": decode_control,
     "progress": decode_progress,
-    "profiled": msgspec.json.Decoder(ProfiledTransaction).decode,
+    "profiled": read_messages,
     "decisions": read_decision,
     "examples": msgspec.json.Decoder(Example).decode,
 }

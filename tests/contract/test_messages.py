@@ -97,6 +97,12 @@ def test_golden_bytes_still_decode_to_what_they_say(path: Path) -> None:
     jsonschema.validate(original, schema_of(name), format_checker=jsonschema.FormatChecker())
 
 
+def test_a_position_without_a_row_is_of_the_first_one() -> None:
+    position = msgspec.json.decode(b'{"partition":2,"offset":7}', type=messages.LogPosition)
+    assert position == messages.LogPosition(partition=2, offset=7, row=0)
+    assert encode(position) == b'{"partition":2,"offset":7,"row":0}'
+
+
 def comparable(value: object) -> object:
     """Times as instants: RFC 3339 writes one in several ways."""
     if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT.*(Z|[+-]\d\d:\d\d)$", value):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.engine.block_messages import read_messages
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.clients import read_batches
 from pipeline.replay import EPOCH
@@ -176,14 +177,12 @@ class Topics:
         The log is as the reference of merchants reads it.
         Of a transaction everything comes from the producer's own bytes, of a label what the card agent recorded.
         """
-        decode_any = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
         decode = msgspec.json.Decoder(Transaction).decode
         labels, early, rows = 0, 0, []
         seen: set[tuple[int, str, str]] = set()
         newest = _Newest()
         for records in self.batches(PROFILED):
-            for record in records:
-                one = decode_any(record.value or b"")
+            for record, one in ((of, one) for of in records for one in read_messages(of.value)):
                 place = (record.partition, one.card_id, one.transaction_id)
                 if isinstance(one, ProfiledLabel):
                     labels += 1

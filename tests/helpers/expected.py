@@ -10,10 +10,11 @@ from itertools import groupby
 import msgspec
 import pandas as pd
 
+from pipeline.engine.block_messages import read_messages
 from pipeline.features.catalogue import FEATURES
 from schemas.messages import Decision, ProfiledLabel, ProfiledTransaction, Progress, RecordPosition, Transaction
 from schemas.records import Record
-from tests.helpers.logs import EPOCH, decode_profiled, microseconds
+from tests.helpers.logs import EPOCH, microseconds
 from tests.reference.features import card_features, merchant_features
 
 Key = tuple[str, str]
@@ -32,7 +33,7 @@ def expected_features(profiled: Iterable[Record], progress: Iterable[Record] = (
     offsets, which is right where nothing was rerouted. Amounts must be in euros.
     """
     in_log_order = sorted(profiled, key=lambda record: (record.partition, record.offset))
-    messages = [(record.partition, decode_profiled(record.value or b"")) for record in in_log_order]
+    messages = [(record.partition, message) for record in in_log_order for message in read_messages(record.value)]
     transactions = [message for _, message in messages if isinstance(message, ProfiledTransaction)]
     order = _ReadingOrder(progress)
     features: dict[Key, dict[str, float]] = {}

@@ -43,6 +43,7 @@ class Live:
 
     def __init__(self, models: ActiveModels, card: CardOptions, feedback: FeedbackOptions | None = None) -> None:
         numbers = range(card.partitions)
+        card = card._replace(merchant_partitions=card.partitions)
         self._options = card
         self.models = models
         self._cards = [CardPartition(card, None, MemoryStore()) for _ in numbers]
@@ -157,7 +158,9 @@ class Live:
         return Record(topic, partition, offset, at_us // 1_000, b"key", value)
 
     def _append(self, output: Output) -> Record:
-        partition = partition_of((output.key or b"").decode(), self._options.partitions)
+        partition = output.partition
+        if partition is None:
+            partition = partition_of((output.key or b"").decode(), self._options.partitions)
         offset = self._next(output.topic.name, partition)
         return Record(output.topic.name, partition, offset, 0, output.key, output.value, output.headers)
 

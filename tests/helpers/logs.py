@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from pipeline.engine.accepted_labels import LabelOptions, accept
+from pipeline.engine.block_messages import read_messages, write_messages
 from pipeline.engine.results import Result
 from schemas.messages import (
     Alert,
@@ -15,20 +16,18 @@ from schemas.messages import (
     Example,
     LogPosition,
     ModelScores,
-    ProfiledLabel,
-    ProfiledTransaction,
+    Profiled,
     RecordPosition,
     Versions,
 )
 from schemas.records import Headers, Output, Record
-from schemas.topics import ACCEPTED_LABELS, DECISIONS, LABELS, Topic
+from schemas.topics import ACCEPTED_LABELS, DECISIONS, LABELS, PROFILED, Topic
 
 LABEL_OPTIONS = LabelOptions(future_tolerance_us=300_000_000, partitions=1)
 START = datetime(2024, 3, 1, tzinfo=UTC)
 """A Friday, midnight."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-decode_profiled = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
 decode_decision = msgspec.json.Decoder(Decision).decode
 decode_alert = msgspec.json.Decoder(Alert).decode
 decode_example = msgspec.json.Decoder(Example).decode
@@ -61,7 +60,13 @@ class Log:
         return record
 
     def take(self, result: Result, at: datetime = START) -> list[Record]:
-        """Add the outputs of ``result`` that are for this topic; returns the new records."""
+        """Add the outputs of ``result`` for this topic, blocks cut into single rows; returns the new records."""
+        if self.topic is PROFILED:
+            return [self.append(block_of(message), at, None) for message in profiled(result, PROFILED)]
+        return self.take_whole(result, at)
+
+    def take_whole(self, result: Result, at: datetime = START) -> list[Record]:
+        """As `take`, with blocks as they were written."""
         return [self.append(output.value, at, output.key, output.headers) for output in to(self.topic, result)]
 
 
@@ -90,8 +95,20 @@ def to(topic: Topic, result: Result) -> list[Output]:
     return [output for output in result.outputs if output.topic is topic]
 
 
-def profiled(result: Result, topic: Topic) -> list[ProfiledTransaction | ProfiledLabel]:
-    return [decode_profiled(output.value or b"") for output in to(topic, result)]
+def profiled(result: Result, topic: Topic) -> list[Profiled]:
+    """The rows of all blocks of ``result``."""
+    return [message for output in to(topic, result) for message in read_messages(output.value)]
+
+
+def decode_profiled(value: bytes) -> Profiled:
+    """The only row of a block."""
+    (message,) = read_messages(value)
+    return message
+
+
+def block_of(*messages: Profiled) -> bytes:
+    """A block of some rows."""
+    return write_messages(messages)
 
 
 def reason(output: Output, name: str) -> str:

@@ -1,14 +1,13 @@
 """Workers that are stopped, killed, misled and left without a broker: nothing is lost, nothing is decided twice."""
 
-import base64
 import hashlib
-import json
 import os
 import random
 import shutil
 import signal
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -16,14 +15,15 @@ import pytest
 from confluent_kafka import Producer
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.engine.block_messages import read_messages
 from pipeline.engine.placement import partition_of
-from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
-from schemas.messages import Control, ProfiledTransaction, Quarantine
+from schemas.messages import Control, ProfiledTransaction, Quarantine, RecordPosition
 from schemas.topics import CONTROL, DEAD_LETTERS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
 from tests.helpers.expected import differences, expected_features
-from tests.helpers.logs import after, microseconds, reason, transaction
+from tests.helpers.logs import after, block_of, microseconds, reason, transaction
 from tests.helpers.topics import Cluster, Starter, keys, once, shop
 from tests.helpers.worker import Worker
 
@@ -38,16 +38,25 @@ def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
     assert differences(decisions, expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
 
 
-def failing(number: int, kernel: str = KERNEL_VERSION) -> bytes:
-    """A record of ``profiled`` that can be read, and that the score agent fails on: nothing of a producer is in it."""
-    message = {
-        **{"kind": "transaction", "transaction_id": f"t{number}", "card_id": "c1", "merchant_id": "m1"},
-        **{"event_time_us": microseconds(after(1)), "amount_base_minor": 100, "rates_version": "1", "counts": True},
-        **{"card_features": base64.b64encode(bytes(8 * len(CARD_FEATURES))).decode(), "kernel": kernel},
-        **{"case_id": "case", "case_sequence": 1, "ingested_at": "2030-01-01T00:00:00Z", "transaction": {}},
-        "source": {"topic": "transactions", "partition": 9, "offset": number},
-    }
-    return json.dumps(message).encode()
+def failing(number: int) -> bytes:
+    """A block that can be read, and that the score agent fails on: it is of another kernel."""
+    message = ProfiledTransaction(
+        transaction_id=f"t{number}",
+        card_id="c1",
+        merchant_id="m1",
+        event_time_us=microseconds(after(1)),
+        amount_base_minor=100,
+        rates_version="1",
+        counts=True,
+        card_features=bytes(8),
+        kernel="0-other",
+        case_id="case",
+        case_sequence=1,
+        source=RecordPosition(topic="transactions", partition=9, offset=number),
+        ingested_at=datetime(2030, 1, 1, tzinfo=UTC),
+        transaction=msgspec.Raw(transaction(number)),
+    )
+    return block_of(message)
 
 
 def manifests(settings: Settings) -> list[Path]:
@@ -163,9 +172,9 @@ def test_a_forged_record_of_another_kernel_is_quarantined_and_ends_no_worker(clu
     worker.until(lambda: len(cluster.decisions()) >= 60)
     genuine = next(record for record in cluster.read(PROFILED) if KERNEL_VERSION.encode() in (record.value or b""))
     # Of no position that was decided, or it would be taken for a repeat.
-    message = msgspec.json.decode(genuine.value or b"", type=ProfiledTransaction)
+    message = next(one for one in read_messages(genuine.value) if isinstance(one, ProfiledTransaction))
     source = msgspec.structs.replace(message.source, offset=message.source.offset + 1_000_000)
-    forged = msgspec.json.encode(msgspec.structs.replace(message, kernel="0-other", source=source))
+    forged = block_of(msgspec.structs.replace(message, kernel="0-other", source=source, read=None))
     cluster.write(PROFILED, forged, genuine.key, after(1), partition=genuine.partition)
     cluster.flush()
     worker.until(lambda: any(record.value == forged for record in cluster.read(DEAD_LETTERS)))
@@ -225,13 +234,13 @@ def test_records_of_any_size_stop_no_partition(cluster: Cluster, start: Starter)
 def test_too_many_failures_end_the_worker(cluster: Cluster, start: Starter) -> None:
     cluster.publish()
     for number in (0, 1):
-        cluster.write(PROFILED, failing(number, "0-other"), b"m1", after(1), partition=0)
+        cluster.write(PROFILED, failing(number), b"m1", after(1), partition=0)
     cluster.flush()
     worker = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1, accept_other_kernel=True)
     assert worker.code() == 1
     assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit" in worker.said
     aside = cluster.read(DEAD_LETTERS)
-    assert [record.value for record in aside] == [failing(0, "0-other")]
+    assert [record.value for record in aside] == [failing(0)]
     # Whoever starts it again loses no more records: the limit is not a process's, but a day's.
     again = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1, accept_other_kernel=True)
     assert again.code() == 1

@@ -9,12 +9,13 @@ import pytest
 from confluent_kafka import OFFSET_END, TopicPartition
 
 from pipeline.demo.processes import settings_environment
+from pipeline.engine.block_messages import read_messages
 from pipeline.kafka.clients import admin_client
 from pipeline.kafka.producer import RecordProducer
 from pipeline.models.rates import PublishedRates
 from pipeline.rates import RatesError
 from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, TRANSACTIONS
-from tests.helpers.logs import after, decode_profiled, transaction
+from tests.helpers.logs import after, transaction
 from tests.helpers.topics import PATIENCE_S, Cluster, Starter, shop
 from tests.helpers.worker import ROOT
 
@@ -87,7 +88,7 @@ def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
     assert decided[pounds].amount_base == pytest.approx(14.44)
     assert again.stop() == 0, again.said
     # What was judged at first bears the old table still; the new one entered with the first batch of the new worker.
-    messages = [decode_profiled(record.value or b"") for record in cluster.read(PROFILED)]
+    messages = [message for record in cluster.read(PROFILED) for message in read_messages(record.value)]
     assert {getattr(message, "rates_version", "") for message in messages} == {"2024-03-01", "2024-03-02"}
     told = [json.loads(record.value or b"") for record in cluster.read(PROGRESS)]
     rules = [marker["rules"] for marker in told if marker["agent"] == "card"]

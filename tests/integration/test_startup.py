@@ -47,6 +47,7 @@ from schemas.topics import (
     TRANSACTIONS,
     Topic,
 )
+from tests.helpers.logs import block_of
 from tests.helpers.topics import shared_producer
 from tests.helpers.waiting import PATIENCE_S, eventually
 
@@ -257,7 +258,7 @@ def profiled(bootstrap: str, settings: Settings, number: int, *kernels: str) -> 
     golden = files("schemas") / "golden/v1/profiled-transaction.json"
     message = msgspec.json.decode(golden.read_bytes(), type=ProfiledTransaction)
     for kernel in kernels:
-        value = msgspec.json.encode(msgspec.structs.replace(message, kernel=kernel))
+        value = block_of(msgspec.structs.replace(message, kernel=kernel))
         write(bootstrap, settings, PROFILED, value, partition=number)
 
 

@@ -6,6 +6,7 @@ import pytest
 from confluent_kafka import Producer
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.engine.blocks import row_count
 from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
 from schemas.topics import ACCEPTED_LABELS, PROFILED, TRANSACTIONS
@@ -55,7 +56,7 @@ def test_records_behind_an_open_transaction_age_until_it_is_aborted(stamped: Clu
         stamped.flush()
 
     def profiled() -> int:
-        return len(stamped.read(PROFILED))
+        return sum(row_count(record.value) for record in stamped.read(PROFILED))
 
     written(range(9))
     worker.until(lambda: profiled() == 9)

@@ -3,16 +3,33 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.engine import accept
+from pipeline.engine.accept import read_stated
+from pipeline.engine.block_messages import read_messages, write_messages
 from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.state import MemoryStore
+from pipeline.engine.subjects import (
+    AMOUNT,
+    AMOUNT_BASE,
+    CARD,
+    CURRENCY,
+    EVENT_US,
+    ID,
+    LOG_OFFSET,
+    LOG_ROW,
+    MERCHANT,
+    STATED_OFFSET,
+    STATED_US,
+    TYPE,
+)
 from pipeline.features.catalogue import US_PER_DAY
+from schemas.codec import decode_transaction
 from schemas.messages import ProfiledTransaction
 from schemas.records import Record
 from schemas.topics import PROFILED, TRANSACTIONS
@@ -45,13 +62,29 @@ def test_the_card_agent_answers_alike_both_ways(values: list[bytes | None]) -> N
 
 
 @given(batches)
-def test_profiled_transactions_are_written_as_msgspec_writes_them(values: list[bytes | None]) -> None:
-    encode = msgspec.json.Encoder(decimal_format="number").encode
+def test_what_a_block_says_of_a_transaction_is_what_the_decoder_reads(values: list[bytes | None]) -> None:
     for output in profiled(values).outputs:
-        if output.topic is PROFILED:
-            message = msgspec.json.decode(output.value or b"", type=ProfiledTransaction)
-            assert encode(message) == output.value
-            assert output.key == message.merchant_id.encode()
+        if output.topic is not PROFILED:
+            continue
+        messages = read_messages(output.value)
+        rows = read_rows([Record(PROFILED.name, 0, 7, 0, None, output.value)])
+        assert rows.refused == {}
+        assert write_messages(messages) == write_messages(read_messages(write_messages(messages)))
+        for row, message in enumerate(messages):
+            assert isinstance(message, ProfiledTransaction)
+            stated = read_stated(message.transaction)
+            said = decode_transaction(
+                bytes(message.transaction),
+                record_timestamp_us=ARRIVED_US,
+                future_tolerance_us=TOLERANCE_US,
+                rates=RATES,
+            )
+            texts = [rows.subjects.texts(column)[row] for column in (ID, CARD, MERCHANT, AMOUNT, CURRENCY, TYPE)]
+            names = [name.encode() for name in (said.transaction_id, said.card_id, said.merchant_id)]
+            assert texts == [*names, stated.amount_json, said.currency.encode(), said.transaction_type.encode()]
+            wholes = rows.subjects.wholes[[EVENT_US, STATED_US, STATED_OFFSET, AMOUNT_BASE, LOG_OFFSET, LOG_ROW], row]
+            expected = [said.event_time_us, said.event_time_us, stated.offset_min, said.amount_base_minor, 7, row]
+            assert wholes.tolist() == expected
 
 
 def test_usual_messages_need_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,9 @@ read_plain = accept.read_plain
 
 
 def nothing_is_plain(
-    values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable
+    values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable, **columns: bool
 ) -> PlainTransactions:
-    return read_plain([None] * len(values), latest_us, rates)
+    return read_plain([None] * len(values), latest_us, rates, **columns)
 
 
 def is_plain(values: Sequence[bytes | None]) -> list[bool]:

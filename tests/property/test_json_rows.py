@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.json_rows import Rows, RowWriter, base64, encoded, number, one_of, same, text, timestamp, whole
+from pipeline.engine.json_rows import Rows, RowWriter, encoded, number, one_of, same, text, timestamp, whole
 from schemas.codec import timestamp_us
 from tests.helpers.json_rows import encode_numbers, numbers
 
@@ -120,11 +120,3 @@ def test_columns_of_every_kind_are_written_as_msgspec_writes_them(
         for name, time, count, either, value in rows
     ]
     assert list(MIXED.write(columns)) == [*map(msgspec.json.encode, expected)]
-
-
-@pytest.mark.parametrize("width", [1, 2, 3])
-def test_bytes_of_numbers_are_written_as_msgspec_writes_bytes(width: int) -> None:
-    matrix = np.random.default_rng(width).integers(0, 2**64, (300, width), np.uint64).view(np.float64)
-    found = RowWriter({"bytes": base64(), "first": number(0)}).write(numbers(matrix))
-    expected = [{"bytes": row.astype("<f8").tobytes(), "first": float(row[0])} for row in matrix]
-    assert list(found) == [*map(msgspec.json.encode, expected)]

@@ -8,12 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeline.engine.block_messages import read_messages
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.results import Result
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from schemas.codec import encode
-from schemas.messages import CardRules, FeedbackRules, Progress, Rules
+from schemas.messages import CardRules, FeedbackRules, ProfiledTransaction, Progress, Rules
 from schemas.money import RateTable, load
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS
@@ -228,7 +229,9 @@ def test_a_dead_letter_of_old_stays_one_when_its_currency_becomes_known() -> Non
     run = Run(AGENTS["card"].kernel(now))
     assert fold(run, [refused], before).counts == {("dead_letter", "currency_unknown"): 1}
     (output,) = run.commit([again]).outputs
-    assert b'"rates_version":"2"' in (output.value or b"")
+    (message,) = read_messages(output.value)
+    assert isinstance(message, ProfiledTransaction)
+    assert message.rates_version == "2"
 
 
 def test_what_was_forgotten_stays_forgotten_when_the_horizon_is_lengthened() -> None:

@@ -1,31 +1,30 @@
-"""Records of ``profiled`` as columns: compiled code reads nothing that the decoder would not read alike."""
+"""Blocks of ``profiled`` as columns, and the messages that are made of them."""
 
-from collections.abc import Sequence
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
-from numpy.typing import NDArray
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.engine import profiled
+from pipeline.engine import profiled_blocks
+from pipeline.engine.block_messages import read_messages
+from pipeline.engine.blocks import LABEL, MOST_BYTES, MOST_ROWS, TRANSACTION
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.decision_messages import ALERT, DECISION
-from pipeline.engine.forwarding import forward
-from pipeline.engine.profiled import LABEL, REFUSED, TRANSACTION, ProfiledRows, read_rows
-from pipeline.engine.profiled_scan import scan_profiled
+from pipeline.engine.profiled import read_rows
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
-from pipeline.engine.subjects import AMOUNT, CURRENCY, SAME_RATES, STATED_OFFSET, STATED_US, TEXTS, TYPE, WHOLES
-from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
-from schemas.messages import Alert, Decision, ProfiledTransaction, Transaction
-from schemas.records import Record
-from schemas.topics import ALERTS, DECISIONS, PROFILED, REROUTED, TRANSACTIONS
-from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US
-from tests.helpers.champion import active
+from pipeline.features.catalogue import US_PER_DAY
+from schemas.messages import Alert, Decision, LogPosition, ProfiledTransaction, Transaction
+from schemas.topics import ALERTS, DECISIONS, PROFILED, TRANSACTIONS
+from tests.contract.records import RATES, TOLERANCE_US
+from tests.helpers.champion import active, decide
 from tests.helpers.logs import (
     START,
     LabelLog,
@@ -38,100 +37,78 @@ from tests.helpers.logs import (
     to,
     transaction,
 )
-from tests.property.test_accepted import batches
-from tests.property.test_backtest_plain import usual
+from tests.unit.test_engine_card import busy_logs
 
 OPTIONS = CardOptions(RATES, TOLERANCE_US, 120 * US_PER_DAY, 120 * US_PER_DAY, 1)
 NOW = datetime(2026, 1, 1, 12, 30, 15, 5, tzinfo=UTC)
 ENCODER = msgspec.json.Encoder(decimal_format="number")
-STATED = (AMOUNT, CURRENCY, TYPE)
 MODELS = active(threshold=0.01, audit_rate=0.3)
+HERE = LogPosition(partition=0, offset=0)
 
 
-def written(values: Sequence[bytes | None], *, read_at: datetime = NOW) -> list[Record]:
-    """What the card agent writes of some records."""
-    records = [
-        Record(TRANSACTIONS.name, 0, number, ARRIVED_US // 1_000, b"key", value) for number, value in enumerate(values)
-    ]
-    log = Log(PROFILED, partition=3)
-    return log.take(CardPartition(OPTIONS, None, MemoryStore()).process(records, read_at))
-
-
-def told(rows: ProfiledRows, transactions: NDArray[np.intp] | None = None) -> dict[str, Any]:
-    """All that columns say of transactions, of all unless some are named, and of what is refused."""
-    of = np.flatnonzero(rows.kinds == TRANSACTION) if transactions is None else transactions
-    subjects = rows.told(of)
-    found: dict[str, Any] = {name: subjects.texts(column) for column, name in enumerate(TEXTS)}
-    found |= {name: subjects.wholes[column].tolist() for column, name in enumerate(WHOLES[:SAME_RATES])}
-    found["features"] = rows.features[of, : len(CARD_FEATURES)].view(np.uint64).tolist()
-    found["kinds"] = rows.kinds[of].tolist()
-    found["refused"] = {row: str(error) for row, error in rows.refused.items() if transactions is None}
-    return found
-
-
-def slowly(records: Sequence[Record]) -> ProfiledRows:
-    """The columns as the decoder alone fills them."""
-    with pytest.MonkeyPatch.context() as patch:
-
-        def nothing(values: Sequence[bytes | None], features: Any) -> Any:
-            subjects, plain = scan_profiled(values, features)
-            features[:] = np.nan
-            return subjects, np.zeros_like(plain)
-
-        patch.setattr(profiled, "scan_profiled", nothing)
-        return read_rows(records)
-
-
-@given(batches)
-def test_what_the_card_agent_writes_is_read_alike_both_ways(values: list[bytes | None]) -> None:
-    records = written(values)
-    assert told(read_rows(records)) == told(slowly(records))
-
-
-@pytest.mark.parametrize("cut", [0, 1])
-def test_a_record_that_was_tampered_with_is_read_alike_both_ways(cut: int) -> None:
-    """Each byte in its turn is another, or is gone."""
-    (record,) = written(usual()[:1])
-    value = record.value or b""
-    changed = [
-        msgspec.structs.replace(record, value=value[:at] + sign + value[at + cut :])
-        for at in range(len(value))
-        for sign in (b"", b'"', b"\\", b"0", b"9", b"{", b"}", b",", b" ", b"\xff", b"A", b"\n", b"\\n")
-    ]
-    fast, slow = read_rows(changed), slowly(changed)
-    plain = np.setdiff1d(np.flatnonzero(fast.kinds == TRANSACTION), list(fast.decoded))
-    assert 100 < len(plain) < len(changed) / 2
-    assert told(fast, plain) == told(slow, plain)
-
-
-def test_what_the_card_agent_writes_is_usually_read_without_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = [record for value in usual() for record in written([value])]
-    assert len(records) == len(usual())
-    passed = forward(Record(TRANSACTIONS.name, 1, 7, ARRIVED_US // 1_000, b"k", transaction(1)), REROUTED, "c1", 0)
-    card = CardPartition(OPTIONS, None, MemoryStore())
-    read = Record(REROUTED.name, 0, 5, ARRIVED_US // 1_000, passed.key, passed.value, passed.headers)
-    records += Log(PROFILED).take(card.process([read], NOW))
-    expected = told(slowly(records))
-    monkeypatch.delattr(profiled, "read_profiled")
-    monkeypatch.delattr(profiled, "_decode_stated")
-    rows = read_rows(records)
-    assert (rows.subjects.rows, rows.decoded) == (len(records), {})
-    assert told(rows) == expected
-    assert rows.input(len(records) - 1) == ("rerouted", 0)
-
-
-def test_labels_and_refused_records_stand_among_transactions() -> None:
+def test_rows_of_a_block_that_is_refused_leave_the_others_as_they_are() -> None:
     transactions, labels, log = Log(TRANSACTIONS), LabelLog(), Log(PROFILED)
     card = CardPartition(OPTIONS, None, MemoryStore())
     bought = [transactions.append(transaction(number, after(number)), after(number)) for number in range(3)]
-    log.take(card.process([*bought, labels.append(label(1, after(4)), after(4))], START))
+    log.append(b"{}")
+    log.take_whole(card.process([*bought, labels.append(label(1, after(4)), after(4))], START))
     log.append(b"{}")
     rows = read_rows(log.records)
-    assert rows.kinds.tolist() == [TRANSACTION] * 3 + [LABEL, REFUSED]
-    assert rows.follows.tolist() == [False, True, True, False, False]
-    assert rows.log.known.tolist() == [0, 0, 0, 1, 0]
+    assert list(rows.refused) == [0, 2]
+    assert rows.record.tolist() == [1] * 4
+    assert (rows.rows_of(range(0, 1)), rows.rows_of(range(1, 2)), rows.rows_of(range(2, 3))) == (
+        range(0, 0), range(0, 4), range(4, 4),
+    )  # fmt: skip
+    assert rows.kinds.tolist() == [TRANSACTION, TRANSACTION, TRANSACTION, LABEL]
+    assert rows.follows.tolist() == [False, True, True, False]
+    assert rows.log.known.tolist() == [0, 0, 0, 1]
     assert rows.log.identities[3] == rows.identity(1)
     assert rows.log.merchants[3].tolist() == rows.log.merchants[1].tolist()
+    originals = [rows.subjects.text[first:end] for first, end in rows.originals.tolist()]
+    assert originals == [*(record.value for record in bought), labels.records[0].value]
+
+
+def cuts(size: int, random: np.random.Generator) -> list[slice]:
+    """Slices of random lengths that cover ``size`` items."""
+    ends = [0, *np.unique(random.integers(0, size, int(random.integers(0, 12)))).tolist(), size]
+    return [slice(first, end) for first, end in pairwise(ends)]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, MOST_ROWS]), st.sampled_from([1, 20_000, MOST_BYTES]))
+def test_decisions_do_not_depend_on_how_rows_are_cut_into_blocks(seed: int, most_rows: int, most_bytes: int) -> None:
+    random = np.random.default_rng(seed)
+    transactions, labels = busy_logs(seed % 8, 120)
+    card, rows, blocks = CardPartition(OPTIONS, None, MemoryStore()), Log(PROFILED), Log(PROFILED)
+    records = sorted([*transactions.records, *labels.records], key=lambda record: record.timestamp_ms)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiled_blocks, "MOST_ROWS", most_rows)
+        patch.setattr(profiled_blocks, "MOST_BYTES", most_bytes)
+        for part in cuts(len(records), random):
+            result = card.process(records[part], NOW)
+            rows.take(result)
+            blocks.take_whole(result)
+    assert len(blocks.records) <= len(rows.records)
+    whole, state, found = decide(ScorePartition(), rows.records, MODELS, NOW), ScorePartition(), []
+    for part in cuts(len(blocks.records), random):
+        found.append(decide(state, blocks.records[part], MODELS, NOW))
+        state.settle()
+    for topic, decode in ((DECISIONS, decode_decision), (ALERTS, decode_alert)):
+        expected: list[Any] = [decode(output.value or b"") for output in to(topic, whole)]
+        read: list[Any] = [decode(output.value or b"") for result in found for output in to(topic, result)]
+        assert [msgspec.structs.replace(one, log=HERE) for one in read] == [
+            msgspec.structs.replace(one, log=HERE) for one in expected
+        ]
+        places = [(one.log.offset, one.log.row) for one in read]
+        assert places == sorted(set(places))
+        named = [read_messages(blocks.records[offset].value)[row] for offset, row in places]
+        assert [one.source for one in named] == [one.source for one in read]
+    assert sum((result.counts for result in found), Counter()) == whole.counts
+    folded = ScorePartition()
+    for part in cuts(len(blocks.records), random):
+        folded.fold(blocks.records[part])
+        folded.settle()
+    assert folded.digest() == state.digest()
 
 
 ODD = ["plain", 'with "quotes"', "back\\slash", "line\nend", "a\x01", "\x7f", "käse", "日本", "/", "\u2028"]
@@ -189,14 +166,3 @@ def test_decisions_and_alerts_are_the_bytes_that_msgspec_writes(seed: int) -> No
 def test_the_shapes_have_the_fields_of_the_messages() -> None:
     assert tuple(DECISION) == Decision.__struct_fields__
     assert tuple(ALERT) == Alert.__struct_fields__
-
-
-def test_what_a_producer_wrote_is_known_of_decided_rows_alone() -> None:
-    """A fold, and a repeat, need nothing of it."""
-    (record,) = written([transaction(1, merchant_id="ä")])
-    rows = read_rows([record])
-    assert list(rows.decoded) == [0]
-    assert [rows.subjects.texts(column) for column in STATED] == [[b""]] * 3
-    subjects = rows.told(np.array([0]))
-    assert [subjects.texts(column) for column in STATED] == [[b"12.34"], [b"EUR"], [b"purchase"]]
-    assert subjects.wholes[[STATED_US, STATED_OFFSET], 0].tolist() == [START.timestamp() * 1_000_000, 0]

@@ -35,13 +35,13 @@ def memory() -> StoreMemory:
 
 
 @settings(max_examples=60)
-@given(st.lists(steps, max_size=40), st.lists(keys, min_size=1, max_size=10))
+@given(st.lists(steps, max_size=40), st.lists(keys, min_size=1, max_size=10), st.sampled_from([1, 3, 100]))
 def test_the_store_on_disk_is_the_store_in_memory(
-    memory: StoreMemory, done: list[tuple[str, bytes, bytes]], looked_up: list[bytes]
+    memory: StoreMemory, done: list[tuple[str, bytes, bytes]], looked_up: list[bytes], write_at_once: int
 ) -> None:
     with tempfile.TemporaryDirectory() as home:
         expected = MemoryStore()
-        store = RocksStore(Path(home, "0"), memory=memory)
+        store = RocksStore(Path(home, "0"), memory=memory, write_at_once=write_at_once)
         opened = 1
         for name, key, other in done:
             if name == "put":
@@ -68,7 +68,7 @@ def test_the_store_on_disk_is_the_store_in_memory(
                 expected.undo()
                 frozen = Path(store.freeze())
                 store.close()
-                store = RocksStore.restored(Path(home, str(opened)), frozen, memory=memory)
+                store = RocksStore.restored(Path(home, str(opened)), frozen, memory=memory, write_at_once=write_at_once)
                 opened += 1
             asked = [*looked_up, key]
             assert store.get_many(asked) == expected.get_many(asked) == [store.get(one) for one in asked]
@@ -259,3 +259,15 @@ def test_a_damaged_table_is_an_error_and_not_a_gap(store: RocksStore, memory: St
 def test_too_little_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="raise"):
         StoreMemory(MINIMUM_BYTES - 1)
+
+
+def test_small_batches_are_written_together(memory: StoreMemory, tmp_path: Path) -> None:
+    store = RocksStore(tmp_path / "store", memory=memory, write_at_once=5)
+    for number in range(4):
+        store.put(b"%d" % number, b"value")
+        store.settle()
+    assert (store.entries(), store.get(b"3")) == (0, b"value")
+    store.put(b"4", b"value")
+    store.settle()
+    assert store.entries() == 5
+    store.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.engine.card import CardPartition
-from pipeline.engine.decision_store import DecisionStore, StoredSegments
+from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.feedback_kernel import FeedbackKernel
 from pipeline.engine.forwarding import forward
@@ -20,6 +20,7 @@ from pipeline.engine.learn import LearnPartition
 from pipeline.engine.profiling import CardJoin
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
+from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump
 from pipeline.engine.transaction_index import StoreIndex
 from pipeline.engine.waiting import WaitingRoom
@@ -27,6 +28,7 @@ from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
+from pipeline.state.segments import FileSegments
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.records import Output, Record
 from schemas.topics import EXAMPLES, PROFILED, REROUTED
@@ -168,9 +170,10 @@ class Run:
 
 
 def own_values(run: Run) -> dict[str, Any]:
-    """What the engine itself keeps; two arrays of windows may differ in layout and hold the same."""
+    """What the engine itself keeps; windows and segments may differ in layout and hold the same (see the digests)."""
     values: dict[str, Any] = msgspec.msgpack.decode(run.state.dump(full=True).values)
     values.pop("windows", None)
+    values.pop("segments", None)
     return values
 
 
@@ -193,10 +196,14 @@ def differences(kernel: Kernel, seed: int) -> list[str]:
             found.append(f"batch {number} has other results")
         if number % 8 == 0 and own_values(straight) != own_values(shaken):
             found.append(f"batch {number} leaves other values")
+        if number % 8 == 0 and straight.state.digest() != shaken.state.digest():
+            found.append(f"batch {number} leaves another digest")
     if straight.store.items() != shaken.store.items():
         found.append("the stores differ")
     if own_values(straight) != own_values(shaken):
         found.append("the values differ")
+    if straight.state.digest() != shaken.state.digest():
+        found.append("the digests differ")
     return found
 
 
@@ -264,7 +271,7 @@ FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
     "score offsets": ("score", JournaledDict, "undo", nothing),
     "feedback store": ("feedback", MemoryStore, "undo", nothing),
     "feedback decisions": ("feedback", DecisionStore, "undo", nothing),
-    "feedback segments": ("feedback", StoredSegments, "undo", nothing),
+    "feedback segments": ("feedback", MemorySegments, "undo", nothing),
     "feedback waiting": ("feedback", WaitingRoom, "undo", nothing),
     "feedback newest": ("feedback", FeedbackKernel, "undo", newest_stays(FeedbackKernel)),
     "feedback forgotten": ("feedback", FeedbackKernel, "undo", forgotten_stays(FeedbackKernel)),
@@ -306,15 +313,19 @@ def test_a_loaded_dump_goes_on_alike(name: str, seed: int) -> None:
     for run in runs:
         assert run.store.items() == straight.store.items()
         assert own_values(run) == own_values(straight)
+        assert run.state.digest() == straight.state.digest()
 
 
 @pytest.mark.parametrize("name", ["card", "feedback"])
 def test_a_store_on_disk_does_not_show(name: str, tmp_path: Path) -> None:
-    """RocksDB in the place of memory, restored from its frozen files half-way, after batches that were undone."""
+    """Files in the place of memory, restored from frozen ones half-way, after batches that were undone."""
     kernel = KERNELS[name]
     memory = StoreMemory(MINIMUM_BYTES)
     batches = kernel.batches(np.random.default_rng(11))
-    straight, on_disk = Run(kernel), Run(kernel, RocksStore(tmp_path / "first", memory=memory))
+    straight = Run(kernel)
+    if name == "feedback":
+        kernel = kernel._replace(start=lambda store, loaded: on_files(tmp_path, store, loaded))
+    on_disk = Run(kernel, RocksStore(tmp_path / "first", memory=memory))
     on_disk.dump(full=True)
     for number, batch in enumerate(batches):
         if number == len(batches) // 2:
@@ -323,10 +334,20 @@ def test_a_store_on_disk_does_not_show(name: str, tmp_path: Path) -> None:
             store = RocksStore.restored(tmp_path / "second", Path(dump.store), memory=memory)
             on_disk.state.close()
             on_disk = Run(kernel, store, LoadedState(dump.values, on_disk.columns))
+            assert on_disk.state.digest() == straight.state.digest()
         on_disk.abort(batch[: 1 + len(batch) // 2])
         assert told(on_disk.commit(batch)) == told(straight.commit(batch))
     assert dict(on_disk.store.scan(b"", b"\xff")) == dict(straight.store.scan(b"", b"\xff"))
+    assert on_disk.state.digest() == straight.state.digest()
+    assert (name == "card") == (not list(tmp_path.glob("segments-*/*.segment")))
     on_disk.state.close()
+
+
+def on_files(home: Path, store: RocksStore, loaded: LoadedState | None) -> FeedbackPartition:
+    """Segments on disk, some of them sealed."""
+    saved = home / ("first" if loaded is None else "second")
+    segments = FileSegments(home / f"segments-{saved.name}", saved, sealed_bytes=4_000)
+    return FeedbackPartition(FEEDBACK, store, loaded, segments)
 
 
 @pytest.mark.parametrize("name", ["card", "feedback"])
@@ -340,6 +361,7 @@ def test_a_fold_of_the_recorded_batches_leaves_the_state_and_emits_nothing(name:
         assert (silent.outputs, silent.counts) == ([], result.counts)
     assert folded.store.items() == live.store.items()
     assert own_values(folded) == own_values(live)
+    assert folded.state.digest() == live.state.digest()
     folded.kernel = kernel
     for batch in batches[20:]:
         assert told(live.commit(batch)) == told(folded.commit(batch))

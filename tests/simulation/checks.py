@@ -29,18 +29,19 @@ from tests.simulation.reading import (
     At,
     DeadLetter,
     Logs,
+    accepted_in_order,
     at_of,
     dead_letter,
     decode_alert,
     decode_control,
     decode_decision,
     decode_example,
-    decode_profiled,
     decode_progress,
     decode_version,
     fields,
     messages,
     place_of,
+    profiled_rows,
 )
 
 PATIENCE_US = 7 * US_PER_DAY
@@ -73,9 +74,8 @@ def check_transaction(logs: Logs, transaction: Committed) -> None:
     def is_read(at: At) -> bool:
         return at[2] in transaction.offsets.get((PREFIX + at[0], at[1]), range(0))
 
-    for _, message in messages(outputs, "profiled", decode_profiled):
-        if isinstance(message, ProfiledTransaction):
-            assert is_read(at_of(message.read or message.source)), "7: a profile of what this transaction did not read"
+    for message in accepted_in_order(outputs):
+        assert is_read(at_of(message.read or message.source)), "7: a profile of what this transaction did not read"
     decided = [message for _, message in messages(outputs, "decisions", decode_decision)]
     for decision in decided:
         assert is_read(("profiled", decision.log.partition, decision.log.offset)), "7: a decision of what was not read"
@@ -121,17 +121,17 @@ def agent_of(transaction: Committed) -> str:
 def check_outcomes(logs: Logs) -> None:
     """Every record of ``transactions`` has one outcome, every accepted one a decision or a quarantine (1, 3)."""
     accepted: dict[At, tuple[str, str]] = {}
-    profiled: dict[At, At] = {}
-    for record, message in logs.of("profiled", decode_profiled):
+    profiled: dict[At, dict[int, At]] = defaultdict(dict)
+    for record, row, message in profiled_rows(logs.records["profiled"]):
         if isinstance(message, ProfiledTransaction):
             source = at_of(message.source)
             assert source not in accepted, f"1, 3: {source} was accepted twice"
             accepted[source] = (message.card_id, message.transaction_id)
-            profiled[place_of(record)] = source
+            profiled[place_of(record)][row] = source
     outcomes: dict[At, list[str]] = defaultdict(list)
     for _, decision in logs.of("decisions", decode_decision):
         source = at_of(decision.source)
-        assert profiled[("profiled", decision.log.partition, decision.log.offset)] == source
+        assert profiled["profiled", decision.log.partition, decision.log.offset][decision.log.row] == source
         outcomes[source].append("decision")
     for dead in logs.dead:
         for offset in range(dead.at[2], dead.end):
@@ -139,7 +139,8 @@ def check_outcomes(logs: Logs) -> None:
             if dead.stage == "card" and at[0] == "rerouted":
                 at = place_of(logs.original(logs.at(at)))
             if dead.stage in ("card", "score"):
-                outcomes[profiled.get(at, at)].append(f"dead letter {dead.code}")
+                for source in profiled[at].values() if at in profiled else [at]:
+                    outcomes[source].append(f"dead letter {dead.code}")
     ids = Counter(accepted.values())
     for at in positions(logs, "transactions"):
         found = outcomes[at]
@@ -168,16 +169,15 @@ def check_repeats(logs: Logs, accepted: dict[At, tuple[str, str]]) -> None:
     newest_us: dict[int, int] = defaultdict(int)
     known: dict[tuple[str, str], int] = {}
     for transaction in logs.transactions("card"):
-        for _, message in messages(transaction.outputs, "profiled", decode_profiled):
-            if isinstance(message, ProfiledTransaction):
-                home = partition_of(message.card_id, PARTITIONS)
-                identity = accepted[at_of(message.source)]
-                before = known.get(identity)
-                if before is not None:
-                    passed_us = newest_us[home] - before
-                    assert passed_us > SHORTEST_REPEAT_HORIZON_US, f"3: {identity} was accepted again"
-                newest_us[home] = max(newest_us[home], message.event_time_us)
-                known[identity] = newest_us[home]
+        for message in accepted_in_order(transaction.outputs):
+            home = partition_of(message.card_id, PARTITIONS)
+            identity = accepted[at_of(message.source)]
+            before = known.get(identity)
+            if before is not None:
+                passed_us = newest_us[home] - before
+                assert passed_us > SHORTEST_REPEAT_HORIZON_US, f"3: {identity} was accepted again"
+            newest_us[home] = max(newest_us[home], message.event_time_us)
+            known[identity] = newest_us[home]
 
 
 def check_labels(logs: Logs) -> None:
@@ -243,7 +243,7 @@ def check_known_at(logs: Logs) -> None:
     """A label counts from the later of ``labelled_at`` and its arrival, and the strongest one holds (14)."""
     held: dict[tuple[str, str], str] = {}
     for transaction in logs.transactions("card"):
-        for _, message in messages(transaction.outputs, "profiled", decode_profiled):
+        for _, _, message in profiled_rows(transaction.outputs):
             if isinstance(message, ProfiledLabel):
                 record = logs.at(at_of(message.source))
                 label = label_of(record)
@@ -276,25 +276,27 @@ def event_times(logs: Logs) -> dict[tuple[str, str], tuple[int, int | None]]:
     newest_us: dict[int, int] = defaultdict(int)
     times: dict[tuple[str, str], tuple[int, int | None]] = {}
     for transaction in logs.transactions("card"):
-        for _, message in messages(transaction.outputs, "profiled", decode_profiled):
-            if isinstance(message, ProfiledTransaction):
-                home, identity = partition_of(message.card_id, PARTITIONS), (message.card_id, message.transaction_id)
-                newest_us[home] = max(newest_us[home], message.event_time_us)
-                times[identity] = (newest_us[home], None if identity in times else message.event_time_us)
+        for message in accepted_in_order(transaction.outputs):
+            home, identity = partition_of(message.card_id, PARTITIONS), (message.card_id, message.transaction_id)
+            newest_us[home] = max(newest_us[home], message.event_time_us)
+            times[identity] = (newest_us[home], None if identity in times else message.event_time_us)
     return times
 
 
 def check_examples(logs: Logs) -> None:
     """Learning uses the features that were served, and labels from when they were known (14)."""
-    decisions = {(one.log.partition, one.log.offset): one for _, one in logs.of("decisions", decode_decision)}
+    decisions = {
+        (one.log.partition, one.log.offset, one.log.row): one for _, one in logs.of("decisions", decode_decision)
+    }
     labels = defaultdict(list)
     for record in logs.records["labels"]:
         if (label := label_of(record)) is not None:
             labels[label.card_id, label.transaction_id, label.source].append(known_at_us(record, label))
-    revisions = Counter[tuple[int, int, int]]()
+    revisions = Counter[tuple[int, int, int, int]]()
     for _, example in logs.of("examples", decode_example):
-        served = decisions[example.log.partition, example.log.offset]
-        revisions[example.log.partition, example.log.offset, example.revision] += 1
+        log = example.log
+        served = decisions[log.partition, log.offset, log.row]
+        revisions[log.partition, log.offset, log.row, example.revision] += 1
         for name in ("transaction_id", "card_id", "merchant_id", "features", "logit", "score", "versions"):
             assert getattr(example, name) == getattr(served, name), f"14: another {name} than was served"
         if example.label_source is None:

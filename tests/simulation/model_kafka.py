@@ -187,6 +187,9 @@ class Message:
     def offset(self) -> int:
         return self._offset
 
+    def __len__(self) -> int:
+        return 0 if self._record is None else len(self._record.value or b"")
+
     def _of(self) -> Record:
         assert self._record is not None
         return self._record

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from pipeline.engine.block_messages import read_messages
+from pipeline.engine.blocks import BlockError
 from pipeline.engine.forwarding import NotForwarded, origin
 from schemas.errors import UNREADABLE
 from schemas.messages import (
@@ -15,7 +17,7 @@ from schemas.messages import (
     Decision,
     Example,
     ModelVersion,
-    ProfiledLabel,
+    Profiled,
     ProfiledTransaction,
     Progress,
     Quarantine,
@@ -32,7 +34,6 @@ FORWARDED = {"rerouted": (REROUTED, "transactions"), "accepted-labels": (ACCEPTE
 At = tuple[str, int, int]
 """Topic without prefix, partition, offset."""
 
-decode_profiled = msgspec.json.Decoder(ProfiledTransaction | ProfiledLabel).decode
 decode_decision = msgspec.json.Decoder(Decision).decode
 decode_alert = msgspec.json.Decoder(Alert).decode
 decode_example = msgspec.json.Decoder(Example).decode
@@ -77,6 +78,28 @@ def messages(records: list[Record], topic: str, decode: Callable[[bytes], T]) ->
                 yield record, decode(record.value or b"")
             except UNREADABLE:
                 continue
+
+
+def profiled_rows(records: list[Record]) -> Iterator[tuple[Record, int, Profiled]]:
+    """Yield the rows of the blocks on ``profiled`` that can be read, with their records and numbers."""
+    for record in records:
+        if record.topic == PREFIX + "profiled":
+            try:
+                rows = read_messages(record.value)
+            except BlockError:
+                continue
+            yield from ((record, row, message) for row, message in enumerate(rows))
+
+
+def accepted_in_order(records: list[Record]) -> list[ProfiledTransaction]:
+    """Return the transactions on ``profiled`` in the order in which one batch of the card agent read them."""
+    found = [message for _, _, message in profiled_rows(records) if isinstance(message, ProfiledTransaction)]
+
+    def place(message: ProfiledTransaction) -> tuple[int, int, int]:
+        at = message.read or message.source
+        return at.partition, ("transactions", "rerouted").index(at.topic), at.offset
+
+    return sorted(found, key=place)
 
 
 @dataclass

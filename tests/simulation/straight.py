@@ -9,9 +9,12 @@ import msgspec
 
 from agents.loop import Partitions
 from agents.topology import AGENTS, AgentSpec
+from pipeline.engine.block_messages import read_messages
 from pipeline.kafka.quarantine import Quarantines
+from schemas.codec import encode
 from schemas.messages import Quarantine, Rules
 from schemas.records import Output, Record
+from schemas.topics import PROFILED
 from tests.simulation.digest import state_digest
 from tests.simulation.model_kafka import Committed
 from tests.simulation.names import PARTITIONS, PREFIX
@@ -99,6 +102,10 @@ def _committed(transaction: Committed) -> list[Output]:
     ]
 
 
+def _without_clock(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if name not in _OF_THE_CLOCK}
+
+
 def _sorted(outputs: Sequence[Output]) -> list[Any]:
     """Outputs without what the clock or the models say, by topic; alerts, which follow from scores, are left out."""
     told: dict[str, list[Any]] = defaultdict(list)
@@ -106,8 +113,12 @@ def _sorted(outputs: Sequence[Output]) -> list[Any]:
         if output.topic.name == "alerts":
             continue
         value: Any = output.value
-        if found := fields(Record("", 0, 0, 0, None, output.value)):
-            left = _OF_THE_CLOCK + (_OF_THE_MODELS if output.topic.name == "decisions" else ())
-            value = msgspec.json.encode({name: found[name] for name in found if name not in left})
+        if output.topic is PROFILED:
+            rows = [msgspec.json.decode(encode(message)) for message in read_messages(output.value)]
+            value = output.partition, msgspec.json.encode([_without_clock(row) for row in rows])
+        elif found := fields(Record("", 0, 0, 0, None, output.value)):
+            left = _OF_THE_MODELS if output.topic.name == "decisions" else ()
+            told_of = _without_clock(found)
+            value = msgspec.json.encode({name: told_of[name] for name in told_of if name not in left})
         told[output.topic.name].append((output.key, value, output.headers))
     return sorted(told.items())

@@ -82,7 +82,7 @@ def test_compiled_code_reads_what_msgspec_reads(rows: list[tuple[Any, ...]]) -> 
             amount=1.5,
             logit=float(logit),
             selection=selection,
-            log=LogPosition(partition=1, offset=number, row=row),
+            log=LogPosition(partition=1, offset=number, row=row or 0),
             source=RecordPosition(topic="transactions", partition=0, offset=number, row=row),
         )
         for number, ((days, offset_min), card, features, logit, row, selection) in enumerate(rows)

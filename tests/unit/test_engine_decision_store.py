@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.engine.decision_store import SEGMENT_ROWS, DecisionStore, Entry, Known, Matured, StoredSegments
+from pipeline.engine.decision_store import DecisionStore, Known, Matured
 from pipeline.engine.layout import transaction_digest
+from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import US_PER_DAY
 
@@ -16,7 +17,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.store = MemoryStore()
-        self.decisions = DecisionStore(self.store, StoredSegments(self.store))
+        self.decisions = DecisionStore(self.store, MemorySegments())
 
     def file(self, *rows: tuple[bytes, int, bytes]) -> None:
         digests, times, values = zip(*rows, strict=True)
@@ -47,32 +48,13 @@ def test_what_was_filed_is_found(kept: Kept) -> None:
     assert kept.find(OTHER, ONE, OTHER) == [(3 * US_PER_DAY, b""), (5, b"one"), (3 * US_PER_DAY, b"")]
 
 
-def test_a_batch_of_several_days_and_segments_is_found_whole(kept: Kept) -> None:
-    random = np.random.default_rng(3)
-    rows = [
-        (transaction_digest("c", f"t{number}"), int(day) * US_PER_DAY + number, random.bytes(int(random.integers(9))))
-        for number, day in enumerate(random.integers(1, 4, 5 * SEGMENT_ROWS + 3))
-    ]
-    kept.file(*rows)
-    assert kept.find(*(digest for digest, _, _ in rows)) == [(time_us, value) for _, time_us, value in rows]
-    kept.settle()
-    segments = [key for key in kept.store.items() if key[:1] == b"s"]
-    assert len(rows) / SEGMENT_ROWS <= len(segments) <= len(rows) / SEGMENT_ROWS + 3
-    kept.decisions.forget_before(3, 1_000)
-    left = [(time_us, value) if time_us >= 3 * US_PER_DAY else None for _, time_us, value in rows]
-    assert kept.find(*(digest for digest, _, _ in rows)) == left
-
-
-def test_a_segment_that_is_gone_is_none(kept: Kept) -> None:
-    assert kept.decisions.segments.read([Entry(0, 7, 0)]) == [None]
-
-
 def test_a_later_decision_of_a_transaction_takes_the_place_of_the_first(kept: Kept) -> None:
     kept.file((ONE, 5, b"first"))
     kept.file((ONE, 9 * US_PER_DAY, b"second"))
-    kept.decisions.learn([(ONE, Known(emitted=1))])
+    kept.decisions.learn([(ONE, 5, Known(emitted=1))])
     kept.settle()
     kept.decisions.forget_before(5, 10)
+    kept.settle()
     assert kept.find(ONE) == [(9 * US_PER_DAY, b"second")]
     assert kept.decisions.known([ONE]) == {ONE: Known(emitted=1)}
     kept.decisions.forget_before(10, 10)
@@ -83,21 +65,27 @@ def test_a_later_decision_of_a_transaction_takes_the_place_of_the_first(kept: Ke
 def test_what_is_known_goes_with_its_decision(kept: Kept) -> None:
     known = Known((6, 10**15, 2, 3), 2)
     kept.file((ONE, US_PER_DAY, b"one"))
-    kept.decisions.learn([(ONE, known)])
+    kept.decisions.learn([(ONE, US_PER_DAY, known)])
     assert kept.decisions.known([ONE, OTHER]) == {ONE: known}
     kept.settle()
     kept.decisions.forget_before(1, 10)
     assert kept.decisions.known([ONE]) == {ONE: known}
     kept.decisions.forget_before(2, 10)
+    kept.settle()
     assert (kept.find(ONE), kept.decisions.known([ONE])) == ([None], {})
 
 
-def test_whole_segments_are_forgotten_a_bounded_number_at_a_time(kept: Kept) -> None:
-    rows = [(transaction_digest("c", f"t{number}"), number, b"x") for number in range(5 * SEGMENT_ROWS)]
-    kept.file(*rows)
-    for left in (3, 1, 0, 0):
-        kept.decisions.forget_before(1, SEGMENT_ROWS + 1)
-        assert sum(one is not None for one in kept.find(*(digest for digest, _, _ in rows))) == left * SEGMENT_ROWS
+def test_what_is_known_is_forgotten_a_bounded_number_at_a_time(kept: Kept) -> None:
+    digests = [transaction_digest("c", f"t{number}") for number in range(50)]
+    kept.file(*((digest, number, b"x") for number, digest in enumerate(digests)))
+    kept.decisions.learn([(digest, number, Known(emitted=1)) for number, digest in enumerate(digests)])
+    kept.settle()
+    for left in (30, 10, 0, 0):
+        kept.decisions.forget_before(1, 20)
+        assert len(kept.decisions.known(digests)) == left
+        kept.settle()
+    assert kept.find(*digests) == [None] * 50
+    assert kept.store.items() == {}
 
 
 def test_each_matures_once_in_order_at_the_rate_it_was_sampled_at(kept: Kept) -> None:
@@ -141,6 +129,7 @@ def test_groups_that_overlap_mature_in_one_order(seed: int, kept: Kept) -> None:
 
 def test_undo_forgets_how_far_it_had_come(kept: Kept) -> None:
     kept.file((ONE, 0, b"one"))
+    kept.decisions.learn([(ONE, 0, Known(emitted=1))])
     kept.let_mature(ONE, 20, 0.25)
     kept.settle()
     kept.decisions.take_matured(20, 5)
@@ -148,8 +137,10 @@ def test_undo_forgets_how_far_it_had_come(kept: Kept) -> None:
     kept.store.undo()
     kept.decisions.undo()
     assert kept.decisions.take_matured(20, 5) == [Matured(20, ONE, 0.25)]
+    assert (kept.find(ONE), len(kept.decisions.known([ONE]))) == ([(0, b"one")], 1)
     kept.decisions.forget_before(5, 10)
-    assert kept.find(ONE) == [None]
+    kept.settle()
+    assert (kept.find(ONE), kept.decisions.known([ONE])) == ([None], {})
 
 
 def test_identifiers_are_kept_apart_whatever_they_hold() -> None:

@@ -11,6 +11,7 @@ import pytest
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
+from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
@@ -42,8 +43,8 @@ class Desk:
             maturity_us=round(MATURITY_DAYS * US_PER_DAY),
             negative_sample_rate=rate,
         )
-        self.store = MemoryStore()
-        self.state = FeedbackPartition(options, self.store)
+        self.store, self.segments = MemoryStore(), MemorySegments()
+        self.state = FeedbackPartition(options, self.store, segments=self.segments)
         self.decisions, self.labels = Log(DECISIONS), LabelLog()
 
     def decide(self, number: int, at: datetime = START, **changes: Any) -> list[Example]:
@@ -77,7 +78,7 @@ def examples(result: Result) -> list[Example]:
 
 def kept_bytes(desk: Desk, number: int) -> bool:
     digest = transaction_digest("c1", f"t{number}")
-    return any(digest in value and key[:1] == b"s" for key, value in desk.store.items().items())
+    return bool(desk.segments.find([digest]))
 
 
 def told(found: list[Example]) -> list[tuple[str, str, int, float]]:

@@ -14,8 +14,9 @@ from pipeline.engine.card import CardPartition
 from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.joins import NEWEST_US, Clock, Horizons, PassInput, join
-from pipeline.engine.layout import day_of
+from pipeline.engine.layout import day_of, transaction_digest
 from pipeline.engine.results import Result
+from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.transaction_index import RUN_AT_MOST, StoreIndex
 from pipeline.engine.waiting import WaitingRoom
@@ -361,12 +362,13 @@ def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_decision_behind_the_horizon_is_not_kept() -> None:
-    store = MemoryStore()
-    state, log, labels = FeedbackPartition(feedback_options(), store), Log(DECISIONS), LabelLog()
+    segments = MemorySegments()
+    state = FeedbackPartition(feedback_options(), MemoryStore(), segments=segments)
+    log, labels = Log(DECISIONS), LabelLog()
     for number, days in ((0, 200), (1, 1)):
         state.process([log.append(decision(number, after(days)))], NOW)
         state.settle()
-    assert sum(key[:1] == b"s" for key in store.items()) == 1
+    assert len(segments.find([transaction_digest("c1", f"t{number}") for number in (0, 1)])) == 1
     assert state.process([labels.append(label(1, after(199)), after(199))], NOW).counts == {("label", "early"): 1}
 
 

@@ -148,7 +148,7 @@ def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
 def test_every_topic_has_columns_of_its_own_that_no_record_changes(topic: Topic) -> None:
     schema = RowFormat(topic).schema
     assert len(set(schema.names)) == len(schema.names)
-    raw = topic.name in {"rerouted", "accepted-labels", "dead-letters"}
+    raw = topic.name in {"rerouted", "accepted-labels", "profiled", "dead-letters"}
     assert (ERROR in schema.names) is not raw
     none = RowFormat(topic).rows([])
     assert (none.schema.equals(schema), none.num_rows) == (True, 0)
@@ -161,7 +161,7 @@ def test_every_topic_has_columns_of_its_own_that_no_record_changes(topic: Topic)
 def written() -> list[tuple[str, Path]]:
     """Topic and file of each golden message whose topic is not kept as bytes."""
     of = {"transaction": "transactions", "label": "labels", "decision": "decisions", "alert": "alerts",
-          "example": "examples", "profiled": "profiled", "progress": "progress"}  # fmt: skip
+          "example": "examples", "progress": "progress"}  # fmt: skip
     paths = sorted(GOLDEN.rglob("*.json"))
     return [(topic, path) for path in paths for kind, topic in of.items() if path.stem.startswith(kind)]
 

@@ -18,6 +18,9 @@ class Said:
     def __init__(self, offset: int, error: int | None = None) -> None:
         self._offset, self._error = offset, error
 
+    def __len__(self) -> int:
+        return 10 * self._offset
+
     def error(self) -> KafkaError | None:
         return None if self._error is None else KafkaError(self._error)
 
@@ -100,6 +103,16 @@ def test_records_come_once_and_in_order_up_to_each_end(consumer: Any) -> None:
     assert one.position == 6
     assert [record.offset for record in one.read_to(20)] == [7, 8]
     assert one.position == 20
+
+
+def test_a_call_returns_so_many_bytes_and_the_next_one_goes_on(consumer: Any) -> None:
+    consumer.given = [[Said(0), Said(1), Said(2), Said(3), Said(9)], [Said(11), END]]
+    one = RangeReader("nobody:1", Settings(), "t", 1, 0, most_bytes=40)
+    found = []
+    while records := one.read_to(11):
+        found.append(([record.offset for record in records], one.position))
+    assert found == [([0, 1, 2], 3), ([3], 9), ([9], 11)]
+    assert [record.offset for record in one.read_to(20)] == [11]
 
 
 def test_columns_say_what_records_say(consumer: Any) -> None:

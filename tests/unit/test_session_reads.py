@@ -20,6 +20,9 @@ READ, SEARCHED, STOPPED, LOST, NEW = ((TRANSACTIONS.name, number) for number in 
 class Message:
     """A record of one partition."""
 
+    def __len__(self) -> int:
+        return 0
+
     def error(self) -> None:
         return None
 

@@ -1,0 +1,280 @@
+"""What the card agent makes of a batch, as blocks for ``profiled``: columns throughout, no work by row."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.engine import blocks
+from pipeline.engine.blocks import (
+    FEATURE_BYTES,
+    KNOWN_NAMES,
+    LABEL,
+    MOST_BYTES,
+    MOST_ROWS,
+    ROW_BYTES,
+    TRANSACTION,
+    Block,
+    Sources,
+    pack_block,
+)
+from pipeline.engine.columns import Transactions, text_buffers
+from pipeline.engine.forwarding import Batch
+from pipeline.engine.json_bytes import copy_bytes
+from pipeline.engine.placement import partitions_of
+from pipeline.features.catalogue import KERNEL_VERSION, US_PER_SECOND
+from pipeline.features.compiled import compiled
+from pipeline.features.kernel import CardProfile
+from pipeline.learning.labels import KNOWN
+from schemas.codec import timestamp_us
+from schemas.records import Output, Record
+from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
+
+_TOPICS: Final = tuple(topic.name.encode() for topic in (TRANSACTIONS, LABELS, REROUTED))
+"""The first names of every block; the rate table is the last one."""
+_TRANSACTIONS, _LABELS, _REROUTED = range(len(_TOPICS))
+_RATES: Final = len(_TOPICS)
+_KNOWN_CODES: Final = np.array([KNOWN_NAMES.index(name) for name in KNOWN], np.uint8)
+
+
+class ProfiledLabels(NamedTuple):
+    """m labels that change what is known, in the order in which they follow their transactions."""
+
+    behind: NDArray[np.int64]
+    """Shape (m,): how many transactions of the batch stand before each; ascending."""
+    transaction_id: pa.Array
+    card_id: pa.Array
+    merchant_id: pa.Array
+    event_time_us: NDArray[np.int64]
+    """Shape (m,): event time of the transaction."""
+    known: NDArray[np.int64]
+    """Shape (m,): an index of `pipeline.learning.labels.KNOWN`."""
+    known_at_us: NDArray[np.int64]
+    records: Sequence[Record]
+    """m records, as they lay in ``labels``."""
+
+
+class RowColumns(NamedTuple):
+    """n rows of one partition of cards, in the order of the log; the columns are those of `Block`."""
+
+    partition: NDArray[np.int64]
+    """Shape (n,): partition of ``profiled``."""
+    sources: Sources
+    wide: NDArray[np.int64]
+    features: NDArray[np.float64]
+    narrow: NDArray[np.int32]
+    codes: NDArray[np.uint8]
+    text: bytes
+    firsts: NDArray[np.int64]
+    """Shape (len(TEXTS), n): where each text begins in ``text``."""
+    lengths: NDArray[np.int32]
+    rates_version: str
+
+
+def profiled_columns(
+    taken: Transactions,
+    profile: CardProfile,
+    batch: Batch,
+    labels: ProfiledLabels | None,
+    merchant_partitions: int,
+    rates_version: str,
+    now: datetime,
+) -> RowColumns:
+    """Lay out the rows of a batch.
+
+    Args:
+        taken: The accepted transactions, with what their producers stated; ``row`` is a record's number in ``batch``.
+        profile: What is known of them from their cards.
+        batch: Their records.
+        labels: The labels that follow; None for none.
+        merchant_partitions: Partitions of ``profiled``.
+        rates_version: Version of the rate table that converted the amounts.
+        now: When the batch was read.
+    """
+    rows = _transaction_rows(taken, profile, batch, merchant_partitions, rates_version, timestamp_us(now))
+    if labels is None:
+        return rows
+    more = _label_rows(labels, merchant_partitions, rates_version, profile.features.shape[1])
+    n, m = len(taken), len(labels.behind)
+    order = np.empty(n + m, np.intp)
+    is_label = np.zeros(n + m, np.bool_)
+    is_label[labels.behind + np.arange(m)] = True
+    order[~is_label], order[is_label] = np.arange(n), n + np.arange(m)
+    return _joined([rows, more], order)
+
+
+def encode_blocks(parts: Sequence[RowColumns]) -> list[Output]:
+    """Cut the rows of one batch into blocks: all of a partition of ``profiled``, one of ``parts`` after the other."""
+    if not parts:
+        return []
+    outputs: list[Output] = []
+    partition = np.concatenate([part.partition for part in parts])
+    if len(parts) > 1 or (partition != partition[:1]).any():
+        whole = _joined(parts, np.argsort(partition, kind="stable"))
+    else:
+        whole = parts[0]
+    is_transaction = whole.codes[blocks.KIND] == TRANSACTION
+    row_bytes = ROW_BYTES + whole.lengths.sum(axis=0, dtype=np.int64)
+    row_bytes += is_transaction * (FEATURE_BYTES * whole.features.shape[1])
+    names = [*_TOPICS, whole.rates_version.encode()]
+    before = np.append(0, np.cumsum(is_transaction)).tolist()
+    for first, end in _cuts(whole.partition, np.cumsum(row_bytes)):
+        rows = slice(first, end)
+        block = Block(
+            KERNEL_VERSION,
+            names,
+            whole.sources.take(rows),
+            whole.wide[:, rows],
+            whole.features[before[first] : before[end]],
+            whole.narrow[:, rows],
+            whole.lengths[:, rows],
+            whole.codes[:, rows],
+            _text_of(whole, rows),
+        )
+        outputs.append(Output(PROFILED, None, pack_block(block), partition=int(whole.partition[first])))
+    return outputs
+
+
+def _cuts(partitions: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Where blocks begin and end among rows that are sorted by partition; ``ends`` sums up their bytes."""
+    first = 0
+    while first < len(partitions):
+        before = int(ends[first - 1]) if first else 0
+        fits = int(np.searchsorted(ends, before + MOST_BYTES, "right"))
+        same = int(np.searchsorted(partitions, partitions[first], "right"))
+        end = min(max(fits, first + 1), same, first + MOST_ROWS)
+        yield first, end
+        first = end
+
+
+def _transaction_rows(
+    taken: Transactions, profile: CardProfile, batch: Batch, partitions: int, rates_version: str, now_us: int
+) -> RowColumns:
+    n, numbers = len(taken), taken.row.tolist()
+    is_all = n == len(batch.records)
+    records = batch.records if is_all else [batch.records[number] for number in numbers]
+    reads = records
+    if batch.reads is not batch.records:
+        reads = batch.reads if is_all else [batch.reads[number] for number in numbers]
+    sources = _sources(records, _TRANSACTIONS)
+    wide = np.zeros((len(blocks.WIDE), n), np.int64)
+    wide[blocks.EVENT_US], wide[blocks.AMOUNT_BASE] = taken.event_time_us, taken.amount_base_minor
+    wide[blocks.CASE_SEQUENCE], wide[blocks.INGESTED_US] = profile.case_sequence, now_us
+    narrow, codes = np.empty((len(blocks.NARROW), n), np.int32), np.zeros((len(blocks.CODES), n), np.uint8)
+    if taken.stated_offset_min is None:
+        raise ValueError("these transactions were accepted without what their producers stated")
+    narrow[blocks.STATED_OFFSET] = taken.stated_offset_min
+    wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = sources.offset, sources.partition
+    codes[blocks.COUNTS], codes[blocks.RATES], codes[blocks.INPUT_TOPIC] = taken.counts, _RATES, _TRANSACTIONS
+    if reads is not records:
+        read = _sources(reads, _TRANSACTIONS)
+        wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = read.offset, read.partition
+        passed_on = [one is not other for one, other in zip(reads, records, strict=True)]
+        codes[blocks.INPUT_TOPIC, passed_on] = _REROUTED
+    started_s = pc.cast(pa.array(profile.case_start_us // US_PER_SECOND), pa.string())
+    case_id = pc.binary_join_element_wise(taken.card_id, started_s, "-")
+    texts = (
+        taken.transaction_id, taken.card_id, taken.merchant_id, case_id, taken.stated_amount, taken.currency,
+        taken.transaction_type,
+    )  # fmt: skip
+    text, firsts, lengths = _texts(dict(enumerate(texts)), records)
+    return RowColumns(
+        partitions_of(taken.merchant_id, partitions), sources, wide, profile.features, narrow, codes, text, firsts,
+        lengths, rates_version,
+    )  # fmt: skip
+
+
+def _label_rows(labels: ProfiledLabels, partitions: int, rates_version: str, features: int) -> RowColumns:
+    m = len(labels.behind)
+    wide = np.zeros((len(blocks.WIDE), m), np.int64)
+    wide[blocks.EVENT_US], wide[blocks.KNOWN_AT_US] = labels.event_time_us, labels.known_at_us
+    codes = np.zeros((len(blocks.CODES), m), np.uint8)
+    codes[blocks.KIND], codes[blocks.KNOWN] = LABEL, _KNOWN_CODES[labels.known]
+    texts = {blocks.ID: labels.transaction_id, blocks.CARD: labels.card_id, blocks.MERCHANT: labels.merchant_id}
+    text, firsts, lengths = _texts(texts, labels.records)
+    return RowColumns(
+        partitions_of(labels.merchant_id, partitions), _sources(labels.records, _LABELS), wide,
+        np.empty((0, features)), np.zeros((len(blocks.NARROW), m), np.int32), codes, text, firsts, lengths,
+        rates_version,
+    )  # fmt: skip
+
+
+def _sources(records: Sequence[Record], topic: int) -> Sources:
+    return Sources(
+        np.array([record.offset for record in records], np.int64),
+        np.array([record.partition for record in records], np.int32),
+        np.full(len(records), topic, np.uint8),
+    )
+
+
+def _texts(
+    columns: dict[int, pa.Array], records: Sequence[Record]
+) -> tuple[bytes, NDArray[np.int64], NDArray[np.int32]]:
+    """Lay texts behind each other, those of ``columns`` by number and the records' values.
+
+    Returns:
+        All texts, where each begins, and its length; the latter have shape (len(TEXTS), n).
+    """
+    n = len(records)
+    firsts, lengths = np.zeros((len(blocks.TEXTS), n), np.int64), np.zeros((len(blocks.TEXTS), n), np.int32)
+    parts: list[Any] = []
+    at = 0
+    for column, texts in columns.items():
+        data, offsets = text_buffers(texts)
+        begin = int(offsets[0])
+        part = data[begin : offsets[-1]]
+        firsts[column], lengths[column] = offsets[:-1], np.diff(offsets)
+        firsts[column] += at - begin
+        at += len(part)
+        parts.append(part)
+    values = [record.value or b"" for record in records]
+    lengths[blocks.ORIGINAL] = sizes = np.fromiter(map(len, values), np.int64, n)
+    firsts[blocks.ORIGINAL] = at + np.cumsum(sizes) - sizes
+    return b"".join((*parts, *values)), firsts, lengths
+
+
+def _joined(parts: Sequence[RowColumns], order: NDArray[np.intp]) -> RowColumns:
+    """Return the rows of ``parts``, one part after the other, in ``order``."""
+    text_ends = np.cumsum([len(part.text) for part in parts])
+    starts = [0, *text_ends[:-1].tolist()]
+
+    def rows(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        joined = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1)
+        return np.take(joined, order, axis=-1)
+
+    codes = rows([part.codes for part in parts])
+    features = parts[0].features if len(parts) == 1 else np.concatenate([part.features for part in parts])
+    number = np.cumsum(np.concatenate([part.codes[blocks.KIND] for part in parts]) == TRANSACTION) - 1
+    return RowColumns(
+        rows([part.partition for part in parts]),
+        Sources(*(rows(columns) for columns in zip(*(part.sources for part in parts), strict=True))),
+        rows([part.wide for part in parts]),
+        np.take(features, number[order][codes[blocks.KIND] == TRANSACTION], axis=0),
+        rows([part.narrow for part in parts]),
+        codes,
+        parts[0].text if len(parts) == 1 else b"".join([part.text for part in parts]),
+        rows([part.firsts + start for part, start in zip(parts, starts, strict=True)]),
+        rows([part.lengths for part in parts]),
+        parts[0].rates_version,
+    )
+
+
+def _text_of(whole: RowColumns, rows: slice) -> bytes:
+    """Return the texts of some rows, column by column."""
+    firsts, lengths = whole.firsts[:, rows], whole.lengths[:, rows]
+    out = np.empty(int(lengths.sum(dtype=np.int64)), np.uint8)
+    _copy_texts(np.frombuffer(whole.text, np.uint8), firsts, lengths, out)
+    return out.tobytes()
+
+
+@compiled
+def _copy_texts(text: Any, firsts: Any, lengths: Any, out: Any) -> None:
+    at = np.uint64(0)
+    for column in range(firsts.shape[0]):
+        for row in range(firsts.shape[1]):
+            first = firsts[column, row]
+            at = copy_bytes(text, first, first + np.int64(lengths[column, row]), out, at)

@@ -1,0 +1,37 @@
+"""What counts as a JSON number is what a JSON parser reads as one."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.engine.json_grammar import are_numbers
+
+
+def is_number(text: str) -> bool:
+    data = text.encode()
+    found = np.empty(1, np.bool_)
+    # What stands before and behind is no part of it.
+    whole = np.frombuffer(b"7" + data + b"7", np.uint8)
+    are_numbers(whole, np.array([[1, 1 + len(data)]]), found)
+    return bool(found[0])
+
+
+def parses(text: str) -> bool:
+    try:
+        value = json.loads(text, parse_constant=lambda _: "no number")
+    except ValueError:
+        return False
+    return isinstance(value, int | float) and not isinstance(value, bool) and text == text.strip()
+
+
+@given(st.text("0123456789+-.eE ", max_size=9) | st.floats(allow_nan=False, allow_infinity=False).map(str))
+def test_a_number_is_what_a_parser_reads(text: str) -> None:
+    assert is_number(text) == parses(text)
+
+
+@pytest.mark.parametrize("text", ["", "NaN", "Infinity", "-Infinity", "1_0", "0x1", "true", '"1"', "1,2", "[1]"])
+def test_other_texts_are_none(text: str) -> None:
+    assert not is_number(text)
