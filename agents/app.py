@@ -37,7 +37,7 @@ from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
-from pipeline.kafka.transactions import SessionError, Stopped
+from pipeline.kafka.transactions import SessionError, Stopped, end_unfinished
 from pipeline.kafka.undecided import UndecidedWatch
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.metrics import WorkerMetrics
@@ -166,6 +166,7 @@ class WorkerContext:
                     "".join(f"; {warning}" for warning in state.warnings),
                 )
             roles = [AGENTS[name] for name in settings.agent_names]
+            end_unfinished(broker.bootstrap_servers, settings, {role.name: role.producers for role in roles})
             for warning in check_start(broker.bootstrap_servers, settings, roles, self.metrics.records_refused):
                 log.warning("%s", warning)
             self._published_rates = PublishedRates(broker.bootstrap_servers, settings, self.metrics.records_refused)

@@ -24,8 +24,6 @@ from schemas.records import Record
 log = logging.getLogger(__name__)
 
 POLL_TIMEOUT_S = 0.1
-PRODUCERS: Final = 2
-"""Of an agent that an alert waits for: while the markers of one's transaction are written, the other works."""
 TURN_S: Final = 1.0
 """How long batches follow each other without the event loop, whose every hand-over costs as much as a small batch."""
 
@@ -87,7 +85,7 @@ class AgentLoop:
             on_refused=metrics.records_refused,
             group_protocol=group_protocol,
             late_ms=min(round(self._interval_s * 1_000), LATE_FETCH_MS),
-            producers=PRODUCERS if spec.pressing else 1,
+            producers=spec.producers,
         )
         self._check_broker = check_broker
         self._joined = False

@@ -51,6 +51,11 @@ class AgentSpec:
     snapshots: bool = True
     """Whether snapshots are taken of its state."""
 
+    @property
+    def producers(self) -> int:
+        """Producers that take turns: while the markers of one's transaction are written, the other works."""
+        return 2 if self.pressing else 1
+
 
 LABEL: Final = AgentSpec(
     name="label",

@@ -42,10 +42,10 @@ def server_properties(log_dir: Path, host: str, port: int, controller_port: int)
         # A replay stamps its simulated clock, which may run ahead of this machine's.
         "log.message.timestamp.after.max.ms": str(2**63 - 1),
         "group.initial.rebalance.delay.ms": "0",
-        # A worker that was killed is replaced within seconds instead of 45.
+        # A worker that was killed is replaced within seconds instead of 45: about as soon as it can be started again.
         "group.min.session.timeout.ms": "1000",
         "group.consumer.min.session.timeout.ms": "1000",
-        "group.consumer.session.timeout.ms": "6000",
+        "group.consumer.session.timeout.ms": "3000",
         "group.consumer.min.heartbeat.interval.ms": "100",
         "group.consumer.heartbeat.interval.ms": "500",
         # A machine that is busy must not cost the node its leadership for a moment: what loads then loads in part.

@@ -62,7 +62,7 @@ MAX_RECORD_BYTES: Final = 32 * 1024 * 1024
 FETCH_BYTES: Final = 64 * 1024
 LATE_FETCH_MS: Final = 250
 """Longest wait of a broker, for readers who are in no hurry."""
-TRANSACTION_TIMEOUT_MS: Final = 10_000
+TRANSACTION_TIMEOUT_MS: Final = 8_000
 MAX_POLL_INTERVAL_MS: Final = 3_600_000
 METADATA_TIMEOUT_S: Final = 30.0
 RETRY_INTERVAL_S: Final = 0.1

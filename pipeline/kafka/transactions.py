@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -40,7 +41,7 @@ NOT_A_MEMBER: Final = frozenset(
     }
 )
 """The group does not know this member as it was when the batch was formed."""
-CALL_TIMEOUT_S: Final = 10.0
+CALL_TIMEOUT_S: Final = 8.0
 """Longest wait for one transactional call; the broker ends a transaction after as long."""
 HUNG_SOON_S: Final = 4.0
 """Longest wait for a call of a transaction during which all brokers were away.
@@ -50,6 +51,8 @@ What the client knows of coordinators may be from before, and it may wait for on
 FENCED_AGAIN_S: Final = 60.0
 """A worker that is fenced twice within this time has a rival of its own name, not a pause behind it."""
 RETRY_S: Final = 0.5
+MOST_START_S: Final = 60.0
+"""Longest wait, at a start, for the end of unfinished transactions."""
 
 PARTITION_UA: Final = -1
 """librdkafka's number for a record that goes where its key belongs."""
@@ -89,6 +92,45 @@ def _transactional_ids(settings: Settings, agent: str, count: int) -> tuple[str,
     """Return ``count`` ids of a worker's agent, none of which any other worker or agent can have."""
     groups = (settings.topic(agent), *(f"{settings.topic(agent)}.{number}" for number in range(2, count + 1)))
     return tuple(f"{group}-{settings.instance}" for group in groups)
+
+
+def end_unfinished(bootstrap: str, settings: Settings, producers: Mapping[str, int]) -> None:
+    """Abort the transactions that an earlier process of this worker has left open.
+
+    Whoever reads what is committed, and whoever asks for a group's offsets, waits for their end: for the brokers'
+    time limit, if nobody ends them.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: The worker's settings.
+        producers: Number of producers of each agent.
+
+    Raises:
+        SessionError: An id cannot be initialised, or not within `MOST_START_S`.
+    """
+    deadline_s = time.monotonic() + MOST_START_S
+
+    def end(agent: str) -> None:
+        def waiting() -> None:
+            if time.monotonic() > deadline_s:
+                raise SessionError(
+                    f"agent {agent}: no broker has ended what an earlier process of this worker left open within "
+                    f"{MOST_START_S:.0f} s: look at the brokers' transaction coordinators"
+                )
+
+        own = Transactions(
+            bootstrap, settings, agent, stopping=threading.Event(), waiting=waiting, renewed=lambda: None,
+            marks=False, producers=producers[agent],
+        )  # fmt: skip
+        try:
+            own.start()
+        finally:
+            own.close()
+
+    if settings.delivery == "exactly_once":
+        # All at once: each takes as long as a client needs to connect.
+        with ThreadPoolExecutor(len(producers)) as threads:
+            list(threads.map(end, producers))
 
 
 class Transactions:

@@ -9,7 +9,15 @@ from functools import partial
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.batch import Batch
@@ -21,12 +29,22 @@ from pipeline.kafka.clients import (
     GroupProtocol,
     admin_client,
     consumer_config,
+    last_offsets,
+    producer_config,
     read_topic,
 )
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.offsets import CommittedOffsets
 from pipeline.kafka.session import Session
-from pipeline.kafka.transactions import MOST_ABORTS, Aborted, OutputTooLarge, SessionError, Transactions
+from pipeline.kafka.transactions import (
+    FENCED,
+    MOST_ABORTS,
+    Aborted,
+    OutputTooLarge,
+    SessionError,
+    Transactions,
+    end_unfinished,
+)
 from pipeline.settings import Settings
 from schemas.messages import FeedbackRules, Rules
 from schemas.records import Output, Record
@@ -372,9 +390,7 @@ def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings:
 
 
 def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> None:
-    rules = FeedbackRules(
-        future_tolerance_us=1, label_horizon_us=2 << 40, maturity_us=3 << 40, negative_sample_rate=0.1
-    )
+    rules = FeedbackRules(label_horizon_us=2 << 40, maturity_us=3 << 40, negative_sample_rate=0.1)
     live, batches = Numbers(rules), []
     with session(settings, live) as one:
         for topic, values in ((LABELS, ["l1", "l2"]), (TRANSACTIONS, ["t1", "t2"]), (LABELS, ["l3"])):
@@ -734,3 +750,26 @@ def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
         one._fatal.append("no such group")
         with pytest.raises(SessionError, match="no such group"):
             one.poll(0.1)
+
+
+def test_what_an_earlier_process_left_open_is_ended_before_anything_is_read(settings: Settings) -> None:
+    """Checks at a start, restores and readers of results waited for it until the brokers' time limit."""
+    name, client = settings.topic(PROFILED.name), admin_client(servers(settings))
+    left = Producer(
+        producer_config(servers(settings), transactional_id=f"{settings.topic('card')}.2-{settings.instance}")
+    )
+    left.init_transactions(PATIENCE_S)
+    left.begin_transaction()
+    left.produce(name, b"unfinished", partition=0)
+    left.flush(PATIENCE_S)
+
+    def end(isolation: IsolationLevel) -> int:
+        return last_offsets(client, [(name, 0)], isolation)[name, 0]
+
+    assert (end(IsolationLevel.READ_UNCOMMITTED), end(IsolationLevel.READ_COMMITTED)) == (1, 0)
+    end_unfinished(servers(settings), settings, {"label": 1, "card": 2})
+    # The record, and the marker of its end.
+    assert (end(IsolationLevel.READ_UNCOMMITTED), end(IsolationLevel.READ_COMMITTED)) == (2, 2)
+    with pytest.raises(KafkaException) as fenced:
+        left.commit_transaction(PATIENCE_S)
+    assert fenced.value.args[0].code() in FENCED
