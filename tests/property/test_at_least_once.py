@@ -65,6 +65,7 @@ class Faults(NamedTuple):
     late: float = 0.3
 
 
+FAULTS = Faults()
 NO_FAULTS = Faults(0.0, 0.0)
 
 
@@ -356,7 +357,7 @@ def _wrong_examples(pipeline: Pipeline) -> list[str]:
     return found + [f"an example of {key_of(example)} was not written" for example in lost]
 
 
-def ran(seed: int, *, card_partitions: int = 2, labelled: bool = True, faults: Faults = Faults()) -> Pipeline:  # noqa: B008
+def ran(seed: int, *, card_partitions: int = 2, labelled: bool = True, faults: Faults = FAULTS) -> Pipeline:
     inputs = Inputs(np.random.default_rng(seed), card_partitions, labelled=labelled)
     pipeline = Pipeline(inputs, np.random.default_rng(seed), faults)
     pipeline.run()
@@ -392,7 +393,7 @@ def test_features_are_those_of_a_run_without_faults(seed: int) -> None:
         assert (min(written_again(pipeline)) > 0) == (faults != NO_FAULTS)
         return {key: one.features for key, one in pipeline.last_decisions(0).items()}
 
-    assert features(Faults()) == features(NO_FAULTS)
+    assert features(FAULTS) == features(NO_FAULTS)
 
 
 def only_from_the_start(before: ReadInput, batch_us: int, offset: int, identity: int) -> tuple[bool, ReadInput]:
