@@ -139,7 +139,9 @@ class WorkerMetrics:
             "topic",
         )
         self._renewed = counter("producers_renewed", "Producers replaced after an error of theirs.", "agent")
-        self._repeats = counter("repeats", "Records read again that had been worked on, and passed over.", "agent")
+        self._repeats = counter(
+            "repeats", "Records and rows read again that had been worked on, and passed over.", "agent"
+        )
         self._set_aside = counter("set_aside", "Records quarantined after repeated failures.", "agent", "topic")
         self._rerouted = counter("rerouted", "Records passed on to their card's partition.", "topic")
         self._written = counter("snapshots_written", "Snapshots of partitions written.", "agent")
@@ -235,7 +237,7 @@ class WorkerMetrics:
         self._renewed.labels(agent).inc()
 
     def repeats(self, agent: str, records: int) -> None:
-        """``agent`` passed over ``records`` records that it had worked on before (at-least-once delivery)."""
+        """``agent`` passed over ``records`` records or rows that it had worked on before (at-least-once delivery)."""
         self._repeats.labels(agent).inc(records)
 
     def set_aside(self, agent: str, topic: str, records: int = 1) -> None:

@@ -1,9 +1,10 @@
-"""Which rows of ``profiled`` are repeats, told from the log alone: by their sources' offsets, batch by batch.
+"""Deduplication of the rows of ``profiled``, from the log alone: by the offsets at which the card agent read them.
 
-At-least-once delivery may write a batch of the card agent again. It reads each of its inputs in order and commits after
-each batch, so that only the latest batch of an input comes again, and begins where that batch began, with the same
-transaction. Any other step back in an input is no repeat: its topic was deleted and made anew, or its offsets were set
-back on purpose. Exactly-once delivery writes no batch twice, and the same rule finds no repeat there.
+Under at-least-once delivery the card agent may read a batch again, after a part of its blocks was written. It reads
+each input in order and commits after each batch. So a second reading begins where the latest batch began, with the same
+transaction. It may be cut into other batches and blocks, each of which begins behind the one before. Any other step
+back in an input is no repeat: its topic was deleted and made anew, or its offsets were set back on purpose.
+Exactly-once delivery writes no row twice, and the same rule finds no repeat there.
 """
 
 from collections.abc import Iterable
@@ -23,13 +24,15 @@ class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     topic: str
     partition: int
     last: int
-    """The last offset."""
+    """The highest offset."""
     batch_us: int
     """Time at which the latest batch was read, in microseconds since 1970; equal in all rows of a batch."""
     first: int
     """The offset with which that batch began."""
     identity: int
-    """`transaction_hash` of what stood there."""
+    """`transaction_hash` of the transaction at ``first``."""
+    reached: int
+    """How far that batch came: below ``last`` where it reads rows again that are written already."""
 
 
 class ReadInputs:
@@ -40,10 +43,17 @@ class ReadInputs:
         self._inputs.update({(one.topic, one.partition): one for one in saved})
 
     def repeats(self, rows: ProfiledRows, of: range) -> list[int]:
-        """Return which transactions among the rows ``of`` were here before; note where they were read.
+        """Find the transactions that were written before, and note how far the inputs were read.
 
         A step back by the clock of the card agents counts as a repeat too: it was written late by a worker that has
         lost the partition to another since.
+
+        Args:
+            rows: Rows of one partition of ``profiled``, and of others.
+            of: Numbers of this partition's rows.
+
+        Returns:
+            Numbers of the rows that are repeats, ascending.
         """
         found: list[int] = []
         if not of:
@@ -57,36 +67,25 @@ class ReadInputs:
             if not self._is_repeat(rows, start, name):
                 # What follows in the same batch with higher offsets is none either.
                 if end - start > 1:
-                    self._advance(rows, end - 1, name)
+                    self._is_repeat(rows, end - 1, name)
                 continue
             found.append(start)
             found += [row for row in range(start + 1, end) if self._is_repeat(rows, row, name)]
         return found
 
     def _is_repeat(self, rows: ProfiledRows, row: int, name: tuple[str, int]) -> bool:
+        """Return whether a row is a repeat; note how far its input was read."""
         offset, batch_us = int(rows.subjects.wholes[INPUT_OFFSET, row]), int(rows.subjects.wholes[INGESTED_US, row])
         before = self._inputs.get(name)
-        if before is not None and batch_us == before.batch_us:
-            if offset <= before.last:
-                return True
-            first, identity = before.first, before.identity
+        if before is None:
+            is_repeat, now = False, ReadInput(*name, offset, batch_us, offset, rows.identity(row), offset)
+        elif batch_us <= before.batch_us:
+            is_repeat, now = offset <= before.last, _further(before, batch_us, offset)
         else:
-            first, identity = offset, rows.identity(row)
-            if before is not None and offset <= before.last:
-                if batch_us < before.batch_us:
-                    return True
-                if (first, identity) == (before.first, before.identity):
-                    self._inputs.put(name, msgspec.structs.replace(before, batch_us=batch_us))
-                    return True
-        self._inputs.put(name, ReadInput(*name, offset, batch_us, first, identity))
-        return False
-
-    def _advance(self, rows: ProfiledRows, row: int, name: tuple[str, int]) -> None:
-        """Note how far the latest batch of an input goes."""
-        before = self._inputs.get(name)
-        if before is not None:
-            last = int(rows.subjects.wholes[INPUT_OFFSET, row])
-            self._inputs.put(name, msgspec.structs.replace(before, last=last))
+            is_repeat, now = _begin(before, batch_us, offset, rows.identity(row))
+        if now is not before:
+            self._inputs.put(name, now)
+        return is_repeat
 
     def settle(self) -> None:
         """The batch is committed."""
@@ -99,3 +98,26 @@ class ReadInputs:
     def dump(self) -> list[ReadInput]:
         """All of them, in order."""
         return [one for _, one in sorted(self._inputs.items())]
+
+
+def _further(before: ReadInput, batch_us: int, offset: int) -> ReadInput:
+    """Return an input behind another row of its latest batch, or behind one that a former owner wrote late."""
+    last = max(before.last, offset)
+    reached = max(before.reached, offset) if batch_us == before.batch_us else before.reached
+    if (last, reached) == (before.last, before.reached):
+        return before
+    return msgspec.structs.replace(before, last=last, reached=reached)
+
+
+def _begin(before: ReadInput, batch_us: int, offset: int, identity: int) -> tuple[bool, ReadInput]:
+    """Begin a later batch.
+
+    It reads rows again if it begins where the latest batch began, or goes on behind one that read rows again.
+
+    Returns:
+        Whether its first row is a repeat, and the input behind that row.
+    """
+    begins_again = (offset, identity) == (before.first, before.identity)
+    is_repeat = offset <= before.last and (offset > before.reached or begins_again)
+    last = before.last if is_repeat else offset
+    return is_repeat, ReadInput(before.topic, before.partition, last, batch_us, offset, identity, offset)

@@ -3,6 +3,8 @@
 Written from ``docs/wire-contract.md`` and ``docs/models.md``: dictionaries, and one record after the other.
 """
 
+import hashlib
+import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -68,6 +70,15 @@ class CardFate:
     """Labels and transactions of something that had been forgotten by then."""
 
 
+TAKEN_OVER = ("merchant_id", "event_time", "amount_base", "features", "logit", "score", "versions", "log")
+"""Fields of a decision that its examples repeat."""
+
+
+def taken_over(one: dict[str, Any]) -> str:
+    """Digest of what a decision and its examples have in common: decisions of one row may be of other models."""
+    return hashlib.sha256(json.dumps([one[name] for name in TAKEN_OVER], sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Lesson(NamedTuple):
     """An example as it must stand in ``examples``."""
 
@@ -78,6 +89,8 @@ class Lesson(NamedTuple):
     revision: int
     log: LogPlace
     """Row of ``profiled`` of the decision whose features it teaches."""
+    decided: str
+    """Which decision of that row (`taken_over`)."""
 
 
 @dataclass
@@ -254,7 +267,8 @@ class _Decided:
     """A decision that feedback keeps, and what it has been told about it."""
 
     event_us: int
-    log: LogPlace
+    decision: dict[str, Any]
+    """The last one that feedback has read, of those of the transaction."""
     labels: list[Told] = field(default_factory=list)
     lessons: int = 0
     """Told so far; or counted as told, where maturity had come before the first label."""
@@ -300,11 +314,10 @@ class _FeedbackPartition:
         if event_us // DAY_US < self._forgotten_day():
             self._fate.forgotten += 1
             return None
-        log = log_of(decision)
         if (before := self._kept(key)) is not None:
-            before.log = log
+            before.decision = decision
         else:
-            self._decided[key] = _Decided(event_us, log)
+            self._decided[key] = _Decided(event_us, decision)
         if sampled(self._run, key):
             heappush(self._maturing, (event_us + self._rules.maturity_us, key))
         return key
@@ -345,5 +358,6 @@ class _FeedbackPartition:
         self._tell(key, one, PRESUMED, None, at_us, 1.0 / self._rules.negative_sample_rate)
 
     def _tell(self, key: Key, one: _Decided, label: str, source: str | None, known_at_us: int, weight: float) -> None:
-        self._fate.lessons[key].append(Lesson(label, source, known_at_us, weight, one.lessons, one.log))
+        of = log_of(one.decision), taken_over(one.decision)
+        self._fate.lessons[key].append(Lesson(label, source, known_at_us, weight, one.lessons, *of))
         one.lessons += 1

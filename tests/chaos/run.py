@@ -118,7 +118,8 @@ class Run:
     def profiled(self) -> list[tuple[Entry, dict[str, Any]]]:
         """Profiled transactions that are to be decided: under at-least-once delivery without what was written again.
 
-        That is a record at or behind whose place its partition of ``profiled`` has had one already.
+        That is a row of which the card agent's input does not lie behind those of the rows before it in its partition
+        of ``profiled``, however the rows are cut into blocks.
         """
         if self.rules.exactly_once:
             return self.profiled_as_written

@@ -206,3 +206,49 @@ def test_at_least_once_allows_a_repeated_example_and_no_missing_one() -> None:
     assert differences(lambda _, lessons: [one for one in lessons for _ in range(2)]) == 0
     assert differences(lambda title, lessons: [] if title == "fraud" else lessons) > 0
     assert differences(lambda title, lessons: [] if title == "only disputed" else lessons) > 0
+
+
+def test_of_two_decisions_of_one_row_the_last_one_that_was_read_is_taught() -> None:
+    """At least once: the score agent has read a batch again, with other models."""
+
+    def differences(of_second: bool) -> list[str]:
+        run = made()
+        name = CASES["fraud"].name
+
+        def decided_twice(entries: list[Entry]) -> list[Entry]:
+            found = []
+            for entry in entries:
+                one = json.loads(entry.value or b"")
+                again = [one, {**one, "score": 0.7}] if one["transaction_id"] == name else [one, one]
+                found += [entry._replace(offset=2 * entry.offset + n, value=_bytes(of)) for n, of in enumerate(again)]
+            return found
+
+        def read_both(entries: list[Entry]) -> list[Entry]:
+            found = []
+            for entry in entries:
+                one = json.loads(entry.value or b"")
+                if "decisions" in one["starts"]:
+                    start = 2 * one["starts"]["decisions"]
+                    one |= {"starts": {"decisions": start}, "ends": {"decisions": start + 2}}
+                found.append(entry._replace(value=_bytes(one)))
+            return found
+
+        def taught(entries: list[Entry]) -> list[Entry]:
+            found = []
+            for entry in entries:
+                one = json.loads(entry.value or b"")
+                is_second = of_second and one["transaction_id"] == name
+                found.append(entry._replace(value=_bytes({**one, "score": 0.7})) if is_second else entry)
+            return found
+
+        logs = run.logs.changed("decisions", decided_twice).changed("progress", read_both)
+        loose = run.rules._replace(exactly_once=False)
+        return examples_are_consistent(Run(logs.changed("examples", taught), run.ledger, loose)).problems
+
+    assert differences(of_second=True) == []
+    (problem,) = differences(of_second=False)
+    assert "decided of an example" in problem
+
+
+def _bytes(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode()

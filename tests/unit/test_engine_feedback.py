@@ -278,6 +278,16 @@ def test_a_repeated_decision_teaches_once(desk: Desk) -> None:
     assert told(desk.decide(OUT[0], after(MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
 
 
+def test_of_two_decisions_of_a_transaction_the_last_one_is_kept(desk: Desk) -> None:
+    """The score agent may decide a batch again with other models; an example that is there stays as it is."""
+    desk.decide(8, logit=-1.0)
+    desk.decide(9, logit=-1.0)
+    assert [one.logit for one in desk.say(8, after(1))] == [-1.0]
+    assert desk.decide(8, logit=-2.0) == desk.decide(9, logit=-2.0) == []
+    assert [one.logit for one in desk.say(9, after(1))] == [-2.0]
+    assert [one.logit for one in desk.say(8, after(2), "legitimate", source="audit")] == [-2.0]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
     """A fold reads all committed labels, then all committed decisions; live they came as they happened."""

@@ -114,6 +114,31 @@ def test_a_batch_that_is_written_again_and_again_is_decided_once(writer: AtLeast
     assert decided([decide(score(), writer.profiled.records, MODELS, NOW)]) == names(0, 20)
 
 
+@pytest.mark.parametrize("cut", [1, 3, 7])
+@pytest.mark.parametrize("arrived", [4, 8])
+def test_a_batch_that_is_read_again_as_several_is_decided_once(writer: AtLeastOnce, cut: int, arrived: int) -> None:
+    writer.write(writer.buy(5))
+    batch = writer.buy(8)
+    writer.write(batch, committed=False, most=arrived)
+    writer.write(batch[:cut])
+    # The second part fails in its turn, and is read again with what follows.
+    writer.write(batch[cut:], committed=False, most=2)
+    writer.write([*batch[cut:], *writer.buy(4)])
+    writer.write(writer.buy(3))
+    assert decided([decide(score(), writer.profiled.records, MODELS, NOW)]) == names(0, 20)
+
+
+def test_a_late_write_does_not_hide_where_a_batch_began(writer: AtLeastOnce) -> None:
+    batch = writer.buy(6)
+    late = partition().process(batch, writer.next_batch())
+    writer.write(batch[:3], committed=False)
+    writer.profiled.take(late)
+    writer.write(batch[:4], committed=False)
+    writer.write(batch[:2])
+    writer.write([*batch[2:], *writer.buy(2)])
+    assert decided([decide(score(), writer.profiled.records, MODELS, NOW)]) == names(0, 8)
+
+
 def test_what_a_former_owner_writes_late_is_a_repeat(writer: AtLeastOnce) -> None:
     late_batch = writer.buy(4)
     late = partition().process(late_batch, writer.next_batch())
