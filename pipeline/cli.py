@@ -14,6 +14,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
     "export": ("pipeline.commands.export", "Write topics to Parquet files."),
+    "inspect": ("pipeline.commands.inspect", "Show one record, and the rows of a block."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),
     "rates": ("pipeline.commands.rates", "Publish rate tables, and list those that are."),
     "replay": ("pipeline.commands.replay", "Feed a file of transactions through the topics."),

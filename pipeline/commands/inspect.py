@@ -1,0 +1,109 @@
+"""``fraud-pipeline inspect``: show one record, and the rows of a block."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+
+import click
+import msgspec
+
+from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.engine.block_messages import read_messages
+from pipeline.engine.blocks import BlockError, parse_block
+from pipeline.kafka.clients import TopicError, admin_client, partition_numbers, read_batches
+from pipeline.settings import Settings
+from schemas.errors import UNREADABLE
+from schemas.records import Record
+from schemas.topics import PROFILED, TOPICS
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
+class NoSuchRecord(click.ClickException):
+    """There is nothing at the position; the text says why."""
+
+
+def find_record(bootstrap: str, settings: Settings, topic: str, partition: int, offset: int) -> Record:
+    """Return the committed record at a position (topic without prefix).
+
+    Raises:
+        NoSuchRecord: There is none.
+        TopicError: The topic is missing, or cannot be read.
+    """
+    name = settings.topic(topic)
+    numbers = partition_numbers(admin_client(bootstrap, settings=settings), name)
+    if partition not in numbers:
+        raise NoSuchRecord(f"Topic {name} has partitions 0 to {max(numbers)}, and no partition {partition}.")
+    reading = read_batches(bootstrap, name, settings=settings, partitions=[partition], start={partition: offset})
+    with closing(reading) as batches:
+        for records in batches:
+            if records[0].offset == offset:
+                return records[0]
+            break
+    raise NoSuchRecord(
+        f"Offset {offset} of topic {name} partition {partition} holds no committed record: it is a marker of a Kafka "
+        "transaction, was deleted, or does not exist yet."
+    )
+
+
+def shown(record: Record, topic: str, row: int | None) -> Iterator[bytes]:
+    """Yield a record as lines of JSON: of a block its header and its rows, or one row; any other value as it is.
+
+    Raises:
+        NoSuchRecord: It has no such row, or it is neither a block nor JSON.
+    """
+    value = record.value or b""
+    if topic == PROFILED.name:
+        try:
+            yield from _block(record, value, row)
+        except BlockError as error:
+            raise NoSuchRecord(f"The record cannot be shown as a block: {error}.") from error
+        return
+    if row is not None:
+        raise NoSuchRecord(f"Records of topic {topic} have no rows: leave ROW out.")
+    try:
+        msgspec.json.decode(value)
+    except UNREADABLE as error:
+        raise NoSuchRecord(f"The value is not JSON ({error}): `fraud-pipeline export` keeps its bytes.") from error
+    yield value
+
+
+def _block(record: Record, value: bytes, row: int | None) -> Iterator[bytes]:
+    block, messages = parse_block(value), read_messages(value)
+    if row is not None and row >= len(messages):
+        raise NoSuchRecord(f"The block has rows 0 to {len(messages) - 1}, and no row {row}.")
+    if row is None:
+        yield _encode(
+            {
+                "rows": block.rows,
+                "transactions": len(block.features),
+                "kernel": block.kernel,
+                "bytes": len(value),
+                "written_at": datetime.fromtimestamp(record.timestamp_ms / 1_000, UTC),
+                "sources": block.sources.text(block.names),
+            }
+        )
+    for number, message in enumerate(messages):
+        if row is None or number == row:
+            yield b'{"row":%d,' % number + _encode(message)[1:]
+
+
+@click.command()
+@click.argument("topic", type=click.Choice([topic.name for topic in TOPICS]), metavar="TOPIC")
+@click.argument("partition", type=click.IntRange(min=0))
+@click.argument("offset", type=click.IntRange(min=0))
+@click.argument("row", type=click.IntRange(min=0), required=False)
+def command(*, topic: str, partition: int, offset: int, row: int | None) -> None:
+    """Show the record at OFFSET of PARTITION of TOPIC (without prefix) as JSON.
+
+    A block of `profiled` is shown by its header and its rows, one a line, or by ROW alone.
+    """
+    settings = Settings()
+    try:
+        record = find_record(find_cluster(settings), settings, topic, partition, offset)
+    except (ClusterNotFound, TopicError) as error:
+        raise click.ClickException(str(error)) from error
+    for line in shown(record, topic, row):
+        sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
