@@ -3,18 +3,21 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Protocol
 
-from pipeline.engine.results import Result
+import msgspec
+
+from pipeline.engine.blocks import row_count
+from pipeline.engine.results import Result, merged
 from pipeline.engine.score import KernelChanged
 from pipeline.engine.state import StoreError
 from pipeline.health import Health
 from pipeline.kafka.batch import Batch, UnreadableRange
 from pipeline.kafka.quarantine import THE_RECORDS_OWN, ProcessDied, Quarantines
-from pipeline.kafka.transactions import Aborted, SessionError
+from pipeline.kafka.transactions import Aborted, OutputTooLarge, SessionError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -24,6 +27,16 @@ log = logging.getLogger(__name__)
 RETRY_PAUSE_S: Final = 0.5
 NOT_THE_RECORD: Final = (KernelChanged, ModelError, StoreError, OSError, MemoryError, SessionError)
 """Errors that no record is to blame for: quarantining records would lose all of them, one by one."""
+
+
+class Process(Protocol):
+    """Processes a record as the agent does, without the rows that it says are to be skipped."""
+
+    def kept(self, record: Record) -> Result:
+        """Leave it in the agent's state."""
+
+    def tried(self, record: Record) -> Exception | None:
+        """Take it back, and return why it fails, if it does."""
 
 
 class TooManyFailures(RuntimeError):
@@ -53,8 +66,15 @@ class Failures:
             return self._quarantine_range(batch, batch.unreadable)
         return None
 
-    def failed(self, batch: Batch, error: Exception) -> tuple[Batch, Result]:
+    def failed(self, batch: Batch, error: Exception, process: Process) -> tuple[Batch, Result]:
         """Return what to commit for a batch of one record that failed: its quarantine.
+
+        Of a block the rows are quarantined that it fails for, together with the results of the others.
+
+        Args:
+            batch: The batch.
+            error: Why it failed.
+            process: Processes a record as the agent does.
 
         Raises:
             Aborted: The record has not failed often enough; it is to be read again.
@@ -71,7 +91,8 @@ class Failures:
         if times < most:
             time.sleep(RETRY_PAUSE_S)  # on the agent's own thread, which has nothing else to do
             raise Aborted(f"{record.topic} partition {record.partition} offset {record.offset} fails: {error}")
-        quarantined = self._quarantine(batch, error)
+        found = [] if isinstance(error, OutputTooLarge) else failing_rows(record, process.tried)
+        quarantined = self._quarantine_rows(batch, found, process) if found else self._quarantine(batch, error)
         del self._failures[position]
         return quarantined
 
@@ -85,6 +106,23 @@ class Failures:
         )  # fmt: skip
         marked = replace(batch, quarantined=[self._quarantines.position(record)])
         return marked, self._quarantines.outputs(record, error, now)
+
+    def _quarantine_rows(
+        self, batch: Batch, found: Sequence[tuple[int, Exception]], process: Process
+    ) -> tuple[Batch, Result]:
+        """Return the results of a block's other rows, with the quarantines of those that were found."""
+        (record,) = batch.records
+        now = datetime.now(UTC)
+        rows = tuple(row for row, _ in found)
+        result = process.kept(msgspec.structs.replace(record, skipped_rows=rows))
+        for row, error in found:
+            self._check_limit(now, record, error)
+            log.error(
+                "%s: %s partition %d offset %d row %d is quarantined: %s",
+                self._agent, record.topic, record.partition, record.offset, row, error,
+            )  # fmt: skip
+            result = merged([result, self._quarantines.outputs(record, error, now, row)])
+        return replace(batch, quarantined=[self._quarantines.position(record, row) for row in rows]), result
 
     def _quarantine_range(self, batch: Batch, unreadable: UnreadableRange) -> tuple[Batch, Result]:
         topic, number = unreadable.place
@@ -122,3 +160,35 @@ def spans(records: Sequence[Record]) -> str:
         f"{topic} partition {partition} offsets {first} to {last}"
         for (topic, partition), (first, last) in sorted(found.items())
     )
+
+
+def failing_rows(record: Record, try_record: Callable[[Record], Exception | None]) -> list[tuple[int, Exception]]:
+    """Find the rows that a block fails for.
+
+    Args:
+        record: A record that fails.
+        try_record: Processes a record, and takes that back; returns why it fails, if it does.
+
+    Returns:
+        Rows and their errors, ascending. Nothing where each row fails, or where no row does so by itself: then the
+        record as a whole is to blame.
+    """
+    count = row_count(record.value)
+    if count < 2:
+        return []
+    every = frozenset(range(count))
+
+    def search(rows: Sequence[int]) -> list[tuple[int, Exception]]:
+        error = try_record(msgspec.structs.replace(record, skipped_rows=tuple(sorted(every.difference(rows)))))
+        if error is None:
+            return []
+        if len(rows) == 1:
+            return [(rows[0], error)]
+        middle = len(rows) // 2
+        return search(rows[:middle]) + search(rows[middle:])
+
+    found = search(range(count))
+    if len(found) == count:
+        return []
+    blamed = tuple(row for row, _ in found)
+    return [] if try_record(msgspec.structs.replace(record, skipped_rows=blamed)) is not None else found

@@ -177,7 +177,7 @@ class AgentLoop:
             raise error
         if len(batch.records) == 1:
             try:
-                quarantined = self._failures.failed(batch, error)
+                quarantined = self._failures.failed(batch, error, _Process(self._partitions, batch))
             except Aborted:
                 self._session.rewind(batch)
                 raise
@@ -211,3 +211,26 @@ class AgentLoop:
                 self._session.close(release=self._survives)
             finally:
                 self._partitions.close()
+
+
+class _Process:
+    """One record through the agent's core call."""
+
+    def __init__(self, partitions: Partitions, batch: Batch) -> None:
+        self._partitions, self._numbers = partitions, batch.partitions
+
+    def kept(self, record: Record) -> Result:
+        """Process a record, and leave it in the state."""
+        return self._partitions.process([record], datetime.now(UTC))
+
+    def tried(self, record: Record) -> Exception | None:
+        """Process a record, and take it back; return why it fails, if it does."""
+        try:
+            self.kept(record)
+        except NOT_THE_RECORD:
+            raise
+        except Exception as error:
+            return error
+        finally:
+            self._partitions.undo(self._numbers)
+        return None

@@ -36,6 +36,8 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    skipped_rows: tuple[int, ...] = ()
+    """Rows of a block that are quarantined: whoever reads it reads the others."""
 
     @property
     def arrived_us(self) -> int:

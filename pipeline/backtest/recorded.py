@@ -161,8 +161,7 @@ class RecordedReplay:
                 heapq.heappush(heap, (records[0].timestamp_ms, number, records))
         while heap:
             _, number, records = heapq.heappop(heap)
-            kept = [record for record in records if not self._library.skips("score", record)]
-            yield number, kept
+            yield number, list(self._library.without("score", records))
             if following := readers[number].read_to(ranges[number].stop, _BATCH):
                 heapq.heappush(heap, (following[0].timestamp_ms, number, following))
 
@@ -210,11 +209,13 @@ class RecordedReplay:
         except BlockError:
             # Live a dead letter.
             return None
-        repeated = [self._repeated_row(message, cards, again) for message in messages]
-        if repeated == messages:
+        skipped = set(record.skipped_rows)
+        rows = [self._repeated_row(message, cards, again) for message in messages]
+        repeated = [None if row in skipped else message for row, message in enumerate(rows)]
+        if rows == messages:
             return record
         inside = [message for message in repeated if message is not None]
-        return msgspec.structs.replace(record, value=write_messages(inside)) if inside else None
+        return msgspec.structs.replace(record, value=write_messages(inside), skipped_rows=()) if inside else None
 
     def _repeated_row(
         self, message: Profiled, cards: Mapping[int, Iterator[list[Profiled]]], again: dict[_Key, Profiled]

@@ -1,6 +1,6 @@
 """Models by version: of the registry, and of the cluster's ``models``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Final, TypeVar
@@ -154,9 +154,9 @@ class ModelLibrary:
         rates.refresh()
         return rates
 
-    def skips(self, agent: str, record: Record) -> bool:
-        """Return whether ``record`` is quarantined, so that every reading of ``agent`` skips it."""
-        return self._cluster is not None and self._cluster.quarantined.skips(agent, record)
+    def without(self, agent: str, records: Sequence[Record]) -> Sequence[Record]:
+        """Return the records that ``agent`` does not skip, with the rows of them that it skips."""
+        return records if self._cluster is None else self._cluster.quarantined.without(agent, records)
 
 
 def with_threshold(policy: Policy, threshold: float) -> Policy:

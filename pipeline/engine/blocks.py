@@ -160,6 +160,13 @@ def pack_block(block: Block) -> bytes:
     return b"".join((prefix, _checksum(prefix + head).to_bytes(8, "little"), head, body))
 
 
+def original_of(value: bytes | None, row: int) -> bytes:
+    """Return the producer's own bytes of a row. Raises `BlockError`, or IndexError where there is no such row."""
+    block = parse_block(value)
+    end = int(block.ends()[ORIGINAL, row])
+    return block.text[end - int(block.lengths[ORIGINAL, row]) : end]
+
+
 def row_count(value: bytes | None) -> int:
     """Return how many rows a record says it holds; 1 for what is no block."""
     if value is None or len(value) < _PREFIX.size or not value.startswith(_MAGIC):

@@ -1,7 +1,7 @@
 """The blocks of ``profiled`` as columns of rows, transactions and labels in one order."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -76,6 +76,24 @@ class ProfiledRows:
     refused: dict[int, BlockError]
     """Why a record was refused, by its number; it has no rows."""
 
+    def take(self, rows: NDArray[np.intp]) -> "ProfiledRows":
+        """Return some rows, in ascending order."""
+        # A row that is gone follows the one before it, and is followed by the one behind it, or breaks the run.
+        gone = np.setdiff1d(np.arange(len(self.kinds)), rows)
+        broken = np.concatenate([[0], np.cumsum(~self.follows[gone])])
+        between = broken[np.searchsorted(gone, rows)]
+        unbroken = np.concatenate([[0], np.diff(between)]) == 0
+        return replace(
+            self,
+            record=self.record[rows],
+            kinds=self.kinds[rows],
+            subjects=self.subjects.take(rows),
+            originals=self.originals[rows],
+            features=self.features[rows],
+            log=self.log.take(rows),
+            follows=self.follows[rows] & unbroken & (rows > 0),
+        )
+
     def rows_of(self, records: range) -> range:
         """Return the rows of some records, which follow each other."""
         first, end = np.searchsorted(self.record, [records.start, records.stop]).tolist()
@@ -96,7 +114,7 @@ class ProfiledRows:
 
 
 def read_rows(records: Sequence[Record]) -> ProfiledRows:
-    """Read records of ``profiled``, of any partitions, in their order."""
+    """Read records of ``profiled``, of any partitions, in their order, without the rows that are to be skipped."""
     found: dict[int, Block] = {}
     refused: dict[int, BlockError] = {}
     for number, record in enumerate(records):
@@ -108,9 +126,21 @@ def read_rows(records: Sequence[Record]) -> ProfiledRows:
         rows = _columns(records, found, refused)
         wrong = _wrong(rows)
         if not wrong:
-            return rows
+            return _without_skipped(rows)
         refused |= wrong
         found = {number: block for number, block in found.items() if number not in wrong}
+
+
+def _without_skipped(rows: ProfiledRows) -> ProfiledRows:
+    if not any(record.skipped_rows for record in rows.records):
+        return rows
+    keep = np.ones(len(rows.kinds), np.bool_)
+    for number, record in enumerate(rows.records):
+        if record.skipped_rows:
+            within = rows.rows_of(range(number, number + 1))
+            skipped = [within.start + row for row in record.skipped_rows if 0 <= row < len(within)]
+            keep[skipped] = False
+    return rows.take(np.flatnonzero(keep))
 
 
 def _check_features(block: Block) -> Block:

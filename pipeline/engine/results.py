@@ -50,18 +50,21 @@ class Result:
         kept_bytes: int = KEPT_BYTES,
         end: int | None = None,
         first: tuple[int, int] | None = None,
+        row: int | None = None,
     ) -> None:
         """Set ``record`` aside with its reason: original key, value and headers, and where it came from.
 
         Of more than ``kept_bytes`` the value is left out, and key and headers too where they alone are more; size and
         digest then tell what was there. ``record`` may stand for all up to offset ``end``, which nobody could read.
-        ``first`` is the partition and the offset of a record that it contradicts.
+        ``first`` is the partition and the offset of a record that it contradicts, ``row`` the row of a block of which
+        ``record`` has the producer's own bytes.
         """
         key, value, headers, left_out = _kept(record, kept_bytes)
         reason: Headers = (
             ("dead-letter-topic", record.topic.encode()),
             ("dead-letter-partition", str(record.partition).encode()),
             ("dead-letter-offset", str(record.offset).encode()),
+            *(() if row is None else (("dead-letter-row", str(row).encode()),)),
             *(() if end is None else (("dead-letter-end", str(end).encode()),)),
             ("dead-letter-timestamp-ms", str(record.timestamp_ms).encode()),
             ("dead-letter-stage", stage.encode()),

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from pipeline.engine.blocks import original_of
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.fold import NewRecords
@@ -63,13 +64,30 @@ class QuarantinedRecords:
 
         One that names another digest was written for another record, and is not believed.
         """
+        return any(item.position.row is None for item in self._of(agent, record))
+
+    def skipped_rows(self, agent: str, record: Record) -> tuple[int, ...]:
+        """Return the rows of a block that ``agent`` skips, ascending."""
+        rows = {item.position.row for item in self._of(agent, record)}
+        return tuple(sorted(row for row in rows if row is not None))
+
+    def _of(self, agent: str, record: Record) -> list[Quarantine]:
         items = self._known.get((agent, (record.topic, record.partition, record.offset)))
-        return items is not None and any(item.digest == value_digest(record.value) for item in items)
+        return [] if items is None else [item for item in items if item.digest == value_digest(record.value)]
+
+    def without(self, agent: str, records: Iterable[Record]) -> list[Record]:
+        """Return the records that ``agent`` does not skip, with the rows of them that it skips."""
+        kept: list[Record] = []
+        for record in records:
+            if not self.skips(agent, record):
+                rows = self.skipped_rows(agent, record)
+                kept.append(msgspec.structs.replace(record, skipped_rows=rows) if rows else record)
+        return kept
 
     def count_since(self, agent: str, start: datetime) -> int:
-        """Return how many records ``agent`` has quarantined after ``start`` for errors that may be the program's."""
+        """Return how many records and rows ``agent`` has quarantined after ``start`` for what may be the program's."""
         return sum(
-            any(item.quarantined_at > start and item.error_type not in _OWN_NAMES for item in items)
+            len({i.position.row for i in items if i.quarantined_at > start and i.error_type not in _OWN_NAMES})
             for (of, _), items in self._known.items()
             if of == agent
         )
@@ -109,26 +127,29 @@ class Quarantines:
         return self._known.count_since(self._agent, now - _DAY)
 
     def without(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Return the committed ``records`` that a restore replays."""
-        if self._from_markers:
-            return records
-        return [record for record in records if not self._known.skips(self._agent, record)]
+        """Return the committed ``records`` that a restore replays, with the rows of them that it skips."""
+        return records if self._from_markers else self._known.without(self._agent, records)
 
-    def position(self, record: Record) -> RecordPosition:
-        """Return the position of a record, its topic without prefix."""
-        return self._position(record.topic, record.partition, record.offset)
+    def position(self, record: Record, row: int | None = None) -> RecordPosition:
+        """Return the position of a record, or of a row of it, its topic without prefix."""
+        return self._position(record.topic, record.partition, record.offset, row=row)
 
     def range_position(self, unreadable: UnreadableRange) -> RecordPosition:
         """Return the position of a range, its topic without prefix."""
         return self._position(*unreadable.place, unreadable.start, unreadable.end)
 
-    def outputs(self, record: Record, error: Exception, now: datetime) -> Result:
-        """Return what quarantines ``record`` once it commits with its offset: control record and dead letter."""
+    def outputs(self, record: Record, error: Exception, now: datetime, row: int | None = None) -> Result:
+        """Return what quarantines ``record`` once it commits with its offset: control record and dead letter.
+
+        With ``row`` that row of a block is quarantined alone; its dead letter has the producer's own bytes.
+        """
         kind, message = type(error).__name__, str(error)[:_TEXT_LIMIT]
-        result = self._quarantined(self.position(record), value_digest(record.value), kind, message, now)
+        result = self._quarantined(self.position(record, row), value_digest(record.value), kind, message, now)
+        if row is not None:
+            record = msgspec.structs.replace(record, value=original_of(record.value, row))
         # What made an output too large must not do so again.
         kept_bytes = 0 if isinstance(error, OutputTooLarge) else KEPT_BYTES
-        result.dead_letter(record, self._agent, "set_aside", f"{kind}: {message}", kept_bytes=kept_bytes)
+        result.dead_letter(record, self._agent, "set_aside", f"{kind}: {message}", kept_bytes=kept_bytes, row=row)
         return result
 
     def range_outputs(self, unreadable: UnreadableRange, now: datetime) -> Result:
@@ -140,9 +161,11 @@ class Quarantines:
         result.dead_letter(first, self._agent, "unreadable", sentence, end=unreadable.end)
         return result
 
-    def _position(self, topic: str, partition: int, offset: int, end: int | None = None) -> RecordPosition:
+    def _position(
+        self, topic: str, partition: int, offset: int, end: int | None = None, row: int | None = None
+    ) -> RecordPosition:
         bare = topic.removeprefix(self._settings.topic_prefix)
-        return RecordPosition(topic=bare, partition=partition, offset=offset, end=end)
+        return RecordPosition(topic=bare, partition=partition, offset=offset, end=end, row=row)
 
     def _quarantined(
         self, position: RecordPosition, digest: str | None, error_type: str, message: str, now: datetime
@@ -168,5 +191,6 @@ def control_record(item: Control) -> Output:
         key = "activation"
     else:
         at = item.position
-        key = f"quarantine/{item.agent}/{at.topic}/{at.partition}/{at.offset}"
+        row = "" if at.row is None else f"/{at.row}"
+        key = f"quarantine/{item.agent}/{at.topic}/{at.partition}/{at.offset}{row}"
     return Output(CONTROL, key.encode(), _encode(item))

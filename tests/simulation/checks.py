@@ -5,8 +5,10 @@ Agents are at rest: every record of their inputs is committed.
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+import msgspec
 import numpy as np
 
 from pipeline.engine.placement import partition_of
@@ -42,6 +44,7 @@ from tests.simulation.reading import (
     messages,
     place_of,
     profiled_rows,
+    written,
 )
 
 PATIENCE_US = 7 * US_PER_DAY
@@ -97,15 +100,21 @@ def check_quarantining(transaction: Committed, dead: list[DeadLetter]) -> None:
         item for _, item in messages(transaction.outputs, "control", decode_control) if isinstance(item, Quarantine)
     ]
     set_aside = [one for one in dead if one.code in ("set_aside", "unreadable") and one.stage == agent_of(transaction)]
-    named = [(at_of(item.position), item.position.end or item.position.offset + 1) for item in controls]
-    own = {(one.at, one.end) for one in set_aside}
+    named = [
+        (at_of(item.position), item.position.end or item.position.offset + 1, item.position.row) for item in controls
+    ]
+    own = {(one.at, one.end, one.row) for one in set_aside}
     assert set(named) <= own, "5: a quarantine without its dead letter"
-    assert len(named) == len(set(named)) <= 1
-    assert all(one.code != "set_aside" or (one.at, one.end) in named for one in set_aside), "5: without control record"
-    for (topic, number, _), end in named:
+    assert len(named) == len(set(named)), "5: quarantined twice"
+    assert len({at for at, _, _ in named}) <= 1, "5: several records were quarantined together"
+    of_controls = set(named)
+    assert all(one.code != "set_aside" or (one.at, one.end, one.row) in of_controls for one in set_aside), (
+        "5: without control record"
+    )
+    for (topic, number, _), end, row in named:
         assert transaction.offsets[PREFIX + topic, number].stop == end, "5: without the offset behind it"
         others = [one for one in transaction.outputs if one.topic.removeprefix(PREFIX) not in QUARANTINING]
-        assert others == [], "5: outputs of a quarantined record"
+        assert row is not None or others == [], "5: outputs of a quarantined record"
 
 
 QUARANTINING = ("control", "dead-letters", "progress")
@@ -139,8 +148,10 @@ def check_outcomes(logs: Logs) -> None:
             if dead.stage == "card" and at[0] == "rerouted":
                 at = place_of(logs.original(logs.at(at)))
             if dead.stage in ("card", "score"):
-                for source in profiled[at].values() if at in profiled else [at]:
-                    outcomes[source].append(f"dead letter {dead.code}")
+                rows: Mapping[int | None, At] = profiled.get(at, {}) or {None: at}
+                for row, source in rows.items():
+                    if dead.row in (None, row):
+                        outcomes[source].append(f"dead letter {dead.code}")
     ids = Counter(accepted.values())
     for at in positions(logs, "transactions"):
         found = outcomes[at]
@@ -211,14 +222,15 @@ def label_of(record: Record) -> Label | None:
 
 def check_quarantines(logs: Logs) -> None:
     """What makes an agent fail, and what it cannot read, is quarantined once (5)."""
-    quarantined = Counter((one.stage, one.at) for one in logs.dead if one.code == "set_aside")
+    quarantined = Counter((one.stage, one.at, one.row) for one in logs.dead if one.code == "set_aside")
     assert all(count == 1 for count in quarantined.values()), "5: quarantined twice"
     for agent, topics in READS.items():
         for topic in topics:
             for record in logs.records[topic]:
-                value = record.value or b""
-                fails = any(f"!{what}-{agent}".encode() in value for what in ("fail", "kill"))
-                assert not fails or (agent, place_of(record)) in quarantined, f"5: {agent} {place_of(record)}"
+                rows = tuple(one.row for one in logs.dead if (one.stage, one.at) == (agent, place_of(record)))
+                left = msgspec.structs.replace(record, skipped_rows=tuple(row for row in rows if row is not None))
+                fails = any(f"!{what}-{agent}".encode() in written(left) for what in ("fail", "kill"))
+                assert not fails or (agent, place_of(record), None) in quarantined, f"5: {agent} {place_of(record)}"
     ranges = Counter((one.stage, one.at, one.end) for one in logs.dead if one.code == "unreadable")
     assert all(count == 1 for count in ranges.values()), "5: a range was quarantined twice"
 

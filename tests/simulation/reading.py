@@ -49,6 +49,7 @@ class DeadLetter(NamedTuple):
     end: int
     stage: str
     code: str
+    row: int | None = None
 
 
 def at_of(position: RecordPosition) -> At:
@@ -67,7 +68,8 @@ def dead_letter(record: Record) -> DeadLetter:
     own = {name.removeprefix("dead-letter-"): (value or b"").decode() for name, value in record.headers}
     offset = int(own["offset"])
     at = (bare(own["topic"]), int(own["partition"]), offset)
-    return DeadLetter(at, int(own.get("end", offset + 1)), own["stage"], own["error"])
+    row = int(own["row"]) if "row" in own else None
+    return DeadLetter(at, int(own.get("end", offset + 1)), own["stage"], own["error"], row)
 
 
 def messages(records: list[Record], topic: str, decode: Callable[[bytes], T]) -> Iterator[tuple[Record, T]]:
@@ -78,6 +80,16 @@ def messages(records: list[Record], topic: str, decode: Callable[[bytes], T]) ->
                 yield record, decode(record.value or b"")
             except UNREADABLE:
                 continue
+
+
+def written(record: Record) -> bytes:
+    """Return what producers wrote of a record: of a block, of all rows that are not to be skipped."""
+    originals = [
+        bytes(message.transaction if isinstance(message, ProfiledTransaction) else message.label)
+        for _, row, message in profiled_rows([record])
+        if row not in record.skipped_rows
+    ]
+    return b"\n".join(originals) if originals else record.value or b""
 
 
 def profiled_rows(records: list[Record]) -> Iterator[tuple[Record, int, Profiled]]:

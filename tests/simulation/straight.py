@@ -18,7 +18,7 @@ from schemas.topics import PROFILED
 from tests.simulation.digest import state_digest
 from tests.simulation.model_kafka import Committed
 from tests.simulation.names import PARTITIONS, PREFIX
-from tests.simulation.reading import Logs, decode_control, decode_progress, fields, messages
+from tests.simulation.reading import At, Logs, at_of, dead_letter, decode_control, decode_progress, fields, messages
 from tests.simulation.world import World, made_context
 
 _OF_THE_CLOCK = ("ingested_at", "decided_at", "raised_at")
@@ -72,17 +72,20 @@ def _check_agent(world: World, logs: Logs, spec: AgentSpec, handler: Partitions)
 
 def _read(logs: Logs, spec: AgentSpec, transaction: Committed) -> list[Record]:
     """Return the records of a transaction as a batch holds them, without what was quarantined."""
-    gone = {
-        (item.position.topic, item.position.partition, item.position.offset)
-        for _, item in messages(transaction.outputs, "control", decode_control)
-        if isinstance(item, Quarantine)
-    }
+    rows: dict[At, list[int | None]] = defaultdict(list)
+    for _, item in messages(transaction.outputs, "control", decode_control):
+        if isinstance(item, Quarantine):
+            rows[at_of(item.position)].append(item.position.row)
     records = []
     for number in range(PARTITIONS):
         for topic in spec.reads:
             place = (PREFIX + topic.name, number)
             found = logs.cluster.logs[place].records(transaction.offsets.get(place, range(0)))
-            records += [one for one in found if (topic.name, number, one.offset) not in gone]
+            for one in found:
+                gone = rows.get((topic.name, number, one.offset), [])
+                if None not in gone:
+                    skipped = tuple(sorted(row for row in gone if row is not None))
+                    records.append(msgspec.structs.replace(one, skipped_rows=skipped))
     return records
 
 
@@ -98,8 +101,15 @@ def _committed(transaction: Committed) -> list[Output]:
     return [
         Output(by_name[one.topic], one.key, one.value, one.headers, one.partition)
         for one in transaction.outputs
-        if one.topic != PREFIX + "progress"
+        if one.topic != PREFIX + "progress" and not _quarantines(one)
     ]
+
+
+def _quarantines(record: Record) -> bool:
+    """Whether an output says that a record or a row was quarantined."""
+    return record.topic == PREFIX + "control" or (
+        record.topic == PREFIX + "dead-letters" and dead_letter(record).code == "set_aside"
+    )
 
 
 def _without_clock(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ from tests.simulation.model_kafka import (
     SimProducer,
 )
 from tests.simulation.names import AGENT_NAMES, PARTITIONS, PREFIX
-from tests.simulation.reading import decode_decision, messages
+from tests.simulation.reading import decode_decision, messages, written
 from tests.simulation.versions import Versions, active_versions, newest_river
 
 MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -345,7 +345,7 @@ class Worker:
         def work(records: Sequence[Record], now: datetime) -> Result:
             result = process(records, now)
             for record in records:
-                value, at = record.value or b"", (spec.name, record.topic, record.partition, record.offset)
+                value, at = written(record), (spec.name, record.topic, record.partition, record.offset)
                 if b"!kill-" + name in value:
                     raise Died
                 if b"!fail-" + name in value or (b"!once-" + name in value and at not in failed):

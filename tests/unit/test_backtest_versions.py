@@ -124,8 +124,8 @@ def test_quarantined_records_are_skipped_by_content(monkeypatch: pytest.MonkeyPa
     garbage = [Record(CONTROL.name, 0, 0, 0, None, b"["), Record(CONTROL.name, 0, 1, 0, b"quarantine", None)]
     written = [Record(CONTROL.name, 0, 2, 0, output.key, output.value) for output in map(control_record, items)]
     known = library(monkeypatch, tmp_path, [], [*garbage, *written])
-    assert [record.offset for record in records if known.skips("learn", record)] == [4]
-    assert not any(known.skips("score", record) for record in records)
+    assert [record.offset for record in records if record not in known.without("learn", records)] == [4]
+    assert list(known.without("score", records)) == records
 
 
 def test_what_was_activated_last_and_is_there_is_active(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
