@@ -224,7 +224,7 @@ class _Cursor:
 
     def array(self, dtype: Any, *shape: int) -> Any:
         count = prod(shape)
-        found = np.frombuffer(self._value, dtype, count, self.at) if count else np.empty(0, dtype)
+        found = np.frombuffer(self._value, dtype, count, self.at) if count else np.frombuffer(b"", dtype)
         self.at += count * found.itemsize
         return found.reshape(shape)
 

@@ -7,7 +7,6 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.accept import accept_transactions, record_columns
@@ -27,7 +26,7 @@ from pipeline.engine.joins import (
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
 from pipeline.engine.pending import LabelBatch, StorePending
 from pipeline.engine.placement import partition_of, partitions_of
-from pipeline.engine.profiled_blocks import ProfiledLabels, RowColumns, encode_blocks, profiled_columns
+from pipeline.engine.profiled_blocks import RowColumns, encode_blocks, following_labels, profiled_columns
 from pipeline.engine.profiling import Arrivals, CardJoin, Joined
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump, Store, state_digest
@@ -269,7 +268,7 @@ class CardPartition:
         self, taken: Transactions, profile: CardProfile | None, batch: Batch, joined: Joined[list[bytes]], now: datetime
     ) -> RowColumns | None:
         """Accepted transactions, which say where they lay in ``batch``, and the labels that follow them."""
-        labels = _following(joined, len(taken))
+        labels = following_labels(joined, len(taken))
         if profile is None and labels is None:
             return None
         rules = self._rules
@@ -327,26 +326,6 @@ def _sources(batch: Batch, row: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return partition and offset of n records as one number; shape (n,)."""
     records = [batch.records[number] for number in row.tolist()]
     return np.array([record.partition * _OFFSETS + record.offset for record in records], np.int64)
-
-
-def _following(joined: Joined[list[bytes]], accepted: int) -> ProfiledLabels | None:
-    """Return the labels that change what is known; None for none."""
-    following, labels = joined.following, joined.labels.labels
-    if not len(following.label):
-        return None
-    # How many transactions stand at a position or before it.
-    before = np.append(np.cumsum(joined.accepted), accepted)
-    of = labels.take(following.label)
-    return ProfiledLabels(
-        before[np.minimum(following.position, len(joined.accepted))],
-        of.transaction_id,
-        of.card_id,
-        pa.array([merchant.decode() for merchant in following.merchants], pa.string()),
-        following.event_time_us,
-        following.known,
-        of.known_at_us,
-        [joined.labels.records[label] for label in following.label.tolist()],
-    )
 
 
 def _count(joined: Joined[list[bytes]], accepted: int, result: Result) -> None:

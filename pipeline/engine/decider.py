@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.engine.decision_messages import Batch, DecisionWriter
 from pipeline.engine.decisions import SELECTIONS, decided
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.profiled import read_rows
+from pipeline.engine.profiled import compile_reader, read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.subjects import CARD, INGESTED_US
@@ -23,7 +23,7 @@ class Decider:
     def __init__(self, base_currency: str) -> None:
         self._writer = DecisionWriter(base_currency)
         # Compiled here, not while the first batch waits.
-        read_rows([])
+        compile_reader()
 
     def process(
         self, parts: Iterable[tuple[ScorePartition, Sequence[Record]]], models: ActiveModels, now: datetime

@@ -12,14 +12,8 @@ _E: Final = np.uint8(ord("e"))
 
 
 @compiled
-def are_numbers(text: Any, spans: Any, numbers: Any) -> None:
-    """Fill ``numbers``: whether each of n texts, shape (n, 2) in ``text``, is a JSON number."""
-    for row in range(len(numbers)):
-        numbers[row] = _is_number(text, spans[row, 0], spans[row, 1])
-
-
-@compiled
-def _is_number(text: Any, at: Any, end: Any) -> Any:
+def is_number(text: Any, at: Any, end: Any) -> Any:
+    """Return whether the text from ``at`` to ``end`` is a JSON number."""
     if at < end and text[at] == _MINUS:
         at += 1
     first = at

@@ -2,55 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine import blocks
-from pipeline.engine.blocks import LABEL, TRANSACTION, Block, BlockError, parse_block
+from pipeline.engine.block_columns import REASONS, Columns, empty_columns, fill_columns
+from pipeline.engine.blocks import TRANSACTION, Block, BlockError, Sources, pack_block, parse_block
 from pipeline.engine.columns import span_keys
-from pipeline.engine.json_grammar import are_numbers
 from pipeline.engine.merchants import MerchantLog
 from pipeline.engine.subjects import (
-    AMOUNT,
     AMOUNT_BASE,
     CARD,
-    CASE_SEQUENCE,
-    COUNTS,
     EVENT_US,
     ID,
-    INGESTED_OFFSET,
     INGESTED_US,
     INPUT,
     INPUT_OFFSET,
     INPUT_PARTITION,
-    LOG_OFFSET,
-    LOG_PARTITION,
-    LOG_ROW,
     MERCHANT,
     RATES,
-    SAME_RATES,
     SOURCE,
-    SOURCE_OFFSET,
-    SOURCE_PARTITION,
-    STATED_OFFSET,
-    STATED_US,
-    TEXTS,
-    WHOLES,
     Subjects,
 )  # fmt: skip
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.identity import transaction_hash
-from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
 from schemas.records import Record
-
-_POSITIONS: Final = [SOURCE_PARTITION, SOURCE_OFFSET, INPUT_PARTITION, INPUT_OFFSET]
-_LARGEST: Final = 2**62
-"""So that no sum of two times leaves 64 bits."""
-_DAY_MIN: Final = 24 * 60
-_FROM_WIDE: Final = [EVENT_US, AMOUNT_BASE, CASE_SEQUENCE, INGESTED_US, INPUT_OFFSET]
-"""Columns that the wide ones of a block become; the last of those is not among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +96,13 @@ def read_rows(records: Sequence[Record]) -> ProfiledRows:
     refused: dict[int, BlockError] = {}
     for number, record in enumerate(records):
         try:
-            found[number] = _check_features(parse_block(record.value))
+            found[number] = _with_features(parse_block(record.value))
         except BlockError as error:
             refused[number] = error
     while True:
-        rows = _columns(records, found, refused)
-        wrong = _wrong(rows)
+        columns, names, wrong = _columns(records, found)
         if not wrong:
-            return _without_skipped(rows)
+            return _without_skipped(_rows(records, found, refused, columns, names))
         refused |= wrong
         found = {number: block for number, block in found.items() if number not in wrong}
 
@@ -143,69 +119,78 @@ def _without_skipped(rows: ProfiledRows) -> ProfiledRows:
     return rows.take(np.flatnonzero(keep))
 
 
-def _check_features(block: Block) -> Block:
-    if block.kernel == KERNEL_VERSION and len(block.features):
-        if block.features.shape[1] != len(CARD_FEATURES):
-            raise BlockError(f"a transaction has {block.features.shape[1]} features, not {len(CARD_FEATURES)}")
-        if np.isinf(block.features).any():
-            raise BlockError("a feature is infinite")
+def compile_reader() -> None:
+    """Compile what reads blocks, or load it from Numba's cache, so that the first batch does not wait for it."""
+    numbers = np.zeros(1, np.int64), np.zeros(1, np.int32), np.zeros(1, np.uint8)
+    block = Block(
+        KERNEL_VERSION,
+        [b"name"],
+        Sources(*numbers),
+        np.zeros((len(blocks.WIDE), 1), np.int64),
+        np.zeros((1, len(CARD_FEATURES))),
+        np.zeros((len(blocks.NARROW), 1), np.int32),
+        np.zeros((len(blocks.TEXTS), 1), np.int32),
+        np.zeros((len(blocks.CODES), 1), np.uint8),
+        b"",
+    )
+    read_rows([Record("", 0, 0, 0, None, pack_block(block))])
+
+
+def _with_features(block: Block) -> Block:
+    """Return a block whose transactions have the features of this kernel; nothing in place of another kernel's."""
+    if block.kernel != KERNEL_VERSION:
+        unknown = np.full((len(block.features), len(CARD_FEATURES)), np.nan)
+        # As all arrays of blocks, so that compiled functions are compiled for one kind.
+        unknown.flags.writeable = False
+        return block._replace(features=unknown)
+    if len(block.features) and block.features.shape[1] != len(CARD_FEATURES):
+        raise BlockError(f"a transaction has {block.features.shape[1]} features, not {len(CARD_FEATURES)}")
     return block
 
 
-def _columns(records: Sequence[Record], found: Mapping[int, Block], refused: dict[int, BlockError]) -> ProfiledRows:
-    """Lay the columns of blocks behind each other."""
-    counts = [block.rows for block in found.values()]
-    n = sum(counts)
-    spans, wholes = np.empty((len(TEXTS), n, 2), np.int64), np.empty((len(WHOLES), n), np.int64)
-    features, originals, known_at_us = np.empty((n, len(FEATURES))), np.empty((n, 2), np.int64), np.empty(n, np.int64)
-    codes, named = np.empty((len(blocks.CODES), n), np.uint8), np.empty((3, n), np.intp)
+def _columns(
+    records: Sequence[Record], found: Mapping[int, Block]
+) -> tuple[Columns, list[bytes], dict[int, BlockError]]:
+    """Return the columns of all rows, the names that they have by number, and the blocks that are refused."""
+    columns = empty_columns(sum(block.rows for block in found.values()), len(FEATURES))
     names: dict[bytes, int] = {}
-    at = text_bytes = 0
+    wrong: dict[int, BlockError] = {}
+    at = text_at = 0
     for number, block in found.items():
-        rows = slice(at, at + block.rows)
+        own = np.array([names.setdefault(name, len(names)) for name in block.names], np.int64)
+        record = records[number]
+        if reason := fill_columns(block, columns, at, text_at, (record.partition, record.offset), own):
+            wrong[number] = BlockError(REASONS[reason])
         at += block.rows
-        ends = block.ends() + text_bytes
-        firsts = ends - block.lengths
-        text_bytes += len(block.text)
-        spans[: blocks.ORIGINAL, rows, 0], spans[: blocks.ORIGINAL, rows, 1] = firsts[:-1], ends[:-1]
-        originals[rows, 0], originals[rows, 1] = firsts[-1], ends[-1]
-        wholes[_FROM_WIDE, rows], known_at_us[rows] = block.wide[:-1], block.wide[-1]
-        wholes[STATED_OFFSET, rows], wholes[INPUT_PARTITION, rows] = block.narrow
-        wholes[SOURCE_OFFSET, rows], wholes[SOURCE_PARTITION, rows] = block.sources.offset, block.sources.partition
-        wholes[LOG_PARTITION, rows], wholes[LOG_OFFSET, rows] = records[number].partition, records[number].offset
-        wholes[LOG_ROW, rows] = np.arange(block.rows)
-        codes[:, rows] = block.codes
-        own = np.array([names.setdefault(name, len(names)) for name in block.names], np.intp)
-        named[0, rows], named[1:, rows] = own[block.sources.topic], own[block.codes[blocks.RATES :]]
-        _take_features(block, features[rows, : len(CARD_FEATURES)])
-    name_ends = text_bytes + np.cumsum([0, *map(len, names)])
+        text_at += len(block.text)
+    return columns, list(names), wrong
+
+
+def _rows(
+    records: Sequence[Record],
+    found: Mapping[int, Block],
+    refused: dict[int, BlockError],
+    columns: Columns,
+    names: Sequence[bytes],
+) -> ProfiledRows:
+    texts = [*(block.text for block in found.values()), *names]
+    name_ends = np.cumsum([sum(map(len, texts[: len(found)])), *map(len, names)])
+    spans, codes, named = columns.spans, columns.codes, columns.named
     for column, of in zip((SOURCE, RATES, INPUT), named, strict=True):
         spans[column, :, 0], spans[column, :, 1] = name_ends[of], name_ends[of + 1]
-    wholes[SAME_RATES], wholes[INGESTED_OFFSET] = named[1], 0
-    wholes[STATED_US], wholes[COUNTS] = wholes[EVENT_US], codes[blocks.COUNTS]
-    subjects = Subjects(b"".join((*(block.text for block in found.values()), *names)), spans, wholes)
+    subjects = Subjects(b"".join(texts), spans, columns.wholes)
     return ProfiledRows(
         records,
-        np.repeat(np.fromiter(found, np.intp, len(found)), counts),
+        np.repeat(np.fromiter(found, np.intp, len(found)), [block.rows for block in found.values()]),
         codes[blocks.KIND],
         subjects,
-        originals,
-        features,
-        _log(subjects, codes, known_at_us),
-        _follows(wholes, codes[blocks.KIND], named[2]),
+        columns.originals,
+        columns.features,
+        _log(subjects, codes, columns.known_at_us),
+        _follows(columns.wholes, codes[blocks.KIND], named[2]),
         {number: block.kernel for number, block in found.items() if block.kernel != KERNEL_VERSION},
         refused,
     )
-
-
-def _take_features(block: Block, features: NDArray[np.float64]) -> None:
-    """Fill the card features of the transactions, shape (rows of the block, len(CARD_FEATURES))."""
-    if block.kernel != KERNEL_VERSION:
-        features[:] = np.nan
-    elif len(block.features) == block.rows:
-        features[:] = block.features
-    else:
-        features[block.codes[blocks.KIND] == TRANSACTION] = block.features
 
 
 def _log(subjects: Subjects, codes: NDArray[np.uint8], known_at_us: NDArray[np.int64]) -> MerchantLog:
@@ -239,33 +224,3 @@ def _follows(wholes: NDArray[np.int64], kinds: NDArray[np.uint8], topics: NDArra
         & (topics[here] == topics[before])
     )
     return follows
-
-
-def _wrong(rows: ProfiledRows) -> dict[int, BlockError]:
-    """Return the records of which a row has a value that no card agent writes, with the reason."""
-    found: dict[int, BlockError] = {}
-    subjects, wholes, is_label = rows.subjects, rows.subjects.wholes, rows.kinds == LABEL
-    text = np.frombuffer(subjects.text, np.uint8)
-    numbers = np.empty(subjects.rows, np.bool_)
-    are_numbers(text, subjects.spans[AMOUNT], numbers)
-    names = subjects.spans[[ID, CARD, MERCHANT]]
-    checks = (
-        ("a transaction, a card or a merchant has no name", (names[..., 0] == names[..., 1]).any(axis=0)),
-        ("event_time_us is not between 1990 and 2100", _outside(wholes[EVENT_US], EARLIEST_US, LATEST_US - 1)),
-        ("amount_base_minor is no amount", _outside(wholes[AMOUNT_BASE], 0, MAX_AMOUNT_BASE_MINOR)),
-        ("ingested_at is no time", _outside(wholes[INGESTED_US], 0, LATEST_US - 1)),
-        ("known_at_us is no time", _outside(rows.log.known_at_us, -_LARGEST, _LARGEST)),
-        ("case_sequence is too large", _outside(wholes[CASE_SEQUENCE], 0, _LARGEST)),
-        ("a UTC offset is a day or more", _outside(wholes[STATED_OFFSET], 1 - _DAY_MIN, _DAY_MIN - 1)),
-        ("a partition or an offset is below 0", (wholes[_POSITIONS] < 0).any(axis=0)),
-        ("an amount is no number", ~(numbers | is_label)),
-    )
-    for reason, wrong in checks:
-        if wrong.any():
-            for number in np.unique(rows.record[wrong]).tolist():
-                found.setdefault(number, BlockError(reason))
-    return found
-
-
-def _outside(values: NDArray[np.int64], least: int, most: int) -> NDArray[np.bool_]:
-    return (values < least) | (values > most)

@@ -6,7 +6,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine import blocks
@@ -25,7 +24,9 @@ from pipeline.engine.blocks import (
 from pipeline.engine.columns import Transactions, text_buffers
 from pipeline.engine.forwarding import Batch
 from pipeline.engine.json_bytes import copy_bytes
+from pipeline.engine.json_numbers import LONGEST_VALUE, write_whole
 from pipeline.engine.placement import partitions_of
+from pipeline.engine.profiling import Joined
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_SECOND
 from pipeline.features.compiled import compiled
 from pipeline.features.kernel import CardProfile
@@ -38,6 +39,7 @@ _TOPICS: Final = tuple(topic.name.encode() for topic in (TRANSACTIONS, LABELS, R
 """The first names of every block; the rate table is the last one."""
 _TRANSACTIONS, _LABELS, _REROUTED = range(len(_TOPICS))
 _RATES: Final = len(_TOPICS)
+_DASH: Final = np.uint8(ord("-"))
 _KNOWN_CODES: Final = np.array([KNOWN_NAMES.index(name) for name in KNOWN], np.uint8)
 
 
@@ -56,6 +58,26 @@ class ProfiledLabels(NamedTuple):
     known_at_us: NDArray[np.int64]
     records: Sequence[Record]
     """m records, as they lay in ``labels``."""
+
+
+def following_labels(joined: Joined[list[bytes]], accepted: int) -> ProfiledLabels | None:
+    """Return the labels of a batch that change what is known, among its ``accepted`` transactions; None for none."""
+    following, labels = joined.following, joined.labels.labels
+    if not len(following.label):
+        return None
+    # How many transactions stand at a position or before it.
+    before = np.append(np.cumsum(joined.accepted), accepted)
+    of = labels.take(following.label)
+    return ProfiledLabels(
+        before[np.minimum(following.position, len(joined.accepted))],
+        of.transaction_id,
+        of.card_id,
+        pa.array([merchant.decode() for merchant in following.merchants], pa.string()),
+        following.event_time_us,
+        following.known,
+        of.known_at_us,
+        [joined.labels.records[label] for label in following.label.tolist()],
+    )
 
 
 class RowColumns(NamedTuple):
@@ -114,7 +136,8 @@ def encode_blocks(parts: Sequence[RowColumns]) -> list[Output]:
     outputs: list[Output] = []
     partition = np.concatenate([part.partition for part in parts])
     if len(parts) > 1 or (partition != partition[:1]).any():
-        whole = _joined(parts, np.argsort(partition, kind="stable"))
+        # Of the smallest integers, which are sorted in one pass.
+        whole = _joined(parts, np.argsort(partition.astype(np.min_scalar_type(partition.max())), kind="stable"))
     else:
         whole = parts[0]
     is_transaction = whole.codes[blocks.KIND] == TRANSACTION
@@ -175,8 +198,7 @@ def _transaction_rows(
         wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = read.offset, read.partition
         passed_on = [one is not other for one, other in zip(reads, records, strict=True)]
         codes[blocks.INPUT_TOPIC, passed_on] = _REROUTED
-    started_s = pc.cast(pa.array(profile.case_start_us // US_PER_SECOND), pa.string())
-    case_id = pc.binary_join_element_wise(taken.card_id, started_s, "-")
+    case_id = _case_ids(taken.card_id, profile.case_start_us // US_PER_SECOND)
     texts = (
         taken.transaction_id, taken.card_id, taken.merchant_id, case_id, taken.stated_amount, taken.currency,
         taken.transaction_type,
@@ -201,6 +223,27 @@ def _label_rows(labels: ProfiledLabels, partitions: int, rates_version: str, fea
         np.empty((0, features)), np.zeros((len(blocks.NARROW), m), np.int32), codes, text, firsts, lengths,
         rates_version,
     )  # fmt: skip
+
+
+def _case_ids(cards: pa.Array, started_s: NDArray[np.int64]) -> pa.Array:
+    """Return the case of each of n transactions: its card, and when the case began."""
+    data, offsets = text_buffers(cards)
+    n = len(cards)
+    ends, room = np.empty(n + 1, np.int32), int(offsets[-1] - offsets[0]) + n * LONGEST_VALUE
+    out = np.empty(room, np.uint8)
+    _write_cases(data, offsets, started_s, out, ends)
+    return pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(out))
+
+
+@compiled
+def _write_cases(data: Any, offsets: Any, started_s: Any, out: Any, ends: Any) -> None:
+    at = np.uint64(0)
+    ends[0] = 0
+    for row in range(len(started_s)):
+        at = copy_bytes(data, np.int64(offsets[row]), np.int64(offsets[row + 1]), out, at)
+        out[at] = _DASH
+        at = write_whole(started_s[row], out, at + np.uint64(1))
+        ends[row + 1] = at
 
 
 def _sources(records: Sequence[Record], topic: int) -> Sources:
