@@ -1,4 +1,4 @@
-"""``make bench``: measures throughput, latency, scale, replay and kernels, and holds them to bounds.
+"""``make bench``: measures throughput, latency, scale, recovery, replay and kernels, and holds them to bounds.
 
 Each part goes into ``build/bench.json`` as soon as it is measured; parts that are not asked for stay as they are. Exit
 code 1 where an engine failed or gave wrong answers, or where a limit of ``tests/benchmarks/bounds.toml`` is not kept.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pipeline.broker.local import read_json
-from tests.benchmarks import columnar, in_process, kernel_scale, latency, pipeline_scale, report, throughput
+from tests.benchmarks import columnar, in_process, kernel_scale, latency, pipeline_scale, recovery, report, throughput
 from tests.benchmarks.bounds import check, failures, read_bounds
 from tests.benchmarks.engines import ENGINES
 from tests.benchmarks.machine import kafka_version, machine, record, versions
@@ -55,6 +55,7 @@ def measures(given: argparse.Namespace) -> dict[str, Measure]:
         "throughput": partial(throughput.measure, engines),
         "latency": partial(latency.measure, delays),
         "scale": partial(pipeline_scale.measure, pipeline),
+        "recovery": partial(recovery.measure, recovery.QUICK if given.quick else recovery.Options()),
     }
 
 

@@ -125,6 +125,14 @@ def example() -> dict[str, Any]:
                 for rate in (500, 2_000, 5_000, 10_000)
             ],
         },
+        "recovery": {
+            "taken": taken(),
+            "settings": {"rate": 500},
+            "rows": [
+                {"how": how, "gaps_s": [12.345] * 5, "p50_s": 12.345, "longest_s": 23.456}
+                for how in ("restart", "takeover")
+            ],
+        },
         "scale": {
             "taken": taken(),
             "rows": [

@@ -121,6 +121,22 @@ def workers(part: Content) -> Table:
     return _pipeline(f"Pipeline as it ships, {PARTITIONS} partitions, by workers", "workers", rows, part)
 
 
+def recovery(part: Content) -> Table:
+    """Gaps after a kill."""
+    ways = {"restart": "the same instance is started again", "takeover": "another worker takes over"}
+    rows = part["rows"]
+    return Table(
+        f"Recovery after SIGKILL at {number(part['settings']['rate'])} tx/s: longest time without a decision, s",
+        ("", "kills", "p50", "longest"),
+        columns(
+            (ways[row["how"]] for row in rows),
+            (number(len(row["gaps_s"])) for row in rows),
+            (number(row["p50_s"], 1) for row in rows),
+            (number(row["longest_s"], 1) for row in rows),
+        ),
+    )
+
+
 def _pipeline(title: str, by: str, rows: Sequence[Content], part: Content) -> Table:
     return Table(
         title,
@@ -328,5 +344,6 @@ PARTS: Final[Mapping[str, Mapping[str, Callable[[Content], Table]]]] = {
     "throughput": {"throughput": throughput, "delivery": delivery},
     "latency": {"latency": latency, "stages": stages, "latency-processors": latency_processors},
     "scale": {"partitions": partitions, "workers": workers},
+    "recovery": {"recovery": recovery},
 }
 """The parts of ``build/bench.json``, in the order in which they are measured, and the tables of each by name."""

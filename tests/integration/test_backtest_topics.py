@@ -82,8 +82,9 @@ def lived(cluster: Cluster, start: Starter) -> Cluster:
     cluster.buy(240, after(minutes=4_800), card_id="c1", amount=-1)
     cluster.write(LABELS, b"nonsense", b"c1", after(minutes=4_800))
     bought |= buy_out_of_order(cluster, range(241, 300), seed=4)
-    for key in list(bought)[:5]:
-        cluster.buy(int(key[1][1:]), after(minutes=6_000), card_id=key[0])
+    cluster.flush()
+    for record in cluster.read(TRANSACTIONS)[:5]:
+        cluster.write(TRANSACTIONS, record.value, record.key, after(minutes=6_000))
     cluster.flush()
     again = start(cluster.settings)
     again.until(lambda: len(cluster.decisions()) >= len(bought))
