@@ -318,16 +318,26 @@ def last_offsets(
     client: AdminClient, partitions: Sequence[tuple[str, int]], isolation: IsolationLevel
 ) -> dict[tuple[str, int], int]:
     """One past the last offset of each partition (topic, number) that a reader with ``isolation`` can reach now."""
-    asked = {TopicPartition(topic, number): OffsetSpec.latest() for topic, number in partitions}
-    futures = client.list_offsets(asked, isolation_level=isolation, request_timeout=METADATA_TIMEOUT_S)
-    return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+    return _offsets(client, partitions, OffsetSpec.latest(), isolation)
 
 
 def first_offsets(client: AdminClient, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
     """The offset at which the log of each partition (topic, number) begins."""
-    asked = {TopicPartition(topic, number): OffsetSpec.earliest() for topic, number in partitions}
-    futures = client.list_offsets(asked, request_timeout=METADATA_TIMEOUT_S)
-    return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+    return _offsets(client, partitions, OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED)
+
+
+def _offsets(
+    client: AdminClient, partitions: Sequence[tuple[str, int]], spec: OffsetSpec, isolation: IsolationLevel
+) -> dict[tuple[str, int], int]:
+    asked = {TopicPartition(topic, number): spec for topic, number in partitions}
+    futures = client.list_offsets(asked, isolation_level=isolation, request_timeout=METADATA_TIMEOUT_S)
+    try:
+        return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.FENCED_LEADER_EPOCH:
+            # librdkafka goes on asking with the leader epoch that it knew before the broker's restart.
+            client.list_topics(timeout=METADATA_TIMEOUT_S)
+        raise
 
 
 def offsets_at(
@@ -337,9 +347,7 @@ def offsets_at(
 
     The end of the log where there is none. Timestamps are milliseconds since 1970.
     """
-    asked = {TopicPartition(topic, number): OffsetSpec.for_timestamp(timestamp_ms) for topic, number in partitions}
-    futures = client.list_offsets(asked, request_timeout=METADATA_TIMEOUT_S)
-    found = {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+    found = _offsets(client, partitions, OffsetSpec.for_timestamp(timestamp_ms), IsolationLevel.READ_UNCOMMITTED)
     ends = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
     return {at: ends[at] if offset < 0 else offset for at, offset in found.items()}
 

@@ -90,7 +90,8 @@ def test_ctrl_c_stops_a_run_without_end_and_everything_it_started(begin: RunStar
 
 
 def test_ctrl_c_at_an_early_stage_ends_with_a_summary_too(kafka_settings: Settings, begin: RunStarter) -> None:
-    run = begin(*SMALL, "--days", "5", **on_cluster(kafka_settings))
+    # A history that takes long to learn from: the signal must come before the model is there.
+    run = begin(*SMALL, "--cards", "5000", "--history-days", "300", "--days", "5", **on_cluster(kafka_settings))
     children = run.wait_for(TRAINING)
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(120) == 130, run.errors
