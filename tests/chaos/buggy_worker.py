@@ -20,8 +20,8 @@ from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted
 
 STRIKES_AT = 2
-"""The batch with outputs at which a bug strikes."""
-ENOUGH_OUTPUTS = 4
+"""The batch of some size at which a bug strikes."""
+ENOUGH = 4
 
 Commit = Callable[..., Any]
 
@@ -33,9 +33,9 @@ class Bug:
         self._agent, self._batches = agent, 0
         self._struck = Path(os.environ["CHAOS_BUG_FILE"])
 
-    def strikes(self, session: Any, outputs: Any) -> bool:
-        """Whether this batch is the one."""
-        if session.agent != self._agent or len(outputs) < ENOUGH_OUTPUTS or self._struck.exists():
+    def strikes(self, session: Any, size: int) -> bool:
+        """Whether this batch, with ``size`` records or outputs, is the one."""
+        if session.agent != self._agent or size < ENOUGH or self._struck.exists():
             return False
         self._batches += 1
         if self._batches < STRIKES_AT:
@@ -49,7 +49,7 @@ def commit_before_produce() -> None:
     bug, commit = Bug("score"), _commit()
 
     def committed(session: Any, batch: Any, outputs: Any, *more: Any) -> Any:
-        if bug.strikes(session, outputs):
+        if bug.strikes(session, len(outputs)):
             commit(session, batch, [], *more)
             os.kill(os.getpid(), signal.SIGKILL)
         return commit(session, batch, outputs, *more)
@@ -62,7 +62,7 @@ def batch_twice() -> None:
     bug, commit = Bug("score"), _commit()
 
     def committed(session: Any, batch: Any, outputs: Any, *more: Any) -> Any:
-        strikes = bug.strikes(session, outputs)
+        strikes = bug.strikes(session, len(outputs))
         result = commit(session, batch, outputs, *more)
         if strikes:
             commit(session, make_batch([], batch.group_metadata), outputs, *more)
@@ -77,7 +77,8 @@ def forgotten_undo() -> None:
     CardWindows.undo = CardWindows.settle  # type: ignore[method-assign]
 
     def committed(session: Any, batch: Any, outputs: Any, *more: Any) -> Any:
-        if not bug.strikes(session, outputs):
+        # Not its outputs, which are a block or two whatever they hold.
+        if not bug.strikes(session, len(batch.records)):
             return commit(session, batch, outputs, *more)
         transactions, session._transactions = session._transactions, _Refused()
         try:

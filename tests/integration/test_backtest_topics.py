@@ -91,9 +91,20 @@ def lived(cluster: Cluster, start: Starter) -> Cluster:
     label(cluster, bought, seed=5, minutes=6_100)
     bought |= buy_out_of_order(cluster, range(310, 360), seed=6)
     again.until(lambda: len(cluster.decisions()) >= len(bought))
+    again.until(lambda: are_accepted(cluster))
     assert again.stop() == 0, again.said
     assert sorted(keys(cluster.decisions())) == sorted(bought)
     return cluster
+
+
+def are_accepted(cluster: Cluster) -> bool:
+    """Whether all labels but the one that is none are accepted, and known to the card agent."""
+    accepted = cluster.read(ACCEPTED_LABELS)
+    # The last one of each partition stays.
+    ends = {record.partition: record.offset + 1 for record in accepted}
+    committed = {number: offset for (_, number), offset in cluster.committed("card", ACCEPTED_LABELS).items()}
+    known = all(committed.get(number, 0) >= end for number, end in ends.items())
+    return known and len(accepted) == len(cluster.read(LABELS)) - 1
 
 
 def by_key(frame: pd.DataFrame) -> dict[Key, tuple[float, str]]:

@@ -217,7 +217,10 @@ def test_the_checker_names_what_is_wrong_with_damaged_logs(
 
 @pytest.mark.parametrize(
     ("change", "saying"),
-    [(lambda entries: entries[1:], "was not rerouted"), (lambda entries: [*entries, entries[0]], "or was before")],
+    [
+        (lambda entries: entries[1:], "was not forwarded to rerouted"),
+        (lambda entries: [*entries, entries[0]], "or was before"),
+    ],
 )
 def test_the_checker_follows_rerouted_records(outcome: Outcome, change: Change, saying: str) -> None:
     (check,) = [check for check in CHECKS if check.__name__ == "misplaced_are_rerouted"]
