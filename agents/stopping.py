@@ -1,5 +1,6 @@
 """How a worker ends: the first signal finishes, the second one, or time, ends it at once. Nothing is lost by either."""
 
+import faulthandler
 import logging
 import math
 import os
@@ -31,7 +32,7 @@ def end_within(timeout_s: float) -> None:
 
     Whatever waits then (another agent for a broker, for one) would keep a worker that has stopped alive for ever.
     """
-    timer = threading.Timer(timeout_s, _leave, (EXIT_LATE, "the worker did not end in time and ends now"))
+    timer = threading.Timer(timeout_s, _leave_late)
     timer.daemon = True
     timer.start()
     # Should even the interpreter stand still: the system's own clock, whose default is to end the process.
@@ -81,6 +82,13 @@ def _thread_died(death: threading.ExceptHookArgs) -> NoReturn:
         f"thread {name} died of {error}: the worker ends at once, and nothing of an open batch is committed. Start it "
         "again; if that does not help, report this error",
     )
+
+
+def _leave_late() -> NoReturn:
+    # Where each thread waits: without it nobody could tell afterwards what held the worker up.
+    # Faust puts the log in the place of `sys.stderr`.
+    faulthandler.dump_traceback(2)
+    _leave(EXIT_LATE, "the worker did not end in time and ends now; above is where its threads stood")
 
 
 def _leave(code: int, why: str) -> NoReturn:

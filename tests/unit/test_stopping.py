@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agents import app as agents_app
+from agents.stopping import EXIT_LATE
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,8 @@ PROGRAM = """
                 )
 
         async def on_stop(self):
+            if "hang" in sys.argv:
+                threading.Event().wait()
             print("closed")
 
     # As a native client may that is dropped while the interpreter ends.
@@ -51,7 +54,8 @@ PROGRAM = """
     logging.basicConfig(level="INFO")
     app = Nothing("nothing", broker="kafka://", store="memory://", web_enabled=False, autodiscover=False,
                   datadir=sys.argv[1])
-    PipelineWorker(app, shutdown_timeout_s=30.0, loglevel="INFO", quiet=True).execute_from_commandline()
+    timeout_s = 0.5 if "hang" in sys.argv else 30.0
+    PipelineWorker(app, shutdown_timeout_s=timeout_s, loglevel="INFO", quiet=True).execute_from_commandline()
 """
 
 
@@ -75,6 +79,17 @@ def test_a_worker_that_has_closed_ends_whatever_the_interpreter_waits_for(worker
     assert worker.returncode == 0, told
     assert "closed" in told
     assert "did not end in time" not in told
+
+
+@pytest.mark.parametrize("worker", [("hang",)], indirect=True)
+def test_a_worker_that_does_not_end_in_time_says_where_it_stood(worker: subprocess.Popen[str]) -> None:
+    assert worker.stderr is not None
+    assert any("started" in line for line in worker.stderr)
+    worker.send_signal(signal.SIGTERM)
+    _, told = worker.communicate(timeout=PATIENCE_S)
+    assert worker.returncode == EXIT_LATE, told
+    assert "in on_stop" in told
+    assert "did not end in time" in told
 
 
 @pytest.mark.parametrize("worker", [("crash",)], indirect=True)
