@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.records import Numbering
-from pipeline.engine.decision_messages import Batch, DecisionWriter
+from pipeline.engine.decision_messages import NOT_READ, Batch, DecisionWriter
 from pipeline.engine.decisions import Decided, Decisions
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.subjects import (
@@ -39,8 +38,6 @@ from schemas.codec import timestamp_us
 from schemas.money import RateTable
 from schemas.topics import TRANSACTIONS
 
-NOT_READ: Final = -1
-"""In place of an offset in ``profiled``, which a backtest does not go through."""
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
