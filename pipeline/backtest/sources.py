@@ -52,6 +52,8 @@ TOO_LATE: Final = "late_beyond_margin"
 """Code of records that stand further behind their time than the margin within which a source is put in order."""
 EARLIEST_US: Final = -(2**61)
 LATEST_US: Final = 2**61
+_QUEUE_OF_BLOCKS: Final = {"queued.max.messages.kbytes": 4 * 1024}
+"""How far a client reads ahead of blocks, which are large and expand to many rows."""
 _US_PER_MS: Final = 1_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -509,16 +511,28 @@ class TopicSource:
                 "backtest a file of that time"
             )
 
-    def read(self, topic: Topic, number: int, offsets: range, most: int | None = None) -> Iterator[list[Record]]:
-        """The committed records of some offsets of a partition; the first ``most``, where that is given."""
+    def read(
+        self, topic: Topic, number: int, offsets: range, *, most: int | None = None, batch: int = READ_BATCH
+    ) -> Iterator[list[Record]]:
+        """Yield the committed records of some offsets of a partition.
+
+        Args:
+            topic: The topic.
+            number: The partition.
+            offsets: Offsets to read.
+            most: Records after which to end.
+            batch: Records to yield at a time, at most.
+        """
         with closing(self._reader(topic, number, offsets.start)) as reader:
-            while records := reader.read_to(offsets.stop, most or READ_BATCH):
+            while records := reader.read_to(offsets.stop, most or batch):
                 yield records
                 if most is not None:
                     return
 
     def _reader(self, topic: Topic, number: int, start: int) -> RangeReader:
-        return RangeReader(self.bootstrap, self.settings, self.settings.topic(topic.name), number, start)
+        name = self.settings.topic(topic.name)
+        tuning = _QUEUE_OF_BLOCKS if topic.holds_blocks else None
+        return RangeReader(self.bootstrap, self.settings, name, number, start, tuning=tuning)
 
 
 def columns_of(reader: RangeReader, end: int, arrivals: Arrivals) -> Iterator[RecordColumns]:
