@@ -31,6 +31,7 @@ from pipeline.exports.files import origin_of, schema_of
 from pipeline.features.catalogue import LATENESS_US, US_PER_SECOND
 from pipeline.kafka.admin import reached
 from pipeline.kafka.clients import (
+    QUEUE_OF_BLOCKS,
     READ_BATCH,
     admin_client,
     first_offsets,
@@ -52,8 +53,6 @@ TOO_LATE: Final = "late_beyond_margin"
 """Code of records that stand further behind their time than the margin within which a source is put in order."""
 EARLIEST_US: Final = -(2**61)
 LATEST_US: Final = 2**61
-_QUEUE_OF_BLOCKS: Final = {"queued.max.messages.kbytes": 4 * 1024}
-"""How far a client reads ahead of blocks, which are large and expand to many rows."""
 _US_PER_MS: Final = 1_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -531,7 +530,7 @@ class TopicSource:
 
     def _reader(self, topic: Topic, number: int, start: int) -> RangeReader:
         name = self.settings.topic(topic.name)
-        tuning = _QUEUE_OF_BLOCKS if topic.holds_blocks else None
+        tuning = QUEUE_OF_BLOCKS if topic.holds_blocks else None
         return RangeReader(self.bootstrap, self.settings, name, number, start, tuning=tuning)
 
 
