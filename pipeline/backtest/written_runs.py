@@ -1,6 +1,6 @@
 """Runs of reprocess as their topics hold them: one of decisions, and one of the features that the models saw."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.joined import feature_columns
 from pipeline.backtest.records import Numbering
+from pipeline.engine.blocks import BlockError
 from pipeline.engine.decisions import SELECTIONS, Decisions
 from pipeline.engine.feature_blocks import NUMBERS, OFFSET, PARTITION, read_features
+from pipeline.kafka.internal import not_counted, refuse
+from schemas.errors import UNREADABLE
 from schemas.messages import RecordPosition
 from schemas.records import Record
 from schemas.topics import DECISION_FEATURES
@@ -112,8 +115,10 @@ class _Verdict(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Verdict).decode
 
 
-def look(batches: Iterable[Sequence[Record]], hashes: Callable[[Record], Iterable[int]]) -> Rows:
+def look(batches: Iterable[Sequence[Record]], hashes: Callable[[Record], Sequence[int]]) -> Rows:
     """Return what the records of a topic are.
+
+    A record of a run that cannot be read is reported, and counts as one that was deleted.
 
     Args:
         batches: The records.
@@ -131,20 +136,28 @@ def look(batches: Iterable[Sequence[Record]], hashes: Callable[[Record], Iterabl
                 return NO_ROWS._replace(runs=frozenset(runs))
             if (said := headers.get(DECIDED)) is not None:
                 total = int(said)
-            for one in hashes(record):
-                size += 1
-                fingerprint += one
+            try:
+                found = hashes(record)
+            except (*UNREADABLE, BlockError) as error:
+                refuse(record, error, not_counted)
+                continue
+            size += len(found)
+            fingerprint += sum(found)
     return Rows(frozenset(runs), size, fingerprint % 2**_FINGERPRINT_BITS, total)
 
 
-def hashes_of_decision(record: Record) -> Iterator[int]:
-    """Yield the hash of a decision; those of several are added up, since partitions have no common order."""
+def hashes_of_decision(record: Record) -> list[int]:
+    """Return the hash of a decision; those of several are added up, since partitions have no common order.
+
+    Raises:
+        MsgspecError: It is no decision.
+    """
     of = _decode(record.value or b"")
-    yield _hash(of.source.partition, of.source.offset, of.score, of.selection)
+    return [_hash(of.source.partition, of.source.offset, of.score, of.selection)]
 
 
-def hashes_of_block(record: Record) -> Iterator[int]:
-    """Yield the hash of each row of a block of features.
+def hashes_of_block(record: Record) -> list[int]:
+    """Return the hash of each row of a block of features.
 
     Raises:
         BlockError: As `read_features`.
@@ -182,9 +195,8 @@ def _hash(*of: object) -> int:
 
 def _feature_hashes(
     places: Iterable[tuple[int, int]], numbers: NDArray[np.float64], features: NDArray[np.float64]
-) -> Iterator[int]:
+) -> list[int]:
     columns = np.concatenate([numbers, features], axis=1)
     # Of the many NaN all are one.
     columns[np.isnan(columns)] = np.nan
-    for place, row in zip(places, columns, strict=True):
-        yield _hash(*place, row.tobytes())
+    return [_hash(*place, row.tobytes()) for place, row in zip(places, columns, strict=True)]

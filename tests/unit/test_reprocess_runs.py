@@ -196,6 +196,18 @@ def test_a_run_of_which_records_are_gone_is_not_complete() -> None:
     assert begun.decisions.fingerprint not in (0, whole.decisions.fingerprint, begun.features.fingerprint)
 
 
+def test_records_that_cannot_be_read_count_as_deleted() -> None:
+    decisions = [decided(0, "r"), decided(1, "r", 2)]
+    blocks = [block([0], "r"), block([1], "r", 2)]
+    broken = [msgspec.structs.replace(one, value=(one.value or b"")[:-1]) for one in (decisions[0], blocks[0])]
+    for found, text in (
+        (held([broken[0], decisions[1]], blocks), "candidate holds 1 of the 2 decisions"),
+        (held(decisions, [broken[1], blocks[1]]), "candidate-features holds the features of 1 of the 2 decisions"),
+    ):
+        with pytest.raises(ReprocessError, match=rf"{text}.*Begin anew with --replace"):
+            found.refuse_other(TOPICS_OF_RUN, "r")
+
+
 def test_other_runs_are_seen_in_either_topic() -> None:
     for found, text in (
         (held([decided(0, "r")], [block([0], "r")]), "topic candidate holds 1 decisions of run r; this one is other"),
