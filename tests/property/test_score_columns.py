@@ -137,7 +137,7 @@ def test_decisions_and_alerts_are_the_bytes_that_msgspec_writes(seed: int) -> No
         transactions.append(transaction(number, at, **fields), at)
     log = Log(PROFILED, partition=2)
     log.take(CardPartition(OPTIONS, None, MemoryStore()).process(transactions.records, START))
-    result = Decider("EUR").process([(ScorePartition(), log.records)], MODELS, NOW)
+    result = Decider("EUR", 1).process([(ScorePartition(), log.records)], MODELS, NOW)
     decisions, alerts = to(DECISIONS, result), to(ALERTS, result)
     assert len(decisions) == len(log.records) == 300
     assert len(alerts) > 50
