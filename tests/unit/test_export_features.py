@@ -35,7 +35,8 @@ from tests.helpers.champion import active
 from tests.helpers.logs import START, after, feature_row, microseconds, to
 from tests.unit.test_engine_card import NOW, busy_logs, options
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/export.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, GOLDEN = ROOT / "docs/export.md", ROOT / "schemas/golden"
 AT_MS = microseconds(after(1)) // 1_000
 CARD_PARTITIONS = 3
 
@@ -97,6 +98,15 @@ def test_a_table_has_a_row_for_each_decision() -> None:
         assert (row["partition"], round(row["timestamp"].timestamp() * 1_000)) == (2, AT_MS)
     assert [(row["offset"], row["row"]) for row in whole] == [(0, 0), (0, 1), (0, 2), (10, 0), (10, 1), (20, 0)]
     assert str(whole[2]["logit"]) == str(whole[2]["feature_hour"]) == "-0.0"
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.rglob("decision-features*.json")), ids=lambda path: path.parent.name)
+def test_a_row_as_it_is_documented_needs_no_bytes(path: Path) -> None:
+    one = msgspec.json.decode(path.read_bytes(), type=DecisionFeatures)
+    (row,) = rows([features_block([one])])
+    told = flat(one)
+    assert {name: row[name] for name in told} == told
+    assert (row[VALUE], row[ERROR]) == (None, None)
 
 
 def test_a_block_of_other_features_keeps_its_bytes_once() -> None:
