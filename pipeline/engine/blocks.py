@@ -97,7 +97,7 @@ class Sources(NamedTuple):
     topic: NDArray[np.uint8]
     """Number of the topic's name."""
 
-    def take(self, rows: slice) -> "Sources":
+    def take(self, rows: slice | NDArray[np.intp]) -> "Sources":
         """Return some rows."""
         return Sources(self.offset[rows], self.partition[rows], self.topic[rows])
 
@@ -108,7 +108,7 @@ class Sources(NamedTuple):
         >>> Sources(*numbers).text([b"transactions"])
         'transactions partition 0 offsets 4-5, 9'
         """
-        rows = sorted(zip(*(column.tolist() for column in (self.topic, self.partition, self.offset)), strict=True))
+        rows = sorted({*zip(*(column.tolist() for column in (self.topic, self.partition, self.offset)), strict=True)})
         parts, shown = [], 0
         for (topic, partition), of in groupby(rows, lambda row: row[:2]):
             offsets = [offset for *_, offset in of]

@@ -80,7 +80,7 @@ def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[by
             "<i4",
             [block.narrow[OFFSET_MIN, rows.rows], block.sources.partition[rows.rows], block.narrow[ROW, rows.rows]],
         ),
-        _bytes_of("<f8", numbers.T),
+        numbers.astype("<f8", order="C").view(np.uint8),
     )
     fixed = np.concatenate(heads, axis=1)
     size, data = fixed.shape[1], fixed.tobytes()
@@ -88,7 +88,7 @@ def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[by
     return [b"".join((data[at : at + size], *of)) for at, *of in parts]
 
 
-def _bytes_of(dtype: str, columns: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[np.uint8]:
+def _bytes_of(dtype: str, columns: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
     """Return the bytes of columns, a row behind the other; shape (n, bytes of a row)."""
     return np.stack(columns, axis=1).astype(dtype, order="C").view(np.uint8)
 

@@ -87,7 +87,7 @@ def encode_features(batch: Batch, partitions: int) -> list[Output]:
     wholes = subjects.wholes
     numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1]))
     numbers[:, 0], numbers[:, 1], numbers[:, len(NUMBERS) :] = decided.logit, decided.score, batch.features
-    sources = (wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
+    sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
     wide = wholes[[STATED_US, AMOUNT_BASE, SOURCE_OFFSET]]
     narrow = wholes[[STATED_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
     order = np.argsort(partition, kind="stable")
@@ -99,7 +99,7 @@ def encode_features(batch: Batch, partitions: int) -> list[Output]:
         block = Block(
             batch.models.versions("").kernel,
             names,
-            Sources(*(column[rows] for column in sources)),
+            sources.take(rows),
             wide[:, rows],
             numbers[rows],
             narrow[:, rows],

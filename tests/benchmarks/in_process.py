@@ -46,7 +46,7 @@ from pipeline.state.mapped import MappedStorage
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Headers, Output, Record
-from schemas.topics import ACCEPTED_LABELS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
 from tests.benchmarks import report
 from tests.benchmarks.alone import (
     DAYS_AGO,
@@ -90,6 +90,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "score: reasons of alerts": [(decision_messages, "explain")],
     "score: TreeSHAP of alerts": [(LightGBMModel, "contributions")],
     "score: build and encode decisions": [(Decider, "_publish")],
+    "score: encode features": [(decider_module, "encode_features")],
     "score: rest": [(ScorePartition, "profile"), (Decider, "process")],
 }
 """Functions that are called once a batch, or once for each partition of it, by the stage that they are counted for."""
@@ -104,6 +105,8 @@ class Outcome:
     decisions: int = 0
     alerts: int = 0
     decision_bytes: int = 0
+    feature_bytes: int = 0
+    """Of the blocks of ``features``."""
     examples: int = 0
     hops: Timed = NO_TIME
     """File to decisions."""
@@ -119,6 +122,7 @@ class Outcome:
             "labels": self.labels,
             "alerts": self.alerts,
             "bytes_a_decision": round(self.decision_bytes / max(1, self.decisions)),
+            "feature_bytes_a_decision": round(self.feature_bytes / max(1, self.decisions)),
             **self.hops.row(self.transactions),
             "feedback_us_a_transaction": self.feedback.us(self.transactions),
             "learning_us_a_transaction": self.learning.us(self.transactions),
@@ -150,7 +154,7 @@ class Engine:
         numbers = range(partitions)
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
         self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]
-        self._decider = Decider("EUR")
+        self._decider = Decider("EUR", partitions)
         self._feedbacks = [
             FeedbackPartition(
                 feedback,
@@ -204,7 +208,7 @@ class Engine:
         return result
 
     def joined(self, records: Sequence[Record], now: datetime) -> list[Record]:
-        """Feedback: examples of labels and decisions."""
+        """Feedback: examples of labels and features of decisions."""
         parts = by_partition(records)
         outputs = merged(self._feedbacks[number].process(part, now) for number, part in parts.items()).outputs
         for number in parts:
@@ -240,7 +244,7 @@ class Engine:
                 output.topic.name, output.key or b"", output.value or b"", stamp_ms, output.headers, output.partition
             )
             for output in outputs
-            if output.topic in (ACCEPTED_LABELS, PROFILED, DECISIONS, EXAMPLES)
+            if output.topic in (ACCEPTED_LABELS, PROFILED, DECISION_FEATURES, EXAMPLES)
         ]
 
 
@@ -268,7 +272,7 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: 
     """Both hops over a file, timed; then feedback and learning on what came out, each timed by itself."""
     outcome = Outcome()
     labels: list[list[Record]] = []
-    decisions: list[list[Output]] = []
+    features: list[list[Output]] = []
     with _around(stages):
         started = clocks()
         for records in read_file(path, engine, batch_rows):
@@ -279,16 +283,19 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: 
                 sink.write(output.value or b"")
             outcome.alerts += result.counts["decision", "alert"]
             labels.append([record for record in accepted if record.topic == ACCEPTED_LABELS.name])
-            decisions.append([output for output in result.outputs if output.topic is DECISIONS])
+            values = [output.value or b"" for output in result.outputs if output.topic is DECISIONS]
+            outcome.decisions += len(values)
+            outcome.decision_bytes += sum(map(len, values))
+            features.append([output for output in result.outputs if output.topic is DECISION_FEATURES])
         outcome.hops = since(started)
     outcome.labels = sum(map(len, labels))
-    outcome.decisions = outcome.transactions = sum(map(len, decisions))
-    outcome.decision_bytes = sum(len(output.value or b"") for outputs in decisions for output in outputs)
+    outcome.transactions = outcome.decisions
+    outcome.feature_bytes = sum(len(output.value or b"") for outputs in features for output in outputs)
     if stages:
         outcome.stages_us = stages_row(stages.seconds, outcome.transactions)
     examples = []
     now = datetime.now(UTC)
-    batches = [[*engine._log(made, now), *told] for made, told in zip(decisions, labels, strict=True)]
+    batches = [[*engine._log(made, now), *told] for made, told in zip(features, labels, strict=True)]
     started = clocks()
     for batch in batches:
         examples.append(engine.joined(batch, now))

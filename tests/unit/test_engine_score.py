@@ -207,7 +207,9 @@ def test_partitions_that_are_decided_together_are_decided_as_each_alone() -> Non
     models = active(learned(), blend=0.5, audit_rate=0.2)
     alone = [decide(score(), log.records, models, NOW) for log in logs]
     nothing = (score(), Log(PROFILED).records)
-    together = Decider("EUR").process([(score(), logs[0].records), nothing, (score(), logs[1].records)], models, NOW)
+    together = Decider("EUR", 1, all_features=True).process(
+        [(score(), logs[0].records), nothing, (score(), logs[1].records)], models, NOW
+    )
     for topic in (DECISIONS, ALERTS):
         assert to(topic, together) == [output for result in alone for output in to(topic, result)]
     assert to(ALERTS, together)
@@ -542,7 +544,7 @@ def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
 
 
 def test_partitions_of_which_one_fails_are_all_taken_back() -> None:
-    models, decider = active(), Decider("EUR")
+    models, decider = active(), Decider("EUR", 1)
     logs = [profile(purchases(20).records, number=number) for number in range(2)]
     failing = [*logs[1].records[:-1], foreign(logs[1].records[-1])]
     states, untouched = [score(), score()], [score(), score()]
