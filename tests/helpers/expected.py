@@ -12,7 +12,15 @@ import pandas as pd
 
 from pipeline.engine.block_messages import read_messages
 from pipeline.features.catalogue import FEATURES
-from schemas.messages import Decision, ProfiledLabel, ProfiledTransaction, Progress, RecordPosition, Transaction
+from schemas.messages import (
+    Decision,
+    DecisionFeatures,
+    ProfiledLabel,
+    ProfiledTransaction,
+    Progress,
+    RecordPosition,
+    Transaction,
+)
 from schemas.records import Record
 from tests.helpers.logs import EPOCH, microseconds
 from tests.reference.features import card_features, merchant_features
@@ -70,10 +78,13 @@ class _ReadingOrder:
         return place.partition, batch, READS.index(place.topic), place.offset
 
 
-def differences(decisions: Iterable[Decision], expected: Mapping[Key, Mapping[str, float]]) -> list[str]:
-    """Where decisions have other features than ``expected``, in words; empty when all agree."""
+def differences(
+    decisions: Iterable[Decision | DecisionFeatures], expected: Mapping[Key, Mapping[str, float]]
+) -> list[str]:
+    """Where the models saw other features than ``expected``, in words; empty when all agree."""
     found = []
     for decision in decisions:
+        assert decision.features is not None
         key = (decision.card_id, decision.transaction_id)
         if tuple(decision.features) != FEATURES:
             found.append(f"{key} has other features than the kernel")
