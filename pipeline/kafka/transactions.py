@@ -5,12 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from pipeline.kafka.callbacks import callback
-from pipeline.kafka.caller import Caller, Hung
+from pipeline.kafka.caller import HUNG_AFTER_S, Caller, Hung
 from pipeline.kafka.clients import log_error, producer_config
 from pipeline.settings import Settings
 from schemas.records import Output
@@ -207,17 +208,18 @@ class Transactions:
             # What this producer knows of coordinators may be from before: librdkafka may wait for one of them for ever.
             self._renew("brokers were away")
         producing, committing, self._in_transaction = True, False, True
+
+        def commit() -> None:
+            nonlocal committing
+            committing = True
+            self._commit_open()
+
         try:
             self._call("begin_transaction", self._producer.begin_transaction)
             self._produce(outputs)
             producing = False
-            if offsets:
-                self._transactional(
-                    "send_offsets_to_transaction",
-                    lambda: self._producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S),
-                )
-            committing = True
-            self._transactional("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+            sending = [partial(self._send_offsets, offsets, metadata)] if offsets else []
+            self._transactional("commit_transaction", *sending, commit)
         except Hung as error:
             self._in_transaction = False
             self._renew(str(error))
@@ -261,6 +263,12 @@ class Transactions:
         for client in self._clients:
             client.caller.end()
 
+    def _send_offsets(self, offsets: list[TopicPartition], metadata: Any) -> None:
+        self._producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S)
+
+    def _commit_open(self) -> None:
+        self._producer.commit_transaction(CALL_TIMEOUT_S)
+
     def _new(self, transactional_id: str | None) -> "_Client":
         config = producer_config(
             self._bootstrap,
@@ -303,9 +311,9 @@ class Transactions:
             else:
                 return
 
-    def _call(self, what: str, call: Callable[[], Any]) -> None:
+    def _call(self, what: str, call: Callable[[], Any], timeout_s: float = HUNG_AFTER_S) -> None:
         self._began_s = time.monotonic()
-        self._caller.call(what, call)
+        self._caller.call(what, call, timeout_s)
 
     def _while_waiting(self) -> None:
         self._waiting()
@@ -313,16 +321,28 @@ class Transactions:
         if self._in_transaction and self._brokers_down.is_set() and time.monotonic() - self._began_s > HUNG_SOON_S:
             raise Hung(f"{self._agent}: brokers went away during a transaction")
 
-    def _transactional(self, what: str, call: Callable[[], Any]) -> None:
-        """Repeat a transactional call for as long as its error says that it may be repeated, and nobody stops it.
+    def _transactional(self, what: str, *calls: Callable[[], Any]) -> None:
+        """Make transactional calls, one after the other; a failed one again for as long as its error allows.
 
-        `Hung` when the repetitions take longer than a transaction may: a coordinator that answers again and again that
-        a transaction is in progress is one that this producer will not be rid of.
+        All are made on the caller's thread at once: to hand a call over and back costs as much as a small batch.
+
+        Raises:
+            Hung: The repetitions take longer than a transaction may: a coordinator that answers again and again that a
+                transaction is in progress is one that this producer will not be rid of.
+            KafkaException: A call must not be repeated.
+            Stopped: The worker ends.
         """
         deadline_s = time.monotonic() + 2 * CALL_TIMEOUT_S
+        left = list(calls)
+
+        def make() -> None:
+            while left:
+                left[0]()
+                del left[0]
+
         while True:
             try:
-                self._call(what, call)
+                self._call(what, make, HUNG_AFTER_S + (len(left) - 1) * CALL_TIMEOUT_S)
                 return
             except KafkaException as error:
                 cause: KafkaError = error.args[0]

@@ -206,14 +206,10 @@ def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
 def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_failed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Transactions._transactional
-
-    def late(self: Transactions, what: str, call: Callable[[], object]) -> None:
-        if what == "send_offsets_to_transaction":
-            # As librdkafka does where the broker refuses a record while the offsets are under way.
-            self._producer.flush(PATIENCE_S)
-            raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state", txn_requires_abort=True))
-        original(self, what, call)
+    def late(self: Transactions, *_: object) -> None:
+        # As librdkafka does where the broker refuses a record while the offsets are under way.
+        self._producer.flush(PATIENCE_S)
+        raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state", txn_requires_abort=True))
 
     handler = Numbers()
     write(settings, ["1", "2", "3"])
@@ -221,7 +217,7 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
         batch = polled(one)
         large = Output(PROFILED, b"k", random.Random(0).randbytes(PROFILED.max_message_bytes + 1_000_000))
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_transactional", late)
+            patched.setattr(Transactions, "_send_offsets", late)
             with pytest.raises(OutputTooLarge, match="profiled"):
                 one.commit(batch, [large])
             with pytest.raises(Aborted, match="Erroneous state"):
@@ -235,20 +231,20 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     handler, hung = Numbers(), []
-    original = Transactions._transactional
+    original = Transactions._commit_open
 
-    def once(self: Transactions, what: str, call: Callable[[], object]) -> None:
-        if what == "commit_transaction" and not hung:
-            hung.append(what)
+    def once(self: Transactions) -> None:
+        if not hung:
+            hung.append("commit")
             if committed:
-                original(self, what, call)
+                original(self)
             raise Hung("the broker died")
-        original(self, what, call)
+        original(self)
 
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as one:
         batch = polled(one)
-        monkeypatch.setattr(Transactions, "_transactional", once)
+        monkeypatch.setattr(Transactions, "_commit_open", once)
         outputs = handler.process(batch)
         if committed:
             one.commit(batch, outputs)
@@ -265,14 +261,12 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """Others may have moved on in one partition of ours, and may have committed the same offsets as we would."""
-    handler, original = Numbers(), Transactions._transactional
+    handler, original = Numbers(), Transactions._commit_open
 
-    def hang(self: Transactions, what: str, call: Callable[[], object]) -> None:
-        if what == "commit_transaction":
-            if committed:
-                original(self, what, call)
-            raise Hung("the broker died")
-        original(self, what, call)
+    def hang(self: Transactions) -> None:
+        if committed:
+            original(self)
+        raise Hung("the broker died")
 
     write(settings, [str(number) for number in range(20)])
     with session(settings, handler) as one:
@@ -292,7 +286,7 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
             return {place: Committed(offset, Mark("another/1")) for place, offset in batch.ends.items()}
 
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_transactional", hang)
+            patched.setattr(Transactions, "_commit_open", hang)
             patched.setattr(one._offsets, "told", told)
             outputs = handler.process(batch)
             if committed:
@@ -538,14 +532,11 @@ def test_nobody_is_told_that_outputs_without_records_were_committed(
     with session(settings, handler) as one:
         write(settings, ["1"])
         work(one, handler, lambda: len(held(handler)) == 1)
-        original = Transactions._transactional
 
-        def hang(self: Transactions, what: str, call: Callable[[], object]) -> None:
-            if what == "commit_transaction":
-                raise Hung("the broker died")
-            original(self, what, call)
+        def hang(_: Transactions) -> None:
+            raise Hung("the broker died")
 
-        monkeypatch.setattr(Transactions, "_transactional", hang)
+        monkeypatch.setattr(Transactions, "_commit_open", hang)
         with pytest.raises(Aborted):
             one.commit(one.empty_batch(), [Output(DECISIONS, b"k", b"never")])
 
