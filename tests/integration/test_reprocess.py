@@ -115,7 +115,7 @@ def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: St
 
     # By another threshold, and compared in a notebook as the page says.
     again(cluster, "strict", thresholds=[0.0])
-    topics = [named("decisions"), named("strict=decisions")]
+    topics = [named("decisions"), named("strict=decisions"), named("strict-features=features")]
     TopicExport(cluster.bootstrap, cluster.settings, tmp_path, topics).run()
     columns = ["source_partition", "source_offset", "action", "score", "value"]
     ours, theirs = (pd.read_parquet(tmp_path / name, columns=columns) for name in ("decisions", "strict"))
@@ -124,6 +124,10 @@ def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: St
     assert (both["action_strict"] == "alert").all()
     assert 0 < (both["action_live"] == "alert").sum() < 120
     assert both["value_strict"].isna().all()
+    seen_by_theirs = pd.read_parquet(tmp_path / "strict-features", columns=columns[:2] + columns[3:4])
+    joined = theirs.merge(seen_by_theirs, on=["source_partition", "source_offset"], suffixes=("", "_of_features"))
+    assert len(joined) == 120
+    assert (joined["score"] == joined["score_of_features"]).all()
 
 
 def test_messages_are_what_the_backtest_decides(bought: Cluster) -> None:
