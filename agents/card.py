@@ -6,8 +6,8 @@ from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
 from pipeline.engine.card import CardOptions, CardPartition, compile_kernels
-from pipeline.engine.profiled_blocks import encode_blocks
-from pipeline.engine.results import Result, merged
+from pipeline.engine.card_batch import process_together
+from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState
 from pipeline.models.rates import PublishedRates
 from pipeline.options import card_options
@@ -50,7 +50,5 @@ class CardPartitions(KernelPartitions[CardPartition]):
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Profile a batch."""
-        worked = [self._held[partition].work(part, now) for partition, part in by_partition(records).items()]
-        result = merged(result for result, _ in worked)
-        result.outputs += encode_blocks([columns for _, columns in worked if columns is not None])
-        return result
+        parts = by_partition(records)
+        return process_together([(self._held[number], part) for number, part in parts.items()], now, self._options)

@@ -79,8 +79,20 @@ def following_labels(joined: Joined[list[bytes]], accepted: int) -> ProfiledLabe
     )
 
 
+def joined_labels(parts: Sequence[ProfiledLabels]) -> ProfiledLabels | None:
+    """Return labels of several partitions as one; None for none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+
+    def concatenated(columns: Sequence[Any]) -> Any:
+        return pa.concat_arrays(columns) if isinstance(columns[0], pa.Array) else np.concatenate(columns)
+
+    *columns, records = zip(*parts, strict=True)
+    return ProfiledLabels._make([*map(concatenated, columns), [record for of in records for record in of]])
+
+
 class RowColumns(NamedTuple):
-    """n rows of one partition of cards, in the order of the log; the columns are those of `Block`."""
+    """n rows, one partition of cards behind the other; the columns are those of `Block`."""
 
     partition: NDArray[np.int64]
     """Shape (n,): partition of ``profiled``."""
@@ -128,17 +140,13 @@ def profiled_columns(
     return _joined([rows, more], order)
 
 
-def encode_blocks(parts: Sequence[RowColumns]) -> list[Output]:
-    """Cut the rows of one batch into blocks: all of a partition of ``profiled``, one of ``parts`` after the other."""
-    if not parts:
-        return []
+def encode_blocks(columns: RowColumns) -> list[Output]:
+    """Cut the rows of a batch into blocks, those of each partition of ``profiled`` in their order."""
     outputs: list[Output] = []
-    partition = np.concatenate([part.partition for part in parts])
-    if len(parts) > 1 or (partition != partition[:1]).any():
+    partition, whole = columns.partition, columns
+    if (partition != partition[:1]).any():
         # Of the smallest integers, which are sorted in one pass.
-        whole = _joined(parts, np.argsort(partition.astype(np.min_scalar_type(partition.max())), kind="stable"))
-    else:
-        whole = parts[0]
+        whole = _joined([columns], np.argsort(partition.astype(np.min_scalar_type(partition.max())), kind="stable"))
     is_transaction = whole.codes[blocks.KIND] == TRANSACTION
     row_bytes = PROFILED_LAYOUT.row_bytes + whole.lengths.sum(axis=0, dtype=np.int64)
     row_bytes += is_transaction * (FEATURE_BYTES * whole.features.shape[1])

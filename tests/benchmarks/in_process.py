@@ -21,8 +21,7 @@ from typing import Any, BinaryIO
 from agents.app import GC_THRESHOLDS
 from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
-from pipeline.engine import accepted_labels, decision_messages, profiled_blocks
-from pipeline.engine import card as card_module
+from pipeline.engine import accepted_labels, card_batch, decision_messages
 from pipeline.engine import decider as decider_module
 from pipeline.engine.accepted_labels import LabelOptions
 from pipeline.engine.card import CardPartition
@@ -73,14 +72,14 @@ TOP_FUNCTIONS = 70
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "label: decode and check": [(accepted_labels, "accept")],
-    "card: decode and check": [(card_module, "accept_transactions"), (card_module, "read_accepted")],
-    "card: keys": [(card_module, "digest_keys"), (card_module, "name_keys"), (card_module, "partitions_of")],
+    "card: decode and check": [(card_batch, "accept_transactions"), (card_batch, "read_accepted")],
+    "card: keys": [(card_batch, "digest_keys"), (card_batch, "name_keys"), (card_batch, "partitions_of")],
     "card: index read": [(StoreIndex, "fetch")],
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
     "card: index write": [(StoreIndex, "keep"), (RocksStore, "settle"), (MemoryStore, "settle")],
     "card: windows": [(CardWindows, "profile"), (CardWindows, "settle")],
-    "card: encode profiled": [(card_module, "profiled_columns"), (profiled_blocks, "encode_blocks")],
-    "card: rest": [(CardPartition, "work")],
+    "card: encode profiled": [(card_batch, "profiled_columns"), (card_batch, "encode_blocks")],
+    "card: rest": [(card_batch, "process_together")],
     "score: read profiled": [(decider_module, "read_rows")],
     "score: repeats": [(ReadInputs, "repeats")],
     "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
@@ -151,6 +150,7 @@ class Engine:
         card, feedback = default_options(partitions)
         card = card._replace(merchant_partitions=partitions)
         self._labels = LabelOptions(card.future_tolerance_us, partitions)
+        self._card_options = card
         numbers = range(partitions)
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
         self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]
@@ -191,8 +191,8 @@ class Engine:
     def profiled(self, records: Sequence[Record], now: datetime) -> list[Record]:
         """The card hop: its outputs, as the score hop reads them."""
         parts = by_partition(records)
-        worked = [self._cards[number].work(part, now) for number, part in parts.items()]
-        outputs = profiled_blocks.encode_blocks([columns for _, columns in worked if columns is not None])
+        states = [(self._cards[number], part) for number, part in parts.items()]
+        outputs = card_batch.process_together(states, now, self._card_options).outputs
         for number in parts:
             self._cards[number].settle()
         return self._log(outputs, now)

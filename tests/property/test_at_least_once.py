@@ -17,13 +17,13 @@ import pytest
 from pipeline.engine import block_writing, repeats
 from pipeline.engine.block_messages import read_messages
 from pipeline.engine.card import CardPartition
+from pipeline.engine.card_batch import process_together
 from pipeline.engine.decider import Decider
 from pipeline.engine.decision_records import unpack_record
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.layout import transaction_digest
 from pipeline.engine.placement import partition_of
-from pipeline.engine.profiled_blocks import encode_blocks
 from pipeline.engine.repeats import ReadInput, ReadInputs
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.segments import MemorySegments
@@ -175,8 +175,8 @@ class Pipeline:
         self.profiled = [Log(PROFILED, number) for number in range(MERCHANT_PARTITIONS)]
         self.decisions = [Log(DECISION_FEATURES, number) for number in cards]
         self.examples = [Log(EXAMPLES)]
-        card_options = options(partitions=len(cards))._replace(merchant_partitions=MERCHANT_PARTITIONS)
-        self._cards = [CardPartition(card_options, None, MemoryStore()) for _ in cards]
+        self._card_options = options(partitions=len(cards))._replace(merchant_partitions=MERCHANT_PARTITIONS)
+        self._cards = [CardPartition(self._card_options, None, MemoryStore()) for _ in cards]
         self.scores = [ScorePartition() for _ in self.profiled]
         self.segments = [MemorySegments() for _ in cards]
         self._feedbacks = [FeedbackPartition(FEEDBACK, MemoryStore(), segments=of) for of in self.segments]
@@ -204,13 +204,13 @@ class Pipeline:
 
     def _card(self, batch: list[list[Record]], day: int) -> None:
         self._batches += 1
-        now, worked = after(800, minutes=self._batches), []
-        for number, state in enumerate(self._cards):
-            records = [*batch[number], *batch[len(self._cards) + number]]
-            worked.append(state.work(records, now)[1])
+        parts = [
+            (state, [*batch[number], *batch[len(self._cards) + number]]) for number, state in enumerate(self._cards)
+        ]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(block_writing, "MOST_ROWS", int(self._random.integers(1, 5)))
-            outputs = encode_blocks([columns for columns in worked if columns is not None])
+            result = process_together(parts, after(800, minutes=self._batches), self._card_options)
+        outputs = to(PROFILED, result)
         self._end(self._card_reader, batch, self._cards, self._writers[0].write(outputs, day))
 
     def _score(self, batch: list[list[Record]], day: int) -> None:
