@@ -330,11 +330,11 @@ class Session:
 
     def _resume(self) -> None:
         """Read on as usual, but for partitions that are paused while the end of an unreadable batch is searched."""
-        for place in [place for place in self._positions if not self._unreadable.pauses(place)]:
+        places = [place for place in self._positions if not self._unreadable.pauses(place)]
+        # In this order: a client whose partitions are all paused notices a resume up to a second later, a seek at once.
+        self._consumer.resume([TopicPartition(*place) for place in places])
+        for place in places:
             self._seek(place, self._positions[place])
-        self._consumer.resume(
-            [TopicPartition(*place) for place in self._positions if not self._unreadable.pauses(place)]
-        )
         self._paused = False
 
     def _release(self, numbers: Collection[int]) -> None:
@@ -595,13 +595,13 @@ class Session:
         # The other topics of a number may come later, in a further call: until then nothing of it is read.
         if incomplete := [TopicPartition(*place) for place in places if place[1] not in whole]:
             consumer.pause(incomplete)
-        earlier = [(topic, number) for number in whole for topic in self._names if (topic, number) not in places]
-        for place in earlier:
-            # Paused since it came, and perhaps read ahead since.
-            self._seek(place, offsets[place])
         # All of them, however they came: librdkafka remembers a pause of a partition that was taken away since.
         if whole and not self._careful.plan.active:
             consumer.resume([TopicPartition(topic, number) for number in whole for topic in self._names])
+        earlier = [(topic, number) for number in whole for topic in self._names if (topic, number) not in places]
+        for place in earlier:
+            # Paused since it came, and perhaps read ahead since. After the resume, which alone is noticed late.
+            self._seek(place, offsets[place])
         self._positions.update(offsets)
         self._settled.update(offsets)
         self._pause()
