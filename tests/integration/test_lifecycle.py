@@ -69,6 +69,9 @@ def test_a_stop_keeps_the_state_and_a_start_goes_on_from_it(cluster: Cluster, st
     cluster.flush()
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= 120)
+    # It begins behind the agents that decide.
+    for number in range(cluster.settings.card_partitions):
+        worker.until_it_says(f"feedback: partition {number}: state restored")
     assert worker.stop() == 0, worker.said
     assert manifests(cluster.settings)
     bought |= shop(cluster, range(120, 200), seed=2)
