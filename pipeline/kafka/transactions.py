@@ -50,7 +50,8 @@ HUNG_SOON_S: Final = 4.0
 What the client knows of coordinators may be from before, and it may wait for one of them for ever.
 """
 FENCED_AGAIN_S: Final = 60.0
-"""A worker that is fenced twice within this time has a rival of its own name, not a pause behind it."""
+MOST_FENCED: Final = 3
+"""A worker that is fenced as often within `FENCED_AGAIN_S` has a rival of its own name, not pauses behind it."""
 RETRY_S: Final = 0.5
 MOST_START_S: Final = 60.0
 """Longest wait, at a start, for the end of unfinished transactions."""
@@ -119,19 +120,44 @@ def end_unfinished(bootstrap: str, settings: Settings, producers: Mapping[str, i
                     f"{MOST_START_S:.0f} s: look at the brokers' transaction coordinators"
                 )
 
-        own = Transactions(
-            bootstrap, settings, agent, stopping=threading.Event(), waiting=waiting, renewed=lambda: None,
-            marks=False, producers=producers[agent],
-        )  # fmt: skip
-        try:
-            own.start()
-        finally:
-            own.close()
+        end_agent(bootstrap, settings, agent, producers[agent], threading.Event(), waiting)
 
-    if settings.delivery == "exactly_once":
-        # All at once: each takes as long as a client needs to connect.
-        with ThreadPoolExecutor(len(producers)) as threads:
-            list(threads.map(end, producers))
+    # All at once: each takes as long as a client needs to connect.
+    with ThreadPoolExecutor(len(producers)) as threads:
+        list(threads.map(end, producers))
+
+
+def end_agent(
+    bootstrap: str,
+    settings: Settings,
+    agent: str,
+    producers: int,
+    stopping: threading.Event,
+    waiting: Callable[[], None],
+) -> None:
+    """Abort the transactions of one agent of an instance, and fence the process that began them.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Settings with the name of the instance.
+        agent: Name of the agent.
+        producers: Number of its producers.
+        stopping: Set when this worker ends.
+        waiting: Called while no broker answers; may raise.
+
+    Raises:
+        SessionError: An id cannot be initialised.
+    """
+    if settings.delivery != "exactly_once":
+        return
+    own = Transactions(
+        bootstrap, settings, agent, stopping=stopping, waiting=waiting, renewed=lambda: None,
+        marks=False, producers=producers,
+    )  # fmt: skip
+    try:
+        own.start()
+    finally:
+        own.close()
 
 
 class Transactions:
@@ -169,7 +195,7 @@ class Transactions:
         self._undelivered: KafkaError | None = None
         self._marks = marks
         self._marked: dict[int, int] = {}
-        self._fenced_s = float("-inf")
+        self._fenced_s: list[float] = []
         self._aborts = 0
         self._began_s = 0.0
         self._in_transaction = False
@@ -403,13 +429,13 @@ class Transactions:
         reason = f"{cause.str()} ({cause.name()})"
         if cause.code() in FENCED:
             now_s = time.monotonic()
-            if now_s - self._fenced_s < FENCED_AGAIN_S:
+            self._fenced_s = [at_s for at_s in self._fenced_s if now_s - at_s < FENCED_AGAIN_S] + [now_s]
+            if len(self._fenced_s) >= MOST_FENCED:
                 raise SessionError(
                     f"agent {self._agent}: {reason}: another worker runs with --instance {self._settings.instance}; "
                     "give each worker an --instance of its own"
                 ) from error
-            self._fenced_s = now_s
-            self._renew(f"{reason}; this worker stood still for longer than a transaction may take, or has a rival")
+            self._renew(f"{reason}; this worker stood still for longer than its session, or has a rival")
             raise (Unknown if committing else Aborted)(reason) from error
         if cause.code() == TOO_LARGE:
             if producing and error.args[0].code() == TOO_LARGE:

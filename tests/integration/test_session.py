@@ -1,6 +1,7 @@
 """What a session promises of outputs, offsets and state, against a real broker."""
 
 import random
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,7 @@ from pipeline.kafka.clients import (
 )
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.offsets import CommittedOffsets
+from pipeline.kafka.patience import Patience
 from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import (
     FENCED,
@@ -741,6 +743,57 @@ def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
         one._fatal.append("no such group")
         with pytest.raises(SessionError, match="no such group"):
             one.poll(0.1)
+
+
+def left_open(settings: Settings, instance: str) -> Producer:
+    """Begin a transaction in the name of an instance's card agent: a record, and an offset of its group."""
+    patient = {"transaction.timeout.ms": 60_000}  # no broker ends it while a test waits
+    name = f"{settings.topic('card')}-{instance}"
+    left = Producer(producer_config(servers(settings), transactional_id=name, overrides=patient))
+    left.init_transactions(PATIENCE_S)
+    left.begin_transaction()
+    left.produce(settings.topic(PROFILED.name), b"unfinished", partition=0)
+    member = Consumer(consumer_config(servers(settings), settings.topic("card"), settings=settings))
+    at = TopicPartition(settings.topic(TRANSACTIONS.name), 0, 1)
+    left.send_offsets_to_transaction([at], member.consumer_group_metadata(), PATIENCE_S)
+    left.flush(PATIENCE_S)
+    member.close()
+    return left
+
+
+def test_whoever_takes_over_ends_what_the_last_holder_left_open(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(settings, [str(number) for number in range(20)])
+    handler = Numbers()
+    dead = settings.model_copy(update={"instance": "dead"})
+    with ExitStack() as stack:
+        one = Session(servers(settings), dead, "card", READS, handler)
+        stack.callback(partial(one.close, release=False))
+        one.start()
+        work(one, handler, lambda: len(held(handler)) == 20)
+    left = left_open(settings, "dead")
+    with session(settings, Numbers()) as two:
+        # Without the end of the transaction the brokers do not tell where the group stands.
+        deadline_s = time.monotonic() + PATIENCE_S
+        while len(two.assigned) < 4:
+            assert time.monotonic() < deadline_s
+            two.poll(0.1)
+        with pytest.raises(KafkaException) as fenced:
+            left.commit_transaction(PATIENCE_S)
+        assert fenced.value.args[0].code() in FENCED
+    assert "instance dead died with partitions" in caplog.text
+
+
+def test_nobody_ends_transactions_of_an_instance_that_released_its_partitions(settings: Settings) -> None:
+    write(settings, [str(number) for number in range(20)])
+    handler = Numbers()
+    with session(settings.model_copy(update={"instance": "stopped"}), handler) as one:
+        work(one, handler, lambda: len(held(handler)) == 20)
+    offsets = CommittedOffsets(
+        servers(settings), settings, "card", READS, Patience("card", threading.Event(), lambda: None)
+    )
+    assert offsets.dead_holders([(settings.topic(TRANSACTIONS.name), number) for number in range(2)]) == set()
 
 
 def test_what_an_earlier_process_left_open_is_ended_before_anything_is_read(settings: Settings) -> None:
