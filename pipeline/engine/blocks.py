@@ -19,6 +19,8 @@ TRANSACTION, LABEL = range(2)
 MOST_ROWS: Final = 512
 MOST_BYTES: Final = 256 * 1024
 """A block is cut before it exceeds one of these; a single row may be larger."""
+MOST_IDENTIFIER_BYTES: Final = 4 * 256
+"""An identifier of a producer has 256 characters at most."""
 
 WIDE: Final = (
     "event_time_us", "amount_base_minor", "case_sequence", "ingested_at_us", "input_offset", "known_at_us",
@@ -58,6 +60,8 @@ _CONTINUATION: Final = 0b1000_0000
 _TOP_BITS: Final = 0b1100_0000
 _MOST_SHOWN: Final = 20
 """Ranges of source offsets that an error names."""
+_MOST_NAME: Final = 64
+"""Bytes of a topic's name that an error repeats."""
 _checksum: Final = xxhash.xxh3_64_intdigest
 
 
@@ -109,14 +113,19 @@ class Sources(NamedTuple):
         'transactions partition 0 offsets 4-5, 9'
         """
         rows = sorted({*zip(*(column.tolist() for column in (self.topic, self.partition, self.offset)), strict=True)})
-        parts, shown = [], 0
+        parts: list[str] = []
+        shown = 0
         for (topic, partition), of in groupby(rows, lambda row: row[:2]):
+            if shown >= _MOST_SHOWN:
+                parts.append("...")
+                break
             offsets = [offset for *_, offset in of]
             starts = [0, *(i for i, (one, next_one) in enumerate(pairwise(offsets), 1) if next_one > one + 1)]
             ranges = [(offsets[a], offsets[b - 1]) for a, b in pairwise([*starts, len(offsets)])]
-            listed = [f"{a}" if a == b else f"{a}-{b}" for a, b in ranges[: max(_MOST_SHOWN - shown, 0)]]
+            listed = [f"{a}" if a == b else f"{a}-{b}" for a, b in ranges[: _MOST_SHOWN - shown]]
             listed += ["..."] if len(listed) < len(ranges) else []
-            parts.append(f"{names[topic].decode()} partition {partition} offsets {', '.join(listed)}")
+            name = names[topic][:_MOST_NAME].decode(errors="replace")
+            parts.append(f"{name} partition {partition} offsets {', '.join(listed)}")
             shown += len(ranges)
         return "; ".join(parts)
 
@@ -196,10 +205,10 @@ def original_of(value: bytes | None, row: int) -> bytes:
 
 
 def row_count(value: bytes | None) -> int:
-    """Return how many rows a record says it holds; 1 for what is no block."""
+    """Return how many rows a record says it holds, as many as a block may hold at most; 1 for what is no block."""
     if value is None or len(value) < _PREFIX.size or not value.startswith(_MAGICS):
         return 1
-    return max(int(_PREFIX.unpack_from(value)[3]), 1)
+    return min(max(int(_PREFIX.unpack_from(value)[3]), 1), MOST_ROWS)
 
 
 def is_block(value: bytes | None, layout: Layout) -> bool:
@@ -276,7 +285,9 @@ def _parse_head(value: bytes) -> _Head:
         raise BlockError("its head is too short")
     transactions, text_bytes, kernel_bytes, name_count, name_bytes = _COUNTS.unpack_from(head)
     used = _COUNTS.size + rows * _SOURCE_BYTES + 2 * name_count + kernel_bytes + name_bytes
-    if not rows > 0 or transactions > rows or used + -used % _ALIGNMENT != head_bytes:
+    if not 0 < rows <= MOST_ROWS:
+        raise BlockError(f"it says that it has {rows} rows, and a block has 1 to {MOST_ROWS}")
+    if transactions > rows or used + -used % _ALIGNMENT != head_bytes:
         raise BlockError("the parts of its head do not fit together")
     cursor = _Cursor(value, _PREFIX.size + _COUNTS.size)
     sources = Sources(*(cursor.array(dtype, rows) for dtype in _SOURCE_TYPES))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.engine.accept import accept_transactions, record_columns
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.columns import Transactions, content_keys, digest_keys, name_keys, text_values
-from pipeline.engine.forwarding import Batch, NotForwarded, forward, origin
+from pipeline.engine.forwarding import MOST_OFFSETS, Batch, NotForwarded, forward, origin
 from pipeline.engine.joins import COUNTS, NO_TRANSACTION, REPEAT_DIFFERS, SAME, contradicts, not_joined
 from pipeline.engine.pending import LabelBatch
 from pipeline.engine.placement import partitions_of
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from pipeline.engine.card import CardOptions, CardPartition
 
 NO_PROFILE: Final = CardProfile(np.empty((0, len(CARD_FEATURES))), np.empty(0, np.int64), np.empty(0, np.int64))
-_OFFSETS: Final = 1 << 48
-"""More offsets than a partition has."""
 
 
 class CardKeys(NamedTuple):
@@ -43,7 +41,7 @@ class CardKeys(NamedTuple):
     merchant: NDArray[np.int64]
 
 
-class _Bought(NamedTuple):
+class _Accepted(NamedTuple):
     """Transactions of all partitions, one partition behind the other."""
 
     batch: Batch
@@ -63,7 +61,7 @@ def process_together(
 ) -> Result:
     """Profile the records of some partitions: transactions, rerouted ones and labels, each in offset order.
 
-    Most of what a small batch takes is taken by a call, whatever it is called for.
+    The cost of a small batch is mostly per call, so that each call serves all partitions.
 
     Args:
         parts: Partitions, each with its records.
@@ -74,12 +72,12 @@ def process_together(
         What is to be written, and counts.
     """
     work = _Work(options)
-    bought = work.bought([records for _, records in parts])
-    rows, row_ends = bought.rows, bought.row_ends()
+    batch_rows = work.transactions([records for _, records in parts])
+    rows, row_ends = batch_rows.rows, batch_rows.row_ends()
     digest, content, merchants = (
         digest_keys(rows.card_id, rows.transaction_id), content_keys(rows), text_values(rows.merchant_id),
     )  # fmt: skip
-    sources = _sources(bought.batch, rows.row)
+    sources = _sources(batch_rows.batch, rows.row)
     keys = CardKeys(name_keys(rows.card_id), name_keys(rows.merchant_id))
     accepted = np.zeros(len(rows), np.bool_)
     profiles: list[CardProfile] = []
@@ -105,7 +103,7 @@ def process_together(
         accepted[first:end] = joined.accepted
         taken = first + np.flatnonzero(joined.accepted)
         work.count(joined, len(taken))
-        work.refuse_contradictions(joined, bought, first)
+        work.refuse_contradictions(joined, batch_rows, first)
         if len(taken):
             profiles.append(state.profile(keys, taken, rows))
         if now is not None and (found := following_labels(joined, len(taken))) is not None:
@@ -119,7 +117,7 @@ def process_together(
         columns = profiled_columns(
             rows if accepted.all() else rows.take(accepted),
             _concatenated(profiles),
-            bought.batch,
+            batch_rows.batch,
             joined_labels(following),
             options.merchant_partitions,
             options.rates.version,
@@ -130,7 +128,7 @@ def process_together(
 
 
 class _Work:
-    """What a batch is judged by, and what comes of it."""
+    """Options of a batch, and its result so far."""
 
     def __init__(self, options: "CardOptions") -> None:
         self._options, self.result = options, Result()
@@ -138,7 +136,7 @@ class _Work:
             options.topic_prefix + topic.name for topic in (TRANSACTIONS, LABELS, REROUTED, ACCEPTED_LABELS)
         )
 
-    def bought(self, parts: Sequence[Sequence[Record]]) -> _Bought:
+    def transactions(self, parts: Sequence[Sequence[Record]]) -> _Accepted:
         """Accept the transactions of some partitions."""
         batch, ends = Batch([], []), []
         for records in parts:
@@ -152,7 +150,7 @@ class _Work:
         for reject in rejects:
             self.result.dead_letter(batch.records[reject.row], "card", reject.code, reject.text)
         staying = self._staying(rows, batch)
-        return _Bought(batch, ends, rows if staying is None else rows.take(staying))
+        return _Accepted(batch, ends, rows if staying is None else rows.take(staying))
 
     def labels(self, records: Sequence[Record]) -> LabelBatch:
         """Read the accepted labels of a partition."""
@@ -173,21 +171,21 @@ class _Work:
         for outcome in np.flatnonzero(joined.counts).tolist():
             counts["label", COUNTS[outcome]] += int(joined.counts[outcome])
 
-    def refuse_contradictions(self, joined: Joined[list[bytes]], bought: _Bought, first: int) -> None:
+    def refuse_contradictions(self, joined: Joined[list[bytes]], batch_rows: _Accepted, first: int) -> None:
         """Refuse repeats that say something else than the transaction that was accepted.
 
         Args:
             joined: What became of a partition's transactions.
-            bought: Transactions of all partitions.
+            batch_rows: Transactions of all partitions.
             first: Number of the partition's first one among them.
         """
-        rows = bought.rows
+        rows = batch_rows.rows
         for number in np.flatnonzero(joined.differs != SAME).tolist():
             row = first + number
             text = contradicts(rows.transaction_id[row].as_py(), rows.card_id[row].as_py())
-            record = bought.batch.records[int(rows.row[row])]
+            record = batch_rows.batch.records[int(rows.row[row])]
             self.result.dead_letter(
-                record, "card", REPEAT_DIFFERS, text, first=divmod(int(joined.differs[number]), _OFFSETS)
+                record, "card", REPEAT_DIFFERS, text, first=divmod(int(joined.differs[number]), MOST_OFFSETS)
             )
 
     def give_up(self, batch: LabelBatch) -> None:
@@ -235,7 +233,7 @@ class _Work:
 def _sources(batch: Batch, row: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return partition and offset of n records as one number; shape (n,)."""
     records = [batch.records[number] for number in row.tolist()]
-    return np.array([record.partition * _OFFSETS + record.offset for record in records], np.int64)
+    return np.array([record.partition * MOST_OFFSETS + record.offset for record in records], np.int64)
 
 
 def _concatenated(profiles: Sequence[CardProfile]) -> CardProfile:

@@ -39,8 +39,8 @@ class Decider:
     ) -> Result:
         """Decide every transaction among the records of each partition, in offset order; all enter the states.
 
-        Partitions are read, scored and written together: most of what a small batch takes is taken by a call, whatever
-        it is called for. Raises as `ScorePartition.profile`.
+        The cost of a small batch is mostly per call, so that each call serves all partitions. Raises as
+        `ScorePartition.profile`.
         """
         result = Result()
         states, of = [], []

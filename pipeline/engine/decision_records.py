@@ -48,7 +48,7 @@ class _Names(msgspec.Struct, frozen=True, array_like=True):
     """None where they are `FEATURES` in their order."""
 
 
-_HEAD: Final = struct.Struct("<5H3q3i")
+_HEAD: Final = struct.Struct("<5I3q3i")
 """How many numbers; bytes of transaction, card, merchant and of what stands behind them; times and positions."""
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Names).decode
@@ -69,9 +69,9 @@ def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[by
         if of not in ends:
             ends[of] = _encode(_Names(of, names))
     tails = [ends[of] for of in versions]
-    lengths = [np.fromiter(map(len, column), "<u2", len(rows.rows)) for column in (*texts, tails)]
+    lengths = [np.fromiter(map(len, column), "<u4", len(rows.rows)) for column in (*texts, tails)]
     heads = (
-        _bytes_of("<u2", [np.full(len(rows.rows), numbers.shape[1]), *lengths]),
+        _bytes_of("<u4", [np.full(len(rows.rows), numbers.shape[1]), *lengths]),
         _bytes_of(
             "<i8",
             [block.wide[EVENT_US, rows.rows], block.wide[AMOUNT_MINOR, rows.rows], block.sources.offset[rows.rows]],

@@ -1,4 +1,4 @@
-"""Blocks on ``features``: what the models saw of every decision, for feedback and for who studies decisions."""
+"""Blocks on ``features``: the features of every decision as the models saw them."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
@@ -12,6 +12,7 @@ from pipeline.engine.block_writing import block_cuts, copied_texts
 from pipeline.engine.blocks import (
     FEATURE_BYTES,
     FEATURES_MAGIC,
+    MOST_IDENTIFIER_BYTES,
     Block,
     BlockError,
     Layout,
@@ -57,10 +58,13 @@ _TEXT_COLUMNS: Final = (ID, CARD, MERCHANT)
 SOURCE_TOPIC, LIGHTGBM, RIVER, POLICY, RATES_VERSION = range(len(LAYOUT.codes))
 NUMBERS: Final = (b"logit", b"score")
 """Names of the first columns of numbers; those of the features follow, and then what codes name."""
+_LOGIT, _SCORE = range(len(NUMBERS))
 _NAMED: Final = (*NUMBERS, *(name.encode() for name in FEATURES), PROFILED.name.encode())
 _MOST_NAMES: Final = 256
-MOST_TEXT_BYTES: Final = 4 * 256
-"""An identifier has 256 characters at most."""
+_MOST_COLUMNS: Final = 512
+_MOST_NAMED_BYTES: Final = 16 * 1024
+"""Bytes of all names of a block: each row is stored with them, where its features are not this kernel's."""
+_MOST_KERNEL_BYTES: Final = 256
 _DAY_MIN: Final = 24 * 60
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -86,7 +90,7 @@ def encode_features(batch: Batch, partitions: int) -> list[Output]:
     partition = partitions_of(pa.array(subjects.texts(CARD), pa.binary()), partitions)
     wholes = subjects.wholes
     numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1]))
-    numbers[:, 0], numbers[:, 1], numbers[:, len(NUMBERS) :] = decided.logit, decided.score, batch.features
+    numbers[:, _LOGIT], numbers[:, _SCORE], numbers[:, len(NUMBERS) :] = decided.logit, decided.score, batch.features
     sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
     wide = wholes[[STATED_US, AMOUNT_BASE, SOURCE_OFFSET]]
     narrow = wholes[[STATED_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
@@ -189,11 +193,17 @@ def _wrong(block: Block) -> str | None:
     """Return the reason for which no score agent can have written a block."""
     columns, numbers = block.features.shape[1], block.features
     named = block.names[:columns]
+    if columns > _MOST_COLUMNS or sum(map(len, block.names)) > _MOST_NAMED_BYTES:
+        return f"it has more than {_MOST_COLUMNS} numbers a row, or names that are too long"
+    if len(block.kernel.encode()) > _MOST_KERNEL_BYTES:
+        return "the version of its kernel is too long"
     if columns < len(NUMBERS) or tuple(named[: len(NUMBERS)]) != NUMBERS or len({*named}) < columns:
         return "its numbers have no names, or two have one"
     if not np.isfinite(numbers[:, : len(NUMBERS)]).all() or np.isinf(numbers).any():
         return "a score or a feature is infinite"
-    if (block.lengths == 0).any() or (block.lengths > MOST_TEXT_BYTES).any():
+    if (numbers[:, _SCORE] < 0).any() or (numbers[:, _SCORE] > 1).any():
+        return "a score is no probability"
+    if (block.lengths == 0).any() or (block.lengths > MOST_IDENTIFIER_BYTES).any():
         return "a transaction, a card or a merchant has no name, or one that is too long"
     wide, narrow, sources = block.wide, block.narrow, block.sources
     if (wide[EVENT_US] < EARLIEST_US).any() or (wide[EVENT_US] >= LATEST_US).any():
@@ -242,8 +252,8 @@ def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
             merchant_id=merchant,
             event_time=stated_time(*time),
             amount_base=amount_minor / 100,
-            logit=numbers[0],
-            score=numbers[1],
+            logit=numbers[_LOGIT],
+            score=numbers[_SCORE],
             features=named_features(features, numbers[len(NUMBERS) :]),
             versions=versions,
             source=RecordPosition(topic=names[topic], partition=partition, offset=offset),

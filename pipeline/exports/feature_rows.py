@@ -71,8 +71,8 @@ class FeatureRowFormat:
     def rows(self, records: Sequence[Record]) -> pa.RecordBatch:
         """Return a row for each decision, in the order of the records and their rows.
 
-        A record that is no block has one row, with its bytes and the reason. A block of which the columns do not say
-        everything, such as features of other names, has its bytes in its first row.
+        A record that is no block has one row, with its bytes and the reason. The first row of a block has the record's
+        key and headers, and its bytes where the columns do not say everything, such as features of other names.
         """
         read = _read(records)
         ends = np.cumsum(read.rows)
@@ -82,8 +82,14 @@ class FeatureRowFormat:
         at = pa.array(np.cumsum(is_decision) - 1, mask=~is_decision)
         values = np.full(int(ends[-1]) if len(ends) else 0, None, object)
         values[ends - read.rows] = read.values
+        is_first = np.zeros(len(values), np.bool_)
+        is_first[ends - read.rows] = True
+        of_first = pa.array(np.cumsum(is_first) - 1, mask=~is_first)
+        *position, key, headers = record_columns(records)
         columns = [
-            *(column.take(of_record) for column in record_columns(records)),
+            *(column.take(of_record) for column in position),
+            key.take(of_first),
+            headers.take(of_first),
             *(column.take(at) for column in _decision_columns(read.blocks)),
             pa.array(values, pa.binary()),
             pa.array(read.errors, pa.string()).take(of_record),

@@ -51,7 +51,11 @@ What the client knows of coordinators may be from before, and it may wait for on
 """
 FENCED_AGAIN_S: Final = 60.0
 MOST_FENCED: Final = 3
-"""A worker that is fenced as often within `FENCED_AGAIN_S` has a rival of its own name, not pauses behind it."""
+TAKEOVER_S: Final = 10.0
+"""A worker that is fenced as often within `FENCED_AGAIN_S`, and for longer than this, has a rival of its own name.
+
+Others that take its partitions over fence it too, each once, within a few seconds.
+"""
 RETRY_S: Final = 0.5
 MOST_START_S: Final = 60.0
 """Longest wait, at a start, for the end of unfinished transactions."""
@@ -359,10 +363,11 @@ class Transactions:
             Stopped: The worker ends.
         """
         deadline_s = time.monotonic() + 2 * CALL_TIMEOUT_S
-        left = list(calls)
+        left, given_up = list(calls), threading.Event()
 
         def make() -> None:
-            while left:
+            # Whoever gave the first call up may look at the offsets meanwhile: the second one must not follow it.
+            while left and not given_up.is_set():
                 left[0]()
                 del left[0]
 
@@ -379,6 +384,9 @@ class Transactions:
                 if time.monotonic() > deadline_s:
                     raise Hung(f"{self._agent}: {what}: {cause.str()}") from error
                 log.warning("%s: %s: %s; trying again", self._agent, what, cause.str())
+            except BaseException:
+                given_up.set()
+                raise
 
     def _produce(self, outputs: Sequence[Output]) -> None:
         produce = self._producer.produce
@@ -430,7 +438,7 @@ class Transactions:
         if cause.code() in FENCED:
             now_s = time.monotonic()
             self._fenced_s = [at_s for at_s in self._fenced_s if now_s - at_s < FENCED_AGAIN_S] + [now_s]
-            if len(self._fenced_s) >= MOST_FENCED:
+            if len(self._fenced_s) >= MOST_FENCED and now_s - self._fenced_s[0] > TAKEOVER_S:
                 raise SessionError(
                     f"agent {self._agent}: {reason}: another worker runs with --instance {self._settings.instance}; "
                     "give each worker an --instance of its own"

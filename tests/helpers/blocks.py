@@ -14,12 +14,15 @@ from schemas.messages import DecisionFeatures
 
 
 def features_block(rows: Sequence[DecisionFeatures]) -> bytes:
-    """A block of ``features``; all rows are of one kernel, and have the same features."""
+    """A block of ``features``; all rows are of one kernel, and have the same features.
+
+    Of more than 255 names what is named behind them is wrong.
+    """
     columns = list(rows[0].features)
     names = {name: number for number, name in enumerate(["logit", "score", *columns, "profiled"])}
 
     def number(name: str) -> int:
-        return names.setdefault(name, len(names))
+        return min(names.setdefault(name, len(names)), 255)
 
     texts = [[row.transaction_id for row in rows], [row.card_id for row in rows], [row.merchant_id for row in rows]]
     encoded = [[text.encode() for text in column] for column in texts]
@@ -42,7 +45,7 @@ def features_block(rows: Sequence[DecisionFeatures]) -> bytes:
             Sources(
                 np.array([row.log.offset for row in rows], np.int64),
                 np.array([row.log.partition for row in rows], np.int32),
-                np.full(len(rows), names["profiled"], np.uint8),
+                np.full(len(rows), number("profiled"), np.uint8),
             ),
             np.array(wide, np.int64).T,
             np.array([[row.logit, row.score, *of] for row, of in zip(rows, values, strict=True)], np.float64),

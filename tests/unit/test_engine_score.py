@@ -338,6 +338,7 @@ def features_of(value: float, count: int = len(CARD_FEATURES)) -> np.ndarray:
             for text in (b"", b"NaN", b"1,", b"01", b'1,"x":2', b"-", b"1e", b".5")
         ),
         *(with_text(only_block(), column, b"") for column in (ID, CARD, MERCHANT)),
+        *(with_text(only_block(), column, b"x" * 1_025) for column in (ID, CARD, MERCHANT)),
         *(with_text(only_block(), column, b"\xe4") for column in (ID, CURRENCY, ORIGINAL)),
         changed(only_block(), known_at_us=2**63 - 1),
         only_block()[:-1],

@@ -133,10 +133,11 @@ def test_a_record_that_is_no_block_is_a_row_with_its_bytes_and_the_reason() -> N
     assert [row["offset"] for row in found] == [0, 10, 20, 30, 30, 30, 40, 50, 60]
 
 
-def test_headers_and_keys_of_a_block_are_those_of_its_rows() -> None:
+def test_headers_and_key_of_a_record_stand_in_its_first_row() -> None:
     record = Record("features", 0, 3, AT_MS, b"k", features_block(SEVERAL), (("who", b"x"),))
     found = FeatureRowFormat().rows([record]).to_pylist()
-    assert [(row["key"], row["headers"]) for row in found] == [(b"k", [{"name": "who", "value": b"x"}])] * 3
+    own = (b"k", [{"name": "who", "value": b"x"}])
+    assert [(row["key"], row["headers"]) for row in found] == [own, (None, None), (None, None)]
 
 
 def test_no_record_has_no_row() -> None:

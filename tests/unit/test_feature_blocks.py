@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.engine import feature_blocks
 from pipeline.engine.block_messages import row_value
-from pipeline.engine.blocks import BlockError, Sources, pack_block, parse_block, row_count
+from pipeline.engine.blocks import MOST_ROWS, BlockError, Sources, pack_block, parse_block, row_count
 from pipeline.engine.decider import Decider
 from pipeline.engine.decision_records import pack_records, unpack_record
 from pipeline.engine.feature_blocks import LAYOUT, read_feature_messages, read_features
@@ -108,7 +108,7 @@ def test_more_names_than_a_code_can_number_make_more_blocks(monkeypatch: pytest.
 
 @given(
     st.lists(
-        st.tuples(TEXTS, TEXTS, TEXTS, NUMBERS, NUMBERS, st.lists(st.none() | NUMBERS, min_size=3, max_size=3)),
+        st.tuples(TEXTS, TEXTS, TEXTS, NUMBERS, st.floats(0, 1), st.lists(st.none() | NUMBERS, min_size=3, max_size=3)),
         min_size=1,
         max_size=5,
     ),
@@ -194,6 +194,8 @@ WRONG = [
     ({"log_partition": -1}, "a position on profiled"),
     ({"number_0": np.nan}, "a score or a feature is infinite"),
     ({"number_1": np.inf}, "a score or a feature is infinite"),
+    ({"number_1": 1.5}, "a score is no probability"),
+    ({"number_1": -1e-9}, "a score is no probability"),
     ({"number_2": -np.inf}, "a score or a feature is infinite"),
     ({"name_0": b"score"}, "its numbers have no names, or two have one"),
     ({"name_3": b"amount"}, "its numbers have no names, or two have one"),
@@ -214,6 +216,43 @@ def test_an_identifier_is_neither_empty_nor_longer_than_producers_may_write(text
     for name in ("transaction_id", "card_id", "merchant_id"):
         with pytest.raises(BlockError, match="has no name, or one that is too long"):
             read_features(record(features(**{name: text})))
+
+
+@pytest.mark.parametrize(
+    "names", [[f"{number:0100}" for number in range(400)], ["n" * 60_000], [str(number) for number in range(600)]]
+)
+def test_a_block_with_more_or_longer_names_than_any_kernel_s_is_refused(names: list[str]) -> None:
+    with pytest.raises(BlockError, match="512 numbers a row, or names that are too long"):
+        read_features(record(features(features=dict.fromkeys(names, 1.0))))
+
+
+@pytest.mark.parametrize("version", ["k" * 300, "\x01" * 20_000])
+def test_a_block_of_a_kernel_with_a_name_that_is_too_long_is_refused(version: str) -> None:
+    versions = Versions(lightgbm="l", river="r", policy="p", kernel=version, rates="1")
+    with pytest.raises(BlockError, match="its kernel is too long"):
+        read_features(record(features(versions=versions)))
+
+
+def test_the_longest_names_that_are_accepted_can_be_stored() -> None:
+    versions = Versions(lightgbm="\x01" * 5_000, river="\x02" * 5_000, policy="p", kernel="\x03" * 256, rates="1")
+    found = read_features(record(features(versions=versions)))
+    (packed,) = pack_records(found, found.texts())
+    assert unpack_record(packed).versions == versions
+
+
+def test_a_block_has_as_many_rows_as_any_agent_writes() -> None:
+    value = features_block([feature_row(number) for number in range(MOST_ROWS + 1)])
+    with pytest.raises(BlockError, match="it says that it has 513 rows, and a block has 1 to 512"):
+        read_features(record(value))
+    assert row_count(value) == MOST_ROWS
+
+
+def test_a_block_of_many_places_makes_a_short_error() -> None:
+    rows = [feature_row(number, log=LogPosition(partition=number, offset=0), score=2.0) for number in range(500)]
+    with pytest.raises(BlockError) as refused:
+        read_features(record(features_block(rows)))
+    assert len(str(refused.value)) < 2_000
+    assert str(refused.value).endswith("...)")
 
 
 def test_a_block_of_profiled_is_no_block_of_features() -> None:
