@@ -147,6 +147,9 @@ class Careful:
             return None
         attempt = next_attempt(committed, log_end, self._most)
         if attempt is None:
+            if committed.known:
+                # There is nothing to read. Who takes over from this session must find its name, not the one before.
+                self._usual[place] = (committed.offset, None)
             return None
         if attempt.size == _USUAL:
             self._usual[place] = (committed.offset, attempt)

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.kafka import steps
 from pipeline.kafka.batch import Place
-from pipeline.kafka.careful import Attempt, Committed, Mark, Step, holder
+from pipeline.kafka.careful import Attempt, Careful, Committed, Mark, Step, holder
 from pipeline.kafka.clients import FETCH_BYTES, TopicError
 from pipeline.kafka.fold import RangeReader
 from pipeline.kafka.patience import Patience
@@ -124,3 +124,11 @@ def test_a_mark_names_the_instance_that_held_the_partition(instance: str) -> Non
 @pytest.mark.parametrize("mark", [None, Mark("w/s/1", released=True), Mark("other"), Mark()])
 def test_nobody_is_named_who_released_the_partition_or_wrote_no_mark(mark: Mark | None) -> None:
     assert holder(mark) == ""
+
+
+def test_who_holds_a_partition_is_named_though_there_is_nothing_to_read() -> None:
+    plan = Careful(2_000)
+    assert plan.assigned(PLACE, Committed(5, Mark("dead/1/2")), 5) is None
+    assert plan.unmarked == {PLACE: (5, None)}
+    plan.begin_usual()
+    assert not plan.active
