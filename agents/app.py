@@ -9,6 +9,7 @@ import gc
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,6 +56,9 @@ from schemas.topics import PROGRESS, Topic
 log = logging.getLogger(__name__)
 
 GC_THRESHOLDS: Final = (100_000, 20, 100)
+PRESSING_FIRST_S: Final = 5.0
+"""Longest time for which agents that no alert waits for let the others restore their partitions first."""
+_LOOK_S: Final = 0.05
 SWITCH_INTERVAL_S: Final = 0.0005
 """Longest time for which an agent's thread keeps the interpreter while another agent has an answer waiting."""
 
@@ -119,6 +123,7 @@ class WorkerContext:
         self.shutdown_timeout_s = settings.shutdown_timeout_s
         self._stack = ExitStack()
         self._channels: list[BatchChannel] = []
+        self._loops: dict[str, AgentLoop] = {}
         self.health = Health(settings.agent_names, settings.liveness_timeout_s)
         self.metrics = WorkerMetrics(settings.metrics_host, settings.metrics_port, self.health)
         self.bootstrap = ""
@@ -155,6 +160,8 @@ class WorkerContext:
                     irreplaceable=settings.accept_short_retention,
                     on_refused=self._snapshot_refused,
                 )
+            # Meanwhile: questions to brokers are mostly waiting.
+            threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
             broker = self._stack.enter_context(provide_broker(settings))
             for state in ensure_topics(broker.bootstrap_servers, settings):
                 log.log(
@@ -184,6 +191,11 @@ class WorkerContext:
             self.check_broker = broker.check
             self.bootstrap = broker.bootstrap_servers
             log.info("agents %s on %s, metrics on %s:%d", settings.agents, self.bootstrap, settings.metrics_host, port)
+
+    def _prepare(self) -> None:
+        """Import the agents and load their kernels, so that none does it when its partitions come."""
+        for name in self._settings.agent_names:
+            resolve_name(AGENTS[name].partitions).prepare(self._settings, self._rates)
 
     def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
         """Return the state and core call of an agent."""
@@ -218,6 +230,8 @@ class WorkerContext:
 
         def new_loop() -> AgentLoop:
             self.connect()
+            if not spec.pressing:
+                self._await_pressing()
             quarantines = Quarantines(
                 self.bootstrap, self._settings, spec.name, spec.reads, self.metrics.records_refused
             )
@@ -233,11 +247,20 @@ class WorkerContext:
                 self._group_protocol,
             )
             self._undecided.follow(spec.name, made.positions)
+            self._loops[spec.name] = made
             return made
 
         channel = BatchChannel(app, new_loop, spec.name)
         self._channels.append(channel)
         return channel
+
+    def _await_pressing(self) -> None:
+        """Wait until the agents that an alert waits for hold partitions: restores share the processors."""
+        pressing = [name for name in self._settings.agent_names if AGENTS[name].pressing]
+        deadline_s = time.monotonic() + PRESSING_FIRST_S
+        while not all(name in self._loops and self._loops[name].positions() for name in pressing):
+            if time.monotonic() > deadline_s or self._closing.wait(_LOOK_S):
+                return
 
     async def close(self) -> None:
         """Close the channels, then the metrics, then the broker where this worker started it."""

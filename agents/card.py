@@ -6,13 +6,19 @@ from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
 from pipeline.engine.card import CardOptions, CardPartition, compile_kernels
-from pipeline.engine.profiled_blocks import encode_blocks
-from pipeline.engine.results import Result, merged
+from pipeline.engine.card_batch import process_together
+from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState
 from pipeline.models.rates import PublishedRates
 from pipeline.options import card_options
+from pipeline.settings import Settings
 from schemas.messages import CardRules, Rules
+from schemas.money import RateTable
 from schemas.records import Record
+
+
+def _options(settings: Settings, rates: RateTable) -> CardOptions:
+    return card_options(settings, rates, settings.card_partitions, settings.topic_prefix)
 
 
 class CardPartitions(KernelPartitions[CardPartition]):
@@ -24,12 +30,15 @@ class CardPartitions(KernelPartitions[CardPartition]):
         self._rates = rates
 
     @classmethod
+    def prepare(cls, settings: Settings, rates: RateTable) -> None:
+        """Load the kernels."""
+        compile_kernels(_options(settings, rates))
+
+    @classmethod
     def create(cls, environment: Environment, shared: Shared) -> Self:
         """Return the partitions of a worker's card agent."""
-        settings = environment.settings
-        options = card_options(settings, shared.rates, settings.card_partitions, settings.topic_prefix)
-        compile_kernels(options)
-        return cls(environment, options, shared.published_rates)
+        cls.prepare(environment.settings, shared.rates)
+        return cls(environment, _options(environment.settings, shared.rates), shared.published_rates)
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Learn also by which rate tables others have judged."""
@@ -50,7 +59,5 @@ class CardPartitions(KernelPartitions[CardPartition]):
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Profile a batch."""
-        worked = [self._held[partition].work(part, now) for partition, part in by_partition(records).items()]
-        result = merged(result for result, _ in worked)
-        result.outputs += encode_blocks([columns for _, columns in worked if columns is not None])
-        return result
+        parts = by_partition(records)
+        return process_together([(self._held[number], part) for number, part in parts.items()], now, self._options)

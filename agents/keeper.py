@@ -21,6 +21,8 @@ from pipeline.state.writer import SnapshotWriter
 
 log = logging.getLogger(__name__)
 
+FIRST_S: Final = 8.0
+"""Seconds within which a partition without a snapshot gets its first one, if the interval is not shorter."""
 DUTY: Final = 10
 """A snapshot that took t to write is followed by no other of its partition for this many times t."""
 
@@ -77,9 +79,13 @@ class Keeper:
 
     def held(self, partition: int) -> None:
         """The partition's state is complete from now on."""
+        interval_s = self._settings.snapshot_interval_s
+        if partition not in self._saved:
+            # Its next holder would replay the whole log again.
+            interval_s = min(interval_s, FIRST_S)
         # Spread over the interval, so that partitions that came together are not saved together.
         spread = (partition % 8 + 1) / 8
-        self._due_s[partition] = time.monotonic() + spread * self._settings.snapshot_interval_s
+        self._due_s[partition] = time.monotonic() + spread * interval_s
 
     def forget(self, partition: int) -> None:
         """The partition is held no more; a snapshot that is being written is still completed."""

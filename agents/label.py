@@ -10,7 +10,9 @@ from pipeline.engine.results import Result
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.session import Session
 from pipeline.options import label_options
+from pipeline.settings import Settings
 from schemas.messages import Rules
+from schemas.money import RateTable
 from schemas.records import Record
 
 
@@ -21,6 +23,10 @@ class LabelPartitions:
 
     def __init__(self, environment: Environment, options: LabelOptions) -> None:
         self._environment, self._options = environment, options
+
+    @classmethod
+    def prepare(cls, settings: Settings, rates: RateTable) -> None:
+        """Load nothing."""
 
     @classmethod
     def create(cls, environment: Environment, shared: Shared) -> Self:

@@ -14,7 +14,9 @@ from pipeline.kafka.handler import Restored
 from pipeline.kafka.session import Session
 from pipeline.models.active import ModelSubscriber
 from pipeline.scoring.river_model import RiverLearner, RiverModel
+from pipeline.settings import Settings
 from schemas.messages import Rules
+from schemas.money import RateTable
 from schemas.records import Output, Record
 
 NewLearner = Callable[[str, RiverModel | None, int], RiverLearner]
@@ -43,6 +45,10 @@ class LearnPartitions:
         self._lightgbm = ""
         self._held: LearnPartition | None = None
         self._published_s = 0.0
+
+    @classmethod
+    def prepare(cls, settings: Settings, rates: RateTable) -> None:
+        """Load nothing."""
 
     @classmethod
     def create(cls, environment: Environment, shared: Shared) -> Self:

@@ -22,13 +22,13 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
     def __init__(
         self,
         environment: Environment,
-        base_currency: str,
+        decider: Decider,
         models: ModelSubscriber,
         *,
         accept_other_kernel: bool = False,
     ) -> None:
         super().__init__(environment)
-        self._decider, self._models = Decider(base_currency), models
+        self._decider, self._models = decider, models
         self._accept_other_kernel = accept_other_kernel
 
     @classmethod
@@ -36,7 +36,9 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         """Return the partitions of a worker's score agent."""
         settings = environment.settings
         models = shared.models(environment.agent)
-        return cls(environment, settings.base_currency, models, accept_other_kernel=settings.accept_other_kernel)
+        all_features = settings.decision_features == "all"
+        decider = Decider(settings.base_currency, settings.card_partitions, all_features=all_features)
+        return cls(environment, decider, models, accept_other_kernel=settings.accept_other_kernel)
 
     def new(self, partition: int, place: Place, loaded: LoadedState | None) -> ScorePartition:
         """The state of one partition."""

@@ -1,11 +1,13 @@
 """Where a transaction goes: the whole pipeline on one page. Start reading here.
 
     producers -> transactions --> [card] --> profiled --> [score] --> decisions, alerts
-                                    ^                                      |
-                                    |                                      v
-    analysts -> labels -> [label] --+-- accepted-labels -------------> [feedback]
-                                                                           |
-                                                  models <-- [learn] <-- examples
+                                    ^                        |
+                                    |                        +------> features
+                                    |                                     |
+                                    |                                     v
+    analysts -> labels -> [label] --+-- accepted-labels ------------> [feedback]
+                                                                          |
+                                                 models <-- [learn] <-- examples
 
 Each agent is a Faust agent on a channel of record batches (`agents.channel`). Its loop
 (`agents.loop`) polls a batch, processes it by one call of its kernel (`pipeline.engine`), and
@@ -21,6 +23,7 @@ from schemas.topics import (
     ALERTS,
     CONTROL,
     DEAD_LETTERS,
+    DECISION_FEATURES,
     DECISIONS,
     EXAMPLES,
     LABELS,
@@ -40,7 +43,8 @@ class AgentSpec:
     name: str
     reads: tuple[Topic, ...]
     partitions: str
-    """Full name of the class that holds its kernel by partition; its ``create`` makes it for a worker."""
+    """Full name of the class that holds its kernel by partition. Its ``create`` makes it for a worker; its ``prepare``
+    loads what batches will need."""
     writes: tuple[Topic, ...]
     """Besides these, an agent that quarantines a record writes to ``control`` and ``dead-letters``, and a worker with
     the card agent publishes its rate table on ``models`` and ``control``."""
@@ -79,13 +83,13 @@ SCORE: Final = AgentSpec(
     reads=(PROFILED,),
     # Known fraud and windows per merchant, models, policy.
     partitions="agents.score.ScorePartitions",
-    writes=(DECISIONS, ALERTS),
+    writes=(DECISIONS, DECISION_FEATURES, ALERTS),
     follows=(MODELS, CONTROL),
 )
 FEEDBACK: Final = AgentSpec(
     name="feedback",
-    reads=(ACCEPTED_LABELS, DECISIONS),
-    # Join a label to the features as served.
+    reads=(ACCEPTED_LABELS, DECISION_FEATURES),
+    # Join a label to what the models saw.
     partitions="agents.feedback.FeedbackPartitions",
     writes=(EXAMPLES, PROGRESS),
     pressing=False,

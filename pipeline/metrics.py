@@ -183,7 +183,7 @@ class WorkerMetrics:
                 family.labels(value)
         for agent, topic in (
             *(("label", "labels"), ("card", "transactions"), ("card", "rerouted"), ("card", "accepted-labels")),
-            *(("score", "profiled"), ("feedback", "accepted-labels"), ("feedback", "decisions"), ("learn", "examples")),
+            *(("score", "profiled"), ("feedback", "accepted-labels"), ("feedback", "features"), ("learn", "examples")),
         ):
             self._set_aside.labels(agent, topic)
 

@@ -129,6 +129,11 @@ class Settings(BaseSettings):
         le=1,
         description="Share of legitimate transactions that become examples, weighted by its inverse.",
     )
+    decision_features: Literal["selected", "all"] = Field(
+        default="selected",
+        description="Decisions that bear their features: alerts and audits (`selected`), or `all`; those of every "
+        "decision are on `features` in any case.",
+    )
     river_publish_interval_s: float = Field(
         default=1.0, ge=0, description="Shortest time between two published River versions."
     )

@@ -188,14 +188,37 @@ class Decision(Message, frozen=True, kw_only=True):
     selection_probability: float = 1.0
     """Probability with which this transaction would be put before an analyst."""
     threshold: float
-    features: dict[str, float | None]
+    features: dict[str, float | None] | None = None
+    """Where ``selection`` is set, or in every decision (``FRAUD_PIPELINE_DECISION_FEATURES``); absent means not sent.
+
+    Those of every decision are on ``features``.
+    """
     versions: Versions
     source: RecordPosition
+    """Identifies the decision."""
     log: LogPosition
     case_id: str
     case_sequence: int
     ingested_at: Timestamp
     decided_at: Timestamp
+
+
+class DecisionFeatures(Message, frozen=True, kw_only=True):
+    """Features of a decision exactly as the models saw them: a row of a block on ``features``, as programs show it."""
+
+    transaction_id: str
+    card_id: str
+    merchant_id: str
+    event_time: Timestamp
+    amount_base: float
+    """In the major unit of the base currency."""
+    score: float
+    logit: float
+    features: dict[str, float | None]
+    versions: Versions
+    source: RecordPosition
+    """Equal to the ``source`` of the decision."""
+    log: LogPosition
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -33,6 +33,14 @@ class Topic:
     max_message_bytes: int = 2 * 1024 * 1024
     retention_ms: int = -1
 
+    @property
+    def holds_blocks(self) -> bool:
+        """Whether each record holds many rows (`pipeline.engine.blocks`)."""
+        return self.value == BLOCKS
+
+
+BLOCKS: Final = "blocks of rows"
+
 
 INPUT_BYTES: Final = 1024 * 1024 + 16 * 1024
 """Largest batch of producers, as it is compressed: one value of 1 MiB, with its key, its headers and its framing.
@@ -44,12 +52,16 @@ LABELS: Final = Topic("labels", "card_id", Label, "analysts, chargebacks", "card
 PROFILED: Final = Topic(
     "profiled",
     "no key",
-    "blocks of rows",
+    BLOCKS,
     "card agent",
     "merchants",
     max_message_bytes=8 * 1024 * 1024,
 )
 DECISIONS: Final = Topic("decisions", "card_id", Decision, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
+DECISION_FEATURES: Final = Topic(
+    "features", "no key", BLOCKS, "score agent", "cards", max_message_bytes=8 * 1024 * 1024
+)
+"""Features of every decision as the models saw them, in its card's partition."""
 ALERTS: Final = Topic("alerts", "card_id", Alert, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
 EXAMPLES: Final = Topic("examples", "card_id", Example, "feedback agent", "one", max_message_bytes=8 * 1024 * 1024)
 MODELS: Final = Topic("models", "digest", ModelVersion, "learn agent", "one", max_message_bytes=32 * 1024 * 1024)
@@ -88,6 +100,7 @@ TOPICS: Final = (
     REROUTED,
     PROFILED,
     DECISIONS,
+    DECISION_FEATURES,
     ALERTS,
     EXAMPLES,
     MODELS,

@@ -1,14 +1,27 @@
 """Finds the live decisions that a backtest of topics is compared with."""
 
-from pipeline.backtest.live import Comparer, LiveDecisions
+from pipeline.backtest.joined import LiveDecisions
+from pipeline.backtest.live import Comparer
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import Span, TopicSource
-from schemas.topics import DECISIONS, TRANSACTIONS
+from schemas.topics import DECISION_FEATURES, DECISIONS, TRANSACTIONS
 
 
-def live_decisions(source: TopicSource, span: Span) -> LiveDecisions:
-    """Those about the transactions of the span's range. Raises `TopicError`."""
-    return LiveDecisions(source, span, source.ranges(DECISIONS, source.written_in(span), 0, to_end=True))
+def live_decisions(source: TopicSource, span: Span, *, features: bool) -> LiveDecisions:
+    """Return the live decisions about the transactions of a span's range.
+
+    Args:
+        source: The topics.
+        span: The range, with its warm-up.
+        features: Whether each is joined to its features.
+
+    Raises:
+        TopicError: A topic is missing.
+    """
+    written = source.written_in(span)
+    decisions = source.ranges(DECISIONS, written, 0, to_end=True)
+    blocks = source.ranges(DECISION_FEATURES, written, 0, to_end=True) if features else None
+    return LiveDecisions(source, span, decisions, blocks)
 
 
 def comparer_with(live: LiveDecisions, source: TopicSource, span: Span, order: Order) -> Comparer:

@@ -65,7 +65,8 @@ def _comparer(request: Request) -> Comparer | None:
     source = request.source
     if not request.compare_live or not isinstance(source, TopicSource):
         return None
-    return comparer_with(live_decisions(source, request.span), source, request.span, request.order)
+    live = live_decisions(source, request.span, features=True)
+    return comparer_with(live, source, request.span, request.order)
 
 
 def _decided(

@@ -135,6 +135,9 @@ class Findings:
         if self.comparison is None:
             return counts
         causes = {f"unlike live: {cause}": count for cause, count in sorted(self.comparison.causes.items())}
+        without = self.comparison.without_features
+        if without:
+            counts["compared with live without recorded features"] = without
         return {**counts, "compared with live": self.comparison.compared, **causes}
 
 

@@ -1,7 +1,6 @@
 """The online model behind an engine: taught by what transactions turn out to be, published by the clock of events."""
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,9 +11,10 @@ import numpy as np
 
 from pipeline.backtest.decision_columns import ColumnSegments, DecisionColumns
 from pipeline.backtest.order import Chunk
-from pipeline.engine.decision_records import Kept
+from pipeline.engine.decision_records import DecisionRecord
 from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.decisions import Decisions
+from pipeline.engine.feature_blocks import named_features
 from pipeline.engine.feedback import FeedbackOptions, example
 from pipeline.engine.feedback_kernel import DecidedRows, Emitted, FeedbackKernel, Identities, JoinedRows
 from pipeline.engine.models import ActiveModels
@@ -108,7 +108,7 @@ class Teacher:
         if found:
             # Of several partitions; what one record gives stays in its order.
             found.sort(key=lambda one: one[0].position)
-            self._learner.learn_examples([example(one, self._kept(columns, row)) for one, columns, row in found])
+            self._learner.learn_examples([example(one, self._record(columns, row)) for one, columns, row in found])
             self._next_offset += len(found)
 
     def publish(self) -> None:
@@ -117,10 +117,10 @@ class Teacher:
             self._published_offset = self._next_offset
             self.models = dataclasses.replace(self.models, river=self._learner.snapshot(self._next_offset))
 
-    def _kept(self, columns: DecisionColumns, row: int) -> Kept:
-        """Return a decision as the feedback agent keeps it."""
+    def _record(self, columns: DecisionColumns, row: int) -> DecisionRecord:
+        """Return the record that the feedback agent stores of a decision."""
         taken, values = columns.transactions, columns.features[row].tolist()
-        return Kept(
+        return DecisionRecord(
             transaction_id=taken.transaction_id[row].as_py(),
             card_id=taken.card_id[row].as_py(),
             merchant_id=taken.merchant_id[row].as_py(),
@@ -128,9 +128,7 @@ class Teacher:
             amount_base=int(taken.amount_base_minor[row]) / 100,
             score=float(columns.score[row]),
             logit=float(columns.logit[row]),
-            features={
-                name: None if math.isnan(value) else value for name, value in zip(self._names, values, strict=True)
-            },
+            features=named_features(self._names, values),
             versions=columns.versions,
             log=LogPosition(partition=0, offset=int(taken.row[row])),
         )

@@ -3,26 +3,17 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final, NamedTuple
 
-import msgspec
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from pipeline.backtest.joined import LiveDecision, LiveDecisions, Place
 from pipeline.backtest.order import Order
-from pipeline.backtest.sources import Span, TopicSource
 from pipeline.engine.decisions import SELECTIONS, Decisions
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US, US_PER_SECOND
-from pipeline.kafka.internal import not_counted, readable
 from pipeline.scoring.blend import sigmoid
 from schemas.codec import timestamp_us
-from schemas.messages import LogPosition, ModelScores, RecordPosition, Versions
-from schemas.topics import DECISIONS
-
-Place = tuple[int, int]
-"""Partition and offset of a transaction's record on ``transactions``."""
 
 WINDOWS: Final = "shorter history"
 """The windows of the backtest began later than the live ones, and were not full yet."""
@@ -39,75 +30,10 @@ RIVER: Final = "other River version"
 POLICY: Final = "other policy"
 ONLY_LIVE: Final = "decided live only"
 ONLY_HERE: Final = "decided here only"
+NO_FEATURES: Final = "features not recorded"
+"""Same versions and another outcome, and ``features`` does not hold what the live models saw."""
 UNEXPLAINED: Final = "unexplained"
 """Same order, features and versions, and another outcome: an error of the program or of a machine."""
-
-
-class _Stated(msgspec.Struct, gc=False):
-    """What of a decision on ``decisions`` is compared."""
-
-    transaction_id: str
-    card_id: str
-    event_time: datetime
-    score: float
-    model_scores: ModelScores
-    logit: float
-    action: str
-    threshold: float
-    features: dict[str, float | None]
-    versions: Versions
-    source: RecordPosition
-    log: LogPosition
-    case_id: str
-    case_sequence: int
-    selection: str | None = None
-    selection_probability: float = 1.0
-
-
-class LiveDecision(NamedTuple):
-    """A decision as it was recorded."""
-
-    stated: _Stated
-    features: NDArray[np.float64]
-    """Shape (len(FEATURES),), NaN for no value."""
-
-
-_decode = msgspec.json.Decoder(_Stated).decode
-
-
-class LiveDecisions:
-    """Decisions as they were recorded, found by their transaction's record; read only as far as somebody asks."""
-
-    def __init__(self, source: TopicSource, span: Span, ranges: dict[int, range]) -> None:
-        """Those of ``span``'s range; ``ranges`` are the offsets of each partition of ``decisions``."""
-        self._span = span
-        self._readers = {number: source.read(DECISIONS, number, of) for number, of in ranges.items()}
-        self._newest_ms = dict.fromkeys(ranges, 0)
-        self.waiting: dict[Place, LiveDecision] = {}
-        """Read, and not asked for yet."""
-
-    def pull(self) -> int:
-        """Read on where the log is furthest behind; how many came, 0 at the end."""
-        while self._readers:
-            number = min(self._readers, key=lambda one: (self._newest_ms[one], one))
-            records = next(self._readers[number], None)
-            if records is None:
-                del self._readers[number]
-                continue
-            self._newest_ms[number] = records[-1].timestamp_ms
-            for _, one in readable(records, _decode, not_counted):
-                if self._span.from_us <= timestamp_us(one.event_time) < self._span.to_us:
-                    # A tenth of the memory of a dictionary.
-                    values = np.array([one.features.get(name) for name in FEATURES], np.float64)
-                    self.waiting[one.source.partition, one.source.offset] = LiveDecision(one, values)
-            return len(records)
-        return 0
-
-    def find(self, place: Place) -> LiveDecision | None:
-        """The decision about a transaction, read up to where it stands; None where there is none."""
-        while place not in self.waiting and self.pull():
-            pass
-        return self.waiting.pop(place, None)
 
 
 class _Row(NamedTuple):
@@ -138,6 +64,8 @@ class Comparison:
 
     compared: int = 0
     """Transactions that both decided."""
+    without_features: int = 0
+    """Those of ``compared`` whose live features are not on ``features``."""
     differences: list[Difference] = field(default_factory=list)
 
     @property
@@ -181,6 +109,7 @@ class Comparer:
     def pair(self, decisions: Decisions, row: int, live: LiveDecision) -> None:
         """Compare one decision with its live one."""
         self.comparison.compared += 1
+        self.comparison.without_features += live.features is None
         differs, features = _differences(decisions, row, live)
         if differs:
             self._note(decisions, row, live, self._cause(decisions, live, differs, features), differs)
@@ -243,7 +172,7 @@ class Comparer:
         for cause, name in ((LIGHTGBM, "lightgbm"), (RIVER, "river"), (POLICY, "policy")):
             if getattr(versions, name) != getattr(live.stated.versions, name):
                 return cause
-        return UNEXPLAINED
+        return NO_FEATURES if live.features is None else UNEXPLAINED
 
 
 _AHEAD: Final = 20_000
@@ -254,7 +183,7 @@ def _differences(decisions: Decisions, row: int, live: LiveDecision) -> tuple[li
     """(names of all that differs, to the last bit; the features among them)."""
     here = decisions.features[row]
     recorded, there = live
-    unequal = ~((here == there) | (np.isnan(here) & np.isnan(there)))
+    unequal = [] if there is None else ~((here == there) | (np.isnan(here) & np.isnan(there)))
     features = [FEATURES[column] for column in np.flatnonzero(unequal)]
     code = int(decisions.selection[row])
     started_s = int(decisions.case_start_us[row]) // US_PER_SECOND

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.records import Numbering
-from pipeline.engine.decision_messages import Batch, DecisionWriter
+from pipeline.engine.decision_messages import NOT_READ, Batch, DecisionWriter
 from pipeline.engine.decisions import Decided, Decisions
+from pipeline.engine.feature_blocks import encode_features
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.subjects import (
     AMOUNT,
@@ -37,31 +37,47 @@ from pipeline.features.catalogue import US_PER_SECOND
 from pipeline.sources import currency_decimals
 from schemas.codec import timestamp_us
 from schemas.money import RateTable
+from schemas.records import Output
 from schemas.topics import TRANSACTIONS
 
-NOT_READ: Final = -1
-"""In place of an offset in ``profiled``, which a backtest does not go through."""
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class DecisionMessages:
     """Decisions about transactions of topics whose records ``numbering`` names."""
 
-    def __init__(self, numbering: Numbering, merchant_partitions: int, rates: RateTable) -> None:
-        """``rates`` tells how many decimals the currencies have that it knows."""
+    def __init__(
+        self, numbering: Numbering, merchant_partitions: int, rates: RateTable, *, all_features: bool = False
+    ) -> None:
+        """Compile the writer.
+
+        Args:
+            numbering: Names of the records.
+            merchant_partitions: Partitions of ``profiled``.
+            rates: Table that has the decimals of currencies.
+            all_features: Whether every decision has its features, and not only selected ones.
+        """
         self.numbering, self._merchant_partitions = numbering, merchant_partitions
         self._digits = {code: rate.digits for code, rate in rates.currencies.items()}
-        self._writer = DecisionWriter(rates.base)
+        self._writer = DecisionWriter(rates.base, all_features=all_features)
 
-    def values(self, decisions: Decisions, now: datetime) -> Iterator[bytes]:
-        """The value of each decision, which is made ``now``.
+    def batch(self, decisions: Decisions, now: datetime) -> Batch:
+        """Return decisions as they are written, which are made ``now``.
 
         Times are in UTC and amounts have the currency's digits, whatever the producer wrote. ``log`` has the partition
         in which the merchant belongs, and `NOT_READ`.
         """
         outcome = Decided(*(getattr(decisions, name) for name in Decided._fields))
         subjects = self._subjects(decisions, timestamp_us(now))
-        return self._writer.decisions(Batch(subjects, decisions.features, outcome, decisions.models, now))
+        return Batch(subjects, decisions.features, outcome, decisions.models, now)
+
+    def values(self, batch: Batch) -> Iterator[bytes]:
+        """Write the value of each decision."""
+        return self._writer.decisions(batch)
+
+    def blocks(self, batch: Batch) -> list[Output]:
+        """Return the blocks of features, each with the partition of its cards."""
+        return encode_features(batch, self.numbering.partitions)
 
     def _subjects(self, decisions: Decisions, now_us: int) -> Subjects:
         taken, n = decisions.transactions, len(decisions)

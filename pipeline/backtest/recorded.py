@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.live import LiveDecision, LiveDecisions, Place
+from pipeline.backtest.joined import LiveDecision, LiveDecisions, Place
 from pipeline.backtest.records import Numbering
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, Span, TopicSource
 from pipeline.backtest.versions import ModelLibrary

@@ -60,7 +60,8 @@ def decide_as_recorded(
     options = request.card_options(partitions)
     source.refuse_lost(span, partitions)
     replayed = RecordedReplay(source, span, options, library, partial(count_judged, findings, source.settings))
-    live = live_decisions(source, span) if request.compare_live or not candidates else None
+    needs_live = request.compare_live or not candidates
+    live = live_decisions(source, span, features=request.compare_live) if needs_live else None
     comparer = comparer_with(live, source, span, request.order) if live is not None and request.compare_live else None
     models = next((one.models for one in candidates.values()), None)
     none = np.empty(0, np.int64)

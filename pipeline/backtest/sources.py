@@ -31,6 +31,7 @@ from pipeline.exports.files import origin_of, schema_of
 from pipeline.features.catalogue import LATENESS_US, US_PER_SECOND
 from pipeline.kafka.admin import reached
 from pipeline.kafka.clients import (
+    QUEUE_OF_BLOCKS,
     READ_BATCH,
     admin_client,
     first_offsets,
@@ -509,16 +510,28 @@ class TopicSource:
                 "backtest a file of that time"
             )
 
-    def read(self, topic: Topic, number: int, offsets: range, most: int | None = None) -> Iterator[list[Record]]:
-        """The committed records of some offsets of a partition; the first ``most``, where that is given."""
+    def read(
+        self, topic: Topic, number: int, offsets: range, *, most: int | None = None, batch: int = READ_BATCH
+    ) -> Iterator[list[Record]]:
+        """Yield the committed records of some offsets of a partition.
+
+        Args:
+            topic: The topic.
+            number: The partition.
+            offsets: Offsets to read.
+            most: Records after which to end.
+            batch: Records to yield at a time, at most.
+        """
         with closing(self._reader(topic, number, offsets.start)) as reader:
-            while records := reader.read_to(offsets.stop, most or READ_BATCH):
+            while records := reader.read_to(offsets.stop, most or batch):
                 yield records
                 if most is not None:
                     return
 
     def _reader(self, topic: Topic, number: int, start: int) -> RangeReader:
-        return RangeReader(self.bootstrap, self.settings, self.settings.topic(topic.name), number, start)
+        name = self.settings.topic(topic.name)
+        tuning = QUEUE_OF_BLOCKS if topic.holds_blocks else None
+        return RangeReader(self.bootstrap, self.settings, name, number, start, tuning=tuning)
 
 
 def columns_of(reader: RangeReader, end: int, arrivals: Arrivals) -> Iterator[RecordColumns]:

@@ -7,6 +7,7 @@ from typing import Final
 from pipeline.backtest.collected import Collected
 from pipeline.backtest.findings import Findings, Passed
 from pipeline.backtest.labelling import Labelling
+from pipeline.backtest.live import Comparison
 from pipeline.backtest.losses import refusal
 from pipeline.backtest.losses import warnings as warnings_of_losses
 from pipeline.backtest.order import Order
@@ -15,7 +16,7 @@ from pipeline.backtest.result import BacktestResult, Parameter, Variant
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, FileSource, Span, moment
 from pipeline.features.catalogue import REACH_US, US_PER_DAY
-from schemas.topics import DECISIONS, PROFILED, PROGRESS
+from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, PROGRESS
 
 _REFUSED: Final = refusal("transaction", "")
 
@@ -59,6 +60,7 @@ def warnings_of(request: Request, findings: Findings) -> list[str]:
                 f"{REACH_US / US_PER_DAY:g}: decisions of the first days see less than live ones"
             )
     found += warnings_of_losses(findings.counts, findings.worked_on)
+    found += warnings_of_comparison(findings.comparison)
     for name, budget in findings.budgets.items():
         if budget.days < request.validation_days:
             found.append(
@@ -66,6 +68,17 @@ def warnings_of(request: Request, findings: Findings) -> list[str]:
                 f"{request.validation_days:g}"
             )
     return found
+
+
+def warnings_of_comparison(comparison: Comparison | None) -> list[str]:
+    """Return a sentence if live decisions could not be compared in all that they depend on."""
+    if comparison is None or not comparison.without_features:
+        return []
+    return [
+        f"{comparison.without_features:,} of {comparison.compared:,} live decisions have no recorded features on "
+        f"{DECISION_FEATURES.name}: they were deleted, or cannot be read. The features of these decisions were not "
+        "compared; everything else was"
+    ]
 
 
 def warnings_of_short_history(first_us: int, span: Span, of: str = "") -> list[str]:

@@ -74,6 +74,8 @@ def _summary(one: Exported) -> str:
     if one.note is not None:
         return one.note
     text = f"{one.topic}: {one.records:,} records written to {one.directory}"
+    if one.rows != one.records:
+        text += f" as {one.rows:,} rows"
     if one.undecoded:
         text += f", {one.undecoded:,} of which could not be decoded and are kept as bytes"
     return text + (f"; {one.present:,} offsets were there already" if one.present else "")

@@ -1,22 +1,30 @@
 """``fraud-pipeline inspect``: show one record, and the rows of a block."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from typing import Final
 
 import click
 import msgspec
 
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.engine.block_messages import read_messages
-from pipeline.engine.blocks import BlockError, parse_block
+from pipeline.engine.blocks import PROFILED_LAYOUT, BlockError, Layout, parse_block
+from pipeline.engine.feature_blocks import LAYOUT as FEATURES_LAYOUT
+from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.kafka.clients import TopicError, admin_client, partition_numbers, read_batches
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE
+from schemas.messages import Message
 from schemas.records import Record
-from schemas.topics import PROFILED, TOPICS
+from schemas.topics import DECISION_FEATURES, PROFILED, TOPICS
 
+_FORMS: Final[dict[str, tuple[Layout, Callable[[bytes], Sequence[Message]]]]] = {
+    PROFILED.name: (PROFILED_LAYOUT, read_messages),
+    DECISION_FEATURES.name: (FEATURES_LAYOUT, read_feature_messages),
+}
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
@@ -54,9 +62,9 @@ def shown(record: Record, topic: str, row: int | None) -> Iterator[bytes]:
         NoSuchRecord: It has no such row, or it is neither a block nor JSON.
     """
     value = record.value or b""
-    if topic == PROFILED.name:
+    if topic in _FORMS:
         try:
-            yield from _block(record, value, row)
+            yield from _block(record, value, row, *_FORMS[topic])
         except BlockError as error:
             raise NoSuchRecord(f"The record cannot be shown as a block: {error}.") from error
         return
@@ -69,15 +77,17 @@ def shown(record: Record, topic: str, row: int | None) -> Iterator[bytes]:
     yield value
 
 
-def _block(record: Record, value: bytes, row: int | None) -> Iterator[bytes]:
-    block, messages = parse_block(value), read_messages(value)
+def _block(
+    record: Record, value: bytes, row: int | None, layout: Layout, read: Callable[[bytes], Sequence[Message]]
+) -> Iterator[bytes]:
+    block, messages = parse_block(value, layout), read(value)
     if row is not None and row >= len(messages):
         raise NoSuchRecord(f"The block has rows 0 to {len(messages) - 1}, and no row {row}.")
     if row is None:
         yield _encode(
             {
                 "rows": block.rows,
-                "transactions": len(block.features),
+                **({"transactions": len(block.features)} if layout.kinds else {}),
                 "kernel": block.kernel,
                 "bytes": len(value),
                 "written_at": datetime.fromtimestamp(record.timestamp_ms / 1_000, UTC),
@@ -97,7 +107,7 @@ def _block(record: Record, value: bytes, row: int | None) -> Iterator[bytes]:
 def command(*, topic: str, partition: int, offset: int, row: int | None) -> None:
     """Show the record at OFFSET of PARTITION of TOPIC (without prefix) as JSON.
 
-    A block of `profiled` is shown by its header and its rows, one a line, or by ROW alone.
+    A block of `profiled` or `features` is shown by its header and its rows, one a line, or by ROW alone.
     """
     settings = Settings()
     try:

@@ -9,6 +9,7 @@ import click
 
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.reprocess import reprocess
+from pipeline.backtest.written_runs import features_topic
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
 from pipeline.commands.progress import Bar, failure, interrupts
@@ -21,8 +22,15 @@ from pipeline.settings import Settings
 
 
 @click.command("reprocess")
-@click.option("--into", required=True, metavar="TOPIC", help="Topic to write to, without the prefix; made if missing.")
-@click.option("--replace", is_flag=True, help="Delete what another run has written there, once this one writes.")
+@click.option(
+    "--into",
+    required=True,
+    metavar="TOPIC",
+    help="Topic to write to, without the prefix; made if missing, as is TOPIC-features.",
+)
+@click.option(
+    "--replace", is_flag=True, help="Delete what another run has written to both topics, once this one writes."
+)
 @range_options
 @click.option(
     "--model",
@@ -38,9 +46,10 @@ def command(
     threshold: float | None,
     **shared: Unpack[SharedOptions],
 ) -> None:
-    """Decide a range of the topics again, as backtest does, into a topic of its own: never into decisions.
+    """Decide a range of the topics again, as backtest does, into topics of its own: never into decisions.
 
-    Its messages have the form of decisions, and headers that name the run. A run that ended early goes on when the same
+    TOPIC gets messages in the form of decisions, TOPIC-features the features of all of them in the form of features,
+    both with headers that name the run. A run that ended early goes on when the same
     command is given again. Durations: 90 (seconds), 30m, 12h, 7d. Ctrl-C ends early.
     """
     stop = threading.Event()
@@ -62,6 +71,7 @@ def command(
         click.echo(f"warning: {warning}", err=True)
     there = f", behind {done.present:,} that were there" if done.present else ""
     click.echo(f"{done.topic}: {done.written:,} decisions of run {done.run} written{there}")
+    click.echo(f"their features: {features_topic(done.topic)}")
     click.echo("the run is complete" if done.complete else "stopped before the end: the same command goes on from here")
     if not done.complete:
         sys.exit(INTERRUPTED)

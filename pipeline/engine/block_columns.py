@@ -27,11 +27,12 @@ REASONS: Final = (
     "a partition or an offset is below 0",
     "an amount is no number",
     "a feature is infinite",
+    "the name of a transaction, a card or a merchant is too long",
 )
 """Reasons to refuse a block, by their numbers; the first is none."""
 (
     _NONE, _NO_NAME, _EVENT_TIME, _AMOUNT_BASE, _INGESTED, _KNOWN_AT, _CASE_SEQUENCE, _UTC_OFFSET, _POSITION, _AMOUNT,
-    _FEATURE,
+    _FEATURE, _LONG_NAME,
 ) = range(len(REASONS))  # fmt: skip
 LARGEST: Final = 2**62
 """So that no sum of two times leaves 64 bits."""
@@ -110,6 +111,8 @@ def _fill(
                 originals[first + row, 0], originals[first + row, 1] = text_at + at, text_at + end
             if column <= blocks.MERCHANT and at == end:
                 reason = _NO_NAME
+            elif column <= blocks.MERCHANT and end - at > blocks.MOST_IDENTIFIER_BYTES:
+                reason = _LONG_NAME
             elif column == blocks.AMOUNT and codes[blocks.KIND, row] == _TRANSACTION and not is_number(text, at, end):
                 reason = _AMOUNT
             at = end

@@ -9,12 +9,37 @@ import numpy as np
 
 from pipeline.engine import blocks
 from pipeline.engine.accept import read_stated
-from pipeline.engine.blocks import KNOWN_NAMES, LABEL, TRANSACTION, Block, BlockError, Sources, pack_block, parse_block
+from pipeline.engine.blocks import (
+    KNOWN_NAMES,
+    LABEL,
+    TRANSACTION,
+    Block,
+    BlockError,
+    Sources,
+    is_block,
+    original_of,
+    pack_block,
+    parse_block,
+)
+from pipeline.engine.feature_blocks import LAYOUT as FEATURES_LAYOUT
+from pipeline.engine.feature_blocks import read_feature_messages
 from schemas.codec import timestamp_us
 from schemas.errors import UNREADABLE
 from schemas.messages import Profiled, ProfiledLabel, ProfiledTransaction, RecordPosition
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def row_value(value: bytes | None, row: int) -> bytes:
+    """Return what stands for a row of a block by itself: the producer's own bytes, or of ``features`` its message.
+
+    Raises:
+        BlockError: It is no block.
+        IndexError: There is no such row.
+    """
+    if is_block(value, FEATURES_LAYOUT):
+        return msgspec.json.encode(read_feature_messages(value)[row])
+    return original_of(value, row)
 
 
 def read_messages(value: bytes | None) -> list[Profiled]:

@@ -1,7 +1,7 @@
-"""Blocks: each record of ``profiled`` holds many rows of one partition as columns.
+"""Blocks: each record of ``profiled`` and of ``features`` holds many rows of one partition as columns.
 
 ``docs/wire-contract.md`` (blocks) describes the bytes. `parse_block` checks every length and both checksums before
-anything else looks at the columns; `pipeline.engine.profiled` checks the values.
+anything else looks at the columns; `pipeline.engine.profiled` and `pipeline.engine.feature_blocks` check the values.
 """
 
 import struct
@@ -19,6 +19,8 @@ TRANSACTION, LABEL = range(2)
 MOST_ROWS: Final = 512
 MOST_BYTES: Final = 256 * 1024
 """A block is cut before it exceeds one of these; a single row may be larger."""
+MOST_IDENTIFIER_BYTES: Final = 4 * 256
+"""An identifier of a producer has 256 characters at most."""
 
 WIDE: Final = (
     "event_time_us", "amount_base_minor", "case_sequence", "ingested_at_us", "input_offset", "known_at_us",
@@ -39,7 +41,6 @@ KIND, COUNTS, KNOWN, RATES, INPUT_TOPIC = range(len(CODES))
 KNOWN_NAMES: Final = ("legitimate", "fraud", "none")
 """What a label may say from ``known_at_us`` on, by its code; the merchants' windows have the same codes."""
 
-_MAGIC: Final = b"FPBK"
 _FORMAT: Final = 1
 _JSON: Final = b'{"kind":"'
 _JSON_HINT: Final = (
@@ -54,14 +55,38 @@ _COUNTS: Final = struct.Struct("<IIHHI")
 """Transactions, bytes of text, bytes of the kernel's version, names, bytes of all names."""
 _ALIGNMENT: Final = 8
 _SOURCE_BYTES: Final = 8 + 4 + 1
-ROW_BYTES: Final = _SOURCE_BYTES + 8 * len(WIDE) + 4 * (len(NARROW) + len(TEXTS)) + len(CODES)
-"""Bytes of a row besides its texts and features."""
 FEATURE_BYTES: Final = 8
 _CONTINUATION: Final = 0b1000_0000
 _TOP_BITS: Final = 0b1100_0000
 _MOST_SHOWN: Final = 20
 """Ranges of source offsets that an error names."""
+_MOST_NAME: Final = 64
+"""Bytes of a topic's name that an error repeats."""
 _checksum: Final = xxhash.xxh3_64_intdigest
+
+
+class Layout(NamedTuple):
+    """Columns of one kind of block."""
+
+    magic: bytes
+    wide: tuple[str, ...]
+    narrow: tuple[str, ...]
+    texts: tuple[str, ...]
+    codes: tuple[str, ...]
+    choices: tuple[int, ...] = ()
+    """How many values the first columns of codes have; the columns behind them hold numbers of names."""
+    kinds: bool = False
+    """Whether the first code is the kind of the row, and rows of kind `TRANSACTION` alone have features."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row besides its texts and features."""
+        return _SOURCE_BYTES + 8 * len(self.wide) + 4 * (len(self.narrow) + len(self.texts)) + len(self.codes)
+
+
+PROFILED_LAYOUT: Final = Layout(b"FPBK", WIDE, NARROW, TEXTS, CODES, (LABEL + 1, 2, len(KNOWN_NAMES)), kinds=True)
+FEATURES_MAGIC: Final = b"FPFB"
+_MAGICS: Final = (PROFILED_LAYOUT.magic, FEATURES_MAGIC)
 
 
 class BlockError(ValueError):
@@ -69,14 +94,14 @@ class BlockError(ValueError):
 
 
 class Sources(NamedTuple):
-    """Positions of the producers' records of n rows."""
+    """Positions of the records that n rows are of: those of producers on ``profiled``, rows of that on ``features``."""
 
     offset: NDArray[np.int64]
     partition: NDArray[np.int32]
     topic: NDArray[np.uint8]
     """Number of the topic's name."""
 
-    def take(self, rows: slice) -> "Sources":
+    def take(self, rows: slice | NDArray[np.intp]) -> "Sources":
         """Return some rows."""
         return Sources(self.offset[rows], self.partition[rows], self.topic[rows])
 
@@ -87,39 +112,45 @@ class Sources(NamedTuple):
         >>> Sources(*numbers).text([b"transactions"])
         'transactions partition 0 offsets 4-5, 9'
         """
-        rows = sorted(zip(*(column.tolist() for column in (self.topic, self.partition, self.offset)), strict=True))
-        parts, shown = [], 0
+        rows = sorted({*zip(*(column.tolist() for column in (self.topic, self.partition, self.offset)), strict=True)})
+        parts: list[str] = []
+        shown = 0
         for (topic, partition), of in groupby(rows, lambda row: row[:2]):
+            if shown >= _MOST_SHOWN:
+                parts.append("...")
+                break
             offsets = [offset for *_, offset in of]
             starts = [0, *(i for i, (one, next_one) in enumerate(pairwise(offsets), 1) if next_one > one + 1)]
             ranges = [(offsets[a], offsets[b - 1]) for a, b in pairwise([*starts, len(offsets)])]
-            listed = [f"{a}" if a == b else f"{a}-{b}" for a, b in ranges[: max(_MOST_SHOWN - shown, 0)]]
+            listed = [f"{a}" if a == b else f"{a}-{b}" for a, b in ranges[: _MOST_SHOWN - shown]]
             listed += ["..."] if len(listed) < len(ranges) else []
-            parts.append(f"{names[topic].decode()} partition {partition} offsets {', '.join(listed)}")
+            name = names[topic][:_MOST_NAME].decode(errors="replace")
+            parts.append(f"{name} partition {partition} offsets {', '.join(listed)}")
             shown += len(ranges)
         return "; ".join(parts)
 
 
 class Block(NamedTuple):
-    """Columns of n rows, t of them transactions; what concerns the other kind alone is 0 or empty."""
+    """Columns of n rows, t of them with features; what concerns the other kind alone is 0 or empty."""
 
     kernel: str
     """The kernel version that computed the features."""
     names: Sequence[bytes]
-    """Topics and rate tables, which the rows name by number."""
+    """Topics, versions and the like, which the rows name by number."""
     sources: Sources
     wide: NDArray[np.int64]
-    """Shape (len(WIDE), n)."""
+    """Shape (len(layout.wide), n)."""
     features: NDArray[np.float64]
-    """Shape (t, k): `pipeline.features.catalogue.CARD_FEATURES` of that kernel, NaN for no value."""
+    """Shape (t, k), NaN for no value; on ``profiled`` `pipeline.features.catalogue.CARD_FEATURES` of that kernel."""
     narrow: NDArray[np.int32]
-    """Shape (len(NARROW), n)."""
+    """Shape (len(layout.narrow), n)."""
     lengths: NDArray[np.int32]
-    """Shape (len(TEXTS), n): bytes of each text."""
+    """Shape (len(layout.texts), n): bytes of each text."""
     codes: NDArray[np.uint8]
-    """Shape (len(CODES), n)."""
+    """Shape (len(layout.codes), n)."""
     text: bytes
     """UTF-8 of all texts, column by column."""
+    layout: Layout = PROFILED_LAYOUT
 
     @property
     def rows(self) -> int:
@@ -156,43 +187,54 @@ def pack_block(block: Block) -> bytes:
         )
     )
     features = block.features.shape[1]
-    prefix = _PREFIX.pack(_MAGIC, _FORMAT, features, block.rows, len(head), _checksum(body), 0)[:_SUMMED_BYTES]
+    magic = block.layout.magic
+    prefix = _PREFIX.pack(magic, _FORMAT, features, block.rows, len(head), _checksum(body), 0)[:_SUMMED_BYTES]
     return b"".join((prefix, _checksum(prefix + head).to_bytes(8, "little"), head, body))
 
 
 def original_of(value: bytes | None, row: int) -> bytes:
-    """Return the producer's own bytes of a row. Raises `BlockError`, or IndexError where there is no such row."""
+    """Return the producer's own bytes of a row of ``profiled``.
+
+    Raises:
+        BlockError: It is no block.
+        IndexError: There is no such row.
+    """
     block = parse_block(value)
     end = int(block.ends()[ORIGINAL, row])
     return block.text[end - int(block.lengths[ORIGINAL, row]) : end]
 
 
 def row_count(value: bytes | None) -> int:
-    """Return how many rows a record says it holds; 1 for what is no block."""
-    if value is None or len(value) < _PREFIX.size or not value.startswith(_MAGIC):
+    """Return how many rows a record says it holds, as many as a block may hold at most; 1 for what is no block."""
+    if value is None or len(value) < _PREFIX.size or not value.startswith(_MAGICS):
         return 1
-    return max(int(_PREFIX.unpack_from(value)[3]), 1)
+    return min(max(int(_PREFIX.unpack_from(value)[3]), 1), MOST_ROWS)
 
 
-def parse_block(value: bytes | None) -> Block:
-    """Return the columns of a record of ``profiled``.
+def is_block(value: bytes | None, layout: Layout) -> bool:
+    """Return whether a record says that it is a block of ``layout``."""
+    return value is not None and value.startswith(layout.magic)
+
+
+def parse_block(value: bytes | None, layout: Layout = PROFILED_LAYOUT) -> Block:
+    """Return the columns of a record that is a block of ``layout``.
 
     Raises:
-        BlockError: It is no block of this format, it is damaged, or its parts do not fit together.
+        BlockError: It is no such block, it is damaged, or its parts do not fit together.
     """
-    if value is None or len(value) < _PREFIX.size or not value.startswith(_MAGIC):
+    if value is None or len(value) < _PREFIX.size or not value.startswith(layout.magic):
         hint = _JSON_HINT if value is not None and value.startswith(_JSON) else ""
         raise BlockError(f"it is no block of rows{hint}")
     _, form, *_ = _PREFIX.unpack_from(value)
     if (parse := _READERS.get(form)) is None:
         raise BlockError(f"it is a block of format {form}, and this release reads format {_FORMAT}")
-    return parse(value)
+    return parse(value, layout)
 
 
-def _parse_1(value: bytes) -> Block:
+def _parse_1(value: bytes, layout: Layout) -> Block:
     head = _parse_head(value)
     try:
-        return _parse_body(value, head)
+        return _parse_body(value, head, layout)
     except BlockError as error:
         raise BlockError(f"{error} (rows of {head.sources.text(head.names)})") from error
 
@@ -243,7 +285,9 @@ def _parse_head(value: bytes) -> _Head:
         raise BlockError("its head is too short")
     transactions, text_bytes, kernel_bytes, name_count, name_bytes = _COUNTS.unpack_from(head)
     used = _COUNTS.size + rows * _SOURCE_BYTES + 2 * name_count + kernel_bytes + name_bytes
-    if not rows > 0 or transactions > rows or used + -used % _ALIGNMENT != head_bytes:
+    if not 0 < rows <= MOST_ROWS:
+        raise BlockError(f"it says that it has {rows} rows, and a block has 1 to {MOST_ROWS}")
+    if transactions > rows or used + -used % _ALIGNMENT != head_bytes:
         raise BlockError("the parts of its head do not fit together")
     cursor = _Cursor(value, _PREFIX.size + _COUNTS.size)
     sources = Sources(*(cursor.array(dtype, rows) for dtype in _SOURCE_TYPES))
@@ -261,29 +305,30 @@ def _parse_head(value: bytes) -> _Head:
     return _Head(rows, transactions, features, text_bytes, version, names, sources, body_start, body_checksum)
 
 
-def _parse_body(value: bytes, head: _Head) -> Block:
+def _parse_body(value: bytes, head: _Head, layout: Layout) -> Block:
     n = head.rows
-    size = (ROW_BYTES - _SOURCE_BYTES) * n + FEATURE_BYTES * head.features * head.transactions + head.text_bytes
+    size = (layout.row_bytes - _SOURCE_BYTES) * n + FEATURE_BYTES * head.features * head.transactions + head.text_bytes
     if len(value) - head.body_start != size:
         raise BlockError("it is shorter or longer than its head says")
     if _checksum(memoryview(value)[head.body_start :]) != head.body_checksum:
         raise BlockError("the checksum of its body is wrong")
     cursor = _Cursor(value, head.body_start)
-    wide = cursor.array("<i8", len(WIDE), n)
+    wide = cursor.array("<i8", len(layout.wide), n)
     features = cursor.array("<f8", head.transactions, head.features)
-    narrow = cursor.array("<i4", len(NARROW), n)
-    lengths = cursor.array("<i4", len(TEXTS), n)
-    codes = cursor.array(np.uint8, len(CODES), n)
+    narrow = cursor.array("<i4", len(layout.narrow), n)
+    lengths = cursor.array("<i4", len(layout.texts), n)
+    codes = cursor.array(np.uint8, len(layout.codes), n)
     text = cursor.bytes(head.text_bytes)
     if int(lengths.min()) < 0 or int(lengths.sum(dtype=np.int64)) != head.text_bytes:
         raise BlockError("the lengths of its texts do not fit together")
-    if int(codes[KIND].max()) > LABEL or np.count_nonzero(codes[KIND] == TRANSACTION) != head.transactions:
+    with_features = np.count_nonzero(codes[KIND] == TRANSACTION) if layout.kinds else n
+    if head.transactions != with_features or (layout.kinds and int(codes[KIND].max()) > LABEL):
         raise BlockError("its rows are of other kinds than its head says")
-    if int(codes[COUNTS].max()) > 1 or int(codes[KNOWN].max()) >= len(KNOWN_NAMES):
+    if any(int(codes[column].max()) >= values for column, values in enumerate(layout.choices)):
         raise BlockError("a row has a code that means nothing")
-    if int(codes[RATES:].max()) >= len(head.names):
+    if int(codes[len(layout.choices) :].max()) >= len(head.names):
         raise BlockError("a row has the number of a name that is not there")
-    block = Block(head.kernel, head.names, head.sources, wide, features, narrow, lengths, codes, text)
+    block = Block(head.kernel, head.names, head.sources, wide, features, narrow, lengths, codes, text, layout)
     _check_text(block)
     return block
 

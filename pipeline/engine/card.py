@@ -9,41 +9,26 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.accept import accept_transactions, record_columns
-from pipeline.engine.accepted_labels import LabelOptions, accept, read_accepted
-from pipeline.engine.columns import Transactions, content_keys, digest_keys, name_keys, text_values
-from pipeline.engine.forwarding import Batch, NotForwarded, forward, origin
-from pipeline.engine.joins import (
-    COUNTS,
-    NO_TRANSACTION,
-    REPEAT_DIFFERS,
-    SAME,
-    Clock,
-    Horizons,
-    contradicts,
-    not_joined,
-)
+from pipeline.engine.accepted_labels import LabelOptions, accept
+from pipeline.engine.card_batch import CardKeys, process_together
+from pipeline.engine.columns import Transactions
+from pipeline.engine.joins import Clock, Horizons
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
-from pipeline.engine.pending import LabelBatch, StorePending
-from pipeline.engine.placement import partition_of, partitions_of
-from pipeline.engine.profiled_blocks import RowColumns, encode_blocks, following_labels, profiled_columns
+from pipeline.engine.pending import StorePending
+from pipeline.engine.placement import partition_of
 from pipeline.engine.profiling import Arrivals, CardJoin, Joined
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump, Store, state_digest
 from pipeline.engine.transaction_index import IndexState, StoreIndex
 from pipeline.engine.waiting import WaitingRoom, WaitingState
-from pipeline.features.catalogue import CARD_FEATURES
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows
 from schemas.messages import CardRules, Label, Transaction
 from schemas.money import RateTable
 from schemas.records import Record
-from schemas.topics import ACCEPTED_LABELS, LABELS, REROUTED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, LABELS, TRANSACTIONS
 
-NO_PROFILE: Final = CardProfile(np.empty((0, len(CARD_FEATURES))), np.empty(0, np.int64), np.empty(0, np.int64))
 _encode = msgspec.json.Encoder(decimal_format="number").encode
-_OFFSETS: Final = 1 << 48
-"""More offsets than a partition has."""
 
 
 class CardOptions(NamedTuple):
@@ -102,13 +87,9 @@ class CardPartition:
 
         Raises `OtherLayout` where another release has made the dump.
         """
-        # Those in force, and those of the batch that is being worked on.
-        self._options = self._rules = options
+        self._options = options
         self._store = store
         self._windows = CardWindows(storage)
-        self._transactions, self._labels, self._rerouted, self._accepted = (
-            options.topic_prefix + topic.name for topic in (TRANSACTIONS, LABELS, REROUTED, ACCEPTED_LABELS)
-        )
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
@@ -132,43 +113,32 @@ class CardPartition:
         Returns:
             What is to be written, and counts.
         """
-        result, columns = self.work(records, now, options)
-        result.outputs += encode_blocks([] if columns is None else [columns])
-        return result
+        return process_together([(self, records)], now, self._options if options is None else options)
 
-    def work(
-        self, records: Sequence[Record], now: datetime | None, options: CardOptions | None = None
-    ) -> tuple[Result, RowColumns | None]:
-        """As `process`, with what is for ``profiled`` as columns: blocks hold rows of several partitions of cards."""
-        self._rules = self._options if options is None else options
-        result = Result()
-        bought = self._bought(records, result)
-        transactions = self._take_transactions(bought, result)
-        labels = self._take_labels([record for record in records if record.topic == self._accepted], result)
-        n, m = len(transactions), len(labels.labels)
-        horizons = Horizons(self._rules.dedup_horizon_us, self._rules.label_horizon_us)
-        arrivals = Arrivals(
-            digest_keys(transactions.card_id, transactions.transaction_id),
-            transactions.event_time_us,
-            np.arange(n),
-            content_keys(transactions),
-            _sources(bought, transactions.row),
-            text_values(transactions.merchant_id),
-            labels,
-            np.arange(n, n + m),
-        )
-        joined = self._join.join(horizons, arrivals)
-        self._join.forget(forgotten_with(len(records)))
-        accepted = int(np.count_nonzero(joined.accepted))
-        self._refuse_contradictions(joined, transactions, bought, result)
-        _count(joined, accepted, result)
-        taken = transactions if accepted == n else transactions.take(joined.accepted)
-        profile = self._profile(taken) if accepted else None
-        self._give_up(joined.given_up, result)
-        if now is None:
-            result.outputs.clear()
-            return result, None
-        return result, self._columns(taken, profile, bought, joined, now)
+    def join(self, given: Arrivals[list[bytes]], options: CardOptions, records: int) -> Joined[list[bytes]]:
+        """Let transactions and labels enter the state.
+
+        Args:
+            given: Transactions and labels.
+            options: Those of the batch.
+            records: Records of the batch, refused ones included: forgetting keeps step with them.
+        """
+        joined = self._join.join(Horizons(options.dedup_horizon_us, options.label_horizon_us), given)
+        self._join.forget(forgotten_with(records))
+        return joined
+
+    def profile(self, keys: CardKeys, rows: NDArray[np.intp], of: Transactions) -> CardProfile:
+        """Let accepted transactions enter the windows.
+
+        Args:
+            keys: Those of ``of``.
+            rows: Shape (m,), the transactions among ``of``.
+            of: Transactions of all partitions.
+        """
+        return self._windows.profile(
+            keys.card[rows], keys.merchant[rows], of.event_time_us[rows], of.amount_base_minor[rows], of.counts[rows],
+            of.hour[rows], of.weekday[rows],
+        )  # fmt: skip
 
     def settle(self) -> None:
         """Commit the batch."""
@@ -199,99 +169,6 @@ class CardPartition:
         self._windows.close()
         self._store.close()
 
-    def _bought(self, records: Sequence[Record], result: Result) -> Batch:
-        """Return the transactions of a batch, those that were rerouted as they lay."""
-        reads = [record for record in records if record.topic != self._accepted]
-        if all(record.topic == self._transactions for record in reads):
-            return Batch(reads, reads)
-        found = Batch([], [])
-        for read in reads:
-            record = read
-            if read.topic == self._rerouted:
-                try:
-                    record, _ = origin(read, REROUTED, self._transactions)
-                except NotForwarded as error:
-                    result.dead_letter(read, "card", "rerouted_headers", str(error))
-                    continue
-            found.records.append(record)
-            found.reads.append(read)
-        return found
-
-    def _take_transactions(self, batch: Batch, result: Result) -> Transactions:
-        """Accept transactions; ``row`` is a record's number in ``batch``."""
-        rules = self._rules
-        values, arrived_us = record_columns(batch.records)
-        rows, rejects = accept_transactions(values, arrived_us, rules.rates, rules.future_tolerance_us, stated=True)
-        for reject in rejects:
-            result.dead_letter(batch.records[reject.row], "card", reject.code, reject.text)
-        staying = self._staying(rows, batch, result)
-        return rows if staying is None else rows.take(staying)
-
-    def _take_labels(self, records: Sequence[Record], result: Result) -> LabelBatch:
-        """Read accepted labels."""
-        labels, originals, refused = read_accepted(records, self._labels)
-        for record, error in refused:
-            result.unreadable(record, "card", error)
-        return LabelBatch.of(labels, originals)
-
-    def _staying(self, rows: Transactions, batch: Batch, result: Result) -> NDArray[np.bool_] | None:
-        """Reroute the rows whose cards are not this partition's; shape (n,), which are its own, or None for all."""
-        if self._rules.partitions == 1 or not len(rows):
-            return None
-        homes = partitions_of(rows.card_id, self._rules.partitions)
-        staying: NDArray[np.bool_] = homes == batch.reads[0].partition
-        if staying.all():
-            return None
-        for row in np.flatnonzero(~staying).tolist():
-            number = int(rows.row[row])
-            result.outputs.append(forward(batch.records[number], REROUTED, rows.card_id[row].as_py(), int(homes[row])))
-            result.counts["rerouted", batch.reads[number].topic.removeprefix(self._rules.topic_prefix)] += 1
-        return staying
-
-    def _refuse_contradictions(
-        self, joined: Joined[list[bytes]], transactions: Transactions, batch: Batch, result: Result
-    ) -> None:
-        """Refuse repeats that say something else than the transaction that was accepted."""
-        for row in np.flatnonzero(joined.differs != SAME).tolist():
-            text = contradicts(transactions.transaction_id[row].as_py(), transactions.card_id[row].as_py())
-            first = divmod(int(joined.differs[row]), _OFFSETS)
-            record = batch.records[int(transactions.row[row])]
-            result.dead_letter(record, "card", REPEAT_DIFFERS, text, first=first)
-
-    def _profile(self, taken: Transactions) -> CardProfile:
-        return self._windows.profile(
-            name_keys(taken.card_id), name_keys(taken.merchant_id), taken.event_time_us, taken.amount_base_minor,
-            taken.counts, taken.hour, taken.weekday,
-        )  # fmt: skip
-
-    def _columns(
-        self, taken: Transactions, profile: CardProfile | None, batch: Batch, joined: Joined[list[bytes]], now: datetime
-    ) -> RowColumns | None:
-        """Accepted transactions, which say where they lay in ``batch``, and the labels that follow them."""
-        labels = following_labels(joined, len(taken))
-        if profile is None and labels is None:
-            return None
-        rules = self._rules
-        return profiled_columns(
-            taken,
-            NO_PROFILE if profile is None else profile,
-            batch,
-            labels,
-            rules.merchant_partitions,
-            rules.rates.version,
-            now,
-        )
-
-    def _give_up(self, batch: LabelBatch, result: Result) -> None:
-        """Refuse labels that have waited in vain."""
-        if not batch.records:
-            return
-        labels = batch.labels
-        rows = zip(batch.records, labels.transaction_id.to_pylist(), labels.card_id.to_pylist(), strict=True)
-        for record, transaction_id, card_id in rows:
-            why = not_joined(transaction_id, card_id, self._rules.label_horizon_us)
-            result.dead_letter(record, "card", NO_TRANSACTION, why)
-
 
 def compile_kernels(options: CardOptions) -> None:
     """Compile what a batch needs, or load it from Numba's cache, so that the first batch does not wait for it.
@@ -320,19 +197,3 @@ def compile_kernels(options: CardOptions) -> None:
         partition.settle()
     finally:
         partition.close()
-
-
-def _sources(batch: Batch, row: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return partition and offset of n records as one number; shape (n,)."""
-    records = [batch.records[number] for number in row.tolist()]
-    return np.array([record.partition * _OFFSETS + record.offset for record in records], np.int64)
-
-
-def _count(joined: Joined[list[bytes]], accepted: int, result: Result) -> None:
-    repeats = len(joined.accepted) - accepted - int(np.count_nonzero(joined.differs != SAME))
-    if accepted:
-        result.counts["accepted", ""] += accepted
-    if repeats:
-        result.counts["duplicate", ""] += repeats
-    for outcome in np.flatnonzero(joined.counts).tolist():
-        result.counts["label", COUNTS[outcome]] += int(joined.counts[outcome])

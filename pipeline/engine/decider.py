@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.engine.decision_messages import Batch, DecisionWriter
 from pipeline.engine.decisions import SELECTIONS, decided
+from pipeline.engine.feature_blocks import encode_features
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.profiled import compile_reader, read_rows
 from pipeline.engine.results import Result
@@ -20,8 +21,16 @@ from schemas.topics import ALERTS, DECISIONS
 class Decider:
     """Holds nothing of a partition: what it decides depends on a transaction's features and on the models alone."""
 
-    def __init__(self, base_currency: str) -> None:
-        self._writer = DecisionWriter(base_currency)
+    def __init__(self, base_currency: str, card_partitions: int, *, all_features: bool = False) -> None:
+        """Compile what is needed.
+
+        Args:
+            base_currency: Currency of ``amount_base``.
+            card_partitions: Number of partitions of ``decisions`` and ``features``.
+            all_features: Whether every decision has its features, and not only selected ones.
+        """
+        self._writer = DecisionWriter(base_currency, all_features=all_features)
+        self._card_partitions = card_partitions
         # Compiled here, not while the first batch waits.
         compile_reader()
 
@@ -30,8 +39,8 @@ class Decider:
     ) -> Result:
         """Decide every transaction among the records of each partition, in offset order; all enter the states.
 
-        Partitions are read, scored and written together: most of what a small batch takes is taken by a call, whatever
-        it is called for. Raises as `ScorePartition.profile`.
+        The cost of a small batch is mostly per call, so that each call serves all partitions. Raises as
+        `ScorePartition.profile`.
         """
         result = Result()
         states, of = [], []
@@ -58,6 +67,7 @@ class Decider:
         result.outputs += [
             Output(DECISIONS, key, value) for key, value in zip(keys, self._writer.decisions(batch), strict=True)
         ]
+        result.outputs += encode_features(batch, self._card_partitions)
         result.latencies_s += ((timestamp_us(batch.now) - subjects.wholes[INGESTED_US]) / 1_000_000).tolist()
         alerted = np.flatnonzero(selection >= 0)
         result.counts["decision", "alert"] += len(alerted)

@@ -64,6 +64,8 @@ _AMOUNT_BASE, _SCORE, _LIGHTGBM, _RIVER, _LOGIT, _PROBABILITY = range(len(_NUMBE
 _MODEL_SCORES: Final = {"lightgbm": number(_LIGHTGBM), "river": number(_RIVER)}
 _SOURCE: Final = {"topic": text(SOURCE), "partition": whole(SOURCE_PARTITION), "offset": whole(SOURCE_OFFSET)}
 _LOG: Final = {"partition": whole(LOG_PARTITION), "offset": whole(LOG_OFFSET), "row": whole(LOG_ROW)}
+NOT_READ: Final = -1
+"""In place of an offset in ``profiled`` of a decision that a program made of history."""
 DECISION: Final[Shape] = {
     "schema_version": b"1",
     "transaction_id": text(ID),
@@ -91,6 +93,7 @@ DECISION: Final[Shape] = {
     "ingested_at": timestamp(INGESTED_US),
     "decided_at": same(_NOW),
 }
+_SLIM_DECISION: Final[Shape] = {name: value for name, value in DECISION.items() if name != "features"}
 _ALERT_ID, _REASONS = len(TEXTS), len(TEXTS) + 1
 _SEVERITY: Final = len(_NUMBERS)
 ALERT: Final[Shape] = {
@@ -132,20 +135,40 @@ class Batch(NamedTuple):
 class DecisionWriter:
     """Writes decisions and alerts."""
 
-    def __init__(self, base_currency: str) -> None:
-        self._base_currency = base_currency
-        self._decisions, self._alerts = RowWriter(DECISION), RowWriter(ALERT)
+    def __init__(self, base_currency: str, *, all_features: bool = False) -> None:
+        """Compile the writers.
+
+        Args:
+            base_currency: Currency of ``amount_base``.
+            all_features: Whether every decision has its features, and not only selected ones.
+        """
+        self._base_currency, self._all_features = base_currency, all_features
+        self._decisions, self._slim, self._alerts = RowWriter(DECISION), RowWriter(_SLIM_DECISION), RowWriter(ALERT)
         self._models: ActiveModels | None = None
         self._encoded: dict[bytes, bytes] = {}
         """Versions that decisions of the same models name, by rate table."""
 
     def decisions(self, batch: Batch) -> Iterator[bytes]:
-        """Write the value of each decision."""
-        subjects, numbers = batch.subjects, _numbers(batch, len(FEATURES))
-        numbers[:, len(_NUMBERS) :] = batch.features
-        return self._decisions.write(
-            Rows(subjects.text, subjects.spans, subjects.wholes, numbers, self._constants(batch))
+        """Write the value of each decision, with its features where it is selected."""
+        selected = batch.decided.selection >= 0
+        if self._all_features or selected.all():
+            return self._with_features(batch)
+        slim = self._slim.write(self._rows(batch, _numbers(batch, 0)))
+        if not selected.any():
+            return slim
+        full = self._with_features(batch.take(np.flatnonzero(selected)))
+        return (
+            next(full) if has_features else value for value, has_features in zip(slim, selected.tolist(), strict=True)
         )
+
+    def _with_features(self, batch: Batch) -> Iterator[bytes]:
+        numbers = _numbers(batch, len(FEATURES))
+        numbers[:, len(_NUMBERS) :] = batch.features
+        return self._decisions.write(self._rows(batch, numbers))
+
+    def _rows(self, batch: Batch, numbers: NDArray[np.float64]) -> Rows:
+        subjects = batch.subjects
+        return Rows(subjects.text, subjects.spans, subjects.wholes, numbers, self._constants(batch))
 
     def alerts(self, batch: Batch) -> Iterator[bytes]:
         """Write an alert for each row, all of which raise one. Takes some hundred microseconds a row."""

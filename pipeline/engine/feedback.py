@@ -1,4 +1,4 @@
-"""State handler of the feedback agent: records of decisions and labels in, training examples out."""
+"""State handler of the feedback agent: features of decisions and labels in, training examples out."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -7,8 +7,10 @@ from typing import Final, NamedTuple, Self
 import msgspec
 
 from pipeline.engine.accepted_labels import read_accepted
-from pipeline.engine.decision_records import DecisionReader, DecisionRecord, Kept, read_decision, unpack_decision
+from pipeline.engine.blocks import BlockError, row_count
+from pipeline.engine.decision_records import DecisionRecord, pack_records, unpack_record
 from pipeline.engine.decision_store import DecisionState, DecisionStore
+from pipeline.engine.feature_blocks import EVENT_US, read_features
 from pipeline.engine.feedback_kernel import (
     NO_LABELS,
     DecidedRows,
@@ -22,10 +24,9 @@ from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments, SavedSegments, SegmentsState
 from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.waiting import WaitingRoom, WaitingState
-from schemas.errors import UNREADABLE
 from schemas.messages import Example, FeedbackRules
 from schemas.records import Output, Record
-from schemas.topics import DECISIONS, EXAMPLES, LABELS
+from schemas.topics import DECISION_FEATURES, EXAMPLES, LABELS
 
 _encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -62,7 +63,7 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Values)
 
 
 class FeedbackPartition:
-    """State of one partition of ``decisions`` and of the same partition of ``accepted-labels``."""
+    """State of one partition of ``features`` and of the same partition of ``accepted-labels``."""
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class FeedbackPartition:
         """
         self._options = options
         self._store = store
-        self._decisions = options.topic_prefix + DECISIONS.name
+        self._features = options.topic_prefix + DECISION_FEATURES.name
         self._labels = options.topic_prefix + LABELS.name
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
@@ -96,23 +97,22 @@ class FeedbackPartition:
         self._waiting = WaitingRoom(store, values.waiting if values else None)
         progress = (values.newest_us, values.first_day) if values else (0, 0)
         self._kernel = FeedbackKernel(self._served, self._waiting, *progress)
-        self._reader = DecisionReader()
 
     def process(
         self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
     ) -> Result:
         """File decisions, join labels, and presume what has matured; examples are the outputs.
 
-        ``records`` are one partition's, of ``accepted-labels`` and ``decisions``, each in offset order; decisions come
+        ``records`` are one partition's, of ``accepted-labels`` and ``features``, each in offset order; decisions come
         before labels, whatever the order. ``now`` None only updates the state (a restore) and emits nothing.
         ``options``, if given, take the place of the kernel's own for this batch: a restore hands over those under which
         it was judged live.
         """
         rules = (self._options if options is None else options).rules
         result = Result()
-        decided = self._read_decisions([record for record in records if record.topic == self._decisions], result)
-        joined = self._read_labels([record for record in records if record.topic != self._decisions], result)
-        emitted = self._kernel.process(rules, decided, joined, len(records))
+        decided = self._read_decisions([record for record in records if record.topic == self._features], result)
+        joined = self._read_labels([record for record in records if record.topic != self._features], result)
+        emitted = self._kernel.process(rules, decided, joined, sum(row_count(record.value) for record in records))
         result.counts += self._kernel.take_counts()
         if now is not None and emitted:
             self._write(emitted, result)
@@ -149,19 +149,22 @@ class FeedbackPartition:
         self._store.close()
 
     def _read_decisions(self, records: Sequence[Record], result: Result) -> DecidedRows:
-        decisions: list[DecisionRecord] = []
-        for record, found in zip(records, self._reader.read([record.value for record in records]), strict=True):
+        transactions: list[str] = []
+        cards: list[str] = []
+        event_time_us: list[int] = []
+        packed: list[bytes] = []
+        for record in records:
             try:
-                decisions.append(found or read_decision(record.value or b""))
-            except (*UNREADABLE, ValueError) as error:
+                rows = read_features(record)
+            except BlockError as error:
                 result.unreadable(record, "feedback", error)
-        identities = Identities.of([one.card_id for one in decisions], [one.transaction_id for one in decisions])
-        return DecidedRows(
-            identities,
-            [one.event_time_us for one in decisions],
-            [0] * len(decisions),
-            [one.packed for one in decisions],
-        )
+                continue
+            texts = rows.texts()
+            transactions += [text.decode() for text in texts[0]]
+            cards += [text.decode() for text in texts[1]]
+            event_time_us += rows.block.wide[EVENT_US, rows.rows].tolist()
+            packed += pack_records(rows, texts)
+        return DecidedRows(Identities.of(cards, transactions), event_time_us, [0] * len(packed), packed)
 
     def _read_labels(self, records: Sequence[Record], result: Result) -> JoinedRows:
         """Read accepted labels; the card agent reads the same topic and refuses what is left out here."""
@@ -173,17 +176,11 @@ class FeedbackPartition:
     def _write(self, emitted: Sequence[Emitted], result: Result) -> None:
         packed = self._segments.read([one.entry for one in emitted])
         for one, decision in zip(emitted, packed, strict=True):
-            try:
-                found = example(one, unpack_decision(decision or b""))
-            except (*UNREADABLE, ValueError):
-                # A decision that no score agent wrote; which it was is no longer known.
-                result.counts["example", one.label] -= 1
-                result.counts["label", "unreadable_decision"] += 1
-                continue
+            found = example(one, unpack_record(decision))
             result.outputs.append(Output(EXAMPLES, found.card_id.encode(), _encode(found)))
 
 
-def example(one: Emitted, decision: Kept) -> Example:
+def example(one: Emitted, decision: DecisionRecord) -> Example:
     """Return the training example that follows, of its decision as served."""
     return Example(
         transaction_id=decision.transaction_id,
@@ -196,7 +193,7 @@ def example(one: Emitted, decision: Kept) -> Example:
         known_at=_EPOCH + timedelta(microseconds=one.known_at_us),
         weight=one.weight,
         revision=one.revision,
-        features=decision.named_features(),
+        features=decision.features,
         logit=decision.logit,
         score=decision.score,
         versions=decision.versions,

@@ -10,6 +10,9 @@ _PREFIXES: Final = {REROUTED: "rerouted", ACCEPTED_LABELS: "label"}
 KNOWN_AT: Final = "label-known-at-us"
 """Header of `accepted-labels`: from when on the label counts, in microseconds since 1970."""
 _DIGITS: Final = 18
+_MOST_PARTITION: Final = 2**31 - 1
+MOST_OFFSETS: Final = 1 << 48
+"""More offsets than a partition has."""
 
 
 class NotForwarded(ValueError):
@@ -71,6 +74,8 @@ def origin(record: Record, topic: Topic, source: str) -> Forwarded:
         numeric = (*names[1:4], *expected[len(names) :])
         raise NotForwarded(f"{', '.join(numeric)} are not all whole numbers; {_advice(topic)}")
     partition, offset, timestamp_ms, *known = (int(number or b"") for number in numbers)
+    if partition > _MOST_PARTITION or offset >= MOST_OFFSETS:
+        raise NotForwarded(f"{names[1]} or {names[2]} is no position in a log; {_advice(topic)}")
     return Forwarded(Record(source, partition, offset, timestamp_ms, key, record.value, record.headers[:split]), *known)
 
 

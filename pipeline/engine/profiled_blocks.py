@@ -1,6 +1,6 @@
 """What the card agent makes of a batch, as blocks for ``profiled``: columns throughout, no work by row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -9,13 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine import blocks
+from pipeline.engine.block_writing import block_cuts, copied_texts
 from pipeline.engine.blocks import (
     FEATURE_BYTES,
     KNOWN_NAMES,
     LABEL,
-    MOST_BYTES,
-    MOST_ROWS,
-    ROW_BYTES,
+    PROFILED_LAYOUT,
     TRANSACTION,
     Block,
     Sources,
@@ -80,8 +79,20 @@ def following_labels(joined: Joined[list[bytes]], accepted: int) -> ProfiledLabe
     )
 
 
+def joined_labels(parts: Sequence[ProfiledLabels]) -> ProfiledLabels | None:
+    """Return labels of several partitions as one; None for none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+
+    def concatenated(columns: Sequence[Any]) -> Any:
+        return pa.concat_arrays(columns) if isinstance(columns[0], pa.Array) else np.concatenate(columns)
+
+    *columns, records = zip(*parts, strict=True)
+    return ProfiledLabels._make([*map(concatenated, columns), [record for of in records for record in of]])
+
+
 class RowColumns(NamedTuple):
-    """n rows of one partition of cards, in the order of the log; the columns are those of `Block`."""
+    """n rows, one partition of cards behind the other; the columns are those of `Block`."""
 
     partition: NDArray[np.int64]
     """Shape (n,): partition of ``profiled``."""
@@ -129,23 +140,19 @@ def profiled_columns(
     return _joined([rows, more], order)
 
 
-def encode_blocks(parts: Sequence[RowColumns]) -> list[Output]:
-    """Cut the rows of one batch into blocks: all of a partition of ``profiled``, one of ``parts`` after the other."""
-    if not parts:
-        return []
+def encode_blocks(columns: RowColumns) -> list[Output]:
+    """Cut the rows of a batch into blocks, those of each partition of ``profiled`` in their order."""
     outputs: list[Output] = []
-    partition = np.concatenate([part.partition for part in parts])
-    if len(parts) > 1 or (partition != partition[:1]).any():
+    partition, whole = columns.partition, columns
+    if (partition != partition[:1]).any():
         # Of the smallest integers, which are sorted in one pass.
-        whole = _joined(parts, np.argsort(partition.astype(np.min_scalar_type(partition.max())), kind="stable"))
-    else:
-        whole = parts[0]
+        whole = _joined([columns], np.argsort(partition.astype(np.min_scalar_type(partition.max())), kind="stable"))
     is_transaction = whole.codes[blocks.KIND] == TRANSACTION
-    row_bytes = ROW_BYTES + whole.lengths.sum(axis=0, dtype=np.int64)
+    row_bytes = PROFILED_LAYOUT.row_bytes + whole.lengths.sum(axis=0, dtype=np.int64)
     row_bytes += is_transaction * (FEATURE_BYTES * whole.features.shape[1])
     names = [*_TOPICS, whole.rates_version.encode()]
     before = np.append(0, np.cumsum(is_transaction)).tolist()
-    for first, end in _cuts(whole.partition, np.cumsum(row_bytes)):
+    for first, end in block_cuts(whole.partition, np.cumsum(row_bytes)):
         rows = slice(first, end)
         block = Block(
             KERNEL_VERSION,
@@ -156,22 +163,10 @@ def encode_blocks(parts: Sequence[RowColumns]) -> list[Output]:
             whole.narrow[:, rows],
             whole.lengths[:, rows],
             whole.codes[:, rows],
-            _text_of(whole, rows),
+            copied_texts(whole.text, whole.firsts[:, rows], whole.lengths[:, rows]),
         )
         outputs.append(Output(PROFILED, None, pack_block(block), partition=int(whole.partition[first])))
     return outputs
-
-
-def _cuts(partitions: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Where blocks begin and end among rows that are sorted by partition; ``ends`` sums up their bytes."""
-    first = 0
-    while first < len(partitions):
-        before = int(ends[first - 1]) if first else 0
-        fits = int(np.searchsorted(ends, before + MOST_BYTES, "right"))
-        same = int(np.searchsorted(partitions, partitions[first], "right"))
-        end = min(max(fits, first + 1), same, first + MOST_ROWS)
-        yield first, end
-        first = end
 
 
 def _transaction_rows(
@@ -304,20 +299,3 @@ def _joined(parts: Sequence[RowColumns], order: NDArray[np.intp]) -> RowColumns:
         rows([part.lengths for part in parts]),
         parts[0].rates_version,
     )
-
-
-def _text_of(whole: RowColumns, rows: slice) -> bytes:
-    """Return the texts of some rows, column by column."""
-    firsts, lengths = whole.firsts[:, rows], whole.lengths[:, rows]
-    out = np.empty(int(lengths.sum(dtype=np.int64)), np.uint8)
-    _copy_texts(np.frombuffer(whole.text, np.uint8), firsts, lengths, out)
-    return out.tobytes()
-
-
-@compiled
-def _copy_texts(text: Any, firsts: Any, lengths: Any, out: Any) -> None:
-    at = np.uint64(0)
-    for column in range(firsts.shape[0]):
-        for row in range(firsts.shape[1]):
-            first = firsts[column, row]
-            at = copy_bytes(text, first, first + np.int64(lengths[column, row]), out, at)

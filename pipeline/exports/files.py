@@ -165,8 +165,9 @@ class Part:
         self._path.unlink(missing_ok=True)
 
     def add(self, rows: pa.RecordBatch) -> None:
-        """Append rows."""
-        self._waiting.append(rows)
+        """Append rows, of which there may be none."""
+        if rows.num_rows:
+            self._waiting.append(rows)
         self.rows += rows.num_rows
         self._waiting_rows += rows.num_rows
         self._waiting_bytes += rows.nbytes

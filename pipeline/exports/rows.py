@@ -36,7 +36,7 @@ def _list_of(fields: Sequence[pa.Field]) -> pa.DataType:
     return pa.list_(pa.field("element", pa.struct(fields)))
 
 
-_PLACE: Final = (
+RECORD_FIELDS: Final = (
     pa.field(TIMESTAMP, pa.timestamp("ms", "UTC")),
     pa.field(PARTITION, pa.int32()),
     pa.field(OFFSET, pa.int64()),
@@ -46,6 +46,7 @@ _PLACE: Final = (
 _PLAIN_AMOUNT: Final = re.compile(rb'"?(-?(?:0|[1-9]\d{0,6})(?:\.\d{1,4})?)"?')
 """An amount whose float tells the decimal that was written, and how many decimals of a currency it has."""
 _FEATURES: Final = "features"
+FEATURE_FIELDS: Final = [pa.field(f"feature_{name}", pa.float64()) for name in FEATURES]
 _WIDEST: Final = 2**63
 _NO_VALUE: Final = "The record has no value."
 
@@ -77,12 +78,12 @@ class RowFormat:
         self._parts = _parts_of(kinds) if _is_told_apart(kinds) else ()
         said = [field for part in self._parts for field in part.fields]
         told = [pa.field(ERROR, pa.string())] if said else []
-        self.schema = pa.schema([*_PLACE, *said, pa.field(VALUE, pa.binary()), *told])
+        self.schema = pa.schema([*RECORD_FIELDS, *said, pa.field(VALUE, pa.binary()), *told])
         if said:
             self._decode_all = msgspec.json.Decoder(_union([_without_more(kind) for kind in kinds])).decode
             self._decode = msgspec.json.Decoder(_union(kinds)).decode
             self._amounts = [
-                (field.name, *_written(field.name, kind))
+                (field.name, field.name in FEATURES and _FEATURES in kind.__struct_fields__)
                 for kind in kinds
                 for field in msgspec.structs.fields(kind)
                 if field.type is Decimal
@@ -91,13 +92,6 @@ class RowFormat:
     def rows(self, records: Sequence[Record]) -> pa.RecordBatch:
         """A row a record, in their order; every record has one, whatever its bytes are."""
         n = len(records)
-        place = [
-            pa.array([record.timestamp_ms for record in records], pa.int64()).cast(_PLACE[0].type),
-            pa.array([record.partition for record in records], pa.int32()),
-            pa.array([record.offset for record in records], pa.int64()),
-            pa.array([record.key for record in records], pa.binary()),
-            pa.array([_headers(record) for record in records], _PLACE[4].type),
-        ]
         kept = np.ones(n, np.bool_)
         said: list[pa.Array] = []
         told: list[pa.Array] = []
@@ -117,7 +111,7 @@ class RowFormat:
                 said += columns if len(found) == n else [column.take(where) for column in columns]
             told = [pa.array(errors, pa.string())]
         values = [record.value if keep else None for record, keep in zip(records, kept, strict=True)]
-        columns = [*place, *said, pa.array(values, pa.binary()), *told]
+        columns = [*record_columns(records), *said, pa.array(values, pa.binary()), *told]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _read(self, value: bytes | None) -> tuple[Any, bool, str | None]:
@@ -138,18 +132,25 @@ class RowFormat:
             return None, True, str(error)
 
 
+def record_columns(records: Sequence[Record]) -> list[pa.Array]:
+    """Return the columns of `RECORD_FIELDS`."""
+    return [
+        pa.array([record.timestamp_ms for record in records], pa.int64()).cast(RECORD_FIELDS[0].type),
+        pa.array([record.partition for record in records], pa.int32()),
+        pa.array([record.offset for record in records], pa.int64()),
+        pa.array([record.key for record in records], pa.binary()),
+        pa.array([_headers(record) for record in records], RECORD_FIELDS[4].type),
+    ]
+
+
 def _headers(record: Record) -> list[dict[str, Any]] | None:
     return [{"name": name, "value": value} for name, value in record.headers] or None
 
 
-def _written(name: str, kind: Struct) -> tuple[bytes, int]:
-    """(a field's name as it is written, how often a message has it)."""
-    within = name in FEATURES and _FEATURES in kind.__struct_fields__
-    return f'"{name}"'.encode(), 1 + within
-
-
-def _is_plain(message: Any, value: bytes, name: str, written: bytes, times: int) -> bool:
+def _is_plain(message: Any, value: bytes, name: str, is_feature: bool) -> bool:
     # Of a name that repeats the decoder must see every value; here it has left them undecoded.
+    times = 1 + (is_feature and message.features is not None)
+    written = f'"{name}"'.encode()
     return _PLAIN_AMOUNT.fullmatch(bytes(getattr(message, name))) is not None and value.count(written) == times
 
 
@@ -168,7 +169,9 @@ def _without_more(kind: Struct) -> Struct:
     config = kind.__struct_config__
     fields: list[Any] = []
     for field in msgspec.structs.fields(kind):
-        of = msgspec.Raw if field.type is Decimal else _Features if field.name == _FEATURES else _nested(field.type)
+        of = msgspec.Raw if field.type is Decimal else _nested(field.type)
+        if field.name == _FEATURES:
+            of = _Features if field.required else _Features | None
         made_anew = field.default_factory is not msgspec.NODEFAULT
         default = msgspec.field(default_factory=field.default_factory) if made_anew else field.default
         fields.append((field.name, of) if field.required else (field.name, of, default))
@@ -215,8 +218,7 @@ def _fields_of(kind: Struct, path: tuple[str, ...], *, missing: bool) -> list[_P
         if isinstance(of, msgspec.inspect.StructType):
             parts += _fields_of(of.cls, within, missing=missing or optional)
         elif field.name == _FEATURES:
-            named = [pa.field(f"feature_{name}", pa.float64()) for name in FEATURES]
-            parts.append(_Part(named, partial(_features, get)))
+            parts.append(_Part(FEATURE_FIELDS, partial(_features, get)))
         else:
             parts.append(_part("_".join(within), *_column(of, get)))
     return parts
@@ -316,13 +318,29 @@ _Features: Any = msgspec.defstruct(
 
 
 def _features(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
-    """A column for each feature of this release."""
-    rows = [_in_order(get(message)) for message in messages]
-    values = np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
-    return _Built([pa.array(column, from_pandas=True) for column in values.T.copy()], np.zeros(len(rows), np.bool_))
+    """Build a column for each feature of this release: null for no value, and where a message has no features."""
+    found = [get(message) for message in messages]
+    values = np.array([_in_order(features) for features in found], np.float64).reshape(len(found), len(FEATURES))
+    # Features of which none has a value would read like none at all.
+    has_features = np.array([features is not None for features in found], np.bool_)
+    return _Built(feature_columns(values), has_features & np.isnan(values).all(axis=1))
+
+
+def feature_columns(values: NDArray[np.float64]) -> list[pa.Array]:
+    """Return a column for each feature.
+
+    Args:
+        values: Shape (n, len(FEATURES)), NaN for no value.
+    """
+    return [pa.array(column, from_pandas=True) for column in values.T.copy()]
+
+
+_NO_FEATURES: Final = (None,) * len(FEATURES)
 
 
 def _in_order(features: Any) -> Sequence[Any]:
+    if features is None:
+        return _NO_FEATURES
     return list(map(features.get, FEATURES)) if isinstance(features, dict) else msgspec.structs.astuple(features)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from pipeline.exports.contents import Contents, Offsets, note_contents
 from pipeline.exports.errors import ExportError
+from pipeline.exports.feature_rows import FeatureRowFormat
 from pipeline.exports.files import Origin, TopicFiles, missing
+from pipeline.exports.pieces import Pieces
 from pipeline.exports.rows import ERROR, RowFormat
 from pipeline.kafka.admin import reached
 from pipeline.kafka.clients import (
@@ -27,11 +29,10 @@ from pipeline.kafka.clients import (
 from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.fold import RangeReader
 from pipeline.settings import Settings
-from schemas.records import Record
-from schemas.topics import TOPICS, Topic
+from schemas.topics import DECISION_FEATURES, TOPICS, Topic
 
 FILE_ROWS: Final = 500_000
-"""Rows of a file at most, by default; an export that is killed reads at most so many records again."""
+"""Rows of a file at most, by default; an export that is killed reads at most so many again."""
 
 _FIRST_RECORDS: Final = 100
 _BATCH_BYTES: Final = 16 * 1024 * 1024
@@ -77,6 +78,8 @@ class Exported:
     directory: Path
     records: int = 0
     """Written by this export."""
+    rows: int = 0
+    """Rows of them: on ``features`` one for each decision."""
     undecoded: int = 0
     """Of them, kept as bytes alone."""
     present: int = 0
@@ -100,6 +103,11 @@ def named(text: str) -> Named:
             "own that has the messages of one of them"
         )
     return Named(name, known[form or name])
+
+
+def row_format(topic: Topic) -> RowFormat | FeatureRowFormat:
+    """Return the format of the rows of a topic."""
+    return FeatureRowFormat() if topic == DECISION_FEATURES else RowFormat(topic)
 
 
 class TopicExport:
@@ -147,7 +155,7 @@ class TopicExport:
         client = admin_client(self._bootstrap, settings=self._settings)
         numbers = partition_numbers(client, name)
         ids = topic_identities(client, [name])
-        rows = RowFormat(topic.form)
+        rows = row_format(topic.form)
         origin = Origin(ids.cluster_id, name, ids.topic_ids[name], len(numbers))
         files = TopicFiles(self._directory / topic.name, origin, rows.schema)
         begins = patiently(lambda: first_offsets(client, [(name, number) for number in numbers]))
@@ -215,7 +223,7 @@ class _Log:
     """A topic, and what of it is to be written."""
 
     name: str
-    rows: RowFormat
+    rows: RowFormat | FeatureRowFormat
     files: TopicFiles
     missing: list[tuple[int, range]]
     """Partitions and offsets."""
@@ -247,28 +255,23 @@ class _Run:
         for number, of in log.missing:
             reader = RangeReader(self.bootstrap, self.settings, log.name, number, of.start, self._interrupt)
             with closing(reader):
+                pieces = Pieces(self._batches(log, number, reader, of.stop))
                 at = of.start
                 while at < of.stop and not self.stopped():
-                    at = self._write_file(log, number, reader, at, of.stop)
+                    at = self._write_file(log, number, pieces, at, of.stop)
 
-    def _write_file(self, log: _Log, number: int, reader: RangeReader, start: int, end: int) -> int:
-        """Write one file; the offset behind it."""
+    def _write_file(self, log: _Log, number: int, pieces: Pieces, start: int, end: int) -> int:
+        """Write one file; return the offset behind it."""
         at = start
         with log.files.part(number, start) as part:
-            try:
-                for records in self._batches(log.name, number, reader, end):
-                    rows = log.rows.rows(records)
-                    part.add(rows)
-                    at = reader.position
-                    self._note(log, rows)
-                    self._tell(log, at - start)
-                    if part.rows >= self.file_rows or self.stopped():
+            with suppress(_Interrupted):
+                while at < end and not self.stopped():
+                    if (piece := pieces.take(self.file_rows, part.rows)) is None:
                         break
-                else:
-                    # Where there is no record there may be marks of transactions, and gaps that compaction has left.
-                    at = end
-            except _Interrupted:
-                pass
+                    part.add(piece.rows)
+                    at = piece.end
+                    self._note(log, piece.rows, piece.records)
+                    self._tell(log, at - start)
             if at > start:
                 part.finish(at)
         self.passed += at - start
@@ -276,18 +279,18 @@ class _Run:
         self._tell(log, 0)
         return at
 
-    def _batches(self, name: str, number: int, reader: RangeReader, end: int) -> Iterator[list[Record]]:
-        """At most so many records as a file takes."""
-        most, left = _FIRST_RECORDS, self.file_rows
+    def _batches(self, log: _Log, number: int, reader: RangeReader, end: int) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Yield rows, and the offset behind their records, up to the end of the range."""
+        most = min(_FIRST_RECORDS, self.file_rows)
         try:
-            while records := reader.read_to(end, min(most, left)):
-                left -= len(records)
-                yield records
+            while records := reader.read_to(end, most):
+                yield log.rows.rows(records), reader.position
                 size = sum(len(record.value or b"") for record in records)
                 most = max(min(2 * most, READ_BATCH, _BATCH_BYTES * len(records) // max(size, 1)), 1)
+            yield log.rows.rows([]), end
         except TopicError as error:
             raise ExportError(
-                f"topic {name} partition {number}: offset {reader.position} was deleted before it was read: name "
+                f"topic {log.name} partition {number}: offset {reader.position} was deleted before it was read: name "
                 "another directory to go on with what the topic still holds"
             ) from error
 
@@ -295,9 +298,10 @@ class _Run:
         if self.stopped():
             raise _Interrupted
 
-    def _note(self, log: _Log, rows: pa.RecordBatch) -> None:
-        self.records += rows.num_rows
-        log.exported.records += rows.num_rows
+    def _note(self, log: _Log, rows: pa.RecordBatch, records: int) -> None:
+        self.records += records
+        log.exported.records += records
+        log.exported.rows += rows.num_rows
         if ERROR in rows.schema.names:
             log.exported.undecoded += rows.num_rows - rows.column(ERROR).null_count
 

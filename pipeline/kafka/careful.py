@@ -35,7 +35,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="v", tag=1
     """Metadata of a committed offset, version 1."""
 
     commit: str = ""
-    """The transaction that committed it: unique to it."""
+    """The transaction that committed it: unique to it, made of the instance, the session and a number."""
     released: bool = False
     """The holder gave the partition up in order, behind its last commit."""
     attempt: Attempt | None = None
@@ -70,6 +70,17 @@ def read_mark(metadata: str | None) -> Mark | None:
         return _decode(metadata)
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def holder(mark: Mark | None) -> str:
+    """Return the instance that committed last and has not released the partition since; "" where no mark tells.
+
+    >>> holder(Mark(commit="worker-2/9f3c/17"))
+    'worker-2'
+    """
+    if mark is None or mark.released or mark.commit.count("/") < 2:
+        return ""
+    return mark.commit.rsplit("/", 2)[0]
 
 
 def next_attempt(committed: Committed, log_end: int, most: int) -> Attempt | None:
@@ -136,6 +147,9 @@ class Careful:
             return None
         attempt = next_attempt(committed, log_end, self._most)
         if attempt is None:
+            if committed.known:
+                # There is nothing to read. Who takes over from this session must find its name, not the one before.
+                self._usual[place] = (committed.offset, None)
             return None
         if attempt.size == _USUAL:
             self._usual[place] = (committed.offset, attempt)

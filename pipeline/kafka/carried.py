@@ -7,7 +7,7 @@ from confluent_kafka import Message
 
 from pipeline.engine.blocks import row_count
 from pipeline.kafka.batch import Place
-from schemas.topics import PROFILED, Topic
+from schemas.topics import Topic
 
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """Bytes of the values of a batch; one message may be larger by itself."""
@@ -78,4 +78,4 @@ def _rows(message: Message) -> int:
 
 def carried_messages(topics: Collection[Topic], most_rows: int) -> CarriedMessages:
     """Return the carried messages of a client that reads ``topics``."""
-    return CarriedMessages(most_rows, blocks=PROFILED in topics)
+    return CarriedMessages(most_rows, blocks=any(topic.holds_blocks for topic in topics))

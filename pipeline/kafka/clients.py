@@ -70,6 +70,8 @@ CLASSIC_SESSION_TIMEOUT_MS: Final = 10_000
 """A worker that died is replaced after this long; under KIP-848 the broker says how long."""
 READ_BATCH: Final = 10_000
 """Records taken from librdkafka at a time; each call costs as much as decoding a record."""
+QUEUE_OF_BLOCKS: Final = {"queued.max.messages.kbytes": 4 * 1024}
+"""Tuning of a reader of blocks, which are large and expand to many rows: it reads less far ahead."""
 READ_POLL_S: Final = 0.1
 SETTLE_S: Final = 2.0
 """Longest wait for the markers of a committed transaction; they take milliseconds."""
@@ -395,6 +397,7 @@ def read_batches(
     partitions: list[int] | None = None,
     start: Mapping[int, int] | None = None,
     skip_unreadable: bool = False,
+    tuning: Mapping[str, Any] | None = None,
 ) -> Generator[list[Record], None, None]:
     """Yield committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
 
@@ -407,12 +410,13 @@ def read_batches(
         partitions: Numbers of partitions; all of them by default.
         start: First offsets, by partition number.
         skip_unreadable: Skip unreadable batches that nobody has quarantined too: for readers that only look.
+        tuning: Configuration of the client, over that of every reader.
 
     Raises:
         TopicError: The topic is missing, or a part of it cannot be read.
         KafkaException: The brokers report an error that does not pass.
     """
-    reader = log_consumer(bootstrap, settings, skip_unreadable=skip_unreadable)
+    reader = log_consumer(bootstrap, settings, tuning, skip_unreadable=skip_unreadable)
     try:
         numbers = partitions if partitions is not None else partition_numbers(reader.consumer, topic)
         found = settled_ends(bootstrap, settings, topic, numbers)

@@ -253,10 +253,16 @@ class NewRecords:
 
 
 def _without(batch: list[Record], quarantined: Sequence[RecordPosition], name_of: Callable[[str], str]) -> list[Record]:
-    """Return the records of a batch that did enter the state: all but those that its marker says were quarantined."""
+    """Return the records of a batch that did enter the state, without what its marker says was quarantined."""
     if not quarantined:
         return batch
-    return [record for record in batch if not any(_covers(at, name_of(record.topic), record) for at in quarantined)]
+    left = []
+    for record in batch:
+        covering = [at for at in quarantined if _covers(at, name_of(record.topic), record)]
+        rows = tuple(sorted(at.row for at in covering if at.row is not None))
+        if len(rows) == len(covering):
+            left.append(msgspec.structs.replace(record, skipped_rows=rows) if rows else record)
+    return left
 
 
 def _covers(at: RecordPosition, topic: str, record: Record) -> bool:

@@ -82,9 +82,9 @@ class LogConsumer:
 
     def assign(self, positions: Sequence[TopicPartition]) -> None:
         """Read these partitions, each from its offset."""
-        for topic in {at.topic for at in positions if at.offset == OFFSET_BEGINNING}:
-            # A client that does not know the leader yet asks where the log begins only half a second later. Where no
-            # broker answers, it goes on asking by itself.
+        for topic in {at.topic for at in positions if at.offset == OFFSET_BEGINNING or len(positions) > 1}:
+            # A client that does not know the leaders yet asks where a log begins only half a second later, and begins
+            # to fetch from several partitions up to a second later. Where no broker answers, it goes on asking.
             with suppress(KafkaException):
                 self.consumer.list_topics(topic, timeout=_METADATA_S)
         self._positions = {(at.topic, at.partition): max(at.offset, 0) for at in positions}

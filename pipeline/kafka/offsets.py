@@ -4,13 +4,15 @@ import logging
 import math
 import time
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Final
 
 from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel, KafkaException, TopicPartition
 
+from pipeline.kafka.admin import group_consumer
 from pipeline.kafka.batch import Place
-from pipeline.kafka.careful import Committed, read_mark
+from pipeline.kafka.careful import Committed, holder, read_mark
 from pipeline.kafka.clients import admin_client, last_offsets
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.patience import Patience
@@ -76,6 +78,16 @@ class CommittedOffsets:
                 )
             log.warning("%s: the group's offsets lie before what was read (%s); asking again", self._agent, known)
             self._patience.pause()
+
+    def dead_holders(self, places: Collection[Place]) -> set[str]:
+        """Return the other instances that held partitions last and have not released them.
+
+        Asked without waiting for what their open transactions would commit.
+        """
+        group = self._settings.topic(self._agent)
+        with closing(group_consumer(self._bootstrap, group, settings=self._settings)) as consumer:
+            holders = {holder(at.mark) for at in self.told(consumer, places).values()}
+        return holders - {"", self._settings.instance}
 
     def told(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, Committed]:
         """Committed offsets as the coordinator knows them, 0 where there is none."""

@@ -1,10 +1,10 @@
 """Producers of keyed records for programs that are no agents; a record that is not written is an error."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -107,6 +107,17 @@ class RecordProducer:
             )
 
 
+class TopicRecord(NamedTuple):
+    """A record to be written."""
+
+    topic: str
+    """Its name on the cluster."""
+    key: bytes | None
+    value: bytes
+    partition: int | None = None
+    """Where the record must go; None: where its key belongs."""
+
+
 class TransactionalProducer:
     """Writes lists of records, each list in one transaction. Who uses an id last is its only user."""
 
@@ -122,25 +133,31 @@ class TransactionalProducer:
         )
         self._until_told("transactions", self._producer.init_transactions)
 
-    def write(
-        self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: list[tuple[str, bytes | None]]
-    ) -> None:
-        """Write (key, value) pairs to ``topic`` (its name on the cluster), all of them or none.
+    def write(self, records: Sequence[TopicRecord], headers: list[tuple[str, bytes | None]]) -> None:
+        """Write records in one transaction: all of them, of whatever topics, or none.
 
-        Raises ``DeliveryFailed``; whether they are there is then told by what a reader sees.
+        Args:
+            records: The records.
+            headers: Headers of each record.
+
+        Raises:
+            DeliveryFailed: They were not written. If the commit failed, only a reader sees whether they are there.
         """
+        what = " and ".join(f"topic {name}" for name in sorted({record.topic for record in records}))
         try:
             self._producer.begin_transaction()
-            for key, value in records:
-                self._produce(topic, key, value, headers)
-            self._until_told(f"topic {topic}", self._producer.commit_transaction)
+            for record in records:
+                self._produce(record, headers)
+            self._until_told(what, self._producer.commit_transaction)
         except KafkaException as error:
-            raise self._failed(f"topic {topic}", error) from error
+            raise self._failed(what, error) from error
 
-    def _produce(self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes | None]]) -> None:
+    def _produce(self, record: TopicRecord, headers: list[tuple[str, bytes | None]]) -> None:
+        topic, key, value, partition = record
+        where = {} if partition is None else {"partition": partition}
         while True:
             try:
-                self._producer.produce(topic, value, key, headers=headers)
+                self._producer.produce(topic, value, key, headers=headers, **where)
             except BufferError:
                 self._producer.poll(_FULL_QUEUE_POLL_S)
             else:

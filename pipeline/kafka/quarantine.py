@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline.engine.blocks import original_of
+from pipeline.engine.block_messages import row_value
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.fold import NewRecords
@@ -141,12 +141,12 @@ class Quarantines:
     def outputs(self, record: Record, error: Exception, now: datetime, row: int | None = None) -> Result:
         """Return what quarantines ``record`` once it commits with its offset: control record and dead letter.
 
-        With ``row`` that row of a block is quarantined alone; its dead letter has the producer's own bytes.
+        With ``row`` that row of a block is quarantined alone, and its dead letter has what `row_value` returns.
         """
         kind, message = type(error).__name__, str(error)[:_TEXT_LIMIT]
         result = self._quarantined(self.position(record, row), value_digest(record.value), kind, message, now)
         if row is not None:
-            record = msgspec.structs.replace(record, value=original_of(record.value, row))
+            record = msgspec.structs.replace(record, value=row_value(record.value, row))
         # What made an output too large must not do so again.
         kept_bytes = 0 if isinstance(error, OutputTooLarge) else KEPT_BYTES
         result.dead_letter(record, self._agent, "set_aside", f"{kind}: {message}", kept_bytes=kept_bytes, row=row)

@@ -5,7 +5,7 @@ from typing import Final
 
 from pipeline.features.catalogue import LATENESS_US, LONGEST_WINDOW_US, US_PER_DAY
 from pipeline.settings import Settings
-from schemas.topics import CONTROL, DECISIONS, EXAMPLES, MODELS, Topic
+from schemas.topics import CONTROL, DECISION_FEATURES, EXAMPLES, MODELS, Topic
 
 MS_PER_DAY: Final = 24 * 60 * 60 * 1_000
 WINDOW_HORIZON_DAYS: Final = (LONGEST_WINDOW_US + LATENESS_US) / US_PER_DAY
@@ -18,7 +18,7 @@ def needed_days(topic: Topic, settings: Settings) -> float | None:
     labels_days = settings.label_horizon_days + PATIENCE_DAYS
     if topic in (EXAMPLES, MODELS, CONTROL):
         return None
-    if topic == DECISIONS:
+    if topic == DECISION_FEATURES:
         return max(labels_days, settings.maturity_days + PATIENCE_DAYS)
     return max(WINDOW_HORIZON_DAYS, settings.dedup_horizon_days, labels_days)
 

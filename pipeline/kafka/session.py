@@ -35,6 +35,7 @@ from pipeline.kafka.patience import Patience
 from pipeline.kafka.restore import restore_partition
 from pipeline.kafka.steps import CarefulReading, restore_tuning
 from pipeline.kafka.transactions import (
+    CALL_TIMEOUT_S,
     MOST_ABORTS,
     Aborted,
     OutputTooLarge,
@@ -42,6 +43,7 @@ from pipeline.kafka.transactions import (
     Stopped,
     Transactions,
     Unknown,
+    end_agent,
 )
 from pipeline.kafka.unreadable import UNREADABLE
 from pipeline.kafka.unreadable_batches import STALLED, UnreadableBatches
@@ -109,6 +111,7 @@ class Session:
         # Of this client alone: who probes a partition wants an answer at once.
         self._fetch = late_fetch_config(late_ms, settings)
         self._consumer, self._fatal = self._new_client()
+        self._producers = producers
         self._unreadable = UnreadableBatches(self._consumer_config, agent)
         self._odd = OddOffsets(self._consumer_config, settings.topic_prefix, self._waiting)
         self._transactions = Transactions(
@@ -330,11 +333,11 @@ class Session:
 
     def _resume(self) -> None:
         """Read on as usual, but for partitions that are paused while the end of an unreadable batch is searched."""
-        for place in [place for place in self._positions if not self._unreadable.pauses(place)]:
+        places = [place for place in self._positions if not self._unreadable.pauses(place)]
+        # In this order: a client whose partitions are all paused notices a resume up to a second later, a seek at once.
+        self._consumer.resume([TopicPartition(*place) for place in places])
+        for place in places:
             self._seek(place, self._positions[place])
-        self._consumer.resume(
-            [TopicPartition(*place) for place in self._positions if not self._unreadable.pauses(place)]
-        )
         self._paused = False
 
     def _release(self, numbers: Collection[int]) -> None:
@@ -581,6 +584,7 @@ class Session:
         whole = sorted(n for n in numbers if all((topic, n) in self._assigned for topic in self._names))
         offsets: dict[Place, int] = {}
         if whole:
+            self._end_left_open([(topic, number) for number in whole for topic in self._names])
             # Asked first: what the last holder committed with these offsets can be read once they are known.
             committed = self._offsets.of(consumer, [(topic, number) for number in whole for topic in self._names])
             self._handler.assigning(self._waiting_or_stop)
@@ -595,16 +599,42 @@ class Session:
         # The other topics of a number may come later, in a further call: until then nothing of it is read.
         if incomplete := [TopicPartition(*place) for place in places if place[1] not in whole]:
             consumer.pause(incomplete)
-        earlier = [(topic, number) for number in whole for topic in self._names if (topic, number) not in places]
-        for place in earlier:
-            # Paused since it came, and perhaps read ahead since.
-            self._seek(place, offsets[place])
         # All of them, however they came: librdkafka remembers a pause of a partition that was taken away since.
         if whole and not self._careful.plan.active:
             consumer.resume([TopicPartition(topic, number) for number in whole for topic in self._names])
+        earlier = [(topic, number) for number in whole for topic in self._names if (topic, number) not in places]
+        for place in earlier:
+            # Paused since it came, and perhaps read ahead since. After the resume, which alone is noticed late.
+            self._seek(place, offsets[place])
         self._positions.update(offsets)
         self._settled.update(offsets)
         self._pause()
+
+    def _end_left_open(self, places: Collection[Place]) -> None:
+        """Abort the transactions of workers that died with partitions.
+
+        Until they end, offsets are not told, and readers of the outputs get no further. Brokers would wait for
+        ``transaction.timeout.ms``. A holder that lives has lost these partitions, and makes a new producer.
+        """
+        if not self._transactions.exactly_once:
+            return
+        for instance in sorted(self._offsets.dead_holders(places)):
+            log.warning("%s: instance %s died with partitions; its transactions are aborted", self.agent, instance)
+            settings = self._settings.model_copy(update={"instance": instance})
+            deadline_s = time.monotonic() + CALL_TIMEOUT_S
+
+            def waiting(until_s: float = deadline_s) -> None:
+                self._waiting_or_stop()
+                if time.monotonic() > until_s:
+                    raise SessionError("no transaction coordinator answers")
+
+            try:
+                end_agent(self._bootstrap, settings, self.agent, self._producers, self._stopping, waiting)
+            except Stopped:
+                raise
+            except SessionError as error:
+                # By now the brokers do it by themselves.
+                log.warning("%s: the transactions of instance %s are waited for: %s", self.agent, instance, error)
 
     @callback
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -6,6 +6,7 @@ a setting makes it a warning.
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import Final, NamedTuple, Protocol
@@ -66,13 +67,12 @@ def check_start(
     """
     cluster = Cluster(bootstrap, settings, admin_client(bootstrap, settings=settings), on_refused)
     brokers(cluster.client)  # a client's first request should be for metadata: others can take seconds
-    problems: list[str] = []
-    warnings: list[str] = []
-    for check in (check_partitions, check_retention, check_timestamps, check_replication, check_offsets, check_kernel):
-        # Workers are started together with brokers, or while one of these restarts.
-        found = patiently(partial(check, cluster, roles))
-        problems += found.problems
-        warnings += found.warnings
+    checks = (check_partitions, check_retention, check_timestamps, check_replication, check_offsets, check_kernel)
+    with ThreadPoolExecutor(len(checks)) as threads:
+        # All at once: they mostly wait for brokers. Workers are started together with these, or while one restarts.
+        found = list(threads.map(lambda check: patiently(partial(check, cluster, roles)), checks))
+    problems = [problem for of_check in found for problem in of_check.problems]
+    warnings = [warning for of_check in found for warning in of_check.warnings]
     if problems:
         raise StartRefused("\n".join(problems))
     return warnings
@@ -219,39 +219,57 @@ def check_offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     return found
 
 
+class OffsetFindings(NamedTuple):
+    """What is wrong with the offsets of one group."""
+
+    lost: list[str]
+    """Records are gone that it did not read, or a topic was made anew."""
+    beyond: list[str]
+    """It stands behind the end of a log."""
+    again: list[str]
+    """It would do again what it has done."""
+    warnings: list[str]
+
+
 def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
-    client, settings = cluster.client, cluster.settings
-    lost: list[str] = []
-    beyond: list[str] = []
-    again: list[str] = []
-    warnings: list[str] = []
-    for role in roles:
-        group = settings.topic(role.name)
-        topics = describe_topics(client, [settings.topic(topic.name) for topic in role.reads])
-        partitions = [(name, part.id) for name, topic in topics.items() for part in topic.partitions]
-        # In this order, so that what is committed in between cannot make an offset look too large.
-        with closing(group_consumer(cluster.bootstrap, group, settings=settings)) as consumer:
-            committed = committed_by_group(consumer, partitions)
-        ends = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
-        starts = first_offsets(client, partitions)
-        missing = [at for at in partitions if at not in committed]
-        traces = Traces()
-        # Decisions, which are large, are looked at only where something is to be explained.
-        if missing or len(role.reads) > 1:
-            numbers = {number for _, number in partitions}
-            traces = traces_of(cluster.bootstrap, role.name, role.reads, numbers, settings, cluster.on_refused)
-        anew = {at: traces.ends[at] for at in missing if traces.ends.get(at, 0) > ends[at]}
-        lost += _deleted(group, committed, starts) + _made_anew(group, anew)
-        beyond += _beyond(group, committed, ends)
-        unread = [at for at in missing if ends[at] > starts[at] and at not in anew]
-        again += _decided_again(cluster, role, unread, traces, whole=not committed)
-        if len(role.reads) > 1:
-            warnings += _without_order(group, settings.topic(PROGRESS.name), committed, traces)
+    settings = cluster.settings
+    with ThreadPoolExecutor(len(roles)) as threads:
+        found = list(threads.map(partial(offset_findings, cluster), roles))
+    lost, beyond, again, warnings = ([one for of_role in found for one in of_role[kind]] for kind in range(4))
     refused = Findings.of(lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS")
     redone = Findings.of(
         again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
     )
     return Findings(refused.problems + beyond + redone.problems, refused.warnings + redone.warnings + warnings)
+
+
+def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
+    """Look at the offsets of one group."""
+    client, settings = cluster.client, cluster.settings
+    group = settings.topic(role.name)
+    topics = describe_topics(client, [settings.topic(topic.name) for topic in role.reads])
+    partitions = [(name, part.id) for name, topic in topics.items() for part in topic.partitions]
+    # In this order, so that what is committed in between cannot make an offset look too large.
+    with closing(group_consumer(cluster.bootstrap, group, settings=settings)) as consumer:
+        committed = committed_by_group(consumer, partitions)
+    ends = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
+    starts = first_offsets(client, partitions)
+    missing = [at for at in partitions if at not in committed]
+    traces = Traces()
+    # Decisions, which are large, are looked at only where something is to be explained.
+    if missing or len(role.reads) > 1:
+        numbers = {number for _, number in partitions}
+        traces = traces_of(cluster.bootstrap, role.name, role.reads, numbers, settings, cluster.on_refused)
+    anew = {at: traces.ends[at] for at in missing if traces.ends.get(at, 0) > ends[at]}
+    unread = [at for at in missing if ends[at] > starts[at] and at not in anew]
+    return OffsetFindings(
+        lost=_deleted(group, committed, starts) + _made_anew(group, anew),
+        beyond=_beyond(group, committed, ends),
+        again=_decided_again(cluster, role, unread, traces, whole=not committed),
+        warnings=(
+            _without_order(group, settings.topic(PROGRESS.name), committed, traces) if len(role.reads) > 1 else []
+        ),
+    )
 
 
 def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> Findings:

@@ -5,12 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from pipeline.kafka.callbacks import callback
-from pipeline.kafka.caller import Caller, Hung
+from pipeline.kafka.caller import HUNG_AFTER_S, Caller, Hung
 from pipeline.kafka.clients import log_error, producer_config
 from pipeline.settings import Settings
 from schemas.records import Output
@@ -49,7 +50,12 @@ HUNG_SOON_S: Final = 4.0
 What the client knows of coordinators may be from before, and it may wait for one of them for ever.
 """
 FENCED_AGAIN_S: Final = 60.0
-"""A worker that is fenced twice within this time has a rival of its own name, not a pause behind it."""
+MOST_FENCED: Final = 3
+TAKEOVER_S: Final = 10.0
+"""A worker that is fenced as often within `FENCED_AGAIN_S`, and for longer than this, has a rival of its own name.
+
+Others that take its partitions over fence it too, each once, within a few seconds.
+"""
 RETRY_S: Final = 0.5
 MOST_START_S: Final = 60.0
 """Longest wait, at a start, for the end of unfinished transactions."""
@@ -118,19 +124,44 @@ def end_unfinished(bootstrap: str, settings: Settings, producers: Mapping[str, i
                     f"{MOST_START_S:.0f} s: look at the brokers' transaction coordinators"
                 )
 
-        own = Transactions(
-            bootstrap, settings, agent, stopping=threading.Event(), waiting=waiting, renewed=lambda: None,
-            marks=False, producers=producers[agent],
-        )  # fmt: skip
-        try:
-            own.start()
-        finally:
-            own.close()
+        end_agent(bootstrap, settings, agent, producers[agent], threading.Event(), waiting)
 
-    if settings.delivery == "exactly_once":
-        # All at once: each takes as long as a client needs to connect.
-        with ThreadPoolExecutor(len(producers)) as threads:
-            list(threads.map(end, producers))
+    # All at once: each takes as long as a client needs to connect.
+    with ThreadPoolExecutor(len(producers)) as threads:
+        list(threads.map(end, producers))
+
+
+def end_agent(
+    bootstrap: str,
+    settings: Settings,
+    agent: str,
+    producers: int,
+    stopping: threading.Event,
+    waiting: Callable[[], None],
+) -> None:
+    """Abort the transactions of one agent of an instance, and fence the process that began them.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Settings with the name of the instance.
+        agent: Name of the agent.
+        producers: Number of its producers.
+        stopping: Set when this worker ends.
+        waiting: Called while no broker answers; may raise.
+
+    Raises:
+        SessionError: An id cannot be initialised.
+    """
+    if settings.delivery != "exactly_once":
+        return
+    own = Transactions(
+        bootstrap, settings, agent, stopping=stopping, waiting=waiting, renewed=lambda: None,
+        marks=False, producers=producers,
+    )  # fmt: skip
+    try:
+        own.start()
+    finally:
+        own.close()
 
 
 class Transactions:
@@ -168,7 +199,7 @@ class Transactions:
         self._undelivered: KafkaError | None = None
         self._marks = marks
         self._marked: dict[int, int] = {}
-        self._fenced_s = float("-inf")
+        self._fenced_s: list[float] = []
         self._aborts = 0
         self._began_s = 0.0
         self._in_transaction = False
@@ -207,17 +238,18 @@ class Transactions:
             # What this producer knows of coordinators may be from before: librdkafka may wait for one of them for ever.
             self._renew("brokers were away")
         producing, committing, self._in_transaction = True, False, True
+
+        def commit() -> None:
+            nonlocal committing
+            committing = True
+            self._commit_open()
+
         try:
             self._call("begin_transaction", self._producer.begin_transaction)
             self._produce(outputs)
             producing = False
-            if offsets:
-                self._transactional(
-                    "send_offsets_to_transaction",
-                    lambda: self._producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S),
-                )
-            committing = True
-            self._transactional("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+            sending = [partial(self._send_offsets, offsets, metadata)] if offsets else []
+            self._transactional("commit_transaction", *sending, commit)
         except Hung as error:
             self._in_transaction = False
             self._renew(str(error))
@@ -261,6 +293,12 @@ class Transactions:
         for client in self._clients:
             client.caller.end()
 
+    def _send_offsets(self, offsets: list[TopicPartition], metadata: Any) -> None:
+        self._producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S)
+
+    def _commit_open(self) -> None:
+        self._producer.commit_transaction(CALL_TIMEOUT_S)
+
     def _new(self, transactional_id: str | None) -> "_Client":
         config = producer_config(
             self._bootstrap,
@@ -303,9 +341,9 @@ class Transactions:
             else:
                 return
 
-    def _call(self, what: str, call: Callable[[], Any]) -> None:
+    def _call(self, what: str, call: Callable[[], Any], timeout_s: float = HUNG_AFTER_S) -> None:
         self._began_s = time.monotonic()
-        self._caller.call(what, call)
+        self._caller.call(what, call, timeout_s)
 
     def _while_waiting(self) -> None:
         self._waiting()
@@ -313,16 +351,29 @@ class Transactions:
         if self._in_transaction and self._brokers_down.is_set() and time.monotonic() - self._began_s > HUNG_SOON_S:
             raise Hung(f"{self._agent}: brokers went away during a transaction")
 
-    def _transactional(self, what: str, call: Callable[[], Any]) -> None:
-        """Repeat a transactional call for as long as its error says that it may be repeated, and nobody stops it.
+    def _transactional(self, what: str, *calls: Callable[[], Any]) -> None:
+        """Make transactional calls, one after the other; a failed one again for as long as its error allows.
 
-        `Hung` when the repetitions take longer than a transaction may: a coordinator that answers again and again that
-        a transaction is in progress is one that this producer will not be rid of.
+        All are made on the caller's thread at once: to hand a call over and back costs as much as a small batch.
+
+        Raises:
+            Hung: The repetitions take longer than a transaction may: a coordinator that answers again and again that a
+                transaction is in progress is one that this producer will not be rid of.
+            KafkaException: A call must not be repeated.
+            Stopped: The worker ends.
         """
         deadline_s = time.monotonic() + 2 * CALL_TIMEOUT_S
+        left, given_up = list(calls), threading.Event()
+
+        def make() -> None:
+            # Whoever gave the first call up may look at the offsets meanwhile: the second one must not follow it.
+            while left and not given_up.is_set():
+                left[0]()
+                del left[0]
+
         while True:
             try:
-                self._call(what, call)
+                self._call(what, make, HUNG_AFTER_S + (len(left) - 1) * CALL_TIMEOUT_S)
                 return
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
@@ -333,6 +384,9 @@ class Transactions:
                 if time.monotonic() > deadline_s:
                     raise Hung(f"{self._agent}: {what}: {cause.str()}") from error
                 log.warning("%s: %s: %s; trying again", self._agent, what, cause.str())
+            except BaseException:
+                given_up.set()
+                raise
 
     def _produce(self, outputs: Sequence[Output]) -> None:
         produce = self._producer.produce
@@ -383,13 +437,13 @@ class Transactions:
         reason = f"{cause.str()} ({cause.name()})"
         if cause.code() in FENCED:
             now_s = time.monotonic()
-            if now_s - self._fenced_s < FENCED_AGAIN_S:
+            self._fenced_s = [at_s for at_s in self._fenced_s if now_s - at_s < FENCED_AGAIN_S] + [now_s]
+            if len(self._fenced_s) >= MOST_FENCED and now_s - self._fenced_s[0] > TAKEOVER_S:
                 raise SessionError(
                     f"agent {self._agent}: {reason}: another worker runs with --instance {self._settings.instance}; "
                     "give each worker an --instance of its own"
                 ) from error
-            self._fenced_s = now_s
-            self._renew(f"{reason}; this worker stood still for longer than a transaction may take, or has a rival")
+            self._renew(f"{reason}; this worker stood still for longer than its session, or has a rival")
             raise (Unknown if committing else Aborted)(reason) from error
         if cause.code() == TOO_LARGE:
             if producing and error.args[0].code() == TOO_LARGE:

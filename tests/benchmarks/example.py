@@ -96,6 +96,7 @@ def example() -> dict[str, Any]:
             "feedback_us_a_transaction": 10.11,
             "learning_us_a_transaction": 0.4,
             "bytes_a_decision": 2_345,
+            "feature_bytes_a_decision": 678,
             "stages_us": {"card: labels, forgetting, rest": 1.5, "score: build and encode decisions": 8.0},
         },
         "replay": {

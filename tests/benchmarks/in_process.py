@@ -21,8 +21,7 @@ from typing import Any, BinaryIO
 from agents.app import GC_THRESHOLDS
 from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
-from pipeline.engine import accepted_labels, decision_messages, profiled_blocks
-from pipeline.engine import card as card_module
+from pipeline.engine import accepted_labels, card_batch, decision_messages
 from pipeline.engine import decider as decider_module
 from pipeline.engine.accepted_labels import LabelOptions
 from pipeline.engine.card import CardPartition
@@ -46,7 +45,7 @@ from pipeline.state.mapped import MappedStorage
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Headers, Output, Record
-from schemas.topics import ACCEPTED_LABELS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
 from tests.benchmarks import report
 from tests.benchmarks.alone import (
     DAYS_AGO,
@@ -73,14 +72,14 @@ TOP_FUNCTIONS = 70
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "label: decode and check": [(accepted_labels, "accept")],
-    "card: decode and check": [(card_module, "accept_transactions"), (card_module, "read_accepted")],
-    "card: keys": [(card_module, "digest_keys"), (card_module, "name_keys"), (card_module, "partitions_of")],
+    "card: decode and check": [(card_batch, "accept_transactions"), (card_batch, "read_accepted")],
+    "card: keys": [(card_batch, "digest_keys"), (card_batch, "name_keys"), (card_batch, "partitions_of")],
     "card: index read": [(StoreIndex, "fetch")],
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
     "card: index write": [(StoreIndex, "keep"), (RocksStore, "settle"), (MemoryStore, "settle")],
     "card: windows": [(CardWindows, "profile"), (CardWindows, "settle")],
-    "card: encode profiled": [(card_module, "profiled_columns"), (profiled_blocks, "encode_blocks")],
-    "card: rest": [(CardPartition, "work")],
+    "card: encode profiled": [(card_batch, "profiled_columns"), (card_batch, "encode_blocks")],
+    "card: rest": [(card_batch, "process_together")],
     "score: read profiled": [(decider_module, "read_rows")],
     "score: repeats": [(ReadInputs, "repeats")],
     "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
@@ -90,6 +89,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "score: reasons of alerts": [(decision_messages, "explain")],
     "score: TreeSHAP of alerts": [(LightGBMModel, "contributions")],
     "score: build and encode decisions": [(Decider, "_publish")],
+    "score: encode features": [(decider_module, "encode_features")],
     "score: rest": [(ScorePartition, "profile"), (Decider, "process")],
 }
 """Functions that are called once a batch, or once for each partition of it, by the stage that they are counted for."""
@@ -104,6 +104,8 @@ class Outcome:
     decisions: int = 0
     alerts: int = 0
     decision_bytes: int = 0
+    feature_bytes: int = 0
+    """Of the blocks of ``features``."""
     examples: int = 0
     hops: Timed = NO_TIME
     """File to decisions."""
@@ -119,6 +121,7 @@ class Outcome:
             "labels": self.labels,
             "alerts": self.alerts,
             "bytes_a_decision": round(self.decision_bytes / max(1, self.decisions)),
+            "feature_bytes_a_decision": round(self.feature_bytes / max(1, self.decisions)),
             **self.hops.row(self.transactions),
             "feedback_us_a_transaction": self.feedback.us(self.transactions),
             "learning_us_a_transaction": self.learning.us(self.transactions),
@@ -147,10 +150,11 @@ class Engine:
         card, feedback = default_options(partitions)
         card = card._replace(merchant_partitions=partitions)
         self._labels = LabelOptions(card.future_tolerance_us, partitions)
+        self._card_options = card
         numbers = range(partitions)
         self._cards = [CardPartition(card, storage(f"card-{n}"), store(f"index-{n}")) for n in numbers]
         self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]
-        self._decider = Decider("EUR")
+        self._decider = Decider("EUR", partitions)
         self._feedbacks = [
             FeedbackPartition(
                 feedback,
@@ -187,8 +191,8 @@ class Engine:
     def profiled(self, records: Sequence[Record], now: datetime) -> list[Record]:
         """The card hop: its outputs, as the score hop reads them."""
         parts = by_partition(records)
-        worked = [self._cards[number].work(part, now) for number, part in parts.items()]
-        outputs = profiled_blocks.encode_blocks([columns for _, columns in worked if columns is not None])
+        states = [(self._cards[number], part) for number, part in parts.items()]
+        outputs = card_batch.process_together(states, now, self._card_options).outputs
         for number in parts:
             self._cards[number].settle()
         return self._log(outputs, now)
@@ -204,7 +208,7 @@ class Engine:
         return result
 
     def joined(self, records: Sequence[Record], now: datetime) -> list[Record]:
-        """Feedback: examples of labels and decisions."""
+        """Feedback: examples of labels and features of decisions."""
         parts = by_partition(records)
         outputs = merged(self._feedbacks[number].process(part, now) for number, part in parts.items()).outputs
         for number in parts:
@@ -240,7 +244,7 @@ class Engine:
                 output.topic.name, output.key or b"", output.value or b"", stamp_ms, output.headers, output.partition
             )
             for output in outputs
-            if output.topic in (ACCEPTED_LABELS, PROFILED, DECISIONS, EXAMPLES)
+            if output.topic in (ACCEPTED_LABELS, PROFILED, DECISION_FEATURES, EXAMPLES)
         ]
 
 
@@ -268,7 +272,7 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: 
     """Both hops over a file, timed; then feedback and learning on what came out, each timed by itself."""
     outcome = Outcome()
     labels: list[list[Record]] = []
-    decisions: list[list[Output]] = []
+    features: list[list[Output]] = []
     with _around(stages):
         started = clocks()
         for records in read_file(path, engine, batch_rows):
@@ -279,16 +283,19 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: 
                 sink.write(output.value or b"")
             outcome.alerts += result.counts["decision", "alert"]
             labels.append([record for record in accepted if record.topic == ACCEPTED_LABELS.name])
-            decisions.append([output for output in result.outputs if output.topic is DECISIONS])
+            values = [output.value or b"" for output in result.outputs if output.topic is DECISIONS]
+            outcome.decisions += len(values)
+            outcome.decision_bytes += sum(map(len, values))
+            features.append([output for output in result.outputs if output.topic is DECISION_FEATURES])
         outcome.hops = since(started)
     outcome.labels = sum(map(len, labels))
-    outcome.decisions = outcome.transactions = sum(map(len, decisions))
-    outcome.decision_bytes = sum(len(output.value or b"") for outputs in decisions for output in outputs)
+    outcome.transactions = outcome.decisions
+    outcome.feature_bytes = sum(len(output.value or b"") for outputs in features for output in outputs)
     if stages:
         outcome.stages_us = stages_row(stages.seconds, outcome.transactions)
     examples = []
     now = datetime.now(UTC)
-    batches = [[*engine._log(made, now), *told] for made, told in zip(decisions, labels, strict=True)]
+    batches = [[*engine._log(made, now), *told] for made, told in zip(features, labels, strict=True)]
     started = clocks()
     for batch in batches:
         examples.append(engine.joined(batch, now))

@@ -27,7 +27,7 @@ from pipeline.demo.processes import WorkerProcess, check_alive, running_workers,
 from pipeline.kafka.admin import end_offsets, ensure_topics, group_lag
 from pipeline.kafka.clients import read_batches
 from pipeline.settings import Settings
-from schemas.topics import ACCEPTED_LABELS, DECISIONS, PROFILED, TRANSACTIONS, Topic
+from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, PROFILED, TRANSACTIONS, Topic
 from tests.benchmarks import report
 from tests.benchmarks.arrivals import Arrivals, Stamps
 from tests.benchmarks.delays import Sent, summarise
@@ -265,7 +265,7 @@ class _Run:
 
     def _await_feedback(self) -> None:
         settings = self._settings
-        topics = [settings.topic(topic.name) for topic in (DECISIONS, ACCEPTED_LABELS)]
+        topics = [settings.topic(topic.name) for topic in (DECISION_FEATURES, ACCEPTED_LABELS)]
         # Behind the last record of a partition stand the marker of its transaction, and those of empty ones.
         markers, before, moved_s = len(topics) * settings.card_partitions, -1, time.monotonic()
         while (lag := sum(group_lag(self._servers, settings.topic("feedback"), topics, settings=settings).values())) > (

@@ -252,8 +252,15 @@ def in_process(part: Content) -> Table:
         "transactions": number(part["transactions"]),
         "alerts": number(part["alerts"]),
         "bytes a decision": number(part["bytes_a_decision"]),
+        **_feature_bytes(part),
     }
     return Table("Replay in process, one core, no Kafka", ("what", "figure"), tuple(figures.items()))
+
+
+def _feature_bytes(part: Content) -> dict[str, str]:
+    # Figures of releases that wrote no features are shown without.
+    what = "feature_bytes_a_decision"
+    return {"bytes a decision, on features": number(part[what])} if what in part else {}
 
 
 def replay(part: Content) -> Table:

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.cli import main
 from pipeline.demo.guarded import watch_parent
+from pipeline.engine import decider
 from pipeline.features.kernel import CardWindows
 from pipeline.kafka.batch import make_batch
 from pipeline.kafka.session import Session
@@ -35,7 +38,11 @@ class Bug:
 
     def strikes(self, session: Any, size: int) -> bool:
         """Whether this batch, with ``size`` records or outputs, is the one."""
-        if session.agent != self._agent or size < ENOUGH or self._struck.exists():
+        return session.agent == self._agent and self.strikes_work(size)
+
+    def strikes_work(self, size: int) -> bool:
+        """As `strikes`, of work that only this agent does."""
+        if size < ENOUGH or self._struck.exists():
             return False
         self._batches += 1
         if self._batches < STRIKES_AT:
@@ -89,6 +96,18 @@ def forgotten_undo() -> None:
     Session.commit = committed  # type: ignore[assignment,method-assign]
 
 
+def features_of_another() -> None:
+    """The score agent writes to ``features`` what the models saw of the transaction before, in one batch."""
+    bug, encode = Bug("score"), decider.encode_features
+
+    def encoded(batch: Any, partitions: int) -> Any:
+        if bug.strikes_work(batch.subjects.rows):
+            batch = batch._replace(features=np.roll(batch.features, 1, axis=0))
+        return encode(batch, partitions)
+
+    decider.encode_features = encoded
+
+
 def _commit() -> Commit:
     return Session.commit
 
@@ -106,6 +125,7 @@ BUGS: dict[str, Callable[[], None]] = {
     "commit-before-produce": commit_before_produce,
     "batch-twice": batch_twice,
     "forgotten-undo": forgotten_undo,
+    "features-of-another": features_of_another,
 }
 
 if __name__ == "__main__":

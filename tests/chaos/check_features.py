@@ -1,4 +1,4 @@
-"""Every feature of sampled cards and merchants, computed again the slow way from the recorded logs alone."""
+"""What the models saw of each decision, and of sampled cards and merchants computed again from the logs alone."""
 
 import base64
 import math
@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from tests.chaos.arithmetic import EPOCH, US
-from tests.chaos.run import Check, Run, key_of
+from tests.chaos.records import Entry, Place
+from tests.chaos.run import Check, Run, key_of, place_of
 from tests.reference.features import card_cases, card_features, merchant_features
 
 SAMPLE_COST = 1_500_000
@@ -20,12 +21,66 @@ SAMPLE_COST = 1_500_000
 DIVIDED = ("mean", "std", "amount_to", "deviation", "surge", "risk")
 """Features whose last bits depend on the order of divisions and roots; all others are equal to the last bit."""
 RELATIVE_TOLERANCE = 1e-12
+REPEATED = (
+    "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit", "versions", "source",
+    "log",
+)  # fmt: skip
+"""Fields of a decision that its row of ``features`` repeats."""
 
 Row = dict[str, Any]
 
 
+def features_stand_beside_decisions(run: Run) -> Check:
+    """Each decision has one row on ``features`` that agrees with it; where it is selected it has the same features."""
+    check = Check("one row of features a decision")
+    decisions, rows = _by_source(run, "decisions"), _by_source(run, "features")
+    check.compared = {
+        "decisions": sum(map(len, decisions.values())),
+        "rows": sum(map(len, rows.values())),
+        "decisions_with_features": 0,
+    }
+    for source in decisions.keys() | rows.keys():
+        decided, found = decisions.get(source, []), rows.get(source, [])
+        counts = len(decided), len(found)
+        if 0 in counts or (run.rules.exactly_once and counts != (1, 1)):
+            check.differs(f"{source} has {counts[0]} decisions, and {counts[1]} rows of features")
+            continue
+        _check_row(check, source, decided, found)
+    return check
+
+
+def _by_source(run: Run, topic: str) -> dict[Place, list[tuple[Entry, Row]]]:
+    """Messages by the position of the producer's record, which identifies a decision."""
+    found: dict[Place, list[tuple[Entry, Row]]] = defaultdict(list)
+    for entry, one in run.logs.decoded(topic):
+        found[place_of(one["source"])].append((entry, one))
+    return found
+
+
+def _check_row(check: Check, source: Place, decided: list[tuple[Entry, Row]], found: list[tuple[Entry, Row]]) -> None:
+    # Of a batch that failed there may be decisions by other models, whose rows were not written any more.
+    if not any(all(one[name] == row[name] for name in REPEATED) for _, one in decided for _, row in found):
+        for name in REPEATED:
+            check.same(f"{source}: {name} of the row of features", found[-1][1][name], decided[-1][1][name])
+    partition, features = found[-1][0].partition, found[-1][1]["features"]
+    for entry, _ in (*decided, *found):
+        check.same(f"{source}: partition of {entry.topic}", entry.partition, partition)
+    for _, row in found[:-1]:
+        check.same(f"{source}: features of rows", _bits(row["features"]), _bits(features))
+    for _, one in decided:
+        served = one.get("features")
+        check.same(f"{source}: bears features", served is not None, one["selection"] is not None)
+        if served is not None:
+            check.count("decisions_with_features")
+            check.same(f"{source}: features of the decision", _bits(served), _bits(features))
+
+
+def _bits(features: dict[str, float | None]) -> dict[str, bytes | None]:
+    return {name: None if value is None else struct.pack("<d", value) for name, value in features.items()}
+
+
 def features_equal_the_reference(run: Run, seed: int = 0, cost: int = SAMPLE_COST) -> Check:
-    """Served features of a sample of entities, all of them where there are few, against the reference."""
+    """Compare what the models saw of a sample of entities, all of them where there are few, with the reference."""
     check = Check("features equal the reference")
     random = np.random.default_rng(seed)
     for name, entity, rows, reference in (
@@ -62,38 +117,38 @@ def cases_follow_from_the_log(run: Run) -> Check:
 
 
 def card_features_travel_unchanged(run: Run) -> Check:
-    """What the score agent served of the card is what the card agent computed."""
+    """What the models saw of the card is what the card agent computed."""
     check = Check("card features travel unchanged")
     check.count("decisions", 0)
     for entry, one in run.profiled_as_written:
         packed = base64.b64decode(one["card_features"])
         values = struct.unpack(f"<{len(packed) // 8}d", packed)
-        for decision in run.decisions_at.get(entry.log, ()):
+        for row in run.features_at.get(entry.log, ()):
             check.count("decisions")
-            served = list(decision["features"].values())[: len(values)]
-            if any(not _agree("", s, v) for s, v in zip(served, values, strict=True)):
-                check.differs(f"{key_of(one)}: the decision has other card features than the profiled record")
+            seen = list(row["features"].values())[: len(values)]
+            if any(not _agree("", s, v) for s, v in zip(seen, values, strict=True)):
+                check.differs(f"{key_of(one)}: the models saw other card features than the profiled record has")
     return check
 
 
 def _compare(check: Check, run: Run, row: Row, values: dict[Hashable, Any]) -> None:
-    decisions = run.decisions_at.get(row["log"])
-    if not decisions:
-        check.differs(f"{row['transaction']} has no decision to compare")
+    found = run.features_at.get(row["log"])
+    if not found:
+        check.differs(f"{row['transaction']} has no row of features to compare")
         return
     for name, value in values.items():
-        for decision in decisions:
+        for one in found:
             check.count("values")
-            served = decision["features"].get(str(name))
-            if not _agree(str(name), served, float(value)):
-                check.differs(f"{row['transaction']} {name}: served {served!r}, the reference has {value!r}")
+            seen = one["features"].get(str(name))
+            if not _agree(str(name), seen, float(value)):
+                check.differs(f"{row['transaction']} {name}: the models saw {seen!r}, the reference has {value!r}")
 
 
-def _agree(name: str, served: float | None, right: float) -> bool:
-    if served is None or math.isnan(right):
-        return served is None and math.isnan(right)
+def _agree(name: str, seen: float | None, right: float) -> bool:
+    if seen is None or math.isnan(right):
+        return seen is None and math.isnan(right)
     tolerance = RELATIVE_TOLERANCE if any(part in name for part in DIVIDED) else 0.0
-    return abs(served - right) <= tolerance * abs(right)
+    return abs(seen - right) <= tolerance * abs(right)
 
 
 def _card_rows(run: Run) -> list[Row]:

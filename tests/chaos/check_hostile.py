@@ -72,7 +72,7 @@ def _stand_as_written(check: Check, run: Run, readable: list[Sent]) -> None:
 
 def _nothing_names(check: Check, run: Run, places: set[Place]) -> None:
     """No decision, profiled record or example is made of it, and no decision of a version that it alone holds."""
-    for topic in ("profiled", "decisions", "examples"):
+    for topic in ("profiled", "decisions", "features", "examples"):
         for entry, one in run.logs.decoded(topic):
             source, read, log = one.get("source"), one.get("read"), one.get("log")
             of = [(at["topic"], at["partition"], at["offset"]) for at in (source, read) if at]

@@ -58,7 +58,7 @@ def _check_repeated(check: Check, key: Key, found: list[Change], wanted: list[Ch
 
 
 def examples_are_consistent(run: Run) -> Check:
-    """``examples`` has exactly what labels, maturity and sampling ask for, each with what was served."""
+    """``examples`` has exactly what labels, maturity and sampling ask for, each with what the models saw."""
     check = Check("examples follow from labels and decisions")
     fate = follow_feedback(run)
     examples: dict[Key, list[dict[str, Any]]] = defaultdict(list)
@@ -85,7 +85,7 @@ def examples_are_consistent(run: Run) -> Check:
 
 def _check_served(check: Check, run: Run, key: Key, example: dict[str, Any]) -> None:
     log = log_of(example)
-    served = [one for one in run.decisions_at.get(log, ()) if key_of(one) == key]
+    served = [one for one in run.features_at.get(log, ()) if key_of(one) == key]
     if not served:
         check.differs(f"{key} has an example of profiled {log}, from which it was not decided")
     elif not any(all(example[name] == one[name] for name in TAKEN_OVER) for one in served):

@@ -12,8 +12,10 @@ import lightgbm
 import numpy as np
 
 from tests.chaos.arithmetic import LOGIT_BOUND, Layer, identity, sample_position, sigmoid
-from tests.chaos.run import Check, Run, key_of
+from tests.chaos.run import Check, Run, key_of, log_of
 
+Features = dict[str, float | None]
+"""As a row of ``features`` has them."""
 CLOSE = 1e-9
 """Of a fold that is written otherwise, and so rounds otherwise; a lesson that is missed moves weights by far more."""
 VERSION_DIGITS = 12
@@ -141,17 +143,22 @@ def scores_are_reproduced(run: Run) -> Check:
     names = {version: list(payload["feature_names"]) for version, payload in models.lightgbm.items()}
     by_version: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for _, decision in run.logs.decoded("decisions"):
-        by_version[decision["versions"]["lightgbm"]].append(decision)
+        if log_of(decision) in run.features_at:
+            by_version[decision["versions"]["lightgbm"]].append(decision)
+        else:
+            check.differs(f"{key_of(decision)} has no row of features to compute its score from")
     rivers: set[str] = set()
     for version, decisions in by_version.items():
         payload = models.lightgbm.get(version)
         if payload is None:
             check.differs(f"{len(decisions)} decisions name LightGBM {version}, which was never published")
             continue
-        logits = _lightgbm_logits(check, payload, names[version], decisions)
-        for decision, logit in zip(decisions, logits, strict=True):
+        # Rows of one place are of the same features, whatever models decided.
+        features = [run.features_at[log_of(decision)][-1]["features"] for decision in decisions]
+        logits = _lightgbm_logits(check, payload, names[version], decisions, features)
+        for decision, row, logit in zip(decisions, features, logits, strict=True):
             rivers.add(decision["versions"]["river"])
-            _reproduce(check, models, layers, decision, float(logit))
+            _reproduce(check, models, layers, decision, row, float(logit))
     check.compared = {
         "decisions": sum(map(len, by_version.values())),
         "lightgbm_versions": len(by_version),
@@ -161,12 +168,12 @@ def scores_are_reproduced(run: Run) -> Check:
 
 
 def _lightgbm_logits(
-    check: Check, payload: dict[str, Any], names: list[str], decisions: list[dict[str, Any]]
+    check: Check, payload: dict[str, Any], names: list[str], decisions: list[dict[str, Any]], features: list[Features]
 ) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    for decision in decisions:
-        if list(decision["features"]) != names:
+    for decision, row in zip(decisions, features, strict=True):
+        if list(row) != names:
             check.differs(f"{key_of(decision)} does not have the features of its LightGBM version")
-    matrix = np.array([[one["features"].get(name) for name in names] for one in decisions], np.float64)
+    matrix = np.array([[row.get(name) for name in names] for row in features], np.float64)
     booster = lightgbm.Booster(model_str=payload["text"])
     margin = np.asarray(booster.predict(matrix, raw_score=True, num_threads=1))
     calibration = payload["calibration"]
@@ -175,9 +182,14 @@ def _lightgbm_logits(
 
 
 def _reproduce(
-    check: Check, models: Models, layers: dict[tuple[str, int], Layer], decision: dict[str, Any], logit: float
+    check: Check,
+    models: Models,
+    layers: dict[tuple[str, int], Layer],
+    decision: dict[str, Any],
+    features: Features,
+    logit: float,
 ) -> None:
-    key, versions, features = key_of(decision), decision["versions"], decision["features"]
+    key, versions = key_of(decision), decision["versions"]
     policy = models.policy.get(versions["policy"])
     digest, _, offset = versions["river"].partition("@")
     layer = layers.get((versions["lightgbm"], int(offset)))
@@ -201,9 +213,7 @@ def _reproduce(
     check.same(f"{key}: selection probability", decision["selection_probability"], probability)
 
 
-def _select(
-    policy: dict[str, Any], score: float, features: dict[str, float | None], number: int
-) -> tuple[str | None, float]:
+def _select(policy: dict[str, Any], score: float, features: Features, number: int) -> tuple[str | None, float]:
     if score >= policy["threshold"]:
         return "score", 1.0
     for rule in policy["rules"]:

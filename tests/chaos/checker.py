@@ -22,6 +22,7 @@ CHECKS: tuple[Callable[[Run], Check], ...] = (
     check_records.dead_letters_are_complete,
     check_hostile.hostile_records_change_nothing,
     check_hostile.quarantines_are_of_hostile_records,
+    check_features.features_stand_beside_decisions,
     check_features.card_features_travel_unchanged,
     check_features.features_equal_the_reference,
     check_features.cases_follow_from_the_log,

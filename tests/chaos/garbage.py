@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import msgspec
 
 from pipeline.engine.block_messages import write_messages
 from schemas.messages import ProfiledTransaction, RecordPosition
+from tests.helpers.blocks import features_block, sealed
+from tests.helpers.logs import feature_row
 
 DEEP = 5_000
 DIGITS = 500
@@ -29,7 +32,8 @@ READERS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "rerouted": ("rerouted_headers", ("card",)),
     "accepted-labels": ("unreadable", ("card",)),
     "profiled": ("unreadable", ("score",)),
-    "decisions": ("unreadable", ("feedback",)),
+    "decisions": (None, ()),
+    "features": ("unreadable", ("feedback",)),
     "examples": ("unreadable", ("learn",)),
     "control": (None, ()),
     "models": (None, ()),
@@ -41,6 +45,7 @@ AGENTS: dict[str, tuple[str, ...]] = {
     "labels": ("label",),
     "accepted-labels": ("card", "feedback"),
     "profiled": ("score",),
+    "features": ("feedback",),
 }
 """By topic: the agents whose quarantines are forged."""
 
@@ -83,15 +88,37 @@ def garbage(target: Target, number: int) -> Iterator[Garbage]:
             yield Garbage(topic, kind, key, value, dead, agents)
     yield from _forged_control(target)
     yield from _forged_models(target, number)
-    foreign = _foreign(number)
+    foreign, far = _foreign(number), _features()
     yield Garbage("profiled", "foreign kernel", b"nobody", foreign, "set_aside", ("score",))
-    for kind, value in (
-        ("damaged head", foreign[:40] + b"?" + foreign[41:]),
-        ("damaged body", foreign[:-1] + b"?"),
-        ("part of a block", foreign[:-9]),
-        ("block of another format", foreign[:4] + b"\xff" + foreign[5:]),
-    ):
-        yield Garbage("profiled", kind, b"nobody", value, "unreadable", ("score",))
+    blocks = [("profiled", *one) for one in _damaged(foreign, far)]
+    blocks += [("features", *one) for one in (*_damaged(far, foreign), *impossible())]
+    for topic, kind, value in blocks:
+        dead, agents = READERS[topic]
+        yield Garbage(topic, kind, b"nobody", value, dead, agents)
+
+
+def _damaged(block: bytes, other: bytes) -> Iterator[tuple[str, bytes]]:
+    """Bytes that begin as a block, and a block of ``other`` columns."""
+    yield "damaged head", block[:40] + b"?" + block[41:]
+    yield "damaged body", block[:-1] + b"?"
+    yield "wrong checksum", block[:24] + bytes(8) + block[32:]
+    yield "part of a head", block[:60]
+    yield "part of a block", block[:-9]
+    yield "more than a block", block + bytes(8)
+    yield "block of another format", block[:4] + b"\xff" + block[5:]
+    yield "block of another topic", other
+    yield "columns of another topic", sealed(block[:4] + other[4:])
+
+
+def impossible() -> Iterator[tuple[str, bytes]]:
+    """Blocks of ``features`` under right checksums, with a value that no score agent writes."""
+    yield "no score", _features(score=math.nan)
+    yield "infinite feature", _features(features={"amount": math.inf})
+    yield "no card", _features(card_id="")
+    yield "long identifier", _features(transaction_id="x" * 2_000)
+    yield "negative amount", _features(amount_base=-1.0)
+    yield "before 1990", _features(event_time=datetime(1970, 1, 1, tzinfo=UTC))
+    yield "no record", _features(source=RecordPosition(topic="transactions", partition=-1, offset=0))
 
 
 def _bytes(topic: str) -> Iterator[tuple[str, bytes | None]]:
@@ -197,6 +224,12 @@ def _version(kind: str, content: Content) -> Garbage:
     front = {"name": content.name, "version": content.version, "digest": content.digest, "published_at": AT}
     value = json.dumps(front).encode()[:-1] + b', "payload":' + content.payload + b"}"
     return Garbage("models", kind, content.digest.encode(), value, None, ())
+
+
+def _features(**changes: Any) -> bytes:
+    """A decision of 2099; it would let everything be forgotten that waits for labels."""
+    at = datetime(2099, 1, 1, tzinfo=UTC)
+    return features_block([feature_row(0, at, **{"transaction_id": "nobody", "card_id": "nobody", **changes})])
 
 
 def _foreign(number: int) -> bytes:

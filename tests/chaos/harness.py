@@ -54,7 +54,7 @@ GROUPS = {
     "label": ("labels",),
     "card": ("transactions", "rerouted", "accepted-labels"),
     "score": ("profiled",),
-    "feedback": ("accepted-labels", "decisions"),
+    "feedback": ("accepted-labels", "features"),
     "learn": ("examples",),
 }
 DAMAGED_SNAPSHOT = "is not used (damaged)"
@@ -65,7 +65,7 @@ WRITTEN = ("garbage", "bomb", "damaged batch", "open transaction")
 """Faults that are written to topics, and hurt no worker by themselves."""
 PARTITIONS = {
     **dict.fromkeys(
-        ("transactions", "labels", "rerouted", "accepted-labels", "decisions", "progress"), CARD_PARTITIONS
+        ("transactions", "labels", "rerouted", "accepted-labels", "decisions", "features", "progress"), CARD_PARTITIONS
     ),
     "profiled": MERCHANT_PARTITIONS,
     **dict.fromkeys(("examples", "models", "control"), 1),

@@ -6,6 +6,7 @@ Written from ``docs/wire-contract.md`` and ``docs/models.md``: dictionaries, and
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -71,11 +72,11 @@ class CardFate:
 
 
 TAKEN_OVER = ("merchant_id", "event_time", "amount_base", "features", "logit", "score", "versions", "log")
-"""Fields of a decision that its examples repeat."""
+"""Fields of a row of ``features`` that its examples repeat."""
 
 
 def taken_over(one: dict[str, Any]) -> str:
-    """Digest of what a decision and its examples have in common: decisions of one row may be of other models."""
+    """Digest of what a row of ``features`` and its examples have in common: rows of one source differ by models."""
     return hashlib.sha256(json.dumps([one[name] for name in TAKEN_OVER], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -95,7 +96,7 @@ class Lesson(NamedTuple):
 
 @dataclass
 class FeedbackFate:
-    """What the feedback agents must have made of labels and decisions."""
+    """What the feedback agents must have made of labels and ``features``."""
 
     lessons: dict[Key, list[Lesson]] = field(default_factory=lambda: defaultdict(list))
     given_up: list[Told] = field(default_factory=list)
@@ -128,7 +129,9 @@ def follow_cards(run: Run) -> CardFate:
 def follow_feedback(run: Run) -> FeedbackFate:
     """All partitions of the feedback agent."""
     fate = FeedbackFate()
-    decisions = {entry.place: one for entry, one in run.logs.decoded("decisions")}
+    decisions: dict[Place, list[dict[str, Any]]] = defaultdict(list)
+    for entry, one in run.logs.decoded("features"):
+        decisions[entry.place].append(one)
     for (agent, partition), batches in sorted(run.first_batches.items()):
         if agent == "feedback":
             follower = _FeedbackPartition(run, partition, fate, decisions)
@@ -268,14 +271,16 @@ class _Decided:
 
     event_us: int
     decision: dict[str, Any]
-    """The last one that feedback has read, of those of the transaction."""
+    """The last row of ``features`` that feedback has read, of those of the transaction."""
     labels: list[Told] = field(default_factory=list)
     lessons: int = 0
     """Told so far; or counted as told, where maturity had come before the first label."""
 
 
 class _FeedbackPartition:
-    def __init__(self, run: Run, partition: int, fate: FeedbackFate, decisions: dict[Place, dict[str, Any]]) -> None:
+    def __init__(
+        self, run: Run, partition: int, fate: FeedbackFate, decisions: Mapping[Place, list[dict[str, Any]]]
+    ) -> None:
         self._run, self._rules, self._partition, self._fate = run, run.rules, partition, fate
         self._decisions = decisions
         self._newest_us = 0
@@ -285,7 +290,7 @@ class _FeedbackPartition:
 
     def take(self, batch: list[Place]) -> None:
         """One batch: decisions, then labels, then what has matured, then what has waited for too long."""
-        filed = [self._file(one) for place in batch if (one := self._decisions.get(place)) is not None]
+        filed = [self._file(one) for place in batch for one in self._decisions.get(place, ())]
         for key in dict.fromkeys(key for key in filed if key is not None):
             if key in self._waiting and self._kept(key) is not None:
                 for label in self._waiting.pop(key):

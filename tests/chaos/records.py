@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from tests.reference.blocks import read_block
+from tests.reference.blocks import read_block, read_features
 
 INPUTS = ("transactions", "labels")
 NUMBER_HEADER = "chaos-number"
@@ -20,6 +20,8 @@ HOSTILE_HEADER = "chaos-hostile"
 """Header of every record that is written where only agents write: its number in the ledger. Readers go by no header."""
 ORIGINS = {"rerouted": "rerouted-", "accepted-labels": "label-"}
 """By topic of forwarded records: what the names of the headers that tell where a record lay begin with."""
+BLOCKS: Mapping[str, Callable[[bytes], list[dict[str, Any]]]] = {"profiled": read_block, "features": read_features}
+"""By topic whose records hold many rows: its reader."""
 QUIET_READS = 100
 POLL_S = 0.2
 TOPIC_NAMES = (
@@ -29,6 +31,7 @@ TOPIC_NAMES = (
     "accepted-labels",
     "profiled",
     "decisions",
+    "features",
     "alerts",
     "examples",
     "models",
@@ -62,11 +65,11 @@ class Entry(NamedTuple):
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
     row: int = 0
-    """Number of a row of a block on ``profiled``, whose value is that of the row alone."""
+    """Number of a row of a block on ``profiled`` or ``features``, whose value is that of the row alone."""
 
     @property
     def log(self) -> tuple[int, int, int]:
-        """Partition, offset and row, as a decision's ``log`` names them."""
+        """Partition, offset and row, as a decision's ``log`` names those of ``profiled``."""
         return self.partition, self.offset, self.row
 
     @property
@@ -152,8 +155,8 @@ def read_logs(bootstrap: str, prefix: str, topics: Sequence[str] = TOPIC_NAMES) 
             at = item["position"]
             skipped[at["topic"], at["partition"], at["offset"]] = at["end"]
     found |= _read(bootstrap, prefix, [name for name in topics if name != "control"], skipped)
-    if "profiled" in found:
-        found["profiled"] = [row for entry in found["profiled"] for row in rows_of(entry)]
+    for name in BLOCKS.keys() & found.keys():
+        found[name] = [row for entry in found[name] for row in rows_of(entry)]
     return Logs({name: tuple(sorted(entries, key=lambda e: e.log)) for name, entries in found.items()})
 
 
@@ -161,7 +164,7 @@ def rows_of(entry: Entry) -> list[Entry]:
     """The rows of a block, each as JSON; what this run wrote in the agents' place stays as it is."""
     if entry.hostile:
         return [entry]
-    rows = read_block(entry.value or b"")
+    rows = BLOCKS[entry.topic](entry.value or b"")
     return [entry._replace(value=json.dumps(one).encode(), row=row) for row, one in enumerate(rows)]
 
 

@@ -16,7 +16,7 @@ NAMED = 5
 """Differences that a check names; all are counted."""
 CARD_READS = ("transactions", "rerouted", "accepted-labels")
 """Order of the card agent's topics within a batch."""
-FEEDBACK_READS = ("accepted-labels", "decisions")
+FEEDBACK_READS = ("accepted-labels", "features")
 
 
 class Expected(NamedTuple):
@@ -105,8 +105,8 @@ class Run:
 
     @cached_property
     def entry_at(self) -> dict[Place, Entry]:
-        """Every record of the topics that agents read, by place."""
-        topics = ("transactions", "labels", "rerouted", "accepted-labels", "profiled", "decisions")
+        """Every record of the topics that agents read, by place; of a block its last row."""
+        topics = ("transactions", "labels", "rerouted", "accepted-labels", "profiled", "features")
         return {entry.place: entry for topic in topics for entry in self.logs.entries(topic)}
 
     @cached_property
@@ -142,6 +142,14 @@ class Run:
         """Decisions by the row of ``profiled`` that they were made from."""
         found: dict[LogPlace, list[dict[str, Any]]] = defaultdict(list)
         for _, one in self.logs.decoded("decisions"):
+            found[log_of(one)].append(one)
+        return found
+
+    @cached_property
+    def features_at(self) -> dict[LogPlace, list[dict[str, Any]]]:
+        """Rows of ``features`` by the row of ``profiled`` that the decision was made from."""
+        found: dict[LogPlace, list[dict[str, Any]]] = defaultdict(list)
+        for _, one in self.logs.decoded("features"):
             found[log_of(one)].append(one)
         return found
 
@@ -204,7 +212,7 @@ class Run:
         if not again:
             return set()
         sent = [self.sent_at[origin] for place in again if (origin := self.origin(place)) in self.sent_at]
-        decided = {key_of(one) for entry, one in self.logs.decoded("decisions") if entry.place in again}
+        decided = {key_of(one) for entry, one in self.logs.decoded("features") if entry.place in again}
         return decided | {(one.card, one.transaction) for one in sent}
 
     @cached_property

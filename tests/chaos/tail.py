@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPar
 from tests.chaos.arithmetic import microseconds, partition_of
 from tests.chaos.records import HOSTILE_HEADER
 
-TAILED = ("rerouted", "accepted-labels", "profiled", "decisions", "examples", "models", "dead-letters")
+TAILED = ("rerouted", "accepted-labels", "profiled", "decisions", "features", "examples", "models", "dead-letters")
 POLL_S = 0.1
 READ = 1_000
 MIXED_S = 10.0

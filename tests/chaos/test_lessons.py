@@ -109,8 +109,8 @@ def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons
         ledger.append(Sent(number, topic, 0, entry.timestamp_ms, entry.key, entry.value, "plain", None, CARD, name))
         if topic == "transactions":
             progress("card", topic, offset)
-            place = write("decisions", decision(name, day, offset))
-            progress("feedback", "decisions", place)
+            place = write("features", decided(name, day, offset))
+            progress("feedback", "features", place)
         else:
             place = write("accepted-labels", stated, number, day)
             accepted = topics["accepted-labels"][-1]
@@ -119,7 +119,7 @@ def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons
             topics["accepted-labels"][-1] = accepted._replace(headers=(*accepted.headers, *origin))
             progress("card", "accepted-labels", place)
             progress("feedback", "accepted-labels", place)
-    served = {one["transaction_id"]: one for one in (json.loads(e.value or b"") for e in topics["decisions"])}
+    served = {one["transaction_id"]: one for one in (json.loads(e.value or b"") for e in topics["features"])}
     for title, case in CASES.items():
         for lesson in change(title, list(case.lessons)):
             told = {"label": lesson.label, "label_source": lesson.source, "known_at": at(lesson.day)}
@@ -132,7 +132,8 @@ def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons
     return Run(Logs({name: tuple(entries) for name, entries in topics.items()}), ledger, RULES)
 
 
-def decision(name: str, day: float, offset: int) -> dict[str, Any]:
+def decided(name: str, day: float, offset: int) -> dict[str, Any]:
+    """A row of ``features``."""
     return {
         "transaction_id": name,
         "card_id": CARD,
@@ -227,9 +228,9 @@ def test_of_two_decisions_of_one_row_the_last_one_that_was_read_is_taught() -> N
             found = []
             for entry in entries:
                 one = json.loads(entry.value or b"")
-                if "decisions" in one["starts"]:
-                    start = 2 * one["starts"]["decisions"]
-                    one |= {"starts": {"decisions": start}, "ends": {"decisions": start + 2}}
+                if "features" in one["starts"]:
+                    start = 2 * one["starts"]["features"]
+                    one |= {"starts": {"features": start}, "ends": {"features": start + 2}}
                 found.append(entry._replace(value=_bytes(one)))
             return found
 
@@ -241,7 +242,7 @@ def test_of_two_decisions_of_one_row_the_last_one_that_was_read_is_taught() -> N
                 found.append(entry._replace(value=_bytes({**one, "score": 0.7})) if is_second else entry)
             return found
 
-        logs = run.logs.changed("decisions", decided_twice).changed("progress", read_both)
+        logs = run.logs.changed("features", decided_twice).changed("progress", read_both)
         loose = run.rules._replace(exactly_once=False)
         return examples_are_consistent(Run(logs.changed("examples", taught), run.ledger, loose)).problems
 

@@ -46,7 +46,7 @@ def golden() -> list[Path]:
 
 
 def type_name(path: Path) -> str:
-    return path.stem.removesuffix("-full").removesuffix("-feedback")
+    return path.stem.removesuffix("-full").removesuffix("-slim").removesuffix("-feedback")
 
 
 def schema_of(name: str) -> Any:

@@ -1,6 +1,6 @@
 """What the topics hold after a run, as columns; and the logs of sampled cards and merchants, as they were recorded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -11,13 +11,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.engine.block_messages import read_messages
+from pipeline.engine.feature_blocks import NUMBERS, OFFSET, PARTITION, SOURCE_TOPIC, read_features
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.clients import read_batches
 from pipeline.replay import EPOCH
 from pipeline.settings import Settings
-from schemas.messages import LogPosition, ModelScores, ProfiledLabel, ProfiledTransaction, Transaction
+from schemas.messages import LogPosition, ModelScores, ProfiledLabel, ProfiledTransaction, RecordPosition, Transaction
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS, Topic
+from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, DECISIONS, PROFILED, TRANSACTIONS, Topic
 
 MICROSECOND = timedelta(microseconds=1)
 COUNTING = ("purchase", "cash")
@@ -26,10 +27,8 @@ LONG_AGO_US = -(2**62)
 
 Identity = tuple[str, str]
 """Card and transaction."""
-
-_Features: Any = msgspec.defstruct(
-    "_Features", [(name, float | None) for name in FEATURES], forbid_unknown_fields=True, gc=False
-)
+_Source = tuple[str, int, int]
+"""Topic, partition and offset of the producer's record."""
 
 
 class _Versions(msgspec.Struct, gc=False):
@@ -47,8 +46,8 @@ class _Decision(msgspec.Struct, gc=False):
     model_scores: ModelScores
     logit: float
     action: str
-    features: _Features
     versions: _Versions
+    source: RecordPosition
     log: LogPosition
     ingested_at: datetime
     decided_at: datetime
@@ -77,7 +76,7 @@ class Decisions:
     latency_s: NDArray[np.float64]
     """From the card agent's batch to the decision."""
     features: NDArray[np.float64]
-    """Shape (n, len(FEATURES)); NaN for null."""
+    """Shape (n, len(FEATURES)), NaN for no value: what the models saw, as ``features`` has it."""
     row: dict[Identity, int] = field(default_factory=dict)
     """Of each identity; of one that was decided several times, the last."""
 
@@ -103,19 +102,25 @@ class Topics:
         return read_batches(self._bootstrap, self._settings.topic(topic.name), settings=self._settings)
 
     def decisions(self) -> Decisions:
-        """All of `decisions`."""
+        """All of `decisions`, joined with `features`.
+
+        Raises:
+            ValueError: A decision has no row of features.
+        """
         decode = msgspec.json.Decoder(_Decision).decode
         parts: list[tuple[NDArray[np.float64], ...]] = []
         identity: list[Identity] = []
         versions: list[Versions] = []
         known: dict[Versions, Versions] = {}
         times: list[NDArray[np.int64]] = []
+        sources: list[_Source] = []
         for records in self.batches(DECISIONS):
             read = [decode(record.value or b"") for record in records]
             identity += [(one.card_id, one.transaction_id) for one in read]
             for one in read:
                 named = Versions(one.versions.lightgbm, one.versions.river, one.versions.policy)
                 versions.append(known.setdefault(named, named))
+            sources += [(one.source.topic, one.source.partition, one.source.offset) for one in read]
             times.append(np.array([(one.event_time - EPOCH) // MICROSECOND for one in read], np.int64))
             parts.append(
                 (
@@ -125,13 +130,12 @@ class Topics:
                     np.array([one.logit for one in read]),
                     np.array([one.action == "alert" for one in read], np.float64),
                     np.array([(one.decided_at - one.ingested_at).total_seconds() for one in read]),
-                    np.array([msgspec.structs.astuple(one.features) for one in read], np.float64),
                 )
             )
         if not parts:
             empty = np.empty(0)
-            parts, times = [(empty,) * 6 + (np.empty((0, len(FEATURES))),)], [np.empty(0, np.int64)]
-        score, lightgbm, river, logit, alert, latency_s, features = (
+            parts, times = [(empty,) * 6], [np.empty(0, np.int64)]
+        score, lightgbm, river, logit, alert, latency_s = (
             np.concatenate(column) for column in zip(*parts, strict=True)
         )
         return Decisions(
@@ -144,8 +148,29 @@ class Topics:
             logit=logit,
             alert=alert.astype(np.bool_),
             latency_s=latency_s,
-            features=features,
+            features=self._features(sources),
         )
+
+    def _features(self, sources: Sequence["_Source"]) -> NDArray[np.float64]:
+        """Return the features of decisions, shape (n, len(FEATURES)), from their rows on `features`."""
+        rows: dict[_Source, int] = {}
+        count = 0
+        parts = [np.empty((0, len(FEATURES)))]
+        names = [name.encode() for name in FEATURES]
+        for records in self.batches(DECISION_FEATURES):
+            for record in records:
+                found = read_features(record)
+                if found.names != names:
+                    raise ValueError(f"features partition {record.partition} offset {record.offset} has other features")
+                block = found.block
+                topics = [block.names[code].decode() for code in block.codes[SOURCE_TOPIC]]
+                at = zip(topics, block.narrow[PARTITION].tolist(), block.wide[OFFSET].tolist(), strict=True)
+                rows |= dict(zip(at, range(count, count + block.rows), strict=True))
+                count += block.rows
+                parts.append(block.features[:, len(NUMBERS) :])
+        if missing := [source for source in sources if source not in rows]:
+            raise ValueError(f"{len(missing)} decisions have no row of features, such as that of {missing[0]}")
+        return np.concatenate(parts)[[rows[source] for source in sources]]
 
     def dead_letters(self) -> dict[str, int]:
         """How many records were set aside, by error."""

@@ -20,7 +20,7 @@ from pipeline.kafka.clients import admin_client, read_batches
 from pipeline.kafka.progress import GroupLag
 from pipeline.replay import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
-from schemas.topics import ACCEPTED_LABELS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
 
 LOOK_S = 0.05
 STALLED_AFTER_S = 120.0
@@ -55,7 +55,7 @@ class StreamReport:
     cpu_s: dict[str, float] = field(default_factory=dict)
     """Processor time by process until then; the replay's own is this process's."""
     feedback_lag: int = 0
-    """Decisions and labels that the feedback agent had not read when the last decision was committed."""
+    """Records that the feedback agent had not read when the last decision was committed: labels, and blocks."""
 
 
 class CommitWatch:
@@ -156,7 +156,7 @@ class Streaming:
             report.decided_s = (watch.reached(last) or 0.0) - self._started_s
         report.cpu_s = {name: round(used - cpu_s.get(name, 0.0), 2) for name, used in self._cpu_s().items()}
         report.transactions, report.labels = progress.transactions, progress.labels
-        topics = [settings.topic(topic.name) for topic in (DECISIONS, ACCEPTED_LABELS)]
+        topics = [settings.topic(topic.name) for topic in (DECISION_FEATURES, ACCEPTED_LABELS)]
         report.feedback_lag = sum(
             group_lag(self._servers, settings.topic("feedback"), topics, settings=settings).values()
         )
@@ -165,7 +165,7 @@ class Streaming:
     def await_learned(self) -> None:
         """Wait until the feedback agent has read everything that there is; markers of transactions stay behind it."""
         settings = self._settings
-        topics = [settings.topic(topic.name) for topic in (DECISIONS, ACCEPTED_LABELS)]
+        topics = [settings.topic(topic.name) for topic in (DECISION_FEATURES, ACCEPTED_LABELS)]
         examples = settings.topic(EXAMPLES.name)
         before, moved_s = -1, time.monotonic()
         while True:

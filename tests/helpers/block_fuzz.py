@@ -52,7 +52,7 @@ def damaged(value: bytes, random: np.random.Generator) -> bytes:
 def main(seed: int, count: int) -> None:
     """Read ``count`` damaged blocks."""
     random, good, found = np.random.default_rng(seed), good_blocks(), Counter[str]()
-    decider, models = Decider("EUR"), active(threshold=0.2, audit_rate=0.1)
+    decider, models = Decider("EUR", 1), active(threshold=0.2, audit_rate=0.1)
     for number in range(count):
         value = damaged(good[number % len(good)], random)
         state = ScorePartition()

@@ -1,12 +1,61 @@
 """Blocks that no card agent wrote: good ones with something changed, under right checksums."""
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from pipeline.engine.blocks import CODES, NARROW, WIDE, Block, Sources, pack_block, parse_block
+from pipeline.engine.feature_blocks import LAYOUT
+from schemas.codec import timestamp_us
+from schemas.messages import DecisionFeatures
+
+
+def features_block(rows: Sequence[DecisionFeatures]) -> bytes:
+    """A block of ``features``; all rows are of one kernel, and have the same features.
+
+    Of more than 255 names what is named behind them is wrong.
+    """
+    columns = list(rows[0].features)
+    names = {name: number for number, name in enumerate(["logit", "score", *columns, "profiled"])}
+
+    def number(name: str) -> int:
+        return min(names.setdefault(name, len(names)), 255)
+
+    texts = [[row.transaction_id for row in rows], [row.card_id for row in rows], [row.merchant_id for row in rows]]
+    encoded = [[text.encode() for text in column] for column in texts]
+    values = [[row.features[name] for name in columns] for row in rows]
+    codes = [
+        [number(name) for name in (row.source.topic, of.lightgbm, of.river, of.policy, of.rates)]
+        for row in rows
+        for of in [row.versions]
+    ]
+    wide = [[timestamp_us(row.event_time), round(row.amount_base * 100), row.source.offset] for row in rows]
+    offsets = [row.event_time.utcoffset() for row in rows]
+    narrow = [
+        [int(offset.total_seconds() // 60) if offset else 0, row.source.partition, row.log.row]
+        for row, offset in zip(rows, offsets, strict=True)
+    ]
+    return pack_block(
+        Block(
+            rows[0].versions.kernel,
+            [name.encode() for name in names],
+            Sources(
+                np.array([row.log.offset for row in rows], np.int64),
+                np.array([row.log.partition for row in rows], np.int32),
+                np.full(len(rows), number("profiled"), np.uint8),
+            ),
+            np.array(wide, np.int64).T,
+            np.array([[row.logit, row.score, *of] for row, of in zip(rows, values, strict=True)], np.float64),
+            np.array(narrow, np.int32).T,
+            np.array([[len(text) for text in column] for column in encoded], np.int32),
+            np.array(codes, np.uint8).T,
+            b"".join(text for column in encoded for text in column),
+            LAYOUT,
+        )
+    )
 
 
 def changed(value: bytes | None, **columns: Any) -> bytes:

@@ -32,8 +32,8 @@ def active(river: RiverModel | None = None, **changes: object) -> ActiveModels:
 
 
 def decide(state: ScorePartition, records: Sequence[Record], models: ActiveModels, now: datetime) -> Result:
-    """The decisions of one partition's records."""
-    return Decider("EUR").process([(state, records)], models, now)
+    """The decisions of one partition's records, all with their features."""
+    return Decider("EUR", 1, all_features=True).process([(state, records)], models, now)
 
 
 def no_files(name: str, digest: str) -> bytes:

@@ -12,7 +12,14 @@ import pandas as pd
 
 from pipeline.engine.block_messages import read_messages
 from pipeline.features.catalogue import FEATURES
-from schemas.messages import Decision, ProfiledLabel, ProfiledTransaction, Progress, RecordPosition, Transaction
+from schemas.messages import (
+    DecisionFeatures,
+    ProfiledLabel,
+    ProfiledTransaction,
+    Progress,
+    RecordPosition,
+    Transaction,
+)
 from schemas.records import Record
 from tests.helpers.logs import EPOCH, microseconds
 from tests.reference.features import card_features, merchant_features
@@ -70,10 +77,10 @@ class _ReadingOrder:
         return place.partition, batch, READS.index(place.topic), place.offset
 
 
-def differences(decisions: Iterable[Decision], expected: Mapping[Key, Mapping[str, float]]) -> list[str]:
-    """Where decisions have other features than ``expected``, in words; empty when all agree."""
+def differences(rows: Iterable[DecisionFeatures], expected: Mapping[Key, Mapping[str, float]]) -> list[str]:
+    """Where rows of ``features`` have other values than ``expected``, in words; empty when all agree."""
     found = []
-    for decision in decisions:
+    for decision in rows:
         key = (decision.card_id, decision.transaction_id)
         if tuple(decision.features) != FEATURES:
             found.append(f"{key} has other features than the kernel")

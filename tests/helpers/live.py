@@ -26,6 +26,7 @@ from schemas.topics import (
     ACCEPTED_LABELS,
     ALERTS,
     DEAD_LETTERS,
+    DECISION_FEATURES,
     DECISIONS,
     EXAMPLES,
     LABELS,
@@ -48,7 +49,7 @@ class Live:
         self.models = models
         self._cards = [CardPartition(card, None, MemoryStore()) for _ in numbers]
         self._scores = [ScorePartition() for _ in numbers]
-        self._decider = Decider(card.rates.base)
+        self._decider = Decider(card.rates.base, card.partitions, all_features=True)
         self._feedbacks = [FeedbackPartition(feedback, MemoryStore()) for _ in numbers] if feedback else []
         self.learn = LearnPartition(new_learner(models.lightgbm.version))
         self._offsets: Counter[tuple[str, int]] = Counter()
@@ -134,6 +135,7 @@ class Live:
                     self.alerts.append(decode_alert(one.value or b""))
                 if one.topic is DECISIONS:
                     self.decisions.append(decode_decision(one.value or b""))
+                if one.topic is DECISION_FEATURES:
                     decided.append(self._append(one))
         return decided
 

@@ -13,6 +13,7 @@ from pipeline.engine.results import Result
 from schemas.messages import (
     Alert,
     Decision,
+    DecisionFeatures,
     Example,
     LogPosition,
     ModelScores,
@@ -21,7 +22,8 @@ from schemas.messages import (
     Versions,
 )
 from schemas.records import Headers, Output, Record
-from schemas.topics import ACCEPTED_LABELS, DECISIONS, LABELS, PROFILED, Topic
+from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, LABELS, PROFILED, Topic
+from tests.helpers.blocks import features_block
 
 LABEL_OPTIONS = LabelOptions(future_tolerance_us=300_000_000, partitions=1)
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -171,9 +173,32 @@ def decision(number: int = 0, at: datetime = START, **changes: Any) -> bytes:
     return _encode(Decision(**{**fields, **changes}))
 
 
-def decisions_log(values: Iterable[tuple[bytes, datetime]]) -> Log:
-    """A partition of ``decisions``."""
-    log = Log(DECISIONS)
+def features(number: int = 0, at: datetime = START, **changes: Any) -> bytes:
+    """A block of ``features`` with what the score agent writes of `decision`."""
+    return features_block([feature_row(number, at, **changes)])
+
+
+def feature_row(number: int = 0, at: datetime = START, **changes: Any) -> DecisionFeatures:
+    """The row of a decision on ``features``."""
+    fields: dict[str, Any] = {
+        "transaction_id": f"t{number}",
+        "card_id": "c1",
+        "merchant_id": "m1",
+        "event_time": at,
+        "amount_base": 12.34,
+        "score": 0.25,
+        "logit": -1.0986122886681098,
+        "features": {"amount": 12.34, "card_usual_amount": None},
+        "versions": Versions(lightgbm="base", river="r@0", policy="p", kernel="k", rates="1"),
+        "source": RecordPosition(topic="transactions", partition=0, offset=number),
+        "log": LogPosition(partition=0, offset=2 * number),
+    }
+    return DecisionFeatures(**{**fields, **changes})
+
+
+def features_log(values: Iterable[tuple[bytes, datetime]]) -> Log:
+    """A partition of ``features``."""
+    log = Log(DECISION_FEATURES)
     for value, at in values:
         log.append(value, at)
     return log

@@ -12,12 +12,13 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy
+from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.clients import producer_config, read_topic
 from pipeline.settings import Settings
-from schemas.messages import Alert, Decision, Example, ModelVersion
+from schemas.messages import Alert, Decision, DecisionFeatures, Example, ModelVersion
 from schemas.records import Record
-from schemas.topics import ALERTS, DECISIONS, EXAMPLES, LABELS, MODELS, TRANSACTIONS, Topic
+from schemas.topics import ALERTS, DECISION_FEATURES, DECISIONS, EXAMPLES, LABELS, MODELS, TRANSACTIONS, Topic
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.logs import after, label, microseconds, transaction
 from tests.helpers.worker import Worker
@@ -90,6 +91,12 @@ class Cluster:
 
     def decisions(self) -> list[Decision]:
         return [msgspec.json.decode(record.value or b"", type=Decision) for record in self.read(DECISIONS)]
+
+    def features(self) -> list[DecisionFeatures]:
+        """What the models saw of every decision."""
+        found = [one for record in self.read(DECISION_FEATURES) for one in read_feature_messages(record.value)]
+        assert {one.source for one in found} == {one.source for one in self.decisions()}
+        return found
 
     def alerts(self) -> list[Alert]:
         return [msgspec.json.decode(record.value or b"", type=Alert) for record in self.read(ALERTS)]

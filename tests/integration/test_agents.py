@@ -92,8 +92,8 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
 
     decisions = cluster.decisions()
     assert sorted(keys(decisions)) == sorted(bought)
-    assert differences(decisions, expected_features(cluster.read(PROFILED))) == []
-    assert any(decision.features["merchant_known_fraud_30d"] for decision in decisions)
+    assert differences(cluster.features(), expected_features(cluster.read(PROFILED))) == []
+    assert any(one.features["merchant_known_fraud_30d"] for one in cluster.features())
     after_restart = [decision for decision in decisions if int(decision.transaction_id[1:]) >= 380]
     assert {decision.versions.river for decision in after_restart} <= set(cluster.versions("river"))
     assert {decision.versions.lightgbm for decision in after_restart} == {small_model().version}
@@ -153,7 +153,7 @@ def test_workers_share_partitions_and_a_killed_one_loses_nothing(cluster: Cluste
     workers[1].until(lambda: len(cluster.decisions()) >= 450)
     decisions = cluster.decisions()
     assert sorted(keys(decisions)) == sorted(bought)
-    assert differences(decisions, expected_features(cluster.read(PROFILED))) == []
+    assert differences(cluster.features(), expected_features(cluster.read(PROFILED))) == []
     assert workers[1].stop() == 0, workers[1].said
 
 

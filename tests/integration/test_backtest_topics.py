@@ -18,7 +18,15 @@ from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.clients import TopicError, admin_client
 from schemas.messages import Decision
-from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, LABELS, REROUTED, TRANSACTIONS
+from schemas.topics import (
+    ACCEPTED_LABELS,
+    DEAD_LETTERS,
+    DECISION_FEATURES,
+    DECISIONS,
+    LABELS,
+    REROUTED,
+    TRANSACTIONS,
+)
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.digests import recorded_digests, restored_digests
 from tests.helpers.logs import after, transaction
@@ -276,12 +284,23 @@ def test_the_command_reads_topics(cluster: Cluster, start: Starter, tmp_path: Pa
     assert ran.exit_code == 0, ran.output
     assert f"{len(bought)} decisions compared with live: 0 differ" in ran.output
     assert len(pd.read_csv(written)) == 0
+    assert "recorded features" not in ran.output
     # What came in the order of events differs by what other partitions did meanwhile, if at all.
     by_time = Backtest(compare_live=True, settings=cluster.settings)
     by_time.run()
     assert by_time.comparison is not None
     assert by_time.comparison.compared == len(bought)
     assert by_time.comparison.causes.keys() <= {BETWEEN, RIVER}
+    # Without the features of a partition, everything else is still compared.
+    client, name = admin_client(cluster.bootstrap), cluster.settings.topic(DECISION_FEATURES.name)
+    for future in client.delete_records([TopicPartition(name, 0, -1)]).values():
+        future.result()
+    lost = sum(record.partition == 0 for record in cluster.read(DECISIONS))
+    assert 0 < lost < len(bought)
+    ran = CliRunner().invoke(main, options, env=settings_environment(cluster.settings))
+    assert ran.exit_code == 0, ran.output
+    assert f"{len(bought)} decisions compared with live: 0 differ" in ran.output
+    assert f"{lost} of {len(bought)} live decisions have no recorded features" in ran.output.replace("\n", " ")
     refused = CliRunner().invoke(main, ["backtest", "--from", "2031-01-01"], env=settings_environment(cluster.settings))
     assert refused.exit_code == 1
     assert "choose another range with --from and --to" in refused.output

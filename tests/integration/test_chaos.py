@@ -25,6 +25,7 @@ BUGS = {
     "commit-before-produce": ("one decision a profiled transaction", "was profiled and not decided"),
     "batch-twice": ("one decision a profiled transaction", "was decided again"),
     "forgotten-undo": ("features equal the reference", "the reference has"),
+    "features-of-another": ("card features travel unchanged", "the models saw other card features"),
 }
 
 Change = Callable[[list[Entry]], list[Entry]]
@@ -105,6 +106,10 @@ def is_any(_: Any) -> bool:
     return True
 
 
+def is_selected(one: Any) -> bool:
+    return one["selection"] is not None
+
+
 def is_transaction(one: Any) -> bool:
     return bool(one["kind"] == "transaction")
 
@@ -146,6 +151,15 @@ def put(name: str, value: object) -> Callable[[Any], None]:
     return lambda message: message.update({name: value})
 
 
+def without(name: str) -> Callable[[Any], None]:
+    return lambda message: message.pop(name)
+
+
+def moved(entries: list[Entry]) -> list[Entry]:
+    """The last record stands in the other partition."""
+    return [*entries[:-1], entries[-1]._replace(partition=1 - entries[-1].partition)]
+
+
 @pytest.mark.parametrize(
     ("topic", "change", "found_by", "saying"),
     [
@@ -153,16 +167,41 @@ def put(name: str, value: object) -> Callable[[Any], None]:
         ("decisions", doubled(is_any), "decisions_are_one_to_one", "has 2 decisions"),
         ("decisions", edited(is_any, add("case_sequence", 1)), "decisions_are_one_to_one", "case"),
         (
-            "decisions",
+            "features",
             edited(is_any, add("features.merchant_sum_30d", 0.01)),
             "features_equal_the_reference",
             "merchant_sum_30d",
         ),
         (
-            "decisions",
+            "features",
             edited(is_any, add("features.card_count_30d", 1)),
             "card_features_travel_unchanged",
             "other card features",
+        ),
+        ("features", edited(is_any, add("features.amount", 1e4)), "scores_are_reproduced", "log-odds"),
+        ("features", dropped(is_any), "scores_are_reproduced", "no row of features"),
+        ("features", dropped(is_any), "features_equal_the_reference", "no row of features"),
+        ("features", dropped(is_any), "features_stand_beside_decisions", "1 decisions, and 0 rows"),
+        ("features", doubled(is_any), "features_stand_beside_decisions", "1 decisions, and 2 rows"),
+        ("features", edited(is_any, add("source.offset", 10**6)), "features_stand_beside_decisions", "0 decisions"),
+        ("features", edited(is_any, add("score", 1e-12)), "features_stand_beside_decisions", "score of the row"),
+        ("features", edited(is_any, add("log.row", 1)), "features_stand_beside_decisions", "log of the row"),
+        ("features", edited(is_any, put("versions", {})), "features_stand_beside_decisions", "versions of the row"),
+        ("features", moved, "features_stand_beside_decisions", "partition of"),
+        ("features", dropped(is_any), "examples_are_consistent", "not decided"),
+        ("decisions", dropped(is_any), "features_stand_beside_decisions", "0 decisions, and 1 rows"),
+        (
+            "decisions",
+            edited(is_selected, add("features.amount", 1e-9)),
+            "features_stand_beside_decisions",
+            "features of the decision",
+        ),
+        ("decisions", edited(is_selected, without("features")), "features_stand_beside_decisions", "bears features"),
+        (
+            "decisions",
+            edited(lambda one: not is_selected(one), put("features", {})),
+            "features_stand_beside_decisions",
+            "bears features",
         ),
         ("decisions", edited(is_any, add("score", 1e-6)), "scores_are_reproduced", "score"),
         ("decisions", edited(is_any, add("model_scores.river", 1e-6)), "scores_are_reproduced", "score of River"),
@@ -245,6 +284,7 @@ def test_the_checker_follows_progress(outcome: Outcome, change: Change, saying: 
     ("topic", "which", "found_by", "saying"),
     [
         ("decisions", is_any, "decisions_are_one_to_one", "was profiled and not decided"),
+        ("features", is_any, "features_stand_beside_decisions", "1 decisions, and 0 rows"),
         ("alerts", is_any, "alerts_are_one_to_one", "has none"),
         ("profiled", is_transaction, "transactions_are_profiled_once", "profiled records instead of"),
         ("profiled", is_label, "labels_are_passed_on", "labels in profiled end with"),
@@ -265,13 +305,14 @@ def test_at_least_once_allows_what_is_repeated_and_not_what_is_missing(
 def test_at_least_once_allows_no_wrong_value(outcome: Outcome) -> None:
     rules = outcome.rules._replace(exactly_once=False)
     assert differences(check_all(outcome.logs, outcome.ledger, rules)) == 0
-    for edit, found_by in (
-        (add("features.merchant_sum_30d", 0.01), "features_equal_the_reference"),
-        (add("score", 1e-6), "scores_are_reproduced"),
-        (add("case_sequence", 1), "decisions_are_one_to_one"),
+    for topic, edit, found_by in (
+        ("features", add("features.merchant_sum_30d", 0.01), "features_equal_the_reference"),
+        ("features", add("score", 1e-6), "features_stand_beside_decisions"),
+        ("decisions", add("score", 1e-6), "scores_are_reproduced"),
+        ("decisions", add("case_sequence", 1), "decisions_are_one_to_one"),
     ):
         (check,) = [check for check in CHECKS if check.__name__ == found_by]
-        changed = outcome.logs.changed("decisions", edited(is_any, edit))
+        changed = outcome.logs.changed(topic, edited(is_any, edit))
         (found,) = check_all(changed, outcome.ledger, rules, [check])
         assert found.differences > 0, found_by
 

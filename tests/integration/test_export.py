@@ -33,9 +33,10 @@ from pipeline.kafka.clients import admin_client, producer_config, read_topic
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from schemas.records import Record
-from schemas.topics import LABELS, TRANSACTIONS, Topic
+from schemas.topics import DECISION_FEATURES, LABELS, TRANSACTIONS, Topic
+from tests.helpers.blocks import features_block
 from tests.helpers.champion import policy
-from tests.helpers.logs import after, label, microseconds, transaction
+from tests.helpers.logs import after, feature_row, label, microseconds, transaction
 from tests.helpers.topics import Cluster
 from tests.unit.model_helpers import small_model
 
@@ -403,6 +404,36 @@ def holes(cluster: Cluster, name: str) -> Iterator[int]:
         if record.offset > last.get(record.partition, -1) + 1:
             yield record.offset
         last[record.partition] = record.offset
+
+
+def test_features_have_a_row_for_each_decision(cluster: Cluster, tmp_path: Path) -> None:
+    sizes = [1, 3, 2, 7, 1, 1, 4, 2, 5, 1]
+    number = 0
+    for at, size in enumerate(sizes):
+        rows = [feature_row(number + n, score=(number + n) / 100) for n in range(size)]
+        cluster.write(DECISION_FEATURES, features_block(rows), None, after(at), partition=at % 2)
+        number += size
+    cluster.write(DECISION_FEATURES, b"nonsense", None, after(20), partition=1)
+    cluster.flush()
+    name = DECISION_FEATURES.name
+    (done,) = export(cluster, tmp_path, name, file_rows=5)
+    assert (done.records, done.rows, done.undecoded) == (len(sizes) + 1, number + 1, 1)
+    counts = [pq.read_metadata(path).num_rows for path in files(tmp_path, DECISION_FEATURES)]
+    # Whole records; the one of seven rows has a file to itself.
+    assert counts == [4, 4, 5, 3, 7, 5]
+    frame = pd.read_parquet(tmp_path / name).sort_values("source_offset", ignore_index=True)
+    decided = frame.dropna(subset=["transaction_id"])
+    assert decided["transaction_id"].tolist() == [f"t{n}" for n in range(number)]
+    assert decided["score"].tolist() == [n / 100 for n in range(number)]
+    assert frame["value"].dropna().tolist() == [b"nonsense"]
+
+    cluster.write(DECISION_FEATURES, features_block([feature_row(number), feature_row(number + 1)]), None, after(21))
+    cluster.flush()
+    done = run(cluster, str(tmp_path), name)
+    assert done.exit_code == 0, done.output
+    assert "1 records written to" in done.output
+    assert "as 2 rows; " in done.output
+    assert len(pd.read_parquet(tmp_path / name)) == number + 3
 
 
 def run(cluster: Cluster, *arguments: str) -> Result:

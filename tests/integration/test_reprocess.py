@@ -10,19 +10,20 @@ from click.testing import CliRunner, Result
 from confluent_kafka import TopicPartition
 
 from pipeline import Backtest
-from pipeline.backtest import reprocess as module
-from pipeline.backtest.messages import NOT_READ
-from pipeline.backtest.reprocess import DECIDED, RUN, Reprocessed, ReprocessError, reprocess
+from pipeline.backtest.reprocess import Reprocessed, reprocess
+from pipeline.backtest.written_runs import DECIDED, RUN, ReprocessError, features_topic
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
+from pipeline.engine.decision_messages import NOT_READ
+from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.placement import partition_of
 from pipeline.exports.topics import TopicExport, named
-from pipeline.kafka.admin import end_offsets
+from pipeline.kafka.admin import end_offsets, ensure_topics
 from pipeline.kafka.clients import admin_client, partition_numbers, read_topic
-from pipeline.kafka.producer import DeliveryFailed, TransactionalProducer
-from schemas.messages import Decision
+from pipeline.kafka.producer import DeliveryFailed, TopicRecord, TransactionalProducer
+from schemas.messages import Decision, DecisionFeatures
 from schemas.records import Record
-from schemas.topics import DECISIONS, TRANSACTIONS
+from schemas.topics import DECISION_FEATURES, DECISIONS, TRANSACTIONS
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter, shop
 
@@ -45,21 +46,30 @@ def bought(cluster: Cluster) -> Cluster:
 
 @pytest.fixture(autouse=True)
 def _small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TRANSACTION_ROWS", 16)
+    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 16)
 
 
 def written(cluster: Cluster, name: str = INTO) -> list[Record]:
     return list(read_topic(cluster.bootstrap, cluster.settings.topic(name), settings=cluster.settings))
 
 
-def places(cluster: Cluster) -> set[tuple[int, int]]:
-    return {(record.partition, record.offset) for record in written(cluster)}
+def places(cluster: Cluster) -> set[tuple[str, int, int]]:
+    records = [*written(cluster), *written(cluster, features_topic(INTO))]
+    return {(record.topic, record.partition, record.offset) for record in records}
 
 
 def decided(records: list[Record]) -> dict[tuple[int, int], Decision]:
     messages = [msgspec.json.decode(record.value or b"", type=Decision) for record in records]
     found = {(one.source.partition, one.source.offset): one for one in messages}
     assert len(found) == len(messages)
+    return found
+
+
+def seen(records: list[Record]) -> dict[tuple[int, int], tuple[int, DecisionFeatures]]:
+    """By the place of the transaction: the partition of the block, and what the models saw."""
+    rows = [(record.partition, row) for record in records for row in read_feature_messages(record.value)]
+    found = {(row.source.partition, row.source.offset): (partition, row) for partition, row in rows}
+    assert len(found) == len(rows)
     return found
 
 
@@ -72,9 +82,10 @@ def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: St
     shop(cluster, range(120), seed=1)
     cluster.flush()
     worker = start(cluster.settings)
+    own = [cluster.settings.topic(topic.name) for topic in (DECISIONS, DECISION_FEATURES)]
     worker.until(lambda: len(cluster.decisions()) >= 120)
     assert worker.stop() == 0, worker.said
-    before = end_offsets(cluster.bootstrap, [cluster.settings.topic(DECISIONS.name)])
+    before = end_offsets(cluster.bootstrap, own)
 
     done = again(cluster, order="recorded")
     assert (done.written, done.present, done.complete) == (120, 0, True)
@@ -91,11 +102,20 @@ def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: St
         moved = {"log": other.log, "ingested_at": other.ingested_at, "decided_at": other.decided_at}
         assert msgspec.structs.replace(one, **moved) == other
     assert len(records) == len(live)
-    assert end_offsets(cluster.bootstrap, [cluster.settings.topic(DECISIONS.name)]) == before
+    # What the models saw of each, in the same partition.
+    blocks, of_live = seen(written(cluster, features_topic(INTO))), seen(cluster.read(DECISION_FEATURES))
+    assert blocks.keys() == of_live.keys() == live.keys()
+    for place, (partition, row) in blocks.items():
+        of_partition, other_row = of_live[place]
+        assert partition == of_partition
+        assert row.log == decided(records)[place].log
+        assert msgspec.structs.replace(row, log=other_row.log) == other_row
+    assert {one.features is None for _, _, one in live.values()} == {True, False}
+    assert end_offsets(cluster.bootstrap, own) == before
 
     # By another threshold, and compared in a notebook as the page says.
     again(cluster, "strict", thresholds=[0.0])
-    topics = [named("decisions"), named("strict=decisions")]
+    topics = [named("decisions"), named("strict=decisions"), named("strict-features=features")]
     TopicExport(cluster.bootstrap, cluster.settings, tmp_path, topics).run()
     columns = ["source_partition", "source_offset", "action", "score", "value"]
     ours, theirs = (pd.read_parquet(tmp_path / name, columns=columns) for name in ("decisions", "strict"))
@@ -104,6 +124,10 @@ def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: St
     assert (both["action_strict"] == "alert").all()
     assert 0 < (both["action_live"] == "alert").sum() < 120
     assert both["value_strict"].isna().all()
+    seen_by_theirs = pd.read_parquet(tmp_path / "strict-features", columns=columns[:2] + columns[3:4])
+    joined = theirs.merge(seen_by_theirs, on=["source_partition", "source_offset"], suffixes=("", "_of_features"))
+    assert len(joined) == 120
+    assert (joined["score"] == joined["score_of_features"]).all()
 
 
 def test_messages_are_what_the_backtest_decides(bought: Cluster) -> None:
@@ -126,6 +150,22 @@ def test_messages_are_what_the_backtest_decides(bought: Cluster) -> None:
     said = [header[DECIDED] for header in headers if DECIDED in header]
     assert set(said) == {str(done.written).encode()}
     assert 0 < len(said) <= 16
+    blocks = written(bought, features_topic(INTO))
+    assert {place: row.score for place, (_, row) in seen(blocks).items()} == {
+        place: one.score for place, one in found.items()
+    }
+    told = [dict(record.headers) for record in blocks]
+    assert {header[RUN] for header in told} == {done.run.encode()}
+    assert {header[DECIDED] for header in told if DECIDED in header} == set(said)
+    assert sorted(partition_numbers(admin_client(bought.bootstrap), features_topic(done.topic))) == [0, 1, 2]
+    # As live, decisions bear features where they are selected, or all do.
+    assert all((one.features is None) == (one.selection is None) for one in found.values())
+    bought.settings = bought.settings.model_copy(update={"decision_features": "all"})
+    again(bought, "full", **asked)
+    full = decided(written(bought, "full"))
+    assert {place: one.features for place, one in full.items()} == {
+        place: row.features for place, (_, row) in seen(blocks).items()
+    }
 
 
 @pytest.mark.parametrize("learn", [False, True])
@@ -134,16 +174,16 @@ def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest
     write = TransactionalProducer.write
     calls: list[int] = []
 
-    def failing(self: TransactionalProducer, topic: str, records: Any, headers: Any) -> None:
+    def failing(self: TransactionalProducer, records: list[TopicRecord], headers: Any) -> None:
         calls.append(1)
         if len(calls) == 5:
             # The broker has a part of the transaction already when the program dies.
             self._producer.begin_transaction()
-            for key, value in list(records)[:3]:
-                self._producer.produce(topic, value, key, headers=headers)
+            for one in [*records[:3], *records[-1:]]:
+                self._producer.produce(one.topic, one.value, one.key, headers=headers)
             assert self._producer.flush(30) == 0
             raise DeliveryFailed("the program was killed")
-        write(self, topic, records, headers)
+        write(self, records, headers)
 
     monkeypatch.setattr(TransactionalProducer, "write", failing)
     with pytest.raises(DeliveryFailed):
@@ -151,6 +191,7 @@ def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest
     first = written(bought)
     assert len(first) == 4 * 16
     assert all(DECIDED not in dict(record.headers) for record in first)
+    assert seen(written(bought, features_topic(INTO))).keys() == decided(first).keys()
 
     done = again(bought, learn=learn)
     assert (done.present, done.written, done.complete) == (64, 236, True)
@@ -160,6 +201,12 @@ def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest
     assert {place: (of.score, of.action) for place, of in one.items()} == {
         place: (of.score, of.action) for place, of in same.items()
     }
+    ours, theirs = (
+        {place: row.features for place, (_, row) in seen(written(bought, features_topic(name))).items()}
+        for name in (INTO, "other")
+    )
+    assert ours == theirs
+    assert ours.keys() == one.keys()
     # Once more, there is nothing to do.
     assert again(bought, learn=learn)[2:5] == (300, 0, True)
 
@@ -178,19 +225,30 @@ def test_other_runs_and_other_topics_are_left_alone(bought: Cluster, monkeypatch
     found = written(bought)
     assert {dict(record.headers)[RUN] for record in found} == {second.run.encode()}
     assert len(decided(found)) == second.written == first.written
+    blocks = written(bought, features_topic(INTO))
+    assert {dict(record.headers)[RUN] for record in blocks} == {second.run.encode()}
+    assert seen(blocks).keys() == decided(found).keys()
 
-    for name in ("decisions", "transactions", "other-decisions", "alerts"):
+    for name in ("decisions", "transactions", "other-decisions", "alerts", "features", "candidate-features"):
         with pytest.raises(ReprocessError, match="is the name of a topic of the pipeline"):
             again(bought, name, replace=True)
     with pytest.raises(ReprocessError, match="name one model and one threshold"):
         again(bought, "two", thresholds=[0.1, 0.2])
 
     # Somebody's topic, with a record that is no run's.
-    again(bought, "foreign", end=after(1))
     producer = TransactionalProducer(bought.bootstrap, bought.settings, "somebody")
-    producer.write(bought.settings.topic("foreign"), [(b"k", b"v")], [])
-    with pytest.raises(ReprocessError, match="holds records that no reprocess has written"):
-        again(bought, "foreign", end=after(1), replace=True)
+    for into in ("foreign", "foreign-too"):
+        again(bought, into, end=after(1))
+        name = bought.settings.topic(into if into == "foreign" else features_topic(into))
+        producer.write([TopicRecord(name, b"k", b"v")], [])
+        with pytest.raises(ReprocessError, match=f"topic {name} holds records that no reprocess has written"):
+            again(bought, into, end=after(1), replace=True)
+
+    # The features of a pipeline with another prefix.
+    prefix = bought.settings.topic("shop-")
+    ensure_topics(bought.bootstrap, bought.settings.model_copy(update={"topic_prefix": prefix}))
+    with pytest.raises(ReprocessError, match=f"{prefix}features is the name of a topic of the pipeline that has"):
+        again(bought, "shop", end=after(1), replace=True)
     assert bought.read(DECISIONS) == []
 
 
@@ -212,11 +270,11 @@ def test_who_comes_later_is_the_only_one_who_writes(bought: Cluster) -> None:
     name = bought.settings.topic(INTO)
     done = again(bought, end=after(0.3))
     one = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
-    one.write(name, [(b"k", b"1")], [])
+    one.write([TopicRecord(name, b"k", b"1")], [])
     other = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
     with pytest.raises(DeliveryFailed, match="another process writes under the same id"):
-        one.write(name, [(b"k", b"2")], [])
-    other.write(name, [(b"k", b"3")], [])
+        one.write([TopicRecord(name, b"k", b"2")], [])
+    other.write([TopicRecord(name, b"k", b"3")], [])
     values = {record.value for record in written(bought)}
     assert {b"1", b"3"} <= values
     assert b"2" not in values
@@ -250,12 +308,14 @@ def test_the_command_says_how_it_ended(bought: Cluster) -> None:
     again = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
     assert "0 decisions of run" in again.output
     client = admin_client(bought.bootstrap)
-    some = [TopicPartition(bought.settings.topic(INTO), 0, -1)]
-    for future in client.delete_records(some).values():
-        future.result()
-    fewer = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
-    assert fewer.exit_code == 1
-    assert f"holds {len(written(bought))} of the" in fewer.output
+    for name, holds in ((features_topic(INTO), "holds the features of"), (INTO, "holds")):
+        some = [TopicPartition(bought.settings.topic(name), 0, -1)]
+        for future in client.delete_records(some).values():
+            future.result()
+        left = len(written(bought)) if name == INTO else len(seen(written(bought, name)))
+        fewer = run(bought, "--from", "2024-03-01T12:00", "--threshold", "0.4")
+        assert fewer.exit_code == 1
+        assert f"topic {bought.settings.topic(name)} {holds} {left} of the" in fewer.output.replace("\n", " ")
     for arguments, text in (
         ([], "another range, other options or other settings"),
         (["--replace", "--from", "2031-01-01"], "choose another range"),

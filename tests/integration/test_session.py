@@ -1,6 +1,7 @@
 """What a session promises of outputs, offsets and state, against a real broker."""
 
 import random
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,7 @@ from pipeline.kafka.clients import (
 )
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.offsets import CommittedOffsets
+from pipeline.kafka.patience import Patience
 from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import (
     FENCED,
@@ -206,14 +208,10 @@ def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
 def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_failed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Transactions._transactional
-
-    def late(self: Transactions, what: str, call: Callable[[], object]) -> None:
-        if what == "send_offsets_to_transaction":
-            # As librdkafka does where the broker refuses a record while the offsets are under way.
-            self._producer.flush(PATIENCE_S)
-            raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state", txn_requires_abort=True))
-        original(self, what, call)
+    def late(self: Transactions, *_: object) -> None:
+        # As librdkafka does where the broker refuses a record while the offsets are under way.
+        self._producer.flush(PATIENCE_S)
+        raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state", txn_requires_abort=True))
 
     handler = Numbers()
     write(settings, ["1", "2", "3"])
@@ -221,7 +219,7 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
         batch = polled(one)
         large = Output(PROFILED, b"k", random.Random(0).randbytes(PROFILED.max_message_bytes + 1_000_000))
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_transactional", late)
+            patched.setattr(Transactions, "_send_offsets", late)
             with pytest.raises(OutputTooLarge, match="profiled"):
                 one.commit(batch, [large])
             with pytest.raises(Aborted, match="Erroneous state"):
@@ -235,20 +233,20 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     handler, hung = Numbers(), []
-    original = Transactions._transactional
+    original = Transactions._commit_open
 
-    def once(self: Transactions, what: str, call: Callable[[], object]) -> None:
-        if what == "commit_transaction" and not hung:
-            hung.append(what)
+    def once(self: Transactions) -> None:
+        if not hung:
+            hung.append("commit")
             if committed:
-                original(self, what, call)
+                original(self)
             raise Hung("the broker died")
-        original(self, what, call)
+        original(self)
 
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as one:
         batch = polled(one)
-        monkeypatch.setattr(Transactions, "_transactional", once)
+        monkeypatch.setattr(Transactions, "_commit_open", once)
         outputs = handler.process(batch)
         if committed:
             one.commit(batch, outputs)
@@ -265,14 +263,12 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """Others may have moved on in one partition of ours, and may have committed the same offsets as we would."""
-    handler, original = Numbers(), Transactions._transactional
+    handler, original = Numbers(), Transactions._commit_open
 
-    def hang(self: Transactions, what: str, call: Callable[[], object]) -> None:
-        if what == "commit_transaction":
-            if committed:
-                original(self, what, call)
-            raise Hung("the broker died")
-        original(self, what, call)
+    def hang(self: Transactions) -> None:
+        if committed:
+            original(self)
+        raise Hung("the broker died")
 
     write(settings, [str(number) for number in range(20)])
     with session(settings, handler) as one:
@@ -292,7 +288,7 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
             return {place: Committed(offset, Mark("another/1")) for place, offset in batch.ends.items()}
 
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_transactional", hang)
+            patched.setattr(Transactions, "_commit_open", hang)
             patched.setattr(one._offsets, "told", told)
             outputs = handler.process(batch)
             if committed:
@@ -538,14 +534,11 @@ def test_nobody_is_told_that_outputs_without_records_were_committed(
     with session(settings, handler) as one:
         write(settings, ["1"])
         work(one, handler, lambda: len(held(handler)) == 1)
-        original = Transactions._transactional
 
-        def hang(self: Transactions, what: str, call: Callable[[], object]) -> None:
-            if what == "commit_transaction":
-                raise Hung("the broker died")
-            original(self, what, call)
+        def hang(_: Transactions) -> None:
+            raise Hung("the broker died")
 
-        monkeypatch.setattr(Transactions, "_transactional", hang)
+        monkeypatch.setattr(Transactions, "_commit_open", hang)
         with pytest.raises(Aborted):
             one.commit(one.empty_batch(), [Output(DECISIONS, b"k", b"never")])
 
@@ -750,6 +743,57 @@ def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
         one._fatal.append("no such group")
         with pytest.raises(SessionError, match="no such group"):
             one.poll(0.1)
+
+
+def left_open(settings: Settings, instance: str) -> Producer:
+    """Begin a transaction in the name of an instance's card agent: a record, and an offset of its group."""
+    patient = {"transaction.timeout.ms": 60_000}  # no broker ends it while a test waits
+    name = f"{settings.topic('card')}-{instance}"
+    left = Producer(producer_config(servers(settings), transactional_id=name, overrides=patient))
+    left.init_transactions(PATIENCE_S)
+    left.begin_transaction()
+    left.produce(settings.topic(PROFILED.name), b"unfinished", partition=0)
+    member = Consumer(consumer_config(servers(settings), settings.topic("card"), settings=settings))
+    at = TopicPartition(settings.topic(TRANSACTIONS.name), 0, 1)
+    left.send_offsets_to_transaction([at], member.consumer_group_metadata(), PATIENCE_S)
+    left.flush(PATIENCE_S)
+    member.close()
+    return left
+
+
+def test_whoever_takes_over_ends_what_the_last_holder_left_open(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(settings, [str(number) for number in range(20)])
+    handler = Numbers()
+    dead = settings.model_copy(update={"instance": "dead"})
+    with ExitStack() as stack:
+        one = Session(servers(settings), dead, "card", READS, handler)
+        stack.callback(partial(one.close, release=False))
+        one.start()
+        work(one, handler, lambda: len(held(handler)) == 20)
+    left = left_open(settings, "dead")
+    with session(settings, Numbers()) as two:
+        # Without the end of the transaction the brokers do not tell where the group stands.
+        deadline_s = time.monotonic() + PATIENCE_S
+        while len(two.assigned) < 4:
+            assert time.monotonic() < deadline_s
+            two.poll(0.1)
+        with pytest.raises(KafkaException) as fenced:
+            left.commit_transaction(PATIENCE_S)
+        assert fenced.value.args[0].code() in FENCED
+    assert "instance dead died with partitions" in caplog.text
+
+
+def test_nobody_ends_transactions_of_an_instance_that_released_its_partitions(settings: Settings) -> None:
+    write(settings, [str(number) for number in range(20)])
+    handler = Numbers()
+    with session(settings.model_copy(update={"instance": "stopped"}), handler) as one:
+        work(one, handler, lambda: len(held(handler)) == 20)
+    offsets = CommittedOffsets(
+        servers(settings), settings, "card", READS, Patience("card", threading.Event(), lambda: None)
+    )
+    assert offsets.dead_holders([(settings.topic(TRANSACTIONS.name), number) for number in range(2)]) == set()
 
 
 def test_what_an_earlier_process_left_open_is_ended_before_anything_is_read(settings: Settings) -> None:

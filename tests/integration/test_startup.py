@@ -37,6 +37,7 @@ from schemas.messages import ProfiledTransaction, Progress
 from schemas.topics import (
     ACCEPTED_LABELS,
     DEAD_LETTERS,
+    DECISION_FEATURES,
     DECISIONS,
     EXAMPLES,
     LABELS,
@@ -136,7 +137,7 @@ def test_fresh_topics_are_fit(bootstrap: str, settings: Settings) -> None:
     assert check_start(bootstrap, settings, ALL) == []
 
 
-@pytest.mark.parametrize("topic", [TRANSACTIONS, LABELS, PROFILED, DECISIONS, EXAMPLES, PROGRESS])
+@pytest.mark.parametrize("topic", [TRANSACTIONS, LABELS, PROFILED, DECISION_FEATURES, EXAMPLES, PROGRESS])
 def test_a_topic_that_forgets_too_soon_is_refused(bootstrap: str, settings: Settings, topic: Topic) -> None:
     name = settings.topic(topic.name)
     days = needed_days(topic, settings)
@@ -155,7 +156,7 @@ def test_a_topic_that_forgets_too_soon_is_refused(bootstrap: str, settings: Sett
 
 def test_retention_by_size_and_compaction_are_refused(bootstrap: str, settings: Settings) -> None:
     configure(bootstrap, settings.topic("profiled"), retention_bytes="1000000")
-    configure(bootstrap, settings.topic("decisions"), cleanup_policy="compact")
+    configure(bootstrap, settings.topic("features"), cleanup_policy="compact")
     told = refusal(bootstrap, settings)
     assert "retention.bytes=-1" in told
     assert "cleanup.policy=delete" in told
@@ -192,7 +193,7 @@ def test_more_insync_replicas_than_replicas_are_refused(bootstrap: str, settings
         (LABEL, LABELS, ACCEPTED_LABELS),
         (LABEL, LABELS, DEAD_LETTERS),
         (SCORE, PROFILED, DECISIONS),
-        (FEEDBACK, DECISIONS, EXAMPLES),
+        (FEEDBACK, DECISION_FEATURES, EXAMPLES),
     ],
 )
 def test_lost_offsets_of_a_group_with_results_are_refused(
@@ -311,7 +312,7 @@ def test_an_offset_behind_the_log_is_refused(bootstrap: str, settings: Settings)
 
 @pytest.mark.parametrize("role", [CARD, SCORE, FEEDBACK])
 def test_an_input_made_anew_is_refused_even_while_it_is_empty(bootstrap: str, settings: Settings, role: Role) -> None:
-    source = {"card": TRANSACTIONS, "score": PROFILED, "feedback": DECISIONS}[role.name]
+    source = {"card": TRANSACTIONS, "score": PROFILED, "feedback": DECISION_FEATURES}[role.name]
     for number in (0, 1):
         for _ in range(3):
             write(bootstrap, settings, source, partition=number)
@@ -399,7 +400,7 @@ def test_a_snapshot_belongs_to_the_topics_that_its_state_is_folded_from(bootstra
         for spec, topics in (
             (CARD, (TRANSACTIONS, REROUTED, ACCEPTED_LABELS, PROGRESS)),
             (SCORE, (PROFILED,)),
-            (FEEDBACK, (ACCEPTED_LABELS, DECISIONS, PROGRESS)),
+            (FEEDBACK, (ACCEPTED_LABELS, DECISION_FEATURES, PROGRESS)),
         ):
             keeper = context._environment(
                 spec, Quarantines(bootstrap, settings, spec.name, spec.reads, not_counted)

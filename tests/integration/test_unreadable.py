@@ -22,7 +22,17 @@ from pipeline.kafka.quarantine import decode_control
 from pipeline.settings import Settings
 from schemas.codec import MAX_VALUE_BYTES
 from schemas.messages import Quarantine
-from schemas.topics import CONTROL, DEAD_LETTERS, DECISIONS, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic
+from schemas.topics import (
+    CONTROL,
+    DEAD_LETTERS,
+    DECISION_FEATURES,
+    DECISIONS,
+    MODELS,
+    PROFILED,
+    PROGRESS,
+    TRANSACTIONS,
+    Topic,
+)
 from tests.helpers.batches import COMPRESSIONS, damage_batch, produce_batch, record_batch, with_payload
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, microseconds, reason, transaction
@@ -91,7 +101,7 @@ def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
     decisions = cluster.decisions()
     assert once(decisions)
     assert sorted(keys(decisions)) == sorted(bought)
-    assert differences(decisions, expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
+    assert differences(cluster.features(), expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
 
 
 @pytest.mark.usefixtures("quick_readers")
@@ -190,7 +200,7 @@ def test_a_batch_that_a_disk_has_damaged_is_quarantined(
 def test_an_unreadable_batch_on_an_internal_topic_keeps_no_worker_from_starting(
     cluster: Cluster, start: Starter
 ) -> None:
-    """Start-up checks read ``profiled`` and ``decisions`` before the agent runs that is to quarantine it."""
+    """Start-up checks read ``profiled`` and ``features`` before the agent runs that is to quarantine it."""
     cluster = Cluster(cluster.settings.model_copy(update={"kafka_config": CAP}))
     cluster.publish()
     bought = shop(cluster, range(30), seed=1)
@@ -199,7 +209,7 @@ def test_an_unreadable_batch_on_an_internal_topic_keeps_no_worker_from_starting(
     worker.until(lambda: len(cluster.decisions()) >= 30)
     assert worker.stop() == 0, worker.said
     expected = []
-    for agent, topic in (("score", PROFILED), ("feedback", DECISIONS)):
+    for agent, topic in (("score", PROFILED), ("feedback", DECISION_FEATURES)):
         base = produce_batch(cluster.bootstrap, cluster.settings.topic(topic.name), 1, bomb("zstd"))
         expected.append((agent, 1, base, base + RECORDS))
     bought |= shop(cluster, range(30, 60), seed=2)

@@ -10,7 +10,9 @@ import pytest
 
 from pipeline.engine.block_messages import read_messages
 from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from schemas.codec import encode
@@ -260,10 +262,11 @@ def test_no_decision_is_filed_behind_what_was_deleted() -> None:
         label_horizon_us=US_PER_DAY, maturity_us=US_PER_DAY, negative_sample_rate=1.0
     )
     long = short._replace(label_horizon_us=60 * US_PER_DAY)
-    decisions = [record for _, record in happenings(np.random.default_rng(1), 200) if record.topic == "decisions"]
+    decisions = [record for _, record in happenings(np.random.default_rng(1), 200) if record.topic == "features"]
     late, *others = decisions
     run = Run(agent.kernel(short))
     for record in others:
         work(run, [record], short)
     work(run, [late], long)
-    assert late.value not in run.store.items().values()
+    digests = [transaction_digest(row.card_id, row.transaction_id) for row in read_feature_messages(late.value)]
+    assert run.state._segments.find(digests) == {}

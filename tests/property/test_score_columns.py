@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine import profiled_blocks
+from pipeline.engine import block_writing
 from pipeline.engine.block_messages import read_messages
 from pipeline.engine.blocks import LABEL, MOST_BYTES, MOST_ROWS, TRANSACTION
 from pipeline.engine.card import CardOptions, CardPartition
@@ -82,8 +82,8 @@ def test_decisions_do_not_depend_on_how_rows_are_cut_into_blocks(seed: int, most
     card, rows, blocks = CardPartition(OPTIONS, None, MemoryStore()), Log(PROFILED), Log(PROFILED)
     records = sorted([*transactions.records, *labels.records], key=lambda record: record.timestamp_ms)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiled_blocks, "MOST_ROWS", most_rows)
-        patch.setattr(profiled_blocks, "MOST_BYTES", most_bytes)
+        patch.setattr(block_writing, "MOST_ROWS", most_rows)
+        patch.setattr(block_writing, "MOST_BYTES", most_bytes)
         for part in cuts(len(records), random):
             result = card.process(records[part], NOW)
             rows.take(result)
@@ -137,7 +137,7 @@ def test_decisions_and_alerts_are_the_bytes_that_msgspec_writes(seed: int) -> No
         transactions.append(transaction(number, at, **fields), at)
     log = Log(PROFILED, partition=2)
     log.take(CardPartition(OPTIONS, None, MemoryStore()).process(transactions.records, START))
-    result = Decider("EUR").process([(ScorePartition(), log.records)], MODELS, NOW)
+    result = Decider("EUR", 1, all_features=seed % 2 == 0).process([(ScorePartition(), log.records)], MODELS, NOW)
     decisions, alerts = to(DECISIONS, result), to(ALERTS, result)
     assert len(decisions) == len(log.records) == 300
     assert len(alerts) > 50
@@ -155,7 +155,8 @@ def test_decisions_and_alerts_are_the_bytes_that_msgspec_writes(seed: int) -> No
             decided_at=NOW,
             **{name: getattr(message, name) for name in ("transaction_id", "card_id", "merchant_id", "case_id")},
         )
-        assert output.value == ENCODER.encode(expected)
+        assert (decision.features is None) == (seed % 2 == 1 and decision.selection is None)
+        assert output.value == ENCODER.encode(expected).replace(b'"features":null,', b"")
         assert output.key == message.card_id.encode()
     for output in alerts:
         alert = decode_alert(output.value or b"")

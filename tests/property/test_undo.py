@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decision_store import DecisionStore
+from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.feedback_kernel import FeedbackKernel
 from pipeline.engine.forwarding import forward
@@ -31,7 +32,7 @@ from pipeline.scoring.river_learner import LayerLearner
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.records import Output, Record
-from schemas.topics import EXAMPLES, PROFILED, REROUTED
+from schemas.topics import DECISION_FEATURES, EXAMPLES, PROFILED, REROUTED
 from tests.helpers.champion import active, decide
 from tests.helpers.logs import START, Log, after
 from tests.helpers.memory_columns import MemoryColumn
@@ -388,5 +389,8 @@ def test_batches_do_not_show_in_decisions_whatever_was_undone(seed: int) -> None
     assert own_values(fold) == own_values(parts) == own_values(whole)
 
 
-def of(topic: str, results: Sequence[Result]) -> list[Output]:
-    return [output for result in results for output in result.outputs if output.topic.name == topic]
+def of(topic: str, results: Sequence[Result]) -> list[Any]:
+    outputs = [output for result in results for output in result.outputs if output.topic.name == topic]
+    if topic == DECISION_FEATURES.name:
+        return [(output.partition, row) for output in outputs for row in read_feature_messages(output.value)]
+    return outputs

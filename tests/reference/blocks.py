@@ -1,17 +1,52 @@
-"""A slow reader of the blocks of ``profiled``, written from ``docs/wire-contract.md`` alone."""
+"""A slow reader of the blocks of ``profiled`` and ``features``, written from ``docs/wire-contract.md`` alone."""
 
 import base64
 import json
+import math
 import struct
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, NamedTuple
 
 import xxhash
 
-WIDE = ("event_time_us", "amount_base_minor", "case_sequence", "ingested_at_us", "input_offset", "known_at_us")
-NARROW = ("stated_offset_min", "input_partition")
-TEXTS = ("transaction_id", "card_id", "merchant_id", "case_id", "amount", "currency", "transaction_type", "original")
-CODES = ("kind", "counts", "known", "rates", "input_topic")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Form(NamedTuple):
+    """Columns of a kind of block."""
+
+    magic: bytes
+    wide: tuple[str, ...]
+    narrow: tuple[str, ...]
+    texts: tuple[str, ...]
+    codes: tuple[str, ...]
+
+
+PROFILED = Form(
+    b"FPBK",
+    ("event_time_us", "amount_base_minor", "case_sequence", "ingested_at_us", "input_offset", "known_at_us"),
+    ("stated_offset_min", "input_partition"),
+    ("transaction_id", "card_id", "merchant_id", "case_id", "amount", "currency", "transaction_type", "original"),
+    ("kind", "counts", "known", "rates", "input_topic"),
+)
+FEATURES = Form(
+    b"FPFB",
+    ("event_time_us", "amount_base_minor", "source_offset"),
+    ("stated_offset_min", "source_partition", "log_row"),
+    ("transaction_id", "card_id", "merchant_id"),
+    ("source_topic", "lightgbm", "river", "policy", "rates"),
+)
+
+
+class Content(NamedTuple):
+    """What a block holds."""
+
+    kernel: str
+    names: list[str]
+    numbers: list[bytes]
+    """Of each row that has any."""
+    rows: list[dict[str, Any]]
+    """Columns by name, those of ``source`` behind ``of_``; texts are bytes."""
 
 
 class _Bytes:
@@ -25,16 +60,17 @@ class _Bytes:
         return found
 
 
-def read_block(value: bytes) -> list[dict[str, Any]]:
-    """The rows of a block, each as the JSON that `fraud-pipeline inspect` shows."""
+def read_content(value: bytes, form: Form) -> Content:
+    """The columns of a block; raises ``AssertionError`` or ``struct.error`` for what is none."""
     data = _Bytes(value)
-    magic, form, width, n, head_bytes, body_sum, head_sum = data.read("4sHHIIQQ")
-    assert (magic, form) == (b"FPBK", 1)
+    magic, version, width, n, head_bytes, body_sum, head_sum = data.read("4sHHIIQQ")
+    assert (magic, version) == (form.magic, 1)
     head, body = value[32 : 32 + head_bytes], value[32 + head_bytes :]
     assert xxhash.xxh3_64_intdigest(value[:24] + head) == head_sum
     assert xxhash.xxh3_64_intdigest(body) == body_sum
-    transactions, text_bytes, kernel_bytes, name_count, name_bytes = data.read("IIHHI")
-    sources = list(zip(data.read(f"{n}q"), data.read(f"{n}i"), data.read(f"{n}B"), strict=True))
+    with_numbers, text_bytes, kernel_bytes, name_count, name_bytes = data.read("IIHHI")
+    columns: dict[str, Any] = {"of_offset": data.read(f"{n}q"), "of_partition": data.read(f"{n}i")}
+    columns["of_topic"] = data.read(f"{n}B")
     name_lengths = data.read(f"{name_count}H")
     kernel, packed = (data.read(f"{size}s")[0] for size in (kernel_bytes, name_bytes))
     names = []
@@ -42,49 +78,91 @@ def read_block(value: bytes) -> list[dict[str, Any]]:
         names.append(packed[:length].decode())
         packed = packed[length:]
     data.at = 32 + head_bytes
-    wide = {name: data.read(f"{n}q") for name in WIDE}
-    features = [data.read(f"{8 * width}s")[0] for _ in range(transactions)]
-    narrow = {name: data.read(f"{n}i") for name in NARROW}
-    lengths = {name: data.read(f"{n}i") for name in TEXTS}
-    codes = {name: data.read(f"{n}B") for name in CODES}
-    texts = {name: [data.read(f"{length}s")[0] for length in lengths[name]] for name in TEXTS}
+    columns |= {name: data.read(f"{n}q") for name in form.wide}
+    numbers = [data.read(f"{8 * width}s")[0] for _ in range(with_numbers)]
+    columns |= {name: data.read(f"{n}i") for name in form.narrow}
+    lengths = {name: data.read(f"{n}i") for name in form.texts}
+    columns |= {name: data.read(f"{n}B") for name in form.codes}
+    columns |= {name: [data.read(f"{length}s")[0] for length in lengths[name]] for name in form.texts}
     assert data.at == len(value)
     assert text_bytes == sum(map(sum, lengths.values()))
+    return Content(
+        kernel.decode(), names, numbers, [{name: of[row] for name, of in columns.items()} for row in range(n)]
+    )
 
+
+def read_block(value: bytes) -> list[dict[str, Any]]:
+    """The rows of a block of ``profiled``, each as the JSON that `fraud-pipeline inspect` shows."""
+    content = read_content(value, PROFILED)
+    numbers = list(content.numbers)
     rows = []
-    for row, (offset, partition, topic) in enumerate(sources):
-        source = {"topic": names[topic], "partition": partition, "offset": offset}
-        found: dict[str, Any] = {
-            name: texts[name][row].decode() for name in ("transaction_id", "card_id", "merchant_id")
-        }
-        found |= {"schema_version": 1, "event_time_us": wide["event_time_us"][row], "source": source}
-        original = json.loads(texts["original"][row])
-        if codes["kind"][row] == 1:
-            known = ("legitimate", "fraud", "none")[codes["known"][row]]
-            rows.append(
-                {**found, "kind": "label", "known": known, "known_at_us": wide["known_at_us"][row], "label": original}
-            )
+    for one in content.rows:
+        source = {"topic": content.names[one["of_topic"]], "partition": one["of_partition"], "offset": one["of_offset"]}
+        found: dict[str, Any] = {name: one[name].decode() for name in ("transaction_id", "card_id", "merchant_id")}
+        found |= {"schema_version": 1, "event_time_us": one["event_time_us"], "source": source}
+        original = json.loads(one["original"])
+        if one["kind"] == 1:
+            found |= {"kind": "label", "known": ("legitimate", "fraud", "none")[one["known"]]}
+            rows.append({**found, "known_at_us": one["known_at_us"], "label": original})
             continue
         read = {
-            "topic": names[codes["input_topic"][row]],
-            "partition": narrow["input_partition"][row],
-            "offset": wide["input_offset"][row],
+            "topic": content.names[one["input_topic"]],
+            "partition": one["input_partition"],
+            "offset": one["input_offset"],
         }
-        ingested_at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=wide["ingested_at_us"][row])
         rows.append(
             {
                 **found,
                 "kind": "transaction",
-                "amount_base_minor": wide["amount_base_minor"][row],
-                "rates_version": names[codes["rates"][row]],
-                "counts": bool(codes["counts"][row]),
-                "card_features": base64.b64encode(features.pop(0)).decode(),
-                "kernel": kernel.decode(),
-                "case_id": texts["case_id"][row].decode(),
-                "case_sequence": wide["case_sequence"][row],
-                "ingested_at": ingested_at.isoformat().replace("+00:00", "Z"),
+                "amount_base_minor": one["amount_base_minor"],
+                "rates_version": content.names[one["rates"]],
+                "counts": bool(one["counts"]),
+                "card_features": base64.b64encode(numbers.pop(0)).decode(),
+                "kernel": content.kernel,
+                "case_id": one["case_id"].decode(),
+                "case_sequence": one["case_sequence"],
+                "ingested_at": _text(one["ingested_at_us"], 0),
                 "transaction": original,
                 "read": None if read == source else read,
             }
         )
     return rows
+
+
+def read_features(value: bytes) -> list[dict[str, Any]]:
+    """The rows of a block of ``features``, each as the JSON that `fraud-pipeline inspect` shows."""
+    content = read_content(value, FEATURES)
+    assert len(content.numbers) == len(content.rows)
+    rows = []
+    for one, packed in zip(content.rows, content.numbers, strict=True):
+        numbers = struct.unpack(f"<{len(packed) // 8}d", packed)
+        named = dict(zip(content.names[: len(numbers)], numbers, strict=True))
+        assert len(named) == len(numbers)
+        assert content.names[:2] == ["logit", "score"]
+        logit, score = named.pop("logit"), named.pop("score")
+        assert content.names[one["of_topic"]] == "profiled"
+        versions = {name: content.names[one[name]] for name in ("lightgbm", "river", "policy")}
+        rows.append(
+            {
+                "schema_version": 1,
+                **{name: one[name].decode() for name in FEATURES.texts},
+                "event_time": _text(one["event_time_us"], one["stated_offset_min"]),
+                "amount_base": one["amount_base_minor"] / 100,
+                "score": score,
+                "logit": logit,
+                "features": {name: None if math.isnan(number) else number for name, number in named.items()},
+                "versions": {**versions, "kernel": content.kernel, "rates": content.names[one["rates"]]},
+                "source": {
+                    "topic": content.names[one["source_topic"]],
+                    "partition": one["source_partition"],
+                    "offset": one["source_offset"],
+                },
+                "log": {"partition": one["of_partition"], "offset": one["of_offset"], "row": one["log_row"]},
+            }
+        )
+    return rows
+
+
+def _text(time_us: int, offset_min: int) -> str:
+    zone = timezone(timedelta(minutes=offset_min))
+    return (EPOCH + timedelta(microseconds=time_us)).astimezone(zone).isoformat().replace("+00:00", "Z")

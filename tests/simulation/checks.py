@@ -20,7 +20,15 @@ from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import load_river, new_learner
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.messages import CardRules, Decision, Label, ProfiledLabel, ProfiledTransaction, Quarantine
+from schemas.messages import (
+    CardRules,
+    Decision,
+    DecisionFeatures,
+    Label,
+    ProfiledLabel,
+    ProfiledTransaction,
+    Quarantine,
+)
 from schemas.money import load
 from schemas.records import Record
 from tests.helpers.champion import no_files
@@ -40,6 +48,7 @@ from tests.simulation.reading import (
     decode_example,
     decode_progress,
     decode_version,
+    feature_rows,
     fields,
     messages,
     place_of,
@@ -82,6 +91,7 @@ def check_transaction(logs: Logs, transaction: Committed) -> None:
     decided = [message for _, message in messages(outputs, "decisions", decode_decision)]
     for decision in decided:
         assert is_read(("profiled", decision.log.partition, decision.log.offset)), "7: a decision of what was not read"
+    check_features(outputs, decided)
     alerts = [message for _, message in messages(outputs, "alerts", decode_alert)]
     assert [(one.log, one.score) for one in alerts] == [
         (one.log, one.score) for one in decided if one.action == "alert"
@@ -125,6 +135,21 @@ def agent_of(transaction: Committed) -> str:
 
 
 # --- Outcomes (1 to 5) --------------------------------------------------------------------------------------------
+
+
+def check_features(outputs: list[Record], decided: list[Decision]) -> None:
+    """Every decision has one row of features, in its card's partition; it bears them itself where it is selected."""
+    rows = {at_of(row.source): (record.partition, row) for record, _, row in feature_rows(outputs)}
+    count = sum(1 for _ in feature_rows(outputs))
+    assert {at_of(one.source) for one in decided} == rows.keys(), "3: decisions and rows of features differ"
+    assert count == len(rows) == len(decided), "7: a row of features twice"
+    for decision in decided:
+        partition, row = rows[at_of(decision.source)]
+        assert partition == partition_of(decision.card_id, PARTITIONS), "6: features in another partition"
+        for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit", "log"):
+            assert getattr(row, name) == getattr(decision, name), f"14: another {name} beside the features"
+        assert row.versions == decision.versions
+        assert decision.features == (None if decision.selection is None else row.features), "14: other features"
 
 
 def check_outcomes(logs: Logs) -> None:
@@ -239,7 +264,7 @@ READS = {
     "label": ("labels",),
     "card": ("transactions", "rerouted", "accepted-labels"),
     "score": ("profiled",),
-    "feedback": ("accepted-labels", "decisions"),
+    "feedback": ("accepted-labels", "features"),
     "learn": ("examples",),
 }
 
@@ -297,9 +322,8 @@ def event_times(logs: Logs) -> dict[tuple[str, str], tuple[int, int | None]]:
 
 def check_examples(logs: Logs) -> None:
     """Learning uses the features that were served, and labels from when they were known (14)."""
-    decisions = {
-        (one.log.partition, one.log.offset, one.log.row): one for _, one in logs.of("decisions", decode_decision)
-    }
+    rows = feature_rows(logs.records["features"])
+    decisions = {(one.log.partition, one.log.offset, one.log.row): one for _, _, one in rows}
     labels = defaultdict(list)
     for record in logs.records["labels"]:
         if (label := label_of(record)) is not None:
@@ -339,8 +363,8 @@ def contents(logs: Logs, name: str) -> dict[str, bytes]:
 def check_scores(logs: Logs) -> None:
     """Every score can be computed again, to the last bit, from what its decision names (15)."""
     lightgbms, rivers = contents(logs, "lightgbm"), contents(logs, "river")
-    by_versions: dict[tuple[str, str, str], list[Decision]] = defaultdict(list)
-    for _, decision in logs.of("decisions", decode_decision):
+    by_versions: dict[tuple[str, str, str], list[DecisionFeatures]] = defaultdict(list)
+    for _, _, decision in feature_rows(logs.records["features"]):
         by_versions[decision.versions.lightgbm, decision.versions.river, decision.versions.policy].append(decision)
     for (lightgbm, river, _), decisions in by_versions.items():
         model = LightGBMModel.from_payload(lightgbms[lightgbm])

@@ -22,7 +22,7 @@ from tests.simulation.world import World
 SLOTS = 2
 FAULTS = ("!fail", "!kill", "!once")
 SUFFIXES = ("",) * 24 + tuple(f"{what}-{agent}" for what in FAULTS for agent in AGENT_NAMES) + (
-    "!large-profiled", "!large-decisions", "!large-examples",
+    "!large-profiled", "!large-decisions", "!large-features", "!large-examples",
 )  # fmt: skip
 OTHER_SETTINGS = {"dedup_horizon_days": 30.0, "label_horizon_days": 20.0, "maturity_days": 8.0}
 
@@ -81,7 +81,7 @@ works = st.lists(
     max_size=4,
 )
 JUNK_TOPICS = (
-    "transactions", "labels", "rerouted", "accepted-labels", "profiled", "decisions", "examples", "progress",
+    "transactions", "labels", "rerouted", "accepted-labels", "profiled", "features", "examples", "progress",
     "control", "models",
 )  # fmt: skip
 JUNK = (b"", b"{", b"\xff\xfe", b"[]", b'{"transaction_id": "t"}', b'{"kind": "quarantine"}')
@@ -125,7 +125,7 @@ control = st.one_of(
     event("write_content", st.sampled_from([*LIGHTGBM, *POLICIES]), st.booleans()),
     event(
         "forge_quarantine",
-        st.sampled_from(["transactions", "accepted-labels", "profiled", "decisions"]),
+        st.sampled_from(["transactions", "accepted-labels", "profiled", "features"]),
         st.integers(0, 5),
     ),
 )
@@ -216,7 +216,7 @@ class SimulatedPipeline(RuleBasedStateMachine):
             "transactions": "card",
             "accepted-labels": "card",
             "profiled": "score",
-            "decisions": "feedback",
+            "features": "feedback",
         }[topic]
         for number in range(PARTITIONS):
             log = self.world.cluster.logs[PREFIX + topic, number]

@@ -377,6 +377,8 @@ class SimProducer:
         self._cluster.producers[self._id] = self
 
     def begin_transaction(self) -> None:
+        if self._cluster.producers.get(self._id) is not self:
+            raise _error(KafkaError._FENCED, fatal=True)
         assert not self.open
         self.open = True
 

@@ -9,12 +9,14 @@ import msgspec
 
 from pipeline.engine.block_messages import read_messages
 from pipeline.engine.blocks import BlockError
+from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.forwarding import NotForwarded, origin
 from schemas.errors import UNREADABLE
 from schemas.messages import (
     Activation,
     Alert,
     Decision,
+    DecisionFeatures,
     Example,
     ModelVersion,
     Profiled,
@@ -84,12 +86,24 @@ def messages(records: list[Record], topic: str, decode: Callable[[bytes], T]) ->
 
 def written(record: Record) -> bytes:
     """Return what producers wrote of a record: of a block, of all rows that are not to be skipped."""
-    originals = [
-        bytes(message.transaction if isinstance(message, ProfiledTransaction) else message.label)
+    rows: dict[int, bytes] = {
+        row: bytes(message.transaction if isinstance(message, ProfiledTransaction) else message.label)
         for _, row, message in profiled_rows([record])
-        if row not in record.skipped_rows
-    ]
-    return b"\n".join(originals) if originals else record.value or b""
+    }
+    rows |= {row: msgspec.json.encode(message) for _, row, message in feature_rows([record])}
+    left = [value for row, value in rows.items() if row not in record.skipped_rows]
+    return b"\n".join(left) if left else record.value or b""
+
+
+def feature_rows(records: list[Record]) -> Iterator[tuple[Record, int, DecisionFeatures]]:
+    """Yield the rows of the blocks on ``features`` that can be read, with their records and numbers."""
+    for record in records:
+        if record.topic == PREFIX + "features":
+            try:
+                rows = read_feature_messages(record.value)
+            except BlockError:
+                continue
+            yield from ((record, row, message) for row, message in enumerate(rows))
 
 
 def profiled_rows(records: list[Record]) -> Iterator[tuple[Record, int, Profiled]]:

@@ -10,11 +10,12 @@ import msgspec
 from agents.loop import Partitions
 from agents.topology import AGENTS, AgentSpec
 from pipeline.engine.block_messages import read_messages
+from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.kafka.quarantine import Quarantines
 from schemas.codec import encode
 from schemas.messages import Quarantine, Rules
 from schemas.records import Output, Record
-from schemas.topics import PROFILED
+from schemas.topics import DECISION_FEATURES, PROFILED
 from tests.simulation.digest import state_digest
 from tests.simulation.model_kafka import Committed
 from tests.simulation.names import PARTITIONS, PREFIX
@@ -126,9 +127,13 @@ def _sorted(outputs: Sequence[Output]) -> list[Any]:
         if output.topic is PROFILED:
             rows = [msgspec.json.decode(encode(message)) for message in read_messages(output.value)]
             value = output.partition, msgspec.json.encode([_without_clock(row) for row in rows])
+        elif output.topic is DECISION_FEATURES:
+            rows = [msgspec.json.decode(encode(message)) for message in read_feature_messages(output.value)]
+            left = [{name: row[name] for name in row if name not in _OF_THE_MODELS} for row in rows]
+            value = output.partition, msgspec.json.encode(left)
         elif found := fields(Record("", 0, 0, 0, None, output.value)):
-            left = _OF_THE_MODELS if output.topic.name == "decisions" else ()
+            models = (*_OF_THE_MODELS, "features") if output.topic.name == "decisions" else ()
             told_of = _without_clock(found)
-            value = msgspec.json.encode({name: told_of[name] for name in told_of if name not in left})
+            value = msgspec.json.encode({name: told_of[name] for name in told_of if name not in models})
         told[output.topic.name].append((output.key, value, output.headers))
     return sorted(told.items())

@@ -137,7 +137,7 @@ class _Inline:
 def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Put the model's clients, the clock and inline threads in their places."""
     kafka = pipeline.kafka
-    for module in (kafka.session, kafka.log_consumer, kafka.unreadable):
+    for module in (kafka.admin, kafka.session, kafka.log_consumer, kafka.unreadable):
         patch.setattr(module, "Consumer", SimConsumer)
     patch.setattr(kafka.transactions, "Producer", SimProducer)
     patch.setattr(kafka.clients, "AdminClient", SimAdmin)

@@ -33,5 +33,6 @@ def test_every_topic_has_the_writer_it_declares() -> None:
 def test_the_declaration_of_an_agent_names_what_holds_its_state(spec: AgentSpec) -> None:
     partitions = resolve_name(spec.partitions)
     assert callable(partitions.create)
-    missing = [name for name in ("ready", "process", "due", "save", "settle", "undo") if not hasattr(partitions, name)]
+    needed = ("prepare", "ready", "process", "due", "save", "settle", "undo")
+    missing = [name for name in needed if not hasattr(partitions, name)]
     assert not missing

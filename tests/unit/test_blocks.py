@@ -18,10 +18,10 @@ from pipeline.engine.blocks import (
     parse_block,
     row_count,
 )
+from pipeline.engine.card_batch import process_together
 from pipeline.engine.forwarding import forward
 from pipeline.engine.placement import partition_of
 from pipeline.engine.profiled import read_rows
-from pipeline.engine.profiled_blocks import encode_blocks
 from pipeline.engine.results import Result
 from schemas.codec import MAX_VALUE_BYTES, encode
 from schemas.messages import Profiled, ProfiledLabel
@@ -124,15 +124,16 @@ def test_a_batch_of_several_card_partitions_is_one_block_in_their_order() -> Non
             log.append(transaction(at, after(at), card_id=name, transaction_id=f"{number}-{at}"), after(at))
         labels = LabelLog(number)
         labels.append(label(0, after(50), transaction_id=f"{number}-0", card_id=cards[0]), after(50))
-        _, columns = CardPartition(options(partitions=2), None, MemoryStore()).work(
-            [*log.records, *labels.records], NOW
-        )
-        assert columns is not None
-        parts.append(columns)
-    outputs = list(encode_blocks(parts))
+        parts.append([*log.records, *labels.records])
+    rules = options(partitions=2)
+
+    def processed(*of: list[Record]) -> list[Output]:
+        states = [CardPartition(rules, None, MemoryStore()) for _ in of]
+        return blocks(process_together(list(zip(states, of, strict=True)), NOW, rules))
+
+    outputs = processed(*parts)
     (rows,) = rows_of(outputs).values()
-    alone = [row for part in parts for row in rows_of(list(encode_blocks([part])))[0]]
-    assert rows == alone
+    assert rows == [row for part in parts for row in rows_of(processed(part))[0]]
     assert [row.source.partition for row in rows] == sorted(row.source.partition for row in rows)
     assert len(outputs) == 1
     assert len({row.source.topic for row in rows}) == 2

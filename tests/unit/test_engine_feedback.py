@@ -1,13 +1,14 @@
 """The feedback agent's kernel: what a transaction turned out to be, joined to the features that were served."""
 
-import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
@@ -18,8 +19,9 @@ from pipeline.features.identity import transaction_hash
 from pipeline.learning.sampling import keep_negative
 from schemas.messages import Example, LogPosition, Versions
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES
-from tests.helpers.logs import START, LabelLog, Log, after, decision, decode_decision, decode_example, label
+from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES
+from tests.helpers.blocks import features_block
+from tests.helpers.logs import START, LabelLog, Log, after, decode_example, feature_row, features, label
 
 NOW = after(500)
 RATE = 0.25
@@ -45,10 +47,10 @@ class Desk:
         )
         self.store, self.segments = MemoryStore(), MemorySegments()
         self.state = FeedbackPartition(options, self.store, segments=self.segments)
-        self.decisions, self.labels = Log(DECISIONS), LabelLog()
+        self.decisions, self.labels = Log(DECISION_FEATURES), LabelLog()
 
     def decide(self, number: int, at: datetime = START, **changes: Any) -> list[Example]:
-        return examples(self.work(self.decisions.append(decision(number, at, **changes), at)))
+        return examples(self.work(self.decisions.append(features(number, at, **changes), at)))
 
     def work(self, record: Record) -> Result:
         result = self.state.process([record], NOW)
@@ -87,16 +89,16 @@ def told(found: list[Example]) -> list[tuple[str, str, int, float]]:
 
 def test_an_example_holds_the_features_as_served(desk: Desk) -> None:
     versions = Versions(lightgbm="l1", river="r@7", policy="p", kernel="k", rates="x")
-    features = {"amount": 1.5, "card_usual_amount": None, "one of a later release": 2.0}
-    desk.decide(8, after(1), logit=-2.5, score=0.125, features=features, versions=versions, merchant_id="m4")
+    seen = {"amount": 1.5, "card_usual_amount": None, "one of a later release": 2.0}
+    desk.decide(8, after(1), logit=-2.5, score=0.125, features=seen, versions=versions, merchant_id="m4")
     result = desk.said(8, after(2), source="chargeback", arrived=after(3))
     (output,) = result.outputs
     assert output.key == b"c1"
     (example,) = examples(result)
-    served = decode_decision(desk.decisions.records[0].value or b"")
+    (served,) = read_feature_messages(desk.decisions.records[0].value)
     for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "logit", "score", "log"):
         assert getattr(example, name) == getattr(served, name)
-    assert (example.features, example.versions) == (features, versions)
+    assert (example.features, example.versions) == (seen, versions)
     assert example.log == LogPosition(partition=0, offset=16)
     assert (example.label, example.label_source, example.known_at) == ("fraud", "chargeback", after(3))
     assert (example.weight, example.revision) == (1.0, 0)
@@ -112,7 +114,7 @@ def test_a_label_may_come_before_its_decision(desk: Desk) -> None:
 
 
 def test_a_label_in_the_batch_of_its_decision_is_joined(desk: Desk) -> None:
-    records = [desk.decisions.append(decision(number)) for number in (1, 2)]
+    records = [desk.decisions.append(features(number)) for number in (1, 2)]
     labels = [desk.labels.append(label(2, after(1)), after(1))]
     assert told(examples(desk.state.process([*records, *labels], NOW))) == [("t2", "fraud", 0, 1.0)]
 
@@ -215,9 +217,9 @@ def test_decisions_are_forgotten_behind_the_horizon() -> None:
 
 def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
     desk.say(404, after(1))
-    result = desk.state.process([desk.decisions.append(decision(0, after(8)))], NOW)
+    result = desk.state.process([desk.decisions.append(features(0, after(8)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 0
-    result = desk.state.process([desk.decisions.append(decision(1, after(8, hours=1)))], NOW)
+    result = desk.state.process([desk.decisions.append(features(1, after(8, hours=1)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 1
     assert desk.decide(404, after(0.5)) == []
 
@@ -225,7 +227,7 @@ def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
 def test_each_waiting_label_has_its_own_patience(desk: Desk) -> None:
     desk.say(0, after(1), "legitimate")
     desk.say(0, after(6))
-    result = desk.state.process([desk.decisions.append(decision(1, after(9)))], NOW)
+    result = desk.state.process([desk.decisions.append(features(1, after(9)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 1
     assert told(desk.decide(0, after(0.5))) == [("t0", "fraud", 0, 1.0)]
 
@@ -238,7 +240,9 @@ def test_a_label_that_no_label_agent_wrote_is_left_to_the_card_agent(desk: Desk)
     assert desk.say(0, after(1))
 
 
-@pytest.mark.parametrize("garbage", [b"{}", b"", None, b"\xff", b"[" * 5_000])
+@pytest.mark.parametrize(
+    "garbage", [b"{}", b"", None, b"\xff", b"FPFB" * 99, features(1)[:-1], b"FPBK" + features(1)[4:]]
+)
 def test_an_unreadable_decision_is_a_dead_letter_and_changes_nothing(desk: Desk, garbage: bytes | None) -> None:
     desk.decide(0)
     result = desk.state.process([desk.decisions.append(garbage)], NOW)
@@ -247,28 +251,20 @@ def test_an_unreadable_decision_is_a_dead_letter_and_changes_nothing(desk: Desk,
     assert desk.say(0, after(1))
 
 
-@pytest.mark.parametrize(
-    "changes", [{"logit": "x"}, {"features": [1, 2]}, {"amount_base": {}}, {"versions": None}, {"features": None}]
-)
-def test_a_decision_that_no_score_agent_wrote_gives_no_example_and_harms_no_other(
-    desk: Desk, changes: dict[str, object]
-) -> None:
-    forged = json.dumps({**json.loads(decision(0)), **changes}).encode()
-    desk.state.process([desk.decisions.append(forged)], NOW)
-    desk.state.settle()
-    desk.decide(1)
-    assert desk.say(0, after(1)) == []
-    (learned,) = desk.say(1, after(1))
-    assert learned.transaction_id == "t1"
-
-
 @pytest.mark.parametrize("year", [1, 1989, 2100, 9999])
 def test_a_decision_of_another_century_moves_no_time(desk: Desk, year: int) -> None:
     desk.decide(0)
-    forged = decision(1, START.replace(year=year))
+    forged = features(1, START.replace(year=year))
     result = desk.state.process([desk.decisions.append(forged)], NOW)
     assert result.counts == {("dead_letter", "unreadable"): 1}
     assert desk.say(0, after(1))
+
+
+def test_rows_that_are_quarantined_are_not_there(desk: Desk) -> None:
+    record = desk.decisions.append(features_block([feature_row(number, after(number)) for number in range(3)]))
+    desk.work(msgspec.structs.replace(record, skipped_rows=(1,)))
+    found = [desk.say(number, after(9)) for number in range(3)]
+    assert [[one.transaction_id for one in of] for of in found] == [["t0"], [], ["t2"]]
 
 
 def test_a_repeated_decision_teaches_once(desk: Desk) -> None:
@@ -303,7 +299,7 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
     for records in np.array_split(np.arange(cut), 4):
         folded.state.process([past[i] for i in records if past[i].topic == "accepted-labels"], None)
     for records in np.array_split(np.arange(cut), 4):
-        result = folded.state.process([past[i] for i in records if past[i].topic == "decisions"], None)
+        result = folded.state.process([past[i] for i in records if past[i].topic == "features"], None)
         assert result.outputs == []
     assert {what for what, _ in lived.counts} == {"label", "example"}
     assert {detail for what, detail in lived.counts if what == "example"} == {
@@ -324,14 +320,14 @@ def happenings(random: np.random.Generator, size: int) -> list[tuple[float, Reco
     """Ninety days of decisions and labels with their days, in the order in which they arrive."""
     moments: list[tuple[float, str, bytes]] = []
     for number, days in enumerate(np.sort(random.uniform(0, 90, size)).tolist()):
-        moments.append((days + 0.001, "decisions", decision(number, after(days))))
+        moments.append((days + 0.001, "features", features(number, after(days))))
         if random.random() < 0.5:
             for delay in random.choice([0.0, 1, 5, 25, 35, 45], int(random.integers(1, 4))).tolist():
                 source = str(random.choice(["analyst", "customer", "audit", "rule"]))
                 known = str(random.choice(["fraud", "legitimate", "disputed"], p=[0.4, 0.4, 0.2]))
                 of = number if random.random() < 0.95 else 10_000
                 moments.append((days + delay, "accepted-labels", label(of, after(days + delay), known, source=source)))
-    logs = {"decisions": Log(DECISIONS), "accepted-labels": LabelLog()}
+    logs = {"features": Log(DECISION_FEATURES), "accepted-labels": LabelLog()}
     in_order = sorted(moments, key=lambda moment: moment[0])
     return [(days, logs[topic].append(value, after(days))) for days, topic, value in in_order]
 

@@ -23,8 +23,8 @@ from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
 from schemas.messages import ProfiledTransaction
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, DECISIONS, EXAMPLES, TRANSACTIONS
-from tests.helpers.logs import START, LabelLog, Log, after, decision, label, microseconds, reason, to, transaction
+from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES, TRANSACTIONS
+from tests.helpers.logs import START, LabelLog, Log, after, features, label, microseconds, reason, to, transaction
 from tests.unit.test_engine_card import NOW, Desk, bought, everything, options, told, values_of
 
 
@@ -351,11 +351,11 @@ def test_a_waiting_label_that_the_store_has_lost_is_the_store_s_error_and_no_rec
 def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedback_kernel, "PRESUME_AT_MOST", 40)
     state = FeedbackPartition(feedback_options(rate=1.0), MemoryStore())
-    log = Log(DECISIONS)
-    state.process([log.append(decision(number, after(minutes=number))) for number in range(100)], NOW)
+    log = Log(DECISION_FEATURES)
+    state.process([log.append(features(number, after(minutes=number))) for number in range(100)], NOW)
     told_of = []
     for number in range(4):
-        result = state.process([log.append(decision(100 + number, after(40)))], NOW)
+        result = state.process([log.append(features(100 + number, after(40)))], NOW)
         state.settle()
         told_of.append(len(to(EXAMPLES, result)))
     assert told_of == [40, 40, 20, 0]
@@ -364,9 +364,9 @@ def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPat
 def test_a_decision_behind_the_horizon_is_not_kept() -> None:
     segments = MemorySegments()
     state = FeedbackPartition(feedback_options(), MemoryStore(), segments=segments)
-    log, labels = Log(DECISIONS), LabelLog()
+    log, labels = Log(DECISION_FEATURES), LabelLog()
     for number, days in ((0, 200), (1, 1)):
-        state.process([log.append(decision(number, after(days)))], NOW)
+        state.process([log.append(features(number, after(days)))], NOW)
         state.settle()
     assert len(segments.find([transaction_digest("c1", f"t{number}") for number in (0, 1)])) == 1
     assert state.process([labels.append(label(1, after(199)), after(199))], NOW).counts == {("label", "early"): 1}
@@ -375,11 +375,11 @@ def test_a_decision_behind_the_horizon_is_not_kept() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_when_decisions_are_forgotten_does_not_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(seed)
-    decisions, labels = Log(DECISIONS), LabelLog()
+    decisions, labels = Log(DECISION_FEATURES), LabelLog()
     batches: list[list[Record]] = []
     for number in range(250):
         days = number * 0.5
-        batches.append([decisions.append(decision(number, after(days)), after(days))])
+        batches.append([decisions.append(features(number, after(days)), after(days))])
         of = max(number - int(random.integers(0, 110)), 0)
         known_at = after(days) - timedelta(days=float(random.choice([0, 5])))
         batches.append([labels.append(label(of, known_at), known_at)])

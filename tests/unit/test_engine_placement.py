@@ -182,6 +182,20 @@ BAD_HEADERS: dict[str, Headers] = {
         ("rerouted-timestamp-ms", b"0"),
         ("rerouted-key", None),
     ),
+    "no partition": (
+        ("rerouted-topic", b"transactions"),
+        ("rerouted-partition", b"2147483648"),
+        ("rerouted-offset", b"0"),
+        ("rerouted-timestamp-ms", b"0"),
+        ("rerouted-key", None),
+    ),
+    "no offset": (
+        ("rerouted-topic", b"transactions"),
+        ("rerouted-partition", b"0"),
+        ("rerouted-offset", b"999999999999999999"),
+        ("rerouted-timestamp-ms", b"0"),
+        ("rerouted-key", None),
+    ),
     "another topic": (
         ("rerouted-topic", b"decisions"),
         ("rerouted-partition", b"0"),

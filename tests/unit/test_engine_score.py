@@ -207,7 +207,9 @@ def test_partitions_that_are_decided_together_are_decided_as_each_alone() -> Non
     models = active(learned(), blend=0.5, audit_rate=0.2)
     alone = [decide(score(), log.records, models, NOW) for log in logs]
     nothing = (score(), Log(PROFILED).records)
-    together = Decider("EUR").process([(score(), logs[0].records), nothing, (score(), logs[1].records)], models, NOW)
+    together = Decider("EUR", 1, all_features=True).process(
+        [(score(), logs[0].records), nothing, (score(), logs[1].records)], models, NOW
+    )
     for topic in (DECISIONS, ALERTS):
         assert to(topic, together) == [output for result in alone for output in to(topic, result)]
     assert to(ALERTS, together)
@@ -336,6 +338,7 @@ def features_of(value: float, count: int = len(CARD_FEATURES)) -> np.ndarray:
             for text in (b"", b"NaN", b"1,", b"01", b'1,"x":2', b"-", b"1e", b".5")
         ),
         *(with_text(only_block(), column, b"") for column in (ID, CARD, MERCHANT)),
+        *(with_text(only_block(), column, b"x" * 1_025) for column in (ID, CARD, MERCHANT)),
         *(with_text(only_block(), column, b"\xe4") for column in (ID, CURRENCY, ORIGINAL)),
         changed(only_block(), known_at_us=2**63 - 1),
         only_block()[:-1],
@@ -542,7 +545,7 @@ def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
 
 
 def test_partitions_of_which_one_fails_are_all_taken_back() -> None:
-    models, decider = active(), Decider("EUR")
+    models, decider = active(), Decider("EUR", 1)
     logs = [profile(purchases(20).records, number=number) for number in range(2)]
     failing = [*logs[1].records[:-1], foreign(logs[1].records[-1])]
     states, untouched = [score(), score()], [score(), score()]

@@ -99,7 +99,7 @@ class Worker:
         chosen = Settings(set_aside_after=1, **settings)
         self.quarantines = Known("nowhere:1", chosen, SCORE.name, SCORE.reads, [].append)
         self.partitions = Faulty.__new__(Faulty)
-        self.partitions._held, self.partitions._decider = {0: ScorePartition()}, Decider("EUR")
+        self.partitions._held, self.partitions._decider = {0: ScorePartition()}, Decider("EUR", 1)
         self.partitions._environment = cast(Any, Environment(self.quarantines))
         self.loop = AgentLoop(
             SCORE, "nowhere:1", chosen, WorkerMetrics(), Health((SCORE.name,)), cast(Partitions, self.partitions),

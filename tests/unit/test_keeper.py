@@ -3,13 +3,14 @@
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from agents.keeper import Identity, Keeper
+from agents.keeper import FIRST_S, Identity, Keeper
 from pipeline.engine.card import CardPartition
 from pipeline.engine.state import StateDump
 from pipeline.kafka.session import Session
@@ -97,6 +98,22 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     one = Bench(tmp_path)
     yield one
     one.keeper._thread.shutdown()
+
+
+def test_a_partition_without_a_snapshot_gets_one_soon(bench: Bench) -> None:
+    last = 7  # of eight partitions, whose snapshots are spread
+    bench.keeper.begin(last, None)
+    bench.keeper.held(last)
+    assert bench.keeper._due_s[last] <= time.monotonic() + FIRST_S
+    bench.buy(10)
+    bench.save()
+    bench.written()
+    found = bench.newest()
+    began_s = time.monotonic()
+    bench.keeper.begin(last, found)
+    bench.keeper.held(last)
+    assert bench.keeper._due_s[last] >= began_s + Settings().snapshot_interval_s
+    found.close()
 
 
 def test_a_freeze_that_fails_is_counted_and_the_next_snapshot_has_all(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
 from pipeline.kafka import log_consumer
 from pipeline.kafka.log_consumer import LogConsumer, TopicError
@@ -64,6 +64,8 @@ class Log:
         self.searched: list[int] = []
         self.asked = 0
         """How often ``control`` was read."""
+        self.described: list[str] = []
+        """Topics of which the leaders were asked for."""
 
     def quarantine(self, *ranges: Range) -> None:
         for first, end in ranges:
@@ -106,10 +108,10 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
             self._at = TopicPartition("")
 
         def list_topics(self, topic: str, timeout: float) -> None:
-            pass
+            made.described.append(topic)
 
         def assign(self, partitions: list[TopicPartition]) -> None:
-            (self._at,) = partitions
+            self._at = partitions[-1]
             self._at.offset = max(self._at.offset, 0)
             made.asked += self._at.topic == CONTROL.name != made.name
 
@@ -228,6 +230,18 @@ def test_a_reader_that_only_looks_skips_what_nobody_has_quarantined(log: Log, to
     log.name = topic.name
     assert read(log, skip_unreadable=True) == [0, 1, 2, 6, 7]
     assert (log.failures, log.asked) == (FETCHES, 0)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "asks"), [([5], False), ([OFFSET_BEGINNING], True), ([5, 5], True)], ids=["offset", "beginning", "two"]
+)
+def test_leaders_are_asked_for_where_the_client_would_learn_of_them_late(
+    log: Log, offsets: list[int], asks: bool
+) -> None:
+    reader = LogConsumer({}, "", {})
+    reader.assign([TopicPartition(log.name, number, offset) for number, offset in enumerate(offsets)])
+    assert log.described == [log.name] * asks
+    reader.close()
 
 
 def test_reading_goes_on_behind_an_odd_record_or_refuses_it(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Decisions of a backtest as messages, and what the commands and pages of exports and reprocessing say."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -16,28 +17,43 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import Backtest
-from pipeline.backtest.messages import NOT_READ, DecisionMessages
+from pipeline.backtest import Decisions
+from pipeline.backtest.messages import DecisionMessages
 from pipeline.backtest.records import Numbering
-from pipeline.backtest.reprocess import DECIDED, RUN, Reprocessed, ReprocessError, Writer, look, refuse_own, run_name
+from pipeline.backtest.reprocess import Reprocessed, refuse_own, run_name
 from pipeline.backtest.request import Request
+from pipeline.backtest.run_writer import RunWriter
 from pipeline.backtest.sources import RangeError
+from pipeline.backtest.written_runs import (
+    DECIDED,
+    RUN,
+    Present,
+    ReprocessError,
+    RunTopics,
+    hashes_of_block,
+    hashes_of_decision,
+    look,
+)
 from pipeline.cli import main
 from pipeline.commands import export, reprocess
+from pipeline.engine.decision_messages import NOT_READ
+from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.placement import partition_of
 from pipeline.exports import topics
 from pipeline.exports.files import Origin, TopicFiles
 from pipeline.exports.rows import RowFormat
 from pipeline.exports.topics import Exported, TopicExport
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.kafka.producer import DeliveryFailed, TopicRecord
 from pipeline.settings import Settings
 from schemas.messages import Decision, RecordPosition
-from schemas.records import Record
+from schemas.records import Headers, Record
 from schemas.topics import MODELS, TOPICS
 from tests.contract.records import RATES
+from tests.helpers.blocks import features_block
 from tests.helpers.champion import active
 from tests.helpers.histories import busy_history, play
 from tests.helpers.live import Live
-from tests.helpers.logs import after, decision
+from tests.helpers.logs import after, decision, feature_row
 from tests.unit.test_backtest import models, options, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,9 +62,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_messages_are_those_of_the_live_kernels() -> None:
     history, card = busy_history(7), options(3)
     live = play(history, Live(models(), card)).decisions
-    writer, now = DecisionMessages(Numbering(3), 2, RATES), after(500)
-    values = [value for part in run(history, card, 100) for value in writer.values(part, now)]
-    rows = [int(row) for part in run(history, card, 100) for row in part.transactions.row]
+    writer, now = DecisionMessages(Numbering(3), 2, RATES, all_features=True), after(500)
+    parts = run(history, card, 100)
+    values = [value for part in parts for value in writer.values(writer.batch(part, now))]
+    rows = [int(row) for part in parts for row in part.transactions.row]
     assert len(values) == len(live) > 100
     assert {one.currency for one in live} > {"EUR"}
     schema = json.loads((ROOT / "schemas/json/decision.json").read_text(encoding="utf-8"))
@@ -61,6 +78,31 @@ def test_messages_are_those_of_the_live_kernels() -> None:
         assert msgspec.structs.replace(one, **moved) == other
         assert one.event_time.utcoffset() == timedelta(0)
     jsonschema.validate(json.loads(values[0]), schema, format_checker=jsonschema.FormatChecker())
+
+
+def test_decisions_bear_features_as_live_and_blocks_have_those_of_all() -> None:
+    card, now = options(3), after(500)
+    writer, slim = (DecisionMessages(Numbering(3), 2, RATES, all_features=all_) for all_ in (True, False))
+    served, blocks = [], []
+    for part in run(busy_history(7), card, 100):
+        batch = writer.batch(part, now)
+        whole = [msgspec.json.decode(value, type=Decision) for value in writer.values(batch)]
+        for one, value in zip(whole, slim.values(slim.batch(part, now)), strict=True):
+            bears = {"features": one.features if one.selection is not None else None}
+            assert msgspec.json.decode(value, type=Decision) == msgspec.structs.replace(one, **bears)
+        served += whole
+        for block in writer.blocks(batch):
+            rows = read_feature_messages(block.value)
+            blocks += rows
+            assert {partition_of(row.card_id, 3) for row in rows} == {block.partition}
+    assert {one.selection is None for one in served} == {True, False}
+    found = {(row.source.partition, row.source.offset): row for row in blocks}
+    assert len(found) == len(blocks) == len(served) > 100
+    for one in served:
+        row = found[one.source.partition, one.source.offset]
+        for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit"):
+            assert getattr(row, name) == getattr(one, name)
+        assert (row.features, row.versions, row.source, row.log) == (one.features, one.versions, one.source, one.log)
 
 
 def test_topics_of_a_pipeline_are_refused_whatever_their_prefix() -> None:
@@ -100,6 +142,7 @@ def test_a_run_is_named_by_the_settings_that_its_decisions_depend_on(
         (True, {"dedup_horizon_days": 3.0}),
         (True, {"label_horizon_days": 50.0}),
         (True, {"future_tolerance_s": 7.0}),
+        (True, {"decision_features": "all"}),
         (False, {"maturity_days": 9.0}),
         (False, {"negative_sample_rate": 0.123}),
     ):
@@ -107,50 +150,124 @@ def test_a_run_is_named_by_the_settings_that_its_decisions_depend_on(
         assert (other != base) == (always or learn), changed
 
 
-def record(offset: int, run: str | None, total: int | None = None) -> Record:
-    headers = [(RUN, run.encode())] if run is not None else []
-    headers += [(DECIDED, str(total).encode())] if total is not None else []
-    return Record("candidate", 0, offset, 0, b"c1", decision(offset), tuple(headers))
+TOPICS_OF_RUN = RunTopics("candidate", "candidate-features")
 
 
-def test_a_run_of_which_decisions_are_gone_is_not_complete() -> None:
-    records = [record(0, "r"), record(1, "r"), record(2, "r", 4), record(3, "r", 4)]
-    whole = look([records[:3], records[3:]])
-    assert (whole.decisions, whole.total, whole.runs) == (4, 4, {"r"})
-    whole.refuse_other("candidate", "r")
-    with pytest.raises(ReprocessError, match=r"holds 3 of the 4 decisions that run r has written.*--replace"):
-        look([records[1:]]).refuse_other("candidate", "r")
-    begun = look([records[:2]])
-    assert (begun.decisions, begun.total) == (2, None)
-    begun.refuse_other("candidate", "r")
-    assert begun.fingerprint not in (0, whole.fingerprint, look([records[1:2]]).fingerprint)
-    with pytest.raises(ReprocessError, match="4 decisions of run r; this one is other, of other models"):
-        whole.refuse_other("candidate", "other")
-    assert None in look([[record(0, None)]]).runs
+def headers(run: str | None, total: int | None = None) -> Headers:
+    told = {RUN: run, DECIDED: None if total is None else str(total)}
+    return tuple((name, value.encode()) for name, value in told.items() if value is not None)
+
+
+def decided(offset: int, run: str | None, total: int | None = None) -> Record:
+    return Record("candidate", 0, offset, 0, b"c1", decision(offset), headers(run, total))
+
+
+def block(numbers: Iterable[int], run: str | None, total: int | None = None) -> Record:
+    rows = [feature_row(number) for number in numbers]
+    return Record("candidate-features", 0, 0, 0, None, features_block(rows), headers(run, total))
+
+
+def held(decisions: Iterable[Record], blocks: Iterable[Record]) -> Present:
+    return Present(look([[*decisions]], hashes_of_decision), look([[*blocks]], hashes_of_block))
+
+
+def test_a_run_of_which_records_are_gone_is_not_complete() -> None:
+    decisions = [decided(0, "r"), decided(1, "r"), decided(2, "r", 4), decided(3, "r", 4)]
+    blocks = [block([1, 0], "r"), block([2, 3], "r", 4)]
+    whole = held(decisions, blocks)
+    assert (whole.decisions.size, whole.features.size, whole.total) == (4, 4, 4)
+    whole.refuse_other(TOPICS_OF_RUN, "r")
+    for lacking, text in (
+        (held(decisions[1:], blocks), "topic candidate holds 3 of the 4 decisions that run r has written"),
+        (held(decisions, blocks[1:]), "topic candidate-features holds the features of 2 of the 4 decisions that run r"),
+        (held(decisions, blocks[:1]), "topic candidate-features holds the features of 2 of the 4 decisions that run r"),
+        (held(decisions, []), "topic candidate-features holds the features of 0 of the 4 decisions that run r"),
+        (held([], blocks), "topic candidate holds 0 of the 4 decisions that run r has written"),
+        (held(decisions[:1], blocks[:1]), "candidate holds 1 decisions of run r, .* the features of 2: the others"),
+    ):
+        with pytest.raises(ReprocessError, match=rf"{text}.*--replace"):
+            lacking.refuse_other(TOPICS_OF_RUN, "r")
+    begun = held(decisions[:2], blocks[:1])
+    assert (begun.decisions.size, begun.features.size, begun.total) == (2, 2, None)
+    begun.refuse_other(TOPICS_OF_RUN, "r")
+    held([], []).refuse_other(TOPICS_OF_RUN, "r")
+    other = look([[block([1], "r")]], hashes_of_block)
+    assert begun.features.fingerprint not in (0, whole.features.fingerprint, other.fingerprint)
+    assert begun.decisions.fingerprint not in (0, whole.decisions.fingerprint, begun.features.fingerprint)
+
+
+def test_records_that_cannot_be_read_count_as_deleted() -> None:
+    decisions = [decided(0, "r"), decided(1, "r", 2)]
+    blocks = [block([0], "r"), block([1], "r", 2)]
+    broken = [msgspec.structs.replace(one, value=(one.value or b"")[:-1]) for one in (decisions[0], blocks[0])]
+    for found, text in (
+        (held([broken[0], decisions[1]], blocks), "candidate holds 1 of the 2 decisions"),
+        (held(decisions, [broken[1], blocks[1]]), "candidate-features holds the features of 1 of the 2 decisions"),
+    ):
+        with pytest.raises(ReprocessError, match=rf"{text}.*Begin anew with --replace"):
+            found.refuse_other(TOPICS_OF_RUN, "r")
+
+
+def test_other_runs_are_seen_in_either_topic() -> None:
+    for found, text in (
+        (held([decided(0, "r")], [block([0], "r")]), "topic candidate holds 1 decisions of run r; this one is other"),
+        (held([], [block([0], "r")]), "candidate-features holds the features of 1 decisions of run r; this one is"),
+        (held([decided(0, "other")], [block([0], "other"), block([1, 2], "r")]), "candidate-features .* of run r;"),
+    ):
+        found.refuse_foreign(TOPICS_OF_RUN)
+        with pytest.raises(ReprocessError, match=text):
+            found.refuse_other(TOPICS_OF_RUN, "other")
+    for foreign, name in (
+        (held([decided(0, None)], []), "candidate"),
+        (held([], [block([0], "r"), block([1], None)]), "candidate-features"),
+    ):
+        with pytest.raises(ReprocessError, match=f"^topic {name} holds records that no reprocess has written"):
+            foreign.refuse_foreign(TOPICS_OF_RUN)
 
 
 class Writes:
-    """Takes note of the sizes of transactions."""
+    """Takes note of transactions."""
 
     def __init__(self, happened: list[object], *, fenced: bool = False) -> None:
         self._happened, self._fenced = happened, fenced
+        self.transactions: list[tuple[list[TopicRecord], Headers]] = []
 
-    def write(self, topic: str, records: Iterable[object], headers: object) -> None:
-        del topic, headers
+    def write(self, records: list[TopicRecord], headers: list[tuple[str, bytes | None]]) -> None:
         if self._fenced:
             raise DeliveryFailed("another process writes under the same id")
-        self._happened.append(len(list(records)))
+        self.transactions.append((records, tuple(headers)))
+        self._happened.append(sum(record.topic == "candidate" for record in records))
+
+    def of(self, topic: str) -> list[Record]:
+        return [
+            Record(topic, record.partition or 0, 0, 0, record.key, record.value, headers)
+            for records, headers in self.transactions
+            for record in records
+            if record.topic == topic
+        ]
+
+    @property
+    def present(self) -> Present:
+        return held(self.of("candidate"), self.of("candidate-features"))
+
+
+def writer_to(producer: Any, present: Present, begun: Callable[[], None] = lambda: None) -> RunWriter:
+    messages = DecisionMessages(Numbering(3), 2, RATES)
+    return RunWriter(producer, TOPICS_OF_RUN, "run", present, messages, begun)
+
+
+def take_all(writer: RunWriter, parts: Iterable[Decisions]) -> None:
+    for part in parts:
+        writer.take("", part)
 
 
 def test_what_is_replaced_goes_once_the_new_run_has_begun_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.reprocess._TRANSACTION_ROWS", 40)
+    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 40)
     history, card = busy_history(7), options(3)
     happened: list[object] = []
 
-    def writer(*, fenced: bool = False) -> Writer:
-        producer: Any = Writes(happened, fenced=fenced)
-        messages = DecisionMessages(Numbering(3), 2, RATES)
-        return Writer(producer, "candidate", "run", look([]), messages, lambda: happened.append("replaced"))
+    def writer(*, fenced: bool = False) -> RunWriter:
+        return writer_to(Writes(happened, fenced=fenced), Present(), lambda: happened.append("replaced"))
 
     with pytest.raises(ReprocessError):
         writer().finish()
@@ -166,6 +283,50 @@ def test_what_is_replaced_goes_once_the_new_run_has_begun_and_not_before(monkeyp
     assert happened[:3] == [40, "replaced", 40]
     assert happened.count("replaced") == 1
     assert sum(one for one in happened if isinstance(one, int)) == begun.written == decisions
+
+
+def test_each_transaction_has_decisions_and_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 40)
+    producer = Writes([])
+    writer = writer_to(producer, Present())
+    take_all(writer, run(busy_history(7), options(3), 37))
+    writer.finish()
+    for records, _ in producer.transactions:
+        places = [msgspec.json.decode(one.value, type=Decision).source for one in records if one.topic == "candidate"]
+        rows = [row for one in records if one.topic != "candidate" for row in read_feature_messages(one.value)]
+        assert sorted(places, key=str) == sorted((row.source for row in rows), key=str)
+        assert {partition_of(row.card_id, 3) for row in rows} == {
+            one.partition for one in records if one.topic != "candidate"
+        }
+    told = [dict(headers) for _, headers in producer.transactions]
+    assert {one[RUN] for one in told} == {b"run"}
+    assert [DECIDED in one for one in told] == [False] * (len(told) - 1) + [True]
+    assert (producer.present.total, producer.present.decisions.size) == (writer.written, writer.written)
+    producer.present.refuse_other(TOPICS_OF_RUN, "run")
+
+
+def test_a_run_goes_on_behind_what_is_there_if_that_is_what_it_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 40)
+    parts = run(busy_history(7), options(3), 100)
+    producer = Writes([])
+    first = writer_to(producer, Present())
+    take_all(first, parts[:2])
+    begun = producer.present
+    assert 0 < begun.decisions.size == begun.features.size == first.written < sum(map(len, parts[:2]))
+    rest = writer_to(producer, begun)
+    take_all(rest, parts)
+    rest.finish()
+    whole = producer.present
+    assert whole.decisions.size == whole.features.size == whole.total == sum(map(len, parts))
+
+    moved = parts[0].features.copy()
+    moved[0, -1] = 7.0
+    score = parts[0].score.copy()
+    score[1] += 1e-9
+    for changes in ({"features": moved}, {"score": score}):
+        other = writer_to(Writes([]), begun)
+        with pytest.raises(ReprocessError, match="are not those that it makes now"):
+            take_all(other, [dataclasses.replace(parts[0], **changes), *parts[1:]])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.kafka import steps
 from pipeline.kafka.batch import Place
-from pipeline.kafka.careful import Attempt, Committed, Mark, Step
+from pipeline.kafka.careful import Attempt, Careful, Committed, Mark, Step, holder
 from pipeline.kafka.clients import FETCH_BYTES, TopicError
 from pipeline.kafka.fold import RangeReader
 from pipeline.kafka.patience import Patience
@@ -111,3 +111,24 @@ def test_a_restore_after_a_death_fetches_other_amounts_than_the_one_that_died() 
     # Each of the 17 sizes is drawn about thirty times.
     assert {1, FETCH_BYTES} <= sizes <= {1 << n for n in range(17)}
     assert restore_tuning([Committed(5, Mark("c"))]) != {}
+
+
+@pytest.mark.parametrize("instance", ["worker-2", "team/worker-2", "w"])
+def test_a_mark_names_the_instance_that_held_the_partition(instance: str) -> None:
+    patience = Patience("card", threading.Event(), lambda: None)
+    reading = CarefulReading("nowhere:1", Settings(instance=instance), "card", patience)
+    commit = reading.new_name()
+    assert holder(Mark(commit)) == holder(Mark(commit, attempt=Attempt(7))) == instance
+
+
+@pytest.mark.parametrize("mark", [None, Mark("w/s/1", released=True), Mark("other"), Mark()])
+def test_nobody_is_named_who_released_the_partition_or_wrote_no_mark(mark: Mark | None) -> None:
+    assert holder(mark) == ""
+
+
+def test_who_holds_a_partition_is_named_though_there_is_nothing_to_read() -> None:
+    plan = Careful(2_000)
+    assert plan.assigned(PLACE, Committed(5, Mark("dead/1/2")), 5) is None
+    assert plan.unmarked == {PLACE: (5, None)}
+    plan.begin_usual()
+    assert not plan.active

@@ -1,0 +1,282 @@
+"""Blocks on ``features``: the features of every decision as the models saw them."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.engine.block_writing import block_cuts, copied_texts
+from pipeline.engine.blocks import (
+    FEATURE_BYTES,
+    FEATURES_MAGIC,
+    MOST_IDENTIFIER_BYTES,
+    Block,
+    BlockError,
+    Layout,
+    Sources,
+    pack_block,
+    parse_block,
+)
+from pipeline.engine.decision_messages import NOT_READ, Batch
+from pipeline.engine.placement import partitions_of
+from pipeline.engine.subjects import (
+    AMOUNT_BASE,
+    CARD,
+    ID,
+    LOG_OFFSET,
+    LOG_PARTITION,
+    LOG_ROW,
+    MERCHANT,
+    RATES,
+    SOURCE,
+    SOURCE_OFFSET,
+    SOURCE_PARTITION,
+    STATED_OFFSET,
+    STATED_US,
+    Subjects,
+)  # fmt: skip
+from pipeline.features.catalogue import FEATURES
+from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
+from schemas.messages import DecisionFeatures, LogPosition, RecordPosition, Versions
+from schemas.records import Output, Record
+from schemas.topics import DECISION_FEATURES, PROFILED
+
+LAYOUT: Final = Layout(
+    FEATURES_MAGIC,
+    wide=("event_time_us", "amount_base_minor", "source_offset"),
+    narrow=("stated_offset_min", "source_partition", "log_row"),
+    texts=("transaction_id", "card_id", "merchant_id"),
+    codes=("source_topic", "lightgbm", "river", "policy", "rates"),
+)
+EVENT_US, AMOUNT_MINOR, OFFSET = range(len(LAYOUT.wide))
+OFFSET_MIN, PARTITION, ROW = range(len(LAYOUT.narrow))
+_TEXT_COLUMNS: Final = (ID, CARD, MERCHANT)
+"""Columns of `Subjects` that become the texts."""
+SOURCE_TOPIC, LIGHTGBM, RIVER, POLICY, RATES_VERSION = range(len(LAYOUT.codes))
+NUMBERS: Final = (b"logit", b"score")
+"""Names of the first columns of numbers; those of the features follow, and then what codes name."""
+_LOGIT, _SCORE = range(len(NUMBERS))
+_NAMED: Final = (*NUMBERS, *(name.encode() for name in FEATURES), PROFILED.name.encode())
+_MOST_NAMES: Final = 256
+_MOST_COLUMNS: Final = 512
+_MOST_NAMED_BYTES: Final = 16 * 1024
+"""Bytes of all names of a block: each row is stored with them, where its features are not this kernel's."""
+_MOST_KERNEL_BYTES: Final = 256
+_DAY_MIN: Final = 24 * 60
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def encode_features(batch: Batch, partitions: int) -> list[Output]:
+    """Return the blocks of ``features`` for a batch of decisions.
+
+    Args:
+        batch: The decisions.
+        partitions: Number of partitions of ``decisions`` and ``features``.
+    """
+    subjects, decided, n = batch.subjects, batch.decided, batch.subjects.rows
+    names, codes = _names(batch)
+    if len(names) > _MOST_NAMES:
+        # Rate tables of which only a forged record can name so many.
+        return [
+            output
+            for rows in np.array_split(np.arange(n), 2)
+            for output in encode_features(batch.take(rows), partitions)
+        ]
+    spans = subjects.spans[[*_TEXT_COLUMNS]]
+    lengths = (spans[:, :, 1] - spans[:, :, 0]).astype(np.int32)
+    partition = partitions_of(pa.array(subjects.texts(CARD), pa.binary()), partitions)
+    wholes = subjects.wholes
+    numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1]))
+    numbers[:, _LOGIT], numbers[:, _SCORE], numbers[:, len(NUMBERS) :] = decided.logit, decided.score, batch.features
+    sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
+    wide = wholes[[STATED_US, AMOUNT_BASE, SOURCE_OFFSET]]
+    narrow = wholes[[STATED_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
+    order = np.argsort(partition, kind="stable")
+    row_bytes = LAYOUT.row_bytes + FEATURE_BYTES * numbers.shape[1] + lengths.sum(axis=0, dtype=np.int64)
+    sorted_partitions = partition[order]
+    outputs = []
+    for first, end in block_cuts(sorted_partitions, np.cumsum(row_bytes[order])):
+        rows = order[first:end]
+        block = Block(
+            batch.models.versions("").kernel,
+            names,
+            sources.take(rows),
+            wide[:, rows],
+            numbers[rows],
+            narrow[:, rows],
+            lengths[:, rows],
+            codes[:, rows],
+            copied_texts(subjects.text, spans[:, rows, 0], lengths[:, rows]),
+            LAYOUT,
+        )
+        outputs.append(Output(DECISION_FEATURES, None, pack_block(block), partition=int(sorted_partitions[first])))
+    return outputs
+
+
+def _names(batch: Batch) -> tuple[list[bytes], NDArray[np.uint8]]:
+    """Return the names of a batch, and the numbers of those that each row has."""
+    subjects = batch.subjects
+    versions = batch.models.versions("")
+    names = [*_NAMED, versions.lightgbm.encode(), versions.river.encode(), versions.policy.encode()]
+    codes = np.empty((len(LAYOUT.codes), subjects.rows), np.int64)
+    for code in (LIGHTGBM, RIVER, POLICY):
+        codes[code] = len(_NAMED) + code - LIGHTGBM
+    for code, column in ((SOURCE_TOPIC, SOURCE), (RATES_VERSION, RATES)):
+        found: dict[bytes, int] = {}
+        of = [found.setdefault(text, len(names) + len(found)) for text in _texts(subjects, column)]
+        codes[code] = of
+        names += found
+    return names, codes.astype(np.uint8)
+
+
+def _texts(subjects: Subjects, column: int) -> list[bytes]:
+    """Return the texts of a column: one for all rows, where all have the same place."""
+    spans = subjects.spans[column]
+    if (spans == spans[:1]).all():
+        return subjects.take(np.zeros(1, np.intp)).texts(column)
+    return subjects.texts(column)
+
+
+class FeatureRows(NamedTuple):
+    """The rows of a block that are not to be skipped, n of them."""
+
+    block: Block
+    rows: NDArray[np.intp]
+    """Shape (n,): their numbers in the block."""
+
+    @property
+    def names(self) -> list[bytes]:
+        """Names of the features, in order."""
+        return list(self.block.names[len(NUMBERS) : self.block.features.shape[1]])
+
+    def texts(self) -> list[list[bytes]]:
+        """Return transaction, card and merchant of each row."""
+        ends = self.block.ends()[:, self.rows]
+        firsts = ends - self.block.lengths[:, self.rows]
+        text = self.block.text
+        return [
+            [text[first:end] for first, end in zip(*column, strict=True)]
+            for column in zip(firsts.tolist(), ends.tolist(), strict=True)
+        ]
+
+    def versions(self) -> list[Versions]:
+        """Return the versions that each row names."""
+        names = [name.decode() for name in self.block.names]
+        made: dict[tuple[int, ...], Versions] = {}
+        codes = self.block.codes[[LIGHTGBM, RIVER, POLICY, RATES_VERSION]][:, self.rows].T.tolist()
+        for of in map(tuple, codes):
+            if of not in made:
+                lightgbm, river, policy, rates = (names[code] for code in of)
+                made[of] = Versions(
+                    lightgbm=lightgbm, river=river, policy=policy, kernel=self.block.kernel, rates=rates
+                )
+        return [made[tuple(of)] for of in codes]
+
+
+def read_features(record: Record) -> FeatureRows:
+    """Read a record of ``features``, without the rows that are to be skipped.
+
+    Raises:
+        BlockError: It is no block, or holds what no score agent writes.
+    """
+    block = parse_block(record.value, LAYOUT)
+    if reason := _wrong(block):
+        raise BlockError(f"{reason} (rows of {block.sources.text(block.names)})")
+    rows = np.arange(block.rows)
+    return FeatureRows(block, np.delete(rows, [row for row in record.skipped_rows if 0 <= row < block.rows]))
+
+
+def _wrong(block: Block) -> str | None:
+    """Return the reason for which no score agent can have written a block."""
+    columns, numbers = block.features.shape[1], block.features
+    named = block.names[:columns]
+    if columns > _MOST_COLUMNS or sum(map(len, block.names)) > _MOST_NAMED_BYTES:
+        return f"it has more than {_MOST_COLUMNS} numbers a row, or names that are too long"
+    if len(block.kernel.encode()) > _MOST_KERNEL_BYTES:
+        return "the version of its kernel is too long"
+    if columns < len(NUMBERS) or tuple(named[: len(NUMBERS)]) != NUMBERS or len({*named}) < columns:
+        return "its numbers have no names, or two have one"
+    if not np.isfinite(numbers[:, : len(NUMBERS)]).all() or np.isinf(numbers).any():
+        return "a score or a feature is infinite"
+    if (numbers[:, _SCORE] < 0).any() or (numbers[:, _SCORE] > 1).any():
+        return "a score is no probability"
+    if (block.lengths == 0).any() or (block.lengths > MOST_IDENTIFIER_BYTES).any():
+        return "a transaction, a card or a merchant has no name, or one that is too long"
+    wide, narrow, sources = block.wide, block.narrow, block.sources
+    if (wide[EVENT_US] < EARLIEST_US).any() or (wide[EVENT_US] >= LATEST_US).any():
+        return "event_time_us is not between 1990 and 2100"
+    if (wide[AMOUNT_MINOR] < 0).any() or (wide[AMOUNT_MINOR] > MAX_AMOUNT_BASE_MINOR).any():
+        return "amount_base_minor is no amount"
+    if (np.abs(narrow[OFFSET_MIN].astype(np.int64)) >= _DAY_MIN).any():
+        return "a UTC offset is a day or more"
+    if (wide[OFFSET] < 0).any() or (narrow[PARTITION] < 0).any() or (narrow[ROW] < 0).any():
+        return "a partition or an offset is below 0"
+    if (sources.offset < NOT_READ).any() or (sources.partition < 0).any():
+        return "a position on profiled is below 0"
+    return None
+
+
+def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
+    """Return the rows of a record of ``features`` as messages.
+
+    Raises:
+        BlockError: As `read_features`.
+    """
+    rows = read_features(Record("", 0, 0, 0, None, value))
+    block = rows.block
+    texts = [[text.decode() for text in column] for column in rows.texts()]
+    names = [name.decode() for name in block.names]
+    features = [name.decode() for name in rows.names]
+    times = zip(block.wide[EVENT_US].tolist(), block.narrow[OFFSET_MIN].tolist(), strict=True)
+    sources = zip(
+        block.codes[SOURCE_TOPIC].tolist(), block.narrow[PARTITION].tolist(), block.wide[OFFSET].tolist(), strict=True
+    )
+    logs = zip(block.sources.partition.tolist(), block.sources.offset.tolist(), block.narrow[ROW].tolist(), strict=True)
+    columns = zip(
+        *texts,
+        times,
+        block.wide[AMOUNT_MINOR].tolist(),
+        block.features.tolist(),
+        rows.versions(),
+        sources,
+        logs,
+        strict=True,
+    )
+    return [
+        DecisionFeatures(
+            transaction_id=transaction,
+            card_id=card,
+            merchant_id=merchant,
+            event_time=stated_time(*time),
+            amount_base=amount_minor / 100,
+            logit=numbers[_LOGIT],
+            score=numbers[_SCORE],
+            features=named_features(features, numbers[len(NUMBERS) :]),
+            versions=versions,
+            source=RecordPosition(topic=names[topic], partition=partition, offset=offset),
+            log=LogPosition(partition=log_partition, offset=log_offset, row=row),
+        )
+        for transaction, card, merchant, time, amount_minor, numbers, versions, (topic, partition, offset), (
+            log_partition,
+            log_offset,
+            row,
+        ) in columns
+    ]
+
+
+def stated_time(time_us: int, offset_min: int) -> datetime:
+    """Return a time as its producer wrote it.
+
+    >>> stated_time(0, 60).isoformat()
+    '1970-01-01T01:00:00+01:00'
+    """
+    moment = _EPOCH + timedelta(microseconds=time_us)
+    return moment.astimezone(timezone(timedelta(minutes=offset_min))) if offset_min else moment
+
+
+def named_features(names: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
+    """Return features by name, None for NaN."""
+    return {name: None if value != value else value for name, value in zip(names, values, strict=True)}  # noqa: PLR0124

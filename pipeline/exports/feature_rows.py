@@ -1,0 +1,175 @@
+"""Blocks of ``features`` as rows of a table: one row a decision, built column by column."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.engine.blocks import Block, BlockError
+from pipeline.engine.feature_blocks import (
+    AMOUNT_MINOR,
+    EVENT_US,
+    LAYOUT,
+    LIGHTGBM,
+    NUMBERS,
+    OFFSET,
+    PARTITION,
+    POLICY,
+    RATES_VERSION,
+    RIVER,
+    ROW,
+    SOURCE_TOPIC,
+    FeatureRows,
+    read_features,
+)
+from pipeline.exports.rows import ERROR, FEATURE_FIELDS, RECORD_FIELDS, VALUE, feature_columns, record_columns
+from pipeline.features.catalogue import FEATURES
+from schemas.records import Record
+from schemas.topics import PROFILED
+
+_LOGIT, _SCORE = range(len(NUMBERS))
+_COLUMNS: Final = {name.encode(): column for column, name in enumerate(FEATURES)}
+_TIME: Final = pa.timestamp("us", "UTC")
+_FIELDS: Final = (
+    pa.field("row", pa.int32()),
+    *(pa.field(name, pa.string()) for name in LAYOUT.texts),
+    pa.field("event_time", _TIME),
+    pa.field("amount_base", pa.float64()),
+    pa.field("score", pa.float64()),
+    pa.field("logit", pa.float64()),
+    *FEATURE_FIELDS,
+    *(pa.field(f"versions_{name}", pa.string()) for name in ("lightgbm", "river", "policy", "kernel", "rates")),
+    pa.field("source_topic", pa.string()),
+    pa.field("source_partition", pa.int64()),
+    pa.field("source_offset", pa.int64()),
+    pa.field("log_partition", pa.int64()),
+    pa.field("log_offset", pa.int64()),
+    pa.field("log_row", pa.int64()),
+)
+"""Columns of a decision, named as on ``decisions``; ``row`` is its number in the block."""
+
+
+class _Read(NamedTuple):
+    """What was read of n records."""
+
+    blocks: list[Block]
+    rows: NDArray[np.int64]
+    """Shape (n,): rows of each record; a record that is no block has one."""
+    errors: list[str | None]
+    """Reason for which each record is no block."""
+    values: list[bytes | None]
+    """Bytes of each record, where the columns do not say all of it."""
+
+
+class FeatureRowFormat:
+    """Rows of ``features``. Columns are the same for every record, so that all files have one schema."""
+
+    schema = pa.schema([*RECORD_FIELDS, *_FIELDS, pa.field(VALUE, pa.binary()), pa.field(ERROR, pa.string())])
+
+    def rows(self, records: Sequence[Record]) -> pa.RecordBatch:
+        """Return a row for each decision, in the order of the records and their rows.
+
+        A record that is no block has one row, with its bytes and the reason. The first row of a block has the record's
+        key and headers, and its bytes where the columns do not say everything, such as features of other names.
+        """
+        read = _read(records)
+        ends = np.cumsum(read.rows)
+        of_record = pa.array(np.repeat(np.arange(len(records)), read.rows))
+        is_decision = np.repeat(np.array([error is None for error in read.errors], np.bool_), read.rows)
+        # Nulls for what is no block.
+        at = pa.array(np.cumsum(is_decision) - 1, mask=~is_decision)
+        values = np.full(int(ends[-1]) if len(ends) else 0, None, object)
+        values[ends - read.rows] = read.values
+        is_first = np.zeros(len(values), np.bool_)
+        is_first[ends - read.rows] = True
+        of_first = pa.array(np.cumsum(is_first) - 1, mask=~is_first)
+        *position, key, headers = record_columns(records)
+        columns = [
+            *(column.take(of_record) for column in position),
+            key.take(of_first),
+            headers.take(of_first),
+            *(column.take(at) for column in _decision_columns(read.blocks)),
+            pa.array(values, pa.binary()),
+            pa.array(read.errors, pa.string()).take(of_record),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def _read(records: Sequence[Record]) -> _Read:
+    read = _Read([], np.ones(len(records), np.int64), [], [])
+    for number, record in enumerate(records):
+        try:
+            found = read_features(record)
+        except BlockError as error:
+            read.errors.append(str(error))
+            read.values.append(record.value)
+            continue
+        read.blocks.append(found.block)
+        read.rows[number] = found.block.rows
+        read.errors.append(None)
+        read.values.append(None if _is_said(found) else record.value)
+    return read
+
+
+def _is_said(rows: FeatureRows) -> bool:
+    """Return whether the columns say all that a block does."""
+    logs = np.unique(rows.block.sources.topic)
+    return set(rows.names) <= _COLUMNS.keys() and [rows.block.names[code] for code in logs] == [PROFILED.name.encode()]
+
+
+def _decision_columns(blocks: Sequence[Block]) -> list[pa.Array]:
+    """Return the columns of `_FIELDS` for the rows of all blocks."""
+    if not blocks:
+        return [pa.nulls(0, field.type) for field in _FIELDS]
+    counts = [block.rows for block in blocks]
+    wide = np.concatenate([block.wide for block in blocks], axis=1)
+    narrow = np.concatenate([block.narrow for block in blocks], axis=1)
+    numbers = np.concatenate([block.features[:, : len(NUMBERS)] for block in blocks])
+    names = pa.array([name for block in blocks for name in block.names], pa.binary()).cast(pa.string())
+    firsts = np.cumsum([0, *(len(block.names) for block in blocks[:-1])])
+    codes = np.concatenate([block.codes for block in blocks], axis=1) + np.repeat(firsts, counts)
+    kernels = pa.array([block.kernel for block in blocks], pa.string())
+    arrays = [
+        np.concatenate([np.arange(count) for count in counts]),
+        *(_texts(blocks, column) for column in range(len(LAYOUT.texts))),
+        pa.array(wide[EVENT_US]).cast(_TIME),
+        wide[AMOUNT_MINOR] / 100,
+        numbers[:, _SCORE],
+        numbers[:, _LOGIT],
+        *feature_columns(np.concatenate([_features(block) for block in blocks])),
+        *(names.take(pa.array(codes[code])) for code in (LIGHTGBM, RIVER, POLICY)),
+        kernels.take(pa.array(np.repeat(np.arange(len(blocks)), counts))),
+        names.take(pa.array(codes[RATES_VERSION])),
+        names.take(pa.array(codes[SOURCE_TOPIC])),
+        narrow[PARTITION],
+        wide[OFFSET],
+        np.concatenate([block.sources.partition for block in blocks]),
+        np.concatenate([block.sources.offset for block in blocks]),
+        narrow[ROW],
+    ]
+    return [pa.array(array, field.type) for array, field in zip(arrays, _FIELDS, strict=True)]
+
+
+def _texts(blocks: Sequence[Block], column: int) -> pa.Array:
+    """Return a column of texts, which the blocks hold one behind the other."""
+    parts = []
+    for block in blocks:
+        first = int(block.lengths[:column].sum(dtype=np.int64))
+        parts.append(block.text[first : first + int(block.lengths[column].sum(dtype=np.int64))])
+    lengths = np.concatenate([block.lengths[column] for block in blocks])
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(b"".join(parts)))
+
+
+def _features(block: Block) -> NDArray[np.float64]:
+    """Return the features of this release, shape (n, len(FEATURES)): NaN where a block does not have them."""
+    names, values = block.names[len(NUMBERS) : block.features.shape[1]], block.features[:, len(NUMBERS) :]
+    if list(names) == list(_COLUMNS):
+        return values
+    found = np.full((block.rows, len(FEATURES)), np.nan)
+    for name, column in zip(names, values.T, strict=True):
+        if name in _COLUMNS:
+            found[:, _COLUMNS[name]] = column
+    return found

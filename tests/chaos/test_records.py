@@ -1,0 +1,54 @@
+"""The checks' own reader of blocks says what the pipeline shows of them."""
+
+import json
+from datetime import timedelta, timezone
+
+import msgspec
+
+from pipeline.engine.card import CardPartition
+from pipeline.engine.decider import Decider
+from pipeline.engine.feature_blocks import read_feature_messages
+from pipeline.engine.score import ScorePartition
+from pipeline.engine.state import MemoryStore
+from schemas.records import Record
+from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED
+from tests.chaos.records import Entry, rows_of
+from tests.helpers.blocks import features_block
+from tests.helpers.champion import active
+from tests.helpers.logs import START, feature_row, to
+from tests.unit.test_engine_card import NOW, busy_logs, options
+
+
+def rows(value: bytes) -> list[tuple[int, object]]:
+    entries = rows_of(Entry("features", 0, 7, 0, None, value))
+    assert {entry.place for entry in entries} == {("features", 0, 7)}
+    return [(entry.row, json.loads(entry.value or b"")) for entry in entries]
+
+
+def test_features_of_a_score_agent_are_read_alike() -> None:
+    transactions, labels = busy_logs(5, 200)
+    card = CardPartition(options(), None, MemoryStore())
+    (block,) = to(PROFILED, card.process([*transactions.records, *labels.records], NOW))
+    record = Record(PROFILED.name, 0, 3, 0, None, block.value)
+    result = Decider("EUR", 2).process([(ScorePartition(), [record])], active(audit_rate=0.1), NOW)
+    values = [output.value or b"" for output in to(DECISION_FEATURES, result)]
+    shown = [one for value in values for one in read_feature_messages(value)]
+    assert [one for value in values for _, one in rows(value)] == [
+        json.loads(msgspec.json.encode(one)) for one in shown
+    ]
+    assert len(shown) == len(to(DECISIONS, result)) > 100
+    assert len(values) == 2
+
+
+def test_features_of_several_versions_times_and_topics_are_read_alike() -> None:
+    at = START.astimezone(timezone(-timedelta(hours=9, minutes=30)))
+    value = features_block(
+        [
+            feature_row(1, at, merchant_id="é€"),
+            feature_row(2, features={"amount": -0.0, "card_usual_amount": 1e-320}),
+            feature_row(3, START + timedelta(microseconds=7)),
+        ]
+    )
+    shown = [json.loads(msgspec.json.encode(one)) for one in read_feature_messages(value)]
+    assert rows(value) == list(enumerate(shown))
+    assert str(rows(value)[1][1]["features"]["amount"]) == "-0.0"  # type: ignore[index]
