@@ -52,7 +52,7 @@ _FIELDS: Final = (
 
 
 class _Read(NamedTuple):
-    """What was read of n records."""
+    """Contents of n records."""
 
     blocks: list[Block]
     rows: NDArray[np.int64]
@@ -109,11 +109,11 @@ def _read(records: Sequence[Record]) -> _Read:
         read.blocks.append(found.block)
         read.rows[number] = found.block.rows
         read.errors.append(None)
-        read.values.append(None if _is_said(found) else record.value)
+        read.values.append(None if _is_complete(found) else record.value)
     return read
 
 
-def _is_said(rows: FeatureRows) -> bool:
+def _is_complete(rows: FeatureRows) -> bool:
     """Return whether the columns say all that a block does."""
     logs = np.unique(rows.block.sources.topic)
     return set(rows.names) <= _COLUMNS.keys() and [rows.block.names[code] for code in logs] == [PROFILED.name.encode()]

@@ -115,7 +115,7 @@ class TopicRecord(NamedTuple):
     key: bytes | None
     value: bytes
     partition: int | None = None
-    """Where the record must go; None: where its key belongs."""
+    """Partition to write to; None: that of the key."""
 
 
 class TransactionalProducer:

@@ -220,14 +220,14 @@ def check_offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
 
 
 class OffsetFindings(NamedTuple):
-    """What is wrong with the offsets of one group."""
+    """Problems with the offsets of one group, as sentences."""
 
     lost: list[str]
-    """Records are gone that it did not read, or a topic was made anew."""
+    """Unread records were deleted, or a topic was made anew."""
     beyond: list[str]
-    """It stands behind the end of a log."""
+    """An offset lies behind the end of its log."""
     again: list[str]
-    """It would do again what it has done."""
+    """The group would process records a second time."""
     warnings: list[str]
 
 
