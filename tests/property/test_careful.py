@@ -142,7 +142,9 @@ def test_a_released_partition_and_foreign_metadata_ask_for_a_mark_and_no_care() 
         assert not careful.active
     careful = Careful(MOST)
     assert careful.assigned(PLACES[0], Committed(10, Mark("c")), 10) is None
-    assert careful.assigned(PLACES[0], Committed(9, Mark("c", attempt=Attempt(8))), 10) is None
+    assert careful.assigned(PLACES[1], Committed(9, Mark("c", attempt=Attempt(8))), 10) is None
+    assert careful.unmarked == {PLACES[0]: (10, None), PLACES[1]: (9, None)}
+    careful.begin_usual()
     assert not careful.active
 
 
