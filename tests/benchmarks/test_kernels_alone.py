@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.card import CardPartition
+from pipeline.engine.transaction_index import StoreIndex
 from tests.benchmarks import alone, columnar, forests, in_process, kernel_scale, report
 from tests.benchmarks.stages import Stages
 from tests.benchmarks.tables import as_text
@@ -64,10 +64,10 @@ def test_a_replay_over_columns_decides_every_transaction() -> None:
 
 
 def test_wrapped_methods_are_put_back() -> None:
-    before = CardPartition.work
+    before = StoreIndex.fetch
     with Stages().around(in_process.STAGES):
-        assert CardPartition.work is not before
-    assert CardPartition.work is before
+        assert StoreIndex.fetch is not before
+    assert StoreIndex.fetch is before
 
 
 def test_a_nested_stage_counts_for_itself_alone() -> None:

@@ -74,6 +74,12 @@ def dropped(which: Callable[[Any], bool]) -> Change:
     return change
 
 
+def emptied(entries: list[Entry]) -> list[Entry]:
+    """Without any record."""
+    del entries
+    return []
+
+
 def doubled(which: Callable[[Any], bool]) -> Change:
     """The last record that fits stands a second time at the end of its partition."""
 
@@ -188,7 +194,7 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("features", edited(is_any, add("log.row", 1)), "features_stand_beside_decisions", "log of the row"),
         ("features", edited(is_any, put("versions", {})), "features_stand_beside_decisions", "versions of the row"),
         ("features", moved, "features_stand_beside_decisions", "partition of"),
-        ("features", dropped(is_any), "examples_are_consistent", "not decided"),
+        ("features", emptied, "examples_are_consistent", "not decided"),
         ("decisions", dropped(is_any), "features_stand_beside_decisions", "0 decisions, and 1 rows"),
         (
             "decisions",

@@ -82,6 +82,7 @@ def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
     cluster.buy(0, at, card_id=card)
     cluster.flush()
     again.until(lambda: len(cluster.decisions()) >= 42)
+    again.until(lambda: any(record.key == b"feedback" for record in cluster.read(PROGRESS)))
     decided = {(one.card_id, one.transaction_id): one for one in cluster.decisions()}
     assert sorted(decided) == sorted([*bought, pounds, ahead])
     assert decided[pounds].versions.rates == "2024-03-02"
