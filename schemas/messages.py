@@ -189,7 +189,7 @@ class Decision(Message, frozen=True, kw_only=True):
     """Probability with which this transaction would be put before an analyst."""
     threshold: float
     features: dict[str, float | None] | None = None
-    """Where ``selection`` is set, or in every decision (``FRAUD_PIPELINE_DECISION_FEATURES``); absent means not sent.
+    """Sent where ``selection`` is set, or in every decision (``FRAUD_PIPELINE_DECISION_FEATURES``).
 
     Those of every decision are on ``features``.
     """

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.sources import Span, TopicSource
 from pipeline.engine.blocks import MOST_ROWS, BlockError
-from pipeline.engine.feature_blocks import EVENT_US, NUMBERS, OFFSET, PARTITION, FeatureRows, read_features
-from pipeline.features.catalogue import FEATURES
+from pipeline.engine.feature_blocks import EVENT_US, OFFSET, PARTITION, FeatureRows, read_features
 from pipeline.kafka.internal import not_counted, readable, refuse
 from schemas.codec import timestamp_us
 from schemas.messages import LogPosition, ModelScores, RecordPosition, Versions
@@ -27,7 +26,6 @@ _DECISIONS_READ: Final = 1_000
 _BLOCKS_READ: Final = 1
 _MOST_UNPAIRED: Final = 20_000
 """Decisions and rows of features that wait for the other side, besides what is read of each partition at a time."""
-_NAMES: Final = tuple(name.encode() for name in FEATURES)
 
 
 class RecordedDecision(msgspec.Struct, gc=False):
@@ -156,7 +154,7 @@ class LiveDecisions:
             event_us = block.wide[EVENT_US, rows.rows]
             inside = rows.rows[(event_us >= self._span.from_us) & (event_us < self._span.to_us)]
             places = zip(block.narrow[PARTITION, inside].tolist(), block.wide[OFFSET, inside].tolist(), strict=True)
-            for place, values in zip(places, feature_columns(FeatureRows(block, inside)), strict=True):
+            for place, values in zip(places, FeatureRows(block, inside).own_features(), strict=True):
                 unpaired = self._begin(place)
                 # A tenth of the memory of a dictionary; and a view would hold the whole block.
                 unpaired.features = values.copy()
@@ -180,23 +178,3 @@ class LiveDecisions:
         place, unpaired = self._unpaired.popitem(last=False)
         if unpaired.stated is not None:
             self.waiting[place] = LiveDecision(unpaired.stated, unpaired.features)
-
-
-def feature_columns(rows: FeatureRows) -> NDArray[np.float64]:
-    """Return features in the order of `FEATURES`, found by their names.
-
-    Args:
-        rows: Some rows of a block.
-
-    Returns:
-        Shape (n, len(FEATURES)); NaN for no value, and for features that the block does not have.
-    """
-    values, names = rows.block.features[rows.rows, len(NUMBERS) :], rows.names
-    if tuple(names) == _NAMES:
-        return values
-    columns = {name: column for column, name in enumerate(names)}
-    found = np.full((len(values), len(_NAMES)), np.nan)
-    for column, name in enumerate(_NAMES):
-        if name in columns:
-            found[:, column] = values[:, columns[name]]
-    return found

@@ -8,7 +8,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.backtest.joined import feature_columns
 from pipeline.backtest.records import Numbering
 from pipeline.engine.blocks import BlockError
 from pipeline.engine.decisions import SELECTIONS, Decisions
@@ -165,7 +164,7 @@ def hashes_of_block(record: Record) -> list[int]:
     rows = read_features(record)
     block, at = rows.block, rows.rows
     places = zip(block.narrow[PARTITION, at].tolist(), block.wide[OFFSET, at].tolist(), strict=True)
-    return _feature_hashes(places, block.features[at, : len(NUMBERS)], feature_columns(rows))
+    return _feature_hashes(places, block.features[at, : len(NUMBERS)], rows.own_features())
 
 
 class Fingerprint:

@@ -74,7 +74,7 @@ class Layout(NamedTuple):
     texts: tuple[str, ...]
     codes: tuple[str, ...]
     choices: tuple[int, ...] = ()
-    """How many values the first columns of codes have; the columns behind them hold numbers of names."""
+    """Number of values of each of the first columns of codes; the columns behind them hold numbers of names."""
     kinds: bool = False
     """Whether the first code is the kind of the row, and rows of kind `TRANSACTION` alone have features."""
 

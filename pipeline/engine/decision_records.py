@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from pipeline.engine.feature_blocks import (
     AMOUNT_MINOR,
     EVENT_US,
+    LOGIT,
     NUMBERS,
     OFFSET_MIN,
+    OWN_FEATURES,
     ROW,
+    SCORE,
     FeatureRows,
     named_features,
     stated_time,
 )
 from pipeline.features.catalogue import FEATURES
 from schemas.messages import LogPosition, Versions
-
-_OWN_NAMES: Final = [name.encode() for name in FEATURES]
 
 
 class DecisionRecord(NamedTuple):
@@ -49,7 +50,7 @@ class _Names(msgspec.Struct, frozen=True, array_like=True):
 
 
 _HEAD: Final = struct.Struct("<5I3q3i")
-"""How many numbers; bytes of transaction, card, merchant and of what stands behind them; times and positions."""
+"""Count of the numbers; bytes of transaction, card, merchant and names; times and positions."""
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Names).decode
 
@@ -62,7 +63,7 @@ def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[by
         texts: Transaction, card and merchant of each, as `FeatureRows.texts` returns them.
     """
     block, numbers = rows.block, rows.block.features[rows.rows]
-    names = None if rows.names == _OWN_NAMES else [name.decode() for name in rows.names]
+    names = None if rows.names == OWN_FEATURES else [name.decode() for name in rows.names]
     ends: dict[Versions, bytes] = {}
     versions = rows.versions()
     for of in versions:
@@ -109,8 +110,8 @@ def unpack_record(packed: bytes) -> DecisionRecord:
         merchant_id=merchant,
         event_time=stated_time(time_us, offset_min),
         amount_base=amount_minor / 100,
-        logit=numbers[0],
-        score=numbers[1],
+        logit=numbers[LOGIT],
+        score=numbers[SCORE],
         features=named_features(FEATURES if names.features is None else names.features, numbers[len(NUMBERS) :]),
         versions=names.versions,
         log=LogPosition(partition=log_partition, offset=log_offset, row=log_row),

@@ -38,7 +38,7 @@ from pipeline.engine.subjects import (
     STATED_US,
     Subjects,
 )  # fmt: skip
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
 from schemas.messages import DecisionFeatures, LogPosition, RecordPosition, Versions
 from schemas.records import Output, Record
@@ -58,8 +58,10 @@ _TEXT_COLUMNS: Final = (ID, CARD, MERCHANT)
 SOURCE_TOPIC, LIGHTGBM, RIVER, POLICY, RATES_VERSION = range(len(LAYOUT.codes))
 NUMBERS: Final = (b"logit", b"score")
 """Names of the first columns of numbers; those of the features follow, and then what codes name."""
-_LOGIT, _SCORE = range(len(NUMBERS))
-_NAMED: Final = (*NUMBERS, *(name.encode() for name in FEATURES), PROFILED.name.encode())
+LOGIT, SCORE = range(len(NUMBERS))
+OWN_FEATURES: Final = tuple(name.encode() for name in FEATURES)
+"""Names of this kernel's features, as blocks have them."""
+_NAMED: Final = (*NUMBERS, *OWN_FEATURES, PROFILED.name.encode())
 _MOST_NAMES: Final = 256
 _MOST_COLUMNS: Final = 512
 _MOST_NAMED_BYTES: Final = 16 * 1024
@@ -90,7 +92,7 @@ def encode_features(batch: Batch, partitions: int) -> list[Output]:
     partition = partitions_of(pa.array(subjects.texts(CARD), pa.binary()), partitions)
     wholes = subjects.wholes
     numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1]))
-    numbers[:, _LOGIT], numbers[:, _SCORE], numbers[:, len(NUMBERS) :] = decided.logit, decided.score, batch.features
+    numbers[:, LOGIT], numbers[:, SCORE], numbers[:, len(NUMBERS) :] = decided.logit, decided.score, batch.features
     sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
     wide = wholes[[STATED_US, AMOUNT_BASE, SOURCE_OFFSET]]
     narrow = wholes[[STATED_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
@@ -101,7 +103,7 @@ def encode_features(batch: Batch, partitions: int) -> list[Output]:
     for first, end in block_cuts(sorted_partitions, np.cumsum(row_bytes[order])):
         rows = order[first:end]
         block = Block(
-            batch.models.versions("").kernel,
+            KERNEL_VERSION,
             names,
             sources.take(rows),
             wide[:, rows],
@@ -141,16 +143,32 @@ def _texts(subjects: Subjects, column: int) -> list[bytes]:
 
 
 class FeatureRows(NamedTuple):
-    """The rows of a block that are not to be skipped, n of them."""
+    """Some rows of a block, n of them."""
 
     block: Block
     rows: NDArray[np.intp]
     """Shape (n,): their numbers in the block."""
 
     @property
-    def names(self) -> list[bytes]:
+    def names(self) -> tuple[bytes, ...]:
         """Names of the features, in order."""
-        return list(self.block.names[len(NUMBERS) : self.block.features.shape[1]])
+        return tuple(self.block.names[len(NUMBERS) : self.block.features.shape[1]])
+
+    def own_features(self) -> NDArray[np.float64]:
+        """Return the features of this kernel, found by their names.
+
+        Returns:
+            Shape (n, len(FEATURES)); NaN for no value, and for features that the block does not have.
+        """
+        values, names = self.block.features[self.rows, len(NUMBERS) :], self.names
+        if names == OWN_FEATURES:
+            return values
+        columns = {name: column for column, name in enumerate(names)}
+        found = np.full((len(values), len(OWN_FEATURES)), np.nan)
+        for column, name in enumerate(OWN_FEATURES):
+            if name in columns:
+                found[:, column] = values[:, columns[name]]
+        return found
 
     def texts(self) -> list[list[bytes]]:
         """Return transaction, card and merchant of each row."""
@@ -201,7 +219,7 @@ def _wrong(block: Block) -> str | None:
         return "its numbers have no names, or two have one"
     if not np.isfinite(numbers[:, : len(NUMBERS)]).all() or np.isinf(numbers).any():
         return "a score or a feature is infinite"
-    if (numbers[:, _SCORE] < 0).any() or (numbers[:, _SCORE] > 1).any():
+    if (numbers[:, SCORE] < 0).any() or (numbers[:, SCORE] > 1).any():
         return "a score is no probability"
     if (block.lengths == 0).any() or (block.lengths > MOST_IDENTIFIER_BYTES).any():
         return "a transaction, a card or a merchant has no name, or one that is too long"
@@ -252,8 +270,8 @@ def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
             merchant_id=merchant,
             event_time=stated_time(*time),
             amount_base=amount_minor / 100,
-            logit=numbers[_LOGIT],
-            score=numbers[_SCORE],
+            logit=numbers[LOGIT],
+            score=numbers[SCORE],
             features=named_features(features, numbers[len(NUMBERS) :]),
             versions=versions,
             source=RecordPosition(topic=names[topic], partition=partition, offset=offset),

@@ -13,24 +13,24 @@ from pipeline.engine.feature_blocks import (
     EVENT_US,
     LAYOUT,
     LIGHTGBM,
+    LOGIT,
     NUMBERS,
     OFFSET,
+    OWN_FEATURES,
     PARTITION,
     POLICY,
     RATES_VERSION,
     RIVER,
     ROW,
+    SCORE,
     SOURCE_TOPIC,
     FeatureRows,
     read_features,
 )
 from pipeline.exports.rows import ERROR, FEATURE_FIELDS, RECORD_FIELDS, VALUE, feature_columns, record_columns
-from pipeline.features.catalogue import FEATURES
 from schemas.records import Record
 from schemas.topics import PROFILED
 
-_LOGIT, _SCORE = range(len(NUMBERS))
-_COLUMNS: Final = {name.encode(): column for column, name in enumerate(FEATURES)}
 _TIME: Final = pa.timestamp("us", "UTC")
 _FIELDS: Final = (
     pa.field("row", pa.int32()),
@@ -54,13 +54,13 @@ _FIELDS: Final = (
 class _Read(NamedTuple):
     """Contents of n records."""
 
-    blocks: list[Block]
+    blocks: list[FeatureRows]
     rows: NDArray[np.int64]
     """Shape (n,): rows of each record; a record that is no block has one."""
     errors: list[str | None]
     """Reason for which each record is no block."""
     values: list[bytes | None]
-    """Bytes of each record, where the columns do not say all of it."""
+    """Bytes of each record whose columns are not complete."""
 
 
 class FeatureRowFormat:
@@ -106,7 +106,7 @@ def _read(records: Sequence[Record]) -> _Read:
             read.errors.append(str(error))
             read.values.append(record.value)
             continue
-        read.blocks.append(found.block)
+        read.blocks.append(found)
         read.rows[number] = found.block.rows
         read.errors.append(None)
         read.values.append(None if _is_complete(found) else record.value)
@@ -114,15 +114,16 @@ def _read(records: Sequence[Record]) -> _Read:
 
 
 def _is_complete(rows: FeatureRows) -> bool:
-    """Return whether the columns say all that a block does."""
-    logs = np.unique(rows.block.sources.topic)
-    return set(rows.names) <= _COLUMNS.keys() and [rows.block.names[code] for code in logs] == [PROFILED.name.encode()]
+    """Return whether the columns hold all that a block does."""
+    logs = {rows.block.names[code] for code in np.unique(rows.block.sources.topic)}
+    return set(rows.names) <= set(OWN_FEATURES) and logs == {PROFILED.name.encode()}
 
 
-def _decision_columns(blocks: Sequence[Block]) -> list[pa.Array]:
-    """Return the columns of `_FIELDS` for the rows of all blocks."""
-    if not blocks:
+def _decision_columns(found: Sequence[FeatureRows]) -> list[pa.Array]:
+    """Return the columns of `_FIELDS` for the rows of all blocks, each of which is whole."""
+    if not found:
         return [pa.nulls(0, field.type) for field in _FIELDS]
+    blocks = [rows.block for rows in found]
     counts = [block.rows for block in blocks]
     wide = np.concatenate([block.wide for block in blocks], axis=1)
     narrow = np.concatenate([block.narrow for block in blocks], axis=1)
@@ -136,9 +137,9 @@ def _decision_columns(blocks: Sequence[Block]) -> list[pa.Array]:
         *(_texts(blocks, column) for column in range(len(LAYOUT.texts))),
         pa.array(wide[EVENT_US]).cast(_TIME),
         wide[AMOUNT_MINOR] / 100,
-        numbers[:, _SCORE],
-        numbers[:, _LOGIT],
-        *feature_columns(np.concatenate([_features(block) for block in blocks])),
+        numbers[:, SCORE],
+        numbers[:, LOGIT],
+        *feature_columns(np.concatenate([rows.own_features() for rows in found])),
         *(names.take(pa.array(codes[code])) for code in (LIGHTGBM, RIVER, POLICY)),
         kernels.take(pa.array(np.repeat(np.arange(len(blocks)), counts))),
         names.take(pa.array(codes[RATES_VERSION])),
@@ -161,15 +162,3 @@ def _texts(blocks: Sequence[Block], column: int) -> pa.Array:
     lengths = np.concatenate([block.lengths[column] for block in blocks])
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
     return pa.StringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(b"".join(parts)))
-
-
-def _features(block: Block) -> NDArray[np.float64]:
-    """Return the features of this release, shape (n, len(FEATURES)): NaN where a block does not have them."""
-    names, values = block.names[len(NUMBERS) : block.features.shape[1]], block.features[:, len(NUMBERS) :]
-    if list(names) == list(_COLUMNS):
-        return values
-    found = np.full((block.rows, len(FEATURES)), np.nan)
-    for name, column in zip(names, values.T, strict=True):
-        if name in _COLUMNS:
-            found[:, _COLUMNS[name]] = column
-    return found

@@ -1,4 +1,4 @@
-"""What the models saw of each decision, and of sampled cards and merchants computed again from the logs alone."""
+"""Features of each decision, and those of sampled cards and merchants computed again from the logs alone."""
 
 import base64
 import math
@@ -117,7 +117,7 @@ def cases_follow_from_the_log(run: Run) -> Check:
 
 
 def card_features_travel_unchanged(run: Run) -> Check:
-    """What the models saw of the card is what the card agent computed."""
+    """Compare the card features that the models saw with those that the card agent computed."""
     check = Check("card features travel unchanged")
     check.count("decisions", 0)
     for entry, one in run.profiled_as_written:

@@ -96,7 +96,7 @@ class Lesson(NamedTuple):
 
 @dataclass
 class FeedbackFate:
-    """What the feedback agents must have made of labels and ``features``."""
+    """Examples that the feedback agents must have made of labels and ``features``."""
 
     lessons: dict[Key, list[Lesson]] = field(default_factory=lambda: defaultdict(list))
     given_up: list[Told] = field(default_factory=list)

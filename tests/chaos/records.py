@@ -21,7 +21,7 @@ HOSTILE_HEADER = "chaos-hostile"
 ORIGINS = {"rerouted": "rerouted-", "accepted-labels": "label-"}
 """By topic of forwarded records: what the names of the headers that tell where a record lay begin with."""
 BLOCKS: Mapping[str, Callable[[bytes], list[dict[str, Any]]]] = {"profiled": read_block, "features": read_features}
-"""By topic whose records hold many rows: its reader."""
+"""Readers of the topics whose records hold many rows, by topic."""
 QUIET_READS = 100
 POLL_S = 0.2
 TOPIC_NAMES = (

@@ -140,17 +140,17 @@ class Run:
     @cached_property
     def decisions_at(self) -> dict[LogPlace, list[dict[str, Any]]]:
         """Decisions by the row of ``profiled`` that they were made from."""
-        found: dict[LogPlace, list[dict[str, Any]]] = defaultdict(list)
-        for _, one in self.logs.decoded("decisions"):
-            found[log_of(one)].append(one)
-        return found
+        return self._by_log("decisions")
 
     @cached_property
     def features_at(self) -> dict[LogPlace, list[dict[str, Any]]]:
         """Rows of ``features`` by the row of ``profiled`` that the decision was made from."""
+        return self._by_log("features")
+
+    def _by_log(self, topic: str) -> dict[LogPlace, list[dict[str, Any]]]:
         found: dict[LogPlace, list[dict[str, Any]]] = defaultdict(list)
-        for _, one in self.logs.decoded("features"):
-            found[log_of(one)].append(one)
+        for _, message in self.logs.decoded(topic):
+            found[log_of(message)].append(message)
         return found
 
     @cached_property

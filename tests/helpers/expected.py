@@ -78,7 +78,7 @@ class _ReadingOrder:
 
 
 def differences(rows: Iterable[DecisionFeatures], expected: Mapping[Key, Mapping[str, float]]) -> list[str]:
-    """Where rows of ``features`` have other values than ``expected``, in words; empty when all agree."""
+    """Differences of rows of ``features`` from ``expected``, in words; empty when all agree."""
     found = []
     for decision in rows:
         key = (decision.card_id, decision.transaction_id)

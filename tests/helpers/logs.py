@@ -148,23 +148,13 @@ def label(number: int = 0, at: datetime = START, known: str = "fraud", **changes
 def decision(number: int = 0, at: datetime = START, **changes: Any) -> bytes:
     """A decision as the score agent writes it."""
     fields: dict[str, Any] = {
-        "transaction_id": f"t{number}",
-        "card_id": "c1",
-        "merchant_id": "m1",
-        "event_time": at,
+        **_decided(number, at),
         "amount": 12.34,
         "currency": "EUR",
-        "amount_base": 12.34,
         "base_currency": "EUR",
-        "score": 0.25,
         "model_scores": ModelScores(lightgbm=0.25, river=0.25),
-        "logit": -1.0986122886681098,
         "action": "allow",
         "threshold": 0.5,
-        "features": {"amount": 12.34, "card_usual_amount": None},
-        "versions": Versions(lightgbm="base", river="r@0", policy="p", kernel="k", rates="1"),
-        "source": RecordPosition(topic="transactions", partition=0, offset=number),
-        "log": LogPosition(partition=0, offset=2 * number),
         "case_id": "case",
         "case_sequence": 1,
         "ingested_at": at,
@@ -179,8 +169,13 @@ def features(number: int = 0, at: datetime = START, **changes: Any) -> bytes:
 
 
 def feature_row(number: int = 0, at: datetime = START, **changes: Any) -> DecisionFeatures:
-    """The row of a decision on ``features``."""
-    fields: dict[str, Any] = {
+    """The row of `decision` on ``features``."""
+    return DecisionFeatures(**{**_decided(number, at), **changes})
+
+
+def _decided(number: int, at: datetime) -> dict[str, Any]:
+    """Fields that a decision shares with its row on ``features``."""
+    return {
         "transaction_id": f"t{number}",
         "card_id": "c1",
         "merchant_id": "m1",
@@ -193,7 +188,6 @@ def feature_row(number: int = 0, at: datetime = START, **changes: Any) -> Decisi
         "source": RecordPosition(topic="transactions", partition=0, offset=number),
         "log": LogPosition(partition=0, offset=2 * number),
     }
-    return DecisionFeatures(**{**fields, **changes})
 
 
 def features_log(values: Iterable[tuple[bytes, datetime]]) -> Log:

@@ -93,7 +93,7 @@ class Cluster:
         return [msgspec.json.decode(record.value or b"", type=Decision) for record in self.read(DECISIONS)]
 
     def features(self) -> list[DecisionFeatures]:
-        """What the models saw of every decision."""
+        """Features of every decision."""
         found = [one for record in self.read(DECISION_FEATURES) for one in read_feature_messages(record.value)]
         assert {one.source for one in found} == {one.source for one in self.decisions()}
         return found

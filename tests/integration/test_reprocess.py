@@ -66,7 +66,7 @@ def decided(records: list[Record]) -> dict[tuple[int, int], Decision]:
 
 
 def seen(records: list[Record]) -> dict[tuple[int, int], tuple[int, DecisionFeatures]]:
-    """By the place of the transaction: the partition of the block, and what the models saw."""
+    """Partition of the block and features, by the position of the transaction."""
     rows = [(record.partition, row) for record in records for row in read_feature_messages(record.value)]
     found = {(row.source.partition, row.source.offset): (partition, row) for partition, row in rows}
     assert len(found) == len(rows)

@@ -39,7 +39,7 @@ FEATURES = Form(
 
 
 class Content(NamedTuple):
-    """What a block holds."""
+    """Content of a block."""
 
     kernel: str
     names: list[str]

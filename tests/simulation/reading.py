@@ -97,21 +97,21 @@ def written(record: Record) -> bytes:
 
 def feature_rows(records: list[Record]) -> Iterator[tuple[Record, int, DecisionFeatures]]:
     """Yield the rows of the blocks on ``features`` that can be read, with their records and numbers."""
-    for record in records:
-        if record.topic == PREFIX + "features":
-            try:
-                rows = read_feature_messages(record.value)
-            except BlockError:
-                continue
-            yield from ((record, row, message) for row, message in enumerate(rows))
+    return _block_rows(records, "features", read_feature_messages)
 
 
 def profiled_rows(records: list[Record]) -> Iterator[tuple[Record, int, Profiled]]:
     """Yield the rows of the blocks on ``profiled`` that can be read, with their records and numbers."""
+    return _block_rows(records, "profiled", read_messages)
+
+
+def _block_rows(
+    records: list[Record], topic: str, read: Callable[[bytes | None], list[T]]
+) -> Iterator[tuple[Record, int, T]]:
     for record in records:
-        if record.topic == PREFIX + "profiled":
+        if record.topic == PREFIX + topic:
             try:
-                rows = read_messages(record.value)
+                rows = read(record.value)
             except BlockError:
                 continue
             yield from ((record, row, message) for row, message in enumerate(rows))

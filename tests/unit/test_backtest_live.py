@@ -66,7 +66,7 @@ class KeptFeatures(Live):
 
 
 class Lived(NamedTuple):
-    """What was decided live, as messages."""
+    """Live decisions, as messages."""
 
     decisions: list[Decision]
     features: list[DecisionFeatures]

@@ -179,7 +179,7 @@ def test_files_hold_whole_records_and_no_more_rows_than_they_may(most: int) -> N
 
 
 class Decided(NamedTuple):
-    """What two score agents wrote of the same transactions, of which the other one puts features into all decisions."""
+    """Outputs of two score agents for the same transactions; the second one puts features into all decisions."""
 
     topics: dict[Topic, list[Record]]
     other_decisions: list[Record]

@@ -1,4 +1,4 @@
-"""What a worker does beside its questions to brokers, and which of its agents begin first."""
+"""Work of a worker beside its questions to brokers, and the order in which its agents begin."""
 
 import threading
 from pathlib import Path
