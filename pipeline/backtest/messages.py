@@ -1,6 +1,6 @@
 """Decisions of a backtest as messages, in the wire form of those that are made live."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -75,9 +75,9 @@ class DecisionMessages:
         """Write the value of each decision."""
         return self._writer.decisions(batch)
 
-    def blocks(self, batch: Batch) -> list[Output]:
+    def blocks(self, batch: Batch, cards: Sequence[bytes]) -> list[Output]:
         """Return the blocks of features, each with the partition of its cards."""
-        return encode_features(batch, self.numbering.partitions)
+        return encode_features(batch, cards, self.numbering.partitions)
 
     def _subjects(self, decisions: Decisions, now_us: int) -> Subjects:
         taken, n = decisions.transactions, len(decisions)

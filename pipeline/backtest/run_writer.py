@@ -97,7 +97,7 @@ class RunWriter:
             TopicRecord(self._topics.decisions, key, value)
             for key, value in zip(keys, self._messages.values(batch), strict=True)
         ]
-        for one in self._messages.blocks(batch):
+        for one in self._messages.blocks(batch, keys):
             records.append(TopicRecord(self._topics.features, one.key, one.value or b"", one.partition))
         return records
 

@@ -67,7 +67,7 @@ class Decider:
         result.outputs += [
             Output(DECISIONS, key, value) for key, value in zip(keys, self._writer.decisions(batch), strict=True)
         ]
-        result.outputs += encode_features(batch, self._card_partitions)
+        result.outputs += encode_features(batch, keys, self._card_partitions)
         result.latencies_s += ((timestamp_us(batch.now) - subjects.wholes[INGESTED_US]) / 1_000_000).tolist()
         alerted = np.flatnonzero(selection >= 0)
         result.counts["decision", "alert"] += len(alerted)

@@ -71,11 +71,12 @@ _DAY_MIN: Final = 24 * 60
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def encode_features(batch: Batch, partitions: int) -> list[Output]:
+def encode_features(batch: Batch, cards: Sequence[bytes], partitions: int) -> list[Output]:
     """Return the blocks of ``features`` for a batch of decisions.
 
     Args:
         batch: The decisions.
+        cards: The card of each, which also is the key of the decision.
         partitions: Number of partitions of ``decisions`` and ``features``.
     """
     subjects, decided, n = batch.subjects, batch.decided, batch.subjects.rows
@@ -85,11 +86,11 @@ def encode_features(batch: Batch, partitions: int) -> list[Output]:
         return [
             output
             for rows in np.array_split(np.arange(n), 2)
-            for output in encode_features(batch.take(rows), partitions)
+            for output in encode_features(batch.take(rows), [cards[row] for row in rows], partitions)
         ]
     spans = subjects.spans[[*_TEXT_COLUMNS]]
     lengths = (spans[:, :, 1] - spans[:, :, 0]).astype(np.int32)
-    partition = partitions_of(pa.array(subjects.texts(CARD), pa.binary()), partitions)
+    partition = partitions_of(pa.array(cards, pa.binary()), partitions)
     wholes = subjects.wholes
     numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1]))
     numbers[:, LOGIT], numbers[:, SCORE], numbers[:, len(NUMBERS) :] = decided.logit, decided.score, batch.features

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.engine.block_messages import read_messages
-from pipeline.engine.feature_blocks import NUMBERS, OFFSET, PARTITION, SOURCE_TOPIC, read_features
+from pipeline.engine.feature_blocks import NUMBERS, OFFSET, OWN_FEATURES, PARTITION, SOURCE_TOPIC, read_features
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.clients import read_batches
 from pipeline.replay import EPOCH
@@ -156,11 +156,10 @@ class Topics:
         rows: dict[_Source, int] = {}
         count = 0
         parts = [np.empty((0, len(FEATURES)))]
-        names = [name.encode() for name in FEATURES]
         for records in self.batches(DECISION_FEATURES):
             for record in records:
                 found = read_features(record)
-                if found.names != names:
+                if found.names != OWN_FEATURES:
                     raise ValueError(f"features partition {record.partition} offset {record.offset} has other features")
                 block = found.block
                 topics = [block.names[code].decode() for code in block.codes[SOURCE_TOPIC]]

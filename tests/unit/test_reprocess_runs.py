@@ -39,6 +39,7 @@ from pipeline.commands import export, reprocess
 from pipeline.engine.decision_messages import NOT_READ
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.placement import partition_of
+from pipeline.engine.subjects import CARD
 from pipeline.exports import topics
 from pipeline.exports.files import Origin, TopicFiles
 from pipeline.exports.rows import RowFormat
@@ -91,7 +92,7 @@ def test_decisions_bear_features_as_live_and_blocks_have_those_of_all() -> None:
             bears = {"features": one.features if one.selection is not None else None}
             assert msgspec.json.decode(value, type=Decision) == msgspec.structs.replace(one, **bears)
         served += whole
-        for block in writer.blocks(batch):
+        for block in writer.blocks(batch, batch.subjects.texts(CARD)):
             rows = read_feature_messages(block.value)
             blocks += rows
             assert {partition_of(row.card_id, 3) for row in rows} == {block.partition}
