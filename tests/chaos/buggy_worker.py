@@ -100,10 +100,10 @@ def features_of_another() -> None:
     """The score agent writes to ``features`` what the models saw of the transaction before, in one batch."""
     bug, encode = Bug("score"), decider.encode_features
 
-    def encoded(batch: Any, partitions: int) -> Any:
+    def encoded(batch: Any, *others: Any) -> Any:
         if bug.strikes_work(batch.subjects.rows):
             batch = batch._replace(features=np.roll(batch.features, 1, axis=0))
-        return encode(batch, partitions)
+        return encode(batch, *others)
 
     decider.encode_features = encoded
 
