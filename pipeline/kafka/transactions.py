@@ -472,14 +472,14 @@ class Transactions:
 
     def _cause(self, error: KafkaError) -> KafkaError:
         """Why the transaction failed: a call during which it fails may say no more than that it has failed."""
-        if error.code() != KafkaError._STATE or not error.txn_requires_abort():
+        if error.code() != KafkaError._STATE:
             return error
         try:
             # Refused with the cause, and without effect, whatever has become of the transaction.
             self._call("begin_transaction", self._producer.begin_transaction)
         except KafkaException as told:
             cause: KafkaError = told.args[0]
-            return cause if cause.txn_requires_abort() else error
+            return error if cause.code() == KafkaError._STATE else cause
         except Hung as hung:
             log.warning("%s", hung)
         return error

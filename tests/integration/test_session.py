@@ -228,6 +228,30 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
         assert decided(settings) == held(handler)
 
 
+def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Transactions._produce
+
+    def slowly(self: Transactions, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            original(self, [output])
+            self._producer.flush(PATIENCE_S)
+
+    handler = Numbers()
+    write(settings, ["1", "2", "3"])
+    with session(settings, handler) as one:
+        batch = polled(one)
+        large = Output(PROFILED, b"k", random.Random(0).randbytes(PROFILED.max_message_bytes + 1_000_000))
+        with monkeypatch.context() as patched:
+            patched.setattr(Transactions, "_produce", slowly)
+            with pytest.raises(OutputTooLarge, match="profiled"):
+                one.commit(batch, [large, *handler.process(batch)])
+        one.commit(batch, handler.process(batch))
+        work(one, handler, lambda: len(held(handler)) == 3)
+        assert decided(settings) == held(handler)
+
+
 @pytest.mark.parametrize("committed", [True, False])
 def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
