@@ -1,27 +1,31 @@
 """Cutting rows into blocks, and gathering their texts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.blocks import MOST_BYTES, MOST_ROWS
+from pipeline.engine.blocks import MOST_BYTES, MOST_ROWS, fixed_bytes
 from pipeline.engine.json_bytes import copy_bytes
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.compiled import compiled
 
 
-def block_cuts(partitions: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+def block_cuts(
+    names: Sequence[bytes], partitions: NDArray[np.int64], ends: NDArray[np.int64]
+) -> Iterator[tuple[int, int]]:
     """Yield where blocks begin and end.
 
     Args:
+        names: Names that each block has.
         partitions: Shape (n,): the partition of each row, ascending.
         ends: Shape (n,): bytes of the rows up to each.
     """
-    first = 0
+    room, first = MOST_BYTES - fixed_bytes(KERNEL_VERSION, names), 0
     while first < len(partitions):
         before = int(ends[first - 1]) if first else 0
-        fits = int(np.searchsorted(ends, before + MOST_BYTES, "right"))
+        fits = int(np.searchsorted(ends, before + room, "right"))
         same = int(np.searchsorted(partitions, partitions[first], "right"))
         end = min(max(fits, first + 1), same, first + MOST_ROWS)
         yield first, end

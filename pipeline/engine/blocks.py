@@ -192,6 +192,11 @@ def pack_block(block: Block) -> bytes:
     return b"".join((prefix, _checksum(prefix + head).to_bytes(8, "little"), head, body))
 
 
+def fixed_bytes(kernel: str, names: Sequence[bytes]) -> int:
+    """Return the most bytes of a block that its rows do not account for."""
+    return _PREFIX.size + _COUNTS.size + sum(len(name) + 2 for name in names) + len(kernel.encode()) + _ALIGNMENT
+
+
 def original_of(value: bytes | None, row: int) -> bytes:
     """Return the producer's own bytes of a row of ``profiled``.
 

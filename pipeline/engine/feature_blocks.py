@@ -101,7 +101,7 @@ def encode_features(batch: Batch, cards: Sequence[bytes], partitions: int) -> li
     row_bytes = LAYOUT.row_bytes + FEATURE_BYTES * numbers.shape[1] + lengths.sum(axis=0, dtype=np.int64)
     sorted_partitions = partition[order]
     outputs = []
-    for first, end in block_cuts(sorted_partitions, np.cumsum(row_bytes[order])):
+    for first, end in block_cuts(names, sorted_partitions, np.cumsum(row_bytes[order])):
         rows = order[first:end]
         block = Block(
             KERNEL_VERSION,

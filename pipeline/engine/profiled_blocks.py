@@ -152,7 +152,7 @@ def encode_blocks(columns: RowColumns) -> list[Output]:
     row_bytes += is_transaction * (FEATURE_BYTES * whole.features.shape[1])
     names = [*_TOPICS, whole.rates_version.encode()]
     before = np.append(0, np.cumsum(is_transaction)).tolist()
-    for first, end in block_cuts(whole.partition, np.cumsum(row_bytes)):
+    for first, end in block_cuts(names, whole.partition, np.cumsum(row_bytes)):
         rows = slice(first, end)
         block = Block(
             KERNEL_VERSION,

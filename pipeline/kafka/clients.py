@@ -191,7 +191,8 @@ def consumer_config(
         # say its size and the buffer grows by steps of three. Of other codecs it accepts any.
         "receive.message.max.bytes": 4 * MAX_RECORD_BYTES,
         "queued.min.messages": 50_000,
-        "queued.max.messages.kbytes": 128 * 1024,
+        # More is memory without a gain: job (b) took 130 MiB less with it than with eight times as much, at one rate.
+        "queued.max.messages.kbytes": 16 * 1024,
         "check.crcs": True,
         "topic.metadata.refresh.interval.ms": 60_000,
         "allow.auto.create.topics": False,

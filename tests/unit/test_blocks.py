@@ -111,8 +111,16 @@ def test_blocks_are_cut_by_bytes_and_a_larger_row_is_a_block_of_its_own() -> Non
     offsets = [[row.source.offset for row in read_messages(output.value)] for output in blocks(result)]
     assert offsets == [[0, 1], [2], [3], [4, 5, 6]]
     lengths = [len(output.value or b"") for output in blocks(result)]
-    assert all(length <= MOST_BYTES + 1_000 for length in (*lengths[:2], lengths[3]))
+    assert all(length <= MOST_BYTES for length in (*lengths[:2], lengths[3]))
     assert MAX_VALUE_BYTES - 1_000 < lengths[2] < MAX_VALUE_BYTES + 1_000
+
+
+def test_a_block_of_many_rows_is_cut_before_it_exceeds_the_limit_with_its_head() -> None:
+    for size in range(100, 120):
+        log = purchases(MOST_ROWS, extra="x" * size)
+        result = CardPartition(options(), None, MemoryStore()).process(log.records, NOW)
+        lengths = [len(output.value or b"") for output in blocks(result)]
+        assert MOST_BYTES - 1_000 < max(lengths) <= MOST_BYTES
 
 
 def test_a_batch_of_several_card_partitions_is_one_block_in_their_order() -> None:
