@@ -36,7 +36,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """A short run on a broker of its own, which is killed in it."""
     directory = tmp_path_factory.mktemp("chaos")
     load = Load(SEED, 1_600, 6.0, 2, horizon_days=2.5)
-    options = Options(load, SECONDS, short_schedule(SEED, SECONDS), maturity_days=1.5, settle_s=90.0)
+    options = Options(load, SECONDS, short_schedule(SEED, SECONDS), maturity_days=1.5, settle_s=300.0)
     with embedded_broker(directory / "kafka") as broker, Chaos(broker, directory, options, print) as chaos:
         return chaos.run()
 
