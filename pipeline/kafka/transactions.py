@@ -477,8 +477,8 @@ class Transactions:
         try:
             # Refused with the cause, and without effect, whatever has become of the transaction.
             self._call("begin_transaction", self._producer.begin_transaction)
-        except KafkaException as told:
-            cause: KafkaError = told.args[0]
+        except KafkaException as refused:
+            cause: KafkaError = refused.args[0]
             return error if cause.code() == KafkaError._STATE else cause
         except Hung as hung:
             log.warning("%s", hung)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.broker
 RATE_PER_S, SECONDS = 20, 600
 LARGE_EVERY = 300
 MOST_GROWTH_BYTES = 500 * 1024 * 1024
-"""Of the worker's memory."""
+"""Most that the worker's memory grows by, above that of an idle one."""
 
 
 def test_a_backlog_of_ten_minutes_is_decided_once_in_bounded_batches_and_memory(

@@ -31,7 +31,7 @@ from tests.helpers.worker import Worker
 pytestmark = pytest.mark.broker
 
 RESTORED = re.compile(r"(\w+: partition \d+): state restored in [\d.]+ s from (a snapshot|the log alone)")
-"""Of a worker's log: an agent's partition, and what it was restored from."""
+"""An agent's partition in a worker's log, and what it was restored from."""
 
 
 def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:

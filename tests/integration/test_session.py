@@ -54,6 +54,9 @@ from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS
 from tests.helpers.topics import shared_producer
 
 pytestmark = pytest.mark.broker
+
+BROKER_REFUSES = PROFILED.max_message_bytes + 1_000_000
+"""Bytes of an output that this client accepts and the broker does not."""
 PATIENCE_S = 30.0
 READS = (TRANSACTIONS, LABELS)
 
@@ -138,6 +141,11 @@ def write(settings: Settings, values: Sequence[str], topic: str = TRANSACTIONS.n
     assert producer.flush(PATIENCE_S) == 0
 
 
+def output_of(size: int) -> Output:
+    """An output of so many bytes, which do not compress."""
+    return Output(PROFILED, b"k", random.Random(0).randbytes(size))
+
+
 def work(one: Session, handler: Numbers, done: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not done():
@@ -179,7 +187,7 @@ def test_an_aborted_batch_is_taken_back_and_read_again(settings: Settings) -> No
 
 
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
-@pytest.mark.parametrize("too_large", [PROFILED.max_message_bytes + 1_000_000, MAX_RECORD_BYTES + 1])
+@pytest.mark.parametrize("too_large", [BROKER_REFUSES, MAX_RECORD_BYTES + 1])
 def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
     settings: Settings, delivery: str, too_large: int
 ) -> None:
@@ -190,7 +198,7 @@ def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
         batch = polled(one)
         # More often than a batch may be aborted: one by one is how the record is found.
         for _ in range(MOST_ABORTS + 2):
-            large = Output(PROFILED, b"k", random.Random(0).randbytes(too_large))
+            large = output_of(too_large)
             with pytest.raises(OutputTooLarge, match="too large"):
                 one.commit(batch, [large, *handler.process(batch)])
             assert held(handler) == []
@@ -217,11 +225,10 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as one:
         batch = polled(one)
-        large = Output(PROFILED, b"k", random.Random(0).randbytes(PROFILED.max_message_bytes + 1_000_000))
         with monkeypatch.context() as patched:
             patched.setattr(Transactions, "_send_offsets", late)
             with pytest.raises(OutputTooLarge, match="profiled"):
-                one.commit(batch, [large])
+                one.commit(batch, [output_of(BROKER_REFUSES)])
             with pytest.raises(Aborted, match="Erroneous state"):
                 one.commit(batch, handler.process(batch))
         work(one, handler, lambda: len(held(handler)) == 3)
@@ -242,11 +249,10 @@ def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as one:
         batch = polled(one)
-        large = Output(PROFILED, b"k", random.Random(0).randbytes(PROFILED.max_message_bytes + 1_000_000))
         with monkeypatch.context() as patched:
             patched.setattr(Transactions, "_produce", slowly)
             with pytest.raises(OutputTooLarge, match="profiled"):
-                one.commit(batch, [large, *handler.process(batch)])
+                one.commit(batch, [output_of(BROKER_REFUSES), *handler.process(batch)])
         one.commit(batch, handler.process(batch))
         work(one, handler, lambda: len(held(handler)) == 3)
         assert decided(settings) == held(handler)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -87,13 +86,13 @@ def configure(bootstrap: str, name: str, **config: str) -> None:
     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
     client = admin_client(bootstrap)
     client.incremental_alter_configs([resource])[resource].result(PATIENCE_S)
-    deadline_s = time.monotonic() + PATIENCE_S
+
+    def described() -> bool:
+        found = client.describe_configs([resource])[resource].result(PATIENCE_S)
+        return all(found[entry.name].value == entry.value for entry in entries)
+
     # A busy broker may go on describing the topic as it was for a moment.
-    while True:
-        told = client.describe_configs([resource])[resource].result(PATIENCE_S)
-        if all(told[entry.name].value == entry.value for entry in entries):
-            return
-        assert time.monotonic() < deadline_s, f"the broker does not take {config} over"
+    eventually(described)
 
 
 def write(bootstrap: str, settings: Settings, topic: Topic, value: bytes = b"{}", **where: object) -> None:
