@@ -21,6 +21,7 @@ CODES: Final[dict[str, str]] = {
     "AMOUNT_UNUSUAL_FOR_MERCHANT": "The amount is unlike what the merchant usually takes.",
     "MERCHANT_SURGE": "The merchant has more traffic than usual.",
     "MERCHANT_PATTERN": "What the merchant took over days and weeks resembles that of merchants with fraud.",
+    "MERCHANT_FRAUD_RUN": "Frauds are reported at this merchant, and nothing older has gone unreported since.",
     "MERCHANT_NEWEST_LABEL_FRAUD": "The newest labelled transaction at this merchant was fraud.",
     "MERCHANT_KNOWN_FRAUD": "Frauds are known at this merchant.",
     "MERCHANT_LABELS": "What is known of this merchant's transactions, without a fraud among them.",
@@ -133,7 +134,9 @@ def _outliers(facts: Facts) -> Telling | None:
         outliers = facts[f"card_outlier_count_{window}"]
         if outliers >= 1:
             many = count(outliers, "transaction")
-            text = f"In the last {span} this card had {many} of more than {OUTLIER_RATIO} times its usual amount."
+            text = f"In the last {span} this card had {many} of more than {OUTLIER_RATIO} times its usual amount"
+            since = facts["card_seconds_since_outlier"]
+            text += "." if math.isnan(since) else f", the last one {ago(since)} earlier."
             return Telling("CARD_RECENT_OUTLIERS", f"card_outlier_count_{window}", text)
     return None
 
@@ -177,6 +180,10 @@ def _surge(facts: Facts) -> Telling | None:
 def _merchant_labels(facts: Facts) -> Telling | None:
     known, fraud = facts["merchant_known_count_30d"], facts["merchant_known_fraud_30d"]
     share = f"{count(fraud, 'fraud')} known among {count(known, 'labelled transaction')} of 30 days at this merchant"
+    if facts["merchant_unexplained_fraud_30d"] >= 1 and facts["merchant_unreported_since_fraud"] == 0:
+        began = ago(facts["merchant_fraud_run_seconds"])
+        text = f"{share}; they began {began} earlier, and no older transaction since has stayed without a report."
+        return Telling("MERCHANT_FRAUD_RUN", "merchant_unreported_since_fraud", text)
     if fraud >= 1 and facts["merchant_newest_label"] == 1:
         return Telling("MERCHANT_NEWEST_LABEL_FRAUD", "merchant_newest_label", f"{share}, the newest of them.")
     if fraud >= 1:
@@ -211,6 +218,8 @@ STORIES: Final = (
             "card_usual_amount",
             "card_amount_to_usual",
             "card_amount_deviation",
+            "card_regular_mean_30d",
+            "card_amount_to_regular",
             *_windows("card", tuple(WINDOWS_US), _SHAPE),
         ),
         _usual_amount,
@@ -225,7 +234,7 @@ STORIES: Final = (
     Story("CARD_PATTERN", _windows("card", _LONG, ("count", "sum")), _nothing, "The card's spending over weeks"),
     Story(
         "CARD_RECENT_OUTLIERS",
-        ("card_outlier_count_1d", "card_outlier_count_7d", "card_outlier_count_30d"),
+        ("card_outlier_count_1d", "card_outlier_count_7d", "card_outlier_count_30d", "card_seconds_since_outlier"),
         _outliers,
         "The card's range of amounts",
     ),
@@ -244,7 +253,10 @@ STORIES: Final = (
         "The merchant's rhythm",
     ),
     Story(
-        "MERCHANT_PATTERN", _windows("merchant", _LONG, ("count", "sum")), _nothing, "The merchant's trade over weeks"
+        "MERCHANT_PATTERN",
+        (*_windows("merchant", _LONG, ("count", "sum")), "merchant_seconds_since_first"),
+        _nothing,
+        "The merchant's trade over weeks",
     ),
     Story(
         "MERCHANT_LABELS",
@@ -257,6 +269,9 @@ STORIES: Final = (
             "merchant_newest_label",
             "merchant_seconds_since_fraud",
             "merchant_seconds_since_legitimate",
+            "merchant_unexplained_fraud_30d",
+            "merchant_unreported_since_fraud",
+            "merchant_fraud_run_seconds",
         ),
         _merchant_labels,
         "What is known of the merchant",

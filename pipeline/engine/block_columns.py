@@ -134,7 +134,7 @@ def _fill(
         wholes[subjects.SOURCE_PARTITION, out] = source_partition[row]
         wholes[subjects.LOG_PARTITION, out], wholes[subjects.LOG_OFFSET, out] = log_partition, log_offset
         wholes[subjects.LOG_ROW, out], wholes[subjects.INGESTED_OFFSET, out] = row, 0
-        wholes[subjects.COUNTS, out] = codes[blocks.COUNTS, row]
+        wholes[subjects.COUNTS, out] = codes[blocks.COUNTS, row] & blocks.COUNTED
         for column in range(codes.shape[0]):
             codes_out[column, out] = codes[column, row]
         named[0, out] = names[source_topic[row]]

@@ -93,7 +93,8 @@ def _messages(block: Block) -> list[Profiled]:
             ProfiledTransaction(
                 amount_base_minor=wide[blocks.AMOUNT_BASE][row],
                 rates_version=names[codes[blocks.RATES][row]],
-                counts=bool(codes[blocks.COUNTS][row]),
+                counts=bool(codes[blocks.COUNTS][row] & blocks.COUNTED),
+                outlier=bool(codes[blocks.COUNTS][row] & blocks.OUTLIER),
                 card_features=next(features).tobytes(),
                 kernel=block.kernel,
                 case_id=texts[blocks.CASE][row].decode(),
@@ -129,7 +130,8 @@ def write_messages(messages: Sequence[Profiled]) -> bytes:
         stated, read = read_stated(message.transaction), message.read or source
         kernel = message.kernel
         features.append(np.frombuffer(message.card_features, "<f8"))
-        codes[blocks.KIND, row], codes[blocks.COUNTS, row] = TRANSACTION, message.counts
+        codes[blocks.KIND, row] = TRANSACTION
+        codes[blocks.COUNTS, row] = blocks.COUNTED * message.counts + blocks.OUTLIER * message.outlier
         codes[blocks.RATES, row] = names.setdefault(message.rates_version, len(names))
         codes[blocks.INPUT_TOPIC, row] = names.setdefault(read.topic, len(names))
         wide[blocks.AMOUNT_BASE, row], wide[blocks.CASE_SEQUENCE, row] = (

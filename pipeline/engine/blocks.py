@@ -38,6 +38,9 @@ ID, CARD, MERCHANT, CASE, AMOUNT, CURRENCY, TYPE, ORIGINAL = range(len(TEXTS))
 CODES: Final = ("kind", "counts", "known", "rates", "input_topic")
 """Columns of bytes: enumerations, and the last two the number of a name."""
 KIND, COUNTS, KNOWN, RATES, INPUT_TOPIC = range(len(CODES))
+COUNTED: Final = 1
+OUTLIER: Final = 2
+"""Bits of ``counts``: whether a transaction enters the windows, and whether its amount is an outlier for its card."""
 KNOWN_NAMES: Final = ("legitimate", "fraud", "none")
 """What a label may say from ``known_at_us`` on, by its code; the merchants' windows have the same codes."""
 
@@ -84,7 +87,9 @@ class Layout(NamedTuple):
         return _SOURCE_BYTES + 8 * len(self.wide) + 4 * (len(self.narrow) + len(self.texts)) + len(self.codes)
 
 
-PROFILED_LAYOUT: Final = Layout(b"FPBK", WIDE, NARROW, TEXTS, CODES, (LABEL + 1, 2, len(KNOWN_NAMES)), kinds=True)
+PROFILED_LAYOUT: Final = Layout(
+    b"FPBK", WIDE, NARROW, TEXTS, CODES, (LABEL + 1, COUNTED + OUTLIER + 1, len(KNOWN_NAMES)), kinds=True
+)
 FEATURES_MAGIC: Final = b"FPFB"
 _MAGICS: Final = (PROFILED_LAYOUT.magic, FEATURES_MAGIC)
 

@@ -18,7 +18,7 @@ from pipeline.features.catalogue import (
     US_PER_SECOND,
 )
 from pipeline.features.clock import hours, weekdays
-from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.features.kernel import CardWindows, MerchantWindows, is_card_outlier
 
 _BATCH_ROWS = 16_384
 
@@ -97,7 +97,7 @@ def compute_features(
         labels = KnownLabels(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.int64))
     features[:, len(CARD_FEATURES) :] = _merchant_features(
         identities(cards.take(labels.row), _texts(frame["transaction_id"]).take(labels.row)),
-        merchant_keys, event_time_us, amount_minor, counts, labels,
+        merchant_keys, event_time_us, amount_minor, counts, is_card_outlier(features), labels,
     )  # fmt: skip
     return features
 
@@ -108,6 +108,7 @@ def _merchant_features(
     event_time_us: NDArray[np.int64],
     amount_minor: NDArray[np.int64],
     counts: NDArray[np.bool_],
+    outliers: NDArray[np.bool_],
     labels: KnownLabels,
 ) -> NDArray[np.float64]:
     """One log of both: a label stands before the first transaction at or after its ``known_at_us``, behind its own."""
@@ -117,7 +118,7 @@ def _merchant_features(
     place = np.concatenate([2 * np.arange(n) + 1, 2 * before])
     order = np.lexsort((np.concatenate([np.zeros(n, np.int64), labels.known_at_us]), place))
     log = behind(
-        transactions_log(keys, event_time_us, amount_minor, counts),
+        transactions_log(keys, event_time_us, amount_minor, counts, outliers),
         labels_log(keys[labels.row], labelled, event_time_us[labels.row], labels.known, labels.known_at_us),
     )
     windows, out = MerchantWindows(), np.empty((len(order), len(MERCHANT_FEATURES)))

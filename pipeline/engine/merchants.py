@@ -20,6 +20,8 @@ class MerchantLog(NamedTuple):
     event_time_us: NDArray[np.int64]
     amount_base_minor: NDArray[np.int64]
     counts: NDArray[np.bool_]
+    outliers: NDArray[np.bool_]
+    """Whether a transaction's amount is an outlier for its card."""
     known: NDArray[np.int8]
     """Known value of a label: 1 for fraud, 0 for legitimate, 2 for none."""
     known_at_us: NDArray[np.int64]
@@ -39,11 +41,12 @@ def transactions_log(
     event_time_us: NDArray[np.int64],
     amount_base_minor: NDArray[np.int64],
     counts: NDArray[np.bool_],
+    outliers: NDArray[np.bool_],
 ) -> MerchantLog:
     """Return a log of transactions alone."""
     n = len(merchants)
     return MerchantLog(
-        np.zeros(n, np.uint8), merchants, np.zeros(n, np.uint64), event_time_us, amount_base_minor, counts,
+        np.zeros(n, np.uint8), merchants, np.zeros(n, np.uint64), event_time_us, amount_base_minor, counts, outliers,
         np.zeros(n, np.int8), np.zeros(n, np.int64),
     )  # fmt: skip
 
@@ -57,9 +60,9 @@ def labels_log(
 ) -> MerchantLog:
     """Return a log of labels alone."""
     n = len(merchants)
+    no = np.zeros(n, np.bool_)
     return MerchantLog(
-        np.ones(n, np.uint8), merchants, identities, event_time_us, np.zeros(n, np.int64), np.zeros(n, np.bool_),
-        known, known_at_us,
+        np.ones(n, np.uint8), merchants, identities, event_time_us, np.zeros(n, np.int64), no, no, known, known_at_us,
     )  # fmt: skip
 
 

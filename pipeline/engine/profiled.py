@@ -206,7 +206,8 @@ def _log(subjects: Subjects, codes: NDArray[np.uint8], known_at_us: NDArray[np.i
         identity,
         subjects.wholes[EVENT_US],
         subjects.wholes[AMOUNT_BASE],
-        codes[blocks.COUNTS].astype(np.bool_),
+        (codes[blocks.COUNTS] & blocks.COUNTED).astype(np.bool_),
+        (codes[blocks.COUNTS] & blocks.OUTLIER).astype(np.bool_),
         codes[blocks.KNOWN].astype(np.int8),
         known_at_us,
     )

@@ -29,10 +29,18 @@ USUAL_EVENTS: Final = 32
 """The card's usual amount is taken over at most so many of its latest transactions."""
 OUTLIER_MINIMUM_EVENTS: Final = 5
 OUTLIER_RATIO: Final = 3
+MERCHANT_OUTLIER_MINIMUM_EVENTS: Final = 10
+MERCHANT_OUTLIER_RATIO: Final = 4
+LABEL_MATURITY_US: Final = 7 * US_PER_DAY
+"""Age from which a transaction without a known fraud counts as unreported: most reports have come by then."""
+FRAUD_RUN_GAP: Final = 1
+"""Mature transactions that may lie between two frauds of one run."""
+FRAUD_RUN_STEPS: Final = 64
+"""A run is followed back over at most so many frauds."""
 RISK_PRIOR_RATE: Final = 0.01
 RISK_PRIOR_STRENGTH: Final = 5.0
 
-KERNEL_REVISION: Final = 2
+KERNEL_REVISION: Final = 3
 """Raised whenever a definition changes without changing a name."""
 
 _STATISTICS = ("count", "sum", "mean", "std", "max", "min")
@@ -55,6 +63,9 @@ CARD_FEATURES: Final = (
     "card_outlier_count_7d",
     "card_outlier_count_30d",
     "card_merchant_count",
+    "card_regular_mean_30d",
+    "card_amount_to_regular",
+    "card_seconds_since_outlier",
 )
 
 MERCHANT_FEATURES: Final = (
@@ -70,6 +81,10 @@ MERCHANT_FEATURES: Final = (
     "merchant_newest_label",
     "merchant_seconds_since_fraud",
     "merchant_seconds_since_legitimate",
+    "merchant_unexplained_fraud_30d",
+    "merchant_unreported_since_fraud",
+    "merchant_fraud_run_seconds",
+    "merchant_seconds_since_first",
 )
 
 FEATURES: Final = (*CARD_FEATURES, *MERCHANT_FEATURES)

@@ -26,8 +26,13 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import (
     EPISODE_US,
+    FRAUD_RUN_GAP,
+    FRAUD_RUN_STEPS,
     HORIZON_US,
+    LABEL_MATURITY_US,
     LONGEST_WINDOW_US,
+    MERCHANT_OUTLIER_MINIMUM_EVENTS,
+    MERCHANT_OUTLIER_RATIO,
     OUTLIER_MINIMUM_EVENTS,
     OUTLIER_RATIO,
     RISK_PRIOR_RATE,
@@ -112,15 +117,17 @@ _KNOWN: Final = 8
 _FRAUDS: Final = 9
 _LATEST_KNOWN_AT: Final = 10
 _CORRECTED: Final = 11
+_UNEXPLAINED: Final = 12
 
-# Totals of the events of a chunk or of a run: extremes, sum, squares in 128 bits, flags.
-TOTALS_WORDS: Final = np.int64(6)
+# Totals of the events of a chunk or of a run: extremes, sum, squares in 128 bits, number and sum of the flagged.
+TOTALS_WORDS: Final = np.int64(7)
 _MAX: Final = 0
 _MIN: Final = 1
 _SUM: Final = 2
 _SQUARE_HIGH: Final = 3
 _SQUARE_LOW: Final = 4
 _FLAGS: Final = 5
+_FLAGGED_SUM: Final = 6
 
 # A row of an event: time, twice the amount and one more where it is flagged; of a card's also the merchant's hash.
 CARD_EVENT_WORDS: Final = np.int64(3)
@@ -129,14 +136,20 @@ _E_AMOUNT: Final = 1
 _E_OTHER: Final = 2
 
 # A row of a label: its transaction's time and identity, from when and until when it is what is known, its value, and
-# cumulative within the chunk: known, frauds.
-LABEL_WORDS: Final = np.int64(7)
+# cumulative within the chunk: known, frauds, unexplained frauds.
+LABEL_WORDS: Final = np.int64(8)
 _L_IDENTITY: Final = 1
 _L_KNOWN_AT: Final = 2
 _L_SUPERSEDED_AT: Final = 3
 _L_VALUE: Final = 4
 _L_KNOWN: Final = 5
 _L_FRAUDS: Final = 6
+_L_UNEXPLAINED: Final = 7
+
+# Values of a label; those of frauds are odd.
+_UNEXPLAINED_FRAUD: Final = 1
+_UNKNOWN: Final = 2
+_EXPLAINED_FRAUD: Final = 3
 
 # What an entry of the journal was copied from.
 _IN_SLOTS: Final = np.int64(0)
@@ -623,11 +636,14 @@ def _renewed(state: State, words: Any, slot: Any, chunk: Any, floor_us: Any) -> 
 @inlined
 def _with_event(totals: Any, doubled: Any) -> Any:
     """Totals (in their order) with one more event, by its row's amount and flag."""
-    largest, smallest, sum_, high, low, flags = totals
-    amount = doubled >> 1
+    largest, smallest, sum_, high, low, flags, flagged_sum = totals
+    amount, flag = doubled >> 1, doubled & 1
     square_high, square_low = wide_product(np.uint64(amount), np.uint64(amount))
     high, low = _plus(high, low, np.int64(square_high), np.int64(square_low))
-    return max(largest, amount), min(smallest, amount), sum_ + amount, high, low, flags + (doubled & 1)
+    return (
+        max(largest, amount), min(smallest, amount), sum_ + amount, high, low, flags + flag,
+        flagged_sum + (amount & -flag),
+    )  # fmt: skip
 
 
 @inlined
@@ -635,11 +651,12 @@ def _add_event(table: Any, at: Any, doubled: Any) -> None:
     """Take an event, by its row's amount and flag, into totals that stand in a table."""
     totals = (
         table[at + _MAX], table[at + _MIN], table[at + _SUM], table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW],
-        table[at + _FLAGS],
+        table[at + _FLAGS], table[at + _FLAGGED_SUM],
     )  # fmt: skip
-    largest, smallest, sum_, high, low, flags = _with_event(totals, doubled)
+    largest, smallest, sum_, high, low, flags, flagged_sum = _with_event(totals, doubled)
     table[at + _MAX], table[at + _MIN], table[at + _SUM] = largest, smallest, sum_
-    table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW], table[at + _FLAGS] = high, low, flags
+    table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW] = high, low
+    table[at + _FLAGS], table[at + _FLAGGED_SUM] = flags, flagged_sum
 
 
 @compiled
@@ -677,10 +694,11 @@ def _share_labels(state: State, lower: Any, upper: Any) -> None:
     chunks, labels = state.label_chunks, state.labels
     low, up = lower * CHUNK_WORDS, upper * CHUNK_WORDS
     last = (chunks[low + _START] + chunks[low + _LENGTH] - 1) * LABEL_WORDS
-    known, frauds = labels[last + _L_KNOWN], labels[last + _L_FRAUDS]
+    known, frauds, unexplained = labels[last + _L_KNOWN], labels[last + _L_FRAUDS], labels[last + _L_UNEXPLAINED]
     for i in range(chunks[up + _START], chunks[up + _START] + chunks[up + _LENGTH]):
         labels[i * LABEL_WORDS + _L_KNOWN] -= known
         labels[i * LABEL_WORDS + _L_FRAUDS] -= frauds
+        labels[i * LABEL_WORDS + _L_UNEXPLAINED] -= unexplained
     for record in (low, up):
         start, end = chunks[record + _START], chunks[record + _START] + chunks[record + _LENGTH]
         latest, corrected = labels[start * LABEL_WORDS + _L_KNOWN_AT], 0
@@ -690,6 +708,7 @@ def _share_labels(state: State, lower: Any, upper: Any) -> None:
         last = (end - 1) * LABEL_WORDS
         chunks[record + _FIRST], chunks[record + _LAST] = labels[start * LABEL_WORDS], labels[last]
         chunks[record + _KNOWN], chunks[record + _FRAUDS] = labels[last + _L_KNOWN], labels[last + _L_FRAUDS]
+        chunks[record + _UNEXPLAINED] = labels[last + _L_UNEXPLAINED]
         chunks[record + _LATEST_KNOWN_AT], chunks[record + _CORRECTED] = latest, corrected
 
 
@@ -762,8 +781,13 @@ def _first_later(items: Any, words: Any, start: Any, length: Any, time_us: Any) 
 @inlined
 def _place(state: State, kind: Any, words: Any, slot: Any, time_us: Any) -> Any:
     """(chunk, position) behind the last row not later than ``time_us``; chunk 0: all are later, or there is none."""
+    return _place_from(state, kind, words, state.slots[slot * SLOT_WORDS + _TAIL + _KIND_STEP * kind], time_us)
+
+
+@inlined
+def _place_from(state: State, kind: Any, words: Any, chunk: Any, time_us: Any) -> Any:
+    """The same, from a chunk on backwards."""
     chunks, items, _, _ = _tables(state, kind)
-    chunk = state.slots[slot * SLOT_WORDS + _TAIL + _KIND_STEP * kind]
     while chunk > 0 and chunks[chunk * CHUNK_WORDS + _FIRST] > time_us:
         chunk = chunks[chunk * CHUNK_WORDS + _PREVIOUS]
     if chunk == 0:
@@ -778,25 +802,28 @@ def _place(state: State, kind: Any, words: Any, slot: Any, time_us: Any) -> Any:
 @inlined
 def _with_totals(totals: Any, table: Any, at: Any) -> Any:
     """Totals with those that stand in a table."""
-    largest, smallest, sum_, high, low, flags = totals
+    largest, smallest, sum_, high, low, flags, flagged_sum = totals
     high, low = _plus(high, low, table[at + _SQUARE_HIGH], table[at + _SQUARE_LOW])
     return (
         max(largest, table[at + _MAX]), min(smallest, table[at + _MIN]), sum_ + table[at + _SUM], high, low,
-        flags + table[at + _FLAGS],
+        flags + table[at + _FLAGS], flagged_sum + table[at + _FLAGGED_SUM],
     )  # fmt: skip
 
 
 @inlined
 def _window_features(
     state: State, words: Any, chunk: Any, end: Any, time_us: Any, floor_us: Any, row: Any, column: Any, found: Any
-) -> None:
+) -> Any:
     """Write count, sum, mean, std, max and min of every window to ``row`` from ``column`` on.
 
     ``chunk`` and ``end``: the place behind the last event to look at. ``found``: gets the flags of every window.
+
+    Returns:
+        Of the longest window: sum of the amounts, of the flagged ones alone, and the place before its first event.
     """
     chunks, events = state.chunks, state.events
     count = np.int64(0)
-    totals = np.int64(-1), np.int64(NEVER), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    totals = np.int64(-1), np.int64(NEVER), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for w in range(_N_WINDOWS):
         lower_us = max(time_us - _WINDOWS[w], floor_us)
         while chunk > 0:
@@ -835,7 +862,7 @@ def _window_features(
                 break
             chunk = chunks[record + _PREVIOUS]
             end = chunks[chunk * CHUNK_WORDS + _LENGTH]
-        largest, smallest, sum_, high, low, flags = totals
+        largest, smallest, sum_, high, low, flags, _ = totals
         found[w] = flags
         at = column + w * _N_STATISTICS
         row[at] = count
@@ -848,6 +875,38 @@ def _window_features(
         row[at + 3] = np.nan if empty else deviation
         row[at + 4] = np.nan if empty else most
         row[at + 5] = np.nan if empty else least
+    return totals[2], totals[6], chunk, end
+
+
+@inlined
+def _seconds_since_row(state: State, words: Any, slot: Any, chunk: Any, at: Any, time_us: Any) -> float:
+    """Seconds from the event at position ``at`` of ``chunk`` (behind its last: the next chunk's first) to a time."""
+    chunks = state.chunks
+    if chunk == 0:
+        chunk = state.slots[slot * SLOT_WORDS + _HEAD]
+    elif at == chunks[chunk * CHUNK_WORDS + _LENGTH]:
+        chunk, at = chunks[chunk * CHUNK_WORDS + _NEXT], np.int64(0)
+    return float((time_us - state.events[(chunks[chunk * CHUNK_WORDS + _START] + at) * words]) / US_PER_SECOND)
+
+
+@compiled
+def _last_flagged_us(state: State, words: Any, chunk: Any, end: Any) -> int:
+    """Time of the last flagged event before position ``end`` of ``chunk``; there is one."""
+    chunks, events = state.chunks, state.events
+    while True:
+        record = chunk * CHUNK_WORDS
+        start, capacity = chunks[record + _START], chunks[record + _CAPACITY]
+        if capacity < _LEAST_WITH_TOTALS or chunks[record + _TOTALS + _FLAGS] > 0:
+            runs = (start + capacity) * words
+            while end > 0:
+                first = (end - 1) & ~(_RUN - 1)
+                if capacity < _LEAST_WITH_TOTALS or events[runs + (first >> _RUN_SHIFT) * TOTALS_WORDS + _FLAGS] > 0:
+                    for i in range(start + end - 1, start + first - 1, -1):
+                        if events[i * words + _E_AMOUNT] & 1:
+                            return int(events[i * words])
+                end = first
+        chunk = chunks[record + _PREVIOUS]
+        end = chunks[chunk * CHUNK_WORDS + _LENGTH]
 
 
 @inlined
@@ -942,7 +1001,9 @@ def profile_cards(
         row[1] = hours[i]
         row[2] = weekdays[i]
         chunk, end = _place(state, EVENTS, words, slot, time_us)
-        _window_features(state, words, chunk, end, time_us, floor_us, row, len(TRANSACTION_FEATURES), flagged)
+        sum_, outlier_sum, _, _ = _window_features(
+            state, words, chunk, end, time_us, floor_us, row, len(TRANSACTION_FEATURES), flagged
+        )
         tail = _CARD_TAIL
         n: Any = min(np.int64(row[tail - _N_STATISTICS]), USUAL_EVENTS)
         row[tail : tail + 4] = np.nan
@@ -974,10 +1035,39 @@ def profile_cards(
         for w in range(1, _N_WINDOWS):
             row[tail + 3 + w] = flagged[w]
         row[tail + 7] = seen
+        row[tail + 8 : tail + 11] = np.nan
+        outliers = flagged[_N_WINDOWS - 1]
+        regular = np.int64(row[tail - _N_STATISTICS]) - outliers
+        if regular > 0:
+            mean = (sum_ - outlier_sum) / regular / 100.0
+            row[tail + 8] = mean
+            if mean > 0:
+                row[tail + 9] = amount / 100.0 / mean
+        if outliers > 0:
+            row[tail + 10] = (time_us - _last_flagged_us(state, words, chunk, end)) / US_PER_SECOND
         if counts[i] and time_us > floor_us:
             _insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i], floor_us)
         meta[NEWEST] = max(meta[NEWEST], time_us)
     return int(keys.shape[0])
+
+
+@compiled
+def _is_flagged(state: State, words: Any, slot: Any, time_us: Any) -> bool:
+    """Whether an event of exactly this time is flagged."""
+    chunks, events = state.chunks, state.events
+    chunk, at = _place(state, EVENTS, words, slot, time_us)
+    while chunk > 0:
+        if at == 0:
+            chunk = chunks[chunk * CHUNK_WORDS + _PREVIOUS]
+            at = chunks[chunk * CHUNK_WORDS + _LENGTH]
+            continue
+        at -= 1
+        event = (chunks[chunk * CHUNK_WORDS + _START] + at) * words
+        if events[event] != time_us:
+            return False
+        if events[event + _E_AMOUNT] & 1:
+            return True
+    return False
 
 
 @compiled
@@ -1007,8 +1097,11 @@ def _insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: A
             # instant the one first labelled later stays the later one.
             chunk, at = inside, i + 1
             break
-    known = 1 if value in (0, 1) else 0
-    fraud = 1 if value == 1 else 0
+    if value == _UNEXPLAINED_FRAUD and _is_flagged(state, MERCHANT_EVENT_WORDS, slot, time_us):
+        value = _EXPLAINED_FRAUD
+    known = 0 if value == _UNKNOWN else 1
+    fraud = value & 1
+    unexplained = 1 if value == _UNEXPLAINED_FRAUD else 0
     chunk, at = _make_room(state, LABELS, LABEL_WORDS, slot, chunk, at, NOTHING_YET_US)
     state.slots[slot * SLOT_WORDS + _KIND_STEP + _HELD] += 1
     state.meta[HELD_LABELS] += 1
@@ -1022,9 +1115,11 @@ def _insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: A
     labels[row + _L_VALUE] = value
     labels[row + _L_KNOWN] = known + (labels[row - LABEL_WORDS + _L_KNOWN] if at > 0 else 0)
     labels[row + _L_FRAUDS] = fraud + (labels[row - LABEL_WORDS + _L_FRAUDS] if at > 0 else 0)
+    labels[row + _L_UNEXPLAINED] = unexplained + (labels[row - LABEL_WORDS + _L_UNEXPLAINED] if at > 0 else 0)
     for j in range(start + at + 1, start + length):
         labels[j * LABEL_WORDS + _L_KNOWN] += known
         labels[j * LABEL_WORDS + _L_FRAUDS] += fraud
+        labels[j * LABEL_WORDS + _L_UNEXPLAINED] += unexplained
     if length == 1:
         chunks[record + _FIRST] = chunks[record + _LAST] = time_us
         chunks[record + _LATEST_KNOWN_AT] = known_at_us
@@ -1034,19 +1129,30 @@ def _insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: A
         chunks[record + _LATEST_KNOWN_AT] = max(chunks[record + _LATEST_KNOWN_AT], known_at_us)
     chunks[record + _KNOWN] += known
     chunks[record + _FRAUDS] += fraud
+    chunks[record + _UNEXPLAINED] += unexplained
 
 
 @compiled
-def _first_reaching(labels: Any, start: Any, low: Any, high: Any, known: Any, frauds: Any, target: Any) -> int:
-    """First position in [low, high) at which known x its weight + frauds x its weight has reached ``target``."""
+def _first_reaching(labels: Any, start: Any, low: Any, high: Any, plus: Any, minus: Any, target: Any) -> int:
+    """First position in [low, high) at which cumulative column ``plus`` less ``minus`` (0: none) reaches ``target``."""
     while low < high:
         middle = (low + high) >> 1
         row = (start + middle) * LABEL_WORDS
-        if known * labels[row + _L_KNOWN] + frauds * labels[row + _L_FRAUDS] < target:
+        if labels[row + plus] - (labels[row + minus] if minus > 0 else 0) < target:
             low = middle + 1
         else:
             high = middle
     return int(low)
+
+
+@inlined
+def _is_known(labels: Any, row: Any, time_us: Any) -> bool:
+    """Whether a label says what is known at a time."""
+    return bool(
+        labels[row + _L_VALUE] != _UNKNOWN
+        and labels[row + _L_KNOWN_AT] <= time_us
+        and labels[row + _L_SUPERSEDED_AT] > time_us
+    )
 
 
 @compiled
@@ -1054,7 +1160,7 @@ def _count_known(state: State, chunk: Any, first: Any, end: Any, time_us: Any, f
     """Add what is known at ``time_us`` of positions [first, end) of a chunk to ``found``, the newest first.
 
     ``found``: known, frauds, whether the newest is fraud (-1: none yet), times of the newest fraud and of the newest
-    legitimate one (NEVER: none yet).
+    legitimate one (NEVER: none yet), unexplained frauds.
     """
     if end <= first:
         return
@@ -1063,33 +1169,39 @@ def _count_known(state: State, chunk: Any, first: Any, end: Any, time_us: Any, f
     if state.label_chunks[record + _CORRECTED] > 0 or state.label_chunks[record + _LATEST_KNOWN_AT] > time_us:
         for i in range(end - 1, first - 1, -1):
             row = (start + i) * LABEL_WORDS
-            value = labels[row + _L_VALUE]
-            if value == 2 or labels[row + _L_KNOWN_AT] > time_us or labels[row + _L_SUPERSEDED_AT] <= time_us:
+            if not _is_known(labels, row, time_us):
                 continue
+            value = labels[row + _L_VALUE]
+            fraud = value & 1
             found[0] += 1
-            found[1] += value
+            found[1] += fraud
+            found[5] += 1 if value == _UNEXPLAINED_FRAUD else 0
             if found[2] < 0:
-                found[2] = value
-            if found[3 if value == 1 else 4] == NEVER:
-                found[3 if value == 1 else 4] = labels[row]
+                found[2] = fraud
+            if found[4 - fraud] == NEVER:
+                found[4 - fraud] = labels[row]
         return
-    known_before, frauds_before = np.int64(0), np.int64(0)
+    known_before, frauds_before, unexplained_before = np.int64(0), np.int64(0), np.int64(0)
     if first > 0:
-        known_before = labels[(start + first - 1) * LABEL_WORDS + _L_KNOWN]
-        frauds_before = labels[(start + first - 1) * LABEL_WORDS + _L_FRAUDS]
+        before = (start + first - 1) * LABEL_WORDS
+        known_before, frauds_before = labels[before + _L_KNOWN], labels[before + _L_FRAUDS]
+        unexplained_before = labels[before + _L_UNEXPLAINED]
     # The totals, where they do: the rows of old chunks are left alone.
     known_end, frauds_end = state.label_chunks[record + _KNOWN], state.label_chunks[record + _FRAUDS]
+    unexplained_end = state.label_chunks[record + _UNEXPLAINED]
     if end < state.label_chunks[record + _LENGTH]:
-        known_end = labels[(start + end - 1) * LABEL_WORDS + _L_KNOWN]
-        frauds_end = labels[(start + end - 1) * LABEL_WORDS + _L_FRAUDS]
+        last = (start + end - 1) * LABEL_WORDS
+        known_end, frauds_end = labels[last + _L_KNOWN], labels[last + _L_FRAUDS]
+        unexplained_end = labels[last + _L_UNEXPLAINED]
     known, frauds = known_end - known_before, frauds_end - frauds_before
     found[0] += known
     found[1] += frauds
+    found[5] += unexplained_end - unexplained_before
     fraud_at, legitimate_at = -1, -1
     if frauds > 0 and (found[2] < 0 or found[3] == NEVER):
-        fraud_at = _first_reaching(labels, start, first, end, 0, 1, frauds_end)
+        fraud_at = _first_reaching(labels, start, first, end, _L_FRAUDS, 0, frauds_end)
     if known > frauds and (found[2] < 0 or found[4] == NEVER):
-        legitimate_at = _first_reaching(labels, start, first, end, 1, -1, known_end - frauds_end)
+        legitimate_at = _first_reaching(labels, start, first, end, _L_KNOWN, _L_FRAUDS, known_end - frauds_end)
     if found[2] < 0 and known > 0:
         found[2] = 1 if fraud_at > legitimate_at else 0
     if found[3] == NEVER and fraud_at >= 0:
@@ -1101,7 +1213,7 @@ def _count_known(state: State, chunk: Any, first: Any, end: Any, time_us: Any, f
 @compiled
 def _label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: Any, column: Any, found: Any) -> None:
     chunks, labels = state.label_chunks, state.labels
-    found[0] = found[1] = 0
+    found[0] = found[1] = found[5] = 0
     found[2] = -1
     found[3] = found[4] = NEVER
     fortnight_known, fortnight_frauds = np.int64(-1), np.int64(-1)
@@ -1133,6 +1245,91 @@ def _label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: A
     row[column + 5] = np.nan if found[2] < 0 else np.float64(found[2])
     row[column + 6] = np.nan if found[3] == NEVER else (time_us - found[3]) / US_PER_SECOND
     row[column + 7] = np.nan if found[4] == NEVER else (time_us - found[4]) / US_PER_SECOND
+    row[column + 8] = found[5]
+    row[column + 9 : column + 11] = np.nan
+    if found[5] > 0:
+        _fraud_run(state, slot, time_us, month_us, row, column + 9)
+
+
+@compiled
+def _unexplained_before(state: State, chunk: Any, end: Any, time_us: Any, month_us: Any) -> Any:
+    """(chunk, position) of the last unexplained fraud known at ``time_us`` before a place; (0, 0): none is later than
+    ``month_us``.
+    """
+    chunks, labels = state.label_chunks, state.labels
+    while chunk > 0 and chunks[chunk * CHUNK_WORDS + _LAST] > month_us:
+        record = chunk * CHUNK_WORDS
+        start, at = chunks[record + _START], -1
+        if chunks[record + _CORRECTED] > 0 or chunks[record + _LATEST_KNOWN_AT] > time_us:
+            for i in range(end - 1, -1, -1):
+                row = (start + i) * LABEL_WORDS
+                if labels[row + _L_VALUE] == _UNEXPLAINED_FRAUD and _is_known(labels, row, time_us):
+                    at = i
+                    break
+        elif end > 0:
+            unexplained = labels[(start + end - 1) * LABEL_WORDS + _L_UNEXPLAINED]
+            if unexplained > 0:
+                at = _first_reaching(labels, start, 0, end, _L_UNEXPLAINED, 0, unexplained)
+        if at >= 0:
+            if labels[(start + at) * LABEL_WORDS] > month_us:
+                return chunk, np.int64(at)
+            break
+        chunk = chunks[record + _PREVIOUS]
+        end = chunks[chunk * CHUNK_WORDS + _LENGTH]
+    return np.int64(0), np.int64(0)
+
+
+@compiled
+def _time_before(state: State, words: Any, chunk: Any, end: Any, n: Any) -> int:
+    """Time of the n-th event before a place; `NOTHING_YET_US` where there are fewer."""
+    chunks = state.chunks
+    while chunk > 0:
+        if end >= n:
+            return int(state.events[(chunks[chunk * CHUNK_WORDS + _START] + end - n) * words])
+        n -= end
+        chunk = chunks[chunk * CHUNK_WORDS + _PREVIOUS]
+        end = chunks[chunk * CHUNK_WORDS + _LENGTH]
+    return NOTHING_YET_US
+
+
+@compiled
+def _fraud_run(state: State, slot: Any, time_us: Any, month_us: Any, row: Any, column: Any) -> None:
+    """Write the mature transactions since the newest unexplained fraud, and the seconds since its run began."""
+    chunks, label_chunks, words = state.chunks, state.label_chunks, MERCHANT_EVENT_WORDS
+    chunk, end = _place(state, LABELS, LABEL_WORDS, slot, time_us)
+    chunk, at = _unexplained_before(state, chunk, end, time_us, month_us)
+    first_us = state.labels[(label_chunks[chunk * CHUNK_WORDS + _START] + at) * LABEL_WORDS]
+    mature_us = time_us - LABEL_MATURITY_US
+    inside, end = _place(state, EVENTS, words, slot, mature_us)
+    since = np.int64(0)
+    while inside > 0 and first_us < mature_us:
+        if chunks[inside * CHUNK_WORDS + _FIRST] <= first_us:
+            later = _first_later(state.events, words, chunks[inside * CHUNK_WORDS + _START], end, first_us)
+            since += end - later
+            break
+        since += end
+        inside = chunks[inside * CHUNK_WORDS + _PREVIOUS]
+        end = chunks[inside * CHUNK_WORDS + _LENGTH]
+    row[column] = since
+    for _ in range(FRAUD_RUN_STEPS):
+        chunk, at = _unexplained_before(state, chunk, at, time_us, month_us)
+        if chunk == 0:
+            break
+        earlier_us = state.labels[(label_chunks[chunk * CHUNK_WORDS + _START] + at) * LABEL_WORDS]
+        inside, end = _place_from(state, EVENTS, words, inside, min(first_us - 1, mature_us))
+        if _time_before(state, words, inside, end, FRAUD_RUN_GAP + 1) > earlier_us:
+            break
+        first_us = earlier_us
+    row[column + 1] = (time_us - first_us) / US_PER_SECOND
+
+
+@inlined
+def _is_merchant_outlier(amount: Any, count: Any, sum_: Any) -> bool:
+    """Whether an amount lies far above the mean of a merchant's transactions, exactly."""
+    high, low = wide_product(np.uint64(amount), np.uint64(count))
+    limit_high, limit_low = wide_product(np.uint64(MERCHANT_OUTLIER_RATIO), np.uint64(sum_))
+    above = high > limit_high or (high == limit_high and low > limit_low)
+    return bool(above and count >= MERCHANT_OUTLIER_MINIMUM_EVENTS)
 
 
 @compiled
@@ -1145,6 +1342,7 @@ def profile_merchants(
     times: Any,
     amounts: Any,
     counts: Any,
+    outliers: Any,
     known: Any,
     known_at: Any,
     out: Any,
@@ -1156,7 +1354,7 @@ def profile_merchants(
     meta, chunks, events = state.meta, state.chunks, state.events
     words = MERCHANT_EVENT_WORDS
     flagged = state.scratch[_FOUND : _FOUND + _N_WINDOWS]
-    found = state.scratch[_FOUND : _FOUND + 5]
+    found = state.scratch[_FOUND : _FOUND + 6]
     slots_ahead = state.scratch[_SLOTS_AHEAD : _SLOTS_AHEAD + _ROWS_AHEAD]
     slots_ahead[:] = 0
     for i in range(first_row, keys.shape[0]):
@@ -1180,12 +1378,13 @@ def profile_merchants(
                 _insert_label(state, slot, time_us, identities[i], known[i], known_at[i])
             continue
         chunk, end = _place(state, EVENTS, words, slot, time_us)
-        _window_features(state, words, chunk, end, time_us, floor_us, row, 0, flagged)
+        sum_, _, oldest, position = _window_features(state, words, chunk, end, time_us, floor_us, row, 0, flagged)
         tail = _MERCHANT_TAIL
         month = row[(_N_WINDOWS - 1) * _N_STATISTICS]
-        row[tail] = np.nan
+        row[tail] = row[tail + 14] = np.nan
         if month > 0:
             row[tail] = (time_us - events[(chunks[chunk * CHUNK_WORDS + _START] + end - 1) * words]) / US_PER_SECOND
+            row[tail + 14] = _seconds_since_row(state, words, slot, oldest, position, time_us)
         mean = row[(_N_WINDOWS - 1) * _N_STATISTICS + 2]
         row[tail + 1] = amount / 100.0 / mean if mean > 0 else np.nan
         row[tail + 2] = row[_N_STATISTICS] / (month / 30.0) if month > 0 else np.nan
@@ -1193,10 +1392,13 @@ def profile_merchants(
             row[tail + 3 : tail + 7] = 0.0
             row[tail + 7] = RISK_PRIOR_RATE * RISK_PRIOR_STRENGTH / RISK_PRIOR_STRENGTH
             row[tail + 8 : tail + 11] = np.nan
+            row[tail + 11] = 0.0
+            row[tail + 12 : tail + 14] = np.nan
         else:
             _label_features(state, slot, time_us, floor_us, row, tail + 3, found)
         if enters:
-            _insert_event(state, words, slot, chunk, end, time_us, amount, _NONE, _NONE, floor_us)
+            flag = np.int64(outliers[i] or _is_merchant_outlier(amount, np.int64(month), sum_))
+            _insert_event(state, words, slot, chunk, end, time_us, amount, flag, _NONE, floor_us)
         meta[NEWEST] = max(meta[NEWEST], time_us)
     return int(keys.shape[0])
 

@@ -8,12 +8,17 @@ Cards and merchants are told apart by 128 bits of their names' hash; the names t
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES
+from pipeline.features.catalogue import (
+    CARD_FEATURES,
+    MERCHANT_FEATURES,
+    OUTLIER_MINIMUM_EVENTS,
+    OUTLIER_RATIO,
+)
 from pipeline.features.columns import Pages, SavedColumn, Storage
 from pipeline.features.compiled import (
     CARD_EVENT_WORDS,
@@ -25,6 +30,9 @@ from pipeline.features.compiled import (
 )
 from pipeline.features.digest import window_contents
 from pipeline.features.tables import Tables
+
+_CARD_COUNT: Final = CARD_FEATURES.index("card_count_30d")
+_TO_USUAL: Final = CARD_FEATURES.index("card_amount_to_usual")
 
 
 class CardProfile(NamedTuple):
@@ -167,6 +175,7 @@ class MerchantWindows(_Windows):
         event_time_us: NDArray[np.int64],
         amount_minor: NDArray[np.int64],
         counts: NDArray[np.bool_],
+        outliers: NDArray[np.bool_],
         known: NDArray[np.int8],
         known_at_us: NDArray[np.int64],
     ) -> NDArray[np.float64]:
@@ -179,6 +188,7 @@ class MerchantWindows(_Windows):
             event_time_us: Of a label, its transaction's.
             amount_minor: Minor units of the base currency, 0 <= amount < 2**53.
             counts: Whether each transaction enters the windows.
+            outliers: Whether its amount is an outlier for its card; see `is_card_outlier`.
             known: What a label says: 1 for fraud, 0 for legitimate, 2 for none.
             known_at_us: From when on a label counts.
 
@@ -186,14 +196,24 @@ class MerchantWindows(_Windows):
             Shape (n, len(MERCHANT_FEATURES)), NaN in the rows of labels.
         """
         n = len(merchants)
-        kind, identity, time_us, amount, enters, value, since_us = _columns(
+        kind, identity, time_us, amount, enters, outlier, value, since_us = _columns(
             n, (kinds, np.uint8), (transaction_hash, np.uint64), (event_time_us, np.int64), (amount_minor, np.int64),
-            (counts, np.bool_), (known, np.int8), (known_at_us, np.int64),
+            (counts, np.bool_), (outliers, np.bool_), (known, np.int8), (known_at_us, np.int64),
         )  # fmt: skip
         keys, identities = np.ascontiguousarray(merchants), identity.view(np.int64)
         out = np.empty((n, len(MERCHANT_FEATURES)))
-        self._work(profile_merchants, n, kind, keys, identities, time_us, amount, enters, value, since_us, out)
+        self._work(profile_merchants, n, kind, keys, identities, time_us, amount, enters, outlier, value, since_us, out)
         return out
+
+
+def is_card_outlier(features: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return whether the amounts of n transactions are outliers for their cards.
+
+    Args:
+        features: Shape (n, at least len(CARD_FEATURES)).
+    """
+    enough = features[:, _CARD_COUNT] >= OUTLIER_MINIMUM_EVENTS
+    return np.asarray((features[:, _TO_USUAL] > OUTLIER_RATIO) & enough)
 
 
 def _columns(n: int, *columns: tuple[NDArray[Any], type[np.generic]]) -> list[NDArray[Any]]:

@@ -123,16 +123,17 @@ def _check_totals(totals: np.ndarray, events: list[tuple[int, ...]]) -> None:
     amounts = [amount for _, amount, *_ in events]
     assert (totals[layout._MAX], totals[layout._MIN]) == (max(amounts), min(amounts))
     assert (totals[layout._SUM], totals[layout._FLAGS]) == (sum(amounts), sum(flag for _, _, flag, _ in events))
+    assert totals[layout._FLAGGED_SUM] == sum(amount for _, amount, flag, _ in events if flag)
     high, low = int(totals[layout._SQUARE_HIGH]), int(totals[layout._SQUARE_LOW])
     assert ((high % 2**64) << 64) + low % 2**64 == sum(amount * amount for amount in amounts)
 
 
 def _labels(chunk: np.ndarray, rows: list[list[int]]) -> list[tuple[int, ...]]:
-    known = frauds = 0
+    known = frauds = unexplained = 0
     for row in rows:
-        known, frauds = known + (row[4] in (0, 1)), frauds + (row[4] == 1)
-        assert row[5:7] == [known, frauds]
-    assert (chunk[layout._KNOWN], chunk[layout._FRAUDS]) == (known, frauds)
+        known, frauds, unexplained = known + (row[4] != 2), frauds + row[4] % 2, unexplained + (row[4] == 1)
+        assert row[5:8] == [known, frauds, unexplained]
+    assert tuple(chunk[[layout._KNOWN, layout._FRAUDS, layout._UNEXPLAINED]]) == (known, frauds, unexplained)
     assert chunk[layout._LATEST_KNOWN_AT] == max(row[2] for row in rows)
     assert chunk[layout._CORRECTED] == sum(row[3] != layout.NEVER for row in rows)
     return [tuple(row[:5]) for row in rows]

@@ -83,6 +83,7 @@ def merchant_logs(draw: st.DrawFn) -> pd.DataFrame:
             "event_time_us": time,
             "amount_minor": draw(amounts_minor),
             "counts": draw(st.sampled_from((True, True, True, False))),
+            "outlier": draw(st.sampled_from((False, False, True))),
             "known": "none",
             "known_at_us": 0,
         }
@@ -149,6 +150,7 @@ def busy_merchant_log(seed: int, size: int) -> pd.DataFrame:
             "event_time_us": time,
             "amount_minor": int(generator.integers(1, 20_000)),
             "counts": bool(generator.random() < 0.9),
+            "outlier": bool(generator.random() < 0.1),
             "known": "none",
             "known_at_us": 0,
         }
@@ -226,6 +228,7 @@ def passing_merchants_log(seed: int, size: int) -> pd.DataFrame:
             "event_time_us": time,
             "amount_minor": int(generator.integers(1, 20_000)),
             "counts": bool(generator.random() < 0.9),
+            "outlier": bool(generator.random() < 0.1),
             "known": "none",
             "known_at_us": 0,
         }

@@ -48,6 +48,7 @@ def profile_merchants(windows: MerchantWindows) -> Profile:
             frame["event_time_us"].to_numpy(np.int64),
             frame["amount_minor"].to_numpy(np.int64),
             frame["counts"].to_numpy(np.bool_),
+            frame["outlier"].to_numpy(np.bool_),
             frame["known"].map(KNOWN).to_numpy(np.int8),
             frame["known_at_us"].to_numpy(np.int64),
         )
@@ -155,6 +156,7 @@ def merchant_log(*rows: tuple[int, int, str, int]) -> pd.DataFrame:
             "event_time_us": [START_US + time for _, time, _, _ in rows],
             "amount_minor": 100,
             "counts": [not known for _, _, known, _ in rows],
+            "outlier": False,
             "known": [known or "none" for _, _, known, _ in rows],
             "known_at_us": [START_US + known_at for _, _, _, known_at in rows],
         }

@@ -19,7 +19,7 @@ NAN = math.nan
 
 
 class Event(NamedTuple):
-    """A transaction of one card or merchant, at its place in the log."""
+    """A transaction of one card or merchant, at its position in the log."""
 
     position: int
     time: int
@@ -60,6 +60,7 @@ def card_features(frame: pd.DataFrame) -> pd.DataFrame:
         values |= usual_features(usual, event)
         for name in ("1d", "7d", "30d"):
             values[f"card_outlier_count_{name}"] = sum(e.outlier for e in past if e.time > event.time - WINDOWS[name])
+        values |= regular_features(past, event)
         rows.append(values)
         outlier = len(usual) >= 5 and event.amount > 3 * median([e.amount for e in usual])
         earlier.append(event._replace(outlier=outlier))
@@ -85,8 +86,8 @@ def merchant_features(frame: pd.DataFrame) -> pd.DataFrame:
 
     ``frame`` is the merchants' log, with columns ``kind`` (``transaction`` or ``label``), ``merchant_id``,
     ``transaction`` (what identifies a labelled transaction), ``event_time_us`` (of a label: that of its
-    transaction), ``amount_minor``, ``counts``, ``known`` (``fraud``, ``legitimate`` or ``none``) and ``known_at_us``;
-    and ``partition_newest_us``, as for cards.
+    transaction), ``amount_minor``, ``counts``, ``outlier`` (for its card), ``known`` (``fraud``, ``legitimate`` or
+    ``none``) and ``known_at_us``; and ``partition_newest_us``, as for cards.
     """
     logs: dict[Any, tuple[list[Event], list[LabelEvent]]] = {}
     rows: list[dict[str, float]] = []
@@ -105,8 +106,13 @@ def merchant_features(frame: pd.DataFrame) -> pd.DataFrame:
         values["merchant_amount_to_mean"] = event.amount / 100 / mean if mean > 0 else NAN
         values["merchant_surge"] = values["merchant_count_1d"] / (count / 30) if count > 0 else NAN
         values |= label_features(labels, time, newest)
+        values["merchant_seconds_since_first"] = (time - past[0].time) / SECOND if past else NAN
+        values |= run_features(labels, earlier, past, time, newest)
         rows.append(values)
-        earlier.append(event)
+        explained = bool(row["outlier"]) or (
+            len(past) >= 10 and event.amount * len(past) > 4 * sum(e.amount for e in past)
+        )
+        earlier.append(event._replace(outlier=explained))
     return pd.DataFrame(rows, index=frame.index)
 
 
@@ -168,6 +174,60 @@ def usual_features(usual: Sequence[Event], event: Event) -> dict[str, float]:
     return values
 
 
+def regular_features(past: Sequence[Event], event: Event) -> dict[str, float]:
+    """How the amount compares with the card's transactions that were no outliers, and when the last outlier was."""
+    values = {"card_regular_mean_30d": NAN, "card_amount_to_regular": NAN, "card_seconds_since_outlier": NAN}
+    regular = [e.amount for e in past if not e.outlier]
+    outliers = [e.time for e in past if e.outlier]
+    if regular:
+        mean = Fraction(sum(regular), len(regular))
+        values["card_regular_mean_30d"] = float(mean / 100)
+        if mean > 0:
+            values["card_amount_to_regular"] = float(event.amount / mean)
+    if outliers:
+        values["card_seconds_since_outlier"] = (event.time - max(outliers)) / SECOND
+    return values
+
+
+def run_features(
+    labels: Sequence[LabelEvent], earlier: Sequence[Event], past: Sequence[Event], time: int, newest: int
+) -> dict[str, float]:
+    """The known unexplained frauds of 30 days, what came after the newest one, and since when they have gone on."""
+    explained = {
+        label.position: any(
+            e.counts and e.outlier and e.time == label.time and e.position < label.position for e in earlier
+        )
+        for label in labels
+    }
+    by_transaction: dict[Any, list[LabelEvent]] = {}
+    for label in labels:
+        by_transaction.setdefault(label.transaction, []).append(label)
+    times = []
+    for of_one in by_transaction.values():
+        holding, at = held(of_one, time), of_one[0].time
+        if holding is None or holding.known != "fraud" or explained[holding.position]:
+            continue
+        if time - 30 * DAY < at <= time and at > newest - HORIZON:
+            times.append(at)
+    times.sort(reverse=True)
+    values = {
+        "merchant_unexplained_fraud_30d": float(len(times)),
+        "merchant_unreported_since_fraud": NAN,
+        "merchant_fraud_run_seconds": NAN,
+    }
+    if not times:
+        return values
+    mature = [e.time for e in past if e.time <= time - 7 * DAY]
+    values["merchant_unreported_since_fraud"] = float(sum(at > times[0] for at in mature))
+    first = times[0]
+    for before in times[1:65]:
+        if sum(before < at < first for at in mature) > 1:
+            break
+        first = before
+    values["merchant_fraud_run_seconds"] = (time - first) / SECOND
+    return values
+
+
 def label_features(labels: Sequence[LabelEvent], time: int, newest: int) -> dict[str, float]:
     """What is known at ``time`` of the merchant's labelled transactions."""
     by_transaction: dict[Any, list[LabelEvent]] = {}
@@ -198,12 +258,18 @@ def label_features(labels: Sequence[LabelEvent], time: int, newest: int) -> dict
 
 def knowledge(labels: Sequence[LabelEvent], time: int) -> str:
     """What holds at ``time`` of one transaction, given its labels so far in log order."""
-    holds, since = "none", None
+    holding = held(labels, time)
+    return "none" if holding is None else holding.known
+
+
+def held(labels: Sequence[LabelEvent], time: int) -> LabelEvent | None:
+    """The label of one transaction that holds at ``time``."""
+    holding, since = None, None
     for label in labels:
         since = label.known_at if since is None else max(since, label.known_at)
         if since <= time:
-            holds = label.known
-    return holds
+            holding = label
+    return holding
 
 
 def median(values: Sequence[int | Fraction]) -> Fraction:

@@ -89,6 +89,28 @@ def test_an_unusual_amount_reads_as_an_analyst_would_say_it() -> None:
             "merchant_known_fraud_30d",
             "MERCHANT_KNOWN_FRAUD",
         ),
+        (
+            {
+                "merchant_known_count_30d": 9,
+                "merchant_known_fraud_30d": 4,
+                "merchant_unexplained_fraud_30d": 4,
+                "merchant_unreported_since_fraud": 0,
+                "merchant_fraud_run_seconds": 9e5,
+            },
+            "merchant_fraud_run_seconds",
+            "MERCHANT_FRAUD_RUN",
+        ),
+        (
+            {
+                "merchant_known_count_30d": 9,
+                "merchant_known_fraud_30d": 4,
+                "merchant_unexplained_fraud_30d": 4,
+                "merchant_unreported_since_fraud": 2,
+                "merchant_fraud_run_seconds": 9e5,
+            },
+            "merchant_unreported_since_fraud",
+            "MERCHANT_KNOWN_FRAUD",
+        ),
         ({"merchant_known_count_30d": 9}, "merchant_fraud_risk_30d", "MERCHANT_LABELS"),
         (
             {"amount": 90, "merchant_amount_to_mean": 3, "merchant_mean_30d": 30},
