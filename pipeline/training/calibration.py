@@ -15,7 +15,8 @@ def fit_platt(
 
     Targets are drawn in from 0 and 1 as in Platt, "Probabilistic Outputs for Support Vector Machines" (1999), so that
     few frauds cannot make it certain; ``weight`` undoes a sampling of legitimate transactions. Raises `ModelError` when
-    there are no frauds or nothing else, or when higher margins do not mean more fraud.
+    there are no frauds or nothing else, when the method does not converge, or when higher margins do not mean more
+    fraud.
     """
     positive, negative = float(weight[fraud].sum()), float(weight[~fraud].sum())
     if not fraud.any() or fraud.all():
@@ -44,6 +45,11 @@ def fit_platt(
             parameters, loss = tried, tried_loss
         if converged:
             break
+    else:
+        raise ModelError(
+            f"the calibration did not converge in {iterations} steps: widen the validation period (--validation-days) "
+            "or check the labels"
+        )
     slope, intercept = (float(value) for value in parameters)
     if slope <= 0:
         raise ModelError(

@@ -22,6 +22,8 @@ from pipeline.training.metrics import auc_roc, average_precision, budget_thresho
 TOP_CARDS: Final = 100
 """Cards a day of the card precision that is reported."""
 LEAST_FRAUDS: Final = 10
+LEAST_AUC: Final = 0.55
+"""Area under the ROC curve on the validation period below which a model says no more than chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,23 @@ def train(
     features: Sequence[str] = FEATURES,
     details: dict[str, Any] | None = None,
 ) -> Trained:
-    """Train on the first rows of ``split``, stop, calibrate and set the threshold on the later ones.
+    """Train a version and make a policy for it.
 
-    ``policy`` gives blend, audit rate and rules of the new policy. Trees ask for ``features`` alone, and the model
-    keeps how these are distributed in the first rows; ``details`` goes into its metadata. The validation period chooses
-    the number of trees, the calibration and the threshold, so its metrics flatter a little: a backtest on later days is
-    the measure. Raises `ModelError` when a period holds too few frauds.
+    Trees that are grown on the earlier rows of ``split`` are checked on the later ones, which choose the number of
+    trees, the calibration and the threshold, and give the metrics. The version itself has as many trees, grown on all
+    rows of both periods: the newest ones teach most about what comes next.
+
+    Args:
+        data: Transactions with what they turned out to be.
+        split: Rows to train on, and later ones to check on.
+        alerts_per_day: Budget that the threshold keeps in the validation period.
+        config: How the trees are grown.
+        policy: Gives blend, audit rate and rules of the new policy.
+        features: The features that trees may ask for; the model keeps how they are distributed.
+        details: Further metadata of the model.
+
+    Raises:
+        ModelError: A period holds too few frauds, or the trees learned nothing that holds in the validation period.
     """
     config = config or TrainingConfig()
     for name, rows in (("training", split.training), ("validation", split.validation)):
@@ -88,21 +101,23 @@ def train(
                 f"the {name} period holds {frauds} frauds among {len(rows)} labelled transactions; at least "
                 f"{LEAST_FRAUDS} of each kind are needed: choose a longer period (--train-from, --validation-days)"
             )
-    booster = _grow(data, split, config, features)
+    trees = _Trees(data, config, features)
     checked = split.validation
+    booster, rounds = trees.grown_until_best(split.training, checked)
     margin = np.asarray(booster.predict(data.features[checked], raw_score=True, num_threads=config.threads))
     fraud, weight = data.fraud[checked], data.weight[checked]
+    _check_learned(margin, fraud, weight)
     calibration = fit_platt(margin, fraud, weight)
+    score = sigmoid(calibration.slope * margin + calibration.intercept)
+    rows = np.union1d(split.training, checked)
     metadata = {
         "training": msgspec.to_builtins(config),
         "periods": split.describe(data.event_time_us),
         "frauds": {"training": int(data.fraud[split.training].sum()), "validation": int(fraud.sum())},
         **(details or {}),
     }
-    grown_on = split.training
-    distributions = distributions_of(data.features[grown_on], data.weight[grown_on], features)
-    model = LightGBMModel(booster.model_to_string(), calibration, metadata, distributions=distributions)
-    score = sigmoid(model.logit(data.features[checked]))
+    distributions = distributions_of(data.features[rows], data.weight[rows], features)
+    model = LightGBMModel(trees.grown(rows, rounds), calibration, metadata, distributions=distributions)
     days = split.validation_us / US_PER_DAY
     threshold = budget_threshold(score, weight, days, alerts_per_day)
     metrics = _measure(data, split, score, threshold, days) | {"trees": model.trees}
@@ -115,48 +130,79 @@ def train(
     return Trained(model, new_policy, metrics)
 
 
-def _grow(data: TrainingSet, split: Split, config: TrainingConfig, features: Sequence[str]) -> lightgbm.Booster:
-    # A column of one value is never asked for: the trees are those of a kernel with all its features all the same.
-    others = [column for column, name in enumerate(FEATURES) if name not in features]
-    parameters = {
-        "objective": "binary",
-        "metric": "average_precision",
-        "num_leaves": config.leaves,
-        "learning_rate": config.learning_rate,
-        "min_data_in_leaf": config.rows_per_leaf,
-        "feature_fraction": config.feature_fraction,
-        "bagging_fraction": config.row_fraction,
-        "bagging_freq": 1,
-        "lambda_l2": config.l2,
-        "num_threads": config.threads,
-        "seed": config.seed,
-        "deterministic": True,
-        "force_row_wise": True,
-        "verbosity": -1,
-    }
+class _Trees:
+    """Grows trees on some rows of a training set."""
 
-    def dataset(rows: NDArray[np.intp], reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
-        columns = data.features[rows]
-        columns[:, others] = 0.0
+    def __init__(self, data: TrainingSet, config: TrainingConfig, features: Sequence[str]) -> None:
+        self._data, self._config = data, config
+        # A column of one value is never asked for: the trees are those of a kernel with all its features all the same.
+        self._others = [column for column, name in enumerate(FEATURES) if name not in features]
+
+    def grown_until_best(
+        self, training: NDArray[np.intp], validation: NDArray[np.intp]
+    ) -> tuple[lightgbm.Booster, int]:
+        """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
+        first = self._dataset(training)
+        booster = lightgbm.train(
+            self._parameters(),
+            first,
+            num_boost_round=self._config.trees,
+            valid_sets=[self._dataset(validation, first)],
+            callbacks=[lightgbm.early_stopping(self._config.early_stopping_rounds, verbose=False)],
+        )
+        # What comes after the best iteration is not part of it.
+        best = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
+        return best, booster.best_iteration
+
+    def grown(self, rows: NDArray[np.intp], rounds: int) -> str:
+        """Return LightGBM's text of so many trees."""
+        booster = lightgbm.train(self._parameters(), self._dataset(rows), num_boost_round=rounds)
+        text: str = booster.model_to_string()
+        return text
+
+    def _parameters(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "objective": "binary",
+            "metric": "average_precision",
+            "num_leaves": config.leaves,
+            "learning_rate": config.learning_rate,
+            "min_data_in_leaf": config.rows_per_leaf,
+            "feature_fraction": config.feature_fraction,
+            "bagging_fraction": config.row_fraction,
+            "bagging_freq": 1,
+            "lambda_l2": config.l2,
+            "num_threads": config.threads,
+            "seed": config.seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+
+    def _dataset(self, rows: NDArray[np.intp], reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
+        columns = self._data.features[rows]
+        columns[:, self._others] = 0.0
         return lightgbm.Dataset(
             columns,
-            data.fraud[rows].astype(np.float64),
-            weight=data.weight[rows],
+            self._data.fraud[rows].astype(np.float64),
+            weight=self._data.weight[rows],
             feature_name=list(FEATURES),
             reference=reference,
             params={"verbosity": -1},
         )
 
-    training = dataset(split.training)
-    booster = lightgbm.train(
-        parameters,
-        training,
-        num_boost_round=config.trees,
-        valid_sets=[dataset(split.validation, training)],
-        callbacks=[lightgbm.early_stopping(config.early_stopping_rounds, verbose=False)],
-    )
-    # The text of the best iteration alone: what comes after it is not part of the version.
-    return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
+
+def _check_learned(margin: NDArray[np.float64], fraud: NDArray[np.bool_], weight: NDArray[np.float64]) -> None:
+    """Raise `ModelError` where scores of the validation period say nothing of its frauds."""
+    advice = "train on more days (--train-from), on other features (--features), or check the labels"
+    if float(np.ptp(margin)) == 0.0:
+        raise ModelError(f"the trees give every transaction of the validation period one score: {advice}")
+    auc = auc_roc(fraud, margin, weight)
+    if auc is not None and auc < LEAST_AUC:
+        raise ModelError(
+            f"on the validation period the scores tell frauds apart hardly better than chance (AUC {auc:.3f}, and at "
+            f"least {LEAST_AUC} is needed): {advice}"
+        )
 
 
 def _measure(

@@ -31,7 +31,7 @@ SAME_WEEK = "LightGBM, the same week"
 HISTORY = "LightGBM, all that was known"
 ON_TOP = ", River on top"
 VALIDATION_DAYS = {SAME_WEEK: 2, HISTORY: 7}
-"""The last days of what may teach: they stop the training and calibrate it, and grow no tree."""
+"""The last days of what may teach: they choose the number of trees and calibrate them."""
 
 
 def own_models(file: Path) -> dict[str, Figures]:

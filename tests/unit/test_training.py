@@ -1,6 +1,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 
+import lightgbm
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,11 +64,31 @@ def test_a_training_is_reproducible_and_its_seed_matters() -> None:
     assert train(data, split, config=other).model.version != trained(data).model.version
 
 
+def test_a_version_is_grown_on_the_rows_that_checked_it_too() -> None:
+    data = synthetic()
+    split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
+    config = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1, row_fraction=1.0)
+    model = train(data, split, config=config).model
+    booster = lightgbm.Booster(model_str=json.loads(model.to_payload())["text"])
+    root = booster.dump_model()["tree_info"][0]["tree_structure"]
+    assert root["internal_count"] == len(split.training) + len(split.validation)
+
+
+def test_trees_that_tell_nothing_are_refused() -> None:
+    data = synthetic()
+    constant = TrainingSet(np.zeros_like(data.features), data.fraud, data.weight, data.event_time_us, data.card)
+    with pytest.raises(ModelError, match="one score"):
+        trained(constant)
+    by_chance = np.random.default_rng(7).permutation(data.fraud)
+    with pytest.raises(ModelError, match="hardly better than chance"):
+        trained(TrainingSet(data.features, by_chance, data.weight, data.event_time_us, data.card))
+
+
 def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others() -> None:
     data = synthetic()
     split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
     whole = train(data, split, config=SMALL).model
-    rows = split.training
+    rows = np.union1d(split.training, split.validation)
     assert whole.distributions == distributions_of(data.features[rows], data.weight[rows])
     names = select_features(["-merchant_*", "-amount"])
     part = train(data, split, config=SMALL, features=names).model
@@ -146,6 +167,8 @@ def test_platt_refuses_what_cannot_be_calibrated() -> None:
         fit_platt(margin, margin < 0, np.ones(100))
     with pytest.raises(ModelError, match="both kinds"):
         fit_platt(margin, np.zeros(100, bool), np.ones(100))
+    with pytest.raises(ModelError, match="did not converge in 1 steps"):
+        fit_platt(margin, np.random.default_rng(0).random(100) < sigmoid(3 * margin), np.ones(100), iterations=1)
 
 
 def test_only_labels_known_by_then_are_targets() -> None:
