@@ -70,13 +70,16 @@ _DEFAULTS = TrainingConfig()
     help="Alerts a day that analysts can look at.",
 )
 @click.option(
-    "--negative-rate",
-    type=click.FloatRange(min=0, min_open=True, max=1),
-    default=1.0,
+    "--legitimate-rows",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.legitimate_rows,
     show_default=True,
-    help="Share of a file's legitimate transactions to train on (weighted by its inverse).",
+    help="Sample about so many legitimate transactions to grow trees on.",
 )
-@click.option("--features", help="Train on those that match, such as card_*,-*_std_*.  [default: all]")
+@click.option(
+    "--features",
+    help="Train on those that match, such as card_*,-*_std_*; +NAME adds to the default, -NAME removes, * is all.",
+)
 @click.option("--trees", type=click.IntRange(min=1), default=_DEFAULTS.trees, show_default=True, help="At most.")
 @click.option("--leaves", type=click.IntRange(min=2), default=_DEFAULTS.leaves, show_default=True, help="Of a tree.")
 @click.option(
@@ -105,7 +108,7 @@ def command(
     label_delay_days: float | None,
     validation_days: float,
     budget_per_day: float,
-    negative_rate: float,
+    legitimate_rows: int,
     features: str | None,
     trees: int,
     leaves: int,
@@ -146,7 +149,7 @@ def command(
                 )
             frame = _decidable(frame, settings)
             _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
-            data = from_history(frame, label_delay_s=delay_days * 86_400.0, negative_rate=negative_rate)
+            data = from_history(frame, label_delay_s=delay_days * 86_400.0)
         else:
             data = from_examples(_examples(servers or "", settings), known_before=known_before)
             _say(f"{len(data.fraud):,} examples, {int(data.fraud.sum()):,} of them fraud")
@@ -155,7 +158,14 @@ def command(
             data,
             _split(data, delay_days, validation_days, train_from, known_before),
             alerts_per_day=budget_per_day,
-            config=TrainingConfig(trees=trees, leaves=leaves, learning_rate=learning_rate, threads=threads, seed=seed),
+            config=TrainingConfig(
+                trees=trees,
+                leaves=leaves,
+                learning_rate=learning_rate,
+                legitimate_rows=legitimate_rows,
+                threads=threads,
+                seed=seed,
+            ),
             policy=_active_policy(registry),
             features=chosen,
         )

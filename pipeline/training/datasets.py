@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
-from pipeline.features.identity import transaction_hash
-from pipeline.learning.sampling import NEGATIVE_SAMPLE, sample_positions
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lessons import TARGETS
 from pipeline.training.fit import TrainingSet
@@ -20,28 +18,23 @@ from schemas.messages import Example
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def from_history(frame: pd.DataFrame, *, label_delay_s: float, negative_rate: float = 1.0) -> TrainingSet:
-    """Features of a whole history (columns of `pipeline.engine.history.compute_features`, with ``fraud``).
+def from_history(frame: pd.DataFrame, *, label_delay_s: float) -> TrainingSet:
+    """Compute the features of a whole history.
 
-    Labels enter the features ``label_delay_s`` after their transactions, as they would have been known. Of the
-    legitimate transactions a share ``negative_rate``, chosen by identity, is kept after that, weighted by its
-    inverse.
+    Args:
+        frame: Columns of `pipeline.engine.history.compute_features`, with ``fraud``.
+        label_delay_s: Labels enter the features so many seconds after their transactions, as they would be known.
+
+    Raises:
+        ModelError: The history has no labels.
     """
     if "fraud" not in frame:
         raise ModelError("the history has no labels; map the column that tells frauds with --map fraud=COLUMN")
     event_time_us = event_times_us(frame["event_time"])
     fraud = frame["fraud"].to_numpy(bool)
     features = compute_features(frame, label_delay_s=label_delay_s)
-    weight = np.ones(len(frame))
     card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
-    if negative_rate < 1.0:
-        identities = np.fromiter(
-            map(transaction_hash, frame["card_id"], frame["transaction_id"]), np.uint64, count=len(frame)
-        )
-        kept = fraud | (sample_positions(identities, NEGATIVE_SAMPLE) < negative_rate)
-        weight[~fraud] = 1.0 / negative_rate
-        return TrainingSet(features[kept], fraud[kept], weight[kept], event_time_us[kept], card[kept])
-    return TrainingSet(features, fraud, weight, event_time_us, card)
+    return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card)
 
 
 def from_examples(examples: Iterable[Example], *, known_before: datetime | None = None) -> TrainingSet:

@@ -18,12 +18,17 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split
 from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
+from pipeline.training.selection import DEFAULT_FEATURES
 
 TOP_CARDS: Final = 100
 """Cards a day of the card precision that is reported."""
 LEAST_FRAUDS: Final = 10
 LEAST_AUC: Final = 0.55
 """Area under the ROC curve on the validation period below which a model says no more than chance."""
+
+
+LEGITIMATE_PER_FRAUD: Final = 10
+"""Legitimate rows to grow on for each fraud, at least, where there are so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +48,16 @@ class TrainingSet:
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How the trees are grown. The defaults suit some 10 frauds a day and more; see ``docs/models.md``."""
 
-    trees: int = 200
-    leaves: int = 31
-    learning_rate: float = 0.07
-    rows_per_leaf: int = 100
-    feature_fraction: float = 0.6
+    trees: int = 400
+    leaves: int = 15
+    learning_rate: float = 0.03
+    rows_per_leaf: int = 20
+    feature_fraction: float = 1.0
     row_fraction: float = 0.8
     l2: float = 5.0
-    early_stopping_rounds: int = 30
+    early_stopping_rounds: int = 50
+    legitimate_rows: int = 100_000
+    """About so many legitimate rows are grown on, or `LEGITIMATE_PER_FRAUD` for each fraud; weights make up for it."""
     threads: int = 1
     """LightGBM's threads spin while they wait: more of them than free cores are slower than one."""
     seed: int = 20_180_401
@@ -72,7 +79,7 @@ def train(
     alerts_per_day: float = 100.0,
     config: TrainingConfig | None = None,
     policy: Policy | None = None,
-    features: Sequence[str] = FEATURES,
+    features: Sequence[str] = DEFAULT_FEATURES,
     details: dict[str, Any] | None = None,
 ) -> Trained:
     """Train a version and make a policy for it.
@@ -135,6 +142,7 @@ class _Trees:
 
     def __init__(self, data: TrainingSet, config: TrainingConfig, features: Sequence[str]) -> None:
         self._data, self._config = data, config
+        self._draws = np.random.default_rng(config.seed).random(len(data.fraud))
         # A column of one value is never asked for: the trees are those of a kernel with all its features all the same.
         self._others = [column for column, name in enumerate(FEATURES) if name not in features]
 
@@ -142,12 +150,12 @@ class _Trees:
         self, training: NDArray[np.intp], validation: NDArray[np.intp]
     ) -> tuple[lightgbm.Booster, int]:
         """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
-        first = self._dataset(training)
+        first = self._dataset(*self._sampled(training))
         booster = lightgbm.train(
             self._parameters(),
             first,
             num_boost_round=self._config.trees,
-            valid_sets=[self._dataset(validation, first)],
+            valid_sets=[self._dataset(validation, self._data.weight[validation], first)],
             callbacks=[lightgbm.early_stopping(self._config.early_stopping_rounds, verbose=False)],
         )
         # What comes after the best iteration is not part of it.
@@ -156,7 +164,7 @@ class _Trees:
 
     def grown(self, rows: NDArray[np.intp], rounds: int) -> str:
         """Return LightGBM's text of so many trees."""
-        booster = lightgbm.train(self._parameters(), self._dataset(rows), num_boost_round=rounds)
+        booster = lightgbm.train(self._parameters(), self._dataset(*self._sampled(rows)), num_boost_round=rounds)
         text: str = booster.model_to_string()
         return text
 
@@ -179,13 +187,25 @@ class _Trees:
             "verbosity": -1,
         }
 
-    def _dataset(self, rows: NDArray[np.intp], reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
+    def _sampled(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Return the frauds among some rows and a sample of the legitimate ones, with weights that make up for it."""
+        fraud, weight = self._data.fraud[rows], self._data.weight[rows]
+        frauds = int(np.count_nonzero(fraud))
+        rate = max(self._config.legitimate_rows, LEGITIMATE_PER_FRAUD * frauds) / max(len(rows) - frauds, 1)
+        if rate >= 1.0:
+            return rows, weight
+        kept = fraud | (self._draws[rows] < rate)
+        return rows[kept], np.where(fraud, weight, weight / rate)[kept]
+
+    def _dataset(
+        self, rows: NDArray[np.intp], weight: NDArray[np.float64], reference: lightgbm.Dataset | None = None
+    ) -> lightgbm.Dataset:
         columns = self._data.features[rows]
         columns[:, self._others] = 0.0
         return lightgbm.Dataset(
             columns,
             self._data.fraud[rows].astype(np.float64),
-            weight=self._data.weight[rows],
+            weight=weight,
             feature_name=list(FEATURES),
             reference=reference,
             params={"verbosity": -1},

@@ -2,6 +2,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import lightgbm
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +23,7 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_examples, from_history
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
-from pipeline.training.selection import select_features
+from pipeline.training.selection import DEFAULT_FEATURES, select_features
 from tests.unit.model_helpers import START, example, matrix, truth
 
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
@@ -41,7 +42,7 @@ def synthetic(rows: int = 6_000, days: int = 30) -> TrainingSet:
 
 def trained(data: TrainingSet, **arguments: object) -> Trained:
     split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
-    return train(data, split, config=SMALL, **arguments)  # type: ignore[arg-type]
+    return train(data, split, config=SMALL, **{"features": FEATURES, **arguments})  # type: ignore[arg-type]
 
 
 def test_a_training_learns_calibrates_and_keeps_the_budget() -> None:
@@ -61,17 +62,36 @@ def test_a_training_is_reproducible_and_its_seed_matters() -> None:
     assert trained(data).model.to_payload() == trained(data).model.to_payload()
     split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
     other = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1, seed=99)
-    assert train(data, split, config=other).model.version != trained(data).model.version
+    assert train(data, split, config=other, features=FEATURES).model.version != trained(data).model.version
 
 
 def test_a_version_is_grown_on_the_rows_that_checked_it_too() -> None:
     data = synthetic()
     split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
     config = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1, row_fraction=1.0)
-    model = train(data, split, config=config).model
+    model = train(data, split, config=config, features=FEATURES).model
     booster = lightgbm.Booster(model_str=json.loads(model.to_payload())["text"])
     root = booster.dump_model()["tree_info"][0]["tree_structure"]
     assert root["internal_count"] == len(split.training) + len(split.validation)
+
+
+def test_legitimate_rows_are_sampled_and_weighted() -> None:
+    data = synthetic()
+    split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
+    rows = np.union1d(split.training, split.validation)
+    frauds = int(data.fraud[rows].sum())
+    wanted = 10 * frauds + 700
+    assert wanted < len(rows) - frauds
+    config = TrainingConfig(trees=30, leaves=8, row_fraction=1.0, legitimate_rows=wanted)
+    result = train(data, split, config=config, features=FEATURES)
+    booster = lightgbm.Booster(model_str=json.loads(result.model.to_payload())["text"])
+    root = booster.dump_model()["tree_info"][0]["tree_structure"]
+    assert root["internal_count"] == pytest.approx(frauds + wanted, rel=0.05)
+    assert result.metrics["expected_to_observed_frauds"] == pytest.approx(1.0, abs=0.05)
+    few = train(data, split, config=msgspec.structs.replace(config, legitimate_rows=1), features=FEATURES)
+    booster = lightgbm.Booster(model_str=json.loads(few.model.to_payload())["text"])
+    count = booster.dump_model()["tree_info"][0]["tree_structure"]["internal_count"]
+    assert count == pytest.approx(11 * frauds, rel=0.05)
 
 
 def test_trees_that_tell_nothing_are_refused() -> None:
@@ -87,10 +107,10 @@ def test_trees_that_tell_nothing_are_refused() -> None:
 def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others() -> None:
     data = synthetic()
     split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
-    whole = train(data, split, config=SMALL).model
+    whole = trained(data).model
     rows = np.union1d(split.training, split.validation)
     assert whole.distributions == distributions_of(data.features[rows], data.weight[rows])
-    names = select_features(["-merchant_*", "-amount"])
+    names = select_features(["*", "-merchant_*", "-amount"])
     part = train(data, split, config=SMALL, features=names).model
     assert part.trained_on == names
     spoilt = data.features.copy()
@@ -104,10 +124,12 @@ def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others()
 @pytest.mark.parametrize(
     ("patterns", "chosen"),
     [
-        ([], FEATURES),
+        ([], DEFAULT_FEATURES),
+        (["*"], FEATURES),
+        (["+weekday", "-card_*", "-merchant_*"], ("amount", "hour", "weekday")),
         (["hour", "amount"], ("amount", "hour")),
         (["card_count_*", "-*_30d"], ("card_count_1h", "card_count_1d", "card_count_7d")),
-        (["-card_*", "-merchant_*", " card_usual_amount"], ("amount", "hour", "weekday", "card_usual_amount")),
+        (["-card_*", "-merchant_*", " card_usual_amount"], ("amount", "hour", "card_usual_amount")),
     ],
 )
 def test_features_are_chosen_by_patterns(patterns: list[str], chosen: tuple[str, ...]) -> None:
@@ -230,10 +252,6 @@ def test_a_history_is_taught_with_the_kernel_s_own_features() -> None:
     data = from_history(frame, label_delay_s=86_400.0)
     np.testing.assert_array_equal(data.features, compute_features(frame, label_delay_s=86_400.0))
     np.testing.assert_array_equal(data.fraud, frame["fraud"])
-    sampled = from_history(frame, label_delay_s=86_400.0, negative_rate=0.25)
-    assert sampled.fraud.sum() == data.fraud.sum()
-    assert set(sampled.weight[~sampled.fraud]) == {4.0}
-    assert sampled.weight.sum() == pytest.approx(len(frame), rel=0.1)
     with pytest.raises(ModelError, match="no labels"):
         from_history(frame.drop(columns="fraud"), label_delay_s=1.0)
 
