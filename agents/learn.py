@@ -19,8 +19,8 @@ from schemas.messages import Rules
 from schemas.money import RateTable
 from schemas.records import Output, Record
 
-NewLearner = Callable[[str, RiverModel | None, int], RiverLearner]
-"""From the LightGBM version to stand on, the published model to go on from, and the first example, to a learner."""
+NewLearner = Callable[[RiverModel | None], RiverLearner]
+"""Returns a learner that goes on from a published model, or an untrained one."""
 KeepState = Callable[[RiverModel], None]
 """Puts where every worker finds it what a version's record only names."""
 
@@ -42,7 +42,6 @@ class LearnPartitions:
         self._started_s = 0.0
         self._new_learner, self._keep_state = new_learner, keep_state
         self._models, self._interval_s = models, publish_interval_s
-        self._lightgbm = ""
         self._held: LearnPartition | None = None
         self._published_s = 0.0
 
@@ -113,13 +112,8 @@ class LearnPartitions:
         self._environment.metrics.forget_state(LEARN.name, partition)
 
     def ready(self) -> bool:
-        """Take in a new LightGBM version: learning starts anew on it. False while there is none."""
-        active = self._models.refresh().active
-        if active is None:
-            return False
-        if self._held is not None and active.lightgbm.version != self._lightgbm:
-            self._held = self._on_new_base(self._held.next_offset)
-        return True
+        """Return whether models are active; before that there are no examples."""
+        return self._models.refresh().active is not None
 
     def due(self) -> bool:
         """Whether a version waits to be published, and long enough after the last one."""
@@ -132,10 +126,7 @@ class LearnPartitions:
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Learn a batch."""
         held = self._of()
-        # Whoever takes over must go on with this layer, or begin one at the first example.
-        first = [self._publish(held, now)] if held.untold else []
         result = held.learn(records)
-        result.outputs += first
         if self.due():
             result.outputs.append(self._publish(held, now))
         return result
@@ -152,35 +143,10 @@ class LearnPartitions:
 
     def _of(self) -> LearnPartition:
         if self._held is None:
-            river = self._published_on_base()
-            # What was committed is folded up from there, so that lessons of before this version are not lost.
-            self._held = self._going_on(river) if river is not None else self._fresh(0)
+            river = self._models.board.river
+            # The examples that the published version does not have are learned again, so that none is lost.
+            self._held = LearnPartition(self._new_learner(river), 0 if river is None else _offset(river))
         return self._held
-
-    def _on_new_base(self, next_offset: int) -> LearnPartition:
-        """The layer on a LightGBM version that came while this worker learned, up to the example ``next_offset``."""
-        river = self._published_on_base()
-        # One that stands elsewhere cannot be gone on from here: examples would be missing between the two.
-        if river is not None and _offset(river) == next_offset:
-            return self._going_on(river)
-        return self._fresh(next_offset)
-
-    def _published_on_base(self) -> RiverModel | None:
-        """The published layer on the LightGBM version in force, which is remembered."""
-        board = self._models.board
-        if board.active is None:
-            raise RuntimeError("no LightGBM version is in force")
-        self._lightgbm = board.active.lightgbm.version
-        return board.river
-
-    def _going_on(self, river: RiverModel) -> LearnPartition:
-        offset = _offset(river)
-        return LearnPartition(self._new_learner(self._lightgbm, river, offset), offset)
-
-    def _fresh(self, next_offset: int) -> LearnPartition:
-        # One that starts at the first example needs no record of it: anyone would start there.
-        learner = self._new_learner(self._lightgbm, None, next_offset)
-        return LearnPartition(learner, next_offset, published=next_offset == 0)
 
 
 def _offset(model: RiverModel) -> int:

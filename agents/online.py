@@ -14,22 +14,19 @@ class OnlineModels:
         self._classifier = settings.river_classifier
         self._registry = Registry(settings.registry_path)
 
-    def first(self, lightgbm_version: str) -> RiverModel:
-        """The model before its first lesson."""
-        return river_factory.first_river(lightgbm_version, self._classifier)
+    def first(self) -> RiverModel:
+        """Return the model before its first training update."""
+        return river_factory.first_river(self._classifier)
 
     def load(self, payload: bytes) -> RiverModel:
         """The scorer of a ``river`` record."""
         return river_factory.load_river(payload, self._classifier, self._registry.read_file)
 
-    def learner(self, lightgbm_version: str, published: RiverModel | None, examples_start: int) -> RiverLearner:
-        """A learner that goes on from ``published``, or has had no lesson and begins at ``examples_start``."""
+    def learner(self, published: RiverModel | None) -> RiverLearner:
+        """Return a learner that goes on from ``published``, or an untrained one."""
         if published is None:
-            return river_factory.new_learner(lightgbm_version, self._classifier, examples_start)
-        learner, _ = river_factory.resume_learner(
-            published.to_payload(), lightgbm_version, self._classifier, self._registry.read_file
-        )
-        return learner
+            return river_factory.new_learner(self._classifier)
+        return river_factory.resume_learner(published.to_payload(), self._classifier, self._registry.read_file)[0]
 
     def keep(self, model: RiverModel) -> None:
         """Put a configured classifier's state where its record will say that it is."""

@@ -38,7 +38,7 @@ def candidates_of(request: Request, library: ModelLibrary, trained: Mapping[str,
     }
     parameters: dict[str, dict[str, Parameter]] = {name: {} for name in known}
     for name, one in trained.items():
-        known[name] = ActiveModels(one.model, library.untaught_river(one.model.version), one.policy)
+        known[name] = ActiveModels(one.model, library.untaught_river(), one.policy)
         parameters[name] = {} if request.period is None else _told(one, request.period)
     found = {}
     for name, active in known.items():
@@ -72,9 +72,9 @@ def _version(request: Request, library: ModelLibrary, version: str) -> ActiveMod
     lightgbm = library.lightgbm(version)
     return ActiveModels(
         lightgbm,
-        library.latest_river(lightgbm.version)
+        library.latest_river()
         if request.river == LATEST
-        else library.untaught_river(lightgbm.version)
+        else library.untaught_river()
         if request.river == UNTAUGHT
         else library.river(request.river, lightgbm.version),
         library.policy_for(lightgbm.version) if request.policy is None else library.policy(request.policy),

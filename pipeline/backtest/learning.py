@@ -21,10 +21,8 @@ from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.state import MemoryStore
 from pipeline.engine.waiting import WaitingRoom
-from pipeline.features.catalogue import FEATURES
-from pipeline.scoring.layer_inputs import SOURCE_FEATURES
 from pipeline.scoring.river_factory import new_learner
-from pipeline.scoring.river_learner import LayerLearner
+from pipeline.scoring.river_inputs import SOURCE_COLUMNS, SOURCES
 from pipeline.scoring.river_model import RiverLearner
 from schemas.messages import FeedbackRules, LogPosition
 
@@ -74,10 +72,7 @@ class Teacher:
         self.models = models
         """What scores: the version that was published last."""
         self._options = learning.options
-        self._learner = learning.learner or new_learner(models.lightgbm.version)
-        # The default layer learns from a few features only.
-        self._names = SOURCE_FEATURES if isinstance(self._learner, LayerLearner) else FEATURES
-        self._columns = [FEATURES.index(name) for name in self._names]
+        self._learner = learning.learner or new_learner()
         self._feedback = [_Partition.empty() for _ in range(partitions)]
         self._next_offset = self._published_offset = learning.next_offset
 
@@ -87,7 +82,7 @@ class Teacher:
         identities = Identities.of(taken.card_id.to_pylist(), taken.transaction_id.to_pylist())
         columns = DecisionColumns(
             taken,
-            np.ascontiguousarray(decisions.features[:, self._columns]),
+            np.ascontiguousarray(decisions.features[:, SOURCE_COLUMNS]),
             decisions.logit,
             decisions.score,
             decisions.models.versions(decisions.rates_version),
@@ -128,7 +123,7 @@ class Teacher:
             amount_base=int(taken.amount_base_minor[row]) / 100,
             score=float(columns.score[row]),
             logit=float(columns.logit[row]),
-            features=named_features(self._names, values),
+            features=named_features(SOURCES, values),
             versions=columns.versions,
             log=LogPosition(partition=0, offset=int(taken.row[row])),
         )

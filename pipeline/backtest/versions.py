@@ -33,7 +33,7 @@ class ModelLibrary:
         self._registry = Registry(settings.registry_path)
         self._lightgbm: dict[str, LightGBMModel] = {}
         self._policies: dict[str, Policy] = {}
-        self._rivers: dict[tuple[str, str], RiverModel] = {}
+        self._rivers: dict[str, RiverModel] = {}
 
     def lightgbm(self, version: str) -> LightGBMModel:
         """A LightGBM version, or the one in force (`ACTIVE`). Raises `RegistryError`, `ModelError`."""
@@ -57,31 +57,28 @@ class ModelLibrary:
         """The policy in force, if there is one. Raises `RegistryError`, `ModelError`."""
         return self.policy(ACTIVE) if self._is_active(POLICY) else None
 
-    def untaught_river(self, lightgbm: str) -> RiverModel:
-        """The online model before its first lesson on a LightGBM version, which changes nothing."""
-        return first_river(lightgbm, self._settings.river_classifier)
+    def untaught_river(self) -> RiverModel:
+        """Return the online model before its first training update, which changes nothing."""
+        return first_river(self._settings.river_classifier)
 
     def learner(self, models: ActiveModels) -> tuple[RiverLearner, int]:
         """A learner of one's own that goes on from the online model of ``models``, and how many examples that had."""
         classifier = self._settings.river_classifier
         if isinstance(models.river, Unlearned):
-            return new_learner(models.lightgbm.version, classifier), 0
-        payload = models.river.to_payload()
-        return resume_learner(payload, models.lightgbm.version, classifier, self._registry.read_file)
+            return new_learner(classifier), 0
+        return resume_learner(models.river.to_payload(), classifier, self._registry.read_file)
 
-    def latest_river(self, lightgbm: str) -> RiverModel:
-        """The version that was published last for a LightGBM version; before its first lesson where there is none."""
-        for payload in self._cluster.rivers_newest_first(lightgbm) if self._cluster is not None else ():
+    def latest_river(self) -> RiverModel:
+        """Return the version that was published last; the one before its first training update where there is none."""
+        for payload in self._cluster.rivers_newest_first() if self._cluster is not None else ():
             # Workers refuse one that cannot be used, and go on with the one before it.
             with suppress(ModelError):
-                model = self._load_river(payload)
-                if model.lightgbm_version == lightgbm:
-                    return model
-        return self.untaught_river(lightgbm)
+                return self._load_river(payload)
+        return self.untaught_river()
 
     def river(self, version: str, lightgbm: str) -> RiverModel:
-        """A published version of the online model on a LightGBM version, or the one before its first lesson."""
-        return _once(self._rivers, (version, lightgbm), lambda: self._find_river(version, lightgbm))
+        """Return a version of the online model that scored beside a LightGBM version."""
+        return _once(self._rivers, version, lambda: self._find_river(version, lightgbm))
 
     def named(self, versions: Versions) -> ActiveModels:
         """What a decision says that it was made by. Raises `ModelError`, `RegistryError`."""
@@ -92,7 +89,7 @@ class ModelLibrary:
         )
 
     def _find_river(self, version: str, lightgbm: str) -> RiverModel:
-        first = self.untaught_river(lightgbm)
+        first = self.untaught_river()
         if first.version == version:
             return first
         if self._cluster is None:
@@ -104,11 +101,8 @@ class ModelLibrary:
         if payload is None:
             raise ModelError(f"the online model {version} is not on topic models: choose --river latest")
         model = self._load_river(payload)
-        if (model.version, model.lightgbm_version) != (version, lightgbm):
-            raise ModelError(
-                f"topic models has {model.version} on LightGBM {model.lightgbm_version} under the name {version}, "
-                f"which should be on {lightgbm}: choose --river latest"
-            )
+        if model.version != version:
+            raise ModelError(f"topic models has {model.version} under the name {version}: choose --river latest")
         return model
 
     def _load_river(self, payload: bytes) -> RiverModel:

@@ -59,10 +59,8 @@ def explain(
     raised the log-odds of the score, the largest first. Costs some hundred microseconds a row.
     """
     blend, river, policy = models.policy.blend, models.river, models.policy
-    # Of the blend's log-odds, this share is LightGBM's own; what the online model made of the rest is its own story.
-    share = (1.0 - blend) + blend * river.logit_weight
-    contributions = models.lightgbm.contributions(features) * share
-    online = blend * (river.logit(features, logit) - river.logit_weight * logit)
+    contributions = models.lightgbm.contributions(features)
+    online = blend * (river.logit(features, logit) - logit)
     evidence = river.evidence(features, logit)
     matched = [(rule, rule.matches(features)) for rule in policy.rules]
     reasons = []

@@ -53,7 +53,7 @@ def train_first_model(settings: Settings, bootstrap: str, world: World, *, threa
     return FirstModel(
         lightgbm=trained.model.version,
         policy=trained.policy.version,
-        river=first_river(trained.model.version, settings.river_classifier).version,
+        river=first_river(settings.river_classifier).version,
         trees=trained.model.trees,
         precision=None if precision is None else float(precision),
         transactions=len(frame),

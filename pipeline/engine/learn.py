@@ -29,7 +29,6 @@ class _Values(msgspec.Struct):
     layout: int
     next_offset: int
     published_offset: int
-    lightgbm: str
     learner: bytes | None
 
 
@@ -44,19 +43,19 @@ class LearnPartition:
         learner: RiverLearner,
         next_offset: int = 0,
         *,
-        published: bool = True,
         loaded: LoadedState | None = None,
     ) -> None:
         """Go on with ``learner`` from ``next_offset``, or from a dump that was made with one like it.
 
-        Raises `OtherLayout` for a dump of another release, `ModelError` for one that ``learner`` cannot go on from
-        (another LightGBM version, other settings, a classifier that is kept with its published versions only); start
-        from the published version then.
+        Raises:
+            OtherLayout: The dump is of another release.
+            ModelError: ``learner`` cannot go on from the dump (other settings, or a classifier that is kept with its
+                published versions only); start from the published version.
         """
         self._learner = learner
         self.next_offset = next_offset
         """The first example that has not been folded."""
-        self._published_offset = next_offset if published else -1
+        self._published_offset = next_offset
         if loaded is not None:
             self._load(loaded)
         self._settled = (self.next_offset, self._published_offset)
@@ -68,11 +67,8 @@ class LearnPartition:
         values = decode_values(loaded.values, _DECODER)
         if values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
-        if values.learner is None or values.lightgbm != self._learner.lightgbm_version:
-            raise ModelError(
-                f"the saved learner is of LightGBM {values.lightgbm}, this one of {self._learner.lightgbm_version}, or "
-                "it is kept with its published versions only; go on from the published version"
-            )
+        if values.learner is None:
+            raise ModelError("the learner is kept with its published versions only; go on from the published version")
         self._learner.go_back(values.learner)
         self.next_offset, self._published_offset = values.next_offset, values.published_offset
 
@@ -80,11 +76,6 @@ class LearnPartition:
     def unpublished(self) -> bool:
         """Whether there are lessons that no published version has."""
         return self._published_offset != self.next_offset
-
-    @property
-    def untold(self) -> bool:
-        """Whether nobody could know where this layer began: it must be published before its first lesson."""
-        return self._published_offset < 0
 
     def learn(self, records: Sequence[Record]) -> Result:
         """Fold the records from ``next_offset`` on, in order."""
@@ -127,13 +118,11 @@ class LearnPartition:
         del full
         next_offset, published_offset = self._settled
         learner = self._learner.numbers()
-        values = _Values(LAYOUT, next_offset, published_offset, self._learner.lightgbm_version, learner)
+        values = _Values(LAYOUT, next_offset, published_offset, learner)
         return StateDump(msgspec.msgpack.encode(values), {})
 
     def digest(self) -> str:
-        """Return the digest of the settled state; empty for one that no published version could be restored from."""
-        if self.untold:
-            return ""
+        """Return the digest of the settled state."""
         payload = self._learner.snapshot(self.next_offset).to_payload()
         return state_digest(self.next_offset, self._published_offset, payload)
 

@@ -11,8 +11,8 @@ from schemas.messages import ModelVersion, Versions
 
 RiverLoader = Callable[[bytes], RiverModel]
 """From the payload of a ``river`` record to a scorer (a configured classifier's state lies in the registry)."""
-FirstRiver = Callable[[str], RiverModel]
-"""The online model as it is before its first lesson on a given LightGBM version (its name)."""
+FirstRiver = Callable[[], RiverModel]
+"""Returns the online model as it is before its first training update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +42,21 @@ class ActiveModels:
 class ModelBoard:
     """The usable versions of each model; ``active`` is None until there is a LightGBM version and a policy.
 
-    An online model belongs to the LightGBM version whose log-odds it corrects. While there is none on the active
-    LightGBM version, the online model as it is before its first training update scores, which changes nothing.
+    The online model corrects whichever LightGBM version is active. While none is published, the one before its first
+    training update scores, which changes nothing.
     """
 
     first_river: FirstRiver
     load_river: RiverLoader
     lightgbm: LightGBMModel | None = None
     river: RiverModel | None = None
-    """On ``lightgbm``."""
     policy: Policy | None = None
     active: ActiveModels | None = None
 
     def updated(self, *versions: ModelVersion) -> "ModelBoard":
         """Return the board with all of ``versions``, whose contents have the digests that they name.
 
-        A River version on another LightGBM version changes nothing, nor does a name that this release does not know.
+        A name that this release does not know changes nothing.
 
         Raises:
             ModelError: One of them cannot be used.
@@ -71,15 +70,9 @@ class ModelBoard:
         payload = bytes(version.payload)
         match version.name:
             case "lightgbm":
-                lightgbm = LightGBMModel.from_payload(payload)
-                kept = (
-                    self.river if self.river is not None and self.river.lightgbm_version == lightgbm.version else None
-                )
-                return replace(self, lightgbm=lightgbm, river=kept)
+                return replace(self, lightgbm=LightGBMModel.from_payload(payload))
             case "river":
-                river = self.load_river(payload)
-                fits = self.lightgbm is not None and self.lightgbm.version == river.lightgbm_version
-                return replace(self, river=river) if fits else self
+                return replace(self, river=self.load_river(payload))
             case "policy":
                 return replace(self, policy=Policy.from_payload(payload))
             case _:
@@ -88,5 +81,5 @@ class ModelBoard:
     def _composed(self) -> "ModelBoard":
         if self.lightgbm is None or self.policy is None:
             return self
-        river = self.river if self.river is not None else self.first_river(self.lightgbm.version)
+        river = self.river if self.river is not None else self.first_river()
         return replace(self, active=ActiveModels(self.lightgbm, river, self.policy))

@@ -103,7 +103,7 @@ class ModelSubscriber:
             self._searches, self._unsearched = 0, False
             self.board = self._activations.apply(self.board, partial(self._find, waiting=waiting))
             self._arrived = {at: one for at, one in self._arrived.items() if at in self._activations.awaited}
-        if self.board.lightgbm is not before.lightgbm and self.board.river is None:
+        if before.lightgbm is None and self.board.lightgbm is not None and self.board.river is None:
             self._find_river(waiting)
         for version in reversed(published):
             if version.name == RIVER and self._takes_river(version):
@@ -130,10 +130,8 @@ class ModelSubscriber:
         return content
 
     def _find_river(self, waiting: Callable[[], None]) -> None:
-        """Look for the newest River version on the active LightGBM version among what was published before."""
-        if (lightgbm := self.board.lightgbm) is None:
-            return
-        start = self._activations.first_offset(lightgbm.digest)
+        """Look for the newest River version among what was published before."""
+        start = self._contents.readable(waiting).start
         for _, version in self._contents.newest_first(start, self._models.position(0), waiting):
             if version.name == RIVER and self._takes_river(version):
                 return

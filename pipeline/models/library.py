@@ -1,6 +1,7 @@
 """Every version that was ever published on a cluster, by name."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Self
 
 from pipeline.engine.models import ModelBoard
@@ -60,27 +61,30 @@ class PublishedVersions:
         return None
 
     def river(self, version: str, lightgbm: str) -> bytes | None:
-        """Return the content of a River version on a LightGBM version; None without one.
+        """Return the content of a River version that scored beside a LightGBM version; None without one.
 
         ``models`` is read from where the LightGBM version was published, and no further than it must be: versions are
-        asked for in about the order in which they were published.
+        asked for in about the order in which they were published. Then what lies before is searched backwards, where
+        the version lies that was active when the LightGBM version came.
         """
         if lightgbm not in self._scans:
-            self._scans[lightgbm] = (self._contents.between(self._first_offset(lightgbm), self._end), {})
+            first = self._first_offset(lightgbm)
+            earlier = self._contents.newest_first(self._contents.readable().start, first)
+            self._scans[lightgbm] = (chain(self._contents.between(first, self._end), earlier), {})
         scan, passed = self._scans[lightgbm]
         while version not in passed and (found := next(scan, None)) is not None:
             if found[1].name == RIVER:
                 passed.setdefault(found[1].version, bytes(found[1].payload))
         return passed.get(version)
 
-    def rivers_newest_first(self, lightgbm: str) -> Iterator[bytes]:
-        """Yield the contents of the River versions that were published behind a LightGBM version, newest first."""
-        for _, version in self._contents.newest_first(self._first_offset(lightgbm), self._end):
+    def rivers_newest_first(self) -> Iterator[bytes]:
+        """Yield the contents of the River versions, newest first."""
+        for _, version in self._contents.newest_first(self._contents.readable().start, self._end):
             if version.name == RIVER:
                 yield bytes(version.payload)
 
     def _first_offset(self, lightgbm: str) -> int:
-        """Return the lowest offset at which a LightGBM version may lie; its River versions lie behind it."""
+        """Return the lowest offset at which a LightGBM version may lie."""
         digests = [at.digest for at in self._references if at.name == "lightgbm" and at.digest.startswith(lightgbm)]
         offsets = map(self._activations.first_offset, digests)
         return max(min(offsets, default=0), self._contents.readable().start)

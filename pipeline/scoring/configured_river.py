@@ -19,15 +19,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.layer_inputs import LAYER_INPUTS, LOGIT_SCALE, NEW_TO_MERCHANT, SURGE, Inputs, feature_inputs
-from pipeline.scoring.lessons import TARGETS, choose, example_inputs, iterate
+from pipeline.scoring.lessons import TARGETS, choose, example_inputs
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.payload import VERSION_DIGITS, Offset, decode_payload, encode_payload
+from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, river_inputs
 from pipeline.scoring.river_layer import LAYER_REVISION
 from schemas.messages import Example
 
 CONFIGURED_KIND: Final = "river-file"
+LOGIT: Final = "LightGBM's log-odds"
+"""Input that stands before those of `INPUTS`."""
 MAX_REPETITIONS: Final = 100
 """A classifier that takes no weights sees a lesson as often as it weighs, but not more often than this."""
 
@@ -36,21 +39,14 @@ class ClassifierConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that decides what a fold of examples gives."""
 
     classifier: str
-    lightgbm_version: str
-    inputs: tuple[str, ...] = LAYER_INPUTS
-    logit_scale: float = LOGIT_SCALE
+    inputs: tuple[str, ...] = (LOGIT, *INPUTS)
     revision: int = LAYER_REVISION
-    examples_start: Offset | msgspec.UnsetType = msgspec.UNSET
-    """The first example that the fold has; left out where that is the first of all."""
+    kernel: str = KERNEL_VERSION
 
     @property
     def digest(self) -> str:
         """SHA-256, hexadecimal."""
         return hashlib.sha256(encode_payload(self)).hexdigest()
-
-    def starting_at(self, examples_start: int) -> "ClassifierConfig":
-        """The same for a fold that begins at the example ``examples_start``."""
-        return msgspec.structs.replace(self, examples_start=examples_start or msgspec.UNSET)
 
 
 class _Payload(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,16 +99,6 @@ class ConfiguredRiverModel:
         self._classifier: Any = pickle.loads(state)  # noqa: S301 (verified by `from_payload`)
 
     @property
-    def lightgbm_version(self) -> str:
-        """The LightGBM version whose log-odds it takes."""
-        return self.config.lightgbm_version
-
-    @property
-    def logit_weight(self) -> float:
-        """Unknown for a classifier that need not be linear; its difference to LightGBM counts as its own."""
-        return 1.0
-
-    @property
     def file_name(self) -> str:
         """Name of the registry file that holds ``state``."""
         return f"river-{self.state_digest}.bin"
@@ -123,7 +109,7 @@ class ConfiguredRiverModel:
         classifier = copy.deepcopy(self._classifier)
         probabilities = [
             float(classifier.predict_proba_one(row).get(True, 0.0))
-            for row in _rows(feature_inputs(features, base_logit))
+            for row in _rows(river_inputs(features[:, SOURCE_COLUMNS]), base_logit)
         ]
         return np.array([_bounded_logit(probability) for probability in probabilities], np.float64)
 
@@ -176,11 +162,10 @@ def read_reference(payload: bytes) -> _Payload:
 
 
 class ConfiguredRiverLearner:
-    """Folds examples into a classifier of the user's choice, with the rules of `pipeline.scoring.lessons`."""
+    """Teaches examples to a classifier of the user's choice, with the rules of `pipeline.scoring.lessons`."""
 
-    def __init__(self, classifier: str, lightgbm_version: str, examples_start: int = 0) -> None:
-        config = ClassifierConfig(classifier=classifier, lightgbm_version=lightgbm_version)
-        self.config = config.starting_at(examples_start)
+    def __init__(self, classifier: str) -> None:
+        self.config = ClassifierConfig(classifier=classifier)
         self.lessons: Counter[str] = Counter()
         self._set(build_classifier(classifier))
 
@@ -188,16 +173,12 @@ class ConfiguredRiverLearner:
         self._classifier = classifier
         self._weighted = "w" in inspect.signature(classifier.learn_one).parameters
 
-    @property
-    def lightgbm_version(self) -> str:
-        """The LightGBM version whose examples it learns."""
-        return self.config.lightgbm_version
-
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
-        """Fold examples in order; returns what became of them."""
-        chosen, counts = choose(examples, self.lightgbm_version)
+        """Learn examples in order; returns what became of them."""
+        chosen, counts = choose(examples)
         if chosen:
-            rows = _rows(example_inputs([(example.features, example.logit) for example in chosen]))
+            logits = np.array([example.logit for example in chosen], np.float64)
+            rows = _rows(example_inputs([example.features for example in chosen]), logits)
             for example, row in zip(chosen, rows, strict=True):
                 self._learn(row, TARGETS[example.label], example.weight)
         self.lessons.update(counts)
@@ -215,14 +196,10 @@ class ConfiguredRiverLearner:
         return ConfiguredRiverModel(self.config, pickle.dumps(self._classifier, protocol=5), examples_offset)
 
     def restore(self, payload: bytes, state: bytes) -> int:
-        """Continue from a published version, wherever that began; returns the offset that it was taken at."""
+        """Continue from a published version; returns the offset that it was taken at."""
         model = ConfiguredRiverModel.from_payload(payload, state, self.config.classifier)
-        if model.config.starting_at(0) != self.config.starting_at(0):
-            raise ModelError(
-                f"River version {model.version} was made for LightGBM {model.lightgbm_version} or with other inputs; "
-                f"this learner is for {self.lightgbm_version}: start a new one"
-            )
-        self.config = model.config
+        if model.config != self.config:
+            raise ModelError(f"River version {model.version} was made with other inputs: start a new one")
         self._set(pickle.loads(state))  # noqa: S301 (verified by `from_payload` above)
         return model.examples_offset
 
@@ -240,16 +217,11 @@ class ConfiguredRiverLearner:
         return None
 
 
-def _rows(inputs: Inputs) -> list[dict[str, float]]:
+def _rows(inputs: NDArray[np.float64], base_logit: NDArray[np.float64]) -> list[dict[str, float]]:
     """One dictionary a row, every input in it: classifiers that are not linear need the zeros."""
-    rows = []
-    for logit, amount, hour, new, surge in iterate(inputs):
-        row = dict.fromkeys(LAYER_INPUTS, 0.0)
-        row[LAYER_INPUTS[0]] = logit
-        row[LAYER_INPUTS[amount]] = row[LAYER_INPUTS[hour]] = 1.0
-        row[LAYER_INPUTS[NEW_TO_MERCHANT]], row[LAYER_INPUTS[SURGE]] = new, surge
-        rows.append(row)
-    return rows
+    names = (LOGIT, *INPUTS)
+    logit = np.clip(base_logit, -LOGIT_BOUND, LOGIT_BOUND)
+    return [dict(zip(names, row, strict=True)) for row in np.column_stack([logit, inputs]).tolist()]
 
 
 def _bounded_logit(probability: float) -> float:

@@ -1,24 +1,26 @@
 """Which examples an online model learns, and how far one of them may move it."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.scoring.layer_inputs import SOURCE_FEATURES, Inputs, compact_inputs
+from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.scoring.river_inputs import SOURCES, river_inputs
 from pipeline.scoring.river_layer import Lessons
 from schemas.messages import Example
 
 TARGETS = {"fraud": True, "legitimate": False, "presumed_legitimate": False}
 
 
-def choose(examples: Iterable[Example], lightgbm_version: str) -> tuple[list[Example], dict[str, int]]:
-    """The examples to learn, in order, and how many became what (by the fields of `Lessons`).
+def choose(examples: Iterable[Example]) -> tuple[list[Example], dict[str, int]]:
+    """Return the examples to learn, in order, and how many became what (by the fields of `Lessons`).
 
-    One lesson a transaction: a correction is counted, not learned, because what the first lesson did cannot be taken
-    back out of a stochastic gradient. An example scored under another LightGBM version has another log-odds; a rule's
-    label would teach the rule.
+    A transaction is learned once: a correction is counted, not learned, because what the first example did cannot be
+    taken back out of a stochastic gradient. Features of another kernel mean something else; a rule's label would teach
+    the rule.
     """
     chosen: list[Example] = []
     counts = dict.fromkeys(Lessons.__struct_fields__, 0)
@@ -29,8 +31,8 @@ def choose(examples: Iterable[Example], lightgbm_version: str) -> tuple[list[Exa
             counts["unlabelled"] += 1
         elif example.revision > 0:
             counts["corrections"] += 1
-        elif example.versions.lightgbm != lightgbm_version:
-            counts["other_base"] += 1
+        elif example.versions.kernel != KERNEL_VERSION:
+            counts["other_kernel"] += 1
         else:
             counts["learned"] += 1
             chosen.append(example)
@@ -42,28 +44,12 @@ def add_lessons(lessons: Lessons, counts: Mapping[str, int]) -> Lessons:
     return msgspec.structs.replace(lessons, **{name: getattr(lessons, name) + n for name, n in counts.items()})
 
 
-def example_inputs(rows: list[tuple[Mapping[str, float | None], float]]) -> Inputs:
-    """Inputs of (features by name, LightGBM's log-odds); a feature that is absent or null is NaN."""
-    columns = np.full((len(SOURCE_FEATURES), len(rows)), np.nan)
-    for i, (features, _) in enumerate(rows):
-        for j, name in enumerate(SOURCE_FEATURES):
-            value = features.get(name)
-            if value is not None:
-                columns[j, i] = value
-    amount, hour, count, surge = columns
-    return compact_inputs(amount, hour, count, surge, np.array([logit for _, logit in rows], np.float64))
-
-
-def iterate(inputs: Inputs) -> Iterator[tuple[float, int, int, float, float]]:
-    """The rows of ``inputs`` as Python numbers: logit, amount input, hour input, new to merchant, surge."""
-    return zip(
-        inputs.logit.tolist(),
-        inputs.amount_input.tolist(),
-        inputs.hour_input.tolist(),
-        inputs.new_to_merchant.tolist(),
-        inputs.surge.tolist(),
-        strict=True,
-    )
+def example_inputs(features: Sequence[Mapping[str, float | None]]) -> NDArray[np.float64]:
+    """Return the inputs of features by name, shape (n, len(INPUTS)); one that is absent or null is NaN."""
+    sources = np.full((len(features), len(SOURCES)), np.nan)
+    for row, named in zip(sources, features, strict=True):
+        row[:] = [np.nan if (value := named.get(name)) is None else value for name in SOURCES]
+    return river_inputs(sources)
 
 
 def importance_aware_weight(logit: float, target: bool, weight: float, rate: float, squared_norm: float) -> float:

@@ -26,12 +26,9 @@ ReadFile = Callable[[str, str], bytes]
 
 
 class Unlearned:
-    """A configured classifier before its first lesson: LightGBM's log-odds as they are."""
-
-    logit_weight = 1.0
+    """A configured classifier before its first training update: LightGBM's log-odds as they are."""
 
     def __init__(self, config: ClassifierConfig) -> None:
-        self.lightgbm_version = config.lightgbm_version
         self.version = f"{config.digest[:VERSION_DIGITS]}@0"
 
     def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -49,36 +46,29 @@ class Unlearned:
         raise ModelError("an online model without a lesson is not published; every worker has it already")
 
 
-def first_river(lightgbm_version: str, classifier: str | None = None) -> RiverModel:
-    """The online model before its first lesson on ``lightgbm_version``; it changes nothing."""
-    if classifier is None:
-        return RiverLayer.identity(lightgbm_version)
-    return Unlearned(ClassifierConfig(classifier=classifier, lightgbm_version=lightgbm_version))
+def first_river(classifier: str | None = None) -> RiverModel:
+    """Return the online model before its first training update; it changes nothing."""
+    return RiverLayer.identity() if classifier is None else Unlearned(ClassifierConfig(classifier=classifier))
 
 
-def new_learner(
-    lightgbm_version: str, classifier: str | None = None, examples_start: int = 0
-) -> "LayerLearner | ConfiguredRiverLearner":
-    """Return an untrained learner, whose first example will be ``examples_start``.
-
-    ``classifier`` is the setting ``river_classifier``.
-    """
+def new_learner(classifier: str | None = None) -> "LayerLearner | ConfiguredRiverLearner":
+    """Return an untrained learner; ``classifier`` is the setting ``river_classifier``."""
     if classifier is None:
         # River is imported where something learns: with SciPy's statistics it takes a second and 60 MiB.
         from pipeline.scoring.river_learner import LayerLearner
 
-        return LayerLearner(lightgbm_version, examples_start)
-    return ConfiguredRiverLearner(classifier, lightgbm_version, examples_start)
+        return LayerLearner()
+    return ConfiguredRiverLearner(classifier)
 
 
 def resume_learner(
-    payload: bytes, lightgbm_version: str, classifier: str | None, read_file: ReadFile
+    payload: bytes, classifier: str | None, read_file: ReadFile
 ) -> "tuple[LayerLearner | ConfiguredRiverLearner, int]":
     """A learner that goes on from a published version, and the offset in ``examples`` of that version.
 
-    Raises `ModelError` when the version was made for another LightGBM version or with another configuration.
+    Raises `ModelError` when the version was made with another configuration.
     """
-    learner = new_learner(lightgbm_version, classifier)
+    learner = new_learner(classifier)
     if isinstance(learner, ConfiguredRiverLearner):
         reference = read_reference(payload)
         return learner, learner.restore(payload, read_file(reference.file, reference.state_digest))

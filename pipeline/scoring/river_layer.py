@@ -1,28 +1,21 @@
-"""The River layer as the score agent uses it: numbers, and one vectorised sum.
+"""The online model as the score agent uses it: LightGBM's log-odds plus a weighted sum of standardized inputs.
 
-The numbers are those of a River logistic regression (`pipeline.scoring.river_learner`); a test holds the sum to
-River's own prediction. A version is the digest of its configuration, the first example that it was taught included,
-and an offset in ``examples``: folding the examples from the one up to the other gives the same numbers again.
+The weights are those of a River logistic regression (`pipeline.scoring.river_learner`). A version is the digest of its
+configuration and an offset in ``examples``: the examples before that offset give the same numbers again. It corrects
+whichever LightGBM version scores, and is kept when that changes.
 """
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.compiled import compiled
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.layer_inputs import (
-    FIRST_AMOUNT,
-    FIRST_HOUR,
-    LAYER_INPUTS,
-    LOGIT_SCALE,
-    NEW_TO_MERCHANT,
-    SURGE,
-    feature_inputs,
-    layer_inputs,
-)
+from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.payload import (
     LARGEST_COEFFICIENT,
     VERSION_DIGITS,
@@ -31,47 +24,53 @@ from pipeline.scoring.payload import (
     encode_payload,
     payload_digest,
 )
+from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, describe, river_inputs
 
-LAYER_KIND: Final = "river-layer"
-LAYER_REVISION: Final = 1
-"""Raised whenever a lesson or an input changes its meaning without a change of its name."""
-LEARNING_RATE: Final = 0.05
-"""Measured in ``docs/models.md``: the best or nearly so against every attack tried, and loses least without one."""
+LAYER_KIND: Final = "river-residual"
+LAYER_REVISION: Final = 2
+"""Raised whenever a training update or an input changes its meaning without a change of its name."""
+LEARNING_RATE: Final = 0.001
+"""Decision 0042 says what other rates do."""
+INPUT_BOUND: Final = 3.0
+"""Standard deviations from the mean within which an input is taken."""
 
 
 class LayerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides what a fold of examples gives."""
+    """All that decides what the examples make of the layer."""
 
-    lightgbm_version: str
-    inputs: tuple[str, ...] = LAYER_INPUTS
-    logit_scale: float = LOGIT_SCALE
+    inputs: tuple[str, ...] = INPUTS
     learning_rate: float = LEARNING_RATE
+    input_bound: float = INPUT_BOUND
     revision: int = LAYER_REVISION
-    examples_start: Offset | msgspec.UnsetType = msgspec.UNSET
-    """The first example that the fold has; left out where that is the first of all."""
+    kernel: str = KERNEL_VERSION
 
     @property
     def digest(self) -> str:
         """SHA-256, hexadecimal."""
         return hashlib.sha256(encode_payload(self)).hexdigest()
 
-    def starting_at(self, examples_start: int) -> "LayerConfig":
-        """The same for a fold that begins at the example ``examples_start``."""
-        return msgspec.structs.replace(self, examples_start=examples_start or msgspec.UNSET)
-
 
 class Lessons(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the examples that were folded."""
+    """Numbers of examples by what became of them."""
 
     learned: int = 0
     corrections: int = 0
-    """Later lessons of a transaction that had one."""
-    other_base: int = 0
-    """Scored under another LightGBM version."""
+    """Later ones of a transaction that had one."""
+    other_kernel: int = 0
+    """Their features were computed by another kernel."""
     rule: int = 0
     """Labelled by a rule."""
     unlabelled: int = 0
     """Neither fraud nor legitimate."""
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """Weighted moments of the inputs of the examples so far."""
+
+    weight: float = 0.0
+    means: tuple[float, ...] = (0.0,) * len(INPUTS)
+    squares: tuple[float, ...] = (0.0,) * len(INPUTS)
+    """Sums of weighted squared distances from the mean."""
 
 
 class _Payload(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,38 +79,42 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     examples_offset: Offset
     weights: tuple[float, ...]
     intercept: float
+    scale: Scale
     lessons: Lessons
 
 
 _PAYLOAD: Final = msgspec.json.Decoder(_Payload)
+_LARGEST_MOMENT: Final = 1e18
 
 
 class RiverLayer:
-    """An immutable scorer. ``weights`` has one number for each of `LAYER_INPUTS`.
+    """An immutable scorer. Raises `ModelError` when its numbers do not fit this version of the inputs."""
 
-    Raises `ModelError` when the numbers do not fit this version of the inputs.
-    """
-
-    __slots__ = ("_weights", "config", "digest", "examples_offset", "intercept", "lessons", "payload", "version")
+    __slots__ = (
+        "_factors", "_means", "_weights", "config", "digest", "examples_offset", "intercept", "lessons", "payload",
+        "scale", "version",
+    )  # fmt: skip
 
     def __init__(
         self,
         config: LayerConfig,
         weights: tuple[float, ...],
         intercept: float,
+        scale: Scale,
         examples_offset: int,
         lessons: Lessons | None = None,
     ) -> None:
-        if config.inputs != LAYER_INPUTS or config.logit_scale != LOGIT_SCALE or config.revision != LAYER_REVISION:
+        if config != LayerConfig():
             raise ModelError(
                 "this River version was made with other inputs than this program's; run one release on all workers, "
                 "or let the learn agent start a new layer"
             )
-        if len(weights) != len(LAYER_INPUTS) or not all(
-            abs(number) <= LARGEST_COEFFICIENT for number in (*weights, intercept)
+        if {len(weights), len(scale.means), len(scale.squares)} != {len(INPUTS)} or not (
+            all(abs(number) <= LARGEST_COEFFICIENT for number in (*weights, intercept, *scale.means))
+            and all(0.0 <= number <= _LARGEST_MOMENT for number in (scale.weight, *scale.squares))
         ):
             raise ModelError(
-                f"a River layer has {len(LAYER_INPUTS)} finite weights within {LARGEST_COEFFICIENT:g}; "
+                f"a River layer has {len(INPUTS)} finite weights and means within {LARGEST_COEFFICIENT:g}; "
                 "restore an earlier version"
             )
         content = _Payload(
@@ -120,66 +123,54 @@ class RiverLayer:
             examples_offset=examples_offset,
             weights=tuple(map(float, weights)),
             intercept=float(intercept),
+            scale=scale,
             lessons=lessons or Lessons(),
         )
         self.config = config
         self.intercept: float = content.intercept
+        self.scale = scale
         self.examples_offset = examples_offset
         self.lessons = content.lessons
         self._weights: NDArray[np.float64] = np.array(content.weights)
         self._weights.flags.writeable = False
+        self._means, self._factors = scaling(scale)
         self.payload: bytes = encode_payload(content)
         self.digest: str = payload_digest(self.payload)
         self.version: str = f"{config.digest[:VERSION_DIGITS]}@{examples_offset}"
 
     @classmethod
-    def identity(cls, lightgbm_version: str, examples_start: int = 0) -> "RiverLayer":
-        """The layer that changes nothing, which every new LightGBM version starts with, at ``examples_start``."""
-        weights = (LOGIT_SCALE, *(0.0 for _ in LAYER_INPUTS[1:]))
-        config = LayerConfig(lightgbm_version=lightgbm_version).starting_at(examples_start)
-        return cls(config, weights, 0.0, examples_start)
-
-    @property
-    def lightgbm_version(self) -> str:
-        """The LightGBM version whose log-odds it takes."""
-        return self.config.lightgbm_version
-
-    @property
-    def logit_weight(self) -> float:
-        """How much of LightGBM's log-odds is in its own; 1 at the start."""
-        return float(self._weights[0]) / LOGIT_SCALE
+    def identity(cls) -> "RiverLayer":
+        """The layer before its first training update, which changes nothing."""
+        return cls(LayerConfig(), (0.0,) * len(INPUTS), 0.0, Scale(), 0)
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """One for each of `LAYER_INPUTS`; read-only."""
+        """One for each of `INPUTS`; read-only."""
         return self._weights
 
     def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log-odds, shape (n,), of features of shape (n, len(FEATURES)) and LightGBM's log-odds (n,).
 
-        A row's value does not depend on the rows beside it: products and sums go by element, in one order, which
-        a matrix product of BLAS does not promise.
+        A row's value does not depend on the rows beside it.
         """
-        inputs = feature_inputs(features, base_logit)
-        weights = self._weights
-        total: NDArray[np.float64] = inputs.logit * weights[0]
-        total += weights[inputs.amount_input]
-        total += weights[inputs.hour_input]
-        total += inputs.new_to_merchant * weights[NEW_TO_MERCHANT]
-        total += inputs.surge * weights[SURGE]
-        total += self.intercept
+        total = np.clip(base_logit, -LOGIT_BOUND, LOGIT_BOUND)
+        _add(
+            river_inputs(features[:, SOURCE_COLUMNS]), self._means, self._factors, self._weights, self.intercept, total
+        )
         return total
 
-    def contributions(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each input added to the log-odds; shape (n, len(LAYER_INPUTS)), without the intercept."""
-        products: NDArray[np.float64] = layer_inputs(features, base_logit) * self._weights
+    def contributions(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What each input adds to the log-odds; shape (n, len(INPUTS)), without the intercept."""
+        inputs = standardized(river_inputs(features[:, SOURCE_COLUMNS]), self._means, self._factors)
+        products: NDArray[np.float64] = inputs * self._weights
         return products
 
     def evidence(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> list[str]:
-        """For each row the input beyond LightGBM's log-odds that raised it most, in words, or ``""``."""
-        parts = self.contributions(features, base_logit)[:, 1:]
+        """For each row the input that raised it most, in words, or ``""``."""
+        del base_logit
+        parts = self.contributions(features)
         best = parts.argmax(axis=1) if len(parts) else np.empty(0, np.intp)
-        return [_words(index + 1) if row[index] > 0 else "" for row, index in zip(parts, best, strict=True)]
+        return [describe(index) if row[index] > 0 else "" for row, index in zip(parts, best.tolist(), strict=True)]
 
     def to_payload(self) -> bytes:
         """The layer as one JSON object of numbers; ``digest`` is its SHA-256."""
@@ -191,13 +182,32 @@ class RiverLayer:
         content = decode_payload(payload, _PAYLOAD, "a River layer")
         if content.kind != LAYER_KIND:
             raise ModelError(f"the payload is a {content.kind!r}, not a River layer; look at what was published")
-        return cls(content.config, content.weights, content.intercept, content.examples_offset, content.lessons)
+        return cls(
+            content.config, content.weights, content.intercept, content.scale, content.examples_offset, content.lessons
+        )
 
 
-def _words(index: int) -> str:
-    name = LAYER_INPUTS[index]
-    if FIRST_AMOUNT <= index < FIRST_HOUR:
-        return f"amounts {name.removeprefix('amount ')}"
-    if FIRST_HOUR <= index < NEW_TO_MERCHANT:
-        return f"hours {name.removeprefix('hour ')}"
-    return "cards new to their merchant" if index == NEW_TO_MERCHANT else "merchants with more traffic than usual"
+def scaling(scale: Scale) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return means and reciprocal standard deviations, shape (len(INPUTS),); 0 for an input that never varied."""
+    variance = np.array(scale.squares) / max(scale.weight, 1.0)
+    deviation = np.sqrt(variance)
+    varies = deviation > 1e-9
+    return np.array(scale.means), np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)
+
+
+def standardized(
+    inputs: NDArray[np.float64], means: NDArray[np.float64], factors: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return inputs as standard deviations from the mean, within `INPUT_BOUND`; shape (n, len(INPUTS))."""
+    scaled: NDArray[np.float64] = np.clip((inputs - means) * factors, -INPUT_BOUND, INPUT_BOUND)
+    return scaled
+
+
+@compiled
+def _add(inputs: Any, means: Any, factors: Any, weights: Any, intercept: Any, total: Any) -> None:
+    for i in range(inputs.shape[0]):
+        sum_ = intercept
+        for k in range(inputs.shape[1]):
+            value = (inputs[i, k] - means[k]) * factors[k]
+            sum_ += weights[k] * min(max(value, -INPUT_BOUND), INPUT_BOUND)
+        total[i] += sum_

@@ -1,101 +1,101 @@
-"""The default online model while it learns: a River logistic regression that starts as LightGBM itself."""
+"""The default online model while it learns: a River logistic regression on what LightGBM leaves unexplained."""
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
 from river import linear_model, optim, utils
 
-from pipeline.scoring.errors import ModelError
-from pipeline.scoring.layer_inputs import LAYER_INPUTS, NEW_TO_MERCHANT, SURGE, Inputs
-from pipeline.scoring.lessons import TARGETS, add_lessons, choose, example_inputs, importance_aware_weight, iterate
-from pipeline.scoring.river_layer import LayerConfig, Lessons, RiverLayer
+from pipeline.scoring.lessons import TARGETS, add_lessons, choose, example_inputs, importance_aware_weight
+from pipeline.scoring.lightgbm_model import LOGIT_BOUND
+from pipeline.scoring.river_inputs import INPUTS
+from pipeline.scoring.river_layer import LayerConfig, Lessons, RiverLayer, Scale, scaling, standardized
 from schemas.messages import Example
+
+OFFSET: Final = "LightGBM's log-odds"
+"""Input that carries the log-odds as served; its weight is 1 and does not learn."""
+LEAST_WEIGHT: Final = 100.0
+"""Weight of the examples that set the scale before the first of them is learned."""
 
 
 class LayerLearner:
-    """Folds examples, in the order of their log, into a ``river.linear_model.LogisticRegression``.
+    """Learns examples, in the order of their log, with a ``river.linear_model.LogisticRegression``.
 
-    Folding the same examples from the same layer gives the same numbers, however they are cut into batches.
+    The same examples from the same layer give the same numbers, however they are cut into batches.
     """
 
-    def __init__(self, lightgbm_version: str, examples_start: int = 0) -> None:
-        """Start as the layer that changes nothing of the LightGBM version ``lightgbm_version``.
-
-        ``examples_start`` is the offset of the first example that it will be given.
-        """
-        self._start_from(RiverLayer.identity(lightgbm_version, examples_start))
+    def __init__(self) -> None:
+        """Start as the layer that changes nothing."""
+        self._start_from(RiverLayer.identity())
 
     def _start_from(self, layer: RiverLayer) -> None:
         self.config: LayerConfig = layer.config
         self.lessons: Lessons = layer.lessons
+        self._weight = layer.scale.weight
+        self._means, self._squares = np.array(layer.scale.means), np.array(layer.scale.squares)
         rate = layer.config.learning_rate
         self._river = linear_model.LogisticRegression(
             optimizer=optim.SGD(rate), intercept_lr=rate, intercept_init=layer.intercept
         )
         # River has no public way to start from given weights; its own attribute holds them by input name.
-        self._river._weights = utils.VectorDict(dict(zip(LAYER_INPUTS, layer.weights.tolist(), strict=True)))
-
-    @property
-    def lightgbm_version(self) -> str:
-        """The LightGBM version that the layer stands on."""
-        return self.config.lightgbm_version
+        weights = dict(zip(INPUTS, layer.weights.tolist(), strict=True)) | {OFFSET: 1.0}
+        self._river._weights = utils.VectorDict(weights)
 
     @property
     def river(self) -> linear_model.LogisticRegression:
         """The River model itself, for inspection."""
         return self._river
 
-    def learn(self, features: Mapping[str, float | None], base_logit: float, target: bool, weight: float = 1.0) -> None:
-        """One lesson: features by name (null is unknown), LightGBM's log-odds as scored, fraud or not."""
-        self._learn(example_inputs([(features, base_logit)]), [target], [weight])
-        self.lessons = add_lessons(self.lessons, {"learned": 1})
-
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
-        """Fold examples in order; returns what became of them (`pipeline.scoring.lessons.choose`)."""
-        chosen, counts = choose(examples, self.lightgbm_version)
+        """Learn examples in order; returns what became of them (`pipeline.scoring.lessons.choose`)."""
+        chosen, counts = choose(examples)
         if chosen:
-            self._learn(
-                example_inputs([(example.features, example.logit) for example in chosen]),
-                [TARGETS[example.label] for example in chosen],
-                [example.weight for example in chosen],
-            )
+            inputs = example_inputs([example.features for example in chosen])
+            for row, example in zip(inputs, chosen, strict=True):
+                self._learn(row, example.logit, TARGETS[example.label], example.weight)
         self.lessons = add_lessons(self.lessons, counts)
         return counts
 
-    def _learn(self, inputs: Inputs, targets: list[bool], weights: list[float]) -> None:
-        river, rate = self._river, self.config.learning_rate
-        for (logit, amount, hour, new, surge), target, weight in zip(iterate(inputs), targets, weights, strict=True):
-            x = {LAYER_INPUTS[0]: logit, LAYER_INPUTS[amount]: 1.0, LAYER_INPUTS[hour]: 1.0}
-            if new:
-                x[LAYER_INPUTS[NEW_TO_MERCHANT]] = new
-            if surge:
-                x[LAYER_INPUTS[SURGE]] = surge
+    def _learn(self, row: NDArray[np.float64], logit: float, target: bool, weight: float) -> None:
+        if self._weight >= LEAST_WEIGHT:
+            river, rate = self._river, self.config.learning_rate
+            inputs = standardized(row, *scaling(self._scale()))
+            x = dict(zip(INPUTS, inputs.tolist(), strict=True))
+            x[OFFSET] = min(max(logit, -LOGIT_BOUND), LOGIT_BOUND)
             # The intercept learns at the same rate, as an input that is always 1.
-            squared_norm = 3.0 + logit * logit + new * new + surge * surge
+            squared_norm = 1.0 + float(inputs @ inputs)
             current = river._raw_dot_one(x)
             river.learn_one(x, target, importance_aware_weight(current, target, weight, rate, squared_norm))
+            river._weights[OFFSET] = 1.0
+        # West, "Updating Mean and Variance Estimates: An Improved Method" (1979).
+        self._weight += weight
+        distance = row - self._means
+        self._means += distance * (weight / self._weight)
+        self._squares += weight * distance * (row - self._means)
+
+    def _scale(self) -> Scale:
+        return Scale(weight=self._weight, means=tuple(self._means.tolist()), squares=tuple(self._squares.tolist()))
 
     def snapshot(self, examples_offset: int) -> RiverLayer:
-        """The layer as it is now; ``examples_offset`` says how far the fold has come."""
+        """The layer as it is now; ``examples_offset`` says how many examples it has been given."""
         weights = self._river.weights
         return RiverLayer(
             self.config,
-            tuple(float(weights.get(name, 0.0)) for name in LAYER_INPUTS),
+            tuple(float(weights.get(name, 0.0)) for name in INPUTS),
             float(self._river.intercept),
+            self._scale(),
             examples_offset,
             self.lessons,
         )
 
     def restore(self, payload: bytes) -> int:
-        """Continue from a layer's payload, wherever that began; returns the offset that it was taken at.
+        """Continue from a layer's payload; returns the offset that it was taken at.
 
-        Raises `ModelError` when the layer stands on another LightGBM version or learned with another rate.
+        Raises:
+            ModelError: The layer is damaged or was made with other settings.
         """
         layer = RiverLayer.from_payload(payload)
-        if layer.config.starting_at(0) != self.config.starting_at(0):
-            raise ModelError(
-                f"layer {layer.version} was made for LightGBM {layer.lightgbm_version} or with other settings; this "
-                f"learner is for {self.lightgbm_version}: start a new layer for it"
-            )
         self._start_from(layer)
         return layer.examples_offset
 

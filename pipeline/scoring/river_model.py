@@ -10,21 +10,11 @@ from schemas.messages import Example
 
 
 class RiverModel(Protocol):
-    """An immutable scorer on top of one LightGBM version."""
+    """An immutable scorer on top of whichever LightGBM version scores."""
 
     @property
     def version(self) -> str:
         """``<first digits of the configuration's digest>@<offset in examples>``; two models never share one."""
-        ...
-
-    @property
-    def lightgbm_version(self) -> str:
-        """The LightGBM version whose log-odds it takes."""
-        ...
-
-    @property
-    def logit_weight(self) -> float:
-        """How much of LightGBM's log-odds is in its own."""
         ...
 
     def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -42,11 +32,6 @@ class RiverModel(Protocol):
 
 class RiverLearner(Protocol):
     """A fold over ``examples``, in the order of their log."""
-
-    @property
-    def lightgbm_version(self) -> str:
-        """The LightGBM version whose examples it learns."""
-        ...
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
         """Fold examples in order; counts by what became of them (fields of `pipeline.scoring.river_layer.Lessons`)."""

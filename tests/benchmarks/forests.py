@@ -62,4 +62,4 @@ def champion(trees: int = TREES, leaves: int = LEAVES, *, cards: int = 1_000, da
     # By LightGBM's score, for which the threshold is: what River has learned by then would move it, and soon nothing
     # would be alerted, nor explained.
     policy = Policy(threshold, blend=0.0, lightgbm_version=model.version)
-    return ActiveModels(model, first_river(model.version), policy)
+    return ActiveModels(model, first_river(), policy)

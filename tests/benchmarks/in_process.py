@@ -163,7 +163,7 @@ class Engine:
             )
             for n in numbers
         ]
-        self._learner = LearnPartition(new_learner(models.lightgbm.version))
+        self._learner = LearnPartition(new_learner())
         self._offsets: dict[tuple[str, int], int] = {}
         self._places: dict[bytes, int] = {}
 

@@ -13,13 +13,20 @@ DAY_US = 86_400_000_000
 LOGIT_BOUND = 15.0
 MASK = (1 << 64) - 1
 
-LAYER_INPUTS = 15
-LEARNING_RATE = 0.05
-LOGIT_SCALE = 4.0
+LOGARITHMS = (
+    "amount", "card_count_1d", "card_count_30d", "card_seconds_since_last", "card_outlier_count_7d",
+    "card_outlier_count_30d", "card_merchant_count", "card_regular_mean_30d", "card_amount_to_regular",
+    "card_seconds_since_outlier", "merchant_count_1d", "merchant_count_30d", "merchant_unexplained_fraud_30d",
+    "merchant_unreported_since_fraud", "merchant_fraud_run_seconds", "merchant_seconds_since_first",
+)  # fmt: skip
+MISSING = ("card_regular_mean_30d", "card_seconds_since_outlier", "merchant_unreported_since_fraud")
+ZERO = ("card_merchant_count", "merchant_unreported_since_fraud")
 AMOUNT_EDGES = (10.0, 30.0, 100.0, 300.0, 1000.0)
 HOUR_EDGES = (4.0, 8.0, 12.0, 16.0, 20.0)
-NEW, SURGE = 13, 14
-SURGE_BOUND = 8.0
+LAYER_INPUTS = len(LOGARITHMS) + len(MISSING) + len(ZERO) + len(AMOUNT_EDGES) + len(HOUR_EDGES) + 2
+LEARNING_RATE = 0.001
+INPUT_BOUND = 3.0
+SCALE_WEIGHT = 100.0
 HALVINGS = 80
 
 SOURCE_RANK = {"audit": 7, "analyst": 6, "chargeback": 5, "issuer": 4, "customer": 3, "simulator": 2, "rule": 0}
@@ -87,57 +94,77 @@ def holds(labels: Iterable[tuple[str, str, int]]) -> str:
 
 
 class Layer:
-    """The online layer: weights on 15 inputs, taught one example after the other."""
+    """The online layer: weights on standardized inputs, taught one example after the other."""
 
     def __init__(self) -> None:
-        """Before its first lesson: LightGBM's log-odds themselves."""
-        self.weights = [LOGIT_SCALE] + [0.0] * (LAYER_INPUTS - 1)
+        """Before its first training update: LightGBM's log-odds themselves."""
+        self.weights = [0.0] * LAYER_INPUTS
         self.intercept = 0.0
-        self.lessons = dict.fromkeys(("learned", "corrections", "other_base", "rule", "unlabelled"), 0)
+        self.weight = 0.0
+        self.means, self.squares = [0.0] * LAYER_INPUTS, [0.0] * LAYER_INPUTS
+        self.lessons = dict.fromkeys(("learned", "corrections", "other_kernel", "rule", "unlabelled"), 0)
 
     def logit(self, features: Mapping[str, float | None], base_logit: float) -> float:
         """Log-odds of one transaction."""
-        return sum(self.weights[i] * x for i, x in layer_inputs(features, base_logit).items()) + self.intercept
+        return self._sum(self._standardized(layer_inputs(features)), base_logit)
 
-    def teach(self, example: Mapping[str, Any], lightgbm: str) -> None:
-        """One record of ``examples``, for a layer that stands on the LightGBM version ``lightgbm``."""
-        fate = self._fate(example, lightgbm)
+    def _sum(self, inputs: Sequence[float], base_logit: float) -> float:
+        terms = (weight * value for weight, value in zip(self.weights, inputs, strict=True))
+        return max(-LOGIT_BOUND, min(LOGIT_BOUND, base_logit)) + sum(terms) + self.intercept
+
+    def _standardized(self, inputs: Sequence[float]) -> list[float]:
+        found = []
+        for value, mean, square in zip(inputs, self.means, self.squares, strict=True):
+            deviation = math.sqrt(square / max(self.weight, 1.0))
+            scaled = (value - mean) / deviation if deviation > 1e-9 else 0.0
+            found.append(max(-INPUT_BOUND, min(INPUT_BOUND, scaled)))
+        return found
+
+    def teach(self, example: Mapping[str, Any], kernel: str) -> None:
+        """One record of ``examples``, for a layer of the kernel version ``kernel``."""
+        fate = self._fate(example, kernel)
         self.lessons[fate] += 1
         if fate != "learned":
             return
-        inputs = layer_inputs(example["features"], example["logit"])
-        z = sum(self.weights[i] * x for i, x in inputs.items()) + self.intercept
-        fraud = example["label"] == "fraud"
-        norm = 1.0 + sum(x * x for x in inputs.values())
-        step = importance_step(z if fraud else -z, LEARNING_RATE * example["weight"] * norm)
+        inputs, weight = layer_inputs(example["features"]), example["weight"]
+        if self.weight >= SCALE_WEIGHT:
+            self._update(self._standardized(inputs), example["logit"], example["label"] == "fraud", weight)
+        self.weight += weight
+        for i, value in enumerate(inputs):
+            distance = value - self.means[i]
+            self.means[i] += distance * weight / self.weight
+            self.squares[i] += weight * distance * (value - self.means[i])
+
+    def _update(self, inputs: Sequence[float], base_logit: float, fraud: bool, weight: float) -> None:
+        z = self._sum(inputs, base_logit) * (1.0 if fraud else -1.0)
+        norm = 1.0 + sum(x * x for x in inputs)
+        step = importance_step(z, LEARNING_RATE * weight * norm)
         # Never further than the weighted gradient itself would go.
-        gradient = 1.0 / (1.0 + math.exp(min(700.0, z if fraud else -z)))
-        along = min(step / norm, LEARNING_RATE * example["weight"] * gradient) * (1.0 if fraud else -1.0)
-        for i, x in inputs.items():
-            self.weights[i] += along * x
+        gradient = 1.0 / (1.0 + math.exp(min(700.0, z)))
+        along = min(step / norm, LEARNING_RATE * weight * gradient) * (1.0 if fraud else -1.0)
+        self.weights = [own + along * x for own, x in zip(self.weights, inputs, strict=True)]
         self.intercept += along
 
     @staticmethod
-    def _fate(example: Mapping[str, Any], lightgbm: str) -> str:
+    def _fate(example: Mapping[str, Any], kernel: str) -> str:
         if example["label_source"] == "rule":
             return "rule"
         if example["label"] not in ("fraud", "legitimate", "presumed_legitimate"):
             return "unlabelled"
         if example["revision"] > 0:
             return "corrections"
-        return "learned" if example["versions"]["lightgbm"] == lightgbm else "other_base"
+        return "learned" if example["versions"]["kernel"] == kernel else "other_kernel"
 
 
-def layer_inputs(features: Mapping[str, float | None], base_logit: float) -> dict[int, float]:
-    """The inputs of the layer that are not zero, by index."""
-    inputs = {0: max(-LOGIT_BOUND, min(LOGIT_BOUND, base_logit)) / LOGIT_SCALE}
-    inputs[1 + band(features["amount"] or 0.0, AMOUNT_EDGES)] = 1.0
-    inputs[2 + len(AMOUNT_EDGES) + band(features["hour"] or 0.0, HOUR_EDGES)] = 1.0
-    if features["card_merchant_count"] == 0:
-        inputs[NEW] = 1.0
-    if surge := features["merchant_surge"]:
-        inputs[SURGE] = math.log1p(max(0.0, min(SURGE_BOUND, surge))) / math.log1p(SURGE_BOUND)
-    return inputs
+def layer_inputs(features: Mapping[str, float | None]) -> list[float]:
+    """The inputs of the layer, in order."""
+    found = [math.log1p(max(0.0, features[name] or 0.0)) for name in LOGARITHMS]
+    found += [1.0 if features[name] is None else 0.0 for name in MISSING]
+    found += [1.0 if features[name] == 0 else 0.0 for name in ZERO]
+    for name, edges in (("amount", AMOUNT_EDGES), ("hour", HOUR_EDGES)):
+        inside = band(features[name] or 0.0, edges)
+        found += [1.0 if number == inside else 0.0 for number in range(len(edges) + 1)]
+    return found
 
 
 def band(value: float, edges: Sequence[float]) -> int:

@@ -117,7 +117,7 @@ def cases_follow_from_the_log(run: Run) -> Check:
 
 
 def card_features_travel_unchanged(run: Run) -> Check:
-    """Compare the card features that the models saw with those that the card agent computed."""
+    """Compare the card features that the models saw, and what follows from them, with the profiled rows."""
     check = Check("card features travel unchanged")
     check.count("decisions", 0)
     for entry, one in run.profiled_as_written:
@@ -125,7 +125,10 @@ def card_features_travel_unchanged(run: Run) -> Check:
         values = struct.unpack(f"<{len(packed) // 8}d", packed)
         for row in run.features_at.get(entry.log, ()):
             check.count("decisions")
-            seen = list(row["features"].values())[: len(values)]
+            named = row["features"]
+            outlier = (named["card_amount_to_usual"] or 0.0) > 3 and named["card_count_30d"] >= 5
+            check.same(f"{key_of(one)}: outlier", one["outlier"], outlier)
+            seen = list(named.values())[: len(values)]
             if any(not _agree("", s, v) for s, v in zip(seen, values, strict=True)):
                 check.differs(f"{key_of(one)}: the models saw other card features than the profiled record has")
     return check
@@ -174,7 +177,7 @@ def _merchant_rows(run: Run) -> list[Row]:
         row: Row = {"partition_newest_us": newest[entry.partition], "card_id": one["card_id"], "log": log}
         if one["kind"] == "transaction":
             newest[entry.partition] = max(newest[entry.partition], one["event_time_us"])
-            row |= {**_stated(one), "known": "none", "known_at_us": 0}
+            row |= {**_stated(one), "outlier": one["outlier"], "known": "none", "known_at_us": 0}
         else:
             row |= {
                 "kind": "label",
@@ -183,6 +186,7 @@ def _merchant_rows(run: Run) -> list[Row]:
                 "event_time_us": one["event_time_us"],
                 "amount_minor": 0,
                 "counts": False,
+                "outlier": False,
                 "known": one["known"],
                 "known_at_us": one["known_at_us"],
             }

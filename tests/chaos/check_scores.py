@@ -1,9 +1,9 @@
 """Every score again from the versions that its decision names: LightGBM's own predictor, the layer, the policy."""
 
+import copy
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-from tests.chaos.arithmetic import LOGIT_BOUND, Layer, identity, sample_position, sigmoid
+from tests.chaos.arithmetic import LOGARITHMS, LOGIT_BOUND, MISSING, ZERO, Layer, identity, sample_position, sigmoid
 from tests.chaos.run import Check, Run, key_of, log_of
 
 Features = dict[str, float | None]
@@ -61,43 +61,19 @@ class Models:
         return models
 
     @property
-    def starts(self) -> frozenset[tuple[str, int]]:
-        """LightGBM versions, each with the offsets in ``examples`` at which a layer on it began."""
-        told = {(p["config"]["lightgbm_version"], p["config"].get("examples_start", 0)) for _, p in self.in_order}
-        return frozenset(told | {(version, 0) for version in self.lightgbm})
+    def kernel(self) -> str:
+        """The kernel version of all LightGBM versions."""
+        return str(next(iter(self.lightgbm.values()))["kernel"])
 
-    def first_offset(self, lightgbm_version: str, offsets: Sequence[int]) -> int:
-        """Where the layer on a LightGBM version began: as many examples before its first record as that has counted.
-
-        ``offsets`` are those of all examples.
-        """
-        for _, payload in self.in_order:
-            if payload["config"]["lightgbm_version"] == lightgbm_version:
-                before = [offset for offset in offsets if offset < payload["examples_offset"]]
-                counted = sum(payload["lessons"].values())
-                return 0 if counted >= len(before) else [*before, int(payload["examples_offset"])][-counted - 1]
-        return 0
-
-    def folded(self, run: Run) -> dict[tuple[str, int], Layer]:
-        """Layers by (LightGBM version, offset in ``examples``): a fresh fold of the records before the offset."""
-        wanted: dict[str, set[int]] = defaultdict(set)
-        for version in {one["versions"]["lightgbm"] for _, one in run.logs.decoded("decisions")}:
-            wanted[version].add(0)
-        for _, payload in self.in_order:
-            wanted[payload["config"]["lightgbm_version"]].add(int(payload["examples_offset"]))
-        examples = run.logs.decoded("examples")
-        layers: dict[tuple[str, int], Layer] = {}
-        for version, offsets in wanted.items():
-            layer, start = Layer(), self.first_offset(version, [entry.offset for entry, _ in examples])
-            waiting = sorted(offsets)
-            for entry, example in examples:
-                while waiting and waiting[0] <= entry.offset:
-                    layers[version, waiting.pop(0)] = _copy(layer)
-                if entry.offset >= start:
-                    layer.teach(example, version)
-            for offset in waiting:
-                layers[version, offset] = _copy(layer)
-        return layers
+    def folded(self, run: Run) -> dict[int, Layer]:
+        """Layers by offset in ``examples``: a fresh fold of the records before the offset."""
+        waiting = sorted({0, *(int(payload["examples_offset"]) for _, payload in self.in_order)})
+        layers, layer = {}, Layer()
+        for entry, example in run.logs.decoded("examples"):
+            while waiting and waiting[0] <= entry.offset:
+                layers[waiting.pop(0)] = copy.deepcopy(layer)
+            layer.teach(example, self.kernel)
+        return layers | dict.fromkeys(waiting, layer)
 
 
 def configuration_digest(config: dict[str, Any]) -> str:
@@ -112,22 +88,20 @@ def weights_are_a_fresh_fold(run: Run) -> Check:
     models = Models.of(run, check)
     layers = models.folded(run)
     check.compared = {"versions": len(models.in_order), "examples": len(run.logs.decoded("examples"))}
-    offsets = [entry.offset for entry, _ in run.logs.decoded("examples")]
     for version, payload in models.in_order:
-        layer = layers[payload["config"]["lightgbm_version"], int(payload["examples_offset"])]
+        layer = layers[int(payload["examples_offset"])]
         check.same(f"River {version}: lessons", payload["lessons"], layer.lessons)
-        base, start = payload["config"]["lightgbm_version"], payload["config"].get("examples_start", 0)
-        between = range(*sorted((start, models.first_offset(base, offsets))))
-        if any(offset in between for offset in offsets):
-            check.differs(f"River {version}: its configuration says that it began at {start}; its lessons do not")
-        for i, (found, wanted) in enumerate(zip(payload["weights"], layer.weights, strict=True)):
+        scale = payload["scale"]
+        numbers = [
+            *zip(payload["weights"], layer.weights, strict=True),
+            *zip(scale["means"], layer.means, strict=True),
+            *zip(scale["squares"], layer.squares, strict=True),
+            (payload["intercept"], layer.intercept),
+            (scale["weight"], layer.weight),
+        ]
+        for i, (found, wanted) in enumerate(numbers):
             if not _close(found, wanted):
-                check.differs(f"River {version}: weight {i} is {found!r}, a fresh fold gives {wanted!r}")
-        if not _close(payload["intercept"], layer.intercept):
-            check.differs(f"River {version}: intercept {payload['intercept']!r}, a fold gives {layer.intercept!r}")
-    for base, first in {p["config"]["lightgbm_version"]: p for _, p in reversed(models.in_order)}.items():
-        if models.first_offset(base, offsets) > 0 and first["lessons"]["learned"]:
-            check.differs(f"the layer on {base} began behind the first example, and was not published before a lesson")
+                check.differs(f"River {version}: number {i} is {found!r}, a fresh fold gives {wanted!r}")
     entries = run.logs.entries("examples")
     end = entries[-1].offset + 1 if entries else 0
     if entries and (not models.in_order or int(models.in_order[-1][1]["examples_offset"]) != end):
@@ -184,7 +158,7 @@ def _lightgbm_logits(
 def _reproduce(
     check: Check,
     models: Models,
-    layers: dict[tuple[str, int], Layer],
+    layers: dict[int, Layer],
     decision: dict[str, Any],
     features: Features,
     logit: float,
@@ -192,8 +166,8 @@ def _reproduce(
     key, versions = key_of(decision), decision["versions"]
     policy = models.policy.get(versions["policy"])
     digest, _, offset = versions["river"].partition("@")
-    layer = layers.get((versions["lightgbm"], int(offset)))
-    if policy is None or layer is None or digest not in _digests(models.starts):
+    layer = layers.get(int(offset))
+    if policy is None or layer is None or digest != _digest(models.kernel):
         check.differs(f"{key} names versions that were never published: {versions}")
         return
     river = layer.logit(features, logit)
@@ -225,31 +199,15 @@ def _select(policy: dict[str, Any], score: float, features: Features, number: in
 
 
 @cache
-def _digests(starts: frozenset[tuple[str, int]]) -> set[str]:
-    """Of layers on LightGBM versions that began at offsets of ``examples``, as the documents configure them."""
+def _digest(kernel: str) -> str:
+    """Of a layer's configuration, as the documents describe it."""
     amounts = ["below 10", "10 to 30", "30 to 100", "100 to 300", "300 to 1000", "from 1000"]
     hours = ["below 4", "4 to 8", "8 to 12", "12 to 16", "16 to 20", "from 20"]
-    inputs = ["logit", *(f"amount {b}" for b in amounts), *(f"hour {b}" for b in hours)]
-    inputs += ["card new to merchant", "surge at merchant"]
-    return {
-        configuration_digest(
-            {
-                "lightgbm_version": version,
-                "inputs": inputs,
-                "logit_scale": 4.0,
-                "learning_rate": 0.05,
-                "revision": 1,
-                **({"examples_start": start} if start else {}),
-            }
-        )
-        for version, start in starts
-    }
-
-
-def _copy(layer: Layer) -> Layer:
-    copy = Layer()
-    copy.weights, copy.intercept, copy.lessons = list(layer.weights), layer.intercept, dict(layer.lessons)
-    return copy
+    inputs = [*LOGARITHMS, *(f"no {name}" for name in MISSING), *(f"{name} is 0" for name in ZERO)]
+    inputs += [*(f"amount {band}" for band in amounts), *(f"hour {band}" for band in hours)]
+    return configuration_digest(
+        {"inputs": inputs, "learning_rate": 0.001, "input_bound": 3.0, "revision": 2, "kernel": kernel}
+    )
 
 
 def _close(found: float, wanted: float) -> bool:

@@ -4,6 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.sampling import sample_position as pipelines_position
 from pipeline.scoring.river_learner import LayerLearner
@@ -35,13 +36,15 @@ def test_identities_and_samples_are_the_pipeline_s() -> None:
 
 def test_a_fold_of_examples_gives_the_weights_of_the_learner() -> None:
     taught = [example(number) for number in range(400)]
-    taught += [example(500, label_source="rule"), example(501, revision=1), example(502, lightgbm="other")]
-    learner, layer = LayerLearner("base"), arithmetic.Layer()
+    taught += [example(500, label_source="rule"), example(501, revision=1), example(502, kernel="other")]
+    learner, layer = LayerLearner(), arithmetic.Layer()
     learner.learn_examples(taught)
     for one in taught:
-        layer.teach(msgspec.json.decode(msgspec.json.encode(one)), "base")
+        layer.teach(msgspec.json.decode(msgspec.json.encode(one)), KERNEL_VERSION)
     published = learner.snapshot(403)
     assert np.allclose(layer.weights, published.weights, rtol=1e-12, atol=1e-13)
+    assert np.allclose(layer.means, published.scale.means, rtol=1e-12, atol=1e-13)
+    assert np.allclose(layer.squares, published.scale.squares, rtol=1e-9, atol=1e-9)
     assert layer.intercept == pytest.approx(published.intercept, rel=1e-12)
     assert layer.lessons == msgspec.to_builtins(published.lessons)
     features = matrix(20, seed=5)

@@ -63,7 +63,7 @@ def _trained(data: TrainingSet, name: str, first: datetime | None) -> ActiveMode
         known_before_us=(TEST_FROM - EPOCH) // unit,
     )
     trained = train(data, split)
-    return ActiveModels(trained.model, first_river(trained.model.version), trained.policy)
+    return ActiveModels(trained.model, first_river(), trained.policy)
 
 
 def _decided(file: Path, mapping: ColumnMapping, models: dict[str, ActiveModels], *, learn: bool) -> BacktestResult:

@@ -224,7 +224,7 @@ def _check(
     file = list(zip(frame["card_id"], frame["transaction_id"], strict=True))
     sent, card_log = topics.transactions(cards)
     profiled_labels, early_labels, merchant_log = topics.profiled(merchants)
-    river = dict(_river_versions(topics, decisions))
+    river = dict(_river_versions(topics))
     outcomes = [
         checks.every_transaction_once(file, sent, decisions.identity, topics.dead_letters()),
         checks.labels_were_passed_on(report.labels, profiled_labels, early_labels),
@@ -237,11 +237,10 @@ def _check(
     return outcomes
 
 
-def _river_versions(topics: Topics, decisions: Decisions) -> Iterator[tuple[str, RiverModel]]:
+def _river_versions(topics: Topics) -> Iterator[tuple[str, RiverModel]]:
     """Every online model that can be got by name: those of the topic, and the one before the first lesson."""
-    for lightgbm in {versions.lightgbm for versions in decisions.versions}:
-        first = first_river(lightgbm)
-        yield first.version, first
+    first = first_river()
+    yield first.version, first
     decode = msgspec.json.Decoder(ModelVersion).decode
     for records in topics.batches(MODELS):
         for record in records:
@@ -261,7 +260,7 @@ def _river_fold(topics: Topics, river: dict[str, RiverModel]) -> checks.Check:
     newest = max(river, key=lambda version: int(version.rpartition("@")[2]))
     model, offset = river[newest], int(newest.rpartition("@")[2])
     decode = msgspec.json.Decoder(Example).decode
-    learner, count = new_learner(model.lightgbm_version), 0
+    learner, count = new_learner(), 0
     for records in topics.batches(EXAMPLES):
         examples = [decode(record.value or b"") for record in records if record.offset < offset]
         learner.learn_examples(examples)

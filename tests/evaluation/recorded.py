@@ -223,6 +223,7 @@ class Topics:
                         {
                             "kind": "transaction",
                             **stated,
+                            "outlier": one.outlier,
                             "known": "none",
                             "known_at_us": 0,
                             "partition_newest_us": before_us,
@@ -238,6 +239,7 @@ class Topics:
                             "event_time_us": one.event_time_us,
                             "amount_minor": 0,
                             "counts": False,
+                            "outlier": False,
                             "known": one.known,
                             "known_at_us": one.known_at_us,
                             "partition_newest_us": before_us,

@@ -10,11 +10,13 @@ import pytest
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
-from pipeline.scoring.river_layer import RiverLayer
+from pipeline.scoring.river_inputs import INPUTS
+from pipeline.scoring.river_layer import RiverLayer, Scale
 from pipeline.simulator import Scenario, make_profiles, simulate_days
 from tests.evaluation import checks
 from tests.evaluation.measures import detection, latency_ms
 from tests.evaluation.recorded import Decisions, Versions
+from tests.reference.features import card_outliers
 from tests.unit.model_helpers import small_model
 
 Arguments = tuple[list[tuple[str, str]], list[tuple[str, str]], list[tuple[str, str]], dict[str, int]]
@@ -51,8 +53,9 @@ def decisions(frame: pd.DataFrame) -> Decisions:
 
 
 def layer() -> RiverLayer:
-    same = RiverLayer.identity(small_model().version)
-    return RiverLayer(same.config, tuple(same.weights + 0.1), -0.2, 5)
+    same = RiverLayer.identity()
+    scale = Scale(weight=100.0, means=(1.0,) * len(INPUTS), squares=(200.0,) * len(INPUTS))
+    return RiverLayer(same.config, tuple(same.weights + 0.1), -0.2, scale, 5)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,9 @@ def card_log(frame: pd.DataFrame) -> pd.DataFrame:
 def merchant_log(frame: pd.DataFrame, card_log: pd.DataFrame) -> pd.DataFrame:
     """Transactions and their labels, each label before the first transaction at or after the time it is known."""
     identity = pd.Series(list(zip(frame["card_id"], frame["transaction_id"], strict=True)), dtype=object)
-    base = card_log[["card_id", "merchant_id", "event_time_us", "amount_minor", "counts"]].assign(transaction=identity)
+    base = card_log[["card_id", "merchant_id", "event_time_us", "amount_minor", "counts"]].assign(
+        transaction=identity, outlier=card_outliers(card_log)
+    )
     transactions = base.assign(kind="transaction", known="none", known_at_us=0, at_us=base["event_time_us"], place=1)
     known_at_us = base["event_time_us"] + DELAY_US
     known = np.where(frame["fraud"], "fraud", "legitimate")

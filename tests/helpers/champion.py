@@ -28,7 +28,7 @@ def policy(threshold: float = 0.6, **changes: object) -> Policy:
 def active(river: RiverModel | None = None, **changes: object) -> ActiveModels:
     """The small champion with its policy; ``changes`` are the policy's."""
     model = small_model()
-    return ActiveModels(model, river or first_river(model.version), policy(**changes))  # type: ignore[arg-type]
+    return ActiveModels(model, river or first_river(), policy(**changes))  # type: ignore[arg-type]
 
 
 def decide(state: ScorePartition, records: Sequence[Record], models: ActiveModels, now: datetime) -> Result:

@@ -112,7 +112,7 @@ def _card_row(message: ProfiledTransaction) -> dict[str, object]:
 
 def _merchant_row(message: ProfiledTransaction | ProfiledLabel) -> dict[str, object]:
     if isinstance(message, ProfiledTransaction):
-        return {**_card_row(message), "known": "none", "known_at_us": 0}
+        return {**_card_row(message), "outlier": message.outlier, "known": "none", "known_at_us": 0}
     return {
         "kind": "label",
         "transaction": (message.card_id, message.transaction_id),
@@ -120,6 +120,7 @@ def _merchant_row(message: ProfiledTransaction | ProfiledLabel) -> dict[str, obj
         "event_time_us": message.event_time_us,
         "amount_minor": 0,
         "counts": False,
+        "outlier": False,
         "known": message.known,
         "known_at_us": message.known_at_us,
     }

@@ -19,7 +19,7 @@ def main() -> None:
     base = small_model()
     rule = Rule(code="any", feature="amount", op=">", value=0, sentence="Any amount.")
     policy = Policy(0.5, blend=0.7, audit_rate=0.05, rules=(rule,), lightgbm_version=base.version)
-    models = ActiveModels(base, first_river(base.version), policy)
+    models = ActiveModels(base, first_river(), policy)
     options = CardOptions(RATES, 300_000_000, 5 * DAY, 8 * DAY, 2)
     history = busy_history(1, 100)
     play(history, Live(models, options))

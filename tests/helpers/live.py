@@ -51,7 +51,7 @@ class Live:
         self._scores = [ScorePartition() for _ in numbers]
         self._decider = Decider(card.rates.base, card.partitions, all_features=True)
         self._feedbacks = [FeedbackPartition(feedback, MemoryStore()) for _ in numbers] if feedback else []
-        self.learn = LearnPartition(new_learner(models.lightgbm.version))
+        self.learn = LearnPartition(new_learner())
         self._offsets: Counter[tuple[str, int]] = Counter()
         self.decisions: list[Decision] = []
         self.alerts: list[Alert] = []

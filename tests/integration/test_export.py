@@ -138,7 +138,7 @@ def same(rows: list[dict[str, Any]], records: list[Record]) -> None:
 def backtest(cluster: Cluster, history: Path | None, **asked: Any) -> BacktestResult:
     # A directory has no topic of models.
     base = small_model()
-    models = ActiveModels(base, first_river(base.version, None), policy())
+    models = ActiveModels(base, first_river(), policy())
     return Backtest(history, models={"candidate": models}, settings=cluster.settings, **asked).run()
 
 

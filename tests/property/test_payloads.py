@@ -41,10 +41,8 @@ PAYLOADS: dict[str, bytes] = {
         lightgbm_version="abc",
         metadata={"why": ["test", {"is": 1}]},
     ).to_payload(),
-    "layer": RiverLayer.identity("abc", 7).to_payload(),
-    "reference": ConfiguredRiverModel(
-        ClassifierConfig(classifier=CLASSIFIER, lightgbm_version="abc"), STATE, 9
-    ).to_payload(),
+    "layer": RiverLayer.identity().to_payload(),
+    "reference": ConfiguredRiverModel(ClassifierConfig(classifier=CLASSIFIER), STATE, 9).to_payload(),
     "lightgbm": LightGBMModel(
         grown(trees=1, leaves=3).model_to_string(), distributions=distributions_of(ROWS, np.ones(3))
     ).to_payload(),
@@ -78,7 +76,7 @@ READERS: tuple[Callable[[bytes], object], ...] = (
     payload_kind,
     read_reference,
     lambda payload: load_river(payload, CLASSIFIER, file_of_the_registry),
-    lambda payload: resume_learner(payload, "abc", None, file_of_the_registry),
+    lambda payload: resume_learner(payload, None, file_of_the_registry),
 )
 
 

@@ -131,7 +131,7 @@ KERNELS = {
         feedback_batches,
     ),
     "learn": Kernel(
-        lambda store, loaded: LearnPartition(new_learner("base"), loaded=loaded),
+        lambda store, loaded: LearnPartition(new_learner(), loaded=loaded),
         learn,
         learn_batches,
     ),

@@ -67,6 +67,12 @@ def card_features(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, index=frame.index)
 
 
+def card_outliers(frame: pd.DataFrame) -> list[bool]:
+    """Whether the amount of each row is an outlier for its card; ``frame`` as `card_features` reads it."""
+    features = card_features(frame)
+    return ((features["card_amount_to_usual"] > 3) & (features["card_count_30d"] >= 5)).tolist()
+
+
 def card_cases(frame: pd.DataFrame) -> pd.DataFrame:
     """``case_start_us`` and ``case_sequence`` of each row of a frame as `card_features` reads it."""
     cases: dict[Any, list[int]] = {}

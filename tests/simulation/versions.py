@@ -3,10 +3,9 @@
 from typing import NamedTuple
 
 from pipeline.scoring.payload import payload_digest
-from pipeline.scoring.river_factory import first_river, load_river
+from pipeline.scoring.river_factory import first_river
 from schemas.messages import Activation, ModelVersion, VersionReference
 from schemas.records import Record
-from tests.helpers.champion import no_files
 from tests.simulation.model_kafka import Cluster
 from tests.simulation.names import PREFIX
 from tests.simulation.reading import decode_control, decode_version, messages
@@ -31,12 +30,11 @@ def active_versions(cluster: Cluster) -> Versions:
             left = [one for one in item.versions if one.name in ("lightgbm", "policy") and one.name not in found]
             if all((one.name, one.digest) in there for one in left):
                 found |= {one.name: one for one in left}
-    lightgbm = found["lightgbm"].version
-    return Versions(lightgbm, found["policy"].version, _river(published, lightgbm))
+    return Versions(found["lightgbm"].version, found["policy"].version, newest_river(cluster) or first_river().version)
 
 
 def newest_river(cluster: Cluster) -> str:
-    """Return the newest version of the online model, whatever it stands on."""
+    """Return the newest version of the online model; empty before there is one."""
     return next((one.version for one in reversed(_published(cluster)) if one.name == "river"), "")
 
 
@@ -48,13 +46,3 @@ def _published(cluster: Cluster) -> list[ModelVersion]:
         for _, version in messages(records, "models", decode_version)
         if payload_digest(bytes(version.payload)) == version.digest
     ]
-
-
-def _river(published: list[ModelVersion], lightgbm: str) -> str:
-    """Return the newest version on a LightGBM version; the one before all examples where there is none."""
-    for version in reversed(published):
-        if version.name == "river":
-            layer = load_river(bytes(version.payload), None, no_files)
-            if layer.lightgbm_version == lightgbm:
-                return layer.version
-    return first_river(lightgbm).version

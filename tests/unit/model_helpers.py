@@ -130,8 +130,14 @@ def tolerance(booster: lightgbm.Booster) -> float:
 
 
 def example(number: int = 0, **changes: Any) -> Example:
-    """One example; ``changes`` are fields, or ``lightgbm`` for the version that scored it."""
-    lightgbm_version = changes.pop("lightgbm", "base")
+    """One example; ``changes`` are fields, or versions ``lightgbm`` and ``kernel``."""
+    versions = Versions(
+        lightgbm=changes.pop("lightgbm", "base"),
+        river="r",
+        policy="p",
+        kernel=changes.pop("kernel", KERNEL_VERSION),
+        rates="1",
+    )
     row = matrix(1, seed=number)[0]
     fields: dict[str, Any] = {
         "transaction_id": f"t{number}",
@@ -149,7 +155,7 @@ def example(number: int = 0, **changes: Any) -> Example:
         },
         "logit": float(np.random.default_rng(number).normal(-4, 2)),
         "score": 0.1,
-        "versions": Versions(lightgbm=lightgbm_version, river="r", policy="p", kernel=KERNEL_VERSION, rates="1"),
+        "versions": versions,
         "log": LogPosition(partition=0, offset=number),
     }
     return Example(**{**fields, **changes})

@@ -15,9 +15,9 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
-from pipeline.scoring.layer_inputs import LAYER_INPUTS, SOURCE_FEATURES
 from pipeline.scoring.river_factory import first_river
-from pipeline.scoring.river_layer import LayerConfig, RiverLayer
+from pipeline.scoring.river_inputs import INPUTS, SOURCES
+from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
 from pipeline.scoring.river_learner import LayerLearner
 from schemas.messages import Example, LogPosition
 from tests.contract.records import RATES
@@ -31,8 +31,9 @@ CHUNKS = (1, 7, 1_000, None)
 def models() -> ActiveModels:
     """A layer that has learned something, and a policy that alerts for every reason."""
     base = small_model()
-    weights = tuple(np.random.default_rng(5).normal(0.3, 0.2, len(LAYER_INPUTS)).tolist())
-    river = RiverLayer(LayerConfig(lightgbm_version=base.version), weights, -0.2, 17)
+    weights = tuple(np.random.default_rng(5).normal(0.3, 0.2, len(INPUTS)).tolist())
+    scale = Scale(weight=100.0, means=(1.0,) * len(INPUTS), squares=(200.0,) * len(INPUTS))
+    river = RiverLayer(LayerConfig(), weights, -0.2, scale, 17)
     rules = (Rule(code="foreign", feature="card_count_1h", op=">", value=0, sentence="Many within the hour."),)
     policy = Policy(0.5, blend=0.7, audit_rate=0.05, rules=rules, lightgbm_version=base.version)
     return ActiveModels(base, river, policy)
@@ -147,8 +148,8 @@ def test_reasons_are_those_of_the_alerts() -> None:
 class Pupil(LayerLearner):
     """A learner that keeps what it was told."""
 
-    def __init__(self, lightgbm_version: str) -> None:
-        super().__init__(lightgbm_version)
+    def __init__(self) -> None:
+        super().__init__()
         self.told: list[Example] = []
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
@@ -159,7 +160,7 @@ class Pupil(LayerLearner):
 
 def comparable(example: Example) -> Example:
     """Without the place in a log that a replay has not; with the features that the layer learns from."""
-    features = {name: example.features[name] for name in SOURCE_FEATURES}
+    features = {name: example.features[name] for name in SOURCES}
     return msgspec.structs.replace(example, log=LogPosition(partition=0, offset=0), features=features)
 
 
@@ -168,9 +169,9 @@ def assert_taught(
 ) -> Live:
     """That a replay decides, tells and counts what the live kernels do, of which it returns the run."""
     base = small_model()
-    start = ActiveModels(base, first_river(base.version), models().policy)
+    start = ActiveModels(base, first_river(), models().policy)
     live = play(history, Live(start, card, feedback), every_us)
-    pupil = Pupil(base.version)
+    pupil = Pupil()
     parts = run(history, card, rows, scored_by=start, learning=Learning(feedback, every_us, pupil))
     if live.decisions:
         assert_same(parts, live)
@@ -194,23 +195,3 @@ def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, parti
     assert {example.label for example in live.examples} == {"fraud", "legitimate", "presumed_legitimate"}
     assert max(example.revision for example in live.examples) > 0
     assert live.feedback_counts["label", "unknown_transaction"] > 0
-
-
-def test_a_learner_of_another_kind_is_told_all_features() -> None:
-    history, feedback = busy_history(4, 200), FeedbackOptions(8 * DAY, 3 * DAY, 0.4)
-    live = play(history, Live(models(), options(), feedback))
-    told_to: list[Example] = []
-
-    class Other:
-        """Not the default layer."""
-
-        lightgbm_version = small_model().version
-
-        def learn_examples(self, examples: list[Example]) -> None:
-            told_to.extend(examples)
-
-        def snapshot(self, examples_offset: int) -> RiverLayer:
-            return RiverLayer.identity(self.lightgbm_version, examples_offset)
-
-    run(history, options(), 50, learning=Learning(feedback, HOUR, Other()))  # type: ignore[arg-type]
-    assert [one.features for one in told_to] == [one.features for one in live.examples] != []

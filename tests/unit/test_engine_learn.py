@@ -18,23 +18,21 @@ from tests.helpers.champion import no_files
 from tests.helpers.logs import START, Log
 from tests.unit.model_helpers import example
 
-BASE = "base"
-
 
 def lessons(count: int, **changes: object) -> list[Record]:
     """``examples`` with a hole after every tenth record, as the markers of transactions leave them."""
     log = Log(EXAMPLES)
     for number in range(count):
-        log.append(msgspec.json.encode(example(number, lightgbm=BASE, **changes)))
+        log.append(msgspec.json.encode(example(number, **changes)))
     return [msgspec.structs.replace(record, offset=record.offset + record.offset // 10) for record in log.records]
 
 
 def fresh(next_offset: int = 0) -> LearnPartition:
-    return LearnPartition(new_learner(BASE), next_offset)
+    return LearnPartition(new_learner(), next_offset)
 
 
 def resumed(payload: bytes) -> LearnPartition:
-    learner, offset = resume_learner(payload, BASE, None, no_files)
+    learner, offset = resume_learner(payload, None, no_files)
     return LearnPartition(learner, offset)
 
 
@@ -120,16 +118,16 @@ def test_lessons_move_the_model() -> None:
 def test_what_teaches_nothing_is_counted_and_passed() -> None:
     state = fresh()
     others: list[Example] = [
-        example(0, lightgbm="another"),
-        example(1, lightgbm=BASE, revision=1),
-        example(2, lightgbm=BASE, label_source="rule"),
-        example(3, lightgbm=BASE, label="disputed"),
+        example(0, kernel="another"),
+        example(1, revision=1),
+        example(2, label_source="rule"),
+        example(3, label="disputed"),
     ]
     log = Log(EXAMPLES)
     for one in others:
         log.append(msgspec.json.encode(one))
     result = state.learn(log.records)
-    assert result.counts == {("lesson", kind): 1 for kind in ("other_base", "corrections", "rule", "unlabelled")}
+    assert result.counts == {("lesson", kind): 1 for kind in ("other_kernel", "corrections", "rule", "unlabelled")}
     assert (state.next_offset, state.unpublished) == (4, True)
     learned = msgspec.json.decode(state.publish().to_payload())
     assert learned["weights"] == msgspec.json.decode(fresh().publish().to_payload())["weights"]
@@ -138,7 +136,7 @@ def test_what_teaches_nothing_is_counted_and_passed() -> None:
 @pytest.mark.parametrize("garbage", [b"[]", b"", None, b"\xff", b"[" * 5_000, b'{"features":{"amount":NaN}}'])
 def test_an_unreadable_example_is_a_dead_letter_and_teaches_nothing(garbage: bytes | None) -> None:
     log = Log(EXAMPLES)
-    log.append(msgspec.json.encode(example(0, lightgbm=BASE)))
+    log.append(msgspec.json.encode(example(0)))
     log.append(garbage)
     state, without = fresh(), fresh()
     result = state.learn(log.records)
@@ -201,27 +199,24 @@ def test_going_on_from_a_dump_gives_identical_weights(cut: int) -> None:
     straight.settle()
     dump = straight.dump()
     straight.learn(records[cut:])
-    again = LearnPartition(new_learner(BASE), 0, loaded=LoadedState(dump.values, {}))
+    again = LearnPartition(new_learner(), 0, loaded=LoadedState(dump.values, {}))
     assert again.unpublished is (cut > 0)
     again.learn(records)
     assert again.publish().to_payload() == straight.publish().to_payload()
 
 
-def test_a_dump_of_another_base_or_without_numbers_is_refused() -> None:
-    loaded = LoadedState(fresh().dump().values, {})
-    with pytest.raises(ModelError, match="of LightGBM base, this one of another"):
-        LearnPartition(new_learner("another"), loaded=loaded)
+def test_a_dump_without_numbers_is_refused() -> None:
     classifier = "river.naive_bayes.BernoulliNB"
-    state = LearnPartition(new_learner(BASE, classifier))
+    state = LearnPartition(new_learner(classifier))
     with pytest.raises(ModelError, match="published versions only"):
-        LearnPartition(new_learner(BASE, classifier), loaded=LoadedState(state.dump().values, {}))
+        LearnPartition(new_learner(classifier), loaded=LoadedState(state.dump().values, {}))
     with pytest.raises(OtherLayout, match="folded from the log"):
-        LearnPartition(new_learner(BASE), loaded=LoadedState(b"\xc1", {}))
+        LearnPartition(new_learner(), loaded=LoadedState(b"\xc1", {}))
 
 
 def test_a_configured_classifier_is_taken_back_too() -> None:
     records = lessons(40)
-    state, once = (LearnPartition(new_learner(BASE, "river.tree.HoeffdingTreeClassifier")) for _ in range(2))
+    state, once = (LearnPartition(new_learner("river.tree.HoeffdingTreeClassifier")) for _ in range(2))
     for first in range(0, 40, 8):
         state.learn(records[first : first + 20])
         state.undo()

@@ -42,7 +42,7 @@ from tests.helpers.logs import (
     to,
     transaction,
 )
-from tests.unit.model_helpers import example, small_model
+from tests.unit.model_helpers import example
 from tests.unit.test_engine_card import busy_logs, chunks, interleaved, partition
 
 NOW = after(hours=1)
@@ -53,10 +53,9 @@ def score() -> ScorePartition:
 
 
 def learned() -> RiverModel:
-    """A layer over the small champion that has learned from 30 examples."""
-    base = small_model().version
-    learner = new_learner(base)
-    learner.learn_examples([example(number, lightgbm=base) for number in range(30)])
+    """A layer that has learned from 30 examples."""
+    learner = new_learner()
+    learner.learn_examples([example(number) for number in range(30)])
     return learner.snapshot(30)
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pipeline.engine.history import KnownLabels, compute_features, delayed_labels, event_times_us
 from pipeline.features.catalogue import FEATURES
 from tests.helpers.logs import START, after, microseconds
-from tests.reference.features import card_features, merchant_features
+from tests.reference.features import card_features, card_outliers, merchant_features
 
 DAY_US = 86_400 * 10**6
 
@@ -47,6 +47,7 @@ def reference(frame: pd.DataFrame, labels: KnownLabels) -> pd.DataFrame:
         known="none",
         known_at_us=0,
     )
+    rows["outlier"] = card_outliers(rows)
     said = rows.iloc[labels.row].assign(
         kind="label", known=[["legitimate", "fraud", "none"][known] for known in labels.known]
     )

@@ -5,7 +5,7 @@ from river import linear_model, preprocessing
 from pipeline.registry import Registry, RegistryError
 from pipeline.scoring.configured_river import ConfiguredRiverLearner, ConfiguredRiverModel, build_classifier
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.river_factory import first_river, load_river, new_learner, resume_learner
+from pipeline.scoring.river_factory import first_river, load_river, resume_learner
 from pipeline.scoring.river_layer import RiverLayer
 from tests.unit.model_helpers import example, matrix
 
@@ -24,7 +24,7 @@ def no_file(name: str, digest: str) -> bytes:
 @pytest.mark.parametrize("classifier", [BAYES, SCALED, "river.tree.HoeffdingTreeClassifier"])
 def test_a_classifier_by_its_path_learns_travels_and_scores(classifier: str, tmp_path) -> None:
     registry = Registry(tmp_path)
-    learner = ConfiguredRiverLearner(classifier, "base")
+    learner = ConfiguredRiverLearner(classifier)
     assert learner.learn_examples([example(i) for i in range(60)])["learned"] == 60
     model = learner.snapshot(60)
     registry.save_file(model.file_name, model.state)
@@ -37,7 +37,7 @@ def test_a_classifier_by_its_path_learns_travels_and_scores(classifier: str, tmp
 
 
 def test_later_lessons_do_not_move_a_snapshot_and_scoring_does_not_teach() -> None:
-    learner = ConfiguredRiverLearner(BAYES, "base")
+    learner = ConfiguredRiverLearner(BAYES)
     learner.learn_examples([example(i) for i in range(40)])
     model = learner.snapshot(40)
     features, base = matrix(20), np.full(20, -3.0)
@@ -49,13 +49,13 @@ def test_later_lessons_do_not_move_a_snapshot_and_scoring_does_not_teach() -> No
 
 def test_a_resumed_fold_gives_the_same_scores(tmp_path) -> None:
     registry = Registry(tmp_path)
-    whole, first = (ConfiguredRiverLearner(BAYES, "base") for _ in range(2))
+    whole, first = (ConfiguredRiverLearner(BAYES) for _ in range(2))
     examples = [example(i) for i in range(80)]
     whole.learn_examples(examples)
     first.learn_examples(examples[:30])
     model = first.snapshot(30)
     registry.save_file(model.file_name, model.state)
-    resumed, offset = resume_learner(model.to_payload(), "base", BAYES, registry.read_file)
+    resumed, offset = resume_learner(model.to_payload(), BAYES, registry.read_file)
     assert offset == 30
     resumed.learn_examples(examples[30:])
     features, base = matrix(20), np.full(20, -3.0)
@@ -80,7 +80,7 @@ def test_nothing_is_unpickled_before_its_digest_is_verified(tmp_path) -> None:
     import pickle
 
     registry = Registry(tmp_path)
-    model = ConfiguredRiverLearner(BAYES, "base").snapshot(0)
+    model = ConfiguredRiverLearner(BAYES).snapshot(0)
     registry.save_file(model.file_name, model.state)
     (tmp_path / "files" / model.file_name).write_bytes(pickle.dumps(Trap()))
     with pytest.raises(RegistryError, match="digest"):
@@ -94,16 +94,16 @@ def test_nothing_is_unpickled_before_its_digest_is_verified(tmp_path) -> None:
 
 
 def test_a_payload_cannot_name_a_file_elsewhere() -> None:
-    payload = ConfiguredRiverLearner(BAYES, "base").snapshot(0).to_payload()
+    payload = ConfiguredRiverLearner(BAYES).snapshot(0).to_payload()
     name = payload.split(b'"file":"')[1].split(b'"')[0]
     with pytest.raises(ModelError, match="no River file"):
         load_river(payload.replace(name, b"../../etc/passwd"), BAYES, no_file)
 
 
 def test_the_setting_decides_which_payloads_are_taken() -> None:
-    layer = RiverLayer.identity("base").to_payload()
-    configured = ConfiguredRiverLearner(BAYES, "base").snapshot(0).to_payload()
-    assert load_river(layer, None, no_file).version == RiverLayer.identity("base").version
+    layer = RiverLayer.identity().to_payload()
+    configured = ConfiguredRiverLearner(BAYES).snapshot(0).to_payload()
+    assert load_river(layer, None, no_file).version == RiverLayer.identity().version
     with pytest.raises(ModelError, match="RIVER_CLASSIFIER"):
         load_river(layer, BAYES, no_file)
     with pytest.raises(ModelError, match="RIVER_CLASSIFIER"):
@@ -113,8 +113,7 @@ def test_the_setting_decides_which_payloads_are_taken() -> None:
 def test_before_its_first_lesson_a_configured_model_changes_nothing() -> None:
     base = np.array([-3.0, 2.0])
     for classifier in (None, BAYES):
-        np.testing.assert_array_equal(first_river("base", classifier).logit(matrix(2), base), base)
-        assert new_learner("base", classifier).lightgbm_version == "base"
+        np.testing.assert_array_equal(first_river(classifier).logit(matrix(2), base), base)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.layer_inputs import LAYER_INPUTS, LOGIT_SCALE, layer_inputs
 from pipeline.scoring.lessons import importance_aware_weight
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
-from pipeline.scoring.river_layer import RiverLayer
-from pipeline.scoring.river_learner import LayerLearner
+from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, SOURCES, river_inputs
+from pipeline.scoring.river_layer import INPUT_BOUND, RiverLayer, Scale
+from pipeline.scoring.river_learner import LEAST_WEIGHT, OFFSET, LayerLearner
 from tests.unit.model_helpers import COLUMN, example, matrix
 
 
@@ -19,29 +19,52 @@ def logits(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def taught(lessons: int = 300) -> LayerLearner:
-    learner = LayerLearner("base")
+    learner = LayerLearner()
     learner.learn_examples([example(i) for i in range(lessons)])
     return learner
 
 
 def test_a_new_layer_changes_nothing() -> None:
     base = logits(400)
-    np.testing.assert_array_equal(RiverLayer.identity("base").logit(matrix(400), base), base)
-    np.testing.assert_array_equal(LayerLearner("base").snapshot(0).logit(matrix(400), base), base)
-    assert RiverLayer.identity("base").logit_weight == 1.0
+    np.testing.assert_array_equal(RiverLayer.identity().logit(matrix(400), base), base)
+    np.testing.assert_array_equal(LayerLearner().snapshot(0).logit(matrix(400), base), base)
 
 
-def test_the_vectorised_sum_is_river_s_own_prediction() -> None:
+def test_the_compiled_sum_is_river_s_own_prediction() -> None:
     learner = taught()
     features, base = matrix(500, seed=9), logits(500)
     layer = learner.snapshot(300)
-    inputs = layer_inputs(features, base)
+    deviations = np.sqrt(np.array(layer.scale.squares) / layer.scale.weight)
+    inputs = (river_inputs(features[:, SOURCE_COLUMNS]) - layer.scale.means) / np.where(deviations > 0, deviations, 1)
+    inputs = np.clip(inputs, -INPUT_BOUND, INPUT_BOUND)
     river = [
-        learner.river.predict_proba_one(dict(zip(LAYER_INPUTS, row.tolist(), strict=True)))[True] for row in inputs
+        learner.river.predict_proba_one({**dict(zip(INPUTS, row.tolist(), strict=True)), OFFSET: logit})[True]
+        for row, logit in zip(inputs, base.tolist(), strict=True)
     ]
     np.testing.assert_allclose(sigmoid(layer.logit(features, base)), river, rtol=0, atol=1e-12)
-    # The lessons moved it; otherwise the comparison would say nothing.
-    assert np.abs(layer.logit(features, base) - base).max() > 0.5
+    # The examples moved it; otherwise the comparison would say nothing.
+    assert np.abs(layer.logit(features, base) - base).max() > 0.1
+
+
+def test_the_scale_is_that_of_the_weighted_inputs() -> None:
+    examples = [example(i) for i in range(200)]
+    scale = taught(200).snapshot(200).scale
+    rows = np.array([[example.features[name] for name in SOURCES] for example in examples], float)
+    inputs, weights = river_inputs(rows), np.array([example.weight for example in examples])
+    means = np.average(inputs, axis=0, weights=weights)
+    assert scale.weight == weights.sum()
+    np.testing.assert_allclose(scale.means, means, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(scale.squares, weights @ (inputs - means) ** 2, rtol=1e-9, atol=1e-9)
+
+
+def test_nothing_is_learned_before_there_is_a_scale() -> None:
+    few = [example(i, label="legitimate", weight=10.0) for i in range(int(LEAST_WEIGHT / 10))]
+    learner = LayerLearner()
+    learner.learn_examples(few)
+    base = logits(50)
+    np.testing.assert_array_equal(learner.snapshot(len(few)).logit(matrix(50), base), base)
+    learner.learn_examples([example(len(few), label="fraud")])
+    assert not np.array_equal(learner.snapshot(len(few) + 1).logit(matrix(50), base), base)
 
 
 def test_a_row_scores_the_same_alone_and_in_any_batch() -> None:
@@ -52,12 +75,12 @@ def test_a_row_scores_the_same_alone_and_in_any_batch() -> None:
 
 def test_folding_in_any_batches_and_from_any_checkpoint_gives_the_same_numbers() -> None:
     examples = [example(i) for i in range(200)]
-    whole = LayerLearner("base")
+    whole = LayerLearner()
     whole.learn_examples(examples)
-    halves = LayerLearner("base")
+    halves = LayerLearner()
     halves.learn_examples(examples[:77])
     checkpoint = halves.snapshot(77).to_payload()
-    resumed = LayerLearner("base")
+    resumed = LayerLearner()
     assert resumed.restore(checkpoint) == 77
     for one in examples[77:]:
         resumed.learn_examples([one])
@@ -86,55 +109,66 @@ def test_scoring_does_not_teach() -> None:
 
 
 def test_which_examples_are_lessons() -> None:
-    learner = LayerLearner("base")
+    learner = LayerLearner()
     untouched = learner.snapshot(0).weights.copy()
     counts = learner.learn_examples(
         [
             example(1, revision=1),
-            example(2, lightgbm="another"),
+            example(2, kernel="0-another"),
             example(3, label_source="rule"),
             example(4, label="disputed"),
         ]
     )
-    assert counts == {"learned": 0, "corrections": 1, "other_base": 1, "rule": 1, "unlabelled": 1}
+    assert counts == {"learned": 0, "corrections": 1, "other_kernel": 1, "rule": 1, "unlabelled": 1}
     np.testing.assert_array_equal(learner.snapshot(4).weights, untouched)
     assert learner.learn_examples([example(5, label="presumed_legitimate", label_source=None)])["learned"] == 1
     assert learner.lessons.learned == 1
-    assert learner.lessons.other_base == 1
+    assert learner.lessons.other_kernel == 1
+    assert learner.learn_examples([example(6, lightgbm="another")])["learned"] == 1
+
+
+def scaled() -> LayerLearner:
+    """A learner that has a scale, and has learned nothing."""
+    learner = LayerLearner()
+    learner.learn_examples([example(i, label="legitimate", weight=10.0) for i in range(int(LEAST_WEIGHT / 10))])
+    return learner
 
 
 def test_frauds_raise_what_they_have_in_common() -> None:
-    learner = LayerLearner("base")
+    learner = scaled()
     attack = dict.fromkeys(FEATURES, 1.0) | {"amount": 400.0, "hour": 3.0, "card_merchant_count": 0.0}
     other = dict.fromkeys(FEATURES, 1.0) | {"amount": 20.0, "hour": 14.0, "card_merchant_count": 2.0}
-    for _ in range(20):
-        learner.learn(attack, -4.0, True)
-        learner.learn(other, -4.0, False, weight=10.0)
+    for number in range(600):
+        learner.learn_examples(
+            [
+                example(number, label="fraud", features=attack, logit=-4.0, weight=1.0),
+                example(number, label="legitimate", features=other, logit=-4.0, weight=10.0),
+            ]
+        )
     rows = np.array([[attack[name] for name in FEATURES], [other[name] for name in FEATURES]])
     layer = learner.snapshot(40)
     raised, kept = layer.logit(rows, np.array([-4.0, -4.0]))
     assert raised > -1.0
     assert kept < -3.0
     assert layer.evidence(rows, np.array([-4.0, -4.0]))[0] != ""
-    parts = layer.contributions(rows, np.array([-4.0, -4.0]))
-    np.testing.assert_allclose(parts.sum(axis=1) + layer.intercept, [raised, kept], rtol=0, atol=1e-12)
+    parts = layer.contributions(rows)
+    np.testing.assert_allclose(-4.0 + parts.sum(axis=1) + layer.intercept, [raised, kept], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("weight", [1.0, 10.0, 1_000.0, 1e9])
 @pytest.mark.parametrize("base", [-15.0, 0.0, 15.0])
-@pytest.mark.parametrize("target", [True, False])
-def test_a_heavy_lesson_never_explodes(weight: float, base: float, target: bool) -> None:
-    learner = LayerLearner("base")
+@pytest.mark.parametrize("target", ["fraud", "legitimate"])
+def test_a_heavy_example_never_explodes(weight: float, base: float, target: str) -> None:
+    learner = scaled()
     features = dict(zip(FEATURES, matrix(1, seed=3)[0].tolist(), strict=True))
     row = np.array([[features[name] for name in FEATURES]])
     seen = [base]
-    for _ in range(30):
-        learner.learn(features, base, target, weight)
+    for number in range(30):
+        learner.learn_examples([example(number, label=target, features=features, logit=base, weight=weight)])
         seen.append(float(learner.snapshot(0).logit(row, np.array([base]))[0]))
-    towards = np.diff(seen) if target else -np.diff(seen)
-    # Towards the target with each lesson, and never so far that the next lessons would not matter.
-    assert np.all(towards >= 0)
+    # Never so far that the next ones would not matter.
     assert np.abs(seen).max() < 40
+    assert seen[1] >= base if target == "fraud" else seen[1] <= base
 
 
 @given(
@@ -154,43 +188,47 @@ def test_the_bounded_weight_solves_its_equation(logit: float, target: bool, weig
         assert step + np.exp(z) * np.expm1(step) == pytest.approx(reach, rel=1e-9)
 
 
-@given(
-    values=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=5, max_size=5),
-)
+@given(values=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=len(SOURCES), max_size=len(SOURCES)))
 def test_inputs_are_bounded_whatever_the_features_are(values: list[float]) -> None:
-    row = matrix(1)
-    for name, value in zip(("amount", "hour", "card_merchant_count", "merchant_surge"), values, strict=False):
-        row[0, COLUMN[name]] = value
-    inputs = layer_inputs(row, np.array([values[4]]))
+    inputs = river_inputs(np.array([values]))
     assert np.isfinite(inputs).all()
-    assert np.abs(inputs[:, 0]).max() <= LOGIT_BOUND / LOGIT_SCALE
-    assert inputs[:, 1:].min() >= 0.0
-    assert inputs[:, 1:].max() <= 1.0
-    assert inputs[0, 1:-2].sum() == 2.0
+    assert inputs.min() >= 0.0
+    assert inputs.max() < 50.0
+    assert inputs[0, INPUTS.index("amount below 10") :].sum() == 2.0
+
+
+def test_inputs_say_what_the_features_are() -> None:
+    row = matrix(1)
+    row[0, SOURCE_COLUMNS] = 0.0
+    for name, value in (("amount", 99.0), ("hour", 23.5), ("merchant_unreported_since_fraud", np.nan)):
+        row[0, COLUMN[name]] = value
+    found = dict(zip(INPUTS, river_inputs(row[:, SOURCE_COLUMNS])[0].tolist(), strict=True))
+    assert found["amount"] == np.log1p(99.0)
+    assert {name for name, value in found.items() if value == 1.0} == {
+        "no merchant_unreported_since_fraud",
+        "card_merchant_count is 0",
+        "amount 30 to 100",
+        "hour from 20",
+    }
 
 
 def test_versions_name_configuration_and_offset() -> None:
-    one, two = RiverLayer.identity("base", 7), RiverLayer.identity("another", 7)
+    one, more = LayerLearner().snapshot(7), LayerLearner().snapshot(8)
     assert one.version.endswith("@7")
-    assert one.version.split("@")[0] != two.version.split("@")[0]
-    taught_more = LayerLearner("base", 7).snapshot(8)
-    assert taught_more.version.split("@")[0] == one.version.split("@")[0]
-    # The same weights may mean other lessons where the fold began elsewhere.
-    assert LayerLearner("base").snapshot(7).version != one.version
-    assert RiverLayer.identity("base", 0).version == RiverLayer.identity("base").version
-    assert b"examples_start" not in RiverLayer.identity("base").payload
-    resumed = LayerLearner("base")
-    resumed.restore(taught_more.payload)
-    assert resumed.snapshot(8).version == taught_more.version
+    assert more.version == one.version.replace("@7", "@8")
+    assert RiverLayer.identity().version.endswith("@0")
+    resumed = LayerLearner()
+    resumed.restore(more.payload)
+    assert resumed.snapshot(8).version == more.version
 
 
 def test_a_layer_that_does_not_fit_is_refused() -> None:
     payload = taught(10).snapshot(10).to_payload()
-    with pytest.raises(ModelError, match="with other settings"):
-        LayerLearner("another").restore(payload)
+    with pytest.raises(ModelError, match="other inputs"):
+        LayerLearner().restore(payload.replace(b'"learning_rate":0.001', b'"learning_rate":0.002'))
     with pytest.raises(ModelError, match="not a River layer"):
         RiverLayer.from_payload(b'{"weights": "many"}')
     with pytest.raises(ModelError, match="other inputs"):
-        RiverLayer.from_payload(payload.replace(b"surge at merchant", b"weather"))
+        RiverLayer.from_payload(payload.replace(b"hour from 20", b"weather"))
     with pytest.raises(ModelError, match="finite"):
-        RiverLayer(RiverLayer.identity("base").config, (1.0, 2.0), 0.0, 0)
+        RiverLayer(RiverLayer.identity().config, (1.0, 2.0), 0.0, Scale(), 0)

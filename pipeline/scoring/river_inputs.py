@@ -1,0 +1,109 @@
+"""Inputs of the online model: the features that it reads, as numbers of similar size."""
+
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import FEATURES
+from pipeline.features.compiled import compiled
+
+LOGARITHMS: Final = (
+    "amount",
+    "card_count_1d",
+    "card_count_30d",
+    "card_seconds_since_last",
+    "card_outlier_count_7d",
+    "card_outlier_count_30d",
+    "card_merchant_count",
+    "card_regular_mean_30d",
+    "card_amount_to_regular",
+    "card_seconds_since_outlier",
+    "merchant_count_1d",
+    "merchant_count_30d",
+    "merchant_unexplained_fraud_30d",
+    "merchant_unreported_since_fraud",
+    "merchant_fraud_run_seconds",
+    "merchant_seconds_since_first",
+)
+"""Features that enter as log1p of what is above 0; NaN enters as 0."""
+MISSING: Final = ("card_regular_mean_30d", "card_seconds_since_outlier", "merchant_unreported_since_fraud")
+"""Features whose absence is an input of its own."""
+ZERO: Final = ("card_merchant_count", "merchant_unreported_since_fraud")
+"""Features whose being 0 is an input of its own."""
+AMOUNT_EDGES: Final = (10.0, 30.0, 100.0, 300.0, 1000.0)
+"""Amounts in the base currency's major unit; band i holds edge[i - 1] <= amount < edge[i]."""
+HOUR_EDGES: Final = (4.0, 8.0, 12.0, 16.0, 20.0)
+
+SOURCES: Final = (*LOGARITHMS, "hour")
+"""The features that the inputs are made of."""
+SOURCE_COLUMNS: Final = np.array([FEATURES.index(name) for name in SOURCES])
+
+
+def _bands(edges: tuple[float, ...]) -> tuple[str, ...]:
+    middle = tuple(f"{low:g} to {high:g}" for low, high in pairwise(edges))
+    return (f"below {edges[0]:g}", *middle, f"from {edges[-1]:g}")
+
+
+INPUTS: Final = (
+    *LOGARITHMS,
+    *(f"no {name}" for name in MISSING),
+    *(f"{name} is 0" for name in ZERO),
+    *(f"amount {band}" for band in _bands(AMOUNT_EDGES)),
+    *(f"hour {band}" for band in _bands(HOUR_EDGES)),
+)
+"""Names of the inputs, in order."""
+
+_MISSING: Final = np.array([SOURCES.index(name) for name in MISSING])
+_ZERO: Final = np.array([SOURCES.index(name) for name in ZERO])
+_AMOUNT, _HOUR = SOURCES.index("amount"), SOURCES.index("hour")
+_FIRST_AMOUNT: Final = len(LOGARITHMS) + len(MISSING) + len(ZERO)
+_FIRST_HOUR: Final = _FIRST_AMOUNT + len(AMOUNT_EDGES) + 1
+_LARGEST: Final = 1e18
+"""Beyond what a logarithm is taken of; keeps infinities out."""
+
+
+def river_inputs(sources: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the inputs of n transactions, shape (n, len(INPUTS)), finite whatever the features are.
+
+    Args:
+        sources: Features of `SOURCES`, shape (n, len(SOURCES)).
+    """
+    inputs = np.zeros((len(sources), len(INPUTS)))
+    _fill(np.ascontiguousarray(sources), inputs)
+    return inputs
+
+
+@compiled
+def _fill(sources: Any, inputs: Any) -> None:
+    for i in range(sources.shape[0]):
+        for k in range(len(LOGARITHMS)):
+            value = sources[i, k]
+            if value > 0:
+                inputs[i, k] = np.log1p(min(value, _LARGEST))
+        at = len(LOGARITHMS)
+        for k in range(_MISSING.shape[0]):
+            inputs[i, at] = 1.0 if np.isnan(sources[i, _MISSING[k]]) else 0.0
+            at += 1
+        for k in range(_ZERO.shape[0]):
+            inputs[i, at] = 1.0 if sources[i, _ZERO[k]] == 0 else 0.0
+            at += 1
+        amount, hour = sources[i, _AMOUNT], sources[i, _HOUR]
+        for edge in AMOUNT_EDGES:
+            at += 1 if amount >= edge else 0
+        inputs[i, at] = 1.0
+        at = _FIRST_HOUR
+        for edge in HOUR_EDGES:
+            at += 1 if hour >= edge else 0
+        inputs[i, at] = 1.0
+
+
+def describe(index: int) -> str:
+    """Return an input in words, of transactions in the plural."""
+    name = INPUTS[index]
+    if index >= _FIRST_HOUR:
+        return f"hours {name.removeprefix('hour ')}"
+    if index >= _FIRST_AMOUNT:
+        return f"amounts {name.removeprefix('amount ')}"
+    return name.replace("_", " ")
