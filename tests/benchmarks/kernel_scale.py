@@ -96,6 +96,7 @@ class Hops:
                 time_us,
                 amount,
                 ones,
+                np.zeros(n, np.bool_),
                 np.zeros(n, np.int8),
                 np.zeros(n, np.int64),
             )

@@ -94,6 +94,7 @@ def merchants(entities: int, a_day: float, labelled: float) -> Size:
             np.r_[time_us, before[1][chosen]],
             generator.integers(1, 20_000, n + m),
             np.r_[np.ones(n, np.bool_), np.zeros(m, np.bool_)],
+            np.zeros(n + m, np.bool_),
             (generator.random(n + m) < 0.1).astype(np.int8),
             np.full(n + m, time_us[0], np.int64),
         )

@@ -20,11 +20,6 @@ def state_digest(handler: PartitionHandler, partition: int) -> str | None:
     return handler.digest(partition) or None
 
 
-def base_of(handler: PartitionHandler) -> str:
-    """Return the LightGBM version that a learn agent's model stands on; empty for other agents."""
-    return handler._lightgbm if isinstance(handler, LearnPartitions) else ""
-
-
 def models_digest(handler: PartitionHandler) -> str:
     """Return a digest of the models with which the score agent decides."""
     assert isinstance(handler, ScorePartitions)

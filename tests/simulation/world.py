@@ -44,7 +44,7 @@ from pipeline.state.store import MINIMUM_BYTES, StoreMemory
 from schemas.records import Record
 from schemas.topics import TOPICS
 from tests.helpers.logs import START, microseconds
-from tests.simulation.digest import base_of, models_digest, state_digest
+from tests.simulation.digest import models_digest, state_digest
 from tests.simulation.model_kafka import (
     CLUSTERS,
     Cluster,
@@ -262,7 +262,7 @@ class World:
         offsets: dict[int, list[int]] = {}
         for (_, number), offset in sorted(loop.positions().items()):
             offsets.setdefault(number, []).append(offset)
-        published = f"{newest_river(self.cluster)} {base_of(handler)}" if agent == "learn" else ""
+        published = newest_river(self.cluster) if agent == "learn" else ""
         for number, at in offsets.items():
             digest = state_digest(handler, number)
             if digest is not None:

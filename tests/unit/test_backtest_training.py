@@ -29,6 +29,7 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingConfig, train
 from pipeline.training.metrics import budget_threshold
+from pipeline.training.selection import DEFAULT_FEATURES
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.unit.model_helpers import small_model
 
@@ -97,7 +98,7 @@ def test_a_model_is_the_one_that_the_training_of_a_file_makes(
     (variant,) = result.variants
     assert variant.models["lightgbm"] == found.model.version
     assert variant.threshold == found.policy.threshold
-    assert variant.parameters["features"] == f"{len(FEATURES)} of {len(FEATURES)}"
+    assert variant.parameters["features"] == f"17 of {len(FEATURES)}: {', '.join(DEFAULT_FEATURES)}"
     # And it decides as it would if it had been registered before.
     registry = Registry(backtest.request.settings.registry_path)
     assert [entry.version for entry in registry.entries(LIGHTGBM)] == [small_model().version]
@@ -202,13 +203,13 @@ def test_the_gap_of_recorded_labels_is_the_time_in_which_they_mature(
 def test_a_changed_feature_set_is_trained_on_and_on_nothing_else(
     asked: Callable[..., Backtest], start: datetime
 ) -> None:
-    variants = {"all": [], "no merchants": ["-merchant_*"], "few": ["amount", "merchant_known_*"]}
+    variants = {"all": ["*"], "no merchants": ["-merchant_*"], "few": ["amount", "merchant_known_*"]}
     backtest = asked(models={"now": "active"}, training=training(start, variants=variants))
     result = backtest.run()
     assert [one.name for one in result.variants] == ["now", *variants]
     for name, allowed in (
         ("all", set(FEATURES)),
-        ("no merchants", {name for name in FEATURES if not name.startswith("merchant_")}),
+        ("no merchants", {name for name in DEFAULT_FEATURES if not name.startswith("merchant_")}),
         ("few", {"amount", *(name for name in FEATURES if name.startswith("merchant_known_"))}),
     ):
         model = backtest.trained[name].model
@@ -330,7 +331,7 @@ def test_features_of_a_range_are_counted_in_the_bins_of_each_training(
     assert old.variants == ("old at 0.2", "old at 0.4")
     assert (old.before, old.now) == ((), ())
     assert one.variants == ("one at 0.2", "one at 0.4")
-    assert [of.name for of in one.now] == [name for name in FEATURES if name != "hour"]
+    assert [of.name for of in one.now] == [name for name in DEFAULT_FEATURES if name != "hour"]
     assert [of.name for of in two.now] == ["amount", "hour"]
 
     frame = history.assign(amount_minor=(history["amount"] * 100).round().astype("int64"))
