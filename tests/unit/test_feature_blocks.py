@@ -39,7 +39,9 @@ def decided(cards: int = 9, partitions: int = 1, *, all_features: bool = False) 
             transaction(number, at, card_id=f"c{number % cards}", amount=1_500 if number % 4 == 2 else 20), at
         )
     log = profile(source.records)
-    return Decider("EUR", partitions, all_features=all_features).process([(score(), log.records)], active(threshold=0.3), NOW)
+    return Decider("EUR", partitions, all_features=all_features).process(
+        [(score(), log.records)], active(threshold=0.3), NOW
+    )
 
 
 def rows_of(result: Result) -> list[DecisionFeatures]:
