@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline backtest broker worker test check lint types imports pytest evaluate chaos bench bench-docs run-docs format lock clean
+.PHONY: help setup run-pipeline backtest broker worker test check lint types imports pytest evaluate quality chaos bench bench-docs run-docs format lock clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -138,6 +138,13 @@ evaluate: $(INSTALLED) ## Hold the whole pipeline to a file of real size (DATA=f
 	  exit 1; \
 	fi
 	@"$(PYTHON_OF_VENV)" -m tests.evaluation.handbook "$(DATA)" $(ARGS)
+
+quality: $(INSTALLED) ## Measure detection on the Handbook's transactions (DATA=file, ARGS=--final)
+	@if [ -z "$(DATA)" ]; then \
+	  echo "Name a file with the columns of the Fraud Detection Handbook: make quality DATA=/path/to/file.parquet" >&2; \
+	  exit 1; \
+	fi
+	@"$(PYTHON_OF_VENV)" -m tests.evaluation.quality "$(DATA)" $(ARGS)
 
 # Root may mount the small file system that the snapshots fill; without it that one fault is left out.
 chaos: $(INSTALLED) ## Kill and starve a running pipeline, then prove that nothing shows (SECONDS, KILLS, SEED)

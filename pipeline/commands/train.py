@@ -18,6 +18,7 @@ from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed
+from pipeline.learning.regimes import LabelRegime, Reported
 from pipeline.models.publish import Content, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
@@ -54,6 +55,27 @@ _DEFAULTS = TrainingConfig()
     "--label-delay-days",
     type=click.FloatRange(min=0),
     help="From a transaction to its label.  [default: 7; with --from-topics, the setting maturity_days]",
+)
+@click.option(
+    "--reported",
+    type=click.Choice(["all", "frauds-only"]),
+    default="all",
+    show_default=True,
+    help="Which transactions of FILE get labels; train as you will serve.",
+)
+@click.option(
+    "--delay-spread",
+    type=click.FloatRange(min=0, max=5),
+    default=0.0,
+    show_default=True,
+    help="Standard deviation of the logarithm of the delay; 0 for one delay.",
+)
+@click.option(
+    "--never-reported",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of the frauds of FILE that nobody reports.",
 )
 @click.option(
     "--validation-days",
@@ -106,6 +128,9 @@ def command(
     train_from: datetime | None,
     known_before: datetime | None,
     label_delay_days: float | None,
+    reported: Reported,
+    delay_spread: float,
+    never_reported: float,
     validation_days: float,
     budget_per_day: float,
     legitimate_rows: int,
@@ -149,7 +174,11 @@ def command(
                 )
             frame = _decidable(frame, settings)
             _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
-            data = from_history(frame, label_delay_s=delay_days * 86_400.0)
+            regime = LabelRegime(
+                reported=reported, delay_days=delay_days, delay_spread=delay_spread, never_reported=never_reported
+            )
+            delay_days = regime.maturity_days
+            data = from_history(frame, regime, _microseconds(known_before))
         else:
             data = from_examples(_examples(servers or "", settings), known_before=known_before)
             _say(f"{len(data.fraud):,} examples, {int(data.fraud.sum()):,} of them fraud")

@@ -8,6 +8,7 @@ import pandas as pd
 from pipeline.commands.train import publish_champion
 from pipeline.demo.world import World
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
@@ -65,7 +66,7 @@ def train_on(history: pd.DataFrame, world: World, *, threads: int = 1) -> Traine
 
     Raises ``ModelError`` when the history is too short or the population too small to learn from.
     """
-    data = from_history(history, label_delay_s=LABEL_DELAY_DAYS * 86_400.0)
+    data = from_history(history, LabelRegime(delay_days=LABEL_DELAY_DAYS))
     return train(
         data,
         split_cohorts(

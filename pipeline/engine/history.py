@@ -49,6 +49,18 @@ def delayed_labels(
     return KnownLabels(rows[order], fraud[rows[order]].astype(np.int8), known_at_us[order])
 
 
+def labels_known(known_at_us: NDArray[np.int64], fraud: NDArray[np.bool_]) -> KnownLabels:
+    """Return the labels of n transactions that get one.
+
+    Args:
+        known_at_us: When each gets its label; the largest integer for none.
+        fraud: What they turned out to be.
+    """
+    rows = np.flatnonzero(known_at_us < np.iinfo(np.int64).max)
+    rows = rows[np.argsort(known_at_us[rows], kind="stable")]
+    return KnownLabels(rows, fraud[rows].astype(np.int8), known_at_us[rows])
+
+
 def event_times_us(times: pd.Series) -> NDArray[np.int64]:
     """Microseconds since the epoch of a time-zone aware column; shape (n,)."""
     if times.dt.tz is None:

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.engine.history import compute_features, event_times_us
+from pipeline.engine.history import compute_features, event_times_us, labels_known
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.features.identity import transaction_hash
+from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lessons import TARGETS
 from pipeline.training.fit import TrainingSet
@@ -18,12 +20,13 @@ from schemas.messages import Example
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def from_history(frame: pd.DataFrame, *, label_delay_s: float) -> TrainingSet:
+def from_history(frame: pd.DataFrame, regime: LabelRegime, known_before_us: int | None = None) -> TrainingSet:
     """Compute the features of a whole history.
 
     Args:
         frame: Columns of `pipeline.engine.history.compute_features`, with ``fraud``.
-        label_delay_s: Labels enter the features so many seconds after their transactions, as they would be known.
+        regime: Which labels there are. They enter the features as they become known.
+        known_before_us: A fraud counts as one only if it is reported by then; by default, if it is reported at all.
 
     Raises:
         ModelError: The history has no labels.
@@ -32,7 +35,10 @@ def from_history(frame: pd.DataFrame, *, label_delay_s: float) -> TrainingSet:
         raise ModelError("the history has no labels; map the column that tells frauds with --map fraud=COLUMN")
     event_time_us = event_times_us(frame["event_time"])
     fraud = frame["fraud"].to_numpy(bool)
-    features = compute_features(frame, label_delay_s=label_delay_s)
+    identity = np.fromiter(map(transaction_hash, frame["card_id"], frame["transaction_id"]), np.uint64, len(frame))
+    known_at_us = regime.known_at_us(event_time_us, fraud, identity)
+    features = compute_features(frame, labels=labels_known(known_at_us, fraud))
+    fraud = fraud & (known_at_us < (NEVER_US if known_before_us is None else known_before_us))
     card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
     return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card)
 

@@ -92,16 +92,16 @@ def weights_are_a_fresh_fold(run: Run) -> Check:
         layer = layers[int(payload["examples_offset"])]
         check.same(f"River {version}: lessons", payload["lessons"], layer.lessons)
         scale = payload["scale"]
-        numbers = [
-            *zip(payload["weights"], layer.weights, strict=True),
-            *zip(scale["means"], layer.means, strict=True),
-            *zip(scale["squares"], layer.squares, strict=True),
-            (payload["intercept"], layer.intercept),
-            (scale["weight"], layer.weight),
-        ]
-        for i, (found, wanted) in enumerate(numbers):
-            if not _close(found, wanted):
-                check.differs(f"River {version}: number {i} is {found!r}, a fresh fold gives {wanted!r}")
+        for name, numbers, own in (
+            ("weight", payload["weights"], layer.weights),
+            ("mean", scale["means"], layer.means),
+            ("square", scale["squares"], layer.squares),
+            ("intercept", [payload["intercept"]], [layer.intercept]),
+            ("scale", [scale["weight"]], [layer.weight]),
+        ):
+            for i, (found, wanted) in enumerate(zip(numbers, own, strict=True)):
+                if not _close(found, wanted):
+                    check.differs(f"River {version}: {name} {i} is {found!r}, a fresh fold gives {wanted!r}")
     entries = run.logs.entries("examples")
     end = entries[-1].offset + 1 if entries else 0
     if entries and (not models.in_order or int(models.in_order[-1][1]["examples_offset"]) != end):

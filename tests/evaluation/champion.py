@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
+from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay import EPOCH
 from pipeline.sources import ColumnMapping, load_transactions
@@ -62,7 +63,7 @@ def champion(registry: Registry, recipe: Recipe) -> Champion:
         if entry.details.get(RECIPE) == described:
             return _activated(registry, entry.version, entry.details, reused=True)
     frame = load_transactions(recipe.file, recipe.mapping, end=recipe.known_before)
-    data = from_history(frame, label_delay_s=recipe.label_delay_days * 86_400.0)
+    data = from_history(frame, LabelRegime(delay_days=recipe.label_delay_days))
     split = split_cohorts(
         data.event_time_us,
         label_delay_us=round(recipe.label_delay_days * US_PER_DAY),

@@ -18,6 +18,7 @@ from pipeline import Backtest
 from pipeline.backtest.result import BacktestResult
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.learning.regimes import LabelRegime
 from pipeline.replay import EPOCH
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
@@ -41,7 +42,7 @@ def own_models(file: Path) -> dict[str, Figures]:
     """
     mapping = resolve_mapping(file, preset="handbook")
     known = load_transactions(file, mapping, end=TEST_FROM)
-    data = from_history(known, label_delay_s=DELAY_DAYS * 86_400.0)
+    data = from_history(known, LabelRegime(delay_days=DELAY_DAYS))
     models = {SAME_WEEK: _trained(data, SAME_WEEK, TRAIN_FROM), HISTORY: _trained(data, HISTORY, None)}
     weeks = Weeks(frame := pd.read_parquet(file))
     wanted = frame.loc[weeks.test, "TRANSACTION_ID"].astype(str)

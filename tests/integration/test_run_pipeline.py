@@ -40,7 +40,7 @@ def values(settings: Settings, topic: Topic) -> list[bytes]:
 
 
 def test_a_run_decides_every_transaction_once_and_ends_by_itself(kafka_settings: Settings, begin: RunStarter) -> None:
-    run = begin(*SMALL, **on_cluster(kafka_settings), DAYS="9", TERM="xterm-256color")
+    run = begin(*SMALL, **on_cluster(kafka_settings), DAYS="24", TERM="xterm-256color")
     children = run.wait_for(TRAINING)
     assert children
     assert run.process.wait(400) == 0, run.errors

@@ -18,6 +18,7 @@ from pipeline.backtest.result import BacktestResult
 from pipeline.backtest.sources import RangeError
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -83,7 +84,7 @@ def test_a_model_is_the_one_that_the_training_of_a_file_makes(
     result = backtest.run()
     path = tmp_path / "history.parquet"
     frame = load_transactions(path, resolve_mapping(path), end=start + 28 * DAY)
-    data = from_history(frame, label_delay_s=GAP_S)
+    data = from_history(frame, LabelRegime(delay_days=GAP_S / 86_400.0))
     split = split_cohorts(
         data.event_time_us,
         label_delay_us=round(GAP_S * 1e6),

@@ -13,6 +13,7 @@ from pipeline.commands.train import command
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.history import compute_features
 from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
@@ -249,11 +250,11 @@ def history(days: int = 30) -> pd.DataFrame:
 
 def test_a_history_is_taught_with_the_kernel_s_own_features() -> None:
     frame = history(12)
-    data = from_history(frame, label_delay_s=86_400.0)
+    data = from_history(frame, LabelRegime(delay_days=1.0))
     np.testing.assert_array_equal(data.features, compute_features(frame, label_delay_s=86_400.0))
     np.testing.assert_array_equal(data.fraud, frame["fraud"])
     with pytest.raises(ModelError, match="no labels"):
-        from_history(frame.drop(columns="fraud"), label_delay_s=1.0)
+        from_history(frame.drop(columns="fraud"), LabelRegime())
 
 
 def test_examples_are_taught_as_served_with_the_last_word_on_each() -> None:
