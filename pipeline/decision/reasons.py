@@ -20,8 +20,8 @@ from schemas.messages import Reason
 
 __all__ = ["CODES", "ScoringModels", "explain", "explain_row"]
 
-SMALLEST_CONTRIBUTION: Final = 0.05
-"""Log-odds below which a reason is noise: five percent on the odds."""
+SMALLEST_CONTRIBUTION: Final = 0.25
+"""Log-odds below which a reason is left out: it changes the odds by less than 28 percent."""
 
 _COLUMNS: Final = [(story, [FEATURES.index(name) for name in story.features]) for story in STORIES]
 

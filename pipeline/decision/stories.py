@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import FEATURES, OUTLIER_RATIO, WINDOWS_US
 
 CODES: Final[dict[str, str]] = {
-    "AMOUNT_HIGH": "The amount alone is of a size that frauds have.",
+    "AMOUNT_HIGH": "The amount by itself raised the score.",
     "AMOUNT_UNUSUAL_FOR_CARD": "The amount is unlike what the card usually spends.",
     "CARD_BURST": "The card has many transactions within an hour or a day, or little time between them.",
     "CARD_PATTERN": "What the card spent over days and weeks resembles that of cards with fraud.",
@@ -96,7 +96,7 @@ def _amount(facts: Facts) -> Telling | None:
     if not facts.has("amount"):
         return None
     amount = facts["amount"]
-    return Telling("AMOUNT_HIGH", "amount", f"{facts.money(amount)} is an amount of a size that frauds have.")
+    return Telling("AMOUNT_HIGH", "amount", f"The amount of {facts.money(amount)} by itself raised the score.")
 
 
 def _usual_amount(facts: Facts) -> Telling | None:
@@ -157,7 +157,7 @@ def _hour(facts: Facts) -> Telling | None:
         return None
     minutes = int(facts["hour"] * 60)
     weekday = _WEEKDAYS[int(facts["weekday"]) % 7]
-    text = f"At {minutes // 60:02d}:{minutes % 60:02d} on a {weekday}, a time at which frauds are more common."
+    text = f"At {minutes // 60:02d}:{minutes % 60:02d} on a {weekday}; the time raised the score."
     return Telling("UNUSUAL_HOUR", "hour", text)
 
 
@@ -191,9 +191,10 @@ def _merchant_labels(facts: Facts) -> Telling | None:
         when = "" if math.isnan(since) else f", the last one {ago(since)} earlier"
         return Telling("MERCHANT_KNOWN_FRAUD", "merchant_known_fraud_30d", f"{share}{when}.")
     if known >= 1:
-        text = f"No fraud among {count(known, 'labelled transaction')} of 30 days at this merchant."
+        known_text = count(known, "labelled transaction")
+        text = f"{known_text} of 30 days at this merchant, no fraud among them; how many and how old raised the score."
     else:
-        text = "Nothing is known yet of this merchant's transactions of 30 days."
+        text = "No transaction of 30 days at this merchant has a label yet, which raised the score."
     return Telling("MERCHANT_LABELS", "merchant_known_count_30d", text)
 
 
