@@ -24,6 +24,7 @@ from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import LATENESS_US, US_PER_DAY, US_PER_SECOND
+from pipeline.learning.regimes import LabelRegime, Reported
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping
 from pipeline.training.fit import Trained
@@ -63,6 +64,9 @@ class Backtest:
         label_file: Path | None = None,
         labels: Labelling | str | None = None,
         label_delay_s: float = _LABEL_DELAY_S,
+        reported: Reported = "all",
+        delay_spread: float = 0.0,
+        never_reported: float = 0.0,
         review_delay_s: float = _REVIEW_DELAY_S,
         reviews_a_day: int = 100,
         mapping: ColumnMapping | None = None,
@@ -82,9 +86,11 @@ class Backtest:
         trained on what lies before the range; they stand behind those of ``models``, with an untaught online model.
         ``policy`` is a version (default: the one that was made for the model). ``river`` is ``latest``, ``untaught`` or
         a version; with ``learn`` the online model goes on learning from there (default: from untaught on), and is
-        published every ``publish_every_s`` of event time. ``lateness_s`` bounds how long after its event time a record
-        of a topic may arrive. Raises ValueError for what contradicts itself or cannot be, TypeError for times that are
-        none, `pipeline.scoring.errors.ModelError` for features to train on that there are not.
+        published every ``publish_every_s`` of event time. ``reported``, ``delay_spread`` and ``never_reported`` say how
+        a truth becomes labels, as `pipeline.learning.regimes.LabelRegime` has it. ``lateness_s`` bounds how long after
+        its event time a record of a topic may arrive. Raises ValueError for what contradicts itself or cannot
+        be, TypeError for times that are none, `pipeline.scoring.errors.ModelError` for features to train on
+        that there are not.
         """
         settings, order = settings or Settings(), Order(order)
         bootstrap = bootstrap or settings.kafka_bootstrap_servers
@@ -101,14 +107,21 @@ class Backtest:
         if reviews_a_day < 1:
             raise ValueError(f"reviews_a_day must be at least one, not {reviews_a_day}")
         label_delay_us = asking.duration_us("label_delay_s", label_delay_s)
+        regime = LabelRegime(
+            reported=reported,
+            delay_days=label_delay_us / US_PER_DAY,
+            delay_spread=delay_spread,
+            never_reported=never_reported,
+        )
+        asking.refuse_regime_of_recorded_labels(labelling, regime)
         reviews = Reviews(asking.duration_us("review_delay_s", review_delay_s), reviews_a_day)
         if not 0 < publish_every_s * US_PER_SECOND < LATEST_US:
             raise ValueError(f"publish_every_s must be a time that passes, not {publish_every_s}")
         from_us, to_us = asking.range_of(start, end)
         warm_up_us = asking.warm_up_of(warm_up_s, label_delay_us, order, settings)
         named = asking.models_of(models, training)
-        gap_s = (
-            settings.maturity_days * US_PER_DAY / US_PER_SECOND if labelling is Labelling.RECORDED else label_delay_s
+        gap_s = (settings.maturity_days if labelling is Labelling.RECORDED else regime.maturity_days) * (
+            US_PER_DAY / US_PER_SECOND
         )
         self.request = Request(
             settings=settings,
@@ -118,7 +131,7 @@ class Backtest:
             warm_up_us=warm_up_us,
             compare_live=compare_live,
             labels=labelling,
-            label_delay_us=label_delay_us,
+            regime=regime,
             reviews=reviews,
             models=named,
             levels=levels,

@@ -23,6 +23,7 @@ from pipeline.backtest.training import Training
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import REACH_US, US_PER_DAY, US_PER_SECOND
 from pipeline.kafka.retention import needed_days
+from pipeline.learning.regimes import LabelRegime
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping, UnusableSource, resolve_mapping
 from schemas.topics import TRANSACTIONS
@@ -118,6 +119,19 @@ def range_of(start: datetime | None, end: datetime | None) -> tuple[int, int]:
     if to_us <= from_us:
         raise RangeError(f"the range is empty: it ends at {end}, and begins at {start}; let it end later")
     return from_us, to_us
+
+
+def refuse_regime_of_recorded_labels(labelling: Labelling, regime: LabelRegime) -> None:
+    """Refuse a label regime where labels are recorded.
+
+    Raises:
+        ValueError: Labels are recorded, and a regime was asked for.
+    """
+    if labelling is Labelling.RECORDED and regime != LabelRegime(delay_days=regime.delay_days):
+        raise ValueError(
+            "recorded labels say themselves who was reported and when: reported, delay_spread and never_reported are "
+            "for labels that follow from the truth (--labels delay or simulated-review)"
+        )
 
 
 def warm_up_of(asked_s: float | None, label_delay_us: int, order: Order, settings: Settings) -> int:

@@ -10,15 +10,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.backtest.metrics import top_of_days
-from pipeline.engine.columns import Labels, Transactions, no_labels
+from pipeline.engine.columns import Labels, Transactions, identities, no_labels
 from pipeline.engine.decisions import Decisions
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.learning.labels import KNOWN, NOTHING, source_rank
+from pipeline.learning.labels import FRAUD, KNOWN, NOTHING, source_rank
+from pipeline.learning.regimes import NEVER_US, LabelRegime
 
 REPORT_SOURCE: Final = "simulator"
 REVIEW_SOURCE: Final = "analyst"
 """Of the labels that a schedule makes, as those of ``fraud-pipeline replay``."""
 _NOTHING: Final = KNOWN.index(NOTHING)
+_FRAUD: Final = KNOWN.index(FRAUD)
 
 
 class Labelling(StrEnum):
@@ -53,15 +55,14 @@ class Reviewed(NamedTuple):
 
 
 class Schedule:
-    """Gives each transaction that bears a truth one label, when it is due.
+    """Gives each transaction that bears a truth one label at most, when it is due.
 
-    That is `pipeline.label_schedule.LabelSchedule` on columns, for transactions of which all are reported: a label is
-    due ``delay_us`` after its transaction, or at the review of its alert if that is sooner. Memory is that of the
-    transactions of one delay.
+    That is `pipeline.label_schedule.LabelSchedule` on columns: a label is due when its transaction is reported under
+    the regime, or at the review of its alert if that is sooner. Memory is that of the labels that are still due.
     """
 
-    def __init__(self, delay_us: int, reviews: Reviews | None = None) -> None:
-        self._delay_us, self._reviews = delay_us, reviews
+    def __init__(self, regime: LabelRegime, reviews: Reviews | None = None) -> None:
+        self._regime, self._reviews = regime, reviews
         self._reports: deque[Labels] = deque()
         self._answers = no_labels()
         self._answered_rows = np.empty(0, np.int64)
@@ -83,7 +84,9 @@ class Schedule:
         """
         self._begin_day(int(part.event_time_us[0]) // US_PER_DAY)
         reports = self._reported(part)
-        if len(reports):
+        if len(reports) and self._regime.delay_spread:
+            self._reports = deque([_sorted([*self._reports, reports])])
+        elif len(reports):
             self._reports.append(reports)
         return self._due(int(part.event_time_us[-1]))
 
@@ -110,10 +113,18 @@ class Schedule:
         return Reviewed(self._looked_at, self._unanswered, answers)
 
     def _reported(self, part: Transactions) -> Labels:
-        truth = _truth(part)
-        told = truth != _NOTHING
+        truth, due_us = _truth(part), self._due_us(part)
+        told = due_us < NEVER_US
         of = part if told.all() else part.take(told)
-        return _labels(of, truth[told], of.event_time_us + self._delay_us, REPORT_SOURCE)
+        return _labels(of, truth[told], due_us[told], REPORT_SOURCE)
+
+    def _due_us(self, part: Transactions) -> NDArray[np.int64]:
+        """Return when each transaction is reported, shape (n,); `NEVER_US` for one that is not."""
+        truth = _truth(part)
+        due_us = self._regime.known_at_us(
+            part.event_time_us, truth == _FRAUD, identities(part.card_id, part.transaction_id)
+        )
+        return np.where(truth == _NOTHING, NEVER_US, due_us)
 
     def _begin_day(self, day: int | None) -> None:
         if self._reviews is not None and day != self._day:
@@ -132,13 +143,14 @@ class Schedule:
         self._unanswered += int(np.count_nonzero(truth == _NOTHING))
         over_us = (taken.event_time_us // US_PER_DAY + 1) * US_PER_DAY
         due_us = np.maximum(taken.event_time_us + reviews.delay_us, over_us)
-        sooner = (truth != _NOTHING) & (due_us < taken.event_time_us + self._delay_us)
+        reported_us = self._due_us(taken)
+        sooner = (truth != _NOTHING) & (due_us < reported_us)
         if not sooner.any():
             return
         answers = _labels(taken.take(sooner), truth[sooner], due_us[sooner], REVIEW_SOURCE)
         self._told.append(answers)
         self._answers = _sorted([self._answers, answers])
-        self._answered_rows = np.concatenate([self._answered_rows, answers.row])
+        self._answered_rows = np.concatenate([self._answered_rows, taken.row[sooner & (reported_us < NEVER_US)]])
 
     def _due(self, until_us: int | None) -> Labels:
         """Take what is due; all, where no time is named."""

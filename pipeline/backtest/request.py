@@ -13,6 +13,7 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.learning.regimes import LabelRegime
 from pipeline.options import card_options, feedback_options
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
@@ -30,7 +31,8 @@ class Request:
     """How much history before the range enters the windows; the days on which thresholds are chosen come besides."""
     compare_live: bool
     labels: Labelling
-    label_delay_us: int
+    regime: LabelRegime
+    """Who is reported, and when, where labels are not recorded."""
     reviews: Reviews
     models: Mapping[str, str | ActiveModels]
     """Versions of LightGBM, or models, by the names of their variants."""
@@ -51,6 +53,11 @@ class Request:
     def partitions(self) -> int:
         """Partitions that the replay has. Raises `ClusterUnreachable`, `TopicError`."""
         return self.source.partitions
+
+    @property
+    def label_delay_us(self) -> int:
+        """The median delay of a label that is not recorded."""
+        return round(self.regime.delay_days * US_PER_DAY)
 
     @property
     def label_horizon_us(self) -> int:
@@ -74,5 +81,5 @@ class Request:
         if self.labels is Labelling.RECORDED:
             return []
         if self.labels is Labelling.DELAY:
-            return [Schedule(self.label_delay_us)]
-        return [Schedule(self.label_delay_us, self.reviews) for _ in range(variants)]
+            return [Schedule(self.regime)]
+        return [Schedule(self.regime, self.reviews) for _ in range(variants)]

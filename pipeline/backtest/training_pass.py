@@ -72,5 +72,5 @@ def _read(
         else:
             # Nothing was alerted by what is still to be trained: its labels come after the delay.
             transactions, _ = bearing_truth(request.source, opened, request.label_delay_us, book)
-            chunks = scheduled(transactions, Schedule(request.label_delay_us), period.known_us)
+            chunks = scheduled(transactions, Schedule(request.regime), period.known_us)
         return read_rows(chunks, period, options, followed.note), opened.seen

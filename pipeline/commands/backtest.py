@@ -25,9 +25,11 @@ from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
 from pipeline.commands.outputs import Write, refuse_unwritable, write_each
 from pipeline.commands.progress import Bar, failure, interrupts
+from pipeline.commands.regime_options import regime_options
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
+from pipeline.learning.regimes import Reported
 from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -104,6 +106,7 @@ _SHOWN = 10
 @click.option(
     "--label-delay", type=Duration(), default="7d", show_default=True, help="From a transaction to its truth."
 )
+@regime_options
 @click.option(
     "--review-delay",
     type=Duration(),
@@ -142,6 +145,9 @@ def command(
     label_file: Path | None,
     labels: str | None,
     label_delay: float,
+    reported: Reported,
+    delay_spread: float,
+    never_reported: float,
     review_delay: float,
     top: int,
     review_cost: float,
@@ -176,6 +182,9 @@ def command(
             label_file=label_file,
             labels=labels,
             label_delay_s=label_delay,
+            reported=reported,
+            delay_spread=delay_spread,
+            never_reported=never_reported,
             review_delay_s=review_delay,
             reviews_a_day=top,
             mapping=mapping,

@@ -13,6 +13,7 @@ import pandas as pd
 
 from pipeline.backtest import frame_tables
 from pipeline.backtest.decidable import decidable
+from pipeline.commands.regime_options import regime_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
@@ -56,27 +57,7 @@ _DEFAULTS = TrainingConfig()
     type=click.FloatRange(min=0),
     help="From a transaction to its label.  [default: 7; with --from-topics, the setting maturity_days]",
 )
-@click.option(
-    "--reported",
-    type=click.Choice(["all", "frauds-only"]),
-    default="all",
-    show_default=True,
-    help="Which transactions of FILE get labels; train as you will serve.",
-)
-@click.option(
-    "--delay-spread",
-    type=click.FloatRange(min=0, max=5),
-    default=0.0,
-    show_default=True,
-    help="Standard deviation of the logarithm of the delay; 0 for one delay.",
-)
-@click.option(
-    "--never-reported",
-    type=click.FloatRange(min=0, max=1, max_open=True),
-    default=0.0,
-    show_default=True,
-    help="Share of the frauds of FILE that nobody reports.",
-)
+@regime_options
 @click.option(
     "--validation-days",
     type=click.FloatRange(min=0, min_open=True),

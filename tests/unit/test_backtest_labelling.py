@@ -17,7 +17,10 @@ from pipeline.backtest.run import Candidate, replay_scheduled
 from pipeline.backtest.tables import file_tables
 from pipeline.backtest.truth import NEVER, answered_us
 from pipeline.engine.models import ActiveModels
+from pipeline.features.identity import transaction_hash
 from pipeline.label_schedule import NEVER_US, LabelSchedule, Truth
+from pipeline.learning.regimes import NEVER_US as REGIME_NEVER_US
+from pipeline.learning.regimes import LabelRegime
 from pipeline.settings import Settings
 from pipeline.sources import UnusableSource
 from tests.helpers.backtest_inputs import simulated_days
@@ -275,3 +278,78 @@ def test_a_partial_backtest_knows_the_truth_of_what_it_decided(file: Path, setti
     result = asked.run(stopped=stopped)
     assert result.partial
     assert set(result.labels["transaction_id"]) == set(result.variants[0].decisions["transaction_id"])
+
+
+@pytest.mark.parametrize(
+    "regime",
+    [
+        LabelRegime(reported="frauds-only", delay_days=2.0),
+        LabelRegime(reported="frauds-only", delay_days=2.0, delay_spread=0.8, never_reported=0.2),
+        LabelRegime(delay_days=1.0, delay_spread=0.8),
+    ],
+)
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_regime_gives_the_labels_that_it_says(
+    history: pd.DataFrame, file: Path, settings: Settings, regime: LabelRegime, learn: bool
+) -> None:
+    """Written down as they come, and read as a label file, they give the same decisions."""
+    asked = Backtest(
+        file,
+        models=["active"],
+        thresholds=[0.02],
+        learn=learn,
+        labels="delay",
+        label_delay_s=regime.delay_days * 86_400.0,
+        reported=regime.reported,
+        delay_spread=regime.delay_spread,
+        never_reported=regime.never_reported,
+        settings=settings,
+    )
+    result = asked.run()
+    (variant,) = result.variants
+    identity = np.array(list(map(transaction_hash, history["card_id"], history["transaction_id"])), np.uint64)
+    fraud = history["fraud"].to_numpy(bool)
+    known_us = regime.known_at_us(us(history["event_time"]), fraud, identity)
+    order = np.argsort(known_us, kind="stable")[: np.count_nonzero(known_us < REGIME_NEVER_US)]
+    told = pd.DataFrame(
+        {
+            "transaction_id": history["transaction_id"].iloc[order],
+            "card_id": history["card_id"].iloc[order],
+            "label": np.where(fraud[order], "fraud", "legitimate"),
+            "source": "simulator",
+            "labelled_at": pd.to_datetime(known_us[order], unit="us", utc=True),
+        }
+    )
+    assert set(told["label"]) == {"fraud"} if regime.reported == "frauds-only" else {"fraud", "legitimate"}
+    (candidate,) = asked.candidates().values()
+    again = replayed(asked, candidate.models, history, told, candidate.learning)
+    pd.testing.assert_frame_equal(again.astype(variant.decisions.dtypes), variant.decisions, check_exact=True)
+    outcomes = {name: count for name, count in result.counts.items() if name.startswith("labels")}
+    assert outcomes == {"labels: first": len(told)}
+    assert result.parameters["reported"] == regime.reported
+
+
+def test_reviews_answer_alerts_that_nobody_would_report(history: pd.DataFrame, file: Path, settings: Settings) -> None:
+    asked = Backtest(
+        file,
+        models=["active"],
+        thresholds=[0.02],
+        reported="frauds-only",
+        reviews_a_day=3,
+        settings=settings,
+        **REVIEWS,
+    )  # type: ignore[arg-type]
+    (variant,) = asked.run().variants
+    assert variant.reviewed is not None
+    truth = truth_of(history)
+    answers = variant.reviewed.answers
+    said = [truth[key] for key in zip(answers["card_id"], answers["transaction_id"], strict=True)]
+    assert False in said
+    assert True in said
+
+
+def test_recorded_labels_have_no_regime(file: Path, settings: Settings, tmp_path: Path) -> None:
+    told = tmp_path / "labels.parquet"
+    pd.DataFrame([], columns=LABEL_COLUMNS).to_parquet(told)
+    with pytest.raises(ValueError, match="recorded labels say themselves"):
+        Backtest(file, models=["active"], label_file=told, reported="frauds-only", settings=settings)
