@@ -74,7 +74,7 @@ def test_a_run_decides_every_transaction_once_and_ends_by_itself(kafka_settings:
     assert "\x1b" not in run.output
     assert max(map(len, human)) <= 80
     assert any("one for each transaction" in line for line in human)
-    assert any("day 9/9" in line or "day 8/9" in line for line in human)
+    assert any("day 24/24" in line or "day 23/24" in line for line in human)
     assert run.errors == ""
 
 
