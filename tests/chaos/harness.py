@@ -422,7 +422,7 @@ class Chaos:
         client = admin_client(self._bootstrap, settings=self.settings)
         places = [
             (name, number)
-            for name, about in client.list_topics(timeout=10).topics.items()
+            for name, about in patiently(lambda: client.list_topics(timeout=10)).topics.items()
             if name.startswith(self.settings.topic_prefix)
             for number in about.partitions
         ]
