@@ -110,7 +110,7 @@ def budget_threshold(
     weight: NDArray[np.float64],
     days: float,
     alerts_per_day: float,
-    minimum: float = 0.05,
+    minimum: float = 0.02,
 ) -> float:
     """The lowest score at or above which there are at most ``alerts_per_day`` x ``days`` transactions.
 
