@@ -19,6 +19,7 @@ from pipeline.features.catalogue import (
 )
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.kernel import CardWindows, MerchantWindows, is_card_outlier
+from pipeline.learning.regimes import NEVER_US
 
 _BATCH_ROWS = 16_384
 
@@ -36,29 +37,27 @@ class KnownLabels:
     known_at_us: NDArray[np.int64]
 
 
+def labels_known(known_at_us: NDArray[np.int64], fraud: NDArray[np.bool_]) -> KnownLabels:
+    """Return the labels of n transactions that get one.
+
+    Args:
+        known_at_us: When each gets its label; `NEVER_US` for none.
+        fraud: What they turned out to be.
+    """
+    rows = np.flatnonzero(known_at_us < NEVER_US)
+    rows = rows[np.argsort(known_at_us[rows], kind="stable")]
+    return KnownLabels(rows, fraud[rows].astype(np.int8), known_at_us[rows])
+
+
 def delayed_labels(
     event_time_us: NDArray[np.int64],
     fraud: NDArray[np.bool_],
     delay_s: float,
     labelled: NDArray[np.bool_] | None = None,
 ) -> KnownLabels:
-    """Every transaction's label (or those of ``labelled``), known ``delay_s`` seconds of event time after it."""
-    rows = np.arange(len(event_time_us)) if labelled is None else np.flatnonzero(labelled)
-    known_at_us = event_time_us[rows] + round(delay_s * US_PER_SECOND)
-    order = np.argsort(known_at_us, kind="stable")
-    return KnownLabels(rows[order], fraud[rows[order]].astype(np.int8), known_at_us[order])
-
-
-def labels_known(known_at_us: NDArray[np.int64], fraud: NDArray[np.bool_]) -> KnownLabels:
-    """Return the labels of n transactions that get one.
-
-    Args:
-        known_at_us: When each gets its label; the largest integer for none.
-        fraud: What they turned out to be.
-    """
-    rows = np.flatnonzero(known_at_us < np.iinfo(np.int64).max)
-    rows = rows[np.argsort(known_at_us[rows], kind="stable")]
-    return KnownLabels(rows, fraud[rows].astype(np.int8), known_at_us[rows])
+    """Return every transaction's label (or those of ``labelled``), known ``delay_s`` seconds of event time after it."""
+    known_at_us = event_time_us + round(delay_s * US_PER_SECOND)
+    return labels_known(known_at_us if labelled is None else np.where(labelled, known_at_us, NEVER_US), fraud)
 
 
 def event_times_us(times: pd.Series) -> NDArray[np.int64]:
