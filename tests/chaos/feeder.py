@@ -9,7 +9,7 @@ from confluent_kafka import Producer
 
 from tests.chaos.records import NUMBER_HEADER, Sent
 
-FLUSH_S = 120.0
+FLUSH_S = 300.0
 TICK_S = 0.02
 
 

@@ -15,7 +15,7 @@ from tests.helpers.batches import damage_batch, produce_batch, record_batch, wit
 
 FIRST_NUMBER = 1_000_000_000
 """Above the numbers of all inputs."""
-FLUSH_S = 180.0
+FLUSH_S = 300.0
 BOMB_BYTES = 140_000_000
 """More than any client of the pipeline takes, from 14 kB."""
 READABLE_BOMB_BYTES = 12_000_000

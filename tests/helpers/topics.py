@@ -1,5 +1,6 @@
 """The topics of one test as programs outside see them, and what is bought there."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,7 +15,7 @@ from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.kafka.admin import committed_offsets, ensure_topics
-from pipeline.kafka.clients import producer_config, read_topic
+from pipeline.kafka.clients import ClusterUnreachable, TopicError, producer_config, read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, DecisionFeatures, Example, ModelVersion
 from schemas.records import Record
@@ -41,13 +42,24 @@ def raise_failure(error: KafkaError | None, _message: Message) -> None:
         raise KafkaException(error)
 
 
+BUSY_S = 180.0
+"""A broker on a busy machine may answer nobody for so long."""
+
+
 class Cluster:
     """The topics of one test, as programs outside see them."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.kafka_bootstrap_servers is not None
         self.settings, self.bootstrap = settings, settings.kafka_bootstrap_servers
-        ensure_topics(self.bootstrap, settings)
+        deadline_s = time.monotonic() + BUSY_S
+        while True:
+            try:
+                ensure_topics(self.bootstrap, settings)
+                break
+            except (ClusterUnreachable, TopicError):
+                if time.monotonic() > deadline_s:
+                    raise
         self._producer = Producer(producer_config(self.bootstrap))
 
     def write(

@@ -17,7 +17,7 @@ from tests.chaos.report import as_json, as_text, failures
 from tests.chaos.run import Check
 from tests.chaos.schedule import short_schedule
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(1200)]
 
 SEED = 11
 SECONDS = 32.0
