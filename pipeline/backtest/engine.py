@@ -40,7 +40,7 @@ from pipeline.engine.placement import partitions_of
 from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
-from pipeline.features.kernel import CardWindows, MerchantWindows, is_card_outlier
+from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.learning.labels import KNOWN
 
 _WINDOW_KNOWN: Final = np.array([KNOWN_NAMES.index(name) for name in KNOWN], np.int8)
@@ -140,6 +140,7 @@ class Engine:
         n = len(taken)
         features = np.empty((n, len(FEATURES)))
         case_start_us, case_sequence = np.empty(n, np.int64), np.empty(n, np.int64)
+        outliers = np.empty(n, np.bool_)
         for number, windows in enumerate(self._cards):
             of = self._rows(names.partition, number)
             profile = windows.profile(
@@ -149,7 +150,8 @@ class Engine:
             windows.settle()
             features[of, : len(CARD_FEATURES)] = profile.features
             case_start_us[of], case_sequence[of] = profile.case_start_us, profile.case_sequence
-        self._profile_merchants(taken, position, names, following, features)
+            outliers[of] = profile.outlier
+        self._profile_merchants(taken, outliers, position, names, following, features[:, len(CARD_FEATURES) :])
         return Profiled(
             taken, position, names.partition, features, case_start_us, case_sequence, duplicates,
             Counter({name: count for name, count in zip(COUNTS, outcomes.tolist(), strict=True) if count}), refused,
@@ -216,18 +218,19 @@ class Engine:
     def _profile_merchants(
         self,
         taken: Transactions,
+        outliers: NDArray[np.bool_],
         position: NDArray[np.int64],
         names: _Names,
         following: _Following,
-        features: NDArray[np.float64],
+        out: NDArray[np.float64],
     ) -> None:
-        """Complete ``features``, shape (n, len(FEATURES)), with each merchant's partition read in its order."""
+        """Fill ``out``, shape (n, len(MERCHANT_FEATURES)), with each merchant's partition read in its order."""
         n = len(taken)
         # A label stands behind the record that let it follow, with which it shares its position.
         order = np.argsort(np.concatenate([2 * position, 2 * following.position + 1]), kind="stable")
         log = behind(
             transactions_log(
-                names.merchant, taken.event_time_us, taken.amount_base_minor, taken.counts, is_card_outlier(features)
+                names.merchant, taken.event_time_us, taken.amount_base_minor, taken.counts, outliers
             ),
             labels_log(
                 following.merchant[:, :2], following.identity, following.event_time_us, _WINDOW_KNOWN[following.known],
@@ -237,10 +240,10 @@ class Engine:
         place = np.concatenate([names.merchant_partition, following.merchant[:, 2]])
         for number, windows in enumerate(self._merchants):
             rows = order if self._options.partitions == 1 else order[place[order] == number]
-            profiled = log.take(rows).profile(windows)
+            features = log.take(rows).profile(windows)
             windows.settle()
             transactions = rows < n
-            features[rows[transactions], len(CARD_FEATURES) :] = profiled[transactions]
+            out[rows[transactions]] = features[transactions]
 
     def _rows(self, partition: NDArray[np.int64], number: int) -> slice | NDArray[np.intp]:
         return slice(None) if self._options.partitions == 1 else np.flatnonzero(partition == number)

@@ -23,7 +23,6 @@ from pipeline.engine.profiled_blocks import (
 )
 from pipeline.engine.profiling import Arrivals, Joined
 from pipeline.engine.results import Result
-from pipeline.features.catalogue import CARD_FEATURES
 from pipeline.features.kernel import CardProfile
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, LABELS, REROUTED, TRANSACTIONS
@@ -31,7 +30,7 @@ from schemas.topics import ACCEPTED_LABELS, LABELS, REROUTED, TRANSACTIONS
 if TYPE_CHECKING:
     from pipeline.engine.card import CardOptions, CardPartition
 
-NO_PROFILE: Final = CardProfile(np.empty((0, len(CARD_FEATURES))), np.empty(0, np.int64), np.empty(0, np.int64))
+NO_PROFILE: Final = CardProfile.of_rows(0)
 
 
 class CardKeys(NamedTuple):

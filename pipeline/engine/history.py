@@ -18,7 +18,7 @@ from pipeline.features.catalogue import (
     US_PER_SECOND,
 )
 from pipeline.features.clock import hours, weekdays
-from pipeline.features.kernel import CardWindows, MerchantWindows, is_card_outlier
+from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.learning.regimes import NEVER_US
 
 _BATCH_ROWS = 16_384
@@ -89,10 +89,10 @@ def compute_features(
         if "transaction_type" in frame
         else np.ones(len(frame), bool)
     )
-    features = np.empty((len(frame), len(FEATURES)))
+    features, outliers = np.empty((len(frame), len(FEATURES))), np.empty(len(frame), np.bool_)
     windows = CardWindows()
     for part in _parts(len(frame)):
-        features[part, : len(CARD_FEATURES)] = windows.profile(
+        profile = windows.profile(
             card_keys[part],
             merchant_keys[part],
             event_time_us[part],
@@ -100,7 +100,8 @@ def compute_features(
             counts[part],
             hours(event_time_us[part]),
             weekdays(event_time_us[part]),
-        ).features
+        )
+        features[part, : len(CARD_FEATURES)], outliers[part] = profile.features, profile.outlier
         windows.settle()
     if labels is None and label_delay_s is not None:
         labels = delayed_labels(event_time_us, frame["fraud"].to_numpy(bool), label_delay_s)
@@ -108,7 +109,7 @@ def compute_features(
         labels = KnownLabels(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.int64))
     features[:, len(CARD_FEATURES) :] = _merchant_features(
         identities(cards.take(labels.row), _texts(frame["transaction_id"]).take(labels.row)),
-        merchant_keys, event_time_us, amount_minor, counts, is_card_outlier(features), labels,
+        merchant_keys, event_time_us, amount_minor, counts, outliers, labels,
     )  # fmt: skip
     return features
 

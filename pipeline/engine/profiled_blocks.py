@@ -28,7 +28,7 @@ from pipeline.engine.placement import partitions_of
 from pipeline.engine.profiling import Joined
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_SECOND
 from pipeline.features.compiled import compiled
-from pipeline.features.kernel import CardProfile, is_card_outlier
+from pipeline.features.kernel import CardProfile
 from pipeline.learning.labels import KNOWN
 from schemas.codec import timestamp_us
 from schemas.records import Output, Record
@@ -187,7 +187,7 @@ def _transaction_rows(
         raise ValueError("these transactions were accepted without what their producers stated")
     narrow[blocks.STATED_OFFSET] = taken.stated_offset_min
     wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = sources.offset, sources.partition
-    codes[blocks.COUNTS] = blocks.COUNTED * taken.counts + blocks.OUTLIER * is_card_outlier(profile.features)
+    codes[blocks.COUNTS] = blocks.COUNTED * taken.counts + blocks.OUTLIER * profile.outlier
     codes[blocks.RATES], codes[blocks.INPUT_TOPIC] = _RATES, _TRANSACTIONS
     if reads is not records:
         read = _sources(reads, _TRANSACTIONS)

@@ -968,6 +968,7 @@ def profile_cards(
     out: Any,
     case_starts: Any,
     case_sequences: Any,
+    outliers: Any,
 ) -> int:
     """Fill ``out`` (rows x CARD_FEATURES) from ``first_row`` on; returns the first row not done (a table is full)."""
     meta, slots, chunks, events = state.meta, state.slots, state.chunks, state.events
@@ -1036,15 +1037,15 @@ def profile_cards(
             row[tail + 3 + w] = flagged[w]
         row[tail + 7] = seen
         row[tail + 8 : tail + 11] = np.nan
-        outliers = flagged[_N_WINDOWS - 1]
-        regular = np.int64(row[tail - _N_STATISTICS]) - outliers
+        regular = np.int64(row[tail - _N_STATISTICS]) - flagged[_N_WINDOWS - 1]
         if regular > 0:
             mean = (sum_ - outlier_sum) / regular / 100.0
             row[tail + 8] = mean
             if mean > 0:
                 row[tail + 9] = amount / 100.0 / mean
-        if outliers > 0:
+        if flagged[_N_WINDOWS - 1] > 0:
             row[tail + 10] = (time_us - _last_flagged_us(state, words, chunk, end)) / US_PER_SECOND
+        outliers[i] = flag == 1
         if counts[i] and time_us > floor_us:
             _insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i], floor_us)
         meta[NEWEST] = max(meta[NEWEST], time_us)
@@ -1219,7 +1220,8 @@ def _label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: A
     fortnight_known, fortnight_frauds = np.int64(-1), np.int64(-1)
     fortnight_us = max(time_us - _FORTNIGHT_US, floor_us)
     month_us = max(time_us - LONGEST_WINDOW_US, floor_us)
-    chunk, end = _place(state, LABELS, LABEL_WORDS, slot, time_us)
+    newest, newest_end = _place(state, LABELS, LABEL_WORDS, slot, time_us)
+    chunk, end = newest, newest_end
     while chunk > 0 and chunks[chunk * CHUNK_WORDS + _LAST] > month_us:
         record = chunk * CHUNK_WORDS
         start, middle = chunks[record + _START], np.int64(0)
@@ -1248,7 +1250,7 @@ def _label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: A
     row[column + 8] = found[5]
     row[column + 9 : column + 11] = np.nan
     if found[5] > 0:
-        _fraud_run(state, slot, time_us, month_us, row, column + 9)
+        _fraud_run(state, slot, newest, newest_end, time_us, month_us, row, column + 9)
 
 
 @compiled
@@ -1293,10 +1295,11 @@ def _time_before(state: State, words: Any, chunk: Any, end: Any, n: Any) -> int:
 
 
 @compiled
-def _fraud_run(state: State, slot: Any, time_us: Any, month_us: Any, row: Any, column: Any) -> None:
+def _fraud_run(
+    state: State, slot: Any, chunk: Any, end: Any, time_us: Any, month_us: Any, row: Any, column: Any
+) -> None:
     """Write the mature transactions since the newest unexplained fraud, and the seconds since its run began."""
     chunks, label_chunks, words = state.chunks, state.label_chunks, MERCHANT_EVENT_WORDS
-    chunk, end = _place(state, LABELS, LABEL_WORDS, slot, time_us)
     chunk, at = _unexplained_before(state, chunk, end, time_us, month_us)
     first_us = state.labels[(label_chunks[chunk * CHUNK_WORDS + _START] + at) * LABEL_WORDS]
     mature_us = time_us - LABEL_MATURITY_US

@@ -8,17 +8,12 @@ Cards and merchants are told apart by 128 bits of their names' hash; the names t
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import (
-    CARD_FEATURES,
-    MERCHANT_FEATURES,
-    OUTLIER_MINIMUM_EVENTS,
-    OUTLIER_RATIO,
-)
+from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES
 from pipeline.features.columns import Pages, SavedColumn, Storage
 from pipeline.features.compiled import (
     CARD_EVENT_WORDS,
@@ -31,9 +26,6 @@ from pipeline.features.compiled import (
 from pipeline.features.digest import window_contents
 from pipeline.features.tables import Tables
 
-_CARD_COUNT: Final = CARD_FEATURES.index("card_count_30d")
-_TO_USUAL: Final = CARD_FEATURES.index("card_amount_to_usual")
-
 
 class CardProfile(NamedTuple):
     """What is known of n transactions from their cards."""
@@ -44,6 +36,15 @@ class CardProfile(NamedTuple):
     """Shape (n,): event time of the transaction that opened the case."""
     case_sequence: NDArray[np.int64]
     """Shape (n,): 1 for the first transaction of a case."""
+    outlier: NDArray[np.bool_]
+    """Shape (n,): whether the amount is an outlier for the card."""
+
+    @classmethod
+    def of_rows(cls, n: int) -> "CardProfile":
+        """Return room for ``n`` transactions."""
+        return cls(
+            np.empty((n, len(CARD_FEATURES))), np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_)
+        )
 
 
 class _Windows:
@@ -154,7 +155,7 @@ class CardWindows(_Windows):
             n, (event_time_us, np.int64), (amount_minor, np.int64), (counts, np.bool_), (hour, np.float64),
             (weekday, np.float64),
         )  # fmt: skip
-        profile = CardProfile(np.empty((n, len(CARD_FEATURES))), np.empty(n, np.int64), np.empty(n, np.int64))
+        profile = CardProfile.of_rows(n)
         self._work(profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, *profile)
         return profile
 
@@ -188,7 +189,7 @@ class MerchantWindows(_Windows):
             event_time_us: Of a label, its transaction's.
             amount_minor: Minor units of the base currency, 0 <= amount < 2**53.
             counts: Whether each transaction enters the windows.
-            outliers: Whether its amount is an outlier for its card; see `is_card_outlier`.
+            outliers: Whether its amount is an outlier for its card, as `CardProfile` says.
             known: What a label says: 1 for fraud, 0 for legitimate, 2 for none.
             known_at_us: From when on a label counts.
 
@@ -204,16 +205,6 @@ class MerchantWindows(_Windows):
         out = np.empty((n, len(MERCHANT_FEATURES)))
         self._work(profile_merchants, n, kind, keys, identities, time_us, amount, enters, outlier, value, since_us, out)
         return out
-
-
-def is_card_outlier(features: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return whether the amounts of n transactions are outliers for their cards.
-
-    Args:
-        features: Shape (n, at least len(CARD_FEATURES)).
-    """
-    enough = features[:, _CARD_COUNT] >= OUTLIER_MINIMUM_EVENTS
-    return np.asarray((features[:, _TO_USUAL] > OUTLIER_RATIO) & enough)
 
 
 def _columns(n: int, *columns: tuple[NDArray[Any], type[np.generic]]) -> list[NDArray[Any]]:
