@@ -24,13 +24,11 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lessons import TARGETS, choose, example_inputs
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.payload import VERSION_DIGITS, Offset, decode_payload, encode_payload
-from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, river_inputs
+from pipeline.scoring.river_inputs import INPUTS, LOGIT, SOURCE_COLUMNS, river_inputs
 from pipeline.scoring.river_layer import LAYER_REVISION
 from schemas.messages import Example
 
 CONFIGURED_KIND: Final = "river-file"
-LOGIT: Final = "LightGBM's log-odds"
-"""Input that stands before those of `INPUTS`."""
 MAX_REPETITIONS: Final = 100
 """A classifier that takes no weights sees a lesson as often as it weighs, but not more often than this."""
 

@@ -6,27 +6,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.features.compiled import compiled
 
-LOGARITHMS: Final = (
-    "amount",
-    "card_count_1d",
-    "card_count_30d",
-    "card_seconds_since_last",
-    "card_outlier_count_7d",
-    "card_outlier_count_30d",
-    "card_merchant_count",
-    "card_regular_mean_30d",
-    "card_amount_to_regular",
-    "card_seconds_since_outlier",
-    "merchant_count_1d",
-    "merchant_count_30d",
-    "merchant_unexplained_fraud_30d",
-    "merchant_unreported_since_fraud",
-    "merchant_fraud_run_seconds",
-    "merchant_seconds_since_first",
-)
+LOGARITHMS: Final = tuple(name for name in DEFAULT_FEATURES if name != "hour")
 """Features that enter as log1p of what is above 0; NaN enters as 0."""
 MISSING: Final = ("card_regular_mean_30d", "card_seconds_since_outlier", "merchant_unreported_since_fraud")
 """Features whose absence is an input of its own."""
@@ -46,6 +29,8 @@ def _bands(edges: tuple[float, ...]) -> tuple[str, ...]:
     return (f"below {edges[0]:g}", *middle, f"from {edges[-1]:g}")
 
 
+LOGIT: Final = "LightGBM's log-odds"
+"""Name of the input that carries the log-odds as served; it stands beside `INPUTS`."""
 INPUTS: Final = (
     *LOGARITHMS,
     *(f"no {name}" for name in MISSING),

@@ -9,12 +9,10 @@ from river import linear_model, optim, utils
 
 from pipeline.scoring.lessons import TARGETS, add_lessons, choose, example_inputs, importance_aware_weight
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
-from pipeline.scoring.river_inputs import INPUTS
-from pipeline.scoring.river_layer import LayerConfig, Lessons, RiverLayer, Scale, scaling, standardized
+from pipeline.scoring.river_inputs import INPUTS, LOGIT
+from pipeline.scoring.river_layer import LayerConfig, Lessons, RiverLayer, Scale, reciprocal_deviations, standardized
 from schemas.messages import Example
 
-OFFSET: Final = "LightGBM's log-odds"
-"""Input that carries the log-odds as served; its weight is 1 and does not learn."""
 LEAST_WEIGHT: Final = 100.0
 """Weight of the examples that set the scale before the first of them is learned."""
 
@@ -38,8 +36,9 @@ class LayerLearner:
         self._river = linear_model.LogisticRegression(
             optimizer=optim.SGD(rate), intercept_lr=rate, intercept_init=layer.intercept
         )
-        # River has no public way to start from given weights; its own attribute holds them by input name.
-        weights = dict(zip(INPUTS, layer.weights.tolist(), strict=True)) | {OFFSET: 1.0}
+        # River has no public way to start from given weights; its own attribute holds them by input name. The weight of
+        # LightGBM's log-odds is 1 and does not learn.
+        weights = dict(zip(INPUTS, layer.weights.tolist(), strict=True)) | {LOGIT: 1.0}
         self._river._weights = utils.VectorDict(weights)
 
     @property
@@ -60,22 +59,19 @@ class LayerLearner:
     def _learn(self, row: NDArray[np.float64], logit: float, target: bool, weight: float) -> None:
         if self._weight >= LEAST_WEIGHT:
             river, rate = self._river, self.config.learning_rate
-            inputs = standardized(row, *scaling(self._scale()))
+            inputs = standardized(row, self._means, reciprocal_deviations(self._weight, self._squares))
             x = dict(zip(INPUTS, inputs.tolist(), strict=True))
-            x[OFFSET] = min(max(logit, -LOGIT_BOUND), LOGIT_BOUND)
+            x[LOGIT] = min(max(logit, -LOGIT_BOUND), LOGIT_BOUND)
             # The intercept learns at the same rate, as an input that is always 1.
             squared_norm = 1.0 + float(inputs @ inputs)
             current = river._raw_dot_one(x)
             river.learn_one(x, target, importance_aware_weight(current, target, weight, rate, squared_norm))
-            river._weights[OFFSET] = 1.0
+            river._weights[LOGIT] = 1.0
         # West, "Updating Mean and Variance Estimates: An Improved Method" (1979).
         self._weight += weight
         distance = row - self._means
         self._means += distance * (weight / self._weight)
         self._squares += weight * distance * (row - self._means)
-
-    def _scale(self) -> Scale:
-        return Scale(weight=self._weight, means=tuple(self._means.tolist()), squares=tuple(self._squares.tolist()))
 
     def snapshot(self, examples_offset: int) -> RiverLayer:
         """The layer as it is now; ``examples_offset`` says how many examples it has been given."""
@@ -84,7 +80,7 @@ class LayerLearner:
             self.config,
             tuple(float(weights.get(name, 0.0)) for name in INPUTS),
             float(self._river.intercept),
-            self._scale(),
+            Scale(weight=self._weight, means=tuple(self._means.tolist()), squares=tuple(self._squares.tolist())),
             examples_offset,
             self.lessons,
         )

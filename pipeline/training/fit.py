@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
@@ -18,7 +18,6 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split
 from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
-from pipeline.training.selection import DEFAULT_FEATURES
 
 TOP_CARDS: Final = 100
 """Cards a day of the card precision that is reported."""

@@ -2,31 +2,9 @@
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Final
 
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.scoring.errors import ModelError
-
-DEFAULT_FEATURES: Final = (
-    "amount",
-    "hour",
-    "card_count_1d",
-    "card_count_30d",
-    "card_seconds_since_last",
-    "card_outlier_count_7d",
-    "card_outlier_count_30d",
-    "card_merchant_count",
-    "card_regular_mean_30d",
-    "card_amount_to_regular",
-    "card_seconds_since_outlier",
-    "merchant_count_1d",
-    "merchant_count_30d",
-    "merchant_unexplained_fraud_30d",
-    "merchant_unreported_since_fraud",
-    "merchant_fraud_run_seconds",
-    "merchant_seconds_since_first",
-)
-"""Features of a training that names no others. None of them needs a legitimate label; decision 0041 says why these."""
 
 
 def select_features(patterns: Iterable[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from sklearn.metrics import average_precision_score
 from pipeline.backtest.bootstrap import interval, resampled
 from pipeline.backtest.metrics import daily_precision, top_of_days
 from pipeline.engine.history import event_times_us
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay import EPOCH
@@ -31,7 +31,6 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.metrics import daily_card_precision, days_of
-from pipeline.training.selection import DEFAULT_FEATURES
 
 TOP: Final = 100
 """Alerts a day."""

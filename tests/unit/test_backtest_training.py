@@ -17,7 +17,7 @@ from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.result import BacktestResult
 from pipeline.backtest.sources import RangeError
 from pipeline.engine.history import compute_features, event_times_us
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.errors import ModelError
@@ -30,7 +30,6 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingConfig, train
 from pipeline.training.metrics import budget_threshold
-from pipeline.training.selection import DEFAULT_FEATURES
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.unit.model_helpers import small_model
 

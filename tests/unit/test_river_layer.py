@@ -8,9 +8,9 @@ from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lessons import importance_aware_weight
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
-from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, SOURCES, river_inputs
+from pipeline.scoring.river_inputs import INPUTS, LOGIT, SOURCE_COLUMNS, SOURCES, river_inputs
 from pipeline.scoring.river_layer import INPUT_BOUND, RiverLayer, Scale
-from pipeline.scoring.river_learner import LEAST_WEIGHT, OFFSET, LayerLearner
+from pipeline.scoring.river_learner import LEAST_WEIGHT, LayerLearner
 from tests.unit.model_helpers import COLUMN, example, matrix
 
 
@@ -38,7 +38,7 @@ def test_the_compiled_sum_is_river_s_own_prediction() -> None:
     inputs = (river_inputs(features[:, SOURCE_COLUMNS]) - layer.scale.means) / np.where(deviations > 0, deviations, 1)
     inputs = np.clip(inputs, -INPUT_BOUND, INPUT_BOUND)
     river = [
-        learner.river.predict_proba_one({**dict(zip(INPUTS, row.tolist(), strict=True)), OFFSET: logit})[True]
+        learner.river.predict_proba_one({**dict(zip(INPUTS, row.tolist(), strict=True)), LOGIT: logit})[True]
         for row, logit in zip(inputs, base.tolist(), strict=True)
     ]
     np.testing.assert_allclose(sigmoid(layer.logit(features, base)), river, rtol=0, atol=1e-12)

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline.commands.train import command
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.history import compute_features
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.blend import sigmoid
@@ -24,7 +24,7 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_examples, from_history
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
-from pipeline.training.selection import DEFAULT_FEATURES, select_features
+from pipeline.training.selection import select_features
 from tests.unit.model_helpers import START, example, matrix, truth
 
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
