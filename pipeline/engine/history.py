@@ -60,6 +60,11 @@ def delayed_labels(
     return labels_known(known_at_us if labelled is None else np.where(labelled, known_at_us, NEVER_US), fraud)
 
 
+def identities_of(frame: pd.DataFrame) -> NDArray[np.uint64]:
+    """Return the `transaction_hash` of each row; shape (n,)."""
+    return identities(_texts(frame["card_id"]), _texts(frame["transaction_id"]))
+
+
 def event_times_us(times: pd.Series) -> NDArray[np.int64]:
     """Microseconds since the epoch of a time-zone aware column; shape (n,)."""
     if times.dt.tz is None:

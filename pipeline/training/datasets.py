@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.engine.history import compute_features, event_times_us, labels_known
+from pipeline.engine.history import compute_features, event_times_us, identities_of, labels_known
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
-from pipeline.features.identity import transaction_hash
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lessons import TARGETS
@@ -35,8 +34,7 @@ def from_history(frame: pd.DataFrame, regime: LabelRegime, known_before_us: int 
         raise ModelError("the history has no labels; map the column that tells frauds with --map fraud=COLUMN")
     event_time_us = event_times_us(frame["event_time"])
     fraud = frame["fraud"].to_numpy(bool)
-    identity = np.fromiter(map(transaction_hash, frame["card_id"], frame["transaction_id"]), np.uint64, len(frame))
-    known_at_us = regime.known_at_us(event_time_us, fraud, identity)
+    known_at_us = regime.known_at_us(event_time_us, fraud, identities_of(frame))
     features = compute_features(frame, labels=labels_known(known_at_us, fraud))
     fraud = fraud & (known_at_us < (NEVER_US if known_before_us is None else known_before_us))
     card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)

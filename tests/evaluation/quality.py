@@ -20,9 +20,8 @@ from sklearn.metrics import average_precision_score
 
 from pipeline.backtest.bootstrap import interval, resampled
 from pipeline.backtest.metrics import daily_precision, top_of_days
-from pipeline.engine.history import event_times_us
+from pipeline.engine.history import event_times_us, identities_of
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
-from pipeline.features.identity import transaction_hash
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay import EPOCH
 from pipeline.scoring.blend import sigmoid
@@ -98,8 +97,7 @@ class Data:
         self.kind = self.frame["fraud_type"].to_numpy(str) if "fraud_type" in self.frame else None
         self.times = event_times_us(self.frame["event_time"])
         self.card = np.asarray(pd.factorize(self.frame["card_id"])[0], np.int64)
-        identities = map(transaction_hash, self.frame["card_id"], self.frame["transaction_id"])
-        self._identity = np.fromiter(identities, np.uint64, len(self.frame))
+        self._identity = identities_of(self.frame)
         self._known: dict[LabelRegime, TrainingSet] = {}
 
     def under(self, regime: LabelRegime) -> TrainingSet:
