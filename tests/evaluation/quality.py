@@ -111,7 +111,7 @@ class Data:
     def targets(self, regime: LabelRegime, now_us: int) -> TrainingSet:
         """Return what could be trained on at a time: a fraud that is not reported by then is none."""
         known = self.under(regime)
-        reported = self.fraud & (regime.known_at_us(self.times, self.fraud, self._identity) < now_us)
+        reported = self.fraud & (regime.known_at_us(self.times, self.fraud, self._identity) <= now_us)
         return TrainingSet(known.features, reported, known.weight, self.times, self.card)
 
 

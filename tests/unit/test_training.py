@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pipeline.commands.train import command
 from pipeline.decision.policy import Policy, Rule
-from pipeline.engine.history import compute_features
+from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
@@ -255,6 +255,16 @@ def test_a_history_is_taught_with_the_kernel_s_own_features() -> None:
     np.testing.assert_array_equal(data.fraud, frame["fraud"])
     with pytest.raises(ModelError, match="no labels"):
         from_history(frame.drop(columns="fraud"), LabelRegime())
+
+
+@pytest.mark.parametrize(("early_us", "counts"), [(0, True), (1, False)])
+def test_a_fraud_counts_from_the_instant_at_which_it_is_reported(early_us: int, counts: bool) -> None:
+    frame = history(12)
+    row = int(np.flatnonzero(frame["fraud"])[5])
+    reported_us = int(event_times_us(frame["event_time"])[row]) + US_PER_DAY
+    data = from_history(frame, LabelRegime(delay_days=1.0), reported_us - early_us)
+    assert data.fraud[row] == counts
+    assert not data.fraud[data.event_time_us > data.event_time_us[row]].any()
 
 
 def test_examples_are_taught_as_served_with_the_last_word_on_each() -> None:
