@@ -1,6 +1,5 @@
 """Both of this project's entries start, decide every transaction of a small input, and pass their checks."""
 
-import contextlib
 import sys
 import uuid
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from tests.benchmarks.job import prepare
 from tests.benchmarks.job.check import WrongAnswers
 from tests.benchmarks.ours import job
 from tests.benchmarks.running import Bench, Prepared, Task, running_process
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import retried
 
 pytestmark = pytest.mark.broker
 RECORDS = 3_000
@@ -43,15 +42,8 @@ def appended(bench: Bench, run: str, prepared: Prepared, command: Callable[[Task
     )
     with running_process(command(task), log) as engine:
         samples = bench.watch(engine, output, prepared, log)
-
-        def right() -> bool:
-            # Labels may still be on their way when the last transaction has its decision.
-            with contextlib.suppress(WrongAnswers):
-                return len(prepared.verified(output)) > 0
-            return False
-
-        eventually(right)
-        found = len(prepared.verified(output))
+        # Labels may still be on their way when the last transaction has its decision.
+        found = len(retried(lambda: prepared.verified(output), WrongAnswers))
     assert samples[-1].engine_cpu_s > 0
     assert samples[-1].engine_rss_bytes > 0
     return found

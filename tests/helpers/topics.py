@@ -1,6 +1,5 @@
 """The topics of one test as programs outside see them, and what is bought there."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -22,6 +21,7 @@ from schemas.records import Record
 from schemas.topics import ALERTS, DECISION_FEATURES, DECISIONS, EXAMPLES, LABELS, MODELS, TRANSACTIONS, Topic
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.logs import after, label, microseconds, transaction
+from tests.helpers.waiting import BUSY_S, retried
 from tests.helpers.worker import Worker
 from tests.unit.model_helpers import small_model
 
@@ -42,24 +42,13 @@ def raise_failure(error: KafkaError | None, _message: Message) -> None:
         raise KafkaException(error)
 
 
-BUSY_S = 180.0
-"""A broker on a busy machine may answer nobody for so long."""
-
-
 class Cluster:
     """The topics of one test, as programs outside see them."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.kafka_bootstrap_servers is not None
         self.settings, self.bootstrap = settings, settings.kafka_bootstrap_servers
-        deadline_s = time.monotonic() + BUSY_S
-        while True:
-            try:
-                ensure_topics(self.bootstrap, settings)
-                break
-            except (ClusterUnreachable, TopicError):
-                if time.monotonic() > deadline_s:
-                    raise
+        retried(lambda: ensure_topics(self.bootstrap, settings), ClusterUnreachable, TopicError, within_s=BUSY_S)
         self._producer = Producer(producer_config(self.bootstrap))
 
     def write(
