@@ -124,7 +124,7 @@ class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", 
     read: RecordPosition | None = None
     """Where the card agent read the record, where that is not ``source``: on ``rerouted``."""
     outlier: bool = False
-    """Whether the amount is an outlier for the card."""
+    """True if the amount is an outlier for the card."""
 
 
 class ProfiledLabel(Message, frozen=True, kw_only=True, tag_field="kind", tag="label"):

@@ -70,8 +70,8 @@ _SHOWN = 10
     "trainings",
     multiple=True,
     metavar="NAME[=FEATURES]",
-    help="Train a model before the range, and decide by it: on all features, or on those that match card_*,-*_std_*; "
-    "may be repeated.",
+    help="Train a model before the range, and decide by it: on the default features, or on those that match "
+    "card_*,-*_std_*; may be repeated.",
 )
 @click.option("--train-from", type=Moment(), help="Event time of the first transaction to train on.")
 @click.option("--train-to", type=Moment(), help="Train by what was known then.  [default: begin of the range]")

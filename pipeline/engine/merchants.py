@@ -21,7 +21,7 @@ class MerchantLog(NamedTuple):
     amount_base_minor: NDArray[np.int64]
     counts: NDArray[np.bool_]
     outliers: NDArray[np.bool_]
-    """Whether a transaction's amount is an outlier for its card."""
+    """True for a transaction whose amount is an outlier for its card."""
     known: NDArray[np.int8]
     """Known value of a label: 1 for fraud, 0 for legitimate, 2 for none."""
     known_at_us: NDArray[np.int64]

@@ -1054,7 +1054,7 @@ def profile_cards(
 
 @compiled
 def _is_flagged(state: State, words: Any, slot: Any, time_us: Any) -> bool:
-    """Whether an event of exactly this time is flagged."""
+    """Return True if an event of exactly this time is flagged."""
     chunks, events = state.chunks, state.events
     chunk, at = _place(state, EVENTS, words, slot, time_us)
     while chunk > 0:
@@ -1148,7 +1148,7 @@ def _first_reaching(labels: Any, start: Any, low: Any, high: Any, plus: Any, min
 
 @inlined
 def _is_known(labels: Any, row: Any, time_us: Any) -> bool:
-    """Whether a label says what is known at a time."""
+    """Return True if a label holds at a time."""
     return bool(
         labels[row + _L_VALUE] != _UNKNOWN
         and labels[row + _L_KNOWN_AT] <= time_us
@@ -1328,7 +1328,7 @@ def _fraud_run(
 
 @inlined
 def _is_merchant_outlier(amount: Any, count: Any, sum_: Any) -> bool:
-    """Whether an amount lies far above the mean of a merchant's transactions, exactly."""
+    """Compare an amount with the mean of a merchant's transactions, exactly."""
     high, low = wide_product(np.uint64(amount), np.uint64(count))
     limit_high, limit_low = wide_product(np.uint64(MERCHANT_OUTLIER_RATIO), np.uint64(sum_))
     above = high > limit_high or (high == limit_high and low > limit_low)

@@ -20,7 +20,7 @@ _MATURE_SHARE: Final = 0.9
 
 
 class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
-    """Which transactions get a label, and when.
+    """The transactions that get a label, and their delays.
 
     A delay is the same for all transactions, or log-normal. Which frauds are never reported, and which delay a
     transaction has, follows from its identity: the same on every run.

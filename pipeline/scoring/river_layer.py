@@ -146,7 +146,7 @@ class RiverLayer:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """One for each of `INPUTS`; read-only."""
+        """Weights of `INPUTS`; read-only."""
         return self._weights
 
     def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -159,7 +159,7 @@ class RiverLayer:
         return total
 
     def contributions(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each input adds to the log-odds; shape (n, len(INPUTS)), without the intercept."""
+        """Return the log-odds that each input adds; shape (n, len(INPUTS)), without the intercept."""
         products: NDArray[np.float64] = self._inputs(features) * self._weights
         return products
 
@@ -167,7 +167,7 @@ class RiverLayer:
         return standardized(river_inputs(features[:, SOURCE_COLUMNS]), self._means, self._factors)
 
     def evidence(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> list[str]:
-        """For each row the input that raised it most, in words, or ``""``."""
+        """Return in words the input that raised each row most, or ``""``."""
         del base_logit
         parts = self.contributions(features)
         best = parts.argmax(axis=1) if len(parts) else np.empty(0, np.intp)

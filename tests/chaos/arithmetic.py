@@ -121,7 +121,7 @@ class Layer:
         return found
 
     def teach(self, example: Mapping[str, Any], kernel: str) -> None:
-        """One record of ``examples``, for a layer of the kernel version ``kernel``."""
+        """Learn a record of ``examples``; ``kernel`` is the kernel version of the layer."""
         fate = self._fate(example, kernel)
         self.lessons[fate] += 1
         if fate != "learned":

@@ -200,7 +200,7 @@ def _select(policy: dict[str, Any], score: float, features: Features, number: in
 
 @cache
 def _digest(kernel: str) -> str:
-    """Of a layer's configuration, as the documents describe it."""
+    """Return the digest of a layer's configuration, as the documents describe it."""
     amounts = ["below 10", "10 to 30", "30 to 100", "100 to 300", "300 to 1000", "from 1000"]
     hours = ["below 4", "4 to 8", "8 to 12", "12 to 16", "16 to 20", "from 20"]
     inputs = [*LOGARITHMS, *(f"no {name}" for name in MISSING), *(f"{name} is 0" for name in ZERO)]

@@ -69,7 +69,7 @@ class Variant:
     features: tuple[str, ...] = DEFAULT_FEATURES
     config: TrainingConfig | None = None
     trained_under: LabelRegime | None = None
-    """Where that is another regime than the one that it serves under."""
+    """The regime of the training, if it is another one."""
     renewed_days: int | None = None
     """Train again after so many days; once before a fold without."""
 

@@ -68,7 +68,7 @@ def card_features(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def card_outliers(frame: pd.DataFrame) -> list[bool]:
-    """Whether the amount of each row is an outlier for its card; ``frame`` as `card_features` reads it."""
+    """Return True for each row whose amount is an outlier for its card; ``frame`` as `card_features` reads it."""
     features = card_features(frame)
     return ((features["card_amount_to_usual"] > 3) & (features["card_count_30d"] >= 5)).tolist()
 
@@ -181,7 +181,7 @@ def usual_features(usual: Sequence[Event], event: Event) -> dict[str, float]:
 
 
 def regular_features(past: Sequence[Event], event: Event) -> dict[str, float]:
-    """How the amount compares with the card's transactions that were no outliers, and when the last outlier was."""
+    """Compare the amount with the card's transactions that were no outliers; find the last outlier."""
     values = {"card_regular_mean_30d": NAN, "card_amount_to_regular": NAN, "card_seconds_since_outlier": NAN}
     regular = [e.amount for e in past if not e.outlier]
     outliers = [e.time for e in past if e.outlier]

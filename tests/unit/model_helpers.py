@@ -130,7 +130,7 @@ def tolerance(booster: lightgbm.Booster) -> float:
 
 
 def example(number: int = 0, **changes: Any) -> Example:
-    """One example; ``changes`` are fields, or versions ``lightgbm`` and ``kernel``."""
+    """Return an example; ``changes`` are fields, or versions ``lightgbm`` and ``kernel``."""
     versions = Versions(
         lightgbm=changes.pop("lightgbm", "base"),
         river="r",

@@ -1,4 +1,4 @@
-"""What the learn agent publishes, and what the next owner of its partition goes on from."""
+"""The versions that the learn agent publishes, and those that the next owner of its partition goes on from."""
 
 import copy
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def promote(board: _Board, version: str) -> None:
 
 
 def teach(agent: LearnPartitions, log: Log, lightgbm: str = "base") -> list[ModelVersion]:
-    """One more example, committed."""
+    """Process and commit one more example."""
     number = len(log.records)
     record = log.append(msgspec.json.encode(example(number, lightgbm=lightgbm)))
     told = published(agent.process([record], NOW))
