@@ -8,7 +8,7 @@ plain strings here, and a consumer tolerates a value that it does not know.
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -382,6 +382,40 @@ class Activation(Message, frozen=True, kw_only=True, tag_field="kind", tag="acti
 
     versions: list[VersionReference]
     activated_at: Timestamp
+    step: str = "publish"
+    """``publish``, ``promote``, ``rollback`` or ``pace``; open."""
+    by: str = ""
+    """The program or the person that decided it."""
+    reason: str = ""
+    """One sentence for people."""
+    figures: dict[str, Any] = {}
+    """The measurements and the offsets of data that it was decided by."""
 
 
-Control = Quarantine | Activation
+class Assessment(Message, frozen=True, kw_only=True, tag_field="kind", tag="assessment"):
+    """A comparison of versions and what followed from it, on ``control``. It makes nothing active."""
+
+    versions: list[VersionReference]
+    """The versions that were assessed; their contents are on ``models``."""
+    against: list[VersionReference] = []
+    """The versions that were active at the time."""
+    outcome: str
+    """``accepted``, ``rejected``, ``failed`` or ``kept``; open."""
+    by: str
+    reason: str
+    figures: dict[str, Any] = {}
+    """The measurements and the offsets of data that it was decided by."""
+    assessed_at: Timestamp
+
+
+class LearningSwitch(Message, frozen=True, kw_only=True, tag_field="kind", tag="learning"):
+    """Stop or resume learning, on ``control``. The newest record counts; without one, models learn."""
+
+    frozen: bool
+    """While true the online model takes no example in, and no version is trained or activated by a program."""
+    by: str
+    reason: str
+    switched_at: Timestamp
+
+
+Control = Quarantine | Activation | Assessment | LearningSwitch

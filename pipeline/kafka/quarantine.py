@@ -18,11 +18,11 @@ from pipeline.kafka.fold import NewRecords
 from pipeline.kafka.internal import OnRefused, readable
 from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
-from schemas.messages import Activation, Control, Quarantine, RecordPosition
+from schemas.messages import Control, Quarantine, RecordPosition
 from schemas.records import Output, Record
 from schemas.topics import CONTROL, Topic
 
-decode_control: Final = msgspec.json.Decoder(Activation | Quarantine).decode
+decode_control: Final = msgspec.json.Decoder(Control).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -187,10 +187,10 @@ class Quarantines:
 
 def control_record(item: Control) -> Output:
     """Return the record of ``control`` for ``item``; its key tells a person what it is, and no reader uses it."""
-    if isinstance(item, Activation):
-        key = "activation"
-    else:
+    if isinstance(item, Quarantine):
         at = item.position
         row = "" if at.row is None else f"/{at.row}"
         key = f"quarantine/{item.agent}/{at.topic}/{at.partition}/{at.offset}{row}"
+    else:
+        key = str(item.__struct_config__.tag)
     return Output(CONTROL, key.encode(), _encode(item))

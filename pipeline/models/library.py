@@ -11,7 +11,7 @@ from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
 from pipeline.settings import Settings
-from schemas.messages import Activation, ModelVersion, VersionReference
+from schemas.messages import Activation, ModelVersion, Quarantine, VersionReference
 from schemas.records import Record
 from schemas.topics import CONTROL
 
@@ -39,7 +39,7 @@ class PublishedVersions:
             if isinstance(item, Activation):
                 self._activations.add(item)
                 self._references += item.versions
-            else:
+            elif isinstance(item, Quarantine):
                 self.quarantined.add(item)
         self.board = self._activations.apply(board, contents.find)
         """The active versions, as every worker has them, without an online model."""

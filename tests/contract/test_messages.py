@@ -17,8 +17,10 @@ from schemas.export import MESSAGES, exported, main
 from schemas.messages import (
     Activation,
     Alert,
+    Assessment,
     Control,
     Decision,
+    LearningSwitch,
     Message,
     Profiled,
     ProfiledLabel,
@@ -35,6 +37,8 @@ TYPES = {
     **{name: kind for name, kind in MESSAGES.items() if name not in UNIONS},
     "quarantine": Quarantine,
     "activation": Activation,
+    "assessment": Assessment,
+    "learning": LearningSwitch,
     "profiled-transaction": ProfiledTransaction,
     "profiled-label": ProfiledLabel,
 }

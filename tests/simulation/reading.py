@@ -13,8 +13,8 @@ from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.forwarding import NotForwarded, origin
 from schemas.errors import UNREADABLE
 from schemas.messages import (
-    Activation,
     Alert,
+    Control,
     Decision,
     DecisionFeatures,
     Example,
@@ -22,7 +22,6 @@ from schemas.messages import (
     Profiled,
     ProfiledTransaction,
     Progress,
-    Quarantine,
     RecordPosition,
 )
 from schemas.records import Record
@@ -39,7 +38,7 @@ At = tuple[str, int, int]
 decode_decision = msgspec.json.Decoder(Decision).decode
 decode_alert = msgspec.json.Decoder(Alert).decode
 decode_example = msgspec.json.Decoder(Example).decode
-decode_control = msgspec.json.Decoder(Activation | Quarantine).decode
+decode_control = msgspec.json.Decoder(Control).decode
 decode_version = msgspec.json.Decoder(ModelVersion).decode
 decode_progress = msgspec.json.Decoder(Progress).decode
 
