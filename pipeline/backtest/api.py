@@ -25,6 +25,7 @@ from pipeline.engine.decisions import Decisions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import LATENESS_US, US_PER_DAY, US_PER_SECOND
 from pipeline.learning.regimes import LabelRegime, Reported
+from pipeline.learning.report_delays import ReportDelays
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping
 from pipeline.training.fit import Trained
@@ -65,7 +66,10 @@ class Backtest:
         labels: Labelling | str | None = None,
         label_delay_s: float = _LABEL_DELAY_S,
         reported: Reported = "all",
+        legitimate_share: float = 0.1,
         delay_spread: float = 0.0,
+        early_share: float = 0.0,
+        early_hours: float = 6.0,
         never_reported: float = 0.0,
         review_delay_s: float = _REVIEW_DELAY_S,
         reviews_a_day: int = 100,
@@ -86,8 +90,8 @@ class Backtest:
         trained on what lies before the range; they stand behind those of ``models``, with an untaught online model.
         ``policy`` is a version (default: the one that was made for the model). ``river`` is ``latest``, ``untaught`` or
         a version; with ``learn`` the online model goes on learning from there (default: from untaught on), and is
-        published every ``publish_every_s`` of event time. ``reported``, ``delay_spread`` and ``never_reported`` say how
-        a truth becomes labels, as `pipeline.learning.regimes.LabelRegime` has it. ``lateness_s`` bounds how long after
+        published every ``publish_every_s`` of event time. ``reported`` and the five arguments behind it say how a truth
+        becomes labels: they are fields of `pipeline.learning.regimes.LabelRegime`. ``lateness_s`` bounds how long after
         its event time a record of a topic may arrive. Raises ValueError for what contradicts itself or cannot
         be, TypeError for times that are none, `pipeline.scoring.errors.ModelError` for features to train on
         that there are not.
@@ -112,6 +116,9 @@ class Backtest:
             delay_days=label_delay_us / US_PER_DAY,
             delay_spread=delay_spread,
             never_reported=never_reported,
+            early_share=early_share,
+            early_hours=early_hours,
+            legitimate_share=legitimate_share,
         )
         asking.refuse_regime_of_recorded_labels(labelling, regime)
         reviews = Reviews(asking.duration_us("review_delay_s", review_delay_s), reviews_a_day)
@@ -123,6 +130,7 @@ class Backtest:
         gap_s = (settings.maturity_days if labelling is Labelling.RECORDED else regime.maturity_days) * (
             US_PER_DAY / US_PER_SECOND
         )
+        delays = None if labelling is Labelling.RECORDED else ReportDelays.declared(regime)
         self.request = Request(
             settings=settings,
             source=source,
@@ -139,7 +147,7 @@ class Backtest:
             river=river or (UNTAUGHT if learn else LATEST),
             publish_every_us=max(round(publish_every_s * US_PER_SECOND), 1) if learn else None,
             training=training,
-            period=None if training is None else training.period(from_us, gap_s, validation_days),
+            period=None if training is None else training.period(from_us, gap_s, validation_days, delays),
             validation_days=validation_days,
         )
         self.comparison: Comparison | None = None

@@ -84,7 +84,7 @@ class Schedule:
         """
         self._begin_day(int(part.event_time_us[0]) // US_PER_DAY)
         reports = self._reported(part)
-        if len(reports) and self._regime.delay_spread:
+        if len(reports) and not self._regime.one_delay:
             self._reports = deque([_sorted([*self._reports, reports])])
         elif len(reports):
             self._reports.append(reports)

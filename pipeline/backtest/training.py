@@ -21,8 +21,11 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.learning.labels import FRAUD, KNOWN, SOURCE_RANK, holding
+from pipeline.learning.regimes import NEVER_US
+from pipeline.learning.report_delays import ReportDelays
 from pipeline.registry import Registry
 from pipeline.training.cohorts import Split, split_cohorts
+from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
@@ -47,11 +50,17 @@ class Training:
     register: bool = False
     """Whether the models and their policies are kept in the registry; they are not put in force."""
 
-    def period(self, from_us: int, gap_s: float, validation_days: float) -> "Period":
+    early_reports: bool = True
+    """Whether the models are grown on younger transactions too, where a file's truth becomes labels."""
+
+    def period(
+        self, from_us: int, gap_s: float, validation_days: float, delays: ReportDelays | None = None
+    ) -> "Period":
         """What to train on before a range that begins at ``from_us``; ``gap_s`` where no other is asked for.
 
-        Raises ValueError for a training that would know what is still to come, and `RangeError` for one that is too
-        short, `pipeline.scoring.errors.ModelError` for features that there are not.
+        ``delays`` are those of labels that are not recorded. Raises ValueError for a training that would know what is
+        still to come, and `RangeError` for one that is too short, `pipeline.scoring.errors.ModelError` for features
+        that there are not.
         """
         # Before anything is read: a name that is wrong should not cost the time of a training.
         self._features()
@@ -64,7 +73,8 @@ class Training:
                 "it where the range begins, or before"
             )
         gap_us = round((gap_s if self.gap_s is None else self.gap_s) * US_PER_SECOND)
-        period = Period(time_us(self.start, EARLIEST_US), known_us, gap_us, round(validation_days * US_PER_DAY))
+        early = EarlyReports(known_us, delays) if self.early_reports and delays is not None else None
+        period = Period(time_us(self.start, EARLIEST_US), known_us, gap_us, round(validation_days * US_PER_DAY), early)
         if period.last_us - period.validation_us <= period.from_us:
             raise RangeError(
                 f"nothing is left to train on from {moment(period.from_us)} by what is known at {moment(known_us)}: "
@@ -90,6 +100,7 @@ class Training:
                 config=self.config,
                 policy=policy,
                 features=features,
+                early=period.early,
             )
             if self.register:
                 register(registry, trained)
@@ -110,11 +121,18 @@ class Period(NamedTuple):
     """What became known later is not used."""
     gap_us: int
     validation_us: int
+    early: EarlyReports | None = None
+    """How reports of transactions behind the last target are taken; None: such transactions teach nothing."""
 
     @property
     def last_us(self) -> int:
         """Event time of the last target."""
         return self.known_us - self.gap_us
+
+    @property
+    def newest_us(self) -> int:
+        """Event time of the last transaction that may teach."""
+        return self.last_us if self.early is None else self.known_us
 
     def split(self, data: TrainingSet) -> Split:
         """The period's targets, the last of them to stop, calibrate and set thresholds on. Raises `ModelError`."""
@@ -141,7 +159,7 @@ class TrainingRows:
     def add(self, chunk: Chunk, profiled: Profiled) -> None:
         """Keep the targets of a chunk, and what its labels say."""
         taken, period = profiled.transactions, self._period
-        inside = (taken.event_time_us >= period.from_us) & (taken.event_time_us <= period.last_us)
+        inside = (taken.event_time_us >= period.from_us) & (taken.event_time_us <= period.newest_us)
         if inside.any():
             of = taken.take(inside)
             cards, digests = name_keys(of.card_id)[:, 0], digest_keys(of.card_id, of.transaction_id)
@@ -151,7 +169,7 @@ class TrainingRows:
         if said.any():
             told = labels.take(said)
             high, low = digest_keys(told.card_id, told.transaction_id).T
-            self._labels.append(np.stack([high, low, told.rank, told.labelled_at_us, told.known]))
+            self._labels.append(np.stack([high, low, told.rank, told.labelled_at_us, told.known, told.known_at_us]))
 
     def training_set(self) -> TrainingSet:
         """All of it, each a fraud whose label that holds says so; at least one transaction was added.
@@ -160,22 +178,30 @@ class TrainingRows:
         """
         kept, self._rows = self._rows, []
         features, times, cards, digests = (np.concatenate(columns) for columns in zip(*kept, strict=True))
+        reported_us = self._reported_us(digests)
         return TrainingSet(
             features,
-            self._frauds(digests),
+            reported_us < NEVER_US,
             np.ones(len(times)),
             times,
             np.asarray(pd.factorize(cards)[0], np.int64),
+            reported_us,
         )
 
-    def _frauds(self, digests: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _reported_us(self, digests: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return when each target whose label that holds is fraud was first said to be; `NEVER_US` for the others."""
+        found = np.full(len(digests), NEVER_US)
         if not self._labels:
-            return np.zeros(len(digests), np.bool_)
-        high, low, rank, at_us, known = np.concatenate(self._labels, axis=1)
+            return found
+        high, low, rank, at_us, known, known_at_us = np.concatenate(self._labels, axis=1)
         rows = holding([low, high], rank, at_us, known)
         rows = rows[known[rows] == KNOWN.index(FRAUD)]
         frauds = pd.MultiIndex.from_arrays([high[rows], low[rows]])
-        return np.asarray(pd.MultiIndex.from_arrays([digests[:, 0], digests[:, 1]]).isin(frauds))
+        said = np.flatnonzero(known == KNOWN.index(FRAUD))
+        first_us = pd.Series(known_at_us[said]).groupby([high[said], low[said]]).min().reindex(frauds).to_numpy()
+        place = frauds.get_indexer(pd.MultiIndex.from_arrays([digests[:, 0], digests[:, 1]]))
+        found[place >= 0] = first_us[place[place >= 0]]
+        return found
 
 
 def read_rows(

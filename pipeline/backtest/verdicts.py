@@ -143,10 +143,8 @@ def _variant(name: str, collected: Collected, candidate: Candidate | None, findi
 def _label_parameters(request: Request) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {"labels": request.labels.value}
     if request.labels is not Labelling.RECORDED:
-        regime = request.regime
-        found |= {"label_delay_days": round(regime.delay_days, 3), "reported": regime.reported}
-        if regime.delay_spread or regime.never_reported:
-            found |= {"delay_spread": regime.delay_spread, "never_reported": regime.never_reported}
+        told = request.regime.describe()
+        found |= {"label_delay_days": round(float(told.pop("delay_days")), 3), **told}
     if request.labels is Labelling.REVIEW:
         found["review_delay_days"] = round(request.reviews.delay_us / US_PER_DAY, 3)
         found["reviews_a_day"] = request.reviews.a_day

@@ -25,11 +25,10 @@ from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
 from pipeline.commands.outputs import Write, refuse_unwritable, write_each
 from pipeline.commands.progress import Bar, failure, interrupts
-from pipeline.commands.regime_options import regime_options
+from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
-from pipeline.learning.regimes import Reported
 from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -38,6 +37,10 @@ from pipeline.sources import PRESETS
 _DEFAULTS = ReportOptions()
 _SHOWN = 10
 """Differences from live that the terminal shows; all of them go to the file."""
+
+
+class _Options(SharedOptions, RegimeOptions):
+    """Keywords of `pipeline.Backtest` that the command hands over as they are."""
 
 
 @click.command("backtest")
@@ -86,6 +89,12 @@ _SHOWN = 10
     default=7.0,
     show_default=True,
     help="Last days to train on, and before the range, on which thresholds are chosen.",
+)
+@click.option(
+    "--early-reports/--no-early-reports",
+    default=True,
+    show_default=True,
+    help="Train also on younger transactions, where a file's truth becomes labels: frauds as they are reported.",
 )
 @click.option("--register", is_flag=True, help="Keep what was trained in the registry; it is not put in force.")
 @model_options
@@ -137,6 +146,7 @@ def command(
     train_to: datetime | None,
     train_gap: float | None,
     validation_days: float,
+    early_reports: bool,
     register: bool,
     preset: str | None,
     changes: tuple[str, ...],
@@ -145,9 +155,6 @@ def command(
     label_file: Path | None,
     labels: str | None,
     label_delay: float,
-    reported: Reported,
-    delay_spread: float,
-    never_reported: float,
     review_delay: float,
     top: int,
     review_cost: float,
@@ -155,7 +162,7 @@ def command(
     as_json: Path | None,
     decisions: Path | None,
     differences: Path | None,
-    **shared: Unpack[SharedOptions],
+    **shared: Unpack[_Options],
 ) -> None:
     """Decide history again: of the topics, of HISTORY (.parquet, .csv, .csv.gz), or of a directory of exported topics.
 
@@ -165,7 +172,7 @@ def command(
     if differences is not None and compare is None:
         raise click.UsageError("--differences tells how decisions differ from live ones: add --compare live")
     refuse_unwritable((report, as_json, differences), decisions)
-    training = _training(trainings, train_from, train_to, train_gap, top, register=register)
+    training = _training(trainings, train_from, train_to, train_gap, top, early_reports, register=register)
     stop = threading.Event()
     try:
         shown = ReportOptions(top=top, review_cost=review_cost)
@@ -182,9 +189,6 @@ def command(
             label_file=label_file,
             labels=labels,
             label_delay_s=label_delay,
-            reported=reported,
-            delay_spread=delay_spread,
-            never_reported=never_reported,
             review_delay_s=review_delay,
             reviews_a_day=top,
             mapping=mapping,
@@ -223,6 +227,7 @@ def _training(
     train_to: datetime | None,
     gap_s: float | None,
     alerts_per_day: float,
+    early_reports: bool,
     *,
     register: bool,
 ) -> Training | None:
@@ -245,6 +250,7 @@ def _training(
         gap_s=gap_s,
         alerts_per_day=alerts_per_day,
         register=register,
+        early_reports=early_reports,
     )
 
 

@@ -1,38 +1,71 @@
 """Options of the commands that turn a file's truth into labels."""
 
-from typing import Any, Final, get_args
+from typing import Any, Final, TypedDict, get_args
 
 import click
 
-from pipeline.learning.regimes import Reported
+from pipeline.learning.regimes import LabelRegime, Reported
 
+_DEFAULTS: Final = LabelRegime()
 _OPTIONS: Final = (
     click.option(
         "--reported",
         type=click.Choice(get_args(Reported)),
-        default="all",
+        default=_DEFAULTS.reported,
         show_default=True,
         help="Which transactions get labels from a file's truth.",
     ),
     click.option(
+        "--legitimate-share",
+        type=click.FloatRange(min=0, max=1),
+        default=_DEFAULTS.legitimate_share,
+        show_default=True,
+        help="Share of the legitimate transactions that get labels with --reported mixed.",
+    ),
+    click.option(
         "--delay-spread",
         type=click.FloatRange(min=0, max=5),
-        default=0.0,
+        default=_DEFAULTS.delay_spread,
         show_default=True,
         help="Standard deviation of the logarithm of the labels' delay; 0 for one delay.",
     ),
     click.option(
+        "--early-share",
+        type=click.FloatRange(min=0, max=1),
+        default=_DEFAULTS.early_share,
+        show_default=True,
+        help="Share of the reported frauds that are reported within --early-hours.",
+    ),
+    click.option(
+        "--early-hours",
+        type=click.FloatRange(min=0, min_open=True, max=720),
+        default=_DEFAULTS.early_hours,
+        show_default=True,
+        help="Time within which early reports come, evenly.",
+    ),
+    click.option(
         "--never-reported",
         type=click.FloatRange(min=0, max=1, max_open=True),
-        default=0.0,
+        default=_DEFAULTS.never_reported,
         show_default=True,
         help="Share of the frauds that nobody reports.",
     ),
 )
 
 
+class RegimeOptions(TypedDict):
+    """Fields of a `LabelRegime` that `regime_options` adds to a command."""
+
+    reported: Reported
+    legitimate_share: float
+    delay_spread: float
+    early_share: float
+    early_hours: float
+    never_reported: float
+
+
 def regime_options(command: Any) -> Any:
-    """Add ``--reported``, ``--delay-spread`` and ``--never-reported``."""
+    """Add the options of a label regime, whose values are `RegimeOptions`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Unpack
 
 import click
 import msgspec
@@ -13,13 +14,14 @@ import pandas as pd
 
 from pipeline.backtest import frame_tables
 from pipeline.backtest.decidable import decidable
-from pipeline.commands.regime_options import regime_options
+from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.learning.regimes import LabelRegime, Reported
+from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.report_delays import ReportDelays
 from pipeline.models.publish import Content, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
@@ -30,6 +32,7 @@ from pipeline.settings import Settings
 from pipeline.sources import PRESETS, UnusableSource, load_transactions
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_examples, from_history
+from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
@@ -58,6 +61,12 @@ _DEFAULTS = TrainingConfig()
     help="From a transaction to its label.  [default: 7; with --from-topics, the setting maturity_days]",
 )
 @regime_options
+@click.option(
+    "--early-reports/--no-early-reports",
+    default=None,
+    help="Grow the version also on younger transactions: frauds as they are reported, others as far as their age tells."
+    "  [default: early-reports, of a FILE]",
+)
 @click.option(
     "--validation-days",
     type=click.FloatRange(min=0, min_open=True),
@@ -109,9 +118,7 @@ def command(
     train_from: datetime | None,
     known_before: datetime | None,
     label_delay_days: float | None,
-    reported: Reported,
-    delay_spread: float,
-    never_reported: float,
+    early_reports: bool | None,
     validation_days: float,
     budget_per_day: float,
     legitimate_rows: int,
@@ -123,6 +130,7 @@ def command(
     seed: int,
     activate: bool,
     publish: bool,
+    **declared: Unpack[RegimeOptions],
 ) -> None:
     """Train on the transactions of FILE (.parquet, .csv, .csv.gz), or on what was served.
 
@@ -131,6 +139,10 @@ def command(
     """
     if (file is None) == (not from_topics):
         raise click.UsageError("name a FILE or give --from-topics, one of the two")
+    if from_topics and early_reports:
+        raise click.UsageError(
+            "--early-reports needs a FILE: `examples` holds no transaction that is young and was not reported"
+        )
     settings = Settings()
     servers = bootstrap or settings.kafka_bootstrap_servers
     if (from_topics or publish) and servers is None:
@@ -139,6 +151,7 @@ def command(
         )
     registry = Registry(settings.registry_path)
     started_s = time.monotonic()
+    early: EarlyReports | None = None
     try:
         chosen = select_features(features.split(",") if features else [])
         delay_days = (
@@ -155,11 +168,11 @@ def command(
                 )
             frame = _decidable(frame, settings)
             _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
-            regime = LabelRegime(
-                reported=reported, delay_days=delay_days, delay_spread=delay_spread, never_reported=never_reported
-            )
+            regime = LabelRegime(delay_days=delay_days, **declared)
             delay_days = regime.maturity_days
             data = from_history(frame, regime, _microseconds(known_before))
+            if early_reports is not False and len(data.fraud):
+                early = EarlyReports(_known_until(data, known_before), ReportDelays.declared(regime))
         else:
             data = from_examples(_examples(servers or "", settings), known_before=known_before)
             _say(f"{len(data.fraud):,} examples, {int(data.fraud.sum()):,} of them fraud")
@@ -178,6 +191,7 @@ def command(
             ),
             policy=_active_policy(registry),
             features=chosen,
+            early=early,
         )
         register(registry, trained)
         if activate:
@@ -242,6 +256,12 @@ def _split(
         train_from_us=_microseconds(train_from),
         known_before_us=_microseconds(known_before),
     )
+
+
+def _known_until(data: TrainingSet, known_before: datetime | None) -> int:
+    """Return until when what was known is used; by default, until the history ends."""
+    known_us = _microseconds(known_before)
+    return int(data.event_time_us.max()) if known_us is None else known_us
 
 
 def _microseconds(moment: datetime | None) -> int | None:

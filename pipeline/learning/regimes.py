@@ -10,37 +10,52 @@ from scipy.special import ndtr, ndtri
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.sampling import sample_positions
 
-Reported = Literal["all", "frauds-only"]
+Reported = Literal["all", "frauds-only", "mixed"]
 
 NEVER_US: Final = np.iinfo(np.int64).max
 """The time at which a transaction without a label gets one."""
 DELAY_SAMPLE: Final = "report-delay"
 NEVER_SAMPLE: Final = "never-reported"
-_MATURE_SHARE: Final = 0.9
+EARLY_SAMPLE: Final = "reported-early"
+EARLY_DELAY_SAMPLE: Final = "early-delay"
+LEGITIMATE_SAMPLE: Final = "labelled-legitimate"
+MATURE_SHARE: Final = 0.9
+_LONGEST_DAYS: Final = 36_500.0
 
 
 class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
     """The transactions that get a label, and their delays.
 
-    A delay is the same for all transactions, or log-normal. Which frauds are never reported, and which delay a
-    transaction has, follows from its identity: the same on every run.
+    A delay is the same for all transactions, or log-normal. A share of the frauds may be reported early, evenly over
+    the first hours. Which frauds are early or never reported, which legitimate transactions are labelled, and which
+    delay a transaction has, follows from its identity: the same on every run.
 
     >>> regime = LabelRegime(reported="frauds-only", delay_days=5.0, delay_spread=0.5, never_reported=0.1)
     >>> round(float(regime.share_reported(np.array([5.0]))[0]), 2)
     0.45
+    >>> early = LabelRegime(early_share=0.3, early_hours=6.0)
+    >>> early.share_reported(np.array([0.125, 0.25, 6.9, 7.0])).tolist()
+    [0.15, 0.3, 0.3, 1.0]
 
     Raises:
         ValueError: A number is out of range.
     """
 
     reported: Reported = "all"
-    """``all``: frauds and legitimate transactions get labels. ``frauds-only``: nobody reports a legitimate one."""
+    """``all``: frauds and legitimate transactions get labels. ``frauds-only``: nobody reports a legitimate one.
+    ``mixed``: a share of the legitimate ones get labels, as from reviews."""
     delay_days: float = 7.0
-    """Median time from a transaction to its label."""
+    """Median time from a transaction to its label, of those that are not early."""
     delay_spread: float = 0.0
     """Standard deviation of the logarithm of the delay; 0 for one delay."""
     never_reported: float = 0.0
     """Share of the frauds that nobody reports."""
+    early_share: float = 0.0
+    """Share of the reported frauds that are reported within ``early_hours``."""
+    early_hours: float = 6.0
+    """Time within which early reports come."""
+    legitimate_share: float = 0.1
+    """Share of the legitimate transactions that get labels under ``mixed``."""
 
     def __post_init__(self) -> None:
         if not (self.delay_days >= 0 and 0 <= self.delay_spread <= 5 and 0 <= self.never_reported < 1):
@@ -48,11 +63,34 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
                 "a label regime has a delay of 0 days or more, a spread from 0 to 5, and a share never reported from 0 "
                 f"to below 1, not {self.delay_days:g}, {self.delay_spread:g} and {self.never_reported:g}"
             )
+        if not (0 <= self.early_share <= 1 and 0 < self.early_hours <= _LONGEST_DAYS * 24):
+            raise ValueError(
+                "a label regime has an early share from 0 to 1 and early hours above 0, not "
+                f"{self.early_share:g} and {self.early_hours:g}"
+            )
+        if not 0 <= self.legitimate_share <= 1:
+            raise ValueError(f"a label regime has a legitimate share from 0 to 1, not {self.legitimate_share:g}")
+
+    @property
+    def one_delay(self) -> bool:
+        """Whether labels come in the order of their transactions."""
+        return self.delay_spread == 0 and self.early_share == 0
 
     @property
     def maturity_days(self) -> float:
         """Age by which nine tenths of the reports have come."""
-        return float(self.delay_days * np.exp(self.delay_spread * ndtri(_MATURE_SHARE)))
+        if self.early_share == 0:
+            return self._late_days(MATURE_SHARE)
+        if self.early_share < MATURE_SHARE:
+            late = self._late_days((MATURE_SHARE - self.early_share) / (1.0 - self.early_share))
+            if late * 24 >= self.early_hours:
+                return late
+        # The age lies within the early hours, where both kinds of reports come: halve until it is found.
+        low, high = 0.0, self.early_hours / 24
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._come(np.array([middle]))[0] >= MATURE_SHARE else (middle, high)
+        return high
 
     def share_reported(self, age_days: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the share of the frauds that are reported by an age.
@@ -60,12 +98,34 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
         Args:
             age_days: Any shape.
         """
-        if self.delay_spread == 0:
-            done = (age_days >= self.delay_days).astype(np.float64)
+        return np.asarray((1.0 - self.never_reported) * self._come(age_days))
+
+    def _late_days(self, share: float) -> float:
+        """Return the age by which a share of the reports that are not early have come."""
+        return float(self.delay_days * (np.exp(self.delay_spread * ndtri(share)) if self.delay_spread else 1.0))
+
+    def _come(self, age_days: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the share of the reports that have come by an age."""
+        if self.delay_spread == 0 or self.delay_days == 0:
+            late = (age_days >= self.delay_days).astype(np.float64)
         else:
             with np.errstate(divide="ignore"):
-                done = ndtr((np.log(age_days) - np.log(self.delay_days)) / self.delay_spread)
-        return np.asarray((1.0 - self.never_reported) * done)
+                late = ndtr((np.log(age_days) - np.log(self.delay_days)) / self.delay_spread)
+        if self.early_share == 0:
+            return np.asarray(late)
+        early = np.clip(age_days * 24 / self.early_hours, 0.0, 1.0)
+        return np.asarray(self.early_share * early + (1.0 - self.early_share) * late)
+
+    def describe(self) -> dict[str, str | float]:
+        """Return what tells the regime apart, by the names of its fields; what has no effect is left out."""
+        found: dict[str, str | float] = {"delay_days": self.delay_days, "reported": self.reported}
+        if self.reported == "mixed":
+            found["legitimate_share"] = self.legitimate_share
+        if self.early_share:
+            found |= {"early_share": self.early_share, "early_hours": self.early_hours}
+        return found | {
+            name: value for name in ("delay_spread", "never_reported") if (value := float(getattr(self, name)))
+        }
 
     def known_at_us(
         self, event_time_us: NDArray[np.int64], fraud: NDArray[np.bool_], identity: NDArray[np.uint64]
@@ -80,9 +140,14 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
         delay_days = np.full(len(fraud), self.delay_days)
         if self.delay_spread:
             delay_days *= np.exp(self.delay_spread * ndtri(sample_positions(identity, DELAY_SAMPLE)))
+        if self.early_share:
+            early = fraud & (sample_positions(identity, EARLY_SAMPLE) < self.early_share)
+            delay_days[early] = sample_positions(identity[early], EARLY_DELAY_SAMPLE) * (self.early_hours / 24)
         labelled = fraud & (sample_positions(identity, NEVER_SAMPLE) >= self.never_reported)
         if self.reported == "all":
             labelled |= ~fraud
+        elif self.reported == "mixed":
+            labelled |= ~fraud & (sample_positions(identity, LEGITIMATE_SAMPLE) < self.legitimate_share)
         # A position of 0 is no delay at all; one that is endless comes after everything.
-        known = event_time_us + np.minimum(delay_days, 36_500.0) * US_PER_DAY
+        known = event_time_us + np.minimum(delay_days, _LONGEST_DAYS) * US_PER_DAY
         return np.where(labelled, np.rint(known).astype(np.int64), NEVER_US)

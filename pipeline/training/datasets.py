@@ -36,9 +36,10 @@ def from_history(frame: pd.DataFrame, regime: LabelRegime, known_before_us: int 
     fraud = frame["fraud"].to_numpy(bool)
     known_at_us = regime.known_at_us(event_time_us, fraud, identities_of(frame))
     features = compute_features(frame, labels=labels_known(known_at_us, fraud))
+    reported_us = np.where(fraud, known_at_us, NEVER_US)
     fraud = fraud & (known_at_us <= (NEVER_US - 1 if known_before_us is None else known_before_us))
     card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
-    return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card)
+    return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card, reported_us)
 
 
 def from_examples(examples: Iterable[Example], *, known_before: datetime | None = None) -> TrainingSet:

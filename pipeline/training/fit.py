@@ -1,7 +1,7 @@
 """Fit, calibrate and measure a LightGBM version from matrices. Deterministic for a seed and a number of threads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import lightgbm
@@ -17,6 +17,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split
+from pipeline.training.early_reports import EarlyReports, Targets
 from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
 
 TOP_CARDS: Final = 100
@@ -42,6 +43,8 @@ class TrainingSet:
     event_time_us: NDArray[np.int64]
     card: NDArray[np.int64]
     """The card as any integer."""
+    reported_us: NDArray[np.int64] | None = None
+    """When each was first reported as fraud; `NEVER_US` if it was not. None: no training takes early reports."""
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,12 +83,14 @@ def train(
     policy: Policy | None = None,
     features: Sequence[str] = DEFAULT_FEATURES,
     details: dict[str, Any] | None = None,
+    early: EarlyReports | None = None,
 ) -> Trained:
     """Train a version and make a policy for it.
 
     Trees that are grown on the earlier rows of ``split`` are checked on the later ones, which choose the number of
     trees, the calibration and the threshold, and give the metrics. The version itself has as many trees, grown on all
-    rows of both periods: the newest ones teach most about what comes next.
+    rows of both periods: the newest ones teach most about what comes next. With ``early`` it is grown on the rows
+    behind them too, as `pipeline.training.early_reports.targets_at` weighs them by the scores of the checked trees.
 
     Args:
         data: Transactions with what they turned out to be.
@@ -95,18 +100,13 @@ def train(
         policy: Gives blend, audit rate and rules of the new policy.
         features: The features that trees may ask for; the model keeps how they are distributed.
         details: Further metadata of the model.
+        early: Reports of rows that are too young for ``split``; without, such rows teach nothing.
 
     Raises:
         ModelError: A period holds too few frauds, or the trees learned nothing that holds in the validation period.
     """
     config = config or TrainingConfig()
-    for name, rows in (("training", split.training), ("validation", split.validation)):
-        frauds = int(data.fraud[rows].sum())
-        if frauds < LEAST_FRAUDS or frauds == len(rows):
-            raise ModelError(
-                f"the {name} period holds {frauds} frauds among {len(rows)} labelled transactions; at least "
-                f"{LEAST_FRAUDS} of each kind are needed: choose a longer period (--train-from, --validation-days)"
-            )
+    _check_kinds(data, split)
     trees = _Trees(data, config, features)
     checked = split.validation
     booster, rounds = trees.grown_until_best(split.training, checked)
@@ -116,12 +116,21 @@ def train(
     calibration = fit_platt(margin, fraud, weight)
     score = sigmoid(calibration.slope * margin + calibration.intercept)
     rows = np.union1d(split.training, checked)
+
+    def probability(of: NDArray[np.intp]) -> NDArray[np.float64]:
+        raw = np.asarray(booster.predict(data.features[of], raw_score=True, num_threads=config.threads))
+        return sigmoid(calibration.slope * raw + calibration.intercept)
+
+    young = _young_targets(data, rows, early, probability)
     metadata = {
         "training": msgspec.to_builtins(config),
         "periods": split.describe(data.event_time_us),
         "frauds": {"training": int(data.fraud[split.training].sum()), "validation": int(fraud.sum())},
+        **({} if young is None else {"early": _describe_early(young)}),
         **(details or {}),
     }
+    if young is not None:
+        trees, rows = _Trees(_with_targets(data, young), config, features), np.union1d(rows, young.rows)
     distributions = distributions_of(data.features[rows], data.weight[rows], features)
     model = LightGBMModel(trees.grown(rows, rounds), calibration, metadata, distributions=distributions)
     days = split.validation_us / US_PER_DAY
@@ -134,6 +143,48 @@ def train(
         metadata={"alerts_per_day": alerts_per_day, "validation_days": days},
     )
     return Trained(model, new_policy, metrics)
+
+
+def _check_kinds(data: TrainingSet, split: Split) -> None:
+    """Raise `ModelError` where a period holds too few frauds, or nothing else."""
+    for name, rows in (("training", split.training), ("validation", split.validation)):
+        frauds = int(data.fraud[rows].sum())
+        if frauds < LEAST_FRAUDS or frauds == len(rows):
+            raise ModelError(
+                f"the {name} period holds {frauds} frauds among {len(rows)} labelled transactions; at least "
+                f"{LEAST_FRAUDS} of each kind are needed: choose a longer period (--train-from, --validation-days)"
+            )
+
+
+def _young_targets(
+    data: TrainingSet,
+    rows: NDArray[np.intp],
+    early: EarlyReports | None,
+    probability: Callable[[NDArray[np.intp]], NDArray[np.float64]],
+) -> Targets | None:
+    """Return what rows behind those of a split teach; None where that is nothing."""
+    if early is None or data.reported_us is None:
+        return None
+    found = early.targets(data.event_time_us, data.reported_us, int(data.event_time_us[rows].max()), probability)
+    return found if len(found.rows) else None
+
+
+def _with_targets(data: TrainingSet, targets: Targets) -> TrainingSet:
+    """Return the training set with other targets in some rows; ``weight`` multiplies what a row stands for."""
+    fraud, weight = data.fraud.copy(), data.weight.copy()
+    fraud[targets.rows] = targets.fraud
+    weight[targets.rows] *= targets.weight
+    return replace(data, fraud=fraud, weight=weight)
+
+
+def _describe_early(targets: Targets) -> dict[str, Any]:
+    """Return how many young rows a version was grown on, and with which weight."""
+    return {
+        "rows": len(targets.rows),
+        "frauds": int(np.count_nonzero(targets.fraud)),
+        "weight": round(float(targets.weight.sum()), 3),
+        "fraud_weight": round(float(targets.weight[targets.fraud].sum()), 3),
+    }
 
 
 class _Trees:

@@ -22,12 +22,14 @@ from pipeline.backtest.bootstrap import interval, resampled
 from pipeline.backtest.metrics import daily_precision, top_of_days
 from pipeline.engine.history import event_times_us, identities_of
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
-from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.regimes import NEVER_US, LabelRegime
+from pipeline.learning.report_delays import ReportDelays
 from pipeline.replay import EPOCH
 from pipeline.scoring.blend import sigmoid
 from pipeline.sources import load_transactions, resolve_mapping
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
+from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.metrics import daily_card_precision, days_of
 
@@ -72,6 +74,8 @@ class Variant:
     """The regime of the training, if it is another one."""
     renewed_days: int | None = None
     """Train again after so many days; once before a fold without."""
+    early_reports: bool = True
+    """Whether reports of young transactions are taken at once."""
 
 
 VARIANTS: Final = (
@@ -91,8 +95,8 @@ VARIANTS: Final = (
 class Data:
     """The file, with the features of a regime or two at a time: 0.8 GB each."""
 
-    def __init__(self, file: Path) -> None:
-        self.frame = load_transactions(file, resolve_mapping(file, preset="handbook"))
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
         self.fraud = self.frame["fraud"].to_numpy(bool)
         self.kind = self.frame["fraud_type"].to_numpy(str) if "fraud_type" in self.frame else None
         self.times = event_times_us(self.frame["event_time"])
@@ -111,8 +115,8 @@ class Data:
     def targets(self, regime: LabelRegime, now_us: int) -> TrainingSet:
         """Return what could be trained on at a time: a fraud that is not reported by then is none."""
         known = self.under(regime)
-        reported = self.fraud & (regime.known_at_us(self.times, self.fraud, self._identity) <= now_us)
-        return TrainingSet(known.features, reported, known.weight, self.times, self.card)
+        reported_us = np.where(self.fraud, regime.known_at_us(self.times, self.fraud, self._identity), NEVER_US)
+        return TrainingSet(known.features, reported_us <= now_us, known.weight, self.times, self.card, reported_us)
 
 
 def trained_at(data: Data, variant: Variant, regime: LabelRegime, now_us: int) -> Trained:
@@ -124,7 +128,8 @@ def trained_at(data: Data, variant: Variant, regime: LabelRegime, now_us: int) -
         validation_us=VALIDATION_DAYS * US_PER_DAY,
         known_before_us=now_us,
     )
-    return train(targets, split, alerts_per_day=TOP, config=variant.config, features=variant.features)
+    early = EarlyReports(now_us, ReportDelays.declared(regime)) if variant.early_reports else None
+    return train(targets, split, alerts_per_day=TOP, config=variant.config, features=variant.features, early=early)
 
 
 def scored(
@@ -174,7 +179,7 @@ def measured(data: Data, folds: tuple[tuple[str, str], ...], say: Callable[[str]
         say(variant.name)
         days, alerts, periods, kinds = [], [], [], []
         for start, end in folds:
-            start_us, end_us = (_us(day) for day in (start, end))
+            start_us, end_us = (us_of(day) for day in (start, end))
             rows, score, a_day = scored(data, variant, start_us, end_us)
             days.append(daily(data, rows, score))
             alerts.append(a_day)
@@ -188,21 +193,23 @@ def measured(data: Data, folds: tuple[tuple[str, str], ...], say: Callable[[str]
             "average_precision_of_period": float(np.mean(periods)),
             "alerts_a_day": float(np.mean(alerts)),
             "differences": {
-                name: _difference(row, base) for name, row, base in zip(MEASURES, found, first, strict=True)
+                name: difference(row, base) for name, row, base in zip(MEASURES, found, first, strict=True)
             },
             "recall_by_kind": {kind: float(np.mean([of[kind] for of in kinds])) for kind in kinds[0]},
         }
 
 
-def _difference(row: NDArray[np.float64], base: NDArray[np.float64]) -> dict[str, float | None]:
-    difference = row - base
-    difference = difference[~np.isnan(difference)]
-    means = resampled(lambda drawn: np.array([drawn @ difference / drawn.sum()]), len(difference), REPLICATES, seed=0)
+def difference(row: NDArray[np.float64], base: NDArray[np.float64]) -> dict[str, float | None]:
+    """Return the mean difference of paired days, and the ends of its 95 % interval; both of shape (days,)."""
+    found = row - base
+    found = found[~np.isnan(found)]
+    means = resampled(lambda drawn: np.array([drawn @ found / drawn.sum()]), len(found), REPLICATES, seed=0)
     low, high = interval(means[:, 0])
-    return {"mean": float(difference.mean()), "low": low, "high": high}
+    return {"mean": float(found.mean()), "low": low, "high": high}
 
 
-def _us(day: str) -> int:
+def us_of(day: str) -> int:
+    """Return the begin of a day (UTC), in microseconds since 1970."""
     return (datetime.fromisoformat(day).replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 
 
@@ -236,7 +243,8 @@ def commit() -> str:
 def command(file: Path, final: bool, output: Path) -> None:
     """Measure detection on FILE (.parquet or .csv with the Handbook's columns)."""
     folds = FINAL if final else FOLDS
-    rows = list(measured(Data(file), folds, lambda text: click.echo(text, err=True)))
+    frame = load_transactions(file, resolve_mapping(file, preset="handbook"))
+    rows = list(measured(Data(frame), folds, lambda text: click.echo(text, err=True)))
     output.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"readings": []}
     kept["readings"].append({"commit": commit(), "final": final, "folds": folds, "rows": rows})

@@ -286,6 +286,8 @@ def test_a_partial_backtest_knows_the_truth_of_what_it_decided(file: Path, setti
         LabelRegime(reported="frauds-only", delay_days=2.0),
         LabelRegime(reported="frauds-only", delay_days=2.0, delay_spread=0.8, never_reported=0.2),
         LabelRegime(delay_days=1.0, delay_spread=0.8),
+        LabelRegime(reported="frauds-only", delay_days=2.0, early_share=0.4),
+        LabelRegime(reported="mixed", delay_days=2.0, legitimate_share=0.3),
     ],
 )
 @pytest.mark.parametrize("learn", [False, True])
@@ -301,7 +303,10 @@ def test_a_regime_gives_the_labels_that_it_says(
         labels="delay",
         label_delay_s=regime.delay_days * 86_400.0,
         reported=regime.reported,
+        legitimate_share=regime.legitimate_share,
         delay_spread=regime.delay_spread,
+        early_share=regime.early_share,
+        early_hours=regime.early_hours,
         never_reported=regime.never_reported,
         settings=settings,
     )

@@ -19,6 +19,7 @@ from pipeline.backtest.sources import RangeError
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.report_delays import ReportDelays
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -28,6 +29,7 @@ from pipeline.simulator import make_profiles, simulate_days
 from pipeline.sources import load_transactions, resolve_mapping
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
+from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, train
 from pipeline.training.metrics import budget_threshold
 from tests.helpers.champion import LARGE_AMOUNT, policy
@@ -69,6 +71,33 @@ def asked(history: pd.DataFrame, start: datetime, settings: Settings, tmp_path: 
         return Backtest(path, **(given | more))
 
     return ask
+
+
+def test_a_model_takes_early_reports_as_the_training_of_a_file_does(
+    asked: Callable[..., Backtest], start: datetime, tmp_path: Path
+) -> None:
+    declared: dict[str, Any] = {"reported": "frauds-only", "delay_spread": 0.4, "early_share": 0.3}
+    backtest = asked(training=training(start), **declared)
+    backtest.run()
+    path = tmp_path / "history.parquet"
+    regime = LabelRegime(delay_days=GAP_S / 86_400.0, **declared)
+    end_us = int(event_times_us(pd.Series([start + 28 * DAY]))[0])
+    data = from_history(load_transactions(path, resolve_mapping(path), end=start + 28 * DAY), regime, end_us)
+    split = split_cohorts(
+        data.event_time_us,
+        label_delay_us=round(regime.maturity_days * US_PER_DAY),
+        validation_us=6 * US_PER_DAY,
+        train_from_us=event_times_us(pd.Series([start + 5 * DAY]))[0],
+        known_before_us=end_us,
+    )
+    early = EarlyReports(end_us, ReportDelays.declared(regime))
+    expected = train(data, split, config=SMALL, policy=policy(), early=early).model
+    assert expected.metadata["early"]["frauds"] > 0
+    assert backtest.trained["trained"].model.version == expected.version
+    without = asked(training=training(start, early_reports=False), **declared)
+    without.run()
+    expected = train(data, split, config=SMALL, policy=policy()).model
+    assert without.trained["trained"].model.version == expected.version
 
 
 def training(begin: datetime, **more: Any) -> Training:

@@ -1,5 +1,6 @@
 """Label regimes: who is reported, and when."""
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -48,7 +49,55 @@ def test_a_fixed_delay_is_a_step() -> None:
     assert regime.maturity_days == 7.0
 
 
-@pytest.mark.parametrize("changes", [{"delay_days": -1.0}, {"delay_spread": 6.0}, {"never_reported": 1.0}])
+@pytest.mark.parametrize(
+    "regime",
+    [
+        LabelRegime(reported="frauds-only", early_share=0.3, never_reported=0.2),
+        LabelRegime(reported="frauds-only", delay_days=5.0, delay_spread=1.0, early_share=0.3, early_hours=12.0),
+        LabelRegime(delay_days=0.125, delay_spread=0.5, early_share=0.5, early_hours=24.0),
+        LabelRegime(delay_days=0.0, early_share=0.95, early_hours=24.0),
+        LabelRegime(early_share=1.0, early_hours=24.0),
+    ],
+)
+def test_a_share_of_the_frauds_is_reported_early(regime: LabelRegime) -> None:
+    times = known(regime)
+    delays = times[FRAUD] - TIMES[FRAUD]
+    for age_days in (0.1, 0.25, 0.5, 1.0, 7.0, regime.maturity_days):
+        came = (times[FRAUD] < NEVER_US) & (delays <= age_days * US_PER_DAY)
+        assert came.mean() == pytest.approx(regime.share_reported(np.array([age_days]))[0], abs=0.01)
+    share = regime.share_reported(np.array([regime.maturity_days]))[0] / (1 - regime.never_reported)
+    just_before = regime.share_reported(np.array([regime.maturity_days - 0.001]))[0] / (1 - regime.never_reported)
+    assert share >= 0.9 - 1e-9
+    assert just_before < 0.9
+
+
+def test_early_reports_are_of_frauds_and_leave_all_others_as_they_were() -> None:
+    late = LabelRegime(delay_days=3.0, delay_spread=0.66, never_reported=0.1)
+    times, before = known(msgspec.structs.replace(late, early_share=0.3)), known(late)
+    np.testing.assert_array_equal(times[~FRAUD], before[~FRAUD])
+    np.testing.assert_array_equal(times == NEVER_US, before == NEVER_US)
+    assert (times[FRAUD] != before[FRAUD]).mean() == pytest.approx(0.27, abs=0.01)
+
+
+def test_a_share_of_the_legitimate_ones_is_labelled_where_labels_are_mixed() -> None:
+    times = known(LabelRegime(reported="mixed", delay_days=2.0, legitimate_share=0.25))
+    np.testing.assert_array_equal(times[FRAUD], TIMES[FRAUD] + 2 * US_PER_DAY)
+    labelled = times[~FRAUD] < NEVER_US
+    assert labelled.mean() == pytest.approx(0.25, abs=0.01)
+    np.testing.assert_array_equal(times[~FRAUD][labelled], TIMES[~FRAUD][labelled] + 2 * US_PER_DAY)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"delay_days": -1.0},
+        {"delay_spread": 6.0},
+        {"never_reported": 1.0},
+        {"early_share": 1.1},
+        {"early_hours": 0.0},
+        {"legitimate_share": -0.1},
+    ],
+)
 def test_numbers_out_of_range_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="a label regime has"):
         LabelRegime(**changes)  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import lightgbm
@@ -13,7 +14,8 @@ from pipeline.commands.train import command
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
-from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.regimes import NEVER_US, LabelRegime
+from pipeline.learning.report_delays import ReportDelays
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
@@ -22,6 +24,7 @@ from pipeline.simulator import make_profiles, simulate_days
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_examples, from_history
+from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
 from pipeline.training.selection import select_features
@@ -74,6 +77,49 @@ def test_a_version_is_grown_on_the_rows_that_checked_it_too() -> None:
     booster = lightgbm.Booster(model_str=json.loads(model.to_payload())["text"])
     root = booster.dump_model()["tree_info"][0]["tree_structure"]
     assert root["internal_count"] == len(split.training) + len(split.validation)
+
+
+def reported_early(data: TrainingSet, regime: LabelRegime, as_of_us: int) -> tuple[TrainingSet, EarlyReports]:
+    """The rows with what was reported by a time, and how a training takes early reports."""
+    known_us = regime.known_at_us(data.event_time_us, data.fraud, np.arange(len(data.fraud), dtype=np.uint64))
+    reported_us = np.where(data.fraud, known_us, NEVER_US)
+    known = replace(data, fraud=reported_us <= as_of_us, reported_us=reported_us)
+    return known, EarlyReports(as_of_us, ReportDelays.declared(regime))
+
+
+def test_early_reports_grow_the_version_and_leave_its_checks_alone() -> None:
+    as_of_us = 30 * US_PER_DAY
+    regime = LabelRegime(reported="frauds-only", delay_days=7.0, early_share=0.3)
+    data, early = reported_early(synthetic(), regime, as_of_us)
+    split = split_cohorts(
+        data.event_time_us,
+        label_delay_us=7 * US_PER_DAY,
+        validation_us=7 * US_PER_DAY,
+        known_before_us=as_of_us,
+    )
+    config = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1, row_fraction=1.0)
+    without = train(data, split, config=config, features=FEATURES)
+    with_them = train(data, split, config=config, features=FEATURES, early=early)
+    assert with_them.metrics == without.metrics
+    assert with_them.model.calibration == without.model.calibration
+    assert with_them.model.metadata["periods"] == without.model.metadata["periods"]
+    young = data.event_time_us > as_of_us - 7 * US_PER_DAY
+    told = with_them.model.metadata["early"]
+    assert told["rows"] == pytest.approx(young.sum(), rel=0.01)
+    assert told["frauds"] == int(data.fraud[young].sum())
+    assert told["fraud_weight"] == pytest.approx(told["frauds"] / 0.3, rel=0.1)
+    booster = lightgbm.Booster(model_str=json.loads(with_them.model.to_payload())["text"])
+    root = booster.dump_model()["tree_info"][0]["tree_structure"]
+    assert root["internal_count"] == len(split.training) + len(split.validation) + told["rows"]
+    # What is to come takes no part: neither rows nor reports behind that time.
+    later = replace(data, reported_us=np.where(data.reported_us > as_of_us, NEVER_US, data.reported_us))
+    assert train(later, split, config=config, features=FEATURES, early=early).model.version == with_them.model.version
+
+
+def test_under_one_delay_early_reports_change_no_byte() -> None:
+    as_of_us = 30 * US_PER_DAY
+    data, early = reported_early(synthetic(), LabelRegime(reported="frauds-only", delay_days=2.0), as_of_us)
+    assert trained(data, early=early).model.to_payload() == trained(data).model.to_payload()
 
 
 def test_legitimate_rows_are_sampled_and_weighted() -> None:
@@ -322,6 +368,26 @@ def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> No
         select_features(["amount", "merchant_*"])
     )
     assert registry.active(LIGHTGBM) == report["lightgbm"]
+
+
+def test_the_command_takes_early_reports_of_a_declared_regime(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
+    file = tmp_path / "history.parquet"
+    history(30).to_parquet(file)
+
+    def version(*more: str) -> str:
+        run = CliRunner().invoke(command, [str(file), "--trees", "10", "--budget-per-day", "5", *more])
+        assert run.exit_code == 0, run.output
+        found: str = json.loads(run.stdout)["lightgbm"]
+        return found
+
+    early = version("--early-share", "0.3")
+    assert early != version("--early-share", "0.3", "--no-early-reports")
+    assert version() == version("--no-early-reports")
+    assert Registry(tmp_path / "registry").load_lightgbm(early).metadata["early"]["frauds"] > 0
+    refused = CliRunner().invoke(command, ["--from-topics", "--early-reports"])
+    assert refused.exit_code == 2
+    assert "--early-reports needs a FILE" in refused.output
 
 
 def test_the_command_leaves_out_what_workers_refuse_as_a_backtest_does(tmp_path, monkeypatch) -> None:

@@ -1,0 +1,86 @@
+"""Reporting delays: the share of the reported frauds that is known at an age, declared or estimated."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.learning.regimes import MATURE_SHARE, LabelRegime
+
+COHORT_AGE_US: Final = 60 * US_PER_DAY
+LEAST_REPORTS: Final = 50
+FALLBACK: Final = LabelRegime(delay_days=30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportDelays:
+    """The distribution F of the time from a fraud to its first report, among frauds that are reported at all.
+
+    >>> delays = ReportDelays.declared(LabelRegime(delay_days=7.0))
+    >>> delays.maturity_us // US_PER_DAY, delays.share_reported(np.array([6, 7]) * US_PER_DAY).tolist()
+    (7, [0.0, 1.0])
+    """
+
+    regime: LabelRegime
+    """The declared regime; that of the fallback, where too few reports are known."""
+    observed_us: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Observed delays in ascending order; empty where the regime decides."""
+
+    @classmethod
+    def declared(cls, regime: LabelRegime) -> "ReportDelays":
+        """Return the delays of a declared regime."""
+        return cls(regime)
+
+    @classmethod
+    def estimated(
+        cls,
+        event_time_us: NDArray[np.int64],
+        reported_us: NDArray[np.int64],
+        as_of_us: int,
+        cohort_age_us: int = COHORT_AGE_US,
+        fallback: LabelRegime = FALLBACK,
+    ) -> "ReportDelays":
+        """Estimate the delays from old cohorts of n transactions, whose reports have come.
+
+        A cohort counts the reports that came within ``cohort_age_us``, which all of its transactions have reached.
+        With fewer than `LEAST_REPORTS` of them the delays are those of ``fallback``.
+
+        Args:
+            event_time_us: Event times, shape (n,).
+            reported_us: When each was first reported as fraud, shape (n,); `NEVER_US` for never.
+            as_of_us: What came later is not looked at.
+            cohort_age_us: Age from which a transaction counts.
+            fallback: The regime in place of too few reports. By default one delay of 30 days, under which no younger
+                report is used.
+        """
+        age_us = as_of_us - event_time_us
+        # The difference is not taken where it could overflow.
+        reported = (age_us >= cohort_age_us) & (reported_us <= as_of_us)
+        delay_us = np.maximum(reported_us[reported] - event_time_us[reported], 0)
+        delay_us = np.sort(delay_us[delay_us <= cohort_age_us])
+        return cls(fallback) if len(delay_us) < LEAST_REPORTS else cls(fallback, delay_us)
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether observed delays decide."""
+        return len(self.observed_us) > 0
+
+    @property
+    def maturity_us(self) -> int:
+        """Age by which nine tenths of the reports have come, in microseconds."""
+        if self.is_estimated:
+            return int(np.quantile(self.observed_us, MATURE_SHARE, method="inverted_cdf"))
+        return round(self.regime.maturity_days * US_PER_DAY)
+
+    def share_reported(self, age_us: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return F, the share of the reports that have come by an age.
+
+        Args:
+            age_us: Ages in microseconds, any shape.
+        """
+        if self.is_estimated:
+            found = np.searchsorted(self.observed_us, age_us, side="right")
+            return np.asarray(found / len(self.observed_us), np.float64)
+        return self.regime.share_reported(age_us / US_PER_DAY) / (1.0 - self.regime.never_reported)
