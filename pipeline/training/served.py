@@ -5,7 +5,7 @@ from what was served and never from features that are computed again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -77,8 +77,8 @@ class ServedRows:
 
     def take(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> "ServedRows":
         """Return some rows."""
-        *columns, names = (getattr(self, field.name) for field in fields(self))
-        return ServedRows(*(column[rows] for column in columns), names)
+        columns = [field.name for field in fields(self) if field.name != "names"]
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def served_by(self, version: str) -> NDArray[np.bool_]:
         """Return which rows a LightGBM version served; shape (n,)."""
@@ -98,10 +98,12 @@ class ServedRows:
         The arrays are not copied. Which rows may teach is for a `Split` to say.
         """
         weight = np.ones(len(self))
-        return TrainingSet(self.features, self.frauds_by(as_of_us), weight, self.event_time_us, self.card)
+        return TrainingSet(
+            self.features, self.frauds_by(as_of_us), weight, self.event_time_us, self.card, self.reported_us
+        )
 
-    def split(self, as_of_us: int, maturity_days: float, validation_days: float) -> Split:
-        """Return the rows to train on at ``as_of_us``: those that are ``maturity_days`` old by then.
+    def split(self, as_of_us: int, maturity_us: int, validation_days: float) -> Split:
+        """Return the rows to train on at ``as_of_us``: those that are ``maturity_us`` old by then.
 
         A transaction of that age without a reported fraud counts as legitimate.
 
@@ -110,7 +112,7 @@ class ServedRows:
         """
         return split_cohorts(
             self.event_time_us,
-            label_delay_us=round(maturity_days * US_PER_DAY),
+            label_delay_us=maturity_us,
             validation_us=round(validation_days * US_PER_DAY),
             known_before_us=as_of_us,
         )

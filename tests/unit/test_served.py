@@ -97,8 +97,8 @@ def test_rows_teach_once_they_are_mature() -> None:
     served.add_features(RECORDS)
     rows = served.rows()
     now_us = int(rows.event_time_us[-1])
-    split = rows.split(now_us, 7.0, 5.0)
+    split = rows.split(now_us, 7 * US_PER_DAY, 5.0)
     assert rows.event_time_us[split.validation].max() <= now_us - 7 * US_PER_DAY
     assert rows.event_time_us[split.training].max() < now_us - 12 * US_PER_DAY
     with pytest.raises(ModelError, match="leave 0 transactions"):
-        rows.split(now_us, 60.0, 5.0)
+        rows.split(now_us, 60 * US_PER_DAY, 5.0)
