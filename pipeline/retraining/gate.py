@@ -83,9 +83,9 @@ def judge(rows: Scorings, limits: GateLimits) -> Judgement:
     errors = [_alert_calibration(score, frauds, len(days.day), limits) for score in (rows.candidate, rows.reference)]
     volumes = [_alerts_per_day(score, rows.event_time_us, limits) for score in (rows.candidate, rows.reference)]
     figures = {
-        "days": len(days.day),
-        "rows": len(rows.card),
-        "frauds": int(frauds.sum()),
+        "compared_days": len(days.day),
+        "compared_rows": len(rows.card),
+        "compared_frauds": int(frauds.sum()),
         "alerts_per_day_budget": limits.alerts_per_day,
         "frauds_a_day_more": found.mean,
         "frauds_a_day_more_low": found.low,

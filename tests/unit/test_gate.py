@@ -33,7 +33,7 @@ def scorings(seed: int, noise: float = 0.1, days: int = DAYS, rows_a_day: int = 
 def test_an_equal_challenger_passes_in_nine_cases_of_ten() -> None:
     judged = [judge(scorings(seed), LIMITS) for seed in range(20)]
     assert sum(one.accepted for one in judged) >= 18, [one.reason for one in judged if not one.accepted]
-    assert judged[0].figures["days"] == DAYS
+    assert judged[0].figures["compared_days"] == DAYS
     assert judged[0].figures["margin"] == pytest.approx(0.2**0.5)
 
 

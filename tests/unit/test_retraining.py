@@ -83,7 +83,7 @@ def test_a_challenger_takes_over_the_recipe_and_what_the_policy_keeps() -> None:
     assert until_us == NOW_US
     checked_to = datetime.fromisoformat(model.metadata["periods"]["validation"]["to"]).timestamp() * 1e6
     assert 0 <= NOW_US - 7 * US_PER_DAY - checked_to < US_PER_DAY
-    assert found.judgement.figures["days"] == OPTIONS.compare_days
+    assert found.judgement.figures["compared_days"] == OPTIONS.compare_days
 
 
 def test_the_first_threshold_and_the_recent_scores_are_those_of_the_newest_week() -> None:
