@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.learning.regimes import Reported
+
 
 class Settings(BaseSettings):
     """Everything that can be set; ``docs/settings.md`` lists it."""
@@ -122,6 +124,11 @@ class Settings(BaseSettings):
         default=30.0,
         gt=0,
         description="Event time after which a transaction without a report is presumed legitimate.",
+    )
+    label_regime: Reported | None = Field(
+        default=None,
+        description="Transactions that get labels here: `all`, `frauds-only`, or `mixed`. Where it is set, a LightGBM "
+        "version that was trained under another regime is warned about. Unset: nothing is compared.",
     )
     negative_sample_rate: float = Field(
         default=0.1,

@@ -25,7 +25,6 @@ from pipeline.engine.decisions import Decisions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import LATENESS_US, US_PER_DAY, US_PER_SECOND
 from pipeline.learning.regimes import LabelRegime, Reported
-from pipeline.learning.report_delays import ReportDelays
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping
 from pipeline.training.fit import Trained
@@ -130,7 +129,7 @@ class Backtest:
         gap_s = (settings.maturity_days if labelling is Labelling.RECORDED else regime.maturity_days) * (
             US_PER_DAY / US_PER_SECOND
         )
-        delays = None if labelling is Labelling.RECORDED else ReportDelays.declared(regime)
+        declared = None if labelling is Labelling.RECORDED else regime
         self.request = Request(
             settings=settings,
             source=source,
@@ -147,7 +146,7 @@ class Backtest:
             river=river or (UNTAUGHT if learn else LATEST),
             publish_every_us=max(round(publish_every_s * US_PER_SECOND), 1) if learn else None,
             training=training,
-            period=None if training is None else training.period(from_us, gap_s, validation_days, delays),
+            period=None if training is None else training.period(from_us, gap_s, validation_days, declared),
             validation_days=validation_days,
         )
         self.comparison: Comparison | None = None

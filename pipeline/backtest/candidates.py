@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
+from pipeline.backtest.labelling import Labelling
 from pipeline.backtest.learning import Learning
 from pipeline.backtest.levels import Level
 from pipeline.backtest.order import Order
@@ -15,6 +16,7 @@ from pipeline.backtest.versions import ACTIVE, ModelLibrary, with_threshold
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
+from pipeline.learning.trained_labels import warning_of_labels
 from pipeline.training.fit import Trained
 
 LATEST: Final = "latest"
@@ -66,6 +68,16 @@ def warnings_of_policies(candidates: Mapping[str, Candidate]) -> list[str]:
                 f"not for {one.models.lightgbm.version}; name another --policy or a --threshold"
             )
     return found
+
+
+def warnings_of_labels(request: Request, candidates: Mapping[str, Candidate]) -> list[str]:
+    """Return a sentence for each LightGBM version that was trained under another label regime than the declared one."""
+    if request.labels is Labelling.RECORDED:
+        return []
+    regime = request.regime
+    models = {one.models.lightgbm.version: one.models.lightgbm for one in candidates.values()}
+    found = [warning_of_labels(one, regime.reported, regime.maturity_days) for one in models.values()]
+    return [one for one in found if one is not None]
 
 
 def _version(request: Request, library: ModelLibrary, version: str) -> ActiveModels:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipeline.backtest.candidates import candidates_of, warnings_of_policies
+from pipeline.backtest.candidates import candidates_of, warnings_of_labels, warnings_of_policies
 from pipeline.backtest.event_time_pass import decide_by_time
 from pipeline.backtest.findings import Findings, Listener
 from pipeline.backtest.order import Order
@@ -39,6 +39,7 @@ def conduct(
         train_before(request, request.training, request.period, partitions, library, listener, findings)
     candidates = candidates_of(request, library, findings.trained)
     findings.warnings += warnings_of_policies(candidates)
+    findings.warnings += warnings_of_labels(request, candidates)
     if request.order is Order.RECORDED:
         decide_as_recorded(request, candidates, partitions, library, findings)
     else:

@@ -21,8 +21,9 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.learning.labels import FRAUD, KNOWN, SOURCE_RANK, holding
-from pipeline.learning.regimes import NEVER_US
+from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.trained_labels import TrainedLabels
 from pipeline.registry import Registry
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.early_reports import EarlyReports
@@ -53,12 +54,10 @@ class Training:
     early_reports: bool = True
     """Whether the models are grown on younger transactions too, where a file's truth becomes labels."""
 
-    def period(
-        self, from_us: int, gap_s: float, validation_days: float, delays: ReportDelays | None = None
-    ) -> "Period":
+    def period(self, from_us: int, gap_s: float, validation_days: float, regime: LabelRegime | None = None) -> "Period":
         """What to train on before a range that begins at ``from_us``; ``gap_s`` where no other is asked for.
 
-        ``delays`` are those of labels that are not recorded. Raises ValueError for a training that would know what is
+        ``regime`` is that of labels that are not recorded. Raises ValueError for a training that would know what is
         still to come, and `RangeError` for one that is too short, `pipeline.scoring.errors.ModelError` for features
         that there are not.
         """
@@ -73,8 +72,13 @@ class Training:
                 "it where the range begins, or before"
             )
         gap_us = round((gap_s if self.gap_s is None else self.gap_s) * US_PER_SECOND)
-        early = EarlyReports(known_us, delays) if self.early_reports and delays is not None else None
-        period = Period(time_us(self.start, EARLIEST_US), known_us, gap_us, round(validation_days * US_PER_DAY), early)
+        validation_us = round(validation_days * US_PER_DAY)
+        early = None
+        if self.early_reports and regime is not None:
+            early = EarlyReports(known_us, ReportDelays.declared(regime))
+        described = {} if regime is None else regime.describe()
+        labels = TrainedLabels(known_us, gap_us, described)
+        period = Period(time_us(self.start, EARLIEST_US), known_us, gap_us, validation_us, early, labels)
         if period.last_us - period.validation_us <= period.from_us:
             raise RangeError(
                 f"nothing is left to train on from {moment(period.from_us)} by what is known at {moment(known_us)}: "
@@ -101,6 +105,7 @@ class Training:
                 policy=policy,
                 features=features,
                 early=period.early,
+                labels=period.labels,
             )
             if self.register:
                 register(registry, trained)
@@ -123,6 +128,8 @@ class Period(NamedTuple):
     validation_us: int
     early: EarlyReports | None = None
     """How reports of transactions behind the last target are taken; None: such transactions teach nothing."""
+    labels: TrainedLabels | None = None
+    """The labels of the training, for the models' metadata."""
 
     @property
     def last_us(self) -> int:

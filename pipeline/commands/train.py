@@ -22,6 +22,7 @@ from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels
 from pipeline.models.publish import Content, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
@@ -173,8 +174,10 @@ def command(
             data = from_history(frame, regime, _microseconds(known_before))
             if early_reports is not False and len(data.fraud):
                 early = EarlyReports(_known_until(data, known_before), ReportDelays.declared(regime))
+            described = regime.describe()
         else:
             data = from_examples(_examples(servers or "", settings), known_before=known_before)
+            described = {"reported": settings.label_regime} if settings.label_regime else {}
             _say(f"{len(data.fraud):,} examples, {int(data.fraud.sum()):,} of them fraud")
         _say(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
         trained = train(
@@ -192,7 +195,9 @@ def command(
             policy=_active_policy(registry),
             features=chosen,
             early=early,
+            labels=TrainedLabels(_known_until(data, known_before), round(delay_days * US_PER_DAY), described),
         )
+        _warn_of_labels(trained.model, settings)
         register(registry, trained)
         if activate:
             registry.activate(LIGHTGBM, trained.model.version)
@@ -256,6 +261,13 @@ def _split(
         train_from_us=_microseconds(train_from),
         known_before_us=_microseconds(known_before),
     )
+
+
+def _warn_of_labels(model: LightGBMModel, settings: Settings) -> None:
+    """Say so if workers with these settings would use the version under other labels."""
+    warning = warning_of_labels(model, settings.label_regime) if settings.label_regime else None
+    if warning is not None:
+        _say(f"warning: {warning}")
 
 
 def _known_until(data: TrainingSet, known_before: datetime | None) -> int:

@@ -111,4 +111,13 @@ DEFAULT_FEATURES: Final = (
 """Features of a training that names no others, and of the online model. None needs a legitimate label; decision 0041
 says why these."""
 
+LEGITIMATE_LABEL_FEATURES: Final = (
+    "merchant_known_count_14d",
+    "merchant_known_count_30d",
+    "merchant_fraud_risk_30d",
+    "merchant_newest_label",
+    "merchant_seconds_since_legitimate",
+)
+"""Features that take legitimate labels into account; all others mean the same where nobody reports legitimate ones."""
+
 KERNEL_VERSION: Final = f"{KERNEL_REVISION}-{hashlib.sha256(' '.join(FEATURES).encode()).hexdigest()[:8]}"

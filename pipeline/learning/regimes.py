@@ -118,11 +118,11 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
 
     def describe(self) -> dict[str, str | float]:
         """Return what tells the regime apart, by the names of its fields; what has no effect is left out."""
-        found: dict[str, str | float] = {"delay_days": self.delay_days, "reported": self.reported}
+        found: dict[str, str | float] = {"delay_days": float(self.delay_days), "reported": self.reported}
         if self.reported == "mixed":
-            found["legitimate_share"] = self.legitimate_share
+            found["legitimate_share"] = float(self.legitimate_share)
         if self.early_share:
-            found |= {"early_share": self.early_share, "early_hours": self.early_hours}
+            found |= {"early_share": float(self.early_share), "early_hours": float(self.early_hours)}
         return found | {
             name: value for name in ("delay_spread", "never_reported") if (value := float(getattr(self, name)))
         }

@@ -9,9 +9,11 @@ from pipeline.engine.models import ActiveModels, ModelBoard
 from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.internal import readable
 from pipeline.kafka.quarantine import decode_control
+from pipeline.learning.trained_labels import warning_of_labels
 from pipeline.metrics import WorkerMetrics
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents, sound_versions
+from pipeline.registry import LIGHTGBM
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Activation, ModelVersion, VersionReference
@@ -59,6 +61,7 @@ class ModelSubscriber:
         self._unsearched = False
         """True while contents are left to look for: a few at each call, so that no number of them stops deciding."""
         self._started = self._reported_none = False
+        self._reported = settings.label_regime
 
     def refresh(self) -> ModelBoard:
         """Take in what was published since the last call; what is there already at the first one."""
@@ -160,3 +163,7 @@ class ModelSubscriber:
                 logging.DEBUG if name == RIVER else logging.INFO, "%s version %s is active (was %s)", name, new, old
             )
             self._metrics.model_changed(name)
+            if name == LIGHTGBM and self._reported is not None:
+                warning = warning_of_labels(after.lightgbm, self._reported)
+                if warning is not None:
+                    log.warning("%s", warning)

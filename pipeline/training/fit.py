@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
@@ -84,6 +85,7 @@ def train(
     features: Sequence[str] = DEFAULT_FEATURES,
     details: dict[str, Any] | None = None,
     early: EarlyReports | None = None,
+    labels: TrainedLabels | None = None,
 ) -> Trained:
     """Train a version and make a policy for it.
 
@@ -101,6 +103,7 @@ def train(
         features: The features that trees may ask for; the model keeps how they are distributed.
         details: Further metadata of the model.
         early: Reports of rows that are too young for ``split``; without, such rows teach nothing.
+        labels: The labels of the training, for the model's metadata.
 
     Raises:
         ModelError: A period holds too few frauds, or the trees learned nothing that holds in the validation period.
@@ -122,17 +125,20 @@ def train(
         return sigmoid(calibration.slope * raw + calibration.intercept)
 
     young = _young_targets(data, rows, early, probability)
+    grown_on = data
+    if young is not None:
+        grown_on, rows = _with_targets(data, young), np.union1d(rows, young.rows)
     metadata = {
         "training": msgspec.to_builtins(config),
         "periods": split.describe(data.event_time_us),
         "frauds": {"training": int(data.fraud[split.training].sum()), "validation": int(fraud.sum())},
         **({} if young is None else {"early": _describe_early(young)}),
+        **({} if labels is None else {LABELS: labels.describe(data.event_time_us[rows], grown_on.fraud[rows])}),
         **(details or {}),
     }
-    if young is not None:
-        trees, rows = _Trees(_with_targets(data, young), config, features), np.union1d(rows, young.rows)
     distributions = distributions_of(data.features[rows], data.weight[rows], features)
-    model = LightGBMModel(trees.grown(rows, rounds), calibration, metadata, distributions=distributions)
+    text = _Trees(grown_on, config, features).grown(rows, rounds)
+    model = LightGBMModel(text, calibration, metadata, distributions=distributions)
     days = split.validation_us / US_PER_DAY
     threshold = budget_threshold(score, weight, days, alerts_per_day)
     metrics = _measure(data, split, score, threshold, days) | {"trees": model.trees}

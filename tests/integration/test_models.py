@@ -14,6 +14,7 @@ from pipeline.models.active import ModelSubscriber
 from pipeline.models.publish import Content, publish_active
 from pipeline.models.rates import PublishedRates
 from pipeline.rates import RatesError
+from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import new_learner
 from schemas.messages import Activation, VersionReference
@@ -116,6 +117,23 @@ def test_all_versions_of_an_activation_count_at_once_and_garbage_counts_never(
     damaged = Content("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
     publish_active(cluster.bootstrap, cluster.settings, [damaged, of_policy(0.5)])
     assert active(live) == active(subscriber()) == (OTHER.version, 0.4)
+
+
+def test_a_version_that_was_trained_on_other_labels_is_used_with_a_warning(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = json.loads(CHAMPION.payload)["text"]
+    model = LightGBMModel(text, metadata={"labels": {"regime": {"reported": "all"}}})
+    settings = cluster.settings.model_copy(update={"label_regime": "frauds-only"})
+    publish_active(
+        cluster.bootstrap, settings, [Content("lightgbm", model.version, model.to_payload()), of_policy(0.3)]
+    )
+    one = ModelSubscriber(cluster.bootstrap, settings, empty_board(), WorkerMetrics())
+    try:
+        assert active(one) == (model.version, 0.3)
+    finally:
+        one.close()
+    assert f"LightGBM {model.version} was trained where all transactions get labels" in caplog.text
 
 
 def test_an_activation_waits_for_its_content_and_holds_nobody_up(cluster: Cluster, subscriber: Subscribers) -> None:

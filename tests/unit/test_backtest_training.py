@@ -1,5 +1,6 @@
 """Models that a backtest trains for itself, thresholds for budgets, and drift: nothing of it knows what is to come."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -17,12 +18,15 @@ from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.result import BacktestResult
 from pipeline.backtest.sources import RangeError
 from pipeline.engine.history import compute_features, event_times_us
+from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.trained_labels import TrainedLabels
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.river_factory import first_river
 from pipeline.scoring.trees import read_trees
 from pipeline.settings import Settings
 from pipeline.simulator import make_profiles, simulate_days
@@ -91,13 +95,29 @@ def test_a_model_takes_early_reports_as_the_training_of_a_file_does(
         known_before_us=end_us,
     )
     early = EarlyReports(end_us, ReportDelays.declared(regime))
-    expected = train(data, split, config=SMALL, policy=policy(), early=early).model
+    labels = TrainedLabels(end_us, round(regime.maturity_days * US_PER_DAY), regime.describe())
+    expected = train(data, split, config=SMALL, policy=policy(), early=early, labels=labels).model
     assert expected.metadata["early"]["frauds"] > 0
     assert backtest.trained["trained"].model.version == expected.version
     without = asked(training=training(start, early_reports=False), **declared)
     without.run()
-    expected = train(data, split, config=SMALL, policy=policy()).model
+    expected = train(data, split, config=SMALL, policy=policy(), labels=labels).model
     assert without.trained["trained"].model.version == expected.version
+
+
+def test_a_backtest_warns_of_a_version_that_was_trained_on_other_labels(asked: Callable[..., Backtest]) -> None:
+    text = json.loads(small_model().to_payload())["text"]
+    labels = {"regime": {"reported": "all"}, "maturity_days": GAP_S / 86_400.0}
+    models = {"other": ActiveModels(LightGBMModel(text, metadata={"labels": labels}), first_river(), policy())}
+
+    def warned(**declared: Any) -> list[str]:
+        return [one for one in asked(models=models, **declared).run().warnings if "was trained where" in one]
+
+    (warning,) = warned(reported="frauds-only")
+    assert "all transactions get labels, and is used where only frauds are reported" in warning
+    assert not warned(reported="all")
+    (warning,) = warned(reported="all", delay_spread=1.0)
+    assert "within 2 days, and is used where they take 7.2" in warning
 
 
 def training(begin: datetime, **more: Any) -> Training:
@@ -112,15 +132,18 @@ def test_a_model_is_the_one_that_the_training_of_a_file_makes(
     result = backtest.run()
     path = tmp_path / "history.parquet"
     frame = load_transactions(path, resolve_mapping(path), end=start + 28 * DAY)
-    data = from_history(frame, LabelRegime(delay_days=GAP_S / 86_400.0))
+    regime = LabelRegime(delay_days=GAP_S / 86_400.0)
+    data = from_history(frame, regime)
+    known_us = int(event_times_us(pd.Series([start + 28 * DAY]))[0])
     split = split_cohorts(
         data.event_time_us,
         label_delay_us=round(GAP_S * 1e6),
         validation_us=6 * US_PER_DAY,
         train_from_us=event_times_us(pd.Series([start + 5 * DAY]))[0],
-        known_before_us=event_times_us(pd.Series([start + 28 * DAY]))[0],
+        known_before_us=known_us,
     )
-    expected = train(data, split, config=SMALL, policy=policy())
+    labels = TrainedLabels(known_us, round(GAP_S * 1e6), regime.describe())
+    expected = train(data, split, config=SMALL, policy=policy(), labels=labels)
     found = backtest.trained["trained"]
     assert found.model.version == expected.model.version
     assert found.policy.version == expected.policy.version

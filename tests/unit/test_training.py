@@ -390,6 +390,24 @@ def test_the_command_takes_early_reports_of_a_declared_regime(tmp_path, monkeypa
     assert "--early-reports needs a FILE" in refused.output
 
 
+def test_the_command_warns_of_labels_that_workers_do_not_have(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
+    monkeypatch.setenv("FRAUD_PIPELINE_LABEL_REGIME", "frauds-only")
+    file = tmp_path / "history.parquet"
+    history(30).to_parquet(file)
+    arguments = [str(file), "--trees", "10", "--budget-per-day", "5", "--features", "*"]
+    other = CliRunner().invoke(command, arguments)
+    assert other.exit_code == 0, other.output
+    assert "warning: LightGBM" in other.stderr
+    assert "is used where only frauds are reported" in other.stderr
+    same = CliRunner().invoke(command, [*arguments, "--reported", "frauds-only"])
+    assert "warning" not in same.stderr
+    version = json.loads(same.stdout)["lightgbm"]
+    labels = Registry(tmp_path / "registry").entry(LIGHTGBM, version).details["labels"]
+    assert labels["regime"] == {"delay_days": 7.0, "reported": "frauds-only"}
+    assert sum(labels["frauds_by_age_days"].values()) > 0
+
+
 def test_the_command_leaves_out_what_workers_refuse_as_a_backtest_does(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
     frame = history(30)
