@@ -12,6 +12,7 @@ from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.retraining.gate import GateLimits, Judgement, judge, rescored
 from pipeline.retraining.paired import Scorings
 from pipeline.scoring.errors import ModelError
@@ -151,11 +152,19 @@ def _trained(rows: ServedRows, as_of_us: int, champion: Champion, options: Cycle
             config=_recipe(champion.model, options),
             policy=champion.policy,
             features=champion.model.trained_on,
-            details={"as_of_us": as_of_us, "maturity_days": round(delays.maturity_us / US_PER_DAY, 3)},
+            details={"as_of_us": as_of_us},
             early=EarlyReports(as_of_us, delays) if options.early_reports else None,
+            labels=TrainedLabels(as_of_us, delays.maturity_us, _regime(champion.model)),
         )
     except lightgbm.basic.LightGBMError as error:
         raise ModelError(f"LightGBM cannot train by the recipe of version {champion.model.version}: {error}") from error
+
+
+def _regime(model: LightGBMModel) -> dict[str, str | float]:
+    """Return what a version says of the label regime that it was trained under."""
+    labels = model.metadata.get(LABELS)
+    regime = labels.get("regime") if isinstance(labels, dict) else None
+    return regime if isinstance(regime, dict) else {}
 
 
 def _recipe(model: LightGBMModel, options: CycleOptions) -> TrainingConfig:

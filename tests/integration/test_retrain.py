@@ -22,14 +22,14 @@ from tests.unit.model_helpers import small_model
 
 pytestmark = pytest.mark.broker
 
-DAYS, BUDGET = 32, 8
-OPTIONS = ("--maturity-days", "3", "--compare-days", "8", "--validation-days", "5", "--budget-per-day", str(BUDGET))
+DAYS, BUDGET = 24, 6
+OPTIONS = ("--maturity-days", "2", "--compare-days", "6", "--validation-days", "4", "--budget-per-day", str(BUDGET))
 
 
 def history() -> pd.DataFrame:
     """A small population, of which enough is compromised."""
     scenario = Scenario(merchants_per_day=1, merchant_days=3, cards_per_day=2, card_days=7)
-    made = simulate_days(make_profiles(np.random.default_rng(4), 90, 180, scenario), 4, 0, DAYS)
+    made = simulate_days(make_profiles(np.random.default_rng(4), 70, 140, scenario), 4, 0, DAYS)
     return made[made["amount_minor"] > 0].reset_index(drop=True)
 
 
@@ -63,7 +63,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(cluster: Clust
     worker.until(lambda: len(cluster.decisions()) >= len(bought))
     for number, row in enumerate(bought.itertuples()):
         if row.fraud:
-            at = row.event_time.to_pydatetime() + pd.Timedelta(days=2)
+            at = row.event_time.to_pydatetime() + pd.Timedelta(days=1)
             cluster.say((row.card_id, f"t{number}"), at)
     cluster.flush()
     worker.until(lambda: len(cluster.read(ACCEPTED_LABELS)) >= int(bought["fraud"].sum()))
