@@ -1,7 +1,7 @@
 """A challenger: trained by the recipe of the active version, judged by the gate, then trained on all that is known."""
 
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import lightgbm
 import msgspec
@@ -128,7 +128,7 @@ def challenge(
     except ValueError as error:
         raise ModelError(str(error)) from error
     final = _trained(rows, now_us, champion, options) if judgement.accepted else trial
-    policy = _policy(rows, final.model, champion.policy, limits)
+    policy = policy_for(rows, final.model, champion.policy, limits)
     _check_parity(rows, final.model, policy)
     return Challenge(judgement, final, policy)
 
@@ -187,8 +187,15 @@ def _scorings(rows: ServedRows, model: LightGBMModel, reference: LightGBMModel |
     return Scorings(scored(model), served, rows.event_time_us, rows.card, rows.reported_us)
 
 
-def _policy(rows: ServedRows, model: LightGBMModel, active: Policy, limits: GateLimits) -> Policy:
-    """Return the active policy with a threshold for the challenger's own scores of the newest days."""
+def policy_for(rows: ServedRows, model: LightGBMModel, active: Policy, limits: GateLimits) -> Policy:
+    """Return the active policy with a threshold for a version's own scores of the newest days.
+
+    Args:
+        rows: Decisions as they were served; at least one.
+        model: The version.
+        active: Gives rules, blend and audit rate.
+        limits: Has the budget.
+    """
     now_us = int(rows.event_time_us[-1])
     newest = rows.take(
         slice(int(np.searchsorted(rows.event_time_us, now_us - round(THRESHOLD_DAYS * US_PER_DAY))), None)
@@ -205,14 +212,11 @@ def _policy(rows: ServedRows, model: LightGBMModel, active: Policy, limits: Gate
     return active.replace(threshold=threshold, lightgbm_version=model.version, metadata=metadata)
 
 
-def _recent_scores(score: NDArray[np.float64], event_time_us: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the highest scores and the hours of their transactions, for whoever paces the alerts."""
+def _recent_scores(score: NDArray[np.float64], event_time_us: NDArray[np.int64]) -> list[tuple[int, float]]:
+    """Return the highest scores, each behind the hour since 1970 of its transaction, for whoever paces the alerts."""
     rows = np.sort(np.argsort(-score, kind="stable")[:MOST_RECENT_SCORES])
-    return {
-        "score": [float(f"{value:.6g}") for value in score[rows].tolist()],
-        "hour": (event_time_us[rows] // _US_PER_HOUR).tolist(),
-        "until_us": int(event_time_us[-1]),
-    }
+    hours = (event_time_us[rows] // _US_PER_HOUR).tolist()
+    return [(hour, float(f"{value:.6g}")) for hour, value in zip(hours, score[rows].tolist(), strict=True)]
 
 
 def _check_parity(rows: ServedRows, model: LightGBMModel, policy: Policy) -> None:

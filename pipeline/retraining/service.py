@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.models.publish import Content, ControlWriter, Step
-from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days
+from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
 from pipeline.retraining.control_log import AS_OF, BY, PROMOTE, ROLLBACK, Tenure
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import Verdict, harm_done
@@ -151,20 +151,23 @@ class Retrainer:
         }
         log.info("training a challenger of version %s on %s decisions", champion.model.version, f"{len(rows):,}")
         against = tenures[-1].references if tenures else []
+        limits = GateLimits(alerts_per_day=self._budget(champion))
         try:
-            limits = GateLimits(alerts_per_day=self._budget(champion))
             found = challenge(rows, champion, reference, limits, cycle)
         except ModelError as error:
             return self._assessed("failed", f"no challenger could be made: {error}", [], against, figures)
         figures |= found.judgement.figures
-        versions = self._contents(found)
         if not found.judgement.accepted:
-            return self._assessed("rejected", found.judgement.reason, versions, against, figures)
-        before = self._topics.control.activations
+            return self._assessed("rejected", found.judgement.reason, self._contents(found), against, figures)
         self._topics.read_control()
-        if self._topics.control.activations != before or self._topics.control.frozen is not None:
-            reason = "versions were changed, or learning was frozen, while the challenger was trained"
-            return self._assessed("kept", reason, versions, against, figures)
+        current = self._topics.champion()
+        if current is None or current.model.digest != champion.model.digest or self._topics.control.frozen is not None:
+            reason = "the active version was changed, or learning was frozen, while the challenger was trained"
+            return self._assessed("kept", reason, self._contents(found), against, figures)
+        if current.policy.digest != champion.policy.digest:
+            # Pacing goes on meanwhile.
+            found = found._replace(policy=policy_for(rows, found.trained.model, current.policy, limits))
+        versions = self._contents(found)
         reason = f"version {versions[0].version} replaces {champion.model.version}: {found.judgement.reason}"
         self._writer.activate(versions, Step(PROMOTE, BY, reason, figures))
         log.info("%s", reason)

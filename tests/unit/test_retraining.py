@@ -92,11 +92,10 @@ def test_the_first_threshold_and_the_recent_scores_are_those_of_the_newest_week(
     score = HISTORY.served(found.trained.model).score[newest]
     alerts = int((score >= found.policy.threshold).sum())
     assert BUDGET * 7 * 0.9 <= alerts <= BUDGET * 7
-    recent = found.policy.metadata["recent_scores"]
-    assert len(recent["score"]) == len(recent["hour"]) == MOST_RECENT_SCORES
-    np.testing.assert_allclose(sorted(recent["score"]), np.sort(score)[-MOST_RECENT_SCORES:], rtol=1e-5)
-    assert recent["hour"] == sorted(recent["hour"])
-    assert recent["hour"][-1] <= NOW_US // (US_PER_DAY // 24) < recent["hour"][0] + 7 * 24 + 2
+    hours, scores = zip(*found.policy.metadata["recent_scores"], strict=True)
+    np.testing.assert_allclose(sorted(scores), np.sort(score)[-MOST_RECENT_SCORES:], rtol=1e-5)
+    assert list(hours) == sorted(hours)
+    assert hours[-1] <= NOW_US // (US_PER_DAY // 24) < hours[0] + 7 * 24 + 2
 
 
 def test_the_gate_judges_a_version_that_knows_nothing_of_the_compared_days() -> None:
