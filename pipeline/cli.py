@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "rates": ("pipeline.commands.rates", "Publish rate tables, and list those that are."),
     "replay": ("pipeline.commands.replay", "Feed a file of transactions through the topics."),
     "reprocess": ("pipeline.commands.reprocess", "Decide history again, into a topic of its own."),
+    "retrain": ("pipeline.commands.retrain", "Renew the active LightGBM version, and roll back what does harm."),
     "run": ("pipeline.commands.run", "Run the whole pipeline on simulated transactions."),
     "simulate": ("pipeline.commands.simulate", "Write simulated transactions to a file."),
     "topics": ("pipeline.commands.topics", "Create the topics, or check them."),

@@ -3,13 +3,11 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Unpack
 
 import click
-import msgspec
 import pandas as pd
 
 from pipeline.backtest import frame_tables
@@ -18,27 +16,27 @@ from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.kafka.clients import TopicError, read_topic
+from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels
 from pipeline.models.publish import Content, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
+from pipeline.retraining.topics import read_served
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.sources import PRESETS, UnusableSource, load_transactions
 from pipeline.training.cohorts import Split, split_cohorts
-from pipeline.training.datasets import from_examples, from_history
+from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
-from schemas.messages import Example
-from schemas.topics import EXAMPLES
+from pipeline.training.served import WINDOW_DAYS, ServedRows
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DEFAULTS = TrainingConfig()
@@ -46,7 +44,7 @@ _DEFAULTS = TrainingConfig()
 
 @click.command("train")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--from-topics", is_flag=True, help="Train on the `examples` topic: features as they were served.")
+@click.option("--from-topics", is_flag=True, help="Train on what was served: the newest 120 days of `features`.")
 @click.option("--bootstrap", help="Cluster to read and publish to.  [default: KAFKA_BOOTSTRAP_SERVERS]")
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit.")
 @click.option("--map", "changes", multiple=True, metavar="FIELD=COLUMN", help="Column of a field; may be repeated.")
@@ -140,10 +138,6 @@ def command(
     """
     if (file is None) == (not from_topics):
         raise click.UsageError("name a FILE or give --from-topics, one of the two")
-    if from_topics and early_reports:
-        raise click.UsageError(
-            "--early-reports needs a FILE: `examples` holds no transaction that is young and was not reported"
-        )
     settings = Settings()
     servers = bootstrap or settings.kafka_bootstrap_servers
     if (from_topics or publish) and servers is None:
@@ -176,9 +170,13 @@ def command(
                 early = EarlyReports(_known_until(data, known_before), ReportDelays.declared(regime))
             described = regime.describe()
         else:
-            data = from_examples(_examples(servers or "", settings), known_before=known_before)
+            rows = _served(servers or "", settings)
+            known_us = _microseconds(known_before)
+            data = rows.training_set(NEVER_US if known_us is None else known_us)
             described = {"reported": settings.label_regime} if settings.label_regime else {}
-            _say(f"{len(data.fraud):,} examples, {int(data.fraud.sum()):,} of them fraud")
+            _say(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
+            if early_reports:
+                early = _early_of(rows, _known_until(data, known_before), delay_days)
         _say(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
         trained = train(
             data,
@@ -285,11 +283,25 @@ def _active_policy(registry: Registry) -> Policy | None:
     return None if version is None else registry.load_policy(version)
 
 
-def _examples(servers: str, settings: Settings) -> Iterator[Example]:
-    decode = msgspec.json.Decoder(Example).decode
-    for record in read_topic(servers, settings.topic(EXAMPLES.name), settings=settings):
-        if record.value is not None:
-            yield decode(record.value)
+def _served(servers: str, settings: Settings) -> ServedRows:
+    """Return the newest days of what a cluster served."""
+    served = read_served(servers, settings, WINDOW_DAYS)
+    rows = served.rows()
+    if not len(rows):
+        raise ModelError(
+            "topic features holds no decision to train on"
+            + (f" ({served.other_kernel} are of another kernel version)" if served.other_kernel else "")
+            + ": train from a file until workers have decided"
+        )
+    return rows
+
+
+def _early_of(rows: ServedRows, known_us: int, delay_days: float) -> EarlyReports:
+    """Return how reports of what was served are taken at once, by the delays of old ones."""
+    fallback = LabelRegime(delay_days=delay_days)
+    return EarlyReports(
+        known_us, ReportDelays.estimated(rows.event_time_us, rows.reported_us, known_us, fallback=fallback)
+    )
 
 
 def _say(text: str) -> None:

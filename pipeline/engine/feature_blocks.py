@@ -240,6 +240,22 @@ def _wrong(block: Block) -> str | None:
     return None
 
 
+def block_texts(blocks: Sequence[Block], column: int) -> pa.Array:
+    """Return a column of texts of all rows of some blocks, one block behind the other.
+
+    Args:
+        blocks: Any number of blocks of ``features``.
+        column: Index in the layout's texts.
+    """
+    parts = []
+    for block in blocks:
+        first = int(block.lengths[:column].sum(dtype=np.int64))
+        parts.append(block.text[first : first + int(block.lengths[column].sum(dtype=np.int64))])
+    lengths = np.concatenate([block.lengths[column] for block in blocks])
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(b"".join(parts)))
+
+
 def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
     """Return the rows of a record of ``features`` as messages.
 

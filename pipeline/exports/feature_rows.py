@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.engine.blocks import Block, BlockError
+from pipeline.engine.blocks import BlockError
 from pipeline.engine.feature_blocks import (
     AMOUNT_MINOR,
     EVENT_US,
@@ -26,6 +26,7 @@ from pipeline.engine.feature_blocks import (
     SCORE,
     SOURCE_TOPIC,
     FeatureRows,
+    block_texts,
     read_features,
 )
 from pipeline.exports.rows import ERROR, FEATURE_FIELDS, RECORD_FIELDS, VALUE, feature_columns, record_columns
@@ -136,7 +137,7 @@ def _decision_columns(found: Sequence[FeatureRows]) -> list[pa.Array]:
     kernels = pa.array([block.kernel for block in blocks], pa.string())
     arrays = [
         np.concatenate([np.arange(count) for count in counts]),
-        *(_texts(blocks, column) for column in range(len(LAYOUT.texts))),
+        *(block_texts(blocks, column) for column in range(len(LAYOUT.texts))),
         pa.array(wide[EVENT_US]).cast(_TIME),
         wide[AMOUNT_MINOR] / 100,
         numbers[:, SCORE],
@@ -154,14 +155,3 @@ def _decision_columns(found: Sequence[FeatureRows]) -> list[pa.Array]:
         narrow[ROW],
     ]
     return [pa.array(array, field.type) for array, field in zip(arrays, _FIELDS, strict=True)]
-
-
-def _texts(blocks: Sequence[Block], column: int) -> pa.Array:
-    """Return a column of texts, which the blocks hold one behind the other."""
-    parts = []
-    for block in blocks:
-        first = int(block.lengths[:column].sum(dtype=np.int64))
-        parts.append(block.text[first : first + int(block.lengths[column].sum(dtype=np.int64))])
-    lengths = np.concatenate([block.lengths[column] for block in blocks])
-    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
-    return pa.StringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(b"".join(parts)))

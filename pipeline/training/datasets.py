@@ -1,20 +1,15 @@
-"""Training sets: from a recorded history by the kernel, or from examples as they were served."""
+"""Training sets from a recorded history, by the kernel that live traffic uses."""
 
-from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline.engine.history import compute_features, event_times_us, identities_of, labels_known
-from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.lessons import TARGETS
 from pipeline.training.fit import TrainingSet
-from schemas.messages import Example
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -40,47 +35,3 @@ def from_history(frame: pd.DataFrame, regime: LabelRegime, known_before_us: int 
     fraud = fraud & (known_at_us <= (NEVER_US - 1 if known_before_us is None else known_before_us))
     card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
     return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card, reported_us)
-
-
-def from_examples(examples: Iterable[Example], *, known_before: datetime | None = None) -> TrainingSet:
-    """What was served, with what it turned out to be: the last word on each transaction, ordered by event time.
-
-    Left out are examples known at or after ``known_before``, those of a rule, and those of another kernel version,
-    whose features mean something else. Raises `ModelError` when nothing is left.
-    """
-    latest: dict[tuple[str, str], Example] = {}
-    other_kernel = 0
-    for example in examples:
-        if example.versions.kernel != KERNEL_VERSION:
-            other_kernel += 1
-        elif (
-            example.label in TARGETS
-            and example.label_source != "rule"
-            and (known_before is None or example.known_at < known_before)
-        ):
-            key = (example.card_id, example.transaction_id)
-            before = latest.get(key)
-            if before is None or example.revision >= before.revision:
-                latest[key] = example
-    if not latest:
-        raise ModelError(
-            "the examples topic holds nothing to train on"
-            + (f" ({other_kernel} examples are of another kernel version)" if other_kernel else "")
-            + ": examples are written once labels come or transactions mature; train from a file until then"
-        )
-    ordered = sorted(latest.values(), key=lambda example: (example.event_time, example.card_id, example.transaction_id))
-    features = np.full((len(ordered), len(FEATURES)), np.nan)
-    for row, example in zip(features, ordered, strict=True):
-        row[:] = [np.nan if (value := example.features.get(name)) is None else value for name in FEATURES]
-    return TrainingSet(
-        features,
-        np.array([TARGETS[example.label] for example in ordered]),
-        np.array([example.weight for example in ordered], np.float64),
-        _microseconds(ordered),
-        np.asarray(pd.factorize(np.array([example.card_id for example in ordered], object))[0], np.int64),
-    )
-
-
-def _microseconds(examples: list[Example]) -> NDArray[np.int64]:
-    unit = timedelta(microseconds=1)
-    return np.array([(example.event_time - _EPOCH) // unit for example in examples], np.int64)

@@ -69,9 +69,8 @@ def daily_card_precision(
         if not len(its_card):
             continue
         # Best score first, so that the first row of a card is the card's best of that day.
-        order = np.lexsort((-its_score, its_card))
+        order, starts = _by_card(its_card, its_score)
         its_card, its_score, its_fraud = its_card[order], its_score[order], its_fraud[order]
-        starts = np.flatnonzero(np.r_[True, its_card[1:] != its_card[:-1]])
         any_fraud = np.logical_or.reduceat(its_fraud, starts)
         best, its_card = its_score[starts], its_card[starts]
         left = np.flatnonzero(~detected[its_card])
@@ -130,3 +129,50 @@ def budget_threshold(
         top = float(ordered[0]) if len(ordered) else minimum
         return max(float(np.nextafter(top, 2.0)), minimum)
     return max(float(ordered[affordable[-1]]), minimum)
+
+
+def daily_top_cards(
+    score: NDArray[np.float64], event_time_us: NDArray[np.int64], card: NDArray[np.int64], top: int
+) -> NDArray[np.bool_]:
+    """Return which rows are of a card that is among the day's ``top`` cards, as `daily_card_precision` ranks them.
+
+    All arrays have shape (n,).
+    """
+    chosen = np.zeros(len(score), np.bool_)
+    for _, rows in days_of(event_time_us):
+        order, starts = _by_card(card[rows], score[rows])
+        best = score[rows][order][starts]
+        at_top = np.zeros(len(starts), np.bool_)
+        at_top[np.argsort(-best, kind="stable")[:top]] = True
+        of_day = np.empty(len(order), np.bool_)
+        of_day[order] = np.repeat(at_top, np.diff(np.r_[starts, len(order)]))
+        chosen[rows] = of_day
+    return chosen
+
+
+def _by_card(card: NDArray[np.int64], score: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return rows ordered by card, each card's best score first, and the place of each card's first row."""
+    order = np.lexsort((-score, card))
+    ordered = card[order]
+    return order, np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+
+
+def calibration_error(score: NDArray[np.float64], fraud: NDArray[np.bool_], bins: int) -> float:
+    """Return the expected calibration error over ``bins`` groups of equal size, from the lowest to the highest score.
+
+    The mean, over the rows, of the distance between a group's mean score and its share of frauds (Naeini, Cooper,
+    Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015, with groups of equal size).
+
+    Args:
+        score: Probabilities of fraud; shape (n,), at least one.
+        fraud: Shape (n,).
+        bins: Number of groups, at most n.
+
+    >>> calibration_error(np.array([0.2, 0.2, 0.8, 0.8]), np.array([False, False, True, True]), 2)
+    0.2
+    """
+    order = np.argsort(score, kind="stable")
+    gaps = [
+        len(rows) * abs(float(score[rows].mean()) - float(fraud[rows].mean())) for rows in np.array_split(order, bins)
+    ]
+    return float(sum(gaps) / len(score))

@@ -23,12 +23,12 @@ from pipeline.scoring.errors import ModelError
 from pipeline.simulator import make_profiles, simulate_days
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import split_cohorts
-from pipeline.training.datasets import from_examples, from_history
+from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
 from pipeline.training.selection import select_features
-from tests.unit.model_helpers import START, example, matrix, truth
+from tests.unit.model_helpers import matrix, truth
 
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
 
@@ -321,34 +321,6 @@ def test_a_fraud_counts_from_the_instant_at_which_it_is_reported(early_us: int, 
     assert not data.fraud[data.event_time_us > data.event_time_us[row]].any()
 
 
-def test_examples_are_taught_as_served_with_the_last_word_on_each() -> None:
-    other_kernel = example(9)
-    other_kernel = example(
-        9, versions=type(other_kernel.versions)(lightgbm="base", river="r", policy="p", kernel="0-0", rates="1")
-    )
-    data = from_examples(
-        [
-            example(3, label="legitimate"),
-            example(1, label="fraud"),
-            example(3, label="fraud", revision=1),
-            example(4, label_source="rule"),
-            example(5, label="disputed"),
-            other_kernel,
-        ]
-    )
-    assert data.fraud.tolist() == [True, True]
-    assert data.event_time_us.tolist() == sorted(data.event_time_us.tolist())
-    served = [np.nan if value is None else value for value in example(3).features.values()]
-    np.testing.assert_array_equal(data.features[1], served)
-    earlier = from_examples(
-        [example(3, label="legitimate"), example(3, label="fraud", revision=1, known_at=START + timedelta(days=9))],
-        known_before=START + timedelta(days=8),
-    )
-    assert earlier.fraud.tolist() == [False]
-    with pytest.raises(ModelError, match="1 examples are of another kernel"):
-        from_examples([other_kernel])
-
-
 def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
     file = tmp_path / "history.parquet"
@@ -393,9 +365,6 @@ def test_the_command_takes_early_reports_of_a_declared_regime(tmp_path, monkeypa
     assert early != version("--early-share", "0.3", "--no-early-reports")
     assert version() == version("--no-early-reports")
     assert Registry(tmp_path / "registry").load_lightgbm(early).metadata["early"]["frauds"] > 0
-    refused = CliRunner().invoke(command, ["--from-topics", "--early-reports"])
-    assert refused.exit_code == 2
-    assert "--early-reports needs a FILE" in refused.output
 
 
 def test_the_command_warns_of_labels_that_workers_do_not_have(tmp_path, monkeypatch) -> None:

@@ -1,0 +1,128 @@
+"""``fraud-pipeline retrain``: renew the active version from the topics, behind a gate, and roll back what does harm."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Final
+
+import click
+from pydantic import ValidationError
+
+from pipeline.commands.progress import interrupts
+from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.producer import DeliveryFailed
+from pipeline.retraining.challenger import CycleOptions
+from pipeline.retraining.service import Outcome, Retrainer, ServiceOptions
+from pipeline.settings import Settings
+from pipeline.training.served import WINDOW_DAYS
+
+NICE: Final = 10
+"""Added to the process's niceness: workers on the same machine go first."""
+_CYCLE: Final = CycleOptions()
+
+
+@click.command("retrain")
+@click.option("--once", is_flag=True, help="Run one cycle, print one JSON line, and end.")
+@click.option(
+    "--every-days",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Event time between two challengers.",
+)
+@click.option(
+    "--window-days",
+    type=click.FloatRange(min=0, min_open=True),
+    default=WINDOW_DAYS,
+    show_default=True,
+    help="Train on decisions of the newest days; a million of them take 0.7 GB, and twice that for a moment.",
+)
+@click.option(
+    "--maturity-days",
+    type=click.FloatRange(min=0),
+    help="Age at which a transaction without a reported fraud is legitimate; no younger one teaches then.  "
+    "[default: as old reports tell it, else the setting maturity_days]",
+)
+@click.option(
+    "--early-reports/--no-early-reports",
+    default=True,
+    show_default=True,
+    help="Train on younger transactions too, as far as the delays of old reports allow.",
+)
+@click.option(
+    "--compare-days",
+    type=click.IntRange(min=2),
+    default=_CYCLE.compare_days,
+    show_default=True,
+    help="Newest days of matured transactions on which the gate compares.",
+)
+@click.option(
+    "--validation-days",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_CYCLE.validation_days,
+    show_default=True,
+    help="Last days of a training, which stop and calibrate it.",
+)
+@click.option(
+    "--budget-per-day",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Alerts a day that analysts can look at.  [default: that of the active policy, else 100]",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=_CYCLE.threads, show_default=True, help="To train.")
+@click.option(
+    "--interval-s",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="Seconds between two looks at the topics.",
+)
+def command(
+    once: bool,
+    every_days: float,
+    window_days: float,
+    maturity_days: float | None,
+    early_reports: bool,
+    compare_days: int,
+    validation_days: float,
+    budget_per_day: float | None,
+    threads: int,
+    interval_s: float,
+) -> None:
+    """Renew the active LightGBM version and its policy from what was served, until stopped.
+
+    A challenger of the same recipe replaces the active version if a gate accepts it; after that the version before is
+    kept in the shadow, and returns if the new one does harm. Everything it decides is on `control`; run one for a
+    cluster. SIGTERM or Ctrl-C ends it, after a training that runs.
+    """
+    logging.basicConfig(level="INFO", format="[%(asctime)s] [%(levelname)s] %(message)s")
+    os.nice(NICE)
+    stop = threading.Event()
+    try:
+        settings = Settings()
+        cycle = CycleOptions(
+            maturity_days, settings.maturity_days, early_reports, compare_days, validation_days, threads
+        )
+        options = ServiceOptions(every_days, budget_per_day, window_days, cycle)
+        retrainer = Retrainer(find_cluster(settings), settings, options)
+        if once:
+            sys.exit(_report(retrainer.look(now=True)))
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        with interrupts(stop):
+            while not stop.is_set():
+                retrainer.look()
+                stop.wait(interval_s)
+    except (
+        *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed, TopicError),
+        ValidationError,
+    ) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _report(found: Outcome) -> int:
+    """Print an outcome as one JSON line; returns the exit code."""
+    click.echo(json.dumps(found._asdict()))
+    return 1 if found.outcome == "failed" else 0

@@ -1,0 +1,228 @@
+"""A challenger: trained by the recipe of the active version, judged by the gate, then trained on all that is known."""
+
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import lightgbm
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decision.policy import Policy
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.trained_labels import LABELS, TrainedLabels
+from pipeline.retraining.gate import GateLimits, Judgement, judge, rescored
+from pipeline.retraining.paired import Scorings
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.training.early_reports import EarlyReports
+from pipeline.training.fit import Trained, TrainingConfig, train
+from pipeline.training.metrics import budget_threshold
+from pipeline.training.served import ServedRows
+
+THRESHOLD_DAYS: Final = 7.0
+"""Newest days whose scores choose the first threshold."""
+MOST_RECENT_SCORES: Final = 1_000
+DEFAULT_BUDGET: Final = 100.0
+_US_PER_HOUR: Final = US_PER_DAY // 24
+
+
+class Champion(NamedTuple):
+    """The active version and its policy."""
+
+    model: LightGBMModel
+    policy: Policy
+
+    @property
+    def alerts_per_day(self) -> float:
+        """Budget that the policy was made for; `DEFAULT_BUDGET` where it does not say."""
+        budget = self.policy.metadata.get("alerts_per_day")
+        usable = isinstance(budget, int | float) and not isinstance(budget, bool) and 0 < budget < 1e9
+        return float(budget) if usable else DEFAULT_BUDGET  # type: ignore[arg-type]
+
+
+class CycleOptions(NamedTuple):
+    """How challengers are trained and compared."""
+
+    maturity_days: float | None = None
+    """Age at which a transaction without a reported fraud counts as legitimate. None: as old reports tell it."""
+    fallback_days: float = 30.0
+    """The same, where too few reports tell it."""
+    early_reports: bool = True
+    """Whether a challenger is grown on younger transactions too, where reports tell the delays."""
+    compare_days: int = 14
+    """Newest days of matured transactions that the gate compares on."""
+    validation_days: float = 7.0
+    """Last days of a training, which stop and calibrate it."""
+    threads: int = 1
+
+
+class Challenge(NamedTuple):
+    """A challenger and what the gate says of it."""
+
+    judgement: Judgement
+    trained: Trained
+    """After an acceptance the version to publish, else the one that was rejected."""
+    policy: Policy
+
+
+def compared_days(rows: ServedRows, options: CycleOptions) -> tuple[int, int]:
+    """Return first event time and end of the days that the gate compares on: the newest ones that are mature.
+
+    Args:
+        rows: Decisions as they were served; at least one.
+        options: How challengers are compared.
+    """
+    now_us = int(rows.event_time_us[-1])
+    end_us = (now_us - _delays(rows, now_us, options).maturity_us) // US_PER_DAY * US_PER_DAY
+    return end_us - options.compare_days * US_PER_DAY, end_us
+
+
+def trained_until_us(model: LightGBMModel) -> int | None:
+    """Return the event time of the newest transaction that a version was trained on; None where it does not say."""
+    as_of_us = model.metadata.get("as_of_us")
+    if isinstance(as_of_us, int):
+        return as_of_us
+    if "early" in model.metadata:
+        return None
+    try:
+        text = model.metadata["periods"]["validation"]["to"]
+        return round(datetime.fromisoformat(text).timestamp() * 1e6)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def challenge(
+    rows: ServedRows,
+    champion: Champion,
+    reference: LightGBMModel | None,
+    limits: GateLimits,
+    options: CycleOptions,
+) -> Challenge:
+    """Train a challenger and judge it.
+
+    The gate judges the recipe: a version that is trained as it could have been before the days of the comparison. After
+    an acceptance the same recipe is trained on everything that is known by now.
+
+    Args:
+        rows: Decisions as they were served.
+        champion: The active version, whose recipe is taken.
+        reference: The version to compare with, trained on nothing of the days of the comparison; None for the scores
+            as they were served.
+        limits: What the challenger must keep.
+        options: How it is trained and compared.
+
+    Raises:
+        ModelError: There is too little to train on or to compare on, or the trees learned nothing.
+    """
+    if not len(rows):
+        raise ModelError("topic features holds no decision of this kernel version yet: retrain once there are some")
+    now_us = int(rows.event_time_us[-1])
+    start_us, end_us = compared_days(rows, options)
+    trial = _trained(rows, start_us, champion, options)
+    compared = rows.take(slice(*np.searchsorted(rows.event_time_us, [start_us, end_us]).tolist()))
+    try:
+        judgement = judge(_scorings(compared, trial.model, reference), limits)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    final = _trained(rows, now_us, champion, options) if judgement.accepted else trial
+    policy = policy_for(rows, final.model, champion.policy, limits)
+    _check_parity(rows, final.model, policy)
+    return Challenge(judgement, final, policy)
+
+
+def _delays(rows: ServedRows, as_of_us: int, options: CycleOptions) -> ReportDelays:
+    """Return how long reports take, as it is known at a time."""
+    if options.maturity_days is not None:
+        return ReportDelays.declared(LabelRegime(delay_days=options.maturity_days))
+    fallback = LabelRegime(delay_days=options.fallback_days)
+    return ReportDelays.estimated(rows.event_time_us, rows.reported_us, as_of_us, fallback=fallback)
+
+
+def _trained(rows: ServedRows, as_of_us: int, champion: Champion, options: CycleOptions) -> Trained:
+    """Train by the champion's recipe as it is possible at a time."""
+    delays = _delays(rows, as_of_us, options)
+    try:
+        return train(
+            rows.training_set(as_of_us),
+            rows.split(as_of_us, delays.maturity_us, options.validation_days),
+            alerts_per_day=champion.alerts_per_day,
+            config=_recipe(champion.model, options),
+            policy=champion.policy,
+            features=champion.model.trained_on,
+            details={"as_of_us": as_of_us},
+            early=EarlyReports(as_of_us, delays) if options.early_reports else None,
+            labels=TrainedLabels(as_of_us, delays.maturity_us, _regime(champion.model)),
+        )
+    except lightgbm.basic.LightGBMError as error:
+        raise ModelError(f"LightGBM cannot train by the recipe of version {champion.model.version}: {error}") from error
+
+
+def _regime(model: LightGBMModel) -> dict[str, str | float]:
+    """Return what a version says of the label regime that it was trained under."""
+    labels = model.metadata.get(LABELS)
+    regime = labels.get("regime") if isinstance(labels, dict) else None
+    return regime if isinstance(regime, dict) else {}
+
+
+def _recipe(model: LightGBMModel, options: CycleOptions) -> TrainingConfig:
+    """Return how a version was trained; the defaults where it does not say."""
+    try:
+        config = msgspec.convert(model.metadata.get("training", {}), TrainingConfig)
+    except msgspec.ValidationError as error:
+        raise ModelError(
+            f"version {model.version} does not say how it was trained ({error}): publish one with "
+            "`fraud-pipeline train --publish`"
+        ) from error
+    return msgspec.structs.replace(config, threads=options.threads)
+
+
+def _scorings(rows: ServedRows, model: LightGBMModel, reference: LightGBMModel | None) -> Scorings:
+    def scored(by: LightGBMModel) -> NDArray[np.float64]:
+        return rescored(by.logit(rows.features), rows.logit, rows.score)
+
+    served = rows.score if reference is None else scored(reference)
+    return Scorings(scored(model), served, rows.event_time_us, rows.card, rows.reported_us)
+
+
+def policy_for(rows: ServedRows, model: LightGBMModel, active: Policy, limits: GateLimits) -> Policy:
+    """Return the active policy with a threshold for a version's own scores of the newest days.
+
+    Args:
+        rows: Decisions as they were served; at least one.
+        model: The version.
+        active: Gives rules, blend and audit rate.
+        limits: Has the budget.
+    """
+    now_us = int(rows.event_time_us[-1])
+    newest = rows.take(
+        slice(int(np.searchsorted(rows.event_time_us, now_us - round(THRESHOLD_DAYS * US_PER_DAY))), None)
+    )
+    score = rescored(model.logit(newest.features), newest.logit, newest.score)
+    # A shorter history has fewer days.
+    days = max((now_us - int(newest.event_time_us[0])) / US_PER_DAY, 1.0)
+    threshold = budget_threshold(score, np.ones(len(score)), days, limits.alerts_per_day)
+    metadata = {
+        "alerts_per_day": limits.alerts_per_day,
+        "threshold_days": round(days, 3),
+        "recent_scores": _recent_scores(score, newest.event_time_us),
+    }
+    return active.replace(threshold=threshold, lightgbm_version=model.version, metadata=metadata)
+
+
+def _recent_scores(score: NDArray[np.float64], event_time_us: NDArray[np.int64]) -> list[tuple[int, float]]:
+    """Return the highest scores, each behind the hour since 1970 of its transaction, for whoever paces the alerts."""
+    rows = np.sort(np.argsort(-score, kind="stable")[:MOST_RECENT_SCORES])
+    hours = (event_time_us[rows] // _US_PER_HOUR).tolist()
+    return [(hour, float(f"{value:.6g}")) for hour, value in zip(hours, score[rows].tolist(), strict=True)]
+
+
+def _check_parity(rows: ServedRows, model: LightGBMModel, policy: Policy) -> None:
+    """Raise `ModelError` unless workers that read the payloads score to the last bit as this process does."""
+    newest = rows.take(slice(-100_000, None)).features
+    read = LightGBMModel.from_payload(model.to_payload())
+    same = np.array_equal(read.logit(newest).view(np.int64), model.logit(newest).view(np.int64))
+    if not same or Policy.from_payload(policy.to_payload()).threshold != policy.threshold:
+        raise ModelError(f"version {model.version} scores otherwise once it is read back: report it as a defect")

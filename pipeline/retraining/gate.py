@@ -1,0 +1,163 @@
+"""The gate of a routine retraining: may a challenger of the same recipe replace the active version?
+
+Both are judged on matured transactions that neither was trained on. The gate asks for no improvement: renewing is
+routine, and only harm stops it.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.retraining.paired import Scorings, by_event_day, mean_difference
+from pipeline.scoring.blend import sigmoid
+from pipeline.training.metrics import budget_threshold, calibration_error
+
+LEAST_DAYS: Final = 2
+"""Days that are compared, at least."""
+_GROUP_ROWS: Final = 100
+"""Alerts in a group of the calibration error, about; a share of so many is known to 0.05 or better."""
+_MOST_GROUPS: Final = 10
+_COUNT_DEVIATIONS: Final = 3.0
+"""Standard deviations by which a count of alerts may miss the budget by chance."""
+
+
+class GateLimits(NamedTuple):
+    """What a challenger must keep."""
+
+    alerts_per_day: float = 100.0
+    """The budget: cards a day in the comparison, and alerts that the threshold allows."""
+    margin_per_100: float = 1.0
+    """Frauds a day, for each 100 alerts, that the challenger may find less."""
+    level: float = 0.95
+    """Confidence that it does not find fewer than that."""
+    calibration: float = 0.05
+    """Calibration error among the alerts that it may have more than the active version."""
+    volume: float = 0.1
+    """Share of the budget by which its alerts may miss the budget."""
+
+    @property
+    def top(self) -> int:
+        """Cards a day that are compared."""
+        return max(round(self.alerts_per_day), 1)
+
+    @property
+    def margin(self) -> float:
+        """Frauds a day that the challenger may find less.
+
+        Below 100 alerts a day it shrinks by the square root only, as chance does: no challenger could prove more.
+        """
+        share = self.alerts_per_day / 100.0
+        return float(self.margin_per_100 * max(share, min(share, 1.0) ** 0.5))
+
+
+class Judgement(NamedTuple):
+    """What the gate says of a challenger."""
+
+    accepted: bool
+    reason: str
+    """One sentence for people."""
+    figures: dict[str, Any]
+    """The measurements, as JSON has them."""
+
+
+def judge(rows: Scorings, limits: GateLimits) -> Judgement:
+    """Compare a challenger with the active version.
+
+    Args:
+        rows: Matured rows of whole days that neither was trained on; the candidate is the challenger.
+        limits: What it must keep.
+
+    Raises:
+        ValueError: The rows hold fewer than `LEAST_DAYS` days, or no fraud.
+    """
+    days = by_event_day(rows, limits.top)
+    frauds = rows.reported_us < np.iinfo(np.int64).max
+    if len(days.day) < LEAST_DAYS or not frauds.any():
+        raise ValueError(
+            f"the days to compare on hold {len(days.day)} days and {int(frauds.sum())} frauds: wait for more, or "
+            "choose a longer comparison with --compare-days"
+        )
+    found = mean_difference(days.difference, limits.level)
+    errors = [_alert_calibration(score, frauds, len(days.day), limits) for score in (rows.candidate, rows.reference)]
+    volumes = [_alerts_per_day(score, rows.event_time_us, limits) for score in (rows.candidate, rows.reference)]
+    figures = {
+        "compared_days": len(days.day),
+        "compared_rows": len(rows.card),
+        "compared_frauds": int(frauds.sum()),
+        "alerts_per_day_budget": limits.alerts_per_day,
+        "frauds_a_day_more": found.mean,
+        "frauds_a_day_more_low": found.low,
+        "frauds_a_day_more_high": found.high,
+        "margin": limits.margin,
+        "level": limits.level,
+        "calibration_error": errors[0],
+        "calibration_error_active": errors[1],
+        "alerts_per_day": volumes[0],
+        "alerts_per_day_active": volumes[1],
+    }
+    faults = []
+    if found.low < -limits.margin:
+        faults.append(
+            f"it finds {found.mean:+.2f} frauds a day (at least {found.low:+.2f}; {-limits.margin:+.2f} is allowed)"
+        )
+    if errors[0] > errors[1] + limits.calibration:
+        faults.append(
+            f"the calibration error of its alerts is {errors[0]:.3f}, that of the active ones {errors[1]:.3f}"
+        )
+    if not _keeps_budget(volumes[0], volumes[1], limits, len(days.day)):
+        faults.append(f"it raises {volumes[0]:.1f} alerts a day for a budget of {limits.alerts_per_day:g}")
+    if faults:
+        return Judgement(False, f"the challenger is rejected: {'; '.join(faults)}", figures)
+    return Judgement(
+        True,
+        f"the challenger finds {found.mean:+.2f} frauds a day (at least {found.low:+.2f}) on {len(days.day)} days that "
+        "it was not trained on",
+        figures,
+    )
+
+
+def rescored(
+    logit: NDArray[np.float64], served_logit: NDArray[np.float64], served_score: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the scores of other log-odds of LightGBM under what the online model added when the rows were served.
+
+    Args:
+        logit: Calibrated log-odds of another LightGBM version; shape (n,).
+        served_logit: Those of the version that served; shape (n,).
+        served_score: The score that was decided by; shape (n,).
+
+    >>> rescored(np.array([2.0]), np.array([0.0]), np.array([0.5])) == sigmoid(np.array([2.0]))
+    array([ True])
+    """
+    score = np.clip(served_score, 1e-17, 1.0 - 1e-16)
+    return sigmoid(logit + (np.log(score) - np.log1p(-score) - served_logit))
+
+
+def _alert_calibration(score: NDArray[np.float64], fraud: NDArray[np.bool_], days: int, limits: GateLimits) -> float:
+    """Return the calibration error of the highest scores, as many as there may be alerts."""
+    alerts = np.argsort(-score, kind="stable")[: round(limits.alerts_per_day * days)]
+    groups = min(max(len(alerts) // _GROUP_ROWS, 1), _MOST_GROUPS)
+    return calibration_error(score[alerts], fraud[alerts], groups)
+
+
+def _alerts_per_day(score: NDArray[np.float64], event_time_us: NDArray[np.int64], limits: GateLimits) -> float:
+    """Return the alerts a day of the later half of the days, by the threshold that the earlier half gives."""
+    day = event_time_us // US_PER_DAY
+    days = np.unique(day)
+    half = len(days) // 2
+    early = day < days[half]
+    threshold = budget_threshold(score[early], np.ones(int(early.sum())), half, limits.alerts_per_day)
+    return float(np.count_nonzero(score[~early] >= threshold) / (len(days) - half))
+
+
+def _keeps_budget(candidate: float, reference: float, limits: GateLimits, days: int) -> bool:
+    """Return whether the challenger's alerts keep the budget, or change with the traffic as the active version's do.
+
+    Fewer alerts are no fault where the least threshold holds them down for both.
+    """
+    counted_days = days - days // 2
+    chance = _COUNT_DEVIATIONS * np.sqrt(limits.alerts_per_day / counted_days)
+    allowed = max(limits.volume * limits.alerts_per_day, chance)
+    return bool(abs(candidate - limits.alerts_per_day) <= allowed or abs(candidate - reference) <= allowed)

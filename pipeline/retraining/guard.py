@@ -1,0 +1,198 @@
+"""The guard after a change of versions: does the new version do harm that the one before would not have done?
+
+The version before scores in the shadow what the new one serves. The comparison is looked at every day, so that it rests
+on a confidence sequence.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decision.policy import Policy
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.retraining.control_log import ROLLBACK, Tenure
+from pipeline.retraining.gate import rescored
+from pipeline.retraining.paired import Scorings, by_report_day, confidence_sequence
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.training.served import ServedLog, ServedRows
+
+log = logging.getLogger(__name__)
+
+CHAIN_DAYS: Final = 28
+"""Days over which a chain of renewals is compared with the version before its first one."""
+_MS_PER_DAY: Final = US_PER_DAY // 1_000
+_VOLUME_US: Final = 2 * US_PER_DAY
+"""Newest event time in which alerts are counted."""
+
+MOST_BUDGETS: Final = 2.0
+"""Times the daily budget that a version's alerts within 24 hours may reach."""
+LEVEL: Final = 0.975
+"""Confidence of one comparison; two run at a time, so that false rollbacks keep to 5 % together."""
+
+
+class Verdict(NamedTuple):
+    """What the guard says of the versions that serve."""
+
+    harm: bool
+    reason: str
+    """One sentence for people; empty without harm."""
+    figures: dict[str, Any]
+    """The measurements, as JSON has them."""
+
+
+def finds_less(rows: Scorings, alerts_per_day: float, today_us: int, level: float = LEVEL) -> Verdict:
+    """Return whether it is proven that the served scores find fewer frauds than the shadow's.
+
+    Args:
+        rows: Rows that the new version served; the candidate is the served score, the reference the shadow's.
+        alerts_per_day: The budget: cards a day that are compared.
+        today_us: Newest event time. Its day is not over, and takes no part.
+        level: Confidence of all looks together.
+    """
+    today = today_us // US_PER_DAY
+    over = rows.event_time_us < today * US_PER_DAY
+    days = by_report_day(Scorings._make(column[over] for column in rows), max(round(alerts_per_day), 1))
+    difference = days.difference[days.day < today]
+    if not len(difference):
+        return Verdict(False, "", {"report_days": 0})
+    low, high = confidence_sequence(difference, level)
+    figures: dict[str, Any] = {
+        "report_days": len(difference),
+        "frauds_a_day_more": float(difference.mean()),
+        "frauds_a_day_more_low": float(low[-1]) if np.isfinite(low[-1]) else None,
+        "frauds_a_day_more_high": float(high[-1]) if np.isfinite(high[-1]) else None,
+        "level": level,
+    }
+    # The bounds of all looks hold together: one that was below 0 stays so.
+    if float(high.min()) >= 0.0:
+        return Verdict(False, "", figures)
+    return Verdict(
+        True,
+        f"it finds {difference.mean():+.2f} frauds a day against the version before, on {len(difference)} days with "
+        "reports, which is proven to be fewer",
+        figures,
+    )
+
+
+def raises_too_much(
+    score: NDArray[np.float64],
+    shadow: NDArray[np.float64],
+    thresholds: tuple[float, float],
+    event_time_us: NDArray[np.int64],
+    alerts_per_day: float,
+) -> Verdict:
+    """Return whether the new version raised more than `MOST_BUDGETS` budgets of alerts within 24 hours.
+
+    It is no harm of the version's where the one before would have raised as many.
+
+    Args:
+        score: Served scores of n rows of the new version, in the order of event time.
+        shadow: Scores of the version before.
+        thresholds: Of the new policy, and of the one before.
+        event_time_us: Shape (n,), ascending.
+        alerts_per_day: The budget.
+    """
+    alerts = event_time_us[score >= thresholds[0]]
+    firsts = np.searchsorted(alerts, alerts - US_PER_DAY, side="right")
+    within = np.arange(1, len(alerts) + 1) - firsts
+    most = int(within.max(initial=0))
+    figures: dict[str, Any] = {"most_alerts_in_24_hours": most, "alerts_per_day_budget": alerts_per_day}
+    if most <= MOST_BUDGETS * alerts_per_day:
+        return Verdict(False, "", figures)
+    at = int(np.argmax(within))
+    end_us = int(alerts[at])
+    here = (event_time_us > end_us - US_PER_DAY) & (event_time_us <= end_us)
+    before = int(np.count_nonzero(shadow[here] >= thresholds[1]))
+    figures["alerts_of_the_version_before"] = before
+    if before >= most:
+        return Verdict(False, "", figures)
+    return Verdict(
+        True,
+        f"it raised {most} alerts within 24 hours for a budget of {alerts_per_day:g} a day, where the version before "
+        f"would have raised {before}",
+        figures,
+    )
+
+
+class Shadows(Protocol):
+    """Finds the contents of versions that were active once."""
+
+    def model(self, tenure: Tenure) -> LightGBMModel | None:
+        """Return a LightGBM version; None where it cannot be read or used."""
+
+    def policy(self, tenure: Tenure) -> Policy | None:
+        """Return its last policy; None where it cannot be read or used."""
+
+
+def harm_done(
+    served: ServedLog,
+    shadows: Shadows,
+    policy: Policy,
+    tenures: Sequence[Tenure],
+    alerts_per_day: float,
+    *,
+    whole: bool,
+) -> tuple[Verdict, Tenure] | None:
+    """Return why the active version is to be rolled back, and to which; None without proven harm.
+
+    The active version is compared with the one before it, and the chain of renewals of the last `CHAIN_DAYS` with the
+    version before the chain: labels may take longer than a version is active. Nothing before a rollback is looked at.
+
+    Args:
+        served: What was served and is known.
+        shadows: Finds the versions before.
+        policy: The active one.
+        tenures: Versions in the order of their activation, the active one last.
+        alerts_per_day: The budget.
+        whole: Compare frauds too; otherwise only alerts are counted.
+    """
+    start = max((n for n, one in enumerate(tenures) if one.step == ROLLBACK), default=0)
+    last = len(tenures) - 1
+    if last <= start or served.newest_us is None:
+        return None
+    verdict = _volume(served.newest(served.newest_us - _VOLUME_US), shadows, policy, tenures[-2:], alerts_per_day)
+    if verdict.harm:
+        return verdict, tenures[last - 1]
+    if not whole:
+        return None
+    rows = served.rows()
+    oldest_ms = int(rows.decided_ms.max()) - CHAIN_DAYS * _MS_PER_DAY
+    first = next((n for n in range(start + 1, last) if tenures[n].activated_ms >= oldest_ms), last)
+    for number in dict.fromkeys((last, first)):
+        before = tenures[number - 1]
+        since = rows.take(_served_since(rows, tenures[number:]))
+        model = shadows.model(before)
+        if model is None or not len(since):
+            continue
+        shadow = rescored(model.logit(since.features), since.logit, since.score)
+        scorings = Scorings(since.score, shadow, since.event_time_us, since.card, since.reported_us)
+        verdict = finds_less(scorings, alerts_per_day, served.newest_us)
+        log.info("what is active against version %s in the shadow: %s", before.lightgbm.version, verdict.figures)
+        if verdict.harm:
+            return verdict, before
+    return None
+
+
+def _volume(
+    rows: ServedRows, shadows: Shadows, policy: Policy, tenures: Sequence[Tenure], alerts_per_day: float
+) -> Verdict:
+    """Count the alerts of the second of two versions."""
+    before, tenure = tenures
+    rows = rows.take(_served_since(rows, [tenure]))
+    model, policy_before = shadows.model(before), shadows.policy(before)
+    if model is None or policy_before is None or not len(rows):
+        return Verdict(False, "", {})
+    shadow = rescored(model.logit(rows.features), rows.logit, rows.score)
+    thresholds = (policy.threshold, policy_before.threshold)
+    return raises_too_much(rows.score, shadow, thresholds, rows.event_time_us, alerts_per_day)
+
+
+def _served_since(rows: ServedRows, tenures: Sequence[Tenure]) -> NDArray[np.bool_]:
+    """Return which rows some versions served since the first of them was activated."""
+    by = np.zeros(len(rows), np.bool_)
+    for version in {tenure.lightgbm.version for tenure in tenures}:
+        by |= rows.served_by(version)
+    return by & (rows.decided_ms >= tenures[0].activated_ms)

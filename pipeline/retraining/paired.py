@@ -1,0 +1,155 @@
+"""Paired daily differences of two scorings of the same rows, and what can be concluded from them.
+
+The gate looks once: `mean_difference` has a bootstrap interval. The guard looks every day and stops when it has seen
+enough: `confidence_sequence` holds for all looks together.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.bootstrap import resampled
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.learning.regimes import NEVER_US
+from pipeline.training.metrics import daily_top_cards
+
+REPLICATES: Final = 2_000
+SEED: Final = 45
+PRIOR_PRECISION: Final = 0.1
+"""Inverse variance of the prior on the mean difference in units of a day's standard deviation."""
+
+
+class Scorings(NamedTuple):
+    """Two scorings of n rows; every array has shape (n,)."""
+
+    candidate: NDArray[np.float64]
+    reference: NDArray[np.float64]
+    event_time_us: NDArray[np.int64]
+    card: NDArray[np.int64]
+    """Cards as integers from 0 on."""
+    reported_us: NDArray[np.int64]
+    """When a fraud was reported; `NEVER_US` for what is no known fraud."""
+
+
+class PairedDays(NamedTuple):
+    """Frauds that the candidate has among a day's alerts, less those that the reference has; shape (days,)."""
+
+    day: NDArray[np.int64]
+    """Days since 1970-01-01 in UTC, ascending."""
+    difference: NDArray[np.float64]
+
+
+class Mean(NamedTuple):
+    """Mean of paired daily differences, with one-sided bounds."""
+
+    mean: float
+    low: float
+    """The mean is below it with the probability 1 - level at most."""
+    high: float
+
+
+def by_event_day(rows: Scorings, top: int) -> PairedDays:
+    """Return the differences by the day of the transactions.
+
+    A card with fraud counts once a day, if it is among the ``top`` cards with the day's highest scores.
+
+    Args:
+        rows: Rows of whole days, whose labels have come.
+        top: Cards a day that analysts look at.
+    """
+    day, count = _frauds_found(rows, top)[:2]
+    days = np.unique(rows.event_time_us // US_PER_DAY)
+    return PairedDays(days, _summed(days, day, count))
+
+
+def by_report_day(rows: Scorings, top: int) -> PairedDays:
+    """Return the differences by the day on which frauds were reported; days without a report are left out.
+
+    Each day is final once it is over, however late labels come. Whether a day has reports says nothing about the sign
+    of its difference, so that leaving such days out does not bias it.
+
+    Args:
+        rows: Rows of whole days.
+        top: Cards a day that analysts look at.
+    """
+    _, count, reported = _frauds_found(rows, top)
+    days = np.unique(reported)
+    return PairedDays(days, _summed(days, reported, count))
+
+
+def _frauds_found(rows: Scorings, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return event day, difference (-1, 0 or 1) and day of report of each day and card with fraud."""
+    fraud = np.flatnonzero(rows.reported_us < NEVER_US)
+    day, card, reported_us = (
+        column[fraud] for column in (rows.event_time_us // US_PER_DAY, rows.card, rows.reported_us)
+    )
+    order = np.lexsort((reported_us, card, day))
+    fraud, day, card, reported_us = fraud[order], day[order], card[order], reported_us[order]
+    first = np.ones(len(fraud), np.bool_)
+    first[1:] = (day[1:] != day[:-1]) | (card[1:] != card[:-1])
+    found = [
+        daily_top_cards(score, rows.event_time_us, rows.card, top)[fraud[first]].astype(np.float64)
+        for score in (rows.candidate, rows.reference)
+    ]
+    day = day[first]
+    return day, found[0] - found[1], np.maximum(reported_us[first] // US_PER_DAY, day)
+
+
+def _summed(days: NDArray[np.int64], day: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sum of the values of each of the ``days``, ascending."""
+    return np.bincount(np.searchsorted(days, day), value, len(days)).astype(np.float64)
+
+
+def mean_difference(
+    difference: NDArray[np.float64], level: float = 0.95, replicates: int = REPLICATES, seed: int = SEED
+) -> Mean:
+    """Return the mean of daily differences with bounds from a bootstrap over days, for one look.
+
+    Args:
+        difference: Shape (days,), at least one.
+        level: Confidence of each bound by itself.
+        replicates: Number of resamples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: There is no day.
+
+    >>> mean_difference(np.array([1.0, 1.0, 1.0]))
+    Mean(mean=1.0, low=1.0, high=1.0)
+    """
+    n = len(difference)
+    means = resampled(lambda drawn: np.array([drawn @ difference / n]), n, replicates, seed)[:, 0]
+    low, high = np.quantile(means, [1 - level, level])
+    return Mean(float(difference.mean()), float(low), float(high))
+
+
+def confidence_sequence(
+    difference: NDArray[np.float64], level: float = 0.95, prior_precision: float = PRIOR_PRECISION
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return bounds of the mean difference after each day, which hold for all days together.
+
+    The bounds invert the mixture t-test martingale of Lai ("On confidence sequences", Annals of Statistics 4, 1976) in
+    the form of Wang and Ramdas ("Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
+    variance", 2023): for the true mean, with S the sum and V the sum of squares of n deviations from it,
+    ``sqrt(c / (n + c)) (V / (V - S² / (n + c)))^(n / 2)`` has expectation 1 at most whenever one stops, so that it
+    ever reaches 1 / (1 - level) with the probability 1 - level at most. It is exact for normal differences of unknown
+    variance.
+
+    Args:
+        difference: Shape (days,).
+        level: Confidence that all intervals together hold the mean.
+        prior_precision: c above. Small values suit large differences.
+
+    Returns:
+        Lower and upper bounds, each of shape (days,); infinite while nothing can be said.
+    """
+    n = np.arange(1, len(difference) + 1, dtype=np.float64)
+    mean = np.cumsum(difference) / n
+    squares = np.maximum(np.cumsum(difference**2) - n * mean**2, 0.0)
+    c = prior_precision
+    shrink = -np.expm1(-2.0 / n * (0.5 * np.log((n + c) / c) - np.log1p(-level)))
+    room = n * n / (n + c) - n * shrink
+    with np.errstate(divide="ignore", invalid="ignore"):
+        half = np.where(room > 0, np.sqrt(shrink * squares / room), np.inf)
+    return mean - half, mean + half

@@ -1,0 +1,202 @@
+"""The service: it looks at the topics, guards the active version, and renews it when that is due."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
+from pipeline.retraining.control_log import AS_OF, BY, PROMOTE, ROLLBACK, Tenure
+from pipeline.retraining.gate import GateLimits
+from pipeline.retraining.guard import Verdict, harm_done
+from pipeline.retraining.topics import ClusterLog
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+from pipeline.training.served import ServedRows
+from schemas.messages import VersionReference
+
+log = logging.getLogger(__name__)
+
+PAUSE_DAYS: Final = 7.0
+"""Days of event time without a challenger after a rollback."""
+
+Drifted = Callable[[ServedRows], str | None]
+"""Returns a sentence where the rows have drifted so far that a challenger should not wait; None otherwise."""
+
+
+class ServiceOptions(NamedTuple):
+    """How often the service renews, and how."""
+
+    every_days: float = 1.0
+    """Event time between two challengers."""
+    alerts_per_day: float | None = None
+    """The budget; that of the active policy by default."""
+    window_days: float = 120.0
+    cycle: CycleOptions = CycleOptions()
+
+
+class Outcome(NamedTuple):
+    """What a look led to."""
+
+    outcome: str
+    """``promoted``, ``rejected``, ``failed``, ``kept``, ``rolled_back`` or ``nothing``."""
+    reason: str
+    lightgbm: str | None = None
+    """The version that was promoted, rejected or returned to."""
+    policy: str | None = None
+    figures: dict[str, Any] = {}  # noqa: RUF012 -- never changed
+
+
+def never(_: ServedRows) -> None:
+    """Find no drift."""
+
+
+class Retrainer:
+    """Guards and renews the active version of a cluster; used from one thread.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Give topics' full names and the client's configuration.
+        options: How often it renews, and how.
+        drifted: Called once a day of event time; may ask for a challenger ahead of time.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, options: ServiceOptions, drifted: Drifted = never) -> None:
+        self._options, self._drifted = options, drifted
+        self._topics = ClusterLog(bootstrap, settings, options.window_days)
+        self._writer = ControlWriter(bootstrap, settings)
+        self._day: int | None = None
+        self._reported: str | None = None
+
+    def look(self, *, now: bool = False) -> Outcome:
+        """Read what is new, guard the active version, and renew it if that is due.
+
+        Args:
+            now: Renew although no renewal is due, if there are decisions since the last one.
+
+        Raises:
+            TopicError: A topic is missing, or a part of it cannot be read.
+            DeliveryFailed: A record was not written. Nothing is active before the last one is.
+        """
+        if not self._topics.read() and not now:
+            return self._nothing("no decision or label has come")
+        champion = self._topics.champion()
+        newest_us = self._topics.served.newest_us
+        if champion is None:
+            return self._nothing("no LightGBM version is active: publish one with `fraud-pipeline train --publish`")
+        if newest_us is None:
+            return self._nothing("topic features holds no decision of this kernel version yet")
+        tenures = self._topics.tenures(champion)
+        new_day = self._day != newest_us // US_PER_DAY
+        self._day = newest_us // US_PER_DAY
+        served, budget = self._topics.served, self._budget(champion)
+        if found := harm_done(served, self._topics, champion.policy, tenures, budget, whole=new_day or now):
+            return self._rolled_back(champion, *found)
+        if why := self._waits(newest_us, now=now, new_day=new_day):
+            return self._nothing(why)
+        return self._cycle(champion, tenures, newest_us)
+
+    def _nothing(self, reason: str) -> Outcome:
+        if reason != self._reported:
+            self._reported = reason
+            log.info("nothing to do: %s", reason)
+        return Outcome("nothing", reason)
+
+    def _budget(self, champion: Champion) -> float:
+        return self._options.alerts_per_day or champion.alerts_per_day
+
+    def _rolled_back(self, champion: Champion, verdict: Verdict, to: Tenure) -> Outcome:
+        newest_us = self._topics.served.newest_us
+        reason = f"version {champion.model.version} is rolled back to {to.lightgbm.version}: {verdict.reason}"
+        if (frozen := self._topics.control.frozen) is not None:
+            reason = f"learning is frozen by {frozen.by}; otherwise {reason}"
+            if reason != self._reported:
+                self._reported = reason
+                log.error("%s", reason)
+            return Outcome("kept", reason, figures=verdict.figures)
+        figures = {**verdict.figures, AS_OF: newest_us, "offsets": self._topics.offsets}
+        self._writer.activate(to.references, Step(ROLLBACK, BY, reason, figures))
+        log.error("%s", reason)
+        return self._done("rolled_back", reason, to.references, figures)
+
+    def _waits(self, newest_us: int, *, now: bool, new_day: bool) -> str | None:
+        """Return why no challenger is trained now; None where one is due."""
+        control = self._topics.control
+        if control.frozen is not None:
+            return f"learning is frozen by {control.frozen.by}: {control.frozen.reason}"
+        pause_us = (control.rollback_us or 0) + round(PAUSE_DAYS * US_PER_DAY)
+        if control.rollback_us is not None and newest_us < pause_us:
+            return f"a version was rolled back; no challenger is trained for {PAUSE_DAYS:g} days of event time"
+        since_us = None if control.cycle_us is None else newest_us - control.cycle_us
+        if since_us is None or (now and since_us > 0) or since_us >= round(self._options.every_days * US_PER_DAY):
+            return None
+        if new_day and (drift := self._drifted(self._topics.served.rows())):
+            log.warning("a challenger is trained ahead of time: %s", drift)
+            return None
+        return "the last challenger has read the newest decisions" if now else "no challenger is due"
+
+    def _cycle(self, champion: Champion, tenures: Sequence[Tenure], newest_us: int) -> Outcome:
+        rows = self._topics.served.rows()
+        cycle = self._options.cycle
+        start_us, end_us = compared_days(rows, cycle)
+        reference = self._topics.newest_trained_before(tenures, start_us)
+        figures: dict[str, Any] = {
+            AS_OF: newest_us,
+            "rows": len(rows),
+            "compared_from_us": start_us,
+            "compared_to_us": end_us,
+            "compared_with": "served" if reference is None else reference.version,
+            "offsets": self._topics.offsets,
+        }
+        log.info("training a challenger of version %s on %s decisions", champion.model.version, f"{len(rows):,}")
+        against = tenures[-1].references if tenures else []
+        limits = GateLimits(alerts_per_day=self._budget(champion))
+        try:
+            found = challenge(rows, champion, reference, limits, cycle)
+        except ModelError as error:
+            return self._assessed("failed", f"no challenger could be made: {error}", [], against, figures)
+        figures |= found.judgement.figures
+        if not found.judgement.accepted:
+            return self._assessed("rejected", found.judgement.reason, self._contents(found), against, figures)
+        self._topics.read_control()
+        current = self._topics.champion()
+        if current is None or current.model.digest != champion.model.digest or self._topics.control.frozen is not None:
+            reason = "the active version was changed, or learning was frozen, while the challenger was trained"
+            return self._assessed("kept", reason, self._contents(found), against, figures)
+        if current.policy.digest != champion.policy.digest:
+            # Pacing goes on meanwhile.
+            found = found._replace(policy=policy_for(rows, found.trained.model, current.policy, limits))
+        versions = self._contents(found)
+        reason = f"version {versions[0].version} replaces {champion.model.version}: {found.judgement.reason}"
+        self._writer.activate(versions, Step(PROMOTE, BY, reason, figures))
+        log.info("%s", reason)
+        return self._done("promoted", reason, versions, figures)
+
+    def _contents(self, found: Challenge) -> list[VersionReference]:
+        model = found.trained.model
+        return self._writer.contents(
+            [
+                Content("lightgbm", model.version, model.to_payload()),
+                Content("policy", found.policy.version, found.policy.to_payload()),
+            ]
+        )
+
+    def _assessed(
+        self,
+        outcome: str,
+        reason: str,
+        versions: Sequence[VersionReference],
+        against: Sequence[VersionReference],
+        figures: dict[str, Any],
+    ) -> Outcome:
+        self._writer.assess(outcome, versions, against, Step(outcome, BY, reason, figures))
+        log.warning("%s", reason)
+        return self._done(outcome, reason, versions, figures)
+
+    def _done(
+        self, outcome: str, reason: str, versions: Sequence[VersionReference], figures: dict[str, Any]
+    ) -> Outcome:
+        self._topics.read_control()
+        named = {reference.name: reference.version for reference in versions}
+        return Outcome(outcome, reason, named.get("lightgbm"), named.get("policy"), figures)

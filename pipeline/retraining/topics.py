@@ -1,0 +1,143 @@
+"""Reading a cluster for the service: each topic from where the last look ended."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pipeline.decision.policy import Policy
+from pipeline.engine.models import ModelBoard
+from pipeline.kafka.clients import read_batches
+from pipeline.models.library import PublishedVersions
+from pipeline.retraining.challenger import Champion, trained_until_us
+from pipeline.retraining.control_log import ControlLog, Tenure
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.river_factory import first_river
+from pipeline.scoring.river_model import RiverModel
+from pipeline.settings import Settings
+from pipeline.training.served import ServedLog
+from schemas.records import Record
+from schemas.topics import ACCEPTED_LABELS, CONTROL, DECISION_FEATURES, Topic
+
+_FEEDBACK: Final = "feedback"
+"""The agent whose quarantines of `features` count: it reads them to the same end."""
+_MOST_MODELS: Final = 8
+"""Shadow versions that are held at a time."""
+
+
+def read_served(bootstrap: str, settings: Settings, window_days: float) -> ServedLog:
+    """Return what a cluster has served, read once.
+
+    Raises:
+        TopicError: A topic is missing, or a part of it cannot be read.
+    """
+    topics = ClusterLog(bootstrap, settings, window_days)
+    topics.read()
+    return topics.served
+
+
+class ClusterLog:
+    """What a cluster's topics say, up to the last look.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Give topics' full names and the client's configuration.
+        window_days: Days of event time of decisions that are held.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, window_days: float) -> None:
+        self._bootstrap, self._settings = bootstrap, settings
+        self.served = ServedLog(settings, window_days)
+        self.control = ControlLog(settings)
+        self._positions: dict[str, dict[int, int]] = {}
+        self._published: PublishedVersions | None = None
+        self._published_at = -1
+        self._models: dict[str, LightGBMModel | None] = {}
+
+    def read(self) -> bool:
+        """Read what was committed since the last look; returns whether there were decisions or labels.
+
+        Raises:
+            TopicError: A topic is missing, or a part of it cannot be read.
+        """
+        self.read_control()
+
+        def features(records: Sequence[Record]) -> None:
+            self.served.add_features(self.control.quarantined.without(_FEEDBACK, records))
+
+        found = [self._read(DECISION_FEATURES, features), self._read(ACCEPTED_LABELS, self.served.add_labels)]
+        return any(found)
+
+    def read_control(self) -> None:
+        """Read the records of ``control`` since the last look."""
+        self._read(CONTROL, self.control.add)
+
+    @property
+    def offsets(self) -> dict[str, dict[str, int]]:
+        """Offsets behind what was read, by topic and partition."""
+        return {
+            topic: {str(number): offset for number, offset in sorted(of.items())}
+            for topic, of in self._positions.items()
+            if topic != CONTROL.name
+        }
+
+    def champion(self) -> Champion | None:
+        """Return the active version and its policy, as workers have them; None without one."""
+        board = self._versions().board
+        return None if board.lightgbm is None or board.policy is None else Champion(board.lightgbm, board.policy)
+
+    def tenures(self, champion: Champion) -> list[Tenure]:
+        """Return the versions up to the active one, oldest first; a later one that no worker could use is left out."""
+        tenures = self.control.tenures
+        ends = [n for n, one in enumerate(tenures, 1) if one.lightgbm.digest == champion.model.digest]
+        return tenures[: ends[-1]] if ends else []
+
+    def model(self, tenure: Tenure) -> LightGBMModel | None:
+        """Return a version that was active once; None where it cannot be read or used."""
+        digest = tenure.lightgbm.digest
+        if digest not in self._models:
+            if len(self._models) >= _MOST_MODELS:
+                self._models.clear()
+            payload = self._versions().payload("lightgbm", digest)
+            try:
+                self._models[digest] = None if payload is None else LightGBMModel.from_payload(payload)
+            except ModelError:
+                self._models[digest] = None
+        return self._models[digest]
+
+    def policy(self, tenure: Tenure) -> Policy | None:
+        """Return the last policy of a version that was active once; None where it cannot be read or used."""
+        if tenure.policy is None:
+            return None
+        payload = self._versions().payload("policy", tenure.policy.digest)
+        try:
+            return None if payload is None else Policy.from_payload(payload)
+        except ModelError:
+            return None
+
+    def newest_trained_before(self, tenures: Sequence[Tenure], start_us: int) -> LightGBMModel | None:
+        """Return the newest version that says it was trained on nothing at or after an event time."""
+        for tenure in reversed(tenures):
+            model = self.model(tenure)
+            until_us = None if model is None else trained_until_us(model)
+            if until_us is not None and until_us < start_us:
+                return model
+        return None
+
+    def _versions(self) -> PublishedVersions:
+        if self._published is None or self._published_at != self.control.activations:
+            self._published_at = self.control.activations
+            self._published = PublishedVersions.on(self._bootstrap, self._settings, ModelBoard(first_river, _no_river))
+        return self._published
+
+    def _read(self, topic: Topic, take: Callable[[Sequence[Record]], None]) -> bool:
+        positions = self._positions.setdefault(topic.name, {})
+        name, found = self._settings.topic(topic.name), False
+        for records in read_batches(self._bootstrap, name, settings=self._settings, start=positions):
+            take(records)
+            positions.update({record.partition: record.offset + 1 for record in records})
+            found = True
+        return found
+
+
+def _no_river(payload: bytes) -> RiverModel:
+    raise ModelError(f"the service reads no online model ({len(payload)} bytes)")
