@@ -68,15 +68,19 @@ def fact_lines(facts: Facts) -> Iterator[str]:
             if value:
                 yield f"{words}:"
                 for key, one in value.items():
-                    text = value_text(one) if not isinstance(one, dict) else _pairs(one)
-                    # Seeds and years are no counts.
-                    yield from wrapped(f"{key.replace('_', ' ')}: {one if key == 'seed' else text}", 2)
+                    text = _pairs(one) if isinstance(one, dict) else _named(key, one)
+                    yield from wrapped(f"{key.replace('_', ' ')}: {text}", 2)
         elif value not in (None, [], ""):
             yield from wrapped(f"{words}: {value_text(value)}", 0)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value_text(one)}" for key, one in values.items())
+    return ", ".join(f"{key.replace('_', ' ')} {_named(key, one)}" for key, one in values.items())
+
+
+def _named(key: str, value: Any) -> str:
+    """Return a value as a person reads it; a seed is no count."""
+    return str(value) if key == "seed" else value_text(value)
 
 
 def wrapped(text: str, indent: int, width: int = PLAIN_WIDTH) -> list[str]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Final
 
 import click
 import msgspec
@@ -20,7 +21,7 @@ from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime, Reported
-from pipeline.models.publish import Content, publish_active
+from pipeline.models.publish import Content, Step, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
@@ -32,12 +33,18 @@ from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_examples, from_history
 from pipeline.training.fit import TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
-from pipeline.training.selection import select_features
+from pipeline.training.selection import refuse_barred, select_features
 from schemas.messages import Example
 from schemas.topics import EXAMPLES
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DEFAULTS = TrainingConfig()
+BY_TRAIN: Final = "train"
+"""What an activation names as its maker."""
+OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "publish"})
+"""Arguments that decide nothing about the version."""
+DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", "label_horizon_days", "maturity_days")
+"""Settings that decide about it, beside the rate table."""
 
 
 @click.command("train")
@@ -98,6 +105,10 @@ _DEFAULTS = TrainingConfig()
     "--activate/--no-activate", default=True, show_default=True, help="Make it the registry's active version."
 )
 @click.option("--publish", is_flag=True, help="Put it in force on the cluster; workers swap between two batches.")
+@click.option(
+    "--registry", "registry_dir", type=click.Path(file_okay=False, path_type=Path),
+    help="Where to register it.  [default: FRAUD_PIPELINE_REGISTRY_DIR]",
+)  # fmt: skip
 def command(
     file: Path | None,
     from_topics: bool,
@@ -123,6 +134,7 @@ def command(
     seed: int,
     activate: bool,
     publish: bool,
+    registry_dir: Path | None,
 ) -> None:
     """Train on the transactions of FILE (.parquet, .csv, .csv.gz), or on what was served.
 
@@ -137,10 +149,12 @@ def command(
         raise click.UsageError(
             "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
         )
-    registry = Registry(settings.registry_path)
+    registry = Registry(registry_dir or settings.registry_path)
+    details: dict[str, Any] = {"request": _request(settings)}
     started_s = time.monotonic()
     try:
         chosen = select_features(features.split(",") if features else [])
+        refuse_barred(chosen, settings.barred_features)
         delay_days = (
             label_delay_days if label_delay_days is not None else settings.maturity_days if file is None else 7.0
         )
@@ -159,9 +173,14 @@ def command(
                 reported=reported, delay_days=delay_days, delay_spread=delay_spread, never_reported=never_reported
             )
             delay_days = regime.maturity_days
+            details["labels"] = msgspec.to_builtins(regime)
             data = from_history(frame, regime, _microseconds(known_before))
         else:
-            data = from_examples(_examples(servers or "", settings), known_before=known_before)
+            counts: dict[str, int] = {}
+            records: dict[str, int] = {}
+            details["examples"] = {"labels": counts, "records": records}
+            examples = _examples(servers or "", settings, records)
+            data = from_examples(examples, known_before=known_before, counts=counts)
             _say(f"{len(data.fraud):,} examples, {int(data.fraud.sum()):,} of them fraud")
         _say(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
         trained = train(
@@ -178,6 +197,7 @@ def command(
             ),
             policy=_active_policy(registry),
             features=chosen,
+            details=details,
         )
         register(registry, trained)
         if activate:
@@ -218,14 +238,26 @@ def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
 def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
     """Make a LightGBM version and its policy active on the cluster, both at once; raises ``DeliveryFailed``."""
-    publish_active(
-        servers,
-        settings,
-        [
-            Content(LIGHTGBM, model.version, model.to_payload()),
-            Content(POLICY, policy.version, policy.to_payload()),
-        ],
-    )
+    contents = [
+        Content(LIGHTGBM, model.version, model.to_payload()),
+        Content(POLICY, policy.version, policy.to_payload()),
+    ]
+    figures = {"metrics": model.metadata["metrics"]} if "metrics" in model.metadata else {}
+    publish_active(servers, settings, contents, Step("publish", BY_TRAIN, "", figures))
+
+
+def _request(settings: Settings) -> dict[str, Any]:
+    """Return the arguments of this training and the settings that decide about it, without names of places.
+
+    They are in the version's metadata: the same arguments on the same history give the same version.
+    """
+    given = click.get_current_context().params
+    arguments = {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in sorted(given.items())
+        if name not in OF_PLACES
+    }
+    return {"arguments": arguments, "settings": {name: getattr(settings, name) for name in DECIDING}}
 
 
 def _split(
@@ -253,9 +285,12 @@ def _active_policy(registry: Registry) -> Policy | None:
     return None if version is None else registry.load_policy(version)
 
 
-def _examples(servers: str, settings: Settings) -> Iterator[Example]:
+def _examples(servers: str, settings: Settings, records: dict[str, int]) -> Iterator[Example]:
+    """Yield what the topic holds; ``records`` gets the offsets of the first record and behind the last."""
     decode = msgspec.json.Decoder(Example).decode
     for record in read_topic(servers, settings.topic(EXAMPLES.name), settings=settings):
+        records.setdefault("start", record.offset)
+        records["end"] = record.offset + 1
         if record.value is not None:
             yield decode(record.value)
 

@@ -53,6 +53,8 @@ class KnownVersions:
 
     def __init__(self, registry: Registry, published: PublishedVersions | None = None) -> None:
         self._registry, self._published = registry, published
+        self._entries: dict[str, list[Entry]] = {}
+        """What the registry has by name, read once."""
 
     def find(self, version: str, name: str | None = None) -> KnownVersion:
         """Return the version whose digest begins with ``version``, of 4 digits or more.
@@ -75,7 +77,7 @@ class KnownVersions:
         entries = {
             (one.name, one.version): one
             for of in names
-            for one in self._registry.entries(of)
+            for one in self._registered(of)
             if one.digest.startswith(version)
         }
         found = sorted({*references, *entries})
@@ -95,7 +97,7 @@ class KnownVersions:
         Raises:
             ModelError: Its content cannot be read, on the cluster or in the registry.
         """
-        entries = [one for one in self._registry.entries(reference.name) if one.digest == reference.digest]
+        entries = [one for one in self._registered(reference.name) if one.digest == reference.digest]
         return self._known(reference, entries[0] if entries else None)
 
     def policy_for(self, lightgbm: str) -> KnownVersion:
@@ -113,7 +115,7 @@ class KnownVersions:
                 known = self.at(bundle.policy)
                 if Policy.from_payload(known.payload).lightgbm_version == lightgbm:
                     return known
-        for entry in reversed(self._registry.entries(POLICY)):
+        for entry in reversed(self._registered(POLICY)):
             payload = self._registry.load(POLICY, entry.version)
             if Policy.from_payload(payload).lightgbm_version == lightgbm:
                 return self.at_entry(entry)
@@ -130,6 +132,12 @@ class KnownVersions:
     def at_entry(self, entry: Entry) -> KnownVersion:
         """Return a version of the registry; raises `pipeline.registry.RegistryError`."""
         return self._known(None, entry)
+
+    def _registered(self, name: str) -> list[Entry]:
+        """Return the registry's versions of a name, oldest first."""
+        if name not in self._entries:
+            self._entries[name] = self._registry.entries(name)
+        return self._entries[name]
 
     def _known(self, reference: VersionReference | None, entry: Entry | None) -> KnownVersion:
         if reference is not None and self._published is not None:

@@ -41,11 +41,14 @@ def from_history(frame: pd.DataFrame, regime: LabelRegime, known_before_us: int 
     return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card)
 
 
-def from_examples(examples: Iterable[Example], *, known_before: datetime | None = None) -> TrainingSet:
+def from_examples(
+    examples: Iterable[Example], *, known_before: datetime | None = None, counts: dict[str, int] | None = None
+) -> TrainingSet:
     """What was served, with what it turned out to be: the last word on each transaction, ordered by event time.
 
     Left out are examples known at or after ``known_before``, those of a rule, and those of another kernel version,
-    whose features mean something else. Raises `ModelError` when nothing is left.
+    whose features mean something else. ``counts`` gets how many there are of each label and of each source of labels.
+    Raises `ModelError` when nothing is left.
     """
     latest: dict[tuple[str, str], Example] = {}
     other_kernel = 0
@@ -67,6 +70,10 @@ def from_examples(examples: Iterable[Example], *, known_before: datetime | None 
             + (f" ({other_kernel} examples are of another kernel version)" if other_kernel else "")
             + ": examples are written once labels come or transactions mature; train from a file until then"
         )
+    if counts is not None:
+        for example in latest.values():
+            for name in (example.label, f"by {example.label_source or 'nobody'}"):
+                counts[name] = counts.get(name, 0) + 1
     ordered = sorted(latest.values(), key=lambda example: (example.event_time, example.card_id, example.transaction_id))
     features = np.full((len(ordered), len(FEATURES)), np.nan)
     for row, example in zip(features, ordered, strict=True):
