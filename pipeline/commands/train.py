@@ -173,7 +173,6 @@ def command(
                 reported=reported, delay_days=delay_days, delay_spread=delay_spread, never_reported=never_reported
             )
             delay_days = regime.maturity_days
-            details["labels"] = msgspec.to_builtins(regime)
             data = from_history(frame, regime, _microseconds(known_before))
         else:
             counts: dict[str, int] = {}

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from pipeline.features.meanings import MEANINGS
-from pipeline.models.description import Facts
+from pipeline.models.description import Facts, label_regime
 from pipeline.models.history import VersionHistory, event_time
 from schemas.messages import Activation, Assessment
 
@@ -131,14 +131,15 @@ def _recipe(sources: CardSources) -> list[str]:
 
 def _data(facts: Facts) -> list[str]:
     periods, frauds = facts.get("periods", {}), facts.get("frauds", {})
-    rows = [
+    of_periods = [
         (name, period.get("from"), period.get("to"), period.get("rows"), frauds.get(name))
         for name, period in periods.items()
     ]
     examples, given = facts.get("examples", {}), facts.get("input", {})
     offsets = examples.get("records", {})
     lines = ["## Data", ""]
-    lines += table(["period", "from", "to", "rows", "frauds"], rows) if rows else [f"Periods: {NOT_RECORDED}.", ""]
+    columns = ["period", "from", "to", "rows", "frauds"]
+    lines += table(columns, of_periods) if of_periods else [f"Periods: {NOT_RECORDED}.", ""]
     lines += [
         f"Digest of the rows: {cell(given.get('digest'))}. Records of `examples`: "
         + (f"{offsets['start']:,} to {offsets['end'] - 1:,}." if offsets else "none; it was trained on a file.")
@@ -146,13 +147,13 @@ def _data(facts: Facts) -> list[str]:
     lines += [""]
     if counts := examples.get("labels"):
         lines += table(["label or source", "transactions"], sorted(counts.items()))
-    regime = facts.get("labels")
-    lines += ["### Label regime", ""]
-    if isinstance(regime, dict):
-        lines += table(["", ""], [(name.replace("_", " "), value) for name, value in regime.items()])
-    else:
-        lines += [f"The label regime is {NOT_RECORDED}." if regime is None else f"{cell(regime)}.", ""]
-    return lines
+    regime = label_regime(facts)
+    rows = [(name.replace("_", " "), value) for name, value in regime.items()]
+    return [
+        *lines,
+        *("### Label regime", ""),
+        *(table(["", ""], rows) if rows else [f"The label regime is {NOT_RECORDED}.", ""]),
+    ]
 
 
 def _performance(facts: Facts) -> list[str]:
@@ -243,10 +244,10 @@ def limits(sources: CardSources) -> Iterator[str]:
     if period:
         days = f"{period['from'][:10]} to {period['to'][:10]}"
         yield f"It was measured on {days} alone. What came later is for a backtest."
-    regime = facts.get("labels")
-    if isinstance(regime, dict) and regime.get("reported") == "frauds-only":
+    regime = label_regime(facts)
+    if "frauds-only" in (regime.get("reported"), regime.get("regime.reported")):
         yield "Legitimate transactions had no labels: those that nobody reported count as legitimate."
-    elif regime is None:
+    elif not regime:
         yield "The label regime is not recorded: compare it with that of the traffic before you trust the figures."
     if len(facts["features"]) and not any("known" in one or "fraud" in one for one in facts["features"]):
         yield "No feature knows reported frauds: it cannot follow a new pattern before it is trained again."

@@ -29,6 +29,11 @@ class _LightGBM(msgspec.Struct, frozen=True):
 
 
 _LIGHTGBM: Final = msgspec.json.Decoder(_LightGBM)
+_REGIME: Final = (
+    *("reported", "label_delay_days", "delay_spread", "never_reported"),
+    *("early_share", "early_hours", "legitimate_share"),
+)
+"""Arguments of a training that say which labels there are."""
 _MOVED: Final = ("training", "metrics")
 """Metadata that has a place of its own among the facts."""
 
@@ -79,6 +84,18 @@ def lightgbm_facts(known: KnownVersion) -> Facts:
     }
 
 
+def label_regime(facts: Facts) -> dict[str, Any]:
+    """Return what a LightGBM version says of its labels, by dotted name; else the arguments of its training.
+
+    Empty where neither is recorded.
+    """
+    labels = facts.get("labels")
+    if isinstance(labels, dict):
+        return dict(flat(labels))
+    arguments = facts.get("request", {}).get("arguments", {})
+    return {name: value for name, value in arguments.items() if name in _REGIME and value is not None}
+
+
 def metrics_of(known: KnownVersion) -> dict[str, Any]:
     """Return the metrics of a LightGBM version's training; empty where nothing tells them."""
     found: dict[str, Any] = lightgbm_facts(known)["metrics"]
@@ -109,7 +126,7 @@ def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
     >>> differences({"version": "a", "m": {"x": 1, "y": 2}}, {"version": "b", "m": {"x": 1, "y": 3}, "f": ["q"]})
     {'version': ('a', 'b'), 'm.y': (2, 3), 'f': (None, ['q'])}
     """
-    first, second = dict(_flat(one)), dict(_flat(other))
+    first, second = dict(flat(one)), dict(flat(other))
     found: dict[str, tuple[Any, Any]] = {}
     for name in {**first, **second}:
         a, b = first.get(name), second.get(name)
@@ -121,9 +138,14 @@ def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def _flat(facts: Facts, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(facts: Facts, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield values by dotted name.
+
+    >>> list(flat({"a": {"b": 1}, "c": 2}))
+    [('a.b', 1), ('c', 2)]
+    """
     for name, value in facts.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -23,8 +23,9 @@ POLICY_SET: Final = "policy"
 FALL_BACK: Final = "fall-back"
 
 AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", "retrain"})
-"""Programs that activate versions by themselves, as `Activation.by` names them. Any other name approves a version:
-a person's, ``train`` and, in older records, none."""
+"""Programs that activate versions by themselves, as `Activation.by` names them, with or without `PROGRAM`. Any other
+name approves a version: a person's, ``train`` and, in older records, none."""
+PROGRAM: Final = "fraud-pipeline "
 
 
 class Bundle(NamedTuple):
@@ -150,7 +151,7 @@ class VersionHistory:
         found = None
         for bundle in self.bundles():
             activation = bundle.activation
-            by_program = activation.by in AUTOMATIC or activation.step == PACE
+            by_program = activation.by.removeprefix(PROGRAM) in AUTOMATIC or activation.step == PACE
             automatic |= {one.name: by_program for one in activation.versions}
             # The policy of a fall-back is made anew from the approved one each time.
             if not any(automatic.get(name, False) for name in BUNDLED) and activation.step != FALL_BACK:

@@ -30,7 +30,7 @@ from tests.unit.test_training import synthetic, trained
 
 @cache
 def version() -> Trained:
-    return trained(synthetic(), details={"labels": {"reported": "frauds-only", "delay_days": 7.0}})
+    return trained(synthetic(), details={"labels": {"regime": {"reported": "frauds-only", "delay_days": 7.0}}})
 
 
 def known(name: str, payload: bytes) -> KnownVersion:
@@ -63,7 +63,12 @@ def test_the_card_has_the_figures_of_the_training() -> None:
     )
     assert text.count("| `card_") == sum(name.startswith("card_") for name in FEATURES)
     assert f"| seed | {one.model.metadata['training']['seed']} |" in text
-    assert "| reported | frauds-only |" in text
+    assert "| regime.reported | frauds-only |" in text
+    assert "Legitimate transactions had no labels" in text
+    by_arguments = {**facts_of(known(LIGHTGBM, one.model.to_payload())), "labels": None}
+    by_arguments["request"] = {"arguments": {"reported": "frauds-only", "label_delay_days": None, "seed": 3}}
+    text = card(facts=by_arguments)
+    assert "### Label regime\n\n|  |  |\n| --- | --- |\n| reported | frauds-only |\n\n" in text
     assert "Legitimate transactions had no labels" in text
 
 

@@ -74,6 +74,8 @@ def test_approved_is_what_a_person_or_train_has_activated() -> None:
     assert pair(VersionHistory([A, B, C]).approved()) == ("c0", "c1")
     # A person's policy on a version that a program has chosen.
     assert pair(VersionHistory([A, B, made(3, "policy", "dana", policy="b3")]).approved()) == ("a0", "a1")
+    named = made(1, "promote", "fraud-pipeline retrain", lightgbm="b0", policy="b1")
+    assert pair(VersionHistory([A, named]).approved()) == ("a0", "a1")
     # By its step, whatever the program calls itself.
     assert pair(VersionHistory([A, made(3, "pace", "controller", policy="a2")]).approved()) == ("a0", "a1")
     fallen = made(3, "fall-back", "dana", lightgbm="a0", policy="a7")
