@@ -103,7 +103,8 @@ def difference_lines(found: Mapping[str, tuple[Any, Any]], one: str, other: str)
                 if values:
                     yield from wrapped(f"{name} only in {version}: {value_text(values)}", 0)
         else:
-            yield from wrapped(f"{name}: {value_text(a)} -> {value_text(b)}", 0)
+            key = name.rpartition(".")[2]
+            yield from wrapped(f"{name}: {_named(key, a)} -> {_named(key, b)}", 0)
 
 
 def event_lines(event: VersionEvent) -> Iterator[str]:

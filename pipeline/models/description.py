@@ -121,11 +121,13 @@ def gains(known: KnownVersion) -> dict[str, float]:
 def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
     """Return the facts in which two versions differ, by dotted name, each with both values; None where one lacks it.
 
-    Lists are compared by what only one of them has.
+    Lists are compared by what only one of them has. Libraries are compared where both are known.
 
     >>> differences({"version": "a", "m": {"x": 1, "y": 2}}, {"version": "b", "m": {"x": 1, "y": 3}, "f": ["q"]})
     {'version': ('a', 'b'), 'm.y': (2, 3), 'f': (None, ['q'])}
     """
+    if not (one.get("libraries") and other.get("libraries")):
+        one, other = one | {"libraries": {}}, other | {"libraries": {}}
     first, second = dict(flat(one)), dict(flat(other))
     found: dict[str, tuple[Any, Any]] = {}
     for name in {**first, **second}:

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from pipeline.commands.model_text import event_lines, table_lines
+from pipeline.commands.model_text import difference_lines, event_lines, table_lines
+from pipeline.models.description import differences
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from tests.helpers.champion import policy
 from tests.unit.model_helpers import small_model
@@ -119,3 +120,16 @@ def test_a_cell_cannot_move_the_others() -> None:
     lines = list(table_lines([row | {"by": "\x1b[31m"}]))
     assert len(lines[1]) == len(lines[0]) <= 80
     assert "\x1b" not in lines[1]
+
+
+def test_differences_read_in_words() -> None:
+    one = {"training": {"seed": 20_180_401, "rows": 1_000}, "features": ["a", "b"], "libraries": {"numpy": "2"}}
+    other = {"training": {"seed": 7, "rows": 2_000}, "features": ["b", "c", "d"], "libraries": {}}
+    assert list(difference_lines(differences(one, other), "x", "y")) == [
+        "training.seed: 20180401 -> 7",
+        "training.rows: 1,000 -> 2,000",
+        "features only in x: a",
+        "features only in y: c, d",
+    ]
+    newer = other | {"libraries": {"numpy": "3"}}
+    assert list(difference_lines(differences(one, newer), "x", "y"))[-1] == "libraries.numpy: 2 -> 3"
