@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -90,7 +91,9 @@ def test_approvals_and_rejected_challengers_are_those_of_control() -> None:
         versions=[reference("c" * 64)], against=[reference(digest)], outcome="rejected", by="retrain",
         reason="It finds less.", figures={"difference": -3.25, "examples": {"end": 1}}, assessed_at=START,
     )  # fmt: skip
-    text = card(promoted, rejected)
+    accepted = msgspec.structs.replace(rejected, versions=[reference("d" * 64)], outcome="accepted")
+    text = card(promoted, rejected, accepted)
+    assert "d" * 12 not in text
     assert "| 2026-03-01 00:00 | promote | mo\\|na | It is better. |" in text
     assert f"| 2026-03-01 00:00 | {'c' * 12} | rejected | It finds less. | difference -3.25 |" in text
     assert "| review due | 2027-03-01 |" in text

@@ -140,6 +140,18 @@ def test_a_version_is_named_by_enough_of_its_digits(cluster: Cluster) -> None:
         known.find(FIRST.version, LIGHTGBM)
 
 
+def test_a_version_that_may_be_several_asks_for_more_digits(cluster: Cluster) -> None:
+    known: dict[str, Policy] = {}
+    for number in range(100_000):
+        one = policy(0.1 + number / 1e6)
+        other = known.setdefault(one.version[:4], one)
+        if other is not one:
+            break
+    cluster.register(one, other)
+    with pytest.raises(ModelError, match=rf"{one.version[:4]} may be any of policy .*, policy .*: give more digits"):
+        cluster.changes().known.find(one.version[:4])
+
+
 def test_a_rollback_goes_back_by_one_and_then_further(cluster: Cluster) -> None:
     with pytest.raises(ModelError, match="no bundle before the present one"):
         cluster.changes().rollback(DANA)

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
+from pipeline.commands.model_changes import changed_rules
 from pipeline.commands.model_text import difference_lines, event_lines, table_lines
 from pipeline.models.description import differences
 from pipeline.registry import LIGHTGBM, POLICY, Registry
@@ -133,3 +135,15 @@ def test_differences_read_in_words() -> None:
     ]
     newer = other | {"libraries": {"numpy": "3"}}
     assert list(difference_lines(differences(one, newer), "x", "y"))[-1] == "libraries.numpy: 2 -> 3"
+
+
+def test_rules_are_added_replaced_and_removed() -> None:
+    before = policy()
+    (large,) = before.rules
+    added = changed_rules(before, (("night", "hour", "<", 4.0, "It is night."),), ())
+    assert [rule.code for rule in added] == ["large-amount", "night"]
+    (replaced,) = changed_rules(before, (("large-amount", "amount", ">", 5.0, "More."),), ())
+    assert (replaced.code, replaced.value) == (large.code, 5.0)
+    assert changed_rules(before, (), ("large-amount",)) == ()
+    with pytest.raises(click.UsageError, match="has no rule 'small'; it has large-amount"):
+        changed_rules(before, (), ("small",))
