@@ -72,6 +72,10 @@ class LabelPartitions:
         """Return True: the agent waits for nothing."""
         return True
 
+    def on_hold(self) -> bool:
+        """Nothing stops the work."""
+        return False
+
     def due(self) -> bool:
         """Return False: nothing is written without input."""
         return False

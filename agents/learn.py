@@ -115,6 +115,10 @@ class LearnPartitions:
         """Return whether models are active; before that there are no examples."""
         return self._models.refresh().active is not None
 
+    def on_hold(self) -> bool:
+        """Return whether learning is frozen: examples wait in their topic."""
+        return self._models.frozen
+
     def due(self) -> bool:
         """Whether a version waits to be published, and long enough after the last one."""
         return (

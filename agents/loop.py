@@ -34,6 +34,9 @@ class Partitions(PartitionHandler, Protocol):
     def ready(self) -> bool:
         """Called before every batch: take in new model versions; False while none can be used."""
 
+    def on_hold(self) -> bool:
+        """Whether the agent must not work: it stays in its group, and reads nothing."""
+
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Work on a batch of any of the partitions held."""
 
@@ -114,9 +117,9 @@ class AgentLoop:
             self._session.start()
             self._joined = True
             log.info("%s: joined", self._agent)
+        on_hold = self._partitions.on_hold()
         with self._metrics.stage(self._agent, "poll"):
-            self._session.rest(self._rested_s)
-            batch = self._session.poll(POLL_TIMEOUT_S)
+            batch = self._session.hold(POLL_TIMEOUT_S) if on_hold else self._read()
         if batch is not None and len(batch.records) < self._full_batch:
             self._rested_s = time.monotonic() + self._interval_s
         self._health.state(self._agent, "running")
@@ -124,9 +127,13 @@ class AgentLoop:
             # Where this worker started the broker, its death is this worker's error.
             self._check_broker()
         self._partitions.save(self._session)
-        if batch is None and self._partitions.due():
+        if batch is None and not on_hold and self._partitions.due():
             return self._session.empty_batch()
         return batch
+
+    def _read(self) -> Batch | None:
+        self._session.rest(self._rested_s)
+        return self._session.poll(POLL_TIMEOUT_S)
 
     def work(self, batch: Batch) -> None:
         """Process and commit a batch; one whose transaction was aborted is read again."""

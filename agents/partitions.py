@@ -236,6 +236,10 @@ class KernelPartitions(ABC, Generic[P]):
         """Nothing to wait for."""
         return True
 
+    def on_hold(self) -> bool:
+        """Nothing stops the work."""
+        return False
+
     def due(self) -> bool:
         """Nothing is written without input."""
         return False

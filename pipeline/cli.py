@@ -1,7 +1,8 @@
 """The ``fraud-pipeline`` command. Subcommands are imported when they are called, so that help is instant."""
 
 import importlib
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import click
 
@@ -16,6 +17,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "export": ("pipeline.commands.export", "Write topics to Parquet files."),
     "inspect": ("pipeline.commands.inspect", "Show one record, and the rows of a block."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),
+    "models": ("pipeline.commands.models", "List, compare and change versions of models."),
     "rates": ("pipeline.commands.rates", "Publish rate tables, and list those that are."),
     "replay": ("pipeline.commands.replay", "Feed a file of transactions through the topics."),
     "reprocess": ("pipeline.commands.reprocess", "Decide history again, into a topic of its own."),
@@ -33,7 +35,15 @@ INTERRUPTED: Final = 130
 
 
 class LazyGroup(click.Group):
-    """A command group whose commands are imported on use; each module has ``command``."""
+    """A command group whose commands are imported on use.
+
+    Args:
+        lazy: Module and help by name of the command. A module has ``command``, or what is named behind a colon.
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]] = COMMANDS, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._lazy = lazy
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command that is asked for."""
@@ -46,21 +56,22 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, sorted."""
         del ctx
-        return sorted(COMMANDS)
+        return sorted(self._lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of ``cmd_name``."""
         del ctx
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self._lazy:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        module, _, name = self._lazy[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name or "command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One line a command, without importing any."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(self._lazy.items())])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -133,6 +133,7 @@ class WorkerMetrics:
         self._models = gauge("model_version_info", "1 for the active version of each model.", "model", "version")
         self._changes = counter("model_changes", "Changes of the active version of each model.", "model")
         self._refused = counter("models_refused", "Published model versions that this worker refused.", "model")
+        self._frozen = gauge("learning_frozen", "1 while learning is frozen.")
         self._unreadable = counter(
             "records_refused",
             "Records of internal topics that could not be read or were not believed.",
@@ -348,6 +349,10 @@ class WorkerMetrics:
     def model_refused(self, model: str) -> None:
         """A published version of ``model`` could not be used; the version before it stays active."""
         self._refused.labels(model).inc()
+
+    def learning_frozen(self, frozen: bool) -> None:
+        """Learning is frozen, or is not, from now on."""
+        self._frozen.set(float(frozen))
 
     def records_refused(self, topic: str) -> None:
         """A record of the internal topic ``topic`` (full name) was refused; reading went on behind it."""

@@ -186,6 +186,10 @@ class Settings(BaseSettings):
         gt=0,
         description="An agent whose thread has not come round for this long makes `/livez` fail.",
     )
+    barred_features: str = Field(
+        default="",
+        description="Names and patterns of features, separated by commas, that no version may be trained on.",
+    )
     registry_dir: Path | None = Field(
         default=None, description="Model registry. Unset: `registry` in the data directory."
     )

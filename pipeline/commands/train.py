@@ -5,7 +5,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Final, Unpack
 
 import click
 import pandas as pd
@@ -21,7 +21,7 @@ from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels
-from pipeline.models.publish import Content, publish_active
+from pipeline.models.publish import Content, Step, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
@@ -35,11 +35,17 @@ from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
-from pipeline.training.selection import select_features
+from pipeline.training.selection import refuse_barred, select_features
 from pipeline.training.served import WINDOW_DAYS, ServedRows
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DEFAULTS = TrainingConfig()
+BY_TRAIN: Final = "train"
+"""What an activation names as its maker."""
+OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "publish"})
+"""Arguments that decide nothing about the version."""
+DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", "label_horizon_days", "maturity_days")
+"""Settings that decide about it, beside the rate table."""
 
 
 @click.command("train")
@@ -106,6 +112,10 @@ _DEFAULTS = TrainingConfig()
     "--activate/--no-activate", default=True, show_default=True, help="Make it the registry's active version."
 )
 @click.option("--publish", is_flag=True, help="Put it in force on the cluster; workers swap between two batches.")
+@click.option(
+    "--registry", "registry_dir", type=click.Path(file_okay=False, path_type=Path),
+    help="Where to register it.  [default: FRAUD_PIPELINE_REGISTRY_DIR]",
+)  # fmt: skip
 def command(
     file: Path | None,
     from_topics: bool,
@@ -129,6 +139,7 @@ def command(
     seed: int,
     activate: bool,
     publish: bool,
+    registry_dir: Path | None,
     **declared: Unpack[RegimeOptions],
 ) -> None:
     """Train on the transactions of FILE (.parquet, .csv, .csv.gz), or on what was served.
@@ -144,11 +155,13 @@ def command(
         raise click.UsageError(
             "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
         )
-    registry = Registry(settings.registry_path)
+    registry = Registry(registry_dir or settings.registry_path)
+    details: dict[str, Any] = {"request": _request(settings)}
     started_s = time.monotonic()
     early: EarlyReports | None = None
     try:
         chosen = select_features(features.split(",") if features else [])
+        refuse_barred(chosen, settings.barred_features)
         delay_days = (
             label_delay_days if label_delay_days is not None else settings.maturity_days if file is None else 7.0
         )
@@ -194,6 +207,7 @@ def command(
             features=chosen,
             early=early,
             labels=TrainedLabels(_known_until(data, known_before), round(delay_days * US_PER_DAY), described),
+            details=details,
         )
         _warn_of_labels(trained.model, settings)
         register(registry, trained)
@@ -235,14 +249,26 @@ def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
 def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
     """Make a LightGBM version and its policy active on the cluster, both at once; raises ``DeliveryFailed``."""
-    publish_active(
-        servers,
-        settings,
-        [
-            Content(LIGHTGBM, model.version, model.to_payload()),
-            Content(POLICY, policy.version, policy.to_payload()),
-        ],
-    )
+    contents = [
+        Content(LIGHTGBM, model.version, model.to_payload()),
+        Content(POLICY, policy.version, policy.to_payload()),
+    ]
+    figures = {"metrics": model.metadata["metrics"]} if "metrics" in model.metadata else {}
+    publish_active(servers, settings, contents, Step("publish", BY_TRAIN, "", figures))
+
+
+def _request(settings: Settings) -> dict[str, Any]:
+    """Return the arguments of this training and the settings that decide about it, without names of places.
+
+    They are in the version's metadata: the same arguments on the same history give the same version.
+    """
+    given = click.get_current_context().params
+    arguments = {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in sorted(given.items())
+        if name not in OF_PLACES
+    }
+    return {"arguments": arguments, "settings": {name: getattr(settings, name) for name in DECIDING}}
 
 
 def _split(

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 
 LAST_WAIT_S: Final = 4.0
 """Longest wait for a broker once the worker ends: what was not committed is read again."""
+HOLD_ASK_S: Final = 1.0
+"""Longest wait for the end of a partition that is on hold."""
 MOST_REJOINS: Final = 5
 REJOINS_S: Final = 120.0
 """A group that is joined anew more often, without such a time or a commit in between, is an operator's business."""
@@ -135,6 +138,8 @@ class Session:
         self._careful = CarefulReading(bootstrap, settings, agent, self._patience)
         self._paused = False
         """True while all that is held is paused for careful reading."""
+        self._on_hold = False
+        """True while nothing is read because the agent must not work."""
         self._refusals = self._rejoins = 0
         self._rejoined_s = -math.inf
 
@@ -158,6 +163,10 @@ class Session:
 
         A batch is bounded by rows and by bytes; what exceeds it is carried over to the next one.
         """
+        if self._on_hold:
+            self._on_hold = False
+            if not self._careful.plan.active:
+                self._resume()
         if self._paused:
             return self._poll_carefully(timeout_s)
         if (unreadable := self._unreadable_batch()) is not None:
@@ -186,6 +195,21 @@ class Session:
             self._seek(place, offset)
         records = [record for _, part in by_place for record in part]
         return Batch(records, metadata, starts, ends) if records else None
+
+    def hold(self, timeout_s: float) -> Batch | None:
+        """Read nothing for up to ``timeout_s``, but stay in the group; the next `poll` reads on where it stood.
+
+        Returns:
+            None: there is no batch.
+        """
+        if not self._on_hold:
+            self._on_hold = True
+            self._pause()
+        # Serves rebalances alone: a record that was fetched before the pause is read again.
+        self._consumer.poll(timeout_s)
+        if self._fatal:
+            self._rejoin(self._fatal[0])
+        return None
 
     def rest(self, until_s: float) -> None:
         """Wait until ``until_s`` of the monotonic clock, or until the worker ends; the client fetches meanwhile."""
@@ -272,10 +296,18 @@ class Session:
         return self._progress
 
     def lag(self) -> dict[Place, int]:
-        """Records between the position of each assigned partition and its end, from the client's cache."""
+        """Records between the position of each assigned partition and its end.
+
+        The end is from the client's cache. It does not move while nothing is fetched: on hold a broker is asked.
+        """
         lags = {}
         for (topic, partition), position in self._positions.items():
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+            at = TopicPartition(topic, partition)
+            _, high = self._consumer.get_watermark_offsets(at, cached=True)
+            if self._on_hold:
+                # One that does not answer is reported by whoever watches brokers.
+                with suppress(KafkaException):
+                    _, high = self._consumer.get_watermark_offsets(at, timeout=HOLD_ASK_S)
             if high >= 0:
                 lags[topic, partition] = max(0, high - position)
         return lags
@@ -328,7 +360,7 @@ class Session:
     def _pause(self) -> None:
         if self._careful.plan.active:
             self._paused = True
-        if self._paused:
+        if self._paused or self._on_hold:
             self._consumer.pause([TopicPartition(*place) for place in self._assigned])
 
     def _resume(self) -> None:

@@ -16,7 +16,7 @@ from pipeline.models.contents import VersionContents, sound_versions
 from pipeline.registry import LIGHTGBM
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from schemas.messages import Activation, ModelVersion, VersionReference
+from schemas.messages import Activation, LearningSwitch, ModelVersion, VersionReference
 from schemas.records import Record
 from schemas.topics import CONTROL, MODELS
 
@@ -49,6 +49,8 @@ class ModelSubscriber:
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self.board, self._metrics, self._waiting = board, metrics, waiting
+        self.frozen = False
+        """Whether learning is frozen: what the newest `LearningSwitch` says."""
         self._control = TopicFollower(bootstrap, settings, CONTROL)
         self._models = TopicFollower(bootstrap, settings, MODELS)
         self._contents = VersionContents(bootstrap, settings, metrics.records_refused)
@@ -102,6 +104,8 @@ class ModelSubscriber:
             if isinstance(item, Activation):
                 self._activations.add(item)
                 activated = True
+            elif isinstance(item, LearningSwitch):
+                self._switch(item)
         if activated or arrived or self._unsearched:
             self._searches, self._unsearched = 0, False
             self.board = self._activations.apply(self.board, partial(self._find, waiting=waiting))
@@ -113,6 +117,12 @@ class ModelSubscriber:
                 break
         if self.board is not before:
             self._report(before.active, self.board.active)
+
+    def _switch(self, item: LearningSwitch) -> None:
+        if item.frozen != self.frozen:
+            log.warning("learning is %s by %s: %s", "frozen" if item.frozen else "unfrozen", item.by, item.reason)
+        self.frozen = item.frozen
+        self._metrics.learning_frozen(item.frozen)
 
     def _find(self, reference: VersionReference, waiting: Callable[[], None]) -> ModelVersion | None:
         digest = reference.digest

@@ -1,6 +1,7 @@
 """Every version that was ever published on a cluster, by name."""
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from itertools import chain
 from typing import Self
 
@@ -10,6 +11,7 @@ from pipeline.kafka.internal import not_counted, readable
 from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
+from pipeline.models.history import VersionHistory
 from pipeline.settings import Settings
 from schemas.messages import Activation, ModelVersion, Quarantine, VersionReference
 from schemas.records import Record
@@ -30,12 +32,14 @@ class PublishedVersions:
         self, settings: Settings, control: Iterable[Record], contents: VersionContents, board: ModelBoard
     ) -> None:
         self.quarantined = QuarantinedRecords(settings)
-        self._contents = contents
+        self.history = VersionHistory()
+        self._contents, self._empty = contents, board
         self._references: list[VersionReference] = []
         self._end = contents.readable().stop
         self._activations = Activations(not_counted)
         self._scans: dict[str, tuple[Iterator[tuple[int, ModelVersion]], dict[str, bytes]]] = {}
         for _, item in readable(control, decode_control, not_counted):
+            self.history.add(item)
             if isinstance(item, Activation):
                 self._activations.add(item)
                 self._references += item.versions
@@ -49,6 +53,17 @@ class PublishedVersions:
         """Read a cluster's; raises ``TopicError``, ``KafkaException``."""
         control = read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings)
         return cls(settings, control, VersionContents(bootstrap, settings), board)
+
+    def board_at(self, moment: datetime) -> ModelBoard:
+        """Return the versions that were active at ``moment``, by the times of the activations' records."""
+        activations = Activations(not_counted)
+        for activation in self.history.until(moment).activations:
+            activations.add(activation)
+        return activations.apply(self._empty, self._contents.find)
+
+    def content(self, reference: VersionReference) -> ModelVersion | None:
+        """Return the content that a reference names; None where it cannot be read."""
+        return self._contents.find(reference)
 
     def payload(self, name: str, version: str) -> bytes | None:
         """Return the content of a LightGBM or policy version that was activated once; None without one."""

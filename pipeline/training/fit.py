@@ -20,6 +20,7 @@ from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split
 from pipeline.training.early_reports import EarlyReports, Targets
 from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
+from pipeline.training.validation import benchmark, by_first_row, by_period, calibration_table, input_digest
 
 TOP_CARDS: Final = 100
 """Cards a day of the card precision that is reported."""
@@ -128,6 +129,9 @@ def train(
     grown_on = data
     if young is not None:
         grown_on, rows = _with_targets(data, young), np.union1d(rows, young.rows)
+    days = split.validation_us / US_PER_DAY
+    threshold = budget_threshold(score, weight, days, alerts_per_day)
+    metrics = _measure(data, split, score, threshold, days)
     metadata = {
         "training": msgspec.to_builtins(config),
         "periods": split.describe(data.event_time_us),
@@ -135,20 +139,20 @@ def train(
         **({} if young is None else {"early": _describe_early(young)}),
         **({} if labels is None else {LABELS: labels.describe(data.event_time_us[rows], grown_on.fraud[rows])}),
         **(details or {}),
+        "metrics": metrics,
+        "input": {"rows": len(rows), "digest": _digest(grown_on, rows, features)},
+        **_validation_record(data, split, score, trees.sampled(split.training), features),
     }
     distributions = distributions_of(data.features[rows], data.weight[rows], features)
     text = _Trees(grown_on, config, features).grown(rows, rounds)
     model = LightGBMModel(text, calibration, metadata, distributions=distributions)
-    days = split.validation_us / US_PER_DAY
-    threshold = budget_threshold(score, weight, days, alerts_per_day)
-    metrics = _measure(data, split, score, threshold, days) | {"trees": model.trees}
     base = policy or Policy(0.5)
     new_policy = base.replace(
         threshold=threshold,
         lightgbm_version=model.version,
         metadata={"alerts_per_day": alerts_per_day, "validation_days": days},
     )
-    return Trained(model, new_policy, metrics)
+    return Trained(model, new_policy, metrics | {"trees": model.trees})
 
 
 def _check_kinds(data: TrainingSet, split: Split) -> None:
@@ -206,7 +210,7 @@ class _Trees:
         self, training: NDArray[np.intp], validation: NDArray[np.intp]
     ) -> tuple[lightgbm.Booster, int]:
         """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
-        first = self._dataset(*self._sampled(training))
+        first = self._dataset(*self.sampled(training))
         booster = lightgbm.train(
             self._parameters(),
             first,
@@ -220,7 +224,7 @@ class _Trees:
 
     def grown(self, rows: NDArray[np.intp], rounds: int) -> str:
         """Return LightGBM's text of so many trees."""
-        booster = lightgbm.train(self._parameters(), self._dataset(*self._sampled(rows)), num_boost_round=rounds)
+        booster = lightgbm.train(self._parameters(), self._dataset(*self.sampled(rows)), num_boost_round=rounds)
         text: str = booster.model_to_string()
         return text
 
@@ -243,7 +247,7 @@ class _Trees:
             "verbosity": -1,
         }
 
-    def _sampled(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    def sampled(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return the frauds among some rows and a sample of the legitimate ones, with weights that make up for it."""
         fraud, weight = self._data.fraud[rows], self._data.weight[rows]
         frauds = int(np.count_nonzero(fraud))
@@ -281,6 +285,28 @@ def _check_learned(margin: NDArray[np.float64], fraud: NDArray[np.bool_], weight
         )
 
 
+def _digest(data: TrainingSet, rows: NDArray[np.intp], features: Sequence[str]) -> str:
+    """Return the digest of the rows that a version was grown on."""
+    return input_digest(data.features, data.fraud, data.weight, data.event_time_us, rows, features)
+
+
+def _validation_record(
+    data: TrainingSet,
+    split: Split,
+    score: NDArray[np.float64],
+    training: tuple[NDArray[np.intp], NDArray[np.float64]],
+    features: Sequence[str],
+) -> dict[str, Any]:
+    """Return what a version keeps of its validation."""
+    checked = split.validation
+    fraud, weight = data.fraud[checked], data.weight[checked]
+    return {
+        "calibration_table": calibration_table(fraud, score, weight),
+        "by_period": by_period(fraud, score, weight, data.event_time_us[checked]),
+        "benchmark": benchmark(data.features, data.fraud, data.weight, training, checked, features),
+    }
+
+
 def _measure(
     data: TrainingSet, split: Split, score: NDArray[np.float64], threshold: float, days: float
 ) -> dict[str, Any]:
@@ -292,7 +318,7 @@ def _measure(
         "auc_roc": auc_roc(fraud, score, weight),
         "average_precision": average_precision(fraud, score, weight),
         f"card_precision_{TOP_CARDS}": card_precision(
-            fraud, score, data.event_time_us[rows], data.card[rows], TOP_CARDS
+            fraud, score, data.event_time_us[rows], by_first_row(data.card[rows]), TOP_CARDS
         ),
         "threshold": threshold,
         "alerts_per_day": alerted / days,

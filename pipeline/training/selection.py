@@ -7,6 +7,28 @@ from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.scoring.errors import ModelError
 
 
+def refuse_barred(features: Iterable[str], barred: str) -> None:
+    """Refuse features that no version may be trained on.
+
+    Args:
+        features: The features of a training.
+        barred: Names and patterns, separated by commas; the setting ``barred_features``.
+
+    Raises:
+        ModelError: Some of them are barred.
+
+    >>> refuse_barred(["amount", "hour"], "customer_*, weekday")
+    """
+    patterns = [pattern.strip() for pattern in barred.split(",") if pattern.strip()]
+    found = [name for name in features if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if found:
+        without = ",".join(f"-{name}" for name in found)
+        raise ModelError(
+            f"FRAUD_PIPELINE_BARRED_FEATURES bars {', '.join(found)}: leave them out with --features '{without}', or "
+            "change the setting"
+        )
+
+
 def select_features(patterns: Iterable[str]) -> tuple[str, ...]:
     """Return the features that match, in the order of the catalogue.
 

@@ -10,7 +10,7 @@ from pipeline.models.publish import Content
 from pipeline.rates import read_rates
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
-from schemas.messages import Activation, VersionReference
+from schemas.messages import Activation, LearningSwitch, VersionReference
 from tests.helpers.champion import policy
 from tests.simulation.names import PREFIX
 from tests.simulation.world import World
@@ -44,6 +44,13 @@ def activate(world: World, *contents: Content) -> None:
         for one in contents
     ]
     output = control_record(Activation(versions=references, activated_at=world.clock.now(UTC)))
+    world.cluster.write(PREFIX + "control", 0, output.key, output.value)
+
+
+def switch_learning(world: World, *, frozen: bool) -> None:
+    """Freeze learning, or let it go on."""
+    switch = LearningSwitch(frozen=frozen, by="dana", reason="A test.", switched_at=world.clock.now(UTC))
+    output = control_record(switch)
     world.cluster.write(PREFIX + "control", 0, output.key, output.value)
 
 

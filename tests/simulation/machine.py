@@ -11,7 +11,15 @@ from pipeline.kafka.quarantine import control_record, value_digest
 from schemas.messages import Quarantine, RecordPosition
 from schemas.records import Record
 from tests.helpers.logs import label, transaction
-from tests.simulation.activation import LIGHTGBM, POLICIES, activate, content_of, publish_first, write_content
+from tests.simulation.activation import (
+    LIGHTGBM,
+    POLICIES,
+    activate,
+    content_of,
+    publish_first,
+    switch_learning,
+    write_content,
+)
 from tests.simulation.checks import check
 from tests.simulation.model_kafka import Fate
 from tests.simulation.names import AGENT_NAMES, PARTITIONS, PREFIX
@@ -123,6 +131,7 @@ trouble = st.one_of(
 control = st.one_of(
     event("activate", st.sampled_from([None, *LIGHTGBM]), st.sampled_from([None, *POLICIES]), st.booleans()),
     event("write_content", st.sampled_from([*LIGHTGBM, *POLICIES]), st.booleans()),
+    event("switch", st.booleans()),
     event(
         "forge_quarantine",
         st.sampled_from(["transactions", "accepted-labels", "profiled", "features"]),
@@ -202,6 +211,9 @@ class SimulatedPipeline(RuleBasedStateMachine):
                     write_content(self.world, content)
             activate(self.world, *contents)
 
+    def do_switch(self, frozen: bool) -> None:
+        switch_learning(self.world, frozen=frozen)
+
     def do_write_content(self, name: str, sound: bool) -> None:
         content = content_of(name)
         write_content(self.world, content)
@@ -272,6 +284,7 @@ class SimulatedPipeline(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if sys.exc_info()[0] is None and self.world.cluster.logs[PREFIX + "control", 0].end:
+                switch_learning(self.world, frozen=False)
                 self.world.drain()
                 check(Logs(self.world.cluster))
                 check_straight(self.world)

@@ -11,6 +11,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 import pipeline.engine.accepted_labels
 import pipeline.kafka.fold
+from agents.learn import LearnPartitions
 from agents.partitions import KernelPartitions
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
@@ -181,6 +182,7 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
     "restores read topic by topic": order_of_topics,
     "restores end one record short": restored_one_short,
     "versions are read at the start only": versions_at_the_start,
+    "a freeze is not heeded": lambda patch: patch.setattr(LearnPartitions, "on_hold", lambda _: False),
     "another agent's range is skipped": range_of_another_agent,
     "restores read beyond the end": read_beyond_the_end,
 }

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import first_river
-from schemas.messages import Activation, ModelVersion, VersionReference
+from schemas.messages import Activation, LearningSwitch, ModelVersion, VersionReference
 from schemas.records import Record
 from tests.simulation.model_kafka import Cluster
 from tests.simulation.names import PREFIX
@@ -31,6 +31,13 @@ def active_versions(cluster: Cluster) -> Versions:
             if all((one.name, one.digest) in there for one in left):
                 found |= {one.name: one for one in left}
     return Versions(found["lightgbm"].version, found["policy"].version, newest_river(cluster) or first_river().version)
+
+
+def learning_is_frozen(cluster: Cluster) -> bool:
+    """Return what the newest switch on ``control`` says (21)."""
+    controls = [one for one in cluster.logs[PREFIX + "control", 0].entries if isinstance(one, Record)]
+    items = [item for _, item in messages(controls, "control", decode_control)]
+    return next((one.frozen for one in reversed(items) if isinstance(one, LearningSwitch)), False)
 
 
 def newest_river(cluster: Cluster) -> str:

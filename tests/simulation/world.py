@@ -57,7 +57,7 @@ from tests.simulation.model_kafka import (
 )
 from tests.simulation.names import AGENT_NAMES, PARTITIONS, PREFIX
 from tests.simulation.reading import decode_decision, messages, written
-from tests.simulation.versions import Versions, active_versions, newest_river
+from tests.simulation.versions import Versions, active_versions, learning_is_frozen, newest_river
 
 MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where files take no time: RocksDB waits for the disk each time that it opens a store."""
@@ -304,6 +304,8 @@ class Worker:
         batch = self._stalled.pop(agent, None)
         if batch is None:
             batch = loop.poll()
+            if agent == "learn":
+                assert batch is None or not learning_is_frozen(cluster), "21: frozen, and it learns"
             self._world.observe(agent, self.handlers[agent], loop)
             if agent == "score" and batch is not None:
                 self._versions = active_versions(cluster)

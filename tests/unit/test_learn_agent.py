@@ -32,6 +32,7 @@ class _Board:
 @dataclass
 class _Watch:
     board: _Board
+    frozen: bool = False
 
     def refresh(self) -> _Board:
         return self.board
@@ -98,3 +99,13 @@ def test_a_version_waits_for_its_interval() -> None:
     assert len(teach(agent, log)) == 1
     assert teach(agent, log) == []
     assert not agent.due()
+
+
+def test_the_agent_is_on_hold_while_learning_is_frozen() -> None:
+    board = _Board(active())
+    watch = _Watch(board)
+    agent = LearnPartitions(cast(Environment, None), learner_of, lambda _: None, cast(ModelSubscriber, watch), 0.0)
+    assert not agent.on_hold()
+    watch.frozen = True
+    assert agent.ready()
+    assert agent.on_hold()

@@ -1,0 +1,66 @@
+"""Options and errors that the subcommands of ``fraud-pipeline models`` share."""
+
+import getpass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+from pydantic import ValidationError
+
+from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.producer import DeliveryFailed
+from pipeline.models.changes import Said
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+bootstrap_option = click.option("--bootstrap", help="Cluster to use.  [default: KAFKA_BOOTSTRAP_SERVERS]")
+registry_option = click.option("--registry", "of_registry", is_flag=True, help="Of the local registry, not a cluster.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+
+
+def said_options(function: F) -> F:
+    """Add ``--reason`` and ``--by``."""
+    function = click.option("--by", help="Who makes the change.  [default: your user name]")(function)
+    return click.option("--reason", required=True, help="Why, in one sentence; it is kept with the change.")(function)
+
+
+def said(by: str | None, reason: str) -> Said:
+    """Return who makes a change, and why; a usage error where the reason says nothing."""
+    if not reason.strip():
+        raise click.UsageError("give a reason with --reason: one sentence that the next person can read")
+    return Said(by or _user(), reason.strip())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise click.UsageError("this system knows no user name: name yourself with --by") from None
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn what an operator can do something about into one sentence."""
+    try:
+        yield
+    except (
+        *(ClusterNotFound, ClusterUnreachable, ConfigError),
+        *(DeliveryFailed, ModelError, TopicError, ValidationError),
+    ) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def cluster(bootstrap: str | None) -> tuple[str, Settings]:
+    """Return a cluster's address and the settings.
+
+    Raises:
+        ClusterNotFound: None is named, or none answers.
+    """
+    settings = Settings()
+    if bootstrap is not None:
+        settings = settings.model_copy(update={"kafka_bootstrap_servers": bootstrap})
+    return find_cluster(settings), settings

@@ -1,0 +1,172 @@
+"""The subcommands of ``fraud-pipeline models`` for reviewers: the model card, and a training done again."""
+
+import contextlib
+import io
+import tempfile
+from datetime import timedelta
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.commands.model_options import bootstrap_option, cluster, one_sentence, registry_option
+from pipeline.commands.models import versions
+from pipeline.models.card import CardSources, model_card
+from pipeline.models.changes import board_without_river
+from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts
+from pipeline.models.history import VersionHistory
+from pipeline.models.known import KnownVersion, KnownVersions
+from pipeline.models.library import PublishedVersions
+from pipeline.registry import LIGHTGBM, Registry
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+
+
+@click.command()
+@click.argument("version")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a file, .md or .html.  [default: the standard output]",
+)
+@click.option(
+    "--review-after-days",
+    type=click.IntRange(min=1),
+    default=365,
+    show_default=True,
+    help="From the first activation to the review.",
+)
+@bootstrap_option
+@registry_option
+def card(version: str, output: Path | None, review_after_days: int, bootstrap: str | None, of_registry: bool) -> None:
+    """Write the model card of LightGBM VERSION, from what is recorded of it and nothing else."""
+    if output is not None and output.suffix not in (".md", ".html"):
+        raise click.UsageError(f"{output} is neither a .md nor a .html file: name one with --output")
+    with one_sentence():
+        settings, history = Settings(), VersionHistory()
+        registry = Registry(settings.registry_path)
+        known = KnownVersions(registry)
+        if not of_registry:
+            servers, settings = cluster(bootstrap)
+            published = PublishedVersions.on(servers, settings, board_without_river(settings))
+            history, known = published.history, KnownVersions(registry, published)
+        found = known.find(version, LIGHTGBM)
+        text = model_card(
+            CardSources(
+                facts=facts_of(found),
+                gains=gains(found),
+                policy=_policy(known, found),
+                history=history,
+                barred=settings.barred_features,
+                review_after=timedelta(days=review_after_days),
+            )
+        )
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text if output.suffix == ".md" else as_html(text, found.version), encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
+    click.echo(f"Wrote {output}.")
+
+
+def _policy(known: KnownVersions, found: KnownVersion) -> Facts | None:
+    try:
+        return facts_of(known.policy_for(found.version))
+    except ModelError:
+        # The card says that none is recorded.
+        return None
+
+
+def as_html(markdown: str, version: str) -> str:
+    """Return a card of headings, paragraphs, lists and tables as a page."""
+    body: list[str] = []
+    rows: list[str] = []
+    for line in [*markdown.splitlines(), ""]:
+        if line.startswith("|"):
+            cells = "".join(f"<td>{_inline(one)}</td>" for one in _cells(line))
+            if not set(line) <= set("| -"):
+                rows.append(f"<tr>{cells}</tr>")
+            continue
+        if rows:
+            body.append(f"<table>{''.join(rows)}</table>")
+            rows = []
+        level = len(line) - len(line.lstrip("#"))
+        if level:
+            body.append(f"<h{level}>{_inline(line[level:].strip())}</h{level}>")
+        elif line:
+            body.append(f"<p>{_inline(line)}</p>")
+    style = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td{padding:.2em .8em;border:1px solid #ccc}"
+    style += "table{border-collapse:collapse}"
+    head = f'<meta charset="utf-8"><title>Model card {escape(version)}</title><style>{style}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def _cells(line: str) -> list[str]:
+    return line.replace("\\|", "\0").strip("|").split("|")
+
+
+def _inline(text: str) -> str:
+    plain = text.replace("\0", "|").replace("&lt;", "<").replace("\\\\", "\\").strip()
+    pieces = escape(plain).split("`")
+    if len(pieces) % 2 == 0:
+        return escape(plain)
+    return "".join(f"<code>{one}</code>" if at % 2 else one for at, one in enumerate(pieces))
+
+
+@click.command()
+@click.argument("version")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@bootstrap_option
+@registry_option
+def rebuild(version: str, file: Path, bootstrap: str | None, of_registry: bool) -> None:
+    """Train LightGBM VERSION again on FILE, as its metadata say, and compare the digests.
+
+    Nothing is registered and nothing becomes active. Exit code 1 means that the result is another one.
+    """
+    # Training is imported where it is needed: it takes seconds.
+    from pipeline.training.rebuild import what_differs
+
+    with one_sentence():
+        found = versions(bootstrap, of_registry).find(version, LIGHTGBM)
+        facts = lightgbm_facts(found)
+        arguments = _arguments(facts)
+        with tempfile.TemporaryDirectory(prefix="rebuild-") as scratch:
+            registry = Registry(Path(scratch))
+            train_again(arguments, file, registry.path)
+            (entry,) = registry.entries(LIGHTGBM)
+            again = KnownVersion(LIGHTGBM, entry.version, registry.load(LIGHTGBM, entry.version), None, entry)
+            if again.digest != found.digest:
+                why = what_differs(facts, lightgbm_facts(again), found.entry, entry)
+                raise ModelError(f"training again gave version {again.version}, not {found.version}: {why}")
+    click.echo(f"Training again gave version {found.version} too: digest {found.digest}.")
+
+
+def _arguments(facts: Facts) -> dict[str, Any]:
+    request = facts.get("request")
+    if not isinstance(request, dict) or not {"arguments", "settings"} <= request.keys() or "input" not in facts:
+        raise ModelError(
+            f"LightGBM version {facts['version']} does not say how it was trained, so that it cannot be trained again"
+        )
+    arguments: dict[str, Any] = request["arguments"]
+    if arguments.get("from_topics"):
+        raise ModelError(
+            f"LightGBM version {facts['version']} was trained on topics; only a file can be trained on again"
+        )
+    return arguments
+
+
+def train_again(arguments: dict[str, Any], file: Path, registry_dir: Path) -> None:
+    """Call ``fraud-pipeline train`` with recorded arguments; raises what it raises."""
+    from pipeline.commands.train import command as train
+
+    context = click.Context(train)
+    values = {
+        one.name: one.type_cast_value(context, arguments[one.name]) for one in train.params if one.name in arguments
+    }
+    places = {"file": file, "registry_dir": registry_dir, "activate": False, "publish": False, "bootstrap": None}
+    with contextlib.redirect_stdout(io.StringIO()), context:
+        context.params = dict(values)
+        context.invoke(train, **values, **places)

@@ -1,0 +1,145 @@
+"""How versions and their history read in 80 columns. Pure: plain values in, lines out."""
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from pipeline.demo.text import PLAIN_WIDTH, count_text, printable, utc_text
+from pipeline.models.description import Facts
+from pipeline.models.history import VersionEvent, event_time
+from schemas.messages import Activation, Assessment, VersionReference
+
+COLUMNS: Final = (("time", 16), ("version", 12), ("kind", 8), ("active", 6), ("by", 9), ("step", 9), ("validation", 10))
+"""Columns of the table of versions, with their widths; with a space between them 76."""
+_ORDER: Final = ("auc_roc", "average_precision", "card_precision_100", "alert_precision", "alert_recall")
+
+
+def table_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield the table of versions; a cell that is too long is cut."""
+    yield " ".join(name.ljust(width) for name, width in COLUMNS).rstrip()
+    for row in rows:
+        yield " ".join(cut(row[name], width).ljust(width) for name, width in COLUMNS).rstrip()
+
+
+def cut(text: str, width: int) -> str:
+    """Return ``text`` without control characters in at most ``width`` columns.
+
+    >>> cut("mona.weissenberger", 9)
+    'mona.wei…'
+    """
+    text = printable(text)
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def figure(name: str, facts: Facts) -> str:
+    """Return the one figure that the table shows of a version: average precision, or a policy's threshold."""
+    if name == "policy":
+        return f">= {facts['threshold']:.4f}"
+    value = facts["metrics"].get("average_precision")
+    return "" if value is None else f"AP {value:.3f}"
+
+
+def value_text(value: Any) -> str:
+    """Return a value as a person reads it.
+
+    >>> value_text(0.123456), value_text(123456), value_text(["a", "b"]), value_text(None)
+    ('0.1235', '123,456', 'a, b', '-')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return count_text(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        simple = all(not isinstance(one, dict | list) for one in value)
+        return ", ".join(map(value_text, value)) if simple else f"{len(value)} rows"
+    return printable(str(value))
+
+
+def fact_lines(facts: Facts) -> Iterator[str]:
+    """Yield what is known of a version, one fact a line, those that belong together indented."""
+    for name, value in facts.items():
+        words = name.replace("_", " ")
+        if isinstance(value, dict):
+            if value:
+                yield f"{words}:"
+                for key, one in value.items():
+                    text = _pairs(one) if isinstance(one, dict) else _named(key, one)
+                    yield from wrapped(f"{key.replace('_', ' ')}: {text}", 2)
+        elif value not in (None, [], ""):
+            yield from wrapped(f"{words}: {value_text(value)}", 0)
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_named(key, one)}" for key, one in values.items())
+
+
+def _named(key: str, value: Any) -> str:
+    """Return a value as a person reads it; a seed is no count."""
+    return str(value) if key == "seed" else value_text(value)
+
+
+def wrapped(text: str, indent: int, width: int = PLAIN_WIDTH) -> list[str]:
+    """Return ``text`` in lines of at most ``width`` columns, indented; a word that is longer stays whole."""
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def difference_lines(found: Mapping[str, tuple[Any, Any]], one: str, other: str) -> Iterator[str]:
+    """Yield in what two versions differ; of lists, what only one of them has."""
+    for name, (a, b) in found.items():
+        if isinstance(a, list) and isinstance(b, list):
+            for version, values in ((one, a), (other, b)):
+                if values:
+                    yield from wrapped(f"{name} only in {version}: {value_text(values)}", 0)
+        else:
+            key = name.rpartition(".")[2]
+            yield from wrapped(f"{name}: {_named(key, a)} -> {_named(key, b)}", 0)
+
+
+def event_lines(event: VersionEvent) -> Iterator[str]:
+    """Yield a record of `control`: when, what and who; then the versions; then why."""
+    by = f"by {printable(event.by)}" if event.by else ""
+    head = [utc_text(event_time(event)), f"{event_word(event)}", by]
+    yield "  ".join(part for part in head if part)
+    if isinstance(event, Activation | Assessment):
+        named = reference_text(event.versions)
+        against = reference_text(event.against) if isinstance(event, Assessment) else ""
+        yield from wrapped(named + (f" against {against}" if against else ""), 2)
+    if event.reason:
+        yield from wrapped(printable(event.reason), 2)
+
+
+def event_word(event: VersionEvent) -> str:
+    """Return what happened, in one word or two."""
+    if isinstance(event, Activation):
+        return printable(event.step)
+    if isinstance(event, Assessment):
+        return f"assessment {printable(event.outcome)}"
+    return "freeze" if event.frozen else "unfreeze"
+
+
+def reference_text(references: Sequence[VersionReference]) -> str:
+    """Return names and versions in a row."""
+    return ", ".join(f"{printable(one.name)} {printable(one.version)}" for one in references)
+
+
+def metric_text(metrics: Mapping[str, Any]) -> str:
+    """Return the best known metrics of a training in a row; empty without any."""
+    found = [f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in _ORDER if metrics.get(name) is not None]
+    return ", ".join(found)
+
+
+def json_line(value: Any) -> str:
+    """Return a value as one line of JSON."""
+    return json.dumps(value, ensure_ascii=False, default=str)

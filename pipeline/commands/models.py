@@ -1,0 +1,226 @@
+"""``fraud-pipeline models``: look at the versions of a cluster or of the registry, and change the active ones."""
+
+from datetime import datetime
+from typing import Any, Final
+
+import click
+import msgspec
+
+from pipeline.cli import LazyGroup
+from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, registry_option
+from pipeline.commands.model_text import (
+    difference_lines,
+    event_lines,
+    fact_lines,
+    figure,
+    json_line,
+    table_lines,
+)
+from pipeline.commands.replay import Moment
+from pipeline.demo.text import utc_text
+from pipeline.models.changes import board_without_river
+from pipeline.models.description import differences, facts_of
+from pipeline.models.history import BUNDLED, Mention, VersionHistory, event_time
+from pipeline.models.known import KnownVersion, KnownVersions
+from pipeline.models.library import PublishedVersions
+from pipeline.registry import Registry
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+from schemas.messages import Activation
+
+_HERE: Final = "pipeline.commands.models"
+_CHANGES: Final = "pipeline.commands.model_changes"
+_PAGES: Final = "pipeline.commands.model_pages"
+SUBCOMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "at": (f"{_HERE}:at", "Show the versions that were active at a time."),
+    "card": (f"{_PAGES}:card", "Write the model card of a version."),
+    "diff": (f"{_HERE}:diff", "Show in what two versions differ."),
+    "freeze": (f"{_CHANGES}:freeze", "Stop all learning."),
+    "history": (f"{_HERE}:history", "List activations, assessments and switches, newest first."),
+    "list": (f"{_HERE}:list_versions", "List versions, newest first."),
+    "policy": (f"{_CHANGES}:policy", "Show or change the active policy."),
+    "promote": (f"{_CHANGES}:promote", "Make a LightGBM version active, with its policy."),
+    "rebuild": (f"{_PAGES}:rebuild", "Train a version again, and compare."),
+    "rollback": (f"{_CHANGES}:rollback", "Go back to the versions before the active ones."),
+    "show": (f"{_HERE}:show", "Show what is known of a version."),
+    "unfreeze": (f"{_CHANGES}:unfreeze", "Let learning go on."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=SUBCOMMANDS)
+def command() -> None:
+    """Look at versions of models, and change the active ones.
+
+    A VERSION is 12 hexadecimal digits; the first 4 are enough where no other version has them.
+    """
+
+
+@click.command("list")
+@bootstrap_option
+@registry_option
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many versions.")
+@json_option
+def list_versions(bootstrap: str | None, of_registry: bool, limit: int, as_json: bool) -> None:
+    """List LightGBM versions and policies, newest first.
+
+    `time`, `by` and `step` are of the newest record that names a version. `validation` is the average precision of its
+    training, or the threshold of a policy.
+    """
+    with one_sentence():
+        rows = registry_rows(limit) if of_registry else cluster_rows(*cluster(bootstrap), limit)
+    if as_json:
+        for row in rows:
+            click.echo(json_line(row))
+        return
+    for line in table_lines([_cells(row) for row in rows]):
+        click.echo(line)
+
+
+def cluster_rows(bootstrap: str, settings: Settings, limit: int) -> list[dict[str, Any]]:
+    """Return the newest versions of a cluster, ready for JSON; raises `ModelError`, `TopicError`."""
+    published = PublishedVersions.on(bootstrap, settings, board_without_river(settings))
+    known = KnownVersions(Registry(settings.registry_path), published)
+    board = published.board
+    active = {one.digest for one in (board.lightgbm, board.policy) if one is not None}
+    return [_cluster_row(mention, known, active) for mention in published.history.mentions()[:limit]]
+
+
+def _cluster_row(mention: Mention, known: KnownVersions, active: set[str]) -> dict[str, Any]:
+    reference, event = mention.reference, mention.event
+    row = {
+        "time": event_time(event).isoformat(),
+        "first_time": mention.first_at.isoformat(),
+        "version": reference.digest[:12],
+        "kind": reference.name,
+        "active": reference.digest in active,
+        "by": event.by,
+        "step": event.step if isinstance(event, Activation) else event.outcome,
+        "reason": event.reason,
+    }
+    try:
+        return row | {"facts": _short(known.at(reference))}
+    except ModelError as error:
+        return row | {"error": str(error)}
+
+
+def registry_rows(limit: int) -> list[dict[str, Any]]:
+    """Return the newest versions of the registry, ready for JSON; raises `pipeline.registry.RegistryError`."""
+    registry = Registry(Settings().registry_path)
+    known = KnownVersions(registry)
+    entries = sorted(
+        (entry for name in BUNDLED for entry in registry.entries(name)), key=lambda one: one.created, reverse=True
+    )
+    return [
+        {
+            "time": entry.created.isoformat(),
+            "version": entry.version,
+            "kind": entry.name,
+            "active": registry.active(entry.name) == entry.version,
+            "by": "",
+            "step": "register",
+            "facts": _short(known.at_entry(entry)),
+        }
+        for entry in entries[:limit]
+    ]
+
+
+def _short(known: KnownVersion) -> dict[str, Any]:
+    facts = facts_of(known)
+    kept = ("threshold", "blend", "audit_rate", "lightgbm_version", "kernel", "trees", "periods", "metrics")
+    return {name: facts[name] for name in kept if name in facts}
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    shown = figure(row["kind"], row["facts"]) if "facts" in row else "unreadable"
+    time = utc_text(datetime.fromisoformat(row["time"]))[:16]
+    return row | {"time": time, "active": "active" if row["active"] else "", "validation": shown}
+
+
+@click.command()
+@click.argument("version")
+@bootstrap_option
+@registry_option
+@json_option
+def show(version: str, bootstrap: str | None, of_registry: bool, as_json: bool) -> None:
+    """Show what is known of VERSION: how it was made, and how it did on its validation period."""
+    with one_sentence():
+        facts = facts_of(versions(bootstrap, of_registry).find(version))
+    if as_json:
+        click.echo(json_line(facts))
+        return
+    for line in fact_lines(facts):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("one")
+@click.argument("other")
+@bootstrap_option
+@registry_option
+@json_option
+def diff(one: str, other: str, bootstrap: str | None, of_registry: bool, as_json: bool) -> None:
+    """Show in what version OTHER differs from version ONE; both LightGBM versions, or both policies."""
+    with one_sentence():
+        known = versions(bootstrap, of_registry)
+        first, second = known.find(one), known.find(other)
+        if first.name != second.name:
+            raise ModelError(f"{one} is a {first.name} version and {other} a {second.name} version: name two of a kind")
+        found = differences(facts_of(first), facts_of(second))
+    if as_json:
+        click.echo(json_line({name: {"before": a, "after": b} for name, (a, b) in found.items()}))
+        return
+    for line in difference_lines(found, first.version, second.version):
+        click.echo(line)
+
+
+def versions(bootstrap: str | None, of_registry: bool) -> KnownVersions:
+    """Return the versions of a cluster and the registry, or of the registry alone; raises as `cluster`."""
+    if of_registry:
+        return KnownVersions(Registry(Settings().registry_path))
+    servers, settings = cluster(bootstrap)
+    published = PublishedVersions.on(servers, settings, board_without_river(settings))
+    return KnownVersions(Registry(settings.registry_path), published)
+
+
+@click.command()
+@click.argument("time", type=Moment())
+@bootstrap_option
+@json_option
+def at(time: datetime, bootstrap: str | None, as_json: bool) -> None:
+    """Show the LightGBM version and the policy that were active at TIME.
+
+    Workers follow within moments; each decision names the versions that made it, the online model's too.
+    """
+    with one_sentence():
+        servers, settings = cluster(bootstrap)
+        published = PublishedVersions.on(servers, settings, board_without_river(settings))
+        active = published.board_at(time).active
+        switch = published.history.until(time).switch
+        if active is None:
+            raise ModelError(f"no version was active at {utc_text(time)}; `fraud-pipeline models history` has them all")
+    frozen = switch is not None and switch.frozen
+    if as_json:
+        found = {"lightgbm": active.lightgbm.version, "policy": active.policy.version, "frozen": frozen}
+        click.echo(json_line({"time": time.isoformat(), **found}))
+        return
+    click.echo(f"lightgbm {active.lightgbm.version}")
+    click.echo(f"policy   {active.policy.version}")
+    click.echo(f"learning {'frozen' if frozen else 'on'}")
+
+
+@click.command()
+@bootstrap_option
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many records.")
+@json_option
+def history(bootstrap: str | None, limit: int | None, as_json: bool) -> None:
+    """List all activations, assessments and switches of learning, newest first."""
+    with one_sentence():
+        events = VersionHistory.on(*cluster(bootstrap)).events[::-1][:limit]
+    for event in events:
+        if as_json:
+            click.echo(msgspec.json.encode(event).decode())
+        else:
+            for line in event_lines(event):
+                click.echo(line)
+    if not events:
+        click.echo("control holds no record of versions", err=True)

@@ -1,0 +1,58 @@
+"""What each feature means, in a few words for people; ``docs/features.md`` has the definitions."""
+
+from typing import Final
+
+from pipeline.features.catalogue import FEATURES, WINDOWS_US
+
+_WINDOWS: Final = {"1h": "the last hour", "1d": "the last day", "7d": "the last 7 days", "30d": "the last 30 days"}
+_STATISTICS: Final = {
+    "count": "number of the {entity}'s transactions in {window}",
+    "sum": "sum of the {entity}'s amounts in {window}",
+    "mean": "mean of the {entity}'s amounts in {window}",
+    "std": "standard deviation of the {entity}'s amounts in {window}",
+    "max": "largest of the {entity}'s amounts in {window}",
+    "min": "smallest of the {entity}'s amounts in {window}",
+}
+_OTHERS: Final = {
+    "amount": "amount in the base currency",
+    "hour": "hour of the day",
+    "weekday": "day of the week",
+    "card_seconds_since_last": "seconds since the card's last transaction",
+    "card_usual_amount": "median of the card's latest 32 amounts",
+    "card_amount_to_usual": "amount, as a multiple of the card's median",
+    "card_amount_deviation": "distance of the amount from the card's median, in typical distances",
+    "card_outlier_count_1d": "amounts out of the card's range in the last day",
+    "card_outlier_count_7d": "amounts out of the card's range in the last 7 days",
+    "card_outlier_count_30d": "amounts out of the card's range in the last 30 days",
+    "card_merchant_count": "the card's latest 32 transactions that were at this merchant",
+    "card_regular_mean_30d": "mean of the card's amounts in the last 30 days, without those out of its range",
+    "card_amount_to_regular": "amount, as a multiple of that mean",
+    "card_seconds_since_outlier": "seconds since the card's last amount out of its range",
+    "merchant_seconds_since_last": "seconds since the merchant's last transaction",
+    "merchant_amount_to_mean": "amount, as a multiple of the merchant's mean of 30 days",
+    "merchant_surge": "the merchant's transactions of the last day, as a multiple of its daily mean",
+    "merchant_known_count_14d": "labelled transactions of the merchant in the last 14 days",
+    "merchant_known_fraud_14d": "known frauds of the merchant in the last 14 days",
+    "merchant_known_count_30d": "labelled transactions of the merchant in the last 30 days",
+    "merchant_known_fraud_30d": "known frauds of the merchant in the last 30 days",
+    "merchant_fraud_risk_30d": "smoothed share of known frauds at the merchant in 30 days",
+    "merchant_newest_label": "whether the merchant's newest labelled transaction was fraud",
+    "merchant_seconds_since_fraud": "seconds since the merchant's newest known fraud",
+    "merchant_seconds_since_legitimate": "seconds since the merchant's newest transaction known to be legitimate",
+    "merchant_unexplained_fraud_30d": "known frauds of the merchant in 30 days that no amount explains",
+    "merchant_unreported_since_fraud": "old enough transactions at the merchant without a report since such a fraud",
+    "merchant_fraud_run_seconds": "seconds since the first fraud of the merchant's present run of frauds",
+    "merchant_seconds_since_first": "seconds since the merchant's first transaction in 30 days",
+}
+
+
+def _meaning(name: str) -> str:
+    if name in _OTHERS:
+        return _OTHERS[name]
+    entity, statistic, window = name.split("_")
+    return _STATISTICS[statistic].format(entity=entity, window=_WINDOWS[window])
+
+
+MEANINGS: Final = {name: _meaning(name) for name in FEATURES}
+"""What each feature means, by its name."""
+assert _WINDOWS.keys() == WINDOWS_US.keys()  # noqa: S101 -- a window without words would be found by nobody else

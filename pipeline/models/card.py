@@ -1,0 +1,251 @@
+"""The model card of a LightGBM version: what a reviewer must know of it, made from records and nothing else."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from pipeline.features.meanings import MEANINGS
+from pipeline.models.description import Facts, label_regime
+from pipeline.models.history import VersionHistory, event_time
+from schemas.messages import Activation, Assessment
+
+NOT_RECORDED: Final = "not recorded"
+PURPOSE: Final = (
+    "The version scores card transactions after their authorisation. A score at or above the threshold of the policy "
+    "raises an alert, which a person looks at. The version declines no transaction, and decides about no person."
+)
+TOP_FEATURES: Final = 10
+_METRICS: Final = {
+    "average_precision": "average precision",
+    "auc_roc": "area under the ROC curve",
+    "card_precision_100": "card precision at 100 a day",
+    "alert_precision": "precision of alerts",
+    "alert_recall": "share of frauds alerted",
+    "expected_to_observed_frauds": "expected to observed frauds",
+}
+
+
+class CardSources(NamedTuple):
+    """All that a card is made from."""
+
+    facts: Facts
+    """Of the version (`pipeline.models.description.facts_of`)."""
+    gains: Mapping[str, float]
+    """By feature, the largest first."""
+    policy: Facts | None
+    """Of the policy that was made for it."""
+    history: VersionHistory
+    """Of the cluster; an empty one where there is none."""
+    barred: str
+    """Patterns of features that no version may be trained on."""
+    review_after: timedelta
+    """From the first activation to the review."""
+
+
+def model_card(sources: CardSources) -> str:
+    """Return the card as Markdown."""
+    facts = sources.facts
+    parts = [
+        [f"# Model card: LightGBM version {facts['version']}", "", "Made from the records of the version and of its "
+         "cluster. Do not edit it; make it again.", "", "## Purpose", "", PURPOSE, ""],
+        _overview(sources),
+        _recipe(sources),
+        _data(facts),
+        _performance(facts),
+        _calibration(facts),
+        _threshold(sources),
+        _approvals(sources),
+        _limits(sources),
+    ]  # fmt: skip
+    return "\n".join(line for part in parts for line in part).rstrip("\n") + "\n"
+
+
+def review_date(sources: CardSources) -> datetime | None:
+    """Return when the version must be looked at again; None before it was first active."""
+    first = sources.history.activations_of(sources.facts["digest"])[:1]
+    return first[0].activated_at + sources.review_after if first else None
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Return a Markdown table, its cells with a few digits and without anything that would end a cell.
+
+    >>> table(["a", "b"], [["x|y", 0.25]])
+    ['| a | b |', '| --- | --- |', '| x\\\\|y | 0.25 |', '']
+    """
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    return [*lines, *(f"| {' | '.join(map(cell, row))} |" for row in rows), ""]
+
+
+def cell(value: Any) -> str:
+    """Return a value as the cell of a table."""
+    if value is None or value == "":
+        return NOT_RECORDED
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1_000 and value == round(value) else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    text = "".join(one if one.isprintable() else " " for one in str(value))
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _overview(sources: CardSources) -> list[str]:
+    facts, history = sources.facts, sources.history
+    activations = history.activations_of(facts["digest"])
+    policy, due = sources.policy, review_date(sources)
+    rows = [
+        ("version", facts["version"]),
+        ("SHA-256 of its content", facts["digest"]),
+        ("kernel of the features", facts["kernel"]),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in sorted(facts["libraries"].items()))),
+        ("first active", activations[0].activated_at if activations else "never"),
+        ("activated by", activations[0].by if activations else "nobody"),
+        ("policy", policy["version"] if policy else None),
+        ("review due", f"{due:%Y-%m-%d}" if due else f"{sources.review_after.days} days after its first activation"),
+    ]
+    return ["## At a glance", "", *table(["", ""], rows)]
+
+
+def _recipe(sources: CardSources) -> list[str]:
+    facts, total = sources.facts, sum(sources.gains.values())
+    features = [
+        (f"`{name}`", MEANINGS.get(name), f"{sources.gains.get(name, 0.0) / total:.1%}" if total else None)
+        for name in facts["features"]
+    ]
+    top = list(sources.gains)[:TOP_FEATURES]
+    settings = [(name.replace("_", " "), str(value)) for name, value in facts["hyperparameters"].items()]
+    return [
+        "## Recipe",
+        "",
+        f"{facts['trees']} trees, with a seed and a number of threads that make the training repeatable.",
+        "",
+        *table(["setting", "value"], [*settings, *((f"calibration {n}", v) for n, v in facts["calibration"].items())]),
+        f"It may ask for {len(features)} features. A share of gain is what the splits on a feature have added, of all.",
+        "",
+        *table(["feature", "meaning", "share of gain"], features),
+        f"The largest shares: {', '.join(f'`{name}`' for name in top)}." if top else "No split was made.",
+        "",
+    ]
+
+
+def _data(facts: Facts) -> list[str]:
+    periods, frauds = facts.get("periods", {}), facts.get("frauds", {})
+    of_periods = [
+        (name, period.get("from"), period.get("to"), period.get("rows"), frauds.get(name))
+        for name, period in periods.items()
+    ]
+    given = facts.get("input", {})
+    lines = ["## Data", ""]
+    columns = ["period", "from", "to", "rows", "frauds"]
+    lines += table(columns, of_periods) if of_periods else [f"Periods: {NOT_RECORDED}.", ""]
+    lines += [f"Digest of the rows: {cell(given.get('digest'))}.", ""]
+    regime = label_regime(facts)
+    rows = [(name.replace("_", " "), value) for name, value in regime.items()]
+    return [
+        *lines,
+        *("### Label regime", ""),
+        *(table(["", ""], rows) if rows else [f"The label regime is {NOT_RECORDED}.", ""]),
+    ]
+
+
+def _performance(facts: Facts) -> list[str]:
+    metrics, benchmark = facts["metrics"], facts.get("benchmark", {})
+    lines = ["## Performance", "", "On the validation period, which chose the number of trees, the calibration and the "
+             "threshold: the figures flatter a little.", ""]  # fmt: skip
+    lines += table(["metric", "value"], [(words, metrics.get(name)) for name, words in _METRICS.items()])
+    if benchmark:
+        used = ", ".join(f"`{name}`" for name in benchmark.get("features", ()))
+        rows = [
+            ("this version", metrics.get("average_precision")),
+            (f"logistic regression on {used}", benchmark.get("logistic_regression")),
+            ("the amount alone", benchmark.get("amount")),
+        ]
+        lines += ["Against what needs no trees, on the same rows:", ""]
+        lines += table(["model", "average precision"], rows)
+    else:
+        lines += [f"A simple benchmark is {NOT_RECORDED}.", ""]
+    if periods := facts.get("by_period"):
+        by_period = [
+            (one["from"], one["days"], one["rows"], one["frauds"], one["average_precision"], one["auc_roc"])
+            for one in periods
+        ]
+        lines += table(["from", "days", "rows", "frauds", "average precision", "AUC"], by_period)
+    return lines
+
+
+def _calibration(facts: Facts) -> list[str]:
+    found = facts.get("calibration_table")
+    if not found:
+        return ["## Calibration", "", f"The calibration table is {NOT_RECORDED}.", ""]
+    rows = [
+        (f"{one['from']:g} to {one['to']:g}", one["rows"], one["mean_score"], one["observed_rate"]) for one in found
+    ]
+    return ["## Calibration", "", *table(["score", "transactions", "mean score", "observed rate"], rows)]
+
+
+def _threshold(sources: CardSources) -> list[str]:
+    policy, metrics = sources.policy, sources.facts["metrics"]
+    if policy is None:
+        return ["## Threshold and volume", "", f"A policy that was made for it is {NOT_RECORDED}.", ""]
+    rows = [
+        ("threshold", policy["threshold"]),
+        ("budget of alerts a day", policy["metadata"].get("alerts_per_day")),
+        ("alerts a day, on the validation period", metrics.get("alerts_per_day")),
+        ("share of transactions alerted", metrics.get("alert_rate")),
+        ("blend (part of the online model)", policy["blend"]),
+        ("audit rate", policy["audit_rate"]),
+        ("rules", ", ".join(policy["rules"]) or "none"),
+    ]
+    return ["## Threshold and volume", "", f"Of policy {policy['version']}.", "", *table(["", ""], rows)]
+
+
+def _approvals(sources: CardSources) -> list[str]:
+    digest, history = sources.facts["digest"], sources.history
+    rows = [(one.activated_at, one.step, one.by, one.reason) for one in history.activations_of(digest)]
+    lines = ["## Approvals", ""]
+    lines += table(["time", "step", "by", "reason"], rows) if rows else ["It was never activated.", ""]
+    own = history.assessments_of(digest)
+    if own:
+        lines += ["Its own comparisons before:", "", *_assessments(own)]
+    rejected = [one for one in history.challengers_of(digest) if one.outcome == "rejected"]
+    lines += ["### Rejected challengers", ""]
+    return [*lines, *(_assessments(rejected) if rejected else ["None are recorded.", ""])]
+
+
+def _assessments(found: Sequence[Assessment]) -> list[str]:
+    rows = [
+        (event_time(one), ", ".join(at.version for at in one.versions), one.outcome, one.reason, _figures(one))
+        for one in found
+    ]
+    return table(["time", "versions", "outcome", "reason", "figures"], rows)
+
+
+def _figures(event: Activation | Assessment) -> str:
+    simple = {name: one for name, one in event.figures.items() if isinstance(one, int | float | str)}
+    return ", ".join(f"{name.replace('_', ' ')} {cell(one)}" for name, one in simple.items())
+
+
+def _limits(sources: CardSources) -> list[str]:
+    return ["## Limits", "", *(f"- {limit}" for limit in limits(sources)), ""]
+
+
+def limits(sources: CardSources) -> Iterator[str]:
+    """Yield what the version must not be taken for, as far as the records tell."""
+    facts = sources.facts
+    period = facts.get("periods", {}).get("validation")
+    if period:
+        days = f"{period['from'][:10]} to {period['to'][:10]}"
+        yield f"It was measured on {days} alone. What came later is for a backtest."
+    regime = label_regime(facts)
+    if "frauds-only" in (regime.get("reported"), regime.get("regime.reported")):
+        yield "Legitimate transactions had no labels: those that nobody reported count as legitimate."
+    elif not regime:
+        yield "The label regime is not recorded: compare it with that of the traffic before you trust the figures."
+    if len(facts["features"]) and not any("known" in one or "fraud" in one for one in facts["features"]):
+        yield "No feature knows reported frauds: it cannot follow a new pattern before it is trained again."
+    if not facts.get("benchmark"):
+        yield "It was not compared with a simple benchmark."
+    yield f"It fits the features of kernel {facts['kernel']} alone."
+    barred = sources.barred or "none are set (FRAUD_PIPELINE_BARRED_FEATURES)"
+    yield f"Barred features: {barred}. The recipe lists every feature that it may ask for; no other enters a score."

@@ -1,0 +1,217 @@
+"""Changes of the active versions by a person, and the switch of learning. Each is checked before it is written."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Self
+
+from pipeline.decision.policy import Policy
+from pipeline.engine.models import ModelBoard
+from pipeline.models.description import metrics_of
+from pipeline.models.history import FALL_BACK, POLICY_SET, PROMOTE, ROLLBACK, Bundle, VersionHistory
+from pipeline.models.known import KnownVersion, KnownVersions
+from pipeline.models.library import PublishedVersions
+from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.river_factory import first_river
+from pipeline.scoring.river_model import RiverModel
+from pipeline.settings import Settings
+from schemas.messages import LearningSwitch, VersionReference
+
+
+class Said(NamedTuple):
+    """Who makes a change, and why."""
+
+    by: str
+    reason: str
+
+
+class Active(NamedTuple):
+    """The versions of a bundle, by name."""
+
+    lightgbm: str
+    policy: str
+
+
+def board_without_river(settings: Settings) -> ModelBoard:
+    """Return a board for programs that look at LightGBM versions and policies alone."""
+    return ModelBoard(lambda: first_river(settings.river_classifier), _no_river)
+
+
+def _no_river(payload: bytes) -> RiverModel:
+    del payload
+    raise ModelError("the online model is not looked at here")
+
+
+class VersionChanges:
+    """Makes changes on one cluster, from what was there when this object was made.
+
+    Args:
+        published: The cluster's versions.
+        registry: The local registry, for versions that the cluster does not have.
+        writer: Writes to the cluster.
+    """
+
+    def __init__(self, published: PublishedVersions, registry: Registry, writer: ControlWriter) -> None:
+        self._published, self._writer = published, writer
+        self.known = KnownVersions(registry, published)
+
+    @classmethod
+    def on(cls, bootstrap: str, settings: Settings) -> Self:
+        """Read a cluster and the settings' registry.
+
+        Raises:
+            TopicError: A topic is missing or cannot be read.
+        """
+        published = PublishedVersions.on(bootstrap, settings, board_without_river(settings))
+        return cls(published, Registry(settings.registry_path), ControlWriter(bootstrap, settings))
+
+    @property
+    def history(self) -> VersionHistory:
+        """What `control` says."""
+        return self._published.history
+
+    def active(self) -> Active:
+        """Return the active versions.
+
+        Raises:
+            ModelError: None are.
+        """
+        lightgbm, policy = self._models()
+        return Active(lightgbm, policy.version)
+
+    def active_policy(self) -> Policy:
+        """Return the active policy; raises `ModelError` where none is."""
+        return self._models()[1]
+
+    def promote(self, version: str, said: Said, policy: str | None = None) -> Active:
+        """Make a LightGBM version active with the policy that was made for it.
+
+        Args:
+            version: The beginning of its digest.
+            said: Who promotes it, and why.
+            policy: Another policy, by the beginning of its digest.
+
+        Raises:
+            ModelError: One of them cannot be found, read or used, or both are active.
+            DeliveryFailed: Nothing became active.
+        """
+        model = self.known.find(version, LIGHTGBM)
+        chosen = self.known.policy_for(model.version) if policy is None else self.known.find(policy, POLICY)
+        bundle = Active(model.version, chosen.version)
+        board = self._published.board
+        before = None if board.active is None else Active(board.active.lightgbm.version, board.active.policy.version)
+        if bundle == before:
+            raise ModelError(f"LightGBM version {bundle.lightgbm} and policy {bundle.policy} are active already")
+        self._activate((model, chosen), PROMOTE, said, {"metrics": metrics_of(model)})
+        return bundle
+
+    def rollback(self, said: Said) -> Active:
+        """Make the bundle active again that was active before the present one.
+
+        Raises:
+            ModelError: There is none that can be used.
+            DeliveryFailed: Nothing became active.
+        """
+        active = self.active()
+        stack = self.history.undo_stack()
+        # Above the active bundle lies what workers have refused.
+        while stack and (stack[-1].lightgbm.version, stack[-1].policy.version) != active:
+            stack.pop()
+        refused = ""
+        for bundle in reversed(stack[:-1]):
+            try:
+                versions = self._of(bundle)
+            except ModelError as error:
+                refused = f": {error}"
+                continue
+            self._activate(versions, ROLLBACK, said)
+            return Active(versions[0].version, versions[1].version)
+        raise ModelError(
+            f"there is no bundle before the present one to go back to{refused}; choose a version with "
+            "`fraud-pipeline models promote`"
+        )
+
+    def set_policy(self, changes: dict[str, Any], said: Said) -> Policy:
+        """Make a policy active that differs from the active one in some of its fields.
+
+        Args:
+            changes: Arguments of `pipeline.decision.policy.Policy`.
+            said: Who changes it, and why.
+
+        Raises:
+            ModelError: The values make no sense, or none differs.
+            DeliveryFailed: Nothing became active.
+        """
+        before = self.active_policy()
+        policy = before.replace(**changes)
+        if policy.version == before.version:
+            raise ModelError(f"policy {before.version} has these values already")
+        made = KnownVersion(POLICY, policy.version, policy.payload)
+        self._activate([made], POLICY_SET, said, {"changes": changed_fields(before, policy)})
+        return policy
+
+    def fall_back(self, said: Said) -> Active:
+        """Make the last approved bundle active, with blend 0: the online model takes no part in scores.
+
+        Raises:
+            ModelError: There is none, it cannot be used, or it is active.
+            DeliveryFailed: Nothing became active.
+        """
+        approved = self.history.approved()
+        if approved is None:
+            raise ModelError("no bundle was activated by a person or by `fraud-pipeline train`: there is none to use")
+        model, chosen = self._of(approved)
+        policy = Policy.from_payload(chosen.payload).replace(blend=0.0)
+        bundle = Active(model.version, policy.version)
+        if bundle == self.active():
+            raise ModelError(f"LightGBM version {bundle.lightgbm} is active already, without the online model")
+        made = KnownVersion(POLICY, policy.version, policy.payload)
+        figures = {"approved": {"policy": chosen.version, "by": approved.activation.by}}
+        self._activate((model, made), FALL_BACK, said, figures)
+        return bundle
+
+    def _models(self) -> tuple[str, Policy]:
+        active = self._published.board.active
+        if active is None:
+            raise ModelError("no version is active on this cluster; publish one with `fraud-pipeline train --publish`")
+        return active.lightgbm.version, active.policy
+
+    def _of(self, bundle: Bundle) -> tuple[KnownVersion, KnownVersion]:
+        """Return the versions of a bundle; raises `ModelError` where one cannot be read or used."""
+        versions = self.known.at(bundle.lightgbm), self.known.at(bundle.policy)
+        for version in versions:
+            version.usable()
+        return versions
+
+    def _activate(
+        self, versions: Sequence[KnownVersion], step: str, said: Said, figures: dict[str, Any] | None = None
+    ) -> None:
+        """Write contents that the cluster does not have, then the activation of all of them."""
+        for version in versions:
+            version.usable()
+        board = self._published.board.active
+        before = {} if board is None else {"lightgbm": board.lightgbm.version, "policy": board.policy.version}
+        told = Step(step, said.by, said.reason, {"before": before, **(figures or {})})
+        self._writer.activate(self._references(versions), told)
+
+    def _references(self, versions: Iterable[KnownVersion]) -> list[VersionReference]:
+        there, missing = [], []
+        for one in versions:
+            if one.reference is None:
+                missing.append(Content(one.name, one.version, one.payload))
+            else:
+                there.append(one.reference)
+        return [*there, *(self._writer.contents(missing) if missing else ())]
+
+
+def switch_learning(writer: ControlWriter, said: Said, *, frozen: bool) -> None:
+    """Stop or resume learning; raises ``DeliveryFailed``."""
+    writer.control(LearningSwitch(frozen=frozen, by=said.by, reason=said.reason, switched_at=datetime.now(UTC)))
+
+
+def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:
+    """Return the fields in which two policies differ, each with its value before and after."""
+    fields = ("threshold", "blend", "audit_rate", "max_reasons", "rules", "lightgbm_version")
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in fields}
+    return {name: {"before": one, "after": other} for name, (one, other) in pairs.items() if one != other}

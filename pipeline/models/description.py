@@ -1,0 +1,153 @@
+"""What a version says of itself, as plain values: of a LightGBM version or a policy, and how two differ."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from pipeline.decision.policy import Policy
+from pipeline.models.known import KnownVersion
+from pipeline.registry import POLICY
+from pipeline.scoring.payload import decode_payload
+
+Facts = dict[str, Any]
+
+
+class _Distribution(msgspec.Struct, frozen=True):
+    name: str
+
+
+class _LightGBM(msgspec.Struct, frozen=True):
+    """The parts of a LightGBM version that can be read whatever kernel it is of."""
+
+    kernel: str
+    feature_names: tuple[str, ...]
+    calibration: dict[str, float]
+    metadata: dict[str, Any]
+    text: str
+    distributions: tuple[_Distribution, ...] = ()
+
+
+_LIGHTGBM: Final = msgspec.json.Decoder(_LightGBM)
+_REGIME: Final = (
+    *("reported", "label_delay_days", "delay_spread", "never_reported"),
+    *("early_share", "early_hours", "legitimate_share"),
+)
+"""Arguments of a training that say which labels there are."""
+_MOVED: Final = ("training", "metrics")
+"""Metadata that has a place of its own among the facts."""
+
+
+def facts_of(known: KnownVersion) -> Facts:
+    """Return what is known of a version, ready for JSON.
+
+    Raises:
+        ModelError: Its content cannot be read at all.
+    """
+    return policy_facts(known) if known.name == POLICY else lightgbm_facts(known)
+
+
+def policy_facts(known: KnownVersion) -> Facts:
+    """Return the facts of a policy; raises `ModelError`."""
+    policy = Policy.from_payload(known.payload)
+    return {
+        "kind": known.name,
+        "version": known.version,
+        "digest": known.digest,
+        "threshold": policy.threshold,
+        "blend": policy.blend,
+        "audit_rate": policy.audit_rate,
+        "max_reasons": policy.max_reasons,
+        "rules": {rule.code: f"{rule.feature} {rule.op} {rule.value:g}: {rule.sentence}" for rule in policy.rules},
+        "lightgbm_version": policy.lightgbm_version,
+        "metadata": policy.metadata,
+    }
+
+
+def lightgbm_facts(known: KnownVersion) -> Facts:
+    """Return the facts of a LightGBM version, of another kernel too; raises `ModelError`."""
+    content = decode_payload(known.payload, _LIGHTGBM, "a LightGBM version")
+    metadata = content.metadata
+    metrics = metadata.get("metrics") or (known.entry.details.get("metrics") if known.entry is not None else None)
+    return {
+        "kind": known.name,
+        "version": known.version,
+        "digest": known.digest,
+        "kernel": content.kernel,
+        "libraries": dict(known.entry.libraries) if known.entry is not None else {},
+        "trees": content.text.count("\nTree="),
+        "features": [one.name for one in content.distributions] or list(content.feature_names),
+        "hyperparameters": metadata.get("training", {}),
+        "calibration": content.calibration,
+        **{name: value for name, value in metadata.items() if name not in _MOVED},
+        "metrics": metrics or {},
+    }
+
+
+def label_regime(facts: Facts) -> dict[str, Any]:
+    """Return what a LightGBM version says of its labels, by dotted name; else the arguments of its training.
+
+    Empty where neither is recorded.
+    """
+    labels = facts.get("labels")
+    if isinstance(labels, dict):
+        return dict(flat(labels))
+    arguments = facts.get("request", {}).get("arguments", {})
+    return {name: value for name, value in arguments.items() if name in _REGIME and value is not None}
+
+
+def metrics_of(known: KnownVersion) -> dict[str, Any]:
+    """Return the metrics of a LightGBM version's training; empty where nothing tells them."""
+    found: dict[str, Any] = lightgbm_facts(known)["metrics"]
+    return found
+
+
+def gains(known: KnownVersion) -> dict[str, float]:
+    """Return what the splits on each feature have gained over all trees, the largest first; raises `ModelError`."""
+    content = decode_payload(known.payload, _LIGHTGBM, "a LightGBM version")
+    found: dict[str, float] = {}
+    columns: list[int] = []
+    for line in content.text.splitlines():
+        key, _, values = line.partition("=")
+        if key == "split_feature":
+            columns = [int(value) for value in values.split()]
+        elif key == "split_gain":
+            for column, gain in zip(columns, values.split(), strict=False):
+                name = content.feature_names[column]
+                found[name] = found.get(name, 0.0) + float(gain)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
+    """Return the facts in which two versions differ, by dotted name, each with both values; None where one lacks it.
+
+    Lists are compared by what only one of them has. Libraries are compared where both are known.
+
+    >>> differences({"version": "a", "m": {"x": 1, "y": 2}}, {"version": "b", "m": {"x": 1, "y": 3}, "f": ["q"]})
+    {'version': ('a', 'b'), 'm.y': (2, 3), 'f': (None, ['q'])}
+    """
+    if not (one.get("libraries") and other.get("libraries")):
+        one, other = one | {"libraries": {}}, other | {"libraries": {}}
+    first, second = dict(flat(one)), dict(flat(other))
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in {**first, **second}:
+        a, b = first.get(name), second.get(name)
+        if a == b:
+            continue
+        if isinstance(a, list) and isinstance(b, list):
+            a, b = [value for value in a if value not in b], [value for value in b if value not in a]
+        found[name] = (a, b)
+    return found
+
+
+def flat(facts: Facts, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield values by dotted name.
+
+    >>> list(flat({"a": {"b": 1}, "c": 2}))
+    [('a.b', 1), ('c', 2)]
+    """
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

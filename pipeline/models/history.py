@@ -1,0 +1,192 @@
+"""The history of versions as `control` tells it: activations, assessments and switches of learning, as plain values."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final, NamedTuple, Self
+
+from pipeline.kafka.clients import read_topic
+from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.quarantine import decode_control
+from pipeline.settings import Settings
+from schemas.messages import Activation, Assessment, Control, LearningSwitch, VersionReference
+from schemas.records import Record
+from schemas.topics import CONTROL
+
+VersionEvent = Activation | Assessment | LearningSwitch
+BUNDLED: Final = ("lightgbm", "policy")
+"""Names of the versions that make a bundle."""
+
+PACE: Final = "pace"
+ROLLBACK: Final = "rollback"
+PROMOTE: Final = "promote"
+POLICY_SET: Final = "policy"
+FALL_BACK: Final = "fall-back"
+
+AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", "retrain"})
+"""Programs that activate versions by themselves, as `Activation.by` names them, with or without `PROGRAM`. Any other
+name approves a version: a person's, ``train`` and, in older records, none."""
+PROGRAM: Final = "fraud-pipeline "
+
+
+class Bundle(NamedTuple):
+    """A LightGBM version and a policy that were active together."""
+
+    lightgbm: VersionReference
+    policy: VersionReference
+    activation: Activation
+    """The one after which both were active."""
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """The digests of both contents."""
+        return self.lightgbm.digest, self.policy.digest
+
+
+class Mention(NamedTuple):
+    """A version, and the newest record that names it."""
+
+    reference: VersionReference
+    event: Activation | Assessment
+    first_at: datetime
+    """Time of the first record that names it."""
+
+
+class VersionHistory:
+    """Records of `control` about versions, in their order.
+
+    Nothing here reads contents: an activation whose content no worker could use is in the history like any other.
+    `pipeline.models.activation` has the rule of what is active.
+    """
+
+    def __init__(self, events: Iterable[VersionEvent] = ()) -> None:
+        self.events: list[VersionEvent] = list(events)
+
+    @classmethod
+    def on(cls, bootstrap: str, settings: Settings) -> Self:
+        """Read a cluster's.
+
+        Raises:
+            TopicError: `control` is missing or cannot be read.
+        """
+        return cls.of(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings))
+
+    @classmethod
+    def of(cls, control: Iterable[Record]) -> Self:
+        """Read records of `control`; what cannot be decoded is reported and skipped."""
+        history = cls()
+        for _, item in readable(control, decode_control, not_counted):
+            history.add(item)
+        return history
+
+    def add(self, item: Control) -> None:
+        """Take in a record that follows all others; quarantines are left out."""
+        if isinstance(item, VersionEvent):
+            self.events.append(item)
+
+    @property
+    def activations(self) -> list[Activation]:
+        """All activations, oldest first."""
+        return [event for event in self.events if isinstance(event, Activation)]
+
+    @property
+    def switch(self) -> LearningSwitch | None:
+        """The newest switch of learning; None where it was never switched."""
+        return next((event for event in reversed(self.events) if isinstance(event, LearningSwitch)), None)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether learning is frozen."""
+        return self.switch is not None and self.switch.frozen
+
+    def mentions(self) -> list[Mention]:
+        """Return every LightGBM and policy version that was activated or assessed, the newest record first.
+
+        An activation takes precedence over an assessment, which makes nothing active.
+        """
+        found: dict[tuple[str, str], Mention] = {}
+        for event in self.events:
+            if isinstance(event, LearningSwitch):
+                continue
+            for reference in event.versions:
+                if reference.name not in BUNDLED:
+                    continue
+                before = found.pop((reference.name, reference.digest), None)
+                first_at = event_time(event) if before is None else before.first_at
+                stays = before is not None and isinstance(event, Assessment) and isinstance(before.event, Activation)
+                newest = before.event if before is not None and stays else event
+                found[reference.name, reference.digest] = Mention(reference, newest, first_at)
+        return sorted(found.values(), key=lambda one: event_time(one.event), reverse=True)
+
+    def bundles(self) -> list[Bundle]:
+        """Return the bundle after each activation that left one, oldest first."""
+        found: list[Bundle] = []
+        versions: dict[str, VersionReference] = {}
+        for activation in self.activations:
+            named = {one.name: one for one in activation.versions if one.name in BUNDLED}
+            versions |= named
+            if named and len(versions) == len(BUNDLED):
+                found.append(Bundle(versions["lightgbm"], versions["policy"], activation))
+        return found
+
+    def undo_stack(self) -> list[Bundle]:
+        """Return the bundles that rollbacks would go back through, the present one last.
+
+        A paced threshold belongs to its bundle. A rollback takes the bundles above its own off the stack, so that the
+        next one goes further back, and never to what was rolled back.
+        """
+        stack: list[Bundle] = []
+        for bundle in self.bundles():
+            step = bundle.activation.step
+            if step == ROLLBACK and stack:
+                stack = [*_below(stack[:-1], bundle), bundle]
+            elif step == PACE and stack:
+                stack[-1] = bundle
+            else:
+                stack.append(bundle)
+        return stack
+
+    def approved(self) -> Bundle | None:
+        """Return the last bundle whose LightGBM version and policy were both activated by a person or by ``train``."""
+        automatic: dict[str, bool] = {}
+        found = None
+        for bundle in self.bundles():
+            activation = bundle.activation
+            by_program = activation.by.removeprefix(PROGRAM) in AUTOMATIC or activation.step == PACE
+            automatic |= {one.name: by_program for one in activation.versions}
+            # The policy of a fall-back is made anew from the approved one each time.
+            if not any(automatic.get(name, False) for name in BUNDLED) and activation.step != FALL_BACK:
+                found = bundle
+        return found
+
+    def assessments_of(self, digest: str) -> list[Assessment]:
+        """Return the assessments of a version, oldest first."""
+        return [one for one in self._assessments() if any(at.digest == digest for at in one.versions)]
+
+    def challengers_of(self, digest: str) -> list[Assessment]:
+        """Return the assessments of other versions against this one, oldest first."""
+        return [one for one in self._assessments() if any(at.digest == digest for at in one.against)]
+
+    def activations_of(self, digest: str) -> list[Activation]:
+        """Return the activations that name a version, oldest first."""
+        return [one for one in self.activations if any(at.digest == digest for at in one.versions)]
+
+    def until(self, moment: datetime) -> "VersionHistory":
+        """Return what had been written by ``moment``, by the records' own times."""
+        return VersionHistory(event for event in self.events if event_time(event) <= moment)
+
+    def _assessments(self) -> list[Assessment]:
+        return [event for event in self.events if isinstance(event, Assessment)]
+
+
+def event_time(event: VersionEvent) -> datetime:
+    """Return when a record was made."""
+    if isinstance(event, Activation):
+        return event.activated_at
+    return event.assessed_at if isinstance(event, Assessment) else event.switched_at
+
+
+def _below(stack: list[Bundle], bundle: Bundle) -> list[Bundle]:
+    """Return the bundles below the one that a rollback went to; all of them where it went to none of these."""
+    same = [at for at, one in enumerate(stack) if one.digests == bundle.digests]
+    alike = [at for at, one in enumerate(stack) if one.lightgbm.digest == bundle.lightgbm.digest]
+    return stack[: (same or alike or [len(stack)])[-1]]

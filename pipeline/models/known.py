@@ -1,0 +1,153 @@
+"""Versions by name, wherever they are: on a cluster, in a registry or in both."""
+
+import re
+from typing import Final, NamedTuple
+
+from pipeline.decision.policy import Policy
+from pipeline.models.history import BUNDLED, FALL_BACK
+from pipeline.models.library import PublishedVersions
+from pipeline.registry import POLICY, Entry, Registry
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
+from schemas.messages import VersionReference
+
+_PREFIX: Final = re.compile(r"[0-9a-f]{4,64}")
+
+
+class KnownVersion(NamedTuple):
+    """A LightGBM or policy version with its content."""
+
+    name: str
+    version: str
+    payload: bytes
+    reference: VersionReference | None = None
+    """Where the cluster has it; None where it does not."""
+    entry: Entry | None = None
+    """What the registry says of it; None where it does not have it."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, hexadecimal."""
+        return payload_digest(self.payload)
+
+    def usable(self) -> LightGBMModel | Policy:
+        """Read the version as a worker does.
+
+        Raises:
+            ModelError: This program would refuse it.
+        """
+        try:
+            return (Policy if self.name == POLICY else LightGBMModel).from_payload(self.payload)
+        except ModelError as error:
+            raise ModelError(f"{self.name} version {self.version} cannot be used: {error}") from error
+
+
+class KnownVersions:
+    """The LightGBM and policy versions of a registry, and of a cluster if there is one.
+
+    Args:
+        registry: The local registry.
+        published: The cluster's versions; None: they are not looked at.
+    """
+
+    def __init__(self, registry: Registry, published: PublishedVersions | None = None) -> None:
+        self._registry, self._published = registry, published
+        self._entries: dict[str, list[Entry]] = {}
+        """What the registry has by name, read once."""
+
+    def find(self, version: str, name: str | None = None) -> KnownVersion:
+        """Return the version whose digest begins with ``version``, of 4 digits or more.
+
+        Args:
+            version: The beginning of a digest.
+            name: ``lightgbm`` or ``policy``; either by default.
+
+        Raises:
+            ModelError: There is no such version, there are several, or its content cannot be read.
+        """
+        if not _PREFIX.fullmatch(version):
+            raise ModelError(f"{version!r} is no version: give 4 to 64 of its hexadecimal digits")
+        names = BUNDLED if name is None else (name,)
+        references = {
+            (one.reference.name, one.reference.version): one.reference
+            for one in (self._published.history.mentions() if self._published is not None else ())
+            if one.reference.name in names and one.reference.digest.startswith(version)
+        }
+        entries = {
+            (one.name, one.version): one
+            for of in names
+            for one in self._registered(of)
+            if one.digest.startswith(version)
+        }
+        found = sorted({*references, *entries})
+        if not found:
+            where = f"the registry {self._registry.path}"
+            where += " has no" if self._published is None else " and the cluster have no"
+            kind = "" if name is None else f"{name} "
+            raise ModelError(f"{where} {kind}version {version}; `fraud-pipeline models list` shows what there is")
+        if len(found) > 1:
+            listed = ", ".join(f"{of} {one}" for of, one in found)
+            raise ModelError(f"{version} may be any of {listed}: give more digits")
+        return self._known(references.get(found[0]), entries.get(found[0]))
+
+    def at(self, reference: VersionReference) -> KnownVersion:
+        """Return a version of the cluster.
+
+        Raises:
+            ModelError: Its content cannot be read, on the cluster or in the registry.
+        """
+        entries = [one for one in self._registered(reference.name) if one.digest == reference.digest]
+        return self._known(reference, entries[0] if entries else None)
+
+    def policy_for(self, lightgbm: str) -> KnownVersion:
+        """Return the policy that was made for a LightGBM version: of the cluster the last active one, else the newest.
+
+        Args:
+            lightgbm: The version, of 12 digits.
+
+        Raises:
+            ModelError: There is none.
+        """
+        for bundle in reversed(self._published.history.bundles() if self._published is not None else []):
+            # A fall-back switches the online model off; that is no policy to come back to.
+            if bundle.lightgbm.digest.startswith(lightgbm) and bundle.activation.step != FALL_BACK:
+                known = self.at(bundle.policy)
+                if Policy.from_payload(known.payload).lightgbm_version == lightgbm:
+                    return known
+        for entry in reversed(self._registered(POLICY)):
+            payload = self._registry.load(POLICY, entry.version)
+            if Policy.from_payload(payload).lightgbm_version == lightgbm:
+                return self.at_entry(entry)
+        for mention in self._published.history.mentions() if self._published is not None else ():
+            if mention.reference.name == POLICY:
+                known = self.at(mention.reference)
+                if Policy.from_payload(known.payload).lightgbm_version == lightgbm:
+                    return known
+        raise ModelError(
+            f"no policy was made for LightGBM version {lightgbm}: name one of another version with --policy, or train "
+            "the version again"
+        )
+
+    def at_entry(self, entry: Entry) -> KnownVersion:
+        """Return a version of the registry; raises `pipeline.registry.RegistryError`."""
+        return self._known(None, entry)
+
+    def _registered(self, name: str) -> list[Entry]:
+        """Return the registry's versions of a name, oldest first."""
+        if name not in self._entries:
+            self._entries[name] = self._registry.entries(name)
+        return self._entries[name]
+
+    def _known(self, reference: VersionReference | None, entry: Entry | None) -> KnownVersion:
+        if reference is not None and self._published is not None:
+            content = self._published.content(reference)
+            if content is not None:
+                version = content.digest[:VERSION_DIGITS]
+                return KnownVersion(reference.name, version, bytes(content.payload), reference, entry)
+        if entry is not None:
+            return KnownVersion(entry.name, entry.version, self._registry.load(entry.name, entry.version), None, entry)
+        lost = "a version" if reference is None else f"{reference.name} version {reference.version}"
+        raise ModelError(
+            f"the content of {lost} cannot be read on topic models: publish it again, or choose another version"
+        )

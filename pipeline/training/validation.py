@@ -1,0 +1,155 @@
+"""How a version did on its validation period, small enough to be kept with it."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.training.metrics import auc_roc, average_precision
+
+SCORE_EDGES: Final = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9, 1.0)
+"""Bins of the calibration table: frauds are rare, so that most scores are small."""
+DAILY_UP_TO: Final = 14
+"""Days of a validation period that is shown by days; a longer one is shown by weeks."""
+BENCHMARK_FEATURES: Final = ("amount", "card_amount_to_regular", "merchant_unexplained_fraud_30d")
+"""Features of the benchmark: what is spent, what the card usually spends, what is reported of the merchant."""
+
+
+def by_first_row(card: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return cards numbered in the order of their first rows, shape (n,).
+
+    Of equal scores the lower card comes first in card precision: how cards were numbered before must not show.
+
+    >>> by_first_row(np.array([7, 3, 7, 9])).tolist()
+    [0, 1, 0, 2]
+    """
+    _, first, inverse = np.unique(card, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    numbered: NDArray[np.int64] = rank[inverse]
+    return numbered
+
+
+def calibration_table(
+    fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64]
+) -> list[dict[str, float]]:
+    """Return mean score and observed rate of fraud in bins of the score; bins without rows are left out.
+
+    Args:
+        fraud: Shape (n,).
+        score: Calibrated scores, shape (n,).
+        weight: How many transactions each row stands for, shape (n,).
+
+    >>> calibration_table(np.array([True, False]), np.array([0.5, 0.4]), np.ones(2))
+    [{'from': 0.3, 'to': 0.6, 'rows': 2.0, 'mean_score': 0.45, 'observed_rate': 0.5}]
+    """
+    bins = np.clip(np.searchsorted(SCORE_EDGES, score, side="right") - 1, 0, len(SCORE_EDGES) - 2)
+    found = []
+    for number, (low, high) in enumerate(pairwise(SCORE_EDGES)):
+        its = bins == number
+        rows = float(weight[its].sum())
+        if rows:
+            mean = float((weight[its] * score[its]).sum()) / rows
+            rate = float(weight[its & fraud].sum()) / rows
+            found.append({"from": low, "to": high, "rows": rows, "mean_score": mean, "observed_rate": rate})
+    return found
+
+
+def by_period(
+    fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64], event_time_us: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Return rows, frauds and ranking metrics of each day or week of a validation period; arrays of shape (n,)."""
+    day = event_time_us // US_PER_DAY
+    first = int(day.min())
+    step = 1 if int(day.max()) - first < DAILY_UP_TO else 7
+    number = (day - first) // step
+    found = []
+    for of in np.unique(number).tolist():
+        its = number == of
+        found.append(
+            {
+                "from": datetime.fromtimestamp((first + of * step) * US_PER_DAY / 1e6, UTC).date().isoformat(),
+                "days": step,
+                "rows": float(weight[its].sum()),
+                "frauds": float(weight[its & fraud].sum()),
+                "auc_roc": auc_roc(fraud[its], score[its], weight[its]),
+                "average_precision": average_precision(fraud[its], score[its], weight[its]),
+            }
+        )
+    return found
+
+
+def benchmark(
+    features: NDArray[np.float64],
+    fraud: NDArray[np.bool_],
+    weight: NDArray[np.float64],
+    training: tuple[NDArray[np.intp], NDArray[np.float64]],
+    validation: NDArray[np.intp],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Return the average precision on the validation rows of what needs no trees, the least that a version should beat.
+
+    A logistic regression on the logarithms of `BENCHMARK_FEATURES`, and the amount alone. Only features that the
+    version itself may use take part.
+
+    Args:
+        features: Shape (n, len(FEATURES)).
+        fraud: Shape (n,).
+        weight: How many transactions each row stands for, shape (n,).
+        training: Rows to fit on, and their weights.
+        validation: Rows to measure on.
+        names: Features of the version.
+    """
+    found: dict[str, Any] = {}
+    if "amount" in names:
+        amount = features[validation, FEATURES.index("amount")]
+        found["amount"] = average_precision(fraud[validation], amount, weight[validation])
+    used = [name for name in BENCHMARK_FEATURES if name in names]
+    if used:
+        columns = [FEATURES.index(name) for name in used]
+        rows, row_weight = training
+        inputs = _inputs(features, rows, columns)
+        mean, deviation = inputs.mean(axis=0), inputs.std(axis=0) + 1e-9
+        fitted = LogisticRegression(max_iter=200).fit((inputs - mean) / deviation, fraud[rows], row_weight)
+        score = fitted.decision_function((_inputs(features, validation, columns) - mean) / deviation)
+        found["logistic_regression"] = average_precision(fraud[validation], score, weight[validation])
+        found["features"] = used
+    return found
+
+
+def _inputs(features: NDArray[np.float64], rows: NDArray[np.intp], columns: list[int]) -> NDArray[np.float64]:
+    return np.log1p(np.maximum(np.nan_to_num(features[rows][:, columns]), 0.0))
+
+
+def input_digest(
+    features: NDArray[np.float64],
+    fraud: NDArray[np.bool_],
+    weight: NDArray[np.float64],
+    event_time_us: NDArray[np.int64],
+    rows: NDArray[np.intp],
+    names: Sequence[str],
+) -> str:
+    """Return the first 16 digits of the SHA-256 of all that a training sees of some rows, in their order.
+
+    Args:
+        features: Shape (n, len(FEATURES)); every missing value counts alike.
+        fraud: Shape (n,).
+        weight: Shape (n,).
+        event_time_us: Shape (n,).
+        rows: The rows.
+        names: Features that take part.
+    """
+    digest = hashlib.sha256(" ".join(names).encode())
+    for name in names:
+        column = features[rows, FEATURES.index(name)]
+        column[np.isnan(column)] = np.nan
+        digest.update(column.tobytes())
+    for other in (fraud, weight, event_time_us):
+        digest.update(np.ascontiguousarray(other[rows]).tobytes())
+    return digest.hexdigest()[:16]

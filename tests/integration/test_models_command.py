@@ -1,0 +1,100 @@
+"""The way of versions on a real broker, by commands, and a learn agent that heeds the switch."""
+
+import json
+import urllib.request
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline.cli import main
+from pipeline.registry import LIGHTGBM, POLICY, Registry
+from schemas.topics import EXAMPLES
+from tests.helpers.champion import policy
+from tests.helpers.logs import after
+from tests.helpers.topics import Cluster, Starter
+from tests.helpers.worker import Worker
+from tests.unit.model_helpers import example, small_model
+from tests.unit.test_engine_models import other_model
+
+pytestmark = pytest.mark.broker
+
+MODEL, OTHER = small_model(), other_model()
+FIRST, SECOND = policy(), policy(0.5, lightgbm_version=OTHER.version)
+
+
+@pytest.fixture
+def models(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a subcommand of ``fraud-pipeline models`` on the cluster."""
+    settings = cluster.settings
+    monkeypatch.setenv("FRAUD_PIPELINE_TOPIC_PREFIX", settings.topic_prefix)
+    monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(settings.data_dir))
+
+    def run(*arguments: str, reason: str | None = None, code: int = 0) -> str:
+        why = ("--reason", reason, "--by", "dana") if reason is not None else ()
+        result = CliRunner().invoke(main, ["models", *arguments, *why, "--bootstrap", cluster.bootstrap])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return run
+
+
+def address_of(worker: Worker) -> str:
+    """Where the worker serves metrics; waits until it does."""
+    worker.until_it_says(", metrics on ")
+    return next(line.split()[-1] for line in worker.said.splitlines() if ", metrics on " in line)
+
+
+def metric(address: str, name: str) -> float | None:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    samples = [one for family in families for one in family.samples]
+    return next((one.value for one in samples if one.name == f"fraud_pipeline_{name}"), None)
+
+
+def test_versions_are_changed_and_learning_is_frozen(
+    cluster: Cluster, start: Starter, models: Callable[..., str]
+) -> None:
+    registry = Registry(cluster.settings.registry_path)
+    registry.register(LIGHTGBM, OTHER.to_payload())
+    registry.register(POLICY, SECOND.to_payload())
+    assert "no version is active" in models("rollback", reason="None is there.", code=1)
+    cluster.publish(FIRST)
+
+    def active() -> set[str]:
+        rows = [json.loads(line) for line in models("list", "--json").splitlines()]
+        return {row["version"] for row in rows if row["active"]}
+
+    before = datetime.fromisoformat(json.loads(models("history", "--limit", "1", "--json"))["activated_at"])
+    assert active() == {MODEL.version, FIRST.version}
+    assert OTHER.version in models("promote", OTHER.version, reason="It finds more.")
+    assert active() == {OTHER.version, SECOND.version}
+    assert MODEL.version in models("rollback", reason="It does not.")
+    assert active() == {MODEL.version, FIRST.version}
+    newest, *_ = map(json.loads, models("history", "--json").splitlines())
+    assert (newest["step"], newest["by"], newest["reason"]) == ("rollback", "dana", "It does not.")
+    told = json.loads(models("at", (before + timedelta(microseconds=1)).isoformat(), "--json"))
+    assert (told["lightgbm"], told["policy"], told["frozen"]) == (MODEL.version, FIRST.version, False)
+    assert "no version was active" in models("at", "2020-01-01", code=1)
+
+    models("freeze", "--fall-back", reason="A source is wrong.")
+    assert json.loads(models("policy", "show", "--json"))["blend"] == 0.0
+    worker = start(cluster.settings, agents="learn")
+    for number in range(3):
+        cluster.write(EXAMPLES, msgspec.json.encode(example(number)), b"c", after(minutes=number))
+    cluster.flush()
+    # It holds the partition and counts what waits, which a reader would have read by then.
+    worker.until_it_says("learning is frozen by dana: A source is wrong.")
+    address = address_of(worker)
+    worker.until(lambda: metric(address, "lag_records") == 3)
+    assert metric(address, "learning_frozen") == 1
+    with urllib.request.urlopen(f"http://{address}/readyz", timeout=60) as response:
+        assert response.status == 200
+    assert cluster.versions("river") == []
+    models("unfreeze", reason="It is mended.")
+    worker.until(lambda: any(version.endswith("@3") for version in cluster.versions("river")))
+    assert metric(address, "learning_frozen") == 0
+    assert worker.stop() == 0

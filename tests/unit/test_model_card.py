@@ -1,0 +1,192 @@
+"""The model card: every figure comes from a record, and what is not recorded is said to be so."""
+
+import re
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+from pipeline.commands.model_pages import as_html
+from pipeline.features.catalogue import FEATURES
+from pipeline.features.meanings import MEANINGS
+from pipeline.models.card import CardSources, cell, model_card
+from pipeline.models.description import facts_of, gains
+from pipeline.models.history import VersionEvent, VersionHistory
+from pipeline.models.known import KnownVersion
+from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.scoring.payload import payload_digest
+from pipeline.training.fit import Trained
+from pipeline.training.validation import SCORE_EDGES, benchmark, by_period, calibration_table, input_digest
+from schemas.messages import Activation, Assessment, VersionReference
+from tests.unit.model_helpers import small_model
+from tests.unit.test_model_history import START
+from tests.unit.test_training import synthetic, trained
+
+
+@cache
+def version() -> Trained:
+    return trained(synthetic(), details={"labels": {"regime": {"reported": "frauds-only", "delay_days": 7.0}}})
+
+
+def known(name: str, payload: bytes) -> KnownVersion:
+    return KnownVersion(name, payload_digest(payload)[:12], payload)
+
+
+def card(*events: VersionEvent, payload: bytes | None = None, **changes: Any) -> str:
+    model = known(LIGHTGBM, payload or version().model.to_payload())
+    made = known(POLICY, version().policy.to_payload())
+    sources = CardSources(
+        facts_of(model), gains(model), facts_of(made), VersionHistory(events), "", timedelta(days=365)
+    )
+    return model_card(sources._replace(**changes))
+
+
+def reference(digest: str) -> VersionReference:
+    return VersionReference(name=LIGHTGBM, version=digest[:12], digest=digest, offset=0)
+
+
+def test_the_card_has_the_figures_of_the_training() -> None:
+    text, one = card(), version()
+    metrics = one.metrics
+    assert f"# Model card: LightGBM version {one.model.version}" in text
+    for name in ("average_precision", "auc_roc", "alert_precision", "threshold"):
+        assert f"| {cell(metrics[name])} |" in text
+    simple = cell(one.model.metadata["benchmark"]["logistic_regression"])
+    assert (
+        f"| logistic regression on `amount`, `card_amount_to_regular`, `merchant_unexplained_fraud_30d` | {simple} |"
+        in (text)
+    )
+    assert text.count("| `card_") == sum(name.startswith("card_") for name in FEATURES)
+    assert f"| seed | {one.model.metadata['training']['seed']} |" in text
+    assert "| regime.reported | frauds-only |" in text
+    assert "Legitimate transactions had no labels" in text
+    by_arguments = {**facts_of(known(LIGHTGBM, one.model.to_payload())), "labels": None}
+    by_arguments["request"] = {"arguments": {"reported": "frauds-only", "label_delay_days": None, "seed": 3}}
+    text = card(facts=by_arguments)
+    assert "### Label regime\n\n|  |  |\n| --- | --- |\n| reported | frauds-only |\n\n" in text
+    assert "Legitimate transactions had no labels" in text
+
+
+def test_shares_of_gain_add_up_and_are_those_of_lightgbm() -> None:
+    one = version().model
+    found = gains(known(LIGHTGBM, one.to_payload()))
+    wanted = one._booster.feature_importance("gain")
+    for name, gain in found.items():
+        assert gain == pytest.approx(wanted[FEATURES.index(name)], rel=1e-3)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_approvals_and_rejected_challengers_are_those_of_control() -> None:
+    digest = version().model.digest
+    promoted = Activation(
+        versions=[reference(digest)], activated_at=START, step="promote", by="mo|na", reason="It is better."
+    )
+    rejected = Assessment(
+        versions=[reference("c" * 64)], against=[reference(digest)], outcome="rejected", by="retrain",
+        reason="It finds less.", figures={"difference": -3.25, "examples": {"end": 1}}, assessed_at=START,
+    )  # fmt: skip
+    accepted = msgspec.structs.replace(rejected, versions=[reference("d" * 64)], outcome="accepted")
+    text = card(promoted, rejected, accepted)
+    assert "d" * 12 not in text
+    assert "| 2026-03-01 00:00 | promote | mo\\|na | It is better. |" in text
+    assert f"| 2026-03-01 00:00 | {'c' * 12} | rejected | It finds less. | difference -3.25 |" in text
+    assert "| review due | 2027-03-01 |" in text
+    assert "never activated" in card(rejected)
+
+
+def test_what_is_not_recorded_is_said_to_be_so() -> None:
+    text = card(payload=small_model().to_payload(), policy=None)
+    for sentence in (
+        "The label regime is not recorded",
+        "The calibration table is not recorded",
+        "Periods: not recorded",
+    ):
+        assert sentence in text
+    assert "| average precision | not recorded |" in text
+
+
+def test_every_feature_has_a_meaning_of_its_own() -> None:
+    assert MEANINGS.keys() == set(FEATURES)
+    assert len(set(MEANINGS.values())) == len(FEATURES)
+    assert MEANINGS["merchant_std_7d"] == "standard deviation of the merchant's amounts in the last 7 days"
+
+
+def test_a_calibration_table_counts_every_row_once() -> None:
+    random = np.random.default_rng(1)
+    score = np.r_[random.random(1_000), 0.0, 1.0]
+    fraud, weight = random.random(1_002) < score, random.uniform(1, 3, 1_002)
+    found = calibration_table(fraud, score, weight)
+    assert sum(one["rows"] for one in found) == pytest.approx(weight.sum())
+    assert sum(one["rows"] * one["observed_rate"] for one in found) == pytest.approx(weight[fraud].sum())
+    for one in found:
+        its = (score >= one["from"]) & ((score < one["to"]) | (one["to"] == SCORE_EDGES[-1]))
+        assert one["mean_score"] == pytest.approx(np.average(score[its], weights=weight[its]))
+
+
+@pytest.mark.parametrize(("days", "step", "rows"), [(14, 1, 14), (15, 7, 3)])
+def test_a_short_period_is_shown_by_days_and_a_long_one_by_weeks(days: int, step: int, rows: int) -> None:
+    time_us = np.arange(days * 10) * 8_640_000_000
+    found = by_period(np.zeros(len(time_us), bool), np.zeros(len(time_us)), np.ones(len(time_us)), time_us)
+    assert [one["days"] for one in found] == [step] * rows
+    assert sum(one["rows"] for one in found) == len(time_us)
+
+
+def test_the_benchmark_uses_no_feature_that_the_version_may_not_use() -> None:
+    data = synthetic()
+    rows, checked = np.arange(4_000), np.arange(4_000, 6_000)
+    asked = data.features, data.fraud, data.weight, (rows, np.ones(4_000)), checked
+    assert set(benchmark(*asked, FEATURES)) == {"amount", "logistic_regression", "features"}
+    assert benchmark(*asked, ["hour"]) == {}
+    assert benchmark(*asked, ["card_amount_to_regular"])["features"] == ["card_amount_to_regular"]
+
+
+def test_the_digest_is_of_what_a_training_sees() -> None:
+    data, rows = synthetic(), np.arange(100)
+    names = ("amount", "card_amount_to_usual")
+
+    def digest(**changes: Any) -> str:
+        of = {"features": data.features, "fraud": data.fraud, "weight": data.weight, "names": names, **changes}
+        return input_digest(of["features"], of["fraud"], of["weight"], data.event_time_us, rows, of["names"])
+
+    other = data.features.copy()
+    other[:, FEATURES.index("hour")] += 1
+    assert digest(features=other) == digest()
+    other[5, FEATURES.index("amount")] += 1
+    assert len({digest(), digest(features=other), digest(fraud=~data.fraud), digest(names=names[:1])}) == 4
+
+
+def test_a_card_becomes_a_page_without_foreign_markup() -> None:
+    activation = Activation(
+        versions=[reference(version().model.digest)], activated_at=START, step="promote", by="<b>a|b</b>", reason="r"
+    )
+    page = as_html(card(activation), "x")
+    assert "<td>&lt;b&gt;a|b&lt;/b&gt;</td>" in page
+    assert page.count("<table>") == page.count("</table>") == len(re.findall(r"\n\n\|", card(activation)))
+    assert "<code>amount</code>" in page
+
+
+def test_the_command_writes_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(tmp_path))
+    registry = Registry(tmp_path / "registry")
+    for name, payload in ((LIGHTGBM, version().model.to_payload()), (POLICY, version().policy.to_payload())):
+        registry.register(name, payload)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["models", "card", version().model.version, "--registry", *arguments])
+        return result.exit_code, result.output
+
+    code, text = run()
+    assert code == 0
+    assert f"Of policy {version().policy.version}." in text
+    assert run("--output", str(tmp_path / "card.md")) == (0, f"Wrote {tmp_path / 'card.md'}.\n")
+    assert (tmp_path / "card.md").read_text() == text
+    assert run("--output", str(tmp_path / "card.html"))[0] == 0
+    assert (tmp_path / "card.html").read_text().startswith("<!doctype html>")
+    assert "neither a .md nor a .html file" in run("--output", str(tmp_path / "card.pdf"))[1]
+    assert "cannot be written" in run("--output", str(tmp_path / "no/card.md"))[1]
