@@ -13,6 +13,7 @@ from pipeline.models.library import PublishedVersions
 from pipeline.models.publish import Content, ControlWriter, Step
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import VERSION_DIGITS
 from pipeline.scoring.river_factory import first_river
 from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
@@ -116,7 +117,7 @@ class VersionChanges:
         active = self.active()
         stack = self.history.undo_stack()
         # Above the active bundle lies what workers have refused.
-        while stack and (stack[-1].lightgbm.version, stack[-1].policy.version) != active:
+        while stack and tuple(digest[:VERSION_DIGITS] for digest in stack[-1].digests) != active:
             stack.pop()
         refused = ""
         for bundle in reversed(stack[:-1]):

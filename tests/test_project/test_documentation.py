@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from agents.topology import AGENTS
 from pipeline.cli import COMMANDS
+from pipeline.commands.models import SUBCOMMANDS
 from pipeline.features.catalogue import FEATURES, WINDOWS_US
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
@@ -80,6 +81,13 @@ def test_every_label_of_a_metric_is_listed() -> None:
 def test_every_command_is_listed() -> None:
     listed = [line.split("`")[1] for line in table_rows("docs/commands.md", "fraud-pipeline ")]
     assert sorted(listed) == [f"fraud-pipeline {name}" for name in sorted(COMMANDS)]
+
+
+def test_every_subcommand_of_models_is_listed() -> None:
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    section = text.partition("## Change versions")[2].partition("\n### ")[0]
+    cells = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+    assert sorted({name for cell in cells for name in re.findall(r"`(\w+)", cell)}) == sorted(SUBCOMMANDS)
 
 
 def test_every_module_with_a_command_is_offered() -> None:
