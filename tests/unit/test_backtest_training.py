@@ -16,6 +16,7 @@ from pipeline.backtest import delayed_truth, frame_tables
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.result import BacktestResult
 from pipeline.backtest.sources import RangeError
+from pipeline.decision.budget import budget_threshold
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
@@ -29,7 +30,6 @@ from pipeline.sources import load_transactions, resolve_mapping
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingConfig, train
-from pipeline.training.metrics import budget_threshold
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.unit.model_helpers import small_model
 
