@@ -187,6 +187,11 @@ class Pacing:
         """The newest event hour since 1970; None before the first decision."""
         return max(self._clocks.values(), default=None)
 
+    @property
+    def first_scored(self) -> int | None:
+        """The earliest event hour with a score of the version that scores now; None without one."""
+        return self._first_scored
+
     def seed(self, recent: Iterable[tuple[int, float]], before: int | None = None) -> None:
         """Take in scores that the LightGBM version gave to hours before it decided.
 
