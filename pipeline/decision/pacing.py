@@ -102,21 +102,33 @@ def is_news(threshold: float, pace: Pace, since_hour: int | None) -> bool:
     return moved or since_hour is None or pace.hour - since_hour >= HOURS_OF_DAY
 
 
+class _Recent(msgspec.Struct, frozen=True):
+    hour: list[int]
+    score: list[float]
+
+
 def recent_scores(metadata: Mapping[str, Any]) -> list[tuple[int, float]]:
     """Return the scores that a policy's metadata tells of the days before its LightGBM version became active.
 
     Args:
-        metadata: May hold ``recent_scores``: a list of pairs, an event hour since 1970 and a score.
+        metadata: May hold ``recent_scores``: an object of two lists of equal length, ``hour`` (event hours since 1970)
+            and ``score``, or a list of such pairs.
 
     Returns:
-        The pairs; none where there is no such list, or it holds something else.
+        Pairs of hour and score; none where there is nothing, or something else.
 
-    >>> recent_scores({"recent_scores": [[480000, 0.31]]}), recent_scores({"recent_scores": [["x"]]})
+    >>> recent_scores({"recent_scores": {"hour": [480000], "score": [0.31]}})
+    [(480000, 0.31)]
+    >>> recent_scores({"recent_scores": [[480000, 0.31]]}), recent_scores({"recent_scores": "none"})
     ([(480000, 0.31)], [])
     """
+    told = metadata.get("recent_scores", [])
     try:
-        return msgspec.convert(metadata.get("recent_scores", []), list[tuple[int, float]])
-    except msgspec.ValidationError:
+        if isinstance(told, Mapping):
+            columns = msgspec.convert(told, _Recent)
+            return list(zip(columns.hour, columns.score, strict=True))
+        return msgspec.convert(told, list[tuple[int, float]])
+    except (msgspec.ValidationError, ValueError):
         return []
 
 
@@ -181,6 +193,7 @@ class Pacing:
         self._alerts: dict[int, int] = {}
         self._first_scored: int | None = None
         self._first_hour: int | None = None
+        self._least_seeded, self._last_seeded = 0.0, 0
 
     @property
     def hour(self) -> int | None:
@@ -195,14 +208,19 @@ class Pacing:
     def seed(self, recent: Iterable[tuple[int, float]], before: int | None = None) -> None:
         """Take in scores that the LightGBM version gave to hours before it decided.
 
+        Only the highest are given. The threshold is therefore not below the lowest of them, while they count.
+
         Args:
-            recent: Event hours since 1970, with a score; the largest of each hour.
+            recent: Event hours since 1970, with a score.
             before: Hours from here on are left out; None: none are.
         """
+        recent = list(recent)
+        self._least_seeded = min((score for _, score in recent), default=0.0)
         for number, (hour, score) in enumerate(recent):
             if before is not None and hour >= before:
                 continue
             self._first_scored = hour if self._first_scored is None else min(self._first_scored, hour)
+            self._last_seeded = max(self._last_seeded, hour)
             if score >= LOWEST_THRESHOLD:
                 self._of_hour(hour).note(("seed", number), Reach(score, 0.0))
 
@@ -211,6 +229,7 @@ class Pacing:
         self._reaches.clear()
         self._partitions = {partition: CaseScores() for partition in self._partitions}
         self._first_scored = None
+        self._least_seeded, self._last_seeded = 0.0, 0
 
     def add(self, rows: ScoredRows, partition: int = 0) -> int:
         """Take in decisions of a partition, which follow on all that were taken in of it before.
@@ -270,6 +289,8 @@ class Pacing:
         if scored < HOURS_OF_DAY:
             return Pace(hour, threshold, {**figures, "cold": True})
         found, shifted = self._threshold(hour, scored, rate)
+        if self._last_seeded >= hour - HOURS:
+            found = max(found, self._least_seeded)
         if self._options.critical is not None:
             found = min(found, self._options.critical)
         return Pace(hour, min(found, LARGEST_THRESHOLD), {**figures, "cold": False, "shifted": shifted})

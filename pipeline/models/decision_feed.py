@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from pipeline.decision.gate import BothScores, Report
+from pipeline.decision.online_gate import BothScores, Report
 from pipeline.decision.pacing import ScoredRows
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.features.catalogue import US_PER_DAY

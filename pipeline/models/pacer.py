@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from pipeline.decision.case_scores import KEPT_HOURS
-from pipeline.decision.gate import REACH_DAYS, Gate, Verdict
+from pipeline.decision.online_gate import REACH_DAYS, Gate, Verdict
 from pipeline.decision.pacing import HOURS, HOURS_OF_DAY, Pace, Pacing, PacingOptions, is_news, recent_scores
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels

@@ -124,6 +124,16 @@ def test_a_threshold_stays_until_there_is_a_day_of_scores_of_the_version_that_sc
     pacing.seed([(first - hour, 0.4 + hour / 1_000) for hour in range(1, HOURS)] + [(first, 0.99)], before=first)
     seeded = pacing.decide(0.7)
     assert (seeded.figures["cold"], seeded.threshold < 0.6) == (False, True)
+    alone = Pacing(BUDGET)
+    alone.seed([(first - hour, 0.4 + hour / 1_000) for hour in range(1, HOURS)])
+    assert seeded.threshold == alone.decide(0.7, seeded.hour).threshold
+    # Below the lowest that was given nobody knows how many there were.
+    plenty = Pacing(PacingOptions(1_000.0))
+    plenty.seed([(first - hour, 0.4 + hour / 1_000) for hour in range(1, HOURS)])
+    own = np.full(50, (first - 1) * US_PER_HOUR)
+    plenty.add(ScoredRows(own, np.full(50, 0.05), np.zeros(50, np.bool_), [f"c{number}" for number in range(50)]))
+    assert plenty.decide(0.7, first).threshold == 0.401
+    assert plenty.decide(0.7, first + HOURS).threshold == pytest.approx(0.02)
 
 
 def test_behind_five_quarters_of_the_budget_a_quarter_of_the_rate_passes() -> None:

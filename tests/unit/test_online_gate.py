@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decision.gate import REACH_DAYS, REPORT_DAYS, TOP, BothScores, Gate, Identity, Report, verdict
+from pipeline.decision.online_gate import REACH_DAYS, REPORT_DAYS, TOP, BothScores, Gate, Identity, Report, verdict
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.labels import KNOWN, source_rank
 
@@ -35,13 +35,15 @@ def said(name: Identity, known_us: int, known: int = FRAUD, source: str = "custo
 def test_reported_frauds_in_one_top_alone_are_counted_however_rows_are_cut(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 100))
     days = [day(number, seed) for number in range(3)]
-    frauds = set(data.draw(st.lists(st.sampled_from([name for one in days for name in one.identity]), max_size=60)))
+    frauds = set(
+        data.draw(st.lists(st.sampled_from([name for one in days for name in one.identity]), min_size=40, max_size=80))
+    )
     won = lost = 0
     for one in days:
         blend, lightgbm = (highest(score, list(one.identity)) for score in (one.blend, one.lightgbm))
         won, lost = won + len((blend - lightgbm) & frauds), lost + len((lightgbm - blend) & frauds)
     gate = Gate()
-    size = data.draw(st.integers(1, 500))
+    size = data.draw(st.sampled_from((1, 60, 250, 500)))
     for one in days:
         order = np.random.default_rng(seed).permutation(len(one.blend))
         for at in range(0, len(order), size):
