@@ -18,6 +18,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "inspect": ("pipeline.commands.inspect", "Show one record, and the rows of a block."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),
     "models": ("pipeline.commands.models", "List, compare and change versions of models."),
+    "pace": ("pipeline.commands.pace", "Keep alerts to a budget, hour by hour."),
     "rates": ("pipeline.commands.rates", "Publish rate tables, and list those that are."),
     "replay": ("pipeline.commands.replay", "Feed a file of transactions through the topics."),
     "reprocess": ("pipeline.commands.reprocess", "Decide history again, into a topic of its own."),

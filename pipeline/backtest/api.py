@@ -51,6 +51,7 @@ class Backtest:
         models: Iterable[str] | Mapping[str, str | ActiveModels] = (),
         thresholds: Iterable[float] = (),
         budgets: Iterable[float] = (),
+        pace: float | None = None,
         training: Training | None = None,
         validation_days: float = 7.0,
         policy: str | None = None,
@@ -85,6 +86,7 @@ class Backtest:
         decisions name.
         ``thresholds`` makes a variant of each model for each of them, and so does ``budgets``, alerts a day, whose
         thresholds are chosen on the last ``validation_days`` before the range, with as much history before these.
+        ``pace``, alerts a day, makes one more, whose threshold `pipeline.decision.pacing.Pacing` sets anew each hour.
         ``training`` tells of models that are
         trained on what lies before the range; they stand behind those of ``models``, with an untaught online model.
         ``policy`` is a version (default: the one that was made for the model). ``river`` is ``latest``, ``untaught`` or
@@ -103,7 +105,8 @@ class Backtest:
         source = asking.source_of(history, mapping, label_file, label_delay_s, lateness_us, settings, bootstrap)
         recorded = order is Order.RECORDED
         asking.refuse_off_topics(source, order, compare_live=compare_live)
-        levels = levels_of(tuple(thresholds), tuple(budgets))
+        levels = levels_of(tuple(thresholds), tuple(budgets), pace)
+        asking.refuse_paced_beside_live(levels, compare_live=compare_live)
         if recorded:
             asking.refuse_in_recorded_order(levels, learn=learn, training=training)
         labelling = asking.labelling_of(labels, source, levels, against_live=recorded or compare_live)

@@ -69,6 +69,16 @@ def refuse_in_recorded_order(levels: Sequence[Level], *, learn: bool, training: 
         raise ValueError("models are trained, and thresholds chosen for budgets, only in the order of event time")
 
 
+def refuse_paced_beside_live(levels: Sequence[Level], *, compare_live: bool) -> None:
+    """Refuse to compare paced decisions with live ones.
+
+    Raises:
+        ValueError: A variant is paced, and what was decided live is to be compared with.
+    """
+    if compare_live and any(level.pace is not None for level in levels):
+        raise ValueError("live decisions had the thresholds of their time: leave --pace out to compare with them")
+
+
 def labelling_of(
     asked: Labelling | str | None, source: Source, levels: Sequence[Level], *, against_live: bool
 ) -> Labelling:
@@ -169,8 +179,8 @@ def models_of(
 
 
 def chooses(levels: Sequence[Level]) -> bool:
-    """Whether thresholds are chosen for budgets."""
-    return any(level.budget is not None for level in levels)
+    """Return whether thresholds are chosen, or paced, for budgets."""
+    return any(level.budget is not None or level.pace is not None for level in levels)
 
 
 def duration_us(name: str, seconds: float) -> int:

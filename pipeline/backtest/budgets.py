@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
 from pipeline.engine.decisions import Decisions
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.training.metrics import budget_threshold
 
 
 class Budget:

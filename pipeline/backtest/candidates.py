@@ -48,7 +48,9 @@ def candidates_of(request: Request, library: ModelLibrary, trained: Mapping[str,
             under = with_threshold(active.policy, level.threshold) if level.threshold is not None else active.policy
             models = active if under is active.policy else active.under(under)
             told = parameters[name] | ({} if level.budget is None else {"alerts a day": level.budget})
-            found[name + level.suffix] = Candidate(models, _learning(request, library, models), level.budget, told)
+            told |= {} if level.pace is None else {"paced at alerts a day": level.pace}
+            learning = _learning(request, library, models)
+            found[name + level.suffix] = Candidate(models, learning, level.budget, level.pace, told)
     return found
 
 

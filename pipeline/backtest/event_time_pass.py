@@ -1,6 +1,6 @@
 """One pass over a history in the order of event time: all candidates decide about it side by side."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 
 from pipeline.backtest.budgets import Budget
@@ -8,14 +8,16 @@ from pipeline.backtest.comparing import comparer_with, live_decisions
 from pipeline.backtest.findings import Findings
 from pipeline.backtest.labelling import Labelling, Schedule
 from pipeline.backtest.live import Comparer
+from pipeline.backtest.paced import PacedVariant
 from pipeline.backtest.records import Numbering
 from pipeline.backtest.request import Request
 from pipeline.backtest.run import Candidate, replay_accepted, replay_scheduled
 from pipeline.backtest.settled import bearing_truth
-from pipeline.backtest.sources import Opened, TopicSource
+from pipeline.backtest.sources import Opened, Span, TopicSource
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Reject
 from pipeline.engine.decisions import Decisions
+from pipeline.features.catalogue import US_PER_DAY
 
 
 def decide_by_time(request: Request, candidates: Mapping[str, Candidate], partitions: int, findings: Findings) -> None:
@@ -33,6 +35,12 @@ def decide_by_time(request: Request, candidates: Mapping[str, Candidate], partit
         for name, one in candidates.items()
         if one.alerts_per_day is not None
     }
+    watched_from_us = span.from_us - round(request.validation_days * US_PER_DAY)
+    findings.paced = {
+        name: PacedVariant(one.paced_at, watched_from_us)
+        for name, one in candidates.items()
+        if one.paced_at is not None
+    }
     schedules = request.schedules(len(candidates))
     passed = _decided(request, candidates, opened, schedules, rejects, options, findings)
     with closing(opened), closing(passed):
@@ -48,7 +56,8 @@ def decide_by_time(request: Request, candidates: Mapping[str, Candidate], partit
             findings.count_labels({name: one.label_outcomes for name, one in of_lanes})
             times_us = first.transactions.event_time_us
             inside = (times_us >= span.from_us) & (times_us < span.to_us)
-            findings.pass_on({name: one if inside.all() else one.take(inside) for name, one in outcomes.items()})
+            parts = {name: _inside(one.decide(outcomes[name]), span) for name, one in findings.paced.items()}
+            findings.pass_on({name: one if inside.all() else one.take(inside) for name, one in outcomes.items()}, parts)
             if comparer is not None:
                 within = first.take(inside)
                 comparer.take(within, [numbering.place(row) for row in within.transactions.row.tolist()])
@@ -59,6 +68,17 @@ def decide_by_time(request: Request, candidates: Mapping[str, Candidate], partit
         findings.comparison = comparer.finish(partial=findings.partial)
     if request.labels is Labelling.REVIEW:
         findings.reviewed = {name: one.reviewed() for name, one in zip(candidates, schedules, strict=True)}
+
+
+def _inside(parts: Iterable[Decisions], span: Span) -> list[Decisions]:
+    """What of the parts lies in the range."""
+    found = []
+    for part in parts:
+        times_us = part.transactions.event_time_us
+        inside = (times_us >= span.from_us) & (times_us < span.to_us)
+        if inside.any():
+            found.append(part if inside.all() else part.take(inside))
+    return found
 
 
 def _comparer(request: Request) -> Comparer | None:

@@ -3,7 +3,8 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,14 @@ from pipeline.backtest.drift import DriftCounter
 from pipeline.backtest.labelling import Reviewed
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.losses import NOT_READ, REPEATED, refusal
+from pipeline.backtest.paced import PacedVariant
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, LabelBook, RangeError, Seen, Span
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.joins import NO_TRANSACTION
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US
 from pipeline.training.fit import Trained
+
+NO_PARTS: Final[Mapping[str, Sequence[Decisions]]] = MappingProxyType({})
 
 
 class Step(NamedTuple):
@@ -71,16 +75,23 @@ class Findings:
         self.book, self.seen = LabelBook(), Seen()
         self.warnings: list[str] = []
         self.budgets: dict[str, Budget] = {}
+        self.paced: dict[str, PacedVariant] = {}
         self.reviewed: dict[str, Reviewed] = {}
         self.drift = DriftCounter()
         self.comparison: Comparison | None = None
         self.trained: dict[str, Trained] = {}
         self.partial = False
 
-    def pass_on(self, named: Mapping[str, Decisions]) -> None:
-        """Hand over what each variant decided about some transactions of the range."""
+    def pass_on(self, named: Mapping[str, Decisions], parts: Mapping[str, Sequence[Decisions]] = NO_PARTS) -> None:
+        """Hand over what each variant decided about some transactions of the range.
+
+        Args:
+            named: Decisions by the names of variants.
+            parts: The same decisions of variants whose policy changed meanwhile, a part for each policy.
+        """
         for name, decisions in named.items():
-            self._take(name, decisions)
+            for part in parts.get(name, (decisions,)):
+                self._take(name, part)
         self.drift.add(named)
 
     def count(self, decisions: Decisions) -> None:

@@ -1,4 +1,4 @@
-"""Thresholds, and budgets for which thresholds are chosen: each makes a variant of every model."""
+"""Thresholds, and budgets for which thresholds are chosen or paced: each makes a variant of every model."""
 
 import math
 from collections import Counter
@@ -11,32 +11,40 @@ class Level(NamedTuple):
 
     threshold: float | None = None
     budget: float | None = None
-    """Alerts a day."""
+    """Alerts a day, for which one threshold is chosen before the range."""
+    pace: float | None = None
+    """Alerts a day, for which the threshold is set anew each hour."""
 
     @property
     def suffix(self) -> str:
         """What of a variant's name tells it from others of its model.
 
-        >>> Level(threshold=0.5).suffix, Level(budget=20.0).suffix, Level().suffix
-        (' at 0.5', ' at 20 a day', '')
+        >>> Level(threshold=0.5).suffix, Level(budget=20.0).suffix, Level(pace=20.0).suffix, Level().suffix
+        (' at 0.5', ' at 20 a day', ' paced at 20 a day', '')
         """
         if self.threshold is not None:
             return f" at {_digits(self.threshold)}"
+        if self.pace is not None:
+            return f" paced at {_digits(self.pace)} a day"
         return "" if self.budget is None else f" at {_digits(self.budget)} a day"
 
 
-def levels_of(thresholds: Sequence[float], budgets: Sequence[float]) -> tuple[Level, ...]:
+def levels_of(thresholds: Sequence[float], budgets: Sequence[float], pace: float | None = None) -> tuple[Level, ...]:
     """The level of each variant of a model, of which there is at least one; ValueError for those that cannot be."""
     for threshold in thresholds:
         if not 0 <= threshold <= 1:
             raise ValueError(f"a threshold is a score from 0 to 1, not {threshold}")
-    for budget in budgets:
+    for budget in (*budgets, *(() if pace is None else (pace,))):
         if not 0 < budget < math.inf:
             raise ValueError(f"a budget is a number of alerts a day, more than none, not {budget}")
     for kind, asked in (("threshold", thresholds), ("budget", budgets)):
         if twice := [one for one, count in Counter(asked).items() if count > 1]:
             raise ValueError(f"the {kind} {_digits(twice[0])} is named twice: name it once")
-    named = (*(Level(threshold=one) for one in thresholds), *(Level(budget=one) for one in budgets))
+    named = (
+        *(Level(threshold=one) for one in thresholds),
+        *(Level(budget=one) for one in budgets),
+        *(() if pace is None else (Level(pace=pace),)),
+    )
     return named or (Level(),)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.drift import ModelDrift
 from pipeline.backtest.labelling import Reviewed
+from pipeline.backtest.paced import FirstAlerts
 
 DECISION_COLUMNS: Final = (
     "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "action", "selection",
@@ -39,6 +40,8 @@ class Variant:
     """A row a reason of the alerts that were explained, `REASON_COLUMNS`; None where none was."""
     explained: int = 0
     """Of how many alerts ``reasons`` tells."""
+    paced: FirstAlerts | None = None
+    """Where its threshold was set anew each hour: how it kept to its budget, the days before the range included."""
     reviewed: Reviewed | None = None
     """Where reviews of its alerts were simulated: what became known sooner by them than by the result's labels."""
 

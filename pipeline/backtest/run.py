@@ -32,6 +32,8 @@ class Candidate(NamedTuple):
     """How its online model learns; None: it stays as it is."""
     alerts_per_day: float | None = None
     """For which its threshold is to be chosen on what comes before a range; None: the policy's holds."""
+    paced_at: float | None = None
+    """Alerts a day for which its threshold is set anew each hour; None: it is not."""
     parameters: Mapping[str, Parameter] = MappingProxyType({})
     """What a reader is told about it besides."""
 

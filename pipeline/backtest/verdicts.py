@@ -137,7 +137,13 @@ def _variant(name: str, collected: Collected, candidate: Candidate | None, findi
     variant = collected.variant(name)
     if candidate is None:
         return variant
-    return dataclasses.replace(variant, parameters=candidate.parameters, reviewed=findings.reviewed.get(name))
+    paced = findings.paced.get(name)
+    return dataclasses.replace(
+        variant,
+        parameters=candidate.parameters,
+        paced=None if paced is None else paced.first_alerts,
+        reviewed=findings.reviewed.get(name),
+    )
 
 
 def _label_parameters(request: Request) -> dict[str, Parameter]:

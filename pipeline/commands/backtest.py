@@ -69,6 +69,12 @@ class _Options(SharedOptions, RegimeOptions):
     help="Alerts a day, for which a threshold is chosen on the days before the range; may be repeated.",
 )
 @click.option(
+    "--pace",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="ALERTS_PER_DAY",
+    help="Alerts a day, first ones of their cases, for which a threshold is set anew each hour of event time.",
+)
+@click.option(
     "--train",
     "trainings",
     multiple=True,
@@ -141,6 +147,7 @@ def command(
     models: tuple[str, ...],
     thresholds: tuple[float, ...],
     budgets: tuple[float, ...],
+    pace: float | None,
     trainings: tuple[str, ...],
     train_from: datetime | None,
     train_to: datetime | None,
@@ -183,6 +190,7 @@ def command(
             models=_named(models),
             thresholds=thresholds,
             budgets=budgets,
+            pace=pace,
             training=training,
             validation_days=validation_days,
             compare_live=compare is not None,

@@ -43,6 +43,11 @@ class TopicFollower:
         """Return the offset behind what was read of a partition."""
         return self._positions[number]
 
+    @property
+    def positions(self) -> dict[int, int]:
+        """Offsets behind what was read, by partition."""
+        return dict(self._positions)
+
     def _assign(self) -> None:
         self._consumer.assign([start_at((self._name, n), at) for n, at in self._positions.items()])
 

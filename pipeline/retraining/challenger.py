@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
@@ -19,7 +20,6 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, train
-from pipeline.training.metrics import budget_threshold
 from pipeline.training.served import ServedRows
 
 THRESHOLD_DAYS: Final = 7.0

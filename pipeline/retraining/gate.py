@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.retraining.paired import Scorings, by_event_day, mean_difference
 from pipeline.scoring.blend import sigmoid
-from pipeline.training.metrics import budget_threshold, calibration_error
+from pipeline.training.metrics import calibration_error
 
 LEAST_DAYS: Final = 2
 """Days that are compared, at least."""

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
@@ -19,7 +20,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split
 from pipeline.training.early_reports import EarlyReports, Targets
-from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
+from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.validation import benchmark, by_first_row, by_period, calibration_table, input_digest
 
 TOP_CARDS: Final = 100

@@ -1,4 +1,4 @@
-"""How good scores are, and the threshold that keeps alerts within a budget."""
+"""How good scores are."""
 
 from collections.abc import Iterator
 
@@ -102,33 +102,6 @@ def days_of(event_time_us: NDArray[np.int64]) -> Iterator[tuple[int, slice | NDA
     days, first = np.unique(of[order], return_index=True)
     for day, begin, end in zip(days.tolist(), first.tolist(), [*first.tolist()[1:], len(of)], strict=True):
         yield day, order[begin:end]
-
-
-def budget_threshold(
-    score: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    days: float,
-    alerts_per_day: float,
-    minimum: float = 0.02,
-) -> float:
-    """The lowest score at or above which there are at most ``alerts_per_day`` x ``days`` transactions.
-
-    ``weight`` (n,) says how many transactions a row stands for. The result is not below ``minimum``: where traffic is
-    smaller than the budget, analysts should still not be sent what is almost surely legitimate.
-
-    >>> budget_threshold(np.array([0.9, 0.8, 0.7, 0.6]), np.ones(4), days=1, alerts_per_day=2)
-    0.8
-    """
-    order = np.argsort(-score, kind="stable")
-    ordered = score[order]
-    # Rows of equal score stand or fall together: count up to the last of them.
-    reached = np.cumsum(weight[order])
-    last_of_value = np.r_[ordered[1:] != ordered[:-1], True]
-    affordable = np.flatnonzero(last_of_value & (reached <= alerts_per_day * days + 1e-9))
-    if len(affordable) == 0:
-        top = float(ordered[0]) if len(ordered) else minimum
-        return max(float(np.nextafter(top, 2.0)), minimum)
-    return max(float(ordered[affordable[-1]]), minimum)
 
 
 def daily_top_cards(

@@ -17,6 +17,7 @@ from pipeline.backtest import delayed_truth, frame_tables
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.result import BacktestResult
 from pipeline.backtest.sources import RangeError
+from pipeline.decision.budget import budget_threshold
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
@@ -35,7 +36,6 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, train
-from pipeline.training.metrics import budget_threshold
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.unit.model_helpers import small_model
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.commands.train import command
+from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
@@ -26,7 +27,7 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
-from pipeline.training.metrics import auc_roc, average_precision, budget_threshold, card_precision
+from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
 from tests.unit.model_helpers import matrix, truth
 

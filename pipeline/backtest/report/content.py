@@ -163,6 +163,22 @@ class ReviewContent(msgspec.Struct, frozen=True, kw_only=True):
     """How many answers came sooner than a report would have."""
 
 
+class PacingContent(msgspec.Struct, frozen=True, kw_only=True):
+    """How a variant whose threshold is set anew each hour kept to its budget of first alerts of cases."""
+
+    budget: float
+    """Alerts a day."""
+    days: int
+    """Whole days (UTC) of the range."""
+    alerts_per_day: float | None
+    days_within_30: float | None
+    """Share of the days with at most 30 % more or less than the budget."""
+    weeks_within_5: float | None
+    """Share of the means over seven days in a row that differ by at most 5 %."""
+    hindsight_share: float | None
+    """Frauds among the alerts, by those among as many of the range's highest scores."""
+
+
 class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     """One variant's figures."""
 
@@ -176,6 +192,7 @@ class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     precision_at_k_bounds: Bounds
     """Of the k best of each day; as far as a day has k."""
     recall_at_k_bounds: Bounds
+    paced: PacingContent | None
     reviewed: ReviewContent | None
     alerts_labelled: float | None
     """Share of the alerts that have a label that says something."""

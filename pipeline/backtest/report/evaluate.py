@@ -20,6 +20,7 @@ from pipeline.backtest.report.content import (
 from pipeline.backtest.report.figures import Resamples, differences, metrics, resample
 from pipeline.backtest.report.labels import label_content
 from pipeline.backtest.report.observed import Observed, Shared, observe, share
+from pipeline.backtest.report.paced import pacing
 from pipeline.backtest.report.slices import Cut, resample_slices
 from pipeline.backtest.result import BacktestResult, Variant
 from pipeline.backtest.truth import precision_bounds, recall_bounds
@@ -104,6 +105,7 @@ def _variant(
         recall_bounds=recall_bounds(truth, one.alert),
         precision_at_k_bounds=precision_bounds(truth, one.best),
         recall_at_k_bounds=recall_bounds(truth, one.best),
+        paced=None if variant.paced is None else pacing(variant.paced, shared, one),
         reviewed=None if variant.reviewed is None else _reviews(variant.reviewed),
         alerts_labelled=float(labelled[one.alert].mean()) if one.alert.any() else None,
         others_labelled=float(labelled[~one.alert].mean()) if not one.alert.all() else None,

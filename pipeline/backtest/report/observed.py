@@ -33,6 +33,9 @@ class Shared(NamedTuple):
     """Calendar days that the range touches."""
     span_days: float
     """Length of what was decided."""
+    from_us: int
+    until_us: int
+    """Ends of what was decided, the later one excluded; in microseconds since 1970."""
     truth: Truth
 
 
@@ -68,6 +71,8 @@ def share(result: BacktestResult) -> Shared:
         first_day=first_day,
         days=last_day - first_day + 1,
         span_days=(result.until_us - result.from_us) / US_PER_DAY,
+        from_us=result.from_us,
+        until_us=result.until_us,
         truth=find_truth(frame, result.labels),
     )
 

@@ -14,6 +14,7 @@ from pipeline.backtest.report.wording import (
     figure,
     moment,
     number,
+    pacing_sentence,
     percent,
     ratio,
     score,
@@ -39,6 +40,8 @@ def summary(content: Content) -> Markup:
             parts.append(element("h3", variant.name))
         rows = [_metric_row(metric) for metric in variant.metrics]
         parts.append(table(f"Metrics of {variant.name}", ["Metric", "Value", *kinds], rows))
+        if variant.paced is not None:
+            parts.append(element("p", pacing_sentence(variant.paced)))
     options = content.options
     parts.append(
         element(

@@ -16,6 +16,7 @@ from pipeline.backtest.report.wording import (
     figure,
     moment,
     number,
+    pacing_sentence,
     partial_sentence,
     percent,
     ratio,
@@ -64,6 +65,8 @@ def summary(content: Content) -> str:
                     f"{ratio(recall.most)}."
                 )
             )
+        if variant.paced is not None:
+            console.print(Text(pacing_sentence(variant.paced)))
         if variant.reviewed is not None:
             console.print(
                 Text(

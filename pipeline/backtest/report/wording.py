@@ -3,7 +3,7 @@
 from typing import Final
 
 from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.report.content import Content, DriftContent, Metric
+from pipeline.backtest.report.content import Content, DriftContent, Metric, PacingContent
 
 NONE: Final = "n/a"
 STABLE: Final = 0.1
@@ -92,6 +92,16 @@ def drift_sentence(one: DriftContent) -> str:
 
 
 _NAMED: Final = 5
+
+
+def pacing_sentence(one: PacingContent) -> str:
+    """How a variant kept to its budget."""
+    return (
+        f"Paced at {number(one.budget, 1)} alerts a day, the first alert of each case: {number(one.alerts_per_day, 1)} "
+        f"a day; {percent(one.days_within_30)} of {one.days} whole days within 30 %, {percent(one.weeks_within_5)} of "
+        f"the 7-day means within 5 %. Its alerts hold {percent(one.hindsight_share)} of the frauds that as many of the "
+        "range's highest scores hold."
+    )
 
 
 def partial_sentence(content: Content) -> str:

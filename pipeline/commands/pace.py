@@ -1,0 +1,89 @@
+"""``fraud-pipeline pace``: keep alerts to a budget, and the online model in the score while it helps."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from contextlib import closing
+from types import FrameType
+
+import click
+from pydantic import ValidationError
+
+from pipeline.decision.pacing import PacingOptions
+from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.producer import DeliveryFailed
+from pipeline.models.pacer import NothingActive, PaceEnded, Pacer, Proposal
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+
+
+@click.command()
+@click.option(
+    "--budget-per-day",
+    type=click.FloatRange(min=0, min_open=True),
+    required=True,
+    help="Cases a day, each counted by its first alert.",
+)
+@click.option(
+    "--critical",
+    type=click.FloatRange(0.02, 1),
+    help="Scores from here on alert whatever the budget says.  [default: none does]",
+)
+@click.option(
+    "--gate/--no-gate",
+    default=True,
+    show_default=True,
+    help="Let reported frauds take the online model out of the score, and back in.",
+)
+@click.option("--once", is_flag=True, help="Decide once, print it as one JSON line, and publish nothing.")
+def command(*, budget_per_day: float, critical: float | None, gate: bool, once: bool) -> None:
+    """Set the policy's threshold anew each hour of event time, so that alerts keep to a budget, until stopped.
+
+    Decisions and labels of the last days are read from the topics at the start; nothing is kept on disk. Run one pace a
+    cluster: of two, the one that has set a threshold last goes on, and the other one ends.
+    """
+    stop = threading.Event()
+    try:
+        settings = Settings()
+        options = PacingOptions(budget_per_day, critical)
+        identity = f"{socket.gethostname()}-{os.getpid()}"
+        bootstrap = find_cluster(settings)
+        with closing(Pacer(bootstrap, settings, options, gate=gate, identity=identity, stopped=stop.is_set)) as pacer:
+            if once:
+                click.echo(json.dumps(_line(pacer.once())))
+            else:
+                _run(pacer, stop)
+    except NothingActive as error:
+        raise click.ClickException(str(error)) from error
+    except PaceEnded as error:
+        # No error: a supervisor that starts it again would make both fight.
+        click.echo(str(error), err=True)
+    except (
+        *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed),
+        *(ModelError, TopicError, ValidationError),
+    ) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _run(pacer: Pacer, stop: threading.Event) -> None:
+    def ask(signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        stop.set()
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    pacer.run()
+
+
+def _line(proposal: Proposal) -> dict[str, object]:
+    return {
+        "policy": proposal.policy.version,
+        "would_publish": proposal.news,
+        "reason": proposal.reason,
+        **proposal.figures,
+    }

@@ -1,0 +1,155 @@
+"""Decisions and labels as the alert budget controller and the gate read them from the topics."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from pipeline.decision.online_gate import BothScores, Report
+from pipeline.decision.pacing import ScoredRows
+from pipeline.engine.accepted_labels import read_accepted
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.kafka.admin import end_offsets
+from pipeline.kafka.clients import admin_client, offsets_at, read_topic
+from pipeline.kafka.follower import TopicFollower
+from pipeline.kafka.internal import not_counted, readable
+from pipeline.scoring.blend import sigmoid
+from pipeline.settings import Settings
+from schemas.codec import timestamp_us
+from schemas.messages import ModelScores, Versions
+from schemas.records import Record
+from schemas.topics import ACCEPTED_LABELS, DECISIONS, LABELS, Topic
+
+_NEWEST_RECORDS: Final = 20
+"""Offsets looked at behind the end of a partition: the last ones may be the markers of Kafka transactions."""
+_POLL_S: Final = 0.1
+
+
+class Decided(msgspec.Struct, frozen=True, gc=False):
+    """What of a decision counts."""
+
+    transaction_id: str
+    card_id: str
+    event_time: datetime
+    score: float
+    model_scores: ModelScores
+    logit: float
+    action: str
+    versions: Versions
+    case_id: str
+
+
+decode_decided: Final = msgspec.json.Decoder(Decided).decode
+
+
+class DecidedRows(NamedTuple):
+    """Decisions of one partition, in the order of its log."""
+
+    partition: int
+    decided: Sequence[Decided]
+
+    def scored(self, lightgbm: str) -> ScoredRows:
+        """Return what the controller reads; ``lightgbm`` is the version whose scores count."""
+        return ScoredRows(
+            self._times_us(),
+            np.array([one.score for one in self.decided]),
+            np.array([one.action == "alert" for one in self.decided], np.bool_),
+            [one.case_id for one in self.decided],
+            np.array([one.versions.lightgbm == lightgbm for one in self.decided], np.bool_),
+        )
+
+    def both_scores(self) -> BothScores:
+        """Return what the gate reads: the online model's score is that of blend 1, whatever the policy blends."""
+        return BothScores(
+            self._times_us(),
+            np.array([one.model_scores.river for one in self.decided]),
+            sigmoid(np.array([one.logit for one in self.decided])),
+            [(one.card_id, one.transaction_id) for one in self.decided],
+        )
+
+    def _times_us(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.array([timestamp_us(one.event_time) for one in self.decided], np.int64)
+
+
+class RecentFeed:
+    """Follows ``decisions`` and ``accepted-labels`` from some days before the newest decision on.
+
+    Nothing is kept on disk: the topics are read again at each start.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Give the topics' full names and the client's configuration.
+        days: Event time to go back.
+        labels: Whether labels are read.
+        waiting: Called while no broker answers; may raise.
+    """
+
+    def __init__(
+        self, bootstrap: str, settings: Settings, days: float, *, labels: bool, waiting: Callable[[], None]
+    ) -> None:
+        self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
+        newest_us = self._newest_us()
+        since_ms = 0 if newest_us is None else max((newest_us - round(days * US_PER_DAY)) // 1_000, 0)
+        self._decisions = self._follow(DECISIONS, since_ms)
+        self._labels = self._follow(ACCEPTED_LABELS, since_ms) if labels else None
+
+    def past(self) -> Iterator[DecidedRows]:
+        """Yield the decisions that are there already, batch by batch."""
+        while not self._decisions.caught_up:
+            self._waiting()
+            yield from _by_partition(self._decisions.poll(_POLL_S))
+
+    def new(self, timeout_s: float) -> Iterator[DecidedRows]:
+        """Yield decisions that came since, after at most ``timeout_s`` seconds."""
+        yield from _by_partition(self._decisions.poll(timeout_s))
+
+    def committed(self) -> Iterator[DecidedRows]:
+        """Yield all decisions that were committed before this call."""
+        yield from _by_partition(self._decisions.read_committed(self._waiting))
+
+    def reports(self) -> Iterator[Report]:
+        """Yield the labels that were committed before this call."""
+        records = [] if self._labels is None else self._labels.read_committed(self._waiting)
+        labels = read_accepted(records, self._settings.topic(LABELS.name)).labels
+        columns = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us)
+        names = zip(labels.card_id.to_pylist(), labels.transaction_id.to_pylist(), strict=True)
+        for name, row in zip(names, zip(*(column.tolist() for column in columns), strict=True), strict=True):
+            yield Report(name, *row)
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Offsets behind what was read of ``decisions``, by partition."""
+        return {str(number): at for number, at in sorted(self._decisions.positions.items())}
+
+    def close(self) -> None:
+        """Stop following."""
+        self._decisions.close()
+        if self._labels is not None:
+            self._labels.close()
+
+    def _newest_us(self) -> int | None:
+        name = self._settings.topic(DECISIONS.name)
+        ends = end_offsets(self._bootstrap, [name], settings=self._settings)
+        start = {partition: max(0, end - _NEWEST_RECORDS) for (_, partition), end in ends.items()}
+        records = read_topic(self._bootstrap, name, settings=self._settings, start=start)
+        decided = readable(records, decode_decided, not_counted)
+        return max((timestamp_us(one.event_time) for _, one in decided), default=None)
+
+    def _follow(self, topic: Topic, since_ms: int) -> TopicFollower:
+        """Follow from records of that time on: none that is younger has an event time that is older."""
+        name = self._settings.topic(topic.name)
+        numbers = [at[1] for at in end_offsets(self._bootstrap, [name], settings=self._settings)]
+        client = admin_client(self._bootstrap, settings=self._settings)
+        found = offsets_at(client, [(name, number) for number in numbers], since_ms)
+        follower = TopicFollower(self._bootstrap, self._settings, topic)
+        return follower.start({number: found[name, number] for number in numbers})
+
+
+def _by_partition(records: Sequence[Record]) -> Iterator[DecidedRows]:
+    decided = readable(records, decode_decided, not_counted)
+    in_order = sorted(decided, key=lambda item: item[0].partition)
+    for partition, of_partition in groupby(in_order, key=lambda item: item[0].partition):
+        yield DecidedRows(partition, [one for _, one in of_partition])

@@ -1,0 +1,250 @@
+"""The service that keeps alerts to a budget: it follows decisions and activates policies for hours of event time."""
+
+import logging
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from pipeline.decision.case_scores import KEPT_HOURS
+from pipeline.decision.online_gate import REACH_DAYS, Gate, Verdict
+from pipeline.decision.pacing import HOURS, HOURS_OF_DAY, Pace, Pacing, PacingOptions, is_news, recent_scores
+from pipeline.decision.policy import Policy
+from pipeline.engine.models import ActiveModels
+from pipeline.models.control_state import PACE, ControlState
+from pipeline.models.decision_feed import DecidedRows, RecentFeed
+from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DAYS: Final = (HOURS + KEPT_HOURS) / HOURS_OF_DAY
+"""Days of decisions that the controller reads at its start."""
+_POLL_S: Final = 1.0
+_HOUR_S: Final = 3_600
+
+
+class PaceEnded(Exception):
+    """The service has to end; the text says why."""
+
+
+class NothingActive(PaceEnded):
+    """There is no policy whose threshold could be set."""
+
+
+class Stopped(Exception):
+    """The service was asked to stop."""
+
+
+class Proposal(NamedTuple):
+    """A policy for an hour, and why."""
+
+    policy: Policy
+    news: bool
+    """Whether it differs enough from the active one to be published."""
+    reason: str
+    figures: dict[str, Any]
+
+
+class Pacer:
+    """Follows decisions and labels, and activates policies; used from one thread.
+
+    Its state is a function of the topics: what it read is read again at each start, and when another LightGBM version
+    becomes active.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Give the topics' full names and the client's configuration.
+        options: The budget.
+        gate: Whether reported frauds set the policy's blend too.
+        identity: Tells this process from other paces.
+        stopped: Whether to stop.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        settings: Settings,
+        options: PacingOptions,
+        *,
+        gate: bool,
+        identity: str,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._bootstrap, self._settings, self._options = bootstrap, settings, options
+        self._with_gate, self._identity, self._stopped = gate, identity, stopped
+        self._pacing, self._gate = Pacing(options), Gate()
+        self._control = ControlState(bootstrap, settings, self._waiting)
+        self._writer: ControlWriter | None = None
+        self._feed: RecentFeed | None = None
+        self._lightgbm: str | None = None
+        self._decided_hour: int | None = None
+        self._changed_hour: int | None = None
+        self._paced_before: str | None = None
+        self._told_frozen = False
+
+    def once(self) -> Proposal:
+        """Decide once, and publish nothing.
+
+        Raises:
+            NothingActive: No LightGBM version and policy are active, or nothing was decided.
+        """
+        self._control.refresh()
+        active = self._prepared()
+        if self._pacing.hour is None:
+            raise NothingActive("there are no decisions to pace by: let a worker decide transactions first")
+        return self._proposal(active)
+
+    def run(self) -> None:
+        """Pace until it is to stop.
+
+        Raises:
+            PaceEnded: Another pace has taken over, or there is nothing to pace.
+            DeliveryFailed: A policy could not be written.
+        """
+        try:
+            self._control.refresh()
+            self._paced_before = self._control.paced_by
+            while True:
+                self._waiting()
+                self._refuse_other()
+                active = self._prepared()
+                if self._pacing.hour is None or self._pacing.hour == self._decided_hour:
+                    self._take(() if self._feed is None else self._feed.new(_POLL_S))
+                    self._control.look()
+                    continue
+                self._control.refresh()
+                if self._control.active is active:
+                    self._step(active)
+        except Stopped:
+            return
+
+    def close(self) -> None:
+        """Stop following."""
+        self._control.close()
+        if self._feed is not None:
+            self._feed.close()
+
+    def _waiting(self) -> None:
+        if self._stopped():
+            raise Stopped
+
+    def _prepared(self) -> ActiveModels:
+        """Return the active versions, once what their LightGBM version has decided is read."""
+        active = self._control.active
+        if active is None:
+            raise NothingActive(
+                "no LightGBM version and policy are active: publish them with `fraud-pipeline train --publish`"
+            )
+        if active.lightgbm.version != self._lightgbm:
+            self._restart(active)
+        return active
+
+    def _restart(self, active: ActiveModels) -> None:
+        log.info("LightGBM %s is active: its decisions are read", active.lightgbm.version)
+        if self._feed is not None:
+            self._feed.close()
+        self._pacing, self._gate = Pacing(self._options), Gate()
+        self._lightgbm, self._decided_hour, self._changed_hour = active.lightgbm.version, None, None
+        days = max(DAYS, float(REACH_DAYS) if self._with_gate else 0.0)
+        self._feed = RecentFeed(self._bootstrap, self._settings, days, labels=self._with_gate, waiting=self._waiting)
+        self._take(self._feed.past())
+        first = self._control.first_policy()
+        known = recent_scores(active.policy.metadata) or recent_scores({} if first is None else first.metadata)
+        self._pacing.seed(known, before=self._pacing.first_scored)
+
+    def _take(self, batches: Iterable[DecidedRows]) -> None:
+        for rows in batches:
+            self._pacing.add(rows.scored(self._lightgbm or ""), rows.partition)
+            if self._with_gate:
+                self._gate.add(rows.both_scores())
+
+    def _step(self, active: ActiveModels) -> None:
+        """Decide for the newest hour, with all that was committed, and publish what is news."""
+        if self._feed is not None:
+            self._take(self._feed.committed())
+        proposal = self._proposal(active)
+        self._decided_hour = self._pacing.hour
+        if not proposal.news:
+            return
+        if self._control.frozen:
+            if not self._told_frozen:
+                log.warning("learning is stopped on control: the threshold stays, until learning is resumed")
+            self._told_frozen = True
+            return
+        self._told_frozen = False
+        self._publish(active, proposal)
+
+    def _proposal(self, active: ActiveModels) -> Proposal:
+        policy = active.policy
+        if self._with_gate and self._feed is not None:
+            for report in self._feed.reports():
+                self._gate.report(report)
+        verdict = self._gate.decide(policy.blend) if self._with_gate else None
+        pace = self._pacing.decide(policy.threshold)
+        blend = policy.blend if verdict is None else verdict.blend
+        threshold = pace.threshold
+        stale = policy.lightgbm_version not in (None, active.lightgbm.version)
+        first = self._control.first_policy() if stale and pace.figures["cold"] else None
+        if first is not None:
+            # A policy for the version before came just behind the activation of this one.
+            threshold = first.threshold
+        news = (
+            is_news(policy.threshold, pace, self._changed_hour) or blend != policy.blend or threshold != pace.threshold
+        )
+        new = policy.replace(
+            threshold=threshold,
+            blend=blend,
+            lightgbm_version=active.lightgbm.version if stale else policy.lightgbm_version,
+            metadata={"alerts_per_day": self._options.alerts_per_day, "paced_for_hour": pace.hour},
+        )
+        return Proposal(new, news, _reason(policy, new, pace, verdict), self._figures(active, new, pace, verdict))
+
+    def _figures(self, active: ActiveModels, new: Policy, pace: Pace, verdict: Verdict | None) -> dict[str, Any]:
+        gate = {} if verdict is None else {"w": verdict.won, "l": verdict.lost, "z": round(verdict.z, 3)}
+        return {
+            "hour": f"{datetime.fromtimestamp(pace.hour * _HOUR_S, UTC):%Y-%m-%dT%H:00:00Z}",
+            **pace.figures,
+            "threshold": new.threshold,
+            "blend": new.blend,
+            **gate,
+            "lightgbm": active.lightgbm.version,
+            "decisions": {} if self._feed is None else self._feed.offsets,
+            PACE: self._identity,
+        }
+
+    def _publish(self, active: ActiveModels, proposal: Proposal) -> None:
+        if self._writer is None:
+            self._writer = ControlWriter(self._bootstrap, self._settings)
+        policy = proposal.policy
+        references = self._writer.contents([Content("policy", policy.version, policy.to_payload())])
+        self._control.refresh()
+        self._refuse_other()
+        if self._control.active is not active:
+            # What was decided by is no longer active: decide again.
+            self._decided_hour = None
+            return
+        self._writer.activate(references, Step(PACE, PACE, proposal.reason, proposal.figures))
+        log.info("%s", proposal.reason)
+        self._changed_hour = self._pacing.hour
+
+    def _refuse_other(self) -> None:
+        """End where another pace has activated a policy since; the newest one goes on."""
+        if self._control.paced_by == self._identity:
+            self._paced_before = self._identity
+        elif self._control.paced_by != self._paced_before:
+            raise PaceEnded(
+                f"another pace ({self._control.paced_by or 'unnamed'}) has set the threshold since: this one ends. Run "
+                "one pace a cluster"
+            )
+
+
+def _reason(before: Policy, new: Policy, pace: Pace, verdict: Verdict | None) -> str:
+    found = pace.figures
+    said = (
+        f"{found['alerts_24h']} cases alerted first in 24 hours, of a budget of {found['alerts_per_day']:g} a day: the "
+        f"threshold is {new.threshold:.4g}, after {before.threshold:.4g}"
+    )
+    if verdict is None or new.blend == before.blend:
+        return said
+    what = "in" if new.blend > before.blend else "out"
+    return f"{said}; the online model is {what}, by {verdict.won} reported frauds to {verdict.lost}"

@@ -1,0 +1,181 @@
+"""The alert budget controller: what no cut, no order and no stream may change."""
+
+from zlib import crc32
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.decision.pacing import HOURS, Pacing, PacingOptions, ScoredRows
+from pipeline.features.catalogue import US_PER_HOUR
+from pipeline.scoring.errors import ModelError
+from tests.helpers.paced import FIRST_DAY, Stream, paced, per_day, stream
+
+BUDGET = PacingOptions(40.0)
+START_HOUR = FIRST_DAY * 24
+
+
+@pytest.fixture(scope="module")
+def weeks() -> Stream:
+    return stream(21, 1_000, seed=1)
+
+
+def rows_of(part: Stream, threshold: float) -> ScoredRows:
+    return ScoredRows(part.event_time_us, part.score, part.score >= threshold, part.case)
+
+
+@settings(max_examples=12)
+@given(st.data())
+def test_neither_cuts_nor_the_order_within_an_hour_nor_late_records_between_partitions_change_a_threshold(
+    data: st.DataObject,
+) -> None:
+    of = stream(3, 150, seed=data.draw(st.integers(0, 50)))
+    hours = of.event_time_us // US_PER_HOUR
+    # A hour's rows in any order, and each card's rows in a partition of its own.
+    shuffled = np.random.default_rng(data.draw(st.integers(0, 1_000))).permutation(len(hours))
+    order = shuffled[np.argsort(hours[shuffled], kind="stable")]
+    partition = np.array([crc32(case.split("-")[0].encode()) % 3 for case in of.case])
+    straight, cut = Pacing(BUDGET), Pacing(BUDGET)
+    for number in range(3):
+        of_partition = np.flatnonzero(partition == number)
+        straight.add(_some(of, of_partition), number)
+    # Of one partition after the other or in turns, and by batches of any size.
+    size = data.draw(st.integers(1, 400))
+    for at in range(0, len(order), size):
+        for number in range(3):
+            batch = order[at : at + size]
+            cut.add(_some(of, batch[partition[batch] == number]), number)
+    assert straight.decide(0.5) == cut.decide(0.5)
+    assert straight.decide(0.5).threshold != 0.5
+
+
+def _some(of: Stream, rows: np.ndarray) -> ScoredRows:
+    return rows_of(Stream(of.event_time_us[rows], of.score[rows], [of.case[row] for row in rows.tolist()]), 0.3)
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 1_000), st.floats(1.0, 200.0), st.floats(1.0, 3.0))
+def test_a_larger_budget_never_has_a_higher_threshold(seed: int, budget: float, times: float) -> None:
+    of = stream(4, 200, seed)
+    # The same alerts for both, which are few: none of the two is braked.
+    found = []
+    for alerts_per_day in (budget, budget * times):
+        pacing = Pacing(PacingOptions(alerts_per_day))
+        pacing.add(rows_of(of, 2.0))
+        found.append(pacing.decide(0.5).threshold)
+    assert found[1] <= found[0]
+
+
+def test_a_stationary_stream_keeps_its_budget() -> None:
+    of = stream(35, 1_000, seed=7)
+    # Begun with a threshold at which everything is an alert.
+    days = per_day(of, paced(of, PacingOptions(60.0), 0.02).first)[9:]
+    weekly = np.convolve(days, np.ones(7) / 7, "valid")
+    assert np.mean(abs(weekly / 60.0 - 1.0) <= 0.05) >= 0.9
+    assert np.mean(abs(days / 60.0 - 1.0) <= 0.3) >= 0.9
+    # By chance alone, at the best threshold, weeks would be within 5 % in half of the cases.
+    assert days.std() < 60.0**0.5 * 1.3
+
+
+def test_a_shift_of_all_scores_is_met_within_two_days(weeks: Stream) -> None:
+    shifted = stream(21, 1_000, seed=1, scale=lambda day: 4.0 if day >= 14 else 1.0)
+    days = per_day(shifted, paced(shifted, BUDGET, 0.5).first)
+    # The threshold that kept the budget before.
+    fixed = per_day(shifted, shifted.score >= 0.2)
+    assert 0.7 * 40 < fixed[:14].mean() < 1.3 * 40
+    assert fixed[15:].mean() > 3 * 40
+    assert days[14] < 4 * 40
+    assert days[16:].max() < 1.4 * 40
+    assert per_day(weeks, paced(weeks, BUDGET, 0.5).first)[14:].mean() == pytest.approx(40, rel=0.1)
+
+
+def test_the_first_alert_of_a_case_is_what_counts() -> None:
+    """Three decisions of a case within two hours: it alerts once, in the hour in which it reaches a threshold first."""
+    pacing = Pacing(PacingOptions(24.0))
+    times = np.array([0, 1, 2, 30]) * US_PER_HOUR + START_HOUR * US_PER_HOUR
+    scores, alerts = np.array([0.3, 0.5, 0.4, 0.0]), np.array([True, True, True, False])
+    pacing.add(ScoredRows(times, scores, alerts, ["a", "a", "a", "b"]))
+    pace = pacing.decide(0.2)
+    assert (pace.figures["alerts_7d"], pace.figures["hours"]) == (1, 30)
+    reached = [pacing._reaches[START_HOUR + at].columns() for at in range(2)]
+    assert [(score.tolist(), before.tolist()) for score, before in reached] == [([0.3], [0.0]), ([0.5], [0.3])]
+    assert START_HOUR + 2 not in pacing._reaches
+    # Another budget's worth of cases would be alerted down to the floor.
+    assert pace.threshold == 0.3
+
+
+def test_a_threshold_stays_until_there_is_a_day_of_scores_of_the_version_that_scores() -> None:
+    of = stream(2, 500, seed=2)
+    pacing = Pacing(BUDGET)
+    pacing.add(rows_of(of, 0.5))
+    assert pacing.decide(0.7).threshold < 0.7
+    pacing.forget_scores()
+    pace = pacing.decide(0.7)
+    assert (pace.threshold, pace.figures["cold"], pace.figures["hours"]) == (0.7, True, 0)
+    # What was alerted stays counted.
+    assert pace.figures["alerts_7d"] > 0
+    # Scores of the version before do not count, those of its training's end do.
+    later = of.event_time_us + 2 * 24 * US_PER_HOUR
+    strange = np.zeros(len(later), np.bool_)
+    pacing.add(ScoredRows(later, of.score, strange, of.case, comparable=strange))
+    assert pacing.decide(0.7).threshold == 0.7
+    first = START_HOUR + 96
+    pacing.seed([(first - hour, 0.4 + hour / 1_000) for hour in range(1, HOURS)] + [(first, 0.99)], before=first)
+    seeded = pacing.decide(0.7)
+    assert (seeded.figures["cold"], seeded.threshold < 0.6) == (False, True)
+    alone = Pacing(BUDGET)
+    alone.seed([(first - hour, 0.4 + hour / 1_000) for hour in range(1, HOURS)])
+    assert seeded.threshold == alone.decide(0.7, seeded.hour).threshold
+    # Below the lowest that was given nobody knows how many there were.
+    plenty = Pacing(PacingOptions(1_000.0))
+    plenty.seed([(first - hour, 0.4 + hour / 1_000) for hour in range(1, HOURS)])
+    own = np.full(50, (first - 1) * US_PER_HOUR)
+    plenty.add(ScoredRows(own, np.full(50, 0.05), np.zeros(50, np.bool_), [f"c{number}" for number in range(50)]))
+    assert plenty.decide(0.7, first).threshold == 0.401
+    assert plenty.decide(0.7, first + HOURS).threshold == pytest.approx(0.02)
+
+
+def test_behind_five_quarters_of_the_budget_a_quarter_of_the_rate_passes() -> None:
+    def figures(alerts: int) -> tuple[bool, float, float]:
+        pacing = Pacing(PacingOptions(10.0))
+        hours = START_HOUR + np.r_[np.arange(48), [48] * alerts, 49]
+        score = np.r_[np.linspace(0.1, 0.5, 48), [0.9] * alerts, 0.0]
+        alert = np.r_[np.zeros(48, np.bool_), [True] * alerts, False].astype(np.bool_)
+        names = [f"c{number}" for number in range(len(hours))]
+        pacing.add(ScoredRows(hours * US_PER_HOUR, score, alert, names))
+        pace = pacing.decide(0.5)
+        return pace.figures["braked"], pace.figures["rate"], pace.threshold
+
+    assert figures(12)[0] is False
+    braked, rate, threshold = figures(13)
+    assert braked is True
+    assert rate == pytest.approx(figures(12)[1] / 4, rel=0.1)
+    assert threshold > figures(12)[2]
+
+
+def test_critical_scores_pass_whatever_the_budget_says() -> None:
+    of = stream(3, 500, seed=2)
+    thresholds = []
+    for critical in (None, 0.3):
+        pacing = Pacing(PacingOptions(1.0, critical))
+        pacing.add(rows_of(of, 0.5))
+        thresholds.append(pacing.decide(0.5).threshold)
+    assert thresholds[0] > 0.3
+    assert thresholds[1] == 0.3
+
+
+@pytest.mark.parametrize("options", [PacingOptions(0.0), PacingOptions(float("nan")), PacingOptions(10.0, 1.5)])
+def test_a_budget_that_is_none_is_refused(options: PacingOptions) -> None:
+    with pytest.raises(ModelError, match=r"budget|critical"):
+        Pacing(options)
+
+
+def test_memory_is_that_of_a_week_and_a_few_budgets() -> None:
+    of = stream(16, 2_000, seed=4)
+    pacing = Pacing(PacingOptions(2.0))
+    pacing.add(rows_of(of, 0.5))
+    assert len(pacing._reaches) <= HOURS + 1
+    assert max(len(one.columns()[0]) for one in pacing._reaches.values()) <= 2 * 2 + 64
+    cases = pacing._partitions[0]._cases
+    assert len(cases) < 0.5 * len({case for case, score in zip(of.case, of.score, strict=True) if score >= 0.02})
