@@ -7,6 +7,7 @@ import click
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
+    "audit": ("pipeline.commands.audit", "Say how many frauds nobody reports, and which share alerts find."),
     "backtest": ("pipeline.commands.backtest", "Decide history again, by any models."),
     "backtest-example": (
         "pipeline.commands.backtest_example",
