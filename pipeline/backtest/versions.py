@@ -141,8 +141,7 @@ class ModelLibrary:
     def _cluster(self) -> PublishedVersions | None:
         if self._bootstrap is None:
             return None
-        board = ModelBoard(self.untaught_river, self._load_river, audit_keys=self._settings.audit_keys)
-        return PublishedVersions.on(self._bootstrap, self._settings, board)
+        return PublishedVersions.on(self._bootstrap, self._settings, ModelBoard(self.untaught_river, self._load_river))
 
     @cached_property
     def _rates(self) -> PublishedRates:

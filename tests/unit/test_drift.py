@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import FEATURES, US_PER_DAY
 from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORTS, SCORE, DailyCounts, History
 from pipeline.monitoring.drift import DayDrift, DriftOptions, drifted, episodes, judge
+from pipeline.monitoring.reasons import drift_reason
 from pipeline.scoring.distributions import FeatureDistribution
 
 ROWS = 2_000
@@ -197,3 +198,35 @@ def test_a_day_is_whole_once_a_later_one_or_its_last_hour_has_begun() -> None:
     assert counts.newest_whole_day == 0
     assert by_name(counts, 0).keys() == {"amount", SCORE}
     assert DailyCounts([]).histories() == []
+
+
+def served(drifting: int, days: int = 40, rows: int = 150) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Times and features; amounts are larger by half on the last ``drifting`` of the whole days."""
+    random = np.random.default_rng(1)
+    day = np.repeat(np.arange(days), rows)
+    features = np.full((len(day), len(FEATURES)), np.nan)
+    features[:, 0] = random.lognormal(3, 0.5, len(day)) * np.where(day >= days - 1 - drifting, 1.5, 1.0)
+    features[:, 1] = random.uniform(0, 24, len(day))
+    times = (
+        day * US_PER_DAY + np.sort(random.integers(0, US_PER_DAY // 2, len(day)).reshape(days, rows), axis=1).ravel()
+    )
+    return times.astype(np.int64), features
+
+
+@pytest.mark.parametrize(("importance", "told"), [({"amount": 0.9, "hour": 0.1}, True), ({"hour": 1.0}, False)])
+def test_served_decisions_give_a_reason_to_train_where_an_important_feature_drifts(
+    importance: dict[str, float], told: bool
+) -> None:
+    edges = {"amount": (10.0, 15.0, 20.0, 27.0, 40.0), "hour": (6.0, 12.0, 18.0)}
+    distributions = [
+        FeatureDistribution(name=name, edges=at, counts=(0.0,) * (len(at) + 2)) for name, at in edges.items()
+    ]
+    times, features = served(drifting=1)
+    reason = drift_reason(times, features, np.full(len(times), 0.1), distributions, importance)
+    if told:
+        assert reason is not None
+        assert reason.startswith("drift of amount since 1970-02-08 (share of ")
+    else:
+        assert reason is None
+    steady, features = served(drifting=-1)
+    assert drift_reason(steady, features, np.full(len(steady), 0.1), distributions, importance) is None
