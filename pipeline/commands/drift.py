@@ -12,11 +12,12 @@ import msgspec
 
 from pipeline.backtest.versions import ACTIVE, ModelLibrary
 from pipeline.commands.replay import Duration, Moment
-from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.demo.place import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
 from pipeline.drift_metrics import DriftMetrics
 from pipeline.endpoint import Endpoint, EndpointError
 from pipeline.exports.errors import ExportError
 from pipeline.health import Health
+from pipeline.kafka.admin import cluster_is_up
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.monitored import Monitored, MonitoredTopics, count_files
 from pipeline.monitoring.drift import DEFAULT_OPTIONS, DayDrift, DriftOptions, Finding, drifted, judge
@@ -84,7 +85,7 @@ def command(
             from_ms = None if start is None else (start - _EPOCH) // timedelta(milliseconds=1)
             topics = MonitoredTopics(servers, settings, monitored, from_ms)
             if follow:
-                _follow(topics, monitored, options, settings, interval, port)
+                _follow(topics, monitored, options, settings, servers, interval, port)
                 return
             topics.refresh()
     except (
@@ -119,6 +120,7 @@ def _follow(
     monitored: Monitored,
     options: DriftOptions,
     settings: Settings,
+    servers: str,
     interval_s: float,
     port: int | None,
 ) -> None:
@@ -128,9 +130,12 @@ def _follow(
     try:
         click.echo(f"Serving http://{settings.metrics_host}:{endpoint.start()}/metrics; Ctrl-C ends it.", err=True)
         while True:
-            topics.refresh()
-            health.broker_answered()
-            metrics.show(judge(monitored.counts.histories(), monitored.importance, options), monitored.importance)
+            if cluster_is_up(servers, ANSWER_TIMEOUT_S):
+                topics.refresh()
+                health.broker_answered()
+                metrics.show(judge(monitored.counts.histories(), monitored.importance, options), monitored.importance)
+            else:
+                health.broker_silent(f"no broker answers at {servers}")
             time.sleep(interval_s)
     finally:
         endpoint.stop()

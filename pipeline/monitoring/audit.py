@@ -223,7 +223,7 @@ def _fewest(found: int, probability: float, error: float) -> float:
     """Return the smallest number of which at least ``found`` are found with a probability above ``error``.
 
     >>> _fewest(0, 0.5, 0.05), _fewest(3, 0.5, 0.05)
-    (0, 4)
+    (0, 3)
     """
     if found == 0 or probability >= 1.0:
         return found

@@ -144,3 +144,15 @@ def test_a_report_is_what_somebody_else_says_and_an_answer_what_an_analyst_says(
     assert outcomes.first_audit_us == 1
     assert outcomes.decisions(0) == (6, 1)
     assert len(outcomes.rows(3).fraud) == 2
+
+
+def test_audits_without_an_answer_widen_the_bounds_as_fewer_audits_would() -> None:
+    n = 400
+    time_us = np.zeros(n, np.int64)
+    selection, known = np.full(n, BY_AUDIT, np.int8), np.full(n, NEVER_US)
+    fraud, answered = np.arange(n) % 20 == 0, np.arange(n) % 40 < 20
+    half = AuditRows(time_us, selection, np.full(n, 0.2), answered, fraud & answered, known)
+    lower = AuditRows(time_us, selection, np.full(n, 0.1), np.ones(n, bool), fraud & answered, known)
+    assert assess(half, NOW_US).never_reported.frauds == assess(lower, NOW_US).never_reported.frauds
+    silent = half._replace(answered=np.zeros(n, bool), fraud=np.zeros(n, bool))
+    assert assess(silent, NOW_US).never_reported.frauds == (0.0, math.inf)
