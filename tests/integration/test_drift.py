@@ -9,20 +9,25 @@ import urllib.request
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from pipeline.commands.drift import DRIFTED
+from pipeline.decision.audit import Audit
+from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.processes import settings_environment
+from pipeline.features.identity import transaction_hashes
+from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions
 from pipeline.monitored import Monitored, MonitoredTopics
 from pipeline.monitoring.daily import ALERTS as ALERTS_SERIES
 from pipeline.monitoring.daily import REPORTS
 from pipeline.monitoring.drift import judge
 from schemas.codec import encode
 from schemas.messages import Alert
-from schemas.topics import ALERTS, DECISION_FEATURES, DECISIONS, EXAMPLES
+from schemas.topics import ALERTS, DECISION_FEATURES, EXAMPLES
 from tests.helpers.drifting import ROWS, drifting_blocks
-from tests.helpers.logs import after, decision
-from tests.helpers.topics import PATIENCE_S, Cluster
+from tests.helpers.logs import after
+from tests.helpers.topics import PATIENCE_S, Cluster, Starter
 from tests.helpers.waiting import eventually
 from tests.helpers.worker import ROOT
 from tests.unit.model_helpers import example
@@ -100,31 +105,46 @@ def test_drift_is_found_on_topics_and_served_to_prometheus(cluster: Cluster, tmp
     assert [found["name"] for found in json.loads(result.stdout)["findings"]] == ["amount"]
 
 
-def test_the_audits_figures_come_from_decisions_and_labels(cluster: Cluster) -> None:
-    def decide(number: int, selection: str | None, probability: float) -> None:
-        at = after(number % 20)
-        value = decision(number, at, selection=selection, selection_probability=probability)
-        cluster.write(DECISIONS, value, b"c1", at)
-
-    for number in range(300):
-        decide(number, None, 0.5)
-    for number in range(300, 340):
-        decide(number, "audit", 0.5)
-        cluster.say(("c1", f"t{number}"), after(21), "fraud" if number < 310 else "legitimate", source="audit")
-    for number in range(340, 360):
-        decide(number, "score", 1.0)
-        cluster.say(("c1", f"t{number}"), after(21))
-    for number in range(20):
-        cluster.say(("c1", f"t{number}"), after(21), source="customer")
-    cluster.say(("c1", "t3"), after(22), source="x" * 70)
-    cluster.write(DECISIONS, decision(400, after(80), selection_probability=0.5), b"c1", after(80))
+def test_a_worker_audits_by_its_key_and_the_figures_come_from_topics(cluster: Cluster, start: Starter) -> None:
+    """Amounts above 500 alert by a rule, half of all others are audited; a tenth is fraud that nobody reports."""
+    audit = Audit(rate=0.5, key_id="k1")
+    rule = Rule(code="LARGE", feature="amount", op=">", value=500.0, sentence="More than 500.")
+    cluster.publish(Policy(LARGEST_THRESHOLD, rules=(rule,), audit=audit))
+    for number in range(120):
+        cluster.buy(
+            number, after(hours=2 * number), card_id=f"c{number % 7}", amount="900" if number % 12 == 0 else "9"
+        )
+    cluster.buy(900, after(80))
     cluster.flush()
-    result = run(cluster, "audit", "--json")
+    start(cluster.settings, audit_keys={"k1": "secret"})
+    eventually(lambda: len(cluster.decisions()) == 121)
+    decisions = cluster.decisions()
+    who = transaction_hashes([one.card_id for one in decisions], [one.transaction_id for one in decisions])
+    drawn = keyed_positions(who, AUDIT_SAMPLE, b"secret") < audit.rate
+    large = np.array([one.amount > 500 for one in decisions])
+    expected = np.where(large, "rule", np.where(drawn, "audit", "none")).tolist()
+    assert [one.selection or "none" for one in decisions] == expected
+    assert {one.selection_probability for one in decisions} == {0.5, 1.0}
+    for one in decisions:
+        number = int(one.transaction_id[1:])
+        if one.selection == "audit":
+            known = "fraud" if number % 10 == 1 else "legitimate"
+            cluster.say((one.card_id, one.transaction_id), after(21), known, source="audit")
+        elif one.selection == "rule":
+            cluster.say((one.card_id, one.transaction_id), after(21))
+        elif number % 10 == 5:
+            cluster.say((one.card_id, one.transaction_id), after(21), source="customer")
+    cluster.flush()
+    result = run(cluster, "audit", "--from", f"{after():%Y-%m-%d}", "--json")
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
-    assert (told["decisions"], told["alerted"], told["missed_reported"], told["audited"]) == (361, 20, 20, 40)
+    assert (told["decisions"], told["decisions_without_audit"], told["alerted"]) == (121, 0, 10)
+    audits = [one for one in decisions if one.selection == "audit" and one.transaction_id != "t900"]
+    assert told["audited"] == len(audits)
+    silent = sum(int(one.transaction_id[1:]) % 10 == 1 for one in audits)
+    assert told["never_reported_found"] == silent > 0
     low, high = told["never_reported"]
-    assert low < 20 < high < 60
-    text = run(cluster, "audit").stdout
+    assert low <= 12 <= high
+    text = run(cluster, "audit", "--from", f"{after():%Y-%m-%d}").stdout
     assert max(map(len, text.splitlines())) <= 80
-    assert re.search(r"Never reported.*\n  \d+% to \d+%: \d+ to \d+ frauds\n", text)
+    assert "10 frauds raised an alert by score or rule\n" in text
