@@ -55,7 +55,9 @@ def command(
             outcomes = outcomes_of_topics(bootstrap or find_cluster(settings), settings)
     except (ClusterNotFound, ConfigError, ExportError, TopicError) as error:
         raise click.ClickException(str(error)) from error
-    first_us = outcomes.first_audit_us or 0
+    if outcomes.oldest_us is None:
+        raise click.ClickException("there is no decision: run workers first, or check the topic prefix")
+    first_us = outcomes.oldest_us if outcomes.first_audit_us is None else outcomes.first_audit_us
     from_us = first_us if start is None else (start - _EPOCH) // timedelta(microseconds=1)
     options = AuditOptions(mature_days=mature_days, least_age_days=min(_DEFAULTS.least_age_days, mature_days))
     report = assess(outcomes.rows(from_us), outcomes.newest_us, options)

@@ -51,6 +51,8 @@ class Outcomes:
         self._unaudited: dict[int, int] = defaultdict(int)
         self.first_audit_us: int | None = None
         """Event time of the first audited transaction."""
+        self.oldest_us: int | None = None
+        """Oldest event time of a decision."""
         self.newest_us = 0
         """Newest event time of a decision."""
 
@@ -73,6 +75,7 @@ class Outcomes:
         self._decisions[day] += 1
         self._unaudited[day] += selection_probability == 0.0
         self.newest_us = max(self.newest_us, event_time_us)
+        self.oldest_us = event_time_us if self.oldest_us is None else min(self.oldest_us, event_time_us)
         if selection == AUDIT and (self.first_audit_us is None or event_time_us < self.first_audit_us):
             self.first_audit_us = event_time_us
         found = self._labels.get(key)

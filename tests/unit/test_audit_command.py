@@ -67,6 +67,7 @@ def test_without_an_audit_it_says_unknown_and_what_to_do(tmp_path: Path) -> None
     result = audit("--file", directory)
     assert "unknown: no audited transaction is that old" in result.stdout
     assert "of all frauds: unknown, at most 67%" in result.stdout
+    assert result.stdout.startswith(f"401 decisions from {after():%Y-%m-%d} to {after(70):%Y-%m-%d}")
     assert "381 of the decisions could not be audited" in result.stdout
     assert "Set an audit in the policy" in result.stdout
     assert json.loads(audit("--file", directory, "--json").stdout)["never_reported"] == [0.0, None]
@@ -76,6 +77,13 @@ def test_the_period_begins_with_the_first_audit_or_where_you_say(tmp_path: Path)
     directory = export_history(tmp_path, audits=4, frauds=1)
     told = json.loads(audit("--file", directory, "--from", f"{after(5):%Y-%m-%d}", "--json").stdout)
     assert (told["from"], told["decisions"]) == (f"{after(5):%Y-%m-%d}", 201)
+
+
+def test_without_a_decision_it_says_so(tmp_path: Path) -> None:
+    export(tmp_path, DECISIONS, [b"no decision"])
+    export(tmp_path, LABELS, [b"no label"])
+    result = audit("--file", tmp_path)
+    assert (result.exit_code, "there is no decision" in result.output) == (1, True)
 
 
 def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path) -> None:
