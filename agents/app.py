@@ -284,7 +284,7 @@ class WorkerContext:
 
     def _models(self, agent: str) -> ModelSubscriber:
         online = OnlineModels(self._settings)
-        board = ModelBoard(online.first, online.load)
+        board = ModelBoard(online.first, online.load, audit_keys=self._settings.audit_keys)
         return ModelSubscriber(self.bootstrap, self._settings, board, self.metrics, lambda: self._waiting(agent))
 
     def _waiting(self, agent: str) -> None:

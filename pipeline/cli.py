@@ -8,12 +8,14 @@ import click
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
+    "audit": ("pipeline.commands.audit", "Say how many frauds nobody reports, and which share alerts find."),
     "backtest": ("pipeline.commands.backtest", "Decide history again, by any models."),
     "backtest-example": (
         "pipeline.commands.backtest_example",
         "Backtest two models on simulated history.",
     ),
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
+    "drift": ("pipeline.commands.drift", "Say which features, scores and reports have drifted."),
     "export": ("pipeline.commands.export", "Write topics to Parquet files."),
     "inspect": ("pipeline.commands.inspect", "Show one record, and the rows of a block."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),

@@ -136,6 +136,12 @@ class Settings(BaseSettings):
         le=1,
         description="Share of legitimate transactions that become examples, weighted by its inverse.",
     )
+    audit_keys: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Keys of audit samples by the id that a policy names, as a JSON object. Whoever knows a key can "
+        "tell which transactions are audited.",
+    )
     decision_features: Literal["selected", "all"] = Field(
         default="selected",
         description="Decisions that bear their features: alerts and audits (`selected`), or `all`; those of every "

@@ -43,7 +43,8 @@ class ModelLibrary:
     def policy(self, version: str) -> Policy:
         """A policy, or the one in force. Raises `RegistryError`, `ModelError`."""
         version = self._version(POLICY, version)
-        return _once(self._policies, version, lambda: Policy.from_payload(self._payload(POLICY, version)))
+        keys = self._settings.audit_keys
+        return _once(self._policies, version, lambda: Policy.from_payload(self._payload(POLICY, version)).keyed(keys))
 
     def policy_for(self, lightgbm: str) -> Policy:
         """The newest policy whose threshold was chosen for a LightGBM version, else the one in force."""
@@ -155,15 +156,7 @@ class ModelLibrary:
 
 def with_threshold(policy: Policy, threshold: float) -> Policy:
     """The same policy with another threshold."""
-    return Policy(
-        threshold,
-        blend=policy.blend,
-        audit_rate=policy.audit_rate,
-        rules=policy.rules,
-        max_reasons=policy.max_reasons,
-        lightgbm_version=policy.lightgbm_version,
-        metadata=policy.metadata,
-    )
+    return policy.replace(threshold=threshold)
 
 
 def _once(known: dict[K, V], key: K, make: Callable[[], V]) -> V:

@@ -30,6 +30,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.sources import PRESETS, UnusableSource, load_transactions
+from pipeline.training.audit import audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
@@ -87,6 +88,12 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
     help="Alerts a day that analysts can look at.",
 )
 @click.option(
+    "--audit-share",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    help="Give this share of the budget to an audit, such as 0.05.  [default: the active policy's audit]",
+)
+@click.option("--audit-key-id", help="Key of FRAUD_PIPELINE_AUDIT_KEYS that orders the audit.")
+@click.option(
     "--legitimate-rows",
     type=click.IntRange(min=1),
     default=_DEFAULTS.legitimate_rows,
@@ -130,6 +137,8 @@ def command(
     early_reports: bool | None,
     validation_days: float,
     budget_per_day: float,
+    audit_share: float | None,
+    audit_key_id: str | None,
     legitimate_rows: int,
     features: str | None,
     trees: int,
@@ -145,11 +154,15 @@ def command(
     """Train on the transactions of FILE (.parquet, .csv, .csv.gz), or on what was served.
 
     Features come from the kernel that live traffic uses, with labels known only after their delay. The new policy keeps
-    blend, audit rate and rules of the active one. One JSON line on the standard output names the versions and metrics.
+    blend, audit and rules of the active one. One JSON line on the standard output names the versions and metrics.
     """
     if (file is None) == (not from_topics):
         raise click.UsageError("name a FILE or give --from-topics, one of the two")
+    if audit_key_id is not None and audit_share is None:
+        raise click.UsageError("--audit-key-id orders a new audit: give its --audit-share too")
     settings = Settings()
+    if audit_key_id is not None and audit_key_id not in settings.audit_keys:
+        raise click.UsageError(f"FRAUD_PIPELINE_AUDIT_KEYS has no key {audit_key_id!r}: add it here and at all workers")
     servers = bootstrap or settings.kafka_bootstrap_servers
     if (from_topics or publish) and servers is None:
         raise click.UsageError(
@@ -191,10 +204,15 @@ def command(
             if early_reports:
                 early = _early_of(rows, _known_until(data, known_before), delay_days)
         _say(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
+        split = _split(data, delay_days, validation_days, train_from, known_before)
+        policy = _active_policy(registry)
+        if audit_share is not None:
+            audit = audit_within_budget(data, split, audit_share * budget_per_day, audit_key_id)
+            policy = (policy or Policy(0.5)).replace(audit=audit, audit_rate=0.0)
         trained = train(
             data,
-            _split(data, delay_days, validation_days, train_from, known_before),
-            alerts_per_day=budget_per_day,
+            split,
+            alerts_per_day=budget_per_day * (1 - (audit_share or 0.0)),
             config=TrainingConfig(
                 trees=trees,
                 leaves=leaves,
@@ -203,7 +221,7 @@ def command(
                 threads=threads,
                 seed=seed,
             ),
-            policy=_active_policy(registry),
+            policy=policy,
             features=chosen,
             early=early,
             labels=TrainedLabels(_known_until(data, known_before), round(delay_days * US_PER_DAY), described),

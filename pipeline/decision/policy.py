@@ -1,14 +1,16 @@
 """The policy: which transactions become alerts. Immutable; one version for all partitions."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import FEATURES
-from pipeline.learning.sampling import AUDIT_SAMPLE, sample_positions
+from pipeline.decision.audit import Audit, check_audit
+from pipeline.decision.comparisons import check_comparison, compared
+from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions, sample_positions
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS, check_metadata, decode_payload, encode_payload, payload_digest
 
@@ -27,16 +29,6 @@ BY_SCORE: Final = "score"
 BY_RULE: Final = "rule"
 BY_AUDIT: Final = "audit"
 
-_COMPARISONS: Final = {
-    ">": np.greater,
-    ">=": np.greater_equal,
-    "<": np.less,
-    "<=": np.less_equal,
-    "==": np.equal,
-    "!=": np.not_equal,
-}
-_COLUMNS: Final = {name: column for column, name in enumerate(FEATURES)}
-
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """An alert whatever the score says, where ``feature`` ``op`` ``value`` holds; a missing value never fulfils it."""
@@ -52,9 +44,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     def matches(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Shape (n,), for features of shape (n, len(FEATURES))."""
-        column = features[:, _COLUMNS[self.feature]]
-        matched: NDArray[np.bool_] = _COMPARISONS[self.op](column, self.value) & ~np.isnan(column)
-        return matched
+        return compared(features, self.feature, self.op, self.value)
 
 
 class _Payload(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +56,8 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     max_reasons: int
     lightgbm_version: str | None
     metadata: dict[str, Any]
+    audit: Audit | msgspec.UnsetType = msgspec.UNSET
+    """Left out where there is none, so that policies without one keep their versions."""
 
 
 _PAYLOAD: Final = msgspec.json.Decoder(_Payload)
@@ -78,16 +70,19 @@ class Verdicts(NamedTuple):
     selection: list[str | None]
     """``score``, ``rule`` or ``audit``; None where there is no alert."""
     selection_probability: NDArray[np.float64]
-    """With which the transaction would be put before an analyst: 1 for score and rules, else the audit rate."""
+    """With which the transaction would be put before an analyst: 1 for score and rules, else that of the audit."""
 
 
 class Policy:
-    """Threshold, blend, audit rate and rules. Raises `ModelError` where they make no sense.
+    """Threshold, blend, audit and rules. Raises `ModelError` where they make no sense.
 
-    ``lightgbm_version`` names the version for whose scores the threshold was chosen.
+    ``lightgbm_version`` names the version for whose scores the threshold was chosen. An ``audit`` takes the place of
+    ``audit_rate``; one with a key decides only after `keyed`.
     """
 
     __slots__ = (
+        "_key",
+        "audit",
         "audit_rate",
         "blend",
         "digest",
@@ -110,6 +105,7 @@ class Policy:
         max_reasons: int = 5,
         lightgbm_version: str | None = None,
         metadata: dict[str, Any] | None = None,
+        audit: Audit | None = None,
     ) -> None:
         content = _Payload(
             kind=POLICY_KIND,
@@ -120,6 +116,7 @@ class Policy:
             max_reasons=max_reasons,
             lightgbm_version=lightgbm_version,
             metadata=metadata or {},
+            audit=msgspec.UNSET if audit is None else audit,
         )
         self._load(content, encode_payload(content))
 
@@ -132,6 +129,8 @@ class Policy:
         self.max_reasons = content.max_reasons
         self.lightgbm_version = content.lightgbm_version
         self.metadata = content.metadata
+        self.audit: Audit | None = None if content.audit is msgspec.UNSET else content.audit
+        self._key: bytes | None = None
         self.payload: bytes = payload
         self.digest: str = payload_digest(payload)
         self.version: str = self.digest[:VERSION_DIGITS]
@@ -154,11 +153,46 @@ class Policy:
             _fill(selection, matched & ~certain, BY_RULE)
             certain = certain | matched
         alert = certain
-        if self.audit_rate > 0.0:
-            sampled = sample_positions(identity, AUDIT_SAMPLE) < self.audit_rate
+        probability = np.full(len(score), self.audit_rate)
+        if self.audits:
+            if self.audit is not None:
+                probability = self.audit.probabilities(features)
+            sampled = self._audit_positions(identity) < probability
             _fill(selection, sampled & ~certain, BY_AUDIT)
             alert = certain | sampled
-        return Verdicts(alert, selection, np.where(certain, 1.0, self.audit_rate))
+        return Verdicts(alert, selection, np.where(certain, 1.0, probability))
+
+    @property
+    def audits(self) -> bool:
+        """Whether the audit may select a transaction, so that `decide` needs identities."""
+        return self.audit_rate > 0.0 or self.audit is not None
+
+    def keyed(self, keys: Mapping[str, str]) -> "Policy":
+        """Return the policy with the key of its audit.
+
+        Args:
+            keys: Keys by id, as the setting ``audit_keys`` has them.
+
+        Raises:
+            ModelError: The key is not among them.
+        """
+        if self.audit is None or self.audit.key_id is None:
+            return self
+        if not keys.get(self.audit.key_id):
+            raise ModelError(
+                f"policy {self.version} audits with the key {self.audit.key_id!r}, which this program does not have: "
+                "add it to FRAUD_PIPELINE_AUDIT_KEYS"
+            )
+        policy = Policy.from_payload(self.payload)
+        policy._key = keys[self.audit.key_id].encode()
+        return policy
+
+    def _audit_positions(self, identity: NDArray[np.uint64]) -> NDArray[np.float64]:
+        if self.audit is None or self.audit.key_id is None:
+            return sample_positions(identity, AUDIT_SAMPLE)
+        if self._key is None:
+            raise ModelError(f"policy {self.version} needs the key {self.audit.key_id!r} of its audit to decide")
+        return keyed_positions(identity, AUDIT_SAMPLE, self._key)
 
     def to_payload(self) -> bytes:
         """The policy as one JSON object; ``digest`` is its SHA-256."""
@@ -184,8 +218,12 @@ class Policy:
             "max_reasons": self.max_reasons,
             "lightgbm_version": self.lightgbm_version,
             "metadata": self.metadata,
+            "audit": self.audit,
         }
-        return Policy(**{**fields, **changes})
+        policy = Policy(**{**fields, **changes})
+        if self.audit is not None and policy.audit is not None and policy.audit.key_id == self.audit.key_id:
+            policy._key = self._key
+        return policy
 
 
 def _fill(selection: list[str | None], rows: NDArray[np.bool_], name: str) -> None:
@@ -206,13 +244,12 @@ def _check(content: _Payload) -> None:
     if len(content.rules) > MOST_RULES:
         raise ModelError(f"a policy has at most {MOST_RULES} rules, not {len(content.rules)}")
     check_metadata(content.metadata)
+    if content.audit is not msgspec.UNSET:
+        if content.audit_rate:
+            raise ModelError("a policy has an audit rate or an audit, not both: leave audit_rate at 0")
+        check_audit(content.audit)
     for rule in content.rules:
-        if rule.feature not in _COLUMNS:
-            raise ModelError(f"rule {rule.code!r} names {rule.feature!r}, which is no feature; see docs/features.md")
-        if rule.op not in _COMPARISONS:
-            raise ModelError(f"rule {rule.code!r} compares with {rule.op!r}; use one of {', '.join(_COMPARISONS)}")
-        if not math.isfinite(rule.value):
-            raise ModelError(f"rule {rule.code!r} compares with {rule.value}, which is no number")
+        check_comparison(f"rule {rule.code!r}", rule.feature, rule.op, rule.value)
         if not rule.code or not rule.sentence:
             raise ModelError("a rule needs a code and a sentence that an analyst can read")
         if len(rule.code) > LONGEST_CODE or len(rule.sentence) > LONGEST_SENTENCE:

@@ -169,7 +169,7 @@ def _judged(
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
     """Selection and its probability, as in `Decisions`."""
     # Nothing but the audit sample asks who a transaction is.
-    identity = identities() if policy.audit_rate > 0.0 else np.zeros(len(score), np.uint64)
+    identity = identities() if policy.audits else np.zeros(len(score), np.uint64)
     verdicts = policy.decide(score, features, identity)
     selection = np.full(len(score), -1, np.int8)
     for row in np.flatnonzero(verdicts.alert).tolist():

@@ -1,7 +1,7 @@
 """The active versions: built from the contents of ``models``, swapped as a whole between two batches."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION
@@ -52,6 +52,9 @@ class ModelBoard:
     river: RiverModel | None = None
     policy: Policy | None = None
     active: ActiveModels | None = None
+    audit_keys: Mapping[str, str] | None = field(default=None, repr=False)
+    """Keys of audit samples by id; a policy that names another one cannot be used. None for programs that decide
+    nothing: they need no key."""
 
     def updated(self, *versions: ModelVersion) -> "ModelBoard":
         """Return the board with all of ``versions``, whose contents have the digests that they name.
@@ -74,7 +77,8 @@ class ModelBoard:
             case "river":
                 return replace(self, river=self.load_river(payload))
             case "policy":
-                return replace(self, policy=Policy.from_payload(payload))
+                policy = Policy.from_payload(payload)
+                return replace(self, policy=policy if self.audit_keys is None else policy.keyed(self.audit_keys))
             case _:
                 return self
 

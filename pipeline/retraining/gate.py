@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision.budget import budget_threshold
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.retraining.paired import Scorings, by_event_day, mean_difference
 from pipeline.scoring.blend import sigmoid

@@ -21,7 +21,7 @@ from pipeline.scoring.payload import (
     payload_digest,
 )
 from pipeline.scoring.tree_paths import lay_out_paths
-from pipeline.scoring.trees import Tree, forest_text, read_trees
+from pipeline.scoring.trees import Tree, forest_text, gain_shares, read_trees
 
 if TYPE_CHECKING:
     import lightgbm
@@ -101,6 +101,8 @@ class LightGBMModel:
         self._text = content.text
         self.trees: int = len(trees)
         """Number of trees."""
+        self.gain_shares: dict[str, float] = gain_shares(trees, FEATURES)
+        """Share of all splits' gain, by feature that the trees ask for."""
         self._forest = lay_out_forest(trees)
         self._paths = lay_out_paths(trees)
         if self._forest is None or self._paths is None:

@@ -20,7 +20,7 @@ from pipeline.scoring.errors import ModelError
 
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_NONE, _MISSING_ZERO, _MISSING_NAN = 0, 1, 2
-_OF_NODES: Final = ("split_gain", "internal_value", "internal_weight")
+_OF_NODES: Final = ("internal_value", "internal_weight")
 _MOST_ROWS: Final = 2**31 - 1
 """LightGBM counts rows in 32 bits."""
 MOST_DEPTH: Final = 1_000
@@ -60,6 +60,8 @@ class Tree(NamedTuple):
     internal_count: list[int]
     """Rows of training that came through each inner node; empty where the text does not say."""
     leaf_count: list[int]
+    gain: list[float]
+    """Gain of each inner node's split; empty where the text does not say."""
 
     @property
     def takes_zero_for_missing(self) -> bool:
@@ -106,6 +108,19 @@ def read_trees(text: str, feature_names: tuple[str, ...]) -> list[Tree]:
     if sum(max(map(abs, tree.leaf)) for tree in trees) > LARGEST_MARGIN:
         raise _broken("the leaves add up to more than any margin")
     return trees
+
+
+def gain_shares(trees: Sequence[Tree], feature_names: Sequence[str]) -> dict[str, float]:
+    """Return the share of all splits' gain that falls to each feature the trees ask for.
+
+    Where the text of the trees does not tell gains, each split counts as one.
+    """
+    gains = dict.fromkeys(feature_names, 0.0)
+    for tree in trees:
+        for feature, gain in zip(tree.feature, tree.gain or [1.0] * len(tree.feature), strict=True):
+            gains[feature_names[feature]] += max(gain, 0.0) if math.isfinite(gain) else 0.0
+    total = sum(gains.values())
+    return {name: gain / total for name, gain in gains.items() if gain > 0.0}
 
 
 def forest_text(text: str) -> str:
@@ -193,6 +208,7 @@ def _read_tree(block: str, features: int) -> Tree:
         leaf=_numbers(fields.get("leaf_value", "")),
         internal_count=_integers(fields.get("internal_count", "")),
         leaf_count=_integers(fields.get("leaf_count", "")),
+        gain=_numbers(fields.get("split_gain", "")),
     )
     _numbers(fields.get("shrinkage", ""))
     leaves = len(tree.leaf)
@@ -204,6 +220,7 @@ def _read_tree(block: str, features: int) -> Tree:
     further: dict[str, tuple[Sequence[float], int]] = {
         "internal_count": (tree.internal_count, leaves - 1),
         "leaf_count": (tree.leaf_count, leaves),
+        "split_gain": (tree.gain, leaves - 1),
         **{name: (_numbers(fields.get(name, "")), leaves - 1) for name in _OF_NODES},
         "leaf_weight": (_numbers(fields.get("leaf_weight", "")), leaves),
     }

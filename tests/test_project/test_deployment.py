@@ -13,6 +13,7 @@ import pytest
 import yaml
 from packaging.version import Version
 
+from pipeline.drift_metrics import DriftMetrics
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from tests.helpers.tools import tool
@@ -106,7 +107,7 @@ def test_prometheus_scrapes_the_workers_port() -> None:
 
 def test_expressions_name_only_metrics_that_are_exported() -> None:
     exported = set()
-    for name, kind in WorkerMetrics().metric_names().items():
+    for name, kind in {**WorkerMetrics().metric_names(), **DriftMetrics().metric_names()}.items():
         exported |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
     named = {
         metric
@@ -115,14 +116,13 @@ def test_expressions_name_only_metrics_that_are_exported() -> None:
     }
     own = {name for name in named if not name.startswith("process_")}
     assert own - exported == set()
-    unshown = {
-        name for name in WorkerMetrics().label_names() if not any(name in expression for expression in expressions())
-    }
+    declared = {**WorkerMetrics().label_names(), **DriftMetrics().label_names()}
+    unshown = {name for name in declared if not any(name in expression for expression in expressions())}
     assert unshown == set()
 
 
 def test_expressions_use_only_labels_that_a_metric_has() -> None:
-    labels = WorkerMetrics().label_names()
+    labels = {**WorkerMetrics().label_names(), **DriftMetrics().label_names()}
     for expression in expressions():
         for metric, selector in re.findall(r"(fraud_pipeline_[a-z_]+)\{([^}]*)\}", expression):
             family = re.sub(r"_(bucket|sum|count)$", "", metric)

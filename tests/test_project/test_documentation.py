@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from agents.topology import AGENTS
 from pipeline.cli import COMMANDS
 from pipeline.commands.models import SUBCOMMANDS
+from pipeline.drift_metrics import DriftMetrics
 from pipeline.features.catalogue import FEATURES, WINDOWS_US
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
@@ -61,7 +62,7 @@ def test_every_metric_is_listed_with_its_type() -> None:
         for line in table_rows("docs/metrics.md", "[a-z_]+`")
         for name, kind in re.findall(r"^\| `(\w+)` \| (\w+) \|", line)
     }
-    exported = WorkerMetrics().metric_names()
+    exported = {**WorkerMetrics().metric_names(), **DriftMetrics().metric_names()}
     elsewhere = {name: kind for name, kind in documented.items() if name not in exported}
     assert {**exported, **elsewhere} == documented
     # The process's own metrics come from /proc, which only Linux has.
@@ -75,7 +76,7 @@ def test_every_label_of_a_metric_is_listed() -> None:
         for line in table_rows("docs/metrics.md", "fraud_pipeline_")
         for name, labels in re.findall(r"^\| `(\w+)` \| \w+ \| ([^|]*)\|", line)
     }
-    assert documented == WorkerMetrics().label_names()
+    assert documented == {**WorkerMetrics().label_names(), **DriftMetrics().label_names()}
 
 
 def test_every_command_is_listed() -> None:

@@ -1,10 +1,13 @@
 """The active versions: what a version changes, and what is refused."""
 
+from dataclasses import replace
+
 import lightgbm
 import msgspec
 import numpy as np
 import pytest
 
+from pipeline.decision.audit import Audit
 from pipeline.decision.policy import Policy
 from pipeline.engine.learn import model_record
 from pipeline.engine.models import ModelBoard
@@ -133,3 +136,20 @@ def test_a_board_does_not_change() -> None:
     before = board.active
     board.updated(of_policy(policy(0.2)))
     assert board.active is before
+
+
+def test_a_policy_is_active_only_where_the_key_of_its_audit_is() -> None:
+    """Programs that decide nothing need none."""
+    audit = of_policy(Policy(0.5, audit=Audit(rate=0.1, key_id="k1")))
+    with pytest.raises(ModelError, match=r"'k1'.*FRAUD_PIPELINE_AUDIT_KEYS"):
+        replace(empty_board(), audit_keys={}).updated(champion(), audit)
+    board = replace(empty_board(), audit_keys={"k1": "secret"}).updated(champion(), audit)
+    assert board.active is not None
+    who = np.arange(1_000, dtype=np.uint64)
+    selected = board.active.policy.decide(np.zeros(1_000), matrix(1_000), who).alert
+    assert 50 < selected.sum() < 150
+    assert "secret" not in repr(board)
+    unkeyed = empty_board().updated(champion(), audit)
+    assert unkeyed.policy is not None
+    with pytest.raises(ModelError, match="needs the key"):
+        unkeyed.policy.decide(np.zeros(1), matrix(1), who[:1])

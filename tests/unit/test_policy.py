@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 
+from pipeline.decision.audit import Audit, Stratum
 from pipeline.decision.policy import Policy, Rule
-from pipeline.learning.sampling import AUDIT_SAMPLE, NEGATIVE_SAMPLE, keep_negative, sample_position, sample_positions
+from pipeline.learning.sampling import (
+    AUDIT_SAMPLE,
+    NEGATIVE_SAMPLE,
+    keep_negative,
+    keyed_positions,
+    sample_position,
+    sample_positions,
+)
 from pipeline.scoring.errors import ModelError
 from tests.unit.model_helpers import COLUMN, matrix
 
@@ -105,3 +113,102 @@ def test_other_payloads_are_refused() -> None:
         Policy.from_payload(b'{"kind": "policy"}')
     with pytest.raises(ModelError, match="river-layer"):
         Policy.from_payload(Policy(0.5).to_payload().replace(b'"policy"', b'"river-layer"'))
+
+
+AUDIT = Audit(
+    rate=0.01,
+    key_id="2026-11",
+    strata=(
+        Stratum(feature="merchant_surge", op=">", value=3.0, rate=0.2),
+        Stratum(feature="merchant_seconds_since_first", op="<", value=86_400.0, rate=0.1),
+    ),
+)
+KEYS = {"2026-11": "a secret", "2026-12": "another one"}
+
+
+def audited_rows(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features and probabilities: a tenth each with a surge, new, both, and none of either."""
+    features = np.broadcast_to(matrix(1), (rows, len(COLUMN))).copy()
+    kind = np.arange(rows) % 10
+    features[:, COLUMN["merchant_surge"]] = np.where(np.isin(kind, (0, 2)), 5.0, np.where(kind == 3, np.nan, 1.0))
+    features[:, COLUMN["merchant_seconds_since_first"]] = np.where(np.isin(kind, (1, 2)), 60.0, 1e7)
+    return features, np.select([np.isin(kind, (0, 2)), kind == 1], [0.2, 0.1], 0.01)
+
+
+def test_policies_without_an_audit_have_the_bytes_of_before() -> None:
+    policy = Policy(0.25, blend=0.5, audit_rate=0.01, rules=(RULE,), lightgbm_version="abc", metadata={"why": "test"})
+    assert policy.payload == (
+        b'{"kind":"policy","threshold":0.25,"blend":0.5,"audit_rate":0.01,"rules":[{"code":"LARGE","feature":"amount",'
+        b'"op":">","value":5000.0,"sentence":"More than 5,000."}],"max_reasons":5,"lightgbm_version":"abc",'
+        b'"metadata":{"why":"test"}}'
+    )
+
+
+def test_an_audit_selects_each_row_with_the_probability_that_it_records() -> None:
+    rows = 60_000
+    features, expected = audited_rows(rows)
+    who = identities(rows)
+    policy = Policy(0.5, audit=AUDIT).keyed(KEYS)
+    verdicts = policy.decide(np.zeros(rows), features, who)
+    np.testing.assert_array_equal(verdicts.selection_probability, expected)
+    for probability in (0.01, 0.1, 0.2):
+        share = verdicts.alert[expected == probability].mean()
+        assert abs(share - probability) < 4 * np.sqrt(probability / (rows / 10))
+    order = np.random.default_rng(0).permutation(rows)
+    again = policy.decide(np.zeros(rows), features[order], who[order])
+    np.testing.assert_array_equal(again.alert, verdicts.alert[order])
+    certain = policy.decide(np.ones(rows), features, who)
+    assert set(certain.selection_probability.tolist()) == {1.0}
+
+
+def test_the_key_orders_the_audit_and_nothing_else_does() -> None:
+    rows = 40_000
+    features, _ = audited_rows(rows)
+    who, scores = identities(rows), np.zeros(rows)
+    one = Policy(0.5, audit=AUDIT).keyed(KEYS).decide(scores, features, who).alert
+    again = Policy.from_payload(Policy(0.5, audit=AUDIT).payload).keyed(KEYS).replace(threshold=0.4)
+    np.testing.assert_array_equal(again.decide(scores, features, who).alert, one)
+    changed = Audit(rate=AUDIT.rate, key_id="2026-12", strata=AUDIT.strata)
+    other = Policy(0.5, audit=changed).keyed(KEYS).decide(scores, features, who).alert
+    overlap = (one & other).sum() / one.sum()
+    assert overlap < 0.2
+    plain = Audit(rate=0.02)
+    np.testing.assert_array_equal(
+        Policy(0.5, audit=plain).keyed({}).decide(scores, features, who).alert,
+        Policy(0.5, audit_rate=0.02).decide(scores, features, who).alert,
+    )
+
+
+def test_keyed_positions_are_uniform_and_independent_of_each_other() -> None:
+    who = np.arange(20_000, dtype=np.uint64)
+    one, other = keyed_positions(who, AUDIT_SAMPLE, b"k1"), keyed_positions(who, AUDIT_SAMPLE, b"k2")
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
+    assert np.bincount((one * 10).astype(int), minlength=10).min() > 1_850
+    assert not np.array_equal(one, keyed_positions(who, NEGATIVE_SAMPLE, b"k1"))
+
+
+def test_a_policy_without_its_key_is_refused_with_what_to_do() -> None:
+    policy = Policy(0.5, audit=AUDIT)
+    with pytest.raises(ModelError, match=r"'2026-11'.*FRAUD_PIPELINE_AUDIT_KEYS"):
+        policy.keyed({"2026-12": "x"})
+    with pytest.raises(ModelError, match="needs the key"):
+        policy.decide(np.zeros(1), matrix(1), identities(1))
+
+
+@pytest.mark.parametrize(
+    ("audit", "why"),
+    [
+        (Audit(rate=0.0), "above 0"),
+        (Audit(rate=1.5), "at most 1"),
+        (Audit(rate=0.1, key_id=""), "key_id"),
+        (Audit(rate=0.1, strata=(Stratum(feature="mood", op=">", value=1.0, rate=0.1),)), "'mood'"),
+        (Audit(rate=0.1, strata=(Stratum(feature="amount", op="~", value=1.0, rate=0.1),)), "'~'"),
+        (Audit(rate=0.1, strata=(Stratum(feature="amount", op=">", value=1.0, rate=1.1),)), "between 0 and 1"),
+        (Audit(rate=0.1, strata=AUDIT.strata * 11), "at most 20 strata"),
+    ],
+)
+def test_an_audit_that_makes_no_sense_is_refused(audit: Audit, why: str) -> None:
+    with pytest.raises(ModelError, match=why):
+        Policy(0.5, audit=audit)
+    with pytest.raises(ModelError, match="not both"):
+        Policy(0.5, audit_rate=0.1, audit=Audit(rate=0.1))

@@ -22,8 +22,9 @@ from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
 from pipeline.simulator import make_profiles, simulate_days
+from pipeline.training.audit import audit_within_budget
 from pipeline.training.calibration import fit_platt
-from pipeline.training.cohorts import split_cohorts
+from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
@@ -349,6 +350,40 @@ def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> No
         select_features(["amount", "merchant_*"])
     )
     assert registry.active(LIGHTGBM) == report["lightgbm"]
+    monkeypatch.setenv("FRAUD_PIPELINE_AUDIT_KEYS", '{"k1": "secret"}')
+    audited = CliRunner().invoke(command, [*arguments, "--no-activate", "--audit-share", "0.2", "--audit-key-id", "k1"])
+    policy = registry.load_policy(json.loads(audited.stdout)["policy"])
+    assert policy.audit is not None
+    assert (policy.audit.key_id, policy.audit_rate) == ("k1", 0.0)
+    assert policy.threshold >= registry.load_policy(report["policy"]).threshold
+
+
+def test_the_command_refuses_an_audit_key_that_is_not_there() -> None:
+    for arguments, why in (
+        (("--audit-share", "0.1", "--audit-key-id", "k2"), "has no key 'k2'"),
+        (("--audit-key-id", "k2"), "give its --audit-share"),
+    ):
+        run = CliRunner().invoke(command, ["--from-topics", *arguments])
+        assert run.exit_code == 2
+        assert why in run.output
+
+
+def test_an_audit_keeps_within_its_budget() -> None:
+    random = np.random.default_rng(4)
+    rows, days = 40_000, 10
+    features = np.full((rows, len(FEATURES)), np.nan)
+    features[:, FEATURES.index("merchant_surge")] = random.lognormal(0, 1, rows)
+    features[:, FEATURES.index("merchant_seconds_since_first")] = random.uniform(0, 200, rows) * 86_400
+    split = Split(np.arange(0), np.arange(rows), days * US_PER_DAY)
+    data = TrainingSet(features, np.zeros(rows, bool), np.ones(rows), np.arange(rows), np.arange(rows))
+    audit = audit_within_budget(data, split, audits_per_day=20.0)
+    expected = audit.probabilities(features).sum() / days
+    assert 19.5 < expected < 20.5
+    assert audit.rate == pytest.approx(10 / (rows / days))
+    assert [stratum.rate > 5 * audit.rate for stratum in audit.strata] == [True, True]
+    assert audit_within_budget(data, split, audits_per_day=1e9).rate == 1.0
+    features[:] = np.nan
+    assert audit_within_budget(data, split, audits_per_day=20.0).strata == ()
 
 
 def test_the_command_takes_early_reports_of_a_declared_regime(tmp_path, monkeypatch) -> None:

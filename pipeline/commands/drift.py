@@ -1,0 +1,183 @@
+"""``fraud-pipeline drift``: which features, scores, alerts and reports have drifted, and since when."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from pipeline.backtest.versions import ACTIVE, ModelLibrary
+from pipeline.commands.replay import Duration, Moment
+from pipeline.demo.place import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
+from pipeline.drift_metrics import DriftMetrics
+from pipeline.endpoint import Endpoint, EndpointError
+from pipeline.exports.errors import ExportError
+from pipeline.health import Health
+from pipeline.kafka.admin import cluster_is_up
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.monitored import Monitored, MonitoredTopics, count_files
+from pipeline.monitoring.drift import DEFAULT_OPTIONS, DayDrift, DriftOptions, Finding, drifted, judge
+from pipeline.registry import RegistryError
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.settings import Settings
+
+DRIFTED: Final = 3
+"""Exit code where there is drift."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_ZERO: Final = date(1970, 1, 1)
+
+
+@click.command("drift")
+@click.option("--bootstrap", help="Cluster whose topics are read.  [default: KAFKA_BOOTSTRAP_SERVERS]")
+@click.option(
+    "--file",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Read what `fraud-pipeline export DIRECTORY features alerts examples` wrote, not a cluster.",
+)
+@click.option("--lightgbm", default=ACTIVE, show_default=True, help="Version whose features and bins are used.")
+@click.option("--from", "start", type=Moment(), help="Start with the first record of this time.")
+@click.option(
+    "--level",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=DEFAULT_OPTIONS.level,
+    show_default=True,
+    help="Share of false findings among the day's findings; lower is quieter.",
+)
+@click.option("--all", "show_all", is_flag=True, help="Show every day with drift, not only the newest two.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--follow", is_flag=True, help="Serve Prometheus gauges, and look again every --interval.")
+@click.option("--interval", type=Duration(), default="10m", show_default=True, help="With --follow: between two looks.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="With --follow.  [default: the setting metrics_port]")
+def command(
+    *,
+    bootstrap: str | None,
+    directory: Path | None,
+    lightgbm: str,
+    start: datetime | None,
+    level: float,
+    show_all: bool,
+    as_json: bool,
+    follow: bool,
+    interval: float,
+    port: int | None,
+) -> None:
+    """Compare each day with the same weekday of the weeks before, feature by feature, and report drift.
+
+    A day is unusual against the series' own past: 28 days are needed before the first one can be judged. A day that is
+    not over is not judged. Exit code 0: no drift on the newest two days; 3: drift.
+    """
+    if directory is not None and (follow or bootstrap or start):
+        raise click.UsageError("--file reads exported files: leave out --follow, --bootstrap and --from")
+    settings, options = Settings(), DriftOptions(level=level)
+    try:
+        if directory is not None:
+            monitored = Monitored(_version(ModelLibrary(settings), lightgbm))
+            count_files(directory, monitored)
+        else:
+            servers = bootstrap or find_cluster(settings)
+            monitored = Monitored(_version(ModelLibrary(settings, servers), lightgbm))
+            from_ms = None if start is None else (start - _EPOCH) // timedelta(milliseconds=1)
+            topics = MonitoredTopics(servers, settings, monitored, from_ms)
+            if follow:
+                _follow(topics, monitored, options, settings, servers, interval, port)
+                return
+            topics.refresh()
+    except (
+        *(ClusterNotFound, ClusterUnreachable, ConfigError, EndpointError),
+        *(ExportError, ModelError, RegistryError, TopicError),
+    ) as error:
+        raise click.ClickException(str(error)) from error
+    days = judge(monitored.counts.histories(), monitored.importance, options)
+    found = drifted(days, ignored=())
+    if as_json:
+        click.echo(msgspec.json.encode(_as_json(days, found)))
+    else:
+        whole_days = len({day for one in monitored.counts.histories() for day in one.days.tolist()})
+        for line in _lines(days, found, options, whole_days, show_all=show_all):
+            click.echo(line)
+    if found:
+        sys.exit(DRIFTED)
+
+
+def _version(library: ModelLibrary, lightgbm: str) -> LightGBMModel | None:
+    try:
+        return library.lightgbm(lightgbm)
+    except RegistryError:
+        if lightgbm != ACTIVE:
+            raise
+        click.echo("no LightGBM version is active: the default features are watched, all as important", err=True)
+        return None
+
+
+def _follow(
+    topics: MonitoredTopics,
+    monitored: Monitored,
+    options: DriftOptions,
+    settings: Settings,
+    servers: str,
+    interval_s: float,
+    port: int | None,
+) -> None:
+    metrics, health = DriftMetrics(), Health()
+    where = port if port is not None else settings.metrics_port
+    endpoint = Endpoint(settings.metrics_host, where, metrics.registry, health)
+    try:
+        click.echo(f"Serving http://{settings.metrics_host}:{endpoint.start()}/metrics; Ctrl-C ends it.", err=True)
+        while True:
+            if cluster_is_up(servers, ANSWER_TIMEOUT_S):
+                topics.refresh()
+                health.broker_answered()
+                metrics.show(judge(monitored.counts.histories(), monitored.importance, options), monitored.importance)
+            else:
+                health.broker_silent(f"no broker answers at {servers}")
+            time.sleep(interval_s)
+    finally:
+        endpoint.stop()
+
+
+def _lines(
+    days: Sequence[DayDrift], found: Sequence[Finding], options: DriftOptions, whole_days: int, *, show_all: bool
+) -> list[str]:
+    """Return the report in lines of at most 80 columns."""
+    if not days:
+        least = 7 * options.least_weeks + options.least_history
+        return [f"No day can be judged yet: {whole_days} whole days are counted, {least} and one more are needed."]
+    newest = days[-1]
+    head = f"{len(newest.p_values)} series, days {_text(days[0].day)} to {_text(newest.day)}: "
+    shown = [one for day in days for one in day.findings] if show_all else list(found)
+    lines = [head + (f"drift in {len(found)}" if found else "no drift on the newest two days")]
+    if shown:
+        lines += ["", f"{'day':<12}{'series':<34}{'since':<12}{'p-value':>9}{'importance':>13}"]
+    for one in shown:
+        lines += [
+            f"{_text(one.day):<12}{one.name:<34}{_text(one.since):<12}{one.p_value:>9.0e}{one.importance:>13.3f}",
+            f"{'':12}share of {one.bin}: {one.before:.1%} -> {one.now:.1%}",
+        ]
+    return lines
+
+
+def _as_json(days: Sequence[DayDrift], found: Sequence[Finding]) -> dict[str, Any]:
+    return {
+        "drift": bool(found),
+        "judged_from": _text(days[0].day) if days else None,
+        "judged_to": _text(days[-1].day) if days else None,
+        "p_values": days[-1].p_values if days else {},
+        "findings": [_finding(one) for one in found],
+        "days": [
+            {"day": _text(day.day), "findings": [_finding(one) for one in day.findings]} for day in days if day.findings
+        ],
+    }
+
+
+def _finding(one: Finding) -> Mapping[str, Any]:
+    return {**one._asdict(), "day": _text(one.day), "since": _text(one.since)}
+
+
+def _text(day: int) -> str:
+    return (_DAY_ZERO + timedelta(days=day)).isoformat()

@@ -1,0 +1,67 @@
+"""The audit slice of a policy: which transactions are looked at although neither score nor rule asks for it."""
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decision.comparisons import check_comparison, compared
+from pipeline.scoring.errors import ModelError
+
+MOST_STRATA: Final = 20
+LONGEST_KEY_ID: Final = 100
+"""Characters."""
+
+
+class Stratum(msgspec.Struct, frozen=True, kw_only=True):
+    """Transactions that are audited more often: those where ``feature`` ``op`` ``value`` holds."""
+
+    feature: str
+    op: str
+    """``>``, ``>=``, ``<``, ``<=``, ``==`` or ``!=``."""
+    value: float
+    rate: float
+    """Share of them to audit, 0 to 1."""
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A random sample of all transactions, and larger ones of some strata.
+
+    A transaction is audited with the highest rate of those that apply to it. It is one draw: what is selected at one
+    rate is selected at every higher one.
+
+    >>> audit = Audit(rate=0.01, strata=(Stratum(feature="amount", op=">", value=500.0, rate=0.2),))
+    >>> features = np.zeros((2, 77))
+    >>> features[1, 0] = 900.0
+    >>> audit.probabilities(features).tolist()
+    [0.01, 0.2]
+    """
+
+    rate: float
+    """Share of all transactions to audit, above 0: without it nothing could be said about the others."""
+    key_id: str | None = None
+    """Names the key of the sample's order; without one, anybody who knows this program can tell who is audited."""
+    strata: tuple[Stratum, ...] = ()
+
+    def probabilities(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the probability of being audited; shape (n,) for features of shape (n, len(FEATURES))."""
+        found = np.full(len(features), self.rate)
+        for stratum in self.strata:
+            inside = compared(features, stratum.feature, stratum.op, stratum.value)
+            found[inside] = np.maximum(found[inside], stratum.rate)
+        return found
+
+
+def check_audit(audit: Audit) -> None:
+    """Raise `ModelError` where an audit makes no sense."""
+    if not 0.0 < audit.rate <= 1.0:
+        raise ModelError(f"an audit's rate must be above 0 and at most 1, not {audit.rate}")
+    if len(audit.strata) > MOST_STRATA:
+        raise ModelError(f"an audit has at most {MOST_STRATA} strata, not {len(audit.strata)}")
+    if audit.key_id is not None and not 0 < len(audit.key_id) <= LONGEST_KEY_ID:
+        raise ModelError(f"an audit's key_id has 1 to {LONGEST_KEY_ID} characters")
+    for stratum in audit.strata:
+        check_comparison("an audit's stratum", stratum.feature, stratum.op, stratum.value)
+        if not 0.0 <= stratum.rate <= 1.0:
+            raise ModelError(f"the rate of an audit's stratum must be between 0 and 1, not {stratum.rate}")

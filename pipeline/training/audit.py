@@ -1,0 +1,50 @@
+"""An audit whose rates keep within a budget."""
+
+from typing import Final
+
+import numpy as np
+
+from pipeline.decision.audit import Audit, Stratum
+from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.training.cohorts import Split
+from pipeline.training.fit import TrainingSet
+
+_SURGE: Final = "merchant_surge"
+_AGE: Final = "merchant_seconds_since_first"
+_SURGE_QUANTILE: Final = 0.99
+_NEW_S: Final = 14 * 86_400.0
+"""A merchant is new for so long."""
+
+
+def audit_within_budget(data: TrainingSet, split: Split, audits_per_day: float, key_id: str | None = None) -> Audit:
+    """Return an audit that would have selected a number of transactions a day in the validation period.
+
+    Half of them come from all transactions alike. A quarter each comes from merchants with more traffic than 99 % of
+    the transactions' have, and from merchants that are seen for less than 14 days; what such a stratum cannot use goes
+    to nobody.
+
+    Args:
+        data: Transactions.
+        split: Of which the validation period counts.
+        audits_per_day: Number to select.
+        key_id: Key of the audit's order.
+    """
+    features, weight = data.features[split.validation], data.weight[split.validation]
+    days = split.validation_us / US_PER_DAY
+    rate = min(audits_per_day / 2 * days / float(weight.sum()), 1.0)
+    surge, age_s = features[:, FEATURES.index(_SURGE)], features[:, FEATURES.index(_AGE)]
+    known = ~np.isnan(surge)
+    strata = []
+    if known.any():
+        above = float(np.quantile(surge[known], _SURGE_QUANTILE, weights=weight[known], method="inverted_cdf"))
+        strata.append((_SURGE, ">", above, surge > above))
+    strata.append((_AGE, "<", _NEW_S, age_s < _NEW_S))
+    return Audit(
+        rate=rate,
+        key_id=key_id,
+        strata=tuple(
+            Stratum(feature=name, op=op, value=value, rate=min(rate + audits_per_day / 4 * days / rows, 1.0))
+            for name, op, value, inside in strata
+            if (rows := float(weight[inside].sum())) > 0
+        ),
+    )

@@ -1,0 +1,150 @@
+"""Drift and the audit's figures, read from real topics and served to Prometheus."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline.commands.drift import DRIFTED
+from pipeline.decision.audit import Audit
+from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
+from pipeline.demo.processes import settings_environment
+from pipeline.features.identity import transaction_hashes
+from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions
+from pipeline.monitored import Monitored, MonitoredTopics
+from pipeline.monitoring.daily import ALERTS as ALERTS_SERIES
+from pipeline.monitoring.daily import REPORTS
+from pipeline.monitoring.drift import judge
+from schemas.codec import encode
+from schemas.messages import Alert
+from schemas.topics import ALERTS, DECISION_FEATURES, EXAMPLES
+from tests.helpers.drifting import ROWS, drifting_blocks
+from tests.helpers.logs import after
+from tests.helpers.topics import PATIENCE_S, Cluster, Starter
+from tests.helpers.waiting import eventually
+from tests.helpers.worker import ROOT
+from tests.unit.model_helpers import example
+
+pytestmark = pytest.mark.broker
+
+DAYS = 32
+
+
+def run(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        env={"PATH": "", **settings_environment(cluster.settings)},
+        cwd=ROOT, capture_output=True, check=False, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+
+
+def write_days(cluster: Cluster, days: range) -> None:
+    for number, (value, at) in enumerate(drifting_blocks(days, DAYS - 2)):
+        cluster.write(DECISION_FEATURES, value, f"{number}".encode(), at)
+    cluster.flush()
+
+
+def write_events(cluster: Cluster) -> None:
+    golden = msgspec.json.decode((ROOT / "schemas/golden/v1/alert.json").read_bytes(), type=Alert)
+    cluster.write(ALERTS, encode(msgspec.structs.replace(golden, event_time=after(1))), b"c1", after(1))
+    cluster.write(EXAMPLES, encode(example(0, event_time=after(1), known_at=after(2))), b"c1", after(2))
+    # Somebody else's.
+    for topic in (DECISION_FEATURES, ALERTS, EXAMPLES):
+        cluster.write(topic, b"no message", b"c1", after(1))
+    cluster.flush()
+
+
+def test_drift_is_found_on_topics_and_served_to_prometheus(cluster: Cluster, tmp_path: Path) -> None:
+    write_days(cluster, range(DAYS - 2))
+    write_events(cluster)
+    monitored = Monitored(None)
+    topics = MonitoredTopics(cluster.bootstrap, cluster.settings, monitored)
+    topics.refresh()
+    series = {one.name: one for one in monitored.counts.histories()}
+    assert series["amount"].counts.sum() == (DAYS - 3) * ROWS
+    assert (series[ALERTS_SERIES].counts[1, 1], series[REPORTS].counts[2, 1]) == (1, 1)
+    result = run(cluster, "drift")
+    assert (result.returncode, "no drift" in result.stdout) == (0, True), result.stdout + result.stderr
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        follower = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", "drift", "--follow", "--interval", "0.2", "--port", "0"],
+            env={"PATH": "", **settings_environment(cluster.settings)}, cwd=ROOT, stdout=out, stderr=out,
+        )  # fmt: skip
+
+    def gauge(name: str) -> float | None:
+        address = re.search(r"http://\S+/metrics", log.read_text())
+        if address is None:
+            return None
+        with urllib.request.urlopen(address[0], timeout=PATIENCE_S) as response:
+            found = re.search(rf"^fraud_pipeline_{name} (\S+)$", response.read().decode(), re.MULTILINE)
+        return None if found is None else float(found[1])
+
+    try:
+        eventually(lambda: gauge('drift_alarm{series="amount"}') == 0.0)
+        write_days(cluster, range(DAYS - 2, DAYS))
+        eventually(lambda: gauge('drift_alarm{series="amount"}') == 1.0)
+        assert gauge("drift_day_timestamp_seconds") == after(DAYS - 2).timestamp()
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(PATIENCE_S) == 130, log.read_text()
+    finally:
+        follower.kill()
+        follower.wait()
+    topics.refresh()
+    assert monitored.counts.histories()[0].counts.sum() == (DAYS - 1) * ROWS, "nothing is counted twice"
+    assert [found.name for found in judge(monitored.counts.histories())[-1].findings] == ["amount"]
+    result = run(cluster, "drift", "--json")
+    assert result.returncode == DRIFTED, result.stderr
+    assert [found["name"] for found in json.loads(result.stdout)["findings"]] == ["amount"]
+
+
+def test_a_worker_audits_by_its_key_and_the_figures_come_from_topics(cluster: Cluster, start: Starter) -> None:
+    """Amounts above 500 alert by a rule, half of all others are audited; a tenth is fraud that nobody reports."""
+    audit = Audit(rate=0.5, key_id="k1")
+    rule = Rule(code="LARGE", feature="amount", op=">", value=500.0, sentence="More than 500.")
+    cluster.publish(Policy(LARGEST_THRESHOLD, rules=(rule,), audit=audit))
+    for number in range(120):
+        cluster.buy(
+            number, after(hours=2 * number), card_id=f"c{number % 7}", amount="900" if number % 12 == 0 else "9"
+        )
+    cluster.buy(900, after(80))
+    cluster.flush()
+    start(cluster.settings, audit_keys={"k1": "secret"})
+    eventually(lambda: len(cluster.decisions()) == 121)
+    decisions = cluster.decisions()
+    who = transaction_hashes([one.card_id for one in decisions], [one.transaction_id for one in decisions])
+    drawn = keyed_positions(who, AUDIT_SAMPLE, b"secret") < audit.rate
+    large = np.array([one.amount > 500 for one in decisions])
+    expected = np.where(large, "rule", np.where(drawn, "audit", "none")).tolist()
+    assert [one.selection or "none" for one in decisions] == expected
+    assert {one.selection_probability for one in decisions} == {0.5, 1.0}
+    for one in decisions:
+        number = int(one.transaction_id[1:])
+        if one.selection == "audit":
+            known = "fraud" if number % 10 == 1 else "legitimate"
+            cluster.say((one.card_id, one.transaction_id), after(21), known, source="audit")
+        elif one.selection == "rule":
+            cluster.say((one.card_id, one.transaction_id), after(21))
+        elif number % 10 == 5:
+            cluster.say((one.card_id, one.transaction_id), after(21), source="customer")
+    cluster.flush()
+    result = run(cluster, "audit", "--from", f"{after():%Y-%m-%d}", "--json")
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["decisions"], told["decisions_without_audit"], told["alerted"]) == (121, 0, 10)
+    audits = [one for one in decisions if one.selection == "audit" and one.transaction_id != "t900"]
+    assert told["audited"] == len(audits)
+    silent = sum(int(one.transaction_id[1:]) % 10 == 1 for one in audits)
+    assert told["never_reported_found"] == silent > 0
+    low, high = told["never_reported"]
+    assert low <= 12 <= high
+    text = run(cluster, "audit", "--from", f"{after():%Y-%m-%d}").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "10 frauds raised an alert by score or rule\n" in text
