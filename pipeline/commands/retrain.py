@@ -99,7 +99,6 @@ def command(
     cluster. SIGTERM or Ctrl-C ends it, after a training that runs.
     """
     logging.basicConfig(level="INFO", format="[%(asctime)s] [%(levelname)s] %(message)s")
-    os.nice(NICE)
     stop = threading.Event()
     try:
         settings = Settings()
@@ -108,6 +107,7 @@ def command(
         )
         options = ServiceOptions(every_days, budget_per_day, window_days, cycle)
         retrainer = Retrainer(find_cluster(settings), settings, options)
+        os.nice(NICE)
         if once:
             sys.exit(_report(retrainer.look(now=True)))
         signal.signal(signal.SIGTERM, lambda *_: stop.set())

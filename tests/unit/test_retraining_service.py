@@ -1,0 +1,75 @@
+"""When the service trains a challenger, and what it says where it cannot run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.commands.retrain import command
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.kafka.quarantine import control_record
+from pipeline.retraining.control_log import AS_OF, BY
+from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions, never
+from pipeline.settings import Settings
+from schemas.messages import Assessment, Control, LearningSwitch
+from schemas.records import Record
+from tests.helpers.logs import START
+from tests.unit.test_retraining import activation
+
+DAY = 20_000
+CYCLE = Assessment(
+    versions=[], outcome="rejected", by=BY, reason="", figures={AS_OF: DAY * US_PER_DAY}, assessed_at=START
+)
+ROLLBACK = activation(1, "a", "p", step="rollback", by=BY, **{AS_OF: DAY * US_PER_DAY})
+PROMOTION = activation(1, "a", "p", step="promote", by=BY, **{AS_OF: DAY * US_PER_DAY})
+
+
+def switch(frozen: bool) -> LearningSwitch:
+    return LearningSwitch(frozen=frozen, by="dana", reason="labels are wrong", switched_at=START)
+
+
+def waits(
+    items: Sequence[Control], days: float, *, now: bool = False, new_day: bool = True, drifted: Drifted = never
+) -> str | None:
+    """Return why a service waits that reads ``items`` on `control`, so many days behind `DAY`."""
+    # No broker is asked: the records are handed over.
+    service = Retrainer("127.0.0.1:1", Settings(), ServiceOptions(every_days=2.0), drifted)
+    service._topics.control.add(
+        [Record("control", 0, n, 0, b"", control_record(item).value) for n, item in enumerate(items)]
+    )
+    return service._waits(round((DAY + days) * US_PER_DAY), now=now, new_day=new_day)
+
+
+def test_a_challenger_is_due_with_event_time_since_the_last_one() -> None:
+    assert waits([], 0) is None
+    for item in (CYCLE, PROMOTION):
+        assert waits([item], 1.9) == "no challenger is due"
+        assert waits([item], 2.0) is None
+    assert waits([CYCLE], 0.1, now=True) is None
+    assert "has read the newest decisions" in (waits([CYCLE], 0, now=True) or "")
+
+
+def test_nothing_is_trained_while_learning_is_frozen_or_after_a_rollback() -> None:
+    assert waits([CYCLE, switch(True)], 9, now=True) == "learning is frozen by dana: labels are wrong"
+    assert waits([CYCLE, switch(True), switch(False)], 9) is None
+    assert "a version was rolled back" in (waits([ROLLBACK], 6.9, now=True) or "")
+    assert waits([ROLLBACK], 7.0) is None
+
+
+def test_drift_brings_a_challenger_ahead_of_time_once_a_day() -> None:
+    def drifted(_: object) -> str:
+        return "amounts are twice as large"
+
+    assert waits([CYCLE], 0.5, drifted=drifted) is None
+    assert waits([CYCLE], 0.5, drifted=drifted, new_day=False) == "no challenger is due"
+    assert waits([switch(True)], 0.5, drifted=drifted) is not None
+
+
+def test_without_a_cluster_the_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+    monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(tmp_path))
+    run = CliRunner().invoke(command, ["--once"])
+    assert run.exit_code == 1
+    assert "name a cluster with KAFKA_BOOTSTRAP_SERVERS" in run.output
+    assert CliRunner().invoke(command, ["--compare-days", "1"]).exit_code == 2
