@@ -21,7 +21,7 @@ from schemas.messages import LearningSwitch, VersionReference
 
 
 class Said(NamedTuple):
-    """Who makes a change, and why."""
+    """The maker of a change, and the reason."""
 
     by: str
     reason: str
@@ -69,7 +69,7 @@ class VersionChanges:
 
     @property
     def history(self) -> VersionHistory:
-        """What `control` says."""
+        """The history of versions on the cluster."""
         return self._published.history
 
     def active(self) -> Active:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from pipeline.commands.models import rows_of
 from pipeline.decision.policy import Policy
 from pipeline.kafka.quarantine import control_record
 from pipeline.models.changes import Active, Said, VersionChanges, board_without_river, switch_learning
@@ -202,6 +203,19 @@ def test_a_policy_changes_in_what_is_given_alone(cluster: Cluster) -> None:
         cluster.changes().set_policy({"threshold": 0.3}, DANA)
     with pytest.raises(ModelError, match="between 0 and 1"):
         cluster.changes().set_policy({"blend": 2.0}, DANA)
+
+
+def test_the_list_has_what_was_rejected_and_what_cannot_be_read(cluster: Cluster) -> None:
+    contents = [Content(LIGHTGBM, OTHER.version, OTHER.to_payload())]
+    cluster.assess("rejected", cluster.contents(contents), [], Step("", "retrain", "It finds less."))
+    lost = cluster.contents([Content(POLICY, SECOND.version, SECOND.payload)])
+    cluster.models.pop()
+    cluster.activate(lost, Step("policy", "dana", "A test."))
+    rows = {row["version"]: row for row in rows_of(cluster.published(), cluster.registry, 10)}
+    assert {row["version"] for row in rows.values() if row["active"]} == {MODEL.version, FIRST.version}
+    assert (rows[OTHER.version]["step"], rows[OTHER.version]["by"]) == ("rejected", "retrain")
+    assert rows[OTHER.version]["facts"]["trees"] == OTHER.trees
+    assert "cannot be read on topic models" in rows[SECOND.version]["error"]
 
 
 def test_a_switch_says_who_and_why(cluster: Cluster) -> None:
