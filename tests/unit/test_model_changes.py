@@ -65,8 +65,8 @@ class Cluster(ControlWriter, VersionContents):
         records = [Record("control", 0, at, 0, one.key, one.value) for at, one in enumerate(outputs)]
         return PublishedVersions(self._settings, records, self, board_without_river(self._settings))
 
-    def changes(self) -> VersionChanges:
-        return VersionChanges(self.published(), self.registry, self)
+    def changes(self, barred: str = "") -> VersionChanges:
+        return VersionChanges(self.published(), self.registry, self, barred)
 
     def publish(self, *versions: Any, step: str = "publish", by: str = "train") -> None:
         contents = [
@@ -129,6 +129,14 @@ def test_what_could_not_be_used_is_not_activated(cluster: Cluster, damage: str) 
         cluster.changes().promote(version, DANA, None if damage == "policy" else FIRST.version)
     assert len(cluster.items) == written
     assert now_active(cluster).lightgbm == (OTHER.version if damage == "policy" else MODEL.version)
+
+
+def test_a_version_of_barred_features_is_not_promoted(cluster: Cluster) -> None:
+    cluster.register(OTHER, SECOND)
+    with pytest.raises(ModelError, match=r"was trained on hour, .*FRAUD_PIPELINE_BARRED_FEATURES bars"):
+        cluster.changes("hour, customer_*").promote(OTHER.version, DANA)
+    assert now_active(cluster).lightgbm == MODEL.version
+    assert cluster.changes("customer_*").promote(OTHER.version, DANA).lightgbm == OTHER.version
 
 
 def test_a_version_is_named_by_enough_of_its_digits(cluster: Cluster) -> None:
