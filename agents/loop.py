@@ -35,7 +35,7 @@ class Partitions(PartitionHandler, Protocol):
         """Called before every batch: take in new model versions; False while none can be used."""
 
     def on_hold(self) -> bool:
-        """Whether the agent must not work: it stays in its group, and reads nothing."""
+        """Return whether the agent must not work: it then stays in its group and reads nothing."""
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Work on a batch of any of the partitions held."""

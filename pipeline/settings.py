@@ -194,7 +194,8 @@ class Settings(BaseSettings):
     )
     barred_features: str = Field(
         default="",
-        description="Names and patterns of features, separated by commas, that no version may be trained on.",
+        description="Names and patterns of features, separated by commas, that `train` refuses. No version that was "
+        "trained on them can be promoted.",
     )
     registry_dir: Path | None = Field(
         default=None, description="Model registry. Unset: `registry` in the data directory."

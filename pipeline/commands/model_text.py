@@ -1,4 +1,4 @@
-"""How versions and their history read in 80 columns. Pure: plain values in, lines out."""
+"""Text of versions and their history, in 80 columns. Pure: plain values in, lines out."""
 
 import json
 import textwrap

@@ -79,8 +79,12 @@ def list_versions(bootstrap: str | None, of_registry: bool, limit: int, as_json:
 def cluster_rows(bootstrap: str, settings: Settings, limit: int) -> list[dict[str, Any]]:
     """Return the newest versions of a cluster, ready for JSON; raises `ModelError`, `TopicError`."""
     published = PublishedVersions.on(bootstrap, settings, board_without_river(settings))
-    known = KnownVersions(Registry(settings.registry_path), published)
-    board = published.board
+    return rows_of(published, Registry(settings.registry_path), limit)
+
+
+def rows_of(published: PublishedVersions, registry: Registry, limit: int) -> list[dict[str, Any]]:
+    """Return the newest of published versions, ready for JSON; one whose content cannot be read says so."""
+    known, board = KnownVersions(registry, published), published.board
     active = {one.digest for one in (board.lightgbm, board.policy) if one is not None}
     return [_cluster_row(mention, known, active) for mention in published.history.mentions()[:limit]]
 

@@ -1,4 +1,4 @@
-"""What each feature means, in a few words for people; ``docs/features.md`` has the definitions."""
+"""Meanings of the features in a few words for people; ``docs/features.md`` has the definitions."""
 
 from typing import Final
 
@@ -54,5 +54,5 @@ def _meaning(name: str) -> str:
 
 
 MEANINGS: Final = {name: _meaning(name) for name in FEATURES}
-"""What each feature means, by its name."""
+"""Meaning of each feature, by its name."""
 assert _WINDOWS.keys() == WINDOWS_US.keys()  # noqa: S101 -- a window without words would be found by nobody else

@@ -26,7 +26,7 @@ _METRICS: Final = {
 
 
 class CardSources(NamedTuple):
-    """All that a card is made from."""
+    """The records that a card is made from."""
 
     facts: Facts
     """Of the version (`pipeline.models.description.facts_of`)."""

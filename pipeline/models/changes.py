@@ -6,12 +6,13 @@ from typing import Any, NamedTuple, Self
 
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ModelBoard
-from pipeline.models.description import metrics_of
+from pipeline.models.description import lightgbm_facts, metrics_of
 from pipeline.models.history import FALL_BACK, POLICY_SET, PROMOTE, ROLLBACK, Bundle, VersionHistory
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions
 from pipeline.models.publish import Content, ControlWriter, Step
 from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.scoring.barred import barred_among
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS
 from pipeline.scoring.river_factory import first_river
@@ -21,7 +22,7 @@ from schemas.messages import LearningSwitch, VersionReference
 
 
 class Said(NamedTuple):
-    """Who makes a change, and why."""
+    """The maker of a change, and the reason."""
 
     by: str
     reason: str
@@ -51,10 +52,13 @@ class VersionChanges:
         published: The cluster's versions.
         registry: The local registry, for versions that the cluster does not have.
         writer: Writes to the cluster.
+        barred: Patterns of features that no promoted version may have been trained on.
     """
 
-    def __init__(self, published: PublishedVersions, registry: Registry, writer: ControlWriter) -> None:
-        self._published, self._writer = published, writer
+    def __init__(
+        self, published: PublishedVersions, registry: Registry, writer: ControlWriter, barred: str = ""
+    ) -> None:
+        self._published, self._writer, self._barred = published, writer, barred
         self.known = KnownVersions(registry, published)
 
     @classmethod
@@ -65,11 +69,12 @@ class VersionChanges:
             TopicError: A topic is missing or cannot be read.
         """
         published = PublishedVersions.on(bootstrap, settings, board_without_river(settings))
-        return cls(published, Registry(settings.registry_path), ControlWriter(bootstrap, settings))
+        writer = ControlWriter(bootstrap, settings)
+        return cls(published, Registry(settings.registry_path), writer, settings.barred_features)
 
     @property
     def history(self) -> VersionHistory:
-        """What `control` says."""
+        """The history of versions on the cluster."""
         return self._published.history
 
     def active(self) -> Active:
@@ -94,10 +99,16 @@ class VersionChanges:
             policy: Another policy, by the beginning of its digest.
 
         Raises:
-            ModelError: One of them cannot be found, read or used, or both are active.
+            ModelError: One of them cannot be found, read or used, it was trained on a barred feature, or both are
+                active.
             DeliveryFailed: Nothing became active.
         """
         model = self.known.find(version, LIGHTGBM)
+        if found := barred_among(lightgbm_facts(model)["features"], self._barred):
+            raise ModelError(
+                f"LightGBM version {model.version} was trained on {', '.join(found)}, which "
+                "FRAUD_PIPELINE_BARRED_FEATURES bars: choose another version, or change the setting"
+            )
         chosen = self.known.policy_for(model.version) if policy is None else self.known.find(policy, POLICY)
         bundle = Active(model.version, chosen.version)
         board = self._published.board

@@ -1,4 +1,4 @@
-"""What a version says of itself, as plain values: of a LightGBM version or a policy, and how two differ."""
+"""Facts of a LightGBM version or a policy as plain values, and the differences of two."""
 
 from collections.abc import Iterator
 from typing import Any, Final

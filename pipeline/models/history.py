@@ -95,7 +95,7 @@ class VersionHistory:
 
     @property
     def frozen(self) -> bool:
-        """Whether learning is frozen."""
+        """Return whether learning is frozen."""
         return self.switch is not None and self.switch.frozen
 
     def mentions(self) -> list[Mention]:

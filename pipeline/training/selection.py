@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.scoring.barred import barred_among
 from pipeline.scoring.errors import ModelError
 
 
@@ -19,9 +20,7 @@ def refuse_barred(features: Iterable[str], barred: str) -> None:
 
     >>> refuse_barred(["amount", "hour"], "customer_*, weekday")
     """
-    patterns = [pattern.strip() for pattern in barred.split(",") if pattern.strip()]
-    found = [name for name in features if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if found:
+    if found := barred_among(features, barred):
         without = ",".join(f"-{name}" for name in found)
         raise ModelError(
             f"FRAUD_PIPELINE_BARRED_FEATURES bars {', '.join(found)}: leave them out with --features '{without}', or "

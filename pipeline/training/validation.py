@@ -1,4 +1,4 @@
-"""How a version did on its validation period, small enough to be kept with it."""
+"""Records of a version's validation period, small enough to be kept with it."""
 
 import hashlib
 from collections.abc import Sequence

@@ -83,9 +83,16 @@ def test_versions_are_changed_and_learning_is_frozen(
     models("freeze", "--fall-back", reason="A source is wrong.")
     assert json.loads(models("policy", "show", "--json"))["blend"] == 0.0
     worker = start(cluster.settings, agents="learn")
-    for number in range(3):
-        cluster.write(EXAMPLES, msgspec.json.encode(example(number)), b"c", after(minutes=number))
-    cluster.flush()
+
+    def teach(numbers: range) -> None:
+        for number in numbers:
+            cluster.write(EXAMPLES, msgspec.json.encode(example(number)), b"c", after(minutes=number))
+        cluster.flush()
+
+    def learned(count: int) -> bool:
+        return any(version.endswith(f"@{count}") for version in cluster.versions("river"))
+
+    teach(range(3))
     # It holds the partition and counts what waits, which a reader would have read by then.
     worker.until_it_says("learning is frozen by dana: A source is wrong.")
     address = address_of(worker)
@@ -95,6 +102,13 @@ def test_versions_are_changed_and_learning_is_frozen(
         assert response.status == 200
     assert cluster.versions("river") == []
     models("unfreeze", reason="It is mended.")
-    worker.until(lambda: any(version.endswith("@3") for version in cluster.versions("river")))
+    worker.until(lambda: learned(3))
     assert metric(address, "learning_frozen") == 0
+    # And again, while it reads.
+    models("freeze", reason="Once more.")
+    worker.until_it_says("learning is frozen by dana: Once more.")
+    teach(range(3, 5))
+    worker.until(lambda: metric(address, "lag_records") == 2)
+    models("unfreeze", reason="It is mended.")
+    worker.until(lambda: learned(5))
     assert worker.stop() == 0

@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from pipeline.commands.models import rows_of
 from pipeline.decision.policy import Policy
 from pipeline.kafka.quarantine import control_record
 from pipeline.models.changes import Active, Said, VersionChanges, board_without_river, switch_learning
@@ -64,8 +65,8 @@ class Cluster(ControlWriter, VersionContents):
         records = [Record("control", 0, at, 0, one.key, one.value) for at, one in enumerate(outputs)]
         return PublishedVersions(self._settings, records, self, board_without_river(self._settings))
 
-    def changes(self) -> VersionChanges:
-        return VersionChanges(self.published(), self.registry, self)
+    def changes(self, barred: str = "") -> VersionChanges:
+        return VersionChanges(self.published(), self.registry, self, barred)
 
     def publish(self, *versions: Any, step: str = "publish", by: str = "train") -> None:
         contents = [
@@ -128,6 +129,14 @@ def test_what_could_not_be_used_is_not_activated(cluster: Cluster, damage: str) 
         cluster.changes().promote(version, DANA, None if damage == "policy" else FIRST.version)
     assert len(cluster.items) == written
     assert now_active(cluster).lightgbm == (OTHER.version if damage == "policy" else MODEL.version)
+
+
+def test_a_version_of_barred_features_is_not_promoted(cluster: Cluster) -> None:
+    cluster.register(OTHER, SECOND)
+    with pytest.raises(ModelError, match=r"was trained on hour, .*FRAUD_PIPELINE_BARRED_FEATURES bars"):
+        cluster.changes("hour, customer_*").promote(OTHER.version, DANA)
+    assert now_active(cluster).lightgbm == MODEL.version
+    assert cluster.changes("customer_*").promote(OTHER.version, DANA).lightgbm == OTHER.version
 
 
 def test_a_version_is_named_by_enough_of_its_digits(cluster: Cluster) -> None:
@@ -202,6 +211,19 @@ def test_a_policy_changes_in_what_is_given_alone(cluster: Cluster) -> None:
         cluster.changes().set_policy({"threshold": 0.3}, DANA)
     with pytest.raises(ModelError, match="between 0 and 1"):
         cluster.changes().set_policy({"blend": 2.0}, DANA)
+
+
+def test_the_list_has_what_was_rejected_and_what_cannot_be_read(cluster: Cluster) -> None:
+    contents = [Content(LIGHTGBM, OTHER.version, OTHER.to_payload())]
+    cluster.assess("rejected", cluster.contents(contents), [], Step("", "retrain", "It finds less."))
+    lost = cluster.contents([Content(POLICY, SECOND.version, SECOND.payload)])
+    cluster.models.pop()
+    cluster.activate(lost, Step("policy", "dana", "A test."))
+    rows = {row["version"]: row for row in rows_of(cluster.published(), cluster.registry, 10)}
+    assert {row["version"] for row in rows.values() if row["active"]} == {MODEL.version, FIRST.version}
+    assert (rows[OTHER.version]["step"], rows[OTHER.version]["by"]) == ("rejected", "retrain")
+    assert rows[OTHER.version]["facts"]["trees"] == OTHER.trees
+    assert "cannot be read on topic models" in rows[SECOND.version]["error"]
 
 
 def test_a_switch_says_who_and_why(cluster: Cluster) -> None:
