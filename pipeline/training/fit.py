@@ -115,14 +115,15 @@ def train(
     _check_learned(margin, fraud, weight)
     calibration = fit_platt(margin, fraud, weight)
     score = sigmoid(calibration.slope * margin + calibration.intercept)
-    rows = np.union1d(split.training, checked)
+    # Of ordered rows this is a walk over them, where a union would sort them anew.
+    rows = np.sort(np.concatenate([split.training, checked]), kind="stable")
     metadata = {
         "training": msgspec.to_builtins(config),
         "periods": split.describe(data.event_time_us),
         "frauds": {"training": int(data.fraud[split.training].sum()), "validation": int(fraud.sum())},
         **(details or {}),
     }
-    distributions = distributions_of(data.features[rows], data.weight[rows], features)
+    distributions = distributions_of(data.features, data.weight, features, rows)
     model = LightGBMModel(trees.grown(rows, rounds), calibration, metadata, distributions=distributions)
     days = split.validation_us / US_PER_DAY
     threshold = budget_threshold(score, weight, days, alerts_per_day)
