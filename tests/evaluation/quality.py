@@ -209,7 +209,7 @@ def measured(
                 "average_precision_of_period": float(np.mean([one.period for one in measures])),
                 "alerts_a_day": float(np.mean([one.alerts for one in measures])),
                 "differences": {
-                    measure: _difference(row, base) for measure, row, base in zip(MEASURES, found, first, strict=True)
+                    measure: difference(row, base) for measure, row, base in zip(MEASURES, found, first, strict=True)
                 },
                 "recall_by_kind": {
                     kind: float(np.mean([one.kinds[kind] for one in measures])) for kind in measures[0].kinds
@@ -239,12 +239,13 @@ def _of_fold(data: Data, scored: Scored, days: float) -> _OfFold:
     )
 
 
-def _difference(row: NDArray[np.float64], base: NDArray[np.float64]) -> dict[str, float | None]:
-    difference = row - base
-    difference = difference[~np.isnan(difference)]
-    means = resampled(lambda drawn: np.array([drawn @ difference / drawn.sum()]), len(difference), REPLICATES, seed=0)
+def difference(row: NDArray[np.float64], base: NDArray[np.float64]) -> dict[str, float | None]:
+    """Return the mean difference of paired days, and the ends of its 95 % interval; both of shape (days,)."""
+    found = row - base
+    found = found[~np.isnan(found)]
+    means = resampled(lambda drawn: np.array([drawn @ found / drawn.sum()]), len(found), REPLICATES, seed=0)
     low, high = interval(means[:, 0])
-    return {"mean": float(difference.mean()), "low": low, "high": high}
+    return {"mean": float(found.mean()), "low": low, "high": high}
 
 
 def at(day: str) -> datetime:

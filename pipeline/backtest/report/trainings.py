@@ -7,8 +7,8 @@ from pipeline.backtest.report.wording import NONE, moment, number, ratio
 from pipeline.backtest.result import Parameter, Variant
 
 _COLUMNS = (
-    "By what was known at", "LightGBM version", "First decision", "Decisions", "Trained on", "Frauds among them",
-    "Trees", "Average precision", "Alerts a day", "Precision", "Recall", "Threshold", "Seconds",
+    "Known at", "Version", "First decision", "Decisions", "Rows", "Frauds", "Trees", "Average precision", "Precision",
+    "Recall", "Threshold", "Seconds",
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def trainings(content: Content) -> Markup:
     for variant in content.variants:
         if variant.versions:
             rows = [_row(one) for one in variant.versions]
-            parts.append(table(f"Versions of {variant.name}", _COLUMNS, rows, texts=3))
+            parts.append(table(f"Versions of {variant.name}", _COLUMNS, rows, texts=2))
             parts += [
                 element("p", f"Refused, by what was known at {moment(one.known_time)}: {one.refused}.")
                 for one in variant.versions
@@ -46,9 +46,9 @@ def trainings(content: Content) -> Markup:
     parts.append(
         element(
             "p",
-            "A version decides from its first decision until the next version decides. Average precision, alerts a "
-            "day, precision and recall are those of its own validation period, and flatter: the number of trees, the "
-            "calibration and the threshold were chosen on it.",
+            "A version is trained on rows with frauds among them, by what was known at a time, and decides from its "
+            "first decision until the next version does. Average precision, precision and recall are those of its own "
+            "validation period, and flatter: the number of trees, the calibration and the threshold were chosen on it.",
         )
     )
     return join(parts)
@@ -75,7 +75,6 @@ def _row(one: VersionContent) -> list[str]:
         number(one.frauds),
         number(_figure(one.metrics.get("trees"))),
         ratio(_figure(one.metrics.get("average_precision"))),
-        number(_figure(one.metrics.get("alerts_per_day")), 1),
         ratio(_figure(one.metrics.get("alert_precision"))),
         ratio(_figure(one.metrics.get("alert_recall"))),
         ratio(_figure(one.metrics.get("threshold"))),
