@@ -18,7 +18,7 @@ from pipeline.backtest.request import Request
 from pipeline.backtest.result import BacktestResult
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import LATEST_US, TopicSource
-from pipeline.backtest.training import Training
+from pipeline.backtest.training import Grown, Training
 from pipeline.backtest.verdicts import passed, result_of
 from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.decisions import Decisions
@@ -107,6 +107,7 @@ class Backtest:
         asking.refuse_off_topics(source, order, compare_live=compare_live)
         levels = levels_of(tuple(thresholds), tuple(budgets), pace)
         asking.refuse_paced_beside_live(levels, compare_live=compare_live)
+        asking.refuse_budgets_of_renewals(levels, training)
         if recorded:
             asking.refuse_in_recorded_order(levels, learn=learn, training=training)
         labelling = asking.labelling_of(labels, source, levels, against_live=recorded or compare_live)
@@ -155,7 +156,8 @@ class Backtest:
         self.comparison: Comparison | None = None
         """What came of comparing with live decisions, once `run` is through."""
         self.trained: dict[str, Trained] = {}
-        """What was trained, by the names of its variants, once `run` is through."""
+        """What was trained before the range, by the names of its variants, once `run` is through."""
+        self._grown: dict[str, Grown] = {}
         self._library = ModelLibrary(settings, source.bootstrap if isinstance(source, TopicSource) else None)
 
     def run(
@@ -194,7 +196,7 @@ class Backtest:
         None of them where those are asked for that decisions name. Raises `pipeline.registry.RegistryError`,
         `pipeline.scoring.errors.ModelError`.
         """
-        return candidates_of(self.request, self._library, self.trained)
+        return candidates_of(self.request, self._library, self._grown)
 
     def _conduct(
         self,
@@ -203,5 +205,6 @@ class Backtest:
         stopped: Callable[[], bool],
     ) -> Conducted:
         done = conduct(self.request, self._library, take, Listener(progress, stopped))
-        self.comparison, self.trained = done.findings.comparison, done.findings.trained
+        self.comparison, self._grown = done.findings.comparison, done.findings.trained
+        self.trained = {name: one.trained for name, one in self._grown.items() if one.trained is not None}
         return done

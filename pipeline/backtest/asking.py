@@ -79,6 +79,15 @@ def refuse_paced_beside_live(levels: Sequence[Level], *, compare_live: bool) -> 
         raise ValueError("live decisions had the thresholds of their time: leave --pace out to compare with them")
 
 
+def refuse_budgets_of_renewals(levels: Sequence[Level], training: Training | None) -> None:
+    """Raise ValueError where thresholds are chosen for budgets, and models are renewed, each with a threshold."""
+    if training is not None and training.renew_days and chooses(levels):
+        raise ValueError(
+            "each training of a renewed model chooses a threshold, for --top alerts a day (alerts_per_day): leave "
+            "--budget out, or hold one threshold with --threshold"
+        )
+
+
 def labelling_of(
     asked: Labelling | str | None, source: Source, levels: Sequence[Level], *, against_live: bool
 ) -> Labelling:
@@ -173,7 +182,8 @@ def models_of(
         if twice := [one for one, count in Counter(versions).items() if count > 1]:
             raise ValueError(f"the model {twice[0]} is named twice: name it once, or give both names of their own")
         models = {version: version for version in versions}
-    if training is not None and (twice := [name for name in training.variants if name in models]):
+    named = [*models, *(training.names if training is not None else ())]
+    if twice := [name for name, count in Counter(named).items() if count > 1]:
         raise ValueError(f"two variants are called {twice[0]}: give what is trained another name")
     return dict(models)
 

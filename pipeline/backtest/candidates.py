@@ -7,15 +7,17 @@ from pipeline.backtest.labelling import Labelling
 from pipeline.backtest.learning import Learning
 from pipeline.backtest.levels import Level
 from pipeline.backtest.order import Order
+from pipeline.backtest.renewing import Renewed
 from pipeline.backtest.request import Request
 from pipeline.backtest.result import Parameter
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import moment
-from pipeline.backtest.training import Period
+from pipeline.backtest.training import Grown
+from pipeline.backtest.training_period import Period
 from pipeline.backtest.versions import ACTIVE, ModelLibrary, with_threshold
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.catalogue import FEATURES, US_PER_DAY
 from pipeline.learning.trained_labels import warning_of_labels
 from pipeline.training.fit import Trained
 
@@ -24,7 +26,7 @@ UNTAUGHT: Final = "untaught"
 _POLICY_ALONE: Final = (Level(),)
 
 
-def candidates_of(request: Request, library: ModelLibrary, trained: Mapping[str, Trained]) -> dict[str, Candidate]:
+def candidates_of(request: Request, library: ModelLibrary, trained: Mapping[str, Grown]) -> dict[str, Candidate]:
     """The models that are asked for, and those that were trained, by their names.
 
     None of them where those are asked for that decisions name. Raises `RegistryError`, `ModelError`.
@@ -34,14 +36,17 @@ def candidates_of(request: Request, library: ModelLibrary, trained: Mapping[str,
         if request.order is Order.RECORDED and request.levels == _POLICY_ALONE and request.policy is None:
             return {}
         named = {ACTIVE: ACTIVE}
-    known = {
+    known: dict[str, ActiveModels] = {
         name: version if isinstance(version, ActiveModels) else _version(request, library, version)
         for name, version in named.items()
     }
     parameters: dict[str, dict[str, Parameter]] = {name: {} for name in known}
-    for name, one in trained.items():
-        known[name] = ActiveModels(one.model, library.untaught_river(), one.policy)
-        parameters[name] = {} if request.period is None else _told(one, request.period)
+    schedules = _schedules(request, trained)
+    for name, (variant, every_us) in schedules.items():
+        grown = trained[variant]
+        if grown.trained is not None:
+            known[name] = ActiveModels(grown.trained.model, library.untaught_river(), grown.trained.policy)
+            parameters[name] = _told(grown.trained, grown.period, request, every_us)
     found = {}
     for name, active in known.items():
         for level in request.levels:
@@ -49,8 +54,24 @@ def candidates_of(request: Request, library: ModelLibrary, trained: Mapping[str,
             models = active if under is active.policy else active.under(under)
             told = parameters[name] | ({} if level.budget is None else {"alerts a day": level.budget})
             told |= {} if level.pace is None else {"paced at alerts a day": level.pace}
+            trained_as, every = schedules.get(name, (None, None))
+            renewed = None
+            if trained_as is not None and every is not None:
+                renewed = Renewed(trained_as, every, level.threshold)
             learning = _learning(request, library, models)
-            found[name + level.suffix] = Candidate(models, learning, level.budget, level.pace, told)
+            found[name + level.suffix] = Candidate(
+                models, learning, level.budget, level.pace, told, trained_as, renewed
+            )
+    return found
+
+
+def _schedules(request: Request, trained: Mapping[str, Grown]) -> dict[str, tuple[str, int | None]]:
+    """Return what each variant is trained as, and how often: one that is renewed stands behind the one that is not."""
+    renewed = {} if request.training is None else request.training.renewed
+    found: dict[str, tuple[str, int | None]] = {}
+    for name in trained:
+        found[name] = name, None
+        found |= {other: schedule for other, schedule in renewed.items() if schedule[0] == name}
     return found
 
 
@@ -100,13 +121,16 @@ def _learning(request: Request, library: ModelLibrary, models: ActiveModels) -> 
     return None if every_us is None else Learning(request.feedback_options(), every_us, *library.learner(models))
 
 
-def _told(trained: Trained, period: Period) -> dict[str, Parameter]:
+def _told(trained: Trained, period: Period, request: Request, every_us: int | None) -> dict[str, Parameter]:
     names = trained.model.trained_on
+    window_days = None if request.training is None else request.training.window_days
     without = [name for name in FEATURES if name not in names]
     told = f"without {', '.join(without)}" if len(without) < len(names) else ", ".join(names)
     return {
         "trained from": moment(period.from_us),
         "trained by what was known at": moment(period.known_us),
         "last target": moment(period.last_us),
+        **({} if every_us is None else {"days to the next training": every_us / US_PER_DAY}),
+        **({} if window_days is None else {"days trained on": window_days}),
         "features": f"{len(names)} of {len(FEATURES)}{f': {told}' if without else ''}",
     }

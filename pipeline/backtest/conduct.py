@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pipeline.backtest.candidates import candidates_of, warnings_of_labels, warnings_of_policies
-from pipeline.backtest.event_time_pass import decide_by_time
+from pipeline.backtest.event_time_pass import decide_by_time, renewals_of
 from pipeline.backtest.findings import Findings, Listener
 from pipeline.backtest.order import Order
 from pipeline.backtest.recorded_pass import decide_as_recorded
@@ -35,15 +35,20 @@ def conduct(
     # First, since it tells whether a cluster answers at all.
     partitions = request.partitions
     findings = Findings(request.span, request.label_horizon_us, listener, take)
+    rows = None
     if request.training is not None and request.period is not None:
-        train_before(request, request.training, request.period, partitions, library, listener, findings)
+        rows = train_before(request, request.training, request.period, partitions, library, listener, findings)
     candidates = candidates_of(request, library, findings.trained)
+    findings.trains({name: one.trained_as for name, one in candidates.items() if one.trained_as is not None})
     findings.warnings += warnings_of_policies(candidates)
     findings.warnings += warnings_of_labels(request, candidates)
     if request.order is Order.RECORDED:
         decide_as_recorded(request, candidates, partitions, library, findings)
     else:
-        decide_by_time(request, candidates, partitions, findings)
+        renewals = renewals_of(request, candidates, rows, library, findings)
+        # Its files are gone with the last of those that add to it.
+        del rows
+        decide_by_time(request, candidates, renewals, partitions, findings)
     if findings.last_decided_us <= EARLIEST_US:
         raise RangeError(nothing_decided(request, findings))
     findings.warnings += warnings_of(request, findings)

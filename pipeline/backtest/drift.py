@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.decisions import Decisions
 from pipeline.scoring.distributions import BinCounter, FeatureDistribution
+from pipeline.scoring.lightgbm_model import LightGBMModel
 
 _LEAST_SHARE: Final = 1e-4
 """Stands for a share of none, whose logarithm there is not."""
@@ -58,11 +59,16 @@ class DriftCounter:
         self._before: dict[str, tuple[FeatureDistribution, ...]] = {}
         self._counters: dict[str, BinCounter] = {}
 
-    def add(self, outcomes: Mapping[str, Decisions]) -> None:
-        """Count some transactions as each variant decided about them."""
+    def add(self, outcomes: Mapping[str, Decisions], first: Mapping[str, LightGBMModel]) -> None:
+        """Count some transactions as each variant decided about them.
+
+        Args:
+            outcomes: Decisions by the names of the variants.
+            first: Of a variant whose models are renewed, the first: with its training the whole range is compared.
+        """
         counted = set()
         for name, decisions in outcomes.items():
-            model = decisions.models.lightgbm
+            model = first.get(name, decisions.models.lightgbm)
             if not len(decisions):
                 continue
             self._variants.setdefault(model.version, {})[name] = None

@@ -5,7 +5,7 @@ the next one is read; ``docs/decisions/0025-columnar-backtests.md`` says what fo
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -247,6 +247,16 @@ class Engine:
 
     def _rows(self, partition: NDArray[np.int64], number: int) -> slice | NDArray[np.intp]:
         return slice(None) if self._options.partitions == 1 else np.flatnonzero(partition == number)
+
+
+def profile_chunks(chunks: Iterator[Chunk], options: CardOptions) -> Generator[tuple[Chunk, Profiled], None, None]:
+    """Features of the transactions of each chunk, in the order of the records; nothing is decided."""
+    engine = Engine(options)
+    try:
+        for chunk in chunks:
+            yield chunk, engine.profile(chunk)
+    finally:
+        engine.close()
 
 
 def _contradictions(taken: Transactions, differs: NDArray[np.int64]) -> list[Reject]:

@@ -1,26 +1,82 @@
 """One pass over a history in the order of event time: all candidates decide about it side by side."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 
 from pipeline.backtest.budgets import Budget
+from pipeline.backtest.candidates import policy_to_train
 from pipeline.backtest.comparing import comparer_with, live_decisions
 from pipeline.backtest.findings import Findings
 from pipeline.backtest.labelling import Labelling, Schedule
 from pipeline.backtest.live import Comparer
 from pipeline.backtest.paced import PacedVariant
 from pipeline.backtest.records import Numbering
+from pipeline.backtest.renewing import Renewal
 from pipeline.backtest.request import Request
 from pipeline.backtest.run import Candidate, replay_accepted, replay_scheduled
 from pipeline.backtest.settled import bearing_truth
 from pipeline.backtest.sources import Opened, Span, TopicSource
+from pipeline.backtest.training import Grown
+from pipeline.backtest.training_rows import TrainingRows
+from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Reject
 from pipeline.engine.decisions import Decisions
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.registry import Registry
 
 
-def decide_by_time(request: Request, candidates: Mapping[str, Candidate], partitions: int, findings: Findings) -> None:
+def renewals_of(
+    request: Request,
+    candidates: Mapping[str, Candidate],
+    rows: TrainingRows | None,
+    library: ModelLibrary,
+    findings: Findings,
+) -> list[Renewal | None]:
+    """Return what renews models: for all candidates, or for each that sees labels of its own.
+
+    Args:
+        request: What was asked.
+        candidates: All of them.
+        rows: What was trained on before the range; None where nothing was trained.
+        library: Has the policy whose rules, blend and audit rate are taken over.
+        findings: Is told of the trainings.
+    """
+    names = list(candidates)
+    of_lanes = [[name] for name in names] if request.labels is Labelling.REVIEW else [names]
+    training, period = request.training, request.period
+    if rows is None or training is None or period is None or not training.renew_days:
+        return [None] * len(of_lanes)
+
+    def noted(of_lane: list[str]) -> Callable[[str, int | None, Grown | None], None]:
+        def note(variant: str, every_us: int | None, grown: Grown | None) -> None:
+            if grown is None:
+                findings.note_training(variant)
+                return
+            for name in of_lane:
+                of = candidates[name].renewed
+                if of is not None and (of.variant, of.every_us) == (variant, every_us):
+                    findings.renewed.setdefault(name, []).append(grown)
+
+        return note
+
+    policy, registry = policy_to_train(request, library), Registry(request.settings.registry_path)
+    found: list[Renewal | None] = []
+    for of_lane in of_lanes:
+        own = None
+        if any(candidates[name].renewed is not None for name in of_lane):
+            own = rows if len(of_lanes) == 1 else rows.copy()
+        found.append(Renewal(training, period, request.span.from_us, own, policy, registry, noted(of_lane)))
+    return found
+
+
+def decide_by_time(
+    request: Request,
+    candidates: Mapping[str, Candidate],
+    renewals: list[Renewal | None],
+    partitions: int,
+    findings: Findings,
+) -> None:
     """Decide the range by all ``candidates``, at least one. Raises as `pipeline.Backtest.run`."""
     span, source = request.span, request.source
     options = request.card_options(partitions)
@@ -42,7 +98,7 @@ def decide_by_time(request: Request, candidates: Mapping[str, Candidate], partit
         if one.paced_at is not None
     }
     schedules = request.schedules(len(candidates))
-    passed = _decided(request, candidates, opened, schedules, rejects, options, findings)
+    passed = _decided(request, candidates, renewals, opened, schedules, rejects, options, findings)
     with closing(opened), closing(passed):
         for decided in passed:
             outcomes = {
@@ -92,6 +148,7 @@ def _comparer(request: Request) -> Comparer | None:
 def _decided(
     request: Request,
     candidates: Mapping[str, Candidate],
+    renewals: list[Renewal | None],
     opened: Opened,
     schedules: list[Schedule],
     rejects: list[Reject],
@@ -101,6 +158,6 @@ def _decided(
     """Decisions of all candidates, with labels as they were told or as they are due."""
     every = list(candidates.values())
     if not schedules:
-        return replay_accepted(every, opened.transactions, opened.labels, rejects, options=options)
+        return replay_accepted(every, opened.transactions, opened.labels, rejects, options=options, renewal=renewals[0])
     transactions, findings.book = bearing_truth(request.source, opened, request.label_delay_us, findings.book)
-    return replay_scheduled(every, transactions, schedules, rejects, options=options)
+    return replay_scheduled(every, transactions, schedules, rejects, options=options, renewals=renewals)

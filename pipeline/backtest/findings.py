@@ -16,10 +16,11 @@ from pipeline.backtest.live import Comparison
 from pipeline.backtest.losses import NOT_READ, REPEATED, refusal
 from pipeline.backtest.paced import PacedVariant
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, LabelBook, RangeError, Seen, Span
+from pipeline.backtest.training import Grown
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.joins import NO_TRANSACTION
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US
-from pipeline.training.fit import Trained
+from pipeline.scoring.lightgbm_model import LightGBMModel
 
 NO_PARTS: Final[Mapping[str, Sequence[Decisions]]] = MappingProxyType({})
 
@@ -38,6 +39,11 @@ class Step(NamedTuple):
     """What is done before the range is decided; nothing once it is."""
 
 
+def growing(name: str) -> str:
+    """Return the stage in which a variant is trained."""
+    return f"growing the trees of {name}"
+
+
 class Listener:
     """Who follows a backtest: is told of every chunk, and says when to stop."""
 
@@ -54,6 +60,18 @@ class Listener:
         """Raise `RangeError` where it is to be stopped before anything was decided."""
         if self.stopped():
             raise RangeError("the backtest was stopped before it had trained its models: nothing was decided")
+
+
+class FirstAndCount:
+    """Event time of the first of some decisions, and how many there are."""
+
+    def __init__(self) -> None:
+        self.first_us, self.count = LATEST_US, 0
+
+    def add(self, times_us: NDArray[np.int64]) -> None:
+        """Add decisions, at least one."""
+        self.first_us = min(self.first_us, int(times_us[0]))
+        self.count += len(times_us)
 
 
 class Findings:
@@ -79,8 +97,15 @@ class Findings:
         self.reviewed: dict[str, Reviewed] = {}
         self.drift = DriftCounter()
         self.comparison: Comparison | None = None
-        self.trained: dict[str, Trained] = {}
+        self.trained: dict[str, Grown] = {}
+        """The first training of each variant, which came before the range."""
+        self.renewed: dict[str, list[Grown]] = {}
+        """Those within the range, of each candidate."""
+        self.decided_by: dict[str, dict[str, FirstAndCount]] = {}
+        """What each LightGBM version decided of the range, for each candidate that was trained."""
         self.partial = False
+        self._variants: dict[str, str] = {}
+        self._first: dict[str, LightGBMModel] = {}
 
     def pass_on(self, named: Mapping[str, Decisions], parts: Mapping[str, Sequence[Decisions]] = NO_PARTS) -> None:
         """Hand over what each variant decided about some transactions of the range.
@@ -92,7 +117,10 @@ class Findings:
         for name, decisions in named.items():
             for part in parts.get(name, (decisions,)):
                 self._take(name, part)
-        self.drift.add(named)
+            if name in self.decided_by and len(decisions):
+                by = self.decided_by[name].setdefault(decisions.models.lightgbm.version, FirstAndCount())
+                by.add(decisions.transactions.event_time_us)
+        self.drift.add(named, self._first)
 
     def count(self, decisions: Decisions) -> None:
         """Count what was refused, or repeated others, since the chunk before."""
@@ -129,16 +157,35 @@ class Findings:
         if len(decided_us):
             self.first_decided_us = min(self.first_decided_us, int(decided_us.min()))
             self.last_decided_us = max(self.last_decided_us, int(decided_us.max()))
-        share = None
-        if self._span.to_us < LATEST_US:
-            share = (self.newest_us - self.first_us) / max(self._span.to_us - self.first_us, 1)
         stage = "warming the windows up" if self.newest_us < self._span.from_us else ""
-        self._listener.tell(self.worked_on, self.newest_us, share, stage)
+        self._listener.tell(self.worked_on, self.newest_us, self._share(), stage)
+
+    def trains(self, variants: Mapping[str, str]) -> None:
+        """Take note of the candidates whose models are trained, with the names of what is trained."""
+        self._variants = dict(variants)
+        self.decided_by = {name: {} for name in variants}
+        first = {name: self.trained[variant].trained for name, variant in variants.items()}
+        self._first = {name: one.model for name, one in first.items() if one is not None}
+
+    def trainings(self, name: str) -> list[Grown]:
+        """Return the trainings of a candidate, in turn; none of one that was not trained."""
+        if name not in self._variants:
+            return []
+        return [self.trained[self._variants[name]], *self.renewed.get(name, [])]
+
+    def note_training(self, name: str) -> None:
+        """Tell that a variant is trained within the range."""
+        self._listener.tell(self.worked_on, self.newest_us, self._share(), growing(name))
 
     def stopped(self) -> bool:
         """Whether to stop here, which makes it partial."""
         self.partial = self._listener.stopped()
         return self.partial
+
+    def _share(self) -> float | None:
+        if self._span.to_us >= LATEST_US:
+            return None
+        return (self.newest_us - self.first_us) / max(self._span.to_us - self.first_us, 1)
 
     def told_counts(self) -> dict[str, int]:
         """The counts that are not nothing, by name."""

@@ -1,6 +1,5 @@
 """The online model behind an engine: taught by what transactions turn out to be, published by the clock of events."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -8,6 +7,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.backtest.decision_columns import ColumnSegments, DecisionColumns
 from pipeline.backtest.order import Chunk
@@ -44,32 +44,49 @@ class Learning(NamedTuple):
 
 
 class Periods:
-    """The clock of events by which what was learned is published."""
+    """The clock of events by which versions come."""
 
-    def __init__(self, every_us: int) -> None:
-        self._every_us = every_us
+    def __init__(self, every_us: int, from_us: int | None = None) -> None:
+        """Set the clock.
+
+        Args:
+            every_us: Length of a period in microseconds.
+            from_us: End of the time that belongs to the first period too; by default periods are counted from 1970 on,
+                and none begins with the first transaction.
+        """
+        self.every_us, self._from_us = every_us, from_us
         self._newest_us = 0
-        self._period: int | None = None
+        self._period = None if from_us is None else 0
 
     def parts(self, chunk: Chunk) -> Iterator[tuple[Chunk, bool]]:
         """The chunk in parts, and whether a period begins with the part's first transaction."""
         newest_us = np.maximum.accumulate(np.append(self._newest_us, chunk.transactions.event_time_us))[1:]
-        periods = newest_us // self._every_us
+        periods = self._numbers(newest_us)
         if self._period is None:
             self._period = int(periods[0]) if len(periods) else None
-        starts = chunk.position[np.flatnonzero(np.diff(periods, prepend=self._period or 0))]
-        for first, end in pairwise([0, *starts.tolist(), len(chunk)]):
-            if first < end or first in starts:
-                yield chunk.between(first, end), first in starts
+        starts = chunk.position[np.flatnonzero(np.diff(periods, prepend=self._period or 0))].tolist()
+        # Whatever labels stand before the first transaction, chunks of the same transactions have as many parts.
+        for number, (first, end) in enumerate(pairwise([chunk.first, *starts, chunk.end])):
+            if first < end or starts:
+                yield chunk.between(first, end), number > 0
         if len(periods):
             self._newest_us, self._period = int(newest_us[-1]), int(periods[-1])
+
+    def begin_us(self, event_time_us: int) -> int:
+        """Return when the period of a time began, in microseconds since 1970."""
+        return (self._from_us or 0) + int(self._numbers(np.array([event_time_us]))[0]) * self.every_us
+
+    def _numbers(self, event_time_us: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self._from_us is None:
+            return event_time_us // self.every_us
+        return np.maximum(event_time_us - self._from_us, 0) // self.every_us
 
 
 class Teacher:
     """The feedback and the learn agent behind an engine."""
 
     def __init__(self, models: ActiveModels, learning: Learning, partitions: int) -> None:
-        self.models = models
+        self.river = models.river
         """What scores: the version that was published last."""
         self._options = learning.options
         self._learner = learning.learner or new_learner()
@@ -111,7 +128,7 @@ class Teacher:
         """Score by all that was learned so far."""
         if self._published_offset != self._next_offset:
             self._published_offset = self._next_offset
-            self.models = dataclasses.replace(self.models, river=self._learner.snapshot(self._next_offset))
+            self.river = self._learner.snapshot(self._next_offset)
 
     def _record(self, columns: DecisionColumns, row: int) -> DecisionRecord:
         """Return the record that the feedback agent stores of a decision."""

@@ -40,6 +40,16 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.position) + len(self.label_position)
 
+    @property
+    def first(self) -> int:
+        """Position of the first record; 0 if there is none."""
+        return min((int(of[0]) for of in (self.position, self.label_position) if len(of)), default=0)
+
+    @property
+    def end(self) -> int:
+        """Position behind the last record."""
+        return max((int(of[-1]) + 1 for of in (self.position, self.label_position) if len(of)), default=0)
+
     def between(self, first: int, end: int) -> "Chunk":
         """The records that stand at ``first`` or behind, and before ``end``."""
         rows = slice(*np.searchsorted(self.position, (first, end)).tolist())

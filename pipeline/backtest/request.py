@@ -8,7 +8,8 @@ from pipeline.backtest.labelling import Labelling, Reviews, Schedule
 from pipeline.backtest.levels import Level
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import Source, Span
-from pipeline.backtest.training import Period, Training
+from pipeline.backtest.training import Training
+from pipeline.backtest.training_period import Period
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels

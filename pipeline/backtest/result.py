@@ -21,6 +21,29 @@ REASON_COLUMNS: Final = ("code", "contribution")
 Parameter = str | int | float | bool | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedVersion:
+    """A training of a variant, and the LightGBM version that came of it."""
+
+    known_us: int
+    """Everything was used that was known then, in microseconds since 1970-01-01T00:00:00Z."""
+    lightgbm: str | None
+    """None, and so all but the seconds, if the training was refused and the version before went on deciding."""
+    policy: str | None
+    refused: str
+    """Why."""
+    seconds: float
+    """How long the training took."""
+    rows: int
+    """Transactions that were trained on, those of the validation period included."""
+    frauds: int
+    metrics: Mapping[str, Parameter]
+    """Those of the validation period, the threshold, and the number of trees."""
+    first_decision_us: int | None
+    """Event time of the first transaction of the range that it decided; None if it decided none."""
+    decisions: int
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to decide: its models and policy, and what it decided."""
@@ -42,6 +65,8 @@ class Variant:
     """Of how many alerts ``reasons`` tells."""
     paced: FirstAlerts | None = None
     """Where its threshold was set anew each hour: how it kept to its budget, the days before the range included."""
+    versions: Sequence[TrainedVersion] = ()
+    """Trainings of a variant that was trained by the backtest, in turn."""
     reviewed: Reviewed | None = None
     """Where reviews of its alerts were simulated: what became known sooner by them than by the result's labels."""
 

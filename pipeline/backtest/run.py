@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
@@ -10,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
-from pipeline.backtest.engine import Engine, Profiled
+from pipeline.backtest.engine import Engine
 from pipeline.backtest.labelling import Schedule
 from pipeline.backtest.learning import Learning, Periods, Teacher
 from pipeline.backtest.order import NOTHING, Chunk, Order, alone, checked, in_order, merged
+from pipeline.backtest.renewing import Renewal, Renewed
 from pipeline.backtest.result import Parameter
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Labels, Reject, Transactions
@@ -36,6 +38,10 @@ class Candidate(NamedTuple):
     """Alerts a day for which its threshold is set anew each hour; None: it is not."""
     parameters: Mapping[str, Parameter] = MappingProxyType({})
     """What a reader is told about it besides."""
+    trained_as: str | None = None
+    """Name of what the backtest trains for it; None: its models were there before."""
+    renewed: Renewed | None = None
+    """How its LightGBM version and policy are renewed; None: they stay as they are."""
 
 
 def replay(
@@ -82,13 +88,15 @@ def replay_accepted(
     *,
     options: CardOptions,
     order: Order = Order.EVENT_TIME,
+    renewal: Renewal | None = None,
 ) -> Generator[list[Decisions], None, None]:
     """`replay` of what was accepted already, decided by several candidates in one pass: the `Decisions` of each.
 
     Windows and labels are the same for all. ``rejects`` is where whoever accepts notes what it refuses; it is emptied.
-    Candidates that learn must publish at the same moments. Raises as `replay`.
+    Candidates that learn must publish at the same moments. ``renewal`` renews the models of those that ask for it.
+    Raises as `replay`.
     """
-    with closing(_Lane(candidates, options)) as lane:
+    with closing(_Lane(candidates, options, renewal)) as lane:
         for chunk in in_order(transactions, labels, order):
             yield from lane.work(chunk, _taken(rejects))
         if rejects:
@@ -102,18 +110,23 @@ def replay_scheduled(
     rejects: list[Reject],
     *,
     options: CardOptions,
+    renewals: Sequence[Renewal | None] = (),
 ) -> Generator[list[Decisions], None, None]:
     """`replay_accepted` by event time, of transactions that bear their truth: labels come when ``schedules`` say.
 
     There is one for all candidates, or one for each. In the latter case each sees labels of its own, and so has windows
     of its own, since features of merchants tell of known fraud; all decide about the same transactions nevertheless.
+    Of ``renewals`` there are as many as of schedules, or none.
     Raises ValueError where candidates share a schedule that goes by what one of them alerts, and as `replay_accepted`.
     """
     if len(schedules) == 1 < len(candidates) and schedules[0].reviews:
         raise ValueError("reviews are of one candidate's alerts: give each a schedule of its own")
     of_lanes = [candidates] if len(schedules) == 1 else [[one] for one in candidates]
     with ExitStack() as stack:
-        lanes = [stack.enter_context(closing(_Lane(of, options))) for of in of_lanes]
+        lanes = [
+            stack.enter_context(closing(_Lane(of, options, renewal)))
+            for of, renewal in zip(of_lanes, renewals or [None] * len(of_lanes), strict=True)
+        ]
         pairs = list(zip(lanes, schedules, strict=True))
         by_day = any(schedule.reviews for schedule in schedules)
         for part in checked(transactions, "transaction", Order.EVENT_TIME):
@@ -134,9 +147,10 @@ def replay_scheduled(
 class _Lane:
     """Candidates that see the same labels: they share the windows."""
 
-    def __init__(self, candidates: Sequence[Candidate], options: CardOptions) -> None:
-        self._candidates = candidates
-        self._engine = Engine(options)
+    def __init__(self, candidates: Sequence[Candidate], options: CardOptions, renewal: Renewal | None = None) -> None:
+        self._engine, self._renewal = Engine(options), renewal
+        self._renewed = [one.renewed for one in candidates]
+        self._models = [one.models for one in candidates]
         self._teachers = [
             None if one.learning is None else Teacher(one.models, one.learning, options.partitions)
             for one in candidates
@@ -155,19 +169,45 @@ class _Lane:
 
         What ``rejects`` holds is told with the first part.
         """
-        parts = [(chunk, False)] if self._periods is None or not len(chunk.transactions) else self._periods.parts(chunk)
-        for part, begins in parts:
-            outcomes: list[Decisions] = []
-            for candidate, teacher in zip(self._candidates, self._teachers, strict=True):
-                if teacher is not None and begins:
-                    teacher.publish()
-                models = candidate.models if teacher is None else teacher.models
-                decisions = outcomes[0].under(models) if outcomes else self._engine.decide(models, part, rejects)
-                if teacher is not None:
-                    teacher.learn(part, decisions)
-                outcomes.append(decisions)
-            yield outcomes
-            rejects = ()
+        for part, due in _scheduled(chunk, () if self._renewal is None else self._renewal.periods):
+            if self._renewal is not None and due:
+                self._models = self._renewal.renew(part, due, self._renewed, self._models)
+            for piece, publishes in _parts(part, self._periods):
+                outcomes = self._decided(piece, rejects, publishes=publishes)
+                if self._renewal is not None:
+                    self._renewal.take(piece.labels, outcomes[0])
+                yield outcomes
+                rejects = ()
+
+    def _decided(self, part: Chunk, rejects: Sequence[Reject], *, publishes: bool) -> list[Decisions]:
+        outcomes: list[Decisions] = []
+        for models, teacher in zip(self._models, self._teachers, strict=True):
+            if teacher is not None and publishes:
+                teacher.publish()
+            active = models if teacher is None else replace(models, river=teacher.river)
+            decisions = outcomes[0].under(active) if outcomes else self._engine.decide(active, part, rejects)
+            if teacher is not None:
+                teacher.learn(part, decisions)
+            outcomes.append(decisions)
+        return outcomes
+
+
+def _parts(chunk: Chunk, periods: Periods | None) -> Iterable[tuple[Chunk, bool]]:
+    """The chunk in parts, and whether a period begins with each; as it is without a transaction."""
+    return [(chunk, False)] if periods is None or not len(chunk.transactions) else periods.parts(chunk)
+
+
+def _scheduled(chunk: Chunk, schedules: Sequence[Periods]) -> Iterator[tuple[Chunk, list[Periods]]]:
+    """The chunk in parts, and the schedules of which a period begins with the first transaction of each."""
+    if not schedules:
+        yield chunk, []
+        return
+    for part, begins in _parts(chunk, schedules[0]):
+        due = [schedules[0]] if begins else []
+        for piece, others in _scheduled(part, schedules[1:]):
+            begun = due + others if len(piece.transactions) else []
+            yield piece, begun
+            due = [] if begun else due
 
 
 def _taken(rejects: list[Reject]) -> tuple[Reject, ...]:
@@ -182,16 +222,6 @@ def _days(part: Transactions) -> Iterator[Transactions]:
     starts = np.flatnonzero(np.diff(part.event_time_us // US_PER_DAY)) + 1
     for first, end in pairwise([0, *starts.tolist(), len(part)]):
         yield part.take(slice(first, end))
-
-
-def profile_chunks(chunks: Iterator[Chunk], options: CardOptions) -> Generator[tuple[Chunk, Profiled], None, None]:
-    """Features of the transactions of each chunk, in the order of the records; nothing is decided."""
-    engine = Engine(options)
-    try:
-        for chunk in chunks:
-            yield chunk, engine.profile(chunk)
-    finally:
-        engine.close()
 
 
 def accept_each(

@@ -29,6 +29,13 @@ class NumberColumn:
         """Put ``values``, shape (k,), behind those that are there."""
         self._file.write(np.ascontiguousarray(values, self._dtype).data)
 
+    def so_far(self) -> NDArray[Any]:
+        """Return what was added until now, shape (n,), mapped and read-only; more can be added behind it."""
+        self._file.flush()
+        if not self._file.tell():
+            return np.empty(0, self._dtype)
+        return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), self._dtype)
+
     def finish(self, *, scratch: bool = False) -> NDArray[Any]:
         """All of them, shape (n,). Nothing can be added any more.
 

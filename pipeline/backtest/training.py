@@ -1,5 +1,6 @@
 """Models that a backtest trains for itself: on features that the kernel gives of a period before its range."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -8,28 +9,34 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.engine import Profiled
+from pipeline.backtest.engine import profile_chunks
 from pipeline.backtest.labelling import Schedule
 from pipeline.backtest.order import Chunk, Order, alone, checked, merged
-from pipeline.backtest.run import profile_chunks
-from pipeline.backtest.sources import EARLIEST_US, RangeError, moment, time_us
+from pipeline.backtest.sources import EARLIEST_US, LATEST_US, RangeError, moment, time_us
+from pipeline.backtest.training_period import Period
+from pipeline.backtest.training_rows import TrainingRows
 from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Labels, Transactions, digest_keys, name_keys
+from pipeline.engine.columns import Labels, Transactions
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
-from pipeline.learning.labels import FRAUD, KNOWN, SOURCE_RANK, holding
-from pipeline.learning.regimes import NEVER_US, LabelRegime
-from pipeline.learning.report_delays import ReportDelays
-from pipeline.learning.trained_labels import TrainedLabels
+from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import Registry
-from pipeline.training.cohorts import Split, split_cohorts
-from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
+
+
+class Grown(NamedTuple):
+    """A training of a variant."""
+
+    period: Period
+    trained: Trained | None
+    """None where it was refused, so that the version before goes on deciding."""
+    seconds: float
+    refused: str = ""
+    """Why it was refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +57,36 @@ class Training:
     config: TrainingConfig = field(default_factory=TrainingConfig)
     register: bool = False
     """Whether the models and their policies are kept in the registry; they are not put in force."""
-
+    renew_days: Sequence[float] = ()
+    """For each, and each variant, another variant beside it that is trained again after so many days of event time
+    within the range, on what is known by then, and that decides by that from then on."""
+    window_days: float | None = None
+    """Leave out transactions that are older than that when a training ends; ``start`` limits them too."""
     early_reports: bool = True
     """Whether the models are grown on younger transactions too, where a file's truth becomes labels."""
 
-    def period(self, from_us: int, gap_s: float, validation_days: float, regime: LabelRegime | None = None) -> "Period":
+    def __post_init__(self) -> None:
+        given = [("renew_days", days) for days in self.renew_days]
+        given += [("window_days", self.window_days)] if self.window_days is not None else []
+        for name, days in given:
+            if not 0 < days < LATEST_US / US_PER_DAY:
+                raise ValueError(f"{name} must be more than none, not {days}")
+
+    @property
+    def renewed(self) -> dict[str, tuple[str, int]]:
+        """Names of the variants that are renewed: what each is trained as, and after how many microseconds again."""
+        return {
+            f"{name} every {'day' if days == 1 else f'{days:g} days'}": (name, max(round(days * US_PER_DAY), 1))
+            for name in self.variants
+            for days in self.renew_days
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all variants."""
+        return [*self.variants, *self.renewed]
+
+    def period(self, from_us: int, gap_s: float, validation_days: float, regime: LabelRegime | None = None) -> Period:
         """What to train on before a range that begins at ``from_us``; ``gap_s`` where no other is asked for.
 
         ``regime`` is that of labels that are not recorded. Raises ValueError for a training that would know what is
@@ -73,30 +105,39 @@ class Training:
             )
         gap_us = round((gap_s if self.gap_s is None else self.gap_s) * US_PER_SECOND)
         validation_us = round(validation_days * US_PER_DAY)
-        early = None
-        if self.early_reports and regime is not None:
-            early = EarlyReports(known_us, ReportDelays.declared(regime))
-        described = {} if regime is None else regime.describe()
-        labels = TrainedLabels(known_us, gap_us, described)
-        period = Period(time_us(self.start, EARLIEST_US), known_us, gap_us, validation_us, early, labels)
+        period = Period(self._from_us(known_us), known_us, gap_us, validation_us, regime, self.early_reports)
         if period.last_us - period.validation_us <= period.from_us:
             raise RangeError(
                 f"nothing is left to train on from {moment(period.from_us)} by what is known at {moment(known_us)}: "
                 f"{gap_us / US_PER_DAY:g} days go to the labels' delay and {validation_days:g} to the validation; "
-                "begin earlier with --train-from"
+                f"begin earlier with --train-from{'' if self.window_days is None else ', or widen --train-window'}"
             )
         return period
 
+    def at(self, first: Period, known_us: int) -> Period:
+        """Return what is trained on at a later time than the ``first`` period's end."""
+        return first._replace(from_us=self._from_us(known_us), known_us=known_us)
+
+    def _from_us(self, known_us: int) -> int:
+        start_us = time_us(self.start, EARLIEST_US)
+        return start_us if self.window_days is None else max(start_us, known_us - round(self.window_days * US_PER_DAY))
+
     def growing(
-        self, rows: "TrainingRows", period: "Period", policy: Policy | None, registry: Registry
-    ) -> Iterator[tuple[str, Callable[[], Trained]]]:
-        """Of each variant its name, and what trains it; ``policy`` gives rules, blend and audit rate.
+        self, data: TrainingSet, period: Period, policy: Policy | None, registry: Registry
+    ) -> Iterator[tuple[str, Callable[[], Grown]]]:
+        """Yield the name of each variant, and a function that trains it.
 
-        What trains raises `pipeline.scoring.errors.ModelError`, `pipeline.registry.RegistryError`.
+        The function raises `pipeline.scoring.errors.ModelError`, `pipeline.registry.RegistryError`.
+
+        Args:
+            data: Transactions of the period, with what was known at its end.
+            period: What is trained on.
+            policy: Gives rules, blend and audit rate.
+            registry: Where versions are kept, if that is asked for.
         """
-        data = rows.training_set()
 
-        def grow(features: tuple[str, ...]) -> Trained:
+        def grow(features: tuple[str, ...]) -> Grown:
+            started_s = time.monotonic()
             trained = train(
                 data,
                 period.split(data),
@@ -109,7 +150,7 @@ class Training:
             )
             if self.register:
                 register(registry, trained)
-            return trained
+            return Grown(period, trained, time.monotonic() - started_s)
 
         for name, features in self._features().items():
             yield name, partial(grow, features)
@@ -118,110 +159,17 @@ class Training:
         return {name: select_features(patterns) for name, patterns in self.variants.items()}
 
 
-class Period(NamedTuple):
-    """What is trained on, in microseconds since 1970-01-01T00:00:00Z."""
-
-    from_us: int
-    known_us: int
-    """What became known later is not used."""
-    gap_us: int
-    validation_us: int
-    early: EarlyReports | None = None
-    """How reports of transactions behind the last target are taken; None: such transactions teach nothing."""
-    labels: TrainedLabels | None = None
-    """The labels of the training, for the models' metadata."""
-
-    @property
-    def last_us(self) -> int:
-        """Event time of the last target."""
-        return self.known_us - self.gap_us
-
-    @property
-    def newest_us(self) -> int:
-        """Event time of the last transaction that may teach."""
-        return self.last_us if self.early is None else self.known_us
-
-    def split(self, data: TrainingSet) -> Split:
-        """The period's targets, the last of them to stop, calibrate and set thresholds on. Raises `ModelError`."""
-        return split_cohorts(
-            data.event_time_us,
-            label_delay_us=self.gap_us,
-            validation_us=self.validation_us,
-            train_from_us=self.from_us,
-            known_before_us=self.known_us,
-        )
-
-
-class TrainingRows:
-    """Targets of a period with what is known about them; 600 bytes of memory each."""
-
-    def __init__(self, period: Period) -> None:
-        self._period = period
-        self._rows: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
-        self._labels: list[NDArray[np.int64]] = []
-
-    def __len__(self) -> int:
-        return sum(len(times) for _, times, _, _ in self._rows)
-
-    def add(self, chunk: Chunk, profiled: Profiled) -> None:
-        """Keep the targets of a chunk, and what its labels say."""
-        taken, period = profiled.transactions, self._period
-        inside = (taken.event_time_us >= period.from_us) & (taken.event_time_us <= period.newest_us)
-        if inside.any():
-            of = taken.take(inside)
-            cards, digests = name_keys(of.card_id)[:, 0], digest_keys(of.card_id, of.transaction_id)
-            self._rows.append((profiled.features[inside], of.event_time_us, cards, digests))
-        labels = chunk.labels
-        said = labels.rank != SOURCE_RANK["rule"]
-        if said.any():
-            told = labels.take(said)
-            high, low = digest_keys(told.card_id, told.transaction_id).T
-            self._labels.append(np.stack([high, low, told.rank, told.labelled_at_us, told.known, told.known_at_us]))
-
-    def training_set(self) -> TrainingSet:
-        """All of it, each a fraud whose label that holds says so; at least one transaction was added.
-
-        To be called once: nothing is kept here behind it, since it is large.
-        """
-        kept, self._rows = self._rows, []
-        features, times, cards, digests = (np.concatenate(columns) for columns in zip(*kept, strict=True))
-        reported_us = self._reported_us(digests)
-        return TrainingSet(
-            features,
-            reported_us < NEVER_US,
-            np.ones(len(times)),
-            times,
-            np.asarray(pd.factorize(cards)[0], np.int64),
-            reported_us,
-        )
-
-    def _reported_us(self, digests: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return when each target whose label that holds is fraud was first said to be; `NEVER_US` for the others."""
-        found = np.full(len(digests), NEVER_US)
-        if not self._labels:
-            return found
-        high, low, rank, at_us, known, known_at_us = np.concatenate(self._labels, axis=1)
-        rows = holding([low, high], rank, at_us, known)
-        rows = rows[known[rows] == KNOWN.index(FRAUD)]
-        frauds = pd.MultiIndex.from_arrays([high[rows], low[rows]])
-        said = np.flatnonzero(known == KNOWN.index(FRAUD))
-        first_us = pd.Series(known_at_us[said]).groupby([high[said], low[said]]).min().reindex(frauds).to_numpy()
-        place = frauds.get_indexer(pd.MultiIndex.from_arrays([digests[:, 0], digests[:, 1]]))
-        found[place >= 0] = first_us[place[place >= 0]]
-        return found
-
-
 def read_rows(
-    chunks: Iterator[Chunk], period: Period, options: CardOptions, note: Callable[[NDArray[np.int64]], None]
+    chunks: Iterator[Chunk], from_us: int, options: CardOptions, note: Callable[[NDArray[np.int64]], None]
 ) -> TrainingRows:
-    """Targets of ``period`` among records by event time, which begin with what warms the windows up.
+    """Return the transactions from a time on, among records by event time that begin with what warms the windows up.
 
     ``note`` is told the event times of each chunk's transactions.
     """
-    rows = TrainingRows(period)
+    rows = TrainingRows(from_us)
     with closing(profile_chunks(chunks, options)) as passed:
         for chunk, profiled in passed:
-            rows.add(chunk, profiled)
+            rows.add(chunk.labels, profiled.transactions, profiled.features)
             note(profiled.transactions.event_time_us)
     return rows
 

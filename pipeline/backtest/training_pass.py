@@ -6,13 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.candidates import policy_to_train
-from pipeline.backtest.findings import Findings, Listener
+from pipeline.backtest.findings import Findings, Listener, growing
 from pipeline.backtest.labelling import Labelling, Schedule
 from pipeline.backtest.order import Order, in_order
 from pipeline.backtest.request import Request
 from pipeline.backtest.settled import bearing_truth
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, LabelBook, RangeError, Seen, Span, moment
-from pipeline.backtest.training import Period, Training, TrainingRows, known_by, read_rows, scheduled
+from pipeline.backtest.training import Training, known_by, read_rows, scheduled
+from pipeline.backtest.training_period import Period
+from pipeline.backtest.training_rows import TrainingRows
 from pipeline.backtest.verdicts import warnings_of_short_history
 from pipeline.backtest.versions import ModelLibrary
 from pipeline.registry import Registry
@@ -21,12 +23,21 @@ from pipeline.registry import Registry
 def train_before(
     request: Request, training: Training, period: Period, partitions: int, library: ModelLibrary,
     listener: Listener, findings: Findings,
-) -> None:  # fmt: skip
-    """Read features and labels of ``period``, and train on them. Raises as `pipeline.Backtest.run`."""
-    span = Span(period.from_us - request.warm_up_us, period.from_us, period.known_us)
+) -> TrainingRows:  # fmt: skip
+    """Read features and labels of ``period``, and train on them.
+
+    Returns:
+        What was read: if models are renewed, up to the begin of the range.
+
+    Raises:
+        Exception: As `pipeline.Backtest.run`.
+    """
+    until_us = request.span.from_us if training.renew_days else period.known_us
+    span = Span(period.from_us - request.warm_up_us, period.from_us, until_us)
     followed = _Followed(listener, span)
-    rows, seen = _read(request, period, span, partitions, followed)
-    targets = len(rows)
+    rows, seen = _read(request, span, partitions, followed)
+    data = rows.training_set(period)
+    targets = len(data.fraud)
     if not targets:
         read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
         raise RangeError(
@@ -36,10 +47,11 @@ def train_before(
         )
     findings.warnings += warnings_of_short_history(followed.first_us, span, "training: ")
     policy, registry = policy_to_train(request, library), Registry(request.settings.registry_path)
-    for name, grow in training.growing(rows, period, policy, registry):
-        listener.tell(targets, period.last_us, None, f"growing the trees of {name}")
+    for name, grow in training.growing(data, period, policy, registry):
+        listener.tell(targets, period.last_us, None, growing(name))
         findings.trained[name] = grow()
         listener.refuse_stopped()
+    return rows
 
 
 class _Followed:
@@ -60,17 +72,15 @@ class _Followed:
         self._listener.refuse_stopped()
 
 
-def _read(
-    request: Request, period: Period, span: Span, partitions: int, followed: _Followed
-) -> tuple[TrainingRows, Seen]:
+def _read(request: Request, span: Span, partitions: int, followed: _Followed) -> tuple[TrainingRows, Seen]:
     options = request.card_options(partitions)
     book = LabelBook()
     opened = request.source.open(span, request.acceptance(options), [], book)
     with closing(opened):
         if request.labels is Labelling.RECORDED:
-            chunks = in_order(opened.transactions, known_by(opened.labels, period.known_us), Order.EVENT_TIME)
+            chunks = in_order(opened.transactions, known_by(opened.labels, span.to_us), Order.EVENT_TIME)
         else:
             # Nothing was alerted by what is still to be trained: its labels come after the delay.
             transactions, _ = bearing_truth(request.source, opened, request.label_delay_us, book)
-            chunks = scheduled(transactions, Schedule(request.regime), period.known_us)
-        return read_rows(chunks, period, options, followed.note), opened.seen
+            chunks = scheduled(transactions, Schedule(request.regime), span.to_us)
+        return read_rows(chunks, span.from_us, options, followed.note), opened.seen

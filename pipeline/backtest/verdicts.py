@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from typing import Final
 
 from pipeline.backtest.collected import Collected
-from pipeline.backtest.findings import Findings, Passed
+from pipeline.backtest.findings import Findings, FirstAndCount, Passed
 from pipeline.backtest.labelling import Labelling
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.losses import refusal
 from pipeline.backtest.losses import warnings as warnings_of_losses
 from pipeline.backtest.order import Order
 from pipeline.backtest.request import Request
-from pipeline.backtest.result import BacktestResult, Parameter, Variant
+from pipeline.backtest.result import BacktestResult, Parameter, TrainedVersion, Variant
 from pipeline.backtest.run import Candidate
 from pipeline.backtest.sources import EARLIEST_US, LATEST_US, FileSource, Span, moment
+from pipeline.backtest.training import Grown
 from pipeline.features.catalogue import REACH_US, US_PER_DAY
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, PROGRESS
 
@@ -61,6 +62,13 @@ def warnings_of(request: Request, findings: Findings) -> list[str]:
             )
     found += warnings_of_losses(findings.counts, findings.worked_on)
     found += warnings_of_comparison(findings.comparison)
+    for name, grown in findings.renewed.items():
+        refused = [one for one in grown if one.trained is None]
+        if refused:
+            found.append(
+                f"{name}: {len(refused)} of {len(grown)} trainings within the range were refused, and the version "
+                f"before went on deciding; the first, at {moment(refused[0].period.known_us)}: {refused[0].refused}"
+            )
     for name, budget in findings.budgets.items():
         if budget.days < request.validation_days:
             found.append(
@@ -143,6 +151,29 @@ def _variant(name: str, collected: Collected, candidate: Candidate | None, findi
         parameters=candidate.parameters,
         paced=None if paced is None else paced.first_alerts,
         reviewed=findings.reviewed.get(name),
+        versions=tuple(_version(one, findings.decided_by[name]) for one in findings.trainings(name)),
+    )
+
+
+def _version(grown: Grown, decided: Mapping[str, FirstAndCount]) -> TrainedVersion:
+    trained = grown.trained
+    if trained is None:
+        return TrainedVersion(
+            known_us=grown.period.known_us, lightgbm=None, policy=None, refused=grown.refused, seconds=grown.seconds,
+            rows=0, frauds=0, metrics={}, first_decision_us=None, decisions=0,
+        )  # fmt: skip
+    told, by = trained.model.metadata, decided.get(trained.model.version)
+    return TrainedVersion(
+        known_us=grown.period.known_us,
+        lightgbm=trained.model.version,
+        policy=trained.policy.version,
+        refused="",
+        seconds=grown.seconds,
+        rows=sum(period["rows"] for period in told["periods"].values()),
+        frauds=sum(told["frauds"].values()),
+        metrics=trained.metrics,
+        first_decision_us=None if by is None else by.first_us,
+        decisions=0 if by is None else by.count,
     )
 
 

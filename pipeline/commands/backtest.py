@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import click
 import pandas as pd
@@ -19,7 +19,8 @@ from pipeline.backtest.blocks import blocks
 from pipeline.backtest.labelling import Labelling
 from pipeline.backtest.live import Comparison
 from pipeline.backtest.report import Report, ReportOptions, build_report
-from pipeline.backtest.result import BacktestResult, Variant
+from pipeline.backtest.result import BacktestResult, TrainedVersion, Variant
+from pipeline.backtest.sources import moment
 from pipeline.backtest.training import Training
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
@@ -102,6 +103,21 @@ class _Options(SharedOptions, RegimeOptions):
     show_default=True,
     help="Train also on younger transactions, where a file's truth becomes labels: frauds as they are reported.",
 )
+@click.option(
+    "--renew",
+    "renew_days",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    metavar="DAYS",
+    help="Beside each variant, one that is trained again after so many days within the range; may be repeated.",
+)
+@click.option(
+    "--train-window",
+    "window_days",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="DAYS",
+    help="Leave out transactions that are older than that when a training ends.  [default: none]",
+)
 @click.option("--register", is_flag=True, help="Keep what was trained in the registry; it is not put in force.")
 @model_options
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit.")
@@ -154,6 +170,8 @@ def command(
     train_gap: float | None,
     validation_days: float,
     early_reports: bool,
+    renew_days: tuple[float, ...],
+    window_days: float | None,
     register: bool,
     preset: str | None,
     changes: tuple[str, ...],
@@ -179,9 +197,10 @@ def command(
     if differences is not None and compare is None:
         raise click.UsageError("--differences tells how decisions differ from live ones: add --compare live")
     refuse_unwritable((report, as_json, differences), decisions)
-    training = _training(trainings, train_from, train_to, train_gap, top, early_reports, register=register)
     stop = threading.Event()
     try:
+        schedule = _Schedule(train_gap, renew_days, window_days, early_reports)
+        training = _training(trainings, train_from, train_to, top, schedule, register=register)
         shown = ReportOptions(top=top, review_cost=review_cost)
         from_file = history is not None and history.is_file()
         mapping = file_mapping(history, changes, preset, currency, time_zone) if history and from_file else None
@@ -212,6 +231,9 @@ def command(
     click.echo(made.text, nl=False)
     for name, one in asked.trained.items():
         click.echo(f"{name}: LightGBM {one.model.version}, policy {one.policy.version}", err=True)
+    for variant in result.variants:
+        for version in variant.versions[1:]:
+            click.echo(_renewed(variant.name, version), err=True)
     if asked.comparison is not None:
         _tell(asked.comparison, examples=differences is None)
     write_each(_writes(result, made, asked.comparison, report, as_json, decisions, differences))
@@ -229,18 +251,26 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
     return named
 
 
+class _Schedule(NamedTuple):
+    """Which transactions are trained on, and how often; as `Training` has it."""
+
+    gap_s: float | None = None
+    renew_days: tuple[float, ...] = ()
+    window_days: float | None = None
+    early_reports: bool = True
+
+
 def _training(
     trainings: tuple[str, ...],
     train_from: datetime | None,
     train_to: datetime | None,
-    gap_s: float | None,
     alerts_per_day: float,
-    early_reports: bool,
+    schedule: _Schedule,
     *,
     register: bool,
 ) -> Training | None:
     if not trainings:
-        if train_from or train_to or gap_s is not None or register:
+        if train_from or train_to or register or schedule._replace(early_reports=True) != _Schedule():
             raise click.UsageError("nothing is trained: name a variant with --train NAME, or leave its options out")
         return None
     if train_from is None:
@@ -255,11 +285,15 @@ def _training(
         variants=variants,
         start=train_from,
         end=train_to,
-        gap_s=gap_s,
         alerts_per_day=alerts_per_day,
         register=register,
-        early_reports=early_reports,
+        **schedule._asdict(),
     )
+
+
+def _renewed(name: str, one: TrainedVersion) -> str:
+    made = one.refused or f"LightGBM {one.lightgbm}, policy {one.policy}"
+    return f"{name}, by what was known at {moment(one.known_us)}: {made}"
 
 
 def _writes(

@@ -15,6 +15,8 @@ BINS: Final = 10
 """Of equal shares of the population that sets the edges."""
 
 
+_BLOCK_ROWS: Final = 65_536
+"""Rows that are copied at a time."""
 MOST_EDGES: Final = 1_000
 """Most bins of a distribution that is read; bins are counted in a matrix as wide as the widest."""
 LARGEST_COUNT: Final = 1e15
@@ -65,14 +67,25 @@ class BinCounter:
 
 
 def distributions_of(
-    features: NDArray[np.float64], weight: NDArray[np.float64], names: Sequence[str] = FEATURES
+    features: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    names: Sequence[str] = FEATURES,
+    rows: NDArray[np.intp] | None = None,
 ) -> tuple[FeatureDistribution, ...]:
-    """How the features ``names`` are distributed, with bins of (about) equal shares.
+    """Return how features are distributed, with bins of (about) equal shares.
 
-    ``features`` has shape (n, len(FEATURES)), NaN for no value; ``weight`` (n,) says how many rows each stands for.
+    Args:
+        features: Shape (n, len(FEATURES)), NaN for no value. It is never copied as a whole.
+        weight: How many rows each stands for; shape (n,).
+        names: The features.
+        rows: The rows to look at; by default all.
     """
-    counter = BinCounter(names, [_edges(features[:, FEATURES.index(name)], weight) for name in names])
-    counter.add(features, weight)
+    rows = np.arange(len(features)) if rows is None else rows
+    of_rows = weight[rows]
+    counter = BinCounter(names, [_edges(features[rows, FEATURES.index(name)], of_rows) for name in names])
+    for first in range(0, len(rows), _BLOCK_ROWS):
+        block = slice(first, first + _BLOCK_ROWS)
+        counter.add(features[rows[block]], of_rows[block])
     return counter.distributions()
 
 

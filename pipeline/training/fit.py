@@ -120,7 +120,8 @@ def train(
     _check_learned(margin, fraud, weight)
     calibration = fit_platt(margin, fraud, weight)
     score = sigmoid(calibration.slope * margin + calibration.intercept)
-    rows = np.union1d(split.training, checked)
+    # Of ordered rows this is a walk over them, where a union would sort them anew.
+    rows = np.sort(np.concatenate([split.training, checked]), kind="stable")
 
     def probability(of: NDArray[np.intp]) -> NDArray[np.float64]:
         raw = np.asarray(booster.predict(data.features[of], raw_score=True, num_threads=config.threads))
@@ -144,7 +145,7 @@ def train(
         "input": {"rows": len(rows), "digest": _digest(grown_on, rows, features)},
         **_validation_record(data, split, score, trees.sampled(split.training), features),
     }
-    distributions = distributions_of(data.features[rows], data.weight[rows], features)
+    distributions = distributions_of(data.features, data.weight, features, rows)
     text = _Trees(grown_on, config, features).grown(rows, rounds)
     model = LightGBMModel(text, calibration, metadata, distributions=distributions)
     base = policy or Policy(0.5)

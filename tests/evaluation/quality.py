@@ -6,11 +6,12 @@ what the figures mean. Choose on the folds; only ``--final`` reads the weeks tha
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 import numpy as np
@@ -18,26 +19,28 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from pipeline import Backtest, Training
 from pipeline.backtest.bootstrap import interval, resampled
 from pipeline.backtest.metrics import daily_precision, top_of_days
-from pipeline.engine.history import event_times_us, identities_of
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
-from pipeline.learning.regimes import NEVER_US, LabelRegime
-from pipeline.learning.report_delays import ReportDelays
-from pipeline.replay import EPOCH
+from pipeline.engine.decisions import Decisions
+from pipeline.engine.history import event_times_us
+from pipeline.engine.models import ActiveModels
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.learning.regimes import LabelRegime
 from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.river_factory import first_river
+from pipeline.settings import Settings
 from pipeline.sources import load_transactions, resolve_mapping
-from pipeline.training.cohorts import split_cohorts
-from pipeline.training.datasets import from_history
-from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
+from pipeline.training.fit import TrainingConfig
 from pipeline.training.metrics import daily_card_precision, days_of
 
 TOP: Final = 100
 """Alerts a day."""
 FOLDS: Final = (("2018-05-27", "2018-06-17"), ("2018-06-17", "2018-07-08"))
 FINAL: Final = (("2018-07-08", "2018-08-15"),)
-VALIDATION_DAYS: Final = 7
+TRAIN_FROM: Final = "2018-04-08"
+"""No label could be known in the days before."""
+VALIDATION_DAYS: Final = 7.0
 REPLICATES: Final = 4_000
 MEASURES: Final = ("card_precision", "transaction_precision", "average_precision")
 
@@ -72,84 +75,104 @@ class Variant:
     config: TrainingConfig | None = None
     trained_under: LabelRegime | None = None
     """The regime of the training, if it is another one."""
-    renewed_days: int | None = None
-    """Train again after so many days; once before a fold without."""
+    renewed_days: tuple[float, ...] = ()
+    """For each, another variant that is trained again after so many days; this one is trained once before a fold."""
+    learns: bool = False
+    """Whether each is measured with an online model too, which learns from the warm-up on."""
     early_reports: bool = False
-    """Whether reports of young transactions are taken at once, as `fraud-pipeline train` does by default."""
+    """Whether reports of young transactions are taken at once; `tests.evaluation.renewed` measures what that brings."""
 
 
 VARIANTS: Final = (
     Variant("70 features of before", features=BEFORE, config=OLD_CONFIG),
-    Variant("default"),
-    Variant("default, renewed weekly", renewed_days=7),
+    Variant("default", renewed_days=(7, 1), learns=True),
     Variant("all features", features=FEATURES),
     Variant("default, frauds-only", FRAUDS),
     Variant("70 features of before, frauds-only", FRAUDS, BEFORE, OLD_CONFIG),
     Variant("70 features of before, trained with all labels, frauds-only", FRAUDS, BEFORE, OLD_CONFIG, ALL),
     Variant("default, late, 10 % never", LATE_ALL),
-    Variant("default, late, 10 % never, frauds-only", LATE),
+    Variant("default, late, 10 % never, frauds-only", LATE, renewed_days=(7, 1), learns=True),
 )
 """The first one is what the others are compared with."""
 
 
 class Data:
-    """The file, with the features of a regime or two at a time: 0.8 GB each."""
+    """What the file says about its transactions."""
 
-    def __init__(self, frame: pd.DataFrame) -> None:
-        self.frame = frame
-        self.fraud = self.frame["fraud"].to_numpy(bool)
-        self.kind = self.frame["fraud_type"].to_numpy(str) if "fraud_type" in self.frame else None
-        self.times = event_times_us(self.frame["event_time"])
-        self.card = np.asarray(pd.factorize(self.frame["card_id"])[0], np.int64)
-        self._identity = identities_of(self.frame)
-        self._known: dict[LabelRegime, TrainingSet] = {}
+    def __init__(self, file: Path) -> None:
+        self.file, self.mapping = file, resolve_mapping(file, preset="handbook")
+        frame = load_transactions(file, self.mapping)
+        self.fraud = frame["fraud"].to_numpy(bool)
+        self.kind = frame["fraud_type"].to_numpy(str) if "fraud_type" in frame else None
+        self.times = event_times_us(frame["event_time"])
+        self.card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
 
-    def under(self, regime: LabelRegime) -> TrainingSet:
-        """Return the features of a regime."""
-        if regime not in self._known:
-            while len(self._known) > 1:
-                del self._known[next(iter(self._known))]
-            self._known[regime] = from_history(self.frame, regime)
-        return self._known[regime]
+    def backtest(self, regime: LabelRegime, start: datetime, end: datetime, **more: Any) -> Backtest:
+        """Return a backtest of some days under a label regime, with no version in force."""
+        return Backtest(
+            self.file,
+            start=start,
+            end=end,
+            mapping=self.mapping,
+            label_delay_s=regime.delay_days * 86_400.0,
+            reported=regime.reported,
+            legitimate_share=regime.legitimate_share,
+            delay_spread=regime.delay_spread,
+            early_share=regime.early_share,
+            early_hours=regime.early_hours,
+            never_reported=regime.never_reported,
+            validation_days=VALIDATION_DAYS,
+            settings=Settings(data_dir=Path("build/quality"), registry_dir=None, kafka_bootstrap_servers=None),
+            **more,
+        )
 
-    def targets(self, regime: LabelRegime, now_us: int) -> TrainingSet:
-        """Return what could be trained on at a time: a fraud that is not reported by then is none."""
-        known = self.under(regime)
-        reported_us = np.where(self.fraud, regime.known_at_us(self.times, self.fraud, self._identity), NEVER_US)
-        return TrainingSet(known.features, reported_us <= now_us, known.weight, self.times, self.card, reported_us)
+
+class Scored:
+    """Scores of a fold as log-odds, and how many alerts they raise."""
+
+    def __init__(self) -> None:
+        self.rows: list[NDArray[np.int64]] = []
+        self.scores: list[NDArray[np.float64]] = []
+        self.alerts = 0
+
+    def add(self, rows: NDArray[np.int64], score: NDArray[np.float64], threshold: float) -> None:
+        """Add rows of the file with their scores."""
+        self.rows.append(rows)
+        self.scores.append(score)
+        self.alerts += int(np.count_nonzero(sigmoid(score) >= threshold))
 
 
-def trained_at(data: Data, variant: Variant, regime: LabelRegime, now_us: int) -> Trained:
-    """Train on what was known at a time."""
-    targets = data.targets(regime, now_us)
-    split = split_cohorts(
-        data.times,
-        label_delay_us=round(regime.maturity_days * US_PER_DAY),
-        validation_us=VALIDATION_DAYS * US_PER_DAY,
-        known_before_us=now_us,
+def scored(data: Data, variant: Variant, start: datetime, end: datetime) -> dict[str, Scored]:
+    """Score a fold by a variant, and by those beside it that are renewed or corrected by the online model."""
+    found: defaultdict[str, Scored] = defaultdict(Scored)
+
+    def take(name: str, decisions: Decisions) -> None:
+        rows, threshold = decisions.transactions.row, decisions.models.policy.threshold
+        found[name].add(rows, decisions.logit, threshold)
+        if variant.learns:
+            found[f"{name}, with River"].add(rows, decisions.river_logit, threshold)
+
+    training = Training(
+        variants={variant.name: variant.features},
+        start=at(TRAIN_FROM),
+        alerts_per_day=TOP,
+        config=variant.config or TrainingConfig(),
+        renew_days=variant.renewed_days,
+        early_reports=variant.early_reports,
     )
-    early = EarlyReports(now_us, ReportDelays.declared(regime)) if variant.early_reports else None
-    return train(targets, split, alerts_per_day=TOP, config=variant.config, features=variant.features, early=early)
+    if variant.trained_under is None:
+        backtest = data.backtest(variant.regime, start, end, training=training, learn=variant.learns)
+    else:
+        before = data.backtest(variant.trained_under, start, start + timedelta(days=1), training=training)
+        before.each(lambda name, decisions: None)
+        trained = before.trained[variant.name]
+        models = {variant.name: ActiveModels(trained.model, first_river(), trained.policy)}
+        backtest = data.backtest(variant.regime, start, end, models=models)
+    backtest.each(take)
+    return found
 
 
-def scored(
-    data: Data, variant: Variant, start_us: int, end_us: int
-) -> tuple[NDArray[np.intp], NDArray[np.float64], float]:
-    """Return the rows of a fold, their scores, and the alerts a day at the policies' thresholds."""
-    step_us = (end_us - start_us) if variant.renewed_days is None else variant.renewed_days * US_PER_DAY
-    rows, scores, alerts = [], [], 0
-    for now_us in range(start_us, end_us, step_us):
-        trained = trained_at(data, variant, variant.trained_under or variant.regime, now_us)
-        of = np.arange(*np.searchsorted(data.times, [now_us, min(now_us + step_us, end_us)]))
-        score = trained.model.logit(data.under(variant.regime).features[of])
-        alerts += int(np.count_nonzero(sigmoid(score) >= trained.policy.threshold))
-        rows.append(of)
-        scores.append(score)
-    days = (end_us - start_us) / US_PER_DAY
-    return np.concatenate(rows), np.concatenate(scores), alerts / days
-
-
-def daily(data: Data, rows: NDArray[np.intp], score: NDArray[np.float64]) -> NDArray[np.float64]:
+def daily(data: Data, rows: NDArray[np.int64], score: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the `MEASURES` of each day, shape (len(MEASURES), days)."""
     fraud, times, card = data.fraud[rows], data.times[rows], data.card[rows]
     chosen = top_of_days(score, times, TOP)
@@ -163,7 +186,7 @@ def daily(data: Data, rows: NDArray[np.intp], score: NDArray[np.float64]) -> NDA
     )
 
 
-def recall_of_kinds(data: Data, rows: NDArray[np.intp], score: NDArray[np.float64]) -> dict[str, float]:
+def recall_of_kinds(data: Data, rows: NDArray[np.int64], score: NDArray[np.float64]) -> dict[str, float]:
     """Return the share of each kind of fraud among the top of its day."""
     if data.kind is None:
         return {}
@@ -172,31 +195,54 @@ def recall_of_kinds(data: Data, rows: NDArray[np.intp], score: NDArray[np.float6
     return {str(kind): float(chosen[kinds == kind].mean()) for kind in np.unique(kinds[data.fraud[rows]])}
 
 
-def measured(data: Data, folds: tuple[tuple[str, str], ...], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Measure the variants on the folds, in turn; yields a row each."""
+def measured(
+    data: Data, variants: Sequence[Variant], folds: tuple[tuple[str, str], ...], say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Measure variants on the folds, in turn; yields a row each, and one for each that is renewed or corrected."""
     first: NDArray[np.float64] | None = None
-    for variant in VARIANTS:
-        say(variant.name)
-        days, alerts, periods, kinds = [], [], [], []
+    for variant in variants:
+        of_folds: defaultdict[str, list[_OfFold]] = defaultdict(list)
         for start, end in folds:
-            start_us, end_us = (us_of(day) for day in (start, end))
-            rows, score, a_day = scored(data, variant, start_us, end_us)
-            days.append(daily(data, rows, score))
-            alerts.append(a_day)
-            periods.append(float(average_precision_score(data.fraud[rows], score)))
-            kinds.append(recall_of_kinds(data, rows, score))
-        found = np.concatenate(days, axis=1)
-        first = found if first is None else first
-        yield {
-            "variant": variant.name,
-            **{name: float(np.nanmean(row)) for name, row in zip(MEASURES, found, strict=True)},
-            "average_precision_of_period": float(np.mean(periods)),
-            "alerts_a_day": float(np.mean(alerts)),
-            "differences": {
-                name: difference(row, base) for name, row, base in zip(MEASURES, found, first, strict=True)
-            },
-            "recall_by_kind": {kind: float(np.mean([of[kind] for of in kinds])) for kind in kinds[0]},
-        }
+            say(f"{variant.name}, {start} to {end}")
+            for name, one in scored(data, variant, at(start), at(end)).items():
+                of_folds[name].append(_of_fold(data, one, (at(end) - at(start)) / timedelta(days=1)))
+        for name, measures in of_folds.items():
+            found = np.concatenate([one.days for one in measures], axis=1)
+            first = found if first is None else first
+            yield {
+                "variant": name,
+                **{measure: float(np.nanmean(row)) for measure, row in zip(MEASURES, found, strict=True)},
+                "average_precision_of_period": float(np.mean([one.period for one in measures])),
+                "alerts_a_day": float(np.mean([one.alerts for one in measures])),
+                "differences": {
+                    measure: difference(row, base) for measure, row, base in zip(MEASURES, found, first, strict=True)
+                },
+                "recall_by_kind": {
+                    kind: float(np.mean([one.kinds[kind] for one in measures])) for kind in measures[0].kinds
+                },
+            }
+
+
+class _OfFold(NamedTuple):
+    """Figures of a fold."""
+
+    days: NDArray[np.float64]
+    """Shape (len(MEASURES), days)."""
+    period: float
+    """Average precision of all transactions."""
+    alerts: float
+    """A day."""
+    kinds: dict[str, float]
+
+
+def _of_fold(data: Data, scored: Scored, days: float) -> _OfFold:
+    rows, score = np.concatenate(scored.rows), np.concatenate(scored.scores)
+    return _OfFold(
+        daily(data, rows, score),
+        float(average_precision_score(data.fraud[rows], score)),
+        scored.alerts / days,
+        recall_of_kinds(data, rows, score),
+    )
 
 
 def difference(row: NDArray[np.float64], base: NDArray[np.float64]) -> dict[str, float | None]:
@@ -208,9 +254,9 @@ def difference(row: NDArray[np.float64], base: NDArray[np.float64]) -> dict[str,
     return {"mean": float(found.mean()), "low": low, "high": high}
 
 
-def us_of(day: str) -> int:
-    """Return the begin of a day (UTC), in microseconds since 1970."""
-    return (datetime.fromisoformat(day).replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+def at(day: str) -> datetime:
+    """Return when a day begins (UTC)."""
+    return datetime.fromisoformat(day).replace(tzinfo=UTC)
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -240,11 +286,14 @@ def commit() -> str:
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("build/quality.json"), show_default=True
 )
-def command(file: Path, final: bool, output: Path) -> None:
+@click.option("--only", multiple=True, metavar="NAME", help="A variant; may be repeated.  [default: all of them]")
+def command(file: Path, final: bool, output: Path, only: tuple[str, ...]) -> None:
     """Measure detection on FILE (.parquet or .csv with the Handbook's columns)."""
     folds = FINAL if final else FOLDS
-    frame = load_transactions(file, resolve_mapping(file, preset="handbook"))
-    rows = list(measured(Data(frame), folds, lambda text: click.echo(text, err=True)))
+    variants = [variant for variant in VARIANTS if not only or variant.name in only]
+    if not variants:
+        raise click.UsageError(f"there is no such variant; these are there: {', '.join(one.name for one in VARIANTS)}")
+    rows = list(measured(Data(file), variants, folds, lambda text: click.echo(text, err=True)))
     output.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"readings": []}
     kept["readings"].append({"commit": commit(), "final": final, "folds": folds, "rows": rows})

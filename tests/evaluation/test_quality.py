@@ -22,13 +22,14 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     first = frame["TX_DATETIME"].min().normalize()
     days = [f"{first + np.timedelta64(day, 'D'):%Y-%m-%d}" for day in (24, 32, 39)]
     monkeypatch.setattr(quality, "FOLDS", ((days[0], days[1]), (days[1], days[2])))
+    monkeypatch.setattr(quality, "TRAIN_FROM", f"{first:%Y-%m-%d}")
     monkeypatch.setattr(quality, "FINAL", ((days[1], days[2]),))
     variants = (
         quality.Variant("default", config=SMALL),
         quality.Variant("the same", config=SMALL),
         quality.Variant("frauds-only", quality.FRAUDS, config=SMALL),
         quality.Variant("amounts alone", features=("amount", "card_amount_to_regular"), config=SMALL),
-        quality.Variant("renewed", config=SMALL, renewed_days=4),
+        quality.Variant("renewed", config=SMALL, renewed_days=(4,), learns=True),
         quality.Variant("late", quality.LATE, config=SMALL, trained_under=quality.FRAUDS),
     )
     monkeypatch.setattr(quality, "VARIANTS", variants)
@@ -56,4 +57,8 @@ def test_variants_are_compared_day_by_day(file: Path, tmp_path: Path) -> None:
     assert set(rows["default"]["recall_by_kind"]) == {"amount", "merchant"}
     assert 0 < rows["default"]["card_precision"] < 0.2
     assert "| amounts alone |" in result.stdout
+    # It is measured as it is trained once, too; without River it is the default.
+    assert rows["renewed"] == rows["default"] | {"variant": "renewed"}
+    assert rows["renewed every 4 days"]["average_precision"] != rows["renewed"]["average_precision"]
+    assert rows["renewed every 4 days, with River"]["average_precision"] > 0
     assert "Recall among the top 100, default: amount " in result.stdout

@@ -1,49 +1,44 @@
 """The measurement of renewals on a small file."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.engine.history import event_times_us
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
-from pipeline.sources import load_transactions, resolve_mapping
 from pipeline.training.fit import TrainingConfig
 from tests.evaluation import quality, renewed
 from tests.helpers.handbook import handbook_frame
 
 
 @pytest.fixture
-def frame(tmp_path: Path) -> pd.DataFrame:
-    path = tmp_path / "transactions.parquet"
+def frame() -> pd.DataFrame:
     made = handbook_frame(38, seed=3)
-    made.assign(TX_FRAUD_SCENARIO=made["TX_FRAUD"]).to_parquet(path)
-    return load_transactions(path, resolve_mapping(path, preset="handbook"))
+    return made.assign(TRANSACTION_ID=np.arange(len(made)), TX_FRAUD_SCENARIO=made["TX_FRAUD"])
 
 
 def test_an_attack_adds_frauds_and_changes_nothing_else(frame: pd.DataFrame) -> None:
-    times_us = event_times_us(frame["event_time"])
-    from_us = int(times_us[0]) // US_PER_DAY * US_PER_DAY + 34 * US_PER_DAY
+    start = quality.at(f"{frame['TX_DATETIME'].min():%Y-%m-%d}") + timedelta(days=34)
     attack = renewed.Attack(a_day=5)
-    found = renewed.attacked(frame, attack, from_us, from_us + 3 * US_PER_DAY)
-    added = found["fraud_type"] == renewed.ATTACK
+    found = renewed.attacked(frame, attack, start, start + timedelta(days=3))
+    added = found["TX_FRAUD_SCENARIO"] == renewed.ATTACK
     assert added.sum() == 15
-    assert found.loc[added, "fraud"].all()
+    assert found.loc[added, "TX_FRAUD"].all()
     pd.testing.assert_frame_equal(found[~added].reset_index(drop=True), frame)
-    assert found["event_time"].is_monotonic_increasing
-    days = (event_times_us(found.loc[added, "event_time"]) - from_us) // US_PER_DAY
+    assert found["TX_DATETIME"].is_monotonic_increasing
+    days = (found.loc[added, "TX_DATETIME"] - start.replace(tzinfo=None)).dt.days
     assert np.bincount(days).tolist() == [5, 5, 5]
-    again = renewed.attacked(frame, attack, from_us, from_us + 3 * US_PER_DAY)
-    pd.testing.assert_frame_equal(found, again)
+    pd.testing.assert_frame_equal(found, renewed.attacked(frame, attack, start, start + timedelta(days=3)))
 
 
 def test_renewals_are_compared_with_early_reports_and_without(
-    frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = frame["event_time"].min().normalize()
+    first = frame["TX_DATETIME"].min().normalize()
     days = [f"{first + pd.Timedelta(days=day):%Y-%m-%d}" for day in (33, 37)]
+    monkeypatch.setattr(quality, "TRAIN_FROM", f"{first:%Y-%m-%d}")
     monkeypatch.setattr(renewed, "FIRST", days[0])
     monkeypatch.setattr(renewed, "BEHIND", days[1])
     config = TrainingConfig(trees=20, leaves=6)
@@ -52,7 +47,9 @@ def test_renewals_are_compared_with_early_reports_and_without(
     assert line.startswith("| one delay |")
     assert line.count("+0.00 [+0.00, +0.00]") == 2
     regime = LabelRegime(reported="frauds-only", early_share=0.5)
-    from_us, to_us = (quality.us_of(day) for day in days)
-    without, with_them, _ = renewed.measured(quality.Data(frame), regime, 2, from_us, to_us)
+    file = tmp_path / "transactions.parquet"
+    frame.to_parquet(file)
+    start, end = (quality.at(day) for day in days)
+    without, with_them, _ = renewed.measured(quality.Data(file), regime, 2, start, end)
     assert without.shape == (len(quality.MEASURES), 4)
     assert not np.array_equal(without, with_them)

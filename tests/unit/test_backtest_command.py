@@ -104,6 +104,22 @@ def test_a_model_is_trained_and_kept(run: Run, tmp_path: Path) -> None:
     assert "no merchants at 5 a day beside now at 5 a day" in " ".join(result.stdout.split())
 
 
+def test_models_are_renewed_and_told(run: Run) -> None:
+    result = run(
+        "--from", "2024-03-11", "--train", "mine", "--train-from", "2024-03-02", "--renew", "2", "--label-delay", "1d",
+        "--validation-days", "3", "--train-window", "9",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    told = re.findall(
+        r"^mine every 2 days, by what was known at (\S+) 00:00:00: LightGBM \w{12}", result.stderr, re.MULTILINE
+    )
+    assert told == ["2024-03-13", "2024-03-15"][: len(told)]
+    assert told
+    assert f"mine every 2 days: {1 + len(told)} versions, by what was known from 2024-03-11" in " ".join(
+        result.stdout.split()
+    )
+
+
 def in_small_tables(*arguments: object) -> object:
     return file_tables(*arguments, chunk_rows=50)  # type: ignore[arg-type]
 
@@ -128,6 +144,9 @@ def in_small_tables(*arguments: object) -> object:
         (["--threshold", "2"], 2, "0<=x<=1"),
         (["--train", "mine"], 2, "add --train-from"),
         (["--register"], 2, "nothing is trained"),
+        (["--renew", "7"], 2, "nothing is trained"),
+        (["--train", "a", "--train-from", "2024-03-02", "--renew", "0"], 2, "x>0"),
+        (["--train", "a", "--train-from", "2024-03-02", "--renew", "1", "--budget", "5"], 1, "leave --budget out"),
         (["--train", "a", "--train", "a=hour", "--train-from", "2024-03-01"], 2, "needs a name of its own"),
         (["--train", "=hour", "--train-from", "2024-03-01"], 2, "needs a name of its own"),
         (["--train", "a", "--train-from", "2024-03-01"], 1, "what lies before the range"),

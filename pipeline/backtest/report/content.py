@@ -179,11 +179,31 @@ class PacingContent(msgspec.Struct, frozen=True, kw_only=True):
     """Frauds among the alerts, by those among as many of the range's highest scores."""
 
 
+class VersionContent(msgspec.Struct, frozen=True, kw_only=True):
+    """A LightGBM version that was trained for a variant; `pipeline.backtest.result.TrainedVersion`."""
+
+    known_time: str
+    """Everything was used that was known then."""
+    lightgbm: str | None
+    policy: str | None
+    refused: str
+    """Why there is none, so that the version before went on deciding."""
+    first_decision: str | None
+    decisions: int
+    rows: int
+    frauds: int
+    metrics: Mapping[str, Parameter]
+    """Those of the validation period, the threshold, and the number of trees."""
+    seconds: float
+
+
 class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     """One variant's figures."""
 
     name: str
     models: Mapping[str, str]
+    versions: list[VersionContent]
+    """Trainings of a variant that was trained by the backtest, in turn."""
     threshold: float | None
     parameters: Mapping[str, Parameter]
     metrics: list[Metric]

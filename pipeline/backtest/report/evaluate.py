@@ -22,6 +22,7 @@ from pipeline.backtest.report.labels import label_content
 from pipeline.backtest.report.observed import Observed, Shared, observe, share
 from pipeline.backtest.report.paced import pacing
 from pipeline.backtest.report.slices import Cut, resample_slices
+from pipeline.backtest.report.trainings import version_contents
 from pipeline.backtest.result import BacktestResult, Variant
 from pipeline.backtest.truth import precision_bounds, recall_bounds
 from pipeline.features.catalogue import US_PER_DAY
@@ -98,6 +99,7 @@ def _variant(
     return VariantContent(
         name=variant.name,
         models=dict(variant.models),
+        versions=version_contents(variant),
         threshold=variant.threshold,
         parameters=dict(variant.parameters),
         metrics=metrics(samples.whole[number], options),

@@ -5,6 +5,7 @@ from typing import Final
 from pipeline.backtest.report import sections
 from pipeline.backtest.report.content import Content
 from pipeline.backtest.report.markup import Markup, element, join
+from pipeline.backtest.report.trainings import trainings
 from pipeline.backtest.report.wording import number, partial_sentence
 
 TITLE: Final = "Backtest report"
@@ -45,6 +46,11 @@ def page(content: Content) -> str:
         ("labels", "What the labels can say", sections.labels(content)),
         ("ranking", "Ranking", sections.ranking(content)),
         *([("comparison", "Side by side", sections.comparisons(content))] if content.comparisons else []),
+        *(
+            [("versions", "Trained versions", trainings(content))]
+            if any(variant.versions for variant in content.variants)
+            else []
+        ),
         ("money", "Thresholds and money", sections.money(content)),
         ("time", "By day and by amount", sections.time(content)),
         ("scores", "Scores", sections.scores(content)),

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pipeline.backtest.losses import losses
 from pipeline.backtest.report.content import Content
+from pipeline.backtest.report.trainings import sentence
 from pipeline.backtest.report.wording import (
     between,
     drift_sentence,
@@ -67,6 +68,8 @@ def summary(content: Content) -> str:
             )
         if variant.paced is not None:
             console.print(Text(pacing_sentence(variant.paced)))
+        if told := sentence(variant):
+            console.print(Text(told))
         if variant.reviewed is not None:
             console.print(
                 Text(

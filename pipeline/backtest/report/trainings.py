@@ -1,0 +1,86 @@
+"""The versions that a backtest trained, as content and as a section of the page."""
+
+from pipeline.backtest.report.content import Content, VariantContent, VersionContent
+from pipeline.backtest.report.markup import Markup, element, join, table
+from pipeline.backtest.report.tables import time_text
+from pipeline.backtest.report.wording import NONE, moment, number, ratio
+from pipeline.backtest.result import Parameter, Variant
+
+_COLUMNS = (
+    "Known at", "Version", "First decision", "Decisions", "Rows", "Frauds", "Trees", "Average precision", "Precision",
+    "Recall", "Threshold", "Seconds",
+)  # fmt: skip
+
+
+def version_contents(variant: Variant) -> list[VersionContent]:
+    """Return the trainings of a variant."""
+    return [
+        VersionContent(
+            known_time=time_text(one.known_us),
+            lightgbm=one.lightgbm,
+            policy=one.policy,
+            refused=one.refused,
+            first_decision=None if one.first_decision_us is None else time_text(one.first_decision_us),
+            decisions=one.decisions,
+            rows=one.rows,
+            frauds=one.frauds,
+            metrics=dict(one.metrics),
+            seconds=one.seconds,
+        )
+        for one in variant.versions
+    ]
+
+
+def trainings(content: Content) -> Markup:
+    """The versions of all variants that were trained."""
+    parts: list[Markup] = []
+    for variant in content.variants:
+        if variant.versions:
+            rows = [_row(one) for one in variant.versions]
+            parts.append(table(f"Versions of {variant.name}", _COLUMNS, rows, texts=2))
+            parts += [
+                element("p", f"Refused, by what was known at {moment(one.known_time)}: {one.refused}.")
+                for one in variant.versions
+                if one.refused
+            ]
+    parts.append(
+        element(
+            "p",
+            "A version is trained on rows with frauds among them, by what was known at a time, and decides from its "
+            "first decision until the next version does. Average precision, precision and recall are those of its own "
+            "validation period, and flatter: the number of trees, the calibration and the threshold were chosen on it.",
+        )
+    )
+    return join(parts)
+
+
+def sentence(variant: VariantContent) -> str:
+    """Return how often a variant was trained, and how long that took; nothing for one that was trained once."""
+    made = [one for one in variant.versions if one.lightgbm is not None]
+    if len(variant.versions) < 2:
+        return ""
+    return (
+        f"{variant.name}: {len(made)} versions, by what was known from {moment(made[0].known_time)} to "
+        f"{moment(made[-1].known_time)}; the trainings took {number(sum(one.seconds for one in made), 1)} s."
+    )
+
+
+def _row(one: VersionContent) -> list[str]:
+    return [
+        moment(one.known_time),
+        "refused" if one.lightgbm is None else one.lightgbm,
+        NONE if one.first_decision is None else moment(one.first_decision),
+        number(one.decisions),
+        number(one.rows),
+        number(one.frauds),
+        number(_figure(one.metrics.get("trees"))),
+        ratio(_figure(one.metrics.get("average_precision"))),
+        ratio(_figure(one.metrics.get("alert_precision"))),
+        ratio(_figure(one.metrics.get("alert_recall"))),
+        ratio(_figure(one.metrics.get("threshold"))),
+        number(one.seconds, 1),
+    ]
+
+
+def _figure(value: Parameter) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
