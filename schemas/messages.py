@@ -183,6 +183,8 @@ class Decision(Message, frozen=True, kw_only=True):
     model_scores: ModelScores
     logit: float
     """LightGBM's calibrated log-odds under ``versions.lightgbm``; what the River layer builds on."""
+    river_logit: float | None = None
+    """The online model's log-odds under ``versions.river``; absent in decisions of earlier releases."""
     action: str
     """``allow`` or ``alert``."""
     selection: str | None = None
@@ -216,6 +218,8 @@ class DecisionFeatures(Message, frozen=True, kw_only=True):
     """In the major unit of the base currency."""
     score: float
     logit: float
+    river_logit: float | None = None
+    """As in `Decision`."""
     features: dict[str, float | None]
     versions: Versions
     source: RecordPosition
@@ -283,6 +287,8 @@ class Example(Message, frozen=True, kw_only=True):
     """0 for the first lesson of a transaction; a correction counts up, and River does not learn it again."""
     features: dict[str, float | None]
     logit: float
+    river_logit: float | None = None
+    """As in `Decision`."""
     score: float
     versions: Versions
     log: LogPosition

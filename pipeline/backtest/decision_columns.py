@@ -18,6 +18,7 @@ class DecisionColumns(NamedTuple):
     features: NDArray[np.float64]
     """Shape (n, features kept)."""
     logit: NDArray[np.float64]
+    river_logit: NDArray[np.float64]
     score: NDArray[np.float64]
     versions: Versions
 

@@ -44,6 +44,7 @@ class RecordedDecision(msgspec.Struct, gc=False):
     log: LogPosition
     case_id: str
     case_sequence: int
+    river_logit: float | None = None
     selection: str | None = None
     selection_probability: float = 1.0
 

@@ -84,6 +84,7 @@ class Teacher:
             taken,
             np.ascontiguousarray(decisions.features[:, SOURCE_COLUMNS]),
             decisions.logit,
+            decisions.river_logit,
             decisions.score,
             decisions.models.versions(decisions.rates_version),
         )
@@ -123,6 +124,7 @@ class Teacher:
             amount_base=int(taken.amount_base_minor[row]) / 100,
             score=float(columns.score[row]),
             logit=float(columns.logit[row]),
+            river_logit=float(columns.river_logit[row]),
             features=named_features(SOURCES, values),
             versions=columns.versions,
             log=LogPosition(partition=0, offset=int(taken.row[row])),

@@ -12,7 +12,6 @@ from pipeline.backtest.joined import LiveDecision, LiveDecisions, Place
 from pipeline.backtest.order import Order
 from pipeline.engine.decisions import SELECTIONS, Decisions
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US, US_PER_SECOND
-from pipeline.scoring.blend import sigmoid
 from schemas.codec import timestamp_us
 
 WINDOWS: Final = "shorter history"
@@ -192,7 +191,7 @@ def _differences(decisions: Decisions, row: int, live: LiveDecision) -> tuple[li
         (
             ("case", case, (recorded.case_id, recorded.case_sequence)),
             ("logit", float(decisions.logit[row]), recorded.logit),
-            ("river", float(sigmoid(decisions.river_logit[row : row + 1])[0]), recorded.model_scores.river),
+            ("river", float(decisions.river_logit[row]), recorded.river_logit),
             ("score", float(decisions.score[row]), recorded.score),
             ("action", "alert" if code >= 0 else "allow", recorded.action),
             ("selection", SELECTIONS[code] if code >= 0 else None, recorded.selection),

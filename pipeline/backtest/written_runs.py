@@ -179,7 +179,7 @@ class Fingerprint:
         places = [*map(self._numbering.place, decisions.transactions.row.tolist())]
         for place, score, code in zip(places, decisions.score.tolist(), decisions.selection.tolist(), strict=True):
             self._decisions += _hash(*place, score, SELECTIONS[code] if code >= 0 else None)
-        numbers = np.stack([decisions.logit, decisions.score], axis=1)
+        numbers = np.stack([decisions.logit, decisions.river_logit, decisions.score], axis=1)
         self._features += sum(_feature_hashes(places, numbers, decisions.features))
 
     def is_of(self, present: Present) -> bool:

@@ -58,8 +58,8 @@ from pipeline.scoring.blend import sigmoid
 _BASE_CURRENCY, _THRESHOLD, _NOW, _ALLOW, _ALERT, _UNSELECTED = range(6)
 """Constants of a batch; behind them are those of `SELECTIONS`, and versions."""
 _FIRST_VERSIONS: Final = _UNSELECTED + 1 + len(SELECTIONS)
-_NUMBERS: Final = ("amount_base", "score", "lightgbm", "river", "logit", "selection_probability")
-_AMOUNT_BASE, _SCORE, _LIGHTGBM, _RIVER, _LOGIT, _PROBABILITY = range(len(_NUMBERS))
+_NUMBERS: Final = ("amount_base", "score", "lightgbm", "river", "logit", "river_logit", "selection_probability")
+_AMOUNT_BASE, _SCORE, _LIGHTGBM, _RIVER, _LOGIT, _RIVER_LOGIT, _PROBABILITY = range(len(_NUMBERS))
 
 _MODEL_SCORES: Final = {"lightgbm": number(_LIGHTGBM), "river": number(_RIVER)}
 _SOURCE: Final = {"topic": text(SOURCE), "partition": whole(SOURCE_PARTITION), "offset": whole(SOURCE_OFFSET)}
@@ -80,6 +80,7 @@ DECISION: Final[Shape] = {
     "score": number(_SCORE),
     "model_scores": _MODEL_SCORES,
     "logit": number(_LOGIT),
+    "river_logit": number(_RIVER_LOGIT),
     "action": one_of(ACTION),
     "selection": one_of(SELECTION),
     "selection_probability": number(_PROBABILITY),
@@ -233,5 +234,6 @@ def _numbers(batch: Batch, more: int) -> NDArray[np.float64]:
     numbers[:, _LIGHTGBM] = sigmoid(decided.logit)
     numbers[:, _RIVER] = sigmoid(decided.river_logit)
     numbers[:, _LOGIT] = decided.logit
+    numbers[:, _RIVER_LOGIT] = decided.river_logit
     numbers[:, _PROBABILITY] = decided.selection_probability
     return numbers

@@ -16,6 +16,7 @@ from pipeline.engine.feature_blocks import (
     NUMBERS,
     OFFSET_MIN,
     OWN_FEATURES,
+    RIVER_LOGIT,
     ROW,
     SCORE,
     FeatureRows,
@@ -36,6 +37,7 @@ class DecisionRecord(NamedTuple):
     amount_base: float
     score: float
     logit: float
+    river_logit: float
     features: dict[str, float | None]
     versions: Versions
     log: LogPosition
@@ -111,6 +113,7 @@ def unpack_record(packed: bytes) -> DecisionRecord:
         event_time=stated_time(time_us, offset_min),
         amount_base=amount_minor / 100,
         logit=numbers[LOGIT],
+        river_logit=numbers[RIVER_LOGIT],
         score=numbers[SCORE],
         features=named_features(FEATURES if names.features is None else names.features, numbers[len(NUMBERS) :]),
         versions=names.versions,

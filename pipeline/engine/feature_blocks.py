@@ -56,9 +56,9 @@ OFFSET_MIN, PARTITION, ROW = range(len(LAYOUT.narrow))
 _TEXT_COLUMNS: Final = (ID, CARD, MERCHANT)
 """Columns of `Subjects` that become the texts."""
 SOURCE_TOPIC, LIGHTGBM, RIVER, POLICY, RATES_VERSION = range(len(LAYOUT.codes))
-NUMBERS: Final = (b"logit", b"score")
+NUMBERS: Final = (b"logit", b"river_logit", b"score")
 """Names of the first columns of numbers; those of the features follow, and then what codes name."""
-LOGIT, SCORE = range(len(NUMBERS))
+LOGIT, RIVER_LOGIT, SCORE = range(len(NUMBERS))
 OWN_FEATURES: Final = tuple(name.encode() for name in FEATURES)
 """Names of this kernel's features, as blocks have them."""
 _NAMED: Final = (*NUMBERS, *OWN_FEATURES, PROFILED.name.encode())
@@ -93,7 +93,9 @@ def encode_features(batch: Batch, cards: Sequence[bytes], partitions: int) -> li
     partition = partitions_of(pa.array(cards, pa.binary()), partitions)
     wholes = subjects.wholes
     numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1]))
-    numbers[:, LOGIT], numbers[:, SCORE], numbers[:, len(NUMBERS) :] = decided.logit, decided.score, batch.features
+    for column, values in ((LOGIT, decided.logit), (RIVER_LOGIT, decided.river_logit), (SCORE, decided.score)):
+        numbers[:, column] = values
+    numbers[:, len(NUMBERS) :] = batch.features
     sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
     wide = wholes[[STATED_US, AMOUNT_BASE, SOURCE_OFFSET]]
     narrow = wholes[[STATED_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
@@ -217,7 +219,7 @@ def _wrong(block: Block) -> str | None:
     if len(block.kernel.encode()) > _MOST_KERNEL_BYTES:
         return "the version of its kernel is too long"
     if columns < len(NUMBERS) or tuple(named[: len(NUMBERS)]) != NUMBERS or len({*named}) < columns:
-        return "its numbers have no names, or two have one"
+        return f"its numbers do not begin with {', '.join(map(bytes.decode, NUMBERS))}, or two have one name"
     if not np.isfinite(numbers[:, : len(NUMBERS)]).all() or np.isinf(numbers).any():
         return "a score or a feature is infinite"
     if (numbers[:, SCORE] < 0).any() or (numbers[:, SCORE] > 1).any():
@@ -288,6 +290,7 @@ def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
             event_time=stated_time(*time),
             amount_base=amount_minor / 100,
             logit=numbers[LOGIT],
+            river_logit=numbers[RIVER_LOGIT],
             score=numbers[SCORE],
             features=named_features(features, numbers[len(NUMBERS) :]),
             versions=versions,

@@ -195,6 +195,7 @@ def example(one: Emitted, decision: DecisionRecord) -> Example:
         revision=one.revision,
         features=decision.features,
         logit=decision.logit,
+        river_logit=decision.river_logit,
         score=decision.score,
         versions=decision.versions,
         log=decision.log,

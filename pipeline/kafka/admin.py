@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
@@ -17,6 +18,7 @@ from pipeline.kafka.clients import (
     consumer_config,
     last_offsets,
     partition_numbers,
+    patiently,
 )
 from pipeline.settings import Settings
 from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic
@@ -298,7 +300,7 @@ def committed_offsets(
     """Next offset that ``group`` would read, by topic and partition; partitions without a commit are absent."""
     client = admin_client(bootstrap, settings=settings)
     with closing(group_consumer(bootstrap, group, settings=settings)) as consumer:
-        return committed_by_group(consumer, _partitions(client, topics))
+        return patiently(partial(committed_by_group, consumer, _partitions(client, topics)))
 
 
 def group_consumer(bootstrap: str, group: str, *, settings: Settings | None = None) -> Consumer:

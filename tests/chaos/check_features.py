@@ -22,8 +22,8 @@ DIVIDED = ("mean", "std", "amount_to", "deviation", "surge", "risk")
 """Features whose last bits depend on the order of divisions and roots; all others are equal to the last bit."""
 RELATIVE_TOLERANCE = 1e-12
 REPEATED = (
-    "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit", "versions", "source",
-    "log",
+    "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit", "river_logit",
+    "versions", "source", "log",
 )  # fmt: skip
 """Fields of a decision that its row of ``features`` repeats."""
 

@@ -175,6 +175,7 @@ def _reproduce(
     for name, found, wanted in (
         ("log-odds of LightGBM", decision["logit"], logit),
         ("score of LightGBM", decision["model_scores"]["lightgbm"], sigmoid(logit)),
+        ("log-odds of River", decision["river_logit"], river),
         ("score of River", decision["model_scores"]["river"], sigmoid(river)),
         ("score", decision["score"], sigmoid((1.0 - blend) * logit + blend * river)),
         ("threshold", decision["threshold"], policy["threshold"]),

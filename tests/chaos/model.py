@@ -71,7 +71,17 @@ class CardFate:
     """Labels and transactions of something that had been forgotten by then."""
 
 
-TAKEN_OVER = ("merchant_id", "event_time", "amount_base", "features", "logit", "score", "versions", "log")
+TAKEN_OVER = (
+    "merchant_id",
+    "event_time",
+    "amount_base",
+    "features",
+    "logit",
+    "river_logit",
+    "score",
+    "versions",
+    "log",
+)
 """Fields of a row of ``features`` that its examples repeat."""
 
 

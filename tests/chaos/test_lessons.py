@@ -142,6 +142,7 @@ def decided(name: str, day: float, offset: int) -> dict[str, Any]:
         "amount_base": 1.0,
         "features": {"amount": 1.0},
         "logit": 0.5,
+        "river_logit": 0.75,
         "score": 0.6,
         "versions": {"lightgbm": "a"},
         "log": {"partition": 0, "offset": offset},

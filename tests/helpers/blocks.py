@@ -19,7 +19,7 @@ def features_block(rows: Sequence[DecisionFeatures]) -> bytes:
     Of more than 255 names what is named behind them is wrong.
     """
     columns = list(rows[0].features)
-    names = {name: number for number, name in enumerate(["logit", "score", *columns, "profiled"])}
+    names = {name: number for number, name in enumerate(["logit", "river_logit", "score", *columns, "profiled"])}
 
     def number(name: str) -> int:
         return min(names.setdefault(name, len(names)), 255)
@@ -48,7 +48,9 @@ def features_block(rows: Sequence[DecisionFeatures]) -> bytes:
                 np.full(len(rows), number("profiled"), np.uint8),
             ),
             np.array(wide, np.int64).T,
-            np.array([[row.logit, row.score, *of] for row, of in zip(rows, values, strict=True)], np.float64),
+            np.array(
+                [[row.logit, row.river_logit, row.score, *of] for row, of in zip(rows, values, strict=True)], np.float64
+            ),
             np.array(narrow, np.int32).T,
             np.array([[len(text) for text in column] for column in encoded], np.int32),
             np.array(codes, np.uint8).T,

@@ -183,6 +183,7 @@ def _decided(number: int, at: datetime) -> dict[str, Any]:
         "amount_base": 12.34,
         "score": 0.25,
         "logit": -1.0986122886681098,
+        "river_logit": -1.0,
         "features": {"amount": 12.34, "card_usual_amount": None},
         "versions": Versions(lightgbm="base", river="r@0", policy="p", kernel="k", rates="1"),
         "source": RecordPosition(topic="transactions", partition=0, offset=number),

@@ -211,7 +211,8 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ),
         ("decisions", edited(is_any, add("score", 1e-6)), "scores_are_reproduced", "score"),
         ("decisions", edited(is_any, add("model_scores.river", 1e-6)), "scores_are_reproduced", "score of River"),
-        ("decisions", edited(is_any, add("logit", 1e-6)), "scores_are_reproduced", "log-odds"),
+        ("decisions", edited(is_any, add("logit", 1e-6)), "scores_are_reproduced", "log-odds of LightGBM"),
+        ("decisions", edited(is_any, add("river_logit", 1e-6)), "scores_are_reproduced", "log-odds of River"),
         (
             "decisions",
             edited(lambda one: one["action"] == "allow", put("action", "alert")),
@@ -235,6 +236,7 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("examples", edited(is_lesson, put("label_source", "nobody")), "examples_are_consistent", "source"),
         ("examples", edited(is_any, put("weight", 7.0)), "examples_are_consistent", "weight"),
         ("examples", edited(is_any, add("logit", 1e-6)), "examples_are_consistent", "logit"),
+        ("examples", edited(is_any, add("river_logit", 1e-6)), "examples_are_consistent", "river_logit"),
         ("examples", dropped(is_lesson), "weights_are_a_fresh_fold", "weight"),
         ("examples", edited(is_lesson, put("label", "legitimate")), "weights_are_a_fresh_fold", "weight"),
         ("models", edited(is_river, add("payload.weights.0", 1e-7)), "weights_are_a_fresh_fold", "weight 0"),

@@ -54,7 +54,7 @@ FEEDBACK = FeedbackOptions(
     label_horizon_us=200 * US_PER_DAY, maturity_us=MATURITY_DAYS * US_PER_DAY, negative_sample_rate=1.0
 )
 PRESUMED = "presumed_legitimate"
-TAKEN_OVER = ("merchant_id", "event_time", "amount_base", "score", "logit", "versions", "log")
+TAKEN_OVER = ("merchant_id", "event_time", "amount_base", "score", "logit", "river_logit", "versions", "log")
 Key = tuple[str, str]
 
 

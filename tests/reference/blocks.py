@@ -139,8 +139,8 @@ def read_features(value: bytes) -> list[dict[str, Any]]:
         numbers = struct.unpack(f"<{len(packed) // 8}d", packed)
         named = dict(zip(content.names[: len(numbers)], numbers, strict=True))
         assert len(named) == len(numbers)
-        assert content.names[:2] == ["logit", "score"]
-        logit, score = named.pop("logit"), named.pop("score")
+        assert content.names[:3] == ["logit", "river_logit", "score"]
+        logit, river_logit, score = (named.pop(name) for name in content.names[:3])
         assert content.names[one["of_topic"]] == "profiled"
         versions = {name: content.names[one[name]] for name in ("lightgbm", "river", "policy")}
         rows.append(
@@ -151,6 +151,7 @@ def read_features(value: bytes) -> list[dict[str, Any]]:
                 "amount_base": one["amount_base_minor"] / 100,
                 "score": score,
                 "logit": logit,
+                "river_logit": river_logit,
                 "features": {name: None if math.isnan(number) else number for name, number in named.items()},
                 "versions": {**versions, "kernel": content.kernel, "rates": content.names[one["rates"]]},
                 "source": {

@@ -127,6 +127,8 @@ def check_quarantining(transaction: Committed, dead: list[DeadLetter]) -> None:
         assert row is not None or others == [], "5: outputs of a quarantined record"
 
 
+SHARED = ("transaction_id", "card_id", "merchant_id", "logit", "river_logit", "score")
+"""Fields of a decision that its row of features and its examples repeat, beside others."""
 QUARANTINING = ("control", "dead-letters", "progress")
 
 
@@ -146,7 +148,7 @@ def check_features(outputs: list[Record], decided: list[Decision]) -> None:
     for decision in decided:
         partition, row = rows[at_of(decision.source)]
         assert partition == partition_of(decision.card_id, PARTITIONS), "6: features in another partition"
-        for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit", "log"):
+        for name in (*SHARED, "event_time", "amount_base", "log"):
             assert getattr(row, name) == getattr(decision, name), f"14: another {name} beside the features"
         assert row.versions == decision.versions
         assert decision.features == (None if decision.selection is None else row.features), "14: other features"
@@ -333,7 +335,16 @@ def check_examples(logs: Logs) -> None:
         log = example.log
         served = decisions[log.partition, log.offset, log.row]
         revisions[log.partition, log.offset, log.row, example.revision] += 1
-        for name in ("transaction_id", "card_id", "merchant_id", "features", "logit", "score", "versions"):
+        for name in (
+            "transaction_id",
+            "card_id",
+            "merchant_id",
+            "features",
+            "logit",
+            "river_logit",
+            "score",
+            "versions",
+        ):
             assert getattr(example, name) == getattr(served, name), f"14: another {name} than was served"
         if example.label_source is None:
             assert example.known_at > example.event_time
@@ -374,7 +385,9 @@ def check_scores(logs: Logs) -> None:
         assert logit.tolist() == [one.logit for one in decisions], "15: another score of LightGBM"
         if river in rivers:
             own = load_river(rivers[river], None, no_files)
-            score = blend(logit, own.logit(features, logit), 1.0)
+            river_logit = own.logit(features, logit)
+            assert river_logit.tolist() == [one.river_logit for one in decisions], "15: another score of River"
+            score = blend(logit, river_logit, 1.0)
             assert score.tolist() == [one.score for one in decisions], "15: another score"
         else:
             assert river.endswith("@0"), f"15: {river} is not on models"

@@ -24,7 +24,8 @@ from tests.simulation.world import World, made_context
 
 _OF_THE_CLOCK = ("ingested_at", "decided_at", "raised_at")
 _OF_THE_MODELS = (
-    "score", "model_scores", "logit", "action", "selection", "selection_probability", "threshold", "versions",
+    "score", "model_scores", "logit", "river_logit", "action", "selection", "selection_probability", "threshold",
+    "versions",
 )  # fmt: skip
 
 

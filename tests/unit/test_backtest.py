@@ -75,6 +75,7 @@ def live_frame(live: Live) -> pd.DataFrame:
                 "lightgbm": one.model_scores.lightgbm,
                 "river": one.model_scores.river,
                 "logit": one.logit,
+                "river_logit": one.river_logit,
                 "action": one.action,
                 "selection": one.selection,
                 "selection_probability": one.selection_probability,

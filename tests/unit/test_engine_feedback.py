@@ -96,7 +96,8 @@ def test_an_example_holds_the_features_as_served(desk: Desk) -> None:
     assert output.key == b"c1"
     (example,) = examples(result)
     (served,) = read_feature_messages(desk.decisions.records[0].value)
-    for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "logit", "score", "log"):
+    for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "logit", "river_logit",
+                 "score", "log"):  # fmt: skip
         assert getattr(example, name) == getattr(served, name)
     assert (example.features, example.versions) == (seen, versions)
     assert example.log == LogPosition(partition=0, offset=16)

@@ -56,7 +56,7 @@ def flat(row: DecisionFeatures) -> dict[str, Any]:
     """A row of ``features`` as the table has it, the features of this release alone."""
     told = msgspec.to_builtins(row, builtin_types=(datetime,))
     found = {name: told[name] for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base")}
-    found |= {name: told[name] for name in ("score", "logit")}
+    found |= {name: told[name] for name in ("score", "logit", "river_logit")}
     found |= {f"feature_{name}": row.features.get(name) for name in FEATURES}
     for part in ("versions", "source", "log"):
         found |= {f"{part}_{name}": value for name, value in told[part].items()}

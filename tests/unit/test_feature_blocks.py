@@ -101,10 +101,10 @@ def test_blocks_are_cut_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_names_than_a_code_can_number_make_more_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = decided()
-    monkeypatch.setattr(feature_blocks, "_MOST_NAMES", len(FEATURES) + 4)
+    monkeypatch.setattr(feature_blocks, "_MOST_NAMES", len(FEATURES) + len(feature_blocks.NUMBERS) + 2)
     with pytest.raises(RecursionError):
         decided()
-    monkeypatch.setattr(feature_blocks, "_MOST_NAMES", len(FEATURES) + 8)
+    monkeypatch.setattr(feature_blocks, "_MOST_NAMES", len(FEATURES) + len(feature_blocks.NUMBERS) + 6)
     assert rows_of(decided()) == rows_of(whole)
 
 
@@ -195,12 +195,12 @@ WRONG = [
     ({"log_offset": -2}, "a position on profiled is below 0"),
     ({"log_partition": -1}, "a position on profiled"),
     ({"number_0": np.nan}, "a score or a feature is infinite"),
-    ({"number_1": np.inf}, "a score or a feature is infinite"),
-    ({"number_1": 1.5}, "a score is no probability"),
-    ({"number_1": -1e-9}, "a score is no probability"),
+    ({"number_2": np.inf}, "a score or a feature is infinite"),
+    ({"number_2": 1.5}, "a score is no probability"),
+    ({"number_2": -1e-9}, "a score is no probability"),
     ({"number_2": -np.inf}, "a score or a feature is infinite"),
-    ({"name_0": b"score"}, "its numbers have no names, or two have one"),
-    ({"name_3": b"amount"}, "its numbers have no names, or two have one"),
+    ({"name_0": b"score"}, "its numbers do not begin with logit, river_logit, score, or two have one name"),
+    ({"name_4": b"amount"}, "its numbers do not begin with logit, river_logit, score, or two have one name"),
     ({"river": 255}, "a row has the number of a name that is not there"),
 ]
 

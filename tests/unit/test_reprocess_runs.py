@@ -101,7 +101,8 @@ def test_decisions_bear_features_as_live_and_blocks_have_those_of_all() -> None:
     assert len(found) == len(blocks) == len(served) > 100
     for one in served:
         row = found[one.source.partition, one.source.offset]
-        for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit"):
+        for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit",
+                     "river_logit"):  # fmt: skip
             assert getattr(row, name) == getattr(one, name)
         assert (row.features, row.versions, row.source, row.log) == (one.features, one.versions, one.source, one.log)
 
