@@ -88,7 +88,7 @@ def reported_early(data: TrainingSet, regime: LabelRegime, as_of_us: int) -> tup
 
 
 def test_early_reports_grow_the_version_and_leave_its_checks_alone() -> None:
-    as_of_us = 30 * US_PER_DAY
+    as_of_us = 27 * US_PER_DAY
     regime = LabelRegime(reported="frauds-only", delay_days=7.0, early_share=0.3)
     data, early = reported_early(synthetic(), regime, as_of_us)
     split = split_cohorts(
@@ -103,7 +103,7 @@ def test_early_reports_grow_the_version_and_leave_its_checks_alone() -> None:
     assert with_them.metrics == without.metrics
     assert with_them.model.calibration == without.model.calibration
     assert with_them.model.metadata["periods"] == without.model.metadata["periods"]
-    young = data.event_time_us > as_of_us - 7 * US_PER_DAY
+    young = (data.event_time_us > as_of_us - 7 * US_PER_DAY) & (data.event_time_us <= as_of_us)
     told = with_them.model.metadata["early"]
     assert told["rows"] == pytest.approx(young.sum(), rel=0.01)
     assert told["frauds"] == int(data.fraud[young].sum())
@@ -111,9 +111,17 @@ def test_early_reports_grow_the_version_and_leave_its_checks_alone() -> None:
     booster = lightgbm.Booster(model_str=json.loads(with_them.model.to_payload())["text"])
     root = booster.dump_model()["tree_info"][0]["tree_structure"]
     assert root["internal_count"] == len(split.training) + len(split.validation) + told["rows"]
+    # Before the first tree every row weighs what it counts for, times p (1 - p) of the share of fraud.
+    mature = np.union1d(split.training, split.validation)
+    total = len(mature) + told["weight"]
+    share = (data.fraud[mature].sum() + told["fraud_weight"]) / total
+    assert root["internal_weight"] == pytest.approx(total * share * (1 - share), rel=1e-3)
     # What is to come takes no part: neither rows nor reports behind that time.
     later = replace(data, reported_us=np.where(data.reported_us > as_of_us, NEVER_US, data.reported_us))
-    assert train(later, split, config=config, features=FEATURES, early=early).model.version == with_them.model.version
+    in_the_end = replace(data, fraud=data.reported_us < NEVER_US)
+    for other in (later, in_the_end):
+        again = train(other, split, config=config, features=FEATURES, early=early)
+        assert again.model.version == with_them.model.version
 
 
 def test_under_one_delay_early_reports_change_no_byte() -> None:
