@@ -75,7 +75,7 @@ def feature_records(
     features, time_us = history.features[rows], history.event_time_us[rows]
     numbers = np.arange(len(history.frame))[rows]
     logit = model.logit(features)
-    numbered = np.column_stack((logit, sigmoid(logit), features))
+    numbered = np.column_stack((logit, logit, sigmoid(logit), features))
     texts = [[text.encode() for text in frame[column]] for column in ("transaction_id", "card_id", "merchant_id")]
     names = [*NUMBERS, *OWN_FEATURES, b"profiled", b"transactions", model.version.encode(), b"river@0"]
     names += [policy.encode(), b"rates"]

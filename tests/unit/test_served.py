@@ -49,11 +49,12 @@ def test_the_last_word_counts_and_a_fraud_is_dated_by_its_first_report() -> None
     served.add_labels(label_records(HISTORY, frauds[:10]))
     served.add_features(RECORDS)
     assert np.flatnonzero(served.rows().reported_us < NEVER_US).tolist() == frauds[:10]
-    later = msgspec.structs.replace  # the same label, known later, changes nothing
-    again = label_records(HISTORY, frauds[:10])
-    stamped = [
-        later(one, headers=(*one.headers[:-1], (one.headers[-1][0], str(2 * NEVER_US // 10).encode()))) for one in again
-    ]
+    # The same labels, known a day later, change nothing.
+    stamped = []
+    for one in label_records(HISTORY, frauds[:10]):
+        *others, (name, known_at) = one.headers
+        later = str(int(known_at or b"") + US_PER_DAY).encode()
+        stamped.append(msgspec.structs.replace(one, headers=(*others, (name, later))))
     served.add_labels(stamped)
     served.add_labels(label_records(HISTORY, frauds[20:]))
     served.add_labels(label_records(HISTORY, frauds[20:21], "legitimate"))  # as new, and less severe
