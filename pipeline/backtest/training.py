@@ -73,12 +73,8 @@ class Training:
             )
         gap_us = round((gap_s if self.gap_s is None else self.gap_s) * US_PER_SECOND)
         validation_us = round(validation_days * US_PER_DAY)
-        early = None
-        if self.early_reports and regime is not None:
-            early = EarlyReports(known_us, ReportDelays.declared(regime))
-        described = {} if regime is None else regime.describe()
-        labels = TrainedLabels(known_us, gap_us, described)
-        period = Period(time_us(self.start, EARLIEST_US), known_us, gap_us, validation_us, early, labels)
+        begin_us = time_us(self.start, EARLIEST_US)
+        period = Period(begin_us, known_us, gap_us, validation_us, regime, self.early_reports)
         if period.last_us - period.validation_us <= period.from_us:
             raise RangeError(
                 f"nothing is left to train on from {moment(period.from_us)} by what is known at {moment(known_us)}: "
@@ -126,15 +122,27 @@ class Period(NamedTuple):
     """What became known later is not used."""
     gap_us: int
     validation_us: int
-    early: EarlyReports | None = None
-    """How reports of transactions behind the last target are taken; None: such transactions teach nothing."""
-    labels: TrainedLabels | None = None
-    """The labels of the training, for the models' metadata."""
+    regime: LabelRegime | None = None
+    """That of labels that are not recorded."""
+    early_reports: bool = False
+    """Whether transactions behind the last target are trained on too, as far as ``regime`` tells of them."""
 
     @property
     def last_us(self) -> int:
         """Event time of the last target."""
         return self.known_us - self.gap_us
+
+    @property
+    def early(self) -> EarlyReports | None:
+        """How reports of transactions behind the last target are taken; None: such transactions are left out."""
+        if self.regime is None or not self.early_reports:
+            return None
+        return EarlyReports(self.known_us, ReportDelays.declared(self.regime))
+
+    @property
+    def labels(self) -> TrainedLabels:
+        """The labels of the training, for the models' metadata."""
+        return TrainedLabels(self.known_us, self.gap_us, {} if self.regime is None else self.regime.describe())
 
     @property
     def newest_us(self) -> int:
