@@ -129,12 +129,12 @@ def confidence_sequence(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return bounds of the mean difference after each day, which hold for all days together.
 
-    The bounds invert the mixture t-test martingale of Lai ("On confidence sequences", Annals of Statistics 4, 1976) in
-    the form of Wang and Ramdas ("Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
-    variance", 2023): for the true mean, with S the sum and V the sum of squares of n deviations from it,
-    ``sqrt(c / (n + c)) (V / (V - S² / (n + c)))^(n / 2)`` has expectation 1 at most whenever one stops, so that it
-    ever reaches 1 / (1 - level) with the probability 1 - level at most. It is exact for normal differences of unknown
-    variance.
+    The bounds invert a t-test martingale that is mixed over effect sizes (Lai, "On confidence sequences", Annals of
+    Statistics 4, 1976; with a normal mixture, as here, Wang and Ramdas, "Anytime-valid t-tests and confidence sequences
+    for Gaussian means with unknown variance", 2023). For the true mean, with S the sum and V the sum of squares of n
+    deviations from it, ``sqrt(c / (n + c)) (V / (V - S² / (n + c)))^(n / 2)`` has expectation 1 at most whenever one
+    stops, so that it ever reaches 1 / (1 - level) with the probability 1 - level at most. It is exact for normal
+    differences of unknown variance.
 
     Args:
         difference: Shape (days,).
