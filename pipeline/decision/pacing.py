@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.budget import LOWEST_THRESHOLD, budget_threshold
+from pipeline.decision.budget import LOWEST_THRESHOLD
 from pipeline.decision.case_scores import CaseScores, Reach
+from pipeline.decision.hour_scores import HourScores, quantile, reaching, signed
 from pipeline.decision.policy import LARGEST_THRESHOLD
 from pipeline.features.catalogue import US_PER_HOUR
 from pipeline.scoring.errors import ModelError
@@ -137,39 +138,6 @@ def _odds(threshold: float) -> float:
     return within / (1.0 - within)
 
 
-class _Hour:
-    """What cases reach in an hour: as many of the largest scores as matter."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._reaches: dict[Hashable, Reach] = {}
-        self._columns: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-
-    def note(self, case: Hashable, reach: Reach) -> None:
-        self._reaches[case] = reach
-        self._columns = None
-        # A case whose score rises later comes again, whole: what is trimmed now may be forgotten.
-        if len(self._reaches) > 2 * self._most:
-            self._trim()
-
-    def columns(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Scores, and scores before, of the cases with the largest scores, these first; shape (n,) each."""
-        if self._columns is None:
-            self._trim()
-            found = np.array(sorted(self._reaches.values(), key=_best_first), float).reshape(-1, 2)
-            self._columns = found[:, 0], found[:, 1]
-        return self._columns
-
-    def _trim(self) -> None:
-        if len(self._reaches) > self._most:
-            best = sorted(self._reaches.items(), key=lambda item: _best_first(item[1]))
-            self._reaches = dict(best[: self._most])
-
-
-def _best_first(reach: Reach) -> tuple[float, float]:
-    return -reach.score, reach.before
-
-
 class Pacing:
     """The controller: a function of decisions and their event times, without a clock of its own.
 
@@ -189,7 +157,7 @@ class Pacing:
         self._most = int(2 * options.alerts_per_day) + 64
         self._partitions: dict[int, CaseScores] = {}
         self._clocks: dict[int, int] = {}
-        self._reaches: dict[int, _Hour] = {}
+        self._reaches: dict[int, HourScores] = {}
         self._alerts: dict[int, int] = {}
         self._first_scored: int | None = None
         self._first_hour: int | None = None
@@ -311,19 +279,19 @@ class Pacing:
         new = [self._reaches[at] for at in sorted(self._reaches) if hour - HOURS_OF_DAY <= at < hour]
         budget = self._options.alerts_per_day
         uniform = HOURS_OF_DAY / scored
-        parts = (_signed(old), _signed(new))
+        parts = (signed(old), signed(new))
         if scored < STEADY_HOURS:
-            return _quantile(parts, (uniform, uniform), rate), False
-        usual = _quantile(parts, (uniform, uniform), budget)
+            return quantile(parts, (uniform, uniform), rate), False
+        usual = quantile(parts, (uniform, uniform), budget)
         days = (scored - HOURS_OF_DAY) / HOURS_OF_DAY
-        before, newest = _reaching(parts[0], usual) / days, _reaching(parts[1], usual)
+        before, newest = reaching(parts[0], usual) / days, reaching(parts[1], usual)
         shifted = abs(newest - before) > max(SHIFT * budget, SHIFT_DEVIATIONS * budget**0.5)
         weights = (0.5 / days, 0.5) if shifted else (uniform, uniform)
-        return _quantile(parts, weights, rate), shifted
+        return quantile(parts, weights, rate), shifted
 
-    def _of_hour(self, hour: int) -> _Hour:
+    def _of_hour(self, hour: int) -> HourScores:
         if hour not in self._reaches:
-            self._reaches[hour] = _Hour(self._most)
+            self._reaches[hour] = HourScores(self._most)
         return self._reaches[hour]
 
     def _forget(self, hour: int) -> None:
@@ -331,29 +299,6 @@ class Pacing:
         if len(self._reaches) > HOURS + 1 or len(self._alerts) > HOURS + 1:
             self._reaches = {at: one for at, one in self._reaches.items() if at >= hour - HOURS}
             self._alerts = {at: count for at, count in self._alerts.items() if at >= hour - HOURS}
-
-
-_Signed = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Scores, and for each 1 where a case reaches it, -1 where it had been reached before; shape (n,) each."""
-
-
-def _signed(hours: Sequence[_Hour]) -> _Signed:
-    """What cases reach in some hours. A case counts at a threshold in the hour in which it alerts first."""
-    columns = [one.columns() for one in hours]
-    reached = np.concatenate([np.empty(0), *(score for score, _ in columns)])
-    before = np.concatenate([np.empty(0), *(earlier[earlier > 0] for _, earlier in columns)])
-    return np.concatenate([reached, before]), np.concatenate([np.ones(len(reached)), -np.ones(len(before))])
-
-
-def _quantile(parts: Sequence[_Signed], weights: Sequence[float], rate: float) -> float:
-    scores = np.concatenate([score for score, _ in parts])
-    signs = np.concatenate([weight * sign for weight, (_, sign) in zip(weights, parts, strict=True)])
-    return budget_threshold(scores, signs, 1.0, rate)
-
-
-def _reaching(part: _Signed, threshold: float) -> float:
-    score, sign = part
-    return float(sign[score >= threshold].sum())
 
 
 def _earlier(known: int | None, hours: NDArray[np.int64]) -> int | None:
