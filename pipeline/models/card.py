@@ -31,7 +31,7 @@ class CardSources(NamedTuple):
     facts: Facts
     """Of the version (`pipeline.models.description.facts_of`)."""
     gains: Mapping[str, float]
-    """By feature, the largest first."""
+    """Share of all splits' gain by feature, the largest first."""
     policy: Facts | None
     """Of the policy that was made for it."""
     history: VersionHistory
@@ -108,9 +108,9 @@ def _overview(sources: CardSources) -> list[str]:
 
 
 def _recipe(sources: CardSources) -> list[str]:
-    facts, total = sources.facts, sum(sources.gains.values())
+    facts = sources.facts
     features = [
-        (f"`{name}`", MEANINGS.get(name), f"{sources.gains.get(name, 0.0) / total:.1%}" if total else None)
+        (f"`{name}`", MEANINGS.get(name), f"{sources.gains.get(name, 0.0):.1%}" if sources.gains else None)
         for name in facts["features"]
     ]
     top = list(sources.gains)[:TOP_FEATURES]

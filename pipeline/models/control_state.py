@@ -1,7 +1,6 @@
 """What ``control`` says to a program that sets policies: what is active, who paced last, and whether to hold still."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels, ModelBoard
@@ -10,6 +9,7 @@ from pipeline.kafka.internal import not_counted, readable
 from pipeline.kafka.quarantine import decode_control
 from pipeline.models.activation import Activations
 from pipeline.models.contents import VersionContents
+from pipeline.models.history import PACE
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.river_factory import first_river
 from pipeline.scoring.river_model import RiverModel
@@ -17,9 +17,6 @@ from pipeline.settings import Settings
 from schemas.messages import Activation, LearningSwitch, VersionReference
 from schemas.records import Record
 from schemas.topics import CONTROL
-
-PACE: Final = "pace"
-"""The step of an activation that sets a threshold for a budget."""
 
 
 class ControlState:

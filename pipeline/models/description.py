@@ -9,6 +9,7 @@ from pipeline.decision.policy import Policy
 from pipeline.models.known import KnownVersion
 from pipeline.registry import POLICY
 from pipeline.scoring.payload import decode_payload
+from pipeline.scoring.trees import gain_shares, read_trees
 
 Facts = dict[str, Any]
 
@@ -103,19 +104,10 @@ def metrics_of(known: KnownVersion) -> dict[str, Any]:
 
 
 def gains(known: KnownVersion) -> dict[str, float]:
-    """Return what the splits on each feature have gained over all trees, the largest first; raises `ModelError`."""
+    """Return the share of all splits' gain by feature, the largest first; raises `ModelError`."""
     content = decode_payload(known.payload, _LIGHTGBM, "a LightGBM version")
-    found: dict[str, float] = {}
-    columns: list[int] = []
-    for line in content.text.splitlines():
-        key, _, values = line.partition("=")
-        if key == "split_feature":
-            columns = [int(value) for value in values.split()]
-        elif key == "split_gain":
-            for column, gain in zip(columns, values.split(), strict=False):
-                name = content.feature_names[column]
-                found[name] = found.get(name, 0.0) + float(gain)
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    shares = gain_shares(read_trees(content.text, tuple(content.feature_names)), content.feature_names)
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:

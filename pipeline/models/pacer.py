@@ -10,8 +10,9 @@ from pipeline.decision.online_gate import REACH_DAYS, Gate, Verdict
 from pipeline.decision.pacing import HOURS, HOURS_OF_DAY, Pace, Pacing, PacingOptions, is_news, recent_scores
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
-from pipeline.models.control_state import PACE, ControlState
+from pipeline.models.control_state import ControlState
 from pipeline.models.decision_feed import DecidedRows, RecentFeed
+from pipeline.models.history import PACE
 from pipeline.models.publish import Content, ControlWriter, Step
 from pipeline.settings import Settings
 

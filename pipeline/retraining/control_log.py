@@ -9,17 +9,16 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.kafka.internal import not_counted, readable
 from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
+from pipeline.models.history import BUNDLED, PROGRAM, PROMOTE, ROLLBACK
 from pipeline.settings import Settings
 from schemas.messages import Activation, Assessment, LearningSwitch, Quarantine, VersionReference
 from schemas.records import Record
 
-BY: Final = "fraud-pipeline retrain"
+BY: Final = f"{PROGRAM}retrain"
 """Who writes the service's records."""
-PROMOTE: Final = "promote"
-ROLLBACK: Final = "rollback"
 AS_OF: Final = "as_of_us"
 """The figure that says up to which event time a cycle had read."""
-_LIGHTGBM, _POLICY = "lightgbm", "policy"
+_LIGHTGBM, _POLICY = BUNDLED
 
 
 class Tenure(NamedTuple):

@@ -5,14 +5,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.models.history import PROMOTE, ROLLBACK
 from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.monitoring.reasons import drift_reason
 from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
-from pipeline.retraining.control_log import AS_OF, BY, PROMOTE, ROLLBACK, Tenure
+from pipeline.retraining.control_log import AS_OF, BY, Tenure
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import Verdict, harm_done
 from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
+from pipeline.training.selection import refuse_barred
 from pipeline.training.served import ServedRows
 from schemas.messages import VersionReference
 
@@ -20,9 +24,6 @@ log = logging.getLogger(__name__)
 
 PAUSE_DAYS: Final = 7.0
 """Days of event time without a challenger after a rollback."""
-
-Drifted = Callable[[ServedRows], str | None]
-"""Returns a sentence where the rows have drifted so far that a challenger should not wait; None otherwise."""
 
 
 class ServiceOptions(NamedTuple):
@@ -48,8 +49,13 @@ class Outcome(NamedTuple):
     figures: dict[str, Any] = {}  # noqa: RUF012 -- never changed
 
 
-def never(_: ServedRows) -> None:
-    """Find no drift."""
+def drift_of(rows: ServedRows, model: LightGBMModel) -> str | None:
+    """Return why served rows have drifted so far that a challenger should not wait; None where they have not."""
+    return drift_reason(rows.event_time_us, rows.features, rows.score, model.distributions, model.gain_shares)
+
+
+Drifted = Callable[[ServedRows, LightGBMModel], str | None]
+"""As `drift_of`."""
 
 
 class Retrainer:
@@ -62,8 +68,10 @@ class Retrainer:
         drifted: Called once a day of event time; may ask for a challenger ahead of time.
     """
 
-    def __init__(self, bootstrap: str, settings: Settings, options: ServiceOptions, drifted: Drifted = never) -> None:
-        self._options, self._drifted = options, drifted
+    def __init__(
+        self, bootstrap: str, settings: Settings, options: ServiceOptions, drifted: Drifted = drift_of
+    ) -> None:
+        self._options, self._drifted, self._barred = options, drifted, settings.barred_features
         self._topics = ClusterLog(bootstrap, settings, options.window_days)
         self._writer = ControlWriter(bootstrap, settings)
         self._day: int | None = None
@@ -93,7 +101,7 @@ class Retrainer:
         served, budget = self._topics.served, self._budget(champion)
         if found := harm_done(served, self._topics, champion.policy, tenures, budget, whole=new_day or now):
             return self._rolled_back(champion, *found)
-        if why := self._waits(newest_us, now=now, new_day=new_day):
+        if why := self._waits(champion.model, newest_us, now=now, new_day=new_day):
             return self._nothing(why)
         return self._cycle(champion, tenures, newest_us)
 
@@ -120,7 +128,7 @@ class Retrainer:
         log.error("%s", reason)
         return self._done("rolled_back", reason, to.references, figures)
 
-    def _waits(self, newest_us: int, *, now: bool, new_day: bool) -> str | None:
+    def _waits(self, model: LightGBMModel, newest_us: int, *, now: bool, new_day: bool) -> str | None:
         """Return why no challenger is trained now; None where one is due."""
         control = self._topics.control
         if control.frozen is not None:
@@ -131,7 +139,7 @@ class Retrainer:
         since_us = None if control.cycle_us is None else newest_us - control.cycle_us
         if since_us is None or (now and since_us > 0) or since_us >= round(self._options.every_days * US_PER_DAY):
             return None
-        if new_day and (drift := self._drifted(self._topics.served.rows())):
+        if new_day and (drift := self._drifted(self._topics.served.rows(), model)):
             log.warning("a challenger is trained ahead of time: %s", drift)
             return None
         return "the last challenger has read the newest decisions" if now else "no challenger is due"
@@ -153,6 +161,7 @@ class Retrainer:
         against = tenures[-1].references if tenures else []
         limits = GateLimits(alerts_per_day=self._budget(champion))
         try:
+            refuse_barred(champion.model.trained_on, self._barred)
             found = challenge(rows, champion, reference, limits, cycle)
         except ModelError as error:
             return self._assessed("failed", f"no challenger could be made: {error}", [], against, figures)

@@ -10,11 +10,13 @@ from pipeline.commands.retrain import command
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.quarantine import control_record
 from pipeline.retraining.control_log import AS_OF, BY
-from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions, never
+from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions
+from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from schemas.messages import Assessment, Control, LearningSwitch
 from schemas.records import Record
 from tests.helpers.logs import START
+from tests.unit.model_helpers import small_model
 from tests.unit.test_retraining import activation
 
 DAY = 20_000
@@ -29,6 +31,10 @@ def switch(frozen: bool) -> LearningSwitch:
     return LearningSwitch(frozen=frozen, by="dana", reason="labels are wrong", switched_at=START)
 
 
+def never(_: object, __: object) -> None:
+    """Find no drift."""
+
+
 def waits(
     items: Sequence[Control], days: float, *, now: bool = False, new_day: bool = True, drifted: Drifted = never
 ) -> str | None:
@@ -38,7 +44,7 @@ def waits(
     service._topics.control.add(
         [Record("control", 0, n, 0, b"", control_record(item).value) for n, item in enumerate(items)]
     )
-    return service._waits(round((DAY + days) * US_PER_DAY), now=now, new_day=new_day)
+    return service._waits(small_model(), round((DAY + days) * US_PER_DAY), now=now, new_day=new_day)
 
 
 def test_a_challenger_is_due_with_event_time_since_the_last_one() -> None:
@@ -58,7 +64,8 @@ def test_nothing_is_trained_while_learning_is_frozen_or_after_a_rollback() -> No
 
 
 def test_drift_brings_a_challenger_ahead_of_time_once_a_day() -> None:
-    def drifted(_: object) -> str:
+    def drifted(_: object, model: LightGBMModel) -> str:
+        assert model.trees
         return "amounts are twice as large"
 
     assert waits([CYCLE], 0.5, drifted=drifted) is None
