@@ -23,7 +23,7 @@ class Kept:
 
     def file(self, *rows: tuple[bytes, int]) -> DecisionColumns:
         numbers = np.arange(len(rows), dtype=np.float64)
-        columns = DecisionColumns(no_transactions(), numbers[:, np.newaxis], numbers, numbers, VERSIONS)
+        columns = DecisionColumns(no_transactions(), numbers[:, np.newaxis], numbers, numbers, numbers, VERSIONS)
         self.segments.begin(columns)
         self.decisions.file(
             [digest for digest, _ in rows], [day * US_PER_DAY for _, day in rows], list(range(len(rows)))

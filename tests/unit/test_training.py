@@ -399,8 +399,11 @@ def test_the_command_takes_early_reports_of_a_declared_regime(tmp_path, monkeypa
 
     early = version("--early-share", "0.3")
     assert early != version("--early-share", "0.3", "--no-early-reports")
-    assert version() == version("--no-early-reports")
-    assert Registry(tmp_path / "registry").load_lightgbm(early).metadata["early"]["frauds"] > 0
+    registry = Registry(tmp_path / "registry")
+    plain, without = (json.loads(registry.load(LIGHTGBM, version(*more))) for more in ((), ("--no-early-reports",)))
+    # Metadata keep the arguments.
+    assert [plain[name] for name in ("text", "calibration")] == [without[name] for name in ("text", "calibration")]
+    assert registry.load_lightgbm(early).metadata["early"]["frauds"] > 0
 
 
 def test_the_command_warns_of_labels_that_workers_do_not_have(tmp_path, monkeypatch) -> None:
