@@ -137,7 +137,7 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
             fraud: What they turned out to be.
             identity: Their `transaction_hash`.
         """
-        delay_days = np.full(len(fraud), self.delay_days)
+        delay_days = np.full(len(fraud), self.delay_days, np.float64)
         if self.delay_spread:
             delay_days *= np.exp(self.delay_spread * ndtri(sample_positions(identity, DELAY_SAMPLE)))
         if self.early_share:

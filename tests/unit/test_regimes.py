@@ -43,6 +43,11 @@ def test_delays_and_what_is_never_reported_follow_the_distribution() -> None:
     assert (times[FRAUD] == NEVER_US).mean() == pytest.approx(0.1, abs=0.01)
 
 
+def test_days_may_be_whole_numbers() -> None:
+    whole = LabelRegime(delay_days=3, delay_spread=0.66, early_share=0.3)
+    np.testing.assert_array_equal(known(whole), known(msgspec.structs.replace(whole, delay_days=3.0)))
+
+
 def test_a_fixed_delay_is_a_step() -> None:
     regime = LabelRegime(delay_days=7.0, never_reported=0.2)
     assert regime.share_reported(np.array([6.9, 7.0])).tolist() == [0.0, 0.8]
