@@ -1,7 +1,6 @@
-"""When each label of a replay is due: a fixed delay after its transaction, or sooner for a reviewed one."""
+"""When each label of a replay is due: with the report of its transaction, or sooner for a reviewed one."""
 
 import heapq
-from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,8 +16,8 @@ class Truth:
     event_time_us: int
     fraud: bool
     fraud_type: str | None
-    reported: bool
-    """Whether a label still comes without a review."""
+    report_us: int
+    """When a label comes without a review; ``NEVER_US`` if none does."""
     reviewed: bool = False
     """Whether its label comes from a review; it is held on, so that a repeat is recognised."""
 
@@ -35,14 +34,18 @@ class DueLabel:
 class LabelSchedule:
     """Holds the truth about transactions until their label is due; gives one label at most for each.
 
-    Transactions are added in event-time order. Memory grows with the transactions of one ``delay_us``: all of them with
-    ``reviews``, only the reported ones without.
+    Transactions are added in event-time order. Memory grows with the transactions whose reports are still to come, and
+    with ``reviews`` with all of the last ``hold_us``.
+
+    Args:
+        hold_us: How long a transaction that nobody reports is held, in case it is reviewed.
+        reviews: Whether there are reviews.
     """
 
-    def __init__(self, delay_us: int, *, reviews: bool) -> None:
-        self._delay_us = delay_us
+    def __init__(self, hold_us: int, *, reviews: bool) -> None:
+        self._hold_us = hold_us
         self._reviews = reviews
-        self._reports: deque[Truth] = deque()
+        self._reports: list[tuple[int, int, Truth]] = []
         self._reviewed: list[tuple[int, int, Truth, str]] = []
         self._by_transaction: dict[tuple[str, str], Truth] = {}
         self._sequence = 0
@@ -56,12 +59,14 @@ class LabelSchedule:
     def add(self, truth: Truth) -> None:
         """Hold what is true of a transaction until its label is due; a repeat of a held one is not held again."""
         identity = (truth.card_id, truth.transaction_id)
-        if not (truth.reported or self._reviews) or identity in self._by_transaction:
+        reported = truth.report_us < NEVER_US
+        if not (reported or self._reviews) or identity in self._by_transaction:
             return
-        self._reports.append(truth)
+        until_us = truth.report_us if reported else truth.event_time_us + self._hold_us
+        heapq.heappush(self._reports, (until_us, self._next(), truth))
         self._by_transaction[identity] = truth
-        self.pending += truth.reported
-        self.next_due_us = min(self.next_due_us, truth.event_time_us + self._delay_us)
+        self.pending += reported
+        self.next_due_us = min(self.next_due_us, until_us)
 
     def review(self, card_id: str, transaction_id: str, alert_id: str, due_us: int) -> None:
         """Bring forward the label of an alerted transaction to ``due_us``, if it is then not due before."""
@@ -69,31 +74,34 @@ class LabelSchedule:
         if truth is None or truth.reviewed:
             self.unmatched_alerts += 1
             return
-        if truth.reported and truth.event_time_us + self._delay_us <= due_us:
+        if truth.report_us <= due_us:
             return
-        self.pending += not truth.reported
+        self.pending += truth.report_us == NEVER_US
         # The report no longer holds; the review sends in its place.
-        truth.reported, truth.reviewed = False, True
-        heapq.heappush(self._reviewed, (due_us, self._sequence, truth, alert_id))
-        self._sequence += 1
+        truth.report_us, truth.reviewed = NEVER_US, True
+        heapq.heappush(self._reviewed, (due_us, self._next(), truth, alert_id))
         self.next_due_us = min(self.next_due_us, due_us)
 
     def pop(self, until_us: int) -> DueLabel | None:
         """The earliest label that is due at ``until_us`` or before, or ``None``; drops what will never have one."""
         label = None
         while label is None and self.next_due_us <= until_us:
-            report_us = self._reports[0].event_time_us + self._delay_us if self._reports else NEVER_US
+            report_us = self._reports[0][0] if self._reports else NEVER_US
             if self._reviewed and self._reviewed[0][0] <= report_us:
                 due_us, _, truth, alert_id = heapq.heappop(self._reviewed)
                 label = DueLabel(due_us, truth, alert_id)
             else:
-                truth = self._reports.popleft()
+                _, _, truth = heapq.heappop(self._reports)
                 self._by_transaction.pop((truth.card_id, truth.transaction_id), None)
-                label = DueLabel(report_us, truth) if truth.reported else None
+                label = DueLabel(report_us, truth) if truth.report_us < NEVER_US else None
             self._find_next()
         self.pending -= label is not None
         return label
 
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
     def _find_next(self) -> None:
-        report_us = self._reports[0].event_time_us + self._delay_us if self._reports else NEVER_US
+        report_us = self._reports[0][0] if self._reports else NEVER_US
         self.next_due_us = min(report_us, self._reviewed[0][0] if self._reviewed else NEVER_US)

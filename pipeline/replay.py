@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -13,9 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pipeline.engine.history import identities_of
+from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
 from pipeline.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
+from pipeline.learning.regimes import LabelRegime
 from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
 from pipeline.replay_watch import AlertWatch, Flow, FlowWatch
 from pipeline.settings import Settings
@@ -55,12 +58,10 @@ class ReplayOptions:
 
     speed: float = math.inf
     """Simulated seconds per second of real time."""
-    label_delay_s: float = 7 * 86_400.0
+    regime: LabelRegime = field(default_factory=LabelRegime)
+    """Which transactions get a label without a review, and when; the same ones as in backtests and trainings."""
     review_delay_s: float | None = None
     """Follow `alerts` and label an alerted transaction so long after its event. ``None``: no reviews."""
-    report_rate: float = 1.0
-    """Share of the frauds that somebody reports; the others get a label only by a review."""
-    legitimate_labels: bool = True
     flush_labels: bool = True
     """Send the labels that are left when the transactions are at an end."""
     max_in_flight: int = 8_000
@@ -69,16 +70,12 @@ class ReplayOptions:
     """Whether ``max_in_flight`` holds."""
     stall_warning_s: float = 30.0
     """Real time without progress after which a warning says that nobody reads."""
-    seed: int = 0
-    """Decides which frauds are reported."""
 
     def __post_init__(self) -> None:
         for name in ("speed", "max_in_flight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.report_rate <= 1:
-            raise ValueError(f"report_rate is a share between 0 and 1, not {self.report_rate}")
-        if self.label_delay_s < 0 or (self.review_delay_s or 0) < 0:
+        if (self.review_delay_s or 0) < 0:
             raise ValueError("a delay must not be negative: a label cannot be known before its transaction")
 
 
@@ -131,9 +128,8 @@ class Replay:
         self._progress = ReplayProgress()
         self._transactions, self._labels = settings.topic(TRANSACTIONS.name), settings.topic(LABELS.name)
         self._schedule = LabelSchedule(
-            round(self._options.label_delay_s * US_PER_SECOND), reviews=self._options.review_delay_s is not None
+            round(self._options.regime.maturity_days * US_PER_DAY), reviews=self._options.review_delay_s is not None
         )
-        self._generator = np.random.default_rng(self._options.seed)
         self._clock_us: int | None = None
         self._sleeping_until_us = 0
         self._anchor_s, self._anchor_us = 0.0, 0
@@ -233,9 +229,7 @@ class Replay:
         if "fraud" not in frame.columns:
             return [None] * len(frame)
         fraud = frame["fraud"].to_numpy(np.bool_)
-        reported = np.where(
-            fraud, self._generator.random(len(frame)) < self._options.report_rate, self._options.legitimate_labels
-        )
+        report_us = self._options.regime.known_at_us(times_us, fraud, identities_of(frame))
         types = frame["fraud_type"].tolist() if "fraud_type" in frame.columns else [None] * len(frame)
         columns = zip(
             frame["transaction_id"].tolist(),
@@ -243,7 +237,7 @@ class Replay:
             times_us.tolist(),
             fraud.tolist(),
             types,
-            reported.tolist(),
+            report_us.tolist(),
             strict=True,
         )
         return [Truth(*values) for values in columns]

@@ -44,7 +44,7 @@ COLUMNS: Final = (
 FRAUD_TYPES: Final = (None, "amount", "merchant", "card")
 """By the Handbook's scenario number; 0 is legitimate."""
 
-_TRANSACTIONS, _MERCHANTS, _CARDS = 1, 2, 3
+_TRANSACTIONS, _MERCHANTS, _CARDS, _SHARES = 1, 2, 3, 4
 _CHUNK_CARDS: Final = 256
 
 IntArray = npt.NDArray[np.int64]
@@ -65,13 +65,21 @@ class Scenario:
     fraud_amount_minor: int = 220 * MINOR_UNITS
     """Every amount above this is fraud of type ``amount``."""
     merchants_per_day: int = 2
-    """Merchants compromised each day; all that they take is fraud of type ``merchant``."""
+    """Merchants compromised each day; a share of what they take is fraud of type ``merchant``."""
     merchant_days: int = 28
+    merchant_share: float = 1.0
     cards_per_day: int = 3
     """Cards compromised each day; a share of their transactions is inflated, fraud of type ``card``."""
     card_days: int = 14
     card_share: float = 1 / 3
     card_factor: int = 5
+
+    def __post_init__(self) -> None:
+        if not (0 < self.merchant_share <= 1 and 0 < self.card_share <= 1 and self.card_factor > 1):
+            raise ValueError(
+                "shares of fraud lie above 0 and at most at 1, and a factor of amounts is above 1, not "
+                f"{self.merchant_share:g}, {self.card_share:g} and {self.card_factor}"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -261,7 +269,11 @@ class _Day:
         bad_merchants = _compromised(
             seed, _MERCHANTS, day, profiles.merchants, constants.merchants_per_day, constants.merchant_days
         )
-        scenario[bad_merchants[merchant] > 0] = 2
+        bad = bad_merchants[merchant] > 0
+        if constants.merchant_share < 1:
+            # Draws of its own, so that all else is the same under every share.
+            bad &= np.random.default_rng((seed, _SHARES, day)).random(len(bad)) < constants.merchant_share
+        scenario[bad] = 2
         bad_cards = _compromised(seed, _CARDS, day, profiles.cards, constants.cards_per_day, constants.card_days)
         inflations = generator.binomial(bad_cards[card], constants.card_share)
         amount_minor *= constants.card_factor**inflations

@@ -6,11 +6,14 @@ import signal
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Unpack
 
 import click
 
+from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.kafka.clients import ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
+from pipeline.learning.regimes import LabelRegime
 from pipeline.replay import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, read_transactions, resolve_mapping
@@ -83,10 +86,7 @@ class Moment(click.ParamType):
     "--label-delay", type=Duration(), default="7d", show_default=True, help="From a transaction to its label."
 )
 @click.option("--review-delay", type=Duration(), help="Follow alerts; from an alerted transaction to its label.")
-@click.option(
-    "--report-rate", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share of frauds reported."
-)
-@click.option("--legitimate-labels/--no-legitimate-labels", default=True, show_default=True, help="Label those too.")
+@regime_options
 @click.option("--flush-labels/--no-flush-labels", default=True, show_default=True, help="Send what is left at the end.")
 @click.option(
     "--max-in-flight",
@@ -96,9 +96,6 @@ class Moment(click.ParamType):
     help="Most transactions ahead of the workers.",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the workers at all.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides which frauds are reported."
-)
 def command(
     file: Path,
     bootstrap: str | None,
@@ -112,12 +109,10 @@ def command(
     sort: bool,
     label_delay: float,
     review_delay: float | None,
-    report_rate: float,
-    legitimate_labels: bool,
     flush_labels: bool,
     max_in_flight: int,
     wait: bool,
-    seed: int,
+    **declared: Unpack[RegimeOptions],
 ) -> None:
     """Feed the transactions of FILE (.parquet, .csv, .csv.gz) to the topics, each label after its delay.
 
@@ -132,14 +127,11 @@ def command(
         )
     options = ReplayOptions(
         speed=speed,
-        label_delay_s=label_delay,
+        regime=LabelRegime(delay_days=label_delay / 86_400.0, **declared),
         review_delay_s=review_delay,
-        report_rate=report_rate,
-        legitimate_labels=legitimate_labels,
         flush_labels=flush_labels,
         max_in_flight=max_in_flight,
         wait=wait,
-        seed=seed,
     )
     stop = threading.Event()
     previous = signal.signal(signal.SIGINT, lambda *_: stop.set())

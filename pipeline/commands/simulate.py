@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.simulator import DEFAULT_START, make_profiles, stream_days
+from pipeline.simulator import DEFAULT_START, Scenario, make_profiles, stream_days
 
 
 @click.command("simulate")
@@ -28,7 +28,38 @@ from pipeline.simulator import DEFAULT_START, make_profiles, stream_days
     type=click.DateTime(["%Y-%m-%d"]),
     help="First day (UTC).",
 )
-def command(file: Path, days: int, cards: int, merchants: int, seed: int, start: datetime) -> None:
+@click.option(
+    "--merchant-fraud-share",
+    default=Scenario.merchant_share,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    help="Share of fraud in what a compromised merchant takes.",
+)
+@click.option(
+    "--card-fraud-share",
+    default=Scenario.card_share,
+    show_default="a third",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    help="Share of fraud in what a compromised card pays.",
+)
+@click.option(
+    "--card-factor",
+    default=Scenario.card_factor,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="By which the amounts of a compromised card's frauds are multiplied.",
+)
+def command(
+    file: Path,
+    days: int,
+    cards: int,
+    merchants: int,
+    seed: int,
+    start: datetime,
+    merchant_fraud_share: float,
+    card_fraud_share: float,
+    card_factor: int,
+) -> None:
     """Write simulated transactions, with their truth, to FILE (.parquet or .csv), in order of time.
 
     The simulator is that of the Fraud Detection Handbook; the same options give the same file. It compromises a fixed
@@ -40,7 +71,8 @@ def command(file: Path, days: int, cards: int, merchants: int, seed: int, start:
     if not file.parent.is_dir():
         raise click.BadParameter(f"there is no directory {file.parent}", param_hint="FILE")
     try:
-        profiles = make_profiles(np.random.default_rng(seed), cards, merchants)
+        scenario = Scenario(merchant_share=merchant_fraud_share, card_share=card_fraud_share, card_factor=card_factor)
+        profiles = make_profiles(np.random.default_rng(seed), cards, merchants, scenario)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     frames = stream_days(profiles, seed, start=start.replace(tzinfo=UTC).date(), n_days=days)

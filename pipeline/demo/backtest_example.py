@@ -23,6 +23,7 @@ from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
 from pipeline.demo.text import PLAIN_WIDTH, count_text
 from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
 from pipeline.demo.world import World
+from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
@@ -132,7 +133,7 @@ class _Example:
             settings,
             servers,
             [history],
-            ReplayOptions(label_delay_s=LABEL_DELAY_DAYS * 86_400.0, wait=False),
+            ReplayOptions(regime=LabelRegime(delay_days=LABEL_DELAY_DAYS), wait=False),
             report=self._tell_written,
             stop=self._signals.event,
             report_interval_s=PLAIN_INTERVAL_S,

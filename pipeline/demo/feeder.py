@@ -16,6 +16,7 @@ from pipeline.demo.ledger import Ledger
 from pipeline.demo.state import RunState
 from pipeline.demo.world import LONGEST_CATCH_UP_S, World, paced
 from pipeline.kafka.producer import RecordProducer
+from pipeline.learning.regimes import LabelRegime
 from pipeline.replay import Replay, ReplayOptions, ReplayProgress, Row
 from pipeline.replay_watch import Flow
 from pipeline.settings import Settings
@@ -117,7 +118,9 @@ class Feeder(Replay):
             bootstrap,
             self._world_frames(),
             ReplayOptions(
-                label_delay_s=LABEL_DELAY_DAYS * 86_400.0, flush_labels=False, stall_warning_s=LONGEST_SILENCE_S
+                regime=LabelRegime(delay_days=LABEL_DELAY_DAYS),
+                flush_labels=False,
+                stall_warning_s=LONGEST_SILENCE_S,
             ),
             report=report,
             stop=stop,

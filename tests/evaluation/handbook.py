@@ -30,6 +30,7 @@ from pipeline.commands.train import publish_champion
 from pipeline.demo.processes import WorkerDied
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
+from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, Registry, RegistryError
 from pipeline.replay import EPOCH, ReplayOptions
 from pipeline.scoring.errors import ModelError
@@ -162,16 +163,15 @@ def evaluate(
         publish_champion(servers, settings, registry.load_lightgbm(model.lightgbm), registry.load_policy(model.policy))
         options = ReplayOptions(
             speed=speed,
-            label_delay_s=label_delay,
-            report_rate=1.0 if labels else 0.0,
-            legitimate_labels=labels,
+            regime=LabelRegime(delay_days=label_delay / 86_400.0),
             flush_labels=False,
             max_in_flight=max_in_flight,
         )
         say(f"replaying {len(frame):,} transactions through {workers} workers{'' if labels else ', without labels'}")
         streaming = Streaming(broker, settings, processes, options)
         streaming.await_joined()
-        report = streaming.run(frame.iloc[at : at + FRAME_ROWS] for at in range(0, len(frame), FRAME_ROWS))
+        sent = frame if labels else frame.drop(columns=["fraud", "fraud_type"])
+        report = streaming.run(sent.iloc[at : at + FRAME_ROWS] for at in range(0, len(sent), FRAME_ROWS))
         say_rates(report)
         if labels:
             streaming.await_learned()

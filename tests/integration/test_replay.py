@@ -18,13 +18,16 @@ from confluent_kafka import Consumer, Producer
 
 from pipeline.broker import EmbeddedBroker
 from pipeline.cli import main
+from pipeline.engine.history import identities_of
 from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
+from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.replay import Replay, ReplayOptions, ReplayProgress, Row
 from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
 from pipeline.settings import Settings
 from pipeline.simulator import make_profiles, simulate_days
+from schemas.codec import timestamp_us
 from schemas.messages import Label, Transaction
 from schemas.records import Record
 from schemas.topics import ALERTS, LABELS, TRANSACTIONS
@@ -53,7 +56,7 @@ def frames(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def replay(settings: Settings, frame: pd.DataFrame, **options: object) -> ReplayProgress:
-    chosen = ReplayOptions(**{"wait": False, "label_delay_s": DAY.total_seconds(), **options})  # type: ignore[arg-type]
+    chosen = ReplayOptions(**{"wait": False, "regime": LabelRegime(delay_days=1.0), **options})  # type: ignore[arg-type]
     return Replay(settings, str(settings.kafka_bootstrap_servers), frames(frame), chosen).run()
 
 
@@ -135,10 +138,15 @@ def test_labels_keep_step_with_the_transactions(settings: Settings, frame: pd.Da
 
 def test_only_the_reported_share_of_frauds_is_labelled(settings: Settings, frame: pd.DataFrame) -> None:
     frauds = int(frame["fraud"].sum())
-    progress = replay(settings, frame, report_rate=0.5, legitimate_labels=False)
+    regime = LabelRegime(reported="frauds-only", delay_days=1.0, delay_spread=1.0, never_reported=0.5)
+    progress = replay(settings, frame, regime=regime)
     found = labels_of(settings)
     assert {message.label for _, message in found} == {"fraud"}
     assert 0 < len(found) == progress.labels < frauds
+    times_us = event_times_us(frame)
+    known_us = regime.known_at_us(times_us, frame["fraud"].to_numpy(bool), identities_of(frame))
+    due = {name: at for name, at in zip(frame["transaction_id"], known_us.tolist(), strict=True) if at < NEVER_US}
+    assert {message.transaction_id: timestamp_us(message.labelled_at) for _, message in found} == due
 
 
 def test_a_frame_without_truth_gets_no_labels(settings: Settings, frame: pd.DataFrame) -> None:
@@ -196,7 +204,7 @@ def test_rows_that_were_encoded_before_are_sent_like_frames(settings: Settings, 
         rows = feeder.rows(frame)
         yield from (rows[first : first + 7] for first in range(0, len(rows), 7))
 
-    options = ReplayOptions(wait=False, label_delay_s=86_400.0)
+    options = ReplayOptions(wait=False, regime=LabelRegime(delay_days=1.0))
     feeder = Replay(settings, str(settings.kafka_bootstrap_servers), parts(), options)
     progress = feeder.run()
     assert progress.transactions == len(frame) > 100
@@ -271,8 +279,7 @@ def test_alerted_transactions_are_reviewed_sooner_and_once(settings: Settings, f
         speed=simulated_s / 4,
         wait=False,
         review_delay_s=3_600.0,
-        label_delay_s=10 * DAY.total_seconds(),
-        legitimate_labels=False,
+        regime=LabelRegime(reported="frauds-only", delay_days=10.0),
     )
     progress = Replay(settings, servers, frames(frame), options, report=report, stop=stop, report_interval_s=0.01).run()
     found = labels_of(settings)

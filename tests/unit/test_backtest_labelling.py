@@ -53,7 +53,7 @@ def by_the_replays_schedule(
     rows = list(zip(decisions["card_id"], decisions["transaction_id"], us(decisions["event_time"]), strict=True))
     for card, name, time_us in rows:
         if (card, name) in truth:
-            schedule.add(Truth(name, card, int(time_us), truth[card, name], None, reported=True))
+            schedule.add(Truth(name, card, int(time_us), truth[card, name], None, int(time_us) + delay_us))
     alerts = [(row, score) for row, (score, action) in enumerate(zip(decisions["score"], decisions["action"], strict=True)) if action == "alert"]  # fmt: skip  # noqa: E501
     of_day: dict[int, list[tuple[float, int]]] = {}
     for row, score in alerts:

@@ -18,8 +18,8 @@ from pipeline.simulator import make_profiles, simulate_days
 from schemas.messages import Transaction
 
 
-def truth(number: int, time_us: int, *, fraud: bool = True, reported: bool = True) -> Truth:
-    return Truth(f"t{number}", "c", time_us, fraud, None, reported)
+def truth(number: int, time_us: int, *, delay_us: int = 100, reported: bool = True) -> Truth:
+    return Truth(f"t{number}", "c", time_us, True, None, time_us + delay_us if reported else NEVER_US)
 
 
 def drain(schedule: LabelSchedule, until_us: int = NEVER_US - 1) -> list[DueLabel]:
@@ -98,7 +98,7 @@ def test_labels_are_in_order_and_at_most_one_each(
     for number, (step_us, reported) in enumerate(steps):
         now_us += step_us
         sent += [(label.due_us, label.truth) for label in drain(schedule, now_us)]
-        schedule.add(truth(number, now_us, reported=reported))
+        schedule.add(truth(number, now_us, delay_us=(number * 7) % (delay_us + 1), reported=reported))
         if (alert := next(alerts, None)) is not None:
             schedule.review("c", f"t{alert[0]}", f"a{alert[0]}", now_us + alert[1])
     sent += [(label.due_us, label.truth) for label in drain(schedule)]
@@ -128,9 +128,7 @@ def test_messages_hold_exact_amounts_and_times() -> None:
     assert datetime.fromisoformat(json.loads(encoded[0])["event_time"]).tzinfo == UTC
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"speed": 0}, {"max_in_flight": 0}, {"report_rate": 1.5}, {"label_delay_s": -1}, {"review_delay_s": -1}]
-)
+@pytest.mark.parametrize("wrong", [{"speed": 0}, {"max_in_flight": 0}, {"review_delay_s": -1}])
 def test_options_without_sense_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"must|share"):
+    with pytest.raises(ValueError, match="must"):
         ReplayOptions(**wrong)  # type: ignore[arg-type]

@@ -127,6 +127,27 @@ def test_a_compromised_card_pays_five_times_a_third_of_the_time() -> None:
     assert settled["fraud"].sum() / 17 == pytest.approx(42 * 2 * 0.969 / 3, rel=0.2)
 
 
+def test_a_share_of_what_a_compromised_merchant_takes_can_be_fraud() -> None:
+    def made(share: float) -> pd.DataFrame:
+        scenario = Scenario(merchants_per_day=5, merchant_share=share)
+        return simulate_days(make_profiles(np.random.default_rng(2), 300, 200, scenario), 2, 20, 10)
+
+    whole, part = made(1.0), made(0.3)
+    taken = whole["fraud_type"] == "merchant"
+    assert taken.sum() > 500
+    found = part.loc[taken, "fraud_type"] == "merchant"
+    assert 0.25 < found.mean() < 0.35
+    assert not (part.loc[~taken, "fraud_type"] == "merchant").any()
+    columns = ["transaction_id", "card_id", "merchant_id", "amount_minor", "event_time"]
+    pd.testing.assert_frame_equal(whole[columns], part[columns])
+
+
+@pytest.mark.parametrize("wrong", [{"merchant_share": 0.0}, {"card_share": 1.5}, {"card_factor": 1}])
+def test_a_world_without_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="shares of fraud lie above 0"):
+        Scenario(**wrong)  # type: ignore[arg-type]
+
+
 def test_ranges_of_days_join_to_the_whole(profiles: Profiles) -> None:
     whole = simulate_days(profiles, 5, 20, 4)
     parts = pd.concat([simulate_days(profiles, 5, 20, 1), simulate_days(profiles, 5, 21, 3)], ignore_index=True)
