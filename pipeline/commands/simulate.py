@@ -4,7 +4,7 @@ import json
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import click
 import numpy as np
@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.simulator import DEFAULT_START, Scenario, make_profiles, stream_days
+
+_PUBLISHED: Final = Scenario()
 
 
 @click.command("simulate")
@@ -30,21 +32,21 @@ from pipeline.simulator import DEFAULT_START, Scenario, make_profiles, stream_da
 )
 @click.option(
     "--merchant-fraud-share",
-    default=Scenario.merchant_share,
+    default=_PUBLISHED.merchant_share,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True, max=1),
     help="Share of fraud in what a compromised merchant takes.",
 )
 @click.option(
     "--card-fraud-share",
-    default=Scenario.card_share,
+    default=_PUBLISHED.card_share,
     show_default="a third",
     type=click.FloatRange(min=0, min_open=True, max=1),
     help="Share of fraud in what a compromised card pays.",
 )
 @click.option(
     "--card-factor",
-    default=Scenario.card_factor,
+    default=_PUBLISHED.card_factor,
     show_default=True,
     type=click.IntRange(min=2),
     help="By which the amounts of a compromised card's frauds are multiplied.",
