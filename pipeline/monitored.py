@@ -16,7 +16,7 @@ from pipeline.engine.blocks import BlockError
 from pipeline.engine.feature_blocks import EVENT_US, SCORE, read_features
 from pipeline.exports.contents import check_whole
 from pipeline.exports.errors import ExportError
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.kafka.clients import (
     QUEUE_OF_BLOCKS,
     admin_client,
@@ -176,6 +176,9 @@ class MonitoredTopics:
             refuse(record, error, not_counted)
             return
         block = rows.block
+        if block.kernel != KERNEL_VERSION:
+            # Features of one name may mean something else there.
+            return
         self._into.add_decisions(block.wide[EVENT_US][rows.rows], rows.own_features(), block.features[rows.rows, SCORE])
 
 
@@ -194,7 +197,8 @@ def count_files(directory: Path, into: Monitored) -> None:
     for topic in MONITORED:
         check_whole(directory / topic.name)
     columns = [f"feature_{name}" for name in FEATURES]
-    for table in _tables(paths[DECISION_FEATURES.name], ["event_time", "score", *columns]):
+    for rows in _tables(paths[DECISION_FEATURES.name], ["event_time", "score", "versions_kernel", *columns]):
+        table = rows.filter(pc.equal(rows.column("versions_kernel"), KERNEL_VERSION))
         features = np.column_stack([table.column(name).to_numpy() for name in columns])
         into.add_decisions(_times_us(table, "event_time"), features, table.column("score").to_numpy())
     for table in _tables(paths[ALERTS.name], ["event_time"]):

@@ -37,7 +37,7 @@ POLICY: Final = "policy"
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _VERSION: Final = re.compile(r"[0-9a-f]{12}")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_LIBRARIES: Final = ("lightgbm", "numpy", "river")
+_LIBRARIES: Final = ("lightgbm", "numpy", "river", "scikit-learn", "scipy")
 
 
 class RegistryError(ModelError):

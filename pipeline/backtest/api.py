@@ -1,5 +1,6 @@
 """A backtest as a notebook asks for it: a history, a range and some models in, frames out."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -134,6 +135,9 @@ class Backtest:
             US_PER_DAY / US_PER_SECOND
         )
         declared = None if labelling is Labelling.RECORDED else regime
+        if training is not None and labelling is Labelling.REVIEW:
+            # Answers to alerts come sooner than the regime says, and depend on scores.
+            training = dataclasses.replace(training, early_reports=False)
         self.request = Request(
             settings=settings,
             source=source,

@@ -84,7 +84,7 @@ def refuse_budgets_of_renewals(levels: Sequence[Level], training: Training | Non
     if training is not None and training.renew_days and chooses(levels):
         raise ValueError(
             "each training of a renewed model chooses a threshold, for --top alerts a day (alerts_per_day): leave "
-            "--budget out, or hold one threshold with --threshold"
+            "--budget and --pace out, or hold one threshold with --threshold"
         )
 
 

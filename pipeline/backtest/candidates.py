@@ -98,7 +98,8 @@ def warnings_of_labels(request: Request, candidates: Mapping[str, Candidate]) ->
     if request.labels is Labelling.RECORDED:
         return []
     regime = request.regime
-    models = {one.models.lightgbm.version: one.models.lightgbm for one in candidates.values()}
+    # What the backtest trains is trained under the regime.
+    models = {one.models.lightgbm.version: one.models.lightgbm for one in candidates.values() if one.trained_as is None}
     found = [warning_of_labels(one, regime.reported, regime.maturity_days) for one in models.values()]
     return [one for one in found if one is not None]
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from pipeline.features.catalogue import US_PER_SECOND
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels
@@ -32,7 +33,9 @@ class Period(NamedTuple):
         """How reports of transactions behind the last target are taken; None: such transactions teach nothing."""
         if self.regime is None or not self.takes_early_reports:
             return None
-        return EarlyReports(self.known_us, ReportDelays.declared(self.regime))
+        delays = ReportDelays.declared(self.regime)
+        # Within a gap that was asked for, and is wider than the delays, there are no targets.
+        return EarlyReports(self.known_us, delays) if self.gap_us <= delays.maturity_us + US_PER_SECOND else None
 
     @property
     def newest_us(self) -> int:

@@ -48,11 +48,14 @@ class ModelLibrary:
 
     def policy_for(self, lightgbm: str) -> Policy:
         """The newest policy whose threshold was chosen for a LightGBM version, else the one in force."""
-        known = [self.policy(entry.version) for entry in self._registry.entries(POLICY)]
-        if not known or self._is_active(POLICY):
+        versions = [entry.version for entry in self._registry.entries(POLICY)]
+        if not versions or self._is_active(POLICY):
             # Before the newest, if it fits.
-            known.append(self.policy(ACTIVE))
-        return next((one for one in reversed(known) if one.lightgbm_version == lightgbm), known[-1])
+            versions.append(self._version(POLICY, ACTIVE))
+        # What is only looked at needs no key of an audit.
+        known = [Policy.from_payload(self._payload(POLICY, version)) for version in versions]
+        chosen = next((one for one in reversed(known) if one.lightgbm_version == lightgbm), known[-1])
+        return self.policy(chosen.version)
 
     def policy_in_force(self) -> Policy | None:
         """The policy in force, if there is one. Raises `RegistryError`, `ModelError`."""

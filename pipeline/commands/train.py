@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, Final, Unpack
 
 import click
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.backtest import frame_tables
 from pipeline.backtest.decidable import decidable
 from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
+from pipeline.engine.history import event_times_us
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
@@ -92,7 +95,10 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
     type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
     help="Give this share of the budget to an audit, such as 0.05.  [default: the active policy's audit]",
 )
-@click.option("--audit-key-id", help="Key of FRAUD_PIPELINE_AUDIT_KEYS that orders the audit.")
+@click.option(
+    "--audit-key-id",
+    help="Key of FRAUD_PIPELINE_AUDIT_KEYS that orders the audit.  [default: the active policy's]",
+)
 @click.option(
     "--legitimate-rows",
     type=click.IntRange(min=1),
@@ -161,7 +167,7 @@ def command(
     if audit_key_id is not None and audit_share is None:
         raise click.UsageError("--audit-key-id orders a new audit: give its --audit-share too")
     settings = Settings()
-    if audit_key_id is not None and audit_key_id not in settings.audit_keys:
+    if audit_key_id is not None and (activate or publish) and audit_key_id not in settings.audit_keys:
         raise click.UsageError(f"FRAUD_PIPELINE_AUDIT_KEYS has no key {audit_key_id!r}: add it here and at all workers")
     servers = bootstrap or settings.kafka_bootstrap_servers
     if (from_topics or publish) and servers is None:
@@ -191,9 +197,9 @@ def command(
             _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
             regime = LabelRegime(delay_days=delay_days, **declared)
             delay_days = regime.maturity_days
-            data = from_history(frame, regime, _microseconds(known_before))
+            data = from_history(frame, regime, _known_until(event_times_us(frame["event_time"]), known_before))
             if early_reports is not False and len(data.fraud):
-                early = EarlyReports(_known_until(data, known_before), ReportDelays.declared(regime))
+                early = EarlyReports(_known_until(data.event_time_us, known_before), ReportDelays.declared(regime))
             described = regime.describe()
         else:
             rows = _served(servers or "", settings)
@@ -202,12 +208,13 @@ def command(
             described = {"reported": settings.label_regime} if settings.label_regime else {}
             _say(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
             if early_reports:
-                early = _early_of(rows, _known_until(data, known_before), delay_days)
+                early = _early_of(rows, _known_until(data.event_time_us, known_before), delay_days)
         _say(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
         split = _split(data, delay_days, validation_days, train_from, known_before)
         policy = _active_policy(registry)
         if audit_share is not None:
-            audit = audit_within_budget(data, split, audit_share * budget_per_day, audit_key_id)
+            held = None if policy is None or policy.audit is None else policy.audit.key_id
+            audit = audit_within_budget(data, split, audit_share * budget_per_day, audit_key_id or held)
             policy = (policy or Policy(0.5)).replace(audit=audit, audit_rate=0.0)
         trained = train(
             data,
@@ -224,7 +231,9 @@ def command(
             policy=policy,
             features=chosen,
             early=early,
-            labels=TrainedLabels(_known_until(data, known_before), round(delay_days * US_PER_DAY), described),
+            labels=TrainedLabels(
+                _known_until(data.event_time_us, known_before), round(delay_days * US_PER_DAY), described
+            ),
             details=details,
         )
         _warn_of_labels(trained.model, settings)
@@ -312,10 +321,10 @@ def _warn_of_labels(model: LightGBMModel, settings: Settings) -> None:
         _say(f"warning: {warning}")
 
 
-def _known_until(data: TrainingSet, known_before: datetime | None) -> int:
+def _known_until(event_time_us: NDArray[np.int64], known_before: datetime | None) -> int:
     """Return until when what was known is used; by default, until the history ends."""
     known_us = _microseconds(known_before)
-    return int(data.event_time_us.max()) if known_us is None else known_us
+    return int(event_time_us.max()) if known_us is None else known_us
 
 
 def _microseconds(moment: datetime | None) -> int | None:

@@ -194,7 +194,7 @@ def _threshold(sources: CardSources) -> list[str]:
         ("alerts a day, on the validation period", metrics.get("alerts_per_day")),
         ("share of transactions alerted", metrics.get("alert_rate")),
         ("blend (part of the online model)", policy["blend"]),
-        ("audit rate", policy["audit_rate"]),
+        ("audit", policy["audit"] or f"rate {policy['audit_rate']:g}"),
         ("rules", ", ".join(policy["rules"]) or "none"),
     ]
     return ["## Threshold and volume", "", f"Of policy {policy['version']}.", "", *table(["", ""], rows)]
@@ -240,7 +240,7 @@ def limits(sources: CardSources) -> Iterator[str]:
     regime = label_regime(facts)
     if "frauds-only" in (regime.get("reported"), regime.get("regime.reported")):
         yield "Legitimate transactions had no labels: those that nobody reported count as legitimate."
-    elif not regime:
+    elif not (regime.get("reported") or regime.get("regime.reported")):
         yield "The label regime is not recorded: compare it with that of the traffic before you trust the figures."
     if len(facts["features"]) and not any("known" in one or "fraud" in one for one in facts["features"]):
         yield "No feature knows reported frauds: it cannot follow a new pattern before it is trained again."

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
+import msgspec
+
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ModelBoard
 from pipeline.models.description import lightgbm_facts, metrics_of
@@ -156,6 +158,9 @@ class VersionChanges:
             DeliveryFailed: Nothing became active.
         """
         before = self.active_policy()
+        if "audit_rate" in changes:
+            # A rate takes the place of an audit by key and strata.
+            changes = {"audit": None, **changes}
         policy = before.replace(**changes)
         if policy.version == before.version:
             raise ModelError(f"policy {before.version} has these values already")
@@ -224,6 +229,6 @@ def switch_learning(writer: ControlWriter, said: Said, *, frozen: bool) -> None:
 
 def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:
     """Return the fields in which two policies differ, each with its value before and after."""
-    fields = ("threshold", "blend", "audit_rate", "max_reasons", "rules", "lightgbm_version")
-    pairs = {name: (getattr(before, name), getattr(after, name)) for name in fields}
+    fields = ("threshold", "blend", "audit_rate", "audit", "max_reasons", "rules", "lightgbm_version")
+    pairs = {name: tuple(msgspec.to_builtins(getattr(one, name)) for one in (before, after)) for name in fields}
     return {name: {"before": one, "after": other} for name, (one, other) in pairs.items() if one != other}

@@ -95,7 +95,8 @@ class ServedRows:
     def training_set(self, as_of_us: int) -> TrainingSet:
         """Return all rows as a training set, with the frauds that were reported by ``as_of_us``.
 
-        The arrays are not copied. Which rows may teach is for a `Split` to say.
+        The arrays are not copied. Which rows may teach is for a `Split` to say. Of a fraud that was corrected after
+        ``as_of_us`` the correction counts: it was none.
         """
         weight = np.ones(len(self))
         return TrainingSet(
