@@ -9,7 +9,7 @@ import click
 from pydantic import ValidationError
 
 from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.changes import Said
 from pipeline.scoring.errors import ModelError
@@ -47,6 +47,8 @@ def one_sentence() -> Iterator[None]:
     """Turn what an operator can do something about into one sentence."""
     try:
         yield
+    except FailedRequest as error:
+        raise click.ClickException(failure_text(error)) from error
     except (
         *(ClusterNotFound, ClusterUnreachable, ConfigError),
         *(DeliveryFailed, ModelError, TopicError, ValidationError),

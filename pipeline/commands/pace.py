@@ -12,9 +12,10 @@ from types import FrameType
 import click
 from pydantic import ValidationError
 
+from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
 from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.pacer import NothingActive, PaceEnded, Pacer, Proposal
 from pipeline.scoring.errors import ModelError
@@ -24,13 +25,13 @@ from pipeline.settings import Settings
 @click.command()
 @click.option(
     "--budget-per-day",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     required=True,
     help="Cases a day, each counted by its first alert.",
 )
 @click.option(
     "--critical",
-    type=click.FloatRange(0.02, 1),
+    type=FiniteRange(0.02, 1),
     help="Scores from here on alert whatever the budget says.  [default: none does]",
 )
 @click.option(
@@ -59,6 +60,8 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
                 _run(pacer, stop)
     except NothingActive as error:
         raise click.ClickException(str(error)) from error
+    except FailedRequest as error:
+        raise click.ClickException(failure_text(error)) from error
     except PaceEnded as error:
         # No error: a supervisor that starts it again would make both fight.
         click.echo(str(error), err=True)

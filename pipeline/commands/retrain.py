@@ -11,14 +11,17 @@ from typing import Final
 import click
 from pydantic import ValidationError
 
+from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.progress import interrupts
 from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.retraining.challenger import CycleOptions
 from pipeline.retraining.service import Outcome, Retrainer, ServiceOptions
 from pipeline.settings import Settings
 from pipeline.training.served import WINDOW_DAYS
+
+log = logging.getLogger(__name__)
 
 NICE: Final = 10
 """Added to the process's niceness: workers on the same machine go first."""
@@ -29,21 +32,21 @@ _CYCLE: Final = CycleOptions()
 @click.option("--once", is_flag=True, help="Run one cycle, print one JSON line, and end.")
 @click.option(
     "--every-days",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="Event time between two challengers.",
 )
 @click.option(
     "--window-days",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=WINDOW_DAYS,
     show_default=True,
     help="Train on decisions of the newest days; a million of them take 0.7 GB, and twice that for a moment.",
 )
 @click.option(
     "--maturity-days",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Age at which a transaction without a reported fraud is legitimate; no younger one teaches then.  "
     "[default: as old reports tell it, else the setting maturity_days]",
 )
@@ -62,20 +65,20 @@ _CYCLE: Final = CycleOptions()
 )
 @click.option(
     "--validation-days",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=_CYCLE.validation_days,
     show_default=True,
     help="Last days of a training, which stop and calibrate it.",
 )
 @click.option(
     "--budget-per-day",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Alerts a day that analysts can look at.  [default: that of the active policy, else 100]",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=_CYCLE.threads, show_default=True, help="To train.")
 @click.option(
     "--interval-s",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=30.0,
     show_default=True,
     help="Seconds between two looks at the topics.",
@@ -113,13 +116,25 @@ def command(
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         with interrupts(stop):
             while not stop.is_set():
-                retrainer.look()
+                _look(retrainer)
                 stop.wait(interval_s)
+    except FailedRequest as error:
+        raise click.ClickException(failure_text(error)) from error
     except (
         *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed, TopicError),
         ValidationError,
     ) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _look(retrainer: Retrainer) -> None:
+    """Look, and report what failed: the next look tries again."""
+    try:
+        retrainer.look()
+    except FailedRequest as error:
+        log.warning("%s; it is tried again", failure_text(error))
+    except ClusterUnreachable as error:
+        log.warning("%s; it is tried again", error)
 
 
 def _report(found: Outcome) -> int:

@@ -159,7 +159,11 @@ class Pacing:
         self._clocks: dict[int, int] = {}
         self._reaches: dict[int, HourScores] = {}
         self._alerts: dict[int, int] = {}
-        self._first_scored: int | None = None
+        self._own: set[int] = set()
+        """Event hours with scores of the version that scores now."""
+        self._others: set[int] = set()
+        """Event hours with scores of other versions."""
+        self._first_seeded: int | None = None
         self._first_hour: int | None = None
         self._least_seeded, self._last_seeded = 0.0, 0
 
@@ -170,8 +174,23 @@ class Pacing:
 
     @property
     def first_scored(self) -> int | None:
-        """The earliest event hour with a score of the version that scores now; None without one."""
-        return self._first_scored
+        """The event hour in which the version that scores now began to; None if it has not. See `_since`."""
+        return self._since((self.hour or 0) + 1)
+
+    def _since(self, hour: int) -> int | None:
+        """Return where the newest run of hours begins that the version that scores now decided, before an hour.
+
+        A run ends at an hour that another version alone decided, and at a day without decisions: what lies behind says
+        nothing about the rate of its scores.
+        """
+        last = max((at for at in self._others - self._own if at < hour), default=-1)
+        first, newer = None, hour
+        for at in sorted((at for at in self._own if max(last, hour - HOURS - 1) < at < hour), reverse=True):
+            if newer - at > HOURS_OF_DAY:
+                break
+            first = newer = at
+        seeded = self._first_seeded if self._last_seeded >= hour - HOURS else None
+        return seeded if first is None or (seeded is not None and seeded < first) else first
 
     def seed(self, recent: Iterable[tuple[int, float]], before: int | None = None) -> None:
         """Take in scores that the LightGBM version gave to hours before it decided.
@@ -187,7 +206,7 @@ class Pacing:
         for number, (hour, score) in enumerate(recent):
             if before is not None and hour >= before:
                 continue
-            self._first_scored = hour if self._first_scored is None else min(self._first_scored, hour)
+            self._first_seeded = hour if self._first_seeded is None else min(self._first_seeded, hour)
             self._last_seeded = max(self._last_seeded, hour)
             if score >= LOWEST_THRESHOLD:
                 self._of_hour(hour).note(("seed", number), Reach(score, 0.0))
@@ -196,7 +215,8 @@ class Pacing:
         """Let go of all scores, since they mean nothing to the version that scores now; alerts stay counted."""
         self._reaches.clear()
         self._partitions = {partition: CaseScores() for partition in self._partitions}
-        self._first_scored = None
+        self._first_seeded = None
+        self._own, self._others = set(), set()
         self._least_seeded, self._last_seeded = 0.0, 0
 
     def add(self, rows: ScoredRows, partition: int = 0) -> int:
@@ -212,7 +232,8 @@ class Pacing:
         self._clocks[partition] = int(hours[-1])
         comparable = np.ones(len(hours), np.bool_) if rows.comparable is None else rows.comparable
         self._first_hour = _earlier(self._first_hour, hours)
-        self._first_scored = _earlier(self._first_scored, hours[comparable])
+        self._own.update(np.unique(hours[comparable]).tolist())
+        self._others.update(np.unique(hours[~comparable]).tolist())
         cases, first_alerts = self._partitions.setdefault(partition, CaseScores()), 0
         for row in worth_noting(rows.score, rows.alert).tolist():
             case, hour = rows.case[row], int(hours[row])
@@ -236,7 +257,8 @@ class Pacing:
         hour, budget = hour if hour is not None else self.hour or 0, self._options.alerts_per_day
         alerts = {at: count for at, count in self._alerts.items() if hour - HOURS <= at < hour}
         observed = min(hour - (hour if self._first_hour is None else self._first_hour), HOURS)
-        scored = min(hour - (hour if self._first_scored is None else self._first_scored), HOURS)
+        since = self._since(hour)
+        scored = min(hour - (hour if since is None else since), HOURS)
         today = sum(count for at, count in alerts.items() if at // HOURS_OF_DAY == hour // HOURS_OF_DAY)
         deficit = self._deficit(alerts, hour, observed)
         correction = max(-LARGEST_CORRECTION, min(deficit / (CORRECTION_DAYS * budget), LARGEST_CORRECTION))
@@ -257,8 +279,9 @@ class Pacing:
         if scored < HOURS_OF_DAY:
             return Pace(hour, threshold, {**figures, "cold": True})
         found, shifted = self._threshold(hour, scored, rate)
-        if self._last_seeded >= hour - HOURS:
-            found = max(found, self._least_seeded)
+        if self._last_seeded >= hour - HOURS and found <= self._least_seeded:
+            # Below the lowest that was given nobody knows how many there were: the threshold that holds stays.
+            found = min(self._least_seeded, threshold)
         if self._options.critical is not None:
             found = min(found, self._options.critical)
         return Pace(hour, min(found, LARGEST_THRESHOLD), {**figures, "cold": False, "shifted": shifted})
@@ -296,6 +319,8 @@ class Pacing:
 
     def _forget(self, hour: int) -> None:
         """Let go of hours that no threshold will be decided by."""
+        if len(self._own) + len(self._others) > 4 * HOURS:
+            self._own, self._others = ({at for at in of if at >= hour - HOURS} for of in (self._own, self._others))
         if len(self._reaches) > HOURS + 1 or len(self._alerts) > HOURS + 1:
             self._reaches = {at: one for at, one in self._reaches.items() if at >= hour - HOURS}
             self._alerts = {at: count for at, count in self._alerts.items() if at >= hour - HOURS}

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -109,6 +109,15 @@ TopicError = logs.TopicError
 
 class ClusterUnreachable(RuntimeError):
     """No broker answers; the text says what to check."""
+
+
+FailedRequest: TypeAlias = KafkaException
+"""Raised by the client where brokers refuse a request, or do not answer in time."""
+
+
+def failure_text(error: FailedRequest) -> str:
+    """Return a failed request as a sentence for people."""
+    return f"Kafka: {error.args[0].str()}; see whether the brokers are well"
 
 
 class ConfigError(ValueError):

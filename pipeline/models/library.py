@@ -51,7 +51,8 @@ class PublishedVersions:
     @classmethod
     def on(cls, bootstrap: str, settings: Settings, board: ModelBoard) -> Self:
         """Read a cluster's; raises ``TopicError``, ``KafkaException``."""
-        control = read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings)
+        # At once: a topic that is missing is told before anything waits for the other one.
+        control = list(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings))
         return cls(settings, control, VersionContents(bootstrap, settings), board)
 
     def board_at(self, moment: datetime) -> ModelBoard:

@@ -185,14 +185,13 @@ class Pacer:
         blend = policy.blend if verdict is None else verdict.blend
         threshold = pace.threshold
         stale = policy.lightgbm_version not in (None, active.lightgbm.version)
-        first = self._control.first_policy() if stale and pace.figures["cold"] else None
-        if first is not None:
-            # A policy for the version before came just behind the activation of this one.
+        # A policy for the version before came just behind the activation of this one, whose rules and audit hold.
+        first = self._control.first_policy() if stale else None
+        if first is not None and pace.figures["cold"]:
             threshold = first.threshold
-        news = (
-            is_news(policy.threshold, pace, self._changed_hour) or blend != policy.blend or threshold != pace.threshold
-        )
-        new = policy.replace(
+        is_changed = first is not None or blend != policy.blend or threshold != pace.threshold
+        news = is_changed or is_news(policy.threshold, pace, self._changed_hour)
+        new = (first or policy).replace(
             threshold=threshold,
             blend=blend,
             lightgbm_version=active.lightgbm.version if stale else policy.lightgbm_version,
@@ -220,7 +219,7 @@ class Pacer:
         references = self._writer.contents([Content("policy", policy.version, policy.to_payload())])
         self._control.refresh()
         self._refuse_other()
-        if self._control.active is not active:
+        if self._control.frozen or self._control.active is not active:
             # What was decided by is no longer active: decide again.
             self._decided_hour = None
             return

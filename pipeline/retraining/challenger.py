@@ -24,7 +24,9 @@ from pipeline.training.served import ServedRows
 
 THRESHOLD_DAYS: Final = 7.0
 """Newest days whose scores choose the first threshold."""
-MOST_RECENT_SCORES: Final = 1_000
+MOST_RECENT_SCORES: Final = 3_500
+"""Scores that fit into the 64 KiB of a policy's metadata."""
+LEAST_RECENT_SCORES: Final = 1_000
 DEFAULT_BUDGET: Final = 100.0
 _US_PER_HOUR: Final = US_PER_DAY // 24
 
@@ -207,14 +209,20 @@ def policy_for(rows: ServedRows, model: LightGBMModel, active: Policy, limits: G
     metadata = {
         "alerts_per_day": limits.alerts_per_day,
         "threshold_days": round(days, 3),
-        "recent_scores": _recent_scores(score, newest.event_time_us),
+        "recent_scores": _recent_scores(score, newest.event_time_us, limits.alerts_per_day),
     }
     return active.replace(threshold=threshold, lightgbm_version=model.version, metadata=metadata)
 
 
-def _recent_scores(score: NDArray[np.float64], event_time_us: NDArray[np.int64]) -> list[tuple[int, float]]:
-    """Return the highest scores, each behind the hour since 1970 of its transaction, for whoever paces the alerts."""
-    rows = np.sort(np.argsort(-score, kind="stable")[:MOST_RECENT_SCORES])
+def _recent_scores(
+    score: NDArray[np.float64], event_time_us: NDArray[np.int64], alerts_per_day: float
+) -> list[tuple[int, float]]:
+    """Return the highest scores, each behind the hour since 1970 of its transaction, for whoever paces the alerts.
+
+    There are twice as many as the budget allows, so that a pace can go below the first threshold.
+    """
+    most = min(max(LEAST_RECENT_SCORES, round(2 * THRESHOLD_DAYS * alerts_per_day)), MOST_RECENT_SCORES)
+    rows = np.sort(np.argsort(-score, kind="stable")[:most])
     hours = (event_time_us[rows] // _US_PER_HOUR).tolist()
     return [(hour, float(f"{value:.6g}")) for hour, value in zip(hours, score[rows].tolist(), strict=True)]
 

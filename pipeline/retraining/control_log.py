@@ -29,10 +29,12 @@ class Tenure(NamedTuple):
     activated_ms: int
     """Wall-clock time of the activation, in milliseconds since 1970."""
     step: str
+    given: VersionReference | None = None
+    """The policy that became active with it."""
 
     @property
     def references(self) -> list[VersionReference]:
-        """What to activate to return to it."""
+        """Both versions."""
         return [self.lightgbm] if self.policy is None else [self.lightgbm, self.policy]
 
 
@@ -54,7 +56,7 @@ class ControlLog:
         self.cycle_us: int | None = None
         """Event time up to which the last cycle of the service had read; None before the first one."""
         self.rollback_us: int | None = None
-        """The same of its last rollback."""
+        """The same as of the last rollback, whoever made it."""
         self._policy: VersionReference | None = None
 
     def add(self, records: Iterable[Record]) -> None:
@@ -78,13 +80,15 @@ class ControlLog:
         last = self.tenures[-1] if self.tenures else None
         lightgbm = named.get(_LIGHTGBM)
         if lightgbm is not None and (last is None or lightgbm.digest != last.lightgbm.digest):
-            self.tenures.append(Tenure(lightgbm, self._policy, _milliseconds(item.activated_at), item.step))
+            given = named.get(_POLICY)
+            self.tenures.append(Tenure(lightgbm, self._policy, _milliseconds(item.activated_at), item.step, given))
         elif last is not None:
             self.tenures[-1] = last._replace(policy=self._policy)
         if item.by == BY and item.step in (PROMOTE, ROLLBACK):
             self._cycle_ended(item.figures)
-            if item.step == ROLLBACK:
-                self.rollback_us = self.cycle_us
+        if item.step == ROLLBACK:
+            # A person's too: the same recipe would bring back what was rolled back.
+            self.rollback_us = self.cycle_us
 
     def _cycle_ended(self, figures: dict[str, Any]) -> None:
         as_of_us = figures.get(AS_OF)

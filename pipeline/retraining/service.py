@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.models.history import PROMOTE, ROLLBACK
 from pipeline.models.publish import Content, ControlWriter, Step
@@ -115,6 +116,10 @@ class Retrainer:
         return self._options.alerts_per_day or champion.alerts_per_day
 
     def _rolled_back(self, champion: Champion, verdict: Verdict, to: Tenure) -> Outcome:
+        self._topics.read_control()
+        current = self._topics.champion()
+        if current is None or current.model.digest != champion.model.digest:
+            return self._nothing("the active version was changed while it was compared")
         newest_us = self._topics.served.newest_us
         reason = f"version {champion.model.version} is rolled back to {to.lightgbm.version}: {verdict.reason}"
         if (frozen := self._topics.control.frozen) is not None:
@@ -124,9 +129,20 @@ class Retrainer:
                 log.error("%s", reason)
             return Outcome("kept", reason, figures=verdict.figures)
         figures = {**verdict.figures, AS_OF: newest_us, "offsets": self._topics.offsets}
-        self._writer.activate(to.references, Step(ROLLBACK, BY, reason, figures))
+        references = [to.lightgbm, *self._policy_behind(current.policy, to)]
+        self._writer.activate(references, Step(ROLLBACK, BY, reason, figures))
         log.error("%s", reason)
-        return self._done("rolled_back", reason, to.references, figures)
+        return self._done("rolled_back", reason, references, figures)
+
+    def _policy_behind(self, policy: Policy, to: Tenure) -> list[VersionReference]:
+        """Publish the policy for a rollback: rules, audit and blend of now, the threshold of the version's last one."""
+        before = self._topics.policy(to)
+        if before is None:
+            return []
+        made = policy.replace(
+            threshold=before.threshold, lightgbm_version=to.lightgbm.version, metadata=before.metadata
+        )
+        return self._writer.contents([Content("policy", made.version, made.to_payload())])
 
     def _waits(self, model: LightGBMModel, newest_us: int, *, now: bool, new_day: bool) -> str | None:
         """Return why no challenger is trained now; None where one is due."""
@@ -134,9 +150,11 @@ class Retrainer:
         if control.frozen is not None:
             return f"learning is frozen by {control.frozen.by}: {control.frozen.reason}"
         pause_us = (control.rollback_us or 0) + round(PAUSE_DAYS * US_PER_DAY)
-        if control.rollback_us is not None and newest_us < pause_us:
+        # A time ahead of the decisions is of a clock that was wrong, or of topics that began anew.
+        if control.rollback_us is not None and control.rollback_us <= newest_us < pause_us:
             return f"a version was rolled back; no challenger is trained for {PAUSE_DAYS:g} days of event time"
-        since_us = None if control.cycle_us is None else newest_us - control.cycle_us
+        is_ahead = control.cycle_us is None or control.cycle_us > newest_us
+        since_us = None if is_ahead else newest_us - (control.cycle_us or 0)
         if since_us is None or (now and since_us > 0) or since_us >= round(self._options.every_days * US_PER_DAY):
             return None
         if new_day and (drift := self._drifted(self._topics.served.rows(), model)):

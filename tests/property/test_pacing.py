@@ -93,11 +93,11 @@ def test_a_shift_of_all_scores_is_met_within_two_days(weeks: Stream) -> None:
 def test_the_first_alert_of_a_case_is_what_counts() -> None:
     """Three decisions of a case within two hours: it alerts once, in the hour in which it reaches a threshold first."""
     pacing = Pacing(PacingOptions(24.0))
-    times = np.array([0, 1, 2, 30]) * US_PER_HOUR + START_HOUR * US_PER_HOUR
+    times = np.array([0, 1, 2, 26]) * US_PER_HOUR + START_HOUR * US_PER_HOUR
     scores, alerts = np.array([0.3, 0.5, 0.4, 0.0]), np.array([True, True, True, False])
     pacing.add(ScoredRows(times, scores, alerts, ["a", "a", "a", "b"]))
     pace = pacing.decide(0.2)
-    assert (pace.figures["alerts_7d"], pace.figures["hours"]) == (1, 30)
+    assert (pace.figures["alerts_7d"], pace.figures["hours"]) == (1, 26)
     reached = [pacing._reaches[START_HOUR + at].columns() for at in range(2)]
     assert [(score.tolist(), before.tolist()) for score, before in reached] == [([0.3], [0.0]), ([0.5], [0.3])]
     assert START_HOUR + 2 not in pacing._reaches
@@ -133,7 +133,29 @@ def test_a_threshold_stays_until_there_is_a_day_of_scores_of_the_version_that_sc
     own = np.full(50, (first - 1) * US_PER_HOUR)
     plenty.add(ScoredRows(own, np.full(50, 0.05), np.zeros(50, np.bool_), [f"c{number}" for number in range(50)]))
     assert plenty.decide(0.7, first).threshold == 0.401
-    assert plenty.decide(0.7, first + HOURS).threshold == pytest.approx(0.02)
+    assert plenty.decide(0.35, first).threshold == 0.35
+    # A week later they count no more, nor does what was decided before a day without decisions.
+    assert plenty.decide(0.7, first + HOURS).figures["cold"]
+
+
+@pytest.mark.parametrize("away_days", [1, 5, 9])
+def test_a_version_that_returns_begins_anew(away_days: int) -> None:
+    of = stream(14, 300, seed=3)
+    day = (of.event_time_us - of.event_time_us[0]) // (24 * US_PER_HOUR)
+    own = (day < 13 - away_days) | (day >= 13)
+    pacing = Pacing(BUDGET)
+    pacing.add(ScoredRows(of.event_time_us, of.score, of.score >= 0.2, of.case, comparable=own))
+    pace = pacing.decide(0.2)
+    assert (pace.threshold, pace.figures["cold"]) == (0.2, True)
+    assert pace.figures["hours"] <= 24
+
+
+def test_days_without_decisions_say_nothing_of_a_rate() -> None:
+    of, later = stream(10, 300, seed=3), stream(1, 300, seed=4)
+    pacing = Pacing(BUDGET)
+    pacing.add(rows_of(of, 0.2))
+    pacing.add(rows_of(Stream(later.event_time_us + 14 * 24 * US_PER_HOUR, later.score, later.case), 0.2))
+    assert pacing.decide(0.2).threshold == 0.2
 
 
 def test_behind_five_quarters_of_the_budget_a_quarter_of_the_rate_passes() -> None:

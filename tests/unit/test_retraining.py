@@ -14,7 +14,7 @@ from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.quarantine import control_record
 from pipeline.learning.regimes import NEVER_US
 from pipeline.retraining.challenger import (
-    MOST_RECENT_SCORES,
+    LEAST_RECENT_SCORES,
     Challenge,
     Champion,
     CycleOptions,
@@ -93,7 +93,7 @@ def test_the_first_threshold_and_the_recent_scores_are_those_of_the_newest_week(
     alerts = int((score >= found.policy.threshold).sum())
     assert BUDGET * 7 * 0.9 <= alerts <= BUDGET * 7
     hours, scores = zip(*found.policy.metadata["recent_scores"], strict=True)
-    np.testing.assert_allclose(sorted(scores), np.sort(score)[-MOST_RECENT_SCORES:], rtol=1e-5)
+    np.testing.assert_allclose(sorted(scores), np.sort(score)[-LEAST_RECENT_SCORES:], rtol=1e-5)
     assert list(hours) == sorted(hours)
     assert hours[-1] <= NOW_US // (US_PER_DAY // 24) < hours[0] + 7 * 24 + 2
 
@@ -184,6 +184,13 @@ def test_control_tells_which_versions_served_and_what_the_service_did() -> None:
     assert told == [("a", "p2", "publish"), ("b", "p3", "promote"), ("a", "p2", "rollback")]
     assert [one.activated_ms for one in found.tenures] == [1_000, 3_000, 5_000]
     assert (found.cycle_us, found.rollback_us, found.activations, found.frozen) == (60, 50, 5, None)
+    assert [one.given and one.given.version for one in found.tenures] == ["p1", "p3", "p2"]
+
+
+def test_a_rollback_of_a_person_counts_from_the_last_cycle() -> None:
+    promoted = activation(3, "b", "p3", step="promote", by=BY, **{AS_OF: 30})
+    assert control(promoted, activation(4, "a", "p1", step="rollback", by="dana")).rollback_us == 30
+    assert control(activation(4, "a", "p1", step="rollback", by="dana")).rollback_us is None
 
 
 def test_the_newest_switch_counts() -> None:
@@ -291,3 +298,6 @@ def test_twice_the_budget_is_harm_at_once() -> None:
     assert found is not None
     assert "alerts within 24 hours" in found[0].reason
     assert found[1] == versions[0]
+    # A policy that was paced or set since has another threshold: that is not the version's doing.
+    since = [versions[0], versions[1]._replace(given=reference("policy", "p1"))]
+    assert harm_done(log, Contents(good, loud), Policy(0.5), since, BUDGET, whole=False) is None

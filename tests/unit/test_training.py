@@ -397,9 +397,14 @@ def test_the_command_takes_early_reports_of_a_declared_regime(tmp_path, monkeypa
         found: str = json.loads(run.stdout)["lightgbm"]
         return found
 
+    # Without a date it knows what was known when the history ended, and no later report.
+    late, ended = ["--delay-spread", "1", "--label-delay-days", "2"], history(30)["event_time"].max()
+    one, other = (version(*late, *more) for more in ((), ("--known-before", (ended + pd.Timedelta("1us")).isoformat())))
+    assert one != other  # by their arguments alone
+    registry = Registry(tmp_path / "registry")
+    assert registry.load_lightgbm(one).metadata["frauds"] == registry.load_lightgbm(other).metadata["frauds"]
     early = version("--early-share", "0.3")
     assert early != version("--early-share", "0.3", "--no-early-reports")
-    registry = Registry(tmp_path / "registry")
     plain, without = (json.loads(registry.load(LIGHTGBM, version(*more))) for more in ((), ("--no-early-reports",)))
     # Metadata keep the arguments.
     assert [plain[name] for name in ("text", "calibration")] == [without[name] for name in ("text", "calibration")]
