@@ -56,12 +56,15 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """A port that no server listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-    return port
+def free_port(unlike: int | None = None) -> int:
+    """Return a port other than ``unlike`` that no server listens on now."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port: int = probe.getsockname()[1]
+        # One that was found before is not bound yet: the system may name it again.
+        if port != unlike:
+            return port
 
 
 def connects(address: str) -> bool:

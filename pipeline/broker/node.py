@@ -301,7 +301,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def _same_or_free(last: int | None, unlike: int | None = None) -> int:
-    return last if last is not None and last != unlike and is_free(last) else free_port()
+    return last if last is not None and last != unlike and is_free(last) else free_port(unlike)
 
 
 def _cluster_id() -> str:

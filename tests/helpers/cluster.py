@@ -34,7 +34,10 @@ class Nodes:
 @contextmanager
 def kafka_nodes(directory: Path, count: int, properties: Mapping[str, str]) -> Iterator[Nodes]:
     """``count`` nodes that form one cluster, with ``properties`` over the embedded broker's; ended on the way out."""
-    ports = [(free_port(), free_port()) for _ in range(count)]
+    free: set[int] = set()
+    while len(free) < 2 * count:
+        free.add(free_port())
+    ports = [(free.pop(), free.pop()) for _ in range(count)]
     voters = ",".join(f"{number}@{HOST}:{controller}" for number, (_, controller) in enumerate(ports, 1))
     with ExitStack() as stack:
         processes = []
