@@ -261,7 +261,7 @@ def test_the_report_lists_the_versions(asked: Callable[..., Backtest]) -> None:
 
 
 def test_what_cannot_be_renewed_is_refused(asked: Callable[..., Backtest]) -> None:
-    with pytest.raises(ValueError, match="leave --budget out"):
+    with pytest.raises(ValueError, match="leave --budget and --pace out"):
         asked(train={"renew_days": [EVERY]}, budgets=[5])
     with pytest.raises(ValueError, match="renew_days must be more than none"):
         asked(train={"renew_days": [7.0, 0.0]})
