@@ -146,7 +146,11 @@ def in_small_tables(*arguments: object) -> object:
         (["--register"], 2, "nothing is trained"),
         (["--renew", "7"], 2, "nothing is trained"),
         (["--train", "a", "--train-from", "2024-03-02", "--renew", "0"], 2, "x>0"),
-        (["--train", "a", "--train-from", "2024-03-02", "--renew", "1", "--budget", "5"], 1, "leave --budget out"),
+        (
+            ["--train", "a", "--train-from", "2024-03-02", "--renew", "1", "--budget", "5"],
+            1,
+            "leave --budget and --pace out",
+        ),
         (["--train", "a", "--train", "a=hour", "--train-from", "2024-03-01"], 2, "needs a name of its own"),
         (["--train", "=hour", "--train-from", "2024-03-01"], 2, "needs a name of its own"),
         (["--train", "a", "--train-from", "2024-03-01"], 1, "what lies before the range"),

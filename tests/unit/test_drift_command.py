@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from pipeline.commands.drift import DRIFTED
 from pipeline.drift_metrics import DriftMetrics
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.monitored import Monitored, count_files
 from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORTS
 from pipeline.monitoring.drift import judge
@@ -27,8 +28,8 @@ from tests.unit.model_helpers import example, small_model
 DAYS = 32
 
 
-def exported(directory: Path, drifts_from: int, days: int = DAYS) -> Path:
-    export(directory, DECISION_FEATURES, [value for value, _ in drifting_blocks(range(days), drifts_from)])
+def exported(directory: Path, drifts_from: int, days: int = DAYS, kernel: str = KERNEL_VERSION) -> Path:
+    export(directory, DECISION_FEATURES, [value for value, _ in drifting_blocks(range(days), drifts_from, kernel)])
     return directory
 
 
@@ -47,6 +48,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Run":
 class Run:
     def __call__(self, *arguments: object) -> Result:
         return CliRunner().invoke(main, ["drift", *map(str, arguments)])
+
+
+def test_features_of_another_kernel_are_left_out(tmp_path: Path, run: Run) -> None:
+    result = run("--file", exported(tmp_path, DAYS - 2, kernel="another"))
+    assert result.exit_code == 0, result.output
+    assert "0 whole days are counted" in result.output
 
 
 def test_drift_is_named_with_day_values_and_exit_code(tmp_path: Path, run: Run) -> None:
