@@ -2,26 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.exports.contents import check_whole
-from pipeline.exports.errors import ExportError
+from pipeline.exports.reading import export_batches, require_export
 from pipeline.kafka.clients import read_topic
 from pipeline.kafka.internal import not_counted, readable
 from pipeline.monitoring.outcomes import Outcomes
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.errors import UNREADABLE
 from schemas.messages import Label
 from schemas.topics import DECISIONS, LABELS
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_CHUNK_ROWS: Final = 65_536
 
 
 class _Decision(msgspec.Struct):
@@ -50,13 +45,13 @@ def outcomes_of_topics(bootstrap: str, settings: Settings) -> Outcomes:
         # Anybody may write here: what is no label is a dead letter of the label agent's.
         with suppress(*UNREADABLE):
             label = _decode_label(record.value or b"")
-            at_us = _us(label.labelled_at)
+            at_us = timestamp_us(label.labelled_at)
             key = (label.card_id, label.transaction_id)
             outcomes.add_label(key, label.label, label.source, at_us, max(at_us, record.timestamp_ms * 1_000))
     records = read_topic(bootstrap, settings.topic(DECISIONS.name), settings=settings)
     for _, one in readable(records, _decode_decision, not_counted):
         key = (one.card_id, one.transaction_id)
-        outcomes.add_decision(key, _us(one.event_time), one.selection, one.selection_probability)
+        outcomes.add_decision(key, timestamp_us(one.event_time), one.selection, one.selection_probability)
     return outcomes
 
 
@@ -66,35 +61,20 @@ def outcomes_of_files(directory: Path) -> Outcomes:
     Raises:
         ExportError: A topic is not there, or files of the export are missing or damaged.
     """
+    require_export(directory, [LABELS.name, DECISIONS.name], [DECISIONS.name, LABELS.name])
     outcomes = Outcomes()
     names = ["card_id", "transaction_id", "label", "source", "labelled_at", "timestamp"]
     for card, transaction, label, source, labelled_at, timestamp in _rows(directory, LABELS.name, names):
-        at_us = _us(labelled_at)
-        outcomes.add_label((card, transaction), label, source, at_us, max(at_us, _us(timestamp)))
+        at_us = timestamp_us(labelled_at)
+        outcomes.add_label((card, transaction), label, source, at_us, max(at_us, timestamp_us(timestamp)))
     names = ["card_id", "transaction_id", "event_time", "selection", "selection_probability"]
     for card, transaction, event_time, selection, probability in _rows(directory, DECISIONS.name, names):
-        outcomes.add_decision((card, transaction), _us(event_time), selection, probability)
+        outcomes.add_decision((card, transaction), timestamp_us(event_time), selection, probability)
     return outcomes
 
 
 def _rows(directory: Path, topic: str, names: list[str]) -> Iterator[tuple[Any, ...]]:
     """Yield the named columns of each row that was decoded."""
-    paths = sorted((directory / topic).rglob("*.parquet"))
-    if not paths:
-        raise ExportError(
-            f"{directory} holds no Parquet file below {topic}/: write them with `fraud-pipeline export {directory} "
-            "decisions labels`"
-        )
-    check_whole(directory / topic)
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(_CHUNK_ROWS, columns=names):
-                    columns: Iterable[list[Any]] = (batch.column(name).to_pylist() for name in names)
-                    yield from (row for row in zip(*columns, strict=True) if row[1] is not None)
-        except (pa.ArrowInvalid, KeyError, OSError) as error:
-            raise ExportError(f"{path} is no file of an export ({error}): delete it, and export again") from error
-
-
-def _us(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1)
+    for batch in export_batches(directory, topic, names):
+        columns: Iterable[list[Any]] = (batch.column(name).to_pylist() for name in names)
+        yield from (row for row in zip(*columns, strict=True) if row[1] is not None)

@@ -1,7 +1,7 @@
 """What drift detection counts: decisions, alerts and reports, from a cluster's topics or from exported files."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -9,36 +9,26 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.engine.blocks import BlockError
-from pipeline.engine.feature_blocks import EVENT_US, SCORE, read_features
-from pipeline.exports.contents import check_whole
-from pipeline.exports.errors import ExportError
+from pipeline.engine.feature_blocks import EVENT_US, SCORE
+from pipeline.exports.reading import export_batches, require_export
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
-from pipeline.kafka.clients import (
-    QUEUE_OF_BLOCKS,
-    admin_client,
-    offsets_at,
-    partition_numbers,
-    patiently,
-    read_batches,
-)
-from pipeline.kafka.internal import not_counted, readable, refuse
+from pipeline.kafka.clients import QUEUE_OF_BLOCKS, read_batches, starts_at
+from pipeline.kafka.internal import not_counted, readable, readable_features
 from pipeline.learning.labels import FRAUD
 from pipeline.monitoring.daily import DailyCounts
 from pipeline.scoring.distributions import FeatureDistribution, distributions_of
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISION_FEATURES, EXAMPLES, Topic
 
 MONITORED: Final = (DECISION_FEATURES, ALERTS, EXAMPLES)
+MONITORED_NAMES: Final = [topic.name for topic in MONITORED]
 _EDGES_FROM: Final = 50_000
 """First rows whose tenths become bins where the LightGBM version has no distributions."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_CHUNK_ROWS: Final = 65_536
 
 
 class _Event(msgspec.Struct):
@@ -140,7 +130,10 @@ class MonitoredTopics:
         for topic in MONITORED:
             name = self._settings.topic(topic.name)
             if topic.name not in self._next:
-                self._next[topic.name] = self._starts(name)
+                from_ms = self._from_ms
+                self._next[topic.name] = (
+                    {} if from_ms is None else starts_at(self._bootstrap, name, from_ms, settings=self._settings)
+                )
             tuning = QUEUE_OF_BLOCKS if topic.holds_blocks else None
             start = self._next[topic.name]
             for records in read_batches(self._bootstrap, name, settings=self._settings, start=start, tuning=tuning):
@@ -148,38 +141,20 @@ class MonitoredTopics:
                 for record in records:
                     start[record.partition] = record.offset + 1
 
-    def _starts(self, name: str) -> dict[int, int]:
-        if self._from_ms is None:
-            return {}
-        from_ms = max(self._from_ms, 0)
-        client = admin_client(self._bootstrap, settings=self._settings)
-        places = [(name, number) for number in partition_numbers(client, name)]
-        return {
-            number: offset for (_, number), offset in patiently(lambda: offsets_at(client, places, from_ms)).items()
-        }
-
     def _count(self, topic: Topic, records: list[Record]) -> None:
         if topic is DECISION_FEATURES:
-            for record in records:
-                self._count_block(record)
+            for _, rows in readable_features(records, not_counted):
+                block = rows.block
+                # Features of one name may mean something else in another kernel.
+                if block.kernel == KERNEL_VERSION:
+                    event_time_us, score = block.wide[EVENT_US][rows.rows], block.features[rows.rows, SCORE]
+                    self._into.add_decisions(event_time_us, rows.own_features(), score)
             return
         events = [event for _, event in readable(records, _decode_event, not_counted)]
         if topic is EXAMPLES:
             _add_reports(self._into, events)
         else:
-            self._into.add_alerts(np.array([_us(event.event_time) for event in events], np.int64))
-
-    def _count_block(self, record: Record) -> None:
-        try:
-            rows = read_features(record)
-        except BlockError as error:
-            refuse(record, error, not_counted)
-            return
-        block = rows.block
-        if block.kernel != KERNEL_VERSION:
-            # Features of one name may mean something else there.
-            return
-        self._into.add_decisions(block.wide[EVENT_US][rows.rows], rows.own_features(), block.features[rows.rows, SCORE])
+            self._into.add_alerts(np.array([timestamp_us(event.event_time) for event in events], np.int64))
 
 
 def count_files(directory: Path, into: Monitored) -> None:
@@ -188,36 +163,24 @@ def count_files(directory: Path, into: Monitored) -> None:
     Raises:
         ExportError: There are no features, or files of the export are missing or damaged.
     """
-    paths = {topic.name: sorted((directory / topic.name).rglob("*.parquet")) for topic in MONITORED}
-    if not paths[DECISION_FEATURES.name]:
-        raise ExportError(
-            f"{directory} holds no Parquet file below {DECISION_FEATURES.name}/: write them with "
-            f"`fraud-pipeline export {directory} features alerts examples`"
-        )
-    for topic in MONITORED:
-        check_whole(directory / topic.name)
+    require_export(directory, [DECISION_FEATURES.name], MONITORED_NAMES)
     columns = [f"feature_{name}" for name in FEATURES]
-    for rows in _tables(paths[DECISION_FEATURES.name], ["event_time", "score", "versions_kernel", *columns]):
+    for rows in _tables(directory, DECISION_FEATURES, ["event_time", "score", "versions_kernel", *columns]):
         table = rows.filter(pc.equal(rows.column("versions_kernel"), KERNEL_VERSION))
         features = np.column_stack([table.column(name).to_numpy() for name in columns])
         into.add_decisions(_times_us(table, "event_time"), features, table.column("score").to_numpy())
-    for table in _tables(paths[ALERTS.name], ["event_time"]):
+    for table in _tables(directory, ALERTS, ["event_time"]):
         into.add_alerts(_times_us(table, "event_time"))
-    for table in _tables(paths[EXAMPLES.name], ["event_time", "known_at", "label"]):
+    for table in _tables(directory, EXAMPLES, ["event_time", "known_at", "label"]):
         frauds = table.filter(pc.equal(table.column("label"), FRAUD))
         into.add_reports(_times_us(frauds, "event_time"), _times_us(frauds, "known_at"))
 
 
-def _tables(paths: Iterable[Path], columns: list[str]) -> Iterator[pa.Table]:
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(_CHUNK_ROWS, columns=columns):
-                    table = pa.Table.from_batches([batch])
-                    # A record that could not be decoded has no event time.
-                    yield table.filter(pc.is_valid(table.column("event_time")))
-        except (pa.ArrowInvalid, KeyError, OSError) as error:
-            raise ExportError(f"{path} is no file of an export ({error}): delete it, and export again") from error
+def _tables(directory: Path, topic: Topic, columns: list[str]) -> Iterator[pa.Table]:
+    for batch in export_batches(directory, topic.name, columns):
+        table = pa.Table.from_batches([batch])
+        # A record that could not be decoded has no event time.
+        yield table.filter(pc.is_valid(table.column("event_time")))
 
 
 def _times_us(table: pa.Table, name: str) -> NDArray[np.int64]:
@@ -229,10 +192,6 @@ def _times_us(table: pa.Table, name: str) -> NDArray[np.int64]:
 def _add_reports(into: Monitored, events: Iterable[_Event]) -> None:
     frauds = [event for event in events if event.label == FRAUD and event.known_at is not None]
     into.add_reports(
-        np.array([_us(event.event_time) for event in frauds], np.int64),
-        np.array([_us(event.known_at) for event in frauds if event.known_at], np.int64),
+        np.array([timestamp_us(event.event_time) for event in frauds], np.int64),
+        np.array([timestamp_us(event.known_at) for event in frauds if event.known_at], np.int64),
     )
-
-
-def _us(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1)

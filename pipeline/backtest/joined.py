@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.sources import Span, TopicSource
-from pipeline.engine.blocks import MOST_ROWS, BlockError
-from pipeline.engine.feature_blocks import EVENT_US, OFFSET, PARTITION, FeatureRows, read_features
-from pipeline.kafka.internal import not_counted, readable, refuse
+from pipeline.engine.blocks import MOST_ROWS
+from pipeline.engine.feature_blocks import EVENT_US, OFFSET, PARTITION, FeatureRows
+from pipeline.kafka.internal import not_counted, readable, readable_features
 from schemas.codec import timestamp_us
 from schemas.messages import LogPosition, ModelScores, RecordPosition, Versions
 from schemas.records import Record
@@ -145,12 +145,7 @@ class LiveDecisions:
                     self.waiting[place] = LiveDecision(one, None)
 
     def _add_features(self, records: Iterable[Record]) -> None:
-        for record in records:
-            try:
-                rows = read_features(record)
-            except BlockError as error:
-                refuse(record, error, not_counted)
-                continue
+        for _, rows in readable_features(records, not_counted):
             block = rows.block
             event_us = block.wide[EVENT_US, rows.rows]
             inside = rows.rows[(event_us >= self._span.from_us) & (event_us < self._span.to_us)]

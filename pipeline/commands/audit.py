@@ -15,6 +15,7 @@ from pipeline.exports.errors import ExportError
 from pipeline.kafka.clients import ConfigError, TopicError
 from pipeline.monitoring.audit import AuditOptions, AuditReport, Interval, assess
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DEFAULTS: Final = AuditOptions()
@@ -58,7 +59,7 @@ def command(
     if outcomes.oldest_us is None:
         raise click.ClickException("there is no decision: run workers first, or check the topic prefix")
     first_us = outcomes.oldest_us if outcomes.first_audit_us is None else outcomes.first_audit_us
-    from_us = first_us if start is None else (start - _EPOCH) // timedelta(microseconds=1)
+    from_us = first_us if start is None else timestamp_us(start)
     options = AuditOptions(mature_days=mature_days, least_age_days=min(_DEFAULTS.least_age_days, mature_days))
     report = assess(outcomes.rows(from_us), outcomes.newest_us, options)
     decisions, unaudited = outcomes.decisions(from_us)

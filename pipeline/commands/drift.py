@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,16 +20,16 @@ from pipeline.health import Health
 from pipeline.kafka.admin import cluster_is_up
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.monitored import Monitored, MonitoredTopics, count_files
+from pipeline.monitoring.daily import day_text
 from pipeline.monitoring.drift import DEFAULT_OPTIONS, DayDrift, DriftOptions, Finding, drifted, judge
 from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 
 DRIFTED: Final = 3
 """Exit code where there is drift."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_DAY_ZERO: Final = date(1970, 1, 1)
 
 
 @click.command("drift")
@@ -82,7 +82,7 @@ def command(
         else:
             servers = bootstrap or find_cluster(settings)
             monitored = Monitored(_version(ModelLibrary(settings, servers), lightgbm))
-            from_ms = None if start is None else (start - _EPOCH) // timedelta(milliseconds=1)
+            from_ms = None if start is None else timestamp_us(start) // 1_000
             topics = MonitoredTopics(servers, settings, monitored, from_ms)
             if follow:
                 _follow(topics, monitored, options, settings, servers, interval, port)
@@ -149,14 +149,14 @@ def _lines(
         least = 7 * options.least_weeks + options.least_history
         return [f"No day can be judged yet: {whole_days} whole days are counted, {least} and one more are needed."]
     newest = days[-1]
-    head = f"{len(newest.p_values)} series, days {_text(days[0].day)} to {_text(newest.day)}: "
+    head = f"{len(newest.p_values)} series, days {day_text(days[0].day)} to {day_text(newest.day)}: "
     shown = [one for day in days for one in day.findings] if show_all else list(found)
     lines = [head + (f"drift in {len(found)}" if found else "no drift on the newest two days")]
     if shown:
         lines += ["", f"{'day':<12}{'series':<34}{'since':<12}{'p-value':>9}{'importance':>13}"]
     for one in shown:
         lines += [
-            f"{_text(one.day):<12}{one.name:<34}{_text(one.since):<12}{one.p_value:>9.0e}{one.importance:>13.3f}",
+            f"{day_text(one.day):<12}{one.name:<34}{day_text(one.since):<12}{one.p_value:>9.0e}{one.importance:>13.3f}",
             f"{'':12}share of {one.bin}: {one.before:.1%} -> {one.now:.1%}",
         ]
     return lines
@@ -165,19 +165,17 @@ def _lines(
 def _as_json(days: Sequence[DayDrift], found: Sequence[Finding]) -> dict[str, Any]:
     return {
         "drift": bool(found),
-        "judged_from": _text(days[0].day) if days else None,
-        "judged_to": _text(days[-1].day) if days else None,
+        "judged_from": day_text(days[0].day) if days else None,
+        "judged_to": day_text(days[-1].day) if days else None,
         "p_values": days[-1].p_values if days else {},
         "findings": [_finding(one) for one in found],
         "days": [
-            {"day": _text(day.day), "findings": [_finding(one) for one in day.findings]} for day in days if day.findings
+            {"day": day_text(day.day), "findings": [_finding(one) for one in day.findings]}
+            for day in days
+            if day.findings
         ],
     }
 
 
 def _finding(one: Finding) -> Mapping[str, Any]:
-    return {**one._asdict(), "day": _text(one.day), "since": _text(one.since)}
-
-
-def _text(day: int) -> str:
-    return (_DAY_ZERO + timedelta(days=day)).isoformat()
+    return {**one._asdict(), "day": day_text(one.day), "since": day_text(one.since)}

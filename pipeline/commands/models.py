@@ -18,11 +18,10 @@ from pipeline.commands.model_text import (
 )
 from pipeline.commands.replay import Moment
 from pipeline.demo.text import utc_text
-from pipeline.models.changes import board_without_river
 from pipeline.models.description import differences, facts_of
 from pipeline.models.history import BUNDLED, Mention, VersionHistory, event_time
 from pipeline.models.known import KnownVersion, KnownVersions
-from pipeline.models.library import PublishedVersions
+from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.registry import Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -78,7 +77,7 @@ def list_versions(bootstrap: str | None, of_registry: bool, limit: int, as_json:
 
 def cluster_rows(bootstrap: str, settings: Settings, limit: int) -> list[dict[str, Any]]:
     """Return the newest versions of a cluster, ready for JSON; raises `ModelError`, `TopicError`."""
-    published = PublishedVersions.on(bootstrap, settings, board_without_river(settings))
+    published = PublishedVersions.on(bootstrap, settings, board_without_river())
     return rows_of(published, Registry(settings.registry_path), limit)
 
 
@@ -182,7 +181,7 @@ def versions(bootstrap: str | None, of_registry: bool) -> KnownVersions:
     if of_registry:
         return KnownVersions(Registry(Settings().registry_path))
     servers, settings = cluster(bootstrap)
-    published = PublishedVersions.on(servers, settings, board_without_river(settings))
+    published = PublishedVersions.on(servers, settings, board_without_river())
     return KnownVersions(Registry(settings.registry_path), published)
 
 
@@ -197,7 +196,7 @@ def at(time: datetime, bootstrap: str | None, as_json: bool) -> None:
     """
     with one_sentence():
         servers, settings = cluster(bootstrap)
-        published = PublishedVersions.on(servers, settings, board_without_river(settings))
+        published = PublishedVersions.on(servers, settings, board_without_river())
         active = published.board_at(time).active
         switch = published.history.until(time).switch
         if active is None:

@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Final, NamedTuple, Unpack
 
 import click
 import numpy as np
@@ -32,7 +32,7 @@ from pipeline.retraining.topics import read_served
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS, UnusableSource, load_transactions
+from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, load_transactions
 from pipeline.training.audit import audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
@@ -41,8 +41,8 @@ from pipeline.training.fit import TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import refuse_barred, select_features
 from pipeline.training.served import WINDOW_DAYS, ServedRows
+from schemas.codec import timestamp_us
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DEFAULTS = TrainingConfig()
 BY_TRAIN: Final = "train"
 """What an activation names as its maker."""
@@ -177,40 +177,20 @@ def command(
     registry = Registry(registry_dir or settings.registry_path)
     details: dict[str, Any] = {"request": _request(settings)}
     started_s = time.monotonic()
-    early: EarlyReports | None = None
     try:
         chosen = select_features(features.split(",") if features else [])
         refuse_barred(chosen, settings.barred_features)
-        delay_days = (
-            label_delay_days if label_delay_days is not None else settings.maturity_days if file is None else 7.0
-        )
+        default_days = settings.maturity_days if file is None else 7.0
+        delay_days = label_delay_days if label_delay_days is not None else default_days
         if file is not None:
             mapping = file_mapping(file, changes, preset, currency, time_zone)
-            # What lies behind the date takes no part, not even in the features.
-            frame = load_transactions(file, mapping, end=known_before)
-            if set(frame["currency"]) != {settings.base_currency}:
-                raise ModelError(
-                    f"{file} holds amounts in {', '.join(sorted(set(frame['currency'])))}, the base currency is "
-                    f"{settings.base_currency}; convert them first, or set FRAUD_PIPELINE_BASE_CURRENCY"
-                )
-            frame = _decidable(frame, settings)
-            _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
             regime = LabelRegime(delay_days=delay_days, **declared)
-            delay_days = regime.maturity_days
-            data = from_history(frame, regime, _known_until(event_times_us(frame["event_time"]), known_before))
-            if early_reports is not False and len(data.fraud):
-                early = EarlyReports(_known_until(data.event_time_us, known_before), ReportDelays.declared(regime))
-            described = regime.describe()
+            rows = _of_file(file, mapping, settings, regime, known_before, early=early_reports is not False)
         else:
-            rows = _served(servers or "", settings)
-            known_us = _microseconds(known_before)
-            data = rows.training_set(NEVER_US if known_us is None else known_us)
-            described = {"reported": settings.label_regime} if settings.label_regime else {}
-            _say(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
-            if early_reports:
-                early = _early_of(rows, _known_until(data.event_time_us, known_before), delay_days)
+            rows = _of_topics(servers or "", settings, delay_days, known_before, early=early_reports is True)
+        data = rows.data
         _say(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
-        split = _split(data, delay_days, validation_days, train_from, known_before)
+        split = _split(data, rows.delay_days, validation_days, train_from, known_before)
         policy = _active_policy(registry)
         if audit_share is not None:
             held = None if policy is None or policy.audit is None else policy.audit.key_id
@@ -230,10 +210,8 @@ def command(
             ),
             policy=policy,
             features=chosen,
-            early=early,
-            labels=TrainedLabels(
-                _known_until(data.event_time_us, known_before), round(delay_days * US_PER_DAY), described
-            ),
+            early=rows.early,
+            labels=TrainedLabels(rows.known_us, round(rows.delay_days * US_PER_DAY), rows.described),
             details=details,
         )
         _warn_of_labels(trained.model, settings)
@@ -259,6 +237,58 @@ def command(
             }
         )
     )
+
+
+class _Rows(NamedTuple):
+    """Rows to train on, with what is known of their labels."""
+
+    data: TrainingSet
+    known_us: int
+    """Only what was known by then is used."""
+    delay_days: float
+    """Age from which a transaction is a target."""
+    early: EarlyReports | None
+    described: dict[str, str | float]
+    """The label regime, as far as it is known."""
+
+
+def _of_file(
+    file: Path,
+    mapping: ColumnMapping,
+    settings: Settings,
+    regime: LabelRegime,
+    known_before: datetime | None,
+    *,
+    early: bool,
+) -> _Rows:
+    """Compute the features of a file; raises `UnusableSource`, `ModelError`."""
+    # What lies behind the date takes no part, not even in the features.
+    frame = load_transactions(file, mapping, end=known_before)
+    if set(frame["currency"]) != {settings.base_currency}:
+        raise ModelError(
+            f"{file} holds amounts in {', '.join(sorted(set(frame['currency'])))}, the base currency is "
+            f"{settings.base_currency}; convert them first, or set FRAUD_PIPELINE_BASE_CURRENCY"
+        )
+    frame = _decidable(frame, settings)
+    _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
+    known_us = _known_until(event_times_us(frame["event_time"]), known_before)
+    data = from_history(frame, regime, known_us)
+    reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
+    return _Rows(data, known_us, regime.maturity_days, reports, regime.describe())
+
+
+def _of_topics(
+    servers: str, settings: Settings, delay_days: float, known_before: datetime | None, *, early: bool
+) -> _Rows:
+    """Read what a cluster served; raises `ModelError`, `TopicError`."""
+    rows = _served(servers, settings)
+    before_us = _microseconds(known_before)
+    data = rows.training_set(NEVER_US if before_us is None else before_us)
+    _say(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
+    known_us = _known_until(data.event_time_us, known_before)
+    reports = _early_of(rows, known_us, delay_days) if early else None
+    described: dict[str, str | float] = {"reported": settings.label_regime} if settings.label_regime else {}
+    return _Rows(data, known_us, delay_days, reports, described)
 
 
 def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
@@ -328,7 +358,7 @@ def _known_until(event_time_us: NDArray[np.int64], known_before: datetime | None
 
 
 def _microseconds(moment: datetime | None) -> int | None:
-    return None if moment is None else (moment - _EPOCH) // timedelta(microseconds=1)
+    return None if moment is None else timestamp_us(moment)
 
 
 def _active_policy(registry: Registry) -> Policy | None:

@@ -103,33 +103,21 @@ def is_news(threshold: float, pace: Pace, since_hour: int | None) -> bool:
     return moved or since_hour is None or pace.hour - since_hour >= HOURS_OF_DAY
 
 
-class _Recent(msgspec.Struct, frozen=True):
-    hour: list[int]
-    score: list[float]
-
-
 def recent_scores(metadata: Mapping[str, Any]) -> list[tuple[int, float]]:
     """Return the scores that a policy's metadata tells of the days before its LightGBM version became active.
 
     Args:
-        metadata: May hold ``recent_scores``: an object of two lists of equal length, ``hour`` (event hours since 1970)
-            and ``score``, or a list of such pairs.
+        metadata: May hold ``recent_scores``: pairs of an event hour since 1970 and a score.
 
     Returns:
-        Pairs of hour and score; none where there is nothing, or something else.
+        The pairs; none where there is nothing, or something else.
 
-    >>> recent_scores({"recent_scores": {"hour": [480000], "score": [0.31]}})
-    [(480000, 0.31)]
     >>> recent_scores({"recent_scores": [[480000, 0.31]]}), recent_scores({"recent_scores": "none"})
     ([(480000, 0.31)], [])
     """
-    told = metadata.get("recent_scores", [])
     try:
-        if isinstance(told, Mapping):
-            columns = msgspec.convert(told, _Recent)
-            return list(zip(columns.hour, columns.score, strict=True))
-        return msgspec.convert(told, list[tuple[int, float]])
-    except (msgspec.ValidationError, ValueError):
+        return msgspec.convert(metadata.get("recent_scores", []), list[tuple[int, float]])
+    except msgspec.ValidationError:
         return []
 
 

@@ -364,6 +364,19 @@ def offsets_at(
     return {at: ends[at] if offset < 0 else offset for at, offset in found.items()}
 
 
+def starts_at(bootstrap: str, topic: str, timestamp_ms: int, *, settings: Settings | None = None) -> dict[int, int]:
+    """Return `offsets_at` of every partition of a topic, by partition number.
+
+    Raises:
+        TopicError: The topic does not exist.
+        KafkaException: The brokers report an error that does not pass.
+    """
+    client = admin_client(bootstrap, settings=settings)
+    places = [(topic, number) for number in partition_numbers(client, topic)]
+    found = patiently(lambda: offsets_at(client, places, max(timestamp_ms, 0)))
+    return {number: offset for (_, number), offset in found.items()}
+
+
 def settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: Sequence[int]) -> dict[int, int]:
     """Ends to read to: behind everything that was committed before the call.
 

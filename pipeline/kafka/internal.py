@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
+from pipeline.engine.blocks import BlockError
+from pipeline.engine.feature_blocks import FeatureRows, read_features
 from pipeline.kafka.clients import OncePerWhile
 from schemas.errors import UNREADABLE
 from schemas.records import Record
@@ -52,3 +54,14 @@ def readable(
             refuse(record, error, on_refused)
         else:
             yield record, message
+
+
+def readable_features(records: Iterable[Record], on_refused: OnRefused) -> Iterator[tuple[Record, FeatureRows]]:
+    """Yield each record of ``features`` with its rows; records that are no blocks are refused, and reading goes on."""
+    for record in records:
+        try:
+            rows = read_features(record)
+        except BlockError as error:
+            refuse(record, error, on_refused)
+        else:
+            yield record, rows

@@ -7,18 +7,15 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ModelBoard
 from pipeline.models.description import lightgbm_facts, metrics_of
 from pipeline.models.history import FALL_BACK, POLICY_SET, PROMOTE, ROLLBACK, Bundle, VersionHistory
 from pipeline.models.known import KnownVersion, KnownVersions
-from pipeline.models.library import PublishedVersions
+from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.models.publish import Content, ControlWriter, Step
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.barred import barred_among
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS
-from pipeline.scoring.river_factory import first_river
-from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
 from schemas.messages import LearningSwitch, VersionReference
 
@@ -35,16 +32,6 @@ class Active(NamedTuple):
 
     lightgbm: str
     policy: str
-
-
-def board_without_river(settings: Settings) -> ModelBoard:
-    """Return a board for programs that look at LightGBM versions and policies alone."""
-    return ModelBoard(lambda: first_river(settings.river_classifier), _no_river)
-
-
-def _no_river(payload: bytes) -> RiverModel:
-    del payload
-    raise ModelError("the online model is not looked at here")
 
 
 class VersionChanges:
@@ -70,7 +57,7 @@ class VersionChanges:
         Raises:
             TopicError: A topic is missing or cannot be read.
         """
-        published = PublishedVersions.on(bootstrap, settings, board_without_river(settings))
+        published = PublishedVersions.on(bootstrap, settings, board_without_river())
         writer = ControlWriter(bootstrap, settings)
         return cls(published, Registry(settings.registry_path), writer, settings.barred_features)
 

@@ -3,16 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ActiveModels, ModelBoard
+from pipeline.engine.models import ActiveModels
 from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.internal import not_counted, readable
 from pipeline.kafka.quarantine import decode_control
 from pipeline.models.activation import Activations
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import PACE
-from pipeline.scoring.errors import ModelError
-from pipeline.scoring.river_factory import first_river
-from pipeline.scoring.river_model import RiverModel
+from pipeline.models.library import board_without_river
 from pipeline.settings import Settings
 from schemas.messages import Activation, LearningSwitch, VersionReference
 from schemas.records import Record
@@ -33,7 +31,7 @@ class ControlState:
         self._follower = TopicFollower(bootstrap, settings, CONTROL)
         self._contents = VersionContents(bootstrap, settings)
         self._activations = Activations(not_counted)
-        self._board = ModelBoard(first_river, _no_river)
+        self._board = board_without_river()
         self._with_lightgbm: dict[str, VersionReference] = {}
         """By the digest of a LightGBM version the policy that became active with it."""
         self._started = False
@@ -87,8 +85,3 @@ class ControlState:
             self._board = self._activations.apply(
                 self._board, lambda reference: self._contents.find(reference, self._waiting)
             )
-
-
-def _no_river(payload: bytes) -> RiverModel:
-    """Activations name no online model."""
-    raise ModelError(f"an activation names an online model of {len(payload)} bytes, which no activation makes active")

@@ -13,7 +13,7 @@ from pipeline.decision.pacing import ScoredRows
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.admin import end_offsets
-from pipeline.kafka.clients import admin_client, offsets_at, read_topic
+from pipeline.kafka.clients import read_topic, starts_at
 from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.internal import not_counted, readable
 from pipeline.scoring.blend import sigmoid
@@ -141,11 +141,8 @@ class RecentFeed:
     def _follow(self, topic: Topic, since_ms: int) -> TopicFollower:
         """Follow from records of that time on: none that is younger has an event time that is older."""
         name = self._settings.topic(topic.name)
-        numbers = [at[1] for at in end_offsets(self._bootstrap, [name], settings=self._settings)]
-        client = admin_client(self._bootstrap, settings=self._settings)
-        found = offsets_at(client, [(name, number) for number in numbers], since_ms)
         follower = TopicFollower(self._bootstrap, self._settings, topic)
-        return follower.start({number: found[name, number] for number in numbers})
+        return follower.start(starts_at(self._bootstrap, name, since_ms, settings=self._settings))
 
 
 def _by_partition(records: Sequence[Record]) -> Iterator[DecidedRows]:

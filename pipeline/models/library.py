@@ -12,10 +12,22 @@ from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import VersionHistory
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.river_factory import first_river
+from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
 from schemas.messages import Activation, ModelVersion, Quarantine, VersionReference
 from schemas.records import Record
 from schemas.topics import CONTROL
+
+
+def board_without_river() -> ModelBoard:
+    """Return an empty board for programs that look at LightGBM versions and policies alone."""
+    return ModelBoard(first_river, _no_river)
+
+
+def _no_river(payload: bytes) -> RiverModel:
+    raise ModelError(f"no online model is looked at here ({len(payload)} bytes)")
 
 
 class PublishedVersions:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from datetime import date, timedelta
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -23,6 +24,16 @@ _SCORE_EDGES: Final = 1.0 / (1.0 + np.exp(-np.arange(-9.0, 5.0, 0.5)))
 _AGE_EDGES: Final = np.array([0.25, 1.0, 3.0, 5.0, 7.0, 9.0, 14.0, 30.0])
 """Days from a transaction to the report of its fraud."""
 _MISSING: Final = "no value"
+_DAY_ZERO: Final = date(1970, 1, 1)
+
+
+def day_text(day: int) -> str:
+    """Return a day, counted from 1970-01-01, as ISO 8601 has it.
+
+    >>> day_text(17699)
+    '2018-06-17'
+    """
+    return (_DAY_ZERO + timedelta(days=day)).isoformat()
 
 
 class History(NamedTuple):

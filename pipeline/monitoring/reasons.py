@@ -1,13 +1,12 @@
 """Drift as a reason to train again, in a sentence."""
 
 from collections.abc import Mapping, Sequence
-from datetime import date, timedelta
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.monitoring.daily import OUTCOMES, REPORT_AGE, REPORTS, DailyCounts
+from pipeline.monitoring.daily import OUTCOMES, REPORT_AGE, REPORTS, DailyCounts, day_text
 from pipeline.monitoring.drift import DEFAULT_OPTIONS, DriftOptions, Finding, drifted, judge
 from pipeline.scoring.distributions import FeatureDistribution
 
@@ -15,7 +14,6 @@ LEAST_IMPORTANCE: Final = 0.01
 """Gain share below which a feature's drift is no reason to train."""
 _NO_REASON: Final = (*OUTCOMES, REPORTS, REPORT_AGE)
 """Series that training again would not mend."""
-_DAY_ZERO: Final = date(1970, 1, 1)
 
 
 def drift_reason(
@@ -54,5 +52,4 @@ def drift_text(found: Finding) -> str:
     >>> drift_text(Finding(17699, "amount", 1e-9, 0.1, 0.3, 17698, "no value", 0.0, 0.02))
     'amount since 2018-06-16 (share of no value: 0.0% -> 2.0%)'
     """
-    since = (_DAY_ZERO + timedelta(days=found.since)).isoformat()
-    return f"{found.name} since {since} (share of {found.bin}: {found.before:.1%} -> {found.now:.1%})"
+    return f"{found.name} since {day_text(found.since)} (share of {found.bin}: {found.before:.1%} -> {found.now:.1%})"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
@@ -28,7 +28,6 @@ MOST_RECENT_SCORES: Final = 3_500
 """Scores that fit into the 64 KiB of a policy's metadata."""
 LEAST_RECENT_SCORES: Final = 1_000
 DEFAULT_BUDGET: Final = 100.0
-_US_PER_HOUR: Final = US_PER_DAY // 24
 
 
 class Champion(NamedTuple):
@@ -223,7 +222,7 @@ def _recent_scores(
     """
     most = min(max(LEAST_RECENT_SCORES, round(2 * THRESHOLD_DAYS * alerts_per_day)), MOST_RECENT_SCORES)
     rows = np.sort(np.argsort(-score, kind="stable")[:most])
-    hours = (event_time_us[rows] // _US_PER_HOUR).tolist()
+    hours = (event_time_us[rows] // US_PER_HOUR).tolist()
     return [(hour, float(f"{value:.6g}")) for hour, value in zip(hours, score[rows].tolist(), strict=True)]
 
 

@@ -4,15 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ModelBoard
 from pipeline.kafka.clients import read_batches
-from pipeline.models.library import PublishedVersions
+from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.retraining.challenger import Champion, trained_until_us
 from pipeline.retraining.control_log import ControlLog, Tenure
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.scoring.river_factory import first_river
-from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
 from pipeline.training.served import ServedLog
 from schemas.records import Record
@@ -126,7 +123,7 @@ class ClusterLog:
     def _versions(self) -> PublishedVersions:
         if self._published is None or self._published_at != self.control.activations:
             self._published_at = self.control.activations
-            self._published = PublishedVersions.on(self._bootstrap, self._settings, ModelBoard(first_river, _no_river))
+            self._published = PublishedVersions.on(self._bootstrap, self._settings, board_without_river())
         return self._published
 
     def _read(self, topic: Topic, take: Callable[[Sequence[Record]], None]) -> bool:
@@ -137,7 +134,3 @@ class ClusterLog:
             positions.update({record.partition: record.offset + 1 for record in records})
             found = True
         return found
-
-
-def _no_river(payload: bytes) -> RiverModel:
-    raise ModelError(f"the service reads no online model ({len(payload)} bytes)")

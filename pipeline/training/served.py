@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.accepted_labels import read_accepted
-from pipeline.engine.blocks import BlockError
 from pipeline.engine.columns import digest_keys, name_keys
 from pipeline.engine.feature_blocks import (
     EVENT_US,
@@ -25,10 +24,9 @@ from pipeline.engine.feature_blocks import (
     SOURCE_TOPIC,
     FeatureRows,
     block_texts,
-    read_features,
 )
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
-from pipeline.kafka.internal import not_counted, refuse
+from pipeline.kafka.internal import not_counted, readable_features, refuse
 from pipeline.learning.labels import FRAUD, KNOWN, holding
 from pipeline.learning.regimes import NEVER_US
 from pipeline.settings import Settings
@@ -174,12 +172,7 @@ class ServedLog:
     def add_features(self, records: Sequence[Record]) -> None:
         """Take in records of ``features``; one that is no block is reported and skipped."""
         found: list[tuple[FeatureRows, int]] = []
-        for record in records:
-            try:
-                rows = read_features(record)
-            except BlockError as error:
-                refuse(record, error, not_counted)
-                continue
+        for record, rows in readable_features(records, not_counted):
             if rows.block.kernel == KERNEL_VERSION:
                 found.append((rows, record.timestamp_ms))
             else:

@@ -11,9 +11,9 @@ import pytest
 from pipeline.commands.models import rows_of
 from pipeline.decision.policy import Policy
 from pipeline.kafka.quarantine import control_record
-from pipeline.models.changes import Active, Said, VersionChanges, board_without_river, switch_learning
+from pipeline.models.changes import Active, Said, VersionChanges, switch_learning
 from pipeline.models.contents import VersionContents
-from pipeline.models.library import PublishedVersions
+from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.models.publish import Content, ControlWriter, Step
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.errors import ModelError
@@ -63,7 +63,7 @@ class Cluster(ControlWriter, VersionContents):
     def published(self) -> PublishedVersions:
         outputs = [control_record(item) for item in self.items]
         records = [Record("control", 0, at, 0, one.key, one.value) for at, one in enumerate(outputs)]
-        return PublishedVersions(self._settings, records, self, board_without_river(self._settings))
+        return PublishedVersions(self._settings, records, self, board_without_river())
 
     def changes(self, barred: str = "") -> VersionChanges:
         return VersionChanges(self.published(), self.registry, self, barred)
