@@ -20,7 +20,7 @@ from schemas.topics import DECISIONS, LABELS
 
 
 class _Decision(msgspec.Struct):
-    """What is read of a decision."""
+    """Fields of a decision that are read."""
 
     card_id: str
     transaction_id: str

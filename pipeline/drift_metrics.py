@@ -1,4 +1,4 @@
-"""What ``fraud-pipeline drift --follow`` shows Prometheus; ``docs/metrics.md`` says what each metric means."""
+"""Gauges of ``fraud-pipeline drift --follow``; ``docs/metrics.md`` says what each metric means."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -1,4 +1,4 @@
-"""When each label of a replay is due: with the report of its transaction, or sooner for a reviewed one."""
+"""Due times of a replay's labels: with the report of the transaction, or sooner for a reviewed one."""
 
 import heapq
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Truth:
     fraud: bool
     fraud_type: str | None
     report_us: int
-    """When a label comes without a review; ``NEVER_US`` if none does."""
+    """Time of the label that comes without a review; ``NEVER_US`` if none does."""
     reviewed: bool = False
     """Whether its label comes from a review; it is held on, so that a repeat is recognised."""
 

@@ -1,4 +1,4 @@
-"""What drift detection counts: decisions, alerts and reports, from a cluster's topics or from exported files."""
+"""Inputs of drift detection: decisions, alerts and reports, from a cluster's topics or from exported files."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -32,7 +32,7 @@ _EDGES_FROM: Final = 50_000
 
 
 class _Event(msgspec.Struct):
-    """What is read of an alert or an example."""
+    """Fields of an alert or an example that are read."""
 
     event_time: datetime
     label: str | None = None

@@ -59,7 +59,7 @@ class ReplayOptions:
     speed: float = math.inf
     """Simulated seconds per second of real time."""
     regime: LabelRegime = field(default_factory=LabelRegime)
-    """Which transactions get a label without a review, and when; the same ones as in backtests and trainings."""
+    """Transactions that get a label without a review, and when; the same ones as in backtests and trainings."""
     review_delay_s: float | None = None
     """Follow `alerts` and label an alerted transaction so long after its event. ``None``: no reviews."""
     flush_labels: bool = True

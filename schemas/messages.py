@@ -393,7 +393,7 @@ class Activation(Message, frozen=True, kw_only=True, tag_field="kind", tag="acti
     by: str = ""
     """The program or the person that decided it."""
     reason: str = ""
-    """One sentence for people."""
+    """Sentence for people."""
     figures: dict[str, Any] = {}
     """The measurements and the offsets of data that it was decided by."""
 

@@ -160,7 +160,7 @@ class Backtest:
         self.comparison: Comparison | None = None
         """What came of comparing with live decisions, once `run` is through."""
         self.trained: dict[str, Trained] = {}
-        """What was trained before the range, by the names of its variants, once `run` is through."""
+        """Trainings before the range, by the names of their variants, once `run` is through."""
         self._grown: dict[str, Grown] = {}
         self._library = ModelLibrary(settings, source.bootstrap if isinstance(source, TopicSource) else None)
 

@@ -127,7 +127,7 @@ def decide_by_time(
 
 
 def _inside(parts: Iterable[Decisions], span: Span) -> list[Decisions]:
-    """What of the parts lies in the range."""
+    """Return the parts of decisions that lie in the range."""
     found = []
     for part in parts:
         times_us = part.transactions.event_time_us

@@ -102,7 +102,7 @@ class Findings:
         self.renewed: dict[str, list[Grown]] = {}
         """Those within the range, of each candidate."""
         self.decided_by: dict[str, dict[str, FirstAndCount]] = {}
-        """What each LightGBM version decided of the range, for each candidate that was trained."""
+        """Decisions of each LightGBM version in the range, for each candidate that was trained."""
         self.partial = False
         self._variants: dict[str, str] = {}
         self._first: dict[str, LightGBMModel] = {}

@@ -15,7 +15,7 @@ from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 
 
 class FirstAlerts(NamedTuple):
-    """How a variant kept to its budget."""
+    """Budget figures of a variant."""
 
     alerts_per_day: float
     """The budget."""
@@ -24,7 +24,7 @@ class FirstAlerts(NamedTuple):
 
 
 class PacedVariant:
-    """One variant's pace. Each hour is decided by a policy that was made of earlier hours alone.
+    """The pace of a variant. Each hour is decided by a policy that was made of earlier hours alone.
 
     Args:
         alerts_per_day: The budget.
@@ -42,7 +42,7 @@ class PacedVariant:
 
     @property
     def first_alerts(self) -> FirstAlerts:
-        """What came of it, with the days before the range."""
+        """Return the first alerts by day, the days before the range included."""
         return FirstAlerts(self.alerts_per_day, dict(self._by_day))
 
     def decide(self, decisions: Decisions) -> Iterator[Decisions]:

@@ -18,14 +18,14 @@ from pipeline.scoring.errors import ModelError
 
 
 class Renewed(NamedTuple):
-    """How the models of a candidate are renewed."""
+    """Schedule by which the models of a candidate are renewed."""
 
     variant: str
     """Name of what is trained."""
     every_us: int
     """Event time from one training to the next."""
     threshold: float | None = None
-    """In place of the one that each training chooses."""
+    """Threshold in place of the one that each training chooses."""
 
     def models(self, before: ActiveModels, grown: Grown) -> ActiveModels:
         """Return what decides after a training: with the online model of before, and as before if it was refused."""

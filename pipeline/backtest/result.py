@@ -33,7 +33,7 @@ class TrainedVersion:
     refused: str
     """Why."""
     seconds: float
-    """How long the training took."""
+    """Duration of the training."""
     rows: int
     """Transactions that were trained on, those of the validation period included."""
     frauds: int
@@ -64,7 +64,7 @@ class Variant:
     explained: int = 0
     """Of how many alerts ``reasons`` tells."""
     paced: FirstAlerts | None = None
-    """Where its threshold was set anew each hour: how it kept to its budget, the days before the range included."""
+    """Budget figures if its threshold was set anew each hour, the days before the range included."""
     versions: Sequence[TrainedVersion] = ()
     """Trainings of a variant that was trained by the backtest, in turn."""
     reviewed: Reviewed | None = None

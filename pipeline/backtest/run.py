@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
     trained_as: str | None = None
     """Name of what the backtest trains for it; None: its models were there before."""
     renewed: Renewed | None = None
-    """How its LightGBM version and policy are renewed; None: they stay as they are."""
+    """Schedule by which its LightGBM version and policy are renewed; None: they stay as they are."""
 
 
 def replay(

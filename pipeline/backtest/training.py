@@ -36,7 +36,7 @@ class Grown(NamedTuple):
     """None where it was refused, so that the version before goes on deciding."""
     seconds: float
     refused: str = ""
-    """Why it was refused."""
+    """The reason of the refusal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class Training:
     window_days: float | None = None
     """Leave out transactions that are older than that when a training ends; ``start`` limits them too."""
     early_reports: bool = True
-    """Whether the models are grown on younger transactions too, where a file's truth becomes labels."""
+    """Grow models on younger transactions too, if a file's truth becomes labels."""
 
     def __post_init__(self) -> None:
         given = [("renew_days", days) for days in self.renew_days]

@@ -12,7 +12,7 @@ from pipeline.training.fit import TrainingSet
 
 
 class Period(NamedTuple):
-    """What is trained on, in microseconds since 1970-01-01T00:00:00Z."""
+    """A training's period, in microseconds since 1970-01-01T00:00:00Z."""
 
     from_us: int
     known_us: int
@@ -20,7 +20,7 @@ class Period(NamedTuple):
     gap_us: int
     validation_us: int
     regime: LabelRegime | None = None
-    """How labels follow from a file's truth; None where labels are recorded."""
+    """Regime by which labels follow from a file's truth; None if labels are recorded."""
     takes_early_reports: bool = False
 
     @property
@@ -30,7 +30,7 @@ class Period(NamedTuple):
 
     @property
     def early(self) -> EarlyReports | None:
-        """How reports of transactions behind the last target are taken; None: such transactions teach nothing."""
+        """Reports of transactions behind the last target; None: such transactions teach nothing."""
         if self.regime is None or not self.takes_early_reports:
             return None
         delays = ReportDelays.declared(self.regime)

@@ -252,7 +252,7 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
 
 
 class _Schedule(NamedTuple):
-    """Which transactions are trained on, and how often; as `Training` has it."""
+    """Transactions that are trained on, and how often; as `Training` has it."""
 
     gap_s: float | None = None
     renew_days: tuple[float, ...] = ()

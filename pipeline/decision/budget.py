@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LOWEST_THRESHOLD: Final = 0.02
-"""Where traffic is smaller than the budget, analysts should still not be sent what is almost surely legitimate."""
+"""Least threshold: if traffic is below the budget, analysts still get nothing that is almost surely legitimate."""
 
 
 def budget_threshold(

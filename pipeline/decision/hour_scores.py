@@ -10,7 +10,7 @@ from pipeline.decision.case_scores import Reach
 
 
 class HourScores:
-    """What cases reach in an hour: the largest scores, as many as matter.
+    """The largest scores of an hour's cases, as many as matter.
 
     Args:
         most: Cases that are kept.

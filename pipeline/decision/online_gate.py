@@ -46,13 +46,13 @@ class Report(NamedTuple):
     rank: int
     """`pipeline.learning.labels.source_rank` of its source."""
     known: int
-    """What it says: an index of `pipeline.learning.labels.KNOWN`."""
+    """Index of `pipeline.learning.labels.KNOWN`."""
     labelled_at_us: int
     known_at_us: int
 
 
 class Verdict(NamedTuple):
-    """What the gate says, and by what."""
+    """The gate's blend, and the counts behind it."""
 
     blend: float
     won: int

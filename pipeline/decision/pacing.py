@@ -43,7 +43,7 @@ _MOST_EXTREME: Final = 1e-9
 
 
 class PacingOptions(NamedTuple):
-    """What the controller is asked for."""
+    """Options of the controller."""
 
     alerts_per_day: float
     """The budget: first alerts of cases."""
@@ -66,11 +66,11 @@ class ScoredRows(NamedTuple):
     score: NDArray[np.float64]
     """Shape (n,)."""
     alert: NDArray[np.bool_]
-    """Whether each is an alert; shape (n,)."""
+    """True for alerts; shape (n,)."""
     case: Sequence[Hashable]
     """Names the case of each; only those of rows in `worth_noting` are read."""
     comparable: NDArray[np.bool_] | None = None
-    """Whether the LightGBM version that scores now gave the score; shape (n,). None: it gave all."""
+    """True for scores of the LightGBM version that scores now; shape (n,). None: it gave all."""
 
 
 class Pace(NamedTuple):

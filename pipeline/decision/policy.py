@@ -70,7 +70,7 @@ class Verdicts(NamedTuple):
     selection: list[str | None]
     """``score``, ``rule`` or ``audit``; None where there is no alert."""
     selection_probability: NDArray[np.float64]
-    """With which the transaction would be put before an analyst: 1 for score and rules, else that of the audit."""
+    """Probability of being put before an analyst: 1 for score and rules, else that of the audit."""
 
 
 class Policy:
@@ -164,7 +164,7 @@ class Policy:
 
     @property
     def audits(self) -> bool:
-        """Whether the audit may select a transaction, so that `decide` needs identities."""
+        """True if the audit may select a transaction, so that `decide` needs identities."""
         return self.audit_rate > 0.0 or self.audit is not None
 
     def keyed(self, keys: Mapping[str, str]) -> "Policy":

@@ -73,7 +73,7 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def one_delay(self) -> bool:
-        """Whether labels come in the order of their transactions."""
+        """True if labels come in the order of their transactions."""
         return self.delay_spread == 0 and self.early_share == 0
 
     @property

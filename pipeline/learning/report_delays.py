@@ -64,7 +64,7 @@ class ReportDelays:
 
     @property
     def is_estimated(self) -> bool:
-        """Whether observed delays decide."""
+        """True if observed delays decide."""
         return len(self.observed_us) > 0
 
     @property

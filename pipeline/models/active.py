@@ -50,7 +50,7 @@ class ModelSubscriber:
     ) -> None:
         self.board, self._metrics, self._waiting = board, metrics, waiting
         self.frozen = False
-        """Whether learning is frozen: what the newest `LearningSwitch` says."""
+        """True while learning is frozen, by the newest `LearningSwitch`."""
         self._control = TopicFollower(bootstrap, settings, CONTROL)
         self._models = TopicFollower(bootstrap, settings, MODELS)
         self._contents = VersionContents(bootstrap, settings, metrics.records_refused)

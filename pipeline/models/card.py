@@ -29,17 +29,17 @@ class CardSources(NamedTuple):
     """The records that a card is made from."""
 
     facts: Facts
-    """Of the version (`pipeline.models.description.facts_of`)."""
+    """Facts of the version (`pipeline.models.description.facts_of`)."""
     gains: Mapping[str, float]
     """Share of all splits' gain by feature, the largest first."""
     policy: Facts | None
-    """Of the policy that was made for it."""
+    """Facts of the policy that was made for it."""
     history: VersionHistory
-    """Of the cluster; an empty one where there is none."""
+    """History of the cluster; empty without one."""
     barred: str
     """Patterns of features that no version may be trained on."""
     review_after: timedelta
-    """From the first activation to the review."""
+    """Time from the first activation to the review."""
 
 
 def model_card(sources: CardSources) -> str:

@@ -1,4 +1,4 @@
-"""What ``control`` says to a program that sets policies: what is active, who paced last, and whether to hold still."""
+"""The state of ``control`` for a program that sets policies: active versions, the last pace, a freeze."""
 
 from collections.abc import Callable, Sequence
 
@@ -33,12 +33,12 @@ class ControlState:
         self._activations = Activations(not_counted)
         self._board = board_without_river()
         self._with_lightgbm: dict[str, VersionReference] = {}
-        """By the digest of a LightGBM version the policy that became active with it."""
+        """Policy that became active with a LightGBM version, by the version's digest."""
         self._started = False
         self.frozen = False
-        """Whether programs may not activate anything."""
+        """True while programs may not activate anything."""
         self.paced_by: str | None = None
-        """What the newest activation of a pace says about who it is; None without one."""
+        """Identity of the pace that activated last; None without one."""
 
     @property
     def active(self) -> ActiveModels | None:

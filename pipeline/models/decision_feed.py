@@ -29,7 +29,7 @@ _POLL_S: Final = 0.1
 
 
 class Decided(msgspec.Struct, frozen=True, gc=False):
-    """What of a decision counts."""
+    """Fields of a decision that are read."""
 
     transaction_id: str
     card_id: str

@@ -24,7 +24,7 @@ class KnownVersion(NamedTuple):
     reference: VersionReference | None = None
     """Where the cluster has it; None where it does not."""
     entry: Entry | None = None
-    """What the registry says of it; None where it does not have it."""
+    """The registry's entry; None if it has none."""
 
     @property
     def digest(self) -> str:
@@ -54,7 +54,7 @@ class KnownVersions:
     def __init__(self, registry: Registry, published: PublishedVersions | None = None) -> None:
         self._registry, self._published = registry, published
         self._entries: dict[str, list[Entry]] = {}
-        """What the registry has by name, read once."""
+        """Entries of the registry by name, read once."""
 
     def find(self, version: str, name: str | None = None) -> KnownVersion:
         """Return the version whose digest begins with ``version``, of 4 digits or more.

@@ -41,7 +41,7 @@ class Proposal(NamedTuple):
 
     policy: Policy
     news: bool
-    """Whether it differs enough from the active one to be published."""
+    """True if it differs enough from the active one to be published."""
     reason: str
     figures: dict[str, Any]
 

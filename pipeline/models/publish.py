@@ -26,7 +26,7 @@ class Content(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a record of ``control`` says about a change of versions; fields as in `schemas.messages.Activation`."""
+    """The reasons of a change of versions for ``control``; fields as in `schemas.messages.Activation`."""
 
     step: str = "publish"
     by: str = ""

@@ -1,4 +1,4 @@
-"""What an audit sample tells: the frauds that nobody reports, and the recall of alerts."""
+"""Estimates from an audit sample: the frauds that nobody reports, and the recall of alerts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class AuditRows(NamedTuple):
     fraud: NDArray[np.bool_]
     """What is known of it now."""
     reported_us: NDArray[np.int64]
-    """When somebody else first reported it as fraud; `pipeline.learning.regimes.NEVER_US` without a report."""
+    """Time of the first report as fraud by somebody else; `pipeline.learning.regimes.NEVER_US` without one."""
 
     def take(self, rows: NDArray[np.bool_]) -> "AuditRows":
         """Return the rows of a mask of shape (n,)."""
@@ -48,7 +48,7 @@ class AuditOptions(NamedTuple):
     """Options of `assess`."""
 
     confidence: float = 0.95
-    """Of each interval by itself."""
+    """Confidence of each interval by itself."""
     mature_days: float = 30.0
     """Age by which a fraud that nobody has reported counts as never reported."""
     least_age_days: float = 7.0

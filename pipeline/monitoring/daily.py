@@ -37,7 +37,7 @@ def day_text(day: int) -> str:
 
 
 class History(NamedTuple):
-    """One series: a histogram for each of d days, k bins each."""
+    """A series: a histogram for each of d days, k bins each."""
 
     name: str
     bins: tuple[str, ...]

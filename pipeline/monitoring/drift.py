@@ -38,7 +38,7 @@ DEFAULT_OPTIONS: Final = DriftOptions()
 
 
 class Finding(NamedTuple):
-    """One series that drifted on one day."""
+    """A series that drifted on a day."""
 
     day: int
     """Days since 1970-01-01 (UTC)."""
@@ -59,11 +59,11 @@ class Finding(NamedTuple):
 
 
 class DayDrift(NamedTuple):
-    """What one day shows."""
+    """Drift of one day."""
 
     day: int
     p_values: dict[str, float]
-    """By series; only those that could be judged."""
+    """P-value by series; only those that could be judged."""
     findings: tuple[Finding, ...]
     """Series that drifted, by importance times distance, the largest first."""
 

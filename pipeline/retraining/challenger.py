@@ -45,14 +45,14 @@ class Champion(NamedTuple):
 
 
 class CycleOptions(NamedTuple):
-    """How challengers are trained and compared."""
+    """Options of training and comparing challengers."""
 
     maturity_days: float | None = None
     """Age at which a transaction without a reported fraud counts as legitimate. None: as old reports tell it."""
     fallback_days: float = 30.0
     """The same, where too few reports tell it."""
     early_reports: bool = True
-    """Whether a challenger is grown on younger transactions too, where reports tell the delays."""
+    """Grow challengers on younger transactions too, if reports tell the delays."""
     compare_days: int = 14
     """Newest days of matured transactions that the gate compares on."""
     validation_days: float = 7.0

@@ -15,7 +15,7 @@ from schemas.messages import Activation, Assessment, LearningSwitch, Quarantine,
 from schemas.records import Record
 
 BY: Final = f"{PROGRAM}retrain"
-"""Who writes the service's records."""
+"""The writer of the service's records."""
 AS_OF: Final = "as_of_us"
 """The figure that says up to which event time a cycle had read."""
 _LIGHTGBM, _POLICY = BUNDLED

@@ -25,7 +25,7 @@ _COUNT_DEVIATIONS: Final = 3.0
 
 
 class GateLimits(NamedTuple):
-    """What a challenger must keep."""
+    """Bounds that a challenger must keep."""
 
     alerts_per_day: float = 100.0
     """The budget: cards a day in the comparison, and alerts that the threshold allows."""
@@ -54,11 +54,11 @@ class GateLimits(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What the gate says of a challenger."""
+    """The gate's judgement of a challenger."""
 
     accepted: bool
     reason: str
-    """One sentence for people."""
+    """Sentence for people."""
     figures: dict[str, Any]
     """The measurements, as JSON has them."""
 

@@ -37,11 +37,11 @@ LEVEL: Final = 0.975
 
 
 class Verdict(NamedTuple):
-    """What the guard says of the versions that serve."""
+    """The guard's judgement of the versions that serve."""
 
     harm: bool
     reason: str
-    """One sentence for people; empty without harm."""
+    """Sentence for people; empty without harm."""
     figures: dict[str, Any]
     """The measurements, as JSON has them."""
 

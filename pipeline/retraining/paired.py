@@ -29,7 +29,7 @@ class Scorings(NamedTuple):
     card: NDArray[np.int64]
     """Cards as integers from 0 on."""
     reported_us: NDArray[np.int64]
-    """When a fraud was reported; `NEVER_US` for what is no known fraud."""
+    """Time of a fraud's report; `NEVER_US` for what is no known fraud."""
 
 
 class PairedDays(NamedTuple):

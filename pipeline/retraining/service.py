@@ -28,7 +28,7 @@ PAUSE_DAYS: Final = 7.0
 
 
 class ServiceOptions(NamedTuple):
-    """How often the service renews, and how."""
+    """Options of the service."""
 
     every_days: float = 1.0
     """Event time between two challengers."""
@@ -39,7 +39,7 @@ class ServiceOptions(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a look led to."""
+    """Result of a look."""
 
     outcome: str
     """``promoted``, ``rejected``, ``failed``, ``kept``, ``rolled_back`` or ``nothing``."""
@@ -56,7 +56,7 @@ def drift_of(rows: ServedRows, model: LightGBMModel) -> str | None:
 
 
 Drifted = Callable[[ServedRows, LightGBMModel], str | None]
-"""As `drift_of`."""
+"""A function like `drift_of`."""
 
 
 class Retrainer:

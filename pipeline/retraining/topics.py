@@ -33,7 +33,7 @@ def read_served(bootstrap: str, settings: Settings, window_days: float) -> Serve
 
 
 class ClusterLog:
-    """What a cluster's topics say, up to the last look.
+    """The contents of a cluster's topics, up to the last look.
 
     Args:
         bootstrap: Addresses of brokers.

@@ -14,18 +14,18 @@ _TINY: Final = 1e-12
 
 
 class Targets(NamedTuple):
-    """What k rows teach."""
+    """Targets of k rows."""
 
     rows: NDArray[np.intp]
     """Rows in ascending order, shape (k,)."""
     fraud: NDArray[np.bool_]
-    """Whether each is taken as fraud, shape (k,)."""
+    """True for rows that are taken as fraud, shape (k,)."""
     weight: NDArray[np.float64]
-    """How much each counts, above 0, shape (k,)."""
+    """Weight of each, above 0, shape (k,)."""
 
 
 class EarlyReports(NamedTuple):
-    """How a training takes the reports of transactions that are not mature yet."""
+    """Reports of transactions that are not mature yet, as a training takes them."""
 
     as_of_us: int
     """Only what was known by then is used."""

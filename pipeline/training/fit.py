@@ -47,7 +47,7 @@ class TrainingSet:
     card: NDArray[np.int64]
     """The card as any integer."""
     reported_us: NDArray[np.int64] | None = None
-    """When each was first reported as fraud; `NEVER_US` if it was not. None: no training takes early reports."""
+    """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""How good scores are."""
+"""Measures of scores."""
 
 from collections.abc import Iterator
 

@@ -64,9 +64,9 @@ class ServedRows:
     decided_ms: NDArray[np.int64]
     """Timestamp of the record on ``features``, in milliseconds since 1970."""
     known: NDArray[np.int8]
-    """What is known of each, an index of `pipeline.learning.labels.KNOWN`."""
+    """Known value of each, an index of `pipeline.learning.labels.KNOWN`."""
     reported_us: NDArray[np.int64]
-    """When a fraud was first known as one, in microseconds since 1970; `NEVER_US` for what is no known fraud."""
+    """Time at which a fraud was first known, in microseconds since 1970; `NEVER_US` for what is no known fraud."""
     names: tuple[str, ...]
     """Names of versions."""
 

@@ -78,9 +78,9 @@ class Variant:
     renewed_days: tuple[float, ...] = ()
     """For each, another variant that is trained again after so many days; this one is trained once before a fold."""
     learns: bool = False
-    """Whether each is measured with an online model too, which learns from the warm-up on."""
+    """Measure each with an online model too, which learns from the warm-up on."""
     early_reports: bool = False
-    """Whether reports of young transactions are taken at once; `tests.evaluation.renewed` measures what that brings."""
+    """Take reports of young transactions at once; `tests.evaluation.renewed` measures what that brings."""
 
 
 VARIANTS: Final = (
@@ -97,7 +97,7 @@ VARIANTS: Final = (
 
 
 class Data:
-    """What the file says about its transactions."""
+    """Truth and columns of the file."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.mapping = file, resolve_mapping(file, preset="handbook")

@@ -164,7 +164,7 @@ class ReviewContent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PacingContent(msgspec.Struct, frozen=True, kw_only=True):
-    """How a variant whose threshold is set anew each hour kept to its budget of first alerts of cases."""
+    """Budget figures of a variant whose threshold is set anew each hour, in first alerts of cases."""
 
     budget: float
     """Alerts a day."""
@@ -187,7 +187,7 @@ class VersionContent(msgspec.Struct, frozen=True, kw_only=True):
     lightgbm: str | None
     policy: str | None
     refused: str
-    """Why there is none, so that the version before went on deciding."""
+    """The reason for which there is none; the version before went on deciding."""
     first_decision: str | None
     decisions: int
     rows: int

@@ -1,4 +1,4 @@
-"""How a variant whose threshold is set anew each hour kept to its budget."""
+"""Budget figures of a variant whose threshold is set anew each hour."""
 
 from typing import Final
 

@@ -95,7 +95,7 @@ _NAMED: Final = 5
 
 
 def pacing_sentence(one: PacingContent) -> str:
-    """How a variant kept to its budget."""
+    """Budget figures of a variant."""
     return (
         f"Paced at {number(one.budget, 1)} alerts a day, the first alert of each case: {number(one.alerts_per_day, 1)} "
         f"a day; {percent(one.days_within_30)} of {one.days} whole days within 30 %, {percent(one.weeks_within_5)} of "
