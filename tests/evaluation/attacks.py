@@ -243,4 +243,4 @@ def _share(of: Mapping[str, Any]) -> float | None:
     return None if counts is None else sum(counts["found"]) / sum(counts["all"])
 
 
-PART: Final = Part(tuple(_names()), units, tables)
+PART: Final = Part(tuple(_NAMES), units, tables)
