@@ -200,7 +200,7 @@ def _caught(title: str, runs: Runs) -> Table:
         against = ""
         if schedule != DAILY and both:
             against = compared(_mean_days(seeds, ALONE, both), _mean_days(runs[DAILY], ALONE, both), 2)
-        shares = [share for of in seeds.values() if (share := _share(of[ALONE])) is not None]
+        shares = [share for of in seeds.values() if (share := share_found(of[ALONE])) is not None]
         rows.append(
             [
                 schedule, str(len(seeds)), f"{alone.mean():.2f}", f"{alone[-LAST_DAYS:].mean():.2f}", against,
@@ -237,7 +237,7 @@ def _mean_days(seeds: Mapping[int, Found], way: str, chosen: Collection[int] | N
     return np.asarray(np.mean(of, axis=0), np.float64)
 
 
-def _share(of: Mapping[str, Any]) -> float | None:
+def share_found(of: Mapping[str, Any]) -> float | None:
     """Return the share of the attack that is among the top."""
     counts = of["kinds"].get(str(ATTACK))
     return None if counts is None else sum(counts["found"]) / sum(counts["all"])

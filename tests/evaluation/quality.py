@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ def measured(units: Sequence[Unit], jobs: int) -> Iterator[tuple[int, Found, flo
         for number, unit in enumerate(units):
             yield number, *timed(unit)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         running = {pool.submit(timed, unit): number for number, unit in enumerate(units)}
         for done in as_completed(running):
             yield running[done], *done.result()
