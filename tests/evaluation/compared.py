@@ -17,7 +17,6 @@ from typing import Final
 import click
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline import Backtest
 from pipeline.backtest.result import BacktestResult
@@ -31,7 +30,8 @@ from pipeline.sources import ColumnMapping, load_transactions, resolve_mapping
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingSet, train
-from tests.evaluation.detection import Data, Scored, Variant, scored
+from tests.evaluation.detection import ALL, Data
+from tests.evaluation.histories import RIVER_WARM_UP, History
 from tests.evaluation.parts import Found, Part, Table, Unit, markdown
 from tests.evaluation.published import (
     DELAY_DAYS,
@@ -137,26 +137,32 @@ _DEFAULT: Final = "LightGBM, the default"
 
 def measured(file: Path, first: datetime, weeks: int) -> Found:
     """Return the mean figures of the default over some weeks of test, trained before each on all that was known."""
-    data = Data.of(file)
-    variant = Variant("default", renewed_days=(TEST_DAYS,), learns=True)
-    found = scored(data, variant, first, first + timedelta(days=weeks * TEST_DAYS))
+    history = History(Data(file), ALL)
     frame = pd.read_parquet(file)
-    folds = [first + timedelta(days=TEST_DAYS * week - TRAIN_DAYS - DELAY_DAYS) for week in range(weeks)]
+    begins = [first + timedelta(days=TEST_DAYS * week) for week in range(weeks)]
+    rows, logit = [history.rows(first - RIVER_WARM_UP, first)], []
+    for begin in begins:
+        model, _ = history.version(begin)
+        if not logit:
+            logit.append(history.logit(model, rows[0]))
+        rows.append(history.rows(begin, begin + timedelta(days=TEST_DAYS)))
+        logit.append(history.logit(model, rows[-1]))
+    alone, river = np.full((2, len(frame)), np.nan)
+    of_test = np.concatenate(rows[1:])
+    alone[of_test] = np.concatenate(logit[1:])
+    river[of_test] = history.corrected(np.concatenate(rows), np.concatenate(logit), first)
     of: dict[str, list[Figures]] = {}
-    for train_from in folds:
-        of_fold = Weeks(frame, train_from)
-        for name, suffix in (("", ""), (", with River", ON_TOP)):
-            score = np.full(len(frame), np.nan)
-            for rows, scores in zip(*_parts(found[f"default every {TEST_DAYS} days{name}"]), strict=True):
-                score[rows] = scores
-            of.setdefault(_DEFAULT + suffix, []).append(of_fold.measure(score[of_fold.test]))
-        for name, here in baselines(frame, train_from).items():
-            of.setdefault(f"{name}, here", []).append(here)
+    for begin in begins:
+        train_from = begin - timedelta(days=TRAIN_DAYS + DELAY_DAYS)
+        weeks_of = Weeks(frame, train_from)
+        here = {
+            _DEFAULT: weeks_of.measure(alone[weeks_of.test]),
+            _DEFAULT + ON_TOP: weeks_of.measure(river[weeks_of.test]),
+        }
+        here |= {f"{name}, here": figures for name, figures in baselines(frame, train_from).items()}
+        for name, figures in here.items():
+            of.setdefault(name, []).append(figures)
     return {name: np.mean([astuple(one) for one in ones], axis=0).tolist() for name, ones in of.items()}
-
-
-def _parts(found: Scored) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float64]]]:
-    return found.rows, found.scores
 
 
 def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:

@@ -102,8 +102,8 @@ class History:
     def corrected(self, rows: NDArray[np.int64], logit: NDArray[np.float64], start: datetime) -> NDArray[np.float64]:
         """Return log-odds with the default online model on top, for the rows from a time on.
 
-        It learns a fraud when that is reported, and a tenth of the others once they count as legitimate; a version is
-        published each hour.
+        It learns a fraud when that is reported, and a tenth of the others when they are labelled or count as
+        legitimate; a version is published each hour.
 
         Args:
             rows: Rows in the order of time, shape (n,); those before ``start`` are learned from only.
@@ -131,14 +131,15 @@ class History:
         self, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
         """Return what is learned, in order: positions in ``rows``, times known, whether it is fraud, and weights."""
-        settings = Settings()
-        assert self._set.reported_us is not None
-        presumed_us = self.data.times[rows] + round(settings.maturity_days * US_PER_DAY)
-        reported_us = self._set.reported_us[rows]
-        fraud = reported_us < presumed_us
+        settings, times_us, fraud = Settings(), self.data.times[rows], self.data.fraud[rows]
+        identities = identities_of(self.data.frame.iloc[rows])
+        labelled_us = self.regime.known_at_us(times_us, fraud, identities)
+        presumed_us = times_us + round(settings.maturity_days * US_PER_DAY)
+        # A fraud that nobody has reported by then counts as legitimate.
+        fraud = fraud & (labelled_us < presumed_us)
         rate = settings.negative_sample_rate
-        kept = np.flatnonzero(fraud | keep_negatives(identities_of(self.data.frame.iloc[rows]), rate))
-        known_us = np.where(fraud, reported_us, presumed_us)[kept]
+        kept = np.flatnonzero(fraud | keep_negatives(identities, rate))
+        known_us = np.minimum(labelled_us, presumed_us)[kept]
         order = np.argsort(known_us, kind="stable")
         kept = kept[order]
         return kept, known_us[order], fraud[kept], np.where(fraud[kept], 1.0, 1.0 / rate)
