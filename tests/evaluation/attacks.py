@@ -52,12 +52,14 @@ class Attack:
 
 
 NO_ATTACK: Final = "no attack"
-KINDS: Final = {"bursts": {"a_card": 3}, "strangers": {}}
-"""What tells an attack from others: three frauds of a card within minutes, or one."""
+BURSTS: Final = "bursts"
+STRANGERS: Final = "strangers"
 ATTACKS: Final[dict[tuple[str, int], Attack | None]] = {
     (NO_ATTACK, 0): None,
-    **{(kind, seed): Attack(seed=seed, **told) for kind, told in KINDS.items() for seed in (1, 2, 3, 4, 5)},
+    **{(BURSTS, seed): Attack(seed=seed, a_card=3) for seed in (1, 2, 3, 4, 5)},
+    **{(STRANGERS, seed): Attack(seed=seed) for seed in (1, 2)},
 }
+"""By kind and seed: three frauds of a card within minutes, or one, which hardly any feature tells from a sale."""
 
 
 def attacked(frame: pd.DataFrame, attack: Attack, start: datetime, end: datetime) -> pd.DataFrame:

@@ -94,12 +94,10 @@ class World:
 
 WORLDS: Final = {
     "as published": World(11),
-    "30 % of a merchant's": World(12, Scenario(merchant_share=0.3)),
     "10 % of a merchant's": World(13, Scenario(merchant_share=0.1)),
     "card's amounts doubled": World(14, Scenario(card_factor=2)),
     "a third of the frauds": World(15, Scenario(merchants_per_day=1, cards_per_day=1)),
     "30 % of a merchant's, late reports": World(16, Scenario(merchant_share=0.3), LATE),
-    "10 % of a merchant's, doubled, late reports": World(17, Scenario(merchant_share=0.1, card_factor=2), LATE),
 }
 
 
