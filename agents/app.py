@@ -47,7 +47,7 @@ from pipeline.models.rates import PublishedRates
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
 from pipeline.state.errors import StateRemoved
-from pipeline.state.place import StatePlace
+from pipeline.state.place import StatePlace, keep_private
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
@@ -275,7 +275,8 @@ class WorkerContext:
 
     def _snapshot_refused(self, refused: Refused) -> None:
         tell_refused(refused)
-        group = refused.name.removeprefix(f"{self._settings.snapshot_address}/").partition("/")[0]
+        address = self._repository.url if self._repository is not None else ""
+        group = refused.name.removeprefix(f"{address}/").partition("/")[0]
         self.metrics.snapshot_refused(group.removeprefix(self._settings.topic_prefix), refused.reason)
 
     def disconnect(self) -> None:
@@ -302,6 +303,7 @@ def _folded(spec: AgentSpec) -> tuple[Topic, ...]:
 def create_app(settings: Settings | None = None) -> FraudApp:
     """The app of one worker, with the agents that the settings name."""
     settings = settings or Settings()
+    keep_private()
     worker = WorkerContext(settings)
     app = FraudApp(
         f"fraud-pipeline-{settings.topic(settings.instance)}",

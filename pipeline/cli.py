@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import click
 
+from pipeline.state.place import keep_private
+
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
     "audit": ("pipeline.commands.audit", "Say how many frauds nobody reports, and which share alerts find."),
@@ -55,6 +57,12 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             # Click itself would end as after an error.
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except click.ClickException as error:
+            from pipeline.terminal import printable_lines
+
+            # It may name what somebody else wrote to a topic.
+            error.message = printable_lines(error.message)
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, sorted."""
@@ -81,6 +89,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="fraud-pipeline")
 def main() -> None:
     """Streaming fraud detection on Kafka."""
+    keep_private()
 
 
 if __name__ == "__main__":

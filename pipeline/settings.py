@@ -13,7 +13,10 @@ from pipeline.learning.regimes import Reported
 class Settings(BaseSettings):
     """Everything that can be set; ``docs/settings.md`` lists it."""
 
-    model_config = SettingsConfigDict(env_prefix="FRAUD_PIPELINE_", frozen=True, extra="forbid", populate_by_name=True)
+    # Errors do not repeat values: a password is one of them.
+    model_config = SettingsConfigDict(
+        env_prefix="FRAUD_PIPELINE_", frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True
+    )
 
     kafka_bootstrap_servers: str | None = Field(
         default=None,
@@ -22,6 +25,7 @@ class Settings(BaseSettings):
     )
     kafka_config: dict[str, str] = Field(
         default_factory=dict,
+        repr=False,
         description="Further librdkafka properties for every client, as a JSON object (security, for instance).",
     )
     data_dir: Path = Field(
@@ -157,6 +161,7 @@ class Settings(BaseSettings):
     )
     snapshot_url: str | None = Field(
         default=None,
+        repr=False,
         description="Where snapshots of state are kept: a directory or any fsspec URL, one that all workers reach "
         "where they run on several machines. Unset: `snapshots` in the data directory. Empty: none are kept.",
     )

@@ -11,10 +11,11 @@ from rich.text import Text
 
 from pipeline.cli import INTERRUPTED
 from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.demo.text import PLAIN_WIDTH, alert_lines, printable
+from pipeline.demo.text import PLAIN_WIDTH, alert_lines
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.kafka.clients import TopicError, read_topic, tail_topic
 from pipeline.settings import Settings
+from pipeline.terminal import printable, printable_json
 from schemas.messages import Alert
 from schemas.topics import ALERTS
 
@@ -57,8 +58,7 @@ def command(*, from_beginning: bool, once: bool, limit: int | None, as_json: boo
             click.echo(f"Following {topic} on {bootstrap}; Ctrl-C ends it.", err=True)
         for value in islice((record.value for record in records if record.value is not None), limit):
             if as_json:
-                sys.stdout.buffer.write(msgspec.json.format(value, indent=-1) + b"\n")
-                sys.stdout.buffer.flush()
+                click.echo(printable_json(msgspec.json.format(value, indent=-1).decode()))
             else:
                 write_alert(value, console)
     except (ClusterNotFound, TopicError) as error:

@@ -7,13 +7,14 @@ import click
 from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, said, said_options
 from pipeline.commands.model_text import fact_lines, json_line
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
-from pipeline.demo.text import printable, utc_text
+from pipeline.demo.text import utc_text
 from pipeline.models.changes import Active, VersionChanges, switch_learning
 from pipeline.models.description import policy_facts
 from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion
 from pipeline.models.publish import ControlWriter
 from pipeline.registry import POLICY
+from pipeline.terminal import printable
 
 
 def _now_active(active: Active) -> str:

@@ -31,7 +31,7 @@ from pipeline.state.manifest import (
     manifest_names,
     number_of,
 )
-from pipeline.state.objects import open_place
+from pipeline.state.objects import open_place, shown_url
 from pipeline.state.packs import FileIdentity, PackedColumn, PieceDamaged, digest_of, identity_of, lies_within, unpack
 from pipeline.state.writer import SnapshotWriter
 from schemas.topics import PROGRESS
@@ -125,7 +125,8 @@ class SnapshotRepository:
     ) -> None:
         if kept < 1:
             raise ValueError(f"at least one snapshot must be kept, not {kept}")
-        self.url = url
+        self.url = shown_url(url)
+        """The address, as logs may show it."""
         self._place = open_place(url)
         self._kept = kept
         self._grace_s = grace_s
