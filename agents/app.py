@@ -46,6 +46,7 @@ from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
+from pipeline.signing import Signer, Trust, snapshot_keys
 from pipeline.state.errors import StateRemoved
 from pipeline.state.place import StatePlace, keep_private
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
@@ -145,6 +146,7 @@ class WorkerContext:
             if self.bootstrap:
                 return
             settings = self._settings
+            Trust.of(settings), Signer.of(settings)  # a key that cannot be used stops a start, and no agent later
             rates_content = read_rates(settings)
             self._rates = fitting(rates_content, settings)  # an unfit table is told here, not by an agent that fails
             for name in settings.agent_names:
@@ -158,6 +160,7 @@ class WorkerContext:
                     address,
                     kept=settings.snapshots_kept,
                     irreplaceable=settings.accept_short_retention,
+                    keys=snapshot_keys(settings),
                     on_refused=self._snapshot_refused,
                 )
             # Meanwhile: questions to brokers are mostly waiting.

@@ -6,7 +6,9 @@ from typing import Any, Final
 
 import click
 
+from pipeline.signing import KeyFileError
 from pipeline.state.place import keep_private
+from pipeline.terminal import printable_lines
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
@@ -57,9 +59,9 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             # Click itself would end as after an error.
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except KeyFileError as error:
+            raise click.ClickException(str(error)) from error
         except click.ClickException as error:
-            from pipeline.terminal import printable_lines
-
             # It may name what somebody else wrote to a topic.
             error.message = printable_lines(error.message)
             raise

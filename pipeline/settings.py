@@ -2,12 +2,14 @@
 
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import AliasChoices, Field
+import msgspec
+from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.learning.regimes import Reported
+from schemas.messages import Label, Transaction
 
 
 class Settings(BaseSettings):
@@ -206,6 +208,64 @@ class Settings(BaseSettings):
         default=None, description="Model registry. Unset: `registry` in the data directory."
     )
 
+    signing_key_file: Path | None = Field(
+        default=None,
+        description="Private Ed25519 key (PEM) that signs what is written to `models` and `control`; its owner alone "
+        "may read it. Once set, what is not signed is refused.",
+    )
+    trusted_keys: str = Field(
+        default="",
+        description="Files of public Ed25519 keys (PEM), separated by commas, besides the own one. Where any is set, "
+        "records of `models` and `control` that none of them signed are refused.",
+    )
+    unsigned_below: dict[str, int] = Field(
+        default_factory=dict,
+        description="Offset by topic (`models`, `control`) below which records need no signature, as a JSON object: "
+        "those from before signatures.",
+    )
+    snapshot_keys: str = Field(
+        default="",
+        description="Files of secret keys, separated by commas: the first one signs snapshots, and those that none of "
+        "them signed are not used.",
+    )
+
+    dead_letters: Literal["original", "redacted"] = Field(
+        default="original",
+        description="Content of a dead letter: the record's own bytes, or none of them (`redacted`): only where the "
+        "record is, its size and digest, and the code of the error.",
+    )
+    dropped_fields: str = Field(
+        default="",
+        description="Optional fields of transactions and labels, separated by commas, that `profiled` does not hold, "
+        "such as `ip,device_id,note`.",
+    )
+    retention_days: dict[str, float] = Field(
+        default_factory=dict,
+        description="Days for which created topics keep their records, by topic without prefix, as a JSON object; the "
+        "others keep them for ever. Fewer days than a restore of state reads are refused.",
+    )
+
+    @field_validator("dropped_fields")
+    @classmethod
+    def _optional(cls, names: str) -> str:
+        """No reader of `profiled` could do without a required field."""
+        required = {
+            field.name for kind in (Transaction, Label) for field in msgspec.structs.fields(kind) if field.required
+        }
+        if found := required & {name.strip() for name in names.split(",")}:
+            raise ValueError(f"{', '.join(sorted(found))} is required in every message: name optional fields only")
+        return names
+
+    @model_validator(mode="after")
+    def _pickles_are_signed(self) -> Self:
+        """The state of a configured classifier is a pickle, which runs code that is in it."""
+        if self.river_classifier is not None and self.signing_key_file is None and not self.trusted_keys:
+            raise ValueError(
+                "FRAUD_PIPELINE_RIVER_CLASSIFIER needs signatures, since the state of such a classifier is a pickle: "
+                "set FRAUD_PIPELINE_SIGNING_KEY_FILE, or leave it out"
+            )
+        return self
+
     @property
     def registry_path(self) -> Path:
         """Directory of the model registry."""
@@ -217,6 +277,11 @@ class Settings(BaseSettings):
         if self.snapshot_url is None:
             return str((self.data_dir / "snapshots").absolute())
         return self.snapshot_url or None
+
+    @property
+    def dropped_names(self) -> frozenset[str]:
+        """Names in ``dropped_fields``."""
+        return frozenset(name.strip() for name in self.dropped_fields.split(",") if name.strip())
 
     @property
     def agent_names(self) -> tuple[str, ...]:

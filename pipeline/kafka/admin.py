@@ -20,6 +20,7 @@ from pipeline.kafka.clients import (
     partition_numbers,
     patiently,
 )
+from pipeline.kafka.retention import retention_ms, wanted_problems
 from pipeline.settings import Settings
 from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic
 
@@ -76,7 +77,7 @@ def topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
     """Topic configuration that ``topic`` must have."""
     config = {
         "cleanup.policy": topic.cleanup_policy,
-        "retention.ms": str(topic.retention_ms),
+        "retention.ms": str(retention_ms(topic, settings)),
         "max.message.bytes": str(topic.max_message_bytes),
         "message.timestamp.type": "CreateTime",
     }
@@ -96,6 +97,8 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = 
     Raises ``TopicError`` for a wrong number of partitions, and for a missing topic that may not be created,
     ``ClusterUnreachable`` when no broker answers. Other differences are ``warnings`` of the returned states.
     """
+    if (problems := wanted_problems(settings)) and not settings.accept_short_retention:
+        raise TopicError("\n".join(problems))
     client = admin_client(bootstrap, settings=settings)
     metadata = reached(client, bootstrap)
     names = {settings.topic(topic.name): topic for topic in topics}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
 from pipeline.kafka.follower import TopicFollower
-from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
 from pipeline.models.activation import Activations
 from pipeline.models.contents import VersionContents
@@ -29,6 +29,7 @@ class ControlState:
     def __init__(self, bootstrap: str, settings: Settings, waiting: Callable[[], None]) -> None:
         self._waiting = waiting
         self._follower = TopicFollower(bootstrap, settings, CONTROL)
+        self._trusted = TrustedRecords(settings, not_counted)
         self._contents = VersionContents(bootstrap, settings)
         self._activations = Activations(not_counted)
         self._board = board_without_river()
@@ -71,7 +72,7 @@ class ControlState:
         return None
 
     def _take(self, records: Sequence[Record]) -> None:
-        for _, item in readable(records, decode_control, not_counted):
+        for _, item in self._trusted.readable(records, decode_control):
             if isinstance(item, LearningSwitch):
                 self.frozen = item.frozen
             elif isinstance(item, Activation):

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Final, NamedTuple, Self
 
 from pipeline.kafka.clients import read_topic
-from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
 from pipeline.settings import Settings
 from schemas.messages import Activation, Assessment, Control, LearningSwitch, VersionReference
@@ -68,13 +68,13 @@ class VersionHistory:
         Raises:
             TopicError: `control` is missing or cannot be read.
         """
-        return cls.of(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings))
+        return cls.of(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings), settings)
 
     @classmethod
-    def of(cls, control: Iterable[Record]) -> Self:
-        """Read records of `control`; what cannot be decoded is reported and skipped."""
+    def of(cls, control: Iterable[Record], settings: Settings) -> Self:
+        """Read records of `control`; what cannot be decoded or is not trusted is reported and skipped."""
         history = cls()
-        for _, item in readable(control, decode_control, not_counted):
+        for _, item in TrustedRecords(settings, not_counted).readable(control, decode_control):
             history.add(item)
         return history
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from pipeline.engine.models import ModelBoard
 from pipeline.kafka.clients import read_topic
-from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
@@ -50,7 +50,7 @@ class PublishedVersions:
         self._end = contents.readable().stop
         self._activations = Activations(not_counted)
         self._scans: dict[str, tuple[Iterator[tuple[int, ModelVersion]], dict[str, bytes]]] = {}
-        for _, item in readable(control, decode_control, not_counted):
+        for _, item in TrustedRecords(settings, not_counted).readable(control, decode_control):
             self.history.add(item)
             if isinstance(item, Activation):
                 self._activations.add(item)

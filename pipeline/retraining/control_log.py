@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
 from pipeline.models.history import BUNDLED, PROGRAM, PROMOTE, ROLLBACK
 from pipeline.settings import Settings
@@ -46,6 +46,7 @@ class ControlLog:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._trusted = TrustedRecords(settings, not_counted)
         self.quarantined = QuarantinedRecords(settings)
         self.tenures: list[Tenure] = []
         """Oldest first; two that follow each other are of different versions."""
@@ -61,7 +62,7 @@ class ControlLog:
 
     def add(self, records: Iterable[Record]) -> None:
         """Take in records that follow all others."""
-        for _, item in readable(records, decode_control, not_counted):
+        for _, item in self._trusted.readable(records, decode_control):
             if isinstance(item, Activation):
                 self._activated(item)
             elif isinstance(item, LearningSwitch):
