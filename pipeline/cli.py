@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
     "drift": ("pipeline.commands.drift", "Say which features, scores and reports have drifted."),
     "export": ("pipeline.commands.export", "Write topics to Parquet files."),
+    "forget": ("pipeline.commands.forget", "Destroy the key of a card's token."),
     "inspect": ("pipeline.commands.inspect", "Show one record, and the rows of a block."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),
     "models": ("pipeline.commands.models", "List, compare and change versions of models."),
@@ -31,6 +32,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "retrain": ("pipeline.commands.retrain", "Renew the active LightGBM version, and roll back what does harm."),
     "run": ("pipeline.commands.run", "Run the whole pipeline on simulated transactions."),
     "simulate": ("pipeline.commands.simulate", "Write simulated transactions to a file."),
+    "tokenise": (
+        "pipeline.commands.tokenise",
+        "Write a topic's messages to the pipeline, with tokens for card numbers.",
+    ),
     "topics": ("pipeline.commands.topics", "Create the topics, or check them."),
     "train": ("pipeline.commands.train", "Train, calibrate and register a LightGBM version."),
     "worker": ("pipeline.commands.worker", "Run agents."),

@@ -245,6 +245,22 @@ class Settings(BaseSettings):
         "others keep them for ever. Fewer days than a restore of state reads are refused.",
     )
 
+    token_fields: str = Field(
+        default="card_id",
+        description="Fields that `fraud-pipeline tokenise` replaces by tokens, separated by commas; `card_id` always "
+        "is one of them.",
+    )
+    token_secret_file: Path | None = Field(
+        default=None,
+        description="Secret of at least 32 bytes without which nobody finds a value's key in the token database; its "
+        "owner alone may read it.",
+    )
+    token_database_file: Path | None = Field(
+        default=None,
+        description="Database with a random key for each tokenised value. Unset: `tokens.sqlite` in the data "
+        "directory.",
+    )
+
     @field_validator("dropped_fields")
     @classmethod
     def _optional(cls, names: str) -> str:
@@ -277,6 +293,17 @@ class Settings(BaseSettings):
         if self.snapshot_url is None:
             return str((self.data_dir / "snapshots").absolute())
         return self.snapshot_url or None
+
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        """Names in ``token_fields``, with ``card_id``."""
+        names = ("card_id", *(name.strip() for name in self.token_fields.split(",") if name.strip()))
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def token_database(self) -> Path:
+        """File of the token database."""
+        return self.token_database_file or self.data_dir / "tokens.sqlite"
 
     @property
     def dropped_names(self) -> frozenset[str]:
