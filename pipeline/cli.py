@@ -1,6 +1,8 @@
 """The ``fraud-pipeline`` command. Subcommands are imported when they are called, so that help is instant."""
 
 import importlib
+import os
+import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -55,6 +57,10 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             # Click itself would end as after an error.
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            raise click.ClickException(_sentence(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, sorted."""
@@ -75,6 +81,21 @@ class LazyGroup(click.Group):
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in sorted(self._lazy.items())])
+
+
+def _sentence(error: Exception) -> str:
+    """Return any error in one sentence; an error of the program with the place where it happened."""
+    from pipeline.explained import explained
+
+    if os.environ.get("FRAUD_PIPELINE_LOG_LEVELS", "").startswith("debug"):
+        traceback.print_exception(error)
+    if (sentence := explained(error)) is not None:
+        return sentence
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno}). This is an error of the program: please "
+        "report it, with the traceback that FRAUD_PIPELINE_LOG_LEVELS=debug shows"
+    )
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
