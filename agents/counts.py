@@ -99,4 +99,3 @@ class Counts:
         )  # fmt: skip
         self._done.clear()
         self._status_at_s = now_s
-

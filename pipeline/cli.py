@@ -17,6 +17,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "Backtest two models on simulated history.",
     ),
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
+    "dead-letters": (
+        "pipeline.commands.dead_letters",
+        "List, explain and resend records that were not accepted.",
+    ),
     "drift": ("pipeline.commands.drift", "Say which features, scores and reports have drifted."),
     "export": ("pipeline.commands.export", "Write topics to Parquet files."),
     "inspect": ("pipeline.commands.inspect", "Show one record, and the rows of a block."),

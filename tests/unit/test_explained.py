@@ -81,9 +81,7 @@ def test_any_failure_of_a_command_is_one_sentence(error: Exception, part: str) -
     check_one_sentence(CliRunner().invoke(failing(error), ["fails"]), part)
 
 
-def test_the_traceback_of_an_error_of_the_program_is_there_for_whoever_asks(
-    monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_traceback_of_an_error_of_the_program_is_there_for_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_PIPELINE_LOG_LEVELS", "debug")
     assert CliRunner().invoke(failing(KeyError("lost")), ["fails"]).output.startswith("Traceback")
 
