@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.lessons import TARGETS, choose, example_inputs
+from pipeline.scoring.lessons import choose, example_inputs
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.payload import VERSION_DIGITS, Offset, decode_payload, encode_payload
 from pipeline.scoring.river_inputs import INPUTS, LOGIT, SOURCE_COLUMNS, river_inputs
@@ -175,10 +175,12 @@ class ConfiguredRiverLearner:
         """Learn examples in order; returns what became of them."""
         chosen, counts = choose(examples)
         if chosen:
-            logits = np.array([example.logit for example in chosen], np.float64)
-            rows = _rows(example_inputs([example.features for example in chosen]), logits)
-            for example, row in zip(chosen, rows, strict=True):
-                self._learn(row, TARGETS[example.label], example.weight)
+            logits = np.array([update.example.logit for update in chosen], np.float64)
+            rows = _rows(example_inputs([update.example.features for update in chosen]), logits)
+            for update, row in zip(chosen, rows, strict=True):
+                if update.target is not None:
+                    # A classifier in general has no way to undo: the new label takes the weight of the former one too.
+                    self._learn(row, update.target, update.weight + update.former_weight)
         self.lessons.update(counts)
         return counts
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from river import linear_model, optim, utils
 
-from pipeline.scoring.lessons import TARGETS, add_lessons, choose, example_inputs, importance_aware_weight
+from pipeline.scoring.lessons import Update, add_lessons, choose, example_inputs, importance_aware_weight
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.river_inputs import INPUTS, LOGIT
 from pipeline.scoring.river_layer import LayerConfig, Lessons, RiverLayer, Scale, reciprocal_deviations, standardized
@@ -50,23 +50,36 @@ class LayerLearner:
         """Learn examples in order; returns what became of them (`pipeline.scoring.lessons.choose`)."""
         chosen, counts = choose(examples)
         if chosen:
-            inputs = example_inputs([example.features for example in chosen])
-            for row, example in zip(inputs, chosen, strict=True):
-                self._learn(row, example.logit, TARGETS[example.label], example.weight)
+            inputs = example_inputs([update.example.features for update in chosen])
+            for row, update in zip(inputs, chosen, strict=True):
+                self._learn(row, update)
         self.lessons = add_lessons(self.lessons, counts)
         return counts
 
-    def _learn(self, row: NDArray[np.float64], logit: float, target: bool, weight: float) -> None:
-        if self._weight >= LEAST_WEIGHT:
-            river, rate = self._river, self.config.learning_rate
-            inputs = standardized(row, self._means, reciprocal_deviations(self._weight, self._squares))
-            x = dict(zip(INPUTS, inputs.tolist(), strict=True))
-            x[LOGIT] = min(max(logit, -LOGIT_BOUND), LOGIT_BOUND)
-            # The intercept learns at the same rate, as an input that is always 1.
-            squared_norm = 1.0 + float(inputs @ inputs)
-            current = river._raw_dot_one(x)
-            river.learn_one(x, target, importance_aware_weight(current, target, weight, rate, squared_norm))
-            river._weights[LOGIT] = 1.0
+    def _learn(self, row: NDArray[np.float64], update: Update) -> None:
+        if update.former is not None:
+            # The transaction is in the scale already.
+            self._step(row, update.example.logit, update.former, -update.former_weight)
+        if update.target is not None:
+            self._step(row, update.example.logit, update.target, update.weight)
+            if update.former is None:
+                self._add_to_scale(row, update.weight)
+
+    def _step(self, row: NDArray[np.float64], logit: float, target: bool, weight: float) -> None:
+        """Learn a label; with a negative weight, undo what it taught."""
+        if self._weight < LEAST_WEIGHT:
+            return
+        river, rate = self._river, self.config.learning_rate
+        inputs = standardized(row, self._means, reciprocal_deviations(self._weight, self._squares))
+        x = dict(zip(INPUTS, inputs.tolist(), strict=True))
+        x[LOGIT] = min(max(logit, -LOGIT_BOUND), LOGIT_BOUND)
+        # The intercept learns at the same rate, as an input that is always 1.
+        squared_norm = 1.0 + float(inputs @ inputs)
+        current = river._raw_dot_one(x)
+        river.learn_one(x, target, importance_aware_weight(current, target, weight, rate, squared_norm))
+        river._weights[LOGIT] = 1.0
+
+    def _add_to_scale(self, row: NDArray[np.float64], weight: float) -> None:
         # West, "Updating Mean and Variance Estimates: An Improved Method" (1979).
         self._weight += weight
         distance = row - self._means
