@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from pipeline.endpoint import Endpoint
 from pipeline.health import Health, HealthCollector
+from pipeline.scoring.prequential import Figures
 
 PREFIX: Final = "fraud_pipeline_"
 
@@ -134,6 +135,12 @@ class WorkerMetrics:
         self._changes = counter("model_changes", "Changes of the active version of each model.", "model")
         self._refused = counter("models_refused", "Published model versions that this worker refused.", "model")
         self._frozen = gauge("learning_frozen", "1 while learning is frozen.")
+        self._auc = gauge(
+            "prequential_auc", "Area under the ROC curve of scores as served, over the newest examples.", "model"
+        )
+        self._log_loss = gauge(
+            "prequential_log_loss", "Log loss of scores as served, over the newest examples.", "model"
+        )
         self._unreadable = counter(
             "records_refused",
             "Records of internal topics that could not be read or were not believed.",
@@ -228,6 +235,15 @@ class WorkerMetrics:
     def lessons(self, counts: Mapping[str, int]) -> None:
         """What became of examples at the learn agent, as outcome -> number."""
         _count(self._lessons, counts)
+
+    def prequential(self, figures: Mapping[str, Figures]) -> None:
+        """Show how well each model did on the newest examples; without figures the series end."""
+        self._auc.clear()
+        self._log_loss.clear()
+        for model, one in figures.items():
+            if one.auc is not None:
+                self._auc.labels(model).set(one.auc)
+            self._log_loss.labels(model).set(one.log_loss)
 
     def transaction_aborted(self, agent: str) -> None:
         """``agent`` aborted a Kafka transaction; its batch is processed again."""

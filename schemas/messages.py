@@ -330,7 +330,9 @@ class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="
     label_horizon_us: int
 
 
-class FeedbackRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="feedback"):
+class FeedbackRules(
+    msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="feedback", omit_defaults=True
+):
     """By what the feedback agent judged a batch."""
 
     label_horizon_us: int
@@ -434,4 +436,18 @@ class LearningSwitch(Message, frozen=True, kw_only=True, tag_field="kind", tag="
     switched_at: Timestamp
 
 
-Control = Quarantine | Activation | Assessment | LearningSwitch
+class LabelRelease(Message, frozen=True, kw_only=True, tag_field="kind", tag="release"):
+    """Labels of a surge that somebody has released, on ``control``: their examples follow on ``examples`` once more."""
+
+    source: str
+    """Source of the labels."""
+    examples: int
+    """Number of the examples."""
+    position: RecordPosition
+    """Range of ``examples`` in which they were held."""
+    by: str
+    reason: str
+    released_at: Timestamp
+
+
+Control = Quarantine | Activation | Assessment | LearningSwitch | LabelRelease

@@ -8,8 +8,10 @@ from pipeline.commands.model_options import bootstrap_option, cluster, json_opti
 from pipeline.commands.model_text import fact_lines, json_line
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.text import printable, utc_text
+from pipeline.models import held_labels
 from pipeline.models.changes import Active, VersionChanges, switch_learning
 from pipeline.models.description import policy_facts
+from pipeline.models.held_labels import HeldExamples
 from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion
 from pipeline.models.publish import ControlWriter
@@ -86,6 +88,34 @@ def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
             return
         switch_learning(ControlWriter(servers, settings), change, frozen=False)
     click.echo("Learning goes on. Workers follow between two batches.")
+
+
+@click.command()
+@bootstrap_option
+@json_option
+def held(bootstrap: str | None, as_json: bool) -> None:
+    """Show how many labels of surges the online model has passed over, by source."""
+    with one_sentence():
+        counts = HeldExamples.on(*cluster(bootstrap)).counts
+    if as_json:
+        click.echo(json_line(counts))
+        return
+    for source, count in counts.items():
+        click.echo(f"{printable(source)} {count}")
+    if not counts:
+        click.echo("No label is held.", err=True)
+
+
+@click.command()
+@click.argument("source")
+@bootstrap_option
+@said_options
+def release(source: str, bootstrap: str | None, reason: str, by: str | None) -> None:
+    """Let the online model learn the labels of SOURCE that were held as a surge."""
+    change = said(by, reason)
+    with one_sentence():
+        released = held_labels.release(*cluster(bootstrap), source, change)
+    click.echo(f"Released: {released.examples} labels of {printable(released.source)}.")
 
 
 @click.group()

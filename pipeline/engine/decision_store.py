@@ -1,9 +1,9 @@
 """Decision store of the feedback kernel: decisions as served, what is known about them, and when they mature.
 
 Decisions and their index are in segments (`pipeline.engine.segments`). The store holds what concerns few of them.
-``n`` + digest: the label that holds, the number of examples emitted, and what the online model learned. ``d`` + day of event time + digest, empty: the
-same by the day with which it is forgotten. ``m`` + time of maturity + number: sampled decisions that mature from that
-time on.
+``n`` + digest: the label that holds, the number of examples emitted, and what the online model learned. ``d`` + day of
+event time + digest, empty: the same by the day with which it is forgotten. ``m`` + time of maturity + number: sampled
+decisions that mature from that time on.
 """
 
 import copy

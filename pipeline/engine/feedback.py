@@ -223,7 +223,7 @@ def example(one: Emitted, decision: DecisionRecord) -> Example:
 
 
 def _online_weight(one: Emitted, decision: DecisionRecord) -> float:
-    """Return the weight for the online model; one that is presumed legitimate may be a fraud that is still unreported."""
+    """Return the weight for the online model; what is presumed legitimate may be a fraud that nobody has reported."""
     if one.label != PRESUMED:
         return one.online.weight
     weight = unreported_weight(np.array([decision.score]), np.array([one.reported_share]))
