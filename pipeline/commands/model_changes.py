@@ -90,6 +90,47 @@ def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
     click.echo("Learning goes on. Workers follow between two batches.")
 
 
+@click.command("cold-start")
+@click.option(
+    "--fraud-share",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=0.002,
+    show_default=True,
+    help="Share of frauds that you expect.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(min=0, max=LARGEST_THRESHOLD),
+    default=0.5,
+    show_default=True,
+    help="Score from which on a transaction alerts.",
+)
+@click.option(
+    "--audit-rate",
+    type=click.FloatRange(min=0, max=1),
+    default=0.0,
+    show_default=True,
+    help="Share of all transactions that alert at random, so that there are labels to learn from.",
+)
+@bootstrap_option
+@said_options
+def cold_start_command(
+    fraud_share: float, threshold: float, audit_rate: float, bootstrap: str | None, reason: str, by: str | None
+) -> None:
+    """Let the online model score alone where no LightGBM version was ever active.
+
+    It activates a version without trees. `train --publish`, `promote` or `retrain` replace it later.
+    """
+    from pipeline.training.cold_start import cold_start
+
+    change = said(by, reason)
+    with one_sentence():
+        active = VersionChanges.on(*cluster(bootstrap)).start_cold(
+            *cold_start(fraud_share, threshold, audit_rate), change
+        )
+    click.echo(_now_active(active) + " It has no trees: the online model scores alone.")
+
+
 @click.command()
 @bootstrap_option
 @json_option

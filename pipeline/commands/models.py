@@ -33,6 +33,7 @@ _PAGES: Final = "pipeline.commands.model_pages"
 SUBCOMMANDS: Final[dict[str, tuple[str, str]]] = {
     "at": (f"{_HERE}:at", "Show the versions that were active at a time."),
     "card": (f"{_PAGES}:card", "Write the model card of a version."),
+    "cold-start": (f"{_CHANGES}:cold_start_command", "Let the online model score alone, without trees."),
     "diff": (f"{_HERE}:diff", "Show in what two versions differ."),
     "freeze": (f"{_CHANGES}:freeze", "Stop all learning."),
     "held": (f"{_CHANGES}:held", "Show what is held of surges of labels."),

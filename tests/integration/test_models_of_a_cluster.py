@@ -63,6 +63,10 @@ def test_versions_are_changed_and_learning_is_frozen(
     registry.register(LIGHTGBM, OTHER.to_payload())
     registry.register(POLICY, SECOND.to_payload())
     assert "no version is active" in models("rollback", reason="None is there.", code=1)
+    assert "scores alone" in models("cold-start", "--audit-rate", "0.01", reason="There are no labels yet.")
+    rows = [json.loads(line) for line in models("list", "--json").splitlines()]
+    assert [(row["active"], row["step"]) for row in rows] == [(True, "cold-start")] * 2
+    assert "active on this cluster already" in models("cold-start", reason="Once more.", code=1)
     cluster.publish(FIRST)
 
     def active() -> set[str]:
