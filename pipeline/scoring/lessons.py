@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.scoring.river_inputs import SOURCES, river_inputs
 from pipeline.scoring.river_layer import Lessons
 from schemas.messages import Example
 
@@ -65,12 +64,12 @@ def add_lessons(lessons: Lessons, counts: Mapping[str, int]) -> Lessons:
     return msgspec.structs.replace(lessons, **{name: getattr(lessons, name) + n for name, n in counts.items()})
 
 
-def example_inputs(features: Sequence[Mapping[str, float | None]]) -> NDArray[np.float64]:
-    """Return the inputs of features by name, shape (n, len(INPUTS)); one that is absent or null is NaN."""
-    sources = np.full((len(features), len(SOURCES)), np.nan)
+def example_sources(features: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> NDArray[np.float64]:
+    """Return features by name as columns, shape (n, len(names)); one that is absent or null is NaN."""
+    sources = np.full((len(features), len(names)), np.nan)
     for row, named in zip(sources, features, strict=True):
-        row[:] = [np.nan if (value := named.get(name)) is None else value for name in SOURCES]
-    return river_inputs(sources)
+        row[:] = [np.nan if (value := named.get(name)) is None else value for name in names]
+    return sources
 
 
 def importance_aware_weight(logit: float, target: bool, weight: float, rate: float, squared_norm: float) -> float:

@@ -60,7 +60,7 @@ class Prequential:
         fraud, weight = rows[:, 0] > 0, rows[:, 1]
         scores = (sigmoid(rows[:, 2]), sigmoid(rows[:, 3]), rows[:, 4])
         return {
-            name: Figures(weighted_auc(fraud, score, weight), _log_loss(fraud, score, weight))
+            name: Figures(weighted_auc(fraud, score, weight), log_loss(fraud, score, weight))
             for name, score in zip(MODELS, scores, strict=True)
         }
 
@@ -79,6 +79,7 @@ def weighted_auc(fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: N
     return float(frauds @ below / pairs) if pairs else None
 
 
-def _log_loss(fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
+def log_loss(fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
+    """Return the weighted mean of -log(probability of what each row was). All of shape (n,)."""
     right = np.clip(np.where(fraud, score, 1.0 - score), _CERTAIN, 1.0)
     return float(-(weight @ np.log(right)) / weight.sum())

@@ -8,9 +8,10 @@ from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lessons import MOST_UNDONE, importance_aware_weight
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
+from pipeline.scoring.online_regression import LEAST_WEIGHT
 from pipeline.scoring.river_inputs import INPUTS, LOGIT, SOURCE_COLUMNS, SOURCES, river_inputs
 from pipeline.scoring.river_layer import INPUT_BOUND, RiverLayer, Scale
-from pipeline.scoring.river_learner import LEAST_WEIGHT, LayerLearner
+from pipeline.scoring.river_learner import LayerLearner
 from schemas.messages import Example
 from tests.unit.model_helpers import COLUMN, example, matrix
 
