@@ -134,6 +134,13 @@ class Settings(BaseSettings):
         gt=0,
         description="Event time after which a transaction without a report is presumed legitimate.",
     )
+    reported_share: float = Field(
+        default=1.0,
+        ge=0.2,
+        le=1,
+        description="Share of the reported frauds whose reports come within the maturity: by it the online model "
+        "allows for those that come later.",
+    )
     label_regime: Reported | None = Field(
         default=None,
         description="Transactions that get labels here: `all`, `frauds-only`, or `mixed`. Where it is set, a LightGBM "

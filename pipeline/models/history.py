@@ -21,6 +21,7 @@ ROLLBACK: Final = "rollback"
 PROMOTE: Final = "promote"
 POLICY_SET: Final = "policy"
 FALL_BACK: Final = "fall-back"
+COLD_START: Final = "cold-start"
 
 AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", "retrain"})
 """Programs that activate versions by themselves, as `Activation.by` names them, with or without `PROGRAM`. Any other
