@@ -7,6 +7,7 @@ backtest computes the features again for each range, which takes most of the tim
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,18 @@ from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.sampling import keep_negatives
 from pipeline.replay import EPOCH
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.scoring.river_inputs import SOURCE_COLUMNS, river_inputs
-from pipeline.scoring.river_learner import LayerLearner
+from pipeline.scoring.online_regression import OnlineRegression
+from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, river_inputs
+from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
 from pipeline.settings import Settings
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingConfig, TrainingSet, train
 from tests.evaluation import detection
 from tests.evaluation.detection import TOP, VALIDATION_DAYS, Data, Scored, at
 
-RIVER_WARM_UP = timedelta(days=60)
+RIVER_WARM_UP: Final = timedelta(days=60)
 """Before a range: what an online model learns from before it."""
+DEFAULTS: Final = Settings()
 
 
 class History:
@@ -99,50 +102,62 @@ class History:
         found.add(rows, self.logit(model, rows), threshold)
         return found
 
-    def corrected(self, rows: NDArray[np.int64], logit: NDArray[np.float64], start: datetime) -> NDArray[np.float64]:
+    def corrected(
+        self, rows: NDArray[np.int64], logit: NDArray[np.float64], start: datetime, settings: Settings = DEFAULTS
+    ) -> NDArray[np.float64]:
         """Return log-odds with the default online model on top, for the rows from a time on.
 
-        It learns a fraud when that is reported, and a tenth of the others when they are labelled or count as
-        legitimate; a version is published each hour.
+        It learns a fraud when that is reported, and a sample of the others when they are labelled or count as
+        legitimate, by `pipeline.learning.online_updates`; a version is published each hour.
 
         Args:
             rows: Rows in the order of time, shape (n,); those before ``start`` are learned from only.
             logit: Log-odds as served, shape (n,).
             start: Begin of what is scored.
+            settings: By which examples follow from labels.
         """
         inputs = river_inputs(self._set.features[rows][:, SOURCE_COLUMNS])
-        order, known_us, fraud, weight = self._examples(rows)
+        examples = self._examples(rows, settings)
         first = int(np.searchsorted(self.data.times[rows], _us(start)))
-        learner, taught = LayerLearner(), 0
+        learned = OnlineRegression(INPUTS, LayerConfig().learning_rate, np.zeros(len(INPUTS)), 0.0, Scale())
+        taught = 0
         found = np.empty(len(rows) - first)
         for begin, end in hours_of(self.data.times[rows[first:]]):
             now_us = int(self.data.times[rows[first + begin]]) // US_PER_HOUR * US_PER_HOUR
-            until = int(np.searchsorted(known_us, now_us, side="right"))
-            for row, target, by in zip(
-                order[taught:until].tolist(), fraud[taught:until].tolist(), weight[taught:until].tolist(), strict=True
-            ):
-                learner._learn(inputs[row], float(logit[row]), target, by)
+            until = int(np.searchsorted(examples.known_us, now_us, side="right"))
+            for number in range(taught, until):
+                row, weight = int(examples.row[number]), float(examples.weight[number])
+                learned.step(inputs[row], float(logit[row]), bool(examples.fraud[number]), weight)
+                learned.add_to_scale(inputs[row], weight)
             taught = until
+            layer = RiverLayer(LayerConfig(), learned.weights, float(learned.river.intercept), learned.scale, taught)
             of = slice(first + begin, first + end)
-            found[begin:end] = learner.snapshot(taught).logit(self._set.features[rows[of]], logit[of])
+            found[begin:end] = layer.logit(self._set.features[rows[of]], logit[of])
         return found
 
-    def _examples(
-        self, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
-        """Return what is learned, in order: positions in ``rows``, times known, whether it is fraud, and weights."""
-        settings, times_us, fraud = Settings(), self.data.times[rows], self.data.fraud[rows]
+    def _examples(self, rows: NDArray[np.int64], settings: Settings) -> "_Examples":
+        """Return what is learned of some rows, in the order in which it is known."""
+        times_us, fraud = self.data.times[rows], self.data.fraud[rows]
         identities = identities_of(self.data.frame.iloc[rows])
         labelled_us = self.regime.known_at_us(times_us, fraud, identities)
         presumed_us = times_us + round(settings.maturity_days * US_PER_DAY)
-        # A fraud that nobody has reported by then counts as legitimate.
-        fraud = fraud & (labelled_us < presumed_us)
-        rate = settings.negative_sample_rate
-        kept = np.flatnonzero(fraud | keep_negatives(identities, rate))
+        # A fraud that nobody has reported by then is presumed legitimate.
+        fraud = fraud & (labelled_us <= presumed_us)
+        kept = np.flatnonzero(fraud | keep_negatives(identities, settings.negative_sample_rate))
         known_us = np.minimum(labelled_us, presumed_us)[kept]
         order = np.argsort(known_us, kind="stable")
         kept = kept[order]
-        return kept, known_us[order], fraud[kept], np.where(fraud[kept], 1.0, 1.0 / rate)
+        weight = np.where(fraud[kept], 1.0 / settings.reported_share, 1.0 / settings.negative_sample_rate)
+        return _Examples(kept, known_us[order], fraud[kept], weight)
+
+
+class _Examples(NamedTuple):
+    """Updates of the online model, in order; arrays of one length."""
+
+    row: NDArray[np.intp]
+    known_us: NDArray[np.int64]
+    fraud: NDArray[np.bool_]
+    weight: NDArray[np.float64]
 
 
 def hours_of(times_us: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
