@@ -81,9 +81,14 @@ class History:
         assert of.reported_us is not None
         reported_us = np.where(of.reported_us[rows] <= period.known_us, of.reported_us[rows], NEVER_US)
         return TrainingSet(
-            of.features[rows], reported_us < NEVER_US, of.weight[rows], of.event_time_us[rows], of.card[rows],
-            reported_us,
-        )  # fmt: skip
+            features=of.features[rows],
+            fraud=reported_us < NEVER_US,
+            weight=of.weight[rows],
+            event_time_us=of.event_time_us[rows],
+            card=of.card[rows],
+            identity=of.identity[rows],
+            reported_us=reported_us,
+        )
 
     def logit(self, model: LightGBMModel, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the log-odds of some rows, shape (len(rows),)."""
