@@ -5,8 +5,8 @@ is the program; ``docs/quality.md`` says what the figures mean.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -65,8 +65,6 @@ class Variant:
     """Measure each with an online model too, which learns from the warm-up on."""
     early_reports: bool = False
     """Take reports of young transactions at once; `tests.evaluation.attacks` measures what that brings."""
-    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names and features of other models that are trained and measured in the same pass."""
 
 
 class Data:
@@ -127,7 +125,7 @@ class Scored:
 
 
 def scored(data: Data, variant: Variant, start: datetime, end: datetime) -> dict[str, Scored]:
-    """Score a fold by a variant, those beside it, and those that are renewed or corrected by the online model."""
+    """Score a fold by a variant, and by those beside it that are renewed or corrected by the online model."""
     found: defaultdict[str, Scored] = defaultdict(Scored)
 
     def take(name: str, decisions: Decisions) -> None:
@@ -137,7 +135,7 @@ def scored(data: Data, variant: Variant, start: datetime, end: datetime) -> dict
             found[f"{name}, with River"].add(rows, decisions.river_logit, threshold)
 
     training = Training(
-        variants={variant.name: variant.features, **variant.beside},
+        variants={variant.name: variant.features},
         start=at(TRAIN_FROM),
         alerts_per_day=TOP,
         config=variant.config or TrainingConfig(),
