@@ -47,7 +47,7 @@ from schemas.codec import timestamp_us
 _DEFAULTS = TrainingConfig()
 BY_TRAIN: Final = "train"
 """What an activation names as its maker."""
-OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "publish"})
+OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "force", "publish"})
 """Arguments that decide nothing about the version."""
 DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", "label_horizon_days", "maturity_days")
 """Settings that decide about it, beside the rate table."""
@@ -125,6 +125,7 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
 @click.option(
     "--activate/--no-activate", default=True, show_default=True, help="Make it the registry's active version."
 )
+@click.option("--force", is_flag=True, help="Make a version although it tells frauds apart hardly better than chance.")
 @click.option("--publish", is_flag=True, help="Put it in force on the cluster; workers swap between two batches.")
 @click.option(
     "--registry", "registry_dir", type=click.Path(file_okay=False, path_type=Path),
@@ -154,6 +155,7 @@ def command(
     threads: int,
     seed: int,
     activate: bool,
+    force: bool,
     publish: bool,
     registry_dir: Path | None,
     **declared: Unpack[RegimeOptions],
@@ -218,6 +220,7 @@ def command(
             early=rows.early,
             labels=TrainedLabels(rows.known_us, round(rows.delay_days * US_PER_DAY), rows.described),
             details=details,
+            force=force,
         )
         _warn_of_labels(trained.model, settings)
         register(registry, trained)

@@ -88,6 +88,7 @@ def train(
     details: dict[str, Any] | None = None,
     early: EarlyReports | None = None,
     labels: TrainedLabels | None = None,
+    force: bool = False,
 ) -> Trained:
     """Train a version and make a policy for it.
 
@@ -106,6 +107,7 @@ def train(
         details: Further metadata of the model.
         early: Reports of rows that are too young for ``split``; without, such rows teach nothing.
         labels: The labels of the training, for the model's metadata.
+        force: Make a version although it tells frauds apart hardly better than chance.
 
     Raises:
         ModelError: A period holds too few frauds, or the trees learned nothing that holds in the validation period.
@@ -117,7 +119,7 @@ def train(
     booster, rounds = trees.grown_until_best(split.training, checked)
     margin = np.asarray(booster.predict(data.features[checked], raw_score=True, num_threads=config.threads))
     fraud, weight = data.fraud[checked], data.weight[checked]
-    _check_learned(margin, fraud, weight)
+    _check_learned(margin, fraud, weight, force=force)
     calibration = fit_platt(margin, fraud, weight)
     score = sigmoid(calibration.slope * margin + calibration.intercept)
     # Of ordered rows this is a walk over them, where a union would sort them anew.
@@ -274,13 +276,15 @@ class _Trees:
         )
 
 
-def _check_learned(margin: NDArray[np.float64], fraud: NDArray[np.bool_], weight: NDArray[np.float64]) -> None:
+def _check_learned(
+    margin: NDArray[np.float64], fraud: NDArray[np.bool_], weight: NDArray[np.float64], *, force: bool
+) -> None:
     """Raise `ModelError` where scores of the validation period say nothing of its frauds."""
     advice = "train on more days (--train-from), on other features (--features), or check the labels"
     if float(np.ptp(margin)) == 0.0:
         raise ModelError(f"the trees give every transaction of the validation period one score: {advice}")
     auc = auc_roc(fraud, margin, weight)
-    if auc is not None and auc < LEAST_AUC:
+    if auc is not None and auc < LEAST_AUC and not force:
         raise ModelError(
             f"on the validation period the scores tell frauds apart hardly better than chance (AUC {auc:.3f}, and at "
             f"least {LEAST_AUC} is needed): {advice}"

@@ -27,7 +27,7 @@ from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
+from pipeline.training.fit import LEAST_AUC, Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
 from tests.unit.model_helpers import matrix, truth
@@ -159,6 +159,11 @@ def test_trees_that_tell_nothing_are_refused() -> None:
     by_chance = np.random.default_rng(7).permutation(data.fraud)
     with pytest.raises(ModelError, match="hardly better than chance"):
         trained(TrainingSet(data.features, by_chance, data.weight, data.event_time_us, data.card))
+    # Somebody may want to see it all the same; of one score for all there is nothing to see.
+    forced = trained(TrainingSet(data.features, by_chance, data.weight, data.event_time_us, data.card), force=True)
+    assert forced.metrics["auc_roc"] < LEAST_AUC
+    with pytest.raises(ModelError, match="one score"):
+        trained(constant, force=True)
 
 
 def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others() -> None:
