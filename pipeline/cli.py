@@ -1,12 +1,13 @@
 """The ``fraud-pipeline`` command. Subcommands are imported when they are called, so that help is instant."""
 
 import importlib
+import os
+import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
-from pipeline.signing import KeyFileError
 from pipeline.state.place import keep_private
 from pipeline.terminal import printable_lines
 
@@ -19,6 +20,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "Backtest two models on simulated history.",
     ),
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
+    "dead-letters": (
+        "pipeline.commands.dead_letters",
+        "List, explain and resend records that were not accepted.",
+    ),
     "drift": ("pipeline.commands.drift", "Say which features, scores and reports have drifted."),
     "export": ("pipeline.commands.export", "Write topics to Parquet files."),
     "forget": ("pipeline.commands.forget", "Destroy the key of a card's token."),
@@ -64,12 +69,14 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             # Click itself would end as after an error.
             raise click.exceptions.Exit(INTERRUPTED) from None
-        except KeyFileError as error:
-            raise click.ClickException(str(error)) from error
         except click.ClickException as error:
             # It may name what somebody else wrote to a topic.
             error.message = printable_lines(error.message)
             raise
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            raise click.ClickException(printable_lines(_sentence(error))) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, sorted."""
@@ -90,6 +97,21 @@ class LazyGroup(click.Group):
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in sorted(self._lazy.items())])
+
+
+def _sentence(error: Exception) -> str:
+    """Return any error in one sentence; an error of the program with the place where it happened."""
+    from pipeline.explained import explained
+
+    if os.environ.get("FRAUD_PIPELINE_LOG_LEVELS", "").startswith("debug"):
+        traceback.print_exception(error)
+    if (sentence := explained(error)) is not None:
+        return sentence
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno}). This is an error of the program: please "
+        "report it, with the traceback that FRAUD_PIPELINE_LOG_LEVELS=debug shows"
+    )
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

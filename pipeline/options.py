@@ -41,4 +41,5 @@ def feedback_options(settings: Settings, topic_prefix: str = "") -> FeedbackOpti
         maturity_us=round(settings.maturity_days * US_PER_DAY),
         negative_sample_rate=settings.negative_sample_rate,
         topic_prefix=topic_prefix,
+        reported_share=settings.reported_share,
     )

@@ -1,15 +1,18 @@
 """Settings, from the environment (prefix ``FRAUD_PIPELINE_``) and from arguments; validated at the start."""
 
+import re
 import socket
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import msgspec
-from pydantic import AliasChoices, Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from pipeline.learning.regimes import Reported
 from schemas.messages import Label, Transaction
+
+PREFIX: Final = "FRAUD_PIPELINE_"
 
 
 class Settings(BaseSettings):
@@ -17,7 +20,7 @@ class Settings(BaseSettings):
 
     # Errors do not repeat values: a password is one of them.
     model_config = SettingsConfigDict(
-        env_prefix="FRAUD_PIPELINE_", frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True
+        env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True
     )
 
     kafka_bootstrap_servers: str | None = Field(
@@ -131,6 +134,13 @@ class Settings(BaseSettings):
         gt=0,
         description="Event time after which a transaction without a report is presumed legitimate.",
     )
+    reported_share: float = Field(
+        default=1.0,
+        ge=0.2,
+        le=1,
+        description="Share of the reported frauds whose reports come within the maturity: by it the online model "
+        "allows for those that come later.",
+    )
     label_regime: Reported | None = Field(
         default=None,
         description="Transactions that get labels here: `all`, `frauds-only`, or `mixed`. Where it is set, a LightGBM "
@@ -198,6 +208,15 @@ class Settings(BaseSettings):
         default=300.0,
         gt=0,
         description="An agent whose thread has not come round for this long makes `/livez` fail.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines of services: `text`, or one JSON object each (`json`)."
+    )
+    log_levels: str = Field(
+        default="info",
+        pattern=r"^(debug|info|warning|error)(,[A-Za-z0-9_.]+=(debug|info|warning|error))*$",
+        description="Least level of log lines (`debug`, `info`, `warning`, `error`), then those of single loggers: "
+        "`info,pipeline.kafka.librdkafka=error`.",
     )
     barred_features: str = Field(
         default="",
@@ -318,3 +337,26 @@ class Settings(BaseSettings):
     def topic(self, name: str) -> str:
         """Name of a topic, group or transactional id on the cluster: the prefix and ``name``."""
         return f"{self.topic_prefix}{name}"
+
+
+def invalid_settings(error: ValidationError) -> str:
+    """Return what is wrong with which variables, without any value: one may be a secret."""
+    return "; ".join(
+        f"{_variable(str(one['loc'][0]))} cannot be used: "
+        f"{'it is no setting' if one['type'] == 'extra_forbidden' else _uncapitalized(one['msg'])}"
+        for one in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+
+
+def unreadable_setting(error: SettingsError) -> str:
+    """Return the same of a variable that should hold JSON."""
+    name = re.search(r'field "(\w+)"', str(error))
+    return f"{_variable(name[1]) if name else 'a setting'} cannot be used: it should be a JSON object"
+
+
+def _variable(name: str) -> str:
+    return name if name.isupper() else f"{PREFIX}{name.upper()}"
+
+
+def _uncapitalized(text: str) -> str:
+    return text[:1].lower() + text[1:]

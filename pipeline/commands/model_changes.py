@@ -9,8 +9,10 @@ from pipeline.commands.model_text import fact_lines, json_line
 from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.text import utc_text
+from pipeline.models import held_labels
 from pipeline.models.changes import Active, VersionChanges, switch_learning
 from pipeline.models.description import policy_facts
+from pipeline.models.held_labels import HeldExamples
 from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion
 from pipeline.models.publish import ControlWriter
@@ -88,6 +90,75 @@ def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
             return
         switch_learning(ControlWriter(servers, settings), change, frozen=False)
     click.echo("Learning goes on. Workers follow between two batches.")
+
+
+@click.command("cold-start")
+@click.option(
+    "--fraud-share",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=0.002,
+    show_default=True,
+    help="Share of frauds that you expect.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(min=0, max=LARGEST_THRESHOLD),
+    default=0.5,
+    show_default=True,
+    help="Score from which on a transaction alerts.",
+)
+@click.option(
+    "--audit-rate",
+    type=click.FloatRange(min=0, max=1),
+    default=0.0,
+    show_default=True,
+    help="Share of all transactions that alert at random, so that there are labels to learn from.",
+)
+@bootstrap_option
+@said_options
+def cold_start_command(
+    fraud_share: float, threshold: float, audit_rate: float, bootstrap: str | None, reason: str, by: str | None
+) -> None:
+    """Let the online model score alone where no LightGBM version was ever active.
+
+    It activates a version without trees. `train --publish`, `promote` or `retrain` replace it later.
+    """
+    from pipeline.training.cold_start import cold_start
+
+    change = said(by, reason)
+    with one_sentence():
+        active = VersionChanges.on(*cluster(bootstrap)).start_cold(
+            *cold_start(fraud_share, threshold, audit_rate), change
+        )
+    click.echo(_now_active(active) + " It has no trees: the online model scores alone.")
+
+
+@click.command()
+@bootstrap_option
+@json_option
+def held(bootstrap: str | None, as_json: bool) -> None:
+    """Show how many labels of surges the online model has passed over, by source."""
+    with one_sentence():
+        counts = HeldExamples.on(*cluster(bootstrap)).counts
+    if as_json:
+        click.echo(json_line(counts))
+        return
+    for source, count in counts.items():
+        click.echo(f"{printable(source)} {count}")
+    if not counts:
+        click.echo("No label is held.", err=True)
+
+
+@click.command()
+@click.argument("source")
+@bootstrap_option
+@said_options
+def release(source: str, bootstrap: str | None, reason: str, by: str | None) -> None:
+    """Let the online model learn the labels of SOURCE that were held as a surge."""
+    change = said(by, reason)
+    with one_sentence():
+        released = held_labels.release(*cluster(bootstrap), source, change)
+    click.echo(f"Released: {released.examples} labels of {printable(released.source)}.")
 
 
 @click.group()

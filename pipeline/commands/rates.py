@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from pydantic import ValidationError
 
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
@@ -31,7 +30,7 @@ def command(*, files: tuple[Path, ...]) -> None:
         published.refresh()
     except (
         *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed),
-        *(InvalidRates, RatesError, TopicError, ValidationError),
+        *(InvalidRates, RatesError, TopicError),
     ) as error:
         raise click.ClickException(str(error)) from error
     for version, digest in published.versions:

@@ -390,9 +390,8 @@ def _served(servers: str, settings: Settings) -> ServedRows:
 def _early_of(rows: ServedRows, known_us: int, delay_days: float) -> EarlyReports:
     """Return how reports of what was served are taken at once, by the delays of old ones."""
     fallback = LabelRegime(delay_days=delay_days)
-    return EarlyReports(
-        known_us, ReportDelays.estimated(rows.event_time_us, rows.reported_us, known_us, fallback=fallback)
-    )
+    reported_us = rows.reports_by(known_us)
+    return EarlyReports(known_us, ReportDelays.estimated(rows.event_time_us, reported_us, known_us, fallback=fallback))
 
 
 def _say(text: str) -> None:
