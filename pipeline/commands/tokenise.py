@@ -1,6 +1,5 @@
 """``fraud-pipeline tokenise``: the gateway that replaces card numbers by tokens."""
 
-import logging
 import signal
 import threading
 from typing import Any, Final
@@ -12,6 +11,7 @@ from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.gateway import Gateway, GatewayError, Tokenised
 from pipeline.kafka.transactions import SessionError
+from pipeline.logs import configure_logging
 from pipeline.settings import Settings
 from pipeline.tokens import Tokeniser
 from schemas.topics import LABELS, TRANSACTIONS
@@ -32,7 +32,6 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
     Each message is written exactly once, with the token of its card as its key. What cannot be tokenised becomes a dead
     letter without its content. SIGTERM or Ctrl-C ends it.
     """
-    logging.basicConfig(level="INFO", format="[%(asctime)s] [%(levelname)s] %(message)s")
     stop = threading.Event()
 
     def progress(done: Tokenised) -> None:
@@ -41,6 +40,7 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
 
     changes: dict[str, Any] = {} if instance is None else {"instance": instance}
     settings = Settings(**changes)
+    configure_logging(settings)
     try:
         tokeniser = Tokeniser.of(settings)
         gateway = Gateway(find_cluster(settings), settings, topic, TARGETS[target], tokeniser)
