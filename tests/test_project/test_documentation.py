@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,8 @@ def test_help_lists_every_make_target() -> None:
     assert sorted(phony) == sorted(targets) == sorted(described)
 
 
-def test_changelog_has_an_entry_for_the_unreleased_version() -> None:
+def test_changelog_has_entries_unless_the_version_is_just_released() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     unreleased = changelog.split("## [Unreleased]", 1)[1].split("\n## [", 1)[0]
-    assert re.search(r"^- \S", unreleased, re.MULTILINE)
+    assert re.search(r"^- \S", unreleased, re.MULTILINE) or f"\n## [{version}] - " in changelog
