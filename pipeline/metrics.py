@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from pipeline.endpoint import Endpoint
 from pipeline.health import Health, HealthCollector
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
+from pipeline.scoring.prequential import Figures
 
 PREFIX: Final = "fraud_pipeline_"
 
@@ -127,6 +128,8 @@ class WorkerMetrics:
         self._changes = counter("model_changes", "model")
         self._refused = counter("models_refused", "model")
         self._frozen = gauge("learning_frozen")
+        self._auc = gauge("prequential_auc", "model")
+        self._log_loss = gauge("prequential_log_loss", "model")
         self._unreadable = counter("records_refused", "topic")
         self._renewed = counter("producers_renewed", "agent")
         self._repeats = counter("repeats", "agent")
@@ -209,6 +212,15 @@ class WorkerMetrics:
     def lessons(self, counts: Mapping[str, int]) -> None:
         """What became of examples at the learn agent, as outcome -> number."""
         _count(self._lessons, counts)
+
+    def prequential(self, figures: Mapping[str, Figures]) -> None:
+        """Show how well each model did on the newest examples; without figures the series end."""
+        self._auc.clear()
+        self._log_loss.clear()
+        for model, one in figures.items():
+            if one.auc is not None:
+                self._auc.labels(model).set(one.auc)
+            self._log_loss.labels(model).set(one.log_loss)
 
     def transaction_aborted(self, agent: str) -> None:
         """``agent`` aborted a Kafka transaction; its batch is processed again."""

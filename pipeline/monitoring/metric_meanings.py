@@ -42,6 +42,8 @@ METRIC_MEANINGS: Final = {
     "learning_frozen": (
         "1 while learning is frozen (`fraud-pipeline models freeze`): the learn agent takes no example in."
     ),
+    "prequential_auc": "Area under the ROC curve of each model's scores as served, over the newest examples.",
+    "prequential_log_loss": "Log loss of each model's scores as served, over the newest examples.",
     "records_refused": (
         "Records of an internal topic that this worker could not read or did not believe; it reported them and went on."
     ),

@@ -20,6 +20,7 @@ from schemas.messages import (
     Assessment,
     Control,
     Decision,
+    LabelRelease,
     LearningSwitch,
     Message,
     Profiled,
@@ -39,6 +40,7 @@ TYPES = {
     "activation": Activation,
     "assessment": Assessment,
     "learning": LearningSwitch,
+    "release": LabelRelease,
     "profiled-transaction": ProfiledTransaction,
     "profiled-label": ProfiledLabel,
 }
