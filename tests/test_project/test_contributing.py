@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 THINGS = {
     "A feature": ("merchant_seconds_since_first", "first"),
-    "A model": ("lightgbm",),
+    "A model": ("lightgbm", "modelversion"),
     "An agent": ("feedback",),
     "A command": ("drift",),
     "A metric": ("rerouted",),

@@ -19,6 +19,8 @@ from schemas.messages import Versions
 from tests.helpers.generated import PARTS, filled
 
 ROOT = Path(__file__).resolve().parents[2]
+# The metrics of a process come from /proc, which only Linux has.
+PARTS_HERE = [page for page in PARTS if page != "docs/metrics.md" or sys.platform == "linux"]
 GENERATED = re.compile(r"<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", re.DOTALL)
 
 
@@ -28,8 +30,7 @@ def table_rows(page: str, first_cell: str) -> list[str]:
     return [line for line in GENERATED.sub("", text).splitlines() if re.match(rf"\| `{first_cell}", line)]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the metrics of a process come from /proc")
-@pytest.mark.parametrize("page", PARTS)
+@pytest.mark.parametrize("page", PARTS_HERE)
 def test_generated_parts_are_as_the_code_is(page: str) -> None:
     assert filled(page) == (ROOT / page).read_text(encoding="utf-8"), "run `python -m tests.helpers.generated`"
 
