@@ -21,7 +21,7 @@ NAVIGATION = {
         "Operate": ("deployment", "operating", "sizing", "snapshots", "protection", "broker", "chaos"),
         "Understand": ("architecture", "models", "features", "invariants", "evaluation", "quality", "benchmarks"),
         "Reference": ("settings", "metrics", "command-options"),
-        "Project": ("../README", "../CONTRIBUTING", "decisions/README", "../CHANGELOG"),
+        "Project": ("../README", "../CONTRIBUTING", "decisions/README", "releasing", "../CHANGELOG"),
     },
     "docs/decisions/README": {"Decisions": ("[0-9]*",)},
     "examples/README": {"Examples": ("own-csv", "custom-feature")},
