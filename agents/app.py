@@ -27,7 +27,7 @@ from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
 from agents.partitions import Environment, Shared
 from agents.stopping import PipelineWorker, end_with_any_thread, end_within
-from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent
+from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent, specs
 from pipeline.broker import provide_broker
 from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelBoard
@@ -51,7 +51,7 @@ from pipeline.state.place import StatePlace
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
-from schemas.topics import PROGRESS, Topic
+from schemas.topics import PROGRESS, Topic, has_order
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class WorkerContext:
                     state.partitions,
                     "".join(f"; {warning}" for warning in state.warnings),
                 )
-            roles = [AGENTS[name] for name in settings.agent_names]
+            roles = [specs(settings)[name] for name in settings.agent_names]
             end_unfinished(broker.bootstrap_servers, settings, {role.name: role.producers for role in roles})
             for warning in check_start(broker.bootstrap_servers, settings, roles, self.metrics.records_refused):
                 log.warning("%s", warning)
@@ -296,7 +296,7 @@ class WorkerContext:
 
 def _folded(spec: AgentSpec) -> tuple[Topic, ...]:
     """What the agent's state is a function of: its inputs, and the order of several."""
-    return (*spec.reads, PROGRESS) if len(spec.reads) > 1 else spec.reads
+    return (*spec.reads, PROGRESS) if has_order(spec.reads) else spec.reads
 
 
 def create_app(settings: Settings | None = None) -> FraudApp:
@@ -315,7 +315,7 @@ def create_app(settings: Settings | None = None) -> FraudApp:
         agent_supervisor=ForfeitOneForOneSupervisor,
     )
     for name in settings.agent_names:
-        register(app, worker.channel(app, AGENTS[name]))
+        register(app, worker.channel(app, specs(settings)[name]))
     return app
 
 

@@ -1,19 +1,57 @@
 """Settings, from the environment (prefix ``FRAUD_PIPELINE_``) and from arguments; validated at the start."""
 
+import os
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, StringConstraints, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from pipeline.learning.label_sources import ANY_SOURCE, LabelSources
 from pipeline.learning.regimes import Reported
+from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic, topic_of_labels
+
+PREFIX: Final = "FRAUD_PIPELINE_"
+TopicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
+LabelSource = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class _Files(PydanticBaseSettingsSource):
+    """Values in files: ``FRAUD_PIPELINE_X_FILE`` names the file that holds what ``FRAUD_PIPELINE_X`` would."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the content of the file of a setting, None where no variable names one."""
+        variable = f"{PREFIX}{field_name.upper()}_FILE"
+        path = os.environ.get(variable)
+        if path is None:
+            return None, field_name, False
+        try:
+            text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise SettingsError(f"{variable} names {path}, which cannot be read: {reason}") from None
+        return text, field_name, self.field_is_complex(field)
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the settings that are in files, by name."""
+        found = {}
+        for name, field in self.settings_cls.model_fields.items():
+            value, _, is_complex = self.get_field_value(field, name)
+            if value is None:
+                continue
+            try:
+                found[name] = self.prepare_field_value(name, field, value, is_complex)
+            except ValueError:
+                raise SettingsError(f"{PREFIX}{name.upper()}_FILE: the file holds no JSON object") from None
+        return found
 
 
 class Settings(BaseSettings):
     """Everything that can be set; ``docs/settings.md`` lists it."""
 
-    model_config = SettingsConfigDict(env_prefix="FRAUD_PIPELINE_", frozen=True, extra="forbid", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
 
     kafka_bootstrap_servers: str | None = Field(
         default=None,
@@ -125,6 +163,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Event time after which a transaction without a report is presumed legitimate.",
     )
+    label_topics: dict[TopicName, tuple[LabelSource, ...]] = Field(
+        default={LABELS.name: (ANY_SOURCE,)},
+        min_length=1,
+        description="Topics of labels, without prefix, and the sources that labels on each may claim, as a JSON "
+        'object; `"*"` is every source. A label that claims another one is a dead letter.',
+    )
     label_regime: Reported | None = Field(
         default=None,
         description="Transactions that get labels here: `all`, `frauds-only`, or `mixed`. Where it is set, a LightGBM "
@@ -201,6 +245,19 @@ class Settings(BaseSettings):
         default=None, description="Model registry. Unset: `registry` in the data directory."
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, the first of which wins; objects of several are merged."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _Files(settings_cls)
+
     @property
     def registry_path(self) -> Path:
         """Directory of the model registry."""
@@ -212,6 +269,38 @@ class Settings(BaseSettings):
         if self.snapshot_url is None:
             return str((self.data_dir / "snapshots").absolute())
         return self.snapshot_url or None
+
+    @property
+    def topics_of_labels(self) -> tuple[Topic, ...]:
+        """Topics that hold labels."""
+        return tuple(topic_of_labels(name) for name in self.label_topics)
+
+    @property
+    def topics(self) -> tuple[Topic, ...]:
+        """All topics of the pipeline."""
+        return tuple(one for topic in TOPICS for one in (self.topics_of_labels if topic is LABELS else (topic,)))
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Full names of the topics that producers write to."""
+        return frozenset(self.topic(topic.name) for topic in (TRANSACTIONS, *self.topics_of_labels))
+
+    @property
+    def label_sources(self) -> LabelSources:
+        """Rule by which a label's topic speaks for its source; ``simulator`` needs a simulated clock."""
+        allowed = {name: frozenset(sources) for name, sources in self.label_topics.items()}
+        return LabelSources(allowed, simulated=self.timestamps == "producer")
+
+    @field_validator("label_topics")
+    @classmethod
+    def _own_topics(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        taken = {topic.name for topic in TOPICS} - {LABELS.name}
+        for name, sources in value.items():
+            if name in taken:
+                raise ValueError(f"{name} is a topic of the pipeline, and holds no labels from outside: name another")
+            if not sources:
+                raise ValueError(f"topic {name} has no sources: name those that it speaks for, or leave it out")
+        return value
 
     @property
     def agent_names(self) -> tuple[str, ...]:

@@ -406,10 +406,13 @@ def log_consumer(
     skip_refused: bool = True,
 ) -> logs.LogConsumer:
     """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
-    prefix = settings.topic_prefix if settings is not None else ""
     config = consumer_config(bootstrap, "fraud-pipeline-reader", settings=settings)
     own = {"enable.partition.eof": True, **(own or {})}
-    return logs.LogConsumer(config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused)
+    of_settings = {} if settings is None else {"inputs": settings.inputs}
+    prefix = settings.topic_prefix if settings is not None else ""
+    return logs.LogConsumer(
+        config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused, **of_settings
+    )
 
 
 def read_batches(

@@ -1,5 +1,6 @@
 """What is offered is documented: settings, metrics, commands, make targets."""
 
+import json
 import re
 import socket
 from pathlib import Path
@@ -37,6 +38,8 @@ def default(field: FieldInfo) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, float):
         return f"`{value:g}`"
+    if isinstance(value, dict):
+        return f"`{json.dumps(value)}`"
     return f"`{value}`" if str(value) else "empty"
 
 
