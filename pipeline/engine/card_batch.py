@@ -122,6 +122,7 @@ def process_together(
             options.rates.version,
             now,
             options.topic_prefix,
+            options.dropped_fields,
         )
         work.result.outputs += encode_blocks(columns)
     return work.result

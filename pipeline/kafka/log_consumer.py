@@ -57,6 +57,7 @@ class LogConsumer:
         skip_refused: Skip records that claim another offset than they have, and batches that an agent has quarantined;
             else refuse them: each agent refuses and quarantines for itself.
         inputs: Topics that producers write to (full names), whose records may claim other offsets than they have.
+        trusted: Whether a record of ``control`` counts.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class LogConsumer:
         skip_unreadable: bool = False,
         skip_refused: bool = True,
         inputs: Collection[str] = (TRANSACTIONS.name, LABELS.name),
+        trusted: Callable[[Message], bool] = lambda _: True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
-        self._skip_unreadable = skip_unreadable
+        self._skip_unreadable, self._trusted = skip_unreadable, trusted
         self.consumer = Consumer(reader_config(config, own))
         self._positions: dict[Place, int] = {}
         """Offsets behind what was taken, or from which reading begins."""
@@ -286,9 +288,9 @@ class LogConsumer:
                 self._waiting()
                 for message in control.take(_POLL_S, _BATCH):
                     error = message.error()
-                    if error is None:
+                    if error is None and self._trusted(message):
                         ranges += self._range_in(message.value() or b"", place)
-                    elif error.code() == KafkaError._PARTITION_EOF:
+                    elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                         return ranges
         raise TopicError(f"topic {self._prefix}{CONTROL.name} cannot be read to its end: check the brokers")
 
