@@ -6,8 +6,9 @@ A role is a person or program that gets a principal of its own. Reading and writ
 from typing import Final, NamedTuple
 
 from agents.topology import CARD, specs
+from pipeline.models.held_labels import TRANSACTIONAL_ID as RELEASE
 from pipeline.settings import Settings
-from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, MODELS, TRANSACTIONS
+from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, TRANSACTIONS
 
 READ, WRITE, CREATE, DELETE, DESCRIBE, DESCRIBE_CONFIGS = (
     "read", "write", "create", "delete", "describe", "describe_configs",
@@ -81,8 +82,8 @@ def _worker(settings: Settings) -> list[Grant]:
 
 
 def _operator(settings: Settings) -> list[Grant]:
-    """Create topics, change versions of models, look at everything, and reprocess."""
-    writes = {MODELS.name, CONTROL.name}
+    """Create topics, change versions of models, release held labels, look at everything, and reprocess."""
+    writes = {MODELS.name, CONTROL.name, EXAMPLES.name}
     groups = (agent.name for agent in specs(settings).values())
     return [
         *(
@@ -92,4 +93,5 @@ def _operator(settings: Settings) -> list[Grant]:
         *(_grant(settings, name, DESCRIBE, resource=GROUP) for name in groups),
         _grant(settings, REPROCESSED, READ, WRITE, CREATE, DELETE, DESCRIBE_CONFIGS, prefixed=True),
         _grant(settings, REPROCESSED, WRITE, resource=TRANSACTIONAL_ID, prefixed=True),
+        _grant(settings, RELEASE, WRITE, resource=TRANSACTIONAL_ID),
     ]

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
 
-from agents.permissions import GROUP, REPROCESSED, TOPIC, TRANSACTIONAL_ID, Grant, roles
+from agents.permissions import GROUP, RELEASE, REPROCESSED, TOPIC, TRANSACTIONAL_ID, Grant, roles
 from agents.topology import AGENTS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
@@ -267,7 +267,7 @@ def test_each_role_uses_the_groups_that_it_may(by_role: Roles) -> None:
 def test_each_role_uses_the_transactional_ids_that_it_may(by_role: Roles) -> None:
     settings = by_role.cluster.settings
     ids = [settings.topic(f"{agent}-w1") for agent in AGENTS]
-    ids += [settings.topic(f"{REPROCESSED}one-reprocess"), settings.topic("somebody")]
+    ids += [settings.topic(f"{REPROCESSED}one-reprocess"), settings.topic(RELEASE), settings.topic("somebody")]
 
     def denied(cell: tuple[str, str]) -> bool:
         client = by_role.clients[cell[0]]

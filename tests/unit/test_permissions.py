@@ -30,6 +30,7 @@ def test_every_topic_has_the_writers_that_its_declaration_names() -> None:
         "chargebacks": {"labeller:chargebacks"},
         "models": {"worker", "operator"},
         "control": {"worker", "operator"},
+        "examples": {"worker", "operator"},
     }
     assert {topic: writers(topic) for topic in expected} == expected
 
