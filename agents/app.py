@@ -27,7 +27,7 @@ from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
 from agents.partitions import Environment, Shared
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
-from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent, specs
+from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from pipeline.broker import provide_broker
 from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelBoard
@@ -121,11 +121,7 @@ class WorkerContext:
     """Builds what the agents need, from settings, when the worker starts."""
 
     def __init__(self, settings: Settings) -> None:
-        unknown = set(settings.agent_names) - AGENTS.keys()
-        if unknown or not settings.agent_names:
-            raise UnknownAgent(
-                f"FRAUD_PIPELINE_AGENTS is {settings.agents!r}: give some of {', '.join(AGENTS)}, separated by commas"
-            )
+        self._specs = chosen(settings)
         self._settings = settings
         self.shutdown_timeout_s = settings.shutdown_timeout_s
         self._stack = ExitStack()
@@ -181,7 +177,7 @@ class WorkerContext:
                     state.partitions,
                     "".join(f"; {warning}" for warning in state.warnings),
                 )
-            roles = [specs(settings)[name] for name in settings.agent_names]
+            roles = self._specs
             end_unfinished(broker.bootstrap_servers, settings, {role.name: role.producers for role in roles})
             for warning in check_start(broker.bootstrap_servers, settings, roles, self.metrics.records_refused):
                 log.warning("%s", warning)
@@ -326,8 +322,8 @@ def create_app(settings: Settings | None = None, log_level: str | None = None) -
         # An agent that was started again while the worker ends would wait for ever, and the worker with it.
         agent_supervisor=ForfeitOneForOneSupervisor,
     )
-    for name in settings.agent_names:
-        register(app, worker.channel(app, specs(settings)[name]))
+    for spec in chosen(settings):
+        register(app, worker.channel(app, spec))
     return app
 
 

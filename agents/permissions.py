@@ -5,7 +5,7 @@ A role is a person or program that gets a principal of its own. Reading and writ
 
 from typing import Final, NamedTuple
 
-from agents.topology import CARD, specs
+from agents.topology import CARD, chosen, specs
 from pipeline.models.held_labels import TRANSACTIONAL_ID as RELEASE
 from pipeline.settings import Settings
 from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, TRANSACTIONS
@@ -61,8 +61,7 @@ def _analyst(settings: Settings) -> list[Grant]:
 
 def _worker(settings: Settings) -> list[Grant]:
     """Run the agents that the settings name."""
-    found = specs(settings)
-    agents = [found[name] for name in settings.agent_names]
+    agents = chosen(settings)
     writes = [topic for agent in agents for topic in (*agent.writes, CONTROL, DEAD_LETTERS)]
     if CARD in agents:
         writes.append(MODELS)

@@ -120,6 +120,20 @@ def specs(settings: Settings) -> dict[str, AgentSpec]:
     return {**AGENTS, LABEL.name: replace(LABEL, reads=settings.topics_of_labels)}
 
 
+def chosen(settings: Settings) -> list[AgentSpec]:
+    """Return the agents that a worker with these settings runs.
+
+    Raises:
+        UnknownAgent: One that is named does not exist, or none is named.
+    """
+    found, names = specs(settings), settings.agent_names
+    if not names or not found.keys() >= {*names}:
+        raise UnknownAgent(
+            f"FRAUD_PIPELINE_AGENTS is {settings.agents!r}: give some of {', '.join(found)}, separated by commas"
+        )
+    return [found[name] for name in names]
+
+
 def diagram() -> str:
     """The flow as Mermaid text, for the README and `docs/architecture.md`; made from the declarations above."""
     lines = [

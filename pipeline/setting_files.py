@@ -8,6 +8,10 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsError
 
 
+class SettingFileError(SettingsError):
+    """A file that a variable names cannot be used; the text has nothing of its content."""
+
+
 class SettingFiles(PydanticBaseSettingsSource):
     """Values in files: the variable ``X_FILE`` names the file that holds what ``X`` would."""
 
@@ -25,7 +29,7 @@ class SettingFiles(PydanticBaseSettingsSource):
             text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise SettingsError(f"{variable} names {path}, which cannot be read: {reason}") from None
+            raise SettingFileError(f"{variable} names {path}, which cannot be read: {reason}") from None
         return text, field_name, self.field_is_complex(field)
 
     def __call__(self) -> dict[str, Any]:
@@ -38,7 +42,7 @@ class SettingFiles(PydanticBaseSettingsSource):
             try:
                 found[name] = self.prepare_field_value(name, field, value, is_complex)
             except ValueError:
-                raise SettingsError(f"{self._variable(name)}: the file holds no JSON object") from None
+                raise SettingFileError(f"{self._variable(name)}: the file holds no JSON object") from None
         return found
 
     def _variable(self, name: str) -> str:

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from pipeline.learning.label_sources import ANY_SOURCE, LabelSources
 from pipeline.learning.regimes import Reported
-from pipeline.setting_files import SettingFiles
+from pipeline.setting_files import SettingFileError, SettingFiles
 from schemas.messages import Label, Transaction
 from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic, topic_of_labels
 
@@ -405,7 +405,9 @@ def invalid_settings(error: ValidationError) -> str:
 
 
 def unreadable_setting(error: SettingsError) -> str:
-    """Return the same of a variable that should hold JSON."""
+    """Return the same of a variable, or of a file, that should hold JSON."""
+    if isinstance(error, SettingFileError):
+        return str(error)
     name = re.search(r'field "(\w+)"', str(error))
     return f"{_variable(name[1]) if name else 'a setting'} cannot be used: it should be a JSON object"
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import click
-from pydantic import ValidationError
 
 from agents.permissions import Grant, roles
+from agents.topology import UnknownAgent
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.acl import AclError, Rule, create_rules
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError
@@ -42,7 +42,7 @@ def command(*, principals: tuple[str, ...], makes: bool) -> None:
             created = create_rules(find_cluster(settings), settings, rules)
             click.echo(f"{created} access rules created, {len(rules) - created} were there already")
             return
-    except (AclError, ClusterNotFound, ClusterUnreachable, ConfigError, ValidationError) as error:
+    except (AclError, ClusterNotFound, ClusterUnreachable, ConfigError, UnknownAgent) as error:
         raise click.ClickException(str(error)) from error
     for line in map(_command, rules) if principals else _table(granted):
         click.echo(line)
