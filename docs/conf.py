@@ -18,7 +18,7 @@ NAVIGATION = {
             *("commands", "wire-contract", "dead-letters", "analyst", "replay"),
             *("backtest", "backtest-report", "export", "reprocess"),
         ),
-        "Operate": ("deployment", "operating", "sizing", "snapshots", "protection", "broker", "chaos"),
+        "Operate": ("deployment", "security", "operating", "sizing", "snapshots", "protection", "broker", "chaos"),
         "Understand": ("architecture", "models", "features", "invariants", "evaluation", "quality", "benchmarks"),
         "Reference": ("settings", "metrics", "command-options"),
         "Project": ("../README", "../CONTRIBUTING", "decisions/README", "releasing", "../CHANGELOG"),

@@ -14,9 +14,9 @@ from pipeline.kafka.internal import not_counted, readable
 from pipeline.monitoring.outcomes import Outcomes
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
-from schemas.errors import UNREADABLE
+from schemas.errors import UNREADABLE, InvalidMessage
 from schemas.messages import Label
-from schemas.topics import DECISIONS, LABELS
+from schemas.topics import DECISIONS
 
 
 class _Decision(msgspec.Struct):
@@ -34,20 +34,22 @@ _decode_label: Final = msgspec.json.Decoder(Label).decode
 
 
 def outcomes_of_topics(bootstrap: str, settings: Settings) -> Outcomes:
-    """Read ``labels`` and ``decisions`` of a cluster, without a group.
+    """Read the labels and ``decisions`` of a cluster, without a group.
 
     Raises:
         TopicError: A topic is missing, or a part of it cannot be read.
         KafkaException: The brokers report an error that does not pass.
     """
     outcomes = Outcomes()
-    for record in read_topic(bootstrap, settings.topic(LABELS.name), settings=settings):
-        # Anybody may write here: what is no label is a dead letter of the label agent's.
-        with suppress(*UNREADABLE):
-            label = _decode_label(record.value or b"")
-            at_us = timestamp_us(label.labelled_at)
-            key = (label.card_id, label.transaction_id)
-            outcomes.add_label(key, label.label, label.source, at_us, max(at_us, record.timestamp_ms * 1_000))
+    for topic in settings.label_topics:
+        for record in read_topic(bootstrap, settings.topic(topic), settings=settings):
+            # Anybody may write here: what is no label is a dead letter of the label agent's.
+            with suppress(*UNREADABLE, InvalidMessage):
+                label = _decode_label(record.value or b"")
+                settings.label_sources.check(topic, label.source)
+                at_us = timestamp_us(label.labelled_at)
+                key = (label.card_id, label.transaction_id)
+                outcomes.add_label(key, label.label, label.source, at_us, max(at_us, record.timestamp_ms * 1_000))
     records = read_topic(bootstrap, settings.topic(DECISIONS.name), settings=settings)
     for _, one in readable(records, _decode_decision, not_counted):
         key = (one.card_id, one.transaction_id)
@@ -55,18 +57,21 @@ def outcomes_of_topics(bootstrap: str, settings: Settings) -> Outcomes:
     return outcomes
 
 
-def outcomes_of_files(directory: Path) -> Outcomes:
-    """Read what ``fraud-pipeline export DIRECTORY decisions labels`` wrote.
+def outcomes_of_files(directory: Path, settings: Settings) -> Outcomes:
+    """Read what ``fraud-pipeline export DIRECTORY decisions labels`` wrote, with all topics of labels.
 
     Raises:
         ExportError: A topic is not there, or files of the export are missing or damaged.
     """
-    require_export(directory, [LABELS.name, DECISIONS.name], [DECISIONS.name, LABELS.name])
+    topics = [*settings.label_topics, DECISIONS.name]
+    require_export(directory, topics, sorted(topics))
     outcomes = Outcomes()
     names = ["card_id", "transaction_id", "label", "source", "labelled_at", "timestamp"]
-    for card, transaction, label, source, labelled_at, timestamp in _rows(directory, LABELS.name, names):
-        at_us = timestamp_us(labelled_at)
-        outcomes.add_label((card, transaction), label, source, at_us, max(at_us, timestamp_us(timestamp)))
+    for topic in settings.label_topics:
+        for card, transaction, label, source, labelled_at, timestamp in _rows(directory, topic, names):
+            if settings.label_sources.allows(topic, source):
+                at_us = timestamp_us(labelled_at)
+                outcomes.add_label((card, transaction), label, source, at_us, max(at_us, timestamp_us(timestamp)))
     names = ["card_id", "transaction_id", "event_time", "selection", "selection_probability"]
     for card, transaction, event_time, selection, probability in _rows(directory, DECISIONS.name, names):
         outcomes.add_decision((card, transaction), timestamp_us(event_time), selection, probability)
