@@ -193,6 +193,6 @@ def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, parti
     for rows in (7, None):
         live = assert_taught(history, card, feedback, 36 * HOUR, rows)
     assert len({decision.versions.river for decision in live.decisions}) > 3
-    assert {example.label for example in live.examples} == {"fraud", "legitimate", "presumed_legitimate"}
+    assert {example.label for example in live.examples} >= {"fraud", "legitimate", "presumed_legitimate"}
     assert max(example.revision for example in live.examples) > 0
     assert live.feedback_counts["label", "unknown_transaction"] > 0
