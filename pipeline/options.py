@@ -30,6 +30,7 @@ def card_options(settings: Settings, rates: RateTable, partitions: int, topic_pr
         partitions=partitions,
         topic_prefix=topic_prefix,
         merchant_partitions=settings.merchant_partitions,
+        dropped_fields=settings.dropped_names,
     )
 
 

@@ -6,8 +6,9 @@ import click
 
 from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, said, said_options
 from pipeline.commands.model_text import fact_lines, json_line
+from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
-from pipeline.demo.text import printable, utc_text
+from pipeline.demo.text import utc_text
 from pipeline.models import held_labels
 from pipeline.models.changes import Active, VersionChanges, switch_learning
 from pipeline.models.description import policy_facts
@@ -16,6 +17,7 @@ from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion
 from pipeline.models.publish import ControlWriter
 from pipeline.registry import POLICY
+from pipeline.terminal import printable
 
 
 def _now_active(active: Active) -> str:
@@ -183,6 +185,7 @@ def show_policy(bootstrap: str | None, as_json: bool) -> None:
 @click.option("--threshold", type=click.FloatRange(0, LARGEST_THRESHOLD), help="Alert at or above this score.")
 @click.option("--blend", type=click.FloatRange(0, 1), help="Part of River in a score; 0 leaves it out.")
 @click.option("--audit-rate", type=click.FloatRange(0, 1), help="Share of all transactions that is audited.")
+@click.option("--audit-key-id", help="Key of FRAUD_PIPELINE_AUDIT_KEYS that orders it.  [default: the active policy's]")
 @click.option("--max-reasons", type=click.IntRange(min=1), help="Most reasons of an alert.")
 @click.option(
     "--rule",
@@ -199,6 +202,7 @@ def set_policy(
     threshold: float | None,
     blend: float | None,
     audit_rate: float | None,
+    audit_key_id: str | None,
     max_reasons: int | None,
     rules: tuple[tuple[str, str, str, float, str], ...],
     removed: tuple[str, ...],
@@ -208,13 +212,22 @@ def set_policy(
 ) -> None:
     """Make a new policy active: the present one with what you give. All else stays as it is."""
     change = said(by, reason)
+    if audit_key_id is not None and not audit_rate:
+        raise click.UsageError("--audit-key-id orders an audit: give its --audit-rate too")
     named = {"threshold": threshold, "blend": blend, "audit_rate": audit_rate, "max_reasons": max_reasons}
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if not given and not rules and not removed:
         raise click.UsageError("give what to change: --threshold, --blend, --audit-rate, --max-reasons or a rule")
     with one_sentence():
-        changes = VersionChanges.on(*cluster(bootstrap))
+        servers, settings = cluster(bootstrap)
+        changes = VersionChanges.on(servers, settings)
         before = changes.active_policy()
+        if audit_rate:
+            held = None if before.audit is None else before.audit.key_id
+            given |= {
+                "audit": with_key(Audit(rate=audit_rate), audit_key_id or held, settings.audit_keys),
+                "audit_rate": 0.0,
+            }
         if rules or removed:
             given["rules"] = changed_rules(before, rules, removed)
         after = changes.set_policy(given, change)

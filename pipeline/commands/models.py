@@ -25,6 +25,7 @@ from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.registry import Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
+from pipeline.terminal import printable_json
 from schemas.messages import Activation
 
 _HERE: Final = "pipeline.commands.models"
@@ -224,7 +225,7 @@ def history(bootstrap: str | None, limit: int | None, as_json: bool) -> None:
         events = VersionHistory.on(*cluster(bootstrap)).events[::-1][:limit]
     for event in events:
         if as_json:
-            click.echo(msgspec.json.encode(event).decode())
+            click.echo(printable_json(msgspec.json.encode(event).decode()))
         else:
             for line in event_lines(event):
                 click.echo(line)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.features.compiled import compiled
+from pipeline.features.meanings import MEANINGS
 
 LOGARITHMS: Final = tuple(name for name in DEFAULT_FEATURES if name != "hour")
 """Features that enter as log1p of what is above 0; NaN enters as 0."""
@@ -108,4 +109,8 @@ def describe(index: int) -> str:
         return f"hours {name.removeprefix('hour ')}"
     if index >= _FIRST_AMOUNT:
         return f"amounts {name.removeprefix('amount ')}"
-    return name.replace("_", " ")
+    if (feature := name.removeprefix("no ")) != name:
+        return f"no {MEANINGS[feature]}"
+    if (feature := name.removesuffix(" is 0")) != name:
+        return f"{MEANINGS[feature]} 0"
+    return MEANINGS[name]

@@ -4,9 +4,9 @@
 
 The file (Dal Pozzolo, Caelen, Johnson, Bontempi, 2015) has 284,807 rows of two days: ``Time``, 28 principal components
 ``V1`` to ``V28``, ``Amount``, and ``Class``, 1 for fraud. It names no card and no merchant, so that no feature of the
-pipeline can be made of it. Its own columns are the inputs of the online model here, with the layer's scale, bound,
-rate and bounded steps, beside constant log-odds as after a cold start. Each row is scored, and then learned. Nothing
-is tuned on the file.
+pipeline can be made of it. Its own columns are the inputs of the online model here, with the layer's scale, bound, rate
+and bounded steps, beside constant log-odds as after a cold start. Each row is scored, and then learned. Nothing is
+tuned on the file.
 """
 
 import json
