@@ -18,6 +18,7 @@ from pipeline.kafka.quarantine import control_record
 from pipeline.models.changes import Said
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
+from pipeline.signing import Signer
 from schemas.messages import Example, LabelRelease, RecordPosition
 from schemas.records import Record
 from schemas.topics import CONTROL, EXAMPLES
@@ -72,6 +73,7 @@ def release(bootstrap: str, settings: Settings, source: str, said: Said) -> Labe
     Raises:
         ModelError: Nothing of the source is held.
         DeliveryFailed: Nothing is released.
+        KeyFileError: Records are to be signed, and the key cannot be used.
         TopicError: ``examples`` cannot be read.
     """
     # Before reading: whoever else was releasing has ended by now.
@@ -91,7 +93,9 @@ def release(bootstrap: str, settings: Settings, source: str, said: Said) -> Labe
         released_at=datetime.now(UTC),
     )
     control = control_record(item)
-    records = [TopicRecord(settings.topic(CONTROL.name), control.key, control.value or b"")]
+    topic = settings.topic(CONTROL.name)
+    signed = tuple(Signer.of(settings).headers(control, topic))
+    records = [TopicRecord(topic, control.key, control.value or b"", headers=signed)]
     for _, example in held:
         value = _encode(msgspec.structs.replace(example, held=False))
         records.append(TopicRecord(settings.topic(EXAMPLES.name), example.card_id.encode(), value))

@@ -15,8 +15,8 @@ METRIC_MEANINGS: Final = {
     "examples": "Examples published for learning, by `fraud`, `legitimate`, `presumed_legitimate` or `withdrawn`.",
     "lessons": (
         "Examples that the learn agent has read, by what became of them: `learned`, `corrections` (what was learned "
-        "before is undone), `allowed_for` (the weights of others stand for it), `held` (part of a surge of labels), or why "
-        "not."
+        "before is undone), `allowed_for` (the weights of others stand for it), `held` (part of a surge of labels), "
+        "or why not."
     ),
     "transactions_aborted": "Kafka transactions that were aborted; the batch is rolled back and processed again.",
     "stage_seconds": "Seconds that one batch spent in one stage of the agent's work.",
