@@ -49,7 +49,7 @@ def test_every_subcommand_of_models_is_listed() -> None:
     text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
     section = text.partition("## Change versions")[2].partition("\n### ")[0]
     cells = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
-    assert sorted({name for cell in cells for name in re.findall(r"`(\w+)", cell)}) == sorted(SUBCOMMANDS)
+    assert sorted({name for cell in cells for name in re.findall(r"`([\w-]+)", cell)}) == sorted(SUBCOMMANDS)
 
 
 def test_every_module_with_a_command_is_offered() -> None:
