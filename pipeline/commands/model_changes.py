@@ -16,7 +16,8 @@ from pipeline.models.publish import ControlWriter
 from pipeline.registry import POLICY
 
 
-def _now_active(active: Active) -> str:
+def now_active(active: Active) -> str:
+    """Return the sentence that tells what is active."""
     return f"Active: LightGBM version {active.lightgbm} with policy {active.policy}."
 
 
@@ -30,7 +31,7 @@ def promote(version: str, of_policy: str | None, bootstrap: str | None, reason: 
     change = said(by, reason)
     with one_sentence():
         active = VersionChanges.on(*cluster(bootstrap)).promote(version, change, of_policy)
-    click.echo(_now_active(active))
+    click.echo(now_active(active))
 
 
 @click.command()
@@ -44,7 +45,7 @@ def rollback(bootstrap: str | None, reason: str, by: str | None) -> None:
     change = said(by, reason)
     with one_sentence():
         active = VersionChanges.on(*cluster(bootstrap)).rollback(change)
-    click.echo(_now_active(active))
+    click.echo(now_active(active))
 
 
 @click.command()
@@ -70,7 +71,7 @@ def freeze(fall_back: bool, bootstrap: str | None, reason: str, by: str | None) 
             switch_learning(ControlWriter(servers, settings), change, frozen=True)
             click.echo("Learning is frozen. Workers follow between two batches.")
         if changes is not None:
-            click.echo(_now_active(changes.fall_back(change)) + " River takes no part (blend 0).")
+            click.echo(now_active(changes.fall_back(change)) + " River takes no part (blend 0).")
 
 
 @click.command()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.backtest import frame_tables
 from pipeline.backtest.decidable import decidable
+from pipeline.commands.model_options import one_sentence
 from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.policy import Policy
@@ -24,6 +25,8 @@ from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels
+from pipeline.models.changes import refuse_unapproved
+from pipeline.models.history import VersionHistory
 from pipeline.models.publish import Content, Step, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
@@ -174,6 +177,9 @@ def command(
         raise click.UsageError(
             "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
         )
+    if publish and settings.second_approval:
+        with one_sentence():
+            refuse_unapproved(VersionHistory.on(servers or "", settings), "a version of `train`")
     registry = Registry(registry_dir or settings.registry_path)
     details: dict[str, Any] = {"request": _request(settings)}
     started_s = time.monotonic()

@@ -21,6 +21,8 @@ ROLLBACK: Final = "rollback"
 PROMOTE: Final = "promote"
 POLICY_SET: Final = "policy"
 FALL_BACK: Final = "fall-back"
+ACCEPTED: Final = "accepted"
+"""Outcome of a comparison that the proposed version has won."""
 
 AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", "retrain"})
 """Programs that activate versions by themselves, as `Activation.by` names them, with or without `PROGRAM`. Any other
