@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
-from pydantic import ValidationError
 
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
@@ -51,7 +50,7 @@ def one_sentence() -> Iterator[None]:
         raise click.ClickException(failure_text(error)) from error
     except (
         *(ClusterNotFound, ClusterUnreachable, ConfigError),
-        *(DeliveryFailed, ModelError, TopicError, ValidationError),
+        *(DeliveryFailed, ModelError, TopicError),
     ) as error:
         raise click.ClickException(str(error)) from error
 

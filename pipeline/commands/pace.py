@@ -1,7 +1,6 @@
 """``fraud-pipeline pace``: keep alerts to a budget, and the online model in the score while it helps."""
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -10,13 +9,13 @@ from contextlib import closing
 from types import FrameType
 
 import click
-from pydantic import ValidationError
 
 from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
+from pipeline.logs import configure_logging
 from pipeline.models.pacer import NothingActive, PaceEnded, Pacer, Proposal
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -50,6 +49,7 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
     stop = threading.Event()
     try:
         settings = Settings()
+        configure_logging(settings)
         options = PacingOptions(budget_per_day, critical)
         identity = f"{socket.gethostname()}-{os.getpid()}"
         bootstrap = find_cluster(settings)
@@ -67,7 +67,7 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
         click.echo(str(error), err=True)
     except (
         *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed),
-        *(ModelError, TopicError, ValidationError),
+        *(ModelError, TopicError),
     ) as error:
         raise click.ClickException(str(error)) from error
 
@@ -77,7 +77,6 @@ def _run(pacer: Pacer, stop: threading.Event) -> None:
         del signum, frame
         stop.set()
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
     pacer.run()

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Final, NamedTuple, Self
 
 from pipeline.kafka.clients import read_topic
-from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
 from pipeline.settings import Settings
 from schemas.messages import Activation, Assessment, Control, LearningSwitch, VersionReference
@@ -21,6 +21,7 @@ ROLLBACK: Final = "rollback"
 PROMOTE: Final = "promote"
 POLICY_SET: Final = "policy"
 FALL_BACK: Final = "fall-back"
+COLD_START: Final = "cold-start"
 ACCEPTED: Final = "accepted"
 """Outcome of a comparison that the proposed version has won."""
 
@@ -87,18 +88,21 @@ class VersionHistory:
         Raises:
             TopicError: `control` is missing or cannot be read.
         """
-        return cls.of(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings))
+        return cls.of(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings), settings)
 
     @classmethod
-    def of(cls, control: Iterable[Record]) -> Self:
+    def of(cls, control: Iterable[Record], settings: Settings) -> Self:
         """Read records of `control`, as `take`."""
         history = cls()
-        history.take(control)
+        history.take(control, TrustedRecords(settings, not_counted))
         return history
 
-    def take(self, control: Iterable[Record]) -> list[Control]:
-        """Take in records that follow all others, and return them; what cannot be decoded is reported and skipped."""
-        items = [item for _, item in readable(control, decode_control, not_counted)]
+    def take(self, control: Iterable[Record], trusted: TrustedRecords) -> list[Control]:
+        """Take in records that follow all others, and return them.
+
+        What cannot be decoded or is not trusted is reported and skipped.
+        """
+        items = [item for _, item in trusted.readable(control, decode_control)]
         self.events += [item for item in items if isinstance(item, VersionEvent)]
         return items
 

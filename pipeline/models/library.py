@@ -8,7 +8,7 @@ from typing import Self
 
 from pipeline.engine.models import ModelBoard
 from pipeline.kafka.clients import read_topic
-from pipeline.kafka.internal import not_counted
+from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import QuarantinedRecords
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
@@ -51,6 +51,7 @@ class PublishedVersions:
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self.quarantined = QuarantinedRecords(settings)
+        self._trusted = TrustedRecords(settings, not_counted)
         self.history = VersionHistory()
         self._contents, self._empty, self._board, self._waiting = contents, board, board, waiting
         self._references: list[VersionReference] = []
@@ -70,7 +71,7 @@ class PublishedVersions:
 
     def add(self, control: Iterable[Record]) -> None:
         """Take in records of ``control`` that follow all others."""
-        for item in self.history.take(control):
+        for item in self.history.take(control, self._trusted):
             if isinstance(item, Activation):
                 self._activations.add(item)
                 self._references += item.versions
