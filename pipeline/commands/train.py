@@ -124,6 +124,9 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
     help="Shrinkage of each tree.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=_DEFAULTS.threads, show_default=True, help="To train.")
+@click.option(
+    "--wrong-labels", is_flag=True, help="Measure how it does on wrong labels, for the model card: five more trainings."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=_DEFAULTS.seed, show_default=True, help="Of all sampling.")
 @click.option(
     "--activate/--no-activate", default=True, show_default=True, help="Make it the registry's active version."
@@ -155,6 +158,7 @@ def command(
     leaves: int,
     learning_rate: float,
     threads: int,
+    wrong_labels: bool,
     seed: int,
     activate: bool,
     publish: bool,
@@ -224,6 +228,7 @@ def command(
             early=rows.early,
             labels=TrainedLabels(rows.known_us, round(rows.delay_days * US_PER_DAY), rows.described),
             details=details,
+            wrong_labels=wrong_labels,
         )
         _warn_of_labels(trained.model, settings)
         register(registry, trained)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.retraining.paired import Scorings, by_event_day, mean_difference
+from pipeline.retraining.paired import Scorings, by_event_day, mean_difference, top_agreement
 from pipeline.scoring.blend import sigmoid
 from pipeline.training.metrics import calibration_error
 
@@ -120,6 +120,7 @@ def judge(rows: Scorings, amount: NDArray[np.float64], limits: GateLimits) -> Ju
     found = mean_difference(days.difference, limits.level)
     errors = [_alert_calibration(score, frauds, len(days.day), limits) for score in (rows.candidate, rows.reference)]
     volumes = [_alerts_per_day(score, rows.event_time_us, limits) for score in (rows.candidate, rows.reference)]
+    agreement = top_agreement(rows, limits.top)
     bands = _frauds_by_band(rows, amount, frauds)
     figures = {
         "compared_days": len(days.day),
@@ -135,6 +136,8 @@ def judge(rows: Scorings, amount: NDArray[np.float64], limits: GateLimits) -> Ju
         "calibration_error_active": errors[1],
         "alerts_per_day": volumes[0],
         "alerts_per_day_active": volumes[1],
+        "top_overlap": agreement[0],
+        "top_rank_correlation": agreement[1],
         "bands_of_amounts": [band._asdict() for band in bands],
     }
     faults = []

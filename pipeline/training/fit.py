@@ -1,7 +1,7 @@
 """Fit, calibrate and measure a LightGBM version from matrices. Deterministic for a seed and a number of threads."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import lightgbm
@@ -22,6 +22,8 @@ from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split
 from pipeline.training.early_reports import EarlyReports, Targets
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
+from pipeline.training.segments import outcomes_by_segment
+from pipeline.training.sensitivity import sensitivity
 from pipeline.training.validation import benchmark, by_first_row, by_period, calibration_table, input_digest
 
 TOP_CARDS: Final = 100
@@ -51,6 +53,12 @@ class TrainingSet:
     """First word of `transaction_digest`, by which legitimate transactions are sampled."""
     reported_us: NDArray[np.int64] | None = None
     """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
+    attributes: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
+    """Declared attributes by which outcomes are told apart, each of shape (n,)."""
+
+
+_COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "identity")
+"""Fields of `TrainingSet` that every row has."""
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +99,7 @@ def train(
     details: dict[str, Any] | None = None,
     early: EarlyReports | None = None,
     labels: TrainedLabels | None = None,
+    wrong_labels: bool = False,
 ) -> Trained:
     """Train a version and make a policy for it.
 
@@ -109,6 +118,7 @@ def train(
         details: Further metadata of the model.
         early: Reports of rows that are too young for ``split``; without, such rows teach nothing.
         labels: The labels of the training, for the model's metadata.
+        wrong_labels: Train again on wrong labels, and keep how the training does then.
 
     Raises:
         ModelError: A period holds too few frauds, or the trees learned nothing that holds in the validation period.
@@ -146,7 +156,8 @@ def train(
         **(details or {}),
         "metrics": metrics,
         "input": {"rows": len(rows), "digest": _digest(grown_on, rows, features)},
-        **_validation_record(data, split, score, trees.sampled(split.training), features),
+        **_validation_record(data, split, score, threshold, trees.sampled(split.training), features),
+        **({"sensitivity": _sensitivity(data, split, config, features)} if wrong_labels else {}),
     }
     distributions = distributions_of(data.features, data.weight, features, rows)
     text = _Trees(grown_on, config, features).grown(rows, rounds)
@@ -300,6 +311,7 @@ def _validation_record(
     data: TrainingSet,
     split: Split,
     score: NDArray[np.float64],
+    threshold: float,
     training: tuple[NDArray[np.intp], NDArray[np.float64]],
     features: Sequence[str],
 ) -> dict[str, Any]:
@@ -309,8 +321,28 @@ def _validation_record(
     return {
         "calibration_table": calibration_table(fraud, score, weight),
         "by_period": by_period(fraud, score, weight, data.event_time_us[checked]),
+        "segments": outcomes_by_segment(
+            data.features[checked],
+            {name: values[checked] for name, values in data.attributes.items()},
+            *(fraud, score, weight, threshold),
+        ),
         "benchmark": benchmark(data.features, data.fraud, data.weight, training, checked, features),
     }
+
+
+def _sensitivity(
+    data: TrainingSet, split: Split, config: TrainingConfig, features: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return how the training does on wrong labels."""
+    rows = np.sort(np.concatenate([split.training, split.validation]), kind="stable")
+    of = replace(data, **{name: getattr(data, name)[rows] for name in _COLUMNS}, reported_us=None, attributes={})
+    training, checked = (np.searchsorted(rows, its) for its in (split.training, split.validation))
+
+    def scored(fraud: NDArray[np.bool_]) -> NDArray[np.float64]:
+        booster, _ = _Trees(replace(of, fraud=fraud), config, features).grown_until_best(training, checked)
+        return np.asarray(booster.predict(of.features[checked], raw_score=True, num_threads=config.threads))
+
+    return sensitivity(of.features, of.fraud, of.identity, of.event_time_us, by_first_row(of.card), checked, scored)
 
 
 def _measure(
