@@ -86,7 +86,7 @@ def propose(
     click.echo(f"{found.outcome} {found.lightgbm}: {found.reason}")
     if found.outcome == "accepted":
         click.echo(f"Somebody else than {change.by} approves it with `fraud-pipeline models approve {found.lightgbm}`.")
-    elif found.outcome == "rejected":
+    elif found.outcome != "promoted":
         raise SystemExit(1)
 
 

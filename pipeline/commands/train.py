@@ -41,7 +41,7 @@ from pipeline.training.audit import audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import TrainingConfig, TrainingSet, train
+from pipeline.training.fit import TrainingConfig, TrainingSet, train, with_trees_of_folds
 from pipeline.training.registered import register
 from pipeline.training.selection import refuse_barred, select_features
 from pipeline.training.served import WINDOW_DAYS, ServedRows
@@ -115,6 +115,13 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
     help="Train on those that match, such as card_*,-*_std_*; +NAME adds to the default, -NAME removes, * is all.",
 )
 @click.option("--trees", type=click.IntRange(min=1), default=_DEFAULTS.trees, show_default=True, help="At most.")
+@click.option(
+    "--tree-folds",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Choose the number of trees on so many rolling folds, and keep it in the recipe; 0: on the validation period.",
+)
 @click.option("--leaves", type=click.IntRange(min=2), default=_DEFAULTS.leaves, show_default=True, help="Of a tree.")
 @click.option(
     "--learning-rate",
@@ -155,6 +162,7 @@ def command(
     legitimate_rows: int,
     features: str | None,
     trees: int,
+    tree_folds: int,
     leaves: int,
     learning_rate: float,
     threads: int,
@@ -211,18 +219,22 @@ def command(
             audit = audit_within_budget(data, split, audit_share * budget_per_day)
             audit = with_key(audit, audit_key_id or held, settings.audit_keys)
             policy = (policy or Policy(0.5)).replace(audit=audit, audit_rate=0.0)
+        config = TrainingConfig(
+            trees=trees,
+            leaves=leaves,
+            learning_rate=learning_rate,
+            legitimate_rows=legitimate_rows,
+            threads=threads,
+            seed=seed,
+        )
+        if tree_folds:
+            delay_us = round(rows.delay_days * US_PER_DAY)
+            config = with_trees_of_folds(data, split, config, chosen, delay_us, tree_folds)
         trained = train(
             data,
             split,
             alerts_per_day=budget_per_day * (1 - (audit_share or 0.0)),
-            config=TrainingConfig(
-                trees=trees,
-                leaves=leaves,
-                learning_rate=learning_rate,
-                legitimate_rows=legitimate_rows,
-                threads=threads,
-                seed=seed,
-            ),
+            config=config,
             policy=policy,
             features=chosen,
             early=rows.early,

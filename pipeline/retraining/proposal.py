@@ -17,6 +17,7 @@ from pipeline.retraining.challenger import (
     Recipe,
     challenge_of,
     compared_days,
+    policy_for,
     recipe_of,
     scorings,
     trained_by,
@@ -40,7 +41,7 @@ class Outcome(NamedTuple):
     """Result of a proposal."""
 
     outcome: str
-    """``accepted``, ``rejected`` or ``promoted``."""
+    """``accepted``, ``promoted``, ``rejected`` or ``kept``."""
     reason: str
     lightgbm: str
 
@@ -165,7 +166,7 @@ def propose(
     history = topics.published.history
     period = period_of_look(history, proposed.digest, Period(*compared_days(rows, options)))
     limits = GateLimits(alerts_per_day=champion.alerts_per_day)
-    against = history.tenures()[-1].references
+    against = topics.tenures(champion)[-1].references
     figures: dict[str, Any] = {
         RECIPE: proposed.digest,
         AGAINST_RECIPE: active.digest,
@@ -184,14 +185,20 @@ def propose(
         writer.assess("failed", [], against, Step("failed", said.by, f"{said.reason} {error}", figures))
         raise
     figures |= found.judgement.figures
-    versions = _contents(writer, found)
-    outcome = ACCEPTED if found.judgement.accepted else "rejected"
-    reason = f"{said.reason} {found.judgement.reason}"
-    writer.assess(outcome, versions, against, Step(outcome, said.by, reason, figures))
+    topics.read_control()
+    current = active_champion(topics)
+    outcome, reason = ACCEPTED if found.judgement.accepted else "rejected", found.judgement.reason
+    if recipe_of(current.model).digest != active.digest:
+        outcome, reason = "kept", "the active recipe was changed while the other one was compared"
+    elif current.policy.digest != champion.policy.digest:
+        # Pacing goes on meanwhile.
+        found = found._replace(policy=policy_for(rows, found.trained.model, current.policy, limits))
+    versions, why = _contents(writer, found), f"{said.reason} {reason}"
+    writer.assess(outcome, versions, against, Step(outcome, said.by, why, figures))
     if outcome == ACCEPTED and not second_approval:
-        writer.activate(versions, Step(PROMOTE, said.by, reason, figures))
+        writer.activate(versions, Step(PROMOTE, said.by, why, figures))
         outcome = "promoted"
-    return Outcome(outcome, found.judgement.reason, found.trained.model.version)
+    return Outcome(outcome, reason, found.trained.model.version)
 
 
 def _contents(writer: ControlWriter, found: Challenge) -> Sequence[VersionReference]:

@@ -19,7 +19,7 @@ from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.calibration import fit_platt
-from pipeline.training.cohorts import Split
+from pipeline.training.cohorts import Split, rolling_folds
 from pipeline.training.early_reports import EarlyReports, Targets
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.segments import outcomes_by_segment
@@ -72,6 +72,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     row_fraction: float = 0.8
     l2: float = 5.0
     early_stopping_rounds: int = 50
+    """Trees without an improvement on the validation period after which no more are grown; 0: grow ``trees``."""
     legitimate_rows: int = 100_000
     """About so many legitimate rows are grown on, or `LEGITIMATE_PER_FRAUD` for each fraud; weights make up for it."""
     threads: int = 1
@@ -171,6 +172,37 @@ def train(
     return Trained(model, new_policy, metrics | {"trees": model.trees})
 
 
+def with_trees_of_folds(
+    data: TrainingSet,
+    split: Split,
+    config: TrainingConfig,
+    features: Sequence[str],
+    label_delay_us: int,
+    folds: int,
+) -> TrainingConfig:
+    """Return a configuration with the number of trees that is best on rolling folds, and no early stopping.
+
+    One week tells the number of trees badly. The number belongs to the recipe: later trainings by it grow as many.
+
+    Args:
+        data: Transactions with what they turned out to be.
+        split: Rows of the training.
+        config: Has the most trees.
+        features: Features that trees may ask for.
+        label_delay_us: Age at which a label is known.
+        folds: Number of folds.
+
+    Raises:
+        ModelError: The history is too short, or a fold holds too few frauds.
+    """
+    parts = rolling_folds(data.event_time_us, split, label_delay_us, folds)
+    for part in parts:
+        _check_kinds(data, Split(*part, split.validation_us))
+    trees = _Trees(data, config, features)
+    curve = np.mean([trees.precision_by_trees(*part) for part in parts], axis=0)
+    return msgspec.structs.replace(config, trees=int(np.argmax(curve)) + 1, early_stopping_rounds=0)
+
+
 def _check_kinds(data: TrainingSet, split: Split) -> None:
     """Raise `ModelError` where a period holds too few frauds, or nothing else."""
     for name, rows in (("training", split.training), ("validation", split.validation)):
@@ -228,6 +260,8 @@ class _Trees:
     ) -> tuple[lightgbm.Booster, int]:
         """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
         first = self._dataset(*self.sampled(training))
+        if not self._config.early_stopping_rounds:
+            return lightgbm.train(self._parameters(), first, num_boost_round=self._config.trees), self._config.trees
         booster = lightgbm.train(
             self._parameters(),
             first,
@@ -238,6 +272,18 @@ class _Trees:
         # What comes after the best iteration is not part of it.
         best = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
         return best, booster.best_iteration
+
+    def precision_by_trees(self, training: NDArray[np.intp], validation: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return the average precision on some rows after each tree that is grown on others; shape (trees,)."""
+        first, curves = self._dataset(*self.sampled(training)), dict[str, dict[str, list[float]]]()
+        lightgbm.train(
+            self._parameters(),
+            first,
+            num_boost_round=self._config.trees,
+            valid_sets=[self._dataset(validation, self._data.weight[validation], first)],
+            callbacks=[lightgbm.record_evaluation(curves)],
+        )
+        return np.array(curves["valid_0"]["average_precision"])
 
     def grown(self, rows: NDArray[np.intp], rounds: int) -> str:
         """Return LightGBM's text of so many trees."""
