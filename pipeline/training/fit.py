@@ -88,6 +88,7 @@ def train(
     details: dict[str, Any] | None = None,
     early: EarlyReports | None = None,
     labels: TrainedLabels | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Trained:
     """Train a version and make a policy for it.
 
@@ -106,6 +107,7 @@ def train(
         details: Further metadata of the model.
         early: Reports of rows that are too young for ``split``; without, such rows teach nothing.
         labels: The labels of the training, for the model's metadata.
+        report: Called now and then with how far it is, in words.
 
     Raises:
         ModelError: A period holds too few frauds, or the trees learned nothing that holds in the validation period.
@@ -114,7 +116,7 @@ def train(
     _check_kinds(data, split)
     trees = _Trees(data, config, features)
     checked = split.validation
-    booster, rounds = trees.grown_until_best(split.training, checked)
+    booster, rounds = trees.grown_until_best(split.training, checked, report)
     margin = np.asarray(booster.predict(data.features[checked], raw_score=True, num_threads=config.threads))
     fraud, weight = data.fraud[checked], data.weight[checked]
     _check_learned(margin, fraud, weight)
@@ -146,6 +148,7 @@ def train(
         **_validation_record(data, split, score, trees.sampled(split.training), features),
     }
     distributions = distributions_of(data.features, data.weight, features, rows)
+    report(f"growing {rounds} trees on both periods")
     text = _Trees(grown_on, config, features).grown(rows, rounds)
     model = LightGBMModel(text, calibration, metadata, distributions=distributions)
     base = policy or Policy(0.5)
@@ -209,7 +212,7 @@ class _Trees:
         self._others = [column for column, name in enumerate(FEATURES) if name not in features]
 
     def grown_until_best(
-        self, training: NDArray[np.intp], validation: NDArray[np.intp]
+        self, training: NDArray[np.intp], validation: NDArray[np.intp], report: Callable[[str], None]
     ) -> tuple[lightgbm.Booster, int]:
         """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
         first = self._dataset(*self.sampled(training))
@@ -218,7 +221,10 @@ class _Trees:
             first,
             num_boost_round=self._config.trees,
             valid_sets=[self._dataset(validation, self._data.weight[validation], first)],
-            callbacks=[lightgbm.early_stopping(self._config.early_stopping_rounds, verbose=False)],
+            callbacks=[
+                lightgbm.early_stopping(self._config.early_stopping_rounds, verbose=False),
+                lambda at: report(f"{at.iteration + 1} trees of at most {self._config.trees} are grown and checked"),
+            ],
         )
         # What comes after the best iteration is not part of it.
         best = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
