@@ -2,8 +2,9 @@
 
 from typing import Final
 
-
-INSTALL: Final = "install the embedded broker (pip install 'fraud-pipeline[broker]'), or set KAFKA_BOOTSTRAP_SERVERS to a Kafka cluster"
+INSTALL: Final = (
+    "install the embedded broker (pip install 'fraud-pipeline[broker]'), or set KAFKA_BOOTSTRAP_SERVERS to a cluster"
+)
 """What to do where a part of the embedded broker is missing."""
 
 

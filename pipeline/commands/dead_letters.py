@@ -86,7 +86,8 @@ class DeadLetter:
         time = utc_text(datetime.fromtimestamp(self.record.timestamp_ms / 1_000, UTC))
         again = f", resent {self.resent} times before" if self.resent else ""
         place = f"{self.topic} {self.own.get('partition', '?')}/{self.own.get('offset', '?')}"
-        return f"{self.record.partition}/{self.record.offset}  {time}  {printable(self.code)}  of {printable(place)}{again}"
+        position = f"{self.record.partition}/{self.record.offset}"
+        return f"{position}  {time}  {printable(self.code)}  of {printable(place)}{again}"
 
     def as_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without what it holds."""

@@ -4,6 +4,7 @@ import gc
 from typing import Any, Final
 
 import click
+
 from agents.topology import AGENTS, UnknownAgent
 from pipeline.broker import BrokerError
 from pipeline.endpoint import EndpointError

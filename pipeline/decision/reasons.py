@@ -112,8 +112,8 @@ def explain_row(
     """Reasons of one alert: ``first``, then positive contributions, the largest first.
 
     ``row`` and ``contributions`` (log-odds) have shape (len(FEATURES),); ``online`` is what the online model added, and
-    ``evidence`` what it saw. A reason in general terms is left out beside others, unless it is strong. Where nothing was
-    raised, the largest contribution there is stands alone.
+    ``evidence`` what it saw. A reason in general terms is left out beside others, unless it is strong. Where nothing
+    was raised, the largest contribution there is stands alone.
     """
     facts, parts = Facts(row, currency, home_amount), contributions.tolist()
     weights = [round(sum([parts[column] for column in columns]), 4) for _, columns in _COLUMNS]

@@ -207,7 +207,7 @@ class PlainView:
         self.say(f"[{now_s - self._state.started_s:5.0f} s] {stage}")
 
     def say(self, line: str) -> None:
-        """Print ``line``, wrapped at 80 columns under its own beginning; one that is indented is a command, and whole."""
+        """Print ``line``, wrapped at 80 columns under its own beginning; an indented one is a command, and whole."""
         if line.startswith(COMMAND_INDENT):
             self._stream.write(f"{line}\n")
             self._stream.flush()
