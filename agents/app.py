@@ -48,7 +48,8 @@ from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
-from pipeline.state.place import StatePlace
+from pipeline.signing import Signer, Trust, snapshot_keys
+from pipeline.state.place import StatePlace, keep_private
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
@@ -151,6 +152,7 @@ class WorkerContext:
             if self.bootstrap:
                 return
             settings = self._settings
+            Trust.of(settings), Signer.of(settings)  # a key that cannot be used stops a start, and no agent later
             rates_content = read_rates(settings)
             self._rates = fitting(rates_content, settings)  # an unfit table is told here, not by an agent that fails
             for name in settings.agent_names:
@@ -164,6 +166,7 @@ class WorkerContext:
                     address,
                     kept=settings.snapshots_kept,
                     irreplaceable=settings.accept_short_retention,
+                    keys=snapshot_keys(settings),
                     on_refused=self._snapshot_refused,
                 )
             # Meanwhile: questions to brokers are mostly waiting.
@@ -281,7 +284,8 @@ class WorkerContext:
 
     def _snapshot_refused(self, refused: Refused) -> None:
         tell_refused(refused)
-        group = refused.name.removeprefix(f"{self._settings.snapshot_address}/").partition("/")[0]
+        address = self._repository.url if self._repository is not None else ""
+        group = refused.name.removeprefix(f"{address}/").partition("/")[0]
         self.metrics.snapshot_refused(group.removeprefix(self._settings.topic_prefix), refused.reason)
 
     def disconnect(self) -> None:
@@ -308,6 +312,7 @@ def _folded(spec: AgentSpec) -> tuple[Topic, ...]:
 def create_app(settings: Settings | None = None, log_level: str | None = None) -> FraudApp:
     """The app of one worker, with the agents that the settings name; ``log_level`` as of `run_worker`."""
     settings = settings or Settings()
+    keep_private()
     worker = WorkerContext(settings)
     app = FraudApp(
         f"fraud-pipeline-{settings.topic(settings.instance)}",

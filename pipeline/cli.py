@@ -8,6 +8,9 @@ from typing import Any, Final
 
 import click
 
+from pipeline.state.place import keep_private
+from pipeline.terminal import printable_lines
+
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
     "audit": ("pipeline.commands.audit", "Say how many frauds nobody reports, and which share alerts find."),
@@ -23,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "drift": ("pipeline.commands.drift", "Say which features, scores and reports have drifted."),
     "export": ("pipeline.commands.export", "Write topics to Parquet files."),
+    "forget": ("pipeline.commands.forget", "Destroy the key of a card's token."),
     "inspect": ("pipeline.commands.inspect", "Show one record, and the rows of a block."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),
     "models": ("pipeline.commands.models", "List, compare and change versions of models."),
@@ -33,6 +37,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "retrain": ("pipeline.commands.retrain", "Renew the active LightGBM version, and roll back what does harm."),
     "run": ("pipeline.commands.run", "Run the whole pipeline on simulated transactions."),
     "simulate": ("pipeline.commands.simulate", "Write simulated transactions to a file."),
+    "tokenise": (
+        "pipeline.commands.tokenise",
+        "Write a topic's messages to the pipeline, with tokens for card numbers.",
+    ),
     "topics": ("pipeline.commands.topics", "Create the topics, or check them."),
     "train": ("pipeline.commands.train", "Train, calibrate and register a LightGBM version."),
     "worker": ("pipeline.commands.worker", "Run agents."),
@@ -61,10 +69,14 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             # Click itself would end as after an error.
             raise click.exceptions.Exit(INTERRUPTED) from None
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except click.ClickException as error:
+            # It may name what somebody else wrote to a topic.
+            error.message = printable_lines(error.message)
+            raise
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
-            raise click.ClickException(_sentence(error)) from error
+            raise click.ClickException(printable_lines(_sentence(error))) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, sorted."""
@@ -106,6 +118,7 @@ def _sentence(error: Exception) -> str:
 @click.version_option(package_name="fraud-pipeline")
 def main() -> None:
     """Streaming fraud detection on Kafka."""
+    keep_private()
 
 
 if __name__ == "__main__":

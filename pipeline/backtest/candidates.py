@@ -19,10 +19,13 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES, US_PER_DAY
 from pipeline.learning.trained_labels import warning_of_labels
+from pipeline.scoring.prequential import Prequential
 from pipeline.training.fit import Trained
 
 LATEST: Final = "latest"
 UNTAUGHT: Final = "untaught"
+MOST_EXAMPLES: Final = 1_000_000
+"""The newest examples by which models are compared before they learn; 40 MB."""
 _POLICY_ALONE: Final = (Level(),)
 
 
@@ -119,7 +122,10 @@ def _version(request: Request, library: ModelLibrary, version: str) -> ActiveMod
 
 def _learning(request: Request, library: ModelLibrary, models: ActiveModels) -> Learning | None:
     every_us = request.publish_every_us
-    return None if every_us is None else Learning(request.feedback_options(), every_us, *library.learner(models))
+    if every_us is None:
+        return None
+    prequential = Prequential(MOST_EXAMPLES)
+    return Learning(request.feedback_options(), every_us, *library.learner(models), prequential)
 
 
 def _told(trained: Trained, period: Period, request: Request, every_us: int | None) -> dict[str, Parameter]:

@@ -3,7 +3,8 @@
 from typing import Final
 
 INSTALL: Final = (
-    "install the embedded broker (pip install 'fraud-pipeline[broker]'), or set KAFKA_BOOTSTRAP_SERVERS to a cluster"
+    "install the embedded broker (pip install 'fraud-pipeline[broker]'), or set KAFKA_BOOTSTRAP_SERVERS to a Kafka "
+    "cluster"
 )
 """What to do where a part of the embedded broker is missing."""
 

@@ -16,13 +16,14 @@ from rich.text import Text
 
 from pipeline.cli import INTERRUPTED
 from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.demo.text import PLAIN_WIDTH, alert_lines, printable
+from pipeline.demo.text import PLAIN_WIDTH, alert_lines
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.catalogue import EPISODE_US, US_PER_SECOND
 from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at, tail_topic
 from pipeline.logs import silence_clients
 from pipeline.settings import Settings
+from pipeline.terminal import printable, printable_json
 from schemas.messages import Alert
 from schemas.records import Record
 from schemas.topics import ALERTS
@@ -136,8 +137,7 @@ def command(*, from_beginning: bool, once: bool, limit: int | None, as_json: boo
             click.echo(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.", err=True)
         for shown in islice(alerts, limit):
             if as_json:
-                sys.stdout.buffer.write(msgspec.json.format(shown.value, indent=-1) + b"\n")
-                sys.stdout.buffer.flush()
+                click.echo(printable_json(msgspec.json.format(shown.value, indent=-1).decode()))
             else:
                 write_alert(shown, console)
     except (ClusterNotFound, ClusterUnreachable, TopicError) as error:

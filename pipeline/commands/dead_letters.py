@@ -11,11 +11,12 @@ import click
 
 from pipeline.commands.replay import Moment
 from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.demo.text import count_text, printable, utc_text
+from pipeline.demo.text import count_text, utc_text
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
 from pipeline.logs import silence_clients
 from pipeline.settings import Settings
+from pipeline.terminal import printable
 from schemas.records import Headers, Record
 from schemas.topics import DEAD_LETTERS, LABELS, TRANSACTIONS
 
@@ -86,8 +87,8 @@ class DeadLetter:
         time = utc_text(datetime.fromtimestamp(self.record.timestamp_ms / 1_000, UTC))
         again = f", resent {self.resent} times before" if self.resent else ""
         place = f"{self.topic} {self.own.get('partition', '?')}/{self.own.get('offset', '?')}"
-        position = f"{self.record.partition}/{self.record.offset}"
-        return f"{position}  {time}  {printable(self.code)}  of {printable(place)}{again}"
+        at = f"{self.record.partition}/{self.record.offset}"
+        return f"{at}  {time}  {printable(self.code)}  of {printable(place)}{again}"
 
     def as_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without what it holds."""

@@ -20,6 +20,7 @@ from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.registry import LIGHTGBM, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
+from pipeline.terminal import printable_lines
 
 
 @click.command()
@@ -62,7 +63,7 @@ def card(version: str, output: Path | None, review_after_days: int, bootstrap: s
             )
         )
     if output is None:
-        click.echo(text, nl=False)
+        click.echo(printable_lines(text), nl=False)
         return
     try:
         output.write_text(text if output.suffix == ".md" else as_html(text, found.version), encoding="utf-8")

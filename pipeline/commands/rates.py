@@ -10,6 +10,7 @@ from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.rates import PublishedRates
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
+from pipeline.terminal import printable
 from schemas.money import InvalidRates
 
 
@@ -33,4 +34,4 @@ def command(*, files: tuple[Path, ...]) -> None:
     ) as error:
         raise click.ClickException(str(error)) from error
     for version, digest in published.versions:
-        click.echo(f"{digest}  {version}")
+        click.echo(f"{digest}  {printable(version)}")

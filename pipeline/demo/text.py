@@ -6,20 +6,12 @@ from typing import Final
 
 from rich.text import Text
 
+from pipeline.terminal import printable
 from schemas.messages import Alert
 
 PLAIN_WIDTH: Final = 80
 """Columns of lines that go to a pipe or a file."""
 NARROWEST: Final = 40
-
-
-def printable(text: str) -> str:
-    r"""``text`` with every control character written out, so that an identifier cannot steer a terminal.
-
-    >>> printable("card\x1b[31m")
-    'card\\x1b[31m'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def utc_text(moment: datetime) -> str:

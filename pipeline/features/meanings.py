@@ -40,7 +40,9 @@ _OTHERS: Final = {
     "merchant_seconds_since_fraud": "time since the merchant's newest known fraud",
     "merchant_seconds_since_legitimate": "time since the merchant's newest transaction known to be legitimate",
     "merchant_unexplained_fraud_30d": "number of known frauds of the merchant in 30 days that no amount explains",
-    "merchant_unreported_since_fraud": "number of older transactions at the merchant without a report since such",
+    "merchant_unreported_since_fraud": (
+        "number of old enough transactions at the merchant without a report since such a fraud"
+    ),
     "merchant_fraud_run_seconds": "time since the first fraud of the merchant's present run of frauds",
     "merchant_seconds_since_first": "time since the merchant's first transaction in 30 days",
 }

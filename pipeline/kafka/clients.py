@@ -25,6 +25,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from pipeline.kafka import log_consumer as logs
 from pipeline.kafka.callbacks import callback
 from pipeline.settings import Settings
+from pipeline.signing import Trust
 from schemas.records import Headers, Record
 
 log = logging.getLogger(__name__)
@@ -423,7 +424,11 @@ def log_consumer(
     prefix = settings.topic_prefix if settings is not None else ""
     config = consumer_config(bootstrap, "fraud-pipeline-reader", settings=settings)
     own = {"enable.partition.eof": True, **(own or {})}
-    return logs.LogConsumer(config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused)
+    trust = Trust.of(settings) if settings is not None else Trust([], {})
+    return logs.LogConsumer(
+        config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,
+        trusted=lambda message: trust.refusal(record_of(message)) is None,
+    )  # fmt: skip
 
 
 def read_batches(

@@ -41,6 +41,10 @@ INPUTS: Final = (
 )
 """Names of the inputs, in order."""
 
+CLASSIFIER_INPUTS: Final = (LOGIT, *FEATURES, *(f"no {name}" for name in MISSING))
+"""Inputs of a configured classifier: every feature as it is, 0 where it has no value."""
+_CLASSIFIER_MISSING: Final = np.array([FEATURES.index(name) for name in MISSING])
+
 _MISSING: Final = np.array([SOURCES.index(name) for name in MISSING])
 _ZERO: Final = np.array([SOURCES.index(name) for name in ZERO])
 _AMOUNT, _HOUR = SOURCES.index("amount"), SOURCES.index("hour")
@@ -59,6 +63,19 @@ def river_inputs(sources: NDArray[np.float64]) -> NDArray[np.float64]:
     inputs = np.zeros((len(sources), len(INPUTS)))
     _fill(np.ascontiguousarray(sources), inputs)
     return inputs
+
+
+def classifier_rows(features: NDArray[np.float64], logit: NDArray[np.float64]) -> list[dict[str, float]]:
+    """Return the inputs of n transactions by name, all of them finite and in every row.
+
+    Args:
+        features: Shape (n, len(FEATURES)), NaN for no value.
+        logit: LightGBM's log-odds, shape (n,).
+    """
+    missing = np.isnan(features[:, _CLASSIFIER_MISSING]).astype(np.float64)
+    values = np.nan_to_num(features, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+    rows = np.column_stack([logit, values, missing]).tolist()
+    return [dict(zip(CLASSIFIER_INPUTS, row, strict=True)) for row in rows]
 
 
 @compiled

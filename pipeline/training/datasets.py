@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from pipeline.engine.history import compute_features, event_times_us, identities_of, labels_known
+from pipeline.engine.history import compute_features, digests_of, event_times_us, identities_of, labels_known
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.scoring.errors import ModelError
 from pipeline.training.fit import TrainingSet
@@ -41,4 +41,4 @@ def from_history(
     reported_us = np.where(fraud, known_at_us, NEVER_US)
     fraud = fraud & (known_at_us <= (NEVER_US - 1 if known_before_us is None else known_before_us))
     card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
-    return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card, reported_us)
+    return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card, digests_of(frame), reported_us)

@@ -50,8 +50,8 @@ def page(content: Content) -> str:
         ("summary", "Summary", sections.summary(content)),
         ("labels", "What the labels can say", sections.labels(content)),
         *(
-            [("types", "Fraud types", sections.fraud_types(content))]
-            if any(variant.fraud_types for variant in content.variants)
+            [("ranking", "Models on the way, and fraud types", sections.ranking(content))]
+            if any(variant.fraud_types or variant.prequential for variant in content.variants)
             else []
         ),
         *([("comparison", "Side by side", sections.comparisons(content))] if content.comparisons else []),

@@ -114,9 +114,17 @@ def _bounds_row(name: str, bounds: Bounds) -> list[str]:
     return [name, *(ratio(value) for value in bounds)]
 
 
-def fraud_types(content: Content) -> Markup:
-    """Which frauds are found."""
-    parts = []
+def ranking(content: Content) -> Markup:
+    """How the models did on the way, and which frauds are found."""
+    parts: list[Markup] = []
+    figures = [
+        [variant.name, one.model, ratio(one.auc), ratio(one.log_loss)]
+        for variant in content.variants
+        for one in variant.prequential
+    ]
+    if figures:
+        columns = ["Variant", "Model", "AUC ROC", "Log loss"]
+        parts.append(table("Labelled examples of the whole history, before they were learned", columns, figures))
     for variant in content.variants:
         if variant.fraud_types:
             rows = [
