@@ -72,6 +72,9 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
             _end(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise AssertionError("Faust's worker ends by SystemExit")
 
+    def on_setup_root_logger(self, logger: logging.Logger, level: int | None) -> None:
+        """Leave the log as the settings have it: Faust would add a handler that turns a spinner for each line."""
+
     def _schedule_shutdown(self, received: signal.Signals) -> None:
         if self._told_to_stop:
             _leave(128 + received, f"{received.name} again: the worker ends at once")
