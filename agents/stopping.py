@@ -60,6 +60,8 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
 
     def __init__(self, app: faust.App, *, shutdown_timeout_s: float, **options: Any) -> None:
         super().__init__(app, **options)
+        # It turns with each line of the log, and sets the levels of its own accord.
+        self.spinner = None
         self._shutdown_timeout_s = shutdown_timeout_s
         self._told_to_stop = False
 
@@ -71,9 +73,6 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
             # Of an error Faust has told; whatever else leaves it goes the common way, to be seen.
             _end(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise AssertionError("Faust's worker ends by SystemExit")
-
-    def on_setup_root_logger(self, logger: logging.Logger, level: int | None) -> None:
-        """Leave the log as the settings have it: Faust would add a handler that turns a spinner for each line."""
 
     def _schedule_shutdown(self, received: signal.Signals) -> None:
         if self._told_to_stop:
