@@ -93,9 +93,8 @@ class DeadLetter:
     def as_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without what it holds."""
         return {
-            "partition": self.record.partition,
-            "offset": self.record.offset,
-            "written_at": datetime.fromtimestamp(self.record.timestamp_ms / 1_000, UTC).isoformat(),
+            "position": f"{self.record.partition}/{self.record.offset}",
+            "refused_at": datetime.fromtimestamp(self.record.timestamp_ms / 1_000, UTC).isoformat(),
             "resent": self.resent,
             **self.own,
         }
