@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.backtest import frame_tables
 from pipeline.backtest.decidable import decidable
 from pipeline.commands.model_options import one_sentence
+from pipeline.commands.progress import seldom
 from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.audit import Audit, with_key
@@ -36,7 +37,8 @@ from pipeline.retraining.topics import read_served
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, load_transactions
+from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, column_names, load_transactions
+from pipeline.terminal import printable
 from pipeline.training.audit import audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
@@ -244,6 +246,7 @@ def command(
             details=details,
             force=force,
             wrong_labels=wrong_labels,
+            report=seldom(_say),
         )
         _warn_of_labels(trained.model, settings)
         register(registry, trained)
@@ -294,16 +297,13 @@ def _of_file(
 ) -> _Rows:
     """Compute the features of a file; raises `UnusableSource`, `ModelError`."""
     # What lies behind the date takes no part, not even in the features.
+    if ignored := sorted(set(column_names(file)) - set(mapping.columns.values())):
+        _say(f"columns that are not used: {', '.join(map(printable, ignored))}")
     frame = load_transactions(file, mapping, end=known_before)
-    if set(frame["currency"]) != {settings.base_currency}:
-        raise ModelError(
-            f"{file} holds amounts in {', '.join(sorted(set(frame['currency'])))}, the base currency is "
-            f"{settings.base_currency}; convert them first, or set FRAUD_PIPELINE_BASE_CURRENCY"
-        )
     frame = _decidable(frame, settings)
     _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
     known_us = _known_until(event_times_us(frame["event_time"]), known_before)
-    data = from_history(frame, regime, known_us)
+    data = from_history(frame, regime, known_us, report=seldom(_say))
     reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
     return _Rows(data, known_us, regime.maturity_days, reports, regime.describe())
 
@@ -323,7 +323,10 @@ def _of_topics(
 
 
 def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The transactions that workers would decide: no others have features, or move a window. Tells what is left out."""
+    """The transactions that workers would decide: no others have features, or move a window. Tells what is left out.
+
+    Amounts come back in the base currency, converted by the rate table, as workers convert them.
+    """
     found = decidable(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
     if found.refused:
         codes = ", ".join(f"{code} {count:,}" for code, count in found.refused.most_common())
@@ -332,7 +335,10 @@ def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         _say(f"{found.repeated:,} transactions are left out, since they repeat others")
     if not len(found.row):
         raise ModelError("no transaction is left to train on: workers would refuse all of them")
-    return frame if len(found.row) == len(frame) else frame.iloc[found.row].reset_index(drop=True)
+    if foreign := sorted(set(frame["currency"]) - {settings.base_currency}):
+        _say(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
+    taken = frame if len(found.row) == len(frame) else frame.iloc[found.row].reset_index(drop=True)
+    return taken.assign(amount_minor=found.amount_base_minor, currency=settings.base_currency)
 
 
 def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:

@@ -102,6 +102,7 @@ def train(
     labels: TrainedLabels | None = None,
     force: bool = False,
     wrong_labels: bool = False,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Trained:
     """Train a version and make a policy for it.
 
@@ -122,6 +123,7 @@ def train(
         labels: The labels of the training, for the model's metadata.
         force: Make a version although it tells frauds apart hardly better than chance.
         wrong_labels: Train again on wrong labels, and keep how the training does then.
+        report: Called now and then with how far it is, in words.
 
     Raises:
         ModelError: A period holds too few frauds, or the trees learned nothing that holds in the validation period.
@@ -130,7 +132,7 @@ def train(
     _check_kinds(data, split)
     trees = _Trees(data, config, features)
     checked = split.validation
-    booster, rounds = trees.grown_until_best(split.training, checked)
+    booster, rounds = trees.grown_until_best(split.training, checked, report)
     margin = np.asarray(booster.predict(data.features[checked], raw_score=True, num_threads=config.threads))
     fraud, weight = data.fraud[checked], data.weight[checked]
     _check_learned(margin, fraud, weight, force=force)
@@ -163,6 +165,7 @@ def train(
         **({"sensitivity": _sensitivity(data, split, config, features)} if wrong_labels else {}),
     }
     distributions = distributions_of(data.features, data.weight, features, rows)
+    report(f"growing {rounds} trees on both periods")
     text = _Trees(grown_on, config, features).grown(rows, rounds)
     model = LightGBMModel(text, calibration, metadata, distributions=distributions)
     base = policy or Policy(0.5)
@@ -258,7 +261,7 @@ class _Trees:
         self._others = [column for column, name in enumerate(FEATURES) if name not in features]
 
     def grown_until_best(
-        self, training: NDArray[np.intp], validation: NDArray[np.intp]
+        self, training: NDArray[np.intp], validation: NDArray[np.intp], report: Callable[[str], None]
     ) -> tuple[lightgbm.Booster, int]:
         """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
         first = self._dataset(*self.sampled(training))
@@ -269,7 +272,10 @@ class _Trees:
             first,
             num_boost_round=self._config.trees,
             valid_sets=[self._dataset(validation, self._data.weight[validation], first)],
-            callbacks=[lightgbm.early_stopping(self._config.early_stopping_rounds, verbose=False)],
+            callbacks=[
+                lightgbm.early_stopping(self._config.early_stopping_rounds, verbose=False),
+                lambda at: report(f"{at.iteration + 1} trees of at most {self._config.trees} are grown and checked"),
+            ],
         )
         # What comes after the best iteration is not part of it.
         best = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.commands.progress import seldom
 from pipeline.commands.train import command
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy, Rule
@@ -510,6 +511,44 @@ def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch
         told.append("2 transactions are left out, since workers refuse them: repeat_differs 2" in run.stderr)
     assert told == [True, False, False]
     assert versions[0] == versions[1] != versions[2]
+
+
+def test_the_command_converts_currencies_and_names_columns_without_use(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
+    currencies = {code: {"digits": 2, "rate": rate} for code, rate in (("EUR", "1"), ("USD", "0.5"))}
+    rates = {"version": "of this test", "base": "EUR", "currencies": currencies}
+    (tmp_path / "rates.json").write_text(json.dumps(rates))
+    monkeypatch.setenv("FRAUD_PIPELINE_RATES_FILE", str(tmp_path / "rates.json"))
+    frame = history(30)
+    foreign = frame.assign(shop_floor=1)
+    dollars = foreign.index[::3]
+    foreign.loc[dollars, "currency"] = "USD"
+    for column in ("amount", "amount_minor"):
+        foreign.loc[dollars, column] *= 2
+    versions = []
+    for name, of in (("euros", frame), ("mixed", foreign)):
+        of.to_parquet(tmp_path / f"{name}.parquet", index=False)
+        arguments = [str(tmp_path / f"{name}.parquet"), "--trees", "10", "--threads", "1", "--budget-per-day", "5"]
+        run = CliRunner().invoke(command, arguments)
+        assert run.exit_code == 0, run.output
+        assert ("amounts in USD are converted to EUR" in run.stderr) == (name == "mixed")
+        assert ("shop_floor" in run.stderr) == (name == "mixed")
+        versions.append(json.loads(run.stdout)["lightgbm"])
+    assert versions[0] == versions[1]
+
+
+def test_progress_is_told_as_it_goes() -> None:
+    told: list[str] = []
+    data = from_history(history(30), LabelRegime(delay_days=7.0), report=told.append)
+    say = seldom(told.append, 0.0)
+    split = split_cohorts(data.event_time_us, label_delay_us=7 * US_PER_DAY, validation_us=7 * US_PER_DAY)
+    train(data, split, alerts_per_day=5, config=TrainingConfig(trees=3, threads=1), report=say)
+    text = "\n".join(told)
+    for part in ("features of cards", "features of merchants", "3 trees of at most 3", "trees on both periods"):
+        assert part in text
+    never = seldom(told.append, 1e9)
+    never("nothing of this")
+    assert "nothing of this" not in told
 
 
 def test_the_command_says_what_is_missing(tmp_path, monkeypatch) -> None:
