@@ -18,9 +18,9 @@ from pipeline.learning.labels import FRAUD, KNOWN, source_rank
 from pipeline.learning.regimes import LabelRegime
 from pipeline.scoring.blend import sigmoid
 from pipeline.settings import Settings
-from tests.evaluation.detection import TOP, Data, Scored, at, figures
+from tests.evaluation.detection import TOP, Data, Scored, at, before, figures
 from tests.evaluation.histories import RIVER_WARM_UP, History, hours_of
-from tests.evaluation.parts import Found, Part, Table, Unit, before, compared, markdown
+from tests.evaluation.parts import Found, Part, Table, Unit, compared, markdown
 
 DAYS: Final = ("2018-06-24", "2018-07-08")
 """The attack begins with the first of them."""

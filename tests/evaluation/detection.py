@@ -109,6 +109,12 @@ class Data:
         )
 
 
+def before(file: Path, day: str) -> pd.DataFrame:
+    """Return a file of the Handbook's columns without what comes from a day on."""
+    frame = pd.read_parquet(file)
+    return frame[frame["TX_DATETIME"] < pd.Timestamp(day)]
+
+
 class Scored:
     """Scores of a fold as log-odds, and how many alerts they raise."""
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from tests.evaluation.detection import FRAUDS, MEASURES, Data, at, figures
+from tests.evaluation.detection import FRAUDS, MEASURES, Data, at, before, figures
 from tests.evaluation.histories import History
-from tests.evaluation.parts import Found, Part, Table, Unit, before, compared, markdown
+from tests.evaluation.parts import Found, Part, Table, Unit, compared, markdown
 from tests.evaluation.variants import recalls
 
 MONTHS: Final = {

@@ -4,8 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from tests.evaluation.detection import difference
 
 Found = Mapping[str, Any]
@@ -50,9 +48,3 @@ def compared(row: Sequence[float], base: Sequence[float], digits: int = 4) -> st
     """Return the mean difference of paired days with its 95 % interval, as a cell."""
     of = difference(row, base)
     return f"{of['mean']:+.{digits}f} [{of['low']:+.{digits}f}, {of['high']:+.{digits}f}]"
-
-
-def before(file: Path, day: str) -> pd.DataFrame:
-    """Return a file of the Handbook's columns without what comes from a day on."""
-    frame = pd.read_parquet(file)
-    return frame[frame["TX_DATETIME"] < pd.Timestamp(day)]
