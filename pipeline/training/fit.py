@@ -261,7 +261,7 @@ class _Trees:
         self._others = [column for column, name in enumerate(FEATURES) if name not in features]
 
     def grown_until_best(
-        self, training: NDArray[np.intp], validation: NDArray[np.intp], report: Callable[[str], None]
+        self, training: NDArray[np.intp], validation: NDArray[np.intp], report: Callable[[str], None] = lambda _: None
     ) -> tuple[lightgbm.Booster, int]:
         """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
         first = self._dataset(*self.sampled(training))
