@@ -1,22 +1,21 @@
 """Decisions and labels for the audit's figures, from a cluster's topics or from exported files."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from pipeline.engine.accepted_labels import read_accepted
 from pipeline.exports.reading import export_batches, require_export
-from pipeline.kafka.clients import read_topic
-from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.clients import read_batches, read_topic
+from pipeline.kafka.internal import not_counted, readable, refuse
 from pipeline.monitoring.outcomes import Outcomes
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
-from schemas.errors import UNREADABLE, InvalidMessage
 from schemas.messages import Label
-from schemas.topics import DECISIONS
+from schemas.topics import ACCEPTED_LABELS, DECISIONS
 
 
 class _Decision(msgspec.Struct):
@@ -34,22 +33,21 @@ _decode_label: Final = msgspec.json.Decoder(Label).decode
 
 
 def outcomes_of_topics(bootstrap: str, settings: Settings) -> Outcomes:
-    """Read the labels and ``decisions`` of a cluster, without a group.
+    """Read ``accepted-labels`` and ``decisions`` of a cluster, without a group.
 
     Raises:
         TopicError: A topic is missing, or a part of it cannot be read.
         KafkaException: The brokers report an error that does not pass.
     """
     outcomes = Outcomes()
-    for topic in settings.label_topics:
-        for record in read_topic(bootstrap, settings.topic(topic), settings=settings):
-            # Anybody may write here: what is no label is a dead letter of the label agent's.
-            with suppress(*UNREADABLE, InvalidMessage):
-                label = _decode_label(record.value or b"")
-                settings.label_sources.check(topic, label.source)
-                at_us = timestamp_us(label.labelled_at)
-                key = (label.card_id, label.transaction_id)
-                outcomes.add_label(key, label.label, label.source, at_us, max(at_us, record.timestamp_ms * 1_000))
+    for batch in read_batches(bootstrap, settings.topic(ACCEPTED_LABELS.name), settings=settings):
+        accepted = read_accepted(batch, settings.topic_prefix)
+        for record, error in accepted.refused:
+            refuse(record, error, not_counted)
+        for record, known_at_us in zip(accepted.records, accepted.labels.known_at_us.tolist(), strict=True):
+            label = _decode_label(record.value or b"")
+            key = (label.card_id, label.transaction_id)
+            outcomes.add_label(key, label.label, label.source, timestamp_us(label.labelled_at), known_at_us)
     records = read_topic(bootstrap, settings.topic(DECISIONS.name), settings=settings)
     for _, one in readable(records, _decode_decision, not_counted):
         key = (one.card_id, one.transaction_id)

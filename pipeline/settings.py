@@ -234,6 +234,11 @@ class Settings(BaseSettings):
         description="Names and patterns of features, separated by commas, that `train` refuses. No version that was "
         "trained on them can be promoted.",
     )
+    second_approval: bool = Field(
+        default=False,
+        description="A LightGBM version of a new recipe becomes active only if somebody else than its proposer "
+        "approves it.",
+    )
     registry_dir: Path | None = Field(
         default=None, description="Model registry. Unset: `registry` in the data directory."
     )

@@ -1,6 +1,5 @@
 """``fraud-pipeline tokenise``: the gateway that replaces card numbers by tokens."""
 
-import logging
 import signal
 import threading
 from typing import Any
@@ -12,6 +11,7 @@ from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.gateway import Gateway, GatewayError, Tokenised
 from pipeline.kafka.transactions import SessionError
+from pipeline.logs import configure_logging
 from pipeline.settings import Settings
 from pipeline.tokens import Tokeniser
 from schemas.topics import TRANSACTIONS
@@ -30,7 +30,6 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
     Each message is written exactly once, with the token of its card as its key. What cannot be tokenised becomes a dead
     letter without its content. SIGTERM or Ctrl-C ends it.
     """
-    logging.basicConfig(level="INFO", format="[%(asctime)s] [%(levelname)s] %(message)s")
     stop = threading.Event()
 
     def progress(done: Tokenised) -> None:
@@ -39,6 +38,7 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
 
     changes: dict[str, Any] = {} if instance is None else {"instance": instance}
     settings = Settings(**changes)
+    configure_logging(settings)
     targets = {topic.name: topic for topic in (TRANSACTIONS, *settings.topics_of_labels)}
     if target not in targets:
         raise click.BadParameter(f"{target!r} is not one of {', '.join(targets)}.", param_hint="--to")

@@ -223,7 +223,7 @@ def example(one: Emitted, decision: DecisionRecord) -> Example:
 
 def _online_weight(one: Emitted, decision: DecisionRecord) -> float:
     """Return the weight for the online model; what is presumed legitimate may be a fraud that nobody has reported."""
-    if one.label != PRESUMED:
+    if one.label != PRESUMED or one.reported_share == 1.0:
         return one.online.weight
     weight = unreported_weight(np.array([decision.score]), np.array([one.reported_share]))
     return one.online.weight * float(weight[0])

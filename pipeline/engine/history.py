@@ -1,6 +1,6 @@
 """Features of recorded history, as columns: what training sets, backtests and warm-ups are made of."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +79,11 @@ def event_times_us(times: pd.Series) -> NDArray[np.int64]:
 
 
 def compute_features(
-    frame: pd.DataFrame, *, label_delay_s: float | None = 7 * 86_400.0, labels: KnownLabels | None = None
+    frame: pd.DataFrame,
+    *,
+    label_delay_s: float | None = 7 * 86_400.0,
+    labels: KnownLabels | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> NDArray[np.float64]:
     """Features of a history in event-time order, as the agents would have computed them.
 
@@ -87,7 +91,7 @@ def compute_features(
     ``amount_minor`` (minor units of the base currency); optional ``transaction_type`` (a missing one is a purchase, as
     on the wire) and, unless ``labels`` says what was known when, ``fraud`` (bool), known ``label_delay_s`` seconds
     after each transaction (None: never).
-    Rows must be sorted by ``event_time``. Returns shape (len(frame), len(FEATURES)).
+    Rows must be sorted by ``event_time``; ``report`` is told how far it is. Returns shape (len(frame), len(FEATURES)).
     """
     event_time_us = event_times_us(frame["event_time"])
     if np.any(np.diff(event_time_us) < 0):
@@ -103,6 +107,7 @@ def compute_features(
     features, outliers = np.empty((len(frame), len(FEATURES))), np.empty(len(frame), np.bool_)
     windows = CardWindows()
     for part in _parts(len(frame)):
+        report(f"features of cards: {part.start:,} of {len(frame):,} transactions")
         profile = windows.profile(
             card_keys[part],
             merchant_keys[part],
@@ -120,7 +125,7 @@ def compute_features(
         labels = KnownLabels(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.int64))
     features[:, len(CARD_FEATURES) :] = _merchant_features(
         identities(cards.take(labels.row), _texts(frame["transaction_id"]).take(labels.row)),
-        merchant_keys, event_time_us, amount_minor, counts, outliers, labels,
+        merchant_keys, event_time_us, amount_minor, counts, outliers, labels, report,
     )  # fmt: skip
     return features
 
@@ -133,6 +138,7 @@ def _merchant_features(
     counts: NDArray[np.bool_],
     outliers: NDArray[np.bool_],
     labels: KnownLabels,
+    report: Callable[[str], None],
 ) -> NDArray[np.float64]:
     """One log of both: a label stands before the first transaction at or after its ``known_at_us``, behind its own."""
     n = len(event_time_us)
@@ -146,6 +152,7 @@ def _merchant_features(
     )
     windows, out = MerchantWindows(), np.empty((len(order), len(MERCHANT_FEATURES)))
     for part in _parts(len(order)):
+        report(f"features of merchants: {part.start:,} of {len(order):,} transactions and labels")
         out[order[part]] = log.take(order[part]).profile(windows)
         windows.settle()
     return out[:n]

@@ -122,6 +122,11 @@ class ServedRows:
         columns = [field.name for field in fields(self) if field.name not in ("names", "labels")]
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
+    @property
+    def amount(self) -> NDArray[np.float64]:
+        """Amounts in the base currency; shape (n,)."""
+        return self.features[:, FEATURES.index("amount")]
+
     def served_by(self, version: str) -> NDArray[np.bool_]:
         """Return which rows a LightGBM version served; shape (n,)."""
         if version not in self.names:
