@@ -19,12 +19,12 @@ from pipeline.logs import silence_clients
 from pipeline.settings import Settings
 from pipeline.terminal import printable
 from schemas.records import Headers, Record
-from schemas.topics import DEAD_LETTERS, LABELS, TRANSACTIONS
+from schemas.topics import DEAD_LETTERS, LABELS, TOPICS, TRANSACTIONS
 
 RESENT: Final = "fraud-pipeline-resent"
 """Header of a record that was sent again: how many times."""
-PRODUCED: Final = frozenset({TRANSACTIONS.name, LABELS.name})
-"""Topics whose records come from producers; the others are the agents' own."""
+OF_AGENTS: Final = frozenset(topic.name for topic in TOPICS) - {TRANSACTIONS.name, LABELS.name}
+"""Topics that agents write; records of the others, which may hold labels, come from producers."""
 REPAIR: Final = "It would be refused again as it is: repair it at its producer."
 ADVICE: Final = {
     "currency_unknown": "Add the currency to the rate table (FRAUD_PIPELINE_RATES_FILE), then resend it.",
@@ -74,7 +74,7 @@ class DeadLetter:
         """Return why it cannot be sent again; nothing where it can."""
         if "end" in self.own:
             return "a range of offsets that nobody could read"
-        if self.topic not in PRODUCED:
+        if self.topic in OF_AGENTS:
             return f"of topic {printable(self.topic)}, which agents write"
         if "row" in self.own:
             return "a row of a block"

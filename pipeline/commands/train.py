@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.backtest import frame_tables
 from pipeline.backtest.decidable import decidable
+from pipeline.commands.model_options import one_sentence
 from pipeline.commands.progress import seldom
 from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Moment, file_mapping
@@ -26,6 +27,8 @@ from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels
+from pipeline.models.changes import refuse_unapproved
+from pipeline.models.history import VersionHistory
 from pipeline.models.publish import Content, Step, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
@@ -40,7 +43,7 @@ from pipeline.training.audit import audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import TrainingConfig, TrainingSet, train
+from pipeline.training.fit import TrainingConfig, TrainingSet, train, with_trees_of_folds
 from pipeline.training.registered import register
 from pipeline.training.selection import refuse_barred, select_features
 from pipeline.training.served import WINDOW_DAYS, ServedRows
@@ -49,7 +52,7 @@ from schemas.codec import timestamp_us
 _DEFAULTS = TrainingConfig()
 BY_TRAIN: Final = "train"
 """What an activation names as its maker."""
-OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "publish"})
+OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "force", "publish"})
 """Arguments that decide nothing about the version."""
 DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", "label_horizon_days", "maturity_days")
 """Settings that decide about it, beside the rate table."""
@@ -114,6 +117,13 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
     help="Train on those that match, such as card_*,-*_std_*; +NAME adds to the default, -NAME removes, * is all.",
 )
 @click.option("--trees", type=click.IntRange(min=1), default=_DEFAULTS.trees, show_default=True, help="At most.")
+@click.option(
+    "--tree-folds",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Choose the number of trees on so many rolling folds, and keep it in the recipe; 0: on the validation period.",
+)
 @click.option("--leaves", type=click.IntRange(min=2), default=_DEFAULTS.leaves, show_default=True, help="Of a tree.")
 @click.option(
     "--learning-rate",
@@ -123,10 +133,14 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
     help="Shrinkage of each tree.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=_DEFAULTS.threads, show_default=True, help="To train.")
+@click.option(
+    "--wrong-labels", is_flag=True, help="Measure how it does on wrong labels, for the model card: five more trainings."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=_DEFAULTS.seed, show_default=True, help="Of all sampling.")
 @click.option(
     "--activate/--no-activate", default=True, show_default=True, help="Make it the registry's active version."
 )
+@click.option("--force", is_flag=True, help="Make a version although it tells frauds apart hardly better than chance.")
 @click.option("--publish", is_flag=True, help="Put it in force on the cluster; workers swap between two batches.")
 @click.option(
     "--registry", "registry_dir", type=click.Path(file_okay=False, path_type=Path),
@@ -151,11 +165,14 @@ def command(
     legitimate_rows: int,
     features: str | None,
     trees: int,
+    tree_folds: int,
     leaves: int,
     learning_rate: float,
     threads: int,
+    wrong_labels: bool,
     seed: int,
     activate: bool,
+    force: bool,
     publish: bool,
     registry_dir: Path | None,
     **declared: Unpack[RegimeOptions],
@@ -180,6 +197,9 @@ def command(
         raise click.UsageError(
             "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
         )
+    if publish and settings.second_approval:
+        with one_sentence():
+            refuse_unapproved(VersionHistory.on(servers or "", settings), "a version of `train`")
     registry = Registry(registry_dir or settings.registry_path)
     details: dict[str, Any] = {"request": _request(settings)}
     started_s = time.monotonic()
@@ -203,23 +223,29 @@ def command(
             audit = audit_within_budget(data, split, audit_share * budget_per_day)
             audit = with_key(audit, audit_key_id or held, settings.audit_keys)
             policy = (policy or Policy(0.5)).replace(audit=audit, audit_rate=0.0)
+        config = TrainingConfig(
+            trees=trees,
+            leaves=leaves,
+            learning_rate=learning_rate,
+            legitimate_rows=legitimate_rows,
+            threads=threads,
+            seed=seed,
+        )
+        if tree_folds:
+            delay_us = round(rows.delay_days * US_PER_DAY)
+            config = with_trees_of_folds(data, split, config, chosen, delay_us, tree_folds)
         trained = train(
             data,
             split,
             alerts_per_day=budget_per_day * (1 - (audit_share or 0.0)),
-            config=TrainingConfig(
-                trees=trees,
-                leaves=leaves,
-                learning_rate=learning_rate,
-                legitimate_rows=legitimate_rows,
-                threads=threads,
-                seed=seed,
-            ),
+            config=config,
             policy=policy,
             features=chosen,
             early=rows.early,
             labels=TrainedLabels(rows.known_us, round(rows.delay_days * US_PER_DAY), rows.described),
             details=details,
+            force=force,
+            wrong_labels=wrong_labels,
             report=seldom(_say),
         )
         _warn_of_labels(trained.model, settings)

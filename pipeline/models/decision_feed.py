@@ -21,7 +21,7 @@ from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import ModelScores, Versions
 from schemas.records import Record
-from schemas.topics import ACCEPTED_LABELS, DECISIONS, LABELS, Topic
+from schemas.topics import ACCEPTED_LABELS, DECISIONS, Topic
 
 _NEWEST_RECORDS: Final = 20
 """Offsets looked at behind the end of a partition: the last ones may be the markers of Kafka transactions."""
@@ -113,7 +113,7 @@ class RecentFeed:
     def reports(self) -> Iterator[Report]:
         """Yield the labels that were committed before this call."""
         records = [] if self._labels is None else self._labels.read_committed(self._waiting)
-        labels = read_accepted(records, self._settings.topic(LABELS.name)).labels
+        labels = read_accepted(records, self._settings.topic_prefix).labels
         columns = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us)
         names = zip(labels.card_id.to_pylist(), labels.transaction_id.to_pylist(), strict=True)
         for name, row in zip(names, zip(*(column.tolist() for column in columns), strict=True), strict=True):

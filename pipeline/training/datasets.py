@@ -6,11 +6,13 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.engine.history import compute_features, digests_of, event_times_us, identities_of, labels_known
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.scoring.errors import ModelError
 from pipeline.training.fit import TrainingSet
+from pipeline.training.segments import ATTRIBUTES
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -41,4 +43,15 @@ def from_history(
     reported_us = np.where(fraud, known_at_us, NEVER_US)
     fraud = fraud & (known_at_us <= (NEVER_US - 1 if known_before_us is None else known_before_us))
     card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
-    return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card, digests_of(frame), reported_us)
+    identity, attributes = digests_of(frame), _attributes(frame)
+    return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card, identity, reported_us, attributes)
+
+
+def _attributes(frame: pd.DataFrame) -> dict[str, NDArray[np.object_]]:
+    """Return the attributes that tell transactions of a history apart."""
+    found = {}
+    for name in ATTRIBUTES:
+        if name in frame and frame[name].nunique(dropna=False) > 1:
+            values = frame[name].astype(object)
+            found[name] = values.where(values.notna(), None).to_numpy()
+    return found

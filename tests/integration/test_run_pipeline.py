@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -14,7 +15,9 @@ from pipeline.kafka.clients import read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, ModelVersion
 from schemas.topics import ALERTS, DECISIONS, LABELS, MODELS, TRANSACTIONS, Topic
+from tests.helpers.installed import PACKAGES, build_wheel, install
 from tests.helpers.runs import Run, RunStarter, gone, on_cluster
+from tests.helpers.worker import ROOT
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
@@ -42,9 +45,29 @@ def values(settings: Settings, topic: Topic) -> list[bytes]:
     return [record.value or b"" for record in records]
 
 
-def test_a_run_decides_every_transaction_once_and_ends_by_itself(kafka_settings: Settings, begin: RunStarter) -> None:
-    run = begin(*SMALL, "--keep", **on_cluster(kafka_settings), DAYS="24", TERM="xterm-256color")
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's ``fraud-pipeline``, in a virtual environment of its own."""
+    directory = tmp_path_factory.mktemp("installed")
+    return install(build_wheel(directory), directory)
+
+
+def test_the_wheel_has_every_file(installed: Path) -> None:
+    (packages,) = installed.parents[1].glob("lib/python*/site-packages")
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*")]
+    wanted = [path for path in files if path.is_file() and path.suffix not in (".pyc", ".nbi", ".nbc")]
+    assert {path.suffix for path in wanted} >= {".py", ".json"}
+    installed_bytes = [packages / path.relative_to(ROOT) for path in wanted]
+    assert [path for path in installed_bytes if not path.exists()] == []
+    assert [path.read_bytes() for path in installed_bytes] == [path.read_bytes() for path in wanted]
+
+
+def test_a_run_of_the_wheel_decides_every_transaction_once_and_ends_by_itself(
+    kafka_settings: Settings, begin: RunStarter, installed: Path
+) -> None:
+    run = begin(*SMALL, "--keep", program=installed, **on_cluster(kafka_settings), DAYS="24", TERM="xterm-256color")
     children = run.wait_for(TRAINING)
+    assert not any(str(ROOT) in path.path for child in children for path in child.open_files())
     assert children
     run.wait_for("stay for a look")
     run.process.send_signal(signal.SIGINT)

@@ -25,10 +25,10 @@ from pipeline.scoring.errors import ModelError
 from pipeline.simulator import make_profiles, simulate_days
 from pipeline.training.audit import audit_within_budget
 from pipeline.training.calibration import fit_platt
-from pipeline.training.cohorts import Split, split_cohorts
+from pipeline.training.cohorts import Split, rolling_folds, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, _Trees, train
+from pipeline.training.fit import LEAST_AUC, Trained, TrainingConfig, TrainingSet, _Trees, train, with_trees_of_folds
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
 from tests.unit.model_helpers import matrix, truth
@@ -155,7 +155,7 @@ def test_legitimate_rows_are_sampled_and_weighted() -> None:
 
 def test_a_transaction_is_sampled_whatever_the_history_begins_with() -> None:
     data = synthetic()
-    later = TrainingSet(*(getattr(data, name)[2_000:] for name in TrainingSet.__slots__ if name != "reported_us"))
+    later = TrainingSet(*(getattr(data, name)[2_000:] for name in TrainingSet.__slots__[:6]))
     config = msgspec.structs.replace(SMALL, legitimate_rows=1)
 
     def drawn(of: TrainingSet, **changes: int) -> set[int]:
@@ -164,6 +164,25 @@ def test_a_transaction_is_sampled_whatever_the_history_begins_with() -> None:
         return {*of.identity[kept].tolist()}
 
     assert drawn(data) == drawn(later) != drawn(data, seed=1)
+
+
+def test_the_number_of_trees_of_rolling_folds_belongs_to_the_recipe() -> None:
+    data, delay_us = synthetic(), 2 * US_PER_DAY
+    split = split_cohorts(data.event_time_us, label_delay_us=delay_us, validation_us=5 * US_PER_DAY)
+    folds = rolling_folds(data.event_time_us, split, delay_us, 3)
+    assert folds[0][1][-1] == split.validation[-1]
+    for training, checked in folds:
+        first_us = data.event_time_us[checked].min()
+        assert data.event_time_us[training].max() < first_us - delay_us + US_PER_DAY // 100
+        assert np.ptp(data.event_time_us[checked]) < 5 * US_PER_DAY
+    config = with_trees_of_folds(data, split, SMALL, FEATURES, delay_us, 3)
+    assert config.early_stopping_rounds == 0
+    curve = np.mean([_Trees(data, SMALL, FEATURES).precision_by_trees(*fold) for fold in folds], axis=0)
+    assert config.trees == np.argmax(curve) + 1
+    fixed = train(data, split, config=config, features=FEATURES).model
+    assert fixed.trees == config.trees == fixed.metadata["training"]["trees"]
+    with pytest.raises(ModelError, match="too short for 9 folds"):
+        with_trees_of_folds(data, split, SMALL, FEATURES, delay_us, 9)
 
 
 def test_trees_that_tell_nothing_are_refused() -> None:
@@ -175,7 +194,11 @@ def test_trees_that_tell_nothing_are_refused() -> None:
         trained(constant)
     by_chance = np.random.default_rng(7).permutation(data.fraud)
     with pytest.raises(ModelError, match="hardly better than chance"):
-        trained(TrainingSet(data.features, by_chance, data.weight, data.event_time_us, data.card, data.identity))
+        trained(replace(data, fraud=by_chance))
+    # Somebody may want to see it all the same; of one score for all there is nothing to see.
+    assert trained(replace(data, fraud=by_chance), force=True).metrics["auc_roc"] < LEAST_AUC
+    with pytest.raises(ModelError, match="one score"):
+        trained(constant, force=True)
 
 
 def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others() -> None:
@@ -188,7 +211,9 @@ def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others()
     part = train(data, split, config=SMALL, features=names).model
     assert part.trained_on == names
     spoilt = data.features.copy()
-    spoilt[:, [column for column, name in enumerate(FEATURES) if name not in names]] = 1e9
+    # Outcomes are told apart by two features, whether trees may ask for them or not.
+    kept = {*names, "amount", "merchant_seconds_since_first"}
+    spoilt[:, [column for column, name in enumerate(FEATURES) if name not in kept]] = 1e9
     np.testing.assert_array_equal(part.logit(spoilt), part.logit(data.features))
     other = TrainingSet(spoilt, data.fraud, data.weight, data.event_time_us, data.card, data.identity)
     assert train(other, split, config=SMALL, features=names).model.version == part.version
