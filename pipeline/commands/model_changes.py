@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, said, said_options
+from pipeline.commands.failures import one_sentence
+from pipeline.commands.model_options import bootstrap_option, cluster, json_option, said, said_options
 from pipeline.commands.model_text import fact_lines, json_line
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.text import printable, utc_text

@@ -1,18 +1,13 @@
-"""Options and errors that the subcommands of ``fraud-pipeline models`` share."""
+"""Options that the subcommands of ``fraud-pipeline models`` share."""
 
 import getpass
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-from pydantic import ValidationError
 
-from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.demo.place import find_cluster
 from pipeline.models.changes import Said
-from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,20 +35,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         raise click.UsageError("this system knows no user name: name yourself with --by") from None
-
-
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Turn what an operator can do something about into one sentence."""
-    try:
-        yield
-    except FailedRequest as error:
-        raise click.ClickException(failure_text(error)) from error
-    except (
-        *(ClusterNotFound, ClusterUnreachable, ConfigError),
-        *(DeliveryFailed, ModelError, TopicError, ValidationError),
-    ) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def cluster(bootstrap: str | None) -> tuple[str, Settings]:

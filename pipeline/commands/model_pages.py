@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from pipeline.commands.model_options import bootstrap_option, cluster, one_sentence, registry_option
+from pipeline.commands.failures import one_sentence
+from pipeline.commands.model_options import bootstrap_option, cluster, registry_option
 from pipeline.commands.models import versions
 from pipeline.models.card import CardSources, model_card
 from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts

@@ -7,7 +7,8 @@ import click
 import msgspec
 
 from pipeline.cli import LazyGroup
-from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, registry_option
+from pipeline.commands.failures import one_sentence
+from pipeline.commands.model_options import bootstrap_option, cluster, json_option, registry_option
 from pipeline.commands.model_text import (
     difference_lines,
     event_lines,

@@ -10,15 +10,12 @@ from contextlib import closing
 from types import FrameType
 
 import click
-from pydantic import ValidationError
 
+from pipeline.commands.failures import one_sentence
 from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
-from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.demo.place import find_cluster
 from pipeline.models.pacer import NothingActive, PaceEnded, Pacer, Proposal
-from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
 
@@ -48,7 +45,7 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
     cluster: of two, the one that has set a threshold last goes on, and the other one ends.
     """
     stop = threading.Event()
-    try:
+    with one_sentence(NothingActive):
         settings = Settings()
         options = PacingOptions(budget_per_day, critical)
         identity = f"{socket.gethostname()}-{os.getpid()}"
@@ -58,18 +55,6 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
                 click.echo(json.dumps(_line(pacer.once())))
             else:
                 _run(pacer, stop)
-    except NothingActive as error:
-        raise click.ClickException(str(error)) from error
-    except FailedRequest as error:
-        raise click.ClickException(failure_text(error)) from error
-    except PaceEnded as error:
-        # No error: a supervisor that starts it again would make both fight.
-        click.echo(str(error), err=True)
-    except (
-        *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed),
-        *(ModelError, TopicError, ValidationError),
-    ) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _run(pacer: Pacer, stop: threading.Event) -> None:
@@ -80,7 +65,13 @@ def _run(pacer: Pacer, stop: threading.Event) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
-    pacer.run()
+    try:
+        pacer.run()
+    except NothingActive:
+        raise
+    except PaceEnded as error:
+        # No error: a supervisor that starts it again would make both fight.
+        click.echo(str(error), err=True)
 
 
 def _line(proposal: Proposal) -> dict[str, object]:

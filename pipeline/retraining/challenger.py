@@ -12,7 +12,7 @@ from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.regimes import LabelRegime
-from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.retraining.gate import GateLimits, Judgement, judge, rescored
 from pipeline.retraining.paired import Scorings
@@ -145,6 +145,7 @@ def _delays(rows: ServedRows, as_of_us: int, options: CycleOptions) -> ReportDel
 def _trained(rows: ServedRows, as_of_us: int, champion: Champion, options: CycleOptions) -> Trained:
     """Train by the champion's recipe as it is possible at a time."""
     delays = _delays(rows, as_of_us, options)
+    by_source = described_by_source(rows.event_time_us, rows.reported_us, rows.reported_by, as_of_us)
     try:
         return train(
             rows.training_set(as_of_us),
@@ -155,7 +156,7 @@ def _trained(rows: ServedRows, as_of_us: int, champion: Champion, options: Cycle
             features=champion.model.trained_on,
             details={"as_of_us": as_of_us},
             early=EarlyReports(as_of_us, delays) if options.early_reports else None,
-            labels=TrainedLabels(as_of_us, delays.maturity_us, _regime(champion.model)),
+            labels=TrainedLabels(as_of_us, delays.maturity_us, _regime(champion.model), by_source),
         )
     except lightgbm.basic.LightGBMError as error:
         raise ModelError(f"LightGBM cannot train by the recipe of version {champion.model.version}: {error}") from error

@@ -39,7 +39,7 @@ class TrainingSet:
     """Transactions with what they turned out to be; arrays of n rows."""
 
     features: NDArray[np.float64]
-    """Shape (n, len(FEATURES))."""
+    """Shape (n, len(names))."""
     fraud: NDArray[np.bool_]
     weight: NDArray[np.float64]
     """How many transactions each row stands for."""
@@ -48,6 +48,20 @@ class TrainingSet:
     """The card as any integer."""
     reported_us: NDArray[np.int64] | None = None
     """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
+    names: tuple[str, ...] = FEATURES
+    """What ``features`` holds. Only these can be trained on."""
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return a feature of all rows; shape (n,)."""
+        return self.features[:, self.names.index(name)]
+
+    def wide(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return some rows as models read them, shape (k, len(FEATURES)); 0 for features that are not held."""
+        if self.names == FEATURES:
+            return self.features[rows]
+        found = np.zeros((len(rows), len(FEATURES)))
+        found[:, [FEATURES.index(name) for name in self.names]] = self.features[rows]
+        return found
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +129,7 @@ def train(
     trees = _Trees(data, config, features)
     checked = split.validation
     booster, rounds = trees.grown_until_best(split.training, checked)
-    margin = np.asarray(booster.predict(data.features[checked], raw_score=True, num_threads=config.threads))
+    margin = np.asarray(booster.predict(data.wide(checked), raw_score=True, num_threads=config.threads))
     fraud, weight = data.fraud[checked], data.weight[checked]
     _check_learned(margin, fraud, weight)
     calibration = fit_platt(margin, fraud, weight)
@@ -124,7 +138,7 @@ def train(
     rows = np.sort(np.concatenate([split.training, checked]), kind="stable")
 
     def probability(of: NDArray[np.intp]) -> NDArray[np.float64]:
-        raw = np.asarray(booster.predict(data.features[of], raw_score=True, num_threads=config.threads))
+        raw = np.asarray(booster.predict(data.wide(of), raw_score=True, num_threads=config.threads))
         return sigmoid(calibration.slope * raw + calibration.intercept)
 
     young = _young_targets(data, rows, early, probability)
@@ -145,7 +159,7 @@ def train(
         "input": {"rows": len(rows), "digest": _digest(grown_on, rows, features)},
         **_validation_record(data, split, score, trees.sampled(split.training), features),
     }
-    distributions = distributions_of(data.features, data.weight, features, rows)
+    distributions = distributions_of(data.features, data.weight, features, rows, held=data.names)
     text = _Trees(grown_on, config, features).grown(rows, rounds)
     model = LightGBMModel(text, calibration, metadata, distributions=distributions)
     base = policy or Policy(0.5)
@@ -262,7 +276,7 @@ class _Trees:
     def _dataset(
         self, rows: NDArray[np.intp], weight: NDArray[np.float64], reference: lightgbm.Dataset | None = None
     ) -> lightgbm.Dataset:
-        columns = self._data.features[rows]
+        columns = self._data.wide(rows)
         columns[:, self._others] = 0.0
         return lightgbm.Dataset(
             columns,
@@ -289,7 +303,7 @@ def _check_learned(margin: NDArray[np.float64], fraud: NDArray[np.bool_], weight
 
 def _digest(data: TrainingSet, rows: NDArray[np.intp], features: Sequence[str]) -> str:
     """Return the digest of the rows that a version was grown on."""
-    return input_digest(data.features, data.fraud, data.weight, data.event_time_us, rows, features)
+    return input_digest(data.column, data.fraud, data.weight, data.event_time_us, rows, features)
 
 
 def _validation_record(
@@ -305,7 +319,7 @@ def _validation_record(
     return {
         "calibration_table": calibration_table(fraud, score, weight),
         "by_period": by_period(fraud, score, weight, data.event_time_us[checked]),
-        "benchmark": benchmark(data.features, data.fraud, data.weight, training, checked, features),
+        "benchmark": benchmark(data.column, data.fraud, data.weight, training, checked, features),
     }
 
 

@@ -27,7 +27,7 @@ from pipeline.engine.feature_blocks import (
 )
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.kafka.internal import not_counted, readable_features, refuse
-from pipeline.learning.labels import FRAUD, KNOWN, holding
+from pipeline.learning.labels import FRAUD, KNOWN, NO_LABEL, holding
 from pipeline.learning.regimes import NEVER_US
 from pipeline.settings import Settings
 from pipeline.training.cohorts import Split, split_cohorts
@@ -67,6 +67,8 @@ class ServedRows:
     """Known value of each, an index of `pipeline.learning.labels.KNOWN`."""
     reported_us: NDArray[np.int64]
     """Time at which a fraud was first known, in microseconds since 1970; `NEVER_US` for what is no known fraud."""
+    reported_by: NDArray[np.int8]
+    """`pipeline.learning.labels.source_rank` of who reported it then; -1 for what is no known fraud."""
     names: tuple[str, ...]
     """Names of versions."""
 
@@ -217,7 +219,7 @@ class ServedLog:
         return self._served(self._merged(parts, since_us) if parts else _no_rows())
 
     def _served(self, part: _Part) -> ServedRows:
-        known, reported_us = self._known(part.identity)
+        known, reported_us, reported_by = self._known(part.identity)
         card = np.unique(part.card, return_inverse=True)[1].astype(np.int64)
         return ServedRows(
             part.features,
@@ -231,6 +233,7 @@ class ServedLog:
             part.decided_ms,
             known,
             reported_us,
+            reported_by,
             tuple(self._codes),
         )
 
@@ -298,19 +301,20 @@ class ServedLog:
             parts[number] = part._replace(features=np.empty((0, 0)))
         return _Part._make([features, *(column[order] for column in light[1:])])
 
-    def _known(self, identity: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-        """Return what is known of n rows, and since when it was known as fraud; both of shape (n,)."""
+    def _known(self, identity: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int8]]:
+        """Return what is known of n rows, since when it was known as fraud, and by whom; each of shape (n,)."""
         known = np.zeros(len(identity), np.int8)
         reported_us = np.full(len(identity), NEVER_US, np.int64)
+        reported_by = np.full(len(identity), NO_LABEL, np.int8)
         if not self._labels or not len(identity):
-            return known, reported_us
+            return known, reported_us, reported_by
         labels = _LabelPart._make(np.concatenate(columns) for columns in zip(*self._labels, strict=True))
         # What was known before the window began is of transactions before it.
         recent = labels.known_at_us >= (self.newest_us or 0) - self._window_us
         labels = _LabelPart._make(column[recent] for column in labels)
         self._labels = [labels]
         if not len(labels.identity):
-            return known, reported_us
+            return known, reported_us, reported_by
         holds = holding([labels.identity], labels.rank, labels.labelled_at_us, labels.known)
         at = np.minimum(np.searchsorted(labels.identity[holds], identity), len(holds) - 1)
         found = labels.identity[holds][at] == identity
@@ -319,7 +323,8 @@ class ServedLog:
         order = frauds[np.lexsort((labels.known_at_us[frauds], labels.identity[frauds]))]
         first = np.searchsorted(labels.identity[order], identity[known == KNOWN_FRAUD])
         reported_us[known == KNOWN_FRAUD] = labels.known_at_us[order][first]
-        return known, reported_us
+        reported_by[known == KNOWN_FRAUD] = labels.rank[order][first]
+        return known, reported_us, reported_by
 
 
 def _no_rows() -> _Part:
