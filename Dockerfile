@@ -1,7 +1,8 @@
-# The worker and all commands of `fraud-pipeline`, from the locked packages.
-ARG PYTHON_VERSION=3.12
+# The worker and all commands of `fraud-pipeline`, from the locked packages; without Java, so that `broker` and `run`
+# need a cluster. docs/deployment.md tells how to name the base image by its digest.
+ARG PYTHON_IMAGE=python:3.12-slim
 
-FROM python:${PYTHON_VERSION}-slim AS build
+FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -14,13 +15,13 @@ COPY pipeline pipeline
 COPY agents agents
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
-FROM python:${PYTHON_VERSION}-slim
+FROM ${PYTHON_IMAGE}
 # LightGBM is linked against the system's OpenMP runtime.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home --home-dir /home/fraud --shell /usr/sbin/nologin fraud \
-    && install --directory --owner=fraud --group=fraud /data /registry
+    && install --directory --owner=fraud --group=fraud /data /registry /snapshots
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -28,11 +29,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     NUMBA_CACHE_DIR=/data/numba \
     FRAUD_PIPELINE_DATA_DIR=/data \
     FRAUD_PIPELINE_REGISTRY_DIR=/registry \
+    FRAUD_PIPELINE_SNAPSHOT_URL=/snapshots \
     FRAUD_PIPELINE_METRICS_HOST=0.0.0.0 \
     FRAUD_PIPELINE_METRICS_PORT=9464
 USER fraud
 WORKDIR /data
-VOLUME ["/data", "/registry"]
+VOLUME ["/data", "/registry", "/snapshots"]
 EXPOSE 9464
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"FRAUD_PIPELINE_METRICS_PORT\"]}/livez', timeout=4).read()"]

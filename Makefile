@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline backtest broker worker test check lint types imports pytest evaluate quality chaos bench bench-docs run-docs format lock clean
+.PHONY: help setup run-pipeline backtest broker worker test check lint types imports pytest evaluate quality chaos bench bench-docs run-docs docs format lock release clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -170,6 +170,11 @@ bench-docs: $(INSTALLED) ## Put what `bench` measured into docs/benchmarks.md an
 run-docs: $(INSTALLED) ## Record `run-pipeline`: the README's picture and summary
 	@"$(PYTHON_OF_VENV)" -m tests.helpers.recording
 
+docs: $(INSTALLED) ## Write the generated tables into their pages and build the site (build/site), strictly
+	@"$(PYTHON_OF_VENV)" -m tests.helpers.generated
+	@"$(BIN)/sphinx-build" --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
+	@echo "    Open build/site/index.html"
+
 # --- Maintaining -------------------------------------------------------------------------------------------------
 
 format: $(INSTALLED) ## Reformat the code and fix what can be fixed
@@ -186,12 +191,15 @@ lock: $(INSTALLED) ## Write the lock files anew (UPGRADE=1 to take the newest ve
 	@"$(PYTHON_OF_VENV)" -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" > build/build-requires.in
 	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in \
 	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements.lock
-	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in --group dev --constraint requirements.lock \
+	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in --extra broker --group dev --constraint requirements.lock \
 	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements-dev.lock
 	@sed -n 's/^\(faust-streaming\|lightgbm\|msgspec\|numpy\|pandas\|river\)==[^\\]*/&/p' requirements.lock \
 	  | tr -d '\\' > build/bench-constraints.txt
 	@"$(BIN)/uv" pip compile --group bench --constraint build/bench-constraints.txt \
 	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements-bench.lock
+
+release: $(INSTALLED) ## Cut a release into dist: changelog, commit, tag, wheel, sdist, SBOM, image (VERSION=x.y.z)
+	@"$(PYTHON_OF_VENV)" -m tests.helpers.release $(VERSION)
 
 clean: ## Remove the virtual environment and all caches (keeps .fraud-pipeline: models and topics)
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

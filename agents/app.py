@@ -26,11 +26,12 @@ from agents.keeper import Identity, Keeper
 from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
 from agents.partitions import Environment, Shared
-from agents.stopping import PipelineWorker, end_with_any_thread, end_within
+from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
 from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent
 from pipeline.broker import provide_broker
 from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelBoard
+from pipeline.explained import explained, notes_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics, partition_count
@@ -38,16 +39,17 @@ from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
-from pipeline.kafka.transactions import SessionError, Stopped, end_unfinished
+from pipeline.kafka.transactions import Stopped, end_unfinished
 from pipeline.kafka.undecided import UndecidedWatch
 from pipeline.kafka.watch import BrokerWatch
+from pipeline.logs import configure_logging, logging_config
 from pipeline.metrics import WorkerMetrics
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
-from pipeline.state.errors import StateRemoved
-from pipeline.state.place import StatePlace
+from pipeline.signing import Signer, Trust, snapshot_keys
+from pipeline.state.place import StatePlace, keep_private
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
@@ -74,10 +76,12 @@ class FraudApp(faust.App):  # type: ignore[misc]
     """The app with its boot strategy, and what its worker holds open."""
 
     BootStrategy = AgentsOnly
+    logger = FAUST_LOG
 
     def __init__(self, name: str, worker: "WorkerContext", **options: Any) -> None:
         super().__init__(name, **options)
         self._worker = worker
+        self._crashed_by: BaseException | None = None
 
     def connect(self) -> None:
         """Find or start the broker, check topics and settings, serve metrics. The first agent does it otherwise."""
@@ -97,11 +101,14 @@ class FraudApp(faust.App):  # type: ignore[misc]
         end_within(self._worker.shutdown_timeout_s)
         # Faust would start the agent again. Nothing of the batch is committed: whoever
         # holds the partition next reads it again, and an operator must look first.
-        if isinstance(exc, (SessionError, StateRemoved)):
-            # The sentence says it all, and Faust logs the error again with whatever traceback it has.
-            exc.__cause__ = exc.__context__ = None
-            exc.with_traceback(None)
-        log.critical("agent %s cannot go on", agent.name, exc_info=exc)
+        if self._crashed_by is None:
+            self._crashed_by = exc
+            if (sentence := explained(exc)) is not None:
+                log.critical("agent %s cannot go on: %s", agent.name, "; ".join([sentence, *notes_of(exc)]))
+            else:
+                log.critical("agent %s cannot go on", agent.name, exc_info=exc)
+            # That is told. Faust would tell it again for every service that ends with the agent.
+            silence_faust()
         await self.crash(exc)
 
     async def on_stop(self) -> None:
@@ -145,6 +152,7 @@ class WorkerContext:
             if self.bootstrap:
                 return
             settings = self._settings
+            Trust.of(settings), Signer.of(settings)  # a key that cannot be used stops a start, and no agent later
             rates_content = read_rates(settings)
             self._rates = fitting(rates_content, settings)  # an unfit table is told here, not by an agent that fails
             for name in settings.agent_names:
@@ -158,6 +166,7 @@ class WorkerContext:
                     address,
                     kept=settings.snapshots_kept,
                     irreplaceable=settings.accept_short_retention,
+                    keys=snapshot_keys(settings),
                     on_refused=self._snapshot_refused,
                 )
             # Meanwhile: questions to brokers are mostly waiting.
@@ -271,11 +280,12 @@ class WorkerContext:
             self.disconnect()
         for channel, error in zip(self._channels, closed, strict=True):
             if error is not None:
-                log.error("agent %s did not close cleanly: %s", channel.name, error)
+                log.error("agent %s did not close cleanly: %s", channel.name, explained(error) or repr(error))
 
     def _snapshot_refused(self, refused: Refused) -> None:
         tell_refused(refused)
-        group = refused.name.removeprefix(f"{self._settings.snapshot_address}/").partition("/")[0]
+        address = self._repository.url if self._repository is not None else ""
+        group = refused.name.removeprefix(f"{address}/").partition("/")[0]
         self.metrics.snapshot_refused(group.removeprefix(self._settings.topic_prefix), refused.reason)
 
     def disconnect(self) -> None:
@@ -299,9 +309,10 @@ def _folded(spec: AgentSpec) -> tuple[Topic, ...]:
     return (*spec.reads, PROGRESS) if len(spec.reads) > 1 else spec.reads
 
 
-def create_app(settings: Settings | None = None) -> FraudApp:
-    """The app of one worker, with the agents that the settings name."""
+def create_app(settings: Settings | None = None, log_level: str | None = None) -> FraudApp:
+    """The app of one worker, with the agents that the settings name; ``log_level`` as of `run_worker`."""
     settings = settings or Settings()
+    keep_private()
     worker = WorkerContext(settings)
     app = FraudApp(
         f"fraud-pipeline-{settings.topic(settings.instance)}",
@@ -311,6 +322,7 @@ def create_app(settings: Settings | None = None) -> FraudApp:
         web_enabled=False,
         autodiscover=False,
         datadir=str(settings.data_dir / "faust"),
+        logging_config=logging_config(settings, log_level),
         # An agent that was started again while the worker ends would wait for ever, and the worker with it.
         agent_supervisor=ForfeitOneForOneSupervisor,
     )
@@ -319,27 +331,26 @@ def create_app(settings: Settings | None = None) -> FraudApp:
     return app
 
 
-def run_worker(settings: Settings, log_level: str = "info") -> None:
+def run_worker(settings: Settings, log_level: str | None = None) -> None:
     """Run the app until it is stopped, and end the process, with code 1 after an error that no agent may survive.
 
     What stands in the way of a start (no broker, wrong topics, a port in use, an unfit rate table) is raised before
     any agent runs.
+
+    Args:
+        settings: Settings of the worker.
+        log_level: Least level of log lines; by default that of the settings.
     """
-    logging.basicConfig(level=log_level.upper(), format="[%(asctime)s] [%(levelname)s] %(message)s")
+    configure_logging(settings, log_level)
     # State is many small objects that live long and form no cycles: collecting garbage as often as by default
     # costs a tenth of the time.
     gc.set_threshold(*GC_THRESHOLDS)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    for name in ("faust", "mode"):
-        # Of Faust's own start and stop an operator needs to see what goes wrong.
-        logging.getLogger(name).setLevel(logging.WARNING)
     # Before any thread runs: the first ones are started by the connection.
     end_with_any_thread()
-    app = create_app(settings)
+    app = create_app(settings, log_level)
     app.connect()
-    PipelineWorker(
-        app, shutdown_timeout_s=settings.shutdown_timeout_s, loglevel=log_level.upper(), quiet=True
-    ).execute_from_commandline()
+    PipelineWorker(app, shutdown_timeout_s=settings.shutdown_timeout_s, quiet=True).execute_from_commandline()
 
 
 def __getattr__(name: str) -> Any:

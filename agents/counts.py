@@ -1,7 +1,9 @@
 """Metrics of an agent's batches and of its lag."""
 
+import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
@@ -10,7 +12,13 @@ from pipeline.kafka.batch import Batch
 from pipeline.kafka.session import Session
 from pipeline.metrics import WorkerMetrics
 
+log = logging.getLogger(__name__)
+
 LAG_INTERVAL_S: Final = 1.0
+STATUS_INTERVAL_S: Final = 60.0
+"""Time between two log lines that tell what an agent did."""
+DEAD_LETTERS_INTERVAL_S: Final = 60.0
+"""Time for which dead letters of one code are not told again; the line after it has their number."""
 
 
 class Counts:
@@ -20,6 +28,10 @@ class Counts:
         self._agent, self._metrics = agent, metrics
         self._lag_at_s = 0.0
         self._lags: set[tuple[str, int]] = set()
+        self._status_at_s = time.monotonic()
+        self._done: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._refused_at_s: dict[str, float] = {}
 
     def batch(self, batch: Batch, result: Result) -> None:
         """Count a committed batch and its result."""
@@ -37,6 +49,9 @@ class Counts:
         metrics.lessons(by_kind.get("lesson", {}))
         for code, count in by_kind.get("dead_letter", {}).items():
             metrics.dead_letters(agent, code, count)
+        self._done.update(records=len(batch.records), decisions=sum(by_kind.get("decision", {}).values()))
+        self._done.update(alerts=sum(by_kind.get("alert", {}).values()))
+        self._refused.update(by_kind.get("dead_letter", {}))
         for topic, count in by_kind.get("rerouted", {}).items():
             metrics.rerouted(topic, count)
         for topic, count in by_kind.get("set_aside", {}).items():
@@ -60,4 +75,27 @@ class Counts:
         for (topic, partition), records in lags.items():
             metrics.lag_records(agent, topic, partition, records)
         self._lags = set(lags)
+        self._tell_dead_letters(now_s)
+        if now_s - self._status_at_s >= STATUS_INTERVAL_S:
+            self._tell_status(lags, now_s)
         return True
+
+    def _tell_dead_letters(self, now_s: float) -> None:
+        for code in [code for code, count in self._refused.items() if count]:
+            if now_s - self._refused_at_s.get(code, -DEAD_LETTERS_INTERVAL_S) >= DEAD_LETTERS_INTERVAL_S:
+                log.warning(
+                    "%s: %d dead letters: %s (see `fraud-pipeline dead-letters list --code %s`)",
+                    self._agent, self._refused.pop(code), code, code,
+                )  # fmt: skip
+                self._refused_at_s[code] = now_s
+
+    def _tell_status(self, lags: Mapping[tuple[str, int], int], now_s: float) -> None:
+        seconds = now_s - self._status_at_s
+        found = {what: count for what, count in self._done.items() if what != "records" and count}
+        log.info(
+            "%s: %d records in %.0f s (%.0f a second)%s; %d wait on %d partitions",
+            self._agent, self._done["records"], seconds, self._done["records"] / seconds,
+            "".join(f", {count} {what}" for what, count in found.items()), sum(lags.values()), len(lags),
+        )  # fmt: skip
+        self._done.clear()
+        self._status_at_s = now_s

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -85,12 +86,14 @@ class Failures:
         self._failures[position] += 1
         times, most = self._failures[position], self._settings.set_aside_after
         log.critical(
-            "%s: %s partition %d offset %d fails (%d of %d times); nothing of it is committed",
-            self._agent, *position, times, most, exc_info=error,
+            "%s: %s partition %d offset %d fails (%d of %d times) of %s; nothing of it is committed\n%s",
+            self._agent, *position, times, most, described(error), "".join(traceback.format_tb(error.__traceback__)),
         )  # fmt: skip
         if times < most:
             time.sleep(RETRY_PAUSE_S)  # on the agent's own thread, which has nothing else to do
-            raise Aborted(f"{record.topic} partition {record.partition} offset {record.offset} fails: {error}")
+            raise Aborted(
+                f"{record.topic} partition {record.partition} offset {record.offset} fails of {described(error)}"
+            )
         found = [] if isinstance(error, OutputTooLarge) else failing_rows(record, process.tried)
         quarantined = self._quarantine_rows(batch, found, process) if found else self._quarantine(batch, error)
         del self._failures[position]
@@ -102,7 +105,7 @@ class Failures:
         self._check_limit(now, record, error)
         log.error(
             "%s: %s partition %d offset %d is quarantined: %s",
-            self._agent, record.topic, record.partition, record.offset, error,
+            self._agent, record.topic, record.partition, record.offset, described(error),
         )  # fmt: skip
         marked = replace(batch, quarantined=[self._quarantines.position(record)])
         return marked, self._quarantines.outputs(record, error, now)
@@ -119,7 +122,7 @@ class Failures:
             self._check_limit(now, record, error)
             log.error(
                 "%s: %s partition %d offset %d row %d is quarantined: %s",
-                self._agent, record.topic, record.partition, record.offset, row, error,
+                self._agent, record.topic, record.partition, record.offset, row, described(error),
             )  # fmt: skip
             result = merged([result, self._quarantines.outputs(record, error, now, row)])
         return replace(batch, quarantined=[self._quarantines.position(record, row) for row in rows]), result
@@ -147,7 +150,12 @@ class Failures:
                 f"agent {self._agent}: {quarantined} records were quarantined within a day, by this worker or others, "
                 f"and {record.topic} partition {record.partition} offset {record.offset} fails too: the fault is "
                 "hardly theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
-            ) from error
+            ) from None
+
+
+def described(error: Exception) -> str:
+    """Return an error of a record for a log: without its text, which may hold a card's number, unless that is ours."""
+    return str(error) if isinstance(error, THE_RECORDS_OWN) else f"{type(error).__name__} (text on topic control)"
 
 
 def spans(records: Sequence[Record]) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Self
+from typing import Final, Self
 
 from agents.online import OnlineModels
 from agents.partitions import Environment, Shared
@@ -13,6 +13,7 @@ from pipeline.engine.results import Result
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.session import Session
 from pipeline.models.active import ModelSubscriber
+from pipeline.scoring.prequential import Figures
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from pipeline.settings import Settings
 from schemas.messages import Rules
@@ -23,6 +24,9 @@ NewLearner = Callable[[RiverModel | None], RiverLearner]
 """Returns a learner that goes on from a published model, or an untrained one."""
 KeepState = Callable[[RiverModel], None]
 """Puts where every worker finds it what a version's record only names."""
+ReportFigures = Callable[[Mapping[str, Figures]], None]
+"""Shows how well each model did before it learned; without figures, nothing any more."""
+FIGURES_INTERVAL_S: Final = 10.0
 
 
 class LearnPartitions:
@@ -37,6 +41,7 @@ class LearnPartitions:
         keep_state: KeepState,
         models: ModelSubscriber,
         publish_interval_s: float,
+        report: ReportFigures = lambda _: None,
     ) -> None:
         self._environment = environment
         self._started_s = 0.0
@@ -44,6 +49,7 @@ class LearnPartitions:
         self._models, self._interval_s = models, publish_interval_s
         self._held: LearnPartition | None = None
         self._published_s = 0.0
+        self._report, self._reported_s, self._reported = report, 0.0, 0
 
     @classmethod
     def prepare(cls, settings: Settings, rates: RateTable) -> None:
@@ -54,7 +60,8 @@ class LearnPartitions:
         """Return the learner of a worker's learn agent."""
         online, models = OnlineModels(environment.settings), shared.models(environment.agent)
         interval_s = environment.settings.river_publish_interval_s
-        return cls(environment, online.learner, online.keep, models, interval_s)
+        report = environment.metrics.prequential
+        return cls(environment, online.learner, online.keep, models, interval_s, report)
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Read what whoever held the partition before has quarantined and published."""
@@ -96,6 +103,7 @@ class LearnPartitions:
         del partitions
         if self._held is not None:
             self._held.settle()
+            self._report_figures(self._held)
 
     def undo(self, partitions: Collection[int]) -> None:
         """Take the last batch back, one of no records included."""
@@ -109,6 +117,7 @@ class LearnPartitions:
     def forget(self, partition: int) -> None:
         """Drop the learner."""
         self._held = None
+        self._report({})
         self._environment.metrics.forget_state(LEARN.name, partition)
 
     def ready(self) -> bool:
@@ -140,6 +149,12 @@ class LearnPartitions:
         self._keep_state(model)
         self._published_s = time.monotonic()
         return model_record("river", model.version, model.to_payload(), now)
+
+    def _report_figures(self, held: LearnPartition) -> None:
+        prequential, now_s = held.prequential, time.monotonic()
+        if prequential.examples != self._reported and now_s - self._reported_s >= FIGURES_INTERVAL_S:
+            self._report(prequential.figures())
+            self._reported, self._reported_s = prequential.examples, now_s
 
     def close(self) -> None:
         """Release the state."""

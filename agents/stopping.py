@@ -14,6 +14,8 @@ import faust
 
 log = logging.getLogger(__name__)
 
+FAUST_LOG: Final = logging.getLogger("faust.pipeline")
+"""What Faust says of our app and worker."""
 EXIT_LATE: Final = 1
 EXIT_DEAD_THREAD: Final = 1
 
@@ -25,6 +27,12 @@ def end_with_any_thread() -> None:
     is not committed is read again.
     """
     threading.excepthook = _thread_died
+
+
+def silence_faust() -> None:
+    """Log no more of what Faust says: it tells an error once for every service that ends with it."""
+    for name in ("faust", "mode"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def end_within(timeout_s: float) -> None:
@@ -47,6 +55,8 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
     that was not written only makes a fold longer. Once all is closed the process ends without the interpreter's own
     end, which waits for threads, and for what native clients do when they are dropped.
     """
+
+    logger = FAUST_LOG
 
     def __init__(self, app: faust.App, *, shutdown_timeout_s: float, **options: Any) -> None:
         super().__init__(app, **options)

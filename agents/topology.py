@@ -115,7 +115,7 @@ AGENTS: Final = {spec.name: spec for spec in (LABEL, CARD, SCORE, FEEDBACK, LEAR
 
 
 def diagram() -> str:
-    """The flow as Mermaid text, for the README; made from the declarations above."""
+    """The flow as Mermaid text, for the README and `docs/architecture.md`; made from the declarations above."""
     lines = [
         "flowchart LR",
         "    producers([producers]) --> transactions",
@@ -130,7 +130,3 @@ def diagram() -> str:
 
 def _nodes(topics: tuple[Topic, ...]) -> str:
     return " & ".join(topic.name for topic in topics)
-
-
-if __name__ == "__main__":
-    print(f"```mermaid\n{diagram()}\n```")  # noqa: T201

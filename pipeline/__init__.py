@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.backtest.api import Backtest
     from pipeline.backtest.training import Training
+    from pipeline.tokens import Tokeniser
 
-__all__ = ["Backtest", "Training"]
+__all__ = ["Backtest", "Tokeniser", "Training"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from pipeline.backtest.training import Training
 
         return Training
+    if name == "Tokeniser":
+        from pipeline.tokens import Tokeniser
+
+        return Tokeniser
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,15 @@
 """The ``fraud-pipeline`` command. Subcommands are imported when they are called, so that help is instant."""
 
 import importlib
+import os
+import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
 import click
+
+from pipeline.state.place import keep_private
+from pipeline.terminal import printable_lines
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
@@ -15,8 +20,13 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "Backtest two models on simulated history.",
     ),
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
+    "dead-letters": (
+        "pipeline.commands.dead_letters",
+        "List, explain and resend records that were not accepted.",
+    ),
     "drift": ("pipeline.commands.drift", "Say which features, scores and reports have drifted."),
     "export": ("pipeline.commands.export", "Write topics to Parquet files."),
+    "forget": ("pipeline.commands.forget", "Destroy the key of a card's token."),
     "inspect": ("pipeline.commands.inspect", "Show one record, and the rows of a block."),
     "label": ("pipeline.commands.label", "Say what a transaction was."),
     "models": ("pipeline.commands.models", "List, compare and change versions of models."),
@@ -27,6 +37,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "retrain": ("pipeline.commands.retrain", "Renew the active LightGBM version, and roll back what does harm."),
     "run": ("pipeline.commands.run", "Run the whole pipeline on simulated transactions."),
     "simulate": ("pipeline.commands.simulate", "Write simulated transactions to a file."),
+    "tokenise": (
+        "pipeline.commands.tokenise",
+        "Write a topic's messages to the pipeline, with tokens for card numbers.",
+    ),
     "topics": ("pipeline.commands.topics", "Create the topics, or check them."),
     "train": ("pipeline.commands.train", "Train, calibrate and register a LightGBM version."),
     "worker": ("pipeline.commands.worker", "Run agents."),
@@ -55,6 +69,14 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             # Click itself would end as after an error.
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except click.ClickException as error:
+            # It may name what somebody else wrote to a topic.
+            error.message = printable_lines(error.message)
+            raise
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            raise click.ClickException(printable_lines(_sentence(error))) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, sorted."""
@@ -77,10 +99,26 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in sorted(self._lazy.items())])
 
 
+def _sentence(error: Exception) -> str:
+    """Return any error in one sentence; an error of the program with the place where it happened."""
+    from pipeline.explained import explained
+
+    if os.environ.get("FRAUD_PIPELINE_LOG_LEVELS", "").startswith("debug"):
+        traceback.print_exception(error)
+    if (sentence := explained(error)) is not None:
+        return sentence
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno}). This is an error of the program: please "
+        "report it, with the traceback that FRAUD_PIPELINE_LOG_LEVELS=debug shows"
+    )
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fraud-pipeline")
 def main() -> None:
     """Streaming fraud detection on Kafka."""
+    keep_private()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.metrics import PREFIX
 from pipeline.monitoring.drift import DayDrift, drifted
+from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 
 _SECONDS_PER_DAY: Final = US_PER_DAY // US_PER_SECOND
 
@@ -18,11 +19,11 @@ class DriftMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._label_names: dict[str, tuple[str, ...]] = {}
-        self._alarm = self._gauge("drift_alarm", "1 while the series drifts.", "series")
-        self._p_value = self._gauge("drift_p_value", "How usual the newest day of the series is.", "series")
-        self._importance = self._gauge("drift_importance", "Gain share of the series in the active trees.", "series")
+        self._alarm = self._gauge("drift_alarm", "series")
+        self._p_value = self._gauge("drift_p_value", "series")
+        self._importance = self._gauge("drift_importance", "series")
         self._shown: set[str] = set()
-        self._day = self._gauge("drift_day_timestamp_seconds", "Start of the newest day that was judged.")
+        self._day = self._gauge("drift_day_timestamp_seconds")
 
     def show(self, days: Sequence[DayDrift], importance: dict[str, float]) -> None:
         """Show what `pipeline.monitoring.drift.judge` found; nothing changes where no day could be judged."""
@@ -49,6 +50,6 @@ class DriftMetrics:
         """Every metric as name -> names of its labels."""
         return dict(self._label_names)
 
-    def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
+    def _gauge(self, name: str, *labels: str) -> Gauge:
         self._label_names[PREFIX + name] = labels
-        return Gauge(PREFIX + name, documentation, labels, registry=self.registry)
+        return Gauge(PREFIX + name, METRIC_MEANINGS[name], labels, registry=self.registry)

@@ -15,6 +15,8 @@ import msgspec
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
+
 AgentState = Literal["starting", "restoring", "waiting for a model", "running", "stopping"]
 AGENT_STATES: Final[tuple[AgentState, ...]] = get_args(AgentState)
 BROKER_PATIENCE_S: Final = 10.0
@@ -190,16 +192,14 @@ class HealthCollector(Collector):
         """How it is now."""
         yield GaugeMetricFamily(
             f"{self._prefix}broker_unreachable_seconds",
-            "Seconds since a broker last answered; 0 while one does.",
+            METRIC_MEANINGS["broker_unreachable_seconds"],
             value=self._health.unreachable_s(),
         )
         states = GaugeMetricFamily(
-            f"{self._prefix}agent_state", "1 for the state that an agent is in.", labels=("agent", "state")
+            f"{self._prefix}agent_state", METRIC_MEANINGS["agent_state"], labels=("agent", "state")
         )
         for agent, current in self._health.states().items():
             for state in AGENT_STATES:
                 states.add_metric((agent, state), float(state == current))
         yield states
-        yield GaugeMetricFamily(
-            f"{self._prefix}ready", "1 while the worker answers that it is ready.", value=float(self._health.ready().ok)
-        )
+        yield GaugeMetricFamily(f"{self._prefix}ready", METRIC_MEANINGS["ready"], value=float(self._health.ready().ok))

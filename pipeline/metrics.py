@@ -20,6 +20,8 @@ from prometheus_client.registry import Collector
 
 from pipeline.endpoint import Endpoint
 from pipeline.health import Health, HealthCollector
+from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
+from pipeline.scoring.prequential import Figures
 
 PREFIX: Final = "fraud_pipeline_"
 
@@ -96,75 +98,57 @@ class WorkerMetrics:
         self._label_names |= of_health.label_names()
         self._endpoint = Endpoint(host, port, self.registry, self.health)
 
-        def counter(name: str, documentation: str, *labels: str) -> Counter:
+        def counter(name: str, *labels: str) -> Counter:
             self._label_names[f"{PREFIX}{name}_total"] = labels
-            return Counter(PREFIX + name, documentation, labels, registry=self.registry)
+            return Counter(PREFIX + name, METRIC_MEANINGS[name], labels, registry=self.registry)
 
-        def gauge(name: str, documentation: str, *labels: str) -> Gauge:
+        def gauge(name: str, *labels: str) -> Gauge:
             self._label_names[PREFIX + name] = labels
-            return Gauge(PREFIX + name, documentation, labels, registry=self.registry)
+            return Gauge(PREFIX + name, METRIC_MEANINGS[name], labels, registry=self.registry)
 
-        def histogram(name: str, documentation: str, bounds: Sequence[float], *labels: str) -> Histogram:
+        def histogram(name: str, bounds: Sequence[float], *labels: str) -> Histogram:
             self._label_names[PREFIX + name] = labels
-            return Histogram(PREFIX + name, documentation, labels, buckets=bounds, registry=self.registry)
+            return Histogram(PREFIX + name, METRIC_MEANINGS[name], labels, buckets=bounds, registry=self.registry)
 
-        self._records = counter("records_consumed", "Records that an agent has committed.", "agent", "topic")
-        self._decisions = counter("decisions", "Decisions, by action.", "action")
-        self._alerts = counter("alerts", "Alerts, by what selected the transaction.", "selection")
-        self._dead_letters = counter("dead_letters", "Records that could not be accepted.", "stage", "code")
-        self._duplicates = counter("duplicates", "Repeated transactions, which emit nothing.")
-        self._labels = counter("labels", "Labels, by what became of them.", "agent", "outcome")
-        self._examples = counter("examples", "Examples for learning, by label.", "label")
-        self._lessons = counter("lessons", "Examples read by the learn agent, by what became of them.", "outcome")
-        self._aborted = counter("transactions_aborted", "Kafka transactions aborted and processed again.", "agent")
-        self._stages = histogram(
-            "stage_seconds", "Time that one batch spends in a stage of an agent.", STAGE_BUCKETS_S, "agent", "stage"
-        )
-        self._batches = histogram("batch_records", "Records in one batch.", BATCH_BUCKETS, "agent")
-        self._lag = gauge(
-            "lag_records", "Records between a batch's end and the partition's.", "agent", "topic", "partition"
-        )
-        self._undecided = gauge(
-            "oldest_undecided_seconds",
-            "Age of the oldest record that the agent has not decided and committed.",
-            "agent", "topic", "partition",
-        )  # fmt: skip
-        self._assigned = gauge("assigned_partitions", "Partitions that an agent owns.", "agent")
-        self._models = gauge("model_version_info", "1 for the active version of each model.", "model", "version")
-        self._changes = counter("model_changes", "Changes of the active version of each model.", "model")
-        self._refused = counter("models_refused", "Published model versions that this worker refused.", "model")
-        self._frozen = gauge("learning_frozen", "1 while learning is frozen.")
-        self._unreadable = counter(
-            "records_refused",
-            "Records of internal topics that could not be read or were not believed.",
-            "topic",
-        )
-        self._renewed = counter("producers_renewed", "Producers replaced after an error of theirs.", "agent")
-        self._repeats = counter(
-            "repeats", "Records and rows read again that had been worked on, and passed over.", "agent"
-        )
-        self._set_aside = counter("set_aside", "Records quarantined after repeated failures.", "agent", "topic")
-        self._rerouted = counter("rerouted", "Records passed on to their card's partition.", "topic")
-        self._written = counter("snapshots_written", "Snapshots of partitions written.", "agent")
-        self._failed = counter("snapshots_failed", "Snapshots that could not be written.", "agent")
-        self._unfit = counter("snapshots_refused", "Snapshots found and not used.", "agent", "reason")
-        self._snapshot_seconds = histogram(
-            "snapshot_seconds", "Time to write a snapshot, beside the work.", LONG_BUCKETS_S, "agent"
-        )
-        self._snapshot_bytes = gauge("snapshot_bytes", "Size of the newest snapshot.", "agent", "partition")
-        self._snapshot_time = gauge(
-            "snapshot_timestamp_seconds", "When the newest snapshot was taken.", "agent", "partition"
-        )
-        self._restore_seconds = histogram(
-            "restore_seconds", "Time to restore a partition's state.", LONG_BUCKETS_S, "agent", "source"
-        )
-        self._folded = counter("records_folded", "Committed records folded silently to restore state.", "agent")
-        self._store_entries = gauge("store_entries", "Entries of a partition's store.", "agent", "partition")
-        self._store_bytes = gauge("store_bytes", "Bytes of a partition's store on disk.", "agent", "partition")
+        self._records = counter("records_consumed", "agent", "topic")
+        self._decisions = counter("decisions", "action")
+        self._alerts = counter("alerts", "selection")
+        self._dead_letters = counter("dead_letters", "stage", "code")
+        self._duplicates = counter("duplicates")
+        self._labels = counter("labels", "agent", "outcome")
+        self._examples = counter("examples", "label")
+        self._lessons = counter("lessons", "outcome")
+        self._aborted = counter("transactions_aborted", "agent")
+        self._stages = histogram("stage_seconds", STAGE_BUCKETS_S, "agent", "stage")
+        self._batches = histogram("batch_records", BATCH_BUCKETS, "agent")
+        self._lag = gauge("lag_records", "agent", "topic", "partition")
+        self._undecided = gauge("oldest_undecided_seconds", "agent", "topic", "partition")
+        self._assigned = gauge("assigned_partitions", "agent")
+        self._models = gauge("model_version_info", "model", "version")
+        self._changes = counter("model_changes", "model")
+        self._refused = counter("models_refused", "model")
+        self._frozen = gauge("learning_frozen")
+        self._auc = gauge("prequential_auc", "model")
+        self._log_loss = gauge("prequential_log_loss", "model")
+        self._unreadable = counter("records_refused", "topic")
+        self._renewed = counter("producers_renewed", "agent")
+        self._repeats = counter("repeats", "agent")
+        self._set_aside = counter("set_aside", "agent", "topic")
+        self._rerouted = counter("rerouted", "topic")
+        self._written = counter("snapshots_written", "agent")
+        self._failed = counter("snapshots_failed", "agent")
+        self._unfit = counter("snapshots_refused", "agent", "reason")
+        self._snapshot_seconds = histogram("snapshot_seconds", LONG_BUCKETS_S, "agent")
+        self._snapshot_bytes = gauge("snapshot_bytes", "agent", "partition")
+        self._snapshot_time = gauge("snapshot_timestamp_seconds", "agent", "partition")
+        self._restore_seconds = histogram("restore_seconds", LONG_BUCKETS_S, "agent", "source")
+        self._folded = counter("records_folded", "agent")
+        self._store_entries = gauge("store_entries", "agent", "partition")
+        self._store_bytes = gauge("store_bytes", "agent", "partition")
         latency = PREFIX + "decision_latency_seconds"
         self._label_names[latency] = ()
         self._latency = ArrayHistogram(
-            latency, "Time from a transaction's ingestion to its decision.", LATENCY_BUCKETS_S, self.registry
+            latency, METRIC_MEANINGS["decision_latency_seconds"], LATENCY_BUCKETS_S, self.registry
         )
 
         # A series that first appears at 1 has no increase that Prometheus could see.
@@ -228,6 +212,15 @@ class WorkerMetrics:
     def lessons(self, counts: Mapping[str, int]) -> None:
         """What became of examples at the learn agent, as outcome -> number."""
         _count(self._lessons, counts)
+
+    def prequential(self, figures: Mapping[str, Figures]) -> None:
+        """Show how well each model did on the newest examples; without figures the series end."""
+        self._auc.clear()
+        self._log_loss.clear()
+        for model, one in figures.items():
+            if one.auc is not None:
+                self._auc.labels(model).set(one.auc)
+            self._log_loss.labels(model).set(one.log_loss)
 
     def transaction_aborted(self, agent: str) -> None:
         """``agent`` aborted a Kafka transaction; its batch is processed again."""

@@ -30,6 +30,7 @@ def card_options(settings: Settings, rates: RateTable, partitions: int, topic_pr
         partitions=partitions,
         topic_prefix=topic_prefix,
         merchant_partitions=settings.merchant_partitions,
+        dropped_fields=settings.dropped_names,
     )
 
 
@@ -40,4 +41,5 @@ def feedback_options(settings: Settings, topic_prefix: str = "") -> FeedbackOpti
         maturity_us=round(settings.maturity_days * US_PER_DAY),
         negative_sample_rate=settings.negative_sample_rate,
         topic_prefix=topic_prefix,
+        reported_share=settings.reported_share,
     )

@@ -1,19 +1,27 @@
 """Settings, from the environment (prefix ``FRAUD_PIPELINE_``) and from arguments; validated at the start."""
 
+import re
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, Self
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import msgspec
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from pipeline.learning.regimes import Reported
+from schemas.messages import Label, Transaction
+
+PREFIX: Final = "FRAUD_PIPELINE_"
 
 
 class Settings(BaseSettings):
     """Everything that can be set; ``docs/settings.md`` lists it."""
 
-    model_config = SettingsConfigDict(env_prefix="FRAUD_PIPELINE_", frozen=True, extra="forbid", populate_by_name=True)
+    # Errors do not repeat values: a password is one of them.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True
+    )
 
     kafka_bootstrap_servers: str | None = Field(
         default=None,
@@ -22,6 +30,7 @@ class Settings(BaseSettings):
     )
     kafka_config: dict[str, str] = Field(
         default_factory=dict,
+        repr=False,
         description="Further librdkafka properties for every client, as a JSON object (security, for instance).",
     )
     data_dir: Path = Field(
@@ -125,6 +134,13 @@ class Settings(BaseSettings):
         gt=0,
         description="Event time after which a transaction without a report is presumed legitimate.",
     )
+    reported_share: float = Field(
+        default=1.0,
+        ge=0.2,
+        le=1,
+        description="Share of the reported frauds whose reports come within the maturity: by it the online model "
+        "allows for those that come later.",
+    )
     label_regime: Reported | None = Field(
         default=None,
         description="Transactions that get labels here: `all`, `frauds-only`, or `mixed`. Where it is set, a LightGBM "
@@ -157,6 +173,7 @@ class Settings(BaseSettings):
     )
     snapshot_url: str | None = Field(
         default=None,
+        repr=False,
         description="Where snapshots of state are kept: a directory or any fsspec URL, one that all workers reach "
         "where they run on several machines. Unset: `snapshots` in the data directory. Empty: none are kept.",
     )
@@ -192,6 +209,15 @@ class Settings(BaseSettings):
         gt=0,
         description="An agent whose thread has not come round for this long makes `/livez` fail.",
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines of services: `text`, or one JSON object each (`json`)."
+    )
+    log_levels: str = Field(
+        default="info",
+        pattern=r"^(debug|info|warning|error)(,[A-Za-z0-9_.]+=(debug|info|warning|error))*$",
+        description="Least level of log lines (`debug`, `info`, `warning`, `error`), then those of single loggers: "
+        "`info,pipeline.kafka.librdkafka=error`.",
+    )
     barred_features: str = Field(
         default="",
         description="Names and patterns of features, separated by commas, that `train` refuses. No version that was "
@@ -200,6 +226,80 @@ class Settings(BaseSettings):
     registry_dir: Path | None = Field(
         default=None, description="Model registry. Unset: `registry` in the data directory."
     )
+
+    signing_key_file: Path | None = Field(
+        default=None,
+        description="Private Ed25519 key (PEM) that signs what is written to `models` and `control`; its owner alone "
+        "may read it. Once set, what is not signed is refused.",
+    )
+    trusted_keys: str = Field(
+        default="",
+        description="Files of public Ed25519 keys (PEM), separated by commas, besides the own one. Where any is set, "
+        "records of `models` and `control` that none of them signed are refused.",
+    )
+    unsigned_below: dict[str, int] = Field(
+        default_factory=dict,
+        description="Offset by topic (`models`, `control`) below which records need no signature, as a JSON object: "
+        "those from before signatures.",
+    )
+    snapshot_keys: str = Field(
+        default="",
+        description="Files of secret keys, separated by commas: the first one signs snapshots, and those that none of "
+        "them signed are not used.",
+    )
+
+    dead_letters: Literal["original", "redacted"] = Field(
+        default="original",
+        description="Content of a dead letter: the record's own bytes, or none of them (`redacted`): only where the "
+        "record is, its size and digest, and the code of the error.",
+    )
+    dropped_fields: str = Field(
+        default="",
+        description="Optional fields of transactions and labels, separated by commas, that `profiled` does not hold, "
+        "such as `ip,device_id,note`.",
+    )
+    retention_days: dict[str, float] = Field(
+        default_factory=dict,
+        description="Days for which created topics keep their records, by topic without prefix, as a JSON object; the "
+        "others keep them for ever. Fewer days than a restore of state reads are refused.",
+    )
+
+    token_fields: str = Field(
+        default="card_id",
+        description="Fields that `fraud-pipeline tokenise` replaces by tokens, separated by commas; `card_id` always "
+        "is one of them.",
+    )
+    token_secret_file: Path | None = Field(
+        default=None,
+        description="Secret of at least 32 bytes without which nobody finds a value's key in the token database; its "
+        "owner alone may read it.",
+    )
+    token_database_file: Path | None = Field(
+        default=None,
+        description="Database with a random key for each tokenised value. Unset: `tokens.sqlite` in the data "
+        "directory.",
+    )
+
+    @field_validator("dropped_fields")
+    @classmethod
+    def _optional(cls, names: str) -> str:
+        """No reader of `profiled` could do without a required field."""
+        required = {
+            field.name for kind in (Transaction, Label) for field in msgspec.structs.fields(kind) if field.required
+        }
+        if found := required & {name.strip() for name in names.split(",")}:
+            raise ValueError(f"{', '.join(sorted(found))} is required in every message: name optional fields only")
+        return names
+
+    @model_validator(mode="after")
+    def _pickles_are_signed(self) -> Self:
+        """The state of a configured classifier is a pickle, which runs code that is in it."""
+        if self.river_classifier is not None and self.signing_key_file is None and not self.trusted_keys:
+            raise ValueError(
+                "FRAUD_PIPELINE_RIVER_CLASSIFIER needs signatures, since the state of such a classifier is a pickle: "
+                "set FRAUD_PIPELINE_SIGNING_KEY_FILE, or leave it out"
+            )
+        return self
 
     @property
     def registry_path(self) -> Path:
@@ -214,6 +314,22 @@ class Settings(BaseSettings):
         return self.snapshot_url or None
 
     @property
+    def token_names(self) -> tuple[str, ...]:
+        """Names in ``token_fields``, with ``card_id``."""
+        names = ("card_id", *(name.strip() for name in self.token_fields.split(",") if name.strip()))
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def token_database(self) -> Path:
+        """File of the token database."""
+        return self.token_database_file or self.data_dir / "tokens.sqlite"
+
+    @property
+    def dropped_names(self) -> frozenset[str]:
+        """Names in ``dropped_fields``."""
+        return frozenset(name.strip() for name in self.dropped_fields.split(",") if name.strip())
+
+    @property
     def agent_names(self) -> tuple[str, ...]:
         """Names in ``agents``, in order."""
         return tuple(name.strip() for name in self.agents.split(",") if name.strip())
@@ -221,3 +337,26 @@ class Settings(BaseSettings):
     def topic(self, name: str) -> str:
         """Name of a topic, group or transactional id on the cluster: the prefix and ``name``."""
         return f"{self.topic_prefix}{name}"
+
+
+def invalid_settings(error: ValidationError) -> str:
+    """Return what is wrong with which variables, without any value: one may be a secret."""
+    return "; ".join(
+        f"{_variable(str(one['loc'][0]))} cannot be used: "
+        f"{'it is no setting' if one['type'] == 'extra_forbidden' else _uncapitalized(one['msg'])}"
+        for one in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+
+
+def unreadable_setting(error: SettingsError) -> str:
+    """Return the same of a variable that should hold JSON."""
+    name = re.search(r'field "(\w+)"', str(error))
+    return f"{_variable(name[1]) if name else 'a setting'} cannot be used: it should be a JSON object"
+
+
+def _variable(name: str) -> str:
+    return name if name.isupper() else f"{PREFIX}{name.upper()}"
+
+
+def _uncapitalized(text: str) -> str:
+    return text[:1].lower() + text[1:]

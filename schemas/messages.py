@@ -278,13 +278,21 @@ class Example(Message, frozen=True, kw_only=True):
     event_time: Timestamp
     amount_base: float
     label: str
-    """``fraud``, ``legitimate`` or ``presumed_legitimate``."""
+    """``fraud``, ``legitimate``, ``presumed_legitimate``, or ``withdrawn`` where nothing is known any more."""
     label_source: str | None
     known_at: Timestamp
     weight: float
     """Inverse of the probability with which an example of this label is kept."""
     revision: int
-    """0 for the first lesson of a transaction; a correction counts up, and River does not learn it again."""
+    """0 for the first lesson of a transaction; a correction counts up."""
+    online_weight: float | None = None
+    """Weight with which the online model learns the label; absent in records of earlier releases: ``weight``."""
+    former: str | None = None
+    """The label that the online model learned of the transaction before, and that is undone now."""
+    former_weight: float = 0.0
+    """The weight with which it learned that."""
+    held: bool = False
+    """True if the label is part of a surge of its source: the online model does not learn it until it is released."""
     features: dict[str, float | None]
     logit: float
     river_logit: float | None = None
@@ -322,12 +330,16 @@ class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="
     label_horizon_us: int
 
 
-class FeedbackRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="feedback"):
+class FeedbackRules(
+    msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="feedback", omit_defaults=True
+):
     """By what the feedback agent judged a batch."""
 
     label_horizon_us: int
     maturity_us: int
     negative_sample_rate: float
+    reported_share: float = 1.0
+    """Share of the reported frauds whose reports come within the maturity; 1 in records of earlier releases."""
 
 
 Rules = CardRules | FeedbackRules
@@ -424,4 +436,18 @@ class LearningSwitch(Message, frozen=True, kw_only=True, tag_field="kind", tag="
     switched_at: Timestamp
 
 
-Control = Quarantine | Activation | Assessment | LearningSwitch
+class LabelRelease(Message, frozen=True, kw_only=True, tag_field="kind", tag="release"):
+    """Labels of a surge that somebody has released, on ``control``: their examples follow on ``examples`` once more."""
+
+    source: str
+    """Source of the labels."""
+    examples: int
+    """Number of the examples."""
+    position: RecordPosition
+    """Range of ``examples`` in which they were held."""
+    by: str
+    reason: str
+    released_at: Timestamp
+
+
+Control = Quarantine | Activation | Assessment | LearningSwitch | LabelRelease

@@ -19,10 +19,13 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES, US_PER_DAY
 from pipeline.learning.trained_labels import warning_of_labels
+from pipeline.scoring.prequential import Prequential
 from pipeline.training.fit import Trained
 
 LATEST: Final = "latest"
 UNTAUGHT: Final = "untaught"
+MOST_EXAMPLES: Final = 1_000_000
+"""The newest examples by which models are compared before they learn; 40 MB."""
 _POLICY_ALONE: Final = (Level(),)
 
 
@@ -133,7 +136,13 @@ def _learning(request: Request, library: ModelLibrary, models: ActiveModels) -> 
     every_us = request.publish_every_us
     if every_us is None:
         return None
-    return Learning(request.feedback_options(), every_us, *library.learner(models), gate=request.blend is None)
+    return Learning(
+        request.feedback_options(),
+        every_us,
+        *library.learner(models),
+        prequential=Prequential(MOST_EXAMPLES),
+        gate=request.blend is None,
+    )
 
 
 def _told(trained: Trained, period: Period, request: Request, every_us: int | None) -> dict[str, Parameter]:

@@ -25,9 +25,10 @@ from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.state import MemoryStore
 from pipeline.engine.waiting import WaitingRoom
+from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.prequential import Prequential
 from pipeline.scoring.river_factory import new_learner
-from pipeline.scoring.river_inputs import SOURCE_COLUMNS, SOURCES
 from pipeline.scoring.river_model import RiverLearner
 from schemas.messages import FeedbackRules, LogPosition
 
@@ -44,6 +45,8 @@ class Learning(NamedTuple):
     """Goes on with this one, which belongs to the models that score; a new one where there is none."""
     next_offset: int = 0
     """How many examples it has been given."""
+    prequential: Prequential | None = None
+    """Takes in the examples, with the scores from before they were learned."""
     gate: bool = False
     """Whether reported frauds set the policy's blend with each version, as ``fraud-pipeline pace`` does; else it
     stays."""
@@ -95,7 +98,8 @@ class Teacher:
         self.river = models.river
         """What scores: the version that was published last."""
         self._options = learning.options
-        self._learner = learning.learner or new_learner()
+        self._learner, self._prequential = learning.learner or new_learner(), learning.prequential
+        self._columns = [FEATURES.index(name) for name in self._learner.sources]
         self._feedback = [_Partition.empty() for _ in range(partitions)]
         self._next_offset = self._published_offset = learning.next_offset
         self._gate = Gate() if learning.gate else None
@@ -117,7 +121,7 @@ class Teacher:
         identities = Identities.of(cards, names)
         columns = DecisionColumns(
             taken,
-            np.ascontiguousarray(decisions.features[:, SOURCE_COLUMNS]),
+            np.ascontiguousarray(decisions.features[:, self._columns]),
             decisions.logit,
             decisions.river_logit,
             decisions.score,
@@ -139,7 +143,10 @@ class Teacher:
         if found:
             # Of several partitions; what one record gives stays in its order.
             found.sort(key=lambda one: one[0].position)
-            self._learner.learn_examples([example(one, self._record(columns, row)) for one, columns, row in found])
+            examples = [example(one, self._record(columns, row)) for one, columns, row in found]
+            self._learner.learn_examples(examples)
+            if self._prequential is not None:
+                self._prequential.add(examples)
             self._next_offset += len(found)
 
     def publish(self) -> None:
@@ -162,7 +169,7 @@ class Teacher:
             score=float(columns.score[row]),
             logit=float(columns.logit[row]),
             river_logit=float(columns.river_logit[row]),
-            features=named_features(SOURCES, values),
+            features=named_features(self._learner.sources, values),
             versions=columns.versions,
             log=LogPosition(partition=0, offset=int(taken.row[row])),
         )

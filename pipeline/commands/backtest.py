@@ -24,7 +24,7 @@ from pipeline.backtest.sources import moment
 from pipeline.backtest.training import Training
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
-from pipeline.commands.outputs import Write, refuse_unwritable, write_each
+from pipeline.commands.outputs import Write, refuse_unwritable, spreadsheet_safe, write_each
 from pipeline.commands.progress import Bar, failure, interrupts
 from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Duration, Moment, file_mapping
@@ -34,6 +34,7 @@ from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from pipeline.sources import PRESETS
+from pipeline.terminal import printable
 
 _DEFAULTS = ReportOptions()
 _SHOWN = 10
@@ -313,7 +314,7 @@ def _writes(
     differences: Path | None,
 ) -> Iterator[Write]:
     if differences is not None and comparison is not None:
-        yield differences, partial(comparison.frame().to_csv, index=False)
+        yield differences, partial(spreadsheet_safe(comparison.frame()).to_csv, index=False)
     if report is not None:
         yield report, lambda path: path.write_text(made.html, encoding="utf-8")
     if as_json is not None:
@@ -346,7 +347,9 @@ def _tell(comparison: Comparison, *, examples: bool) -> None:
         return
     for one in comparison.differences[:_SHOWN]:
         click.echo(
-            f"  {one.transaction_id} of {one.card_id}: {one.cause} ({one.differs or one.action or one.live_action})"
+            printable(
+                f"  {one.transaction_id} of {one.card_id}: {one.cause} ({one.differs or one.action or one.live_action})"
+            )
         )
     if len(comparison.differences) > _SHOWN:
         click.echo("  ...; --differences FILE writes all of them")

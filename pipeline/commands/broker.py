@@ -5,7 +5,6 @@ import time
 from typing import Final
 
 import click
-from pydantic import ValidationError
 
 from pipeline.broker import BrokerError, embedded_broker
 from pipeline.settings import Settings
@@ -23,10 +22,7 @@ def command(*, port: int | None) -> None:
     Its address is printed when it serves. Its data stay in the data directory (FRAUD_PIPELINE_DATA_DIR), where other
     fraud-pipeline commands find it by themselves.
     """
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        raise click.ClickException(str(error)) from error
+    settings = Settings()
     if settings.kafka_bootstrap_servers is not None:
         raise click.ClickException(
             f"KAFKA_BOOTSTRAP_SERVERS names a cluster ({settings.kafka_bootstrap_servers}), so there is none to start. "

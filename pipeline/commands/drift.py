@@ -11,18 +11,19 @@ import click
 import msgspec
 
 from pipeline.backtest.versions import ACTIVE, ModelLibrary
-from pipeline.commands.failures import one_sentence
 from pipeline.commands.replay import Duration, Moment
-from pipeline.demo.place import ANSWER_TIMEOUT_S, find_cluster
+from pipeline.demo.place import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
 from pipeline.drift_metrics import DriftMetrics
 from pipeline.endpoint import Endpoint, EndpointError
 from pipeline.exports.errors import ExportError
 from pipeline.health import Health
 from pipeline.kafka.admin import cluster_is_up
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.monitored import Monitored, MonitoredTopics, count_files
 from pipeline.monitoring.daily import day_text
 from pipeline.monitoring.drift import DEFAULT_OPTIONS, DayDrift, DriftOptions, Finding, drifted, judge
 from pipeline.registry import RegistryError
+from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
@@ -73,9 +74,8 @@ def command(
     """
     if directory is not None and (follow or bootstrap or start):
         raise click.UsageError("--file reads exported files: leave out --follow, --bootstrap and --from")
-    options = DriftOptions(level=level)
-    with one_sentence(EndpointError, ExportError, RegistryError):
-        settings = Settings()
+    settings, options = Settings(), DriftOptions(level=level)
+    try:
         if directory is not None:
             monitored = Monitored(_version(ModelLibrary(settings), lightgbm))
             count_files(directory, monitored)
@@ -88,6 +88,11 @@ def command(
                 _follow(topics, monitored, options, settings, servers, interval, port)
                 return
             topics.refresh()
+    except (
+        *(ClusterNotFound, ClusterUnreachable, ConfigError, EndpointError),
+        *(ExportError, ModelError, RegistryError, TopicError),
+    ) as error:
+        raise click.ClickException(str(error)) from error
     days = judge(monitored.counts.histories(), monitored.importance, options)
     found = drifted(days, ignored=())
     if as_json:

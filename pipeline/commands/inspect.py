@@ -1,6 +1,5 @@
 """``fraud-pipeline inspect``: show one record, and the rows of a block."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from pipeline.engine.feature_blocks import LAYOUT as FEATURES_LAYOUT
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.kafka.clients import TopicError, admin_client, partition_numbers, read_batches
 from pipeline.settings import Settings
+from pipeline.terminal import printable_json
 from schemas.errors import UNREADABLE
 from schemas.messages import Message
 from schemas.records import Record
@@ -115,5 +115,4 @@ def command(*, topic: str, partition: int, offset: int, row: int | None) -> None
     except (ClusterNotFound, TopicError) as error:
         raise click.ClickException(str(error)) from error
     for line in shown(record, topic, row):
-        sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
+        click.echo(printable_json(line.decode()))

@@ -11,12 +11,13 @@ import click
 import msgspec
 
 from pipeline.demo.place import ClusterNotFound, find_cluster
-from pipeline.demo.text import printable, utc_text
+from pipeline.demo.text import utc_text
 from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
 from pipeline.settings import Settings
+from pipeline.terminal import printable, printable_json
 from schemas.messages import Label
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISIONS, LABELS, TRANSACTIONS, Topic
@@ -206,7 +207,7 @@ def command(
     click.echo(sentence(message, found.topic))
     if simulated:
         click.echo("The topics run on a simulated clock; the label bears its time.")
-    click.echo(value.decode())
+    click.echo(printable_json(value.decode()))
 
 
 def checked(label: Label) -> bytes:

@@ -4,17 +4,20 @@ from typing import Any
 
 import click
 
-from pipeline.commands.failures import one_sentence
-from pipeline.commands.model_options import bootstrap_option, cluster, json_option, said, said_options
+from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, said, said_options
 from pipeline.commands.model_text import fact_lines, json_line
+from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
-from pipeline.demo.text import printable, utc_text
+from pipeline.demo.text import utc_text
+from pipeline.models import held_labels
 from pipeline.models.changes import Active, VersionChanges, switch_learning
 from pipeline.models.description import policy_facts
+from pipeline.models.held_labels import HeldExamples
 from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion
 from pipeline.models.publish import ControlWriter
 from pipeline.registry import POLICY
+from pipeline.terminal import printable
 
 
 def _now_active(active: Active) -> str:
@@ -89,6 +92,75 @@ def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
     click.echo("Learning goes on. Workers follow between two batches.")
 
 
+@click.command("cold-start")
+@click.option(
+    "--fraud-share",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=0.002,
+    show_default=True,
+    help="Share of frauds that you expect.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(min=0, max=LARGEST_THRESHOLD),
+    default=0.5,
+    show_default=True,
+    help="Score from which on a transaction alerts.",
+)
+@click.option(
+    "--audit-rate",
+    type=click.FloatRange(min=0, max=1),
+    default=0.0,
+    show_default=True,
+    help="Share of all transactions that alert at random, so that there are labels to learn from.",
+)
+@bootstrap_option
+@said_options
+def cold_start_command(
+    fraud_share: float, threshold: float, audit_rate: float, bootstrap: str | None, reason: str, by: str | None
+) -> None:
+    """Let the online model score alone where no LightGBM version was ever active.
+
+    It activates a version without trees. `train --publish`, `promote` or `retrain` replace it later.
+    """
+    from pipeline.training.cold_start import cold_start
+
+    change = said(by, reason)
+    with one_sentence():
+        active = VersionChanges.on(*cluster(bootstrap)).start_cold(
+            *cold_start(fraud_share, threshold, audit_rate), change
+        )
+    click.echo(_now_active(active) + " It has no trees: the online model scores alone.")
+
+
+@click.command()
+@bootstrap_option
+@json_option
+def held(bootstrap: str | None, as_json: bool) -> None:
+    """Show how many labels of surges the online model has passed over, by source."""
+    with one_sentence():
+        counts = HeldExamples.on(*cluster(bootstrap)).counts
+    if as_json:
+        click.echo(json_line(counts))
+        return
+    for source, count in counts.items():
+        click.echo(f"{printable(source)} {count}")
+    if not counts:
+        click.echo("No label is held.", err=True)
+
+
+@click.command()
+@click.argument("source")
+@bootstrap_option
+@said_options
+def release(source: str, bootstrap: str | None, reason: str, by: str | None) -> None:
+    """Let the online model learn the labels of SOURCE that were held as a surge."""
+    change = said(by, reason)
+    with one_sentence():
+        released = held_labels.release(*cluster(bootstrap), source, change)
+    click.echo(f"Released: {released.examples} labels of {printable(released.source)}.")
+
+
 @click.group()
 def policy() -> None:
     """Show the active policy, or make one active that differs from it."""
@@ -113,6 +185,7 @@ def show_policy(bootstrap: str | None, as_json: bool) -> None:
 @click.option("--threshold", type=click.FloatRange(0, LARGEST_THRESHOLD), help="Alert at or above this score.")
 @click.option("--blend", type=click.FloatRange(0, 1), help="Part of River in a score; 0 leaves it out.")
 @click.option("--audit-rate", type=click.FloatRange(0, 1), help="Share of all transactions that is audited.")
+@click.option("--audit-key-id", help="Key of FRAUD_PIPELINE_AUDIT_KEYS that orders it.  [default: the active policy's]")
 @click.option("--max-reasons", type=click.IntRange(min=1), help="Most reasons of an alert.")
 @click.option(
     "--rule",
@@ -129,6 +202,7 @@ def set_policy(
     threshold: float | None,
     blend: float | None,
     audit_rate: float | None,
+    audit_key_id: str | None,
     max_reasons: int | None,
     rules: tuple[tuple[str, str, str, float, str], ...],
     removed: tuple[str, ...],
@@ -138,13 +212,22 @@ def set_policy(
 ) -> None:
     """Make a new policy active: the present one with what you give. All else stays as it is."""
     change = said(by, reason)
+    if audit_key_id is not None and not audit_rate:
+        raise click.UsageError("--audit-key-id orders an audit: give its --audit-rate too")
     named = {"threshold": threshold, "blend": blend, "audit_rate": audit_rate, "max_reasons": max_reasons}
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if not given and not rules and not removed:
         raise click.UsageError("give what to change: --threshold, --blend, --audit-rate, --max-reasons or a rule")
     with one_sentence():
-        changes = VersionChanges.on(*cluster(bootstrap))
+        servers, settings = cluster(bootstrap)
+        changes = VersionChanges.on(servers, settings)
         before = changes.active_policy()
+        if audit_rate:
+            held = None if before.audit is None else before.audit.key_id
+            given |= {
+                "audit": with_key(Audit(rate=audit_rate), audit_key_id or held, settings.audit_keys),
+                "audit_rate": 0.0,
+            }
         if rules or removed:
             given["rules"] = changed_rules(before, rules, removed)
         after = changes.set_policy(given, change)

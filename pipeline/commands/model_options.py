@@ -1,13 +1,17 @@
-"""Options that the subcommands of ``fraud-pipeline models`` share."""
+"""Options and errors that the subcommands of ``fraud-pipeline models`` share."""
 
 import getpass
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 
-from pipeline.demo.place import find_cluster
+from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
+from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.changes import Said
+from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,6 +39,20 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         raise click.UsageError("this system knows no user name: name yourself with --by") from None
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn what an operator can do something about into one sentence."""
+    try:
+        yield
+    except FailedRequest as error:
+        raise click.ClickException(failure_text(error)) from error
+    except (
+        *(ClusterNotFound, ClusterUnreachable, ConfigError),
+        *(DeliveryFailed, ModelError, TopicError),
+    ) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def cluster(bootstrap: str | None) -> tuple[str, Settings]:

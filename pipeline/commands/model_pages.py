@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.failures import one_sentence
-from pipeline.commands.model_options import bootstrap_option, cluster, registry_option
+from pipeline.commands.model_options import bootstrap_option, cluster, one_sentence, registry_option
 from pipeline.commands.models import versions
 from pipeline.models.card import CardSources, model_card
 from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts
@@ -21,6 +20,7 @@ from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.registry import LIGHTGBM, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
+from pipeline.terminal import printable_lines
 
 
 @click.command()
@@ -63,7 +63,7 @@ def card(version: str, output: Path | None, review_after_days: int, bootstrap: s
             )
         )
     if output is None:
-        click.echo(text, nl=False)
+        click.echo(printable_lines(text), nl=False)
         return
     try:
         output.write_text(text if output.suffix == ".md" else as_html(text, found.version), encoding="utf-8")

@@ -5,9 +5,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pipeline.demo.text import PLAIN_WIDTH, count_text, printable, utc_text
+from pipeline.demo.text import PLAIN_WIDTH, count_text, utc_text
 from pipeline.models.description import Facts
 from pipeline.models.history import VersionEvent, event_time
+from pipeline.terminal import printable, printable_json
 from schemas.messages import Activation, Assessment, VersionReference
 
 COLUMNS: Final = (("time", 16), ("version", 12), ("kind", 8), ("active", 6), ("by", 9), ("step", 9), ("validation", 10))
@@ -142,4 +143,4 @@ def metric_text(metrics: Mapping[str, Any]) -> str:
 
 def json_line(value: Any) -> str:
     """Return a value as one line of JSON."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return printable_json(json.dumps(value, ensure_ascii=False, default=str))

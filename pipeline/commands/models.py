@@ -7,8 +7,7 @@ import click
 import msgspec
 
 from pipeline.cli import LazyGroup
-from pipeline.commands.failures import one_sentence
-from pipeline.commands.model_options import bootstrap_option, cluster, json_option, registry_option
+from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, registry_option
 from pipeline.commands.model_text import (
     difference_lines,
     event_lines,
@@ -26,6 +25,7 @@ from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.registry import Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
+from pipeline.terminal import printable_json
 from schemas.messages import Activation
 
 _HERE: Final = "pipeline.commands.models"
@@ -34,13 +34,16 @@ _PAGES: Final = "pipeline.commands.model_pages"
 SUBCOMMANDS: Final[dict[str, tuple[str, str]]] = {
     "at": (f"{_HERE}:at", "Show the versions that were active at a time."),
     "card": (f"{_PAGES}:card", "Write the model card of a version."),
+    "cold-start": (f"{_CHANGES}:cold_start_command", "Let the online model score alone, without trees."),
     "diff": (f"{_HERE}:diff", "Show in what two versions differ."),
     "freeze": (f"{_CHANGES}:freeze", "Stop all learning."),
+    "held": (f"{_CHANGES}:held", "Show what is held of surges of labels."),
     "history": (f"{_HERE}:history", "List activations, assessments and switches, newest first."),
     "list": (f"{_HERE}:list_versions", "List versions, newest first."),
     "policy": (f"{_CHANGES}:policy", "Show or change the active policy."),
     "promote": (f"{_CHANGES}:promote", "Make a LightGBM version active, with its policy."),
     "rebuild": (f"{_PAGES}:rebuild", "Train a version again, and compare."),
+    "release": (f"{_CHANGES}:release", "Release held labels of a source."),
     "rollback": (f"{_CHANGES}:rollback", "Go back to the versions before the active ones."),
     "show": (f"{_HERE}:show", "Show what is known of a version."),
     "unfreeze": (f"{_CHANGES}:unfreeze", "Let learning go on."),
@@ -222,7 +225,7 @@ def history(bootstrap: str | None, limit: int | None, as_json: bool) -> None:
         events = VersionHistory.on(*cluster(bootstrap)).events[::-1][:limit]
     for event in events:
         if as_json:
-            click.echo(msgspec.json.encode(event).decode())
+            click.echo(printable_json(msgspec.json.encode(event).decode()))
         else:
             for line in event_lines(event):
                 click.echo(line)

@@ -3,9 +3,13 @@
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Final
 
 import click
+import pandas as pd
 
+FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of a cell that spreadsheets run as a formula."""
 Write = tuple[Path, Callable[[Path], object]]
 """Where to, and what writes it there."""
 
@@ -38,6 +42,11 @@ def write_each(writes: Iterable[Write]) -> None:
             click.echo(f"wrote {path}", err=True)
     if failed:
         raise click.ClickException("; ".join(failed))
+
+
+def spreadsheet_safe(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table for a CSV file, with an apostrophe before each text that a spreadsheet would run as a formula."""
+    return frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell)
 
 
 def _try(path: Path, directory: Path) -> None:

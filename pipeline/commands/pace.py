@@ -1,7 +1,6 @@
 """``fraud-pipeline pace``: keep alerts to a budget, and the online model in the score while it helps."""
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -11,11 +10,14 @@ from types import FrameType
 
 import click
 
-from pipeline.commands.failures import one_sentence
 from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
-from pipeline.demo.place import find_cluster
+from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
+from pipeline.kafka.producer import DeliveryFailed
+from pipeline.logs import configure_logging
 from pipeline.models.pacer import NothingActive, PaceEnded, Pacer, Proposal
+from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
 
@@ -45,8 +47,9 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
     cluster: of two, the one that has set a threshold last goes on, and the other one ends.
     """
     stop = threading.Event()
-    with one_sentence(NothingActive):
+    try:
         settings = Settings()
+        configure_logging(settings)
         options = PacingOptions(budget_per_day, critical)
         identity = f"{socket.gethostname()}-{os.getpid()}"
         bootstrap = find_cluster(settings)
@@ -55,6 +58,18 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
                 click.echo(json.dumps(_line(pacer.once())))
             else:
                 _run(pacer, stop)
+    except NothingActive as error:
+        raise click.ClickException(str(error)) from error
+    except FailedRequest as error:
+        raise click.ClickException(failure_text(error)) from error
+    except PaceEnded as error:
+        # No error: a supervisor that starts it again would make both fight.
+        click.echo(str(error), err=True)
+    except (
+        *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed),
+        *(ModelError, TopicError),
+    ) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _run(pacer: Pacer, stop: threading.Event) -> None:
@@ -62,16 +77,9 @@ def _run(pacer: Pacer, stop: threading.Event) -> None:
         del signum, frame
         stop.set()
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
-    try:
-        pacer.run()
-    except NothingActive:
-        raise
-    except PaceEnded as error:
-        # No error: a supervisor that starts it again would make both fight.
-        click.echo(str(error), err=True)
+    pacer.run()
 
 
 def _line(proposal: Proposal) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from pydantic import ValidationError
 
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
@@ -11,6 +10,7 @@ from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.rates import PublishedRates
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
+from pipeline.terminal import printable
 from schemas.money import InvalidRates
 
 
@@ -30,8 +30,8 @@ def command(*, files: tuple[Path, ...]) -> None:
         published.refresh()
     except (
         *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed),
-        *(InvalidRates, RatesError, TopicError, ValidationError),
+        *(InvalidRates, RatesError, TopicError),
     ) as error:
         raise click.ClickException(str(error)) from error
     for version, digest in published.versions:
-        click.echo(f"{digest}  {version}")
+        click.echo(f"{digest}  {printable(version)}")

@@ -9,13 +9,13 @@ import threading
 from typing import Final
 
 import click
-from pydantic import ValidationError
 
 from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.progress import interrupts
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
+from pipeline.logs import configure_logging
 from pipeline.retraining.challenger import CycleOptions
 from pipeline.retraining.service import Outcome, Retrainer, ServiceOptions
 from pipeline.settings import Settings
@@ -101,10 +101,10 @@ def command(
     kept in the shadow, and returns if the new one does harm. Everything it decides is on `control`; run one for a
     cluster. SIGTERM or Ctrl-C ends it, after a training that runs.
     """
-    logging.basicConfig(level="INFO", format="[%(asctime)s] [%(levelname)s] %(message)s")
     stop = threading.Event()
     try:
         settings = Settings()
+        configure_logging(settings)
         cycle = CycleOptions(
             maturity_days, settings.maturity_days, early_reports, compare_days, validation_days, threads
         )
@@ -120,10 +120,7 @@ def command(
                 stop.wait(interval_s)
     except FailedRequest as error:
         raise click.ClickException(failure_text(error)) from error
-    except (
-        *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed, TopicError),
-        ValidationError,
-    ) as error:
+    except (ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed, TopicError) as error:
         raise click.ClickException(str(error)) from error
 
 

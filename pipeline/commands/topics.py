@@ -1,7 +1,6 @@
 """``fraud-pipeline topics``: create the pipeline's topics, or check them."""
 
 import click
-from pydantic import ValidationError
 
 from pipeline.broker import BrokerError, ensure_broker
 from pipeline.kafka.admin import ensure_topics
@@ -21,7 +20,7 @@ def command(*, check: bool) -> None:
         settings = Settings().model_copy(update={"create_topics": not check})
         with ensure_broker(settings) as bootstrap:
             states = ensure_topics(bootstrap, settings)
-    except (ValidationError, BrokerError, ConfigError, TopicError, ClusterUnreachable) as error:
+    except (BrokerError, ConfigError, TopicError, ClusterUnreachable) as error:
         raise click.ClickException(str(error)) from error
     width = max(len(state.name) for state in states)
     for state in states:

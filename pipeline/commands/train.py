@@ -16,6 +16,7 @@ from pipeline.backtest import frame_tables
 from pipeline.backtest.decidable import decidable
 from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Moment, file_mapping
+from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.engine.history import event_times_us
 from pipeline.features.catalogue import FEATURES, US_PER_DAY
@@ -169,8 +170,11 @@ def command(
     if audit_key_id is not None and audit_share is None:
         raise click.UsageError("--audit-key-id orders a new audit: give its --audit-share too")
     settings = Settings()
-    if audit_key_id is not None and (activate or publish) and audit_key_id not in settings.audit_keys:
-        raise click.UsageError(f"FRAUD_PIPELINE_AUDIT_KEYS has no key {audit_key_id!r}: add it here and at all workers")
+    if audit_key_id is not None:
+        try:
+            with_key(Audit(rate=1.0), audit_key_id, settings.audit_keys)
+        except ModelError as error:
+            raise click.UsageError(str(error)) from error
     servers = bootstrap or settings.kafka_bootstrap_servers
     if (from_topics or publish) and servers is None:
         raise click.UsageError(
@@ -198,7 +202,8 @@ def command(
         policy = _active_policy(registry)
         if audit_share is not None:
             held = None if policy is None or policy.audit is None else policy.audit.key_id
-            audit = audit_within_budget(data, split, audit_share * budget_per_day, audit_key_id or held)
+            audit = audit_within_budget(data, split, audit_share * budget_per_day)
+            audit = with_key(audit, audit_key_id or held, settings.audit_keys)
             policy = (policy or Policy(0.5)).replace(audit=audit, audit_rate=0.0)
         trained = train(
             data,
@@ -387,9 +392,8 @@ def _served(servers: str, settings: Settings) -> ServedRows:
 def _early_of(rows: ServedRows, known_us: int, delay_days: float) -> EarlyReports:
     """Return how reports of what was served are taken at once, by the delays of old ones."""
     fallback = LabelRegime(delay_days=delay_days)
-    return EarlyReports(
-        known_us, ReportDelays.estimated(rows.event_time_us, rows.reported_us, known_us, fallback=fallback)
-    )
+    reported_us = rows.reports_by(known_us)
+    return EarlyReports(known_us, ReportDelays.estimated(rows.event_time_us, reported_us, known_us, fallback=fallback))
 
 
 def _say(text: str) -> None:

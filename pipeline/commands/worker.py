@@ -4,7 +4,6 @@ import gc
 from typing import Any, Final
 
 import click
-from pydantic import ValidationError
 
 from agents.topology import AGENTS, UnknownAgent
 from pipeline.broker import BrokerError
@@ -19,7 +18,7 @@ from schemas.money import InvalidRates
 
 START_ERRORS: Final = (
     *(BrokerError, ClusterUnreachable, ConfigError, DeliveryFailed, EndpointError, InvalidRates),
-    *(PlaceTaken, RatesError, StartRefused, TopicError, UnknownAgent, ValidationError),
+    *(PlaceTaken, RatesError, StartRefused, TopicError, UnknownAgent),
 )
 """What an operator can mend; the text says how."""
 
@@ -29,9 +28,11 @@ START_ERRORS: Final = (
 @click.option("--instance", help="Stable, unique name of this worker (default: the host's name).")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Port of /metrics; 0 for any free one.")
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Least level of log lines.  [default: FRAUD_PIPELINE_LOG_LEVELS]",
 )
-def command(agents: tuple[str, ...], instance: str | None, metrics_port: int | None, log_level: str) -> None:
+def command(agents: tuple[str, ...], instance: str | None, metrics_port: int | None, log_level: str | None) -> None:
     """Run AGENTS (all of them by default) until stopped.
 
     Several workers share the partitions of an agent; give each its own --instance. The first SIGTERM or Ctrl-C

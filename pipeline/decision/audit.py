@@ -1,5 +1,7 @@
 """The audit slice of a policy: which transactions are looked at although neither score nor rule asks for it."""
 
+import hashlib
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -42,6 +44,8 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Share of all transactions to audit, above 0: without it nothing could be said about the others."""
     key_id: str | None = None
     """Names the key of the sample's order; without one, anybody who knows this program can tell who is audited."""
+    key_check: str | None = None
+    """`key_check` of that key: another one under the same id would select others in a replay, and is refused."""
     strata: tuple[Stratum, ...] = ()
 
     def probabilities(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -51,6 +55,32 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             inside = compared(features, stratum.feature, stratum.op, stratum.value)
             found[inside] = np.maximum(found[inside], stratum.rate)
         return found
+
+
+def key_check(key: str) -> str:
+    """Return by what a policy recognises the key of its audit; a random key cannot be told from it."""
+    return hashlib.blake2b(key.encode(), digest_size=8, person=b"audit-key").hexdigest()
+
+
+def with_key(audit: Audit, key_id: str | None, keys: Mapping[str, str]) -> Audit:
+    """Return an audit that is ordered by a key.
+
+    Args:
+        audit: The audit.
+        key_id: Names the key.
+        keys: Keys by id, as the setting ``audit_keys`` has them.
+
+    Raises:
+        ModelError: No key is named, or it is not among ``keys``.
+    """
+    if key_id is None:
+        raise ModelError(
+            "without a key anybody who knows this program can tell which transactions escape the audit: add one to "
+            "FRAUD_PIPELINE_AUDIT_KEYS, and name it with --audit-key-id"
+        )
+    if not keys.get(key_id):
+        raise ModelError(f"FRAUD_PIPELINE_AUDIT_KEYS has no key {key_id!r}: add it here and at all workers")
+    return msgspec.structs.replace(audit, key_id=key_id, key_check=key_check(keys[key_id]))
 
 
 def check_audit(audit: Audit) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.audit import Audit, check_audit
+from pipeline.decision.audit import Audit, check_audit, key_check
 from pipeline.decision.comparisons import check_comparison, compared
 from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions, sample_positions
 from pipeline.scoring.errors import ModelError
@@ -185,6 +185,12 @@ class Policy:
             raise ModelError(
                 f"policy {self.version} audits with the key {self.audit.key_id!r}, which this program does not have: "
                 "add it to FRAUD_PIPELINE_AUDIT_KEYS"
+            )
+        if self.audit.key_check not in (None, key_check(keys[self.audit.key_id])):
+            raise ModelError(
+                f"policy {self.version} audits with another key {self.audit.key_id!r} than this program has, which "
+                "would select other transactions: put the old one back into FRAUD_PIPELINE_AUDIT_KEYS, and give the "
+                "new one an id of its own"
             )
         policy = Policy.from_payload(self.payload)
         policy._key = keys[self.audit.key_id].encode()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT, Policy
-from pipeline.decision.stories import CODES, STORIES, Facts, Story, pattern, told
+from pipeline.decision.stories import CODES, STORIES, Facts, Story, Telling, pattern, told
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_model import RiverModel
@@ -22,6 +22,10 @@ __all__ = ["CODES", "ScoringModels", "explain", "explain_row"]
 
 SMALLEST_CONTRIBUTION: Final = 0.25
 """Log-odds below which a reason is left out: it changes the odds by less than 28 percent."""
+STRONG_CONTRIBUTION: Final = 0.7
+"""Log-odds from which a reason in general terms stands beside others: it doubles the odds."""
+NOTABLE_ODDS: Final = 1.2
+"""Smallest multiple of the odds that a sentence names."""
 
 _COLUMNS: Final = [(story, [FEATURES.index(name) for name in story.features]) for story in STORIES]
 
@@ -51,11 +55,13 @@ def explain(
     models: ScoringModels,
     selections: Sequence[str | None],
     currency: str = "",
+    home_amounts: Sequence[str] | None = None,
 ) -> list[list[Reason]]:
     """Reasons of n alerts, at least one and at most the policy's ``max_reasons`` each.
 
     ``features`` (n, len(FEATURES)), ``logit`` (n,) LightGBM's log-odds as scored, ``selections`` why each was raised,
-    ``currency`` the base currency's code for the sentences. Rules that hold and audit samples come first, then what
+    ``currency`` the base currency's code for the sentences, ``home_amounts`` the amounts in other currencies, each with
+    its code, ``""`` where it is the base currency. Rules that hold and audit samples come first, then what
     raised the log-odds of the score, the largest first. Costs some hundred microseconds a row.
     """
     blend, river, policy = models.policy.blend, models.river, models.policy
@@ -79,7 +85,16 @@ def explain(
         if selections[i] == BY_AUDIT:
             first.append(_AUDIT)
         reasons.append(
-            explain_row(row, contributions[i], float(online[i]), evidence[i], first, policy.max_reasons, currency)
+            explain_row(
+                row,
+                contributions[i],
+                float(online[i]),
+                evidence[i],
+                first,
+                policy.max_reasons,
+                currency,
+                home_amounts[i] if home_amounts is not None else "",
+            )
         )
     return reasons
 
@@ -92,22 +107,26 @@ def explain_row(
     first: Sequence[Reason],
     max_reasons: int,
     currency: str,
+    home_amount: str = "",
 ) -> list[Reason]:
     """Reasons of one alert: ``first``, then positive contributions, the largest first.
 
     ``row`` and ``contributions`` (log-odds) have shape (len(FEATURES),); ``online`` is what the online model added, and
-    ``evidence`` what it saw. Where nothing was raised, the largest contribution there is stands alone.
+    ``evidence`` what it saw. A reason in general terms is left out beside others, unless it is strong. Where nothing
+    was raised, the largest contribution there is stands alone.
     """
-    facts, parts = Facts(row, currency), contributions.tolist()
+    facts, parts = Facts(row, currency, home_amount), contributions.tolist()
     weights = [round(sum([parts[column] for column in columns]), 4) for _, columns in _COLUMNS]
     # Only what can be told is put into words: all that is more than noise, or else the largest there is, which may be
     # several. A weight that is not a number is below nothing.
     least = min(SMALLEST_CONTRIBUTION, max(weights))
-    candidates = [
-        _reason(story, columns, facts, parts, weight)
+    tellings = [
+        (_telling(story, columns, facts, parts), weight)
         for (story, columns), weight in zip(_COLUMNS, weights, strict=True)
         if not weight < least
     ]
+    general = {telling.code for telling, _ in tellings if telling.general}
+    candidates = [_reason(telling, facts, weight) for telling, weight in tellings]
     if not round(online, 4) < least:
         candidates.append(_online(online, evidence))
     candidates.sort(key=_by_contribution)
@@ -119,6 +138,12 @@ def explain_row(
         same = raised.get(reason.code, reason)
         total = reason.contribution if same is reason else same.contribution + reason.contribution
         raised[reason.code] = msgspec.structs.replace(same, contribution=round(total, 4))
+    if first or not general.issuperset(raised):
+        raised = {
+            code: reason
+            for code, reason in raised.items()
+            if code not in general or reason.contribution >= STRONG_CONTRIBUTION
+        }
     found = [*first, *sorted(raised.values(), key=_by_contribution)]
     return (found or candidates[:1])[:max_reasons]
 
@@ -127,8 +152,11 @@ def _by_contribution(reason: Reason) -> tuple[float, str]:
     return -reason.contribution, reason.code
 
 
-def _reason(story: Story, columns: list[int], facts: Facts, parts: list[float], weight: float) -> Reason:
-    telling = told(story, facts) or pattern(story, FEATURES[max(columns, key=parts.__getitem__)], facts)
+def _telling(story: Story, columns: list[int], facts: Facts, parts: list[float]) -> Telling:
+    return told(story, facts) or pattern(story, FEATURES[max(columns, key=parts.__getitem__)], facts)
+
+
+def _reason(telling: Telling, facts: Facts, weight: float) -> Reason:
     return Reason(
         code=telling.code,
         feature=telling.feature,
@@ -142,8 +170,9 @@ def _reason(story: Story, columns: list[int], facts: Facts, parts: list[float], 
 def _online(weight: float, evidence: str) -> Reason:
     like = f" ({evidence})" if evidence else ""
     times = np.exp(min(weight, 20.0))
+    raised = f"{times:.3g} times" if times >= NOTABLE_ODDS else "a little"
     sentence = (
-        f"Recent labels raised the odds of transactions like this one{like} {times:.3g} times."
+        f"Recent labels raised the odds of transactions like this one{like} {raised}."
         if weight > 0
         else f"Recent labels say nothing against transactions like this one{like}."
     )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES, OUTLIER_RATIO, WINDOWS_US
+from pipeline.features.meanings import MEANINGS
 
 CODES: Final[dict[str, str]] = {
     "AMOUNT_HIGH": "The amount by itself raised the score.",
@@ -30,15 +31,25 @@ CODES: Final[dict[str, str]] = {
 }
 """Every code that a reason can have, with its meaning; rules bring their own. ``docs/models.md`` lists them."""
 
+LOW_RATIO: Final = 0.8
+HIGH_RATIO: Final = 1.5
+"""A quantity between these multiples of its usual value is no argument."""
 _AGO_UNITS: Final = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
 class Facts:
-    """One transaction's features by name, and how to write them."""
+    """One transaction's features by name, and how to write them.
 
-    def __init__(self, row: NDArray[np.float64], currency: str) -> None:
+    Args:
+        row: Features, shape (len(FEATURES),).
+        currency: Code of the base currency.
+        home_amount: Amount in the transaction's own currency, where that is another one.
+    """
+
+    def __init__(self, row: NDArray[np.float64], currency: str, home_amount: str = "") -> None:
         self._row = row
         self._currency = f" {currency}" if currency else ""
+        self._home = f" ({home_amount})" if home_amount else ""
 
     def __getitem__(self, name: str) -> float:
         return float(self._row[_COLUMN[name]])
@@ -51,6 +62,11 @@ class Facts:
         """An amount of the base currency's major unit."""
         return f"{amount:,.2f}{self._currency}"
 
+    @property
+    def amount(self) -> str:
+        """The transaction's amount, in the base currency and in its own."""
+        return self.money(self["amount"]) + self._home
+
 
 class Telling(NamedTuple):
     """A reason without its weight."""
@@ -59,6 +75,8 @@ class Telling(NamedTuple):
     feature: str
     sentence: str
     usual: float | None = None
+    general: bool = False
+    """Whether the transaction's own values are no argument: then other reasons may take its place."""
 
 
 class Story(NamedTuple):
@@ -95,31 +113,27 @@ def ago(seconds: float) -> str:
 def _amount(facts: Facts) -> Telling | None:
     if not facts.has("amount"):
         return None
-    amount = facts["amount"]
-    return Telling("AMOUNT_HIGH", "amount", f"The amount of {facts.money(amount)} by itself raised the score.")
+    return Telling("AMOUNT_HIGH", "amount", f"The amount of {facts.amount} by itself raised the score.")
 
 
 def _usual_amount(facts: Facts) -> Telling | None:
     if not facts.has("card_usual_amount", "card_amount_to_usual"):
         return None
-    amount, usual, ratio = facts["amount"], facts["card_usual_amount"], facts["card_amount_to_usual"]
-    if ratio >= 1.2:
-        compared = f"is {ratio:.1f} times this card's usual {facts.money(usual)}"
-    elif ratio <= 0.8:
-        compared = f"is only {ratio:.0%} of this card's usual {facts.money(usual)}"
-    else:
-        compared = f"is near this card's usual {facts.money(usual)}, on a card whose amounts resemble fraud"
-    return Telling("AMOUNT_UNUSUAL_FOR_CARD", "card_amount_to_usual", f"{facts.money(amount)} {compared}.", usual)
+    usual = facts["card_usual_amount"]
+    compared = _compared(facts["card_amount_to_usual"], f"this card's usual {facts.money(usual)}")
+    if compared is None:
+        return None
+    return Telling("AMOUNT_UNUSUAL_FOR_CARD", "card_amount_to_usual", f"{facts.amount} is {compared}.", usual)
 
 
 def _burst(facts: Facts) -> Telling | None:
     hour, day, month = facts["card_count_1h"], facts["card_count_1d"], facts["card_count_30d"]
     usual = month / 30
-    if hour >= 2:
+    if hour >= 2 and hour > HIGH_RATIO * usual / 24:
         spent = facts.money(facts["card_sum_1h"])
         text = f"{count(hour, 'earlier transaction')} of this card within the hour, for {spent}"
         return Telling("CARD_BURST", "card_count_1h", f"{text}; it usually has {usual:.1f} a day.", usual / 24)
-    if day >= 2 and day > usual:
+    if day >= 2 and day > HIGH_RATIO * usual:
         spent = facts.money(facts["card_sum_1d"])
         text = f"{count(day, 'earlier transaction')} of this card within a day, for {spent}"
         return Telling("CARD_BURST", "card_count_1d", f"{text}; it usually has {usual:.1f}.", usual)
@@ -149,7 +163,7 @@ def _new_to_merchant(facts: Facts) -> Telling | None:
         text = "This card has not been at this merchant in its last transactions."
         return Telling("CARD_NEW_TO_MERCHANT", "card_merchant_count", text)
     text = f"This card was {count(times, 'time')} at this merchant in its last transactions."
-    return Telling("CARD_KNOWN_AT_MERCHANT", "card_merchant_count", text)
+    return Telling("CARD_KNOWN_AT_MERCHANT", "card_merchant_count", text, general=True)
 
 
 def _hour(facts: Facts) -> Telling | None:
@@ -164,14 +178,16 @@ def _hour(facts: Facts) -> Telling | None:
 def _merchant_amount(facts: Facts) -> Telling | None:
     if not facts.has("merchant_amount_to_mean", "merchant_mean_30d"):
         return None
-    ratio, mean = facts["merchant_amount_to_mean"], facts["merchant_mean_30d"]
-    text = f"{facts.money(facts['amount'])} is {ratio:.1f} times this merchant's mean of {facts.money(mean)}."
-    return Telling("AMOUNT_UNUSUAL_FOR_MERCHANT", "merchant_amount_to_mean", text, mean)
+    mean = facts["merchant_mean_30d"]
+    compared = _compared(facts["merchant_amount_to_mean"], f"this merchant's mean of {facts.money(mean)}")
+    if compared is None:
+        return None
+    return Telling("AMOUNT_UNUSUAL_FOR_MERCHANT", "merchant_amount_to_mean", f"{facts.amount} is {compared}.", mean)
 
 
 def _surge(facts: Facts) -> Telling | None:
     day, usual = facts["merchant_count_1d"], facts["merchant_count_30d"] / 30
-    if day < 2 or day <= usual:
+    if day < 2 or day <= HIGH_RATIO * usual:
         return None
     text = f"{count(day, 'transaction')} at this merchant within a day; it usually has {usual:.1f}."
     return Telling("MERCHANT_SURGE", "merchant_count_1d", text, usual)
@@ -191,11 +207,17 @@ def _merchant_labels(facts: Facts) -> Telling | None:
         when = "" if math.isnan(since) else f", the last one {ago(since)} earlier"
         return Telling("MERCHANT_KNOWN_FRAUD", "merchant_known_fraud_30d", f"{share}{when}.")
     if known >= 1:
-        known_text = count(known, "labelled transaction")
-        text = f"{known_text} of 30 days at this merchant, no fraud among them; how many and how old raised the score."
+        text = "How many of this merchant's transactions have labels, and since when, resembles earlier fraud."
     else:
-        text = "No transaction of 30 days at this merchant has a label yet, which raised the score."
-    return Telling("MERCHANT_LABELS", "merchant_known_count_30d", text)
+        text = "No transaction of 30 days at this merchant has a label yet, as it was in earlier fraud."
+    return Telling("MERCHANT_LABELS", "merchant_known_count_30d", text, general=True)
+
+
+def _compared(ratio: float, usual: str) -> str | None:
+    """Compare an amount with its usual value; None where the two are near each other."""
+    if ratio >= HIGH_RATIO:
+        return f"{ratio:,.1f} times {usual}"
+    return f"only {ratio:.0%} of {usual}" if ratio <= LOW_RATIO else None
 
 
 def _nothing(facts: Facts) -> Telling | None:
@@ -296,15 +318,32 @@ def told(story: Story, facts: Facts) -> Telling | None:
 
 def pattern(story: Story, strongest: str, facts: Facts) -> Telling:
     """A story in general terms, by its strongest feature."""
-    value = facts[strongest]
-    shown = "is unknown" if math.isnan(value) else f"is {value:,.4g}"
-    text = f"{story.subject} resemble{_ending(story.subject)} fraud that the model was taught: {strongest} {shown}."
-    return Telling(_PATTERN_CODE.get(story.code, story.code), strongest, text)
+    resemble = "resemble" if story.subject.endswith("amounts") else "resembles"
+    text = f"{story.subject} {resemble} earlier fraud, most of all the {MEANINGS[strongest]}{_value(strongest, facts)}."
+    return Telling(_PATTERN_CODE.get(story.code, story.code), strongest, text, general=True)
 
 
-def _ending(subject: str) -> str:
-    return "" if subject.endswith("amounts") and "range" not in subject else "s"
+def _value(name: str, facts: Facts) -> str:
+    """The value of a feature as people write it, in brackets; nothing where it has none, or its meaning says it."""
+    value = facts[name]
+    if math.isnan(value):
+        return " (none yet)"
+    words = name.split("_")
+    if name in _WITHOUT_UNIT:
+        return ""
+    if "seconds" in words:
+        return f" ({ago(value)})"
+    if words[-1] in WINDOWS_US and words[1] not in _COUNTED:
+        return f" ({facts.money(value)})"
+    if name in _AMOUNTS:
+        return f" ({facts.money(value)})"
+    return f" ({value:,.1f})" if "surge" in words or "to" in words else f" ({value:,.0f})"
 
 
+_WITHOUT_UNIT: Final = frozenset(
+    {"hour", "weekday", "card_amount_deviation", "merchant_fraud_risk_30d", "merchant_newest_label"}
+)
+_COUNTED: Final = frozenset({"count", "outlier", "known", "unexplained"})
+_AMOUNTS: Final = frozenset({"amount", "card_usual_amount"})
 _WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _COLUMN: Final = {name: column for column, name in enumerate(FEATURES)}

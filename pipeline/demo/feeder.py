@@ -44,7 +44,7 @@ class TimedProducer(RecordProducer):
     def produce(
         self,
         topic: str,
-        key: bytes,
+        key: bytes | None,
         value: bytes,
         timestamp_ms: int,
         headers: list[tuple[str, bytes | None]] | None = None,

@@ -6,20 +6,12 @@ from typing import Final
 
 from rich.text import Text
 
+from pipeline.terminal import printable
 from schemas.messages import Alert
 
 PLAIN_WIDTH: Final = 80
 """Columns of lines that go to a pipe or a file."""
 NARROWEST: Final = 40
-
-
-def printable(text: str) -> str:
-    r"""``text`` with every control character written out, so that an identifier cannot steer a terminal.
-
-    >>> printable("card\x1b[31m")
-    'card\\x1b[31m'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def utc_text(moment: datetime) -> str:
@@ -70,14 +62,21 @@ def score_style(score: float) -> str:
     return "red" if score >= 0.4 else "yellow"
 
 
-def alert_lines(alert: Alert, width: int = PLAIN_WIDTH) -> list[Text]:
+def alert_lines(alert: Alert, width: int = PLAIN_WIDTH, *, number: int = 1, late: bool = False) -> list[Text]:
     """One alert as lines of at most ``width`` columns (an identifier that is longer stays whole).
 
     First when, how much and how sure; then who and where; then every reason's sentence.
+
+    Args:
+        alert: The alert.
+        width: Columns.
+        number: Which one of its case it is, from 1.
+        late: Whether a later alert of its card was shown before it.
     """
     width = max(width, NARROWEST)
     head = Text(utc_text(alert.event_time), style="bold")
-    head.append(f"  {money_text(alert.amount, alert.currency)}")
+    home = f" ({money_text(alert.amount_base, alert.base_currency)})" if alert.currency != alert.base_currency else ""
+    head.append(f"  {money_text(alert.amount, alert.currency)}{home}")
     head.append(f"  score {alert.score:.3f}", style=score_style(alert.score))
     severity = f"  severity {money_text(alert.severity, alert.base_currency)}"
     lines = [head]
@@ -89,7 +88,8 @@ def alert_lines(alert: Alert, width: int = PLAIN_WIDTH) -> list[Text]:
         f"card {printable(alert.card_id)}",
         f"merchant {printable(alert.merchant_id)}",
         f"transaction {printable(alert.transaction_id)}",
-        f"case {printable(alert.case_id)}, alert {alert.case_sequence}" if alert.case_sequence > 1 else "",
+        f"case {printable(alert.case_id)}, alert {number}" if number > 1 else "",
+        "out of order: a later alert of this card came before" if late else "",
         f"chosen by {printable(alert.selection)}" if alert.selection != "score" else "",
     ]
     lines += [Text(line, style="cyan") for line in _packed([fact for fact in facts if fact], width)]

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from pipeline.demo.figures import Figures
 from pipeline.demo.state import RunState
-from pipeline.demo.text import PLAIN_WIDTH, alert_row, count_text, duration_text, printable, utc_text
+from pipeline.demo.text import PLAIN_WIDTH, alert_row, count_text, duration_text, utc_text
+from pipeline.terminal import printable
 
 PLAIN_INTERVAL_S: Final = 2.0
 """Time between two progress lines in a pipe."""

@@ -43,6 +43,8 @@ class CardOptions(NamedTuple):
     topic_prefix: str = ""
     merchant_partitions: int = 1
     """How many partitions ``profiled`` has."""
+    dropped_fields: frozenset[str] = frozenset()
+    """Fields that the producers' own bytes lose on their way to ``profiled``."""
 
     @property
     def rules(self) -> CardRules:

@@ -121,6 +121,7 @@ def process_together(
             options.merchant_partitions,
             options.rates.version,
             now,
+            options.dropped_fields,
         )
         work.result.outputs += encode_blocks(columns)
     return work.result

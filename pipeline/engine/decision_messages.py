@@ -5,6 +5,7 @@ Live decisions and those of a backtest are written here. What a message says bes
 
 from collections.abc import Iterator
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -175,7 +176,8 @@ class DecisionWriter:
         """Write an alert for each row, all of which raise one. Takes some hundred microseconds a row."""
         subjects, numbers = batch.subjects, _numbers(batch, 1)
         selections = [SELECTIONS[code] for code in batch.decided.selection.tolist()]
-        reasons = explain(batch.features, batch.decided.logit, batch.models, selections, self._base_currency)
+        home = self._home_amounts(subjects)
+        reasons = explain(batch.features, batch.decided.logit, batch.models, selections, self._base_currency, home)
         more = [f"{identity:016x}".encode() for identity in subjects.identities().tolist()]
         more += [_encode(of) for of in reasons]
         ends = len(subjects.text) + np.cumsum([0, *map(len, more)])
@@ -193,6 +195,17 @@ class DecisionWriter:
                 self._constants(batch),
             )
         )
+
+    def _home_amounts(self, subjects: Subjects) -> list[str]:
+        """Amounts that are not in the base currency, each with its code, for sentences."""
+        texts = [
+            [subjects.text[start:end].decode() for start, end in subjects.spans[kind].tolist()]
+            for kind in (CURRENCY, AMOUNT)
+        ]
+        return [
+            "" if currency == self._base_currency else f"{Decimal(amount):,f} {currency}"
+            for currency, amount in zip(*texts, strict=True)
+        ]
 
     def _constants(self, batch: Batch) -> list[bytes]:
         """JSON that several rows share; notes for each row which it has."""

@@ -1,9 +1,9 @@
 """Decision store of the feedback kernel: decisions as served, what is known about them, and when they mature.
 
 Decisions and their index are in segments (`pipeline.engine.segments`). The store holds what concerns few of them.
-``n`` + digest: the label that holds and the number of examples emitted. ``d`` + day of event time + digest, empty: the
-same by the day with which it is forgotten. ``m`` + time of maturity + number: sampled decisions that mature from that
-time on.
+``n`` + digest: the label that holds, the number of examples emitted, and what the online model learned. ``d`` + day of
+event time + digest, empty: the same by the day with which it is forgotten. ``m`` + time of maturity + number: sampled
+decisions that mature from that time on.
 """
 
 import copy
@@ -20,6 +20,7 @@ from pipeline.engine.layout import DIGEST_BYTES, day_key, day_of, time_key
 from pipeline.engine.segments import DecisionSegments, Entry
 from pipeline.engine.state import Store
 from pipeline.learning.labels import UNSEEN, StateNumbers
+from pipeline.learning.online_updates import NOTHING_LEARNED, Learned
 
 _KNOWN: Final = b"n"
 _KNOWN_DAY: Final = b"d"
@@ -29,7 +30,7 @@ _MATURING: Final = b"m"
 _AFTER: Final = b"\xff" * 64
 """Behind every key of one prefix."""
 _NEVER: Final = 2**63 - 1
-_KNOWN_FIELDS: Final = struct.Struct("<bqbII")
+_KNOWN_FIELDS: Final = struct.Struct("<bqbIIbd")
 _TIME_BYTES: Final = 8
 _ITEM_BYTES: Final = _TIME_BYTES + DIGEST_BYTES
 _RATE: Final = struct.Struct("<d")
@@ -42,6 +43,8 @@ class Known(NamedTuple):
     state: StateNumbers = UNSEEN
     emitted: int = 0
     """Examples emitted, a presumption that the times alone imply included."""
+    learned: Learned = NOTHING_LEARNED
+    """What the online model was given last of it, and has not been told to undo."""
 
 
 NOT_KNOWN: Final = Known()
@@ -113,14 +116,14 @@ class DecisionStore:
         known = {}
         for digest, packed in zip(digests, found, strict=True):
             if packed is not None:
-                *state, emitted = _KNOWN_FIELDS.unpack(packed)
-                known[digest] = Known(tuple(state), emitted)
+                *state, emitted, label, weight = _KNOWN_FIELDS.unpack(packed)
+                known[digest] = Known(tuple(state), emitted, Learned(label, weight))
         return known
 
     def learn(self, known: Iterable[tuple[bytes, int, Known]]) -> None:
         """Keep what is known now about transactions, given the event time of each one's decision."""
-        for digest, event_time_us, (state, emitted) in known:
-            self._store.put(_KNOWN + digest, _KNOWN_FIELDS.pack(*state, emitted))
+        for digest, event_time_us, (state, emitted, learned) in known:
+            self._store.put(_KNOWN + digest, _KNOWN_FIELDS.pack(*state, emitted, *learned))
             self._store.put(day_key(_KNOWN_DAY, day_of(event_time_us), digest), b"")
 
     def let_mature(self, items: Iterable[tuple[int, bytes]], rate: float) -> None:

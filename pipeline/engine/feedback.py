@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, Self
 
 import msgspec
+import numpy as np
 
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.blocks import BlockError, row_count
@@ -24,6 +25,9 @@ from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments, SavedSegments, SegmentsState
 from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.waiting import WaitingRoom, WaitingState
+from pipeline.learning.online_updates import PRESUMED
+from pipeline.learning.report_delays import unreported_weight
+from pipeline.learning.surges import SourceHours
 from schemas.messages import Example, FeedbackRules
 from schemas.records import Output, Record
 from schemas.topics import DECISION_FEATURES, EXAMPLES, LABELS
@@ -39,6 +43,8 @@ class FeedbackOptions(NamedTuple):
     maturity_us: int
     negative_sample_rate: float
     topic_prefix: str = ""
+    reported_share: float = 1.0
+    """Share of the reported frauds whose reports come within the maturity."""
 
     @property
     def rules(self) -> FeedbackRules:
@@ -57,6 +63,7 @@ class _Values(msgspec.Struct):
     decisions: DecisionState
     segments: SegmentsState
     waiting: WaitingState
+    label_hours: dict[str, SourceHours]
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(_Values)
@@ -96,7 +103,8 @@ class FeedbackPartition:
         self._served = DecisionStore(store, self._segments, values.decisions if values else None)
         self._waiting = WaitingRoom(store, values.waiting if values else None)
         progress = (values.newest_us, values.first_day) if values else (0, 0)
-        self._kernel = FeedbackKernel(self._served, self._waiting, *progress)
+        hours = values.label_hours if values else None
+        self._kernel = FeedbackKernel(self._served, self._waiting, *progress, hours)
 
     def process(
         self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
@@ -131,7 +139,14 @@ class FeedbackPartition:
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the settled state; what is large is in files, which are linked."""
         segments = self._segments.dump(full=full)
-        values = _Values(LAYOUT, *self._kernel.progress, self._served.state, segments.state, self._waiting.state)
+        values = _Values(
+            LAYOUT,
+            *self._kernel.progress,
+            self._served.state,
+            segments.state,
+            self._waiting.state,
+            self._kernel.surges.hours,
+        )
         frozen = self._store.freeze()
         if frozen is not None:
             self._segments.link(frozen)
@@ -141,7 +156,8 @@ class FeedbackPartition:
         """Return the digest of the settled state."""
         newest_us, first_day = self._kernel.progress
         decisions = list(self._served.contents(first_day))
-        return state_digest(newest_us, first_day, decisions, self._waiting.state, list(self._waiting.contents()))
+        hours = sorted(self._kernel.surges.hours.items())
+        return state_digest(newest_us, first_day, decisions, self._waiting.state, list(self._waiting.contents()), hours)
 
     def close(self) -> None:
         """Let go of the state."""
@@ -193,6 +209,10 @@ def example(one: Emitted, decision: DecisionRecord) -> Example:
         known_at=_EPOCH + timedelta(microseconds=one.known_at_us),
         weight=one.weight,
         revision=one.revision,
+        online_weight=_online_weight(one, decision),
+        former=one.online.former.label,
+        former_weight=one.online.former.weight,
+        held=one.online.held,
         features=decision.features,
         logit=decision.logit,
         river_logit=decision.river_logit,
@@ -200,3 +220,11 @@ def example(one: Emitted, decision: DecisionRecord) -> Example:
         versions=decision.versions,
         log=decision.log,
     )
+
+
+def _online_weight(one: Emitted, decision: DecisionRecord) -> float:
+    """Return the weight for the online model; what is presumed legitimate may be a fraud that nobody has reported."""
+    if one.label != PRESUMED:
+        return one.online.weight
+    weight = unreported_weight(np.array([decision.score]), np.array([one.reported_share]))
+    return one.online.weight * float(weight[0])

@@ -22,19 +22,20 @@ from pipeline.engine.segments import Entry
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST, WaitingRoom
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hashes
-from pipeline.learning.labels import KNOWN, LEGITIMATE, NOTHING, OUTCOMES, resolve_numbers
+from pipeline.learning.labels import KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
+from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
 from pipeline.learning.sampling import keep_negative, keep_negatives
+from pipeline.learning.surges import SourceHours, Surges
 from schemas.codec import EARLIEST_US
 from schemas.messages import FeedbackRules
 
 PRESUME_AT_MOST: Final = 5_000
 """Transactions that one position presumes legitimate at most; others are left to the positions after it."""
-PRESUMED: Final = "presumed_legitimate"
 _NOTHING: Final = KNOWN.index(NOTHING)
 _LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
 _STATE_KNOWN: Final = 2
 """Place of what is known in `StateNumbers`."""
-_PENDING: Final = struct.Struct("<bbqQ")
+_PENDING: Final = struct.Struct("<bbqQ?")
 _LAST: Final = 2**63 - 1
 """Behind every position."""
 _UTF_8: Final = ("utf-8", "surrogatepass")
@@ -73,17 +74,21 @@ class LabelRow(NamedTuple):
     known_at_us: int
     hash: int
     source: str
+    held: bool = False
+    """True if it is part of a surge of its source."""
 
     def pack(self) -> bytes:
         """Return it for the pending labels, which keep ``known_at_us`` themselves."""
-        return _PENDING.pack(self.rank, self.known, self.labelled_at_us, self.hash) + self.source.encode(*_UTF_8)
+        return _PENDING.pack(self.rank, self.known, self.labelled_at_us, self.hash, self.held) + self.source.encode(
+            *_UTF_8
+        )
 
     @classmethod
     def unpack(cls, packed: bytes, known_at_us: int) -> "LabelRow":
         """Return a pending label."""
-        rank, known, labelled_at_us, identity = _PENDING.unpack_from(packed)
+        rank, known, labelled_at_us, identity, held = _PENDING.unpack_from(packed)
         source = packed[_PENDING.size :].decode(*_UTF_8)
-        return cls(rank, known, labelled_at_us, known_at_us, identity, source)
+        return cls(rank, known, labelled_at_us, known_at_us, identity, source, held)
 
 
 class JoinedRows(NamedTuple):
@@ -117,13 +122,24 @@ class Emitted(NamedTuple):
     known_at_us: int
     weight: float
     revision: int
+    online: OnlineUpdate
+    reported_share: float
+    """Share of the reported frauds whose reports come within the maturity, for what is presumed."""
 
 
 class FeedbackKernel:
     """State of one partition: decisions as served, labels that wait for theirs, and how far event time has come."""
 
-    def __init__(self, decisions: DecisionStore, pending: WaitingRoom, newest_us: int = 0, first_day: int = 0) -> None:
+    def __init__(
+        self,
+        decisions: DecisionStore,
+        pending: WaitingRoom,
+        newest_us: int = 0,
+        first_day: int = 0,
+        hours: Mapping[str, SourceHours] | None = None,
+    ) -> None:
         self.decisions, self.pending = decisions, pending
+        self.surges = Surges(hours)
         self._newest_us = self._settled_newest_us = newest_us
         # Only grows, whatever the rules become: what was forgotten under a short horizon stays forgotten under a longer
         # one, and nothing is filed where deleting has passed by.
@@ -144,12 +160,14 @@ class FeedbackKernel:
         """The batch is committed (the store is settled by its owner)."""
         self.decisions.settle()
         self.pending.settle()
+        self.surges.settle()
         self._settled_newest_us, self._settled_first_day = self._newest_us, self._first_day
 
     def undo(self) -> None:
         """The batch is not committed."""
         self.decisions.undo()
         self.pending.undo()
+        self.surges.undo()
         self.counts.clear()
         self._newest_us, self._first_day = self._settled_newest_us, self._settled_first_day
 
@@ -206,6 +224,7 @@ class _Part:
         joined: JoinedRows,
     ) -> None:
         self._decisions, self._pending, self._counts = kernel.decisions, kernel.pending, kernel.counts
+        self._surges = kernel.surges
         self._rules, self._decided, self._joined = rules, decided, joined
         # Before the first decision and with each: how far event time has come, and the first day that is remembered.
         # What lies before it is as if it were not there.
@@ -289,6 +308,8 @@ class _Part:
                 self._join_pending(position, digest, entry)
         for number in labels:
             digest, label = self._joined.digest[number], self._joined.labels[number]
+            # Here, whether or not its transaction is there: what is held depends on the order of the labels alone.
+            label = label._replace(held=self._surges.take(label.source, label.known_at_us))
             entry = self._find(digest)
             if entry is None:
                 self._pending.add(digest, label.known_at_us, label.pack())
@@ -299,7 +320,9 @@ class _Part:
         for at_us, digest, rate in due:
             entry, known = self._find(digest), self._known.get(digest, NOT_KNOWN)
             if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == _NOTHING:
-                self._emit(digest, known, Emitted(position, entry, PRESUMED, None, at_us, 1.0 / rate, 0))
+                weight, share = 1.0 / rate, self._rules.reported_share
+                one = Emitted(position, entry, PRESUMED, None, at_us, weight, 0, OnlineUpdate(weight), share)
+                self._emit(digest, known._replace(learned=Learned.presumed(weight)), one)
 
     def _find(self, digest: bytes) -> Entry | None:
         entry = self._entries.get(digest)
@@ -325,26 +348,33 @@ class _Part:
         if label.known_at_us - entry.event_time_us > rules.label_horizon_us:
             counts["label", "too_late"] += 1
             return
-        held, emitted = self._known.get(digest, NOT_KNOWN)
-        if emitted == 0 and sampled and label.known_at_us > entry.event_time_us + rules.maturity_us:
+        known = self._known.get(digest, NOT_KNOWN)
+        in_time = label.known_at_us <= entry.event_time_us + rules.maturity_us
+        if known.emitted == 0 and sampled and not in_time:
             # By the times alone it had been presumed legitimate before: the same on every replay.
-            emitted = 1
-        state, outcome = resolve_numbers(held, label.rank, label.labelled_at_us, label.known)
+            known = known._replace(emitted=1, learned=Learned.presumed(1.0 / rules.negative_sample_rate))
+        before = known.state[_STATE_KNOWN]
+        state, outcome = resolve_numbers(known.state, label.rank, label.labelled_at_us, label.known)
         counts["label", OUTCOMES[outcome]] += 1
-        known = self._known[digest] = self._changed[digest] = Known(state, emitted)
+        known = self._known[digest] = self._changed[digest] = known._replace(state=state)
         now = state[_STATE_KNOWN]
-        if now in (held[_STATE_KNOWN], _NOTHING):
+        if now == before or (now == _NOTHING and known.emitted == 0):
             return
-        if now == _LEGITIMATE and emitted == 0 and not sampled:
+        reviewed = label.rank >= REVIEWER_RANK
+        if now == _LEGITIMATE and known.emitted == 0 and not sampled and not reviewed:
             counts["label", "not_sampled"] += 1
             return
-        # A correction replaces an example that is there for certain; a first one stands for 1 / rate.
-        weight = 1.0 / rules.negative_sample_rate if now == _LEGITIMATE and sampled else 1.0
-        self._emit(
-            digest, known, Emitted(position, entry, KNOWN[now], label.source, label.known_at_us, weight, emitted)
+        # A correction replaces an example that is there for certain, and so is one of what somebody has looked at; a
+        # first one stands for 1 / rate.
+        weight = 1.0 / rules.negative_sample_rate if now == _LEGITIMATE and sampled and not reviewed else 1.0
+        online, learned = online_update(known.learned, now, weight, rules.reported_share, in_time=in_time)
+        name, online = WITHDRAWN if now == _NOTHING else KNOWN[now], online._replace(held=label.held)
+        one = Emitted(
+            position, entry, name, label.source, label.known_at_us, weight, known.emitted, online, rules.reported_share
         )
+        self._emit(digest, known if label.held else known._replace(learned=learned), one)
 
     def _emit(self, digest: bytes, known: Known, one: Emitted) -> None:
         self._emitted.append(one)
         self._counts["example", one.label] += 1
-        self._known[digest] = self._changed[digest] = Known(known.state, known.emitted + 1)
+        self._known[digest] = self._changed[digest] = known._replace(emitted=known.emitted + 1)

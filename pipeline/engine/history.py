@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.accept import counting
-from pipeline.engine.columns import identities, name_keys
+from pipeline.engine.columns import digest_keys, identities, name_keys
 from pipeline.engine.merchants import MerchantLog, behind, labels_log, transactions_log
 from pipeline.features.catalogue import (
     CARD_FEATURES,
@@ -79,6 +79,12 @@ def delayed_labels(
 def identities_of(frame: pd.DataFrame) -> NDArray[np.uint64]:
     """Return the `transaction_hash` of each row; shape (n,)."""
     return identities(_texts(frame["card_id"]), _texts(frame["transaction_id"]))
+
+
+def digests_of(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """Return the first word of each row's `transaction_digest`, by which trainings sample; shape (n,)."""
+    words = digest_keys(_texts(frame["card_id"]), _texts(frame["transaction_id"]))
+    return np.ascontiguousarray(words[:, 0])
 
 
 def event_times_us(times: pd.Series) -> NDArray[np.int64]:

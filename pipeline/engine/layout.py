@@ -10,7 +10,7 @@ import xxhash
 
 from pipeline.features.catalogue import US_PER_DAY
 
-LAYOUT: Final = 11
+LAYOUT: Final = 12
 DIGEST_BYTES: Final = 16
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -11,6 +11,7 @@ from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump, state_digest
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
+from pipeline.scoring.prequential import Prequential
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.errors import UNREADABLE
 from schemas.messages import Example, ModelVersion
@@ -62,6 +63,8 @@ class LearnPartition:
         self._saved = learner.save()
         self._since: list[Example] = []
         self._pending: list[Example] = []
+        self.prequential = Prequential()
+        """The examples that were committed since it was made."""
 
     def _load(self, loaded: LoadedState) -> None:
         values = decode_values(loaded.values, _DECODER)
@@ -100,6 +103,7 @@ class LearnPartition:
     def settle(self) -> None:
         """The batch is committed."""
         self._settled = (self.next_offset, self._published_offset)
+        self.prequential.add(self._pending)
         self._since += self._pending
         self._pending = []
         if len(self._since) > REFOLD_AT_MOST:

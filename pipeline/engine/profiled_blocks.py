@@ -1,9 +1,10 @@
 """What the card agent makes of a batch, as blocks for ``profiled``: columns throughout, no work by row."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ _TRANSACTIONS, _LABELS, _REROUTED = range(len(_TOPICS))
 _RATES: Final = len(_TOPICS)
 _DASH: Final = np.uint8(ord("-"))
 _KNOWN_CODES: Final = np.array([KNOWN_NAMES.index(name) for name in KNOWN], np.uint8)
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class ProfiledLabels(NamedTuple):
@@ -116,6 +118,7 @@ def profiled_columns(
     merchant_partitions: int,
     rates_version: str,
     now: datetime,
+    dropped: Set[str] = frozenset(),
 ) -> RowColumns:
     """Lay out the rows of a batch.
 
@@ -127,11 +130,12 @@ def profiled_columns(
         merchant_partitions: Partitions of ``profiled``.
         rates_version: Version of the rate table that converted the amounts.
         now: When the batch was read.
+        dropped: Fields that the producers' own bytes lose.
     """
-    rows = _transaction_rows(taken, profile, batch, merchant_partitions, rates_version, timestamp_us(now))
+    rows = _transaction_rows(taken, profile, batch, merchant_partitions, rates_version, timestamp_us(now), dropped)
     if labels is None:
         return rows
-    more = _label_rows(labels, merchant_partitions, rates_version, profile.features.shape[1])
+    more = _label_rows(labels, merchant_partitions, rates_version, profile.features.shape[1], dropped)
     n, m = len(taken), len(labels.behind)
     order = np.empty(n + m, np.intp)
     is_label = np.zeros(n + m, np.bool_)
@@ -170,7 +174,13 @@ def encode_blocks(columns: RowColumns) -> list[Output]:
 
 
 def _transaction_rows(
-    taken: Transactions, profile: CardProfile, batch: Batch, partitions: int, rates_version: str, now_us: int
+    taken: Transactions,
+    profile: CardProfile,
+    batch: Batch,
+    partitions: int,
+    rates_version: str,
+    now_us: int,
+    dropped: Set[str],
 ) -> RowColumns:
     n, numbers = len(taken), taken.row.tolist()
     is_all = n == len(batch.records)
@@ -199,21 +209,23 @@ def _transaction_rows(
         taken.transaction_id, taken.card_id, taken.merchant_id, case_id, taken.stated_amount, taken.currency,
         taken.transaction_type,
     )  # fmt: skip
-    text, firsts, lengths = _texts(dict(enumerate(texts)), records)
+    text, firsts, lengths = _texts(dict(enumerate(texts)), records, dropped)
     return RowColumns(
         partitions_of(taken.merchant_id, partitions), sources, wide, profile.features, narrow, codes, text, firsts,
         lengths, rates_version,
     )  # fmt: skip
 
 
-def _label_rows(labels: ProfiledLabels, partitions: int, rates_version: str, features: int) -> RowColumns:
+def _label_rows(
+    labels: ProfiledLabels, partitions: int, rates_version: str, features: int, dropped: Set[str]
+) -> RowColumns:
     m = len(labels.behind)
     wide = np.zeros((len(blocks.WIDE), m), np.int64)
     wide[blocks.EVENT_US], wide[blocks.KNOWN_AT_US] = labels.event_time_us, labels.known_at_us
     codes = np.zeros((len(blocks.CODES), m), np.uint8)
     codes[blocks.KIND], codes[blocks.KNOWN] = LABEL, _KNOWN_CODES[labels.known]
     texts = {blocks.ID: labels.transaction_id, blocks.CARD: labels.card_id, blocks.MERCHANT: labels.merchant_id}
-    text, firsts, lengths = _texts(texts, labels.records)
+    text, firsts, lengths = _texts(texts, labels.records, dropped)
     return RowColumns(
         partitions_of(labels.merchant_id, partitions), _sources(labels.records, _LABELS), wide,
         np.empty((0, features)), np.zeros((len(blocks.NARROW), m), np.int32), codes, text, firsts, lengths,
@@ -251,9 +263,9 @@ def _sources(records: Sequence[Record], topic: int) -> Sources:
 
 
 def _texts(
-    columns: dict[int, pa.Array], records: Sequence[Record]
+    columns: dict[int, pa.Array], records: Sequence[Record], dropped: Set[str]
 ) -> tuple[bytes, NDArray[np.int64], NDArray[np.int32]]:
-    """Lay texts behind each other, those of ``columns`` by number and the records' values.
+    """Lay texts behind each other, those of ``columns`` by number and the records' values without ``dropped`` fields.
 
     Returns:
         All texts, where each begins, and its length; the latter have shape (len(TEXTS), n).
@@ -271,9 +283,23 @@ def _texts(
         at += len(part)
         parts.append(part)
     values = [record.value or b"" for record in records]
+    if dropped:
+        values = [without_fields(value, dropped) for value in values]
     lengths[blocks.ORIGINAL] = sizes = np.fromiter(map(len, values), np.int64, n)
     firsts[blocks.ORIGINAL] = at + np.cumsum(sizes) - sizes
     return b"".join((*parts, *values)), firsts, lengths
+
+
+def without_fields(value: bytes, dropped: Set[str]) -> bytes:
+    """Return a JSON object without some of its fields; the other values stay as they are, byte for byte.
+
+    >>> without_fields(b'{"card_id":"c","ip":"10.0.0.1","amount":12.50}', {"ip"})
+    b'{"card_id":"c","amount":12.50}'
+    """
+    fields = _FIELDS.decode(value)
+    if dropped.isdisjoint(fields):
+        return value
+    return msgspec.json.encode({name: content for name, content in fields.items() if name not in dropped})
 
 
 def _joined(parts: Sequence[RowColumns], order: NDArray[np.intp]) -> RowColumns:

@@ -17,6 +17,8 @@ A topic limits what is written to it as it is compressed, so that a small batch 
 letter must fit whatever it is compressed with, or the record could be neither read nor refused.
 """
 _TEXT_LIMIT: Final = 1_000
+_FIRST_OWN: Final = "dead-letter-topic"
+_MESSAGE: Final = "dead-letter-message"
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class Result:
         """
         key, value, headers, left_out = _kept(record, kept_bytes)
         reason: Headers = (
-            ("dead-letter-topic", record.topic.encode()),
+            (_FIRST_OWN, record.topic.encode()),
             ("dead-letter-partition", str(record.partition).encode()),
             ("dead-letter-offset", str(record.offset).encode()),
             *(() if row is None else (("dead-letter-row", str(row).encode()),)),
@@ -70,10 +72,24 @@ class Result:
             ("dead-letter-stage", stage.encode()),
             ("dead-letter-error", code.encode()),
             *(() if first is None else _first_headers(*first)),
-            ("dead-letter-message", message[:_TEXT_LIMIT].encode("utf-8", "backslashreplace")),
+            (_MESSAGE, message[:_TEXT_LIMIT].encode("utf-8", "backslashreplace")),
         )
         self.outputs.append(Output(DEAD_LETTERS, key, value, (*headers, *reason, *left_out)))
         self.counts["dead_letter", code] += 1
+
+
+def redacted(letter: Output) -> Output:
+    """Return a dead letter without anything that its record holds: neither key nor value nor headers.
+
+    What is left says where the record is, how large it is, and its digest, and why it was refused, by code: sentences
+    may repeat a value.
+    """
+    names = [name for name, _ in letter.headers]
+    # Producers may use such names too; the dead letter's own come last.
+    own = len(names) - names[::-1].index(_FIRST_OWN) - 1
+    headers = tuple((name, content) for name, content in letter.headers[own:] if name != _MESSAGE)
+    size = () if letter.value is None else _told_of("value", letter.value)
+    return Output(letter.topic, None, None, (*headers, *size), letter.partition)
 
 
 def _first_headers(partition: int, offset: int) -> Headers:

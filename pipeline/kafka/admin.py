@@ -20,6 +20,8 @@ from pipeline.kafka.clients import (
     partition_numbers,
     patiently,
 )
+from pipeline.kafka.cluster import configs_of
+from pipeline.kafka.retention import retention_ms, wanted_problems
 from pipeline.settings import Settings
 from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic
 
@@ -76,7 +78,7 @@ def topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
     """Topic configuration that ``topic`` must have."""
     config = {
         "cleanup.policy": topic.cleanup_policy,
-        "retention.ms": str(topic.retention_ms),
+        "retention.ms": str(retention_ms(topic, settings)),
         "max.message.bytes": str(topic.max_message_bytes),
         "message.timestamp.type": "CreateTime",
     }
@@ -96,6 +98,8 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = 
     Raises ``TopicError`` for a wrong number of partitions, and for a missing topic that may not be created,
     ``ClusterUnreachable`` when no broker answers. Other differences are ``warnings`` of the returned states.
     """
+    if (problems := wanted_problems(settings)) and not settings.accept_short_retention:
+        raise TopicError("\n".join(problems))
     client = admin_client(bootstrap, settings=settings)
     metadata = reached(client, bootstrap)
     names = {settings.topic(topic.name): topic for topic in topics}
@@ -337,3 +341,21 @@ def group_lag(
     client = admin_client(bootstrap, settings=settings)
     committed = committed_offsets(bootstrap, group, topics, settings=settings)
     return {at: max(end - committed.get(at, 0), 0) for at, end in _end_offsets(client, topics).items()}
+
+
+def topic_retentions(settings: Settings) -> dict[str, int]:
+    """Return for how long topics of the pipeline keep records, by full name, in milliseconds; -1 for ever.
+
+    As the cluster says, of the topics that it has; as they would be created, where the settings name no cluster.
+
+    Raises:
+        ClusterUnreachable: No broker answers.
+    """
+    names = {settings.topic(topic.name): topic for topic in TOPICS}
+    bootstrap = settings.kafka_bootstrap_servers
+    if bootstrap is None:
+        return {name: retention_ms(topic, settings) for name, topic in names.items()}
+    client = admin_client(bootstrap, settings=settings)
+    there = [name for name in names if name in reached(client, bootstrap).topics]
+    configs, _ = configs_of(client, ResourceType.TOPIC, there)
+    return {name: int(config.get("retention.ms") or -1) for name, config in configs.items()}

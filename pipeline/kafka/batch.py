@@ -1,6 +1,6 @@
 """A batch: records that are worked on and committed together, and what it takes to commit exactly them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -72,3 +72,15 @@ def make_batch(records: list[Record], group_metadata: Any) -> Batch:
         starts.setdefault(place, record.offset)
         ends[place] = record.offset + 1
     return Batch(records, group_metadata, starts, ends)
+
+
+def places_text(places: Iterable[Place]) -> str:
+    """Return partitions as people write them.
+
+    >>> places_text([("labels", 1), ("labels", 0), ("rerouted", 0)])
+    'labels 0, 1; rerouted 0'
+    """
+    numbers: dict[str, list[int]] = {}
+    for topic, number in sorted(places):
+        numbers.setdefault(topic, []).append(number)
+    return "; ".join(f"{topic} {', '.join(map(str, of))}" for topic, of in numbers.items())

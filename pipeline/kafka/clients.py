@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from confluent_kafka import (
@@ -25,6 +25,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from pipeline.kafka import log_consumer as logs
 from pipeline.kafka.callbacks import callback
 from pipeline.settings import Settings
+from pipeline.signing import Trust
 from schemas.records import Headers, Record
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ SETTLE_S: Final = 2.0
 EARLY_END_S: Final = 60.0
 """Longest time without a record below the end that is read to, once a reader has met an earlier end."""
 SETTLE_POLL_S: Final = 0.005
+PRESENCE_S: Final = 2.0
+"""Time between two questions whether a broker is there, and the longest wait for the answer."""
 
 PASSING_ERRORS: Final = frozenset(
     {
@@ -145,15 +148,27 @@ def log_error_only(error: KafkaError) -> None:
     _tell(error, "")
 
 
+@cache
+def _check_given(given: tuple[tuple[str, str], ...]) -> None:
+    """Raise `ConfigError` for properties that librdkafka does not know or cannot use; no value is told."""
+    try:
+        AdminClient({**dict(given), "logger": logging.getLogger("pipeline.kafka.unused")})
+    except KafkaException as error:
+        text = error.args[0].str()
+        for value in sorted((value for _, value in given if value), key=len, reverse=True):
+            text = text.replace(f'"{value}"', "its value")
+        raise ConfigError(f"FRAUD_PIPELINE_KAFKA_CONFIG cannot be used: {text}") from None
+
+
 def _merge(
     tuning: Config, invariants: Config, settings: Settings | None, overrides: Mapping[str, Any] | None
 ) -> Config:
     given = settings.kafka_config if settings is not None else {}
+    _check_given(tuple(sorted(given.items())))
     for name, value in given.items():
         if name in invariants and value.lower() != str(invariants[name]).lower():
             raise ConfigError(
-                f"FRAUD_PIPELINE_KAFKA_CONFIG sets {name} to {value!r}, but the pipeline relies on "
-                f"{invariants[name]!r}: remove it"
+                f"FRAUD_PIPELINE_KAFKA_CONFIG sets {name}, but the pipeline relies on {invariants[name]!r}: remove it"
             )
     config = {**tuning, **given, **invariants, **(overrides or {})}
     return {name: callback(value) if callable(value) else value for name, value in config.items()}
@@ -409,7 +424,11 @@ def log_consumer(
     prefix = settings.topic_prefix if settings is not None else ""
     config = consumer_config(bootstrap, "fraud-pipeline-reader", settings=settings)
     own = {"enable.partition.eof": True, **(own or {})}
-    return logs.LogConsumer(config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused)
+    trust = Trust.of(settings) if settings is not None else Trust([], {})
+    return logs.LogConsumer(
+        config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,
+        trusted=lambda message: trust.refusal(record_of(message)) is None,
+    )  # fmt: skip
 
 
 def read_batches(
@@ -505,12 +524,27 @@ def tail_topic(
     *,
     settings: Settings | None = None,
     from_beginning: bool = False,
+    start: Mapping[int, int] | None = None,
     stopped: threading.Event | Callable[[], bool] | None = None,
+    lost_after_s: float | None = None,
 ) -> Iterator[Record]:
     """Committed records of ``topic`` as they come, until ``stopped`` says so; the generator may also be closed.
 
-    From the end, as it is when the first record is asked for, or from the beginning. Raises ``TopicError``,
-    ``KafkaException``.
+    From the end, as it is when the first record is asked for, or from the beginning.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        topic: Full name of the topic.
+        settings: Settings of the client.
+        from_beginning: Begin with the oldest record.
+        start: First offsets, by partition number, in place of the end.
+        stopped: Whether to stop.
+        lost_after_s: Give up once no broker has answered for so long; None: wait for one for ever.
+
+    Raises:
+        TopicError: The topic is missing, or a part of it cannot be read.
+        ClusterUnreachable: No broker answers any more.
+        KafkaException: The brokers report an error that does not pass.
     """
     is_stopped = stopped.is_set if isinstance(stopped, threading.Event) else stopped
     reader = log_consumer(bootstrap, settings)
@@ -518,11 +552,16 @@ def tail_topic(
         numbers = partition_numbers(reader.consumer, topic)
         positions = [TopicPartition(topic, number, OFFSET_BEGINNING) for number in numbers]
         for at in () if from_beginning else positions:
+            if start is not None:
+                at.offset = start[at.partition]
+                continue
             # Asked for now: a position that is known shows whether the partition stands still.
             ask = partial(reader.consumer.get_watermark_offsets, at, timeout=METADATA_TIMEOUT_S)
             _, at.offset = patiently(ask)
         reader.assign(positions)
+        presence = _Presence(reader.consumer, bootstrap, topic, lost_after_s)
         while is_stopped is None or not is_stopped():
+            presence.check()
             for message in reader.take(READ_POLL_S, READ_BATCH):
                 if (error := message.error()) is not None:
                     _raise_unless_end(error)
@@ -535,3 +574,27 @@ def tail_topic(
 def _raise_unless_end(error: KafkaError) -> None:
     if error.code() != KafkaError._PARTITION_EOF:
         raise KafkaException(error)
+
+
+class _Presence:
+    """Asks now and then whether a broker still answers a reader, who is not told when the last one ends."""
+
+    def __init__(self, consumer: Consumer, bootstrap: str, topic: str, lost_after_s: float | None) -> None:
+        self._consumer, self._bootstrap, self._topic = consumer, bootstrap, topic
+        self._lost_after_s = lost_after_s
+        self._asked_s = self._answered_s = time.monotonic()
+
+    def check(self) -> None:
+        """Raise `ClusterUnreachable` once no broker has answered for too long."""
+        now_s = time.monotonic()
+        if self._lost_after_s is None or now_s - self._asked_s < PRESENCE_S:
+            return
+        try:
+            self._consumer.list_topics(self._topic, timeout=PRESENCE_S)
+            self._answered_s = time.monotonic()
+        except KafkaException as error:
+            if now_s - self._answered_s >= self._lost_after_s:
+                raise ClusterUnreachable(
+                    f"no broker answers at {self._bootstrap} any more: it has ended, or the network is cut"
+                ) from error
+        self._asked_s = time.monotonic()

@@ -50,3 +50,34 @@ class PartitionHandler(Protocol):
 
     def undo(self, partitions: Collection[int]) -> None:
         """What the last batch did to these partitions is not committed: take it back."""
+
+
+class Stateless:
+    """The handler of an agent without state: there is nothing to restore, to commit or to roll back."""
+
+    rules: Rules | None = None
+
+    def assigning(self, waiting: Callable[[], None]) -> None:
+        """Prepare nothing."""
+
+    def restore(
+        self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
+    ) -> Restored:
+        """Start where the group stands: there is nothing to replay."""
+        del partition, logs, waiting
+        return Restored(committed, 0)
+
+    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+        """Replay nothing."""
+
+    def restored(self, partition: int, records: int) -> None:
+        """Report nothing."""
+
+    def forget(self, partition: int) -> None:
+        """Drop nothing."""
+
+    def settle(self, partitions: Collection[int]) -> None:
+        """Commit nothing."""
+
+    def undo(self, partitions: Collection[int]) -> None:
+        """Roll nothing back."""

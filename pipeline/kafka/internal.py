@@ -7,8 +7,11 @@ from typing import Final, TypeVar
 from pipeline.engine.blocks import BlockError
 from pipeline.engine.feature_blocks import FeatureRows, read_features
 from pipeline.kafka.clients import OncePerWhile
+from pipeline.settings import Settings
+from pipeline.signing import SIGNATURE, Trust
 from schemas.errors import UNREADABLE
 from schemas.records import Record
+from schemas.topics import CONTROL
 
 log = logging.getLogger(__name__)
 # The first word of a line is the topic: of many refused records of one topic, one every few seconds is reported.
@@ -54,6 +57,47 @@ def readable(
             refuse(record, error, on_refused)
         else:
             yield record, message
+
+
+class TrustedRecords:
+    """Reads ``models`` and ``control``, whose records the settings may want to be signed; for one reader of each.
+
+    Args:
+        settings: Name the keys that are trusted.
+        on_refused: Counts refused records.
+
+    Raises:
+        KeyFileError: A key cannot be read.
+    """
+
+    def __init__(self, settings: Settings, on_refused: OnRefused) -> None:
+        self.on_refused = on_refused
+        self._trust = Trust.of(settings)
+        self._control = settings.topic(CONTROL.name)
+        self._first: dict[bytes, int] = {}
+        """Offset on ``control`` of each signature."""
+
+    def readable(self, records: Iterable[Record], decode: Callable[[bytes], T]) -> Iterator[tuple[Record, T]]:
+        """Yield what `readable` yields of the records that are trusted; the others are refused."""
+        return readable(self._trusted(records), decode, self.on_refused)
+
+    def _trusted(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            reason = self._trust.refusal(record) or self._repeated(record)
+            if reason is None:
+                yield record
+            else:
+                refuse(record, reason, self.on_refused)
+
+    def _repeated(self, record: Record) -> str | None:
+        """Return why a signed record of ``control`` is a copy: it would bring back what was in force before."""
+        if record.topic != self._control:
+            return None
+        for name, signature in record.headers:
+            if name == SIGNATURE and signature is not None:
+                first = self._first.setdefault(signature, record.offset)
+                return f"it is a copy of the record at offset {first}" if first != record.offset else None
+        return None
 
 
 def readable_features(records: Iterable[Record], on_refused: OnRefused) -> Iterator[tuple[Record, FeatureRows]]:

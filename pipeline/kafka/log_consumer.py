@@ -56,6 +56,7 @@ class LogConsumer:
         skip_unreadable: Skip every unreadable batch, quarantined or not: for readers that only look.
         skip_refused: Skip records that claim another offset than they have, and batches that an agent has quarantined;
             else refuse them: each agent refuses and quarantines for itself.
+        trusted: Whether a record of ``control`` counts.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class LogConsumer:
         *,
         skip_unreadable: bool = False,
         skip_refused: bool = True,
+        trusted: Callable[[Message], bool] = lambda _: True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
-        self._skip_unreadable = skip_unreadable
+        self._skip_unreadable, self._trusted = skip_unreadable, trusted
         self.consumer = Consumer(reader_config(config, own))
         self._positions: dict[Place, int] = {}
         """Offsets behind what was taken, or from which reading begins."""
@@ -284,9 +286,9 @@ class LogConsumer:
                 self._waiting()
                 for message in control.take(_POLL_S, _BATCH):
                     error = message.error()
-                    if error is None:
+                    if error is None and self._trusted(message):
                         ranges += self._range_in(message.value() or b"", place)
-                    elif error.code() == KafkaError._PARTITION_EOF:
+                    elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                         return ranges
         raise TopicError(f"topic {self._prefix}{CONTROL.name} cannot be read to its end: check the brokers")
 

@@ -67,7 +67,7 @@ class RecordProducer:
     def produce(
         self,
         topic: str,
-        key: bytes,
+        key: bytes | None,
         value: bytes,
         timestamp_ms: int,
         headers: list[tuple[str, bytes | None]] | None = None,

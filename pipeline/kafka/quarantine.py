@@ -15,7 +15,7 @@ from pipeline.engine.block_messages import row_value
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.fold import NewRecords
-from pipeline.kafka.internal import OnRefused, readable
+from pipeline.kafka.internal import OnRefused, TrustedRecords
 from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
 from schemas.messages import Control, Quarantine, RecordPosition
@@ -107,7 +107,8 @@ class Quarantines:
     def __init__(
         self, bootstrap: str, settings: Settings, agent: str, reads: Sequence[Topic], on_refused: OnRefused
     ) -> None:
-        self._settings, self._agent, self._on_refused = settings, agent, on_refused
+        self._settings, self._agent = settings, agent
+        self._trusted = TrustedRecords(settings, on_refused)
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0)
         self._known = QuarantinedRecords(settings)
         # The batches of an agent with several inputs are on `progress`, with what was quarantined of each.
@@ -118,7 +119,7 @@ class Quarantines:
         self._take(self._control.read(waiting))
 
     def _take(self, records: Iterable[Record]) -> None:
-        for _, item in readable(records, decode_control, self._on_refused):
+        for _, item in self._trusted.readable(records, decode_control):
             if isinstance(item, Quarantine) and item.agent == self._agent:
                 self._known.add(item)
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from pipeline.features.catalogue import LATENESS_US, LONGEST_WINDOW_US, US_PER_DAY
 from pipeline.settings import Settings
-from schemas.topics import CONTROL, DECISION_FEATURES, EXAMPLES, MODELS, Topic
+from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISION_FEATURES, DECISIONS, EXAMPLES, MODELS, TOPICS, Topic
 
 MS_PER_DAY: Final = 24 * 60 * 60 * 1_000
 WINDOW_HORIZON_DAYS: Final = (LONGEST_WINDOW_US + LATENESS_US) / US_PER_DAY
@@ -18,9 +18,31 @@ def needed_days(topic: Topic, settings: Settings) -> float | None:
     labels_days = settings.label_horizon_days + PATIENCE_DAYS
     if topic in (EXAMPLES, MODELS, CONTROL):
         return None
+    if topic in (DECISIONS, ALERTS, DEAD_LETTERS):
+        return 0.0
     if topic == DECISION_FEATURES:
         return max(labels_days, settings.maturity_days + PATIENCE_DAYS)
     return max(WINDOW_HORIZON_DAYS, settings.dedup_horizon_days, labels_days)
+
+
+def retention_ms(topic: Topic, settings: Settings) -> int:
+    """Return for how long a topic is created to keep its records; -1 for ever."""
+    days = settings.retention_days.get(topic.name)
+    return topic.retention_ms if days is None else round(days * MS_PER_DAY)
+
+
+def wanted_problems(settings: Settings) -> list[str]:
+    """Return what is wrong with the setting ``retention_days``, as sentences."""
+    named = {topic.name: topic for topic in TOPICS}
+    problems = []
+    for name, days in settings.retention_days.items():
+        needed = needed_days(named[name], settings) if name in named else 0.0
+        if name not in named:
+            problems.append(f"FRAUD_PIPELINE_RETENTION_DAYS names {name}, which is no topic of the pipeline")
+        elif needed is None or not days > 0 or days < needed:
+            wanted = "for ever: leave it out" if needed is None else f"{needed:g} days or more"
+            problems.append(f"FRAUD_PIPELINE_RETENTION_DAYS keeps {name} for {days:g} days, but it is needed {wanted}")
+    return problems
 
 
 def retention_problems(

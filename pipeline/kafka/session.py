@@ -22,7 +22,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from pipeline.kafka.batch import Batch, Place, start_at
+from pipeline.kafka.batch import Batch, Place, places_text, start_at
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.careful import Committed, Mark, write_mark
@@ -624,6 +624,7 @@ class Session:
                 offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})
             self._careful.assigned(committed)
         positions = [start_at(place, offsets.get(place, 0)) for place in places]
+        log.info("%s: assigned %s", self.agent, places_text(places))
         if self._classic:
             consumer.assign(positions)
         else:
@@ -672,10 +673,12 @@ class Session:
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is self._consumer:
             self._release({partition.partition for partition in partitions})
+        log.info("%s: gave up %s", self.agent, places_text([(one.topic, one.partition) for one in partitions]))
         self._take_away(consumer, partitions)
 
     @callback
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        log.warning("%s: lost %s", self.agent, places_text([(one.topic, one.partition) for one in partitions]))
         self._take_away(consumer, partitions)
 
     def _take_away(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

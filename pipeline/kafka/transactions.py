@@ -10,12 +10,14 @@ from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from pipeline.engine.results import redacted
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.caller import HUNG_AFTER_S, Caller, Hung
 from pipeline.kafka.clients import log_error, producer_config
 from pipeline.settings import Settings
+from pipeline.signing import SIGNED, Signer
 from schemas.records import Output
-from schemas.topics import PROGRESS, Topic
+from schemas.topics import DEAD_LETTERS, PROGRESS, Topic
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +199,7 @@ class Transactions:
         self._ids = _transactional_ids(settings, agent, producers) if self.exactly_once else (None,)
         self._brokers_down = threading.Event()
         self._undelivered: KafkaError | None = None
+        self._signer, self._redacts = Signer.of(settings), settings.dead_letters == "redacted"
         self._marks = marks
         self._marked: dict[int, int] = {}
         self._fenced_s: list[float] = []
@@ -393,12 +396,17 @@ class Transactions:
         delivered = None if self.exactly_once else self._on_delivery
         topic: Topic | None = None
         self._marked.clear()
+        if self._redacts:
+            outputs = [redacted(output) if output.topic is DEAD_LETTERS else output for output in outputs]
         for output in outputs:
             if output.topic is not topic:
                 topic = output.topic
+                signed = topic in SIGNED
                 name, report = self._settings.topic(topic.name), self._on_marked if topic is PROGRESS else delivered
             partition = PARTITION_UA if output.partition is None else output.partition
             headers = list(output.headers) if output.headers else None
+            if signed:
+                headers = list(self._signer.headers(output, name)) or None
             while True:
                 try:
                     # Arguments by name would take as long again.

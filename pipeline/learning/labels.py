@@ -22,6 +22,8 @@ SOURCE_RANK: Final[dict[str, int]] = {
     "rule": 0,
 }
 """The higher one wins."""
+REVIEWER_RANK: Final = SOURCE_RANK["analyst"]
+"""Sources from this rank on have looked at the transaction."""
 UNKNOWN_SOURCE_RANK: Final = 1
 """Sources are an open enumeration: one that has no rank is believed before nobody."""
 

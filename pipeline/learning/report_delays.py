@@ -15,6 +15,24 @@ LEAST_REPORTS: Final = 50
 FALLBACK: Final = LabelRegime(delay_days=30.0)
 
 
+_TINY: Final = float(np.finfo(float).tiny)
+
+
+def unreported_weight(probability: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weight of transactions without a report as legitimate ones.
+
+    It is 1 - q, where q = p (1 - F) / (1 - p F) is the probability that one is a fraud that nobody has reported yet.
+
+    Args:
+        probability: p, their probability of fraud when they were scored; any shape.
+        share: F, the share of the reported frauds that are reported by their age; the same shape.
+
+    >>> unreported_weight(np.array([0.5, 0.5]), np.array([1.0, 0.0])).tolist()
+    [1.0, 0.5]
+    """
+    return np.asarray(1.0 - probability * (1.0 - share) / np.maximum(1.0 - probability * share, _TINY))
+
+
 @dataclass(frozen=True, slots=True)
 class ReportDelays:
     """The distribution F of the time from a fraud to its first report, among frauds that are reported at all.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 AUDIT_SAMPLE: Final = "audit"
 NEGATIVE_SAMPLE: Final = "negative"
+TRAINING_SAMPLE: Final = "training"
 
 _MASK: Final = (1 << 64) - 1
 _MULTIPLIERS: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)

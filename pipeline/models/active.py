@@ -7,7 +7,7 @@ from typing import Final
 
 from pipeline.engine.models import ActiveModels, ModelBoard
 from pipeline.kafka.follower import TopicFollower
-from pipeline.kafka.internal import readable
+from pipeline.kafka.internal import TrustedRecords
 from pipeline.kafka.quarantine import decode_control
 from pipeline.learning.trained_labels import warning_of_labels
 from pipeline.metrics import WorkerMetrics
@@ -53,6 +53,7 @@ class ModelSubscriber:
         """True while learning is frozen, by the newest `LearningSwitch`."""
         self._control = TopicFollower(bootstrap, settings, CONTROL)
         self._models = TopicFollower(bootstrap, settings, MODELS)
+        self._trusted = TrustedRecords(settings, metrics.records_refused)
         self._contents = VersionContents(bootstrap, settings, metrics.records_refused)
         self._activations = Activations(metrics.model_refused)
         self._looked_for: set[str] = set()
@@ -96,11 +97,11 @@ class ModelSubscriber:
     def _take(self, control: Sequence[Record], models: Sequence[Record], waiting: Callable[[], None]) -> None:
         """Take in new records of both topics."""
         before = self.board
-        published = [version for _, version in sound_versions(models, self._metrics.records_refused)]
+        published = [version for _, version in sound_versions(models, self._trusted)]
         arrived = {version.digest: version for version in published if version.digest in self._looked_for}
         self._arrived |= arrived
         activated = False
-        for _, item in readable(control, decode_control, self._metrics.records_refused):
+        for _, item in self._trusted.readable(control, decode_control):
             if isinstance(item, Activation):
                 self._activations.add(item)
                 activated = True

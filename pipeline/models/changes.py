@@ -8,13 +8,14 @@ import msgspec
 
 from pipeline.decision.policy import Policy
 from pipeline.models.description import lightgbm_facts, metrics_of
-from pipeline.models.history import FALL_BACK, POLICY_SET, PROMOTE, ROLLBACK, Bundle, VersionHistory
+from pipeline.models.history import COLD_START, FALL_BACK, POLICY_SET, PROMOTE, ROLLBACK, Bundle, VersionHistory
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.models.publish import Content, ControlWriter, Step
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.barred import barred_among
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import VERSION_DIGITS
 from pipeline.settings import Settings
 from schemas.messages import LearningSwitch, VersionReference
@@ -78,6 +79,27 @@ class VersionChanges:
     def active_policy(self) -> Policy:
         """Return the active policy; raises `ModelError` where none is."""
         return self._models()[1]
+
+    def start_cold(self, model: LightGBMModel, policy: Policy, said: Said) -> Active:
+        """Make a version without trees active where none is.
+
+        Args:
+            model: The version.
+            policy: A policy for it.
+            said: Who activates it, and why.
+
+        Raises:
+            ModelError: A version is active.
+            DeliveryFailed: Nothing became active.
+        """
+        if self._published.board.active is not None:
+            raise ModelError("versions are active on this cluster already: a cold start is for a cluster without any")
+        made = (
+            KnownVersion(LIGHTGBM, model.version, model.to_payload()),
+            KnownVersion(POLICY, policy.version, policy.payload),
+        )
+        self._activate(made, COLD_START, said)
+        return Active(model.version, policy.version)
 
     def promote(self, version: str, said: Said, policy: str | None = None) -> Active:
         """Make a LightGBM version active with the policy that was made for it.

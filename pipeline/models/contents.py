@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from pipeline.kafka.fold import RangeReader
-from pipeline.kafka.internal import OnRefused, not_counted, readable, refuse
+from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted, refuse
 from pipeline.kafka.ranges import readable_range
 from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
@@ -21,13 +21,17 @@ _FIRST_TAIL: Final = 200
 _decode: Final = msgspec.json.Decoder(ModelVersion).decode
 
 
-def sound_versions(records: Iterable[Record], on_refused: OnRefused) -> Iterator[tuple[Record, ModelVersion]]:
+def sound_versions(records: Iterable[Record], trusted: TrustedRecords) -> Iterator[tuple[Record, ModelVersion]]:
     """Yield the records of ``models`` whose content has the digest that they name; the others are refused."""
-    for record, version in readable(records, _decode, on_refused):
+    for record, version in trusted.readable(records, _decode):
         if payload_digest(bytes(version.payload)) == version.digest:
             yield record, version
         else:
-            refuse(record, f"its content does not have the digest {version.digest[:12]!r} that it names", on_refused)
+            refuse(
+                record,
+                f"its content does not have the digest {version.digest[:12]!r} that it names",
+                trusted.on_refused,
+            )
 
 
 class VersionContents:
@@ -40,7 +44,8 @@ class VersionContents:
     """
 
     def __init__(self, bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> None:
-        self._bootstrap, self._settings, self._on_refused = bootstrap, settings, on_refused
+        self._bootstrap, self._settings = bootstrap, settings
+        self._trusted = TrustedRecords(settings, on_refused)
         self._topic = settings.topic(MODELS.name)
 
     def readable(self, waiting: Callable[[], None] = lambda: None) -> range:
@@ -64,7 +69,7 @@ class VersionContents:
             return
         with closing(RangeReader(self._bootstrap, self._settings, self._topic, 0, start, waiting)) as reader:
             while records := reader.read_to(end):
-                yield from ((record.offset, version) for record, version in sound_versions(records, self._on_refused))
+                yield from ((record.offset, version) for record, version in sound_versions(records, self._trusted))
 
     def newest_first(
         self, start: int, end: int, waiting: Callable[[], None] = lambda: None

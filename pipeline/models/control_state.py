@@ -1,19 +1,14 @@
-"""The state of ``control`` for a program that sets policies: active versions, the last pace, a freeze."""
+"""Following `control` for a program that sets policies: active versions, the last pace, a freeze."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
 from pipeline.kafka.follower import TopicFollower
-from pipeline.kafka.internal import not_counted, readable
-from pipeline.kafka.quarantine import decode_control
-from pipeline.models.activation import Activations
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import PACE
-from pipeline.models.library import board_without_river
+from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.settings import Settings
-from schemas.messages import Activation, LearningSwitch, VersionReference
-from schemas.records import Record
 from schemas.topics import CONTROL
 
 
@@ -29,32 +24,37 @@ class ControlState:
     def __init__(self, bootstrap: str, settings: Settings, waiting: Callable[[], None]) -> None:
         self._waiting = waiting
         self._follower = TopicFollower(bootstrap, settings, CONTROL)
-        self._contents = VersionContents(bootstrap, settings)
-        self._activations = Activations(not_counted)
-        self._board = board_without_river()
-        self._with_lightgbm: dict[str, VersionReference] = {}
-        """Policy that became active with a LightGBM version, by the version's digest."""
+        contents = VersionContents(bootstrap, settings)
+        self._published = PublishedVersions(settings, (), contents, board_without_river(), waiting)
         self._started = False
-        self.frozen = False
-        """True while programs may not activate anything."""
-        self.paced_by: str | None = None
-        """Identity of the pace that activated last; None without one."""
 
     @property
     def active(self) -> ActiveModels | None:
         """The active versions, with an untrained online model."""
-        return self._board.active
+        return self._published.board.active
+
+    @property
+    def frozen(self) -> bool:
+        """True while programs may not activate anything."""
+        return self._published.history.frozen
+
+    @property
+    def paced_by(self) -> str | None:
+        """Identity of the pace that activated last; None without one."""
+        paces = (one for one in reversed(self._published.history.activations) if one.step == PACE)
+        last = next(paces, None)
+        return None if last is None else str(last.figures.get(PACE, ""))
 
     def refresh(self) -> None:
         """Take in all that was committed before this call."""
         if not self._started:
             self._follower.start()
             self._started = True
-        self._take(self._follower.read_committed(self._waiting))
+        self._published.add(self._follower.read_committed(self._waiting))
 
     def look(self) -> None:
         """Take in what has come, without asking for more; behind `refresh`."""
-        self._take(self._follower.poll(0))
+        self._published.add(self._follower.poll(0))
 
     def close(self) -> None:
         """Stop following."""
@@ -63,25 +63,11 @@ class ControlState:
     def first_policy(self) -> Policy | None:
         """Return the policy that became active together with the LightGBM version; None if it cannot be read."""
         active = self.active
-        references = () if active is None else self._with_lightgbm.items()
-        for digest, reference in references:
-            if active is not None and digest.startswith(active.lightgbm.version):
-                content = self._contents.find(reference, self._waiting)
+        if active is None:
+            return None
+        for activation in reversed(self._published.history.activations):
+            named = {one.name: one for one in activation.versions}
+            if {"lightgbm", "policy"} <= named.keys() and named["lightgbm"].digest == active.lightgbm.digest:
+                content = self._published.content(named["policy"])
                 return None if content is None else Policy.from_payload(bytes(content.payload))
         return None
-
-    def _take(self, records: Sequence[Record]) -> None:
-        for _, item in readable(records, decode_control, not_counted):
-            if isinstance(item, LearningSwitch):
-                self.frozen = item.frozen
-            elif isinstance(item, Activation):
-                self._activations.add(item)
-                named = {reference.name: reference for reference in item.versions}
-                if {"lightgbm", "policy"} <= named.keys():
-                    self._with_lightgbm[named["lightgbm"].digest] = named["policy"]
-                if item.step == PACE:
-                    self.paced_by = str(item.figures.get(PACE, ""))
-        if self._activations.awaited:
-            self._board = self._activations.apply(
-                self._board, lambda reference: self._contents.find(reference, self._waiting)
-            )

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Final, NamedTuple, Self
 
 from pipeline.kafka.clients import read_topic
-from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
 from pipeline.settings import Settings
 from schemas.messages import Activation, Assessment, Control, LearningSwitch, VersionReference
@@ -21,6 +21,7 @@ ROLLBACK: Final = "rollback"
 PROMOTE: Final = "promote"
 POLICY_SET: Final = "policy"
 FALL_BACK: Final = "fall-back"
+COLD_START: Final = "cold-start"
 
 AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", "retrain"})
 """Programs that activate versions by themselves, as `Activation.by` names them, with or without `PROGRAM`. Any other
@@ -40,6 +41,23 @@ class Bundle(NamedTuple):
     def digests(self) -> tuple[str, str]:
         """The digests of both contents."""
         return self.lightgbm.digest, self.policy.digest
+
+
+class Tenure(NamedTuple):
+    """A LightGBM version from its activation to the next one's, with the last policy beside it."""
+
+    lightgbm: VersionReference
+    policy: VersionReference | None
+    activated_ms: int
+    """Wall-clock time of the activation, in milliseconds since 1970."""
+    step: str
+    given: VersionReference | None = None
+    """The policy that became active with it."""
+
+    @property
+    def references(self) -> list[VersionReference]:
+        """Both versions."""
+        return [self.lightgbm] if self.policy is None else [self.lightgbm, self.policy]
 
 
 class Mention(NamedTuple):
@@ -68,20 +86,23 @@ class VersionHistory:
         Raises:
             TopicError: `control` is missing or cannot be read.
         """
-        return cls.of(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings))
+        return cls.of(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings), settings)
 
     @classmethod
-    def of(cls, control: Iterable[Record]) -> Self:
-        """Read records of `control`; what cannot be decoded is reported and skipped."""
+    def of(cls, control: Iterable[Record], settings: Settings) -> Self:
+        """Read records of `control`, as `take`."""
         history = cls()
-        for _, item in readable(control, decode_control, not_counted):
-            history.add(item)
+        history.take(control, TrustedRecords(settings, not_counted))
         return history
 
-    def add(self, item: Control) -> None:
-        """Take in a record that follows all others; quarantines are left out."""
-        if isinstance(item, VersionEvent):
-            self.events.append(item)
+    def take(self, control: Iterable[Record], trusted: TrustedRecords) -> list[Control]:
+        """Take in records that follow all others, and return them.
+
+        What cannot be decoded or is not trusted is reported and skipped.
+        """
+        items = [item for _, item in trusted.readable(control, decode_control)]
+        self.events += [item for item in items if isinstance(item, VersionEvent)]
+        return items
 
     @property
     def activations(self) -> list[Activation]:
@@ -126,6 +147,21 @@ class VersionHistory:
             versions |= named
             if named and len(versions) == len(BUNDLED):
                 found.append(Bundle(versions["lightgbm"], versions["policy"], activation))
+        return found
+
+    def tenures(self) -> list[Tenure]:
+        """Return the LightGBM versions in the order of their activation; two that follow each other differ."""
+        found: list[Tenure] = []
+        policy: VersionReference | None = None
+        for activation in self.activations:
+            named = {one.name: one for one in activation.versions if one.name in BUNDLED}
+            policy = named.get("policy", policy)
+            lightgbm = named.get("lightgbm")
+            if lightgbm is not None and (not found or lightgbm.digest != found[-1].lightgbm.digest):
+                at_ms = round(activation.activated_at.timestamp() * 1_000)
+                found.append(Tenure(lightgbm, policy, at_ms, activation.step, named.get("policy")))
+            elif found:
+                found[-1] = found[-1]._replace(policy=policy)
         return found
 
     def undo_stack(self) -> list[Bundle]:

@@ -1,14 +1,15 @@
 """Every version that was ever published on a cluster, by name."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import cached_property
 from itertools import chain
 from typing import Self
 
 from pipeline.engine.models import ModelBoard
 from pipeline.kafka.clients import read_topic
-from pipeline.kafka.internal import not_counted, readable
-from pipeline.kafka.quarantine import QuarantinedRecords, decode_control
+from pipeline.kafka.internal import TrustedRecords, not_counted
+from pipeline.kafka.quarantine import QuarantinedRecords
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import VersionHistory
@@ -31,59 +32,86 @@ def _no_river(payload: bytes) -> RiverModel:
 
 
 class PublishedVersions:
-    """The versions on ``models`` and what ``control`` says, as they are when this object is made.
+    """The versions on ``models``, and what the records of ``control`` say that were handed over; used from one thread.
 
     Args:
         settings: Give topics' full names.
-        control: Records of ``control``, in order.
+        control: The first records of ``control``, in order.
         contents: Reads ``models``.
         board: A board without versions.
+        waiting: Called while no broker answers; may raise.
     """
 
     def __init__(
-        self, settings: Settings, control: Iterable[Record], contents: VersionContents, board: ModelBoard
+        self,
+        settings: Settings,
+        control: Iterable[Record],
+        contents: VersionContents,
+        board: ModelBoard,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self.quarantined = QuarantinedRecords(settings)
+        self._trusted = TrustedRecords(settings, not_counted)
         self.history = VersionHistory()
-        self._contents, self._empty = contents, board
+        self._contents, self._empty, self._board, self._waiting = contents, board, board, waiting
         self._references: list[VersionReference] = []
-        self._end = contents.readable().stop
         self._activations = Activations(not_counted)
+        self._applied = True
         self._scans: dict[str, tuple[Iterator[tuple[int, ModelVersion]], dict[str, bytes]]] = {}
-        for _, item in readable(control, decode_control, not_counted):
-            self.history.add(item)
-            if isinstance(item, Activation):
-                self._activations.add(item)
-                self._references += item.versions
-            elif isinstance(item, Quarantine):
-                self.quarantined.add(item)
-        self.board = self._activations.apply(board, contents.find)
-        """The active versions, as every worker has them, without an online model."""
+        self.add(control)
 
     @classmethod
     def on(cls, bootstrap: str, settings: Settings, board: ModelBoard) -> Self:
         """Read a cluster's; raises ``TopicError``, ``KafkaException``."""
         # At once: a topic that is missing is told before anything waits for the other one.
         control = list(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings))
-        return cls(settings, control, VersionContents(bootstrap, settings), board)
+        contents = VersionContents(bootstrap, settings)
+        contents.readable()
+        return cls(settings, control, contents, board)
+
+    def add(self, control: Iterable[Record]) -> None:
+        """Take in records of ``control`` that follow all others."""
+        for item in self.history.take(control, self._trusted):
+            if isinstance(item, Activation):
+                self._activations.add(item)
+                self._references += item.versions
+            elif isinstance(item, Quarantine):
+                self.quarantined.add(item)
+        # A content that could not be read may have come since.
+        self._applied = not self._activations.awaited
+
+    @property
+    def board(self) -> ModelBoard:
+        """The active versions, as every worker has them, without an online model."""
+        if not self._applied:
+            self._board, self._applied = self._activations.apply(self._board, self._find), True
+        return self._board
+
+    def _find(self, reference: VersionReference) -> ModelVersion | None:
+        return self._contents.find(reference, self._waiting)
+
+    @cached_property
+    def _end(self) -> int:
+        """Offset of ``models`` up to which River versions are looked for."""
+        return self._contents.readable(self._waiting).stop
 
     def board_at(self, moment: datetime) -> ModelBoard:
         """Return the versions that were active at ``moment``, by the times of the activations' records."""
         activations = Activations(not_counted)
         for activation in self.history.until(moment).activations:
             activations.add(activation)
-        return activations.apply(self._empty, self._contents.find)
+        return activations.apply(self._empty, self._find)
 
     def content(self, reference: VersionReference) -> ModelVersion | None:
         """Return the content that a reference names; None where it cannot be read."""
-        return self._contents.find(reference)
+        return self._find(reference)
 
     def payload(self, name: str, version: str) -> bytes | None:
         """Return the content of a LightGBM or policy version that was activated once; None without one."""
         for reference in self._references:
             # A version is the beginning of its content's digest, whatever the reference calls it.
             if reference.name == name and reference.digest.startswith(version):
-                content = self._contents.find(reference)
+                content = self._find(reference)
                 if content is not None:
                     return bytes(content.payload)
         return None

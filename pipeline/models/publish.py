@@ -10,6 +10,7 @@ from pipeline.kafka.quarantine import control_record
 from pipeline.kafka.ranges import log_ranges
 from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
+from pipeline.signing import Signer
 from schemas.messages import Activation, Assessment, Control, VersionReference
 from schemas.records import Output
 from schemas.topics import MODELS
@@ -43,10 +44,12 @@ class ControlWriter:
 
     Raises:
         DeliveryFailed: By every method: a record was not written.
+        KeyFileError: Records are to be signed, and the key cannot be used.
     """
 
     def __init__(self, bootstrap: str, settings: Settings) -> None:
         self._bootstrap, self._settings = bootstrap, settings
+        self._signer = Signer.of(settings)
         self._producer = RecordProducer(bootstrap, settings)
 
     def contents(self, contents: Sequence[Content]) -> list[VersionReference]:
@@ -92,7 +95,8 @@ class ControlWriter:
 
     def _write(self, output: Output, now: datetime) -> None:
         topic = self._settings.topic(output.topic.name)
-        self._producer.produce(topic, output.key or b"", output.value or b"", round(now.timestamp() * 1_000))
+        headers = list(self._signer.headers(output, topic))
+        self._producer.produce(topic, output.key or b"", output.value or b"", round(now.timestamp() * 1_000), headers)
 
 
 def publish_active(bootstrap: str, settings: Settings, contents: Sequence[Content], step: Step | None = None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from pipeline.kafka.fold import NewRecords
-from pipeline.kafka.internal import OnRefused, not_counted, readable
+from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
 from pipeline.models.contents import VersionContents
 from pipeline.models.publish import Content, publish_active
@@ -34,7 +34,8 @@ class PublishedRates:
     """
 
     def __init__(self, bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> None:
-        self._bootstrap, self._settings, self._on_refused = bootstrap, settings, on_refused
+        self._bootstrap, self._settings = bootstrap, settings
+        self._trusted = TrustedRecords(settings, on_refused)
         self._unfound: list[VersionReference] = []
         """Tables that were named and whose content could not be read."""
         self._tables: dict[tuple[str, str], RateTable] = {}
@@ -100,7 +101,7 @@ class PublishedRates:
             )
 
     def _named(self, waiting: Callable[[], None]) -> Iterator[VersionReference]:
-        for _, item in readable(self._control.read(waiting), decode_control, self._on_refused):
+        for _, item in self._trusted.readable(self._control.read(waiting), decode_control):
             if isinstance(item, Activation):
                 yield from (reference for reference in item.versions if reference.name == RATES)
 

@@ -139,7 +139,7 @@ def _delays(rows: ServedRows, as_of_us: int, options: CycleOptions) -> ReportDel
     if options.maturity_days is not None:
         return ReportDelays.declared(LabelRegime(delay_days=options.maturity_days))
     fallback = LabelRegime(delay_days=options.fallback_days)
-    return ReportDelays.estimated(rows.event_time_us, rows.reported_us, as_of_us, fallback=fallback)
+    return ReportDelays.estimated(rows.event_time_us, rows.reports_by(as_of_us), as_of_us, fallback=fallback)
 
 
 def _trained(rows: ServedRows, as_of_us: int, champion: Champion, options: CycleOptions) -> Trained:

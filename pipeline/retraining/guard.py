@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.models.history import ROLLBACK
-from pipeline.retraining.control_log import Tenure
+from pipeline.models.history import ROLLBACK, Tenure
 from pipeline.retraining.gate import rescored
 from pipeline.retraining.paired import Scorings, by_report_day, confidence_sequence
 from pipeline.scoring.lightgbm_model import LightGBMModel

@@ -6,11 +6,11 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.models.history import PROMOTE, ROLLBACK
+from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
 from pipeline.models.publish import Content, ControlWriter, Step
 from pipeline.monitoring.reasons import drift_reason
 from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
-from pipeline.retraining.control_log import AS_OF, BY, Tenure
+from pipeline.retraining.cycles import AS_OF, BY, cycles_of
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import Verdict, harm_done
 from pipeline.retraining.topics import ClusterLog
@@ -19,7 +19,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.training.selection import refuse_barred
 from pipeline.training.served import ServedRows
-from schemas.messages import VersionReference
+from schemas.messages import LearningSwitch, VersionReference
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Retrainer:
             return self._nothing("the active version was changed while it was compared")
         newest_us = self._topics.served.newest_us
         reason = f"version {champion.model.version} is rolled back to {to.lightgbm.version}: {verdict.reason}"
-        if (frozen := self._topics.control.frozen) is not None:
+        if (frozen := self._frozen()) is not None:
             reason = f"learning is frozen by {frozen.by}; otherwise {reason}"
             if reason != self._reported:
                 self._reported = reason
@@ -146,15 +146,14 @@ class Retrainer:
 
     def _waits(self, model: LightGBMModel, newest_us: int, *, now: bool, new_day: bool) -> str | None:
         """Return why no challenger is trained now; None where one is due."""
-        control = self._topics.control
-        if control.frozen is not None:
-            return f"learning is frozen by {control.frozen.by}: {control.frozen.reason}"
-        pause_us = (control.rollback_us or 0) + round(PAUSE_DAYS * US_PER_DAY)
+        if (frozen := self._frozen()) is not None:
+            return f"learning is frozen by {frozen.by}: {frozen.reason}"
+        last_us, rollback_us = cycles_of(self._topics.published.history)
+        pause_us = (rollback_us or 0) + round(PAUSE_DAYS * US_PER_DAY)
         # A time ahead of the decisions is of a clock that was wrong, or of topics that began anew.
-        if control.rollback_us is not None and control.rollback_us <= newest_us < pause_us:
+        if rollback_us is not None and rollback_us <= newest_us < pause_us:
             return f"a version was rolled back; no challenger is trained for {PAUSE_DAYS:g} days of event time"
-        is_ahead = control.cycle_us is None or control.cycle_us > newest_us
-        since_us = None if is_ahead else newest_us - (control.cycle_us or 0)
+        since_us = None if last_us is None or last_us > newest_us else newest_us - last_us
         if since_us is None or (now and since_us > 0) or since_us >= round(self._options.every_days * US_PER_DAY):
             return None
         if new_day and (drift := self._drifted(self._topics.served.rows(), model)):
@@ -188,7 +187,7 @@ class Retrainer:
             return self._assessed("rejected", found.judgement.reason, self._contents(found), against, figures)
         self._topics.read_control()
         current = self._topics.champion()
-        if current is None or current.model.digest != champion.model.digest or self._topics.control.frozen is not None:
+        if current is None or current.model.digest != champion.model.digest or self._frozen() is not None:
             reason = "the active version was changed, or learning was frozen, while the challenger was trained"
             return self._assessed("kept", reason, self._contents(found), against, figures)
         if current.policy.digest != champion.policy.digest:
@@ -199,6 +198,11 @@ class Retrainer:
         self._writer.activate(versions, Step(PROMOTE, BY, reason, figures))
         log.info("%s", reason)
         return self._done("promoted", reason, versions, figures)
+
+    def _frozen(self) -> LearningSwitch | None:
+        """Return the switch that stops learning; None while models learn."""
+        switch = self._topics.published.history.switch
+        return switch if switch is not None and switch.frozen else None
 
     def _contents(self, found: Challenge) -> list[VersionReference]:
         model = found.trained.model

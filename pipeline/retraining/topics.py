@@ -5,9 +5,10 @@ from typing import Final
 
 from pipeline.decision.policy import Policy
 from pipeline.kafka.clients import read_batches
+from pipeline.models.contents import VersionContents
+from pipeline.models.history import Tenure
 from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.retraining.challenger import Champion, trained_until_us
-from pipeline.retraining.control_log import ControlLog, Tenure
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
@@ -44,10 +45,9 @@ class ClusterLog:
     def __init__(self, bootstrap: str, settings: Settings, window_days: float) -> None:
         self._bootstrap, self._settings = bootstrap, settings
         self.served = ServedLog(settings, window_days)
-        self.control = ControlLog(settings)
+        contents = VersionContents(bootstrap, settings)
+        self.published = PublishedVersions(settings, (), contents, board_without_river())
         self._positions: dict[str, dict[int, int]] = {}
-        self._published: PublishedVersions | None = None
-        self._published_at = -1
         self._models: dict[str, LightGBMModel | None] = {}
 
     def read(self) -> bool:
@@ -59,14 +59,14 @@ class ClusterLog:
         self.read_control()
 
         def features(records: Sequence[Record]) -> None:
-            self.served.add_features(self.control.quarantined.without(_FEEDBACK, records))
+            self.served.add_features(self.published.quarantined.without(_FEEDBACK, records))
 
         found = [self._read(DECISION_FEATURES, features), self._read(ACCEPTED_LABELS, self.served.add_labels)]
         return any(found)
 
     def read_control(self) -> None:
         """Read the records of ``control`` since the last look."""
-        self._read(CONTROL, self.control.add)
+        self._read(CONTROL, self.published.add)
 
     @property
     def offsets(self) -> dict[str, dict[str, int]]:
@@ -79,12 +79,12 @@ class ClusterLog:
 
     def champion(self) -> Champion | None:
         """Return the active version and its policy, as workers have them; None without one."""
-        board = self._versions().board
+        board = self.published.board
         return None if board.lightgbm is None or board.policy is None else Champion(board.lightgbm, board.policy)
 
     def tenures(self, champion: Champion) -> list[Tenure]:
         """Return the versions up to the active one, oldest first; a later one that no worker could use is left out."""
-        tenures = self.control.tenures
+        tenures = self.published.history.tenures()
         ends = [n for n, one in enumerate(tenures, 1) if one.lightgbm.digest == champion.model.digest]
         return tenures[: ends[-1]] if ends else []
 
@@ -94,7 +94,7 @@ class ClusterLog:
         if digest not in self._models:
             if len(self._models) >= _MOST_MODELS:
                 self._models.clear()
-            payload = self._versions().payload("lightgbm", digest)
+            payload = self.published.payload("lightgbm", digest)
             try:
                 self._models[digest] = None if payload is None else LightGBMModel.from_payload(payload)
             except ModelError:
@@ -105,7 +105,7 @@ class ClusterLog:
         """Return the last policy of a version that was active once; None where it cannot be read or used."""
         if tenure.policy is None:
             return None
-        payload = self._versions().payload("policy", tenure.policy.digest)
+        payload = self.published.payload("policy", tenure.policy.digest)
         try:
             return None if payload is None else Policy.from_payload(payload)
         except ModelError:
@@ -119,12 +119,6 @@ class ClusterLog:
             if until_us is not None and until_us < start_us:
                 return model
         return None
-
-    def _versions(self) -> PublishedVersions:
-        if self._published is None or self._published_at != self.control.activations:
-            self._published_at = self.control.activations
-            self._published = PublishedVersions.on(self._bootstrap, self._settings, board_without_river())
-        return self._published
 
     def _read(self, topic: Topic, take: Callable[[Sequence[Record]], None]) -> bool:
         positions = self._positions.setdefault(topic.name, {})

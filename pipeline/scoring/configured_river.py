@@ -1,6 +1,6 @@
 """Any River classifier in the place of the default layer, named by a dotted path.
 
-It learns the same inputs from the same examples. Its state is not numbers but a Python object, so it never travels in
+It learns all features from the same examples. Its state is not numbers but a Python object, so it never travels in
 a topic: the message names a file of the local registry and its digest, and the digest is verified before the file is
 unpickled.
 """
@@ -19,12 +19,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.lessons import TARGETS, choose, example_inputs
+from pipeline.scoring.lessons import choose, example_sources
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.payload import VERSION_DIGITS, Offset, decode_payload, encode_payload
-from pipeline.scoring.river_inputs import INPUTS, LOGIT, SOURCE_COLUMNS, river_inputs
+from pipeline.scoring.river_inputs import CLASSIFIER_INPUTS, classifier_rows
 from pipeline.scoring.river_layer import LAYER_REVISION
 from schemas.messages import Example
 
@@ -37,7 +37,7 @@ class ClassifierConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that decides what a fold of examples gives."""
 
     classifier: str
-    inputs: tuple[str, ...] = (LOGIT, *INPUTS)
+    inputs: tuple[str, ...] = CLASSIFIER_INPUTS
     revision: int = LAYER_REVISION
     kernel: str = KERNEL_VERSION
 
@@ -107,7 +107,7 @@ class ConfiguredRiverModel:
         classifier = copy.deepcopy(self._classifier)
         probabilities = [
             float(classifier.predict_proba_one(row).get(True, 0.0))
-            for row in _rows(river_inputs(features[:, SOURCE_COLUMNS]), base_logit)
+            for row in classifier_rows(features, np.clip(base_logit, -LOGIT_BOUND, LOGIT_BOUND))
         ]
         return np.array([_bounded_logit(probability) for probability in probabilities], np.float64)
 
@@ -162,6 +162,8 @@ def read_reference(payload: bytes) -> _Payload:
 class ConfiguredRiverLearner:
     """Teaches examples to a classifier of the user's choice, with the rules of `pipeline.scoring.lessons`."""
 
+    sources: Final = FEATURES
+
     def __init__(self, classifier: str) -> None:
         self.config = ClassifierConfig(classifier=classifier)
         self.lessons: Counter[str] = Counter()
@@ -175,10 +177,12 @@ class ConfiguredRiverLearner:
         """Learn examples in order; returns what became of them."""
         chosen, counts = choose(examples)
         if chosen:
-            logits = np.array([example.logit for example in chosen], np.float64)
-            rows = _rows(example_inputs([example.features for example in chosen]), logits)
-            for example, row in zip(chosen, rows, strict=True):
-                self._learn(row, TARGETS[example.label], example.weight)
+            logits = np.clip([update.example.logit for update in chosen], -LOGIT_BOUND, LOGIT_BOUND)
+            rows = classifier_rows(example_sources([update.example.features for update in chosen], FEATURES), logits)
+            for update, row in zip(chosen, rows, strict=True):
+                if update.target is not None:
+                    # A classifier in general has no way to undo: the new label takes the weight of the former one too.
+                    self._learn(row, update.target, update.weight + update.former_weight)
         self.lessons.update(counts)
         return counts
 
@@ -213,13 +217,6 @@ class ConfiguredRiverLearner:
     def numbers(self) -> bytes | None:
         """None: a classifier is a Python object, and is kept only under a digest that `models` names."""
         return None
-
-
-def _rows(inputs: NDArray[np.float64], base_logit: NDArray[np.float64]) -> list[dict[str, float]]:
-    """One dictionary a row, every input in it: classifiers that are not linear need the zeros."""
-    names = (LOGIT, *INPUTS)
-    logit = np.clip(base_logit, -LOGIT_BOUND, LOGIT_BOUND)
-    return [dict(zip(names, row, strict=True)) for row in np.column_stack([logit, inputs]).tolist()]
 
 
 def _bounded_logit(probability: float) -> float:

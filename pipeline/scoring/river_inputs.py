@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.features.compiled import compiled
+from pipeline.features.meanings import MEANINGS
 
 LOGARITHMS: Final = tuple(name for name in DEFAULT_FEATURES if name != "hour")
 """Features that enter as log1p of what is above 0; NaN enters as 0."""
@@ -40,6 +41,10 @@ INPUTS: Final = (
 )
 """Names of the inputs, in order."""
 
+CLASSIFIER_INPUTS: Final = (LOGIT, *FEATURES, *(f"no {name}" for name in MISSING))
+"""Inputs of a configured classifier: every feature as it is, 0 where it has no value."""
+_CLASSIFIER_MISSING: Final = np.array([FEATURES.index(name) for name in MISSING])
+
 _MISSING: Final = np.array([SOURCES.index(name) for name in MISSING])
 _ZERO: Final = np.array([SOURCES.index(name) for name in ZERO])
 _AMOUNT, _HOUR = SOURCES.index("amount"), SOURCES.index("hour")
@@ -58,6 +63,19 @@ def river_inputs(sources: NDArray[np.float64]) -> NDArray[np.float64]:
     inputs = np.zeros((len(sources), len(INPUTS)))
     _fill(np.ascontiguousarray(sources), inputs)
     return inputs
+
+
+def classifier_rows(features: NDArray[np.float64], logit: NDArray[np.float64]) -> list[dict[str, float]]:
+    """Return the inputs of n transactions by name, all of them finite and in every row.
+
+    Args:
+        features: Shape (n, len(FEATURES)), NaN for no value.
+        logit: LightGBM's log-odds, shape (n,).
+    """
+    missing = np.isnan(features[:, _CLASSIFIER_MISSING]).astype(np.float64)
+    values = np.nan_to_num(features, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+    rows = np.column_stack([logit, values, missing]).tolist()
+    return [dict(zip(CLASSIFIER_INPUTS, row, strict=True)) for row in rows]
 
 
 @compiled
@@ -91,4 +109,8 @@ def describe(index: int) -> str:
         return f"hours {name.removeprefix('hour ')}"
     if index >= _FIRST_AMOUNT:
         return f"amounts {name.removeprefix('amount ')}"
-    return name.replace("_", " ")
+    if (feature := name.removeprefix("no ")) != name:
+        return f"no {MEANINGS[feature]}"
+    if (feature := name.removesuffix(" is 0")) != name:
+        return f"{MEANINGS[feature]} 0"
+    return MEANINGS[name]

@@ -27,7 +27,7 @@ from pipeline.scoring.payload import (
 from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, describe, river_inputs
 
 LAYER_KIND: Final = "river-residual"
-LAYER_REVISION: Final = 2
+LAYER_REVISION: Final = 3
 """Raised whenever a training update or an input changes its meaning without a change of its name."""
 LEARNING_RATE: Final = 0.001
 """Decision 0042 says what other rates do."""
@@ -55,7 +55,11 @@ class Lessons(msgspec.Struct, frozen=True, kw_only=True):
 
     learned: int = 0
     corrections: int = 0
-    """Later ones of a transaction that had one."""
+    """What was learned of a transaction before was undone."""
+    allowed_for: int = 0
+    """The weights of others allow for them: frauds that were reported late, and labels of what was presumed."""
+    held: int = 0
+    """Part of a surge of labels."""
     other_kernel: int = 0
     """Their features were computed by another kernel."""
     rule: int = 0

@@ -5,16 +5,13 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from river import linear_model, optim, utils
+from river import linear_model
 
-from pipeline.scoring.lessons import TARGETS, add_lessons, choose, example_inputs, importance_aware_weight
-from pipeline.scoring.lightgbm_model import LOGIT_BOUND
-from pipeline.scoring.river_inputs import INPUTS, LOGIT
-from pipeline.scoring.river_layer import LayerConfig, Lessons, RiverLayer, Scale, reciprocal_deviations, standardized
+from pipeline.scoring.lessons import Update, add_lessons, choose, example_sources
+from pipeline.scoring.online_regression import OnlineRegression
+from pipeline.scoring.river_inputs import INPUTS, SOURCES, river_inputs
+from pipeline.scoring.river_layer import LayerConfig, Lessons, RiverLayer
 from schemas.messages import Example
-
-LEAST_WEIGHT: Final = 100.0
-"""Weight of the examples that set the scale before the first of them is learned."""
 
 
 class LayerLearner:
@@ -23,6 +20,8 @@ class LayerLearner:
     The same examples from the same layer give the same numbers, however they are cut into batches.
     """
 
+    sources: Final = SOURCES
+
     def __init__(self) -> None:
         """Start as the layer that changes nothing."""
         self._start_from(RiverLayer.identity())
@@ -30,57 +29,42 @@ class LayerLearner:
     def _start_from(self, layer: RiverLayer) -> None:
         self.config: LayerConfig = layer.config
         self.lessons: Lessons = layer.lessons
-        self._weight = layer.scale.weight
-        self._means, self._squares = np.array(layer.scale.means), np.array(layer.scale.squares)
         rate = layer.config.learning_rate
-        self._river = linear_model.LogisticRegression(
-            optimizer=optim.SGD(rate), intercept_lr=rate, intercept_init=layer.intercept
-        )
-        # River has no public way to start from given weights; its own attribute holds them by input name. The weight of
-        # LightGBM's log-odds is 1 and does not learn.
-        weights = dict(zip(INPUTS, layer.weights.tolist(), strict=True)) | {LOGIT: 1.0}
-        self._river._weights = utils.VectorDict(weights)
+        self._regression = OnlineRegression(INPUTS, rate, layer.weights, layer.intercept, layer.scale)
 
     @property
     def river(self) -> linear_model.LogisticRegression:
         """The River model itself, for inspection."""
-        return self._river
+        return self._regression.river
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
         """Learn examples in order; returns what became of them (`pipeline.scoring.lessons.choose`)."""
         chosen, counts = choose(examples)
         if chosen:
-            inputs = example_inputs([example.features for example in chosen])
-            for row, example in zip(inputs, chosen, strict=True):
-                self._learn(row, example.logit, TARGETS[example.label], example.weight)
+            inputs = river_inputs(example_sources([update.example.features for update in chosen], SOURCES))
+            for row, update in zip(inputs, chosen, strict=True):
+                self._learn(row, update)
         self.lessons = add_lessons(self.lessons, counts)
         return counts
 
-    def _learn(self, row: NDArray[np.float64], logit: float, target: bool, weight: float) -> None:
-        if self._weight >= LEAST_WEIGHT:
-            river, rate = self._river, self.config.learning_rate
-            inputs = standardized(row, self._means, reciprocal_deviations(self._weight, self._squares))
-            x = dict(zip(INPUTS, inputs.tolist(), strict=True))
-            x[LOGIT] = min(max(logit, -LOGIT_BOUND), LOGIT_BOUND)
-            # The intercept learns at the same rate, as an input that is always 1.
-            squared_norm = 1.0 + float(inputs @ inputs)
-            current = river._raw_dot_one(x)
-            river.learn_one(x, target, importance_aware_weight(current, target, weight, rate, squared_norm))
-            river._weights[LOGIT] = 1.0
-        # West, "Updating Mean and Variance Estimates: An Improved Method" (1979).
-        self._weight += weight
-        distance = row - self._means
-        self._means += distance * (weight / self._weight)
-        self._squares += weight * distance * (row - self._means)
+    def _learn(self, row: NDArray[np.float64], update: Update) -> None:
+        regression, logit = self._regression, update.example.logit
+        if update.former is not None:
+            regression.step(row, logit, update.former, -update.former_weight)
+        if update.target is not None:
+            regression.step(row, logit, update.target, update.weight)
+            if update.former is None:
+                # One that is corrected takes part in the scale already.
+                regression.add_to_scale(row, update.weight)
 
     def snapshot(self, examples_offset: int) -> RiverLayer:
         """The layer as it is now; ``examples_offset`` says how many examples it has been given."""
-        weights = self._river.weights
+        regression = self._regression
         return RiverLayer(
             self.config,
-            tuple(float(weights.get(name, 0.0)) for name in INPUTS),
-            float(self._river.intercept),
-            Scale(weight=self._weight, means=tuple(self._means.tolist()), squares=tuple(self._squares.tolist())),
+            regression.weights,
+            float(regression.river.intercept),
+            regression.scale,
             examples_offset,
             self.lessons,
         )

@@ -1,6 +1,6 @@
 """What every online model offers: to the score agent an immutable scorer, to the learn agent a learner."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +32,11 @@ class RiverModel(Protocol):
 
 class RiverLearner(Protocol):
     """A fold over ``examples``, in the order of their log."""
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The features that it reads of an example."""
+        ...
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
         """Fold examples in order; counts by what became of them (fields of `pipeline.scoring.river_layer.Lessons`)."""

@@ -1,8 +1,9 @@
 """A snapshot's table of contents: whose state it is, up to where, and which pieces of which objects it is made of."""
 
 import hashlib
+import hmac
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Final, NamedTuple
 
@@ -117,6 +118,10 @@ class ManifestDamaged(ValueError):
     """The bytes are not those that were written, or describe no snapshot that could have been written."""
 
 
+class ManifestUnsigned(ValueError):
+    """The bytes are whole, and none of the keys that are trusted has signed them."""
+
+
 class ManifestForeign(ValueError):
     """The bytes are whole and of another format, whose number is ``format``; ``names`` are the objects it needs.
 
@@ -129,17 +134,22 @@ class ManifestForeign(ValueError):
         self.names = names
 
 
-def encode_manifest(manifest: Manifest, *, format_number: int = FORMAT) -> bytes:
-    """JSON, with a checksum over the format and the content."""
+def encode_manifest(manifest: Manifest, *, format_number: int = FORMAT, key: bytes = b"") -> bytes:
+    """JSON, with a checksum over the format and the content, which is made with ``key`` where there is one."""
     body = msgspec.json.encode(manifest)
-    return msgspec.json.encode(_Envelope(format_number, _checksum(format_number, body), msgspec.Raw(body)))
+    return msgspec.json.encode(_Envelope(format_number, _checksum(format_number, body, key), msgspec.Raw(body)))
 
 
-def decode_manifest(content: bytes) -> Manifest:
+def decode_manifest(content: bytes, keys: Sequence[bytes] = ()) -> Manifest:
     """Decode a manifest, and check that its numbers make sense before anything is allocated by them.
+
+    Args:
+        content: What was read.
+        keys: Keys, one of which must have made its checksum; without any, that needs no key.
 
     Raises:
         ManifestDamaged: It is not one, or not one that this program could have written.
+        ManifestUnsigned: It was written without a key, and one is asked for.
         ManifestForeign: It is of another format.
     """
     try:
@@ -147,8 +157,10 @@ def decode_manifest(content: bytes) -> Manifest:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestDamaged(f"the manifest is not one: {error}") from error
     body = bytes(envelope.body)
-    if envelope.checksum != _checksum(envelope.format, body):
-        raise ManifestDamaged("the manifest's checksum does not fit its content")
+    if not any(_equal(envelope.checksum, _checksum(envelope.format, body, key)) for key in keys or [b""]):
+        if keys and envelope.checksum == _checksum(envelope.format, body):
+            raise ManifestUnsigned("it is not signed by a key of FRAUD_PIPELINE_SNAPSHOT_KEYS")
+        raise ManifestDamaged("the manifest's checksum does not fit its content, or it was made with another key")
     if envelope.format != FORMAT:
         raise ManifestForeign(envelope.format, {digest.decode() for digest in _DIGEST.findall(body)})
     try:
@@ -208,5 +220,10 @@ def number_of(name: str) -> int:
     return int(name.rsplit("/", 1)[-1][:_NUMBER_DIGITS])
 
 
-def _checksum(format_number: int, body: bytes) -> str:
-    return hashlib.sha256(b"%d:" % format_number + body).hexdigest()
+def _checksum(format_number: int, body: bytes, key: bytes = b"") -> str:
+    content = b"%d:" % format_number + body
+    return hmac.new(key, content, hashlib.sha256).hexdigest() if key else hashlib.sha256(content).hexdigest()
+
+
+def _equal(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())

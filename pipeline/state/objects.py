@@ -1,10 +1,11 @@
 """Where snapshots lie: a local directory or any fsspec address, with writes that are whole or not there at all."""
 
 import os
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
@@ -49,6 +50,26 @@ class Place(Protocol):
         """Remove an object; one that is gone is no error."""
 
 
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]*@")
+_PARAMETERS: Final = re.compile(r"(?<=\?)[^\s'\"]+")
+_HIDDEN: Final = "***"
+
+
+def shown_url(text: str) -> str:
+    """Return an address, or a text that names some, as logs and errors may show it: without user, password and query.
+
+    >>> shown_url("sftp://worker:secret@host/snapshots?key=secret")
+    'sftp://***@host/snapshots?***'
+    """
+    return _PARAMETERS.sub(_HIDDEN, _CREDENTIALS.sub(f"{_HIDDEN}@", text))
+
+
+def _passwords(url: str) -> tuple[str, ...]:
+    """Return the parts of an address that no error may repeat, in every form in which a file system may have them."""
+    found = {password for part in url.split("::") if (password := urlsplit(part).password)}
+    return tuple({form for password in found for form in (password, unquote(password))})
+
+
 def open_place(url: str) -> Place:
     """The place at a path, a ``file://`` URL, or a URL of any other fsspec file system.
 
@@ -59,8 +80,14 @@ def open_place(url: str) -> Place:
         return LocalPlace(Path(url))
     if parts.scheme in ("file", "local"):
         return LocalPlace(Path(unquote(parts.netloc + parts.path)))
-    file_system, root = fsspec.core.url_to_fs(url)
-    return RemotePlace(file_system, root)
+    passwords = _passwords(url)
+    try:
+        file_system, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise type(error)(_without(str(error), passwords)) from None
+    except Exception as error:
+        raise _as_os_error(error, passwords) from None
+    return RemotePlace(file_system, root, passwords)
 
 
 class LocalPlace:
@@ -130,9 +157,11 @@ class LocalPlace:
 class RemotePlace:
     """An fsspec file system, on which a put is atomic, as it is on object stores."""
 
-    def __init__(self, file_system: Any, root: str) -> None:
+    def __init__(self, file_system: Any, root: str, passwords: Sequence[str] = ()) -> None:
+        """``passwords`` do not occur in the text of any error."""
         self._files = file_system
         self._root = root.rstrip("/")
+        self._passwords = passwords
 
     def listing(self, directory: str) -> dict[str, Found]:
         """The objects."""
@@ -144,7 +173,7 @@ class RemotePlace:
             return entries
 
         try:
-            entries = _as_os_error(ask)
+            entries = self._try(ask)
         except FileNotFoundError:
             return {}
         return {
@@ -155,12 +184,12 @@ class RemotePlace:
 
     def read(self, name: str) -> bytes:
         """The content."""
-        content: bytes = _as_os_error(lambda: self._files.cat_file(f"{self._root}/{name}"))
+        content: bytes = self._try(lambda: self._files.cat_file(f"{self._root}/{name}"))
         return content
 
     def fetch(self, name: str, target: Path) -> None:
         """Download."""
-        _as_os_error(lambda: self._files.get_file(f"{self._root}/{name}", str(target)))
+        self._try(lambda: self._files.get_file(f"{self._root}/{name}", str(target)))
 
     def write(self, name: str, content: bytes) -> None:
         """Put."""
@@ -170,7 +199,7 @@ class RemotePlace:
             self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             self._files.pipe_file(path, content)
 
-        _as_os_error(put)
+        self._try(put)
 
     def upload(self, name: str, source: Path) -> None:
         """Put."""
@@ -180,19 +209,28 @@ class RemotePlace:
             self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             self._files.put_file(str(source), path)
 
-        _as_os_error(put)
+        self._try(put)
 
     def delete(self, name: str) -> None:
         """Remove."""
         try:
-            _as_os_error(lambda: self._files.rm_file(f"{self._root}/{name}"))
+            self._try(lambda: self._files.rm_file(f"{self._root}/{name}"))
         except FileNotFoundError:
             return
+
+    def _try(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except Exception as error:
+            shown = _as_os_error(error, self._passwords)
+            if shown is error:
+                raise
+            raise shown from None
 
     def _age_s(self, entry: dict[str, Any]) -> float:
         written = next((entry[key] for key in _TIMES if entry.get(key) is not None), None)
         if written is None:
-            written = _as_os_error(lambda: self._files.modified(entry["name"]))
+            written = self._try(lambda: self._files.modified(entry["name"]))
         if isinstance(written, str):
             written = datetime.fromisoformat(written)
         stamp_s: float = written.timestamp() if isinstance(written, datetime) else float(written)
@@ -203,14 +241,22 @@ _TIMES: Final = ("mtime", "LastModified", "last_modified", "updated", "created")
 """What file systems call the time of writing in their listings."""
 
 
-def _as_os_error(action: Callable[[], T]) -> T:
-    """The file systems' own errors (of HTTP, of credentials) as OSError, which is what callers expect of a disk."""
-    try:
-        return action()
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+def _as_os_error(error: Exception, passwords: Sequence[str]) -> OSError:
+    """Return an error of a file system (of HTTP, of credentials) as what callers expect of a disk."""
+    text = _without(str(error), passwords)
+    if not isinstance(error, OSError):
+        return OSError(f"{type(error).__name__}: {text}")
+    if text == str(error):
+        return error
+    shown = type(error)(text)
+    shown.errno = error.errno
+    return shown
+
+
+def _without(text: str, passwords: Sequence[str]) -> str:
+    for password in passwords:
+        text = text.replace(password, _HIDDEN)
+    return shown_url(text)
 
 
 def _flush_directory(directory: Path) -> None:

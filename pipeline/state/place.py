@@ -7,6 +7,14 @@ from types import TracebackType
 from typing import IO, Self
 
 
+def keep_private() -> None:
+    """Let this process, and those that it starts, make files of mode 0600 and directories of mode 0700.
+
+    They hold people's data, keys, and what decides about people.
+    """
+    os.umask(0o077)
+
+
 class PlaceTaken(RuntimeError):
     """Another process on this machine runs the same agent under the same name; the text says what to do."""
 

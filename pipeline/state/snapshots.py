@@ -25,13 +25,14 @@ from pipeline.state.manifest import (
     Manifest,
     ManifestDamaged,
     ManifestForeign,
+    ManifestUnsigned,
     SnapshotKey,
     decode_manifest,
     directory_of,
     manifest_names,
     number_of,
 )
-from pipeline.state.objects import open_place
+from pipeline.state.objects import open_place, shown_url
 from pipeline.state.packs import FileIdentity, PackedColumn, PieceDamaged, digest_of, identity_of, lies_within, unpack
 from pipeline.state.writer import SnapshotWriter
 from schemas.topics import PROGRESS
@@ -64,6 +65,7 @@ class Reason(StrEnum):
     OTHER_TOPICS = "other-topics"
     OTHER_PARTITION_COUNT = "other-partition-count"
     OTHER_KERNEL = "other-kernel"
+    UNSIGNED = "unsigned"
     AHEAD = "ahead"
     BEHIND = "behind"
 
@@ -110,6 +112,7 @@ class SnapshotRepository:
 
     ``kept`` snapshots of a partition stay. ``irreplaceable``: topics do not keep all that a state is made of, so that
     one which cannot be read must not be passed over. ``on_refused`` is called with each that is found and not used.
+    With ``keys`` the first one signs snapshots, and those that none of them signed are not used.
     Raises ValueError or ImportError where the address's file system is not known or not installed.
     """
 
@@ -121,16 +124,19 @@ class SnapshotRepository:
         grace_s: float = GRACE_S,
         irreplaceable: bool = False,
         pauses_s: Sequence[float] = PAUSES_S,
+        keys: Sequence[bytes] = (),
         on_refused: Callable[[Refused], None] = tell_refused,
     ) -> None:
         if kept < 1:
             raise ValueError(f"at least one snapshot must be kept, not {kept}")
-        self.url = url
+        self.url = shown_url(url)
+        """The address, as logs may show it."""
         self._place = open_place(url)
         self._kept = kept
         self._grace_s = grace_s
         self._irreplaceable = irreplaceable
         self._pauses_s = pauses_s
+        self._keys = keys
         self._on_refused = on_refused
         self._damaged: set[str] = set()
 
@@ -182,6 +188,7 @@ class SnapshotRepository:
             kept=self._kept,
             grace_s=self._grace_s,
             damaged=self._damaged,
+            keys=self._keys,
         )
 
     def _fetch(
@@ -195,7 +202,7 @@ class SnapshotRepository:
     ) -> Snapshot | Refused:
         def attempt() -> Snapshot | Refused:
             _clear(scratch)
-            manifest = decode_manifest(self._place.read(name))
+            manifest = decode_manifest(self._place.read(name), self._keys)
             refusal = _unfit(manifest, key, committed, logs)
             if refusal is not None:
                 return Refused(name, *refusal)
@@ -205,6 +212,8 @@ class SnapshotRepository:
             return self._patiently(name, attempt, waiting)
         except (ManifestDamaged, PieceDamaged) as error:
             return Refused(name, Reason.DAMAGED, str(error))
+        except ManifestUnsigned as error:
+            return Refused(name, Reason.UNSIGNED, str(error))
         except ManifestForeign as error:
             newer = error.format > FORMAT
             return Refused(name, Reason.NEWER_FORMAT if newer else Reason.OLDER_FORMAT, str(error))
@@ -235,7 +244,9 @@ class SnapshotRepository:
     def _raise_if_irreplaceable(
         self, passed_over: Sequence[Refused], committed: Mapping[str, int], logs: Mapping[str, range]
     ) -> None:
-        unread = [refused for refused in passed_over if refused.reason in (Reason.UNREADABLE, Reason.NO_ROOM)]
+        unread = [
+            refused for refused in passed_over if refused.reason in (Reason.UNREADABLE, Reason.NO_ROOM, Reason.UNSIGNED)
+        ]
         lost = [
             f"{topic} begins at offset {logs[topic].start}" for topic in committed if logs.get(topic, range(0)).start
         ]

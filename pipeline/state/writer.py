@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,6 +15,7 @@ from pipeline.state.manifest import (
     Manifest,
     ManifestDamaged,
     ManifestForeign,
+    ManifestUnsigned,
     Piece,
     SavedPages,
     SnapshotKey,
@@ -62,6 +63,7 @@ class SnapshotWriter:
         kept: int,
         grace_s: float,
         damaged: Collection[str],
+        keys: Sequence[bytes] = (),
     ) -> None:
         self._place = place
         self._url = url
@@ -72,6 +74,7 @@ class SnapshotWriter:
         self._kept = kept
         self._grace_s = grace_s
         self._damaged = damaged
+        self._keys = keys
 
     @property
     def needs_full(self) -> bool:
@@ -178,7 +181,7 @@ class SnapshotWriter:
         numbers = [number_of(name) for name in manifest_names(self._place.listing(self._directory))]
         # The random part keeps two writers of one partition from overwriting each other's.
         name = f"{self._directory}/{max(numbers, default=0) + 1:012d}-{secrets.token_hex(4)}{MANIFEST_SUFFIX}"
-        content = encode_manifest(manifest)
+        content = encode_manifest(manifest, key=self._keys[0] if self._keys else b"")
         self._place.write(name, content)
         return name, len(content)
 
@@ -201,10 +204,10 @@ class SnapshotWriter:
         for last in manifest_names(listing):
             name = f"{self._directory}/{last}"
             try:
-                manifest = decode_manifest(self._place.read(name))
+                manifest = decode_manifest(self._place.read(name), self._keys)
             except FileNotFoundError:
                 continue
-            except ManifestDamaged:
+            except (ManifestDamaged, ManifestUnsigned):
                 if whole == self._kept:
                     self._place.delete(name)
                 continue

@@ -18,7 +18,7 @@ _NEW_S: Final = 14 * 86_400.0
 """A merchant is new for so long."""
 
 
-def audit_within_budget(data: TrainingSet, split: Split, audits_per_day: float, key_id: str | None = None) -> Audit:
+def audit_within_budget(data: TrainingSet, split: Split, audits_per_day: float) -> Audit:
     """Return an audit that would have selected a number of transactions a day in the validation period.
 
     Half of them come from all transactions alike. A quarter each comes from merchants with more traffic than 99 % of
@@ -29,7 +29,6 @@ def audit_within_budget(data: TrainingSet, split: Split, audits_per_day: float, 
         data: Transactions.
         split: Of which the validation period counts.
         audits_per_day: Number to select.
-        key_id: Key of the audit's order.
     """
     weight = data.weight[split.validation]
     days = split.validation_us / US_PER_DAY
@@ -43,7 +42,6 @@ def audit_within_budget(data: TrainingSet, split: Split, audits_per_day: float, 
     strata.append((_AGE, "<", _NEW_S, age_s < _NEW_S))
     return Audit(
         rate=rate,
-        key_id=key_id,
         strata=tuple(
             Stratum(feature=name, op=op, value=value, rate=min(rate + audits_per_day / 4 * days / rows, 1.0))
             for name, op, value, inside in strata

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from pipeline.engine.history import compute_features, event_times_us, identities_of, labels_known
+from pipeline.engine.history import compute_features, digests_of, event_times_us, identities_of, labels_known
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.scoring.errors import ModelError
@@ -49,4 +49,5 @@ def from_history(
     reported_us[false_report] = known_at_us[false_report]
     fraud = reported_us <= by_us
     card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
-    return TrainingSet(features, fraud, np.ones(len(frame)), event_time_us, card, reported_us, names)
+    weight, digests = np.ones(len(frame)), digests_of(frame)
+    return TrainingSet(features, fraud, weight, event_time_us, card, digests, reported_us, names)

@@ -6,11 +6,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.report_delays import ReportDelays, unreported_weight
 
 LARGEST_WEIGHT: Final = 5.0
 """Bound of a young fraud's weight."""
-_TINY: Final = 1e-12
 
 
 class Targets(NamedTuple):
@@ -89,9 +88,7 @@ def targets_at(
         p = np.full(len(rows), float(reported[mature].mean()) if mature.any() else 0.0)
     else:
         p = probability[rows]
-    hidden = p * (1.0 - share)
-    unreported = 1.0 - hidden / np.maximum(1.0 - p * share, _TINY)
-    weight = np.where(reported, np.minimum(1.0 / share, LARGEST_WEIGHT), unreported)
+    weight = np.where(reported, np.minimum(1.0 / share, LARGEST_WEIGHT), unreported_weight(p, share))
     weight[mature] = 1.0
     taught = weight > 0
     return Targets(rows[taught], reported[taught], weight[taught])

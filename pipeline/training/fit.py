@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.learning.sampling import TRAINING_SAMPLE, sample_positions
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
@@ -46,6 +47,8 @@ class TrainingSet:
     event_time_us: NDArray[np.int64]
     card: NDArray[np.int64]
     """The card as any integer."""
+    identity: NDArray[np.int64]
+    """First word of `transaction_digest`, by which legitimate transactions are sampled."""
     reported_us: NDArray[np.int64] | None = None
     """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
     names: tuple[str, ...] = FEATURES
@@ -218,7 +221,8 @@ class _Trees:
 
     def __init__(self, data: TrainingSet, config: TrainingConfig, features: Sequence[str]) -> None:
         self._data, self._config = data, config
-        self._draws = np.random.default_rng(config.seed).random(len(data.fraud))
+        # By identity: whatever the history begins with, the same transactions are drawn.
+        self._draws = sample_positions(data.identity.astype(np.uint64), f"{TRAINING_SAMPLE}/{config.seed}")
         # A column of one value is never asked for: the trees are those of a kernel with all its features all the same.
         self._others = [column for column, name in enumerate(FEATURES) if name not in features]
 

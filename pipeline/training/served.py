@@ -41,6 +41,51 @@ KNOWN_FRAUD: Final = KNOWN.index(FRAUD)
 _ID_TEXT, _CARD_TEXT = range(2)
 
 
+class Labelled(NamedTuple):
+    """m accepted labels, in any order; every array has shape (m,)."""
+
+    identity: NDArray[np.int64]
+    """64 bits of card and transaction."""
+    rank: NDArray[np.int8]
+    labelled_at_us: NDArray[np.int64]
+    known: NDArray[np.int8]
+    known_at_us: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.bool_]) -> "Labelled":
+        """Return some labels."""
+        return Labelled._make(column[rows] for column in self)
+
+    def known_of(
+        self, identity: NDArray[np.int64], as_of_us: int = NEVER_US
+    ) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int8]]:
+        """Return what is known of n transactions, since when each was known as fraud, and by whom; of shape (n,) each.
+
+        Args:
+            identity: Shape (n,).
+            as_of_us: Only what had come by then counts.
+        """
+        known = np.zeros(len(identity), np.int8)
+        reported_us = np.full(len(identity), NEVER_US, np.int64)
+        reported_by = np.full(len(identity), NO_LABEL, np.int8)
+        labels = self if as_of_us == NEVER_US else self.take(self.known_at_us <= as_of_us)
+        if not len(labels.identity) or not len(identity):
+            return known, reported_us, reported_by
+        holds = holding([labels.identity], labels.rank, labels.labelled_at_us, labels.known)
+        at = np.minimum(np.searchsorted(labels.identity[holds], identity), len(holds) - 1)
+        found = labels.identity[holds][at] == identity
+        known[found] = labels.known[holds][at[found]]
+        frauds = np.flatnonzero(labels.known == KNOWN_FRAUD)
+        order = frauds[np.lexsort((labels.known_at_us[frauds], labels.identity[frauds]))]
+        first = np.searchsorted(labels.identity[order], identity[known == KNOWN_FRAUD])
+        reported_us[known == KNOWN_FRAUD] = labels.known_at_us[order][first]
+        reported_by[known == KNOWN_FRAUD] = labels.rank[order][first]
+        return known, reported_us, reported_by
+
+
+_WHOLE, _SMALL = np.empty(0, np.int64), np.empty(0, np.int8)
+_NO_LABELS: Final = Labelled(_WHOLE, _SMALL, _WHOLE, _SMALL, _WHOLE)
+
+
 @dataclass(frozen=True, slots=True)
 class ServedRows:
     """n decisions in the order of event time; every array but ``names`` has n rows."""
@@ -71,13 +116,15 @@ class ServedRows:
     """`pipeline.learning.labels.source_rank` of who reported it then; -1 for what is no known fraud."""
     names: tuple[str, ...]
     """Names of versions."""
+    labels: Labelled | None = None
+    """The labels by which ``known`` and ``reported_us`` hold; None where no earlier time is asked for."""
 
     def __len__(self) -> int:
         return len(self.event_time_us)
 
     def take(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> "ServedRows":
         """Return some rows."""
-        columns = [field.name for field in fields(self) if field.name != "names"]
+        columns = [field.name for field in fields(self) if field.name not in ("names", "labels")]
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def served_by(self, version: str) -> NDArray[np.bool_]:
@@ -87,21 +134,23 @@ class ServedRows:
         by: NDArray[np.bool_] = self.lightgbm == self.names.index(version)
         return by
 
-    def frauds_by(self, as_of_us: int) -> NDArray[np.bool_]:
-        """Return which rows are known frauds that had been reported by a time; shape (n,)."""
-        reported: NDArray[np.bool_] = self.reported_us <= min(as_of_us, NEVER_US - 1)
-        return reported
+    def reports_by(self, as_of_us: int) -> NDArray[np.int64]:
+        """Return when each row was first known as fraud, by the labels that had come by a time; shape (n,).
+
+        `NEVER_US` for a row that no fraud was known of then. What was corrected later was a fraud until then.
+        """
+        if self.labels is not None:
+            return self.labels.known_of(self.identity, as_of_us)[1]
+        return np.where(self.reported_us <= as_of_us, self.reported_us, NEVER_US)
 
     def training_set(self, as_of_us: int) -> TrainingSet:
-        """Return all rows as a training set, with the frauds that were reported by ``as_of_us``.
+        """Return all rows as a training set, by the labels that had come by ``as_of_us``.
 
-        The arrays are not copied. Which rows may teach is for a `Split` to say. Of a fraud that was corrected after
-        ``as_of_us`` the correction counts: it was none.
+        Features are not copied. Which rows may teach is for a `Split` to say.
         """
-        weight = np.ones(len(self))
-        return TrainingSet(
-            self.features, self.frauds_by(as_of_us), weight, self.event_time_us, self.card, self.reported_us
-        )
+        reported_us = self.reports_by(as_of_us)
+        fraud, weight = reported_us < NEVER_US, np.ones(len(self))
+        return TrainingSet(self.features, fraud, weight, self.event_time_us, self.card, self.identity, reported_us)
 
     def split(self, as_of_us: int, maturity_us: int, validation_days: float) -> Split:
         """Return the rows to train on at ``as_of_us``: those that are ``maturity_us`` old by then.
@@ -139,14 +188,6 @@ class _Part(NamedTuple):
         return _Part._make(column[rows] for column in self)
 
 
-class _LabelPart(NamedTuple):
-    identity: NDArray[np.int64]
-    rank: NDArray[np.int8]
-    labelled_at_us: NDArray[np.int64]
-    known: NDArray[np.int8]
-    known_at_us: NDArray[np.int64]
-
-
 class ServedLog:
     """Takes in records of ``features`` and ``accepted-labels``, and holds the newest days of them.
 
@@ -162,7 +203,7 @@ class ServedLog:
         self._labels_topic = settings.topic(LABELS.name)
         self._window_us = round(window_days * US_PER_DAY)
         self._parts: list[_Part] = []
-        self._labels: list[_LabelPart] = []
+        self._labels: list[Labelled] = []
         self._codes: dict[str, int] = {}
         self._changed = False
         self._rows: ServedRows | None = None
@@ -200,7 +241,7 @@ class ServedLog:
         if told.any():
             identity = digest_keys(labels.card_id, labels.transaction_id)[:, 0]
             columns = (identity, labels.rank, labels.labelled_at_us, labels.known, labels.known_at_us)
-            self._labels.append(_LabelPart._make(column[told] for column in columns))
+            self._labels.append(Labelled._make(column[told] for column in columns))
             self._changed = True
 
     def rows(self) -> ServedRows:
@@ -219,7 +260,8 @@ class ServedLog:
         return self._served(self._merged(parts, since_us) if parts else _no_rows())
 
     def _served(self, part: _Part) -> ServedRows:
-        known, reported_us, reported_by = self._known(part.identity)
+        labels = self._held_labels()
+        known, reported_us, reported_by = labels.known_of(part.identity)
         card = np.unique(part.card, return_inverse=True)[1].astype(np.int64)
         return ServedRows(
             part.features,
@@ -235,6 +277,7 @@ class ServedLog:
             reported_us,
             reported_by,
             tuple(self._codes),
+            labels,
         )
 
     def _columns(self, found: Sequence[tuple[FeatureRows, int]]) -> _Part:
@@ -301,30 +344,13 @@ class ServedLog:
             parts[number] = part._replace(features=np.empty((0, 0)))
         return _Part._make([features, *(column[order] for column in light[1:])])
 
-    def _known(self, identity: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int8]]:
-        """Return what is known of n rows, since when it was known as fraud, and by whom; each of shape (n,)."""
-        known = np.zeros(len(identity), np.int8)
-        reported_us = np.full(len(identity), NEVER_US, np.int64)
-        reported_by = np.full(len(identity), NO_LABEL, np.int8)
-        if not self._labels or not len(identity):
-            return known, reported_us, reported_by
-        labels = _LabelPart._make(np.concatenate(columns) for columns in zip(*self._labels, strict=True))
-        # What was known before the window began is of transactions before it.
-        recent = labels.known_at_us >= (self.newest_us or 0) - self._window_us
-        labels = _LabelPart._make(column[recent] for column in labels)
-        self._labels = [labels]
-        if not len(labels.identity):
-            return known, reported_us, reported_by
-        holds = holding([labels.identity], labels.rank, labels.labelled_at_us, labels.known)
-        at = np.minimum(np.searchsorted(labels.identity[holds], identity), len(holds) - 1)
-        found = labels.identity[holds][at] == identity
-        known[found] = labels.known[holds][at[found]]
-        frauds = np.flatnonzero(labels.known == KNOWN_FRAUD)
-        order = frauds[np.lexsort((labels.known_at_us[frauds], labels.identity[frauds]))]
-        first = np.searchsorted(labels.identity[order], identity[known == KNOWN_FRAUD])
-        reported_us[known == KNOWN_FRAUD] = labels.known_at_us[order][first]
-        reported_by[known == KNOWN_FRAUD] = labels.rank[order][first]
-        return known, reported_us, reported_by
+    def _held_labels(self) -> Labelled:
+        """Return the labels of the window."""
+        if self._labels:
+            labels = Labelled._make(np.concatenate(columns) for columns in zip(*self._labels, strict=True))
+            # What was known before the window began is of transactions before it.
+            self._labels = [labels.take(labels.known_at_us >= (self.newest_us or 0) - self._window_us)]
+        return self._labels[0] if self._labels else _NO_LABELS
 
 
 def _no_rows() -> _Part:

@@ -27,6 +27,7 @@ LAYER_INPUTS = len(LOGARITHMS) + len(MISSING) + len(ZERO) + len(AMOUNT_EDGES) + 
 LEARNING_RATE = 0.001
 INPUT_BOUND = 3.0
 SCALE_WEIGHT = 100.0
+MOST_UNDONE = 5.0
 HALVINGS = 80
 
 SOURCE_RANK = {"audit": 7, "analyst": 6, "chargeback": 5, "issuer": 4, "customer": 3, "simulator": 2, "rule": 0}
@@ -102,7 +103,8 @@ class Layer:
         self.intercept = 0.0
         self.weight = 0.0
         self.means, self.squares = [0.0] * LAYER_INPUTS, [0.0] * LAYER_INPUTS
-        self.lessons = dict.fromkeys(("learned", "corrections", "other_kernel", "rule", "unlabelled"), 0)
+        fates = ("learned", "corrections", "allowed_for", "held", "other_kernel", "rule", "unlabelled")
+        self.lessons = dict.fromkeys(fates, 0)
 
     def logit(self, features: Mapping[str, float | None], base_logit: float) -> float:
         """Log-odds of one transaction."""
@@ -124,11 +126,17 @@ class Layer:
         """Learn a record of ``examples``; ``kernel`` is the kernel version of the layer."""
         fate = self._fate(example, kernel)
         self.lessons[fate] += 1
-        if fate != "learned":
+        if fate not in ("learned", "corrections"):
             return
-        inputs, weight = layer_inputs(example["features"]), example["weight"]
+        inputs, weight = layer_inputs(example["features"]), example["online_weight"]
         if self.weight >= SCALE_WEIGHT:
-            self._update(self._standardized(inputs), example["logit"], example["label"] == "fraud", weight)
+            if fate == "corrections":
+                undone = example["former"] == "fraud", -example["former_weight"]
+                self._update(self._standardized(inputs), example["logit"], *undone)
+            if weight:
+                self._update(self._standardized(inputs), example["logit"], example["label"] == "fraud", weight)
+        if fate == "corrections":
+            return
         self.weight += weight
         for i, value in enumerate(inputs):
             distance = value - self.means[i]
@@ -141,7 +149,8 @@ class Layer:
         step = importance_step(z, LEARNING_RATE * weight * norm)
         # Never further than the weighted gradient itself would go.
         gradient = 1.0 / (1.0 + math.exp(min(700.0, z)))
-        along = min(step / norm, LEARNING_RATE * weight * gradient) * (1.0 if fraud else -1.0)
+        along = min(step / norm, LEARNING_RATE * weight * gradient) if weight > 0 else step / norm
+        along *= 1.0 if fraud else -1.0
         self.weights = [own + along * x for own, x in zip(self.weights, inputs, strict=True)]
         self.intercept += along
 
@@ -149,11 +158,15 @@ class Layer:
     def _fate(example: Mapping[str, Any], kernel: str) -> str:
         if example["label_source"] == "rule":
             return "rule"
-        if example["label"] not in ("fraud", "legitimate", "presumed_legitimate"):
+        if example["label"] not in ("fraud", "legitimate", "presumed_legitimate", "withdrawn"):
             return "unlabelled"
-        if example["revision"] > 0:
+        if example["versions"]["kernel"] != kernel:
+            return "other_kernel"
+        if example["held"]:
+            return "held"
+        if example["former"] is not None:
             return "corrections"
-        return "learned" if example["versions"]["kernel"] == kernel else "other_kernel"
+        return "learned" if example["online_weight"] else "allowed_for"
 
 
 def layer_inputs(features: Mapping[str, float | None]) -> list[float]:
@@ -173,10 +186,11 @@ def band(value: float, edges: Sequence[float]) -> int:
 
 
 def importance_step(z: float, reach: float) -> float:
-    """How far the log-odds towards the target move: the d > 0 with d + exp(z) (exp(d) - 1) = reach, by halving."""
-    if reach <= 0.0:
-        return 0.0
-    low, high = 0.0, min(reach, math.log1p(reach * math.exp(min(700.0, -z))))
+    """How far the log-odds towards the target move: the d with d + exp(z) (exp(d) - 1) = reach, by halving."""
+    reach = max(reach, -MOST_UNDONE)
+    low, high = reach, 0.0
+    if reach >= 0.0:
+        low, high = 0.0, min(reach, math.log1p(reach * math.exp(min(700.0, -z))))
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         if middle + math.exp(z) * math.expm1(middle) < reach:

@@ -6,7 +6,9 @@ from typing import Any
 from tests.chaos.arithmetic import holds, microseconds
 from tests.chaos.model import (
     PRESUMED,
+    REVIEWERS,
     TAKEN_OVER,
+    WITHDRAWN,
     Change,
     Lesson,
     Told,
@@ -122,6 +124,7 @@ def _lesson(example: dict[str, Any]) -> Lesson:
         revision=example["revision"],
         log=log_of(example),
         decided=taken_over(example),
+        online=(example["online_weight"], example["former"], example["former_weight"]),
     )
 
 
@@ -149,17 +152,24 @@ def _check_knowledge(check: Check, run: Run, examples: dict[Key, list[dict[str, 
             check.differs(f"{key} is known to be fraud; its last example is {last}")
         elif known == "legitimate" and (kept or of_one) and last != "legitimate":
             check.differs(f"{key} is known to be legitimate and sampled or corrected; its last example is {last}")
+        elif known == "none" and last not in (None, WITHDRAWN, PRESUMED):
+            check.differs(f"{key} is no longer known to be {last}, which is its last example")
     for key, of_one in examples.items():
         labels = fate.applied.get(key, [])
         there = {(one.label, one.source, one.known_at_us) for one in labels}
         for one in of_one:
             told = one["label"], one["label_source"], microseconds(one["known_at"])
             heavy = sampled(run, key) and one["label"] in ("legitimate", PRESUMED)
+            heavy &= one["label_source"] not in REVIEWERS
+            check.same(f"{key}: held, of a run too short for a surge", one["held"], False)
             check.same(f"{key}: weight", one["weight"], 1.0 / rate if heavy else 1.0)
             if one["label"] == PRESUMED:
                 matured_us = microseconds(one["event_time"]) + run.rules.maturity_us
                 check.same(f"{key}: known_at of what is presumed", told[1:], (None, matured_us))
                 if not sampled(run, key):
                     check.differs(f"{key}: presumed legitimate, though not sampled")
+            elif told[0] == WITHDRAWN:
+                if told[1:] not in {label[1:] for label in there} and key not in twice:
+                    check.differs(f"{key}: an example of a label withdrawn by {told[1]} without such a label")
             elif told not in there and key not in twice:
                 check.differs(f"{key}: an example {told[0]} of {told[1]} without such a label")

@@ -16,6 +16,9 @@ from tests.chaos.records import Key, Place, Sent, exact
 from tests.chaos.run import LogPlace, Run, key_of, log_of
 
 PRESUMED = "presumed_legitimate"
+WITHDRAWN = "withdrawn"
+REVIEWERS = ("analyst", "audit")
+"""Sources that have looked at a transaction, so that no sample is taken of what they find legitimate."""
 UNKNOWN = "label_without_transaction"
 DIFFERS = "repeat_differs"
 
@@ -102,6 +105,8 @@ class Lesson(NamedTuple):
     """Row of ``profiled`` of the decision whose features it teaches."""
     decided: str
     """Which decision of that row (`taken_over`)."""
+    online: tuple[float, str | None, float]
+    """Weight for the online model, the label that it undoes, and the weight of that."""
 
 
 @dataclass
@@ -285,6 +290,8 @@ class _Decided:
     labels: list[Told] = field(default_factory=list)
     lessons: int = 0
     """Told so far; or counted as told, where maturity had come before the first label."""
+    learned: tuple[str | None, float] = (None, 0.0)
+    """Label that the online model was given last, and its weight."""
 
 
 class _FeedbackPartition:
@@ -353,26 +360,53 @@ class _FeedbackPartition:
             return
         kept = sampled(self._run, key)
         if one.lessons == 0 and kept and label.known_at_us > one.event_us + self._rules.maturity_us:
-            one.lessons = 1  # by the times alone it was presumed legitimate before
+            # By the times alone it was presumed legitimate before.
+            one.lessons, one.learned = 1, (PRESUMED, 0.0)
         before = holds(known.triple for known in one.labels)
         one.labels.append(label)
         now = holds(known.triple for known in one.labels)
-        if now in (before, "none"):
+        if now == before or (now == "none" and one.lessons == 0):
             return
-        if now == "legitimate" and one.lessons == 0 and not kept:
+        reviewed = label.source in REVIEWERS
+        if now == "legitimate" and one.lessons == 0 and not kept and not reviewed:
             self._fate.not_sampled += 1
             return
-        heavy = now == "legitimate" and kept
+        heavy = now == "legitimate" and kept and not reviewed
         weight = 1.0 / self._rules.negative_sample_rate if heavy else 1.0
-        self._tell(key, one, now, label.source, label.known_at_us, weight)
+        said = WITHDRAWN if now == "none" else now
+        is_late = label.known_at_us > one.event_us + self._rules.maturity_us
+        online = self._online(one, said, weight, is_late=is_late)
+        self._tell(key, one, said, label.source, label.known_at_us, weight, online)
+
+    @staticmethod
+    def _online(one: _Decided, label: str, weight: float, *, is_late: bool) -> tuple[float, str | None, float]:
+        """What a label is to the online model; the rules of the run take all frauds as reported within the maturity."""
+        former, former_weight = one.learned
+        if former in (PRESUMED, label):
+            return 0.0, None, 0.0
+        if label == WITHDRAWN or (label == "fraud" and former is None and is_late):
+            weight = 0.0
+        one.learned = (label, weight) if weight else (None, 0.0)
+        return weight, former, former_weight
 
     def _mature(self, key: Key, at_us: int) -> None:
         one = self._kept(key)
         if one is None or one.lessons or holds(label.triple for label in one.labels) != "none":
             return
-        self._tell(key, one, PRESUMED, None, at_us, 1.0 / self._rules.negative_sample_rate)
+        weight = 1.0 / self._rules.negative_sample_rate
+        one.learned = (PRESUMED, weight)
+        self._tell(key, one, PRESUMED, None, at_us, weight, (weight, None, 0.0))
 
-    def _tell(self, key: Key, one: _Decided, label: str, source: str | None, known_at_us: int, weight: float) -> None:
+    def _tell(
+        self,
+        key: Key,
+        one: _Decided,
+        label: str,
+        source: str | None,
+        known_at_us: int,
+        weight: float,
+        online: tuple[float, str | None, float],
+    ) -> None:
         of = log_of(one.decision), taken_over(one.decision)
-        self._fate.lessons[key].append(Lesson(label, source, known_at_us, weight, one.lessons, *of))
+        self._fate.lessons[key].append(Lesson(label, source, known_at_us, weight, one.lessons, *of, online))
         one.lessons += 1

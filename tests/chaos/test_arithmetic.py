@@ -35,8 +35,16 @@ def test_identities_and_samples_are_the_pipeline_s() -> None:
 
 
 def test_a_fold_of_examples_gives_the_weights_of_the_learner() -> None:
-    taught = [example(number) for number in range(400)]
-    taught += [example(500, label_source="rule"), example(501, revision=1), example(502, kernel="other")]
+    taught = [example(number, online_weight=1.0 if number % 5 == 0 else 10.0) for number in range(400)]
+    # Corrections both ways, withdrawals, and what teaches nothing.
+    for number in range(0, 40, 3):
+        former, weight = ("fraud", 1.0) if number % 5 == 0 else ("legitimate", 10.0)
+        now = "withdrawn" if number % 2 else "legitimate" if former == "fraud" else "fraud"
+        online_weight = 0.0 if now == "withdrawn" else 2.5
+        undone = {"former": former, "former_weight": weight, "revision": 1}
+        taught.append(example(number, label=now, online_weight=online_weight, **undone))
+    taught += [example(500, label_source="rule"), example(501, online_weight=0.0), example(502, kernel="other")]
+    taught += [example(503, held=True), example(504, label="disputed")]
     learner, layer = LayerLearner(), arithmetic.Layer()
     learner.learn_examples(taught)
     for one in taught:

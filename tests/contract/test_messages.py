@@ -11,7 +11,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from schemas import codec, messages, topics
+from schemas import codec, messages
 from schemas.codec import encode
 from schemas.export import MESSAGES, exported, main
 from schemas.messages import (
@@ -20,6 +20,7 @@ from schemas.messages import (
     Assessment,
     Control,
     Decision,
+    LabelRelease,
     LearningSwitch,
     Message,
     Profiled,
@@ -39,6 +40,7 @@ TYPES = {
     "activation": Activation,
     "assessment": Assessment,
     "learning": LearningSwitch,
+    "release": LabelRelease,
     "profiled-transaction": ProfiledTransaction,
     "profiled-label": ProfiledLabel,
 }
@@ -208,30 +210,6 @@ def test_literal_codes_of_the_codec_are_declared() -> None:
     literal = {str(first.value) for first in firsts if isinstance(first, ast.Constant)}
     assert literal
     assert literal <= codec.CODES
-
-
-def test_every_topic_is_listed_with_its_key_writer_and_partitions() -> None:
-    text = (ROOT / "docs/wire-contract.md").read_text(encoding="utf-8")
-    wanted = [
-        f"| `{topic.name}` | {key(topic.key)} | {value(topic.value)} | "
-        f"{topic.writer} | {topic.partitions_like} | {topic.cleanup_policy} |"
-        for topic in topics.TOPICS
-    ]
-    assert re.findall(r"^\| `[a-z-]+` \| .* \| (?:delete|compact) \|$", text, re.MULTILINE) == wanted
-
-
-def value(kind: object) -> str:
-    """The schemas of a topic's values, or what they are where there is none."""
-    if kind is bytes:
-        return "the original bytes"
-    if isinstance(kind, str):
-        return kind
-    names = {one: f"`{name}`" for name, one in MESSAGES.items()}
-    return names.get(kind) or ", ".join(names[one] for one in get_args(kind))
-
-
-def key(name: str) -> str:
-    return name if " " in name else f"`{name}`"
 
 
 def test_every_field_that_a_producer_may_send_is_described() -> None:

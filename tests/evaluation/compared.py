@@ -3,12 +3,16 @@
 The protocol is that of `tests.evaluation.published`: what was known on 8 August, seven days after the last transaction
 that may teach, and figures of 8 to 14 August without the cards that were known by then. The pipeline's models decide
 that week in a backtest of the file, as `fraud-pipeline backtest` does it.
+
+`PART` is the part ``published`` of `tests.evaluation.quality`: the default alone, on that week and on four folds.
 """
 
 import tempfile
-from collections.abc import Iterator
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import astuple
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 import click
 import numpy as np
@@ -26,7 +30,23 @@ from pipeline.sources import ColumnMapping, load_transactions, resolve_mapping
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingSet, train
-from tests.evaluation.published import DELAY_DAYS, PUBLISHED, TEST_FROM, TEST_TO, TRAIN_FROM, Figures, Weeks, baselines
+from tests.evaluation.detection import ALL, Data
+from tests.evaluation.histories import RIVER_WARM_UP, History
+from tests.evaluation.parts import Found, Part, Table, Unit, markdown
+from tests.evaluation.published import (
+    DELAY_DAYS,
+    FOLDS,
+    FOLDS_PUBLISHED,
+    PUBLISHED,
+    TEST_DAYS,
+    TEST_FROM,
+    TEST_TO,
+    TRAIN_DAYS,
+    TRAIN_FROM,
+    Figures,
+    Weeks,
+    baselines,
+)
 
 SAME_WEEK = "LightGBM, the same week"
 HISTORY = "LightGBM, all that was known"
@@ -100,6 +120,70 @@ def command(file: Path) -> None:
     click.echo("| --- | --- | --- | --- | --- |")
     for features, name, of in rows(file):
         click.echo(f"| {features} | {name} | {of.auc_roc:.3f} | {of.average_precision:.3f} | {of.card_precision:.3f} |")
+
+
+SINGLE: Final = "single split"
+FOUR: Final = "four folds"
+EARLIER: Final = "four folds before 8 July"
+_SPLITS: Final = {
+    SINGLE: (TEST_FROM, 1),
+    FOUR: (datetime(2018, 7, 4, tzinfo=UTC), FOLDS),
+    EARLIER: (datetime(2018, 6, 10, tzinfo=UTC), FOLDS),
+}
+"""Begin of the first week of test, and number of weeks."""
+_PUBLISHED_OF: Final = {SINGLE: PUBLISHED, FOUR: FOLDS_PUBLISHED, EARLIER: {}}
+_DEFAULT: Final = "LightGBM, the default"
+
+
+def measured(file: Path, first: datetime, weeks: int) -> Found:
+    """Return the mean figures of the default over some weeks of test, trained before each on all that was known."""
+    history = History(Data(file), ALL)
+    frame = pd.read_parquet(file)
+    begins = [first + timedelta(days=TEST_DAYS * week) for week in range(weeks)]
+    rows, logit = [history.rows(first - RIVER_WARM_UP, first)], []
+    for begin in begins:
+        model, _ = history.version(begin)
+        if not logit:
+            logit.append(history.logit(model, rows[0]))
+        rows.append(history.rows(begin, begin + timedelta(days=TEST_DAYS)))
+        logit.append(history.logit(model, rows[-1]))
+    alone, river = np.full((2, len(frame)), np.nan)
+    of_test = np.concatenate(rows[1:])
+    alone[of_test] = np.concatenate(logit[1:])
+    river[of_test] = history.corrected(np.concatenate(rows), np.concatenate(logit), first)
+    of: dict[str, list[Figures]] = {}
+    for begin in begins:
+        train_from = begin - timedelta(days=TRAIN_DAYS + DELAY_DAYS)
+        weeks_of = Weeks(frame, train_from)
+        here = {
+            _DEFAULT: weeks_of.measure(alone[weeks_of.test]),
+            _DEFAULT + ON_TOP: weeks_of.measure(river[weeks_of.test]),
+        }
+        here |= {f"{name}, here": figures for name, figures in baselines(frame, train_from).items()}
+        for name, figures in here.items():
+            of.setdefault(name, []).append(figures)
+    return {name: np.mean([astuple(one) for one in ones], axis=0).tolist() for name, ones in of.items()}
+
+
+def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
+    """Return a unit for each protocol; those that were published lie in the final weeks."""
+    names = (SINGLE, FOUR) if final else (EARLIER,)
+    return [Unit(name, measured, (file, *_SPLITS[name])) for name in names if name in only]
+
+
+def tables(found: Mapping[str, Found]) -> Iterator[Table]:
+    """Yield the figures of each protocol beside those that were published."""
+    for name, of in found.items():
+        rows = [[f"{model}, published", *map(_cell, astuple(one))] for model, one in _PUBLISHED_OF[name].items()]
+        rows += [[model, *map(_cell, one)] for model, one in of.items()]
+        yield markdown(f"Handbook's protocol, {name}", ("model", "AUC ROC", "average precision", "CP@100"), rows)
+
+
+def _cell(value: float) -> str:
+    return f"{value:.3f}"
+
+
+PART: Final = Part((SINGLE, FOUR, EARLIER), units, tables)
 
 
 if __name__ == "__main__":

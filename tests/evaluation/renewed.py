@@ -7,7 +7,6 @@ kind of fraud that begins with the first evaluated day. Nothing behind the last 
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -18,44 +17,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.learning.regimes import LabelRegime
-from tests.evaluation.quality import TOP, Data, Variant, at, daily, difference, recall_of_kinds, scored
+from tests.evaluation.attacks import Attack, attacked, share_found
+from tests.evaluation.detection import MEASURES, TOP, Data, Variant, at, difference, figures, scored
 
 FIRST: Final = "2018-06-24"
 BEHIND: Final = "2018-07-08"
-ATTACK: Final = 9
-"""Its `TX_FRAUD_SCENARIO`."""
 REGIMES: Final = {
     "after 7 days": LabelRegime(reported="frauds-only", delay_days=7.0),
     "log-normal, median 5 days, spread 1": LabelRegime(reported="frauds-only", delay_days=5.0, delay_spread=1.0),
     "30 % within 6 hours, else after 7 days": LabelRegime(reported="frauds-only", delay_days=7.0, early_share=0.3),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Attack:
-    """A kind of fraud that nobody has seen: cards at merchants that are not theirs, at night."""
-
-    a_day: int = 39
-    first_hour: float = 0.0
-    last_hour: float = 4.0
-    least: float = 80.0
-    most: float = 220.0
-    seed: int = 1
-
-
-def attacked(frame: pd.DataFrame, attack: Attack, start: datetime, end: datetime) -> pd.DataFrame:
-    """Return a history in the Handbook's columns with an attack on some days; its other rows stay as they are."""
-    random = np.random.default_rng(attack.seed)
-    days = pd.date_range(start, end, inclusive="left").tz_localize(None)
-    n = attack.a_day * len(days)
-    rows = frame.iloc[random.integers(len(frame), size=n)].copy()
-    hours = random.uniform(attack.first_hour, attack.last_hour, n)
-    rows["TX_DATETIME"] = days.repeat(attack.a_day) + pd.to_timedelta((hours * 3_600).round(), unit="s")
-    rows["TERMINAL_ID"] = frame["TERMINAL_ID"].iloc[random.integers(len(frame), size=n)].to_numpy()
-    rows["TX_AMOUNT"] = random.uniform(attack.least, attack.most, n).round(2)
-    rows["TRANSACTION_ID"] = int(frame["TRANSACTION_ID"].max()) + 1 + np.arange(n)
-    rows["TX_FRAUD"], rows["TX_FRAUD_SCENARIO"] = 1, ATTACK
-    return pd.concat([frame, rows]).sort_values("TX_DATETIME", kind="stable", ignore_index=True)
 
 
 def measured(
@@ -66,9 +37,9 @@ def measured(
     for early in (False, True):
         variant = Variant("renewed", regime, renewed_days=(every_days,), early_reports=early)
         *_, of = scored(data, variant, start, end).values()
-        rows, score = np.concatenate(of.rows), np.concatenate(of.scores)
-        found.append(daily(data, rows, score))
-        shares.append(recall_of_kinds(data, rows, score).get(str(ATTACK), np.nan))
+        told = figures(data, of)
+        found.append(np.array([told[name] for name in MEASURES]))
+        shares.append(share_found(told) or np.nan)
     return found[0], found[1], shares
 
 

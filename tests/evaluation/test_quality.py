@@ -1,14 +1,19 @@
 """The measurement of detection on a small file."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.simulator import Scenario
 from pipeline.training.fit import TrainingConfig
-from tests.evaluation import quality
+from tests.evaluation import attacks, compared, detection, over_time, quality, variants, worlds
+from tests.evaluation.detection import Variant
+from tests.evaluation.parts import Unit
 from tests.helpers.handbook import handbook_frame
 
 SMALL = TrainingConfig(trees=20, leaves=6)
@@ -18,47 +23,138 @@ SMALL = TrainingConfig(trees=20, leaves=6)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "transactions.parquet"
     frame = handbook_frame(40, seed=3)
-    frame.assign(TX_FRAUD_SCENARIO=frame["TX_FRAUD"] * (1 + frame.index % 2)).to_parquet(path)
+    number = np.arange(len(frame))
+    frame.assign(TRANSACTION_ID=number, TX_FRAUD_SCENARIO=frame["TX_FRAUD"] * (1 + number % 2)).to_parquet(path)
     first = frame["TX_DATETIME"].min().normalize()
-    days = [f"{first + np.timedelta64(day, 'D'):%Y-%m-%d}" for day in (24, 32, 39)]
-    monkeypatch.setattr(quality, "FOLDS", ((days[0], days[1]), (days[1], days[2])))
-    monkeypatch.setattr(quality, "TRAIN_FROM", f"{first:%Y-%m-%d}")
-    monkeypatch.setattr(quality, "FINAL", ((days[1], days[2]),))
-    variants = (
-        quality.Variant("default", config=SMALL),
-        quality.Variant("the same", config=SMALL),
-        quality.Variant("frauds-only", quality.FRAUDS, config=SMALL),
-        quality.Variant("amounts alone", features=("amount", "card_amount_to_regular"), config=SMALL),
-        quality.Variant("renewed", config=SMALL, renewed_days=(4,), learns=True),
-        quality.Variant("late", quality.LATE, config=SMALL, trained_under=quality.FRAUDS),
+    days = [f"{first + np.timedelta64(day, 'D'):%Y-%m-%d}" for day in (24, 32, 37, 39)]
+    monkeypatch.setattr(detection, "FOLDS", ((days[0], days[1]), (days[1], days[3])))
+    monkeypatch.setattr(detection, "TRAIN_FROM", f"{first:%Y-%m-%d}")
+    monkeypatch.setattr(detection, "FINAL", ((days[1], days[3]),))
+    made = (
+        Variant("default", config=SMALL),
+        Variant("the same", config=SMALL),
+        Variant("frauds-only", detection.FRAUDS, config=SMALL),
+        Variant("amounts alone", features=("amount", "card_amount_to_regular"), config=SMALL),
+        Variant("renewed", config=SMALL, renewed_days=(4,), learns=True),
+        Variant("late", detection.LATE, config=SMALL, trained_under=detection.FRAUDS),
     )
-    monkeypatch.setattr(quality, "VARIANTS", variants)
+    monkeypatch.setattr(variants, "VARIANTS", made)
+    items = tuple(variant.name for variant in made)
+    monkeypatch.setitem(quality.PARTS, "variants", variants.PART._replace(items=items))
+    monkeypatch.setattr(attacks, "DAYS", (days[2], days[3]))
+    monkeypatch.setattr(over_time, "NEW", (days[2], days[3]))
+    monkeypatch.setattr(over_time, "MONTHS", {"May": (days[1], days[3])})
     return path
 
 
-def test_variants_are_compared_day_by_day(file: Path, tmp_path: Path) -> None:
-    output = tmp_path / "quality.json"
-    arguments = [str(file), "--output", str(output)]
-    result = CliRunner().invoke(quality.command, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    again = CliRunner().invoke(quality.command, [*arguments, "--final"], catch_exceptions=False)
-    assert again.exit_code == 0
-    readings = json.loads(output.read_text())["readings"]
+def run(file: Path, part: str, *arguments: str) -> Result:
+    output = file.with_name(f"{part}.json")
+    command = [str(file), "--part", part, "--output", str(output), *arguments]
+    result = CliRunner().invoke(quality.command, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def newest(file: Path, part: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(file.with_name(f"{part}.json").read_text())["readings"][-1]
+    return found
+
+
+def test_variants_are_compared_day_by_day(file: Path) -> None:
+    result = run(file, "variants")
+    run(file, "variants", "--final", "--only", "default")
+    readings = json.loads(file.with_name("variants.json").read_text())["readings"]
     assert [reading["final"] for reading in readings] == [False, True]
-    assert all(reading["commit"] for reading in readings)
-    rows = {row["variant"]: row for row in readings[0]["rows"]}
-    same = rows["the same"]["differences"]["average_precision"]
-    assert (same["mean"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
+    assert all(reading["commit"] and reading["seconds"] > 0 for reading in readings)
+    units = readings[0]["units"]
+    first_fold, _ = detection.FOLDS
+    of = {name: units[f"{name}, {first_fold[0]} to {first_fold[1]}"] for name in ("default", "frauds-only", "renewed")}
     # None of the default features needs a legitimate label.
-    assert rows["frauds-only"]["average_precision"] == rows["default"]["average_precision"]
-    other = rows["amounts alone"]["differences"]["average_precision"]
-    assert other["low"] < other["mean"] < other["high"]
-    assert rows["default"]["average_precision"] > 0.2
-    assert set(rows["default"]["recall_by_kind"]) == {"amount", "merchant"}
-    assert 0 < rows["default"]["card_precision"] < 0.2
-    assert "| amounts alone |" in result.stdout
+    assert of["frauds-only"]["frauds-only"]["average_precision"] == of["default"]["default"]["average_precision"]
+    assert 0 < np.mean(of["default"]["default"]["card_precision"]) < 0.2
     # It is measured as it is trained once, too; without River it is the default.
-    assert rows["renewed"] == rows["default"] | {"variant": "renewed"}
-    assert rows["renewed every 4 days"]["average_precision"] != rows["renewed"]["average_precision"]
-    assert rows["renewed every 4 days, with River"]["average_precision"] > 0
-    assert "Recall among the top 100, default: amount " in result.stdout
+    assert of["renewed"]["renewed"] == of["default"]["default"]
+    once, renewed = of["renewed"]["renewed"], of["renewed"]["renewed every 4 days"]
+    assert renewed["average_precision"] != once["average_precision"]
+    assert of["renewed"]["renewed every 4 days, with River"]["average_precision"] != renewed["average_precision"]
+    kinds = of["default"]["default"]["kinds"]
+    assert set(kinds) == {"amount", "merchant"}
+    assert all(0 <= found <= of_all for one in kinds.values() for found, of_all in zip(*one.values(), strict=True))
+    lines = result.output.splitlines()
+    assert next(line for line in lines if line.startswith("| the same |")).count("[+0.0000, +0.0000]") == 3
+    assert "[" not in next(line for line in lines if line.startswith("| default |"))
+    assert "late" in result.output
+
+
+def test_schedules_are_compared_under_an_attack(file: Path) -> None:
+    names = [name for name in attacks.PART.items if name.startswith("bursts 1")]
+    result = run(file, "attacks", *(word for name in names for word in ("--only", name)))
+    units = newest(file, "attacks")["units"]
+    assert isinstance(units, dict)
+    assert list(units) == names
+    frozen, daily = units["bursts 1, frozen"], units["bursts 1, daily"]
+    first_day = slice(0, 1)
+    assert frozen["alone"]["average_precision"][first_day] == daily["alone"]["average_precision"][first_day]
+    assert frozen["alone"]["average_precision"] != daily["alone"]["average_precision"]
+    assert frozen["alone"]["average_precision"] != frozen["with River"]["average_precision"]
+    assert set(frozen["alone"]["kinds"]) == {"9", "amount", "merchant"}
+    assert "| daily, early reports | 1 |" in result.output
+    assert "by seed: bursts" in result.output
+
+
+def test_the_gate_lets_the_online_model_in_where_reports_speak_for_it(file: Path) -> None:
+    data = detection.Data(file)
+    rows = np.arange(len(data.fraud))
+    blind = np.where(data.fraud, -9.0, -5.0) + np.linspace(0, 1e-3, len(rows))
+    telling = np.where(data.fraud, 0.0, -5.0)
+    helped = attacks.gated(data, rows, blind, telling)
+    harmed = attacks.gated(data, rows, telling, blind)
+    # The blend is 1 at first, as in a new policy.
+    assert np.array_equal(helped, telling)
+    assert np.array_equal(harmed[:20], blind[:20])
+    assert np.array_equal(harmed[len(rows) // 2 :], telling[len(rows) // 2 :])
+
+
+def test_sets_of_features_are_compared_in_worlds(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = worlds.World(1, Scenario(merchant_days=5, card_days=5), cards=150, merchants=300, days=40, measured_days=6)
+    monkeypatch.setattr(worlds, "WORLDS", {"tiny": tiny})
+    monkeypatch.setattr(worlds, "SMALLER", SMALL)
+    monkeypatch.setattr(worlds, "sets", lambda: {"all": FEATURES, "amount alone": ("amount",)})
+    monkeypatch.setitem(quality.PARTS, "features", worlds.PART._replace(items=("folds", "tiny")))
+    result = run(file, "features", "--only", "tiny")
+    assert "| features | tiny |" in result.output
+    assert "| amount alone | " in result.output
+
+
+def test_groups_hold_each_feature_once() -> None:
+    assert sorted(name for group in worlds.GROUPS.values() for name in group) == sorted({*FEATURES} - {"amount"})
+    for name, features in worlds.sets().items():
+        assert name == "all" or set(features) != set(DEFAULT_FEATURES)
+        assert "amount" in features
+
+
+def test_months_and_ages_are_measured(file: Path) -> None:
+    assert "| May | " in run(file, "months").output
+    assert "| 28 days | " in run(file, "cold-start", "--only", "28 days", "--only", "21 days").output
+
+
+def test_published_protocols_stand_beside_what_is_measured(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (start, _) = detection.FOLDS
+    first: datetime = detection.at(start)
+    monkeypatch.setitem(compared._SPLITS, compared.SINGLE, (first, 1))
+    result = run(file, "published", "--final", "--only", compared.SINGLE)
+    assert "| XGBoost, published | 0.862 | 0.639 | 0.273 |" in result.output
+    alone, river = (line.split(" | ")[1:] for line in result.output.splitlines() if line.startswith("| LightGBM"))
+    assert alone != river
+
+
+def test_a_name_that_no_part_has_is_refused(file: Path) -> None:
+    result = CliRunner().invoke(quality.command, [str(file), "--part", "months", "--only", "Mai"])
+    assert result.exit_code == 2
+    assert "there is no Mai; these are there: May, June" in result.output
+
+
+def test_units_run_in_processes_too() -> None:
+    ((number, found, seconds),) = quality.measured([Unit("seven", divmod, (7, 3))], 2)
+    assert (number, found) == (0, (2, 1))
+    assert seconds >= 0

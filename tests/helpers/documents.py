@@ -1,10 +1,12 @@
 """Documents whose code is run: ``sh`` and ``python`` blocks in order, each ``text`` block what the one before it said.
 
-``python -m tests.helpers.documents FILE`` puts what comes out into the document.
+``python -m tests.helpers.documents FILE`` puts what comes out into the document, and writes the notebook that is made
+from it.
 """
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -12,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from click.testing import CliRunner
 
@@ -20,6 +22,9 @@ from pipeline.cli import main
 
 _BLOCK = re.compile(r"^```(sh|python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROGRAM = "fraud-pipeline"
+ROOT: Final = Path(__file__).resolve().parents[2]
+NOTEBOOKS: Final = {"docs/notebook.md": "examples/notebook.ipynb"}
+"""Jupyter notebooks, by the documents that they are made from."""
 
 
 class Block(NamedTuple):
@@ -57,6 +62,32 @@ def filled(document: str) -> str:
     return document
 
 
+def notebook(document: str) -> str:
+    """Return a document of ``docs`` as a Jupyter notebook in ``examples``, with the output that it shows."""
+    cells: list[dict[str, Any]] = []
+    at = 0
+    for block in [*blocks(document), None]:
+        fence = len(document) if block is None else document.rindex("```", 0, block.start)
+        prose = re.sub(r"\]\((?=[\w./-]+\.md)", "](../docs/", document[at:fence].strip())
+        if prose:
+            cells.append({"cell_type": "markdown", "metadata": {}, "source": _lines(prose)})
+        if block is None:
+            break
+        at = block.end + len("```")
+        if block.language == "text":
+            cells[-1]["outputs"] = [{"name": "stdout", "output_type": "stream", "text": _lines(block.content)}]
+            continue
+        code = re.sub(rf"^(?={_PROGRAM})", "!", block.content.rstrip(), flags=re.MULTILINE)
+        cell = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": _lines(code)}
+        cells.append(cell)
+    content = {"cells": cells, "metadata": {"language_info": {"name": "python"}}, "nbformat": 4, "nbformat_minor": 4}
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)
+
+
 def _call(line: str) -> str:
     program, *arguments = shlex.split(line)
     if program != _PROGRAM:
@@ -81,6 +112,9 @@ def _update(path: Path) -> None:
     with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
         document = filled(document)
     path.write_text(document, encoding="utf-8")
+    made = NOTEBOOKS.get(path.relative_to(ROOT).as_posix())
+    if made is not None:
+        (ROOT / made).write_text(notebook(document), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -107,12 +107,14 @@ def feature_records(
     return found
 
 
-def label_records(history: History, rows: Sequence[int], known: str = "fraud") -> list[Record]:
+def label_records(
+    history: History, rows: Sequence[int], known: str = "fraud", delay_us: int = DELAY_US
+) -> list[Record]:
     """Return accepted labels of some rows, each reported in time."""
     log = Log(LABELS)
     for row in rows:
         one = history.frame.iloc[row]
-        at = moment(int(history.event_time_us[row]) + DELAY_US)
+        at = moment(int(history.event_time_us[row]) + delay_us)
         log.append(label(row, at, known, transaction_id=one["transaction_id"], card_id=one["card_id"]), at)
     outputs = to(ACCEPTED_LABELS, accept(log.records, LABEL_OPTIONS))
     return [

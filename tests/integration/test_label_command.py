@@ -2,22 +2,28 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.broker import embedded_broker
 from pipeline.cli import main
+from pipeline.commands.dead_letters import DeadLetter
+from pipeline.engine.results import Result as Dead
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Label, LogPosition, ModelScores, Reason, RecordPosition, Versions
-from schemas.topics import ALERTS, DECISIONS, LABELS, TRANSACTIONS, Topic
+from schemas.records import Headers, Output, Record
+from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS, Topic
 from tests.helpers.topics import PATIENCE_S, shared_producer
 
 pytestmark = pytest.mark.broker
@@ -188,6 +194,103 @@ def test_alerts_once_shows_what_is_there_in_plain_text(cluster: Settings) -> Non
     assert max(map(len, result.output.splitlines())) <= 80
     limited = command(cluster, "alerts", "--once", "--limit", "2")
     assert limited.output.count("Sentence number") == 2
+
+
+def test_alerts_are_shown_in_order_and_counted_within_their_case(cluster: Settings) -> None:
+    write(cluster, ALERTS, [msgspec.json.encode(alert(number)) for number in (5, 3, 4)])
+    held = command(cluster, "alerts", "--once").output
+    assert re.findall(r"Sentence number (\d)", held) == ["3", "4", "5"]
+    assert re.findall(r"case case, alert (\d)", held) == ["2", "3"]
+    assert "out of order" not in held
+    followed = command(cluster, "alerts", "--from-beginning", "--limit", "3").stdout
+    assert re.findall(r"Sentence number (\d)", followed) == ["5", "3", "4"]
+    assert followed.count("out of order") == 2
+
+
+def test_following_ends_in_one_line_with_its_broker(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    with embedded_broker(tmp_path / "kafka") as broker:
+        ensure_topics(broker.bootstrap_servers, settings)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", "alerts"],
+            env={**os.environ, "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        assert "Following" in process.stderr.readline()
+    try:
+        _, told = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    (line,) = told.splitlines()
+    assert f"no broker answers at {broker.bootstrap_servers} any more" in line
+
+
+def refused(settings: Settings, value: bytes, code: str, headers: Headers = ()) -> Output:
+    result = Dead()
+    record = Record(settings.topic(TRANSACTIONS.name), 1, 7, 1_700_000_000_000, b"C1", value, headers)
+    result.dead_letter(record, "card", code, f"This is wrong: {code}.")
+    (output,) = result.outputs
+    return output
+
+
+def test_dead_letters_are_listed_explained_and_resent(cluster: Settings) -> None:
+    assert cluster.kafka_bootstrap_servers is not None
+    values = [b'{"n":1,"to":"repair"}', b"not json", b'{"n":2}']
+    codes = ["currency_unknown", "not_json", "currency_unknown"]
+    producer = shared_producer(cluster.kafka_bootstrap_servers)
+    for value, code in zip(values, codes, strict=True):
+        letter = refused(cluster, value, code, (("trace", b"x"), ("dead-letter-topic", b"a producer's own")))
+        producer.produce(cluster.topic(DEAD_LETTERS.name), letter.value, letter.key, headers=list(letter.headers))
+    assert producer.flush(PATIENCE_S) == 0
+    listed = command(cluster, "dead-letters", "list").output
+    assert "2  currency_unknown of transactions: Add the currency" in listed
+    assert "repair" not in listed.replace("repair it at its producer", "")
+    found = [json.loads(line) for line in command(cluster, "dead-letters", "list", "--json").output.splitlines()]
+    (odd,) = [f"{one['partition']}/{one['offset']}" for one in found if one["error"] == "not_json"]
+    explained = command(cluster, "dead-letters", "explain", odd, "--value").output
+    assert "This is wrong: not_json." in explained
+    assert "value:      not json" in explained
+    assert command(cluster, "dead-letters", "resend").exit_code == 2
+    asked = CliRunner().invoke(
+        main, ["dead-letters", "resend", "--code", "currency_unknown"], env=environment(cluster), input="n\n"
+    )
+    assert asked.exit_code == 1
+    assert "Send 2 to transactions?" in asked.output
+    sent = command(cluster, "dead-letters", "resend", "--code", "currency_unknown", "--yes")
+    assert sent.exit_code == 0, sent.output
+    topic = cluster.topic(TRANSACTIONS.name)
+    records = list(read_topic(cluster.kafka_bootstrap_servers, topic, settings=cluster))
+    assert sorted(record.value or b"" for record in records) == sorted([values[0], values[2]])
+    for record in records:
+        assert (record.key, record.headers[:2]) == (
+            b"C1",
+            (("trace", b"x"), ("dead-letter-topic", b"a producer's own")),
+        )
+        assert record.headers[2:] == (("fraud-pipeline-resent", b"1"),)
+        again = Dead()
+        again.dead_letter(record, "card", "currency_unknown", "Still wrong.")
+        (output,) = again.outputs
+        second = DeadLetter.of(msgspec.structs.replace(record, headers=output.headers), cluster.topic_prefix)
+        assert (second.resent, second.topic, second.obstacle()) == (1, "transactions", "")
+        assert "resent 1 times before" in second.line()
+
+
+def test_what_cannot_be_resent_says_why() -> None:
+    result = Dead()
+    record = Record("profiled", 0, 1, 5, b"k", b"v")
+    result.dead_letter(record, "score", "unreadable", "No.")
+    result.dead_letter(msgspec.structs.replace(record, topic="transactions"), "card", "too_large", "No.", kept_bytes=0)
+    result.dead_letter(msgspec.structs.replace(record, topic="labels"), "label", "unreadable", "No.", end=9)
+    letters = [
+        DeadLetter.of(msgspec.structs.replace(record, key=one.key, value=one.value, headers=one.headers))
+        for one in result.outputs
+    ]
+    assert ["which agents write" in letters[0].obstacle(), "for its size" in letters[1].obstacle()] == [True, True]
+    assert "nobody could read" in letters[2].obstacle()
 
 
 def test_alerts_as_json_are_the_records_one_a_line(cluster: Settings) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,7 @@ from tests.helpers.topics import Cluster
 from tests.unit.model_helpers import example, small_model
 from tests.unit.test_backtest_versions import ENCODE
 from tests.unit.test_engine_models import other_model
+from tests.unit.test_signing import key_pair
 
 pytestmark = pytest.mark.broker
 
@@ -70,6 +72,11 @@ def garbage(cluster: Cluster, key: bytes) -> None:
 def reference(content: Content, offset: int = 0) -> VersionReference:
     name, version, payload = content
     return VersionReference(name=name, version=version, digest=payload_digest(payload), offset=offset)
+
+
+def table(rate: str) -> bytes:
+    currencies = {code: {"digits": 2, "rate": one} for code, one in (("EUR", "1"), ("GBP", rate))}
+    return json.dumps({"version": "v", "base": "EUR", "currencies": currencies}).encode()
 
 
 def activation(*contents: Content, offset: int = 0) -> Output:
@@ -161,6 +168,28 @@ def test_content_that_does_not_have_its_digest_is_none(cluster: Cluster, subscri
     assert active(live) == active(subscriber()) == (CHAMPION.version, 0.3)
 
 
+def test_versions_that_no_trusted_key_signed_change_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    own = cluster.settings.model_copy(update={"signing_key_file": key_pair(tmp_path, "own")[0]})
+    other = cluster.settings.model_copy(update={"signing_key_file": key_pair(tmp_path, "other")[0]})
+    live = ModelSubscriber(cluster.bootstrap, own, empty_board(), WorkerMetrics())
+    later = ModelSubscriber(cluster.bootstrap, own, empty_board(), WorkerMetrics())
+    rates = PublishedRates(cluster.bootstrap, own)
+    publish_active(cluster.bootstrap, own, [CHAMPION, of_policy(0.3)])
+    assert active(live) == (CHAMPION.version, 0.3)
+    for forger in (cluster.settings, other):
+        publish_active(cluster.bootstrap, forger, [OTHER, of_policy(0.4), Content("rates", "forged", table("9"))])
+    # A forged content behind a good reference is none either, and what is signed goes on to count.
+    write(cluster, activation(OTHER))
+    assert active(live) == (CHAMPION.version, 0.3)
+    rates.refresh()
+    assert rates.versions == []
+    publish_active(cluster.bootstrap, own, [of_policy(0.5)])
+    assert active(live) == active(later) == (CHAMPION.version, 0.5)
+    assert refused(live, cluster, CONTROL.name) == 3
+    live.close()
+    later.close()
+
+
 def test_the_newest_river_version_counts_whatever_champion_is_active(cluster: Cluster, subscriber: Subscribers) -> None:
     live = subscriber()
     publish_active(cluster.bootstrap, cluster.settings, [CHAMPION, of_policy(0.3)])
@@ -184,10 +213,6 @@ def test_the_newest_river_version_counts_whatever_champion_is_active(cluster: Cl
 
 
 def test_a_rate_table_is_believed_by_what_it_says(cluster: Cluster) -> None:
-    def table(rate: str) -> bytes:
-        currencies = {code: {"digits": 2, "rate": one} for code, one in (("EUR", "1"), ("GBP", rate))}
-        return json.dumps({"version": "v", "base": "EUR", "currencies": currencies}).encode()
-
     rates = PublishedRates(cluster.bootstrap, cluster.settings)
     # Named, and not there; there, and no table.
     write(cluster, activation(Content("rates", "v", table("9"))))

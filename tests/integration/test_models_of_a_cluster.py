@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.cli import main
 from pipeline.registry import LIGHTGBM, POLICY, Registry
-from schemas.topics import EXAMPLES
+from schemas.topics import CONTROL, EXAMPLES
 from tests.helpers.champion import policy
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter
@@ -48,11 +48,12 @@ def address_of(worker: Worker) -> str:
     return next(line.split()[-1] for line in worker.said.splitlines() if ", metrics on " in line)
 
 
-def metric(address: str, name: str) -> float | None:
+def metric(address: str, name: str, **labels: str) -> float | None:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
         families = text_string_to_metric_families(response.read().decode())
     samples = [one for family in families for one in family.samples]
-    return next((one.value for one in samples if one.name == f"fraud_pipeline_{name}"), None)
+    name = f"fraud_pipeline_{name}"
+    return next((one.value for one in samples if one.name == name and labels.items() <= one.labels.items()), None)
 
 
 def test_versions_are_changed_and_learning_is_frozen(
@@ -62,6 +63,10 @@ def test_versions_are_changed_and_learning_is_frozen(
     registry.register(LIGHTGBM, OTHER.to_payload())
     registry.register(POLICY, SECOND.to_payload())
     assert "no version is active" in models("rollback", reason="None is there.", code=1)
+    assert "scores alone" in models("cold-start", "--audit-rate", "0.01", reason="There are no labels yet.")
+    rows = [json.loads(line) for line in models("list", "--json").splitlines()]
+    assert [(row["active"], row["step"]) for row in rows] == [(True, "cold-start")] * 2
+    assert "active on this cluster already" in models("cold-start", reason="Once more.", code=1)
     cluster.publish(FIRST)
 
     def active() -> set[str]:
@@ -111,4 +116,23 @@ def test_versions_are_changed_and_learning_is_frozen(
     worker.until(lambda: metric(address, "lag_records") == 2)
     models("unfreeze", reason="It is mended.")
     worker.until(lambda: learned(5))
+    # A surge: passed over until somebody releases it, and then learned once.
+    for number in range(5, 9):
+        surge = example(number, held=True, label_source="customer")
+        cluster.write(EXAMPLES, msgspec.json.encode(surge), b"c", after(minutes=number))
+    # One of them was corrected since, so that what was held of it is no longer believed.
+    corrected = example(8, label="legitimate", label_source="analyst", revision=1)
+    cluster.write(EXAMPLES, msgspec.json.encode(corrected), b"c", after(minutes=9))
+    cluster.flush()
+    worker.until(lambda: learned(10))
+    assert metric(address, "lessons_total", outcome="held") == 4
+    assert json.loads(models("held", "--json")) == {"customer": 3}
+    assert "held are: customer (3)" in models("release", "issuer", reason="Wrong source.", code=1)
+    assert "3 labels of customer" in models("release", "customer", reason="A backlog.")
+    worker.until(lambda: metric(address, "lessons_total", outcome="learned") == 9)
+    assert models("held") == "No label is held.\n"
+    records = [json.loads(record.value or b"") for record in cluster.read(CONTROL)]
+    (record,) = [one for one in records if one["kind"] == "release"]
+    assert (record["source"], record["examples"], record["by"]) == ("customer", 3, "dana")
+    assert (record["position"]["offset"], record["position"]["end"]) == (5, 8)
     assert worker.stop() == 0

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline.models.publish import Content, publish_active
-from pipeline.retraining.control_log import BY
+from pipeline.retraining.cycles import BY
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.simulator import Scenario, make_profiles, simulate_days
 from schemas.messages import Activation, LearningSwitch

@@ -44,6 +44,10 @@ def panels() -> list[dict[str, Any]]:
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
+def kubernetes() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((ROOT / "deploy/kubernetes/fraud-pipeline.yaml").read_text(encoding="utf-8")))
+
+
 def expressions() -> list[str]:
     return [rule["expr"] for rule in rules()] + [target["expr"] for panel in panels() for target in panel["targets"]]
 
@@ -78,7 +82,10 @@ def test_compose_publishes_ports_on_loopback_only() -> None:
 
 
 def test_compose_pins_the_version_of_every_foreign_image() -> None:
-    foreign = {name: service["image"] for name, service in SERVICES.items() if "build" not in service}
+    images = {name: service["image"] for name, service in SERVICES.items() if "build" not in service}
+    # Each can be replaced by one with a digest.
+    foreign = {name: re.sub(r"^\$\{[A-Z]+_IMAGE:-(.*)\}$", r"\1", image) for name, image in images.items()}
+    assert not foreign.items() & images.items()
     assert {name: image for name, image in foreign.items() if not re.search(r":v?\d+\.\d+\.\d+$", image)} == {}
     assert Version(foreign["kafka"].split(":")[1]) >= Version("4.0.0")
 
@@ -132,7 +139,7 @@ def test_expressions_use_only_labels_that_a_metric_has() -> None:
 
 def test_alerts_say_what_happened_and_what_to_do() -> None:
     for rule in rules():
-        assert rule["annotations"].keys() == {"summary", "action"}, rule["alert"]
+        assert rule["annotations"].keys() == {"summary", "action", "runbook_url"}, rule["alert"]
         assert rule["labels"]["severity"] in {"warning", "critical"}
 
 
@@ -141,6 +148,51 @@ def test_every_alert_has_its_entry_among_the_runbooks() -> None:
     table = text.partition("## When an alert comes")[2].partition("\n## ")[0]
     explained = {name for line in table.splitlines() for name in re.findall(r"`(Fraud\w+)`", line.split(" | ")[0])}
     assert explained == {rule["alert"] for rule in rules()}
+
+
+def test_every_alert_links_to_a_heading_that_exists() -> None:
+    base = "{{ $externalLabels.runbooks }}/"
+    assert "runbooks" in yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["external_labels"]
+    for rule in rules():
+        url = rule["annotations"]["runbook_url"]
+        assert url.startswith(base), rule["alert"]
+        page, _, anchor = url.removeprefix(base).partition("#")
+        headings = re.findall(r"^##+ (.*)$", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, rule["alert"]
+
+
+def test_the_dashboard_asks_for_the_job_that_is_chosen() -> None:
+    assert [one["name"] for one in json.loads(DASHBOARD.read_text())["templating"]["list"]] == ["job", "instance"]
+    for target in (target for panel in panels() for target in panel["targets"]):
+        assert "job=" not in target["expr"].replace('job=~"$job"', ""), target["expr"]
+
+
+def test_workers_share_their_snapshots() -> None:
+    volumes = dict(volume.split(":") for volume in SERVICES["worker"]["volumes"] if isinstance(volume, str))
+    assert volumes["snapshots"] == SERVICES["worker"]["environment"]["FRAUD_PIPELINE_SNAPSHOT_URL"]
+    documents = kubernetes()
+    workers = next(one for one in documents if one["kind"] == "StatefulSet")["spec"]["template"]["spec"]
+    claim = next(one for one in documents if one["kind"] == "PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    named = {volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName") for volume in workers["volumes"]}
+    (container,) = workers["containers"]
+    paths = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert named["snapshots"] == claim["metadata"]["name"]
+    assert paths["snapshots"] == environment["FRAUD_PIPELINE_SNAPSHOT_URL"]
+
+
+def test_the_network_policy_lets_metrics_in_and_the_monitor_finds_them() -> None:
+    documents = kubernetes()
+    policy = next(one for one in documents if one["kind"] == "NetworkPolicy")
+    service = next(one for one in documents if one["kind"] == "Service")
+    (ingress,) = policy["spec"]["ingress"]
+    assert [port["port"] for port in ingress["ports"]] == [service["spec"]["ports"][0]["name"]]
+    monitor = yaml.safe_load((ROOT / "deploy/kubernetes/monitoring.yaml").read_text(encoding="utf-8"))
+    labels = service["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert labels[monitor["spec"]["jobLabel"]] == "fraud-pipeline"
+    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
 
 
 def test_dashboard_panels_are_distinct_and_use_the_provisioned_datasource() -> None:

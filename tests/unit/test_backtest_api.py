@@ -19,6 +19,7 @@ from pipeline import Backtest
 from pipeline.backtest import Decisions, delayed_truth, file_tables, frame_tables
 from pipeline.backtest.findings import Findings, Listener, Step
 from pipeline.backtest.order import OutOfOrder
+from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.sources import RangeError
 from pipeline.backtest.verdicts import nothing_decided
@@ -130,6 +131,15 @@ def test_a_learning_model_decides_otherwise_than_a_frozen_one_beside_it(file: Pa
     # What each learned does not depend on who alerts: the scores of both are one.
     assert decisions(learning, 0)["score"].equals(decisions(learning, 1)["score"])
     assert "versions" in learning.variants[0].models["river"]
+    figures = learning.variants[0].prequential
+    assert list(figures) == ["lightgbm", "river", "blend"]
+    # With blend 1 the online model decides.
+    assert figures["blend"].log_loss == pytest.approx(figures["river"].log_loss)
+    assert figures["lightgbm"] != figures["river"]
+    report = build_report(learning, ReportOptions(replicates=20))
+    assert [one.model for one in report.content.variants[0].prequential] == list(figures)
+    assert "before they were learned" in report.html
+    assert frozen.variants[0].prequential == {}
 
 
 def test_models_may_be_handed_over(file: Path, settings: Settings) -> None:

@@ -11,7 +11,6 @@ import pytest
 from pipeline.backtest import versions
 from pipeline.backtest.versions import ModelLibrary
 from pipeline.engine.learn import LearnPartition, model_record
-from pipeline.kafka.internal import not_counted
 from pipeline.kafka.quarantine import control_record, value_digest
 from pipeline.models.contents import VersionContents, sound_versions
 from pipeline.models.library import PublishedVersions
@@ -43,7 +42,7 @@ class Contents(VersionContents):
     def between(
         self, start: int, end: int, waiting: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[int, ModelVersion]]:
-        for record, version in sound_versions(self._records[start:end], not_counted):
+        for record, version in sound_versions(self._records[start:end], self._trusted):
             yield record.offset, version
 
 

@@ -39,11 +39,12 @@ OUT = [number for number in range(400) if not sampled(number)]
 class Desk:
     """A partition with its two topics and its store; every call is a batch of its own."""
 
-    def __init__(self, rate: float = RATE, horizon_days: float = 120.0) -> None:
+    def __init__(self, rate: float = RATE, horizon_days: float = 120.0, reported_share: float = 1.0) -> None:
         options = FeedbackOptions(
             label_horizon_us=round(horizon_days * US_PER_DAY),
             maturity_us=round(MATURITY_DAYS * US_PER_DAY),
             negative_sample_rate=rate,
+            reported_share=reported_share,
         )
         self.store, self.segments = MemoryStore(), MemorySegments()
         self.state = FeedbackPartition(options, self.store, segments=self.segments)
@@ -125,7 +126,9 @@ def test_frauds_are_kept_and_legitimate_ones_sampled_with_their_weight(desk: Des
         desk.decide(number, after(minutes=number))
     found = [example for number in range(200) for example in desk.say(number, after(1))]
     assert told(found) == [(f"t{number}", "fraud", 0, 1.0) for number in range(200)]
-    found = [example for number in range(200, 400) for example in desk.say(number, after(1), "legitimate")]
+    found = [
+        example for number in range(200, 400) for example in desk.say(number, after(1), "legitimate", source="issuer")
+    ]
     assert told(found) == [(f"t{number}", "legitimate", 0, 4.0) for number in IN if number >= 200]
     assert sum(example.weight for example in found) == pytest.approx(200, rel=0.3)
     assert desk.said(OUT[-1], after(2), "legitimate", source="audit").counts == {("label", "confirmed"): 1}
@@ -133,21 +136,84 @@ def test_frauds_are_kept_and_legitimate_ones_sampled_with_their_weight(desk: Des
 
 def test_what_is_not_sampled_is_counted(desk: Desk) -> None:
     desk.decide(OUT[0])
-    result = desk.said(OUT[0], after(1), "legitimate")
+    result = desk.said(OUT[0], after(1), "legitimate", source="issuer")
     assert result.counts == {("label", "first"): 1, ("label", "not_sampled"): 1}
+
+
+@pytest.mark.parametrize("number", [IN[0], OUT[0]])
+def test_a_reviewers_verdict_is_the_example(desk: Desk, number: int) -> None:
+    desk.decide(number)
+    assert told(desk.say(number, after(1), "legitimate", source="analyst")) == [(f"t{number}", "legitimate", 0, 1.0)]
+    assert desk.decide(OUT[1], after(2 * MATURITY_DAYS)) == []
 
 
 @pytest.mark.parametrize("number", [IN[0], OUT[0]])
 def test_a_correction_is_a_further_revision(desk: Desk, number: int) -> None:
     desk.decide(number)
-    name, weight = f"t{number}", 4.0 if number == IN[0] else 1.0
+    name = f"t{number}"
     assert told(desk.say(number, after(1))) == [(name, "fraud", 0, 1.0)]
     assert desk.say(number, after(1)) == []
     assert desk.say(number, after(2), source="audit") == []
     # It stands for itself where no legitimate transaction of its kind would have been kept.
-    assert told(desk.say(number, after(3), "legitimate", source="audit")) == [(name, "legitimate", 1, weight)]
-    assert desk.say(number, after(4), "unknown", source="audit") == []
-    assert told(desk.say(number, after(5), source="audit")) == [(name, "fraud", 2, 1.0)]
+    assert told(desk.say(number, after(3), "legitimate", source="audit")) == [(name, "legitimate", 1, 1.0)]
+    assert told(desk.say(number, after(4), "unknown", source="audit")) == [(name, "withdrawn", 2, 1.0)]
+    assert told(desk.say(number, after(5), source="audit")) == [(name, "fraud", 3, 1.0)]
+
+
+@pytest.mark.parametrize("number", [IN[0], OUT[0]])
+def test_a_correction_by_who_has_not_looked_stands_for_its_sample(desk: Desk, number: int) -> None:
+    weight = 4.0 if number == IN[0] else 1.0
+    desk.decide(number)
+    desk.say(number, after(1), source="customer")
+    assert told(desk.say(number, after(2), "legitimate", source="issuer")) == [(f"t{number}", "legitimate", 1, weight)]
+
+
+Update = tuple[float | None, str | None, float, bool]
+
+
+def updates(found: list[Example]) -> list[Update]:
+    return [(one.online_weight, one.former, one.former_weight, one.held) for one in found]
+
+
+def test_a_correction_undoes_what_was_learned_and_a_withdrawal_undoes_it_alone(desk: Desk) -> None:
+    desk.decide(IN[0])
+    assert updates(desk.say(IN[0], after(1), source="customer")) == [(1.0, None, 0.0, False)]
+    found = desk.say(IN[0], after(2), "legitimate", source="issuer")
+    assert updates(found) == [(4.0, "fraud", 1.0, False)]
+    assert updates(desk.say(IN[0], after(3), "disputed", source="issuer")) == [(0.0, "legitimate", 4.0, False)]
+    assert updates(desk.say(IN[0], after(4), source="analyst")) == [(1.0, None, 0.0, False)]
+
+
+def test_updates_of_the_online_model_are_balanced_by_the_share_that_is_reported_in_time() -> None:
+    desk = Desk(reported_share=0.8)
+    for number in (IN[0], IN[1], OUT[0], OUT[1]):
+        desk.decide(number, score=0.5)
+    assert updates(desk.say(OUT[0], after(1))) == [(1.25, None, 0.0, False)]
+    # 1 - q, where q = p (1 - F) / (1 - p F) = .5 x .2 / .6
+    assert [one.online_weight for one in desk.decide(OUT[2], after(MATURITY_DAYS))] == [pytest.approx(4 * 5 / 6)] * 2
+    # What is reported later is allowed for, sampled or not.
+    for number in (IN[0], OUT[1]):
+        assert updates(desk.say(number, after(MATURITY_DAYS + 1))) == [(0.0, None, 0.0, False)]
+    # It was not learned, so that there is nothing to undo.
+    for number, weight in ((IN[0], 0.0), (OUT[1], 1.0)):
+        found = desk.say(number, after(MATURITY_DAYS + 2), "legitimate", source="audit")
+        assert updates(found) == [(weight, None, 0.0, False)]
+
+
+def test_a_surge_of_a_source_is_held_and_changes_nothing_of_what_was_learned() -> None:
+    desk = Desk(rate=1.0)
+    for number in range(400):
+        desk.decide(number)
+    for hour in range(24 * 8):
+        assert not any(one.held for one in desk.say(hour, after(hours=hour + 1), source="customer"))
+    moment = after(hours=24 * 8 + 1)
+    found = [one for number in range(200, 240) for one in desk.say(number, moment, source="customer")]
+    assert [one.held for one in found] == [False] * 20 + [True] * 20
+    assert not any(one.held for number in range(240, 280) for one in desk.say(number, moment, source="issuer"))
+    assert [one.held for one in desk.say(280, after(hours=24 * 8 + 2), source="customer")] == [False]
+    # One that is held was not learned: a correction has nothing to undo.
+    corrected = [one for number in (219, 220) for one in desk.say(number, moment, "legitimate", source="audit")]
+    assert [one.former for one in corrected] == ["fraud", None]
 
 
 def test_rules_and_open_cases_teach_nothing(desk: Desk) -> None:
@@ -190,7 +256,7 @@ def test_a_withdrawn_report_leaves_no_presumption_behind(desk: Desk) -> None:
     number = IN[0]
     desk.decide(number)
     assert told(desk.say(number, after(1))) == [(f"t{number}", "fraud", 0, 1.0)]
-    assert desk.say(number, after(2), "unknown", source="audit") == []
+    assert told(desk.say(number, after(2), "unknown", source="audit")) == [(f"t{number}", "withdrawn", 1, 1.0)]
     assert desk.decide(OUT[0], after(2 * MATURITY_DAYS)) == []
 
 
@@ -307,6 +373,7 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
         "fraud",
         "legitimate",
         "presumed_legitimate",
+        "withdrawn",
     }
     emitted = 0
     for batch in batches(moments[cut:], random):

@@ -119,16 +119,19 @@ def test_what_teaches_nothing_is_counted_and_passed() -> None:
     state = fresh()
     others: list[Example] = [
         example(0, kernel="another"),
-        example(1, revision=1),
+        example(1, online_weight=0.0),
         example(2, label_source="rule"),
         example(3, label="disputed"),
+        example(4, held=True),
     ]
     log = Log(EXAMPLES)
     for one in others:
         log.append(msgspec.json.encode(one))
     result = state.learn(log.records)
-    assert result.counts == {("lesson", kind): 1 for kind in ("other_kernel", "corrections", "rule", "unlabelled")}
-    assert (state.next_offset, state.unpublished) == (4, True)
+    assert result.counts == {
+        ("lesson", kind): 1 for kind in ("other_kernel", "allowed_for", "rule", "unlabelled", "held")
+    }
+    assert (state.next_offset, state.unpublished) == (5, True)
     learned = msgspec.json.decode(state.publish().to_payload())
     assert learned["weights"] == msgspec.json.decode(fresh().publish().to_payload())["weights"]
 

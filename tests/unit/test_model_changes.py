@@ -253,3 +253,26 @@ def test_no_version_is_active_before_one_is_published(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no bundle was activated"):
         empty.changes().fall_back(DANA)
     assert isinstance(FIRST, Policy)
+
+
+def test_records_that_come_later_change_what_is_known(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    published = cluster.published()
+    assert published.board.active is None
+
+    def come(*items: Any) -> None:
+        published.add([Record("control", 0, 0, 0, b"", control_record(item).value) for item in items])
+
+    cluster.publish(MODEL, FIRST)
+    cluster.publish(OTHER, SECOND)
+    come(cluster.items[0])
+    assert published.board.lightgbm is not None
+    assert published.board.lightgbm.version == MODEL.version
+    # An activation waits for its content, whenever that comes.
+    models, cluster.models = cluster.models, cluster.models[:2]
+    come(cluster.items[1])
+    assert published.board.lightgbm.version == MODEL.version
+    cluster.models = models
+    come()
+    assert published.board.lightgbm.version == OTHER.version
+    assert [one.lightgbm.digest for one in published.history.tenures()] == [MODEL.digest, OTHER.digest]

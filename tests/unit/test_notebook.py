@@ -1,27 +1,43 @@
-"""The example for notebooks is run, and says what its page says."""
+"""Pages that are programs: each is run, and shows what comes out."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.documents import blocks, outputs
+from tests.helpers.documents import NOTEBOOKS, ROOT, blocks, notebook, outputs
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/notebook.md"
+PAGES = ("docs/notebook.md", "examples/own-csv.md", "examples/custom-feature.md")
 
 
-def test_the_page_shows_what_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_shows_what_comes_out(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("FRAUD_", "KAFKA_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    document = PAGE.read_text(encoding="utf-8")
-    shown = [(block.content, said) for block, said in outputs(document)]
-    assert len(shown) == sum(block.language == "text" for block in blocks(document)) > 3
-    for content, said in shown:
-        assert content == said
-    assert "<svg" in Path("report.html").read_text(encoding="utf-8")
+    document = (ROOT / page).read_text(encoding="utf-8")
+    shown = [(block.content, output) for block, output in outputs(document)]
+    assert len(shown) == sum(block.language == "text" for block in blocks(document)) > 0
+    for content, output in shown:
+        assert content == output
+    for report in tmp_path.glob("*.html"):
+        assert "<svg" in report.read_text(encoding="utf-8")
 
 
-def test_no_code_of_the_page_is_left_out() -> None:
-    fences = PAGE.read_text(encoding="utf-8").count("```")
-    assert fences == 2 * len(blocks(PAGE.read_text(encoding="utf-8")))
+@pytest.mark.parametrize("page", PAGES)
+def test_no_code_of_the_page_is_left_out(page: str) -> None:
+    document = (ROOT / page).read_text(encoding="utf-8")
+    assert document.count("```") == 2 * len(blocks(document))
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS)
+def test_the_notebook_is_the_page(page: str) -> None:
+    made = notebook((ROOT / page).read_text(encoding="utf-8"))
+    assert made == (ROOT / NOTEBOOKS[page]).read_text(encoding="utf-8"), (
+        f"run `python -m tests.helpers.documents {page}`"
+    )
+
+
+def test_every_example_is_run() -> None:
+    examples = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").iterdir()}
+    assert examples - {"examples/README.md"} == {*NOTEBOOKS.values(), *PAGES[1:]}

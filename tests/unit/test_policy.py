@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.decision.audit import Audit, Stratum
+from pipeline.decision.audit import Audit, Stratum, with_key
 from pipeline.decision.policy import Policy, Rule
 from pipeline.learning.sampling import (
     AUDIT_SAMPLE,
@@ -177,6 +177,24 @@ def test_the_key_orders_the_audit_and_nothing_else_does() -> None:
         Policy(0.5, audit=plain).keyed({}).decide(scores, features, who).alert,
         Policy(0.5, audit_rate=0.02).decide(scores, features, who).alert,
     )
+
+
+def test_another_key_under_the_same_id_is_refused() -> None:
+    audit = with_key(Audit(rate=0.1), "2026-11", KEYS)
+    policy = Policy.from_payload(Policy(0.5, audit=audit).payload)
+    assert policy.keyed(KEYS).version == policy.version
+    with pytest.raises(ModelError, match="another key '2026-11'"):
+        policy.keyed({"2026-11": "another"})
+    # The key decides about the version, and is not in it.
+    other = with_key(Audit(rate=0.1), "2026-11", {"2026-11": "another"})
+    assert Policy(0.5, audit=other).version != policy.version
+    assert KEYS["2026-11"].encode() not in policy.payload
+
+
+def test_a_new_audit_needs_a_key() -> None:
+    for key_id, why in ((None, "name it with --audit-key-id"), ("2030-01", "has no key '2030-01'")):
+        with pytest.raises(ModelError, match=why):
+            with_key(Audit(rate=0.1), key_id, KEYS)
 
 
 def test_keyed_positions_are_uniform_and_independent_of_each_other() -> None:

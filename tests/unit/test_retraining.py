@@ -13,6 +13,7 @@ from pipeline.decision.policy import Policy, Rule
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.quarantine import control_record
 from pipeline.learning.regimes import NEVER_US
+from pipeline.models.history import Tenure, VersionHistory
 from pipeline.retraining.challenger import (
     LEAST_RECENT_SCORES,
     Challenge,
@@ -22,7 +23,7 @@ from pipeline.retraining.challenger import (
     compared_days,
     trained_until_us,
 )
-from pipeline.retraining.control_log import AS_OF, BY, ControlLog, Tenure
+from pipeline.retraining.cycles import AS_OF, BY, Cycles, cycles_of
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import harm_done
 from pipeline.scoring.errors import ModelError
@@ -30,7 +31,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.training.fit import TrainingConfig, train
 from pipeline.training.served import ServedLog, ServedRows
-from schemas.messages import Activation, Assessment, Control, LearningSwitch, VersionReference
+from schemas.messages import Activation, Assessment, Control, VersionReference
 from schemas.records import Record
 from tests.helpers.served import feature_records, label_records, simulated
 from tests.unit.model_helpers import edited_text, small_model
@@ -163,11 +164,9 @@ def activation(second: int, *versions: str, step: str = "publish", by: str = "",
     return Activation(versions=named, activated_at=at(second), step=step, by=by, figures=figures)
 
 
-def control(*items: Control) -> ControlLog:
-    found = ControlLog(Settings())
+def control(*items: Control) -> VersionHistory:
     records = [Record("control", 0, n, 0, b"", control_record(item).value) for n, item in enumerate(items)]
-    found.add([*records, Record("control", 0, len(items), 0, b"", b"garbage")])
-    return found
+    return VersionHistory.of([*records, Record("control", 0, len(items), 0, b"", b"garbage")], Settings())
 
 
 def test_control_tells_which_versions_served_and_what_the_service_did() -> None:
@@ -180,27 +179,18 @@ def test_control_tells_which_versions_served_and_what_the_service_did() -> None:
         Assessment(versions=[], outcome="failed", by=BY, reason="", figures={AS_OF: 60}, assessed_at=at(6)),
         Assessment(versions=[], outcome="kept", by="somebody", reason="", figures={AS_OF: 70}, assessed_at=at(7)),
     )
-    told = [(one.lightgbm.version, one.policy and one.policy.version, one.step) for one in found.tenures]
+    tenures = found.tenures()
+    told = [(one.lightgbm.version, one.policy and one.policy.version, one.step) for one in tenures]
     assert told == [("a", "p2", "publish"), ("b", "p3", "promote"), ("a", "p2", "rollback")]
-    assert [one.activated_ms for one in found.tenures] == [1_000, 3_000, 5_000]
-    assert (found.cycle_us, found.rollback_us, found.activations, found.frozen) == (60, 50, 5, None)
-    assert [one.given and one.given.version for one in found.tenures] == ["p1", "p3", "p2"]
+    assert [one.activated_ms for one in tenures] == [1_000, 3_000, 5_000]
+    assert cycles_of(found) == Cycles(last_us=60, rollback_us=50)
+    assert [one.given and one.given.version for one in tenures] == ["p1", "p3", "p2"]
 
 
 def test_a_rollback_of_a_person_counts_from_the_last_cycle() -> None:
     promoted = activation(3, "b", "p3", step="promote", by=BY, **{AS_OF: 30})
-    assert control(promoted, activation(4, "a", "p1", step="rollback", by="dana")).rollback_us == 30
-    assert control(activation(4, "a", "p1", step="rollback", by="dana")).rollback_us is None
-
-
-def test_the_newest_switch_counts() -> None:
-    def switch(frozen: bool) -> LearningSwitch:
-        return LearningSwitch(frozen=frozen, by="dana", reason="an attack", switched_at=at(1))
-
-    frozen = control(switch(True)).frozen
-    assert frozen is not None
-    assert frozen.by == "dana"
-    assert control(switch(True), switch(False)).frozen is None
+    assert cycles_of(control(promoted, activation(4, "a", "p1", step="rollback", by="dana"))).rollback_us == 30
+    assert cycles_of(control(activation(4, "a", "p1", step="rollback", by="dana"))).rollback_us is None
 
 
 # ---- guard

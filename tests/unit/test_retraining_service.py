@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pipeline.commands.retrain import command
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.quarantine import control_record
-from pipeline.retraining.control_log import AS_OF, BY
+from pipeline.retraining.cycles import AS_OF, BY
 from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
@@ -41,7 +41,7 @@ def waits(
     """Return why a service waits that reads ``items`` on `control`, so many days behind `DAY`."""
     # No broker is asked: the records are handed over.
     service = Retrainer("127.0.0.1:1", Settings(), ServiceOptions(every_days=2.0), drifted)
-    service._topics.control.add(
+    service._topics.published.add(
         [Record("control", 0, n, 0, b"", control_record(item).value) for n, item in enumerate(items)]
     )
     return service._waits(small_model(), round((DAY + days) * US_PER_DAY), now=now, new_day=new_day)

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from river import linear_model, preprocessing
 
+from pipeline.features.catalogue import FEATURES
 from pipeline.registry import Registry, RegistryError
 from pipeline.scoring.configured_river import ConfiguredRiverLearner, ConfiguredRiverModel, build_classifier
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.river_factory import first_river, load_river, resume_learner
+from pipeline.scoring.river_inputs import SOURCES
 from pipeline.scoring.river_layer import RiverLayer
 from tests.unit.model_helpers import example, matrix
 
@@ -34,6 +36,32 @@ def test_a_classifier_by_its_path_learns_travels_and_scores(classifier: str, tmp
     assert loaded.version == model.version
     assert np.isfinite(model.logit(features, base)).all()
     assert len(model.to_payload()) < 2_000, "the state itself does not travel"
+
+
+def test_it_learns_features_that_the_layer_does_not_read() -> None:
+    name = "card_std_7d"
+    assert name not in SOURCES
+    learner = ConfiguredRiverLearner(SCALED)
+    rows = [dict.fromkeys(FEATURES, 1.0) | {name: float(number % 2)} for number in range(200)]
+    learner.learn_examples(
+        example(number, label="fraud" if row[name] else "legitimate", features=row, logit=0.0, weight=1.0)
+        for number, row in enumerate(rows)
+    )
+    features = np.array([list(rows[0].values()), list(rows[1].values())])
+    low, high = learner.snapshot(200).logit(features, np.zeros(2))
+    assert high > low + 1.0
+
+
+def test_a_correction_takes_the_weight_of_the_former_label_too() -> None:
+    """A classifier in general cannot undo: the new label is learned, at least as strongly."""
+    learner, other = (ConfiguredRiverLearner(BAYES) for _ in range(2))
+    corrected = example(1, label="legitimate", online_weight=2.0, former="fraud", former_weight=3.0)
+    assert learner.learn_examples([example(0), corrected])["corrections"] == 1
+    other.learn_examples([example(0), example(1, label="legitimate", weight=5.0)])
+    features = matrix(5)
+    np.testing.assert_array_equal(
+        learner.snapshot(2).logit(features, np.zeros(5)), other.snapshot(2).logit(features, np.zeros(5))
+    )
 
 
 def test_later_lessons_do_not_move_a_snapshot_and_scoring_does_not_teach() -> None:

@@ -6,11 +6,13 @@ from hypothesis import strategies as st
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.lessons import importance_aware_weight
+from pipeline.scoring.lessons import MOST_UNDONE, importance_aware_weight
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
+from pipeline.scoring.online_regression import LEAST_WEIGHT
 from pipeline.scoring.river_inputs import INPUTS, LOGIT, SOURCE_COLUMNS, SOURCES, river_inputs
 from pipeline.scoring.river_layer import INPUT_BOUND, RiverLayer, Scale
-from pipeline.scoring.river_learner import LEAST_WEIGHT, LayerLearner
+from pipeline.scoring.river_learner import LayerLearner
+from schemas.messages import Example
 from tests.unit.model_helpers import COLUMN, example, matrix
 
 
@@ -113,13 +115,16 @@ def test_which_examples_are_lessons() -> None:
     untouched = learner.snapshot(0).weights.copy()
     counts = learner.learn_examples(
         [
-            example(1, revision=1),
+            example(1, online_weight=0.0, revision=1),
             example(2, kernel="0-another"),
             example(3, label_source="rule"),
             example(4, label="disputed"),
+            example(5, held=True),
+            example(6, label="withdrawn", online_weight=0.0, revision=1),
         ]
     )
-    assert counts == {"learned": 0, "corrections": 1, "other_kernel": 1, "rule": 1, "unlabelled": 1}
+    nothing = {"learned": 0, "corrections": 0, "allowed_for": 2, "held": 1}
+    assert counts == {**nothing, "other_kernel": 1, "rule": 1, "unlabelled": 1}
     np.testing.assert_array_equal(learner.snapshot(4).weights, untouched)
     assert learner.learn_examples([example(5, label="presumed_legitimate", label_source=None)])["learned"] == 1
     assert learner.lessons.learned == 1
@@ -186,6 +191,54 @@ def test_the_bounded_weight_solves_its_equation(logit: float, target: bool, weig
     reach = rate * weight * squared_norm
     if used < weight:
         assert step + np.exp(z) * np.expm1(step) == pytest.approx(reach, rel=1e-9)
+
+
+@given(
+    logit=st.floats(-20, 20),
+    target=st.booleans(),
+    weight=st.floats(1e-3, 100.0),
+    squared_norm=st.floats(1.0, 300.0),
+)
+def test_undoing_a_step_leads_back_to_where_it_began(
+    logit: float, target: bool, weight: float, squared_norm: float
+) -> None:
+    rate, sign = 0.0001, 1.0 if target else -1.0
+
+    def moved(start: float, weight: float) -> float:
+        used = importance_aware_weight(start, target, weight, rate, squared_norm)
+        return start + sign * used * rate * squared_norm / (1.0 + np.exp(sign * start))
+
+    assert moved(moved(logit, weight), -weight) == pytest.approx(logit, abs=1e-9)
+
+
+@pytest.mark.parametrize("label", ["fraud", "legitimate"])
+def test_a_correction_undoes_the_former_label_and_learns_the_new_one(label: str) -> None:
+    other = "legitimate" if label == "fraud" else "fraud"
+    row = dict(zip(FEATURES, matrix(1, seed=3)[0].tolist(), strict=True))
+    at, base = np.array([[row[name] for name in FEATURES]]), np.array([-1.0])
+
+    def learned(*examples: Example) -> float:
+        learner = scaled()
+        learner.learn_examples(examples)
+        return float(learner.snapshot(0).logit(at, base)[0])
+
+    first = example(1, label=label, features=row, logit=-1.0, weight=3.0)
+    undone = {"former": label, "former_weight": 3.0, "features": row, "logit": -1.0, "revision": 1}
+    withdrawn = learned(first, example(1, label="withdrawn", online_weight=0.0, **undone))
+    corrected = learned(first, example(1, label=other, online_weight=1.0, **undone))
+    up = 1.0 if label == "fraud" else -1.0
+    assert up * learned(first) > up * learned()
+    # The scale has taken the transaction in meanwhile, so that it is not undone to the last bit.
+    assert withdrawn == pytest.approx(learned(), abs=0.1 * abs(learned(first) - learned()))
+    assert up * corrected < up * withdrawn
+
+
+def test_undoing_is_bounded_whatever_was_learned_since() -> None:
+    learner = scaled()
+    before = learner.snapshot(0)
+    learner.learn_examples([example(1, label="withdrawn", online_weight=0.0, former="fraud", former_weight=1e9)])
+    features, base = matrix(1, seed=1), np.zeros(1)
+    assert abs(learner.snapshot(0).logit(features, base) - before.logit(features, base))[0] <= MOST_UNDONE + 1e-9
 
 
 @given(values=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=len(SOURCES), max_size=len(SOURCES)))

@@ -71,6 +71,23 @@ def test_the_last_word_counts_and_a_fraud_is_dated_by_its_first_report() -> None
     assert np.shares_memory(rows.training_set(as_of_us).features, rows.features)
 
 
+def test_a_training_in_the_past_does_not_know_what_was_corrected_later() -> None:
+    frauds = np.flatnonzero(HISTORY.fraud)[:10].tolist()
+    served = log()
+    served.add_features(RECORDS)
+    served.add_labels(label_records(HISTORY, frauds))
+    corrected = label_records(HISTORY, frauds[:3], "legitimate", delay_us=DELAY_US + US_PER_DAY)
+    served.add_labels(corrected)
+    rows = served.rows()
+    assert np.flatnonzero(rows.reported_us < NEVER_US).tolist() == frauds[3:]
+    reported_us = int(HISTORY.event_time_us[frauds[0]]) + DELAY_US
+    told = [row for row in frauds if HISTORY.event_time_us[row] + DELAY_US <= reported_us]
+    assert np.flatnonzero(rows.training_set(reported_us).fraud).tolist() == told
+    assert frauds[0] not in np.flatnonzero(rows.training_set(reported_us + US_PER_DAY).fraud)
+    part = rows.take(slice(frauds[0], frauds[-1] + 1))
+    assert part.training_set(NEVER_US).fraud.sum() == 7
+
+
 def test_only_the_window_and_this_kernel_s_rows_are_held() -> None:
     served = log(window_days=10)
     other = feature_row(1, versions=Versions(lightgbm="l", river="r", policy="p", kernel="0-0", rates="1"))

@@ -27,7 +27,7 @@ from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
+from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, _Trees, train
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
 from tests.unit.model_helpers import matrix, truth
@@ -43,6 +43,7 @@ def synthetic(rows: int = 6_000, days: int = 30) -> TrainingSet:
         weight=np.ones(rows),
         event_time_us=np.sort(np.random.default_rng(3).integers(0, days * US_PER_DAY, rows)),
         card=np.random.default_rng(4).integers(0, 200, rows),
+        identity=np.arange(rows),
     )
 
 
@@ -151,14 +152,29 @@ def test_legitimate_rows_are_sampled_and_weighted() -> None:
     assert count == pytest.approx(11 * frauds, rel=0.05)
 
 
+def test_a_transaction_is_sampled_whatever_the_history_begins_with() -> None:
+    data = synthetic()
+    later = TrainingSet(*(getattr(data, name)[2_000:] for name in TrainingSet.__slots__[:6]))
+    config = msgspec.structs.replace(SMALL, legitimate_rows=1)
+
+    def drawn(of: TrainingSet, **changes: int) -> set[int]:
+        rows = np.arange(len(of.fraud))[-3_000:]
+        kept, _ = _Trees(of, msgspec.structs.replace(config, **changes), FEATURES).sampled(rows)
+        return {*of.identity[kept].tolist()}
+
+    assert drawn(data) == drawn(later) != drawn(data, seed=1)
+
+
 def test_trees_that_tell_nothing_are_refused() -> None:
     data = synthetic()
-    constant = TrainingSet(np.zeros_like(data.features), data.fraud, data.weight, data.event_time_us, data.card)
+    constant = TrainingSet(
+        np.zeros_like(data.features), data.fraud, data.weight, data.event_time_us, data.card, data.identity
+    )
     with pytest.raises(ModelError, match="one score"):
         trained(constant)
     by_chance = np.random.default_rng(7).permutation(data.fraud)
     with pytest.raises(ModelError, match="hardly better than chance"):
-        trained(TrainingSet(data.features, by_chance, data.weight, data.event_time_us, data.card))
+        trained(TrainingSet(data.features, by_chance, data.weight, data.event_time_us, data.card, data.identity))
 
 
 def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others() -> None:
@@ -173,7 +189,7 @@ def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others()
     spoilt = data.features.copy()
     spoilt[:, [column for column, name in enumerate(FEATURES) if name not in names]] = 1e9
     np.testing.assert_array_equal(part.logit(spoilt), part.logit(data.features))
-    other = TrainingSet(spoilt, data.fraud, data.weight, data.event_time_us, data.card)
+    other = TrainingSet(spoilt, data.fraud, data.weight, data.event_time_us, data.card, data.identity)
     assert train(other, split, config=SMALL, features=names).model.version == part.version
     assert not np.array_equal(whole.logit(spoilt), whole.logit(data.features))
 
@@ -215,6 +231,7 @@ def test_sampled_negatives_are_calibrated_back() -> None:
         np.where(data.fraud, 1.0, 5.0)[kept],
         data.event_time_us[kept],
         data.card[kept],
+        data.identity[kept],
     )
     result = trained(sampled)
     everywhere = sigmoid(result.model.logit(data.features))
@@ -223,7 +240,9 @@ def test_sampled_negatives_are_calibrated_back() -> None:
 
 def test_a_period_without_frauds_is_explained() -> None:
     data = synthetic()
-    honest = TrainingSet(data.features, np.zeros_like(data.fraud), data.weight, data.event_time_us, data.card)
+    honest = TrainingSet(
+        data.features, np.zeros_like(data.fraud), data.weight, data.event_time_us, data.card, data.identity
+    )
     with pytest.raises(ModelError, match="holds 0 frauds"):
         trained(honest)
 
@@ -375,7 +394,7 @@ def test_an_audit_keeps_within_its_budget() -> None:
     features[:, FEATURES.index("merchant_surge")] = random.lognormal(0, 1, rows)
     features[:, FEATURES.index("merchant_seconds_since_first")] = random.uniform(0, 200, rows) * 86_400
     split = Split(np.arange(0), np.arange(rows), days * US_PER_DAY)
-    data = TrainingSet(features, np.zeros(rows, bool), np.ones(rows), np.arange(rows), np.arange(rows))
+    data = TrainingSet(features, np.zeros(rows, bool), np.ones(rows), np.arange(rows), np.arange(rows), np.arange(rows))
     audit = audit_within_budget(data, split, audits_per_day=20.0)
     expected = audit.probabilities(features).sum() / days
     assert 19.5 < expected < 20.5

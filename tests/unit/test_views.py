@@ -5,9 +5,11 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
+import msgspec
 import pytest
 from rich.console import Console
 
+from pipeline.commands.alerts import Alerts
 from pipeline.demo.figures import Figures, LatencyHistogram, RateMeter, summary_json
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.state import RunState
@@ -120,9 +122,29 @@ def test_an_identifier_is_never_cut_in_a_full_alert() -> None:
 
 
 def test_an_alert_that_was_not_chosen_by_its_score_or_continues_a_case_says_so() -> None:
-    text = "\n".join(line.plain for line in alert_lines(make_alert(selection="audit", case_sequence=3)))
+    text = "\n".join(line.plain for line in alert_lines(make_alert(selection="audit", case_sequence=9), number=3))
     assert "chosen by audit" in text
     assert "case case-C00042-7, alert 3" in text
+
+
+def test_an_amount_in_another_currency_has_the_base_currency_s_beside_it() -> None:
+    head, *_ = alert_lines(make_alert(currency="USD", amount_base=1150.5), width=100)
+    assert "USD 1,250.00 (EUR 1,150.50)" in head.plain
+    assert "(" not in alert_lines(make_alert())[0].plain
+
+
+def alert_value(case: str, minute: int) -> bytes:
+    return msgspec.json.encode(make_alert(case_id=case, event_time=datetime(2026, 3, 1, 9, minute, tzinfo=UTC)))
+
+
+def test_alerts_of_a_case_are_counted_and_late_ones_marked() -> None:
+    alerts = Alerts()
+    shown = [alerts.next(alert_value(case, minute)) for case, minute in (("a", 5), ("b", 9), ("a", 7), ("a", 12))]
+    assert [one.number for one in shown] == [1, 1, 2, 3]
+    assert [one.late for one in shown] == [False, False, True, False]
+    assert alerts.next(b"no alert").alert is None
+    late = "\n".join(line.plain for line in alert_lines(make_alert(), late=True))
+    assert "out of order" in late
 
 
 def test_control_characters_of_a_producer_do_not_reach_the_terminal() -> None:

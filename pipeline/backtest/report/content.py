@@ -197,6 +197,15 @@ class VersionContent(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How well one model did on labelled examples before it learned them."""
+
+    model: str
+    """``lightgbm``, ``river`` or ``blend``."""
+    auc: float | None
+    log_loss: float
+
+
 class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     """One variant's figures."""
 
@@ -214,6 +223,8 @@ class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     recall_at_k_bounds: Bounds
     paced: PacingContent | None
     reviewed: ReviewContent | None
+    prequential: list[ModelFigures]
+    """Empty where the online model does not learn."""
     alerts_labelled: float | None
     """Share of the alerts that have a label that says something."""
     others_labelled: float | None

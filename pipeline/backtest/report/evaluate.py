@@ -12,6 +12,7 @@ from pipeline.backtest.report.content import (
     Content,
     DriftContent,
     FeatureDrift,
+    ModelFigures,
     ReportOptions,
     ReviewContent,
     Side,
@@ -109,6 +110,10 @@ def _variant(
         recall_at_k_bounds=recall_bounds(truth, one.best),
         paced=None if variant.paced is None else pacing(variant.paced, shared, one),
         reviewed=None if variant.reviewed is None else _reviews(variant.reviewed),
+        prequential=[
+            ModelFigures(model=name, auc=figures.auc, log_loss=figures.log_loss)
+            for name, figures in variant.prequential.items()
+        ],
         alerts_labelled=float(labelled[one.alert].mean()) if one.alert.any() else None,
         others_labelled=float(labelled[~one.alert].mean()) if not one.alert.all() else None,
         selections={str(name): int(rows) for name, rows in selections.items()},

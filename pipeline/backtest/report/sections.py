@@ -111,6 +111,14 @@ def _bounds_row(name: str, bounds: Bounds) -> list[str]:
 def ranking(content: Content) -> Markup:
     """How well scores rank, and which frauds they find."""
     parts = [_figure(plots.precision_recall(content), "Each point is a threshold; up and right is better.")]
+    figures = [
+        [variant.name, one.model, ratio(one.auc), ratio(one.log_loss)]
+        for variant in content.variants
+        for one in variant.prequential
+    ]
+    if figures:
+        columns = ["Variant", "Model", "AUC ROC", "Log loss"]
+        parts.append(table("Labelled examples of the whole history, before they were learned", columns, figures))
     for variant in content.variants:
         if variant.fraud_types:
             rows = [

@@ -1,0 +1,54 @@
+"""``fraud-pipeline tokenise``: the gateway that replaces card numbers by tokens."""
+
+import logging
+import signal
+import threading
+from typing import Any, Final
+
+import click
+
+from pipeline.commands.progress import interrupts
+from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.gateway import Gateway, GatewayError, Tokenised
+from pipeline.kafka.transactions import SessionError
+from pipeline.settings import Settings
+from pipeline.tokens import Tokeniser
+from schemas.topics import LABELS, TRANSACTIONS
+
+TARGETS: Final = {topic.name: topic for topic in (TRANSACTIONS, LABELS)}
+
+
+@click.command("tokenise")
+@click.argument("topic")
+@click.option(
+    "--to", "target", type=click.Choice(list(TARGETS)), default=TRANSACTIONS.name, show_default=True, help="Where to."
+)
+@click.option("--instance", help="Stable, unique name of this process.  [default: the host's name]")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop once so many records were read.")
+def command(topic: str, target: str, instance: str | None, limit: int | None) -> None:
+    """Read TOPIC (without prefix), replace the fields of FRAUD_PIPELINE_TOKEN_FIELDS by tokens, and write the messages.
+
+    Each message is written exactly once, with the token of its card as its key. What cannot be tokenised becomes a dead
+    letter without its content. SIGTERM or Ctrl-C ends it.
+    """
+    logging.basicConfig(level="INFO", format="[%(asctime)s] [%(levelname)s] %(message)s")
+    stop = threading.Event()
+
+    def progress(done: Tokenised) -> None:
+        if limit is not None and done.written + done.refused >= limit:
+            stop.set()
+
+    changes: dict[str, Any] = {} if instance is None else {"instance": instance}
+    settings = Settings(**changes)
+    try:
+        tokeniser = Tokeniser.of(settings)
+        gateway = Gateway(find_cluster(settings), settings, topic, TARGETS[target], tokeniser)
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        with interrupts(stop):
+            gateway.run(stop, progress)
+    except (ClusterNotFound, ClusterUnreachable, ConfigError, GatewayError, SessionError, TopicError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        f"{gateway.done.written:,} records written to {settings.topic(target)}, {gateway.done.refused:,} refused"
+    )

@@ -1,0 +1,64 @@
+"""Logs of services: one format and one set of levels for the project, Faust and librdkafka."""
+
+import json
+import logging.config
+import time
+from typing import Any, Final
+
+from pipeline.settings import Settings
+
+TEXT_FORMAT: Final = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
+_LEVELS_OF_LIBRARIES: Final = {"faust": "warning", "mode": "warning"}
+"""Of Faust's own start and stop an operator needs to see what goes wrong."""
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, process, thread, message, and a traceback if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as JSON."""
+        second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{second}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "thread": record.threadName,
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            line["error"] = type(record.exc_info[1]).__name__
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def logging_config(settings: Settings, level: str | None = None) -> dict[str, Any]:
+    """Return what `logging.config.dictConfig` takes.
+
+    Args:
+        settings: Format and levels.
+        level: Least level of lines, in place of the first one of ``settings.log_levels``.
+    """
+    least, *others = settings.log_levels.split(",")
+    levels = {**_LEVELS_OF_LIBRARIES, **dict(part.split("=") for part in others)}
+    formatter = {"()": JsonFormatter} if settings.log_format == "json" else {"format": TEXT_FORMAT}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": formatter},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "loggers": {name: {"level": of.upper()} for name, of in levels.items()},
+        "root": {"level": (level or least).upper(), "handlers": ["stderr"]},
+    }
+
+
+def configure_logging(settings: Settings, level: str | None = None) -> None:
+    """Log to the standard error; arguments as of `logging_config`."""
+    logging.config.dictConfig(logging_config(settings, level))
+
+
+def silence_clients() -> None:
+    """Log nothing of what Kafka clients complain about: for commands that report the failure themselves."""
+    logging.getLogger("pipeline.kafka").setLevel(logging.CRITICAL)
+    for name in ("librdkafka", "errors"):
+        logging.getLogger(f"pipeline.kafka.{name}").setLevel(logging.CRITICAL)

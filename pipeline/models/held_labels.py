@@ -1,0 +1,99 @@
+"""Labels of a surge: the examples that the online model passed over, and their release.
+
+A release writes the held examples behind all others once more, to be learned, in one transaction with a record of
+``control``. The online model thus stays a function of ``examples`` alone.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from pipeline.kafka.clients import read_topic
+from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.producer import TopicRecord, TransactionalProducer
+from pipeline.kafka.quarantine import control_record
+from pipeline.models.changes import Said
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+from schemas.messages import Example, LabelRelease, RecordPosition
+from schemas.records import Record
+from schemas.topics import CONTROL, EXAMPLES
+
+TRANSACTIONAL_ID: Final = "release"
+"""Of two releases at a time the later one fences the other, so that nothing is released twice."""
+_decode: Final = msgspec.json.Decoder(Example).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class HeldExamples:
+    """The held examples of ``examples`` that nothing has followed: no correction, and no release.
+
+    Args:
+        examples: Records of ``examples``, in order.
+    """
+
+    def __init__(self, examples: Iterable[Record]) -> None:
+        self._held: dict[tuple[str, str], tuple[int, Example]] = {}
+        for record, example in readable(examples, _decode, not_counted):
+            name = (example.card_id, example.transaction_id)
+            if example.held:
+                self._held.pop(name, None)
+                self._held[name] = (record.offset, example)
+            else:
+                self._held.pop(name, None)
+
+    @classmethod
+    def on(cls, bootstrap: str, settings: Settings) -> "HeldExamples":
+        """Read a cluster's; raises `TopicError`."""
+        return cls(read_topic(bootstrap, settings.topic(EXAMPLES.name), settings=settings))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many are held, by source."""
+        return dict(sorted(Counter(example.label_source or "" for _, example in self._held.values()).items()))
+
+    def of(self, source: str) -> list[tuple[int, Example]]:
+        """Return those of a source with their offsets, in order."""
+        return sorted((one for one in self._held.values() if one[1].label_source == source), key=lambda one: one[0])
+
+
+def release(bootstrap: str, settings: Settings, source: str, said: Said) -> LabelRelease:
+    """Release the held examples of a source: all of them, or none.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Give the topics' full names and the client's configuration.
+        source: Source of the labels.
+        said: Who releases them, and why.
+
+    Raises:
+        ModelError: Nothing of the source is held.
+        DeliveryFailed: Nothing is released.
+        TopicError: ``examples`` cannot be read.
+    """
+    # Before reading: whoever else was releasing has ended by now.
+    producer = TransactionalProducer(bootstrap, settings, settings.topic(TRANSACTIONAL_ID))
+    found = HeldExamples.on(bootstrap, settings)
+    held = found.of(source)
+    if not held:
+        listed = ", ".join(f"{name} ({count})" for name, count in found.counts.items()) or "none"
+        raise ModelError(f"nothing of source {source!r} is held; held are: {listed}")
+    position = RecordPosition(topic=EXAMPLES.name, partition=0, offset=held[0][0], end=held[-1][0] + 1)
+    item = LabelRelease(
+        source=source,
+        examples=len(held),
+        position=position,
+        by=said.by,
+        reason=said.reason,
+        released_at=datetime.now(UTC),
+    )
+    control = control_record(item)
+    records = [TopicRecord(settings.topic(CONTROL.name), control.key, control.value or b"")]
+    for _, example in held:
+        value = _encode(msgspec.structs.replace(example, held=False))
+        records.append(TopicRecord(settings.topic(EXAMPLES.name), example.card_id.encode(), value))
+    producer.write(records, headers=[])
+    return item

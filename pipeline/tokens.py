@@ -1,0 +1,196 @@
+"""Tokens in the place of card numbers and other identifiers, made before a record reaches the pipeline.
+
+A token is a keyed hash of a value. Each value has a random key of its own in a database, found by a hash under a secret
+that is not in it: whoever destroys the key of a value (`TokenKeys.forget`) leaves tokens that nobody can link to it.
+"""
+
+import base64
+import hashlib
+import hmac
+import secrets
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from pipeline.signing import KeyFileError, secret_of
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+
+CARD_ID: Final = "card_id"
+_KEY_BYTES: Final = 32
+_TOKEN_BYTES: Final = 20
+_MOST_ASKED: Final = 500
+"""Values of one query; SQLite takes a thousand at most in old releases."""
+_BUSY_S: Final = 30.0
+
+Name = tuple[str, str]
+"""A field and its value."""
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TEXT: Final = msgspec.json.Decoder(str)
+
+
+class NotTokenised(ValueError):
+    """A record that cannot be tokenised; ``code`` says why, as dead letters do. The text repeats no value."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class TokenKeys:
+    """Keys of values, in an SQLite database that several processes of one machine may use at a time.
+
+    Args:
+        path: File of the database, which is made when it is missing.
+        secret: Key of the hash by which a value's row is found; the database is of no use without it.
+    """
+
+    def __init__(self, path: Path, secret: bytes) -> None:
+        self._secret = secret
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600)
+            if path.stat().st_mode & 0o077:
+                raise KeyFileError(f"others may read {path}: chmod 600 it")
+            self._database = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            # What is deleted is overwritten, and a key is on the disk before a token of it is anywhere.
+            for pragma in ("secure_delete = ON", "synchronous = FULL", "journal_mode = WAL"):
+                self._database.execute(f"PRAGMA {pragma}")
+            self._database.execute("CREATE TABLE IF NOT EXISTS keys (name BLOB PRIMARY KEY, key BLOB) WITHOUT ROWID")
+        except (OSError, sqlite3.Error) as error:
+            raise KeyFileError(f"the token keys in {path} cannot be used: {error}") from None
+
+    @classmethod
+    def of(cls, settings: "Settings") -> Self:
+        """Open the database of the settings; raises `KeyFileError`."""
+        if settings.token_secret_file is None:
+            raise KeyFileError(
+                "tokens need a secret: write one with `openssl rand -hex 32`, and set FRAUD_PIPELINE_TOKEN_SECRET_FILE"
+            )
+        return cls(settings.token_database, secret_of(settings.token_secret_file))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._database.close()
+
+    def keys(self, names: Iterable[Name]) -> dict[Name, bytes]:
+        """Return the key of each value; those without one get it, for good, before this returns."""
+        rows = {self._row(name): name for name in names}
+        found: dict[bytes, bytes] = {}
+        asked = list(rows)
+        for first in range(0, len(asked), _MOST_ASKED):
+            found |= self._of(asked[first : first + _MOST_ASKED])
+        if missing := [row for row in asked if row not in found]:
+            made = [(row, secrets.token_bytes(_KEY_BYTES)) for row in missing]
+            self._database.execute("BEGIN IMMEDIATE")
+            with self._database:
+                # Another process may have been first: its key counts.
+                self._database.executemany("INSERT OR IGNORE INTO keys VALUES (?, ?)", made)
+            for first in range(0, len(missing), _MOST_ASKED):
+                found |= self._of(missing[first : first + _MOST_ASKED])
+        return {name: found[row] for row, name in rows.items()}
+
+    def forget(self, name: Name) -> bool:
+        """Destroy the key of a value; returns whether there was one."""
+        gone = self._database.execute("DELETE FROM keys WHERE name = ?", (self._row(name),)).rowcount > 0
+        # Else the key would stay in the log of the database for a while.
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return gone
+
+    def _of(self, rows: Sequence[bytes]) -> dict[bytes, bytes]:
+        places = ", ".join("?" * len(rows))
+        return dict(self._database.execute(f"SELECT name, key FROM keys WHERE name IN ({places})", rows))  # noqa: S608
+
+    def _row(self, name: Name) -> bytes:
+        return hmac.digest(self._secret, _text(name), hashlib.sha256)
+
+
+class Tokeniser:
+    """Replaces the values of some fields of JSON messages by tokens.
+
+    Args:
+        keys: Keys of the values.
+        fields: Fields to replace, wherever a message has them; all of them hold texts.
+    """
+
+    def __init__(self, keys: TokenKeys, fields: Iterable[str] = (CARD_ID,)) -> None:
+        self._keys, self._fields = keys, tuple(fields)
+
+    @classmethod
+    def of(cls, settings: "Settings") -> Self:
+        """Return the tokeniser of the settings; raises `KeyFileError`."""
+        return cls(TokenKeys.of(settings), settings.token_names)
+
+    def message(self, value: bytes | None) -> tuple[str, bytes]:
+        """Return the token of a message's ``card_id``, which is the key of its record, and its JSON with tokens.
+
+        Raises:
+            NotTokenised: It is no JSON object with texts in these fields.
+        """
+        names = self.names(value)
+        return self.replaced(value or b"", self._keys.keys(names.values()), names)
+
+    def token(self, field: str, value: str) -> str:
+        """Return the token of a value."""
+        name = (field, value)
+        return _token(name, self._keys.keys([name])[name])
+
+    def names(self, value: bytes | None) -> dict[str, Name]:
+        """Return the values to replace in a message, by field; raises `NotTokenised`."""
+        if value is None:
+            raise NotTokenised("null_value", "The record has no value.")
+        try:
+            value.decode()
+            fields = _FIELDS.decode(value)
+            names = {field: (field, _TEXT.decode(fields[field])) for field in self._fields if field in fields}
+        except UnicodeDecodeError as error:
+            raise NotTokenised("not_utf8", "The record is not UTF-8.") from error
+        except msgspec.ValidationError as error:
+            raise NotTokenised("wrong_type", "The record is no object, or a field to tokenise is no text.") from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise NotTokenised("not_json", "The record is not JSON.") from error
+        if CARD_ID not in names:
+            raise NotTokenised("missing_field", "The record has no card_id.")
+        return names
+
+    def replaced(self, value: bytes, keys: Mapping[Name, bytes], names: Mapping[str, Name]) -> tuple[str, bytes]:
+        """Return what `message` returns, with keys that were looked up for many messages at once."""
+        tokens = {field: _token(name, keys[name]) for field, name in names.items()}
+        fields = _FIELDS.decode(value)
+        for field, token in tokens.items():
+            fields[field] = msgspec.Raw(b'"%b"' % token.encode())
+        return tokens[CARD_ID], msgspec.json.encode(fields)
+
+    def many(self, values: Sequence[bytes | None]) -> list[tuple[str, bytes] | NotTokenised]:
+        """Return what `message` returns for each value, or why it cannot be tokenised."""
+        asked: list[dict[str, Name] | NotTokenised] = []
+        for value in values:
+            try:
+                asked.append(self.names(value))
+            except NotTokenised as error:
+                asked.append(error)
+        keys = self._keys.keys(name for names in asked if isinstance(names, dict) for name in names.values())
+        return [
+            self.replaced(value or b"", keys, names) if isinstance(names, dict) else names
+            for value, names in zip(values, asked, strict=True)
+        ]
+
+
+def _token(name: Name, key: bytes) -> str:
+    digest = hmac.digest(key, _text(name), hashlib.sha256)[:_TOKEN_BYTES]
+    return base64.b32encode(digest).decode().lower()
+
+
+def _text(name: Name) -> bytes:
+    field, value = name
+    # A field's name holds no NUL, so that no two names have one text.
+    return field.encode() + b"\0" + value.encode("utf-8", "surrogatepass")

@@ -1,0 +1,48 @@
+"""A LightGBM version without trees, with which the online model alone scores until there are labels to train on."""
+
+from typing import Final
+
+import lightgbm
+import numpy as np
+
+from pipeline.decision.policy import Policy
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.scoring.distributions import FeatureDistribution
+from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
+
+COLD_START: Final = "cold_start"
+"""The key of the version's metadata."""
+_SILENT: Final = {"verbosity": -1}
+
+
+def treeless_model(fraud_share: float) -> LightGBMModel:
+    """Return a version that gives every transaction the log-odds of the same share of frauds.
+
+    The online model adds to these log-odds, so that its own inputs alone tell transactions apart. A training by the
+    recipe of this version grows trees on the default features.
+
+    Args:
+        fraud_share: Share of frauds that is expected, between 0 and 1.
+
+    >>> model = treeless_model(0.5)
+    >>> model.logit(np.zeros((1, len(FEATURES)))).tolist()
+    [0.0]
+    """
+    # Of constant features LightGBM makes a single leaf, whose value is 0 where both classes are as frequent.
+    data = lightgbm.Dataset(
+        np.zeros((2, len(FEATURES))), np.array([0.0, 1.0]), feature_name=list(FEATURES), params=_SILENT
+    )
+    booster = lightgbm.train({"objective": "binary", "num_threads": 1, **_SILENT}, data, num_boost_round=1)
+    return LightGBMModel(
+        booster.model_to_string(),
+        Calibration(intercept=float(np.log(fraud_share / (1.0 - fraud_share)))),
+        {COLD_START: {"fraud_share": fraud_share}},
+        # Everything in one bin: nothing is known of the features, so that nothing can have drifted.
+        distributions=tuple(FeatureDistribution(name=name, edges=(), counts=(1.0, 0.0)) for name in DEFAULT_FEATURES),
+    )
+
+
+def cold_start(fraud_share: float, threshold: float, audit_rate: float) -> tuple[LightGBMModel, Policy]:
+    """Return a version without trees and a policy for it; arguments as of `treeless_model` and `Policy`."""
+    model = treeless_model(fraud_share)
+    return model, Policy(threshold, audit_rate=audit_rate, lightgbm_version=model.version)

@@ -1,0 +1,45 @@
+"""The program for the ULB file, on a small file of the same layout."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from tests.evaluation.ulb import COLUMNS, COMPONENTS, main
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Rows in which frauds lie elsewhere in some components, as in the published file."""
+    random, rows = np.random.default_rng(5), 4_000
+    fraud = random.random(rows) < 0.02
+    values = random.normal(size=(rows, len(COMPONENTS)))
+    values[fraud, :4] += 3.0
+    frame = pd.DataFrame(values, columns=list(COMPONENTS))
+    frame.insert(0, "Time", np.sort(random.integers(0, 172_792, rows)))
+    frame["Amount"], frame["Class"] = random.lognormal(3, 1, rows).round(2), fraud.astype(int)
+    path = tmp_path / "creditcard.csv"
+    frame[list(COLUMNS)].to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("classifier", [None, "tests.unit.test_river_configured.scaled_regression"])
+def test_it_tells_frauds_before_it_learns_them(file: Path, classifier: str | None) -> None:
+    arguments = [str(file), *(["--classifier", classifier] if classifier else [])]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["rows"] == 4_000
+    assert 0.9 < found["prequential_auc"] < 1.0
+    assert found["prequential_log_loss"] < 0.2
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text("Time,Amount\n0,1\n")
+    result = CliRunner().invoke(main, [str(other)])
+    assert result.exit_code == 1
+    assert "lacks the columns V1, V2" in result.output

@@ -1,0 +1,236 @@
+"""Parts of the documentation that are made from the code: `make docs` writes them into their pages.
+
+A part stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. ``python -m tests.helpers.generated`` writes
+all of them.
+"""
+
+import ast
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+
+from agents.topology import diagram
+from pipeline.drift_metrics import DriftMetrics
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.features.meanings import MEANINGS
+from pipeline.metrics import PREFIX, WorkerMetrics
+from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
+from pipeline.settings import Settings
+from schemas.export import MESSAGES
+from schemas.topics import TOPICS, Topic
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    heads = list(columns)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n".replace("|  |", "| |") for cells in lines)
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _fence(text: str) -> str:
+    return f"```mermaid\n{text}\n```\n"
+
+
+# --- Settings ----------------------------------------------------------------------------------------------------
+
+
+def settings_table() -> str:
+    """Every setting with its default and meaning."""
+    return _table(
+        ("variable", "default", "meaning"),
+        (
+            (f"`{_variable(name, field)}`", _default(field), str(field.description))
+            for name, field in Settings.model_fields.items()
+        ),
+    )
+
+
+def _variable(name: str, field: FieldInfo) -> str:
+    """Return the environment variable that sets ``field``; the first of several."""
+    if isinstance(field.validation_alias, AliasChoices):
+        return str(field.validation_alias.choices[0])
+    return f"{Settings.model_config['env_prefix']}{name}".upper()
+
+
+def _default(field: FieldInfo) -> str:
+    """Return the default as a person would write it into the environment."""
+    if field.default_factory is socket.gethostname:
+        return "the host's name"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{value}`" if str(value) else "empty"
+
+
+# --- Metrics -----------------------------------------------------------------------------------------------------
+
+
+def _metrics_table(metrics: WorkerMetrics | DriftMetrics) -> str:
+    kinds, labels = metrics.metric_names(), metrics.label_names()
+    full = {name.removeprefix(PREFIX).removesuffix("_total"): name for name in labels}
+    return _table(
+        ("metric", "type", "labels", "meaning"),
+        (
+            (f"`{full[name]}`", kinds[full[name]], _code(labels[full[name]]), meaning)
+            for name, meaning in METRIC_MEANINGS.items()
+            if name in full
+        ),
+    )
+
+
+def metrics_table() -> str:
+    """Every metric of a worker."""
+    return _metrics_table(WorkerMetrics())
+
+
+def drift_metrics_table() -> str:
+    """Every metric of ``fraud-pipeline drift``."""
+    return _metrics_table(DriftMetrics())
+
+
+def process_metrics_table() -> str:
+    """The metrics of Prometheus' client library; those of the process exist on Linux alone."""
+    families = [family for family in WorkerMetrics().registry.collect() if not family.name.startswith(PREFIX)]
+    return _table(
+        ("metric", "type", "labels", "meaning"),
+        (
+            (
+                f"`{family.name}{'_total' * (family.type == 'counter')}`",
+                family.type,
+                _code(family.samples[0].labels),
+                family.documentation,
+            )
+            for family in families
+        ),
+    )
+
+
+# --- Features, topics, rooms -------------------------------------------------------------------------------------
+
+
+def features_table() -> str:
+    """Every feature with its meaning; the page defines it above."""
+    return _table(
+        ("feature", "by default", "meaning"),
+        ((f"`{name}`", "yes" if name in DEFAULT_FEATURES else "", MEANINGS[name]) for name in FEATURES),
+    )
+
+
+def topics_table() -> str:
+    """Every topic as it is declared."""
+    return _table(
+        ("topic", "key", "value", "written by", "partitions", "cleanup"),
+        (
+            (f"`{topic.name}`", _key(topic), _value(topic), topic.writer, topic.partitions_like, topic.cleanup_policy)
+            for topic in TOPICS
+        ),
+    )
+
+
+def _key(topic: Topic) -> str:
+    return topic.key if " " in topic.key else f"`{topic.key}`"
+
+
+def _value(topic: Topic) -> str:
+    if topic.value is bytes:
+        return "the original bytes"
+    if isinstance(topic.value, str):
+        return topic.value
+    names = {kind: name for name, kind in MESSAGES.items()}
+    return _code([names[topic.value]] if topic.value in names else [names[kind] for kind in get_args(topic.value)])
+
+
+def topology() -> str:
+    """A transaction's way through agents and topics."""
+    return _fence(diagram())
+
+
+def _contract(name: str) -> dict[str, Any]:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    return next(contract for contract in contracts if contract["id"] == name)
+
+
+def _layers() -> list[list[str]]:
+    """Return the packages and modules of each layer of the import contract, the highest layer first."""
+    return [[name.strip("() ") for name in re.split("[:|]", layer)] for layer in _contract("layers")["layers"]]
+
+
+def layers_diagram() -> str:
+    """The layers of the import contract, with the pure core framed."""
+    pure = set(_contract("pure-core")["source_modules"])
+    nodes, core = [], []
+    for number, names in enumerate(_layers()):
+        shown = "<br>".join(" · ".join(_short(name) for name in names[at : at + 5]) for at in range(0, len(names), 5))
+        (core if pure.issuperset(names) else nodes).append(f'l{number}["{shown}"]')
+    chain = " --> ".join(f"l{number}" for number in range(len(nodes) + len(core)))
+    framed = ['subgraph core ["pure core: no Kafka, files, clock"]', *(f"    {node}" for node in core), "end"]
+    return _fence("\n    ".join(["flowchart TB", *nodes, *framed, chain]))
+
+
+def packages_table() -> str:
+    """Every package with the first line of its docstring."""
+    names = [name for layer in _layers() for name in layer if (ROOT / name.replace(".", "/")).is_dir()]
+    return _table(("package", "content"), ((f"`{name.replace('.', '/')}/`", _summary(name)) for name in names))
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("pipeline.")
+
+
+def _summary(package: str) -> str:
+    source = (ROOT / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8")
+    text = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0]
+    return " ".join(text.replace("``", "`").split())
+
+
+PARTS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
+    "README.md": {"topology": topology},
+    "docs/architecture.md": {"topology": topology, "layers": layers_diagram, "packages": packages_table},
+    "docs/features.md": {"features": features_table},
+    "docs/metrics.md": {
+        "metrics": metrics_table,
+        "drift-metrics": drift_metrics_table,
+        "process-metrics": process_metrics_table,
+    },
+    "docs/settings.md": {"settings": settings_table},
+    "docs/wire-contract.md": {"topics": topics_table},
+}
+
+
+def filled(page: str) -> str:
+    """Return the text of ``page`` (its path in the repository) with its parts made anew.
+
+    Raises:
+        ValueError: the page lacks the marks of a part.
+    """
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, part in PARTS[page].items():
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"{page} lacks {begin.strip()} or {end}.")
+        text = f"{before}{begin}{part()}{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    for path in PARTS:
+        (ROOT / path).write_text(filled(path), encoding="utf-8")

@@ -1,0 +1,21 @@
+"""The documentation site builds without a warning: pages, links, anchors, and no page that nothing leads to."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = (sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-c", "docs", "-b", "dummy")
+
+
+@pytest.mark.timeout(600)
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    build = subprocess.run([*BUILD, ".", tmp_path], check=False, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert build.returncode == 0, build.stderr
+
+
+def test_the_entrance_leads_to_the_index() -> None:
+    assert "url=docs/index.html" in (ROOT / "docs/site/index.html").read_text(encoding="utf-8")
+    assert (ROOT / "docs/index.md").exists()

@@ -1,0 +1,115 @@
+"""Failures of commands: one sentence, an exit code, no value that may be a secret."""
+
+import errno
+import json
+import logging
+from collections.abc import Mapping
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.cli import LazyGroup, main
+from pipeline.logs import configure_logging, logging_config
+from pipeline.settings import Settings
+from tests.helpers.worker import inherited_environment
+
+SECRET = "hunter2-hunter2"
+NOWHERE = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+
+
+def run(*arguments: str, **environment: str) -> Result:
+    cleared = dict.fromkeys(name for name in inherited_environment() if name.startswith("FRAUD_PIPELINE_"))
+    return CliRunner().invoke(main, arguments, env={**cleared, **environment})
+
+
+def check_one_sentence(result: Result, *parts: str) -> None:
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert len(result.output.strip().splitlines()) == 1, result.output
+    for unwanted in ("Traceback", "http", SECRET, "input_value"):
+        assert unwanted not in result.output
+    for part in parts:
+        assert part in result.output
+
+
+@pytest.mark.parametrize(
+    ("environment", "parts"),
+    [
+        ({"FRAUD_PIPELINE_CARD_PARTITIONS": SECRET}, ["FRAUD_PIPELINE_CARD_PARTITIONS", "integer"]),
+        ({"FRAUD_PIPELINE_CARD_PARTITIONS": "0"}, ["FRAUD_PIPELINE_CARD_PARTITIONS", "greater than or equal to 1"]),
+        ({"FRAUD_PIPELINE_KAFKA_CONFIG": f'{{"sasl.password": {SECRET}'}, ["FRAUD_PIPELINE_KAFKA_CONFIG", "JSON"]),
+        (
+            {"FRAUD_PIPELINE_KAFKA_CONFIG": json.dumps({"sasl.password": {"is": SECRET}})},
+            ["FRAUD_PIPELINE_KAFKA_CONFIG"],
+        ),
+        (
+            {"FRAUD_PIPELINE_KAFKA_CONFIG": json.dumps({"sasl.pasword": SECRET})},
+            ["FRAUD_PIPELINE_KAFKA_CONFIG", 'No such configuration property: "sasl.pasword"'],
+        ),
+        (
+            {"FRAUD_PIPELINE_KAFKA_CONFIG": json.dumps({"security.protocol": SECRET})},
+            ["FRAUD_PIPELINE_KAFKA_CONFIG", "security.protocol"],
+        ),
+        ({"FRAUD_PIPELINE_AUDIT_KEYS": f'["{SECRET}"]'}, ["FRAUD_PIPELINE_AUDIT_KEYS"]),
+        ({"FRAUD_PIPELINE_LOG_LEVELS": "loud"}, ["FRAUD_PIPELINE_LOG_LEVELS"]),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named_without_its_value(
+    environment: Mapping[str, str], parts: list[str]
+) -> None:
+    check_one_sentence(run("topics", **{**NOWHERE, **environment}), *parts)
+
+
+def failing(error: Exception) -> click.Group:
+    group = LazyGroup("program", lazy={})
+    command = click.Command("fails", callback=lambda: (_ for _ in ()).throw(error))
+    group.get_command = lambda ctx, name: command  # type: ignore[method-assign, assignment]
+    return group
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left on device: free space"),
+        (MemoryError(), "no memory left"),
+        (KeyError("lost"), "KeyError: 'lost' ("),
+        (ZeroDivisionError("by zero"), "This is an error of the program"),
+    ],
+)
+def test_any_failure_of_a_command_is_one_sentence(error: Exception, part: str) -> None:
+    check_one_sentence(CliRunner().invoke(failing(error), ["fails"]), part)
+
+
+def test_the_traceback_of_an_error_of_the_program_is_there_for_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_LOG_LEVELS", "debug")
+    assert CliRunner().invoke(failing(KeyError("lost")), ["fails"]).output.startswith("Traceback")
+
+
+def test_each_log_line_is_a_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+    try:
+        configure_logging(Settings(log_format="json", log_levels="info,pipeline.kafka.librdkafka=error"))
+        logging.getLogger("pipeline.anything").info("%d é\nlines", 2)
+        logging.getLogger("pipeline.kafka.librdkafka").warning("not told")
+        logging.getLogger("mode.services").info("not told")
+        try:
+            raise ValueError("of no use")
+        except ValueError:
+            logging.getLogger("faust.pipeline").exception("crashed")
+    finally:
+        root.handlers[:] = before[1]
+        root.setLevel(before[0])
+        logging.getLogger("pipeline.kafka.librdkafka").setLevel(logging.NOTSET)
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["level"], first["logger"], first["message"]) == ("info", "pipeline.anything", "2 é\nlines")
+    assert first["time"].endswith("Z")
+    assert (second["error"], second["message"]) == ("ValueError", "crashed")
+    assert "of no use" in second["traceback"]
+
+
+def test_the_option_of_a_worker_wins_over_the_setting() -> None:
+    config = logging_config(Settings(log_levels="error,faust=debug"), "debug")
+    assert config["root"]["level"] == "DEBUG"
+    assert config["loggers"]["faust"]["level"] == "DEBUG"
