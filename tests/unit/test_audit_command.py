@@ -103,4 +103,4 @@ def test_a_setting_that_is_none_is_one_sentence(command: str, tmp_path: Path, mo
     monkeypatch.setenv("FRAUD_PIPELINE_MATURITY_DAYS", "soon")
     result = CliRunner().invoke(main, [command, "--file", str(tmp_path)])
     assert (result.exit_code, isinstance(result.exception, SystemExit)) == (1, True)
-    assert "maturity_days" in result.stderr
+    assert "FRAUD_PIPELINE_MATURITY_DAYS cannot be used" in result.stderr
