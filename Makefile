@@ -199,7 +199,7 @@ lock: $(INSTALLED) ## Write the lock files anew (UPGRADE=1 to take the newest ve
 	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements-bench.lock
 
 release: $(INSTALLED) ## Cut a release into dist: changelog, commit, tag, wheel, sdist, SBOM, image (VERSION=x.y.z)
-	@"$(PYTHON_OF_VENV)" -m tests.helpers.release $(VERSION)
+	@"$(PYTHON_OF_VENV)" -m deploy.release $(VERSION)
 
 clean: ## Remove the virtual environment and all caches (keeps .fraud-pipeline: models and topics)
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

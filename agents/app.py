@@ -27,7 +27,7 @@ from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
 from agents.partitions import Environment, Shared
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
-from agents.topology import AGENTS, CARD, AgentSpec, UnknownAgent
+from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from pipeline.broker import provide_broker
 from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelBoard
@@ -53,7 +53,7 @@ from pipeline.state.place import StatePlace, keep_private
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
-from schemas.topics import PROGRESS, Topic
+from schemas.topics import PROGRESS, Topic, has_order
 
 log = logging.getLogger(__name__)
 
@@ -121,11 +121,7 @@ class WorkerContext:
     """Builds what the agents need, from settings, when the worker starts."""
 
     def __init__(self, settings: Settings) -> None:
-        unknown = set(settings.agent_names) - AGENTS.keys()
-        if unknown or not settings.agent_names:
-            raise UnknownAgent(
-                f"FRAUD_PIPELINE_AGENTS is {settings.agents!r}: give some of {', '.join(AGENTS)}, separated by commas"
-            )
+        self._specs = chosen(settings)
         self._settings = settings
         self.shutdown_timeout_s = settings.shutdown_timeout_s
         self._stack = ExitStack()
@@ -181,7 +177,7 @@ class WorkerContext:
                     state.partitions,
                     "".join(f"; {warning}" for warning in state.warnings),
                 )
-            roles = [AGENTS[name] for name in settings.agent_names]
+            roles = self._specs
             end_unfinished(broker.bootstrap_servers, settings, {role.name: role.producers for role in roles})
             for warning in check_start(broker.bootstrap_servers, settings, roles, self.metrics.records_refused):
                 log.warning("%s", warning)
@@ -306,7 +302,7 @@ class WorkerContext:
 
 def _folded(spec: AgentSpec) -> tuple[Topic, ...]:
     """What the agent's state is a function of: its inputs, and the order of several."""
-    return (*spec.reads, PROGRESS) if len(spec.reads) > 1 else spec.reads
+    return (*spec.reads, PROGRESS) if has_order(spec.reads) else spec.reads
 
 
 def create_app(settings: Settings | None = None, log_level: str | None = None) -> FraudApp:
@@ -326,8 +322,8 @@ def create_app(settings: Settings | None = None, log_level: str | None = None) -
         # An agent that was started again while the worker ends would wait for ever, and the worker with it.
         agent_supervisor=ForfeitOneForOneSupervisor,
     )
-    for name in settings.agent_names:
-        register(app, worker.channel(app, AGENTS[name]))
+    for spec in chosen(settings):
+        register(app, worker.channel(app, spec))
     return app
 
 

@@ -60,6 +60,8 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
 
     def __init__(self, app: faust.App, *, shutdown_timeout_s: float, **options: Any) -> None:
         super().__init__(app, **options)
+        # It turns with each line of the log, and sets the levels of its own accord.
+        self.spinner = None
         self._shutdown_timeout_s = shutdown_timeout_s
         self._told_to_stop = False
 

@@ -15,9 +15,10 @@ commits outputs and input offsets together. Kernels hold the state of a partitio
 replays call the same ones. To add an agent, declare it here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from pipeline.settings import Settings
 from schemas.topics import (
     ACCEPTED_LABELS,
     ALERTS,
@@ -112,6 +113,25 @@ class UnknownAgent(ValueError):
 
 
 AGENTS: Final = {spec.name: spec for spec in (LABEL, CARD, SCORE, FEEDBACK, LEARN)}
+
+
+def specs(settings: Settings) -> dict[str, AgentSpec]:
+    """Return the agents by name, the label agent with the topics of labels that the settings name."""
+    return {**AGENTS, LABEL.name: replace(LABEL, reads=settings.topics_of_labels)}
+
+
+def chosen(settings: Settings) -> list[AgentSpec]:
+    """Return the agents that a worker with these settings runs.
+
+    Raises:
+        UnknownAgent: One that is named does not exist, or none is named.
+    """
+    found, names = specs(settings), settings.agent_names
+    if not names or not found.keys() >= {*names}:
+        raise UnknownAgent(
+            f"FRAUD_PIPELINE_AGENTS is {settings.agents!r}: give some of {', '.join(found)}, separated by commas"
+        )
+    return [found[name] for name in names]
 
 
 def diagram() -> str:

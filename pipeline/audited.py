@@ -1,22 +1,21 @@
 """Decisions and labels for the audit's figures, from a cluster's topics or from exported files."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from pipeline.engine.accepted_labels import read_accepted
 from pipeline.exports.reading import export_batches, require_export
-from pipeline.kafka.clients import read_topic
-from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.clients import read_batches, read_topic
+from pipeline.kafka.internal import not_counted, readable, refuse
 from pipeline.monitoring.outcomes import Outcomes
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
-from schemas.errors import UNREADABLE
 from schemas.messages import Label
-from schemas.topics import DECISIONS, LABELS
+from schemas.topics import ACCEPTED_LABELS, DECISIONS
 
 
 class _Decision(msgspec.Struct):
@@ -34,20 +33,21 @@ _decode_label: Final = msgspec.json.Decoder(Label).decode
 
 
 def outcomes_of_topics(bootstrap: str, settings: Settings) -> Outcomes:
-    """Read ``labels`` and ``decisions`` of a cluster, without a group.
+    """Read ``accepted-labels`` and ``decisions`` of a cluster, without a group.
 
     Raises:
         TopicError: A topic is missing, or a part of it cannot be read.
         KafkaException: The brokers report an error that does not pass.
     """
     outcomes = Outcomes()
-    for record in read_topic(bootstrap, settings.topic(LABELS.name), settings=settings):
-        # Anybody may write here: what is no label is a dead letter of the label agent's.
-        with suppress(*UNREADABLE):
+    for batch in read_batches(bootstrap, settings.topic(ACCEPTED_LABELS.name), settings=settings):
+        accepted = read_accepted(batch, settings.topic_prefix)
+        for record, error in accepted.refused:
+            refuse(record, error, not_counted)
+        for record, known_at_us in zip(accepted.records, accepted.labels.known_at_us.tolist(), strict=True):
             label = _decode_label(record.value or b"")
-            at_us = timestamp_us(label.labelled_at)
             key = (label.card_id, label.transaction_id)
-            outcomes.add_label(key, label.label, label.source, at_us, max(at_us, record.timestamp_ms * 1_000))
+            outcomes.add_label(key, label.label, label.source, timestamp_us(label.labelled_at), known_at_us)
     records = read_topic(bootstrap, settings.topic(DECISIONS.name), settings=settings)
     for _, one in readable(records, _decode_decision, not_counted):
         key = (one.card_id, one.transaction_id)
@@ -55,18 +55,21 @@ def outcomes_of_topics(bootstrap: str, settings: Settings) -> Outcomes:
     return outcomes
 
 
-def outcomes_of_files(directory: Path) -> Outcomes:
-    """Read what ``fraud-pipeline export DIRECTORY decisions labels`` wrote.
+def outcomes_of_files(directory: Path, settings: Settings) -> Outcomes:
+    """Read what ``fraud-pipeline export DIRECTORY decisions labels`` wrote, with all topics of labels.
 
     Raises:
         ExportError: A topic is not there, or files of the export are missing or damaged.
     """
-    require_export(directory, [LABELS.name, DECISIONS.name], [DECISIONS.name, LABELS.name])
+    topics = [*settings.label_topics, DECISIONS.name]
+    require_export(directory, topics, sorted(topics))
     outcomes = Outcomes()
     names = ["card_id", "transaction_id", "label", "source", "labelled_at", "timestamp"]
-    for card, transaction, label, source, labelled_at, timestamp in _rows(directory, LABELS.name, names):
-        at_us = timestamp_us(labelled_at)
-        outcomes.add_label((card, transaction), label, source, at_us, max(at_us, timestamp_us(timestamp)))
+    for topic in settings.label_topics:
+        for card, transaction, label, source, labelled_at, timestamp in _rows(directory, topic, names):
+            if settings.label_sources.allows(topic, source):
+                at_us = timestamp_us(labelled_at)
+                outcomes.add_label((card, transaction), label, source, at_us, max(at_us, timestamp_us(timestamp)))
     names = ["card_id", "transaction_id", "event_time", "selection", "selection_probability"]
     for card, transaction, event_time, selection, probability in _rows(directory, DECISIONS.name, names):
         outcomes.add_decision((card, transaction), timestamp_us(event_time), selection, probability)

@@ -12,6 +12,7 @@ from pipeline.state.place import keep_private
 from pipeline.terminal import printable_lines
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "acl": ("pipeline.commands.acl", "Show what each role may do on a secured cluster, or allow it."),
     "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
     "audit": ("pipeline.commands.audit", "Say how many frauds nobody reports, and which share alerts find."),
     "backtest": ("pipeline.commands.backtest", "Decide history again, by any models."),

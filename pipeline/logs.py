@@ -6,10 +6,19 @@ import time
 from typing import Any, Final
 
 from pipeline.settings import Settings
+from pipeline.terminal import printable_json, printable_lines
 
 TEXT_FORMAT: Final = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
 _LEVELS_OF_LIBRARIES: Final = {"faust": "warning", "mode": "warning"}
 """Of Faust's own start and stop an operator needs to see what goes wrong."""
+
+
+class TextFormatter(logging.Formatter):
+    """Readable lines, in which what others wrote cannot steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text."""
+        return printable_lines(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
@@ -29,7 +38,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = type(record.exc_info[1]).__name__
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return printable_json(json.dumps(line, ensure_ascii=False))
 
 
 def logging_config(settings: Settings, level: str | None = None) -> dict[str, Any]:
@@ -41,7 +50,7 @@ def logging_config(settings: Settings, level: str | None = None) -> dict[str, An
     """
     least, *others = settings.log_levels.split(",")
     levels = {**_LEVELS_OF_LIBRARIES, **dict(part.split("=") for part in others)}
-    formatter = {"()": JsonFormatter} if settings.log_format == "json" else {"format": TEXT_FORMAT}
+    formatter = {"()": JsonFormatter} if settings.log_format == "json" else {"()": TextFormatter, "fmt": TEXT_FORMAT}
     return {
         "version": 1,
         "disable_existing_loggers": False,

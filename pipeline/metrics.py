@@ -155,7 +155,8 @@ class WorkerMetrics:
         for family, values in (
             (self._decisions, ("allow", "alert")),
             (self._alerts, ("score", "rule", "audit")),
-            (self._examples, ("fraud", "legitimate", "presumed_legitimate")),
+            (self._examples, ("fraud", "legitimate", "presumed_legitimate", "withdrawn")),
+            (self._lessons, ("learned", "corrections", "held")),
             (self._refused, ("lightgbm", "river", "policy")),
             (self._changes, ("lightgbm", "river", "policy")),
             (self._rerouted, ("transactions",)),

@@ -10,7 +10,12 @@ from schemas.money import RateTable
 
 def label_options(settings: Settings) -> LabelOptions:
     """Return the options of the label kernel."""
-    return LabelOptions(round(settings.future_tolerance_s * US_PER_SECOND), settings.card_partitions)
+    return LabelOptions(
+        round(settings.future_tolerance_s * US_PER_SECOND),
+        settings.card_partitions,
+        settings.label_sources,
+        settings.topic_prefix,
+    )
 
 
 def card_options(settings: Settings, rates: RateTable, partitions: int, topic_prefix: str = "") -> CardOptions:

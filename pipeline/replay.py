@@ -18,14 +18,17 @@ from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
 from pipeline.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
+from pipeline.learning.label_sources import SIMULATOR
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
 from pipeline.replay_watch import AlertWatch, Flow, FlowWatch
 from pipeline.settings import Settings
 from schemas.messages import Label
-from schemas.topics import ALERTS, LABELS, TRANSACTIONS
+from schemas.topics import ALERTS, TRANSACTIONS
 
 CARD_GROUP: Final = "card"
+REVIEWER: Final = "analyst"
+"""Source of the labels of alerts."""
 US_PER_SECOND: Final = 1_000_000
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -121,12 +124,16 @@ class Replay:
         report_interval_s: float = 1.0,
         producer: RecordProducer | None = None,
     ) -> None:
+        """Prepare; `schemas.errors.InvalidMessage` where no topic of labels speaks for a source that is sent."""
         self._settings, self._bootstrap, self._frames = settings, bootstrap, frames
         self._options = options or ReplayOptions()
         self._report, self._report_interval_s = report, report_interval_s
         self._stop = stop or threading.Event()
         self._progress = ReplayProgress()
-        self._transactions, self._labels = settings.topic(TRANSACTIONS.name), settings.topic(LABELS.name)
+        self._transactions = settings.topic(TRANSACTIONS.name)
+        # Topics with another clock are refused before anything is sent.
+        sources = settings.label_sources._replace(simulated=True)
+        self._label_topics = {one: settings.topic(sources.topic_for(one)) for one in (SIMULATOR, REVIEWER)}
         self._schedule = LabelSchedule(
             round(self._options.regime.maturity_days * US_PER_DAY), reviews=self._options.review_delay_s is not None
         )
@@ -146,7 +153,9 @@ class Replay:
         does not keep the simulated clock, ``ValueError`` for frames that are not in event-time order.
         """
         options, settings = self._options, self._settings
-        require_producer_timestamps(self._bootstrap, settings, [self._transactions, self._labels])
+        require_producer_timestamps(
+            self._bootstrap, settings, [self._transactions, *dict.fromkeys(self._label_topics.values())]
+        )
         self._started_s = self._reported_s = time.monotonic()
         with contextlib.ExitStack() as stack:
             if options.wait:
@@ -269,12 +278,14 @@ class Replay:
             transaction_id=truth.transaction_id,
             card_id=truth.card_id,
             label="fraud" if due.fraud else "legitimate",
-            source="simulator" if due.alert_id is None else "analyst",
+            source=SIMULATOR if due.alert_id is None else REVIEWER,
             labelled_at=EPOCH + timedelta(microseconds=due.due_us),
             fraud_type=truth.fraud_type if truth.fraud and due.fraud else None,
             alert_id=due.alert_id,
         )
-        self._producer.produce(self._labels, truth.card_id.encode(), ENCODER.encode(message), due.due_us // 1_000)
+        self._producer.produce(
+            self._label_topics[message.source], truth.card_id.encode(), ENCODER.encode(message), due.due_us // 1_000
+        )
         self._clock_us = max(self._clock_us or 0, due.due_us)
         self._progress.labels += 1
         self._progress.fraud_labels += due.fraud

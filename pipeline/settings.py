@@ -3,16 +3,21 @@
 import re
 import socket
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import msgspec
-from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import AliasChoices, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from pipeline.learning.label_sources import ANY_SOURCE, LabelSources
 from pipeline.learning.regimes import Reported
+from pipeline.setting_files import SettingFileError, SettingFiles
 from schemas.messages import Label, Transaction
+from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic, topic_of_labels
 
 PREFIX: Final = "FRAUD_PIPELINE_"
+TopicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
+LabelSource = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class Settings(BaseSettings):
@@ -134,6 +139,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Event time after which a transaction without a report is presumed legitimate.",
     )
+    label_topics: dict[TopicName, tuple[LabelSource, ...]] = Field(
+        default={LABELS.name: (ANY_SOURCE,)},
+        min_length=1,
+        description="Topics of labels, without prefix, and the sources that labels on each may claim, as a JSON "
+        'object; `"*"` is every source. A label that claims another one is a dead letter.',
+    )
     reported_share: float = Field(
         default=1.0,
         ge=0.2,
@@ -223,6 +234,11 @@ class Settings(BaseSettings):
         description="Names and patterns of features, separated by commas, that `train` refuses. No version that was "
         "trained on them can be promoted.",
     )
+    second_approval: bool = Field(
+        default=False,
+        description="A LightGBM version of a new recipe becomes active only if somebody else than its proposer "
+        "approves it.",
+    )
     registry_dir: Path | None = Field(
         default=None, description="Model registry. Unset: `registry` in the data directory."
     )
@@ -280,6 +296,19 @@ class Settings(BaseSettings):
         "directory.",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, the first of which wins; objects of several are merged."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, SettingFiles(settings_cls, PREFIX)
+
     @field_validator("dropped_fields")
     @classmethod
     def _optional(cls, names: str) -> str:
@@ -290,6 +319,17 @@ class Settings(BaseSettings):
         if found := required & {name.strip() for name in names.split(",")}:
             raise ValueError(f"{', '.join(sorted(found))} is required in every message: name optional fields only")
         return names
+
+    @field_validator("label_topics")
+    @classmethod
+    def _own_topics(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        taken = {topic.name for topic in TOPICS} - {LABELS.name}
+        for name, sources in value.items():
+            if name in taken:
+                raise ValueError(f"{name} is a topic of the pipeline, and holds no labels from outside: name another")
+            if not sources:
+                raise ValueError(f"topic {name} has no sources: name those that it speaks for, or leave it out")
+        return value
 
     @model_validator(mode="after")
     def _pickles_are_signed(self) -> Self:
@@ -312,6 +352,27 @@ class Settings(BaseSettings):
         if self.snapshot_url is None:
             return str((self.data_dir / "snapshots").absolute())
         return self.snapshot_url or None
+
+    @property
+    def topics_of_labels(self) -> tuple[Topic, ...]:
+        """Topics that hold labels."""
+        return tuple(topic_of_labels(name) for name in self.label_topics)
+
+    @property
+    def topics(self) -> tuple[Topic, ...]:
+        """All topics of the pipeline."""
+        return tuple(one for topic in TOPICS for one in (self.topics_of_labels if topic is LABELS else (topic,)))
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Full names of the topics that producers write to."""
+        return frozenset(self.topic(topic.name) for topic in (TRANSACTIONS, *self.topics_of_labels))
+
+    @property
+    def label_sources(self) -> LabelSources:
+        """Rule by which a label's topic speaks for its source; ``simulator`` needs a simulated clock."""
+        allowed = {name: frozenset(sources) for name, sources in self.label_topics.items()}
+        return LabelSources(allowed, simulated=self.timestamps == "producer")
 
     @property
     def token_names(self) -> tuple[str, ...]:
@@ -349,7 +410,9 @@ def invalid_settings(error: ValidationError) -> str:
 
 
 def unreadable_setting(error: SettingsError) -> str:
-    """Return the same of a variable that should hold JSON."""
+    """Return the same of a variable, or of a file, that should hold JSON."""
+    if isinstance(error, SettingFileError):
+        return str(error)
     name = re.search(r'field "(\w+)"', str(error))
     return f"{_variable(name[1]) if name else 'a setting'} cannot be used: it should be a JSON object"
 

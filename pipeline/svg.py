@@ -15,6 +15,8 @@ BACKGROUND: Final = "#ffffff"
 INK: Final = "#1f2328"
 QUIET_INK: Final = "#57606a"
 GRID: Final = "#d8dee4"
+QUIET: Final = -1
+"""In place of a colour's number: what others are compared with."""
 COLOURS: Final = ("#0067a3", "#a34700", "#00735a", "#98497b", "#5c5c00", "#8a2be2", "#57606a")
 DASHES: Final = ("", "7 4", "2 3", "10 3 2 3")
 FONT: Final = 13
@@ -36,6 +38,8 @@ class Bar:
     text: str
     ours: bool = False
     """Shown in another colour."""
+    number: int | None = None
+    """Which colour, whatever ``ours`` says."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Series:
     points: tuple[tuple[float, float], ...]
     markers: bool = True
     """Whether each point is marked; too much where they are many."""
+    number: int | None = None
+    """Which colour, dash and marker; by default those of its place."""
 
 
 def bars(title: str, rows: Sequence[Bar], *, alt: str = "") -> str:
@@ -57,7 +63,7 @@ def bars(title: str, rows: Sequence[Bar], *, alt: str = "") -> str:
     for row in rows:
         width = max(1.0, room * row.value / largest)
         middle = y + BAR / 2 + 4
-        colour = COLOURS[0] if row.ours else QUIET_INK
+        colour = _colour(row.number if row.number is not None else 0 if row.ours else QUIET)
         parts += [
             _text(left - 8, middle, row.label, anchor="end"),
             f'<rect x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" fill="{colour}"/>',
@@ -114,7 +120,9 @@ def lines(
     ticks = xs if x_ticks is None else sorted(x_ticks)
     x_axis = _Axis(min(*xs, *ticks), max(*xs, *ticks), LEFT, WIDTH - RIGHT, log=log_x)
     parts: list[str] = []
-    top = _legend(parts, [one.name for one in series], 50.0, marked=[one.markers for one in series]) + 34
+    numbers = [place if one.number is None else one.number for place, one in enumerate(series)]
+    names, marked = [one.name for one in series], [one.markers for one in series]
+    top = _legend(parts, names, 50.0, marked=marked, numbers=numbers) + 34
     bottom = top + LINES_HEIGHT
     most = max(ys) if y_most is None else y_most
     y_axis = _Axis(min(ys) if log_y else 0.0, most, bottom, top, log=log_y, rounded=True)
@@ -128,7 +136,7 @@ def lines(
         _text((LEFT + WIDTH - RIGHT) / 2, bottom + 40, x_name, anchor="middle", size=SMALL, colour=QUIET_INK),
         _text(20, top - 12, y_name, size=SMALL, colour=QUIET_INK),
     ]
-    for number, one in enumerate(series):
+    for number, one in zip(numbers, series, strict=True):
         placed = [(x_axis.at(x), y_axis.at(y)) for x, y in one.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(f'<polyline points="{path}" fill="none" {_stroke(number)}/>')
@@ -203,19 +211,27 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _legend(parts: list[str], names: Sequence[str], y: float, *, marked: Sequence[bool] | None = None) -> float:
+def _legend(
+    parts: list[str],
+    names: Sequence[str],
+    y: float,
+    *,
+    marked: Sequence[bool] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> float:
     """Names with their colours, over as many lines as it takes; returns the last one's height.
 
-    Of lines with ``marked``, which tells those that have markers; otherwise of areas.
+    Of lines with ``marked``, which tells those that have markers; otherwise of areas. ``numbers`` are their colours.
     """
     x = 20.0
-    for number, name in enumerate(names):
+    for place, name in enumerate(names):
+        number = place if numbers is None else numbers[place]
         width = 34 + _width_of(name)
         if x + width > WIDTH - RIGHT and x > 20:
             x, y = 20.0, y + 20
         if marked is not None:
             parts.append(f'<line x1="{x:.1f}" y1="{y - 4:.1f}" x2="{x + 24:.1f}" y2="{y - 4:.1f}" {_stroke(number)}/>')
-            if marked[number]:
+            if marked[place]:
                 parts.append(_marker(number, x + 12, y - 4))
         else:
             parts.append(f'<rect x="{x + 8:.1f}" y="{y - 10:.1f}" width="12" height="12" fill="{_colour(number)}"/>')
@@ -240,7 +256,7 @@ def _stroke(number: int) -> str:
 
 
 def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+    return QUIET_INK if number == QUIET else COLOURS[number % len(COLOURS)]
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float) -> str:

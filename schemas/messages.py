@@ -366,8 +366,8 @@ class Progress(Message, frozen=True, kw_only=True):
 class Quarantine(Message, frozen=True, kw_only=True, tag_field="kind", tag="quarantine"):
     """A record that an agent could not process, or a range that nobody can read, on ``control``.
 
-    Every later reading skips it. Control records are kept for ever; their header ``signature`` is reserved for a
-    signature over the bytes of the value.
+    Every later reading skips it. Control records are kept for ever; their header ``signature`` is that of
+    `pipeline.signing`.
     """
 
     agent: str

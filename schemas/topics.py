@@ -1,6 +1,7 @@
 """Every topic of the pipeline, declared once: name, key, value, and its one writer."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Final
 
 from schemas.messages import (
@@ -49,6 +50,13 @@ It bounds what a batch can expand to before anybody can look at it: gzip's best 
 """
 TRANSACTIONS: Final = Topic("transactions", "card_id", Transaction, "producers", "cards", max_message_bytes=INPUT_BYTES)
 LABELS: Final = Topic("labels", "card_id", Label, "analysts, chargebacks", "cards", max_message_bytes=INPUT_BYTES)
+
+
+def topic_of_labels(name: str) -> Topic:
+    """Return the declaration of a topic that holds labels, as ``labels`` does."""
+    return LABELS if name == LABELS.name else replace(LABELS, name=name)
+
+
 PROFILED: Final = Topic(
     "profiled",
     "no key",
@@ -108,3 +116,11 @@ TOPICS: Final = (
     DEAD_LETTERS,
     PROGRESS,
 )
+
+
+def has_order(reads: Collection[Topic]) -> bool:
+    """Return whether the order in which an agent reads these topics decides anything; it is then on ``progress``.
+
+    Topics of the same messages, such as those of labels, are as one.
+    """
+    return len({topic.value for topic in reads}) > 1

@@ -19,6 +19,7 @@ from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.engine.scanned import NO_TIME
 from pipeline.exports.rows import ERROR, VALUE
 from pipeline.features.clock import hours, weekdays
+from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
@@ -51,6 +52,8 @@ class Acceptance(NamedTuple):
     """Of times without an offset."""
     recorded: bool = False
     """Whether the order goes by the column ``sequence`` and not by times."""
+    sources: LabelSources = EVERY_SOURCE
+    """Which sources the topics of labels speak for."""
 
 
 def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tuple[Transactions, list[Reject]]:
@@ -112,11 +115,14 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
     return (accepted.take(plain) if rejects else accepted), rejects
 
 
-def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tuple[Labels, list[Reject]]:
+def accept_labels(
+    table: pa.Table, rules: Acceptance, first_row: int = 0, topic: str | None = None
+) -> tuple[Labels, list[Reject]]:
     """The accepted rows of ``table`` (`LABEL_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
 
     Rows that bear bytes of their own (`pipeline.exports.rows`) are judged by these. ``first_row`` is the number of its
-    first row. Raises ValueError where ``recorded`` rows have no sequence.
+    first row. ``topic``, without prefix, speaks for the rows' sources; in a file of no topic all are believed. Raises
+    ValueError where ``recorded`` rows have no sequence.
     """
     raw = {name: wire.column(table, name) for name in LABEL_FIELDS}
     ids, plain = wire.identifiers(raw["transaction_id"])
@@ -129,6 +135,8 @@ def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tup
     plain &= labelled_us <= stamp_us + rules.future_tolerance_us
     own = _own_bytes(table)
     plain &= ~own.given
+    if topic is not None:
+        plain &= _coded(sources, lambda source: rules.sources.allows(topic, source)).astype(np.bool_)
     rejects = []
     for row in np.flatnonzero(~plain).tolist():
         cells = {
@@ -141,6 +149,8 @@ def accept_labels(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tup
                 record_timestamp_us=int(stamp_us[row]),
                 future_tolerance_us=rules.future_tolerance_us,
             )
+            if topic is not None:
+                rules.sources.check(topic, label.source)
         except InvalidMessage as error:
             rejects.append(Reject("label", first_row + row, error.code, str(error)))
             continue

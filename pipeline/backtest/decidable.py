@@ -23,6 +23,8 @@ class Decidable(NamedTuple):
 
     row: NDArray[np.int64]
     """Numbers of the rows, ascending."""
+    amount_base_minor: NDArray[np.int64]
+    """Their amounts in the minor unit of the base currency, by the rate table."""
     refused: Counter[str]
     """Of rows that workers refuse, by code."""
     repeated: int
@@ -34,21 +36,21 @@ def decidable(tables: Iterable[pa.Table], options: CardOptions) -> Decidable:
     rejects: list[Reject] = []
     horizons = Horizons(options.dedup_horizon_us, options.label_horizon_us)
     join = CardJoin(MemoryIndex(), MemoryPending())
-    kept, accepted, contradicted = [np.empty(0, np.int64)], 0, 0
+    kept, accepted, contradicted = [np.empty((0, 2), np.int64)], 0, 0
     for rows in accept_each(
         tables, accept_transactions, Acceptance(options.rates, options.future_tolerance_us), rejects
     ):
         accepted += len(rows)
         joined = join.join(horizons, _unlabelled(rows))
-        kept.append(rows.row[joined.accepted])
+        kept.append(np.stack([rows.row, rows.amount_base_minor], axis=1)[joined.accepted])
         contradicted += int(np.count_nonzero(joined.differs != SAME))
         join.forget(0)
         join.settle()
-    row = np.concatenate(kept)
+    row, amount_base_minor = np.concatenate(kept).T
     refused = Counter(reject.code for reject in rejects)
     if contradicted:
         refused[REPEAT_DIFFERS] += contradicted
-    return Decidable(row, refused, accepted - len(row) - contradicted)
+    return Decidable(row, amount_base_minor, refused, accepted - len(row) - contradicted)
 
 
 def _unlabelled(rows: Transactions) -> Arrivals[NDArray[np.int64]]:

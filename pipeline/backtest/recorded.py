@@ -53,9 +53,9 @@ from pipeline.engine.subjects import (
 from pipeline.features.catalogue import FEATURES, US_PER_SECOND
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
 from pipeline.sources import currency_decimals
-from schemas.messages import CardRules, Profiled, ProfiledLabel, ProfiledTransaction, RecordPosition, Versions
+from schemas.messages import CardRules, Profiled, ProfiledTransaction, RecordPosition, Versions
 from schemas.records import Record
-from schemas.topics import ACCEPTED_LABELS, LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS, Topic
+from schemas.topics import ACCEPTED_LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS, Topic
 
 _BATCH: Final = 16
 """Blocks that are read at once, of up to 512 rows each."""
@@ -100,8 +100,10 @@ class RecordedReplay:
         self._ended = ended
         future_us = options.future_tolerance_us
         self._ranges: dict[Topic, dict[int, range]] = {
-            topic: source.ranges(topic, span, future_us, to_end=False) for topic in (TRANSACTIONS, REROUTED, LABELS)
+            topic: source.ranges(topic, span, future_us, to_end=False)
+            for topic in (TRANSACTIONS, REROUTED, *source.settings.topics_of_labels)
         }
+        self._sources = {topic.name: of for topic, of in self._ranges.items()}
         # Stamped by the label agent's clock, and not by a producer's.
         self._ranges[ACCEPTED_LABELS] = source.ranges(ACCEPTED_LABELS, source.written_in(span), future_us, to_end=False)
         self._options = options._replace(
@@ -222,8 +224,7 @@ class RecordedReplay:
     ) -> Profiled | None:
         key = _key(message)
         number = partition_of(message.card_id, self._options.partitions)
-        topic = LABELS if isinstance(message, ProfiledLabel) else TRANSACTIONS
-        of = self._ranges[topic].get(message.source.partition)
+        of = self._sources.get(message.source.topic, {}).get(message.source.partition)
         if of is None or not of.start <= message.source.offset < of.stop:
             return None
         while key not in again and (said := next(cards[number], None)) is not None:

@@ -25,11 +25,10 @@ from pipeline.engine.results import Result
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import Timestamp
-from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, LABELS, REROUTED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, REROUTED, TRANSACTIONS
 
 _KINDS: Final = {
     TRANSACTIONS: "transaction",
-    LABELS: "label",
     ACCEPTED_LABELS: "accepted label",
     REROUTED: "rerouted record",
 }
@@ -89,6 +88,7 @@ def count_judged(findings: Findings, settings: Settings, result: Result) -> None
     outcomes = Counter({detail: count for (what, detail), count in result.counts.items() if what == "label"})
     findings.count_labels({AS_RECORDED: outcomes})
     kinds = {settings.topic(topic.name): kind for topic, kind in _KINDS.items()}
+    kinds |= {settings.topic(topic.name): "label" for topic in settings.topics_of_labels}
     for output in result.outputs:
         if output.topic is DEAD_LETTERS:
             # The kernel's own stand behind the producer's.

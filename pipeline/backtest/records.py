@@ -1,4 +1,4 @@
-"""Records of ``transactions`` and ``labels`` of topics as the columns of a replay."""
+"""Records of transactions and labels of topics as the columns of a replay."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -49,10 +49,16 @@ def labels_of(
     numbering: Numbering,
     rejects: list[Reject],
     told: Callable[[Sequence[Label], Sequence[int]], None],
+    topic: str,
 ) -> Part[Labels]:
-    """Accepted labels; ``told`` is given them, each with when it became known, in microseconds since 1970."""
+    """Accepted labels of a topic (without prefix).
+
+    ``told`` is given them, each with when it became known, in microseconds since 1970.
+    """
     arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * _US_PER_MS
-    rows, refused, messages = accept_labels(read.values, arrived_us, rules.future_tolerance_us)
+    rows, refused, messages = accept_labels(
+        read.values, arrived_us, rules.future_tolerance_us, lambda _, label: rules.sources.check(topic, label.source)
+    )
     told(messages, rows.known_at_us.tolist())
     return _part(read, rows, arrived_us, numbering, refused, rejects)
 

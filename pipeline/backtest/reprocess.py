@@ -36,7 +36,7 @@ from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.producer import TransactionalProducer
 from pipeline.settings import Settings
 from schemas.messages import CardRules, FeedbackRules
-from schemas.topics import DECISION_FEATURES, DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS, Topic
+from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, TRANSACTIONS, Topic
 
 _RUN_DIGITS: Final = 16
 _INTERNAL: Final = "__"
@@ -76,6 +76,10 @@ class _Asked(msgspec.Struct, frozen=True):
     """By what the online model is taught; None where it does not learn."""
     card: CardRules
     """By what records are judged, the rates among it."""
+    label_sources: dict[str, tuple[str, ...]]
+    """Which sources topics of labels speak for."""
+    simulated: bool
+    """Whether a simulator may label."""
     decision_features: str
     """Which decisions bear their features."""
     partitions: int
@@ -154,7 +158,7 @@ def refuse_own(into: str, settings: Settings) -> None:
         raise ReprocessError("the topic has no name: name one that is for this alone")
     if settings.topic(into).startswith(_INTERNAL):
         raise ReprocessError(f"{settings.topic(into)} is the name of a topic of Kafka's own: name another")
-    for topic in TOPICS:
+    for topic in settings.topics:
         if settings.topic(into).endswith(topic.name):
             raise ReprocessError(
                 f"{into} is the name of a topic of the pipeline, or of one with another prefix, and nobody else may "
@@ -164,7 +168,8 @@ def refuse_own(into: str, settings: Settings) -> None:
 
 def _name(request: Request, source: TopicSource, candidate: Candidate | None) -> str:
     client = admin_client(source.bootstrap, settings=source.settings)
-    full = {topic.name: source.settings.topic(topic.name) for topic in (TRANSACTIONS, LABELS)}
+    inputs = (TRANSACTIONS, *source.settings.topics_of_labels)
+    full = {topic.name: source.settings.topic(topic.name) for topic in inputs}
     # Says first whether a cluster answers, and has the topics.
     options = request.card_options(request.partitions)
     ids = topic_identities(client, list(full.values()))
@@ -195,6 +200,8 @@ def run_name(
         learning=None if learning is None else learning.options.rules,
         card=options.rules,
         gate=learning.gate if learning is not None and learning.gate else msgspec.UNSET,
+        label_sources=request.settings.label_topics,
+        simulated=request.settings.label_sources.simulated,
         decision_features=request.settings.decision_features,
         partitions=options.partitions,
         kernel=KERNEL_VERSION,
@@ -229,7 +236,7 @@ def _refuse_prefix(source: TopicSource, into: str) -> None:
     """
     prefix = f"{source.settings.topic(into)}-"
     there = reached(admin_client(source.bootstrap, settings=source.settings), source.bootstrap).topics
-    for topic in TOPICS:
+    for topic in source.settings.topics:
         if topic is not DECISION_FEATURES and prefix + topic.name in there:
             raise ReprocessError(
                 f"{prefix}{DECISION_FEATURES.name} is the name of a topic of the pipeline that has {prefix}"

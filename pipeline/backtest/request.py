@@ -77,7 +77,12 @@ class Request:
 
     def acceptance(self, options: CardOptions) -> Acceptance:
         """By what rows of the source are judged."""
-        return Acceptance(options.rates, options.future_tolerance_us, self.source.time_zone)
+        return Acceptance(
+            options.rates,
+            options.future_tolerance_us,
+            self.source.time_zone,
+            sources=self.settings.label_sources,
+        )
 
     def schedules(self, variants: int) -> list[Schedule]:
         """When labels are due that are not recorded: one for all variants, or one for the alerts of each."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -47,7 +47,7 @@ from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping, UnusableSource
 from schemas.messages import Label
 from schemas.records import Record
-from schemas.topics import LABELS, TRANSACTIONS, Topic
+from schemas.topics import TRANSACTIONS, Topic, topic_of_labels
 
 TOO_LATE: Final = "late_beyond_margin"
 """Code of records that stand further behind their time than the margin within which a source is put in order."""
@@ -291,7 +291,7 @@ class ExportLog(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExportSource:
-    """A directory of exported topics: ``transactions/`` and perhaps ``labels/``, Parquet files below each.
+    """A directory of exported topics: ``transactions/`` and perhaps those of labels, Parquet files below each.
 
     The columns are those of the wire contract, and ``timestamp``, ``partition`` and ``offset`` of each record; each
     partition's records stand in their order in the files as their names sort.
@@ -321,17 +321,24 @@ class ExportSource:
                 f"{self.directory} holds no Parquet file below {TRANSACTIONS.name}/: name a directory into which "
                 "topics were exported, or a file"
             )
-        warnings = [text for topic in (TRANSACTIONS, LABELS) for text in check_whole(self.directory / topic.name)]
-        if not self._files(LABELS):
-            warnings.append(
-                f"{self.directory} holds no {LABELS.name}/: nothing is learned, and no decision can be judged; export "
-                "that topic too"
+        of_labels = [topic_of_labels(name) for name in rules.sources.topics]
+        warnings = [text for topic in (TRANSACTIONS, *of_labels) for text in check_whole(self.directory / topic.name)]
+        if missing := [f"{topic.name}/" for topic in of_labels if not self._files(topic)]:
+            what_follows = (
+                "nothing is learned, and no decision can be judged"
+                if len(missing) == len(of_labels)
+                else "labels are missing"
             )
+            warnings.append(f"{self.directory} holds no {', '.join(missing)}: {what_follows}; export that topic too")
         late = _noting_late(rejects)
         of_range = span.arrivals(rules.future_tolerance_us, self.lateness_us)
         until_now = span.arrivals(rules.future_tolerance_us, None)
         sold = [self._transactions(log, of_range, rules, rejects) for log in self._logs(TRANSACTIONS)]
-        told = [self._labels(log, until_now, rules, rejects, book) for log in self._logs(LABELS)]
+        logs = [(topic.name, log) for topic in of_labels for log in self._logs(topic)]
+        told = [
+            self._labels(topic, log, number, until_now, rules, rejects, book)
+            for number, (topic, log) in enumerate(logs)
+        ]
         seen = Seen()
         return Opened(
             (seen.within(span, rows) for rows in by_time(sold, self.lateness_us, late("transaction"))),
@@ -364,12 +371,19 @@ class ExportSource:
             yield _placed(rows, table, log.number)
 
     def _labels(
-        self, log: ExportLog, arrivals: Arrivals, rules: Acceptance, rejects: list[Reject], book: LabelBook
+        self,
+        topic: str,
+        log: ExportLog,
+        number: int,
+        arrivals: Arrivals,
+        rules: Acceptance,
+        rejects: list[Reject],
+        book: LabelBook,
     ) -> Iterator[Part[Labels]]:
         for table in log.tables(arrivals):
-            rows, refused = accept_labels(table, rules)
+            rows, refused = accept_labels(table, rules, topic=topic)
             rejects += refused
-            yield _placed(_noted(rows, table, 0, book), table, log.number)
+            yield _placed(_noted(rows, table, 0, book), table, number)
 
 
 _MOST_PARTITIONS: Final = 2**16
@@ -387,7 +401,7 @@ def _placed(rows: Any, table: pa.Table, number: int) -> Part[Any]:
 
 @dataclass(frozen=True, slots=True)
 class TopicSource:
-    """The topics ``transactions`` and ``labels``, read without a group; nothing about them is written anywhere."""
+    """The topics of transactions and labels, read without a group; nothing about them is written anywhere."""
 
     bootstrap: str
     settings: Settings
@@ -430,7 +444,11 @@ class TopicSource:
         until_now = span.arrivals(rules.future_tolerance_us, None)
         # Their ends as well are told by records.
         sold = self.ranges(TRANSACTIONS, span, rules.future_tolerance_us, to_end=True)
-        told = self.ranges(LABELS, span, rules.future_tolerance_us, to_end=True)
+        told = [
+            (topic, number, of)
+            for topic in map(topic_of_labels, rules.sources.topics)
+            for number, of in self.ranges(topic, span, rules.future_tolerance_us, to_end=True).items()
+        ]
         self.refuse_lost(span, len(sold))
         numbering = Numbering(len(sold))
 
@@ -442,6 +460,11 @@ class TopicSource:
             book.add(ids, cards, words, by, np.array(known_at_us, np.int64), types)
 
         of_labels = Numbering(len(told))
+
+        def accepted(topic: Topic, log: int, read: RecordColumns) -> Part[Labels]:
+            """Accept labels of a partition, which is the ``log``-th of all topics of labels."""
+            return labels_of(read._replace(partition=log), rules, of_labels, rejects, note, topic.name)
+
         readers = ExitStack()
 
         def begun(topic: Topic, number: int, of: range, arrivals: Arrivals) -> Iterator[RecordColumns]:
@@ -456,8 +479,8 @@ class TopicSource:
             if of
         ]
         labels = [
-            (labels_of(read, rules, of_labels, rejects, note) for read in begun(LABELS, number, of, until_now))
-            for number, of in told.items()
+            map(partial(accepted, topic, log), begun(topic, number, of, until_now))
+            for log, (topic, number, of) in enumerate(told)
             if of
         ]
         seen = Seen()

@@ -242,7 +242,7 @@ class EmbeddedBroker:
                 raise BrokerError(
                     f"the embedded broker ended while it started (exit code {code}). {self._explanation()}"
                 )
-            if connects(self.bootstrap_servers) and cluster_is_up(self.bootstrap_servers):
+            if connects(self.bootstrap_servers) and cluster_is_up(self.bootstrap_servers, settings=None):
                 return
             if time.monotonic() > deadline_s:
                 raise BrokerError(

@@ -1,5 +1,6 @@
 """``fraud-pipeline alerts``: follow the alert topic in a terminal."""
 
+import math
 import sys
 import textwrap
 import time
@@ -88,7 +89,7 @@ def held_alerts(bootstrap: str, settings: Settings) -> Iterator[Shown]:
     """All alerts that the topic holds, by event time; those of a card come from several partitions."""
     records = read_topic(bootstrap, settings.topic(ALERTS.name), settings=settings)
     read = [Alerts().next(record.value) for record in records if record.value is not None]
-    read.sort(key=lambda one: one.alert.event_time.timestamp() if one.alert is not None else 0.0)
+    read.sort(key=lambda one: one.alert.event_time.timestamp() if one.alert is not None else math.inf)
     counted = Alerts()
     return (counted.next(one.value) for one in read)
 

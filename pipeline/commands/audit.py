@@ -51,7 +51,7 @@ def command(
     settings = Settings()
     try:
         if directory is not None:
-            outcomes = outcomes_of_files(directory)
+            outcomes = outcomes_of_files(directory, settings)
         else:
             outcomes = outcomes_of_topics(bootstrap or find_cluster(settings), settings)
     except (ClusterNotFound, ConfigError, ExportError, TopicError) as error:

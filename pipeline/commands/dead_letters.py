@@ -10,6 +10,7 @@ from typing import Any, Final, TypedDict, Unpack
 import click
 
 from pipeline.commands.replay import Moment
+from pipeline.decision.stories import count
 from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.demo.text import count_text, utc_text
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at
@@ -18,12 +19,12 @@ from pipeline.logs import silence_clients
 from pipeline.settings import Settings
 from pipeline.terminal import printable
 from schemas.records import Headers, Record
-from schemas.topics import DEAD_LETTERS, LABELS, TRANSACTIONS
+from schemas.topics import DEAD_LETTERS, LABELS, TOPICS, TRANSACTIONS
 
 RESENT: Final = "fraud-pipeline-resent"
 """Header of a record that was sent again: how many times."""
-PRODUCED: Final = frozenset({TRANSACTIONS.name, LABELS.name})
-"""Topics whose records come from producers; the others are the agents' own."""
+OF_AGENTS: Final = frozenset(topic.name for topic in TOPICS) - {TRANSACTIONS.name, LABELS.name}
+"""Topics that agents write; records of the others, which may hold labels, come from producers."""
 REPAIR: Final = "It would be refused again as it is: repair it at its producer."
 ADVICE: Final = {
     "currency_unknown": "Add the currency to the rate table (FRAUD_PIPELINE_RATES_FILE), then resend it.",
@@ -73,19 +74,19 @@ class DeadLetter:
         """Return why it cannot be sent again; nothing where it can."""
         if "end" in self.own:
             return "a range of offsets that nobody could read"
-        if self.topic not in PRODUCED:
+        if self.topic in OF_AGENTS:
             return f"of topic {printable(self.topic)}, which agents write"
         if "row" in self.own:
             return "a row of a block"
         left_out = [part for part in ("key", "value") if f"{part}-bytes" in self.own]
         if left_out or "headers" in self.own:
-            return "left out of its dead letter for its size: produce the original"
+            return "left out of its dead letter, for its size or as redacted: produce the original"
         return "without a value" if self.record.value is None else ""
 
     def line(self) -> str:
         """Return it on one line, without what it holds."""
         time = utc_text(datetime.fromtimestamp(self.record.timestamp_ms / 1_000, UTC))
-        again = f", resent {self.resent} times before" if self.resent else ""
+        again = f", resent {count(self.resent, 'time')} before" if self.resent else ""
         place = f"{self.topic} {self.own.get('partition', '?')}/{self.own.get('offset', '?')}"
         at = f"{self.record.partition}/{self.record.offset}"
         return f"{at}  {time}  {printable(self.code)}  of {printable(place)}{again}"
@@ -93,9 +94,8 @@ class DeadLetter:
     def as_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without what it holds."""
         return {
-            "partition": self.record.partition,
-            "offset": self.record.offset,
-            "written_at": datetime.fromtimestamp(self.record.timestamp_ms / 1_000, UTC).isoformat(),
+            "position": f"{self.record.partition}/{self.record.offset}",
+            "refused_at": datetime.fromtimestamp(self.record.timestamp_ms / 1_000, UTC).isoformat(),
             "resent": self.resent,
             **self.own,
         }
@@ -165,8 +165,8 @@ def resend(producer: RecordProducer, settings: Settings, letters: Sequence[DeadL
 def summary(letters: Sequence[DeadLetter]) -> Iterator[str]:
     """Yield how many there are of each code and topic, the most frequent first."""
     found = Counter((letter.topic, letter.code) for letter in letters)
-    for (topic, code), count in found.most_common():
-        yield f"{count_text(count):>9}  {printable(code)} of {printable(topic)}: {ADVICE.get(code, REPAIR)}"
+    for (topic, code), n in found.most_common():
+        yield f"{count_text(n):>9}  {printable(code)} of {printable(topic)}: {ADVICE.get(code, REPAIR)}"
 
 
 @click.group()
@@ -229,8 +229,8 @@ def resend_command(*, yes: bool, **given: Unpack[Filters]) -> None:
         raise click.UsageError("name positions (PARTITION/OFFSET), or give --code, --topic, --since or --until")
     settings = Settings()
     letters = _read(given)
-    for obstacle, count in Counter(filter(None, (letter.obstacle() for letter in letters))).items():
-        click.echo(f"{count_text(count)} are not resent: {obstacle}.", err=True)
+    for obstacle, n in Counter(filter(None, (letter.obstacle() for letter in letters))).items():
+        click.echo(f"{count_text(n)} are not resent: {obstacle}.", err=True)
     ready = [letter for letter in letters if not letter.obstacle()]
     if not ready:
         click.echo("Nothing to resend.", err=True)

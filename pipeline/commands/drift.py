@@ -130,7 +130,7 @@ def _follow(
     try:
         click.echo(f"Serving http://{settings.metrics_host}:{endpoint.start()}/metrics; Ctrl-C ends it.", err=True)
         while True:
-            if cluster_is_up(servers, ANSWER_TIMEOUT_S):
+            if cluster_is_up(servers, ANSWER_TIMEOUT_S, settings=settings):
                 topics.refresh()
                 health.broker_answered()
                 metrics.show(judge(monitored.counts.histories(), monitored.importance, options), monitored.importance)

@@ -15,7 +15,7 @@ from pipeline.exports.errors import ExportError
 from pipeline.exports.topics import FILE_ROWS, Asked, Exported, Step, TopicExport, named
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.settings import Settings
-from schemas.topics import LABELS, TRANSACTIONS
+from schemas.topics import TRANSACTIONS
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -49,7 +49,10 @@ def command(
         raise click.UsageError("name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS")
     stop = threading.Event()
     try:
-        wanted = [named(text) for text in dict.fromkeys(topics or (TRANSACTIONS.name, LABELS.name))]
+        wanted = [
+            named(text, settings.topics)
+            for text in dict.fromkeys(topics or (TRANSACTIONS.name, *settings.label_topics))
+        ]
         export = TopicExport(servers, settings, directory, wanted, Asked(_ms(start), _ms(end)), file_rows)
         with interrupts(stop), Bar("looking at the topics") as bar:
 

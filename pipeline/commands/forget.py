@@ -10,7 +10,7 @@ from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.settings import Settings
 from pipeline.state.objects import shown_url
 from pipeline.tokens import CARD_ID, TokenKeys
-from schemas.topics import CONTROL, MODELS, PROGRESS, TOPICS
+from schemas.topics import CONTROL, MODELS, PROGRESS
 
 MS_PER_DAY: Final = 86_400_000
 HOLD_NO_CARD: Final = (MODELS, CONTROL, PROGRESS)
@@ -50,7 +50,7 @@ def remains(settings: Settings, retentions: dict[str, int]) -> Iterator[str]:
         retentions: Retention by the topic's full name, in milliseconds; -1 for ever.
     """
     yield "Records under the token remain, which say nothing of the card:"
-    for topic in TOPICS:
+    for topic in settings.topics:
         name = settings.topic(topic.name)
         if topic not in HOLD_NO_CARD and name in retentions:
             yield f"  {name}: {_kept(retentions[name])}"

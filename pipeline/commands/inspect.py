@@ -19,7 +19,7 @@ from pipeline.terminal import printable_json
 from schemas.errors import UNREADABLE
 from schemas.messages import Message
 from schemas.records import Record
-from schemas.topics import DECISION_FEATURES, PROFILED, TOPICS
+from schemas.topics import DECISION_FEATURES, PROFILED
 
 _FORMS: Final[dict[str, tuple[Layout, Callable[[bytes], Sequence[Message]]]]] = {
     PROFILED.name: (PROFILED_LAYOUT, read_messages),
@@ -100,7 +100,7 @@ def _block(
 
 
 @click.command()
-@click.argument("topic", type=click.Choice([topic.name for topic in TOPICS]), metavar="TOPIC")
+@click.argument("topic", metavar="TOPIC")
 @click.argument("partition", type=click.IntRange(min=0))
 @click.argument("offset", type=click.IntRange(min=0))
 @click.argument("row", type=click.IntRange(min=0), required=False)
@@ -110,6 +110,9 @@ def command(*, topic: str, partition: int, offset: int, row: int | None) -> None
     A block of `profiled` or `features` is shown by its header and its rows, one a line, or by ROW alone.
     """
     settings = Settings()
+    names = [one.name for one in settings.topics]
+    if topic not in names:
+        raise click.BadParameter(f"{topic!r} is not one of {', '.join(names)}.", param_hint="TOPIC")
     try:
         record = find_record(find_cluster(settings), settings, topic, partition, offset)
     except (ClusterNotFound, TopicError) as error:

@@ -18,9 +18,10 @@ from pipeline.kafka.producer import DeliveryFailed, RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
 from pipeline.settings import Settings
 from pipeline.terminal import printable, printable_json
+from schemas.errors import InvalidMessage
 from schemas.messages import Label
 from schemas.records import Record
-from schemas.topics import ALERTS, DECISIONS, LABELS, TRANSACTIONS, Topic
+from schemas.topics import ALERTS, DECISIONS, TRANSACTIONS, Topic
 
 LABELS_OFFERED: Final = ("fraud", "legitimate", "disputed", "unknown")
 SOURCES_OFFERED: Final = ("analyst", "audit", "customer", "chargeback", "issuer", "rule", "simulator")
@@ -178,6 +179,7 @@ def command(
     """
     settings = Settings()
     try:
+        topic_of_label = settings.label_sources.topic_for(source)
         bootstrap = find_cluster(settings)
 
         def read(topic: Topic) -> Iterable[Record]:
@@ -201,8 +203,8 @@ def command(
         with RecordProducer(bootstrap, settings) as producer:
             # On topics that a producer stamps, the record's time is when the label became known.
             known_ms = int(max(message.labelled_at, simulated or now).timestamp() * 1_000)
-            producer.produce(settings.topic(LABELS.name), found.card_id.encode(), value, known_ms)
-    except (ClusterNotFound, TopicError, DeliveryFailed) as error:
+            producer.produce(settings.topic(topic_of_label), found.card_id.encode(), value, known_ms)
+    except (ClusterNotFound, TopicError, DeliveryFailed, InvalidMessage) as error:
         raise click.ClickException(str(error)) from error
     click.echo(sentence(message, found.topic))
     if simulated:

@@ -20,7 +20,8 @@ from pipeline.registry import POLICY
 from pipeline.terminal import printable
 
 
-def _now_active(active: Active) -> str:
+def now_active(active: Active) -> str:
+    """Return the sentence that tells what is active."""
     return f"Active: LightGBM version {active.lightgbm} with policy {active.policy}."
 
 
@@ -34,7 +35,7 @@ def promote(version: str, of_policy: str | None, bootstrap: str | None, reason: 
     change = said(by, reason)
     with one_sentence():
         active = VersionChanges.on(*cluster(bootstrap)).promote(version, change, of_policy)
-    click.echo(_now_active(active))
+    click.echo(now_active(active))
 
 
 @click.command()
@@ -48,7 +49,7 @@ def rollback(bootstrap: str | None, reason: str, by: str | None) -> None:
     change = said(by, reason)
     with one_sentence():
         active = VersionChanges.on(*cluster(bootstrap)).rollback(change)
-    click.echo(_now_active(active))
+    click.echo(now_active(active))
 
 
 @click.command()
@@ -74,7 +75,7 @@ def freeze(fall_back: bool, bootstrap: str | None, reason: str, by: str | None) 
             switch_learning(ControlWriter(servers, settings), change, frozen=True)
             click.echo("Learning is frozen. Workers follow between two batches.")
         if changes is not None:
-            click.echo(_now_active(changes.fall_back(change)) + " River takes no part (blend 0).")
+            click.echo(now_active(changes.fall_back(change)) + " River takes no part (blend 0).")
 
 
 @click.command()
@@ -130,7 +131,7 @@ def cold_start_command(
         active = VersionChanges.on(*cluster(bootstrap)).start_cold(
             *cold_start(fraud_share, threshold, audit_rate), change
         )
-    click.echo(_now_active(active) + " It has no trees: the online model scores alone.")
+    click.echo(now_active(active) + " It has no trees: the online model scores alone.")
 
 
 @click.command()

@@ -31,7 +31,9 @@ from schemas.messages import Activation
 _HERE: Final = "pipeline.commands.models"
 _CHANGES: Final = "pipeline.commands.model_changes"
 _PAGES: Final = "pipeline.commands.model_pages"
+_PROPOSALS: Final = "pipeline.commands.model_proposals"
 SUBCOMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "approve": (f"{_PROPOSALS}:approve", "Make a version active that somebody else has proposed."),
     "at": (f"{_HERE}:at", "Show the versions that were active at a time."),
     "card": (f"{_PAGES}:card", "Write the model card of a version."),
     "cold-start": (f"{_CHANGES}:cold_start_command", "Let the online model score alone, without trees."),
@@ -42,6 +44,7 @@ SUBCOMMANDS: Final[dict[str, tuple[str, str]]] = {
     "list": (f"{_HERE}:list_versions", "List versions, newest first."),
     "policy": (f"{_CHANGES}:policy", "Show or change the active policy."),
     "promote": (f"{_CHANGES}:promote", "Make a LightGBM version active, with its policy."),
+    "propose": (f"{_PROPOSALS}:propose", "Compare another recipe with the active one."),
     "rebuild": (f"{_PAGES}:rebuild", "Train a version again, and compare."),
     "release": (f"{_CHANGES}:release", "Release held labels of a source."),
     "rollback": (f"{_CHANGES}:rollback", "Go back to the versions before the active ones."),

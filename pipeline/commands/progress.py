@@ -2,14 +2,19 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline.cli import INTERRUPTED
+
+PROGRESS_INTERVAL_S: Final = 5.0
+"""Time between two lines that tell how far something is."""
 
 
 @contextmanager
@@ -33,6 +38,19 @@ def failure(error: Exception, stop: threading.Event) -> click.ClickException:
     if stop.is_set():
         told.exit_code = INTERRUPTED
     return told
+
+
+def seldom(say: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) -> Callable[[str], None]:
+    """Return ``say`` in a form that leaves out what comes within ``interval_s`` of the line before."""
+    next_s = time.monotonic() + interval_s
+
+    def maybe(text: str) -> None:
+        nonlocal next_s
+        if time.monotonic() >= next_s:
+            next_s = time.monotonic() + interval_s
+            say(text)
+
+    return maybe
 
 
 class Bar:

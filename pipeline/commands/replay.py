@@ -17,6 +17,7 @@ from pipeline.learning.regimes import LabelRegime
 from pipeline.replay import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, read_transactions, resolve_mapping
+from schemas.errors import InvalidMessage
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
@@ -139,7 +140,7 @@ def command(
         mapping = file_mapping(file, changes, preset, currency, time_zone)
         frames = read_transactions(file, mapping, start=start, end=end, sort=sort)
         progress = Replay(settings, servers, frames, options, report=_say, stop=stop).run()
-    except (UnusableSource, ConfigError, TopicError, DeliveryFailed) as error:
+    except (UnusableSource, ConfigError, TopicError, DeliveryFailed, InvalidMessage) as error:
         raise click.ClickException(str(error)) from error
     finally:
         signal.signal(signal.SIGINT, previous)

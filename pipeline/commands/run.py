@@ -31,6 +31,7 @@ _DEFAULTS = RunOptions()
 @click.option(
     "--workers", type=click.IntRange(min=1), default=_DEFAULTS.workers, show_default=True, help="Worker processes."
 )
+@click.option("--keep", is_flag=True, help="At the end, let broker and topics stay for a look, until Ctrl-C.")
 @world_options(_DEFAULTS.world)
 @click.option(
     "--history-days",
@@ -40,7 +41,7 @@ _DEFAULTS = RunOptions()
     help="Simulated days before the first, from which the first model learns.",
 )
 def command(
-    *, days: int, day_seconds: float, workers: int, cards: int, merchants: int, history_days: int, seed: int
+    *, days: int, day_seconds: float, workers: int, keep: bool, cards: int, merchants: int, history_days: int, seed: int
 ) -> None:
     """Run everything on simulated transactions, and show it: broker, workers, first model, delayed labels, alerts.
 
@@ -49,4 +50,4 @@ def command(
     (KAFKA_BOOTSTRAP_SERVERS) its topics get a prefix of their own.
     """
     world = World(cards=cards, merchants=merchants, seed=seed, history_days=history_days)
-    sys.exit(run(Settings(), RunOptions(days=days, workers=workers, day_s=day_seconds, world=world)))
+    sys.exit(run(Settings(), RunOptions(days=days, workers=workers, day_s=day_seconds, world=world, keep=keep)))

@@ -1,9 +1,8 @@
 """``fraud-pipeline tokenise``: the gateway that replaces card numbers by tokens."""
 
-import logging
 import signal
 import threading
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -12,17 +11,16 @@ from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.gateway import Gateway, GatewayError, Tokenised
 from pipeline.kafka.transactions import SessionError
+from pipeline.logs import configure_logging
 from pipeline.settings import Settings
 from pipeline.tokens import Tokeniser
-from schemas.topics import LABELS, TRANSACTIONS
-
-TARGETS: Final = {topic.name: topic for topic in (TRANSACTIONS, LABELS)}
+from schemas.topics import TRANSACTIONS
 
 
 @click.command("tokenise")
 @click.argument("topic")
 @click.option(
-    "--to", "target", type=click.Choice(list(TARGETS)), default=TRANSACTIONS.name, show_default=True, help="Where to."
+    "--to", "target", default=TRANSACTIONS.name, show_default=True, help="Where to: this, or a topic of labels."
 )
 @click.option("--instance", help="Stable, unique name of this process.  [default: the host's name]")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop once so many records were read.")
@@ -32,7 +30,6 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
     Each message is written exactly once, with the token of its card as its key. What cannot be tokenised becomes a dead
     letter without its content. SIGTERM or Ctrl-C ends it.
     """
-    logging.basicConfig(level="INFO", format="[%(asctime)s] [%(levelname)s] %(message)s")
     stop = threading.Event()
 
     def progress(done: Tokenised) -> None:
@@ -41,9 +38,13 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
 
     changes: dict[str, Any] = {} if instance is None else {"instance": instance}
     settings = Settings(**changes)
+    configure_logging(settings)
+    targets = {topic.name: topic for topic in (TRANSACTIONS, *settings.topics_of_labels)}
+    if target not in targets:
+        raise click.BadParameter(f"{target!r} is not one of {', '.join(targets)}.", param_hint="--to")
     try:
         tokeniser = Tokeniser.of(settings)
-        gateway = Gateway(find_cluster(settings), settings, topic, TARGETS[target], tokeniser)
+        gateway = Gateway(find_cluster(settings), settings, topic, targets[target], tokeniser)
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         with interrupts(stop):
             gateway.run(stop, progress)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.backtest import frame_tables
 from pipeline.backtest.decidable import decidable
+from pipeline.commands.model_options import one_sentence
+from pipeline.commands.progress import seldom
 from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.audit import Audit, with_key
@@ -25,6 +27,8 @@ from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels
+from pipeline.models.changes import refuse_unapproved
+from pipeline.models.history import VersionHistory
 from pipeline.models.publish import Content, Step, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
@@ -33,13 +37,15 @@ from pipeline.retraining.topics import read_served
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, load_transactions
+from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, column_names, load_transactions
+from pipeline.terminal import printable
 from pipeline.training.audit import AUDIT_FEATURES, audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import TrainingConfig, TrainingSet, train
+from pipeline.training.fit import TrainingConfig, TrainingSet, train, with_trees_of_folds
 from pipeline.training.registered import register
+from pipeline.training.segments import SEGMENT_FEATURES
 from pipeline.training.selection import refuse_barred, select_features
 from pipeline.training.served import WINDOW_DAYS, ServedRows
 from schemas.codec import timestamp_us
@@ -47,7 +53,7 @@ from schemas.codec import timestamp_us
 _DEFAULTS = TrainingConfig()
 BY_TRAIN: Final = "train"
 """What an activation names as its maker."""
-OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "publish"})
+OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "force", "publish"})
 """Arguments that decide nothing about the version."""
 LATER: Final = {"corrected_share": 0.0, "correction_days": 7.0}
 """Arguments that came later, with the defaults at which they are left out: a version of before can be trained again."""
@@ -114,6 +120,13 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
     help="Train on those that match, such as card_*,-*_std_*; +NAME adds to the default, -NAME removes, * is all.",
 )
 @click.option("--trees", type=click.IntRange(min=1), default=_DEFAULTS.trees, show_default=True, help="At most.")
+@click.option(
+    "--tree-folds",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Choose the number of trees on so many rolling folds, and keep it in the recipe; 0: on the validation period.",
+)
 @click.option("--leaves", type=click.IntRange(min=2), default=_DEFAULTS.leaves, show_default=True, help="Of a tree.")
 @click.option(
     "--learning-rate",
@@ -123,10 +136,14 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
     help="Shrinkage of each tree.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=_DEFAULTS.threads, show_default=True, help="To train.")
+@click.option(
+    "--wrong-labels", is_flag=True, help="Measure how it does on wrong labels, for the model card: five more trainings."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=_DEFAULTS.seed, show_default=True, help="Of all sampling.")
 @click.option(
     "--activate/--no-activate", default=True, show_default=True, help="Make it the registry's active version."
 )
+@click.option("--force", is_flag=True, help="Make a version although it tells frauds apart hardly better than chance.")
 @click.option("--publish", is_flag=True, help="Put it in force on the cluster; workers swap between two batches.")
 @click.option(
     "--registry", "registry_dir", type=click.Path(file_okay=False, path_type=Path),
@@ -151,11 +168,14 @@ def command(
     legitimate_rows: int,
     features: str | None,
     trees: int,
+    tree_folds: int,
     leaves: int,
     learning_rate: float,
     threads: int,
+    wrong_labels: bool,
     seed: int,
     activate: bool,
+    force: bool,
     publish: bool,
     registry_dir: Path | None,
     **declared: Unpack[RegimeOptions],
@@ -180,6 +200,9 @@ def command(
         raise click.UsageError(
             "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
         )
+    if publish and settings.second_approval:
+        with one_sentence():
+            refuse_unapproved(VersionHistory.on(servers or "", settings), "a version of `train`")
     registry = Registry(registry_dir or settings.registry_path)
     details: dict[str, Any] = {"request": _request(settings)}
     started_s = time.monotonic()
@@ -191,7 +214,7 @@ def command(
         if file is not None:
             mapping = file_mapping(file, changes, preset, currency, time_zone)
             regime = LabelRegime(delay_days=delay_days, **declared)
-            asked = {*chosen, *(AUDIT_FEATURES if audit_share is not None else ())}
+            asked = {*chosen, *SEGMENT_FEATURES, *(AUDIT_FEATURES if audit_share is not None else ())}
             names = tuple(name for name in FEATURES if name in asked)
             rows = _of_file(file, mapping, settings, regime, known_before, names, early=early_reports is not False)
         else:
@@ -205,23 +228,30 @@ def command(
             audit = audit_within_budget(data, split, audit_share * budget_per_day)
             audit = with_key(audit, audit_key_id or held, settings.audit_keys)
             policy = (policy or Policy(0.5)).replace(audit=audit, audit_rate=0.0)
+        config = TrainingConfig(
+            trees=trees,
+            leaves=leaves,
+            learning_rate=learning_rate,
+            legitimate_rows=legitimate_rows,
+            threads=threads,
+            seed=seed,
+        )
+        if tree_folds:
+            delay_us = round(rows.delay_days * US_PER_DAY)
+            config = with_trees_of_folds(data, split, config, chosen, delay_us, tree_folds)
         trained = train(
             data,
             split,
             alerts_per_day=budget_per_day * (1 - (audit_share or 0.0)),
-            config=TrainingConfig(
-                trees=trees,
-                leaves=leaves,
-                learning_rate=learning_rate,
-                legitimate_rows=legitimate_rows,
-                threads=threads,
-                seed=seed,
-            ),
+            config=config,
             policy=policy,
             features=chosen,
             early=rows.early,
             labels=rows.labels,
             details=details,
+            force=force,
+            wrong_labels=wrong_labels,
+            report=seldom(_say),
         )
         _warn_of_labels(trained.model, settings)
         register(registry, trained)
@@ -270,16 +300,13 @@ def _of_file(
 ) -> _Rows:
     """Compute the features of a file; raises `UnusableSource`, `ModelError`."""
     # What lies behind the date takes no part, not even in the features.
+    if ignored := sorted(set(column_names(file)) - set(mapping.columns.values())):
+        _say(f"columns that are not used: {', '.join(map(printable, ignored))}")
     frame = load_transactions(file, mapping, end=known_before)
-    if set(frame["currency"]) != {settings.base_currency}:
-        raise ModelError(
-            f"{file} holds amounts in {', '.join(sorted(set(frame['currency'])))}, the base currency is "
-            f"{settings.base_currency}; convert them first, or set FRAUD_PIPELINE_BASE_CURRENCY"
-        )
     frame = _decidable(frame, settings)
     _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
     known_us = _known_until(event_times_us(frame["event_time"]), known_before)
-    data = from_history(frame, regime, known_us, names)
+    data = from_history(frame, regime, known_us, names, report=seldom(_say))
     reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
     labels = TrainedLabels(known_us, round(regime.maturity_days * US_PER_DAY), regime.describe())
     return _Rows(data, regime.maturity_days, reports, labels)
@@ -302,7 +329,10 @@ def _of_topics(
 
 
 def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The transactions that workers would decide: no others have features, or move a window. Tells what is left out."""
+    """The transactions that workers would decide: no others have features, or move a window. Tells what is left out.
+
+    Amounts come back in the base currency, converted by the rate table, as workers convert them.
+    """
     found = decidable(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
     if found.refused:
         codes = ", ".join(f"{code} {count:,}" for code, count in found.refused.most_common())
@@ -311,7 +341,10 @@ def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         _say(f"{found.repeated:,} transactions are left out, since they repeat others")
     if not len(found.row):
         raise ModelError("no transaction is left to train on: workers would refuse all of them")
-    return frame if len(found.row) == len(frame) else frame.iloc[found.row].reset_index(drop=True)
+    if foreign := sorted(set(frame["currency"]) - {settings.base_currency}):
+        _say(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
+    taken = frame if len(found.row) == len(frame) else frame.iloc[found.row].reset_index(drop=True)
+    return taken.assign(amount_minor=found.amount_base_minor, currency=settings.base_currency)
 
 
 def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:

@@ -1,5 +1,6 @@
 """Models of simulated history: LightGBM and a policy, and the first of a run, which is put in force."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,14 +38,22 @@ class FirstModel:
     transactions: int
 
 
-def train_first_model(settings: Settings, bootstrap: str, world: World, *, threads: int = 1) -> FirstModel:
+def train_first_model(
+    settings: Settings,
+    bootstrap: str,
+    world: World,
+    *,
+    threads: int = 1,
+    report: Callable[[str], None] = lambda _: None,
+) -> FirstModel:
     """Simulate the history, train on it, register the versions and publish them to ``models``.
 
     One thread by default: beside workers and a broker, LightGBM's threads lose more by waiting for each other than they
-    gain. Raises ``ModelError`` when the history is too short or the population too small to learn from.
+    gain. ``report`` is told how far it is. Raises ``ModelError`` when the history is too short or the population too
+    small to learn from.
     """
     frame = world.history()
-    trained = train_on(frame, world, threads=threads)
+    trained = train_on(frame, world, threads=threads, report=report)
     registry = Registry(settings.registry_path)
     register(registry, trained)
     registry.activate(LIGHTGBM, trained.model.version)
@@ -61,12 +70,14 @@ def train_first_model(settings: Settings, bootstrap: str, world: World, *, threa
     )
 
 
-def train_on(history: pd.DataFrame, world: World, *, threads: int = 1) -> Trained:
+def train_on(
+    history: pd.DataFrame, world: World, *, threads: int = 1, report: Callable[[str], None] = lambda _: None
+) -> Trained:
     """Train on what was known when ``history`` ends, for a budget of alerts that suits the world's population.
 
     Raises ``ModelError`` when the history is too short or the population too small to learn from.
     """
-    data = from_history(history, LabelRegime(delay_days=LABEL_DELAY_DAYS))
+    data = from_history(history, LabelRegime(delay_days=LABEL_DELAY_DAYS), report=report)
     return train(
         data,
         split_cohorts(
@@ -76,6 +87,7 @@ def train_on(history: pd.DataFrame, world: World, *, threads: int = 1) -> Traine
         ),
         alerts_per_day=alerts_per_day(world),
         config=TrainingConfig(threads=threads, seed=world.seed),
+        report=report,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from pipeline.broker import BrokerError, ProvidedBroker
+from pipeline.commands.progress import seldom
 from pipeline.demo.bootstrap import FirstModel, train_first_model
 from pipeline.demo.feeder import Feeder
 from pipeline.demo.figures import RateMeter, summary_json
@@ -21,7 +22,7 @@ from pipeline.demo.space import RunRefused, run_broker, run_directory, run_setti
 from pipeline.demo.state import RunState
 from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
 from pipeline.demo.text import count_text
-from pipeline.demo.view import View, make_view, summary_lines
+from pipeline.demo.view import COMMAND_INDENT, View, closing_lines, command_text, make_view, summary_lines
 from pipeline.demo.world import World
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
@@ -37,6 +38,8 @@ DRAIN_ON_STOP_S: Final = 5.0
 LOOK_S: Final = 0.05
 """Time between two looks at something that is waited for."""
 EXAMPLES_NAMED: Final = 5
+TRAINING_STAGE_S: Final = 2.0
+"""Time between two stages of the training that are told."""
 
 FAILURES: Final = (
     BrokerError,
@@ -65,6 +68,8 @@ class RunOptions:
     day_s: float = 1.0
     """Real seconds that a simulated day takes."""
     world: World = field(default_factory=World)
+    keep: bool = False
+    """Let broker and topics stay at the end, until somebody has looked."""
 
 
 def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
@@ -88,7 +93,8 @@ def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, er
         if failure is not None:
             errors.write(f"\nError: {failure}\n")
             errors.flush()
-        for line in ["", *summary_lines(state, time.monotonic()), summary_json(state.figures)]:
+        closing = closing_lines(settings, state, kept=options.keep)
+        for line in ["", *summary_lines(state, time.monotonic()), "", *closing, summary_json(state.figures)]:
             stream.write(f"{line}\n")
         stream.flush()
     return code
@@ -147,6 +153,8 @@ class Controller:
                     self._state.workers = len(self._workers)
                     self._learn_first(settings, servers)
                     self._stream(settings, servers)
+                if self._options.keep:
+                    self._let_look(workers_settings)
 
     def _say_where_to_start(self, settings: Settings) -> None:
         if settings.kafka_bootstrap_servers is not None:
@@ -158,8 +166,20 @@ class Controller:
         """Tell where everything is, for those who want to look from another terminal."""
         prefix = f", topics begin with {settings.topic_prefix}" if settings.topic_prefix else ""
         self._view.say(f"Kafka is at {settings.kafka_bootstrap_servers}{prefix}; workers log to {log_dir}.")
-        variables = f"FRAUD_PIPELINE_TOPIC_PREFIX={settings.topic_prefix} " if settings.topic_prefix else ""
-        self._view.say(f"In another terminal: {variables}fraud-pipeline alerts")
+        self._view.say("In another terminal:")
+        self._view.say(COMMAND_INDENT + command_text(self._given, "alerts", settings.topic_prefix))
+
+    def _let_look(self, settings: Settings) -> None:
+        """Leave broker and topics as they are until somebody stops the run."""
+        self._workers = ()
+        self._monitor = None
+        self._view.say(f"Kafka stays at {settings.kafka_bootstrap_servers} for a look:")
+        self._view.say(COMMAND_INDENT + command_text(self._given, "alerts --once", settings.topic_prefix))
+        self._view.stage("all is decided; broker and topics stay for a look, Ctrl-C stops them")
+        self._signals.mode = Mode.NOTE
+        while not self._signals.event.wait(LOOK_S):
+            if self._broker is not None:
+                self._broker.check()
 
     def _learn_first(self, settings: Settings, servers: str) -> None:
         world = self._options.world
@@ -167,7 +187,7 @@ class Controller:
             f"training the first LightGBM model on {world.history_days} simulated days (the first time, the feature "
             "kernels are compiled, which takes half a minute)"
         )
-        model: FirstModel = train_first_model(settings, servers, world)
+        model: FirstModel = train_first_model(settings, servers, world, report=seldom(self._training, TRAINING_STAGE_S))
         self._state.figures.river_version = model.river
         self._check()
         precision = "" if model.precision is None else f"; {model.precision:.0%} of its alerts on later days are fraud"
@@ -175,6 +195,10 @@ class Controller:
             f"The first model has {model.trees} trees, learned from {count_text(model.transactions)} transactions"
             f"{precision}."
         )
+
+    def _training(self, text: str) -> None:
+        self._view.stage(f"training the first LightGBM model: {text}")
+        self._check()
 
     def _stream(self, settings: Settings, servers: str) -> None:
         """Warm up, stream the days, and wait for the last decision."""

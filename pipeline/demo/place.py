@@ -32,8 +32,9 @@ def find_cluster(settings: Settings) -> str:
             f"No embedded broker runs for {settings.data_dir.absolute()}. Start one there (`make run-pipeline`, "
             "`fraud-pipeline broker`), or name a cluster with KAFKA_BOOTSTRAP_SERVERS."
         )
-    if not cluster_is_up(address, ANSWER_TIMEOUT_S):
+    if not cluster_is_up(address, ANSWER_TIMEOUT_S, settings=settings):
         raise ClusterNotFound(
-            f"No broker answers at {address}. Check KAFKA_BOOTSTRAP_SERVERS and that the cluster runs."
+            f"No broker answers at {address}. Check that the cluster runs, KAFKA_BOOTSTRAP_SERVERS, and "
+            "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings."
         )
     return address

@@ -90,6 +90,7 @@ def run_settings(settings: Settings, directory: Path, now: datetime, workers: in
             "registry_dir": None,
             "topic_prefix": prefix,
             "timestamps": "producer",
+            "label_topics": Settings.model_fields["label_topics"].default,
             "create_topics": True,
             **{name: count for name, count in counts.items() if name not in settings.model_fields_set},
             "metrics_port": free_or_any(settings.metrics_host, settings.metrics_port),

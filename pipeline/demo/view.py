@@ -1,10 +1,12 @@
 """The view of a run: redrawn in place on a terminal with colours, plain lines everywhere else."""
 
 import os
+import shlex
 import sys
 import textwrap
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self, TextIO
 
@@ -16,13 +18,17 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.demo.figures import Figures
+from pipeline.demo.place import demo_dir
 from pipeline.demo.state import RunState
 from pipeline.demo.text import PLAIN_WIDTH, alert_row, count_text, duration_text, utc_text
+from pipeline.settings import Settings
 from pipeline.terminal import printable
 
 PLAIN_INTERVAL_S: Final = 2.0
 """Time between two progress lines in a pipe."""
 REDRAWS_PER_S: Final = 4.0
+COMMAND_INDENT: Final = "    "
+"""Before a command line, which is never wrapped: it is there to be copied."""
 MOST_COLUMNS: Final = 110
 """Wider lines are hard to read."""
 
@@ -90,6 +96,8 @@ def dashboard(state: RunState, now_s: float, width: int = PLAIN_WIDTH, height: i
 def summary_lines(state: RunState, now_s: float) -> list[str]:
     """What the run did, in words, before the line of JSON."""
     figures = state.figures
+    if figures.transactions == 0:
+        return [f"The run ended after {duration_text(now_s - state.started_s)}, before any transaction: {state.stage}."]
     decided = figures.decisions - figures.repeated_decisions
     return [
         f"Transactions   {count_text(figures.transactions)} sent, of which {count_text(figures.warm_up_transactions)} "
@@ -129,6 +137,52 @@ class View(Protocol):
         """Show progress, if it is time to. Called often from the controller's loops."""
 
 
+def command_text(settings: Settings, arguments: str, topic_prefix: str = "") -> str:
+    """Return a command line that runs from this directory, whatever the PATH is.
+
+    Args:
+        settings: Those of the run, as the user gave them.
+        arguments: What follows the program's name.
+        topic_prefix: Prefix of the run's topics.
+    """
+    program = Path(sys.executable).with_name("fraud-pipeline")
+    here = Path.cwd()
+    variables = {
+        "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
+        "FRAUD_PIPELINE_DATA_DIR": settings.data_dir if "data_dir" in settings.model_fields_set else None,
+        "FRAUD_PIPELINE_TOPIC_PREFIX": topic_prefix or None,
+    }
+    given = [f"{name}={shlex.quote(str(value))}" for name, value in variables.items() if value is not None]
+    relative = program.relative_to(here) if program.is_relative_to(here) else program
+    return " ".join([*given, shlex.quote(str(relative)), arguments])
+
+
+def closing_lines(settings: Settings, state: RunState, *, kept: bool) -> list[str]:
+    """What a run leaves behind, and what to do next; ``settings`` are those that the user gave."""
+    lines = []
+    directory = demo_dir(settings)
+    if directory.is_dir():
+        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        lines += [
+            f"On disk        {size / 1e6:,.0f} MB of topics, state and models, which the next run empties:",
+            f"{COMMAND_INDENT}{directory}",
+            f"{COMMAND_INDENT}{settings.data_dir / 'logs'} has the logs.",
+        ]
+    if state.figures.transactions == 0:
+        return lines
+    next_steps = {
+        "Look at the topics after a run": "run --keep",
+        "Compare two models on simulated history": "backtest-example",
+        "See all commands; docs/deployment.md has them on your own cluster": "--help",
+    }
+    if kept:
+        del next_steps["Look at the topics after a run"]
+    lines.append("What next")
+    for text, arguments in next_steps.items():
+        lines += [f"- {text}:", f"{COMMAND_INDENT}{command_text(settings, arguments)}"]
+    return lines
+
+
 class PlainView:
     """Lines for a pipe, a file, or a terminal without colours."""
 
@@ -154,7 +208,11 @@ class PlainView:
         self.say(f"[{now_s - self._state.started_s:5.0f} s] {stage}")
 
     def say(self, line: str) -> None:
-        """Print ``line``, wrapped at 80 columns under its own beginning."""
+        """Print ``line``, wrapped at 80 columns under its own beginning; an indented one is a command, and whole."""
+        if line.startswith(COMMAND_INDENT):
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+            return
         indent = " " * (10 if line.startswith("[") else 2)
         for part in textwrap.wrap(line, PLAIN_WIDTH, subsequent_indent=indent, break_long_words=False) or [""]:
             self._stream.write(f"{part}\n")
@@ -204,7 +262,7 @@ class LiveView:
 
     def say(self, line: str) -> None:
         """Print ``line`` above the picture."""
-        self._console.print(Text(line))
+        self._console.print(Text(line), soft_wrap=line.startswith(COMMAND_INDENT))
 
     def tick(self) -> None:
         """Nothing to do: the picture redraws itself."""

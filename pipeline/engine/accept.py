@@ -125,7 +125,10 @@ def accept_transactions(
 
 
 def accept_labels(
-    values: Sequence[bytes | None], arrived_us: NDArray[np.int64], future_tolerance_us: int
+    values: Sequence[bytes | None],
+    arrived_us: NDArray[np.int64],
+    future_tolerance_us: int,
+    check: Callable[[int, Label], None] | None = None,
 ) -> tuple[Labels, list[Reject], list[Label]]:
     """Accept the labels of n records.
 
@@ -133,19 +136,24 @@ def accept_labels(
         values: The records' values.
         arrived_us: Shape (n,), when each record arrived, in microseconds since 1970.
         future_tolerance_us: How far ``labelled_at`` may lie behind its record's arrival.
+        check: Called with the number of each label that was decoded and the label; raises `InvalidMessage` to refuse
+            it. None: all are accepted.
 
     Returns:
         The accepted labels, the refused ones, and the accepted ones as messages; ``row`` is the record's number.
     """
     if not len(values):
         return no_labels(), [], []
-    accepted, rejects = _decoded(
-        np.arange(len(values)),
-        "label",
-        lambda row: decode_label(
+
+    def decode(row: int) -> Label:
+        label = decode_label(
             values[row], record_timestamp_us=int(arrived_us[row]), future_tolerance_us=future_tolerance_us
-        ),
-    )
+        )
+        if check is not None:
+            check(row, label)
+        return label
+
+    accepted, rejects = _decoded(np.arange(len(values)), "label", decode)
     labels = [label for _, label in accepted]
     row = np.array([row for row, _ in accepted], np.int64)
     return label_columns(labels, row, arrived_us[row]), rejects, labels

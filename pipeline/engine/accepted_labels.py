@@ -11,6 +11,8 @@ from pipeline.engine.columns import Labels, no_labels
 from pipeline.engine.forwarding import NotForwarded, forward, origin
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.results import Result
+from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
+from schemas.messages import Label
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS
 
@@ -23,20 +25,26 @@ class LabelOptions(NamedTuple):
     future_tolerance_us: int
     partitions: int
     """Number of partitions of ``accepted-labels``."""
+    sources: LabelSources = EVERY_SOURCE
+    topic_prefix: str = ""
 
 
 def accept(records: Sequence[Record], options: LabelOptions) -> Result:
     """Check labels, stamp when each is known, and place it by its card.
 
     Args:
-        records: Records of any partitions of ``labels``, in order.
+        records: Records of any partitions of topics of labels, in order.
         options: The kernel's options.
 
     Returns:
         A record of ``accepted-labels`` for each accepted label, a dead letter for each refused one, in order.
     """
     result = Result()
-    rows, rejects, _ = accept_labels(*record_columns(records), options.future_tolerance_us)
+
+    def check(row: int, label: Label) -> None:
+        options.sources.check(records[row].topic.removeprefix(options.topic_prefix), label.source)
+
+    rows, rejects, _ = accept_labels(*record_columns(records), options.future_tolerance_us, check)
     for reject in rejects:
         result.dead_letter(records[reject.row], _STAGE, reject.code, reject.text)
     homes = partitions_of(rows.card_id, options.partitions)
@@ -52,13 +60,17 @@ class AcceptedLabels(NamedTuple):
 
     labels: Labels
     records: Sequence[Record] = ()
-    """m records of ``labels``, as the label agent read them."""
+    """m records of topics of labels, as the label agent read them."""
     refused: Sequence[tuple[Record, Exception]] = ()
     """Records that no label agent wrote, and why they cannot be read."""
 
 
-def read_accepted(records: Sequence[Record], source: str) -> AcceptedLabels:
-    """Read records of ``accepted-labels``; ``source`` is the full name of ``labels``."""
+def read_accepted(records: Sequence[Record], topic_prefix: str) -> AcceptedLabels:
+    """Read records of ``accepted-labels``.
+
+    Which topics hold labels, and may claim what, was decided by the label agent: other settings of today change
+    nothing of what was accepted.
+    """
     if not records:
         return AcceptedLabels(no_labels())
     found: list[Record] = []
@@ -66,7 +78,7 @@ def read_accepted(records: Sequence[Record], source: str) -> AcceptedLabels:
     refused: list[tuple[Record, Exception]] = []
     for record in records:
         try:
-            label = origin(record, ACCEPTED_LABELS, source)
+            label = origin(record, ACCEPTED_LABELS, topic_prefix)
         except NotForwarded as error:
             refused.append((record, error))
             continue

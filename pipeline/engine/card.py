@@ -188,7 +188,9 @@ def compile_kernels(options: CardOptions) -> None:
         Record(options.topic_prefix + topic.name, home, 0, stamp_ms, card.encode(), _encode(message))
         for topic, message in ((TRANSACTIONS, bought), (LABELS, said))
     )
-    (forwarded,) = accept([label], LabelOptions(options.future_tolerance_us, options.partitions)).outputs
+    (forwarded,) = accept(
+        [label], LabelOptions(options.future_tolerance_us, options.partitions, topic_prefix=options.topic_prefix)
+    ).outputs
     accepted = Record(
         options.topic_prefix + ACCEPTED_LABELS.name, home, 0, stamp_ms, forwarded.key, forwarded.value,
         forwarded.headers,

@@ -25,7 +25,7 @@ from pipeline.engine.profiling import Arrivals, Joined
 from pipeline.engine.results import Result
 from pipeline.features.kernel import CardProfile
 from schemas.records import Record
-from schemas.topics import ACCEPTED_LABELS, LABELS, REROUTED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, REROUTED, TRANSACTIONS
 
 if TYPE_CHECKING:
     from pipeline.engine.card import CardOptions, CardPartition
@@ -121,6 +121,7 @@ def process_together(
             options.merchant_partitions,
             options.rates.version,
             now,
+            options.topic_prefix,
             options.dropped_fields,
         )
         work.result.outputs += encode_blocks(columns)
@@ -132,8 +133,8 @@ class _Work:
 
     def __init__(self, options: "CardOptions") -> None:
         self._options, self.result = options, Result()
-        self._transactions, self._labels, self._rerouted, self._accepted = (
-            options.topic_prefix + topic.name for topic in (TRANSACTIONS, LABELS, REROUTED, ACCEPTED_LABELS)
+        self._transactions, self._rerouted, self._accepted = (
+            options.topic_prefix + topic.name for topic in (TRANSACTIONS, REROUTED, ACCEPTED_LABELS)
         )
 
     def transactions(self, parts: Sequence[Sequence[Record]]) -> _Accepted:
@@ -155,7 +156,7 @@ class _Work:
     def labels(self, records: Sequence[Record]) -> LabelBatch:
         """Read the accepted labels of a partition."""
         found = [record for record in records if record.topic == self._accepted]
-        labels, originals, refused = read_accepted(found, self._labels)
+        labels, originals, refused = read_accepted(found, self._options.topic_prefix)
         for record, error in refused:
             self.result.unreadable(record, "card", error)
         return LabelBatch.of(labels, originals)
@@ -204,7 +205,7 @@ class _Work:
             record = read
             if read.topic == self._rerouted:
                 try:
-                    record, _ = origin(read, REROUTED, self._transactions)
+                    record, _ = origin(read, REROUTED, self._options.topic_prefix)
                 except NotForwarded as error:
                     self.result.dead_letter(read, "card", "rerouted_headers", str(error))
                     continue

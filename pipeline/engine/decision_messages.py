@@ -5,7 +5,6 @@ Live decisions and those of a backtest are written here. What a message says bes
 
 from collections.abc import Iterator
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -65,6 +64,8 @@ _AMOUNT_BASE, _SCORE, _LIGHTGBM, _RIVER, _LOGIT, _RIVER_LOGIT, _PROBABILITY = ra
 _MODEL_SCORES: Final = {"lightgbm": number(_LIGHTGBM), "river": number(_RIVER)}
 _SOURCE: Final = {"topic": text(SOURCE), "partition": whole(SOURCE_PARTITION), "offset": whole(SOURCE_OFFSET)}
 _LOG: Final = {"partition": whole(LOG_PARTITION), "offset": whole(LOG_OFFSET), "row": whole(LOG_ROW)}
+_LONGEST_AMOUNT: Final = 32
+"""Characters of an amount that a sentence repeats."""
 NOT_READ: Final = -1
 """In place of an offset in ``profiled`` of a decision that a program made of history."""
 DECISION: Final[Shape] = {
@@ -197,13 +198,13 @@ class DecisionWriter:
         )
 
     def _home_amounts(self, subjects: Subjects) -> list[str]:
-        """Amounts that are not in the base currency, each with its code, for sentences."""
+        """Amounts that are not in the base currency, as their producers wrote them, each with its code."""
         texts = [
             [subjects.text[start:end].decode() for start, end in subjects.spans[kind].tolist()]
             for kind in (CURRENCY, AMOUNT)
         ]
         return [
-            "" if currency == self._base_currency else f"{Decimal(amount):,f} {currency}"
+            "" if currency == self._base_currency or len(amount) > _LONGEST_AMOUNT else f"{amount} {currency}"
             for currency, amount in zip(*texts, strict=True)
         ]
 

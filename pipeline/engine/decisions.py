@@ -122,7 +122,10 @@ class Decisions:
         return frame
 
     def reasons(self, rows: NDArray[np.intp] | None = None) -> list[list[Reason]]:
-        """Reasons of the alerts, or of ``rows``, as their alerts would tell them. Costs milliseconds a row."""
+        """Return the reasons of the alerts, or of ``rows``: milliseconds each.
+
+        Sentences name amounts in the base currency alone.
+        """
         rows = np.flatnonzero(self.alert) if rows is None else rows
         selections = [SELECTIONS[code] if code >= 0 else None for code in self.selection[rows].tolist()]
         return explain(self.features[rows], self.logit[rows], self.models, selections, self.base_currency)

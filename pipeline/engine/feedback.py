@@ -30,7 +30,7 @@ from pipeline.learning.report_delays import unreported_weight
 from pipeline.learning.surges import SourceHours
 from schemas.messages import Example, FeedbackRules
 from schemas.records import Output, Record
-from schemas.topics import DECISION_FEATURES, EXAMPLES, LABELS
+from schemas.topics import DECISION_FEATURES, EXAMPLES
 
 _encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -93,7 +93,6 @@ class FeedbackPartition:
         self._options = options
         self._store = store
         self._features = options.topic_prefix + DECISION_FEATURES.name
-        self._labels = options.topic_prefix + LABELS.name
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
             raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
@@ -184,7 +183,7 @@ class FeedbackPartition:
 
     def _read_labels(self, records: Sequence[Record], result: Result) -> JoinedRows:
         """Read accepted labels; the card agent reads the same topic and refuses what is left out here."""
-        labels, _, refused = read_accepted(records, self._labels)
+        labels, _, refused = read_accepted(records, self._options.topic_prefix)
         if refused:
             result.counts["label", "invalid"] += len(refused)
         return JoinedRows.of(labels, [0] * len(labels)) if len(labels) else NO_LABELS
@@ -224,7 +223,7 @@ def example(one: Emitted, decision: DecisionRecord) -> Example:
 
 def _online_weight(one: Emitted, decision: DecisionRecord) -> float:
     """Return the weight for the online model; what is presumed legitimate may be a fraud that nobody has reported."""
-    if one.label != PRESUMED:
+    if one.label != PRESUMED or one.reported_share == 1.0:
         return one.online.weight
     weight = unreported_weight(np.array([decision.score]), np.array([one.reported_share]))
     return one.online.weight * float(weight[0])

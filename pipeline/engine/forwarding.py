@@ -1,15 +1,17 @@
 """Records that an agent forwards as they are, with the position that they were read from in their headers."""
 
+import re
 from typing import Final, NamedTuple
 
 from schemas.records import Headers, Output, Record
-from schemas.topics import ACCEPTED_LABELS, REROUTED, Topic
+from schemas.topics import ACCEPTED_LABELS, LABELS, REROUTED, TOPICS, TRANSACTIONS, Topic
 
 _PREFIXES: Final = {REROUTED: "rerouted", ACCEPTED_LABELS: "label"}
 """First word of the headers that an agent adds, by topic."""
 KNOWN_AT: Final = "label-known-at-us"
 """Header of `accepted-labels`: from when on the label counts, in microseconds since 1970."""
 _DIGITS: Final = 18
+_TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _MOST_PARTITION: Final = 2**31 - 1
 MOST_OFFSETS: Final = 1 << 48
 """More offsets than a partition has."""
@@ -49,13 +51,13 @@ def forward(record: Record, topic: Topic, card_id: str, partition: int, known_at
     return Output(topic, card_id.encode("utf-8", "surrogatepass"), record.value, (*record.headers, *own), partition)
 
 
-def origin(record: Record, topic: Topic, source: str) -> Forwarded:
+def origin(record: Record, topic: Topic, topic_prefix: str) -> Forwarded:
     """Return the record that was forwarded as ``record``.
 
     Args:
         record: A record of ``topic``.
         topic: An internal topic that holds forwarded records.
-        source: Full name of the topic that its agent reads.
+        topic_prefix: Prefix of the pipeline's topics.
 
     Raises:
         NotForwarded: The headers do not name an origin.
@@ -68,8 +70,9 @@ def origin(record: Record, topic: Topic, source: str) -> Forwarded:
         raise NotForwarded(f"The record does not end in the headers {', '.join(expected)}; {_advice(topic)}")
     name, *numbers = (value for _, value in own)
     key = numbers.pop(3)
-    if name != source.encode():
-        raise NotForwarded(f"{names[0]} is {(name or b'').decode(errors='replace')!r}, not {source}; {_advice(topic)}")
+    source = (name or b"").decode(errors="replace")
+    if not _is_origin(source, topic, topic_prefix):
+        raise NotForwarded(f"{names[0]} is {source!r}, which {topic.writer} does not read; {_advice(topic)}")
     if not all(number is not None and number.isdigit() and len(number) <= _DIGITS for number in numbers):
         numeric = (*names[1:4], *expected[len(names) :])
         raise NotForwarded(f"{', '.join(numeric)} are not all whole numbers; {_advice(topic)}")
@@ -77,6 +80,15 @@ def origin(record: Record, topic: Topic, source: str) -> Forwarded:
     if partition > _MOST_PARTITION or offset >= MOST_OFFSETS:
         raise NotForwarded(f"{names[1]} or {names[2]} is no position in a log; {_advice(topic)}")
     return Forwarded(Record(source, partition, offset, timestamp_ms, key, record.value, record.headers[:split]), *known)
+
+
+def _is_origin(name: str, topic: Topic, topic_prefix: str) -> bool:
+    """Return whether the agent that writes ``topic`` may have read a topic of this full name."""
+    bare = name.removeprefix(topic_prefix)
+    if topic is REROUTED:
+        return name == topic_prefix + TRANSACTIONS.name
+    is_own = any(bare == one.name for one in TOPICS if one is not LABELS)
+    return name.startswith(topic_prefix) and not is_own and _TOPIC_NAME.fullmatch(bare) is not None
 
 
 def _advice(topic: Topic) -> str:

@@ -1,6 +1,6 @@
 """Features of recorded history, as columns: what training sets, backtests and warm-ups are made of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +100,7 @@ def compute_features(
     label_delay_s: float | None = 7 * 86_400.0,
     labels: KnownLabels | None = None,
     names: Sequence[str] = FEATURES,
+    report: Callable[[str], None] = lambda _: None,
 ) -> NDArray[np.float64]:
     """Features of a history in event-time order, as the agents would have computed them.
 
@@ -111,6 +112,7 @@ def compute_features(
         label_delay_s: From a transaction to its label, where ``labels`` are not given; None: there are none.
         labels: What was known when.
         names: The features to return, in this order; memory is theirs alone.
+        report: Called now and then with how far it is, in words.
 
     Returns:
         Shape (len(frame), len(names)).
@@ -130,6 +132,7 @@ def compute_features(
     to, own = _columns(names, CARD_FEATURES)
     windows = CardWindows()
     for part in _parts(len(frame)):
+        report(f"features of cards: {part.start:,} of {len(frame):,} transactions")
         profile = windows.profile(
             card_keys[part],
             merchant_keys[part],
@@ -149,7 +152,7 @@ def compute_features(
     if labelled is None:
         labelled = identities(cards.take(labels.row), _texts(frame["transaction_id"]).take(labels.row))
     log = _merchants_log(labelled, merchant_keys, event_time_us, amount_minor, counts, outliers, labels)
-    _fill_merchant_features(features, names, *log)
+    _fill_merchant_features(features, names, *log, report)
     return features
 
 
@@ -185,12 +188,17 @@ def _merchants_log(
 
 
 def _fill_merchant_features(
-    features: NDArray[np.float64], names: Sequence[str], log: MerchantLog, order: NDArray[np.intp]
+    features: NDArray[np.float64],
+    names: Sequence[str],
+    log: MerchantLog,
+    order: NDArray[np.intp],
+    report: Callable[[str], None],
 ) -> None:
     """Compute the features of merchants among ``names``; the first len(features) records are the transactions."""
     to, own = _columns(names, MERCHANT_FEATURES)
     windows = MerchantWindows()
     for part in _parts(len(order)):
+        report(f"features of merchants: {part.start:,} of {len(order):,} transactions and labels")
         rows = order[part]
         found = log.take(rows).profile(windows)
         transactions = np.flatnonzero(rows < len(features))

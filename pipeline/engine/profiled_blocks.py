@@ -108,6 +108,8 @@ class RowColumns(NamedTuple):
     """Shape (len(TEXTS), n): where each text begins in ``text``."""
     lengths: NDArray[np.int32]
     rates_version: str
+    more_topics: tuple[str, ...] = ()
+    """Names of topics of labels besides ``labels``, without prefix; their numbers follow that of the rate table."""
 
 
 def profiled_columns(
@@ -118,6 +120,7 @@ def profiled_columns(
     merchant_partitions: int,
     rates_version: str,
     now: datetime,
+    topic_prefix: str = "",
     dropped: Set[str] = frozenset(),
 ) -> RowColumns:
     """Lay out the rows of a batch.
@@ -130,12 +133,13 @@ def profiled_columns(
         merchant_partitions: Partitions of ``profiled``.
         rates_version: Version of the rate table that converted the amounts.
         now: When the batch was read.
+        topic_prefix: Prefix of the pipeline's topics.
         dropped: Fields that the producers' own bytes lose.
     """
     rows = _transaction_rows(taken, profile, batch, merchant_partitions, rates_version, timestamp_us(now), dropped)
     if labels is None:
         return rows
-    more = _label_rows(labels, merchant_partitions, rates_version, profile.features.shape[1], dropped)
+    more = _label_rows(labels, merchant_partitions, rates_version, profile.features.shape[1], topic_prefix, dropped)
     n, m = len(taken), len(labels.behind)
     order = np.empty(n + m, np.intp)
     is_label = np.zeros(n + m, np.bool_)
@@ -154,7 +158,7 @@ def encode_blocks(columns: RowColumns) -> list[Output]:
     is_transaction = whole.codes[blocks.KIND] == TRANSACTION
     row_bytes = PROFILED_LAYOUT.row_bytes + whole.lengths.sum(axis=0, dtype=np.int64)
     row_bytes += is_transaction * (FEATURE_BYTES * whole.features.shape[1])
-    names = [*_TOPICS, whole.rates_version.encode()]
+    names = [*_TOPICS, whole.rates_version.encode(), *(topic.encode() for topic in whole.more_topics)]
     before = np.append(0, np.cumsum(is_transaction)).tolist()
     for first, end in block_cuts(names, whole.partition, np.cumsum(row_bytes)):
         rows = slice(first, end)
@@ -217,9 +221,19 @@ def _transaction_rows(
 
 
 def _label_rows(
-    labels: ProfiledLabels, partitions: int, rates_version: str, features: int, dropped: Set[str]
+    labels: ProfiledLabels,
+    partitions: int,
+    rates_version: str,
+    features: int,
+    topic_prefix: str,
+    dropped: Set[str],
 ) -> RowColumns:
     m = len(labels.behind)
+    topics = [record.topic.removeprefix(topic_prefix) for record in labels.records]
+    more_topics = tuple(dict.fromkeys(topic for topic in topics if topic != LABELS.name))
+    numbers = {LABELS.name: _LABELS} | {topic: _RATES + 1 + number for number, topic in enumerate(more_topics)}
+    sources = _sources(labels.records, _LABELS)
+    sources.topic[:] = [numbers[topic] for topic in topics]
     wide = np.zeros((len(blocks.WIDE), m), np.int64)
     wide[blocks.EVENT_US], wide[blocks.KNOWN_AT_US] = labels.event_time_us, labels.known_at_us
     codes = np.zeros((len(blocks.CODES), m), np.uint8)
@@ -227,9 +241,8 @@ def _label_rows(
     texts = {blocks.ID: labels.transaction_id, blocks.CARD: labels.card_id, blocks.MERCHANT: labels.merchant_id}
     text, firsts, lengths = _texts(texts, labels.records, dropped)
     return RowColumns(
-        partitions_of(labels.merchant_id, partitions), _sources(labels.records, _LABELS), wide,
-        np.empty((0, features)), np.zeros((len(blocks.NARROW), m), np.int32), codes, text, firsts, lengths,
-        rates_version,
+        partitions_of(labels.merchant_id, partitions), sources, wide, np.empty((0, features)),
+        np.zeros((len(blocks.NARROW), m), np.int32), codes, text, firsts, lengths, rates_version, more_topics,
     )  # fmt: skip
 
 
@@ -325,4 +338,6 @@ def _joined(parts: Sequence[RowColumns], order: NDArray[np.intp]) -> RowColumns:
         rows([part.firsts + start for part, start in zip(parts, starts, strict=True)]),
         rows([part.lengths for part in parts]),
         parts[0].rates_version,
+        # Of transactions and labels, only the latter name some.
+        parts[-1].more_topics,
     )

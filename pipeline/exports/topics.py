@@ -1,7 +1,7 @@
 """From topics to files: which offsets are asked for, which are there already, and the rest, partition by partition."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +90,13 @@ class Exported:
     """Why there is nothing."""
 
 
-def named(text: str) -> Named:
-    """What ``NAME`` or ``NAME=TOPIC`` asks for: a topic of the pipeline, or one with the messages of another.
+def named(text: str, topics: Iterable[Topic] = TOPICS) -> Named:
+    """What ``NAME`` or ``NAME=TOPIC`` asks for: one of ``topics``, or one with the messages of another.
 
     Raises `ExportError`.
     """
     name, equals, form = text.partition("=")
-    known = {topic.name: topic for topic in TOPICS}
+    known = {topic.name: topic for topic in topics}
     if (form if equals else name) not in known or not name:
         raise ExportError(
             f"{text!r} is no topic of the pipeline: write one of {', '.join(known)}, or NAME=TOPIC for a topic of your "

@@ -23,7 +23,7 @@ from pipeline.kafka.clients import (
 from pipeline.kafka.cluster import configs_of
 from pipeline.kafka.retention import retention_ms, wanted_problems
 from pipeline.settings import Settings
-from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic
+from schemas.topics import TRANSACTIONS, Topic
 
 REQUEST_TIMEOUT_S: Final = 30.0
 CREATION_POLL_S: Final = 0.02
@@ -47,9 +47,10 @@ class TopicState:
     warnings: tuple[str, ...] = ()
 
 
-def cluster_is_up(bootstrap: str, timeout_s: float = 2.0) -> bool:
-    """Whether a broker answers, and counts itself among the cluster's."""
-    client = admin_client(bootstrap, overrides={"log_level": 0, "error_cb": lambda _error: None})
+def cluster_is_up(bootstrap: str, timeout_s: float = 2.0, *, settings: Settings | None = None) -> bool:
+    """Return whether a broker answers, and counts itself among the cluster's."""
+    quiet = {"log_level": 0, "error_cb": lambda _error: None}
+    client = admin_client(bootstrap, settings=settings, overrides=quiet)
     try:
         return bool(client.list_topics(timeout=timeout_s).brokers)
     except KafkaException:  # the answer to the question
@@ -82,7 +83,7 @@ def topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
         "max.message.bytes": str(topic.max_message_bytes),
         "message.timestamp.type": "CreateTime",
     }
-    if topic in (TRANSACTIONS, LABELS):
+    if topic in (TRANSACTIONS, *settings.topics_of_labels):
         if settings.timestamps == "broker":
             config["message.timestamp.type"] = "LogAppendTime"
         else:
@@ -92,8 +93,10 @@ def topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
     return config
 
 
-def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = TOPICS) -> list[TopicState]:
+def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] | None = None) -> list[TopicState]:
     """Create the missing topics, if ``settings.create_topics``, and check the others; in the order of ``topics``.
+
+    By default these are all topics of the pipeline.
 
     Raises ``TopicError`` for a wrong number of partitions, and for a missing topic that may not be created,
     ``ClusterUnreachable`` when no broker answers. Other differences are ``warnings`` of the returned states.
@@ -102,7 +105,7 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] = 
         raise TopicError("\n".join(problems))
     client = admin_client(bootstrap, settings=settings)
     metadata = reached(client, bootstrap)
-    names = {settings.topic(topic.name): topic for topic in topics}
+    names = {settings.topic(topic.name): topic for topic in (settings.topics if topics is None else topics)}
     missing = {name: topic for name, topic in names.items() if name not in metadata.topics}
     wrong = [
         _wrong_count(name, len(metadata.topics[name].partitions), topic, settings)
@@ -351,7 +354,7 @@ def topic_retentions(settings: Settings) -> dict[str, int]:
     Raises:
         ClusterUnreachable: No broker answers.
     """
-    names = {settings.topic(topic.name): topic for topic in TOPICS}
+    names = {settings.topic(topic.name): topic for topic in settings.topics}
     bootstrap = settings.kafka_bootstrap_servers
     if bootstrap is None:
         return {name: retention_ms(topic, settings) for name, topic in names.items()}

@@ -421,13 +421,14 @@ def log_consumer(
     skip_refused: bool = True,
 ) -> logs.LogConsumer:
     """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
-    prefix = settings.topic_prefix if settings is not None else ""
     config = consumer_config(bootstrap, "fraud-pipeline-reader", settings=settings)
     own = {"enable.partition.eof": True, **(own or {})}
+    prefix = settings.topic_prefix if settings is not None else ""
+    of_settings = {} if settings is None else {"inputs": settings.inputs}
     trust = Trust.of(settings) if settings is not None else Trust([], {})
     return logs.LogConsumer(
         config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,
-        trusted=lambda message: trust.refusal(record_of(message)) is None,
+        trusted=lambda message: trust.refusal(record_of(message)) is None, **of_settings,
     )  # fmt: skip
 
 

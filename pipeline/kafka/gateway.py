@@ -18,7 +18,7 @@ from pipeline.kafka.transactions import Aborted, end_unfinished
 from pipeline.settings import Settings
 from pipeline.tokens import NotTokenised, Tokeniser
 from schemas.records import Output, Record
-from schemas.topics import TOPICS, Topic
+from schemas.topics import Topic
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Gateway:
         bootstrap: Addresses of brokers.
         settings: Settings of the gateway; ``instance`` is unique among its processes.
         raw: Topic to read, without prefix.
-        target: `schemas.topics.TRANSACTIONS` or `LABELS`.
+        target: `schemas.topics.TRANSACTIONS`, or a topic of labels.
         tokeniser: Replaces values.
 
     Raises:
@@ -56,7 +56,7 @@ class Gateway:
     """
 
     def __init__(self, bootstrap: str, settings: Settings, raw: str, target: Topic, tokeniser: Tokeniser) -> None:
-        if raw in {topic.name for topic in TOPICS}:
+        if raw in {topic.name for topic in settings.topics}:
             raise GatewayError(f"{raw} is a topic of the pipeline: have producers write to another one")
         if settings.delivery != "exactly_once":
             raise GatewayError("a gateway writes exactly once: unset FRAUD_PIPELINE_DELIVERY")

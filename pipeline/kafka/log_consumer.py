@@ -10,7 +10,7 @@ unreadable batch of any topic.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import FETCHES, UNREADABLE, NoAnswer, find_end, reader_config, silent_start
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine
-from schemas.topics import CONTROL, MODELS, PROGRESS
+from schemas.topics import CONTROL, LABELS, MODELS, PROGRESS, TRANSACTIONS
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class LogConsumer:
         skip_unreadable: Skip every unreadable batch, quarantined or not: for readers that only look.
         skip_refused: Skip records that claim another offset than they have, and batches that an agent has quarantined;
             else refuse them: each agent refuses and quarantines for itself.
+        inputs: Topics that producers write to (full names), whose records may claim other offsets than they have.
         trusted: Whether a record of ``control`` counts.
     """
 
@@ -68,6 +69,7 @@ class LogConsumer:
         *,
         skip_unreadable: bool = False,
         skip_refused: bool = True,
+        inputs: Collection[str] = (TRANSACTIONS.name, LABELS.name),
         trusted: Callable[[Message], bool] = lambda _: True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
@@ -79,7 +81,7 @@ class LogConsumer:
         self._skipped: set[Place] = set()
         """Partitions with an unreadable batch: behind a damaged one the client may have gone on anywhere."""
         self._skip_refused = skip_refused
-        self._odd = OddOffsets(config, prefix, waiting)
+        self._odd = OddOffsets(config, inputs, waiting)
         self._standstills = Standstills()
 
     def assign(self, positions: Sequence[TopicPartition]) -> None:

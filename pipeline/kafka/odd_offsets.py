@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,6 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pipeline.kafka.batch import Place, start_at
 from pipeline.kafka.unreadable import UNREADABLE, reader_config
-from schemas.topics import LABELS, TRANSACTIONS
 
 log = logging.getLogger(__name__)
 
@@ -222,19 +221,18 @@ class FetchLog(logging.Handler):
 
 
 class OddOffsets:
-    """Checks what records of ``transactions`` and ``labels`` claim; used from one thread.
+    """Checks what records of producers claim; used from one thread.
 
     Costs nothing where offsets follow each other. A gap is read a second time, by a client of its own.
 
     Args:
         config: Configuration of a consumer.
-        prefix: Prefix of the pipeline's topics.
+        inputs: Topics that producers write to (full names).
         waiting: Called while nothing comes; may raise.
     """
 
-    def __init__(self, config: Mapping[str, Any], prefix: str, waiting: Callable[[], None]) -> None:
-        self._config, self._waiting = config, waiting
-        self.topics = frozenset(prefix + topic.name for topic in (TRANSACTIONS, LABELS))
+    def __init__(self, config: Mapping[str, Any], inputs: Collection[str], waiting: Callable[[], None]) -> None:
+        self._config, self._waiting, self.topics = config, waiting, frozenset(inputs)
         self._log = FetchLog(config.get("logger"))
         self._made: dict[str, Consumer] = {}
         """Clients by isolation level."""

@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pipeline.kafka.clients import producer_config
 from pipeline.kafka.transactions import FENCED
 from pipeline.settings import Settings
+from schemas.records import Headers
 
 _FULL_QUEUE_POLL_S: Final = 0.05
 _TRANSACTION_CALL_S: Final = 10.0
@@ -116,6 +117,8 @@ class TopicRecord(NamedTuple):
     value: bytes
     partition: int | None = None
     """Partition to write to; None: that of the key."""
+    headers: Headers = ()
+    """Besides those of all records of the transaction."""
 
 
 class TransactionalProducer:
@@ -153,11 +156,11 @@ class TransactionalProducer:
             raise self._failed(what, error) from error
 
     def _produce(self, record: TopicRecord, headers: list[tuple[str, bytes | None]]) -> None:
-        topic, key, value, partition = record
+        topic, key, value, partition, own = record
         where = {} if partition is None else {"partition": partition}
         while True:
             try:
-                self._producer.produce(topic, value, key, headers=headers, **where)
+                self._producer.produce(topic, value, key, headers=[*headers, *own], **where)
             except BufferError:
                 self._producer.poll(_FULL_QUEUE_POLL_S)
             else:

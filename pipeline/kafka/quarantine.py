@@ -20,7 +20,7 @@ from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
 from schemas.messages import Control, Quarantine, RecordPosition
 from schemas.records import Output, Record
-from schemas.topics import CONTROL, Topic
+from schemas.topics import CONTROL, Topic, has_order
 
 decode_control: Final = msgspec.json.Decoder(Control).decode
 _encode: Final = msgspec.json.Encoder().encode
@@ -112,7 +112,7 @@ class Quarantines:
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0)
         self._known = QuarantinedRecords(settings)
         # The batches of an agent with several inputs are on `progress`, with what was quarantined of each.
-        self._from_markers = len(reads) > 1
+        self._from_markers = has_order(reads)
 
     def refresh(self, waiting: Callable[[], None]) -> None:
         """Read all control records that were committed before this call; ``waiting`` is called meanwhile."""

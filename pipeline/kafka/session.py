@@ -51,7 +51,7 @@ from pipeline.kafka.unreadable_batches import STALLED, UnreadableBatches
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.records import Output, Record
-from schemas.topics import PROGRESS, Topic
+from schemas.topics import PROGRESS, Topic, has_order
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Session:
         self._consumer, self._fatal = self._new_client()
         self._producers = producers
         self._unreadable = UnreadableBatches(self._consumer_config, agent)
-        self._odd = OddOffsets(self._consumer_config, settings.topic_prefix, self._waiting)
+        self._odd = OddOffsets(self._consumer_config, settings.inputs, self._waiting)
         self._transactions = Transactions(
             bootstrap,
             settings,
@@ -124,7 +124,7 @@ class Session:
             stopping=self._stopping,
             waiting=self._waiting,
             renewed=renewed,
-            marks=len(self._names) > 1,
+            marks=has_order(topics),
             producers=producers,
         )
         # Where each partition that is held has been read up to. A record below it, or of a partition that is not held,
@@ -521,7 +521,7 @@ class Session:
 
     def _markers(self, batch: Batch) -> list[Output]:
         """What the batch read and by what it was judged, for folds; one input topic needs no order recorded."""
-        if len(self._names) == 1:
+        if not has_order(self._names.values()):
             return []
         markers = []
         for number in sorted(batch.partitions):

@@ -23,7 +23,7 @@ from pipeline.kafka.kernels import newest_of_other_kernels
 from pipeline.kafka.retention import retention_problems
 from pipeline.kafka.traces import Traces, any_record, traces_of
 from pipeline.settings import Settings
-from schemas.topics import CONTROL, LABELS, MODELS, PROFILED, PROGRESS, TOPICS, TRANSACTIONS, Topic
+from schemas.topics import CONTROL, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic, has_order
 
 RECHECK_S: Final = 2.0
 """Another worker may commit between two of our questions: what is wrong is looked at twice."""
@@ -106,7 +106,7 @@ def check_partitions(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     """The topics keyed alike must have the same number of partitions."""
     del roles  # a topic is written by one agent and read by another: all must agree, whichever run here
     names = {
-        like: [cluster.settings.topic(topic.name) for topic in TOPICS if topic.partitions_like == like]
+        like: [cluster.settings.topic(topic.name) for topic in cluster.settings.topics if topic.partitions_like == like]
         for like in ("cards", "merchants")
     }
     topics = describe_topics(cluster.client, [name for group in names.values() for name in group])
@@ -140,7 +140,7 @@ def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     """Where brokers are to stamp what producers write, the topics must let them: a timestamp bounds the event time."""
     settings = cluster.settings
     read = {topic for role in roles for topic in role.reads}
-    topics = [settings.topic(topic.name) for topic in (TRANSACTIONS, LABELS) if topic in read]
+    topics = [settings.topic(topic.name) for topic in (TRANSACTIONS, *settings.topics_of_labels) if topic in read]
     if settings.timestamps != "broker" or not topics:
         return Findings([], [])
     # What may not be read is told by the check of retention, which asks for the same.
@@ -165,7 +165,7 @@ def check_replication(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     client, settings = cluster.client, cluster.settings
     numbers = brokers(client)
     is_large = len(numbers) >= CLUSTER_BROKERS
-    names = [settings.topic(topic.name) for topic in TOPICS]
+    names = [settings.topic(topic.name) for topic in settings.topics]
     configs, warnings = configs_of(client, ResourceType.TOPIC, names)
     wanted = settings.min_insync_replicas or CLUSTER_INSYNC
     problems = []
@@ -257,7 +257,7 @@ def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
     missing = [at for at in partitions if at not in committed]
     traces = Traces()
     # Decisions, which are large, are looked at only where something is to be explained.
-    if missing or len(role.reads) > 1:
+    if missing or has_order(role.reads):
         numbers = {number for _, number in partitions}
         traces = traces_of(cluster.bootstrap, role.name, role.reads, numbers, settings, cluster.on_refused)
     anew = {at: traces.ends[at] for at in missing if traces.ends.get(at, 0) > ends[at]}
@@ -267,7 +267,7 @@ def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
         beyond=_beyond(group, committed, ends),
         again=_decided_again(cluster, role, unread, traces, whole=not committed),
         warnings=(
-            _without_order(group, settings.topic(PROGRESS.name), committed, traces) if len(role.reads) > 1 else []
+            _without_order(group, settings.topic(PROGRESS.name), committed, traces) if has_order(role.reads) else []
         ),
     )
 

@@ -15,7 +15,7 @@ from pipeline.kafka.fold import decode_progress
 from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.settings import Settings
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, PROGRESS, Topic
+from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, PROGRESS, Topic, has_order
 
 TRACE_RECORDS: Final = 2_000
 """Records at either end of a partition in which a trace is looked for."""
@@ -106,7 +106,7 @@ def traces_of(
     on_refused: OnRefused = not_counted,
 ) -> Traces:
     """What the results of an agent that ``reads`` these topics tell; nothing where they do not say what they are of."""
-    if len(reads) > 1:
+    if has_order(reads):
         return progressed(bootstrap, agent, numbers, settings, on_refused)
     return decided(bootstrap, settings, on_refused) if PROFILED in reads else Traces()
 
@@ -124,7 +124,7 @@ def newest_batches(
     Its end may be ahead of the group's offsets for good: a worker that delivers at least once can die between its
     results and their offsets. A partition of which the last ``TRACE_RECORDS`` results tell nothing is absent.
     """
-    topic, key = (PROGRESS, agent.encode()) if len(reads) > 1 else (DECISIONS, None)
+    topic, key = (PROGRESS, agent.encode()) if has_order(reads) else (DECISIONS, None)
     if key is None and PROFILED not in reads:
         return {}
     name, profiled = settings.topic(topic.name), settings.topic(PROFILED.name)

@@ -22,7 +22,6 @@ from pipeline.kafka.unreadable import UNREADABLE
 from pipeline.kafka.watch import WatchThread
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import Settings
-from schemas.topics import LABELS, TRANSACTIONS
 
 log = logging.getLogger(__name__)
 
@@ -248,8 +247,7 @@ class UndecidedWatch(WatchThread):
         super().__init__("undecided-watch", 1.0)
         self._metrics, self._interval_s = metrics, interval_s
         self._new_log = partial(KafkaLog, bootstrap, settings, self._stopping)
-        simulated = (TRANSACTIONS, LABELS) if settings.timestamps == "producer" else ()
-        self._untimed = [settings.topic(topic.name) for topic in simulated]
+        self._untimed = settings.inputs if settings.timestamps == "producer" else frozenset()
         self._positions: dict[str, Callable[[], Mapping[Place, int]]] = {}
 
     def follow(self, agent: str, positions: Callable[[], Mapping[Place, int]]) -> None:

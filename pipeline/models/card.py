@@ -53,7 +53,10 @@ def model_card(sources: CardSources) -> str:
         _data(facts),
         _performance(facts),
         _calibration(facts),
+        _segments(facts),
         _threshold(sources),
+        _stability(sources),
+        _sensitivity(facts),
         _approvals(sources),
         _limits(sources),
     ]  # fmt: skip
@@ -182,6 +185,58 @@ def _calibration(facts: Facts) -> list[str]:
         (f"{one['from']:g} to {one['to']:g}", one["rows"], one["mean_score"], one["observed_rate"]) for one in found
     ]
     return ["## Calibration", "", *table(["score", "transactions", "mean score", "observed rate"], rows)]
+
+
+def _segments(facts: Facts) -> list[str]:
+    found = facts.get("segments")
+    if not found:
+        return ["## Outcomes by segment", "", f"Outcomes by segment are {NOT_RECORDED}.", ""]
+    columns = [
+        "segment", "value", "transactions", "frauds", "expected", "alert rate", "precision",
+        "false positives per 1,000",
+    ]  # fmt: skip
+    rows = [
+        (
+            *(one["segment"], one["value"], one["rows"], one["frauds"], one["expected_frauds"], one["alert_rate"]),
+            "no alert" if one["precision"] is None else one["precision"],
+            one["false_positives_per_1000"],
+        )
+        for one in found
+    ]
+    told = "On the validation period, by the threshold that was chosen there. Attributes are those of the history."
+    return ["## Outcomes by segment", "", told, "", *table(columns, rows)]
+
+
+def _stability(sources: CardSources) -> list[str]:
+    digest, history = sources.facts["digest"], sources.history
+    events: list[Activation | Assessment] = [*history.assessments_of(digest), *history.activations_of(digest)]
+    rows = [
+        (event_time(one), one.figures.get("compared_with"), one.figures["top_overlap"], correlation)
+        for one in events
+        if "top_overlap" in one.figures
+        for correlation in [one.figures.get("top_rank_correlation")]
+    ]
+    lines = ["## Stability", ""]
+    if not rows:
+        return [*lines, f"A comparison of its highest scores with another version's is {NOT_RECORDED}.", ""]
+    told = (
+        "The best cards of a day against those of the version before: the share of them that both have, and the rank "
+    )
+    columns = ["time", "compared with", "overlap", "rank correlation"]
+    return [*lines, f"{told}correlation over those that either has.", "", *table(columns, rows)]
+
+
+def _sensitivity(facts: Facts) -> list[str]:
+    found = facts.get("sensitivity")
+    lines = ["## Sensitivity to wrong labels", ""]
+    if not found:
+        return [*lines, f"It is {NOT_RECORDED}; `fraud-pipeline train --wrong-labels` measures it.", ""]
+    rows = [(one["labels"], one["wrong"], one["average_precision"], one["card_precision_100"]) for one in found]
+    told = (
+        "The same training on labels that were spoilt on purpose, measured on the true ones of the validation period."
+    )
+    columns = ["wrong labels", "number", "average precision", "card precision at 100"]
+    return [*lines, told, "", *table(columns, rows)]
 
 
 def _threshold(sources: CardSources) -> list[str]:

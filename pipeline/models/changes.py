@@ -8,10 +8,20 @@ import msgspec
 
 from pipeline.decision.policy import Policy
 from pipeline.models.description import lightgbm_facts, metrics_of
-from pipeline.models.history import COLD_START, FALL_BACK, POLICY_SET, PROMOTE, ROLLBACK, Bundle, VersionHistory
+from pipeline.models.history import (
+    ACCEPTED,
+    COLD_START,
+    FALL_BACK,
+    POLICY_SET,
+    PROMOTE,
+    ROLLBACK,
+    Bundle,
+    VersionHistory,
+)
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.barred import barred_among
 from pipeline.scoring.errors import ModelError
@@ -43,12 +53,20 @@ class VersionChanges:
         registry: The local registry, for versions that the cluster does not have.
         writer: Writes to the cluster.
         barred: Patterns of features that no promoted version may have been trained on.
+        second_approval: Refuse to promote a version that was never active: somebody else has to approve it.
     """
 
     def __init__(
-        self, published: PublishedVersions, registry: Registry, writer: ControlWriter, barred: str = ""
+        self,
+        published: PublishedVersions,
+        registry: Registry,
+        writer: ControlWriter,
+        barred: str = "",
+        *,
+        second_approval: bool = False,
     ) -> None:
         self._published, self._writer, self._barred = published, writer, barred
+        self._second_approval = second_approval
         self.known = KnownVersions(registry, published)
 
     @classmethod
@@ -60,7 +78,8 @@ class VersionChanges:
         """
         published = PublishedVersions.on(bootstrap, settings, board_without_river())
         writer = ControlWriter(bootstrap, settings)
-        return cls(published, Registry(settings.registry_path), writer, settings.barred_features)
+        registry, approval = Registry(settings.registry_path), settings.second_approval
+        return cls(published, registry, writer, settings.barred_features, second_approval=approval)
 
     @property
     def history(self) -> VersionHistory:
@@ -110,16 +129,13 @@ class VersionChanges:
             policy: Another policy, by the beginning of its digest.
 
         Raises:
-            ModelError: One of them cannot be found, read or used, it was trained on a barred feature, or both are
-                active.
+            ModelError: One of them cannot be found, read or used, it was trained on a barred feature, both are
+                active, or somebody else has to approve it.
             DeliveryFailed: Nothing became active.
         """
-        model = self.known.find(version, LIGHTGBM)
-        if found := barred_among(lightgbm_facts(model)["features"], self._barred):
-            raise ModelError(
-                f"LightGBM version {model.version} was trained on {', '.join(found)}, which "
-                "FRAUD_PIPELINE_BARRED_FEATURES bars: choose another version, or change the setting"
-            )
+        model = self._unbarred(version)
+        if self._second_approval:
+            refuse_unapproved(self.history, f"version {model.version}", model.digest)
         chosen = self.known.policy_for(model.version) if policy is None else self.known.find(policy, POLICY)
         bundle = Active(model.version, chosen.version)
         board = self._published.board
@@ -128,6 +144,50 @@ class VersionChanges:
             raise ModelError(f"LightGBM version {bundle.lightgbm} and policy {bundle.policy} are active already")
         self._activate((model, chosen), PROMOTE, said, {"metrics": metrics_of(model)})
         return bundle
+
+    def approve(self, version: str, said: Said) -> Active:
+        """Make a version active that somebody else has proposed, with the rules, audit and blend of now.
+
+        Args:
+            version: The beginning of its digest.
+            said: Who approves it, and why.
+
+        Raises:
+            ModelError: It was not proposed and accepted, by somebody else, against the active recipe; or it cannot be
+                read or used.
+            DeliveryFailed: Nothing became active.
+        """
+        model = self._unbarred(version)
+        if self.history.activations_of(model.digest):
+            raise ModelError(
+                f"LightGBM version {model.version} was active already: use `fraud-pipeline models promote`"
+            )
+        found = [one for one in self.history.assessments_of(model.digest) if RECIPE in one.figures]
+        if not found or found[-1].outcome != ACCEPTED:
+            was = f"was {found[-1].outcome}" if found else "was not proposed"
+            raise ModelError(f"LightGBM version {model.version} {was}: approve one that `models propose` has accepted")
+        proposal = found[-1]
+        if proposal.by.strip().casefold() == said.by.strip().casefold():
+            raise ModelError(f"{proposal.by} has proposed version {model.version}: somebody else has to approve it")
+        active, policy = self._models()
+        if recipe_of_facts(lightgbm_facts(self.known.find(active, LIGHTGBM))) != proposal.figures.get(AGAINST_RECIPE):
+            raise ModelError(f"the active version {active} is of another recipe than that was compared: propose again")
+        (reference,) = (one for one in proposal.versions if one.name == POLICY)
+        made = Policy.from_payload(self.known.at(reference).payload)
+        new = policy.replace(threshold=made.threshold, lightgbm_version=model.version, metadata=made.metadata)
+        figures = {**proposal.figures, "proposed_by": proposal.by, "metrics": metrics_of(model)}
+        self._activate((model, KnownVersion(POLICY, new.version, new.payload)), PROMOTE, said, figures)
+        return Active(model.version, new.version)
+
+    def _unbarred(self, version: str) -> KnownVersion:
+        """Return a LightGBM version; raises `ModelError` where it was trained on a barred feature."""
+        model = self.known.find(version, LIGHTGBM)
+        if found := barred_among(lightgbm_facts(model)["features"], self._barred):
+            raise ModelError(
+                f"LightGBM version {model.version} was trained on {', '.join(found)}, which "
+                "FRAUD_PIPELINE_BARRED_FEATURES bars: choose another version, or change the setting"
+            )
+        return model
 
     def rollback(self, said: Said) -> Active:
         """Make the bundle active again that was active before the present one.
@@ -229,6 +289,24 @@ class VersionChanges:
             else:
                 there.append(one.reference)
         return [*there, *(self._writer.contents(missing) if missing else ())]
+
+
+def refuse_unapproved(history: VersionHistory, what: str, digest: str = "") -> None:
+    """Refuse to activate a version that was never active, where one is and a second person has to approve.
+
+    Args:
+        history: What `control` has.
+        what: The version, for the sentence.
+        digest: The version's; empty for one that is not trained yet.
+
+    Raises:
+        ModelError: It has to be approved.
+    """
+    if history.tenures() and not history.activations_of(digest):
+        raise ModelError(
+            f"FRAUD_PIPELINE_SECOND_APPROVAL is set, and {what} was never active: propose its recipe with "
+            "`fraud-pipeline models propose`, for somebody else to approve"
+        )
 
 
 def switch_learning(writer: ControlWriter, said: Said, *, frozen: bool) -> None:

@@ -23,7 +23,7 @@ from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import ModelScores, Versions
 from schemas.records import Record
-from schemas.topics import ACCEPTED_LABELS, DECISIONS, LABELS, Topic
+from schemas.topics import ACCEPTED_LABELS, DECISIONS, Topic
 
 _NEWEST_RECORDS: Final = 20
 """Offsets looked at behind the end of a partition: the last ones may be the markers of Kafka transactions."""
@@ -121,7 +121,7 @@ class RecentFeed:
     def reports(self) -> Iterator[Report]:
         """Yield the labels that were committed before this call."""
         records = [] if self._labels is None else self._labels.read_committed(self._waiting)
-        yield from reports_of(read_accepted(records, self._settings.topic(LABELS.name)).labels)
+        yield from reports_of(read_accepted(records, self._settings.topic_prefix).labels)
 
     @property
     def offsets(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ from pipeline.kafka.quarantine import control_record
 from pipeline.models.changes import Said
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
+from pipeline.signing import Signer
 from schemas.messages import Example, LabelRelease, RecordPosition
 from schemas.records import Record
 from schemas.topics import CONTROL, EXAMPLES
@@ -72,8 +73,10 @@ def release(bootstrap: str, settings: Settings, source: str, said: Said) -> Labe
     Raises:
         ModelError: Nothing of the source is held.
         DeliveryFailed: Nothing is released.
+        KeyFileError: The record is to be signed, and the key cannot be used.
         TopicError: ``examples`` cannot be read.
     """
+    signer = Signer.of(settings)
     # Before reading: whoever else was releasing has ended by now.
     producer = TransactionalProducer(bootstrap, settings, settings.topic(TRANSACTIONAL_ID))
     found = HeldExamples.on(bootstrap, settings)
@@ -90,8 +93,8 @@ def release(bootstrap: str, settings: Settings, source: str, said: Said) -> Labe
         reason=said.reason,
         released_at=datetime.now(UTC),
     )
-    control = control_record(item)
-    records = [TopicRecord(settings.topic(CONTROL.name), control.key, control.value or b"")]
+    control, name = control_record(item), settings.topic(CONTROL.name)
+    records = [TopicRecord(name, control.key, control.value or b"", headers=signer.headers(control, name))]
     for _, example in held:
         value = _encode(msgspec.structs.replace(example, held=False))
         records.append(TopicRecord(settings.topic(EXAMPLES.name), example.card_id.encode(), value))

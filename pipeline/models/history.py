@@ -22,6 +22,8 @@ PROMOTE: Final = "promote"
 POLICY_SET: Final = "policy"
 FALL_BACK: Final = "fall-back"
 COLD_START: Final = "cold-start"
+ACCEPTED: Final = "accepted"
+"""Outcome of a comparison that the proposed version has won."""
 
 AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", "retrain"})
 """Programs that activate versions by themselves, as `Activation.by` names them, with or without `PROGRAM`. Any other

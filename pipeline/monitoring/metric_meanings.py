@@ -12,8 +12,12 @@ METRIC_MEANINGS: Final = {
         "Labels, by what became of them at the agent (accepted, forwarded, held for their transaction, "
         "outranked, past the horizon, joined)."
     ),
-    "examples": "Examples published for learning, by `fraud`, `legitimate` or `presumed_legitimate`.",
-    "lessons": "Examples that the learn agent has read, by what became of them (learned, or why not).",
+    "examples": "Examples published for learning, by `fraud`, `legitimate`, `presumed_legitimate` or `withdrawn`.",
+    "lessons": (
+        "Examples that the learn agent has read, by what became of them: `learned`, `corrections` (what was learned "
+        "before is undone), `allowed_for` (the weights of others stand for it), `held` (part of a surge of labels), "
+        "or why not."
+    ),
     "transactions_aborted": "Kafka transactions that were aborted; the batch is rolled back and processed again.",
     "stage_seconds": "Seconds that one batch spent in one stage of the agent's work.",
     "batch_records": "Records in one batch.",

@@ -1,7 +1,7 @@
 """A challenger: trained by the recipe of the active version, judged by the gate, then trained on all that is known."""
 
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import lightgbm
 import msgspec
@@ -14,6 +14,7 @@ from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
+from pipeline.models.recipes import LABEL_HANDLING, recipe_digest
 from pipeline.retraining.gate import GateLimits, Judgement, judge, rescored
 from pipeline.retraining.paired import Scorings
 from pipeline.scoring.errors import ModelError
@@ -58,6 +59,28 @@ class CycleOptions(NamedTuple):
     validation_days: float = 7.0
     """Last days of a training, which stop and calibrate it."""
     threads: int = 1
+
+
+class Recipe(NamedTuple):
+    """How versions are trained: features, hyperparameters and label handling."""
+
+    config: TrainingConfig
+    features: tuple[str, ...]
+    early_reports: bool = True
+    """Grow on younger transactions too, unless the options say otherwise."""
+    maturity_days: float | None = None
+    """`CycleOptions.maturity_days`, where that is None."""
+
+    @property
+    def handling(self) -> dict[str, Any]:
+        """The label handling as versions keep it; empty where it is the usual one."""
+        handling: dict[str, Any] = {} if self.early_reports else {"early_reports": False}
+        return handling if self.maturity_days is None else {**handling, "maturity_days": self.maturity_days}
+
+    @property
+    def digest(self) -> str:
+        """The digest by which recipes are told apart."""
+        return recipe_digest(msgspec.to_builtins(self.config), self.features, self.handling)
 
 
 class Challenge(NamedTuple):
@@ -122,16 +145,28 @@ def challenge(
         raise ModelError("topic features holds no decision of this kernel version yet: retrain once there are some")
     now_us = int(rows.event_time_us[-1])
     start_us, end_us = compared_days(rows, options)
-    trial = _trained(rows, start_us, champion, options)
+    recipe = recipe_of(champion.model)
+    trial = trained_by(recipe, rows, start_us, champion, options)
     compared = rows.take(slice(*np.searchsorted(rows.event_time_us, [start_us, end_us]).tolist()))
     try:
-        judgement = judge(_scorings(compared, trial.model, reference), limits)
+        judgement = judge(scorings(compared, trial.model, reference), compared.amount, limits)
     except ValueError as error:
         raise ModelError(str(error)) from error
-    final = _trained(rows, now_us, champion, options) if judgement.accepted else trial
-    policy = policy_for(rows, final.model, champion.policy, limits)
-    _check_parity(rows, final.model, policy)
-    return Challenge(judgement, final, policy)
+    final = trained_by(recipe, rows, now_us, champion, options) if judgement.accepted else trial
+    return challenge_of(judgement, final, rows, champion, limits)
+
+
+def challenge_of(
+    judgement: Judgement, trained: Trained, rows: ServedRows, champion: Champion, limits: GateLimits
+) -> Challenge:
+    """Return a judged version with a policy for it.
+
+    Raises:
+        ModelError: The version scores otherwise once it is read back.
+    """
+    policy = policy_for(rows, trained.model, champion.policy, limits)
+    _check_parity(rows, trained.model, policy)
+    return Challenge(judgement, trained, policy)
 
 
 def _delays(rows: ServedRows, as_of_us: int, options: CycleOptions) -> ReportDelays:
@@ -142,24 +177,38 @@ def _delays(rows: ServedRows, as_of_us: int, options: CycleOptions) -> ReportDel
     return ReportDelays.estimated(rows.event_time_us, rows.reports_by(as_of_us), as_of_us, fallback=fallback)
 
 
-def _trained(rows: ServedRows, as_of_us: int, champion: Champion, options: CycleOptions) -> Trained:
-    """Train by the champion's recipe as it is possible at a time."""
+def trained_by(recipe: Recipe, rows: ServedRows, as_of_us: int, champion: Champion, options: CycleOptions) -> Trained:
+    """Train by a recipe as it is possible at a time.
+
+    Args:
+        recipe: How to train; what ``options`` have takes precedence for its label handling.
+        rows: Decisions as they were served.
+        as_of_us: Only labels that had come by then are used.
+        champion: Gives budget, policy and label regime.
+        options: How challengers are trained.
+
+    Raises:
+        ModelError: There is too little to train on, or the trees learned nothing.
+    """
+    if options.maturity_days is None:
+        options = options._replace(maturity_days=recipe.maturity_days)
     delays = _delays(rows, as_of_us, options)
     by_source = described_by_source(rows.event_time_us, rows.reported_us, rows.reported_by, as_of_us)
+    handling = {LABEL_HANDLING: recipe.handling} if recipe.handling else {}
     try:
         return train(
             rows.training_set(as_of_us),
             rows.split(as_of_us, delays.maturity_us, options.validation_days),
             alerts_per_day=champion.alerts_per_day,
-            config=_recipe(champion.model, options),
+            config=msgspec.structs.replace(recipe.config, threads=options.threads),
             policy=champion.policy,
-            features=champion.model.trained_on,
-            details={"as_of_us": as_of_us},
-            early=EarlyReports(as_of_us, delays) if options.early_reports else None,
+            features=recipe.features,
+            details={"as_of_us": as_of_us, **handling},
+            early=EarlyReports(as_of_us, delays) if options.early_reports and recipe.early_reports else None,
             labels=TrainedLabels(as_of_us, delays.maturity_us, _regime(champion.model), by_source),
         )
     except lightgbm.basic.LightGBMError as error:
-        raise ModelError(f"LightGBM cannot train by the recipe of version {champion.model.version}: {error}") from error
+        raise ModelError(f"LightGBM cannot train by this recipe: {error}") from error
 
 
 def _regime(model: LightGBMModel) -> dict[str, str | float]:
@@ -169,19 +218,33 @@ def _regime(model: LightGBMModel) -> dict[str, str | float]:
     return regime if isinstance(regime, dict) else {}
 
 
-def _recipe(model: LightGBMModel, options: CycleOptions) -> TrainingConfig:
-    """Return how a version was trained; the defaults where it does not say."""
+class _Handling(msgspec.Struct):
+    """The label handling in a version's metadata."""
+
+    early_reports: bool = True
+    maturity_days: float | None = None
+
+
+def recipe_of(model: LightGBMModel) -> Recipe:
+    """Return how a version was trained; the defaults where it does not say.
+
+    Raises:
+        ModelError: What it says makes no sense.
+    """
     try:
         config = msgspec.convert(model.metadata.get("training", {}), TrainingConfig)
+        handling = msgspec.convert(model.metadata.get(LABEL_HANDLING, {}), _Handling)
     except msgspec.ValidationError as error:
         raise ModelError(
             f"version {model.version} does not say how it was trained ({error}): publish one with "
             "`fraud-pipeline train --publish`"
         ) from error
-    return msgspec.structs.replace(config, threads=options.threads)
+    return Recipe(config, tuple(model.trained_on), handling.early_reports, handling.maturity_days)
 
 
-def _scorings(rows: ServedRows, model: LightGBMModel, reference: LightGBMModel | None) -> Scorings:
+def scorings(rows: ServedRows, model: LightGBMModel, reference: LightGBMModel | None) -> Scorings:
+    """Return the scores of a challenger and of a reference, None for those served, under the online model as served."""
+
     def scored(by: LightGBMModel) -> NDArray[np.float64]:
         return rescored(by.logit(rows.features), rows.logit, rows.score)
 

@@ -1,7 +1,7 @@
-"""The gate of a routine retraining: may a challenger of the same recipe replace the active version?
+"""The gate: may a challenger replace the active version?
 
-Both are judged on matured transactions that neither was trained on. The gate asks for no improvement: renewing is
-routine, and only harm stops it.
+Both are judged on matured transactions that neither was trained on. Of a challenger of the same recipe the gate asks
+for no improvement: renewing is routine, and only harm stops it. A new recipe must be superior.
 """
 
 from typing import Any, Final, NamedTuple
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.retraining.paired import Scorings, by_event_day, mean_difference
+from pipeline.retraining.paired import Scorings, by_event_day, mean_difference, top_agreement
 from pipeline.scoring.blend import sigmoid
 from pipeline.training.metrics import calibration_error
 
@@ -21,7 +21,9 @@ _GROUP_ROWS: Final = 100
 """Alerts in a group of the calibration error, about; a share of so many is known to 0.05 or better."""
 _MOST_GROUPS: Final = 10
 _COUNT_DEVIATIONS: Final = 3.0
-"""Standard deviations by which a count of alerts may miss the budget by chance."""
+"""Standard deviations by which a count of alerts may miss the budget, or one of frauds the expected, by chance."""
+AMOUNT_BANDS: Final = 4
+"""Bands of equally many transactions, from the smallest to the largest amounts."""
 
 
 class GateLimits(NamedTuple):
@@ -37,6 +39,10 @@ class GateLimits(NamedTuple):
     """Calibration error among the alerts that it may have more than the active version."""
     volume: float = 0.1
     """Share of the budget by which its alerts may miss the budget."""
+    band_share: float = 0.5
+    """Share of a band's frauds by which the expected number in it may miss the observed one."""
+    superior: bool = False
+    """The challenger must find more frauds; not finding fewer is not enough."""
 
     @property
     def top(self) -> int:
@@ -53,6 +59,36 @@ class GateLimits(NamedTuple):
         return float(self.margin_per_100 * max(share, min(share, 1.0) ** 0.5))
 
 
+class Band(NamedTuple):
+    """Frauds in a band of amounts."""
+
+    amount_from: float
+    amount_to: float
+    """Largest amount in it."""
+    observed: int
+    expected: float
+    """Sum of the challenger's scores."""
+    expected_active: float
+    """Sum of the active version's scores."""
+
+    def is_sound(self, share: float) -> bool:
+        """Return whether the challenger expects about as many frauds as there were, or as the active version."""
+
+        def near(count: float) -> bool:
+            chance = _COUNT_DEVIATIONS * max(count, 1.0) ** 0.5
+            return bool(abs(self.expected - count) <= max(share * count, chance))
+
+        return near(float(self.observed)) or near(self.expected_active)
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong with it, for people."""
+        return (
+            f"of amounts from {self.amount_from:.2f} to {self.amount_to:.2f} it expects {self.expected:.0f} frauds, "
+            f"where there were {self.observed} and the active version expects {self.expected_active:.0f}"
+        )
+
+
 class Judgement(NamedTuple):
     """The gate's judgement of a challenger."""
 
@@ -63,11 +99,12 @@ class Judgement(NamedTuple):
     """The measurements, as JSON has them."""
 
 
-def judge(rows: Scorings, limits: GateLimits) -> Judgement:
+def judge(rows: Scorings, amount: NDArray[np.float64], limits: GateLimits) -> Judgement:
     """Compare a challenger with the active version.
 
     Args:
         rows: Matured rows of whole days that neither was trained on; the candidate is the challenger.
+        amount: Amounts of the rows, shape (n,).
         limits: What it must keep.
 
     Raises:
@@ -83,6 +120,8 @@ def judge(rows: Scorings, limits: GateLimits) -> Judgement:
     found = mean_difference(days.difference, limits.level)
     errors = [_alert_calibration(score, frauds, len(days.day), limits) for score in (rows.candidate, rows.reference)]
     volumes = [_alerts_per_day(score, rows.event_time_us, limits) for score in (rows.candidate, rows.reference)]
+    agreement = top_agreement(rows, limits.top)
+    bands = _frauds_by_band(rows, amount, frauds)
     figures = {
         "compared_days": len(days.day),
         "compared_rows": len(rows.card),
@@ -97,9 +136,14 @@ def judge(rows: Scorings, limits: GateLimits) -> Judgement:
         "calibration_error_active": errors[1],
         "alerts_per_day": volumes[0],
         "alerts_per_day_active": volumes[1],
+        "top_overlap": agreement[0],
+        "top_rank_correlation": agreement[1],
+        "bands_of_amounts": [band._asdict() for band in bands],
     }
     faults = []
-    if found.low < -limits.margin:
+    if limits.superior and found.low <= 0:
+        faults.append(f"it is not proven to find more frauds ({found.mean:+.2f} a day, at least {found.low:+.2f})")
+    elif found.low < -limits.margin:
         faults.append(
             f"it finds {found.mean:+.2f} frauds a day (at least {found.low:+.2f}; {-limits.margin:+.2f} is allowed)"
         )
@@ -107,6 +151,7 @@ def judge(rows: Scorings, limits: GateLimits) -> Judgement:
         faults.append(
             f"the calibration error of its alerts is {errors[0]:.3f}, that of the active ones {errors[1]:.3f}"
         )
+    faults += [band.sentence for band in bands if not band.is_sound(limits.band_share)]
     if not _keeps_budget(volumes[0], volumes[1], limits, len(days.day)):
         faults.append(f"it raises {volumes[0]:.1f} alerts a day for a budget of {limits.alerts_per_day:g}")
     if faults:
@@ -134,6 +179,23 @@ def rescored(
     """
     score = np.clip(served_score, 1e-17, 1.0 - 1e-16)
     return sigmoid(logit + (np.log(score) - np.log1p(-score) - served_logit))
+
+
+def _frauds_by_band(rows: Scorings, amount: NDArray[np.float64], fraud: NDArray[np.bool_]) -> list[Band]:
+    """Return observed and expected frauds by band of amounts.
+
+    Labels that are wrong for a kind of transaction may leave the highest scores as they are. They show in the number of
+    frauds that is expected of the kind.
+    """
+    edges = np.unique(np.quantile(amount, np.linspace(0, 1, AMOUNT_BANDS + 1)))
+    number = np.searchsorted(edges[1:-1], amount, side="left")
+    found = []
+    for band in np.unique(number).tolist():
+        its = number == band
+        expected, expected_active = (float(score[its].sum()) for score in (rows.candidate, rows.reference))
+        low, high = float(amount[its].min()), float(amount[its].max())
+        found.append(Band(low, high, int(np.count_nonzero(fraud & its)), expected, expected_active))
+    return found
 
 
 def _alert_calibration(score: NDArray[np.float64], fraud: NDArray[np.bool_], days: int, limits: GateLimits) -> float:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from pipeline.backtest.bootstrap import resampled
 from pipeline.features.catalogue import US_PER_DAY
@@ -76,6 +77,32 @@ def by_report_day(rows: Scorings, top: int) -> PairedDays:
     _, count, reported = _frauds_found(rows, top)
     days = np.unique(reported)
     return PairedDays(days, _summed(days, reported, count))
+
+
+def top_agreement(rows: Scorings, top: int) -> tuple[float, float | None]:
+    """Return how far two scorings agree on the best cards of a day.
+
+    Args:
+        rows: Rows of whole days.
+        top: Cards a day.
+
+    Returns:
+        The share of the reference's cards that the candidate has too, and Spearman's rank correlation over the cards of
+        a day that either has; None where it is not defined.
+    """
+    at_top = [daily_top_cards(score, rows.event_time_us, rows.card, top) for score in rows[:2]]
+    either = np.flatnonzero(at_top[0] | at_top[1])
+    key = rows.event_time_us[either] // US_PER_DAY * (int(rows.card.max(initial=0)) + 1) + rows.card[either]
+    names, number = np.unique(key, return_inverse=True)
+    best = np.full((2, len(names)), -np.inf)
+    held = np.zeros((2, len(names)), np.bool_)
+    for which, score in enumerate(rows[:2]):
+        np.maximum.at(best[which], number, score[either])
+        held[which][number[at_top[which][either]]] = True
+    overlap = float((held[0] & held[1]).sum() / max(int(held[1].sum()), 1))
+    if len(names) < 2 or np.ptp(best, axis=1).min() == 0:
+        return overlap, None
+    return overlap, float(np.corrcoef(rankdata(best[0]), rankdata(best[1]))[0, 1])
 
 
 def _frauds_found(rows: Scorings, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:

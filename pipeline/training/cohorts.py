@@ -70,5 +70,39 @@ def split_cohorts(
     return Split(training, validation, validation_us)
 
 
+def rolling_folds(
+    event_time_us: NDArray[np.int64], split: Split, label_delay_us: int, folds: int
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Return rows to train on and later rows to check on, at several origins within a split.
+
+    The newest fold checks on the split's last rows; each earlier one on as long a period before it. A fold trains on
+    rows whose labels were known where its period begins.
+
+    Args:
+        event_time_us: Event times, shape (n,).
+        split: Has the rows and the length of a period.
+        label_delay_us: Age at which a label is known.
+        folds: Number of origins.
+
+    Raises:
+        ModelError: The earliest fold has nothing to train on.
+    """
+    rows = np.sort(np.concatenate([split.training, split.validation]), kind="stable")
+    time_us = event_time_us[rows]
+    end_us = int(time_us.max()) + 1
+    found = []
+    for number in range(folds):
+        until_us = end_us - number * split.validation_us
+        from_us = until_us - split.validation_us
+        training = rows[time_us < from_us - label_delay_us]
+        checked = rows[(time_us >= from_us) & (time_us < until_us)]
+        if not len(training) or not len(checked):
+            raise ModelError(
+                f"the history is too short for {folds} folds: give a longer one, or fewer with --tree-folds"
+            )
+        found.append((training, checked))
+    return found
+
+
 def _text(time_us: int) -> str:
     return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

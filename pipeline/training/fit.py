@@ -1,7 +1,7 @@
 """Fit, calibrate and measure a LightGBM version from matrices. Deterministic for a seed and a number of threads."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import lightgbm
@@ -19,9 +19,11 @@ from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.calibration import fit_platt
-from pipeline.training.cohorts import Split
+from pipeline.training.cohorts import Split, rolling_folds
 from pipeline.training.early_reports import EarlyReports, Targets
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
+from pipeline.training.segments import outcomes_by_segment
+from pipeline.training.sensitivity import sensitivity
 from pipeline.training.validation import benchmark, by_first_row, by_period, calibration_table, input_digest
 
 TOP_CARDS: Final = 100
@@ -51,6 +53,8 @@ class TrainingSet:
     """First word of `transaction_digest`, by which legitimate transactions are sampled."""
     reported_us: NDArray[np.int64] | None = None
     """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
+    attributes: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
+    """Declared attributes by which outcomes are told apart, each of shape (n,)."""
     names: tuple[str, ...] = FEATURES
     """What ``features`` holds. Only these can be trained on."""
 
@@ -67,6 +71,10 @@ class TrainingSet:
         return found
 
 
+_COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "identity")
+"""Fields of `TrainingSet` that every row has."""
+
+
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How the trees are grown. The defaults suit some 10 frauds a day and more; see ``docs/models.md``."""
 
@@ -78,6 +86,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     row_fraction: float = 0.8
     l2: float = 5.0
     early_stopping_rounds: int = 50
+    """Trees without an improvement on the validation period after which no more are grown; 0: grow ``trees``."""
     legitimate_rows: int = 100_000
     """About so many legitimate rows are grown on, or `LEGITIMATE_PER_FRAUD` for each fraud; weights make up for it."""
     threads: int = 1
@@ -105,6 +114,9 @@ def train(
     details: dict[str, Any] | None = None,
     early: EarlyReports | None = None,
     labels: TrainedLabels | None = None,
+    force: bool = False,
+    wrong_labels: bool = False,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Trained:
     """Train a version and make a policy for it.
 
@@ -123,6 +135,9 @@ def train(
         details: Further metadata of the model.
         early: Reports of rows that are too young for ``split``; without, such rows teach nothing.
         labels: The labels of the training, for the model's metadata.
+        force: Make a version although it tells frauds apart hardly better than chance.
+        wrong_labels: Train again on wrong labels, and keep how the training does then.
+        report: Called now and then with how far it is, in words.
 
     Raises:
         ModelError: A period holds too few frauds, or the trees learned nothing that holds in the validation period.
@@ -131,10 +146,10 @@ def train(
     _check_kinds(data, split)
     trees = _Trees(data, config, features)
     checked = split.validation
-    booster, rounds = trees.grown_until_best(split.training, checked)
+    booster, rounds = trees.grown_until_best(split.training, checked, report)
     margin = np.asarray(booster.predict(data.wide(checked), raw_score=True, num_threads=config.threads))
     fraud, weight = data.fraud[checked], data.weight[checked]
-    _check_learned(margin, fraud, weight)
+    _check_learned(margin, fraud, weight, force=force)
     calibration = fit_platt(margin, fraud, weight)
     score = sigmoid(calibration.slope * margin + calibration.intercept)
     # Of ordered rows this is a walk over them, where a union would sort them anew.
@@ -160,9 +175,11 @@ def train(
         **(details or {}),
         "metrics": metrics,
         "input": {"rows": len(rows), "digest": _digest(grown_on, rows, features)},
-        **_validation_record(data, split, score, trees.sampled(split.training), features),
+        **_validation_record(data, split, score, threshold, trees.sampled(split.training), features),
+        **({"sensitivity": _sensitivity(data, split, config, features)} if wrong_labels else {}),
     }
     distributions = distributions_of(data.features, data.weight, features, rows, held=data.names)
+    report(f"growing {rounds} trees on both periods")
     text = _Trees(grown_on, config, features).grown(rows, rounds)
     model = LightGBMModel(text, calibration, metadata, distributions=distributions)
     base = policy or Policy(0.5)
@@ -172,6 +189,37 @@ def train(
         metadata={"alerts_per_day": alerts_per_day, "validation_days": days},
     )
     return Trained(model, new_policy, metrics | {"trees": model.trees})
+
+
+def with_trees_of_folds(
+    data: TrainingSet,
+    split: Split,
+    config: TrainingConfig,
+    features: Sequence[str],
+    label_delay_us: int,
+    folds: int,
+) -> TrainingConfig:
+    """Return a configuration with the number of trees that is best on rolling folds, and no early stopping.
+
+    One week tells the number of trees badly. The number belongs to the recipe: later trainings by it grow as many.
+
+    Args:
+        data: Transactions with what they turned out to be.
+        split: Rows of the training.
+        config: Has the most trees.
+        features: Features that trees may ask for.
+        label_delay_us: Age at which a label is known.
+        folds: Number of folds.
+
+    Raises:
+        ModelError: The history is too short, or a fold holds too few frauds.
+    """
+    parts = rolling_folds(data.event_time_us, split, label_delay_us, folds)
+    for part in parts:
+        _check_kinds(data, Split(*part, split.validation_us))
+    trees = _Trees(data, config, features)
+    curve = np.mean([trees.precision_by_trees(*part) for part in parts], axis=0)
+    return msgspec.structs.replace(config, trees=int(np.argmax(curve)) + 1, early_stopping_rounds=0)
 
 
 def _check_kinds(data: TrainingSet, split: Split) -> None:
@@ -227,20 +275,37 @@ class _Trees:
         self._others = [column for column, name in enumerate(FEATURES) if name not in features]
 
     def grown_until_best(
-        self, training: NDArray[np.intp], validation: NDArray[np.intp]
+        self, training: NDArray[np.intp], validation: NDArray[np.intp], report: Callable[[str], None] = lambda _: None
     ) -> tuple[lightgbm.Booster, int]:
         """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
         first = self._dataset(*self.sampled(training))
+        if not self._config.early_stopping_rounds:
+            return lightgbm.train(self._parameters(), first, num_boost_round=self._config.trees), self._config.trees
         booster = lightgbm.train(
             self._parameters(),
             first,
             num_boost_round=self._config.trees,
             valid_sets=[self._dataset(validation, self._data.weight[validation], first)],
-            callbacks=[lightgbm.early_stopping(self._config.early_stopping_rounds, verbose=False)],
+            callbacks=[
+                lightgbm.early_stopping(self._config.early_stopping_rounds, verbose=False),
+                lambda at: report(f"{at.iteration + 1} trees of at most {self._config.trees} are grown and checked"),
+            ],
         )
         # What comes after the best iteration is not part of it.
         best = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
         return best, booster.best_iteration
+
+    def precision_by_trees(self, training: NDArray[np.intp], validation: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return the average precision on some rows after each tree that is grown on others; shape (trees,)."""
+        first, curves = self._dataset(*self.sampled(training)), dict[str, dict[str, list[float]]]()
+        lightgbm.train(
+            self._parameters(),
+            first,
+            num_boost_round=self._config.trees,
+            valid_sets=[self._dataset(validation, self._data.weight[validation], first)],
+            callbacks=[lightgbm.record_evaluation(curves)],
+        )
+        return np.array(curves["valid_0"]["average_precision"])
 
     def grown(self, rows: NDArray[np.intp], rounds: int) -> str:
         """Return LightGBM's text of so many trees."""
@@ -292,13 +357,15 @@ class _Trees:
         )
 
 
-def _check_learned(margin: NDArray[np.float64], fraud: NDArray[np.bool_], weight: NDArray[np.float64]) -> None:
+def _check_learned(
+    margin: NDArray[np.float64], fraud: NDArray[np.bool_], weight: NDArray[np.float64], *, force: bool
+) -> None:
     """Raise `ModelError` where scores of the validation period say nothing of its frauds."""
     advice = "train on more days (--train-from), on other features (--features), or check the labels"
     if float(np.ptp(margin)) == 0.0:
         raise ModelError(f"the trees give every transaction of the validation period one score: {advice}")
     auc = auc_roc(fraud, margin, weight)
-    if auc is not None and auc < LEAST_AUC:
+    if auc is not None and auc < LEAST_AUC and not force:
         raise ModelError(
             f"on the validation period the scores tell frauds apart hardly better than chance (AUC {auc:.3f}, and at "
             f"least {LEAST_AUC} is needed): {advice}"
@@ -314,6 +381,7 @@ def _validation_record(
     data: TrainingSet,
     split: Split,
     score: NDArray[np.float64],
+    threshold: float,
     training: tuple[NDArray[np.intp], NDArray[np.float64]],
     features: Sequence[str],
 ) -> dict[str, Any]:
@@ -323,8 +391,28 @@ def _validation_record(
     return {
         "calibration_table": calibration_table(fraud, score, weight),
         "by_period": by_period(fraud, score, weight, data.event_time_us[checked]),
+        "segments": outcomes_by_segment(
+            data.wide(checked),
+            {name: values[checked] for name, values in data.attributes.items()},
+            *(fraud, score, weight, threshold),
+        ),
         "benchmark": benchmark(data.column, data.fraud, data.weight, training, checked, features),
     }
+
+
+def _sensitivity(
+    data: TrainingSet, split: Split, config: TrainingConfig, features: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return how the training does on wrong labels."""
+    rows = np.sort(np.concatenate([split.training, split.validation]), kind="stable")
+    of = replace(data, **{name: getattr(data, name)[rows] for name in _COLUMNS}, reported_us=None, attributes={})
+    training, checked = (np.searchsorted(rows, its) for its in (split.training, split.validation))
+
+    def scored(fraud: NDArray[np.bool_]) -> NDArray[np.float64]:
+        booster, _ = _Trees(replace(of, fraud=fraud), config, features).grown_until_best(training, checked)
+        return np.asarray(booster.predict(of.wide(checked), raw_score=True, num_threads=config.threads))
+
+    return sensitivity(of.features, of.fraud, of.identity, of.event_time_us, by_first_row(of.card), checked, scored)
 
 
 def _measure(

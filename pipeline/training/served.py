@@ -33,7 +33,6 @@ from pipeline.settings import Settings
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.fit import TrainingSet
 from schemas.records import Record
-from schemas.topics import LABELS
 
 WINDOW_DAYS: Final = 120.0
 """Days of event time that are held by default."""
@@ -127,6 +126,11 @@ class ServedRows:
         columns = [field.name for field in fields(self) if field.name not in ("names", "labels")]
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
+    @property
+    def amount(self) -> NDArray[np.float64]:
+        """Amounts in the base currency; shape (n,)."""
+        return self.features[:, FEATURES.index("amount")]
+
     def served_by(self, version: str) -> NDArray[np.bool_]:
         """Return which rows a LightGBM version served; shape (n,)."""
         if version not in self.names:
@@ -195,12 +199,12 @@ class ServedLog:
     features mean something else. With 77 features a million rows take 0.7 GB, and twice that while `rows` orders them.
 
     Args:
-        settings: Give the full name of ``labels``.
+        settings: Give the prefix of the topics.
         window_days: Days of event time before the newest decision that are held.
     """
 
     def __init__(self, settings: Settings, window_days: float = WINDOW_DAYS) -> None:
-        self._labels_topic = settings.topic(LABELS.name)
+        self._topic_prefix = settings.topic_prefix
         self._window_us = round(window_days * US_PER_DAY)
         self._parts: list[_Part] = []
         self._labels: list[Labelled] = []
@@ -233,7 +237,7 @@ class ServedLog:
 
     def add_labels(self, records: Sequence[Record]) -> None:
         """Take in records of ``accepted-labels``; labels of rules are left out, since nothing is known by them."""
-        read = read_accepted(records, self._labels_topic)
+        read = read_accepted(records, self._topic_prefix)
         for record, error in read.refused:
             refuse(record, error, not_counted)
         labels = read.labels

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final
 
@@ -19,6 +18,8 @@ SCORE_EDGES: Final = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9, 1.0)
 """Bins of the calibration table: frauds are rare, so that most scores are small."""
 DAILY_UP_TO: Final = 14
 """Days of a validation period that is shown by days; a longer one is shown by weeks."""
+WEEKS_UP_TO: Final = 62
+"""Days up to which it is shown by weeks; a longer one is shown by months."""
 BENCHMARK_FEATURES: Final = ("amount", "card_amount_to_regular", "merchant_unexplained_fraud_30d")
 """Features of the benchmark: what is spent, what the card usually spends, what is reported of the merchant."""
 
@@ -66,18 +67,20 @@ def calibration_table(
 def by_period(
     fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64], event_time_us: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """Return rows, frauds and ranking metrics of each day or week of a validation period; arrays of shape (n,)."""
+    """Return rows, frauds and ranking metrics of each day, week or month of a period; arrays of shape (n,)."""
     day = event_time_us // US_PER_DAY
-    first = int(day.min())
-    step = 1 if int(day.max()) - first < DAILY_UP_TO else 7
-    number = (day - first) // step
+    first, length = int(day.min()), int(day.max() - day.min()) + 1
+    step = 1 if length <= DAILY_UP_TO else 7
+    begin = day - (day - first) % step
+    if length > WEEKS_UP_TO:
+        begin = np.maximum(day.astype("M8[D]").astype("M8[M]").astype("M8[D]").astype(np.int64), first)
     found = []
-    for of in np.unique(number).tolist():
-        its = number == of
+    for of in np.unique(begin).tolist():
+        its = begin == of
         found.append(
             {
-                "from": datetime.fromtimestamp((first + of * step) * US_PER_DAY / 1e6, UTC).date().isoformat(),
-                "days": step,
+                "from": str(np.datetime64(of, "D")),
+                "days": step if length <= WEEKS_UP_TO else int(day[its].max()) - of + 1,
                 "rows": float(weight[its].sum()),
                 "frauds": float(weight[its & fraud].sum()),
                 "auc_roc": auc_roc(fraud[its], score[its], weight[its]),

@@ -207,7 +207,7 @@ def _digest(kernel: str) -> str:
     inputs = [*LOGARITHMS, *(f"no {name}" for name in MISSING), *(f"{name} is 0" for name in ZERO)]
     inputs += [*(f"amount {band}" for band in amounts), *(f"hour {band}" for band in hours)]
     return configuration_digest(
-        {"inputs": inputs, "learning_rate": 0.001, "input_bound": 3.0, "revision": 2, "kernel": kernel}
+        {"inputs": inputs, "learning_rate": 0.001, "input_bound": 3.0, "revision": 3, "kernel": kernel}
     )
 
 

@@ -127,7 +127,7 @@ def test_the_pipeline_believes_no_garbage(one: Garbage) -> None:
         ScorePartition().profile(read_rows([Record("profiled", 0, 0, 0, one.key, one.value)]), range(1), result)
         assert result.counts == {("dead_letter", "unreadable"): 1}
     elif one.topic == "accepted-labels":
-        assert len(read_accepted([Record(one.topic, 0, 0, 0, one.key, one.value)], "labels").refused) == 1
+        assert len(read_accepted([Record(one.topic, 0, 0, 0, one.key, one.value)], "").refused) == 1
     elif one.topic == "features":
         options = FeedbackOptions(DAY_US, DAY_US, 0.5)
         state = FeedbackPartition(options, MemoryStore())

@@ -24,7 +24,7 @@ def simulated_days(days: int, *, cards: int = 40, merchants: int = 20, seed: int
 
 def with_a_champion(data_dir: Path, of: Policy | None = None) -> Settings:
     """Settings whose registry has one model in force, which tells no distributions, and a policy."""
-    settings = Settings(data_dir=data_dir, kafka_bootstrap_servers=None)
+    settings = Settings(data_dir=data_dir, kafka_bootstrap_servers=None, timestamps="producer")
     registry = Registry(settings.registry_path)
     registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))
     registry.activate(POLICY, registry.register(POLICY, (of or policy()).to_payload()))

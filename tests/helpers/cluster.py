@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from pipeline.broker.configuration import jvm_arguments, log4j_text, properties_text, server_properties
@@ -32,8 +33,16 @@ class Nodes:
 
 
 @contextmanager
-def kafka_nodes(directory: Path, count: int, properties: Mapping[str, str]) -> Iterator[Nodes]:
-    """``count`` nodes that form one cluster, with ``properties`` over the embedded broker's; ended on the way out."""
+def kafka_nodes(
+    directory: Path,
+    count: int,
+    properties: Mapping[str, str],
+    listeners: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> Iterator[Nodes]:
+    """``count`` nodes that form one cluster, with ``properties`` over the embedded broker's; ended on the way out.
+
+    ``listeners``: protocol and address of those that a single node has besides, by name.
+    """
     free: set[int] = set()
     while len(free) < 2 * count:
         free.add(free_port())
@@ -42,7 +51,9 @@ def kafka_nodes(directory: Path, count: int, properties: Mapping[str, str]) -> I
     with ExitStack() as stack:
         processes = []
         for number, (port, controller_port) in enumerate(ports, 1):
-            process = _start(directory / str(number), number, port, controller_port, voters, properties, stack)
+            process = _start(
+                directory / str(number), number, port, controller_port, voters, properties, listeners, stack
+            )
             # A node that is asked to stop would wait for a quorum that ends with it.
             stack.callback(process.kill)
             processes.append(process)
@@ -58,6 +69,7 @@ def _start(
     controller_port: int,
     voters: str,
     properties: Mapping[str, str],
+    listeners: Mapping[str, tuple[str, str]],
     stack: ExitStack,
 ) -> GuardedProcess:
     directory.mkdir(parents=True)
@@ -65,6 +77,10 @@ def _start(
     own = {**server_properties(directory / "log", HOST, port, controller_port), "node.id": str(number)}
     del own["controller.quorum.bootstrap.servers"]
     own |= {"controller.quorum.voters": voters, **properties}
+    for name, (protocol, address) in listeners.items():
+        for key in ("listeners", "advertised.listeners"):
+            own[key] += f",{name}://{address}"
+        own["listener.security.protocol.map"] += f",{name}:{protocol}"
     configuration.write_text(properties_text(own), encoding="utf-8")
     log4j.write_text(log4j_text(), encoding="utf-8")
     jars = os.pathsep.join(map(str, class_path(directory / "jars")))

@@ -5,6 +5,7 @@ all of them.
 """
 
 import ast
+import json
 import re
 import socket
 import tomllib
@@ -74,6 +75,8 @@ def _default(field: FieldInfo) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, float):
         return f"`{value:g}`"
+    if isinstance(value, dict):
+        return f"`{json.dumps(value)}`"
     return f"`{value}`" if str(value) else "empty"
 
 

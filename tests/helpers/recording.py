@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Final
 
 from rich.ansi import AnsiDecoder
@@ -87,9 +88,9 @@ def svg_text(drawn: str) -> str:
 
 
 def summary(written: str) -> str:
-    """Return the summary behind the last screen, without the line of JSON for programs."""
+    """Return the summary behind the last screen, without what follows: what is left, and a line for programs."""
     lines = screens(written)[-1].strip().splitlines()
-    return "".join(f"{line}\n" for line in lines if not line.startswith("{"))
+    return "".join(f"{line}\n" for line in takewhile(str.strip, lines))
 
 
 def main() -> None:

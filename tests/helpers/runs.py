@@ -15,14 +15,19 @@ POLL_S = 0.05
 
 
 class Run:
-    """A command in a process that works in ``directory``, with its output in files, as behind a pipe."""
+    """A command in a process that works in ``directory``, with its output in files, as behind a pipe.
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], *command: str) -> None:
+    ``program`` is an installed ``fraud-pipeline``; without one it is the checkout's.
+    """
+
+    def __init__(self, directory: Path, environment: Mapping[str, str], *command: str, program: Path | None) -> None:
         self.directory = directory
         self._output, self._errors = (directory / "stdout").open("wb"), (directory / "stderr").open("wb")
-        own = {"PYTHONPATH": str(ROOT), "FRAUD_PIPELINE_DATA_DIR": "data", "FRAUD_PIPELINE_METRICS_PORT": "0"}
+        own = {"FRAUD_PIPELINE_DATA_DIR": "data", "FRAUD_PIPELINE_METRICS_PORT": "0"}
+        if program is None:
+            own["PYTHONPATH"] = str(ROOT)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *command],
+            [*([sys.executable, "-m", "pipeline.cli"] if program is None else [program]), *command],
             cwd=directory,
             env={**inherited_environment(), **own, **environment},
             stdout=self._output,

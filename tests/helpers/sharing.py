@@ -33,6 +33,7 @@ LONGEST: Final = (
     "tests/integration/test_backtest_example.py",
     "tests/integration/test_rates.py",
     "tests/integration/test_label_command.py",
+    "tests/unit/test_notebook.py",
 )
 """Modules that take about half a minute or longer, the longest first. The order of the others does not matter."""
 

@@ -49,7 +49,7 @@ class Cluster:
         assert settings.kafka_bootstrap_servers is not None
         self.settings, self.bootstrap = settings, settings.kafka_bootstrap_servers
         retried(lambda: ensure_topics(self.bootstrap, settings), ClusterUnreachable, TopicError, within_s=BUSY_S)
-        self._producer = Producer(producer_config(self.bootstrap))
+        self._producer = Producer(producer_config(self.bootstrap, settings=settings))
 
     def write(
         self,

@@ -39,8 +39,8 @@ def begin(tmp_path: Path) -> Iterator[RunStarter]:
     """Begins runs in the test's directory; ends what is left of them."""
     begun: list[Run] = []
 
-    def run(*command: str, **environment: str) -> Run:
-        begun.append(Run(tmp_path, environment, *command))
+    def run(*command: str, program: Path | None = None, **environment: str) -> Run:
+        begun.append(Run(tmp_path, environment, *command, program=program))
         return begun[-1]
 
     yield run

@@ -6,19 +6,22 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from pipeline.models.publish import Content, publish_active
+from pipeline.signing import Trust
 from schemas.messages import Alert, Decision
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, LABELS, PROFILED, TRANSACTIONS
+from schemas.topics import CONTROL, DEAD_LETTERS, LABELS, MODELS, PROFILED, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, transaction
 from tests.helpers.topics import PATIENCE_S, Cluster, Key, Starter, keys, shop
 from tests.helpers.worker import FAUST
 from tests.unit.model_helpers import small_model
+from tests.unit.test_signing import key_pair, secret_file
 
 pytestmark = pytest.mark.broker
 
@@ -39,7 +42,9 @@ def bad_transactions(at: datetime) -> dict[str, bytes | None]:
     }
 
 
-def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Starter) -> None:
+def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
+    keys_of = {"signing_key_file": key_pair(tmp_path, "own")[0], "snapshot_keys": secret_file(tmp_path, "1")}
+    cluster.settings = cluster.settings.model_copy(update=keys_of)
     cluster.publish()
     bought: dict[Key, datetime] = {}
     bad = bad_transactions(after(hours=3))
@@ -104,6 +109,11 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
     taught_about = Counter((one.card_id, one.transaction_id) for one in cluster.examples())
     assert taught_about == Counter(reported | {early})
     assert len(cluster.read(DEAD_LETTERS)) == len(bad) + 1
+    # All that agents and programs wrote there was signed, and snapshots were.
+    trust = Trust.of(cluster.settings)
+    for topic in (MODELS, CONTROL):
+        assert [trust.refusal(record) for record in cluster.read(topic)] == [None] * len(cluster.read(topic))
+    assert "from a snapshot" in again.said
 
 
 def check_dead_letters(

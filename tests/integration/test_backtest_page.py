@@ -4,6 +4,7 @@ import json
 import re
 import struct
 import subprocess
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,38 @@ def test_a_narrow_window_shows_the_whole_page_too(page: Path) -> None:
     body = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     dom = browse(measuring(page, body), "--window-size=500,900", "--dump-dom")
     assert "<title>0</title>" in dom
+
+
+def test_on_a_phone_tables_scroll_within_the_page(page: Path) -> None:
+    body = """
+      const parts = [...document.querySelectorAll(".scroll")].filter((one) => one.offsetParent);
+      const wide = parts.filter((one) => one.scrollWidth > one.clientWidth);
+      wide.forEach((one) => { one.scrollLeft = one.scrollWidth; });
+      return {
+        width: document.documentElement.clientWidth,
+        outside: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+        wide: wide.length, scrolled: wide.filter((one) => one.scrollLeft > 0).length,
+        named: wide.filter((one) => one.querySelector("tbody th").getBoundingClientRect().left >= 0).length,
+        first: [...document.querySelectorAll("main > *")].map((one) => one.className || one.tagName),
+      };
+    """
+    # No window of the browser is as narrow: a frame is.
+    inner = measuring(page, body).read_text(encoding="utf-8")
+    inner = inner.replace("</body>", '<script>parent.postMessage(document.title, "*")</script></body>')
+    frame = page.with_name("frame.html")
+    frame.write_text(
+        "<script>onmessage = (told) => { document.title = told.data; }</script>"
+        f'<iframe srcdoc="{escape(inner)}" style="width: 390px; height: 844px; border: 0"></iframe>',
+        encoding="utf-8",
+    )
+    dom = browse(frame, "--virtual-time-budget=5000", "--dump-dom")
+    title = re.search(r"<title>(.*?)</title>", dom)
+    assert title is not None, dom[:500]
+    found = json.loads(title[1].replace("&amp;", "&"))
+    assert (found["width"], found["outside"]) == (390, 0)
+    assert found["wide"] == found["scrolled"] == found["named"] > 0
+    opening = [name for name in found["first"] if name not in {"H1", "quiet", "warning"}]
+    assert opening[:3] == ["verdict", "FIGURE", "NAV"]
 
 
 def test_it_is_painted_and_printed(page: Path) -> None:

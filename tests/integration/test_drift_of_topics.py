@@ -24,7 +24,7 @@ from pipeline.monitoring.daily import REPORTS
 from pipeline.monitoring.drift import judge
 from schemas.codec import encode
 from schemas.messages import Alert
-from schemas.topics import ALERTS, DECISION_FEATURES, EXAMPLES
+from schemas.topics import ACCEPTED_LABELS, ALERTS, DECISION_FEATURES, EXAMPLES, LABELS
 from tests.helpers.drifting import ROWS, drifting_blocks
 from tests.helpers.logs import after
 from tests.helpers.topics import PATIENCE_S, Cluster, Starter
@@ -135,6 +135,7 @@ def test_a_worker_audits_by_its_key_and_the_figures_come_from_topics(cluster: Cl
         elif number % 10 == 5:
             cluster.say((one.card_id, one.transaction_id), after(21), source="customer")
     cluster.flush()
+    eventually(lambda: len(cluster.read(ACCEPTED_LABELS)) == len(cluster.read(LABELS)))
     result = run(cluster, "audit", "--from", f"{after():%Y-%m-%d}", "--json")
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)

@@ -211,15 +211,19 @@ def test_following_ends_in_one_line_with_its_broker(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     with embedded_broker(tmp_path / "kafka") as broker:
         ensure_topics(broker.bootstrap_servers, settings)
+        of_broker = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
+        write(of_broker, ALERTS, [msgspec.json.encode(alert(1))])
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "alerts"],
+            [sys.executable, "-m", "pipeline.cli", "alerts", "--from-beginning"],
             env={**os.environ, "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         assert process.stderr is not None
+        assert process.stdout is not None
         assert "Following" in process.stderr.readline()
+        assert process.stdout.readline()
     try:
         _, told = process.communicate(timeout=PATIENCE_S)
     finally:
@@ -250,7 +254,7 @@ def test_dead_letters_are_listed_explained_and_resent(cluster: Settings) -> None
     assert "2  currency_unknown of transactions: Add the currency" in listed
     assert "repair" not in listed.replace("repair it at its producer", "")
     found = [json.loads(line) for line in command(cluster, "dead-letters", "list", "--json").output.splitlines()]
-    (odd,) = [f"{one['partition']}/{one['offset']}" for one in found if one["error"] == "not_json"]
+    (odd,) = [one["position"] for one in found if one["error"] == "not_json"]
     explained = command(cluster, "dead-letters", "explain", odd, "--value").output
     assert "This is wrong: not_json." in explained
     assert "value:      not json" in explained
@@ -276,7 +280,7 @@ def test_dead_letters_are_listed_explained_and_resent(cluster: Settings) -> None
         (output,) = again.outputs
         second = DeadLetter.of(msgspec.structs.replace(record, headers=output.headers), cluster.topic_prefix)
         assert (second.resent, second.topic, second.obstacle()) == (1, "transactions", "")
-        assert "resent 1 times before" in second.line()
+        assert "resent 1 time before" in second.line()
 
 
 def test_what_cannot_be_resent_says_why() -> None:
@@ -289,7 +293,10 @@ def test_what_cannot_be_resent_says_why() -> None:
         DeadLetter.of(msgspec.structs.replace(record, key=one.key, value=one.value, headers=one.headers))
         for one in result.outputs
     ]
-    assert ["which agents write" in letters[0].obstacle(), "for its size" in letters[1].obstacle()] == [True, True]
+    assert ["which agents write" in letters[0].obstacle(), "for its size or as redacted" in letters[1].obstacle()] == [
+        True,
+        True,
+    ]
     assert "nobody could read" in letters[2].obstacle()
 
 

@@ -73,6 +73,8 @@ def test_a_stop_keeps_the_state_and_a_start_goes_on_from_it(cluster: Cluster, st
     cluster.flush()
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= 120)
+    said = worker.said.replace(cluster.settings.topic_prefix, "")
+    assert re.search(r"card: assigned accepted-labels \d.*; transactions \d", said)
     # It begins behind the agents that decide.
     for number in range(cluster.settings.card_partitions):
         worker.until_it_says(f"feedback: partition {number}: state restored")

@@ -3,16 +3,21 @@
 import json
 import re
 import signal
+import subprocess
+from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
 
+from pipeline.demo.view import COMMAND_INDENT
 from pipeline.kafka.clients import read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, ModelVersion
 from schemas.topics import ALERTS, DECISIONS, LABELS, MODELS, TRANSACTIONS, Topic
+from tests.helpers.installed import PACKAGES, build_wheel, install
 from tests.helpers.runs import Run, RunStarter, gone, on_cluster
+from tests.helpers.worker import ROOT
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
@@ -40,11 +45,33 @@ def values(settings: Settings, topic: Topic) -> list[bytes]:
     return [record.value or b"" for record in records]
 
 
-def test_a_run_decides_every_transaction_once_and_ends_by_itself(kafka_settings: Settings, begin: RunStarter) -> None:
-    run = begin(*SMALL, **on_cluster(kafka_settings), DAYS="24", TERM="xterm-256color")
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's ``fraud-pipeline``, in a virtual environment of its own."""
+    directory = tmp_path_factory.mktemp("installed")
+    return install(build_wheel(directory), directory)
+
+
+def test_the_wheel_has_every_file(installed: Path) -> None:
+    (packages,) = installed.parents[1].glob("lib/python*/site-packages")
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*")]
+    wanted = [path for path in files if path.is_file() and path.suffix not in (".pyc", ".nbi", ".nbc")]
+    assert {path.suffix for path in wanted} >= {".py", ".json"}
+    installed_bytes = [packages / path.relative_to(ROOT) for path in wanted]
+    assert [path for path in installed_bytes if not path.exists()] == []
+    assert [path.read_bytes() for path in installed_bytes] == [path.read_bytes() for path in wanted]
+
+
+def test_a_run_of_the_wheel_decides_every_transaction_once_and_ends_by_itself(
+    kafka_settings: Settings, begin: RunStarter, installed: Path
+) -> None:
+    run = begin(*SMALL, "--keep", program=installed, **on_cluster(kafka_settings), DAYS="24", TERM="xterm-256color")
     children = run.wait_for(TRAINING)
+    assert not any(str(ROOT) in path.path for child in children for path in child.open_files())
     assert children
-    assert run.process.wait(400) == 0, run.errors
+    run.wait_for("stay for a look")
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(120) == 0, run.errors
     assert gone(children)
 
     told = summary(run)
@@ -73,7 +100,14 @@ def test_a_run_decides_every_transaction_once_and_ends_by_itself(kafka_settings:
 
     human = run.output.splitlines()[:-1]
     assert "\x1b" not in run.output
-    assert max(map(len, human)) <= 80
+    assert max(len(line) for line in human if not line.startswith(COMMAND_INDENT)) <= 80
+    (hint,) = (line for line in human if line.endswith("fraud-pipeline alerts"))
+    look = subprocess.run(
+        f"{hint} --once --limit 1", shell=True, check=False, capture_output=True, text=True, cwd=run.directory
+    )
+    assert look.returncode == 0, look.stderr
+    assert "score" in look.stdout
+    assert "What next" in human
     assert any("one for each transaction" in line for line in human)
     # A line every few seconds: the last one may be of some days before the end.
     days = [int(found[1]) for line in human if (found := re.search(r"day (\d+)/24 ", line))]
@@ -102,6 +136,8 @@ def test_ctrl_c_at_an_early_stage_ends_with_a_summary_too(kafka_settings: Settin
     assert gone(children)
     assert summary(run)["decisions"] == 0
     assert summary(run)["p50_ms"] is None
+    assert "before any transaction" in run.output
+    assert "Transactions   0" not in run.output
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_log(kafka_settings: Settings, begin: RunStarter) -> None:

@@ -112,6 +112,7 @@ def feedback_rules(random: np.random.Generator) -> FeedbackOptions:
         label_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         maturity_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         negative_sample_rate=float(random.choice([0.1, 0.3, 1.0])),
+        reported_share=float(random.choice([0.5, 0.8, 1.0])),
     )
 
 

@@ -33,7 +33,7 @@ from schemas.money import load
 from schemas.records import Record
 from tests.helpers.champion import no_files
 from tests.simulation.model_kafka import Committed
-from tests.simulation.names import PARTITIONS, PREFIX
+from tests.simulation.names import LABEL_TOPICS, PARTITIONS, PREFIX
 from tests.simulation.reading import (
     FORWARDED,
     At,
@@ -41,6 +41,7 @@ from tests.simulation.reading import (
     Logs,
     accepted_in_order,
     at_of,
+    bare,
     dead_letter,
     decode_alert,
     decode_control,
@@ -227,7 +228,7 @@ def check_labels(logs: Logs) -> None:
                 at = (*one.at[:2], offset)
                 dead[place_of(logs.original(logs.at(at))) if at[0] in FORWARDED else at].append(one.code)
     accepted = Counter(place_of(logs.original(record)) for record in logs.records["accepted-labels"])
-    for at in positions(logs, "labels"):
+    for at in [at for topic in LABEL_TOPICS for at in positions(logs, topic)]:
         entry = logs.cluster.logs[PREFIX + at[0], at[1]].at(at[2])
         found = dead[at]
         assert accepted[at] <= 1, f"2: {at} was accepted {accepted[at]} times"
@@ -237,14 +238,17 @@ def check_labels(logs: Logs) -> None:
             assert found == ["unreadable"], f"2: {at} of {entry} has {found}"
         elif entry is not None and label_of(entry) is None:
             assert len(found) == 1, f"4: {at} cannot be decoded, and has no dead letter"
+            assert not accepted[at], f"4, 22: {at} was accepted"
 
 
 def label_of(record: Record) -> Label | None:
+    """Return the label in a record of a topic of labels; None for one that must be refused (4, 22)."""
     try:
         stamp_us = record.timestamp_ms * 1_000
-        return decode_label(record.value, record_timestamp_us=stamp_us, future_tolerance_us=300_000_000)
+        label = decode_label(record.value, record_timestamp_us=stamp_us, future_tolerance_us=300_000_000)
     except InvalidMessage:
         return None
+    return label if label.source in LABEL_TOPICS[bare(record.topic)] else None
 
 
 def check_quarantines(logs: Logs) -> None:
@@ -263,7 +267,7 @@ def check_quarantines(logs: Logs) -> None:
 
 
 READS = {
-    "label": ("labels",),
+    "label": tuple(LABEL_TOPICS),
     "card": ("transactions", "rerouted", "accepted-labels"),
     "score": ("profiled",),
     "feedback": ("accepted-labels", "features"),
@@ -292,7 +296,7 @@ def check_known_at(logs: Logs) -> None:
     lost = {one.at for one in logs.dead if one.stage in ("label", "card")}
     lost |= {place_of(logs.original(logs.at(one.at))) for one in logs.dead if one.at[0] in FORWARDED}
     told: dict[tuple[str, str], list[tuple[int, Label]]] = defaultdict(list)
-    for record in logs.records["labels"]:
+    for record in [record for topic in LABEL_TOPICS for record in logs.records[topic]]:
         label = label_of(record)
         if label is not None and place_of(record) not in lost:
             told[label.card_id, label.transaction_id].append((known_at_us(record, label), label))
@@ -327,7 +331,7 @@ def check_examples(logs: Logs) -> None:
     rows = feature_rows(logs.records["features"])
     decisions = {(one.log.partition, one.log.offset, one.log.row): one for _, _, one in rows}
     labels = defaultdict(list)
-    for record in logs.records["labels"]:
+    for record in [record for topic in LABEL_TOPICS for record in logs.records[topic]]:
         if (label := label_of(record)) is not None:
             labels[label.card_id, label.transaction_id, label.source].append(known_at_us(record, label))
     revisions = Counter[tuple[int, int, int, int]]()

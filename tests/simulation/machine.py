@@ -22,7 +22,7 @@ from tests.simulation.activation import (
 )
 from tests.simulation.checks import check
 from tests.simulation.model_kafka import Fate
-from tests.simulation.names import AGENT_NAMES, PARTITIONS, PREFIX
+from tests.simulation.names import AGENT_NAMES, LABEL_TOPICS, PARTITIONS, PREFIX
 from tests.simulation.reading import Logs
 from tests.simulation.straight import check_straight
 from tests.simulation.world import World
@@ -58,6 +58,7 @@ labellings = st.tuples(
     st.sampled_from(["analyst", "chargeback", "rule", "audit"]),
     st.sampled_from([0, 0, 1, 30, 300, -100]),  # hours before now that it says that it was given
     st.sampled_from([None, None, None, 0, 1]),
+    st.sampled_from([*LABEL_TOPICS]),
 )
 slots = st.integers(0, SLOTS - 1)
 fates = st.sampled_from([Fate.COMMIT, Fate.COMMIT, *Fate])
@@ -89,7 +90,7 @@ works = st.lists(
     max_size=4,
 )
 JUNK_TOPICS = (
-    "transactions", "labels", "rerouted", "accepted-labels", "profiled", "features", "examples", "progress",
+    "transactions", *LABEL_TOPICS, "rerouted", "accepted-labels", "profiled", "features", "examples", "progress",
     "control", "models",
 )  # fmt: skip
 JUNK = (b"", b"{", b"\xff\xfe", b"[]", b'{"transaction_id": "t"}', b'{"kind": "quarantine"}')
@@ -115,7 +116,7 @@ producers = st.one_of(
     event("repeat", st.lists(st.integers(0, 30), min_size=1, max_size=3), st.sampled_from([None, 0, 1])),
     event("say", st.lists(labellings, min_size=1, max_size=5), st.booleans()),
     event("say", st.lists(labellings, min_size=1, max_size=5), st.booleans()),
-    event("damage", st.sampled_from(["transactions", "labels"]), ranges, numbers),
+    event("damage", st.sampled_from(["transactions", *LABEL_TOPICS]), ranges, numbers),
     event("junk", st.sampled_from(JUNK_TOPICS), st.sampled_from(JUNK), numbers),
 )
 trouble = st.one_of(
@@ -179,8 +180,8 @@ class SimulatedPipeline(RuleBasedStateMachine):
                 one = self.bought[-1 - number % len(self.bought)]
                 self._write("transactions", partition, one.card, one.value)
 
-    def do_say(self, items: list[tuple[int, str, str, int, int | None]], early: bool) -> None:
-        for back, known, source, ago_h, partition in items:
+    def do_say(self, items: list[tuple[int, str, str, int, int | None, str]], early: bool) -> None:
+        for back, known, source, ago_h, partition, topic in items:
             if early or not self.bought:
                 # Of a transaction that may come later; the producers' numbers are foreseeable.
                 number, card, suffix = len(self.bought) + back % 3, f"c{back % 4}", ""
@@ -188,7 +189,7 @@ class SimulatedPipeline(RuleBasedStateMachine):
                 number, card, suffix, _ = self.bought[-1 - back % len(self.bought)]
             at = self.world.clock.now(UTC) - timedelta(hours=ago_h)
             ids = {"transaction_id": f"t{number}{suffix}", "card_id": card}
-            self._write("labels", partition, card, label(number, at, known, source=source, **ids))
+            self._write(topic, partition, card, label(number, at, known, source=source, **ids))
 
     def do_damage(self, topic: str, counts: list[int], number: int) -> None:
         for count in counts:

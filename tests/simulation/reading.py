@@ -30,8 +30,8 @@ from tests.simulation.model_kafka import Cluster, Committed
 from tests.simulation.names import PREFIX
 
 T = TypeVar("T")
-FORWARDED = {"rerouted": (REROUTED, "transactions"), "accepted-labels": (ACCEPTED_LABELS, "labels")}
-"""Topics of forwarded records, and whence these come."""
+FORWARDED = {topic.name: topic for topic in (REROUTED, ACCEPTED_LABELS)}
+"""Topics of forwarded records."""
 At = tuple[str, int, int]
 """Topic without prefix, partition, offset."""
 
@@ -151,11 +151,11 @@ class Logs:
 
     def original(self, record: Record) -> Record:
         """Return the record as it lay with its producer; as it is, where nobody can tell."""
-        topic, source = FORWARDED.get(bare(record.topic), (None, ""))
+        topic = FORWARDED.get(bare(record.topic))
         if topic is None:
             return record
         try:
-            return origin(record, topic, PREFIX + source).record
+            return origin(record, topic, PREFIX).record
         except NotForwarded:
             return record
 

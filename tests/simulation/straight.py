@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from agents.loop import Partitions
-from agents.topology import AGENTS, AgentSpec
+from agents.topology import AgentSpec
 from pipeline.engine.block_messages import read_messages
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.kafka.quarantine import Quarantines
@@ -18,7 +18,7 @@ from schemas.records import Output, Record
 from schemas.topics import DECISION_FEATURES, PROFILED
 from tests.simulation.digest import state_digest
 from tests.simulation.model_kafka import Committed
-from tests.simulation.names import PARTITIONS, PREFIX
+from tests.simulation.names import PARTITIONS, PREFIX, SPECS
 from tests.simulation.reading import At, Logs, at_of, dead_letter, decode_control, decode_progress, fields, messages
 from tests.simulation.world import World, made_context
 
@@ -34,7 +34,7 @@ def check_straight(world: World) -> None:
     logs = Logs(world.cluster)
     settings = world.settings("straight").model_copy(update={"snapshot_url": ""})
     context = made_context(world, settings)
-    for spec in AGENTS.values():
+    for spec in SPECS.values():
         if spec.name == "learn":
             # Its versions are checked one by one (`tests.simulation.checks.check_online_models`).
             continue
@@ -99,7 +99,7 @@ def _rules(transaction: Committed) -> Mapping[int, Rules | None]:
 
 
 def _committed(transaction: Committed) -> list[Output]:
-    by_name = {PREFIX + topic.name: topic for spec in AGENTS.values() for topic in spec.writes}
+    by_name = {PREFIX + topic.name: topic for spec in SPECS.values() for topic in spec.writes}
     return [
         Output(by_name[one.topic], one.key, one.value, one.headers, one.partition)
         for one in transaction.outputs

@@ -25,6 +25,7 @@ from pipeline.kafka.batch import Batch
 from pipeline.kafka.log_consumer import LogConsumer
 from pipeline.kafka.quarantine import QuarantinedRecords, Quarantines
 from pipeline.kafka.session import Session
+from pipeline.learning.label_sources import LabelSources
 from pipeline.models.active import ModelSubscriber
 from pipeline.state.store import RocksStore
 from schemas.records import Output
@@ -173,6 +174,7 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
     "an unknown end is an abort": unknown_is_lost,
     "a decision is doubled": doubled_decision,
     "labels count from labelled_at": labelled_at,
+    "a label may claim any source": lambda patch: patch.setattr(LabelSources, "check", lambda *_: None),
     "restores forget quarantines": lambda patch: patch.setattr(QuarantinedRecords, "skips", lambda *_: False),
     "restores forget markers' quarantines": lambda patch: patch.setattr(
         pipeline.kafka.fold, "_without", lambda batch, *_: batch

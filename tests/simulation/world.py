@@ -31,7 +31,7 @@ import pipeline.kafka.unreadable
 import pipeline.kafka.unreadable_batches
 from agents.app import WorkerContext
 from agents.loop import AgentLoop, Partitions
-from agents.topology import AGENTS, AgentSpec
+from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.cluster import Identities
@@ -42,7 +42,6 @@ from pipeline.settings import Settings
 from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import MINIMUM_BYTES, StoreMemory
 from schemas.records import Record
-from schemas.topics import TOPICS
 from tests.helpers.logs import START, microseconds
 from tests.simulation.digest import models_digest, state_digest
 from tests.simulation.model_kafka import (
@@ -55,7 +54,7 @@ from tests.simulation.model_kafka import (
     SimConsumer,
     SimProducer,
 )
-from tests.simulation.names import AGENT_NAMES, PARTITIONS, PREFIX
+from tests.simulation.names import AGENT_NAMES, LABEL_TOPICS, NAMED, PARTITIONS, PREFIX, SPECS
 from tests.simulation.reading import decode_decision, messages, written
 from tests.simulation.versions import Versions, active_versions, learning_is_frozen, newest_river
 
@@ -165,7 +164,7 @@ class World:
         self.directory = Path(self._scratch.name)
         self.address = f"simulated-{next(_NUMBERS)}"
         counts = {"one": 1, "cards": PARTITIONS, "merchants": PARTITIONS}
-        self.cluster = Cluster(self.address, {PREFIX + one.name: counts[one.partitions_like] for one in TOPICS})
+        self.cluster = Cluster(self.address, {PREFIX + one.name: counts[one.partitions_like] for one in NAMED.topics})
         self.workers: list[Worker | None] = [None] * slots
         self.snapshots = snapshots
         self.digests: dict[Observed, str] = {}
@@ -183,6 +182,7 @@ class World:
             kafka_config={"client.id": name},
             topic_prefix=PREFIX,
             instance=name,
+            label_topics=LABEL_TOPICS,
             card_partitions=PARTITIONS,
             merchant_partitions=PARTITIONS,
             data_dir=self.directory / name,
@@ -246,7 +246,7 @@ class World:
 
     def idle(self) -> bool:
         """Return whether every record of an input is committed, and every partition is held by whom it is given to."""
-        for spec in AGENTS.values():
+        for spec in SPECS.values():
             group = self.cluster.group(PREFIX + spec.name)
             if group.owner != group.target or len(group.owner) < self.cluster.partitions[PREFIX + spec.reads[0].name]:
                 return False
@@ -288,7 +288,7 @@ class Worker:
         self.handlers: dict[str, Partitions] = {}
         self._stalled: dict[str, Batch] = {}
         self._versions: Versions | None = None
-        for spec in AGENTS.values():
+        for spec in SPECS.values():
             quarantines = Quarantines(world.address, settings, spec.name, spec.reads, lambda _: None)
             handler = self.context.partitions(spec, quarantines)
             setattr(handler, "process", self._faulty(spec, handler.process))  # noqa: B010
@@ -361,7 +361,7 @@ class Worker:
 def made_context(world: World, settings: Settings) -> WorkerContext:
     """Return what builds a worker's agents, with what its start would have found on the cluster."""
     context = WorkerContext(settings)
-    names = {topic.name for spec in AGENTS.values() for topic in spec.reads} | {"progress"}
+    names = {topic.name for spec in SPECS.values() for topic in spec.reads} | {"progress"}
     wired = SimpleNamespace(
         _rates=fitting(read_rates(settings), settings),
         _published_rates=PublishedRates(world.address, settings),

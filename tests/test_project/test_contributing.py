@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names what there is: paths, make targets, packages, tests."""
+"""CONTRIBUTING.md names what there is: paths, make targets, packages, tests, and places that something has."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-THINGS = ("A feature", "A model", "An agent", "A command", "A metric", "A setting")
+THINGS = {
+    "A feature": ("merchant_seconds_since_first", "first"),
+    "A model": ("lightgbm", "modelversion"),
+    "An agent": ("feedback",),
+    "A command": ("drift",),
+    "A metric": ("rerouted",),
+    "A setting": ("future_tolerance",),
+    "A page": ("architecture",),
+    "An example": ("own-csv",),
+}
+"""What each list is for, and something of the kind, by the names that places have for it."""
 SPANS = re.findall(r"`([^`\n]+)`", PAGE)
 PATH = re.compile(r"\.?\w[\w.-]*(/[\w.-]*)+|[\w.-]+\.(md|yml|toml)|Dockerfile")
 
@@ -35,6 +45,19 @@ def test_a_list_names_its_places_and_the_tests_that_fail(thing: str) -> None:
     assert places == [str(number) for number in range(1, len(places) + 1)]
     assert len(places) > 1
     assert re.search(r"Tests? that fails? without it: `tests/", text.replace("\n", " "))
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_something_of_the_kind_is_at_each_place(thing: str) -> None:
+    places = re.findall(r"^\d\. `([\w./-]+)`", section(thing), re.MULTILINE)
+    assert [place for place in places if not any(name in content(place) for name in THINGS[thing])] == []
+
+
+def content(place: str) -> str:
+    """Text and names of the files of a place."""
+    root = ROOT / place
+    files = [root] if root.is_file() else [path for path in root.rglob("*") if path.suffix in (".py", ".md")]
+    return " ".join(f"{path.name} {path.read_text(encoding='utf-8')}" for path in files).lower()
 
 
 def test_every_package_has_its_place() -> None:

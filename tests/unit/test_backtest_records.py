@@ -61,7 +61,12 @@ def test_labels_are_told_with_when_they_became_known() -> None:
     rejects: list[Reject] = []
     told: list[tuple[Label, int]] = []
     part = labels_of(
-        records(history, "label"), RULES, NUMBERING, rejects, lambda items, at: told.extend(zip(items, at, strict=True))
+        records(history, "label"),
+        RULES,
+        NUMBERING,
+        rejects,
+        lambda items, at: told.extend(zip(items, at, strict=True)),
+        "labels",
     )
     rows, refused = accept_labels(labels(history), RULES)
     same(part.rows, rows, but=("row",))

@@ -9,23 +9,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.backtest import LABEL_FIELDS, Order, replay
+from pipeline.backtest.bootstrap import Interval
 from pipeline.backtest.drift import ModelDrift
 from pipeline.backtest.labelling import Labelling, Reviewed
 from pipeline.backtest.metrics import top_of_days
-from pipeline.backtest.report import Report, ReportOptions, build_report
+from pipeline.backtest.report import Report, ReportOptions, build_report, plots
 from pipeline.backtest.report.content import Metric
+from pipeline.backtest.report.wording import verdict
 from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
 from pipeline.backtest.value import from_alert_on
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
-from pipeline.svg import contrast
+from pipeline.svg import COLOURS, QUIET_INK, contrast
 from tests.contract.records import RATES
 from tests.helpers.backtests import DAY_US, DAYS, FROM_US, HOSTILE, result
 from tests.helpers.champion import active
@@ -653,3 +656,36 @@ def test_decisions_of_a_replay_can_be_reported() -> None:
 def test_a_report_supposes_nothing_that_cannot_be(changed: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         ReportOptions(**changed)
+
+
+def test_a_model_has_one_colour_in_every_plot() -> None:
+    content = build_report(result(variants=2), ReportOptions(replicates=5, top=5)).content
+    of_both = [plots.precision_recall(content), plots.alerts_by_day(content), plots.calibration(content)]
+    for drawn in of_both:
+        colours = re.findall(r'<polyline [^>]*stroke="(#\w+)"', drawn)
+        assert set(colours) <= {*COLOURS[:2], QUIET_INK}
+        assert COLOURS[0] in colours
+        assert COLOURS[1] in colours
+    for place, variant in enumerate(content.variants):
+        assert COLOURS[place] in plots.score_distribution(variant, place)
+        assert COLOURS[1 - place] not in plots.score_distribution(variant, place)
+        assert COLOURS[1 - place] not in plots.top_reasons(variant, 5, place)
+
+
+def test_the_verdict_is_one_sentence_and_says_no_more_than_intervals_allow() -> None:
+    alone = build_report(result(variants=1), ReportOptions(replicates=5, top=5)).content
+    assert re.fullmatch(r"variant 0 raises [\d.,]+ alerts a day; .* of the known frauds\.", verdict(alone))
+    both = build_report(result(variants=2), ReportOptions(replicates=5, top=5)).content
+    (one,) = both.comparisons
+    for low, high, value, words in (
+        (-0.1, 0.2, 0.1, "No difference is certain"),
+        (0.05, 0.2, 0.1, "variant 1 ranks frauds better than variant 0"),
+        (-0.2, -0.05, -0.1, "variant 1 ranks frauds worse than variant 0"),
+        (None, None, None, "Nobody can tell"),
+    ):
+        metric = next(metric for metric in one.differences if metric.name == "average_precision")
+        changed = msgspec.structs.replace(metric, value=value, by_days=Interval(low, high), by_cards=None)
+        comparison = msgspec.structs.replace(one, differences=[changed])
+        said = verdict(msgspec.structs.replace(both, comparisons=[comparison]))
+        assert words in said
+        assert said.count(". ") == 0

@@ -3,12 +3,16 @@
 from datetime import datetime
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.engine.accepted_labels import AcceptedLabels, LabelOptions, accept, read_accepted
 from pipeline.engine.forwarding import KNOWN_AT, header_names
 from pipeline.engine.placement import partition_of
 from pipeline.engine.results import Result
+from pipeline.learning.label_sources import NOT_ALLOWED, LabelSources
+from pipeline.settings import Settings
 from schemas.codec import CODES
+from schemas.errors import InvalidMessage
 from schemas.records import Headers, Record
 from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, LABELS
 from tests.helpers.logs import LABEL_OPTIONS, START, Log, after, label, microseconds, reason, to
@@ -30,7 +34,7 @@ def test_every_code_is_tried() -> None:
     assert REFUSED_TRANSACTIONS.keys() | REFUSED.keys() == CODES
 
 
-def read_again(result: Result, source: str = "labels") -> AcceptedLabels:
+def read_again(result: Result, prefix: str = "") -> AcceptedLabels:
     """What card and feedback agents find, read much later."""
     outputs = enumerate(to(ACCEPTED_LABELS, result))
     return read_accepted(
@@ -39,7 +43,7 @@ def read_again(result: Result, source: str = "labels") -> AcceptedLabels:
                    one.value, one.headers)
             for number, one in outputs
         ],
-        source,
+        prefix,
     )  # fmt: skip
 
 
@@ -122,7 +126,7 @@ def test_a_record_that_no_label_agent_wrote_is_refused_alone(name: str) -> None:
         Record(ACCEPTED_LABELS.name, 0, number, 0, b"c1", of, with_headers)
         for number, (of, with_headers) in enumerate([(value, headers), (good.value, good.headers)])
     ]
-    found = read_accepted(records, "labels")
+    found = read_accepted(records, "")
     assert found.labels.transaction_id.to_pylist() == ["t7"]
     ((record, error),) = found.refused
     assert record.value == value
@@ -131,6 +135,77 @@ def test_a_record_that_no_label_agent_wrote_is_refused_alone(name: str) -> None:
 
 def test_a_prefix_is_part_of_the_topic_that_is_read() -> None:
     record = Record("blue-labels", 0, 0, microseconds(START) // 1_000, None, label(1), ())
-    result = accept([record], LABEL_OPTIONS)
-    assert read_again(result, "blue-labels").records == [record]
-    assert len(read_again(result, "labels").refused) == 1
+    result = accept([record], LABEL_OPTIONS._replace(topic_prefix="blue-"))
+    assert read_again(result, "blue-").records == [record]
+    assert len(read_again(result, "green-").refused) == 1
+
+
+SOURCES = LabelSources({"labels": frozenset({"analyst", "simulator"}), "desk": frozenset({"audit"})}, simulated=False)
+
+
+@pytest.mark.parametrize(
+    ("topic", "source", "accepted"),
+    [
+        ("labels", "analyst", True),
+        ("desk", "audit", True),
+        ("labels", "audit", False),
+        ("desk", "analyst", False),
+        ("labels", "simulator", False),
+        ("other", "analyst", False),
+    ],
+)
+def test_a_topic_speaks_for_its_sources_alone(topic: str, source: str, accepted: bool) -> None:
+    record = Record(f"blue-{topic}", 0, 0, microseconds(START) // 1_000, None, label(1, source=source), ())
+    options = LabelOptions(0, 1, SOURCES, "blue-")
+    (output,) = accept([record], options).outputs
+    if accepted:
+        assert output.topic is ACCEPTED_LABELS
+        return
+    assert output.topic is DEAD_LETTERS
+    assert reason(output, "error") == NOT_ALLOWED
+    assert f"source is {source!r}" in reason(output, "message")
+    assert ("write the label to a topic of its source" in reason(output, "message")) == (source != "simulator")
+
+
+def test_a_simulator_labels_where_the_clock_is_simulated() -> None:
+    record = Log(LABELS).append(label(1, source="simulator"), START)
+    (output,) = accept([record], LabelOptions(0, 1, SOURCES._replace(simulated=True))).outputs
+    assert output.topic is ACCEPTED_LABELS
+
+
+def test_a_forged_audit_does_not_overrule_an_analyst() -> None:
+    said = [("labels", "analyst", "fraud"), ("labels", "audit", "legitimate")]
+    records = [
+        Record(topic, 0, number, microseconds(START) // 1_000, None, label(1, START, known, source=source), ())
+        for number, (topic, source, known) in enumerate(said)
+    ]
+    found = read_again(accept(records, LabelOptions(0, 1, SOURCES)))
+    assert found.labels.source.to_pylist() == ["analyst"]
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings(label_topics={"labels": ("analyst",)})])
+def test_what_was_accepted_stays_accepted_whatever_topics_the_settings_name_today(settings: Settings) -> None:
+    record = Record("desk", 0, 0, microseconds(START) // 1_000, None, label(1, source="audit"), ())
+    result = accept([record], LabelOptions(0, 1, SOURCES))
+    assert read_again(result, settings.topic_prefix).records == [record]
+
+
+def test_a_label_goes_to_a_topic_that_names_its_source_rather_than_to_one_that_speaks_for_all() -> None:
+    sources = LabelSources({"labels": frozenset({"*"}), "desk": frozenset({"audit"})}, simulated=False)
+    assert [sources.topic_for(source) for source in ("audit", "analyst")] == ["desk", "labels"]
+    with pytest.raises(InvalidMessage, match="no simulated clock"):
+        sources.topic_for("simulator")
+
+
+@pytest.mark.parametrize(
+    ("topics", "what"),
+    [
+        ({"decisions": ["analyst"]}, "decisions is a topic of the pipeline"),
+        ({"desk": []}, "no sources"),
+        ({"no name": ["analyst"]}, "label_topics"),
+        ({}, "label_topics"),
+    ],
+)
+def test_unusable_topics_of_labels_are_refused(topics: dict[str, list[str]], what: str) -> None:
+    with pytest.raises(ValidationError, match=what):
+        Settings.model_validate({"label_topics": topics})

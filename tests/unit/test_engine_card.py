@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.card_batch import process_together
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
@@ -84,6 +85,33 @@ def told(result: Result) -> list[tuple[str, str, int]]:
 
 def everything(result: Result) -> tuple[Any, ...]:
     return result.outputs, result.counts
+
+
+def test_dropped_fields_are_not_profiled_and_decide_nothing() -> None:
+    whole, slim = partition(), partition()
+    slim_options = options()._replace(dropped_fields=frozenset({"ip", "device_id", "note"}))
+    transactions, labels = Log(TRANSACTIONS), LabelLog()
+    fields = {"ip": "10.0.0.1", "device_id": "d-1", "channel": "pos"}
+    records = [
+        transactions.append(transaction(1, START, **fields), START),
+        labels.append(label(1, after(1), note="called the card holder"), after(1)),
+    ]
+    found = []
+    for state, given in ((whole, options()), (slim, slim_options)):
+        found.append(profiled(process_together([(state, records)], NOW, given), PROFILED))
+        state.settle()
+    (full, label_), (less, label_less) = found
+    assert isinstance(full, ProfiledTransaction)
+    assert isinstance(less, ProfiledTransaction)
+    assert isinstance(label_, ProfiledLabel)
+    assert isinstance(label_less, ProfiledLabel)
+    assert msgspec.json.decode(less.transaction) == {
+        name: value for name, value in msgspec.json.decode(full.transaction).items() if name not in fields
+    } | {"channel": "pos"}
+    assert b"called" in bytes(label_.label)
+    assert b"called" not in bytes(label_less.label)
+    assert msgspec.structs.replace(less, transaction=full.transaction) == full
+    assert slim.digest() == whole.digest()
 
 
 def test_an_accepted_transaction_is_profiled() -> None:

@@ -180,6 +180,19 @@ def test_what_is_undone_was_never_learned() -> None:
     assert state.publish().to_payload() == once.publish().to_payload()
 
 
+def test_figures_are_of_committed_examples_and_each_counts_once() -> None:
+    records = lessons(20)
+    state = fresh()
+    for _ in range(2):
+        state.learn(records[:10])
+        assert state.prequential.examples == 0
+        state.undo()
+    state.learn(records[:10])
+    state.settle()
+    state.settle()
+    assert state.prequential.examples == 10
+
+
 def test_an_undo_costs_no_more_than_the_lessons_since_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.engine.learn.REFOLD_AT_MOST", 10)
     records = lessons(40)

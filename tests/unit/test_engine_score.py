@@ -177,6 +177,13 @@ def test_the_policy_selects_and_an_alert_explains() -> None:
     assert result.counts["decision", "allow"] == 40 - len(raised)
 
 
+def test_sentences_have_an_amount_in_another_currency_beside_the_base_currency_s() -> None:
+    result = decide(score(), profile(purchases(40, large=[30], currency="USD").records).records, active(), NOW)
+    (alert,) = (alert for alert in alerts(result) if alert.transaction_id == "t30")
+    assert alert.currency == "USD"
+    assert any(f"{alert.amount_base:,.2f} EUR (1530.0 USD)" in reason.sentence for reason in alert.reasons)
+
+
 @pytest.mark.parametrize("number", [b"9" * 500, b"9" * 5_000, b"0." + b"1" * 500, b"1e999"])
 def test_a_long_number_in_an_unknown_field_comes_through_both_hops_as_it_is(number: bytes) -> None:
     plain, odd = transaction(1), transaction(1)[:-1] + b',"unknown":' + number + b"}"

@@ -23,6 +23,7 @@ from pipeline.exports.rows import ERROR, VALUE, RowFormat
 from pipeline.exports.topics import named, row_format
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.fold import RecordColumns
+from pipeline.learning.label_sources import NOT_ALLOWED, LabelSources
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
 from schemas.messages import Transaction
@@ -130,16 +131,18 @@ def test_a_record_of_too_many_names_keeps_its_bytes_and_is_refused_as_it_was() -
 
 
 def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
-    rules = Acceptance(load_rates(Settings()), 3_600_000_000)
+    sources = LabelSources({"labels": frozenset({"analyst"})}, simulated=False)
+    rules = Acceptance(load_rates(Settings()), 3_600_000_000, sources=sources)
     values: list[bytes | None] = [
         label(1), label(2, known="odd"), label(3, note="ours", of_ours=1), label(4, after(9)), None, b"{}",
-        label(5, source="x" * 65),
+        label(5, source="x" * 65), label(6, source="audit"), label(7, source="audit", note="x" * 3000),
     ]  # fmt: skip
     rejects: list[Reject] = []
-    expected = labels_of(columns(values), rules, Numbering(1), rejects, lambda *_: None).rows
-    found, refused = accept_labels(table(LABELS, values), rules)
+    expected = labels_of(columns(values), rules, Numbering(1), rejects, lambda *_: None, "labels").rows
+    found, refused = accept_labels(table(LABELS, values), rules, topic="labels")
     assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
-    assert len(refused) == 4
+    assert [one.code for one in refused[-2:]] == [NOT_ALLOWED, NOT_ALLOWED]
+    assert len(refused) == 6
     for name in ("row", "transaction_id", "known", "rank", "known_at_us"):
         assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import NEVER_US
@@ -30,8 +31,12 @@ def scorings(seed: int, noise: float = 0.1, days: int = DAYS, rows_a_day: int = 
     )
 
 
+def amounts(rows: int = DAYS * 1_500) -> NDArray[np.float64]:
+    return np.random.default_rng(7).lognormal(3, 1, rows)
+
+
 def test_an_equal_challenger_passes_in_nine_cases_of_ten() -> None:
-    judged = [judge(scorings(seed), LIMITS) for seed in range(20)]
+    judged = [judge(scorings(seed), amounts(), LIMITS) for seed in range(20)]
     assert sum(one.accepted for one in judged) >= 18, [one.reason for one in judged if not one.accepted]
     assert judged[0].figures["compared_days"] == DAYS
     assert judged[0].figures["margin"] == pytest.approx(0.2**0.5)
@@ -51,9 +56,32 @@ def test_a_bad_challenger_is_rejected_with_its_figures(harm: str) -> None:
             # Its scores of the later days are all higher: a threshold does not hold.
             "narrow": np.where(late, sigmoid(np.log(score / (1 - score)) + 1.0), score),
         }[harm]
-        found = judge(rows._replace(candidate=bad), LIMITS)
+        found = judge(rows._replace(candidate=bad), amounts(), LIMITS)
         assert not found.accepted
         assert expected in found.reason
+
+
+def test_frauds_that_are_expected_among_small_amounts_alone_are_a_fault() -> None:
+    """As after an import that called a third of them fraud: the highest scores stay as they are."""
+    rows, amount = scorings(1), amounts()
+    small = amount < np.quantile(amount, 0.25)
+    imported = np.where(small, np.maximum(rows.candidate, 0.05), rows.candidate)
+    found = judge(rows._replace(candidate=imported), amount, LIMITS)
+    assert not found.accepted
+    assert "of amounts from" in found.reason
+    assert found.reason.count("; ") == 0, found.reason
+    # Where the version that serves expects the same, it is nothing that the challenger changes.
+    assert judge(rows._replace(candidate=imported, reference=imported), amount, LIMITS).accepted
+
+
+def test_a_new_recipe_must_find_more() -> None:
+    superior = LIMITS._replace(superior=True)
+    equal = judge(scorings(1), amounts(), superior)
+    assert not equal.accepted
+    assert "not proven to find more" in equal.reason
+    rows = scorings(1, noise=2.0)
+    truth = scorings(1, noise=0.0)
+    assert judge(rows._replace(candidate=truth.candidate), amounts(), superior).accepted
 
 
 def test_alerts_that_change_with_the_traffic_are_no_fault() -> None:
@@ -61,7 +89,7 @@ def test_alerts_that_change_with_the_traffic_are_no_fault() -> None:
     late = rows.event_time_us >= DAYS // 2 * US_PER_DAY
     kept = np.flatnonzero(late | (np.arange(len(late)) % 3 == 0))
     busier = Scorings(*(column[kept] for column in rows))
-    found = judge(busier, LIMITS)
+    found = judge(busier, amounts(len(busier.card)), LIMITS)
     assert found.figures["alerts_per_day"] > 1.5 * LIMITS.alerts_per_day
     assert found.accepted, found.reason
 
@@ -69,9 +97,9 @@ def test_alerts_that_change_with_the_traffic_are_no_fault() -> None:
 def test_the_gate_wants_days_and_frauds() -> None:
     rows = scorings(1, days=1)
     with pytest.raises(ValueError, match="hold 1 days"):
-        judge(rows, LIMITS)
+        judge(rows, amounts(1_500), LIMITS)
     with pytest.raises(ValueError, match="0 frauds"):
-        judge(scorings(1)._replace(reported_us=np.full(DAYS * 1_500, NEVER_US)), LIMITS)
+        judge(scorings(1)._replace(reported_us=np.full(DAYS * 1_500, NEVER_US)), amounts(), LIMITS)
 
 
 def test_another_version_is_scored_with_what_the_online_model_added() -> None:

@@ -1,16 +1,19 @@
 """The versions that the learn agent publishes, and those that the next owner of its partition goes on from."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
+import pytest
 
 from agents.learn import LearnPartitions
 from agents.partitions import Environment
 from pipeline.engine.models import ActiveModels
 from pipeline.models.active import ModelSubscriber
+from pipeline.scoring.prequential import Figures
 from pipeline.scoring.river_factory import load_river, new_learner, resume_learner
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.messages import ModelVersion
@@ -99,6 +102,22 @@ def test_a_version_waits_for_its_interval() -> None:
     assert len(teach(agent, log)) == 1
     assert teach(agent, log) == []
     assert not agent.due()
+
+
+def test_the_agent_reports_figures_of_what_is_committed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[Mapping[str, Figures]] = []
+    nothing, log = cast(Environment, None), Log(EXAMPLES)
+    models = cast(ModelSubscriber, _Watch(_Board(active())))
+    agent = LearnPartitions(nothing, learner_of, lambda _: None, models, 0.0, reported.append)
+    monkeypatch.setattr("agents.learn.FIGURES_INTERVAL_S", 0.0)
+    teach(agent, log)
+    teach(agent, log)
+    assert [list(figures) for figures in reported] == [["lightgbm", "river", "blend"]] * 2
+    agent.settle([0])
+    assert len(reported) == 2, "nothing is new"
+    monkeypatch.setattr("agents.learn.FIGURES_INTERVAL_S", 3_600.0)
+    teach(agent, log)
+    assert len(reported) == 2
 
 
 def test_the_agent_is_on_hold_while_learning_is_frozen() -> None:

@@ -23,9 +23,10 @@ from pipeline.models.known import KnownVersion
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.payload import payload_digest
 from pipeline.training.fit import Trained
+from pipeline.training.segments import outcomes_by_segment
 from pipeline.training.validation import SCORE_EDGES, benchmark, by_period, calibration_table, input_digest
 from schemas.messages import Activation, Assessment, VersionReference
-from tests.unit.model_helpers import small_model
+from tests.unit.model_helpers import matrix, small_model
 from tests.unit.test_model_history import START
 from tests.unit.test_training import synthetic, trained
 
@@ -130,7 +131,67 @@ def test_a_calibration_table_counts_every_row_once() -> None:
         assert one["mean_score"] == pytest.approx(np.average(score[its], weights=weight[its]))
 
 
-@pytest.mark.parametrize(("days", "step", "rows"), [(14, 1, 14), (15, 7, 3)])
+def test_a_season_is_shown_by_months() -> None:
+    time_us = np.arange(31 * 86_400, (31 + 70) * 86_400, 8_640) * 1_000_000
+    found = by_period(np.zeros(len(time_us), bool), np.zeros(len(time_us)), np.ones(len(time_us)), time_us)
+    assert [(one["from"], one["days"]) for one in found] == [("1970-02-01", 28), ("1970-03-01", 31), ("1970-04-01", 11)]
+    assert sum(one["rows"] for one in found) == len(time_us)
+
+
+def test_outcomes_of_segments_add_up() -> None:
+    random = np.random.default_rng(2)
+    n, threshold = 3_000, 0.8
+    features, score, weight = matrix(n, seed=1), random.random(n), random.integers(1, 3, n).astype(float)
+    fraud = random.random(n) < score / 4
+    channel = np.array(["web", "pos", None], object)[random.integers(0, 3, n)]
+    mcc = np.array([f"{one}" for one in random.integers(0, 15, n)], object)
+    found = outcomes_by_segment(features, {"channel": channel, "mcc": mcc}, fraud, score, weight, threshold)
+    for name in ("amount", "channel", "mcc"):
+        its = [one for one in found if one["segment"] == name]
+        assert sum(one["rows"] for one in its) == weight.sum()
+        assert sum(one["frauds"] for one in its) == weight[fraud].sum()
+        assert sum(one["expected_frauds"] for one in its) == pytest.approx((weight * score).sum(), rel=1e-4)
+        alerts = sum(one["alert_rate"] * one["rows"] for one in its)
+        assert alerts == pytest.approx(weight[score >= threshold].sum(), rel=1e-4)
+    assert {one["value"] for one in found if one["segment"] == "channel"} == {"web", "pos", "none"}
+    assert [one["value"] for one in found if one["segment"] == "mcc"][-1] == "others"
+    web = next(one for one in found if one["value"] == "web")
+    its = (channel == "web") & (score >= threshold)
+    wrong = weight[its & ~fraud].sum()
+    assert web["precision"] == pytest.approx(1 - wrong / weight[its].sum(), rel=1e-4)
+    assert web["false_positives_per_1000"] == pytest.approx(1_000 * wrong / weight[channel == "web"].sum(), rel=1e-4)
+    quiet = outcomes_by_segment(features, {}, fraud, score, weight, 2.0)
+    assert {one["precision"] for one in quiet} == {None}
+
+
+def test_wrong_labels_are_measured_on_true_ones() -> None:
+    text = card()
+    assert "`fraud-pipeline train --wrong-labels` measures it" in text
+    assert "Outcomes by segment" in text
+    data = synthetic()
+    one = trained(data, wrong_labels=True)
+    found = one.model.metadata["sensitivity"]
+    assert [part["labels"][:4] for part in found] == ["none", "1% o", "5% o", "10% ", "a so"]
+    assert found[0]["wrong"] == 0
+    assert found[0]["average_precision"] == pytest.approx(one.metrics["average_precision"])
+    assert found[0]["card_precision_100"] == pytest.approx(one.metrics["card_precision_100"])
+    wrong = [part["wrong"] for part in found[1:4]]
+    assert wrong == sorted(wrong)
+    assert wrong[2] == pytest.approx(0.2 * data.fraud.sum(), rel=0.3)
+    assert all(part["average_precision"] < found[0]["average_precision"] + 0.02 for part in found[1:])
+    text = card(payload=one.model.to_payload())
+    assert f"| 10% of the frauds, and as many others | {wrong[2]:,} |" in text
+
+
+def test_the_highest_scores_are_compared_with_the_version_before() -> None:
+    digest = version().model.digest
+    figures = {"top_overlap": 0.93, "top_rank_correlation": 0.81, "compared_with": "served"}
+    promoted = Activation(versions=[reference(digest)], activated_at=START, step="promote", by="r", figures=figures)
+    assert "| 2026-03-01 00:00 | served | 0.93 | 0.81 |" in card(promoted)
+    assert "with another version's is not recorded" in card()
+
+
+@pytest.mark.parametrize(("days", "step", "rows"), [(14, 1, 14), (15, 7, 3), (62, 7, 9)])
 def test_a_short_period_is_shown_by_days_and_a_long_one_by_weeks(days: int, step: int, rows: int) -> None:
     time_us = np.arange(days * 10) * 8_640_000_000
     found = by_period(np.zeros(len(time_us), bool), np.zeros(len(time_us)), np.ones(len(time_us)), time_us)

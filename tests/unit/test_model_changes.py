@@ -13,8 +13,11 @@ from pipeline.decision.policy import Policy
 from pipeline.kafka.quarantine import control_record
 from pipeline.models.changes import Active, Said, VersionChanges, switch_learning
 from pipeline.models.contents import VersionContents
+from pipeline.models.description import lightgbm_facts
+from pipeline.models.known import KnownVersion
 from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
@@ -65,8 +68,8 @@ class Cluster(ControlWriter, VersionContents):
         records = [Record("control", 0, at, 0, one.key, one.value) for at, one in enumerate(outputs)]
         return PublishedVersions(self._settings, records, self, board_without_river())
 
-    def changes(self, barred: str = "") -> VersionChanges:
-        return VersionChanges(self.published(), self.registry, self, barred)
+    def changes(self, barred: str = "", *, second_approval: bool = False) -> VersionChanges:
+        return VersionChanges(self.published(), self.registry, self, barred, second_approval=second_approval)
 
     def publish(self, *versions: Any, step: str = "publish", by: str = "train") -> None:
         contents = [
@@ -276,3 +279,57 @@ def test_records_that_come_later_change_what_is_known(tmp_path: Path) -> None:
     come()
     assert published.board.lightgbm.version == OTHER.version
     assert [one.lightgbm.digest for one in published.history.tenures()] == [MODEL.digest, OTHER.digest]
+
+
+def proposed(cluster: Cluster, outcome: str = "accepted", against: str | None = None) -> None:
+    """Record a proposal of `OTHER` by Mona."""
+    recipe = recipe_of_facts(lightgbm_facts(KnownVersion(LIGHTGBM, MODEL.version, MODEL.to_payload())))
+    versions = cluster.contents(
+        [Content(LIGHTGBM, OTHER.version, OTHER.to_payload()), Content(POLICY, SECOND.version, SECOND.to_payload())]
+    )
+    figures = {RECIPE: "new", AGAINST_RECIPE: against or recipe, "frauds_a_day_more": 1.5}
+    cluster.assess(outcome, versions, [], Step(outcome, "mona", "It knows more.", figures))
+
+
+def test_a_proposed_version_is_approved_by_somebody_else(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.publish(MODEL, FIRST)
+    proposed(cluster)
+    with pytest.raises(ModelError, match=r"mona has proposed version .* somebody else"):
+        cluster.changes().approve(OTHER.version, Said("Mona ", "Mine."))
+    active = cluster.changes().approve(OTHER.version, DANA)
+    assert active.lightgbm == OTHER.version
+    approval = cluster.items[-1]
+    assert (approval.step, approval.by, approval.figures["proposed_by"]) == ("promote", "dana", "mona")
+    assert approval.figures["frauds_a_day_more"] == 1.5
+    # The policy is the active one with the threshold of the proposal.
+    made = cluster.published().board.policy
+    assert made is not None
+    assert (made.threshold, made.rules, made.lightgbm_version) == (SECOND.threshold, FIRST.rules, OTHER.version)
+    with pytest.raises(ModelError, match="was active already"):
+        cluster.changes().approve(OTHER.version, DANA)
+
+
+def test_what_was_not_accepted_against_the_active_recipe_is_not_approved(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.publish(MODEL, FIRST)
+    cluster.register(OTHER)
+    with pytest.raises(ModelError, match="was not proposed"):
+        cluster.changes().approve(OTHER.version, DANA)
+    proposed(cluster, "rejected")
+    with pytest.raises(ModelError, match="was rejected"):
+        cluster.changes().approve(OTHER.version, DANA)
+    proposed(cluster, against="another")
+    with pytest.raises(ModelError, match="of another recipe than that was compared"):
+        cluster.changes().approve(OTHER.version, DANA)
+
+
+def test_with_a_second_approval_nobody_promotes_what_was_never_active(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.register(MODEL, FIRST, OTHER, SECOND)
+    # Without any version there is nothing to compare with.
+    cluster.changes(second_approval=True).promote(MODEL.version, DANA)
+    with pytest.raises(ModelError, match=r"SECOND_APPROVAL is set, and version .* was never active"):
+        cluster.changes(second_approval=True).promote(OTHER.version, DANA)
+    cluster.changes().promote(OTHER.version, DANA)
+    assert cluster.changes(second_approval=True).promote(MODEL.version, DANA).lightgbm == MODEL.version

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import NEVER_US
@@ -15,6 +16,7 @@ from pipeline.retraining.paired import (
     by_report_day,
     confidence_sequence,
     mean_difference,
+    top_agreement,
 )
 from pipeline.training.metrics import daily_card_precision
 
@@ -135,3 +137,23 @@ def test_a_single_look_holds_the_mean_at_its_level_and_repeats_itself() -> None:
     assert mean_difference(difference).low < difference.mean() < mean_difference(difference).high
     with pytest.raises(ValueError, match="nothing to resample"):
         mean_difference(np.empty(0))
+
+
+def test_agreement_on_the_best_cards_is_that_of_a_slow_count() -> None:
+    rows = scorings()
+    days = rows.event_time_us // US_PER_DAY
+    tops: list[set[tuple[int, int]]] = []
+    bests: list[dict[tuple[int, int], float]] = []
+    for score in (rows.candidate, rows.reference):
+        best: dict[tuple[int, int], float] = {}
+        for day, card, value in zip(days.tolist(), rows.card.tolist(), score.tolist(), strict=True):
+            best[day, card] = max(best.get((day, card), -np.inf), value)
+        bests.append(best)
+        of_day = [sorted((key for key in best if key[0] == day), key=lambda key: -best[key])[:TOP] for day in {*days}]
+        tops.append({key for keys in of_day for key in keys})
+    overlap, correlation = top_agreement(rows, TOP)
+    assert overlap == pytest.approx(len(tops[0] & tops[1]) / len(tops[1]))
+    either = sorted(tops[0] | tops[1])
+    expected = spearmanr(*([best[key] for key in either] for best in bests)).statistic
+    assert correlation == pytest.approx(expected)
+    assert top_agreement(rows._replace(candidate=rows.reference), TOP) == pytest.approx((1.0, 1.0))

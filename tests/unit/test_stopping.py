@@ -1,6 +1,7 @@
 """How a worker's process ends, with an app of nothing in it."""
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -57,6 +58,63 @@ PROGRAM = """
     timeout_s = 0.5 if "hang" in sys.argv else 30.0
     PipelineWorker(app, shutdown_timeout_s=timeout_s, loglevel="INFO", quiet=True).execute_from_commandline()
 """
+
+
+FAILING = """
+    import errno, sys
+    from agents.app import FraudApp, WorkerContext
+    from agents.channel import BatchChannel, register
+    from agents.stopping import PipelineWorker
+    from pipeline.logs import logging_config
+    from pipeline.settings import Settings
+
+    class Loop:
+        def poll(self):
+            if "bug" in sys.argv:
+                raise KeyError("lost")
+            raise OSError(errno.ENOSPC, "No space left on device", "/data/state")
+
+        def stop(self):
+            pass
+
+        def close(self):
+            self.poll()
+
+    settings = Settings(data_dir=sys.argv[1], log_format="json" if "json" in sys.argv else "text")
+    context = WorkerContext(settings)
+    context.bootstrap = "connected"  # which makes `connect` return
+    app = FraudApp("failing", context, broker="kafka://", store="memory://", web_enabled=False, autodiscover=False,
+                   datadir=sys.argv[1], logging_config=logging_config(settings))
+    for name in ("card", "score"):
+        channel = BatchChannel(app, Loop, name)
+        context._channels.append(channel)
+        register(app, channel)
+    PipelineWorker(app, shutdown_timeout_s=30.0, quiet=True).execute_from_commandline()
+"""
+
+
+def failing(tmp_path: Path, *arguments: str) -> list[str]:
+    """What a worker says whose agents fail; it ends with code 1."""
+    command = [sys.executable, "-c", textwrap.dedent(FAILING), str(tmp_path), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 1, done.stderr
+    return (done.stdout + done.stderr).splitlines()
+
+
+def test_a_full_disk_is_told_once_and_without_a_traceback(tmp_path: Path) -> None:
+    told = failing(tmp_path)
+    assert not [line for line in told if "Traceback" in line or line.startswith(" ")]
+    (reason,) = (line for line in told if "cannot go on" in line)
+    assert "/data/state: No space left on device: free space there" in reason
+    # The other agent may fail in the same moment, and each tells that it could not close.
+    assert len(told) <= 4, told
+
+
+def test_an_error_of_the_program_keeps_one_traceback(tmp_path: Path) -> None:
+    told = [json.loads(line) for line in failing(tmp_path, "bug", "json")]
+    (found,) = (line for line in told if "traceback" in line)
+    assert found["error"] == "KeyError"
+    assert "in poll" in found["traceback"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Foreign text: no control character reaches a terminal, and no formula a spreadsheet."""
 
 import json
+import logging
 import os
 import unicodedata
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.cli import LazyGroup, main
 from pipeline.commands.outputs import spreadsheet_safe
+from pipeline.logs import logging_config
+from pipeline.settings import Settings
 from pipeline.terminal import printable, printable_json, printable_lines
 
 HOSTILE = "\x1b[2J\x9b31m\x7f\u202e\u2066\u200f\r\u0085\u2028"
@@ -38,6 +41,15 @@ def test_json_keeps_its_value(value: dict[str, str]) -> None:
     text = printable_json(json.dumps(value, ensure_ascii=False))
     assert harmless(text)
     assert json.loads(text) == value
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_line_of_the_log_is_harmless(log_format: str) -> None:
+    config = logging_config(Settings.model_validate({"log_format": log_format}))["formatters"]["line"]
+    kind = config.pop("()")
+    line = kind(**config).format(logging.LogRecord("x", logging.INFO, "x", 1, "card %s", (HOSTILE,), None))
+    assert "card" in line
+    assert all(map(harmless, line.split("\n")))
 
 
 def test_an_error_that_names_foreign_text_is_harmless() -> None:

@@ -1,6 +1,5 @@
 """Tokens: keyed for each value, the same for all processes, and nobody's once the key is destroyed."""
 
-import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,7 +66,11 @@ def test_a_forgotten_key_is_gone_from_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "tokens.sqlite"
     with TokenKeys(path, SECRET) as keys:
         token = Tokeniser(keys).token("card_id", CARD)
-        ((key,),) = sqlite3.connect(path).execute("SELECT key FROM keys").fetchall()
+        key = keys.keys([("card_id", CARD)])["card_id", CARD]
+        Tokeniser(keys).many([b'{"card_id":"%d"}' % number for number in range(50)])
+    # Closed, it has all in one file.
+    assert key in path.read_bytes()
+    with TokenKeys(path, SECRET) as keys:
         assert keys.forget(("card_id", CARD))
         assert not any(key in file.read_bytes() for file in tmp_path.iterdir())
         assert not keys.forget(("card_id", CARD))

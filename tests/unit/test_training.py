@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.commands.progress import seldom
 from pipeline.commands.train import command
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy, Rule
@@ -24,10 +25,10 @@ from pipeline.scoring.errors import ModelError
 from pipeline.simulator import make_profiles, simulate_days
 from pipeline.training.audit import audit_within_budget
 from pipeline.training.calibration import fit_platt
-from pipeline.training.cohorts import Split, split_cohorts
+from pipeline.training.cohorts import Split, rolling_folds, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, _Trees, train
+from pipeline.training.fit import LEAST_AUC, Trained, TrainingConfig, TrainingSet, _Trees, train, with_trees_of_folds
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
 from tests.unit.model_helpers import matrix, truth
@@ -165,6 +166,25 @@ def test_a_transaction_is_sampled_whatever_the_history_begins_with() -> None:
     assert drawn(data) == drawn(later) != drawn(data, seed=1)
 
 
+def test_the_number_of_trees_of_rolling_folds_belongs_to_the_recipe() -> None:
+    data, delay_us = synthetic(), 2 * US_PER_DAY
+    split = split_cohorts(data.event_time_us, label_delay_us=delay_us, validation_us=5 * US_PER_DAY)
+    folds = rolling_folds(data.event_time_us, split, delay_us, 3)
+    assert folds[0][1][-1] == split.validation[-1]
+    for training, checked in folds:
+        first_us = data.event_time_us[checked].min()
+        assert data.event_time_us[training].max() < first_us - delay_us + US_PER_DAY // 100
+        assert np.ptp(data.event_time_us[checked]) < 5 * US_PER_DAY
+    config = with_trees_of_folds(data, split, SMALL, FEATURES, delay_us, 3)
+    assert config.early_stopping_rounds == 0
+    curve = np.mean([_Trees(data, SMALL, FEATURES).precision_by_trees(*fold) for fold in folds], axis=0)
+    assert config.trees == np.argmax(curve) + 1
+    fixed = train(data, split, config=config, features=FEATURES).model
+    assert fixed.trees == config.trees == fixed.metadata["training"]["trees"]
+    with pytest.raises(ModelError, match="too short for 9 folds"):
+        with_trees_of_folds(data, split, SMALL, FEATURES, delay_us, 9)
+
+
 def test_trees_that_tell_nothing_are_refused() -> None:
     data = synthetic()
     constant = TrainingSet(
@@ -174,7 +194,11 @@ def test_trees_that_tell_nothing_are_refused() -> None:
         trained(constant)
     by_chance = np.random.default_rng(7).permutation(data.fraud)
     with pytest.raises(ModelError, match="hardly better than chance"):
-        trained(TrainingSet(data.features, by_chance, data.weight, data.event_time_us, data.card, data.identity))
+        trained(replace(data, fraud=by_chance))
+    # Somebody may want to see it all the same; of one score for all there is nothing to see.
+    assert trained(replace(data, fraud=by_chance), force=True).metrics["auc_roc"] < LEAST_AUC
+    with pytest.raises(ModelError, match="one score"):
+        trained(constant, force=True)
 
 
 def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others() -> None:
@@ -187,7 +211,9 @@ def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others()
     part = train(data, split, config=SMALL, features=names).model
     assert part.trained_on == names
     spoilt = data.features.copy()
-    spoilt[:, [column for column, name in enumerate(FEATURES) if name not in names]] = 1e9
+    # Outcomes are told apart by two features, whether trees may ask for them or not.
+    kept = {*names, "amount", "merchant_seconds_since_first"}
+    spoilt[:, [column for column, name in enumerate(FEATURES) if name not in kept]] = 1e9
     np.testing.assert_array_equal(part.logit(spoilt), part.logit(data.features))
     other = TrainingSet(spoilt, data.fraud, data.weight, data.event_time_us, data.card, data.identity)
     assert train(other, split, config=SMALL, features=names).model.version == part.version
@@ -485,6 +511,44 @@ def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch
         told.append("2 transactions are left out, since workers refuse them: repeat_differs 2" in run.stderr)
     assert told == [True, False, False]
     assert versions[0] == versions[1] != versions[2]
+
+
+def test_the_command_converts_currencies_and_names_columns_without_use(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
+    currencies = {code: {"digits": 2, "rate": rate} for code, rate in (("EUR", "1"), ("USD", "0.5"))}
+    rates = {"version": "of this test", "base": "EUR", "currencies": currencies}
+    (tmp_path / "rates.json").write_text(json.dumps(rates))
+    monkeypatch.setenv("FRAUD_PIPELINE_RATES_FILE", str(tmp_path / "rates.json"))
+    frame = history(30)
+    foreign = frame.assign(shop_floor=1)
+    dollars = foreign.index[::3]
+    foreign.loc[dollars, "currency"] = "USD"
+    for column in ("amount", "amount_minor"):
+        foreign.loc[dollars, column] *= 2
+    versions = []
+    for name, of in (("euros", frame), ("mixed", foreign)):
+        of.to_parquet(tmp_path / f"{name}.parquet", index=False)
+        arguments = [str(tmp_path / f"{name}.parquet"), "--trees", "10", "--threads", "1", "--budget-per-day", "5"]
+        run = CliRunner().invoke(command, arguments)
+        assert run.exit_code == 0, run.output
+        assert ("amounts in USD are converted to EUR" in run.stderr) == (name == "mixed")
+        assert ("shop_floor" in run.stderr) == (name == "mixed")
+        versions.append(json.loads(run.stdout)["lightgbm"])
+    assert versions[0] == versions[1]
+
+
+def test_progress_is_told_as_it_goes() -> None:
+    told: list[str] = []
+    data = from_history(history(30), LabelRegime(delay_days=7.0), report=told.append)
+    say = seldom(told.append, 0.0)
+    split = split_cohorts(data.event_time_us, label_delay_us=7 * US_PER_DAY, validation_us=7 * US_PER_DAY)
+    train(data, split, alerts_per_day=5, config=TrainingConfig(trees=3, threads=1), report=say)
+    text = "\n".join(told)
+    for part in ("features of cards", "features of merchants", "3 trees of at most 3", "trees on both periods"):
+        assert part in text
+    never = seldom(told.append, 1e9)
+    never("nothing of this")
+    assert "nothing of this" not in told
 
 
 def test_the_command_says_what_is_missing(tmp_path, monkeypatch) -> None:

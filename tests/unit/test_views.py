@@ -4,6 +4,7 @@ import io
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,9 +13,22 @@ from rich.console import Console
 from pipeline.commands.alerts import Alerts
 from pipeline.demo.figures import Figures, LatencyHistogram, RateMeter, summary_json
 from pipeline.demo.ledger import Ledger
+from pipeline.demo.place import demo_dir
 from pipeline.demo.state import RunState
 from pipeline.demo.text import alert_lines, alert_row
-from pipeline.demo.view import LiveView, PlainView, dashboard, make_view, progress_line, summary_lines, wants_colours
+from pipeline.demo.view import (
+    COMMAND_INDENT,
+    LiveView,
+    PlainView,
+    closing_lines,
+    command_text,
+    dashboard,
+    make_view,
+    progress_line,
+    summary_lines,
+    wants_colours,
+)
+from pipeline.settings import Settings
 from schemas.messages import Alert, LogPosition, ModelScores, Reason, RecordPosition, Versions
 
 
@@ -407,3 +421,33 @@ def test_river_versions_are_counted_after_the_first() -> None:
     for name, version in (("river", "r0"), ("policy", "p0"), ("river", "r1"), ("river", "r2")):
         ledger.model(json.dumps({"name": name, "version": version, "payload": {}}).encode())
     assert (figures.river_version, figures.river_versions) == ("r2", 2)
+
+
+def test_an_early_end_has_no_table_of_zeros(tmp_path: Path) -> None:
+    early = RunState(started_s=0.0, stage="training the first LightGBM model")
+    (line,) = summary_lines(early, 12.0)
+    assert "ended after 12 s" in line
+    assert "training the first LightGBM model" in line
+    assert closing_lines(Settings(data_dir=tmp_path), early, kept=False) == []
+
+
+def test_the_end_says_what_is_left_and_what_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(data_dir=tmp_path / "of mine", kafka_bootstrap_servers=None)
+    (demo_dir(settings) / "kafka").mkdir(parents=True)
+    (demo_dir(settings) / "kafka" / "log").write_bytes(bytes(3_000_000))
+    lines = closing_lines(settings, busy_state(), kept=False)
+    assert "3 MB of topics" in lines[0]
+    assert str(demo_dir(settings)) in lines[1]
+    (again,) = (line for line in lines if line.endswith("run --keep"))
+    assert f"FRAUD_PIPELINE_DATA_DIR='{settings.data_dir}'" in again
+    assert Path(again.split()[-3]).name == "fraud-pipeline"
+    assert not any(line.endswith("--keep") for line in closing_lines(settings, busy_state(), kept=True))
+
+
+def test_a_command_to_copy_is_never_wrapped() -> None:
+    stream = io.StringIO()
+    command = COMMAND_INDENT + command_text(Settings(), "alerts", "x" * 100)
+    for view in (PlainView(busy_state(), stream), LiveView(busy_state(), stream)):
+        view.say(command)
+    assert [line.rstrip() for line in stream.getvalue().splitlines()] == [command, command]

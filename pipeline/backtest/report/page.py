@@ -18,6 +18,7 @@ body { margin: 0 auto; max-width: 66rem; padding: 1rem 1.25rem 4rem; background:
   font: 1rem/1.5 system-ui, sans-serif; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); } h3 { margin-top: 1.75rem; }
 a { color: var(--link); } p.quiet { color: var(--quiet); margin-top: 0.25rem; }
+p.verdict { font-size: 1.2rem; margin: 1rem 0; }
 .warning { background: var(--warn); border-left: 4px solid #9a6700; padding: 0.5rem 1rem; margin: 1rem 0; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { color: var(--quiet); }
 .scroll { overflow-x: auto; margin: 1rem 0; }
@@ -27,7 +28,11 @@ th, td { padding: 0.2rem 0.65rem; border-bottom: 1px solid var(--line); vertical
 thead th { background: var(--band); } th.text, td.text { text-align: left; } tbody th { font-weight: 400; }
 tbody th { white-space: nowrap; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; } td.number { white-space: nowrap; }
+tbody th { position: sticky; left: 0; background: var(--ground); }
 td small { color: var(--quiet); } summary { cursor: pointer; } nav ul { columns: 2; }
+@media (max-width: 40rem) { body { padding: 0.75rem 0.75rem 3rem; } nav ul { columns: 1; }
+  tbody th { white-space: normal; min-width: 7rem; max-width: 9rem; overflow-wrap: anywhere; }
+  figure { overflow-x: auto; } figure svg { max-width: none; width: 31rem; } }
 @page { margin: 15mm; }
 @media print { :root { color-scheme: light; --ink: #000; --quiet: #444; --ground: #fff; --line: #999; --band: #eee;
   --warn: #fff; --link: #000; }
@@ -44,7 +49,11 @@ def page(content: Content) -> str:
     parts = [
         ("summary", "Summary", sections.summary(content)),
         ("labels", "What the labels can say", sections.labels(content)),
-        ("ranking", "Ranking", sections.ranking(content)),
+        *(
+            [("ranking", "Models on the way, and fraud types", sections.ranking(content))]
+            if any(variant.fraud_types or variant.prequential for variant in content.variants)
+            else []
+        ),
         *([("comparison", "Side by side", sections.comparisons(content))] if content.comparisons else []),
         *(
             [("versions", "Trained versions", trainings(content))]
@@ -73,6 +82,7 @@ def page(content: Content) -> str:
         ),
         *([element("p", partial_sentence(content), class_="warning", role="note")] if content.partial else []),
         *(element("p", warning, class_="warning", role="note") for warning in content.warnings),
+        sections.opening(content),
         element("nav", contents, aria_label="Contents"),
         *(
             element("section", element("h2", title, id=f"{name}-title"), body, id=name, aria_labelledby=f"{name}-title")

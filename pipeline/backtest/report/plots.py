@@ -6,7 +6,7 @@ from math import exp, inf, isfinite, log
 
 from pipeline.backtest.report.content import Content, DriftContent, Slice, VariantContent
 from pipeline.backtest.report.wording import MOVED, number, percent, ratio, score
-from pipeline.svg import Bar, Series, bars, lines, nothing
+from pipeline.svg import QUIET, Bar, Series, bars, lines, nothing
 
 _SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _NO_FRAUD = "No fraud is known in the range."
@@ -17,18 +17,18 @@ def precision_recall(content: Content) -> str:
     """Precision over recall of all variants, and where their alerts stand."""
     title = "Precision and recall"
     series, told = [], []
-    for variant in content.variants:
+    for place, variant in enumerate(content.variants):
         if variant.curve:
             points = tuple((point.recall, point.precision) for point in variant.curve)
-            series.append(Series(variant.name, points, markers=False))
+            series.append(Series(variant.name, points, markers=False, number=place))
     if not series:
         return nothing(title, _NO_FRAUD)
-    for variant in content.variants:
+    for place, variant in enumerate(content.variants):
         figures = {metric.name: metric.value for metric in variant.metrics}
         precision, recall = figures["alert_precision"], figures["alert_recall"]
         told.append(f"{variant.name} has an average precision of {ratio(figures['average_precision'])}")
         if precision is not None and recall is not None:
-            series.append(Series(f"{variant.name}, its alerts", ((recall, precision),)))
+            series.append(Series(f"{variant.name}, its alerts", ((recall, precision),), number=place))
             told[-1] += f", its alerts a precision of {ratio(precision)} at a recall of {ratio(recall)}"
     alt = "Precision falls as recall grows. " + "; ".join(told) + "."
     return lines(title, "recall", "precision", series, x_ticks=_SHARES, y_most=1.0, alt=alt)
@@ -44,21 +44,21 @@ def precision_by_day(content: Content) -> str:
     return _by_day(content, "Precision of alerts by day", "precision", lambda day: day.value("alert_precision"), 1.0)
 
 
-def score_distribution(variant: VariantContent) -> str:
-    """Frauds and other transactions by score."""
+def score_distribution(variant: VariantContent, place: int) -> str:
+    """Frauds and other transactions by score; ``place`` of the variant among all gives its colour."""
     title = f"Scores of frauds and of other transactions: {variant.name}"
     if not variant.scores:
         return nothing(title, "Nothing was decided in the range.")
     series = []
-    for name, counts in (
-        ("frauds", [one.frauds for one in variant.scores]),
-        ("other transactions", [one.legitimate for one in variant.scores]),
+    for name, number_, counts in (
+        ("frauds", place, [one.frauds for one in variant.scores]),
+        ("other transactions", QUIET, [one.legitimate for one in variant.scores]),
     ):
         total = sum(counts)
         if total:
             places = [_log_odds(one.from_score, one.to_score) for one in variant.scores]
             points = tuple((at, 100 * count / total) for at, count in zip(places, counts, strict=True))
-            series.append(Series(name, points))
+            series.append(Series(name, points, number=number_))
     frauds = sum(one.frauds for one in variant.scores)
     high = sum(one.frauds for one in variant.scores if one.from_score >= 0.5)
     others = sum(one.legitimate for one in variant.scores)
@@ -74,16 +74,16 @@ def score_distribution(variant: VariantContent) -> str:
 def calibration(content: Content) -> str:
     """The share of frauds over the mean score, beside what calibrated scores would give."""
     title = "Calibration"
-    series = [Series("calibrated", ((0.0, 0.0), (1.0, 1.0)), markers=False)]
+    series = [Series("calibrated", ((0.0, 0.0), (1.0, 1.0)), markers=False, number=QUIET)]
     told = []
-    for variant in content.variants:
+    for place, variant in enumerate(content.variants):
         points = tuple(
             (one.mean_score, one.fraud_share)
             for one in variant.calibration
             if one.mean_score is not None and one.fraud_share is not None
         )
         if points:
-            series.append(Series(variant.name, points))
+            series.append(Series(variant.name, points, number=place))
             told.append(f"{variant.name} expects {number(variant.expected_frauds)} frauds")
     if len(series) == 1:
         return nothing(title, "Nothing was decided in the range.")
@@ -95,11 +95,11 @@ def threshold_sweep(content: Content) -> str:
     """Net saving over the number of alerts that a threshold gives."""
     title = "Net saving by threshold"
     series, told = [], []
-    for variant in content.variants:
+    for place, variant in enumerate(content.variants):
         points = tuple((row.alerts_per_day, row.net_saving) for row in variant.sweep if row.net_saving >= 0)
         if len(points) > 1:
             best = max(variant.sweep, key=lambda row: row.net_saving)
-            series.append(Series(variant.name, points))
+            series.append(Series(variant.name, points, number=place))
             told.append(
                 f"{variant.name} saves most, {number(best.net_saving)}, at {number(best.alerts_per_day, 1)} alerts a "
                 f"day (threshold {score(best.threshold)})"
@@ -125,23 +125,24 @@ def feature_drift(one: DriftContent, most: int) -> str:
     return bars(title, drawn, alt=alt)
 
 
-def top_reasons(variant: VariantContent, most: int) -> str:
-    """The reasons that most alerts give."""
+def top_reasons(variant: VariantContent, most: int, place: int) -> str:
+    """The reasons that most alerts give; ``place`` of the variant among all gives its colour."""
     title = f"Top reasons of alerts: {variant.name}"
     rows = variant.reasons[:most]
     if not rows:
         return nothing(title, "No alert was explained.")
     alt = f"Of {number(variant.explained)} explained alerts {percent(rows[0].share)} give {rows[0].code}."
-    return bars(title, [Bar(row.code, row.alerts, f"{row.alerts:,} ({percent(row.share)})") for row in rows], alt=alt)
+    drawn = [Bar(row.code, row.alerts, f"{row.alerts:,} ({percent(row.share)})", number=place) for row in rows]
+    return bars(title, drawn, alt=alt)
 
 
 def _by_day(content: Content, title: str, name: str, value: Callable[[Slice], float | None], most: float | None) -> str:
     series, told = [], []
-    for variant in content.variants:
+    for place, variant in enumerate(content.variants):
         found = [(_day(day), value(day)) for day in variant.days]
         points = tuple((at, figure) for at, figure in found if figure is not None)
         if points:
-            series.append(Series(variant.name, points, markers=len(points) <= 31))
+            series.append(Series(variant.name, points, markers=len(points) <= 31, number=place))
             values = [figure for _, figure in points]
             told.append(
                 f"{variant.name} has {ratio(min(values)) if most else number(min(values))} to "

@@ -18,16 +18,23 @@ from pipeline.backtest.report.wording import (
     percent,
     ratio,
     score,
+    verdict,
     wider,
 )
 from pipeline.backtest.result import Parameter
 from pipeline.backtest.truth import Bounds
 
 
+def opening(content: Content) -> Markup:
+    """What came out, in a sentence and a picture."""
+    curve = _figure(plots.precision_recall(content), "Each point is a threshold; up and right is better.")
+    return join([element("p", verdict(content), class_="verdict"), curve])
+
+
 def summary(content: Content) -> Markup:
     """The metrics of all variants."""
-    kinds = [f"{content.options.level:.0%} interval, days", f"{content.options.level:.0%} interval, cards"]
     parts: list[Markup] = []
+    kinds = [f"{content.options.level:.0%} interval, days", f"{content.options.level:.0%} interval, cards"]
     many = len(content.variants) > 1
     if many:
         rows = [
@@ -36,10 +43,9 @@ def summary(content: Content) -> Markup:
         ]
         parts.append(table("All variants", ["Metric", *(variant.name for variant in content.variants)], rows))
     for variant in content.variants:
-        if many:
-            parts.append(element("h3", variant.name))
         rows = [_metric_row(metric) for metric in variant.metrics]
-        parts.append(table(f"Metrics of {variant.name}", ["Metric", "Value", *kinds], rows))
+        metrics = table(f"Metrics of {variant.name}", ["Metric", "Value", *kinds], rows)
+        parts.append(_folded(metrics, f"{variant.name} with intervals") if many else metrics)
         if variant.paced is not None:
             parts.append(element("p", pacing_sentence(variant.paced)))
     options = content.options
@@ -109,8 +115,8 @@ def _bounds_row(name: str, bounds: Bounds) -> list[str]:
 
 
 def ranking(content: Content) -> Markup:
-    """How well scores rank, and which frauds they find."""
-    parts = [_figure(plots.precision_recall(content), "Each point is a threshold; up and right is better.")]
+    """How the models did on the way, and which frauds are found."""
+    parts: list[Markup] = []
     figures = [
         [variant.name, one.model, ratio(one.auc), ratio(one.log_loss)]
         for variant in content.variants
@@ -134,15 +140,15 @@ def comparisons(content: Content) -> Markup:
     """Variants beside the first one."""
     parts = []
     for one in content.comparisons:
-        parts.append(element("h3", f"{one.other} beside {one.base}"))
+        less = f"{one.other} less {one.base}"
+        parts.append(element("h3", less))
         rows = [_metric_row(metric) for metric in one.differences]
         level = f"{content.options.level:.0%} interval"
         columns = ["Metric", "Difference", f"{level}, days", f"{level}, cards"]
-        parts.append(table(f"{one.other} less {one.base}", columns, rows))
+        parts.append(table(f"Metrics: {less}", columns, rows))
         parts.append(
             element("p", "An interval that does not contain zero is a difference that chance does not easily explain.")
         )
-        less = f"{one.other} less {one.base}"
         parts.append(_figures(f"By amount, {content.base_currency}: {less}", "Amount", one.amounts))
         parts.append(_folded(_figures(f"By day: {less}", "Day", one.days), f"Differences by day of {one.other}"))
         parts.append(_sides(one))
@@ -241,7 +247,8 @@ def _with_interval(metric: Metric) -> Markup:
 def scores(content: Content) -> Markup:
     """How scores are distributed, and whether they mean what they say."""
     parts = [
-        _figure(plots.score_distribution(variant), "Each line adds up to 100 percent.") for variant in content.variants
+        _figure(plots.score_distribution(variant, place), "Each line adds up to 100 percent.")
+        for place, variant in enumerate(content.variants)
     ]
     parts.append(_figure(plots.calibration(content), "Below the diagonal scores are too high, above it too low."))
     for variant in content.variants:
@@ -261,8 +268,10 @@ def scores(content: Content) -> Markup:
 def reasons(content: Content) -> Markup:
     """What alerts told their readers."""
     parts: list[Markup] = []
-    for variant in content.variants:
-        parts.append(_figure(plots.top_reasons(variant, content.options.rows), "An alert may give several reasons."))
+    for place, variant in enumerate(content.variants):
+        parts.append(
+            _figure(plots.top_reasons(variant, content.options.rows, place), "An alert may give several reasons.")
+        )
         if variant.reasons:
             rows = [
                 [row.code, row.meaning, number(row.alerts), percent(row.share), number(row.mean_contribution, 2)]

@@ -3,7 +3,7 @@
 from typing import Final
 
 from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.report.content import Content, DriftContent, Metric, PacingContent
+from pipeline.backtest.report.content import Comparison, Content, DriftContent, Metric, PacingContent
 
 NONE: Final = "n/a"
 STABLE: Final = 0.1
@@ -69,6 +69,32 @@ def wider(metric: Metric) -> Interval | None:
 
 def _written(value: float | None, unit: str) -> str:
     return {"amount": number(value), "a day": number(value, 1)}.get(unit, ratio(value))
+
+
+def verdict(content: Content) -> str:
+    """What came out, in one sentence; of several variants, which of the others ranks frauds better than the first."""
+    if not content.comparisons:
+        (variant, *_) = content.variants
+        metrics = {metric.name: metric for metric in variant.metrics}
+        return (
+            f"{variant.name} raises {figure(metrics['alerts_per_day'])} alerts a day; "
+            f"{percent(metrics['alert_precision'].value)} of the labelled ones are fraud, and they find "
+            f"{percent(metrics['alert_recall'].value)} of the known frauds."
+        )
+    return " ".join(map(_compared, content.comparisons))
+
+
+def _compared(one: Comparison) -> str:
+    """Whether a variant ranks frauds better than the first one, by its average precision."""
+    difference = next(metric for metric in one.differences if metric.name == "average_precision")
+    interval = wider(difference)
+    if difference.value is None or interval is None or interval.low is None or interval.high is None:
+        return f"Nobody can tell whether {one.other} ranks frauds better than {one.base}: too few are known."
+    by = f"its average precision is {abs(difference.value):.3f} {'higher' if difference.value >= 0 else 'lower'}"
+    within = f"(interval {interval.low:+.3f} to {interval.high:+.3f})"
+    if interval.low <= 0 <= interval.high:
+        return f"No difference is certain between {one.other} and {one.base}: {by} {within}, which chance may explain."
+    return f"{one.other} ranks frauds {'better' if difference.value > 0 else 'worse'} than {one.base}: {by} {within}."
 
 
 def drift_sentence(one: DriftContent) -> str:

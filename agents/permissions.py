@@ -1,0 +1,96 @@
+"""What each role may do on a secured cluster, from the declarations of agents and topics.
+
+A role is a person or program that gets a principal of its own. Reading and writing a topic imply describing it.
+"""
+
+from typing import Final, NamedTuple
+
+from agents.topology import CARD, chosen, specs
+from pipeline.models.held_labels import TRANSACTIONAL_ID as RELEASE
+from pipeline.settings import Settings
+from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, TRANSACTIONS
+
+READ, WRITE, CREATE, DELETE, DESCRIBE, DESCRIBE_CONFIGS = (
+    "read", "write", "create", "delete", "describe", "describe_configs",
+)  # fmt: skip
+TOPIC, GROUP, TRANSACTIONAL_ID, CLUSTER = "topic", "group", "transactional_id", "cluster"
+
+LABELLER: Final = "labeller"
+REVIEWER: Final = "analyst"
+"""Source of the labels that people give by `fraud-pipeline label`."""
+REPROCESSED: Final = "reprocess-"
+"""How the names of topics begin that an operator may reprocess into, and the transactional ids of that."""
+
+
+class Grant(NamedTuple):
+    """Operations that a role may do on one resource, or on all whose names begin alike."""
+
+    resource: str
+    name: str
+    """Full name, or how the names begin."""
+    operations: tuple[str, ...]
+    prefixed: bool = False
+
+
+def roles(settings: Settings) -> dict[str, list[Grant]]:
+    """Return what each role may do; everything else is refused, if the cluster refuses what no rule allows."""
+    labellers = {f"{LABELLER}:{name}": [_grant(settings, name, WRITE)] for name in settings.label_topics}
+    return {
+        "producer": [_grant(settings, TRANSACTIONS.name, WRITE)],
+        **labellers,
+        "analyst": _analyst(settings),
+        "worker": _worker(settings),
+        "operator": _operator(settings),
+    }
+
+
+def _grant(settings: Settings, name: str, *operations: str, resource: str = TOPIC, prefixed: bool = False) -> Grant:
+    return Grant(resource, settings.topic(name), operations, prefixed)
+
+
+def _analyst(settings: Settings) -> list[Grant]:
+    """Follow alerts, find a transaction's card, and label it."""
+    labelled = settings.label_sources.speaking_for(REVIEWER)
+    return [
+        # What was quarantined, readers skip by `control`; whether the clock is simulated, the topic's settings tell.
+        *(_grant(settings, topic.name, READ) for topic in (ALERTS, DECISIONS, CONTROL)),
+        _grant(settings, TRANSACTIONS.name, READ, DESCRIBE_CONFIGS),
+        *(_grant(settings, name, WRITE) for name in labelled),
+    ]
+
+
+def _worker(settings: Settings) -> list[Grant]:
+    """Run the agents that the settings name."""
+    agents = chosen(settings)
+    writes = [topic for agent in agents for topic in (*agent.writes, CONTROL, DEAD_LETTERS)]
+    if CARD in agents:
+        writes.append(MODELS)
+    # On start an agent looks at what it wrote before.
+    reads = [topic for agent in agents for topic in (*agent.reads, *agent.follows)] + [MODELS, *writes]
+    topics: dict[str, list[str]] = {topic.name: [DESCRIBE, DESCRIBE_CONFIGS] for topic in settings.topics}
+    for operation, wanted in ((READ, reads), (WRITE, writes)):
+        for topic in dict.fromkeys(wanted):
+            topics[topic.name].append(operation)
+    return [
+        *(_grant(settings, name, *operations) for name, operations in topics.items()),
+        *(_grant(settings, agent.name, READ, resource=GROUP) for agent in agents),
+        *(_grant(settings, agent.name, WRITE, resource=TRANSACTIONAL_ID, prefixed=True) for agent in agents),
+        # By which protocol brokers let groups be joined.
+        Grant(CLUSTER, "kafka-cluster", (DESCRIBE_CONFIGS,)),
+    ]
+
+
+def _operator(settings: Settings) -> list[Grant]:
+    """Create topics, change versions of models, release held labels, look at everything, and reprocess."""
+    writes = {MODELS.name, CONTROL.name, EXAMPLES.name}
+    groups = (agent.name for agent in specs(settings).values())
+    return [
+        *(
+            _grant(settings, topic.name, READ, CREATE, DESCRIBE_CONFIGS, *([WRITE] if topic.name in writes else []))
+            for topic in settings.topics
+        ),
+        *(_grant(settings, name, DESCRIBE, resource=GROUP) for name in groups),
+        _grant(settings, REPROCESSED, READ, WRITE, CREATE, DELETE, DESCRIBE_CONFIGS, prefixed=True),
+        _grant(settings, REPROCESSED, WRITE, resource=TRANSACTIONAL_ID, prefixed=True),
+        _grant(settings, RELEASE, WRITE, resource=TRANSACTIONAL_ID),
+    ]

@@ -1,0 +1,42 @@
+"""Recipes of versions: features, hyperparameters and label handling, by digest."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pipeline.models.description import Facts
+
+LABEL_HANDLING: Final = "label_handling"
+"""The key of a version's metadata: ``early_reports`` and ``maturity_days``, where a proposal has set them."""
+RECIPE: Final = "recipe"
+"""The figure of a proposal that has its recipe's digest."""
+AGAINST_RECIPE: Final = "against_recipe"
+"""The figure that has the digest of the recipe that was active."""
+_NO_RECIPE: Final = frozenset({"threads", "seed"})
+"""Settings of a training that another recipe does not follow from."""
+
+
+def recipe_digest(training: Mapping[str, Any], features: Sequence[str], handling: Mapping[str, Any]) -> str:
+    """Return the first 16 digits of the SHA-256 of a recipe.
+
+    Args:
+        training: Hyperparameters.
+        features: Features that trees may ask for.
+        handling: How labels are taken; what is None is left out.
+
+    >>> one = recipe_digest({"leaves": 15, "seed": 1}, ["amount", "hour"], {"maturity_days": None})
+    >>> one == recipe_digest({"leaves": 15, "seed": 2}, ["hour", "amount"], {})
+    True
+    """
+    parts = (
+        {name: value for name, value in training.items() if name not in _NO_RECIPE},
+        sorted(features),
+        {name: value for name, value in handling.items() if value is not None},
+    )
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def recipe_of_facts(facts: Facts) -> str:
+    """Return the digest of a LightGBM version's recipe, from `pipeline.models.description.lightgbm_facts`."""
+    return recipe_digest(facts["hyperparameters"], facts["features"], facts.get(LABEL_HANDLING, {}))

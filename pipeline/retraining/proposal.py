@@ -1,0 +1,211 @@
+"""Proposals: another recipe is compared with the active one as a procedure, in one look that is declared before."""
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.models.changes import Said
+from pipeline.models.history import ACCEPTED, PROMOTE, VersionHistory
+from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.models.recipes import AGAINST_RECIPE, RECIPE
+from pipeline.retraining.challenger import (
+    Challenge,
+    Champion,
+    CycleOptions,
+    Recipe,
+    challenge_of,
+    compared_days,
+    policy_for,
+    recipe_of,
+    scorings,
+    trained_by,
+)
+from pipeline.retraining.cycles import AS_OF
+from pipeline.retraining.gate import GateLimits, judge
+from pipeline.retraining.paired import Scorings
+from pipeline.retraining.topics import ClusterLog
+from pipeline.scoring.errors import ModelError
+from pipeline.training.served import ServedRows
+from schemas.messages import Assessment, VersionReference
+
+DECLARED: Final = "declared"
+"""Outcome of the record that is written before the look."""
+COMPARE_DAYS: Final = 28
+FOLD_DAYS: Final = 7
+_FROM, _TO = "compared_from_us", "compared_to_us"
+
+
+class Outcome(NamedTuple):
+    """Result of a proposal."""
+
+    outcome: str
+    """``accepted``, ``promoted``, ``rejected`` or ``kept``."""
+    reason: str
+    lightgbm: str
+
+
+class Period(NamedTuple):
+    """Days of a comparison, in microseconds since 1970."""
+
+    start_us: int
+    end_us: int
+
+
+def active_champion(topics: ClusterLog) -> Champion:
+    """Return the active version and its policy; raises `ModelError` without one."""
+    champion = topics.champion()
+    if champion is None:
+        raise ModelError("no LightGBM version is active: publish one with `fraud-pipeline train --publish`")
+    return champion
+
+
+def compare_recipes(
+    rows: ServedRows,
+    champion: Champion,
+    proposed: Recipe,
+    period: Period,
+    limits: GateLimits,
+    options: CycleOptions,
+    fold_days: int = FOLD_DAYS,
+) -> Challenge:
+    """Compare a recipe with the active one by rolling origins, and train a version by it.
+
+    Both recipes are trained at the start of each fold, by the labels that had come by then, and score the fold. An
+    accepted recipe is then trained on all that is known by now; of a rejected one the last fold's version is returned.
+
+    Args:
+        rows: Decisions as they were served.
+        champion: The active version.
+        proposed: The other recipe.
+        period: Mature days to compare on.
+        limits: What the proposed recipe must keep; it must find more frauds.
+        options: How versions are trained.
+        fold_days: Days that are scored by one training of each recipe.
+
+    Raises:
+        ModelError: There is too little to train on or to compare on, or trees learned nothing.
+    """
+    active, parts = recipe_of(champion.model), []
+    compared = rows.take(slice(*np.searchsorted(rows.event_time_us, period).tolist()))
+    for origin_us in range(period.start_us, period.end_us, fold_days * US_PER_DAY):
+        end_us = min(origin_us + fold_days * US_PER_DAY, period.end_us)
+        fold = compared.take(slice(*np.searchsorted(compared.event_time_us, [origin_us, end_us]).tolist()))
+        trial, reference = (trained_by(one, rows, origin_us, champion, options) for one in (proposed, active))
+        parts.append(scorings(fold, trial.model, reference.model))
+    try:
+        scored = Scorings(*map(np.concatenate, zip(*parts, strict=True)))
+        judgement = judge(scored, compared.amount, limits._replace(superior=True))
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    if judgement.accepted:
+        trial = trained_by(proposed, rows, int(rows.event_time_us[-1]), champion, options)
+    return challenge_of(judgement, trial, rows, champion, limits)
+
+
+def period_of_look(history: VersionHistory, recipe: str, now: Period) -> Period:
+    """Return the days on which a recipe may be compared: one look at each day.
+
+    A look that was declared and never ended is taken on the days of its declaration.
+
+    Args:
+        history: What `control` has.
+        recipe: Digest of the proposed recipe.
+        now: Days that a new look would take.
+
+    Raises:
+        ModelError: The recipe was compared on some of these days before.
+    """
+    looks: list[Assessment] = [
+        one for one in history.events if isinstance(one, Assessment) and one.figures.get(RECIPE) == recipe
+    ]
+    if looks and looks[-1].outcome == DECLARED:
+        return Period(looks[-1].figures[_FROM], looks[-1].figures[_TO])
+    seen_us = max((int(one.figures.get(_TO, 0)) for one in looks), default=0)
+    if seen_us > now.start_us:
+        days = -(-(seen_us - now.start_us) // US_PER_DAY)
+        raise ModelError(
+            f"this recipe was {looks[-1].outcome} on days that would be looked at again: wait for {days} more days, or "
+            "compare on fewer with --compare-days"
+        )
+    return now
+
+
+def propose(
+    topics: ClusterLog,
+    writer: ControlWriter,
+    proposed: Recipe,
+    said: Said,
+    options: CycleOptions,
+    *,
+    second_approval: bool,
+    fold_days: int = FOLD_DAYS,
+) -> Outcome:
+    """Declare a comparison, make it, and record what came of it.
+
+    Args:
+        topics: The cluster, read.
+        writer: Writes to the cluster.
+        proposed: The recipe.
+        said: Who proposes it, and why.
+        options: How versions are trained and compared.
+        second_approval: Leave an accepted version for another person to approve.
+        fold_days: As in `compare_recipes`.
+
+    Raises:
+        ModelError: Nothing can be compared; the sentence says why.
+        DeliveryFailed: A record was not written.
+    """
+    champion, rows = active_champion(topics), topics.served.rows()
+    if not len(rows):
+        raise ModelError("topic features holds no decision of this kernel version yet: propose once there are some")
+    active = recipe_of(champion.model)
+    if proposed.digest == active.digest:
+        raise ModelError(f"this is the recipe of the active version {champion.model.version}: change something in it")
+    history = topics.published.history
+    period = period_of_look(history, proposed.digest, Period(*compared_days(rows, options)))
+    limits = GateLimits(alerts_per_day=champion.alerts_per_day)
+    against = topics.tenures(champion)[-1].references
+    figures: dict[str, Any] = {
+        RECIPE: proposed.digest,
+        AGAINST_RECIPE: active.digest,
+        AS_OF: int(rows.event_time_us[-1]),
+        _FROM: period.start_us,
+        _TO: period.end_us,
+        "fold_days": fold_days,
+        "level": limits.level,
+        "alerts_per_day_budget": limits.alerts_per_day,
+        "offsets": topics.offsets,
+    }
+    writer.assess(DECLARED, [], against, Step(DECLARED, said.by, said.reason, figures))
+    try:
+        found = compare_recipes(rows, champion, proposed, period, limits, options, fold_days)
+    except ModelError as error:
+        writer.assess("failed", [], against, Step("failed", said.by, f"{said.reason} {error}", figures))
+        raise
+    figures |= found.judgement.figures
+    topics.read_control()
+    current = active_champion(topics)
+    outcome, reason = ACCEPTED if found.judgement.accepted else "rejected", found.judgement.reason
+    if recipe_of(current.model).digest != active.digest:
+        outcome, reason = "kept", "the active recipe was changed while the other one was compared"
+    elif current.policy.digest != champion.policy.digest:
+        # Pacing goes on meanwhile.
+        found = found._replace(policy=policy_for(rows, found.trained.model, current.policy, limits))
+    versions, why = _contents(writer, found), f"{said.reason} {reason}"
+    writer.assess(outcome, versions, against, Step(outcome, said.by, why, figures))
+    if outcome == ACCEPTED and not second_approval:
+        writer.activate(versions, Step(PROMOTE, said.by, why, figures))
+        outcome = "promoted"
+    return Outcome(outcome, reason, found.trained.model.version)
+
+
+def _contents(writer: ControlWriter, found: Challenge) -> Sequence[VersionReference]:
+    model, policy = found.trained.model, found.policy
+    return writer.contents(
+        [
+            Content("lightgbm", model.version, model.to_payload()),
+            Content("policy", policy.version, policy.to_payload()),
+        ]
+    )

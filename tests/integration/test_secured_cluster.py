@@ -1,0 +1,301 @@
+"""Commands and agents on a cluster with TLS, client certificates, SASL and access rules."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+from click.testing import CliRunner
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
+
+from agents.permissions import GROUP, RELEASE, REPROCESSED, TOPIC, TRANSACTIONAL_ID, Grant, roles
+from agents.topology import AGENTS
+from pipeline.cli import main
+from pipeline.demo.processes import settings_environment
+from pipeline.kafka.admin import ensure_topics
+from pipeline.kafka.clients import admin_client, consumer_config
+from pipeline.learning.label_sources import NOT_ALLOWED
+from pipeline.settings import Settings
+from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, TRANSACTIONS
+from tests.helpers.champion import LARGE_AMOUNT
+from tests.helpers.logs import label, transaction
+from tests.helpers.secured import PASSWORDS, SUPER, Secured, secured_broker
+from tests.helpers.topics import Cluster, Starter
+
+pytestmark = pytest.mark.broker
+
+TOPICS_OF_LABELS: Final = {"labels": ("analyst", "audit"), "chargebacks": ("chargeback",)}
+TIMEOUT_S: Final = 30.0
+DENIED: Final = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    }
+)
+WAYS: Final[dict[str, Callable[[Secured, str], dict[str, str]]]] = {
+    "TLS": lambda broker, _: broker.tls(),
+    "MUTUAL": lambda broker, name: broker.mutual(name),
+    "LOGIN": lambda broker, name: broker.login(name),
+}
+
+
+class Client(NamedTuple):
+    """A person or program with a principal, that connects through one of the listeners."""
+
+    settings: Settings
+    secret: Path | None
+    """File with the password, which the settings lack."""
+
+    @property
+    def whole(self) -> Settings:
+        """Settings with the password."""
+        name = self.settings.kafka_config.get("sasl.username")
+        more = {} if name is None else {"sasl.password": PASSWORDS.format(name)}
+        return self.settings.model_copy(update={"kafka_config": {**self.settings.kafka_config, **more}})
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """Run a command, and return what it printed."""
+        secrets = {} if self.secret is None else {"FRAUD_PIPELINE_KAFKA_CONFIG_FILE": str(self.secret)}
+        result = CliRunner().invoke(main, arguments, env={**settings_environment(self.settings), **secrets})
+        assert result.exit_code == code, f"{arguments}: {result.output} {result.exception!r}"
+        return result.output
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    with secured_broker(tmp_path_factory.mktemp("secured")) as broker:
+        broker.add_users(SUPER)
+        yield broker
+
+
+def client_of(secured: Secured, listener: str, name: str, prefix: str, data_dir: Path) -> Client:
+    settings = Settings(
+        kafka_bootstrap_servers=secured.addresses[listener],
+        kafka_config=WAYS[listener](secured, name),
+        topic_prefix=prefix,
+        data_dir=data_dir,
+        metrics_port=0,
+        shutdown_timeout_s=60,
+        card_partitions=1,
+        merchant_partitions=1,
+        label_topics=TOPICS_OF_LABELS,
+    )
+    return Client(settings, secured.secret_file(name) if listener == "LOGIN" else None)
+
+
+def write(client: Client, topic: str, *values: bytes) -> None:
+    """Write as any producer does, and let nothing be refused."""
+    errors = produced(client, {topic: values})
+    assert errors == {topic: None}
+
+
+def produced(client: Client, values: dict[str, tuple[bytes, ...]]) -> dict[str, int | None]:
+    """Write to topics (without prefix); return the code of the error of each, None for those that took everything."""
+    name, errors = client.settings.topic, dict.fromkeys(values)
+
+    def told(error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            errors[message.topic().removeprefix(client.settings.topic_prefix)] = error.code()
+
+    producer = Producer(
+        {
+            "bootstrap.servers": client.settings.kafka_bootstrap_servers,
+            **client.whole.kafka_config,
+            "message.timeout.ms": round(TIMEOUT_S * 1_000),
+            "error_cb": lambda _error: None,
+        }
+    )
+    for topic, of_topic in values.items():
+        for value in of_topic:
+            producer.produce(name(topic), value, b"c1", partition=0, on_delivery=told)
+    assert producer.flush(TIMEOUT_S) == 0
+    return errors
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@pytest.mark.parametrize("listener", WAYS)
+def test_every_command_and_all_agents_work(secured: Secured, listener: str, tmp_path: Path, start: Starter) -> None:
+    client = client_of(secured, listener, SUPER, f"{listener.lower()}-", tmp_path / "data")
+    assert "created" in client.run("topics")
+    cluster = Cluster(client.whole)
+    cluster.publish()
+    write(client, TRANSACTIONS.name, transaction(1, now(), amount=LARGE_AMOUNT), transaction(2, now()))
+    worker = start(client.whole)
+    worker.until(lambda: len(cluster.decisions()) == 2)
+    assert "t1" in client.run("alerts", "--once", "--json")
+    assert "is fraud, says analyst dana" in client.run("label", "t1", "fraud", "--analyst", "dana")
+    worker.until(lambda: len(cluster.read(ACCEPTED_LABELS)) == 1)
+    worker.until(lambda: len(cluster.examples()) == 1)
+    assert worker.stop() == 0
+    assert client.run("rates")
+    assert client.run("models", "list")
+    assert client.run("inspect", "profiled", "0", "0")
+    assert client.run("audit", "--json")
+    assert client.run("drift")
+    assert client.run("pace", "--once", "--budget-per-day", "1")
+    assert client.run("export", str(tmp_path / "files"), TRANSACTIONS.name, "labels", "chargebacks")
+    assert client.run("backtest", "--order", "recorded", "--compare", "live")
+    assert client.run("reprocess", "--into", f"{REPROCESSED}one")
+
+
+def test_a_client_without_its_security_settings_is_told_what_to_check(secured: Secured, tmp_path: Path) -> None:
+    client = client_of(secured, "TLS", SUPER, "", tmp_path)
+    plain = client._replace(settings=client.settings.model_copy(update={"kafka_config": {}}))
+    assert "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings" in plain.run("alerts", "--once", code=1)
+
+
+class Roles(NamedTuple):
+    """A client for each role, the topics of all, and what each may do."""
+
+    clients: dict[str, Client]
+    cluster: Cluster
+    granted: dict[str, list[Grant]]
+
+
+@pytest.fixture(scope="module")
+def by_role(secured: Secured, tmp_path_factory: pytest.TempPathFactory) -> Roles:
+    directory = tmp_path_factory.mktemp("roles")
+    root = client_of(secured, "LOGIN", SUPER, "bank.", directory / SUPER)
+    granted = roles(root.settings)
+    names = {role: role.replace(":", "-") for role in granted}
+    secured.add_users(*names.values())
+    principals = [option for role, name in names.items() for option in ("--principal", f"{role}=User:{name}")]
+    assert " 0 were there already" in root.run("acl", *principals, "--apply")
+    assert root.run("acl", *principals, "--apply").startswith("0 access rules created")
+    clients = {role: client_of(secured, "LOGIN", name, "bank.", directory / name) for role, name in names.items()}
+    assert "created" in clients["operator"].run("topics")
+    # Topics of others, which nobody of these may touch.
+    others = root.settings.model_copy(update={"topic_prefix": "other."})
+    ensure_topics(secured.addresses["LOGIN"], Client(others, None).whole, [TRANSACTIONS])
+    return Roles(clients, Cluster(root.whole), granted)
+
+
+def test_each_role_does_its_part(by_role: Roles, start: Starter) -> None:
+    clients, cluster = by_role.clients, by_role.cluster
+    cluster_of_operator = Cluster(clients["operator"].whole)
+    cluster_of_operator.publish()
+    write(clients["producer"], TRANSACTIONS.name, *(transaction(n, now(), amount=LARGE_AMOUNT) for n in (1, 2)))
+    worker = start(clients["worker"].whole)
+    worker.until(lambda: len(cluster.decisions()) == 2)
+    analyst, operator = clients["analyst"], clients["operator"]
+    assert "t1" in analyst.run("alerts", "--once", "--json")
+    assert "Sent" in analyst.run("label", "t1", "fraud")
+    write(clients["labeller:chargebacks"], "chargebacks", label(2, now(), "fraud", source="chargeback"))
+    # Who may write there claims what the topic does not speak for.
+    write(clients["labeller:chargebacks"], "chargebacks", label(1, now(), "legitimate", source="audit"))
+    worker.until(lambda: len(cluster.read(ACCEPTED_LABELS)) == 2)
+    worker.until(lambda: len(cluster.read(DEAD_LETTERS)) == 1)
+    (dead,) = cluster.read(DEAD_LETTERS)
+    assert ("dead-letter-error", NOT_ALLOWED.encode()) in dead.headers
+    worker.until(lambda: len(cluster.examples()) == 2)
+    assert {(one.transaction_id, one.label_source) for one in cluster.examples()} == {
+        ("t1", "analyst"),
+        ("t2", "chargeback"),
+    }
+    assert worker.stop() == 0
+    assert "cannot be checked" not in worker.said
+    for arguments in (["models", "list"], ["rates"], ["pace", "--once", "--budget-per-day", "1"], ["models", "freeze"]):
+        assert operator.run(*arguments)
+    assert operator.run("backtest", "--order", "recorded", "--compare", "live")
+    assert operator.run("reprocess", "--into", f"{REPROCESSED}one")
+
+
+def expected(grants: list[Grant], resource: str, name: str) -> set[str]:
+    """Operations that the table allows on a resource (full name), with those that Kafka infers."""
+    found = {
+        operation
+        for grant in grants
+        if grant.resource == resource and (name.startswith(grant.name) if grant.prefixed else name == grant.name)
+        for operation in grant.operations
+    }
+    return found | ({"describe"} if found & {"read", "write", "delete"} else set())
+
+
+def test_each_role_may_do_with_topics_what_the_table_says_and_nothing_else(by_role: Roles) -> None:
+    settings = by_role.cluster.settings
+    names = [settings.topic(topic.name) for topic in settings.topics] + ["other.transactions"]
+    for role, client in by_role.clients.items():
+        admin = admin_client(str(client.settings.kafka_bootstrap_servers), settings=client.whole)
+        asked = admin.describe_topics(TopicCollection(names), include_authorized_operations=True)
+        for name, future in asked.items():
+            assert _code(future.result) in {None, KafkaError.TOPIC_AUTHORIZATION_FAILED}
+            operations = [] if future.exception() is not None else future.result().authorized_operations
+            allowed = {operation.name.lower() for operation in operations}
+            assert allowed == expected(by_role.granted[role], TOPIC, name), (role, name)
+
+
+def test_each_role_writes_where_it_may_and_nowhere_else(by_role: Roles) -> None:
+    settings = by_role.cluster.settings
+    names = [topic.name for topic in settings.topics]
+    for role, client in by_role.clients.items():
+        may = {name: "write" in expected(by_role.granted[role], TOPIC, settings.topic(name)) for name in names}
+        errors = produced(client, dict.fromkeys(names, (b"{}",)))
+        assert {name: error is None for name, error in errors.items()} == may, role
+        assert {error for error in errors.values() if error is not None} <= DENIED
+
+
+def test_each_role_uses_the_groups_that_it_may(by_role: Roles) -> None:
+    settings = by_role.cluster.settings
+    groups = [settings.topic(name) for name in (*AGENTS, "somebody")]
+    for role, client in by_role.clients.items():
+        for group in groups:
+            allowed = expected(by_role.granted[role], GROUP, group)
+            consumer = Consumer(
+                consumer_config(
+                    str(client.settings.kafka_bootstrap_servers),
+                    group,
+                    settings=client.whole,
+                    overrides={"error_cb": lambda _error: None},
+                    protocol="classic",
+                )
+            )
+            # A topic that all of these may ask about: the answer is of the group.
+            at = TopicPartition(settings.topic(TRANSACTIONS.name), 0, 0)
+            codes = [_code(lambda c=consumer, a=at: c.committed([a], TIMEOUT_S))]
+            codes.append(_code(lambda c=consumer, a=at: c.commit(offsets=[a], asynchronous=False)))
+            consumer.close()
+            denied = [code == KafkaError.GROUP_AUTHORIZATION_FAILED for code in codes]
+            assert denied == ["describe" not in allowed, "read" not in allowed], (role, group)
+
+
+def test_each_role_uses_the_transactional_ids_that_it_may(by_role: Roles) -> None:
+    settings = by_role.cluster.settings
+    ids = [settings.topic(f"{agent}-w1") for agent in AGENTS]
+    ids += [settings.topic(f"{REPROCESSED}one-reprocess"), settings.topic(RELEASE), settings.topic("somebody")]
+
+    def denied(cell: tuple[str, str]) -> bool:
+        client = by_role.clients[cell[0]]
+        producer = Producer(
+            {
+                "bootstrap.servers": client.settings.kafka_bootstrap_servers,
+                **client.whole.kafka_config,
+                "transactional.id": cell[1],
+                "error_cb": lambda _error: None,
+                "log_level": 0,
+            }
+        )
+        code = _code(lambda: producer.init_transactions(TIMEOUT_S))
+        assert code in {None, KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED}, cell
+        return code is not None
+
+    cells = [(role, name) for role in by_role.clients for name in ids]
+    with ThreadPoolExecutor(8) as threads:
+        found = dict(zip(cells, threads.map(denied, cells), strict=True))
+    for (role, name), is_denied in found.items():
+        assert is_denied == ("write" not in expected(by_role.granted[role], TRANSACTIONAL_ID, name)), (role, name)
+
+
+def _code(call: Callable[[], object]) -> int | None:
+    """Code of the error that a call raises, or that what it returns bears; None for none."""
+    try:
+        answer = call()
+    except KafkaException as error:
+        return int(error.args[0].code())
+    errors = [at.error for at in answer if at.error is not None] if isinstance(answer, list) else []
+    return int(errors[0].code()) if errors else None

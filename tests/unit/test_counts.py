@@ -1,0 +1,58 @@
+"""What an agent's batches come to, in log lines: dead letters by code and a status line, each once a while."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from agents import counts as module
+from agents.counts import Counts
+from pipeline.engine.results import Result
+from pipeline.kafka.batch import Batch
+from pipeline.metrics import WorkerMetrics
+from schemas.records import Record
+
+
+class Session:
+    """Holds two partitions, on which records wait."""
+
+    assigned = (("transactions", 0), ("transactions", 1))
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        return {("transactions", 0): 5, ("transactions", 1): 2}
+
+
+def refused(code: str, n: int) -> Result:
+    return Result(counts=Counter({("dead_letter", code): n, ("decision", "allow"): 3, ("alert", "score"): 1}))
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+def test_log_lines_tell_dead_letters_by_code_and_what_was_done(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "agents.counts")
+    monkeypatch.setattr(module, "LAG_INTERVAL_S", 0.0)
+    counts, session = Counts("card", WorkerMetrics("127.0.0.1", 0)), Session()
+    batch = Batch([Record("transactions", 0, n, 0, b"k", b"v") for n in range(4)], None, {}, {})
+    any_session: Any = session
+    for code, n in (("not_json", 2), ("amount_zero", 1), ("not_json", 5)):
+        counts.batch(batch, refused(code, n))
+        assert counts.lag(any_session)
+    told = lines(caplog, logging.WARNING)
+    assert [line.partition(" (see")[0] for line in told] == [
+        "card: 2 dead letters: not_json",
+        "card: 1 dead letters: amount_zero",
+    ]
+    assert lines(caplog, logging.INFO) == []
+    monkeypatch.setattr(module, "STATUS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(module, "DEAD_LETTERS_INTERVAL_S", 0.0)
+    assert counts.lag(any_session)
+    # Those that were not told in the meantime are in the next line.
+    assert lines(caplog, logging.WARNING)[2].startswith("card: 5 dead letters: not_json")
+    (status,) = lines(caplog, logging.INFO)
+    assert status.startswith("card: 12 records in ")
+    assert status.endswith(", 9 decisions, 3 alerts; 7 wait on 2 partitions")

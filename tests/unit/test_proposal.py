@@ -1,0 +1,77 @@
+"""Proposals of recipes: what is compared, and how often."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline.features.catalogue import US_PER_DAY
+from pipeline.models.history import VersionHistory
+from pipeline.models.recipes import RECIPE, recipe_of_facts
+from pipeline.retraining.challenger import Champion, compared_days, recipe_of, trained_by
+from pipeline.retraining.proposal import DECLARED, Period, compare_recipes, period_of_look
+from pipeline.scoring.errors import ModelError
+from schemas.messages import Assessment
+from tests.unit.test_retraining import HISTORY, LIMITS, NOW_US, OPTIONS, at, champion
+
+
+def assessed(outcome: str, recipe: str, start_us: int, end_us: int) -> Assessment:
+    figures = {RECIPE: recipe, "compared_from_us": start_us, "compared_to_us": end_us}
+    return Assessment(versions=[], outcome=outcome, by="mona", reason="", figures=figures, assessed_at=at(1))
+
+
+def test_a_recipe_gets_one_look_at_each_day() -> None:
+    now = Period(10 * US_PER_DAY, 38 * US_PER_DAY)
+    assert period_of_look(VersionHistory(), "r", now) == now
+    others = VersionHistory([assessed("rejected", "other", *now), assessed("rejected", "r", 0, 10 * US_PER_DAY)])
+    assert period_of_look(others, "r", now) == now
+    seen = VersionHistory([assessed(DECLARED, "r", *now), assessed("rejected", "r", *now)])
+    with pytest.raises(ModelError, match="was rejected on days that would be looked at again: wait for 25 more days"):
+        period_of_look(seen, "r", Period(13 * US_PER_DAY, 41 * US_PER_DAY))
+    # A look that was declared is taken as it was declared, whenever that is.
+    declared = VersionHistory([assessed(DECLARED, "r", *now)])
+    assert period_of_look(declared, "r", Period(13 * US_PER_DAY, 41 * US_PER_DAY)) == now
+
+
+def test_recipes_are_told_apart_by_what_versions_keep_of_them() -> None:
+    rows = HISTORY.served(champion().model)
+    active = recipe_of(champion().model)
+    other = active._replace(early_reports=False, maturity_days=9.0)
+    assert len({one.digest for one in (active, other, active._replace(features=("amount", "hour")))}) == 3
+    seeded = active._replace(config=msgspec.structs.replace(active.config, seed=5, threads=2))
+    assert seeded.digest == active.digest
+    model = trained_by(other, rows, NOW_US, champion(), OPTIONS._replace(maturity_days=None)).model
+    assert recipe_of(model).digest == other.digest
+    assert model.metadata["labels"]["maturity_days"] == 9.0
+    facts = {
+        "hyperparameters": model.metadata["training"],
+        "features": model.trained_on,
+        "label_handling": model.metadata["label_handling"],
+    }
+    assert recipe_of_facts(facts) == other.digest
+
+
+def test_a_recipe_that_knows_more_is_accepted_and_one_that_knows_less_is_not() -> None:
+    rows = HISTORY.served(champion().model)
+    period = Period(*compared_days(rows, OPTIONS))
+    active = recipe_of(champion().model)
+    poor = active._replace(features=("amount", "hour"))
+    found = compare_recipes(rows, champion(), poor, period, LIMITS, OPTIONS, fold_days=5)
+    assert not found.judgement.accepted
+    assert "not proven to find more frauds" in found.judgement.reason
+    assert found.judgement.figures["compared_days"] == OPTIONS.compare_days
+    # The last fold's version knew nothing of its fold.
+    assert found.trained.model.metadata["as_of_us"] == period.start_us + 5 * US_PER_DAY
+
+    weak = trained_by(poor, rows, period.start_us, champion(), OPTIONS)
+    better = compare_recipes(rows, Champion(weak.model, champion().policy), active, period, LIMITS, OPTIONS, 5)
+    assert better.judgement.accepted, better.judgement.reason
+    assert better.judgement.figures["frauds_a_day_more_low"] > 0
+    assert better.trained.model.metadata["as_of_us"] == NOW_US
+    assert better.policy.lightgbm_version == better.trained.model.version
+
+
+def test_labels_of_after_an_origin_do_not_enter_its_trainings() -> None:
+    rows = HISTORY.served(champion().model)
+    start_us, _ = compared_days(rows, OPTIONS)
+    known = rows.training_set(start_us)
+    assert known.fraud.sum() == np.count_nonzero(rows.reported_us <= start_us) < (rows.reported_us <= NOW_US).sum()
