@@ -6,6 +6,7 @@ A role is a person or program that gets a principal of its own. Reading and writ
 from typing import Final, NamedTuple
 
 from agents.topology import CARD, chosen, specs
+from pipeline.kafka.clients import READER_GROUP
 from pipeline.models.held_labels import TRANSACTIONAL_ID as RELEASE
 from pipeline.settings import Settings
 from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, TRANSACTIONS
@@ -44,6 +45,10 @@ def roles(settings: Settings) -> dict[str, list[Grant]]:
     }
 
 
+_READS: Final = Grant(GROUP, READER_GROUP, (DESCRIBE,))
+"""What a reader without a group needs."""
+
+
 def _grant(settings: Settings, name: str, *operations: str, resource: str = TOPIC, prefixed: bool = False) -> Grant:
     return Grant(resource, settings.topic(name), operations, prefixed)
 
@@ -56,6 +61,7 @@ def _analyst(settings: Settings) -> list[Grant]:
         *(_grant(settings, topic.name, READ) for topic in (ALERTS, DECISIONS, CONTROL)),
         _grant(settings, TRANSACTIONS.name, READ, DESCRIBE_CONFIGS),
         *(_grant(settings, name, WRITE) for name in labelled),
+        _READS,
     ]
 
 
@@ -75,6 +81,7 @@ def _worker(settings: Settings) -> list[Grant]:
         *(_grant(settings, name, *operations) for name, operations in topics.items()),
         *(_grant(settings, agent.name, READ, resource=GROUP) for agent in agents),
         *(_grant(settings, agent.name, WRITE, resource=TRANSACTIONAL_ID, prefixed=True) for agent in agents),
+        _READS,
         # By which protocol brokers let groups be joined.
         Grant(CLUSTER, "kafka-cluster", (DESCRIBE_CONFIGS,)),
     ]
@@ -90,6 +97,7 @@ def _operator(settings: Settings) -> list[Grant]:
             for topic in settings.topics
         ),
         *(_grant(settings, name, DESCRIBE, resource=GROUP) for name in groups),
+        _READS,
         _grant(settings, REPROCESSED, READ, WRITE, CREATE, DELETE, DESCRIBE_CONFIGS, prefixed=True),
         _grant(settings, REPROCESSED, WRITE, resource=TRANSACTIONAL_ID, prefixed=True),
         _grant(settings, RELEASE, WRITE, resource=TRANSACTIONAL_ID),

@@ -71,6 +71,8 @@ CLASSIC_SESSION_TIMEOUT_MS: Final = 10_000
 """A worker that died is replaced after this long; under KIP-848 the broker says how long."""
 READ_BATCH: Final = 10_000
 """Records taken from librdkafka at a time; each call costs as much as decoding a record."""
+READER_GROUP: Final = "fraud-pipeline-reader"
+"""Group of readers that join none; a client asks for its coordinator all the same."""
 QUEUE_OF_BLOCKS: Final = {"queued.max.messages.kbytes": 4 * 1024}
 """Tuning of a reader of blocks, which are large and expand to many rows: it reads less far ahead."""
 READ_POLL_S: Final = 0.1
@@ -421,7 +423,7 @@ def log_consumer(
     skip_refused: bool = True,
 ) -> logs.LogConsumer:
     """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
-    config = consumer_config(bootstrap, "fraud-pipeline-reader", settings=settings)
+    config = consumer_config(bootstrap, READER_GROUP, settings=settings)
     own = {"enable.partition.eof": True, **(own or {})}
     prefix = settings.topic_prefix if settings is not None else ""
     of_settings = {} if settings is None else {"inputs": settings.inputs}

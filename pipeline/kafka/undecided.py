@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException
 from confluent_kafka.admin import OffsetSpec
 
 from pipeline.kafka.batch import Place, start_at
-from pipeline.kafka.clients import admin_client, consumer_config
+from pipeline.kafka.clients import READER_GROUP, admin_client, consumer_config
 from pipeline.kafka.unreadable import UNREADABLE
 from pipeline.kafka.watch import WatchThread
 from pipeline.metrics import WorkerMetrics
@@ -231,9 +231,7 @@ class KafkaLog:
                 "queued.min.messages": 1,
                 "max.partition.fetch.bytes": 64 * 1024,
             }
-            config = consumer_config(
-                self._bootstrap, "fraud-pipeline-undecided", settings=self._settings, overrides=overrides
-            )
+            config = consumer_config(self._bootstrap, READER_GROUP, settings=self._settings, overrides=overrides)
             self._readers[committed] = Consumer(config)
         return self._readers[committed]
 

@@ -40,7 +40,7 @@ class Secured(NamedTuple):
 
     def mutual(self, name: str) -> dict[str, str]:
         """Properties of a client with a certificate of this name."""
-        pem = _write_pem(self.issuer.issue_cert(common_name=name), self.directory / f"{name}.pem")
+        pem = _write_pem(self.issuer.issue_cert(f"{name}.example", common_name=name), self.directory / f"{name}.pem")
         return {**self.tls(), "ssl.certificate.location": str(pem), "ssl.key.location": str(pem)}
 
     def login(self, name: str) -> dict[str, str]:

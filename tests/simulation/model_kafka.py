@@ -436,7 +436,9 @@ class SimAdmin:
     """What of an admin client programs ask while they run."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._cluster = CLUSTERS[config["bootstrap.servers"]]
+        # None is made only to see whether its properties are known.
+        if "bootstrap.servers" in config:
+            self._cluster = CLUSTERS[config["bootstrap.servers"]]
 
     def list_topics(self, topic: str, **_: Any) -> Any:
         return _metadata(self._cluster, topic)

@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from agents.permissions import GROUP, TOPIC, TRANSACTIONAL_ID, Grant, roles
 from agents.topology import AGENTS
 from pipeline.cli import main
+from pipeline.kafka.clients import READER_GROUP
 from pipeline.settings import Settings
 from schemas.topics import TOPICS
 
@@ -37,13 +38,13 @@ def test_every_topic_has_the_writers_that_its_declaration_names() -> None:
 
 def test_every_name_has_the_prefix() -> None:
     names = {grant.name for grants in roles(SETTINGS).values() for grant in grants}
-    assert all(name.startswith("bank.") for name in names - {"kafka-cluster"})
+    assert all(name.startswith("bank.") for name in names - {"kafka-cluster", READER_GROUP})
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_worker_may_do_what_its_agents_need_alone(agent: str) -> None:
     grants = roles(SETTINGS.model_copy(update={"agents": agent}))["worker"]
-    assert [grant.name for grant in grants if grant.resource == GROUP] == [f"bank.{agent}"]
+    assert [grant.name for grant in grants if grant.resource == GROUP] == [f"bank.{agent}", READER_GROUP]
     (ids,) = [grant for grant in grants if grant.resource == TRANSACTIONAL_ID]
     assert ids == Grant(TRANSACTIONAL_ID, f"bank.{agent}", ("write",), prefixed=True)
     may = {
