@@ -97,18 +97,10 @@ def build(root: Path, target: Path) -> tuple[str, list[Path]]:
         source = export(root, Path(directory) / "source")
         built = Path(directory) / "built"
         version = _version((source / "pyproject.toml").read_text(encoding="utf-8"))
-        environment = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
         sbom = built / f"{NAME}-{version}.cdx.json"
-        for module, *arguments in (
-            ("build", "--no-isolation", "--outdir", str(built), "."),
-            (
-                *("cyclonedx_py", "requirements", "--pyproject", "pyproject.toml", "--output-reproducible"),
-                *("--output-file", str(sbom), "requirements.lock"),
-            ),
-        ):
-            subprocess.run(
-                [sys.executable, "-m", module, *arguments], check=True, cwd=source, env=environment, stdout=sys.stderr
-            )
+        _python(source, epoch, "build", "--no-isolation", "--outdir", str(built), ".")
+        described = ("--pyproject", "pyproject.toml", "--output-reproducible", "--output-file", str(sbom))
+        _python(source, epoch, "cyclonedx_py", "requirements", *described, "requirements.lock")
         for sdist in built.glob("*.tar.gz"):
             sdist.write_bytes(_same_each_time(sdist.read_bytes(), epoch))
         files = sorted(built.iterdir())
@@ -137,6 +129,14 @@ def export(root: Path, target: Path) -> Path:
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(target, filter="data")
     return target
+
+
+def _python(source: Path, epoch: int, module: str, *arguments: str) -> None:
+    """Run a module in ``source``, where all times are to be ``epoch``."""
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
+    subprocess.run(
+        [sys.executable, "-m", module, *arguments], check=True, cwd=source, env=environment, stdout=sys.stderr
+    )
 
 
 def _same_each_time(sdist: bytes, epoch: int) -> bytes:

@@ -18,6 +18,8 @@ class Truth:
     fraud_type: str | None
     report_us: int
     """Time of the label that comes without a review; ``NEVER_US`` if none does."""
+    corrected_us: int = NEVER_US
+    """Time of a second label, where the first says the opposite; ``NEVER_US`` where it is right."""
     reviewed: bool = False
     """Whether its label comes from a review; it is held on, so that a repeat is recognised."""
 
@@ -28,11 +30,13 @@ class DueLabel:
 
     due_us: int
     truth: Truth
+    fraud: bool
+    """What it says."""
     alert_id: str | None = None
 
 
 class LabelSchedule:
-    """Holds the truth about transactions until their label is due; gives one label at most for each.
+    """Holds the truth about transactions until their label is due; gives one for each, and one more to correct it.
 
     Transactions are added in event-time order. Memory grows with the transactions whose reports are still to come, and
     with ``reviews`` with all of the last ``hold_us``.
@@ -89,13 +93,23 @@ class LabelSchedule:
             report_us = self._reports[0][0] if self._reports else NEVER_US
             if self._reviewed and self._reviewed[0][0] <= report_us:
                 due_us, _, truth, alert_id = heapq.heappop(self._reviewed)
-                label = DueLabel(due_us, truth, alert_id)
+                label = DueLabel(due_us, truth, truth.fraud, alert_id)
             else:
-                _, _, truth = heapq.heappop(self._reports)
-                self._by_transaction.pop((truth.card_id, truth.transaction_id), None)
-                label = DueLabel(report_us, truth) if truth.report_us < NEVER_US else None
+                label = self._report(report_us, heapq.heappop(self._reports)[-1])
             self._find_next()
         self.pending -= label is not None
+        return label
+
+    def _report(self, report_us: int, truth: Truth) -> DueLabel | None:
+        """Return what a report says, which a later one may correct; None where it no longer holds."""
+        corrects = truth.report_us < NEVER_US and truth.corrected_us < NEVER_US
+        label = DueLabel(report_us, truth, truth.fraud != corrects) if truth.report_us < NEVER_US else None
+        if corrects:
+            truth.report_us, truth.corrected_us = truth.corrected_us, NEVER_US
+            heapq.heappush(self._reports, (truth.report_us, self._next(), truth))
+            self.pending += 1
+        else:
+            self._by_transaction.pop((truth.card_id, truth.transaction_id), None)
         return label
 
     def _next(self) -> int:

@@ -238,7 +238,9 @@ class Replay:
         if "fraud" not in frame.columns:
             return [None] * len(frame)
         fraud = frame["fraud"].to_numpy(np.bool_)
-        report_us = self._options.regime.known_at_us(times_us, fraud, identities_of(frame))
+        identity, regime = identities_of(frame), self._options.regime
+        report_us = regime.known_at_us(times_us, fraud, identity)
+        corrected_us = regime.corrected_at_us(report_us, identity)
         types = frame["fraud_type"].tolist() if "fraud_type" in frame.columns else [None] * len(frame)
         columns = zip(
             frame["transaction_id"].tolist(),
@@ -247,6 +249,7 @@ class Replay:
             fraud.tolist(),
             types,
             report_us.tolist(),
+            corrected_us.tolist(),
             strict=True,
         )
         return [Truth(*values) for values in columns]
@@ -274,10 +277,10 @@ class Replay:
         message = Label(
             transaction_id=truth.transaction_id,
             card_id=truth.card_id,
-            label="fraud" if truth.fraud else "legitimate",
+            label="fraud" if due.fraud else "legitimate",
             source=SIMULATOR if due.alert_id is None else REVIEWER,
             labelled_at=EPOCH + timedelta(microseconds=due.due_us),
-            fraud_type=truth.fraud_type if truth.fraud else None,
+            fraud_type=truth.fraud_type if truth.fraud and due.fraud else None,
             alert_id=due.alert_id,
         )
         self._producer.produce(
@@ -285,7 +288,7 @@ class Replay:
         )
         self._clock_us = max(self._clock_us or 0, due.due_us)
         self._progress.labels += 1
-        self._progress.fraud_labels += truth.fraud
+        self._progress.fraud_labels += due.fraud
         self._progress.reviews += due.alert_id is not None
 
     def _take_alerts(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -54,6 +55,7 @@ _OTHER_DECIMALS: Final = {
     4: "CLF UYW",
 }
 _DECIMALS: Final = {code: decimals for decimals, codes in _OTHER_DECIMALS.items() for code in codes.split()}
+_BATCH_ROWS: Final = 65_536
 _LARGEST_AMOUNT_MINOR: Final = 2**53
 """Above this a float64 no longer holds every minor unit."""
 _TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "fraud", "1.0"})
@@ -138,7 +140,7 @@ def read_transactions(
     start: datetime | None = None,
     end: datetime | None = None,
     sort: bool = False,
-    batch_rows: int = 65_536,
+    batch_rows: int = _BATCH_ROWS,
 ) -> Iterator[pd.DataFrame]:
     """Yield frames of at most ``batch_rows`` rows with `pipeline.simulator.COLUMNS`, ordered by event time.
 
@@ -151,9 +153,8 @@ def read_transactions(
     mapping = mapping if mapping is not None else resolve_mapping(path)
     frames = _converted(path, mapping, start, end, batch_rows)
     if sort:
-        whole = list(frames)
-        if whole:
-            ordered = pd.concat(whole, ignore_index=True).sort_values("event_time", kind="stable", ignore_index=True)
+        ordered = _ordered(frames)
+        if ordered is not None:
             for first in range(0, len(ordered), batch_rows):
                 yield ordered.iloc[first : first + batch_rows].reset_index(drop=True)
         return
@@ -178,10 +179,26 @@ def load_transactions(
     sort: bool = True,
 ) -> pd.DataFrame:
     """Read a whole file into one frame; see `read_transactions`. Raises `UnusableSource` when no row is left."""
-    frames = list(read_transactions(path, mapping, start=start, end=end, sort=sort))
-    if not frames:
+    mapping = mapping if mapping is not None else resolve_mapping(path)
+    if sort:
+        whole = _ordered(_converted(path, mapping, start, end))
+    else:
+        frames = list(read_transactions(path, mapping, start=start, end=end))
+        whole = pd.concat(frames, ignore_index=True) if frames else None
+    if whole is None:
         raise UnusableSource(f"{path} holds no transaction in the chosen time; widen --from and --to")
-    return pd.concat(frames, ignore_index=True)
+    return whole
+
+
+def _ordered(frames: Iterator[pd.DataFrame]) -> pd.DataFrame | None:
+    """Return frames as one, in the order of event time; None where there is none."""
+    parts = list(frames)
+    if not parts:
+        return None
+    whole = pd.concat(parts, ignore_index=True)
+    if whole["event_time"].is_monotonic_increasing:
+        return whole
+    return whole.sort_values("event_time", kind="stable", ignore_index=True)
 
 
 def in_zone(naive: "pd.Series[pd.Timestamp]", time_zone: str) -> "pd.Series[pd.Timestamp]":
@@ -199,11 +216,21 @@ def whole_units(scaled: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
     return whole, np.abs(scaled - whole) > 1e-6 + np.abs(scaled) * 1e-12
 
 
-def truths(values: Sequence[object]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def truths(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """(whether it is fraud, whether nobody can tell) of what a column of truths holds; shape (n,)."""
+    values, of = _distinct(column)
     texts = [str(value).strip().lower() for value in values]
     true = np.array([text in _TRUE for text in texts], np.bool_)
-    return true, ~true & np.array([text not in _FALSE for text in texts], np.bool_)
+    unknown = ~true & np.array([text not in _FALSE for text in texts], np.bool_)
+    return true[of], unknown[of]
+
+
+def _distinct(column: pa.ChunkedArray) -> tuple[list[object], npt.NDArray[np.intp]]:
+    """Return the distinct values of a column, None among them, and the number of the one that each row holds."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.intp)
 
 
 def _kind(path: Path) -> str:
@@ -257,7 +284,11 @@ def read_tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.
 
 
 def _converted(
-    path: Path, mapping: ColumnMapping, start: datetime | None, end: datetime | None, batch_rows: int
+    path: Path,
+    mapping: ColumnMapping,
+    start: datetime | None,
+    end: datetime | None,
+    batch_rows: int = _BATCH_ROWS,
 ) -> Iterator[pd.DataFrame]:
     for bound in (start, end):
         if bound is not None and bound.tzinfo is None:
@@ -326,8 +357,9 @@ class _Batch:
         )
 
     def _optional_text(self, name: str) -> npt.NDArray[np.object_]:
-        values: npt.NDArray[np.object_] = np.array(self._column(name).cast(pa.string()).to_pylist(), dtype=object)
-        return values
+        """Return a column as texts; rows of one value share its text."""
+        values, of = _distinct(self._column(name).cast(pa.string()))
+        return _objects(values)[of]
 
     def _text(self, name: str) -> npt.NDArray[np.object_]:
         values = self._optional_text(name)
@@ -368,7 +400,7 @@ class _Batch:
         wrong = np.flatnonzero(~np.isfinite(amount))
         if len(wrong):
             raise self._fail("amount", wrong, "is no amount; write a decimal number in the currency's major unit")
-        codes, positions = np.unique(currency.astype(str), return_inverse=True)
+        positions, codes = pd.factorize(currency)
         unit = np.array([10.0 ** currency_decimals(code) for code in codes])[positions]
         scaled = amount * unit
         minor, inexact = whole_units(scaled)
@@ -384,7 +416,7 @@ class _Batch:
         return minor / unit, minor.astype(np.int64)
 
     def _truth(self) -> npt.NDArray[np.bool_]:
-        true, unknown = truths(self._column("fraud").to_pylist())
+        true, unknown = truths(self._column("fraud"))
         if unknown.any():
             raise self._fail("fraud", np.flatnonzero(unknown), NO_TRUTH)
         return true
@@ -393,10 +425,15 @@ class _Batch:
         if "fraud_type" not in self.mapping.columns:
             return np.full(len(fraud), None, dtype=object)
         names = {str(number): name for number, name in enumerate(FRAUD_TYPES)}
-        values = [names.get(text, text) if text else None for text in self._optional_text("fraud_type").tolist()]
-        types: npt.NDArray[np.object_] = np.array(values, dtype=object)
+        values, of = _distinct(self._column("fraud_type").cast(pa.string()))
+        types = _objects([names.get(str(text), text) if text else None for text in values])[of]
         types[~fraud] = None
         return types
+
+
+def _objects(values: Sequence[object]) -> npt.NDArray[np.object_]:
+    found: npt.NDArray[np.object_] = np.array(values, dtype=object)
+    return found
 
 
 def _zone(name: str) -> ZoneInfo:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from pipeline.signing import KeyFileError, secret_of
+from schemas.codec import MAX_VALUE_BYTES
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -148,6 +149,9 @@ class Tokeniser:
         """Return the values to replace in a message, by field; raises `NotTokenised`."""
         if value is None:
             raise NotTokenised("null_value", "The record has no value.")
+        if len(value) > MAX_VALUE_BYTES:
+            # The pipeline would refuse it, and its topics might not take it.
+            raise NotTokenised("too_large", f"The record has more than {MAX_VALUE_BYTES} bytes.")
         try:
             value.decode()
             fields = _FIELDS.decode(value)

@@ -53,12 +53,14 @@ class Backtest:
         thresholds: Iterable[float] = (),
         budgets: Iterable[float] = (),
         pace: float | None = None,
+        critical: float | None = None,
         training: Training | None = None,
         validation_days: float = 7.0,
         policy: str | None = None,
         river: str | None = None,
         learn: bool = False,
         publish_every_s: float = 3_600.0,
+        blend: float | None = None,
         order: Order | str = Order.EVENT_TIME,
         compare_live: bool = False,
         warm_up_s: float | None = None,
@@ -72,6 +74,8 @@ class Backtest:
         early_share: float = 0.0,
         early_hours: float = 6.0,
         never_reported: float = 0.0,
+        corrected_share: float = 0.0,
+        correction_days: float = 7.0,
         review_delay_s: float = _REVIEW_DELAY_S,
         reviews_a_day: int = 100,
         mapping: ColumnMapping | None = None,
@@ -87,12 +91,15 @@ class Backtest:
         decisions name.
         ``thresholds`` makes a variant of each model for each of them, and so does ``budgets``, alerts a day, whose
         thresholds are chosen on the last ``validation_days`` before the range, with as much history before these.
-        ``pace``, alerts a day, makes one more, whose threshold `pipeline.decision.pacing.Pacing` sets anew each hour.
+        ``pace``, alerts a day, makes one more, whose threshold `pipeline.decision.pacing.Pacing` sets anew each hour;
+        scores from ``critical`` on alert whatever that budget says.
         ``training`` tells of models that are
         trained on what lies before the range; they stand behind those of ``models``, with an untaught online model.
         ``policy`` is a version (default: the one that was made for the model). ``river`` is ``latest``, ``untaught`` or
         a version; with ``learn`` the online model goes on learning from there (default: from untaught on), and is
-        published every ``publish_every_s`` of event time. ``reported`` and the five arguments behind it say how a truth
+        published every ``publish_every_s`` of event time. Where it learns, reported frauds decide with each
+        version whether it takes part in the score (`pipeline.decision.online_gate.Gate`), and else the policy's blend;
+        ``blend`` holds one blend in place of both. ``reported`` and the seven arguments behind it say how a truth
         becomes labels: they are fields of `pipeline.learning.regimes.LabelRegime`. ``lateness_s`` bounds how long after
         its event time a record of a topic may arrive. Raises ValueError for what contradicts itself or cannot
         be, TypeError for times that are none, `pipeline.scoring.errors.ModelError` for features to train on
@@ -106,7 +113,7 @@ class Backtest:
         source = asking.source_of(history, mapping, label_file, label_delay_s, lateness_us, settings, bootstrap)
         recorded = order is Order.RECORDED
         asking.refuse_off_topics(source, order, compare_live=compare_live)
-        levels = levels_of(tuple(thresholds), tuple(budgets), pace)
+        levels = levels_of(tuple(thresholds), tuple(budgets), pace, critical)
         asking.refuse_paced_beside_live(levels, compare_live=compare_live)
         asking.refuse_budgets_of_renewals(levels, training)
         if recorded:
@@ -123,11 +130,15 @@ class Backtest:
             early_share=early_share,
             early_hours=early_hours,
             legitimate_share=legitimate_share,
+            corrected_share=corrected_share,
+            correction_days=correction_days,
         )
         asking.refuse_regime_of_recorded_labels(labelling, regime)
         reviews = Reviews(asking.duration_us("review_delay_s", review_delay_s), reviews_a_day)
         if not 0 < publish_every_s * US_PER_SECOND < LATEST_US:
             raise ValueError(f"publish_every_s must be a time that passes, not {publish_every_s}")
+        if blend is not None and not 0 <= blend <= 1:
+            raise ValueError(f"blend must be a weight from 0 to 1, not {blend}")
         from_us, to_us = asking.range_of(start, end)
         warm_up_us = asking.warm_up_of(warm_up_s, label_delay_us, order, settings)
         named = asking.models_of(models, training)
@@ -153,6 +164,7 @@ class Backtest:
             policy=policy,
             river=river or (UNTAUGHT if learn else LATEST),
             publish_every_us=max(round(publish_every_s * US_PER_SECOND), 1) if learn else None,
+            blend=blend,
             training=training,
             period=None if training is None else training.period(from_us, gap_s, validation_days, declared),
             validation_days=validation_days,

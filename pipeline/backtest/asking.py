@@ -149,8 +149,8 @@ def refuse_regime_of_recorded_labels(labelling: Labelling, regime: LabelRegime) 
     if labelling is Labelling.RECORDED and regime != LabelRegime(delay_days=regime.delay_days):
         raise ValueError(
             "recorded labels say themselves who was reported and when: reported, legitimate_share, delay_spread, "
-            "early_share, early_hours and never_reported are for labels that follow from the truth (--labels delay or "
-            "simulated-review)"
+            "early_share, early_hours, never_reported and corrected_share are for labels that follow from the truth "
+            "(--labels delay or simulated-review)"
         )
 
 

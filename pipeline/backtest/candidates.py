@@ -36,7 +36,8 @@ def candidates_of(request: Request, library: ModelLibrary, trained: Mapping[str,
     """
     named = dict(request.models)
     if not named and request.training is None:
-        if request.order is Order.RECORDED and request.levels == _POLICY_ALONE and request.policy is None:
+        changed = request.policy is not None or request.blend is not None
+        if request.order is Order.RECORDED and request.levels == _POLICY_ALONE and not changed:
             return {}
         named = {ACTIVE: ACTIVE}
     known: dict[str, ActiveModels] = {
@@ -53,10 +54,15 @@ def candidates_of(request: Request, library: ModelLibrary, trained: Mapping[str,
     found = {}
     for name, active in known.items():
         for level in request.levels:
-            under = with_threshold(active.policy, level.threshold) if level.threshold is not None else active.policy
+            under = _blended(request, active.policy)
+            if level.threshold is not None:
+                under = with_threshold(under, level.threshold)
             models = active if under is active.policy else active.under(under)
             told = parameters[name] | ({} if level.budget is None else {"alerts a day": level.budget})
-            told |= {} if level.pace is None else {"paced at alerts a day": level.pace}
+            told |= {} if level.pace is None else {"paced at alerts a day": level.pace.alerts_per_day}
+            critical = None if level.pace is None else level.pace.critical
+            told |= {} if critical is None else {"critical from": critical}
+            told |= {} if request.blend is None else {"blend": request.blend}
             trained_as, every = schedules.get(name, (None, None))
             renewed = None
             if trained_as is not None and every is not None:
@@ -80,7 +86,13 @@ def _schedules(request: Request, trained: Mapping[str, Grown]) -> dict[str, tupl
 
 def policy_to_train(request: Request, library: ModelLibrary) -> Policy | None:
     """The policy whose rules, blend and audit rate a trained model is given; None where none is in force."""
-    return library.policy_in_force() if request.policy is None else library.policy(request.policy)
+    policy = library.policy_in_force() if request.policy is None else library.policy(request.policy)
+    return policy if request.blend is None else _blended(request, policy or Policy(0.5))
+
+
+def _blended(request: Request, policy: Policy) -> Policy:
+    """Return the policy with the blend that was asked for."""
+    return policy if request.blend in (None, policy.blend) else policy.replace(blend=request.blend)
 
 
 def warnings_of_policies(candidates: Mapping[str, Candidate]) -> list[str]:
@@ -124,8 +136,13 @@ def _learning(request: Request, library: ModelLibrary, models: ActiveModels) -> 
     every_us = request.publish_every_us
     if every_us is None:
         return None
-    prequential = Prequential(MOST_EXAMPLES)
-    return Learning(request.feedback_options(), every_us, *library.learner(models), prequential)
+    return Learning(
+        request.feedback_options(),
+        every_us,
+        *library.learner(models),
+        prequential=Prequential(MOST_EXAMPLES),
+        gate=request.blend is None,
+    )
 
 
 def _told(trained: Trained, period: Period, request: Request, every_us: int | None) -> dict[str, Parameter]:

@@ -13,7 +13,7 @@ from pipeline.backtest.metrics import top_of_days
 from pipeline.engine.columns import Labels, Transactions, identities, no_labels
 from pipeline.engine.decisions import Decisions
 from pipeline.features.catalogue import US_PER_DAY
-from pipeline.learning.labels import FRAUD, KNOWN, NOTHING, source_rank
+from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, source_rank
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 
 REPORT_SOURCE: Final = "simulator"
@@ -21,6 +21,7 @@ REVIEW_SOURCE: Final = "analyst"
 """Of the labels that a schedule makes, as those of ``fraud-pipeline replay``."""
 _NOTHING: Final = KNOWN.index(NOTHING)
 _FRAUD: Final = KNOWN.index(FRAUD)
+_LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
 
 
 class Labelling(StrEnum):
@@ -55,7 +56,7 @@ class Reviewed(NamedTuple):
 
 
 class Schedule:
-    """Gives each transaction that bears a truth one label at most, when it is due.
+    """Gives each transaction that bears a truth its label when it is due, and a correction where the first was wrong.
 
     That is `pipeline.label_schedule.LabelSchedule` on columns: a label is due when its transaction is reported under
     the regime, or at the review of its alert if that is sooner. Memory is that of the labels that are still due.
@@ -116,7 +117,14 @@ class Schedule:
         truth, due_us = _truth(part), self._due_us(part)
         told = due_us < NEVER_US
         of = part if told.all() else part.take(told)
-        return _labels(of, truth[told], due_us[told], REPORT_SOURCE)
+        truth, due_us = truth[told], due_us[told]
+        if not self._regime.corrected_share:
+            return _labels(of, truth, due_us, REPORT_SOURCE)
+        corrected_us = self._regime.corrected_at_us(due_us, identities(of.card_id, of.transaction_id))
+        wrong = corrected_us < NEVER_US
+        first = np.where(wrong, np.where(truth == _FRAUD, _LEGITIMATE, _FRAUD), truth).astype(truth.dtype)
+        corrections = _labels(of.take(wrong), truth[wrong], corrected_us[wrong], REPORT_SOURCE)
+        return Labels.concat([_labels(of, first, due_us, REPORT_SOURCE), corrections])
 
     def _due_us(self, part: Transactions) -> NDArray[np.int64]:
         """Return when each transaction is reported, shape (n,); `NEVER_US` for one that is not."""

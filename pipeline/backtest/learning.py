@@ -1,7 +1,8 @@
 """The online model behind an engine: taught by what transactions turn out to be, published by the clock of events."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.decision_columns import ColumnSegments, DecisionColumns
 from pipeline.backtest.order import Chunk
+from pipeline.decision.online_gate import BothScores, Gate, Identity
+from pipeline.engine.accepted_labels import reports_of
+from pipeline.engine.columns import Labels
 from pipeline.engine.decision_records import DecisionRecord
 from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.decisions import Decisions
@@ -22,14 +26,13 @@ from pipeline.engine.placement import partitions_of
 from pipeline.engine.state import MemoryStore
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.prequential import Prequential
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_model import RiverLearner
 from schemas.messages import FeedbackRules, LogPosition
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-"""From names to the partitions that they belong to."""
 
 
 class Learning(NamedTuple):
@@ -44,6 +47,9 @@ class Learning(NamedTuple):
     """How many examples it has been given."""
     prequential: Prequential | None = None
     """Takes in the examples, with the scores from before they were learned."""
+    gate: bool = False
+    """Whether reported frauds set the policy's blend with each version, as ``fraud-pipeline pace`` does; else it
+    stays."""
 
 
 class Periods:
@@ -96,11 +102,23 @@ class Teacher:
         self._columns = [FEATURES.index(name) for name in self._learner.sources]
         self._feedback = [_Partition.empty() for _ in range(partitions)]
         self._next_offset = self._published_offset = learning.next_offset
+        self._gate = Gate() if learning.gate else None
+        self._blend = models.policy.blend
+
+    def active(self, models: ActiveModels) -> ActiveModels:
+        """Return ``models`` with the online model as published last, in the score or out of it as the gate says."""
+        policy = models.policy
+        if self._gate is not None and policy.blend != self._blend:
+            policy = policy.replace(blend=self._blend)
+        return replace(models, river=self.river, policy=policy)
 
     def learn(self, chunk: Chunk, decisions: Decisions) -> None:
         """Learn from the examples that the decisions and labels of a part of a chunk give."""
         taken = decisions.transactions
-        identities = Identities.of(taken.card_id.to_pylist(), taken.transaction_id.to_pylist())
+        cards, names = taken.card_id.to_pylist(), taken.transaction_id.to_pylist()
+        if self._gate is not None:
+            _show_gate(self._gate, chunk.labels, decisions, list(zip(cards, names, strict=True)))
+        identities = Identities.of(cards, names)
         columns = DecisionColumns(
             taken,
             np.ascontiguousarray(decisions.features[:, self._columns]),
@@ -132,7 +150,9 @@ class Teacher:
             self._next_offset += len(found)
 
     def publish(self) -> None:
-        """Score by all that was learned so far."""
+        """Score by all that was learned so far, and let the gate decide."""
+        if self._gate is not None:
+            self._blend = self._gate.decide(self._blend).blend
         if self._published_offset != self._next_offset:
             self._published_offset = self._next_offset
             self.river = self._learner.snapshot(self._next_offset)
@@ -153,6 +173,14 @@ class Teacher:
             versions=columns.versions,
             log=LogPosition(partition=0, offset=int(taken.row[row])),
         )
+
+
+def _show_gate(gate: Gate, labels: Labels, decisions: Decisions, identity: Sequence[Identity]) -> None:
+    """Let a gate see the labels and decisions of a part of a chunk."""
+    for report in reports_of(labels):
+        gate.report(report)
+    scores = sigmoid(decisions.river_logit), sigmoid(decisions.logit)
+    gate.add(BothScores(decisions.transactions.event_time_us, *scores, identity))
 
 
 class _Partition(NamedTuple):

@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeline.decision.budget import LOWEST_THRESHOLD
+from pipeline.decision.pacing import PacingOptions
+
 
 class Level(NamedTuple):
     """From which score on a variant alerts; of neither: as its policy says."""
@@ -12,25 +15,34 @@ class Level(NamedTuple):
     threshold: float | None = None
     budget: float | None = None
     """Alerts a day, for which one threshold is chosen before the range."""
-    pace: float | None = None
-    """Alerts a day, for which the threshold is set anew each hour."""
+    pace: PacingOptions | None = None
+    """Budget for which the threshold is set anew each hour."""
 
     @property
     def suffix(self) -> str:
         """What of a variant's name tells it from others of its model.
 
-        >>> Level(threshold=0.5).suffix, Level(budget=20.0).suffix, Level(pace=20.0).suffix, Level().suffix
-        (' at 0.5', ' at 20 a day', ' paced at 20 a day', '')
+        >>> Level(threshold=0.5).suffix, Level(budget=20.0).suffix, Level().suffix
+        (' at 0.5', ' at 20 a day', '')
+        >>> Level(pace=PacingOptions(20.0)).suffix
+        ' paced at 20 a day'
         """
         if self.threshold is not None:
             return f" at {_digits(self.threshold)}"
         if self.pace is not None:
-            return f" paced at {_digits(self.pace)} a day"
+            return f" paced at {_digits(self.pace.alerts_per_day)} a day"
         return "" if self.budget is None else f" at {_digits(self.budget)} a day"
 
 
-def levels_of(thresholds: Sequence[float], budgets: Sequence[float], pace: float | None = None) -> tuple[Level, ...]:
+def levels_of(
+    thresholds: Sequence[float], budgets: Sequence[float], pace: float | None = None, critical: float | None = None
+) -> tuple[Level, ...]:
     """The level of each variant of a model, of which there is at least one; ValueError for those that cannot be."""
+    if critical is not None and (pace is None or not LOWEST_THRESHOLD <= critical <= 1):
+        raise ValueError(
+            f"a critical score, from {LOWEST_THRESHOLD:g} to 1, belongs to a pace, whose budget it may exceed: not "
+            f"{critical:g} with pace {pace}"
+        )
     for threshold in thresholds:
         if not 0 <= threshold <= 1:
             raise ValueError(f"a threshold is a score from 0 to 1, not {threshold}")
@@ -43,7 +55,7 @@ def levels_of(thresholds: Sequence[float], budgets: Sequence[float], pace: float
     named = (
         *(Level(threshold=one) for one in thresholds),
         *(Level(budget=one) for one in budgets),
-        *(() if pace is None else (Level(pace=pace),)),
+        *(() if pace is None else (Level(pace=PacingOptions(pace, critical)),)),
     )
     return named or (Level(),)
 

@@ -27,14 +27,14 @@ class PacedVariant:
     """The pace of a variant. Each hour is decided by a policy that was made of earlier hours alone.
 
     Args:
-        alerts_per_day: The budget.
+        options: The budget.
         from_us: Event time at which the controller begins to watch: some days before the range.
     """
 
-    def __init__(self, alerts_per_day: float, from_us: int) -> None:
-        self.alerts_per_day = alerts_per_day
+    def __init__(self, options: PacingOptions, from_us: int) -> None:
+        self.alerts_per_day = options.alerts_per_day
         self._from_us = from_us
-        self._pacing = Pacing(PacingOptions(alerts_per_day))
+        self._pacing = Pacing(options)
         self._policy: Policy | None = None
         self._lightgbm: str | None = None
         self._changed_hour: int | None = None

@@ -84,6 +84,8 @@ class _Asked(msgspec.Struct, frozen=True):
     """Which decisions bear their features."""
     partitions: int
     kernel: str
+    gate: bool | msgspec.UnsetType = msgspec.UNSET
+    """True where the gate sets the blend; left out elsewhere."""
 
 
 def reprocess(
@@ -197,6 +199,7 @@ def run_name(
         learning_every_us=None if learning is None else learning.publish_every_us,
         learning=None if learning is None else learning.options.rules,
         card=options.rules,
+        gate=learning.gate if learning is not None and learning.gate else msgspec.UNSET,
         label_sources=request.settings.label_topics,
         simulated=request.settings.label_sources.simulated,
         decision_features=request.settings.decision_features,

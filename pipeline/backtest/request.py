@@ -45,6 +45,8 @@ class Request:
     """`pipeline.backtest.candidates.LATEST`, `UNTAUGHT`, or a version."""
     publish_every_us: int | None
     """How often an online model that learns is published; None where it does not learn."""
+    blend: float | None
+    """Weight of the online model in the score; None: the policy's, which the gate sets where the model learns."""
     training: Training | None
     period: Period | None
     """What is trained on; None where nothing is trained."""

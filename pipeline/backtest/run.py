@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
@@ -17,6 +16,7 @@ from pipeline.backtest.learning import Learning, Periods, Teacher
 from pipeline.backtest.order import NOTHING, Chunk, Order, alone, checked, in_order, merged
 from pipeline.backtest.renewing import Renewal, Renewed
 from pipeline.backtest.result import Parameter
+from pipeline.decision.pacing import PacingOptions
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.engine.decisions import Decisions
@@ -34,8 +34,8 @@ class Candidate(NamedTuple):
     """How its online model learns; None: it stays as it is."""
     alerts_per_day: float | None = None
     """For which its threshold is to be chosen on what comes before a range; None: the policy's holds."""
-    paced_at: float | None = None
-    """Alerts a day for which its threshold is set anew each hour; None: it is not."""
+    paced_at: PacingOptions | None = None
+    """Budget for which its threshold is set anew each hour; None: it is not."""
     parameters: Mapping[str, Parameter] = MappingProxyType({})
     """What a reader is told about it besides."""
     trained_as: str | None = None
@@ -184,7 +184,7 @@ class _Lane:
         for models, teacher in zip(self._models, self._teachers, strict=True):
             if teacher is not None and publishes:
                 teacher.publish()
-            active = models if teacher is None else replace(models, river=teacher.river)
+            active = models if teacher is None else teacher.active(models)
             decisions = outcomes[0].under(active) if outcomes else self._engine.decide(active, part, rejects)
             if teacher is not None:
                 teacher.learn(part, decisions)

@@ -83,7 +83,7 @@ def delayed_truth(
 
 def frauds(table: pa.Table) -> NDArray[np.bool_]:
     """What the column ``fraud`` of a table says. Raises `UnusableSource` for a truth that nobody can tell."""
-    fraud, unknown = truths(table.column("fraud").to_pylist())
+    fraud, unknown = truths(table.column("fraud"))
     if unknown.any():
         value = table.column("fraud")[int(unknown.argmax())].as_py()
         raise UnusableSource(f"the column fraud holds {value!r}, which {NO_TRUTH}")

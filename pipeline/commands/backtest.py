@@ -77,6 +77,11 @@ class _Options(SharedOptions, RegimeOptions):
     help="Alerts a day, first ones of their cases, for which a threshold is set anew each hour of event time.",
 )
 @click.option(
+    "--critical",
+    type=click.FloatRange(0.02, 1),
+    help="Scores from here on alert whatever the budget of --pace says.  [default: none does]",
+)
+@click.option(
     "--train",
     "trainings",
     multiple=True,
@@ -165,6 +170,7 @@ def command(
     thresholds: tuple[float, ...],
     budgets: tuple[float, ...],
     pace: float | None,
+    critical: float | None,
     trainings: tuple[str, ...],
     train_from: datetime | None,
     train_to: datetime | None,
@@ -211,6 +217,7 @@ def command(
             thresholds=thresholds,
             budgets=budgets,
             pace=pace,
+            critical=critical,
             training=training,
             validation_days=validation_days,
             compare_live=compare is not None,

@@ -28,6 +28,7 @@ class SharedOptions(TypedDict):
     river: str | None
     learn: bool
     publish_every_s: float
+    blend: float | None
 
 
 _RANGE: Final[tuple[Decorator, ...]] = (
@@ -70,6 +71,11 @@ _POLICY_AND_ONLINE_MODEL: Final[tuple[Decorator, ...]] = (
         default="1h",
         show_default=True,
         help="Event time between two versions of an online model that learns.",
+    ),
+    click.option(
+        "--blend",
+        type=click.FloatRange(0, 1),
+        help="Weight of the online model in the score.  [default: the policy's; with --learn, reported frauds decide]",
     ),
 )
 

@@ -50,6 +50,20 @@ _OPTIONS: Final = (
         show_default=True,
         help="Share of the frauds that nobody reports.",
     ),
+    click.option(
+        "--corrected-share",
+        type=click.FloatRange(min=0, max=1),
+        default=_DEFAULTS.corrected_share,
+        show_default=True,
+        help="Share of the labels that say the opposite first.",
+    ),
+    click.option(
+        "--correction-days",
+        type=click.FloatRange(min=0, min_open=True, max=365),
+        default=_DEFAULTS.correction_days,
+        show_default=True,
+        help="From such a label to its correction.",
+    ),
 )
 
 
@@ -62,6 +76,8 @@ class RegimeOptions(TypedDict):
     early_share: float
     early_hours: float
     never_reported: float
+    corrected_share: float
+    correction_days: float
 
 
 def regime_options(command: Any) -> Any:

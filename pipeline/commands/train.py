@@ -21,11 +21,11 @@ from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.engine.history import event_times_us
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.features.catalogue import FEATURES, US_PER_DAY
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import NEVER_US, LabelRegime
-from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels
 from pipeline.models.changes import refuse_unapproved
 from pipeline.models.history import VersionHistory
@@ -39,12 +39,13 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, column_names, load_transactions
 from pipeline.terminal import printable
-from pipeline.training.audit import audit_within_budget
+from pipeline.training.audit import AUDIT_FEATURES, audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, TrainingSet, train, with_trees_of_folds
 from pipeline.training.registered import register
+from pipeline.training.segments import SEGMENT_FEATURES
 from pipeline.training.selection import refuse_barred, select_features
 from pipeline.training.served import WINDOW_DAYS, ServedRows
 from schemas.codec import timestamp_us
@@ -54,6 +55,8 @@ BY_TRAIN: Final = "train"
 """What an activation names as its maker."""
 OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "force", "publish"})
 """Arguments that decide nothing about the version."""
+LATER: Final = {"corrected_share": 0.0, "correction_days": 7.0}
+"""Arguments that came later, with the defaults at which they are left out: a version of before can be trained again."""
 DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", "label_horizon_days", "maturity_days")
 """Settings that decide about it, beside the rate table."""
 
@@ -211,7 +214,9 @@ def command(
         if file is not None:
             mapping = file_mapping(file, changes, preset, currency, time_zone)
             regime = LabelRegime(delay_days=delay_days, **declared)
-            rows = _of_file(file, mapping, settings, regime, known_before, early=early_reports is not False)
+            asked = {*chosen, *SEGMENT_FEATURES, *(AUDIT_FEATURES if audit_share is not None else ())}
+            names = tuple(name for name in FEATURES if name in asked)
+            rows = _of_file(file, mapping, settings, regime, known_before, names, early=early_reports is not False)
         else:
             rows = _of_topics(servers or "", settings, delay_days, known_before, early=early_reports is True)
         data = rows.data
@@ -242,7 +247,7 @@ def command(
             policy=policy,
             features=chosen,
             early=rows.early,
-            labels=TrainedLabels(rows.known_us, round(rows.delay_days * US_PER_DAY), rows.described),
+            labels=rows.labels,
             details=details,
             force=force,
             wrong_labels=wrong_labels,
@@ -277,13 +282,10 @@ class _Rows(NamedTuple):
     """Rows to train on, with what is known of their labels."""
 
     data: TrainingSet
-    known_us: int
-    """Only what was known by then is used."""
     delay_days: float
     """Age from which a transaction is a target."""
     early: EarlyReports | None
-    described: dict[str, str | float]
-    """The label regime, as far as it is known."""
+    labels: TrainedLabels
 
 
 def _of_file(
@@ -292,6 +294,7 @@ def _of_file(
     settings: Settings,
     regime: LabelRegime,
     known_before: datetime | None,
+    names: tuple[str, ...],
     *,
     early: bool,
 ) -> _Rows:
@@ -303,9 +306,10 @@ def _of_file(
     frame = _decidable(frame, settings)
     _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
     known_us = _known_until(event_times_us(frame["event_time"]), known_before)
-    data = from_history(frame, regime, known_us, report=seldom(_say))
+    data = from_history(frame, regime, known_us, names, report=seldom(_say))
     reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
-    return _Rows(data, known_us, regime.maturity_days, reports, regime.describe())
+    labels = TrainedLabels(known_us, round(regime.maturity_days * US_PER_DAY), regime.describe())
+    return _Rows(data, regime.maturity_days, reports, labels)
 
 
 def _of_topics(
@@ -319,7 +323,9 @@ def _of_topics(
     known_us = _known_until(data.event_time_us, known_before)
     reports = _early_of(rows, known_us, delay_days) if early else None
     described: dict[str, str | float] = {"reported": settings.label_regime} if settings.label_regime else {}
-    return _Rows(data, known_us, delay_days, reports, described)
+    by_source = described_by_source(rows.event_time_us, rows.reported_us, rows.reported_by, known_us)
+    labels = TrainedLabels(known_us, round(delay_days * US_PER_DAY), described, by_source)
+    return _Rows(data, delay_days, reports, labels)
 
 
 def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
@@ -360,7 +366,7 @@ def _request(settings: Settings) -> dict[str, Any]:
     arguments = {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in sorted(given.items())
-        if name not in OF_PLACES
+        if name not in OF_PLACES and (name not in LATER or value != LATER[name])
     }
     return {"arguments": arguments, "settings": {name: getattr(settings, name) for name in DECIDING}}
 

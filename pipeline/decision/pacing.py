@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import LOWEST_THRESHOLD
 from pipeline.decision.case_scores import CaseScores, Reach
+from pipeline.decision.event_clock import EventClock
 from pipeline.decision.hour_scores import HourScores, quantile, reaching, signed
 from pipeline.decision.policy import LARGEST_THRESHOLD
-from pipeline.features.catalogue import US_PER_HOUR
 from pipeline.scoring.errors import ModelError
 
 HOURS: Final = 168
@@ -56,6 +56,10 @@ class PacingOptions(NamedTuple):
             raise ModelError(f"a budget is a number of alerts a day, more than none, not {self.alerts_per_day}")
         if self.critical is not None and not LOWEST_THRESHOLD <= self.critical <= 1:
             raise ModelError(f"a critical score lies between {LOWEST_THRESHOLD} and 1, not {self.critical}")
+
+    def at_most_critical(self, threshold: float) -> float:
+        """Return the threshold, or the critical score where that is lower."""
+        return threshold if self.critical is None else min(threshold, self.critical)
 
 
 class ScoredRows(NamedTuple):
@@ -98,7 +102,8 @@ def is_news(threshold: float, pace: Pace, since_hour: int | None) -> bool:
         since_hour: Event hour of the last version that it was worth; None where there was none.
     """
     if pace.figures["cold"]:
-        return False
+        # Nothing but a critical score changes it.
+        return pace.threshold != threshold
     moved = abs(log(_odds(pace.threshold)) - log(_odds(threshold))) > LEAST_CHANGE
     return moved or since_hour is None or pace.hour - since_hour >= HOURS_OF_DAY
 
@@ -144,7 +149,7 @@ class Pacing:
         self._options = options
         self._most = int(2 * options.alerts_per_day) + 64
         self._partitions: dict[int, CaseScores] = {}
-        self._clocks: dict[int, int] = {}
+        self._clocks: dict[int, EventClock] = {}
         self._reaches: dict[int, HourScores] = {}
         self._alerts: dict[int, int] = {}
         self._own: set[int] = set()
@@ -158,7 +163,7 @@ class Pacing:
     @property
     def hour(self) -> int | None:
         """The newest event hour since 1970; None before the first decision."""
-        return max(self._clocks.values(), default=None)
+        return max((clock.hour for clock in self._clocks.values() if clock.hour is not None), default=None)
 
     @property
     def first_scored(self) -> int | None:
@@ -215,9 +220,7 @@ class Pacing:
         """
         if not len(rows.event_time_us):
             return 0
-        last = self._clocks.get(partition, 0)
-        hours = np.maximum.accumulate(np.maximum(rows.event_time_us // US_PER_HOUR, last))
-        self._clocks[partition] = int(hours[-1])
+        hours = self._clocks.setdefault(partition, EventClock()).hours(rows.event_time_us)
         comparable = np.ones(len(hours), np.bool_) if rows.comparable is None else rows.comparable
         self._first_hour = _earlier(self._first_hour, hours)
         self._own.update(np.unique(hours[comparable]).tolist())
@@ -265,14 +268,13 @@ class Pacing:
             "before": threshold,
         }
         if scored < HOURS_OF_DAY:
-            return Pace(hour, threshold, {**figures, "cold": True})
+            return Pace(hour, self._options.at_most_critical(threshold), {**figures, "cold": True})
         found, shifted = self._threshold(hour, scored, rate)
         if self._last_seeded >= hour - HOURS and found <= self._least_seeded:
             # Below the lowest that was given nobody knows how many there were: the threshold that holds stays.
             found = min(self._least_seeded, threshold)
-        if self._options.critical is not None:
-            found = min(found, self._options.critical)
-        return Pace(hour, min(found, LARGEST_THRESHOLD), {**figures, "cold": False, "shifted": shifted})
+        found = self._options.at_most_critical(min(found, LARGEST_THRESHOLD))
+        return Pace(hour, found, {**figures, "cold": False, "shifted": shifted})
 
     def _deficit(self, alerts: Mapping[int, int], hour: int, observed: int) -> float:
         """Alerts that are missing to the budget over the last seven days; an older day weighs less."""

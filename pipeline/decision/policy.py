@@ -18,6 +18,9 @@ POLICY_KIND: Final = "policy"
 
 LARGEST_THRESHOLD: Final = math.nextafter(1.0, 2.0)
 """The threshold that no score reaches: rules and audits only."""
+FIRST_BLEND: Final = 0.0
+"""Blend of a new policy: the online model learns and is scored beside LightGBM, which decides alone until the gate of
+`pipeline.decision.online_gate` lets the online model in."""
 MOST_RULES: Final = 100
 MOST_REASONS: Final = 100
 LONGEST_CODE: Final = 100
@@ -99,7 +102,7 @@ class Policy:
         self,
         threshold: float,
         *,
-        blend: float = 1.0,
+        blend: float = FIRST_BLEND,
         audit_rate: float = 0.0,
         rules: tuple[Rule, ...] = (),
         max_reasons: int = 5,

@@ -1,10 +1,11 @@
 """Labels between the agents: the label agent's kernel, and how card and feedback agents read what it accepted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from pipeline.decision.online_gate import Report
 from pipeline.engine.accept import accept_labels, record_columns
 from pipeline.engine.columns import Labels, no_labels
 from pipeline.engine.forwarding import NotForwarded, forward, origin
@@ -87,3 +88,11 @@ def read_accepted(records: Sequence[Record], topic_prefix: str) -> AcceptedLabel
     rows, rejects, _ = accept_labels([label.value for label in found], np.array(known_at_us, np.int64), 0)
     refused += [(found[reject.row], ValueError(reject.text)) for reject in rejects]
     return AcceptedLabels(rows, [found[row] for row in rows.row.tolist()], refused)
+
+
+def reports_of(labels: Labels) -> Iterator[Report]:
+    """Yield labels as the gate of the online model reads them, in their order."""
+    columns = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us)
+    names = zip(labels.card_id.to_pylist(), labels.transaction_id.to_pylist(), strict=True)
+    for name, row in zip(names, zip(*(column.tolist() for column in columns), strict=True), strict=True):
+        yield Report(name, *row)

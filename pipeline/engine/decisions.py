@@ -64,7 +64,9 @@ class Decisions:
         return replace(self, models=models, feedback=Counter(), **columns)
 
     def judged(self, policy: Policy) -> "Decisions":
-        """The same scores under a policy that blends as theirs did."""
+        """The same scores under a policy, which takes over the blend that they were made by."""
+        if policy.blend != self.models.policy.blend:
+            policy = policy.replace(blend=self.models.policy.blend)
         selection, probability = _judged(policy, self.score, self.features, self.transactions.identities)
         return replace(self, models=self.models.under(policy), selection=selection, selection_probability=probability)
 

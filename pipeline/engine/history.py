@@ -1,6 +1,6 @@
 """Features of recorded history, as columns: what training sets, backtests and warm-ups are made of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.accept import counting
 from pipeline.engine.columns import digest_keys, identities, name_keys
-from pipeline.engine.merchants import behind, labels_log, transactions_log
+from pipeline.engine.merchants import MerchantLog, behind, labels_log, transactions_log
 from pipeline.features.catalogue import (
     CARD_FEATURES,
     FEATURES,
@@ -28,25 +28,41 @@ _BATCH_ROWS = 16_384
 class KnownLabels:
     """Labels of a history, in the order in which they became known here.
 
-    Arrays of equal length: ``row`` of the labelled transaction, ``known`` (1 fraud, 0 legitimate, 2 none) and
-    ``known_at_us``.
+    Arrays of equal length: ``row`` of the labelled transaction, ``known`` (1 fraud, 0 legitimate, 2 none),
+    ``known_at_us`` and, where they are known already, ``identity``: `transaction_hash` values.
     """
 
     row: NDArray[np.int64]
     known: NDArray[np.int8]
     known_at_us: NDArray[np.int64]
+    identity: NDArray[np.uint64] | None = None
 
 
-def labels_known(known_at_us: NDArray[np.int64], fraud: NDArray[np.bool_]) -> KnownLabels:
+def labels_known(
+    known_at_us: NDArray[np.int64],
+    fraud: NDArray[np.bool_],
+    identity: NDArray[np.uint64] | None = None,
+    corrected_at_us: NDArray[np.int64] | None = None,
+) -> KnownLabels:
     """Return the labels of n transactions that get one.
 
     Args:
         known_at_us: When each gets its label; `NEVER_US` for none.
         fraud: What they turned out to be.
+        identity: Their `transaction_hash` values, where they are known already.
+        corrected_at_us: When a label that said the opposite is corrected; `NEVER_US` for one that was right.
     """
     rows = np.flatnonzero(known_at_us < NEVER_US)
-    rows = rows[np.argsort(known_at_us[rows], kind="stable")]
-    return KnownLabels(rows, fraud[rows].astype(np.int8), known_at_us[rows])
+    known, at_us = fraud[rows], known_at_us[rows]
+    if corrected_at_us is not None:
+        wrong = corrected_at_us[rows] < NEVER_US
+        known = np.concatenate([known ^ wrong, known[wrong]])
+        at_us = np.concatenate([at_us, corrected_at_us[rows[wrong]]])
+        rows = np.concatenate([rows, rows[wrong]])
+    order = np.argsort(at_us, kind="stable")
+    rows = rows[order]
+    of_rows = None if identity is None else identity[rows]
+    return KnownLabels(rows, known[order].astype(np.int8), at_us[order], of_rows)
 
 
 def delayed_labels(
@@ -83,15 +99,23 @@ def compute_features(
     *,
     label_delay_s: float | None = 7 * 86_400.0,
     labels: KnownLabels | None = None,
+    names: Sequence[str] = FEATURES,
     report: Callable[[str], None] = lambda _: None,
 ) -> NDArray[np.float64]:
     """Features of a history in event-time order, as the agents would have computed them.
 
-    ``frame``: columns ``transaction_id``, ``event_time`` (time-zone aware), ``card_id``, ``merchant_id``,
-    ``amount_minor`` (minor units of the base currency); optional ``transaction_type`` (a missing one is a purchase, as
-    on the wire) and, unless ``labels`` says what was known when, ``fraud`` (bool), known ``label_delay_s`` seconds
-    after each transaction (None: never).
-    Rows must be sorted by ``event_time``; ``report`` is told how far it is. Returns shape (len(frame), len(FEATURES)).
+    Args:
+        frame: Columns ``transaction_id``, ``event_time`` (time-zone aware), ``card_id``, ``merchant_id``,
+            ``amount_minor`` (minor units of the base currency); optional ``transaction_type`` (a missing one is a
+            purchase, as on the wire) and, unless ``labels`` are given, ``fraud`` (bool). Rows must be sorted by
+            ``event_time``.
+        label_delay_s: From a transaction to its label, where ``labels`` are not given; None: there are none.
+        labels: What was known when.
+        names: The features to return, in this order; memory is theirs alone.
+        report: Called now and then with how far it is, in words.
+
+    Returns:
+        Shape (len(frame), len(names)).
     """
     event_time_us = event_times_us(frame["event_time"])
     if np.any(np.diff(event_time_us) < 0):
@@ -104,7 +128,8 @@ def compute_features(
         if "transaction_type" in frame
         else np.ones(len(frame), bool)
     )
-    features, outliers = np.empty((len(frame), len(FEATURES))), np.empty(len(frame), np.bool_)
+    features, outliers = np.empty((len(frame), len(names))), np.empty(len(frame), np.bool_)
+    to, own = _columns(names, CARD_FEATURES)
     windows = CardWindows()
     for part in _parts(len(frame)):
         report(f"features of cards: {part.start:,} of {len(frame):,} transactions")
@@ -117,20 +142,27 @@ def compute_features(
             hours(event_time_us[part]),
             weekdays(event_time_us[part]),
         )
-        features[part, : len(CARD_FEATURES)], outliers[part] = profile.features, profile.outlier
+        features[part, to], outliers[part] = profile.features[:, own], profile.outlier
         windows.settle()
     if labels is None and label_delay_s is not None:
         labels = delayed_labels(event_time_us, frame["fraud"].to_numpy(bool), label_delay_s)
     if labels is None:
         labels = KnownLabels(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.int64))
-    features[:, len(CARD_FEATURES) :] = _merchant_features(
-        identities(cards.take(labels.row), _texts(frame["transaction_id"]).take(labels.row)),
-        merchant_keys, event_time_us, amount_minor, counts, outliers, labels, report,
-    )  # fmt: skip
+    labelled = labels.identity
+    if labelled is None:
+        labelled = identities(cards.take(labels.row), _texts(frame["transaction_id"]).take(labels.row))
+    log = _merchants_log(labelled, merchant_keys, event_time_us, amount_minor, counts, outliers, labels)
+    _fill_merchant_features(features, names, *log, report)
     return features
 
 
-def _merchant_features(
+def _columns(names: Sequence[str], of: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return where the features among ``names`` that are in ``of`` stand in either."""
+    found = [(at, of.index(name)) for at, name in enumerate(names) if name in of]
+    return np.array([at for at, _ in found], np.intp), np.array([own for _, own in found], np.intp)
+
+
+def _merchants_log(
     labelled: NDArray[np.uint64],
     keys: NDArray[np.int64],
     event_time_us: NDArray[np.int64],
@@ -138,9 +170,11 @@ def _merchant_features(
     counts: NDArray[np.bool_],
     outliers: NDArray[np.bool_],
     labels: KnownLabels,
-    report: Callable[[str], None],
-) -> NDArray[np.float64]:
-    """One log of both: a label stands before the first transaction at or after its ``known_at_us``, behind its own."""
+) -> tuple[MerchantLog, NDArray[np.intp]]:
+    """Return transactions with labels behind them, and the order in which merchants see them.
+
+    A label stands before the first transaction at or after its ``known_at_us``, behind its own.
+    """
     n = len(event_time_us)
     # A label that is known at once would otherwise tell the features of its own transaction.
     before = np.maximum(np.searchsorted(event_time_us, labels.known_at_us), labels.row + 1)
@@ -150,12 +184,26 @@ def _merchant_features(
         transactions_log(keys, event_time_us, amount_minor, counts, outliers),
         labels_log(keys[labels.row], labelled, event_time_us[labels.row], labels.known, labels.known_at_us),
     )
-    windows, out = MerchantWindows(), np.empty((len(order), len(MERCHANT_FEATURES)))
+    return log, order
+
+
+def _fill_merchant_features(
+    features: NDArray[np.float64],
+    names: Sequence[str],
+    log: MerchantLog,
+    order: NDArray[np.intp],
+    report: Callable[[str], None],
+) -> None:
+    """Compute the features of merchants among ``names``; the first len(features) records are the transactions."""
+    to, own = _columns(names, MERCHANT_FEATURES)
+    windows = MerchantWindows()
     for part in _parts(len(order)):
         report(f"features of merchants: {part.start:,} of {len(order):,} transactions and labels")
-        out[order[part]] = log.take(order[part]).profile(windows)
+        rows = order[part]
+        found = log.take(rows).profile(windows)
+        transactions = np.flatnonzero(rows < len(features))
+        features[np.ix_(rows[transactions], to)] = found[np.ix_(transactions, own)]
         windows.settle()
-    return out[:n]
 
 
 def _texts(column: pd.Series) -> pa.Array:

@@ -19,6 +19,7 @@ NEVER_SAMPLE: Final = "never-reported"
 EARLY_SAMPLE: Final = "reported-early"
 EARLY_DELAY_SAMPLE: Final = "early-delay"
 LEGITIMATE_SAMPLE: Final = "labelled-legitimate"
+CORRECTED_SAMPLE: Final = "corrected"
 MATURE_SHARE: Final = 0.9
 _LONGEST_DAYS: Final = 36_500.0
 
@@ -27,8 +28,9 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
     """The transactions that get a label, and their delays.
 
     A delay is the same for all transactions, or log-normal. A share of the frauds may be reported early, evenly over
-    the first hours. Which frauds are early or never reported, which legitimate transactions are labelled, and which
-    delay a transaction has, follows from its identity: the same on every run.
+    the first hours. A share of the labels may say the opposite first, and be corrected later. Which frauds are early or
+    never reported, which legitimate transactions are labelled, which labels are corrected, and which delay a
+    transaction has, follows from its identity: the same on every run.
 
     >>> regime = LabelRegime(reported="frauds-only", delay_days=5.0, delay_spread=0.5, never_reported=0.1)
     >>> round(float(regime.share_reported(np.array([5.0]))[0]), 2)
@@ -56,6 +58,10 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
     """Time within which early reports come."""
     legitimate_share: float = 0.1
     """Share of the legitimate transactions that get labels under ``mixed``."""
+    corrected_share: float = 0.0
+    """Share of the labels that say the opposite first."""
+    correction_days: float = 7.0
+    """Time from such a label to the one that says what is true."""
 
     def __post_init__(self) -> None:
         if not (self.delay_days >= 0 and 0 <= self.delay_spread <= 5 and 0 <= self.never_reported < 1):
@@ -70,11 +76,16 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not 0 <= self.legitimate_share <= 1:
             raise ValueError(f"a label regime has a legitimate share from 0 to 1, not {self.legitimate_share:g}")
+        if not (0 <= self.corrected_share <= 1 and 0 < self.correction_days <= _LONGEST_DAYS):
+            raise ValueError(
+                "a label regime has a corrected share from 0 to 1 and correction days above 0, not "
+                f"{self.corrected_share:g} and {self.correction_days:g}"
+            )
 
     @property
     def one_delay(self) -> bool:
         """True if labels come in the order of their transactions."""
-        return self.delay_spread == 0 and self.early_share == 0
+        return self.delay_spread == 0 and self.early_share == 0 and self.corrected_share == 0
 
     @property
     def maturity_days(self) -> float:
@@ -123,6 +134,11 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
             found["legitimate_share"] = float(self.legitimate_share)
         if self.early_share:
             found |= {"early_share": float(self.early_share), "early_hours": float(self.early_hours)}
+        if self.corrected_share:
+            found |= {
+                "corrected_share": float(self.corrected_share),
+                "correction_days": float(self.correction_days),
+            }
         return found | {
             name: value for name in ("delay_spread", "never_reported") if (value := float(getattr(self, name)))
         }
@@ -151,3 +167,17 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
         # A position of 0 is no delay at all; one that is endless comes after everything.
         known = event_time_us + np.minimum(delay_days, _LONGEST_DAYS) * US_PER_DAY
         return np.where(labelled, np.rint(known).astype(np.int64), NEVER_US)
+
+    def corrected_at_us(self, known_at_us: NDArray[np.int64], identity: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return when each of n labels is corrected, shape (n,); `NEVER_US` for one that is right from the beginning.
+
+        Args:
+            known_at_us: What `known_at_us` gave, shape (n,).
+            identity: The `transaction_hash` of their transactions, shape (n,).
+        """
+        if not self.corrected_share:
+            return np.full(len(known_at_us), NEVER_US)
+        wrong = (known_at_us < NEVER_US) & (sample_positions(identity, CORRECTED_SAMPLE) < self.corrected_share)
+        corrected = np.full(len(known_at_us), NEVER_US)
+        corrected[wrong] = known_at_us[wrong] + round(self.correction_days * US_PER_DAY)
+        return corrected

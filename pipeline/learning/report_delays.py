@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.learning.labels import SOURCE_RANK, UNKNOWN_SOURCE_RANK
 from pipeline.learning.regimes import MATURE_SHARE, LabelRegime
 
 COHORT_AGE_US: Final = 60 * US_PER_DAY
@@ -102,3 +103,27 @@ class ReportDelays:
             found = np.searchsorted(self.observed_us, age_us, side="right")
             return np.asarray(found / len(self.observed_us), np.float64)
         return self.regime.share_reported(age_us / US_PER_DAY) / (1.0 - self.regime.never_reported)
+
+    def describe(self) -> dict[str, float]:
+        """Return how many reports were observed, and the ages by which half and nine tenths of them had come."""
+        half, most = np.quantile(self.observed_us, (0.5, MATURE_SHARE), method="inverted_cdf") / US_PER_DAY
+        return {"reports": len(self.observed_us), "half_days": float(half), "nine_tenths_days": float(most)}
+
+
+def described_by_source(
+    event_time_us: NDArray[np.int64], reported_us: NDArray[np.int64], reported_by: NDArray[np.int8], as_of_us: int
+) -> dict[str, dict[str, float]]:
+    """Return the estimated delays of each source that reported first, and of all; without those of too few reports.
+
+    Args:
+        event_time_us: Event times, shape (n,).
+        reported_us: When each was first reported as fraud, shape (n,); `NEVER_US` for never.
+        reported_by: `source_rank` of who did, shape (n,).
+        as_of_us: What came later is not looked at.
+    """
+    names = {rank: source for source, rank in SOURCE_RANK.items()} | {UNKNOWN_SOURCE_RANK: "other"}
+    found = {"all": ReportDelays.estimated(event_time_us, reported_us, as_of_us)}
+    for rank in sorted(set(reported_by[reported_us <= as_of_us].tolist()), reverse=True):
+        rows = reported_by == rank
+        found[names[rank]] = ReportDelays.estimated(event_time_us[rows], reported_us[rows], as_of_us)
+    return {name: delays.describe() for name, delays in found.items() if delays.is_estimated}

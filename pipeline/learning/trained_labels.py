@@ -1,6 +1,7 @@
 """The labels of a training as a version keeps them, and a warning where the version is used under others."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -37,6 +38,8 @@ class TrainedLabels(NamedTuple):
     """Age from which a transaction without a report is taken as legitimate."""
     regime: Mapping[str, str | float]
     """`LabelRegime.describe`, or the part of it that is known; empty where nothing is declared."""
+    report_delays: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    """`pipeline.learning.report_delays.described_by_source`; empty where delays are declared."""
 
     def describe(self, event_time_us: NDArray[np.int64], fraud: NDArray[np.bool_]) -> dict[str, Any]:
         """Return what a version's metadata says of them.
@@ -53,11 +56,13 @@ class TrainedLabels(NamedTuple):
                 for name, (low, high) in _AGES_DAYS.items()
             }
 
+        delays = {"report_delays": {name: dict(of) for name, of in self.report_delays.items()}}
         return {
             "regime": dict(self.regime),
             "maturity_days": self.maturity_us / US_PER_DAY,
             "frauds_by_age_days": counted(fraud),
             "others_by_age_days": counted(~fraud),
+            **(delays if self.report_delays else {}),
         }
 
 

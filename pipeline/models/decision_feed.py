@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import groupby
+from statistics import median_low
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.decision.online_gate import BothScores, Report
 from pipeline.decision.pacing import ScoredRows
-from pipeline.engine.accepted_labels import read_accepted
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.engine.accepted_labels import read_accepted, reports_of
+from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.clients import read_topic, starts_at
 from pipeline.kafka.follower import TopicFollower
@@ -51,10 +53,15 @@ class DecidedRows(NamedTuple):
     partition: int
     decided: Sequence[Decided]
 
+    def until(self, hour: int) -> "DecidedRows":
+        """Return those with an event time up to an hour since 1970."""
+        hours = (self.times_us() // US_PER_HOUR).tolist()
+        return self._replace(decided=[one for one, at in zip(self.decided, hours, strict=True) if at <= hour])
+
     def scored(self, lightgbm: str) -> ScoredRows:
         """Return what the controller reads; ``lightgbm`` is the version whose scores count."""
         return ScoredRows(
-            self._times_us(),
+            self.times_us(),
             np.array([one.score for one in self.decided]),
             np.array([one.action == "alert" for one in self.decided], np.bool_),
             [one.case_id for one in self.decided],
@@ -64,13 +71,14 @@ class DecidedRows(NamedTuple):
     def both_scores(self) -> BothScores:
         """Return what the gate reads: the online model's score is that of blend 1, whatever the policy blends."""
         return BothScores(
-            self._times_us(),
+            self.times_us(),
             np.array([one.model_scores.river for one in self.decided]),
             sigmoid(np.array([one.logit for one in self.decided])),
             [(one.card_id, one.transaction_id) for one in self.decided],
         )
 
-    def _times_us(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def times_us(self) -> NDArray[np.int64]:
+        """Return event times; shape (n,)."""
         return np.array([timestamp_us(one.event_time) for one in self.decided], np.int64)
 
 
@@ -113,11 +121,7 @@ class RecentFeed:
     def reports(self) -> Iterator[Report]:
         """Yield the labels that were committed before this call."""
         records = [] if self._labels is None else self._labels.read_committed(self._waiting)
-        labels = read_accepted(records, self._settings.topic_prefix).labels
-        columns = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us)
-        names = zip(labels.card_id.to_pylist(), labels.transaction_id.to_pylist(), strict=True)
-        for name, row in zip(names, zip(*(column.tolist() for column in columns), strict=True), strict=True):
-            yield Report(name, *row)
+        yield from reports_of(read_accepted(records, self._settings.topic_prefix).labels)
 
     @property
     def offsets(self) -> dict[str, int]:
@@ -135,8 +139,9 @@ class RecentFeed:
         ends = end_offsets(self._bootstrap, [name], settings=self._settings)
         start = {partition: max(0, end - _NEWEST_RECORDS) for (_, partition), end in ends.items()}
         records = read_topic(self._bootstrap, name, settings=self._settings, start=start)
-        decided = readable(records, decode_decided, not_counted)
-        return max((timestamp_us(one.event_time) for _, one in decided), default=None)
+        # One event with a wrong date among them does not say what the newest is.
+        usual = [median_low(rows.times_us().tolist()) for rows in _by_partition(list(records))]
+        return max(usual, default=None)
 
     def _follow(self, topic: Topic, since_ms: int) -> TopicFollower:
         """Follow from records of that time on: none that is younger has an event time that is older."""

@@ -32,7 +32,7 @@ class _LightGBM(msgspec.Struct, frozen=True):
 _LIGHTGBM: Final = msgspec.json.Decoder(_LightGBM)
 _REGIME: Final = (
     *("reported", "label_delay_days", "delay_spread", "never_reported"),
-    *("early_share", "early_hours", "legitimate_share"),
+    *("early_share", "early_hours", "legitimate_share", "corrected_share", "correction_days"),
 )
 """Arguments of a training that say which labels there are."""
 _MOVED: Final = ("training", "metrics")

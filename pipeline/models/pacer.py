@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from pipeline.decision.case_scores import KEPT_HOURS
+from pipeline.decision.event_clock import AHEAD_HOURS
 from pipeline.decision.online_gate import REACH_DAYS, Gate, Verdict
 from pipeline.decision.pacing import HOURS, HOURS_OF_DAY, Pace, Pacing, PacingOptions, is_news, recent_scores
 from pipeline.decision.policy import Policy
@@ -157,7 +158,7 @@ class Pacer:
         for rows in batches:
             self._pacing.add(rows.scored(self._lightgbm or ""), rows.partition)
             if self._with_gate:
-                self._gate.add(rows.both_scores())
+                self._gate.add(rows.until((self._pacing.hour or 0) + AHEAD_HOURS).both_scores())
 
     def _step(self, active: ActiveModels) -> None:
         """Decide for the newest hour, with all that was committed, and publish what is news."""
@@ -188,7 +189,7 @@ class Pacer:
         # A policy for the version before came just behind the activation of this one, whose rules and audit hold.
         first = self._control.first_policy() if stale else None
         if first is not None and pace.figures["cold"]:
-            threshold = first.threshold
+            threshold = self._options.at_most_critical(first.threshold)
         is_changed = first is not None or blend != policy.blend or threshold != pace.threshold
         news = is_changed or is_news(policy.threshold, pace, self._changed_hour)
         new = (first or policy).replace(

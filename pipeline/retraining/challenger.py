@@ -12,7 +12,7 @@ from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.regimes import LabelRegime
-from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.models.recipes import LABEL_HANDLING, recipe_digest
 from pipeline.retraining.gate import GateLimits, Judgement, judge, rescored
@@ -193,6 +193,7 @@ def trained_by(recipe: Recipe, rows: ServedRows, as_of_us: int, champion: Champi
     if options.maturity_days is None:
         options = options._replace(maturity_days=recipe.maturity_days)
     delays = _delays(rows, as_of_us, options)
+    by_source = described_by_source(rows.event_time_us, rows.reported_us, rows.reported_by, as_of_us)
     handling = {LABEL_HANDLING: recipe.handling} if recipe.handling else {}
     try:
         return train(
@@ -204,7 +205,7 @@ def trained_by(recipe: Recipe, rows: ServedRows, as_of_us: int, champion: Champi
             features=recipe.features,
             details={"as_of_us": as_of_us, **handling},
             early=EarlyReports(as_of_us, delays) if options.early_reports and recipe.early_reports else None,
-            labels=TrainedLabels(as_of_us, delays.maturity_us, _regime(champion.model)),
+            labels=TrainedLabels(as_of_us, delays.maturity_us, _regime(champion.model), by_source),
         )
     except lightgbm.basic.LightGBMError as error:
         raise ModelError(f"LightGBM cannot train by this recipe: {error}") from error

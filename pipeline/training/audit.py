@@ -5,12 +5,14 @@ from typing import Final
 import numpy as np
 
 from pipeline.decision.audit import Audit, Stratum
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import US_PER_DAY
 from pipeline.training.cohorts import Split
 from pipeline.training.fit import TrainingSet
 
 _SURGE: Final = "merchant_surge"
 _AGE: Final = "merchant_seconds_since_first"
+AUDIT_FEATURES: Final = (_SURGE, _AGE)
+"""Features that strata go by."""
 _SURGE_QUANTILE: Final = 0.99
 _NEW_S: Final = 14 * 86_400.0
 """A merchant is new for so long."""
@@ -28,10 +30,10 @@ def audit_within_budget(data: TrainingSet, split: Split, audits_per_day: float) 
         split: Of which the validation period counts.
         audits_per_day: Number to select.
     """
-    features, weight = data.features[split.validation], data.weight[split.validation]
+    weight = data.weight[split.validation]
     days = split.validation_us / US_PER_DAY
     rate = min(audits_per_day / 2 * days / float(weight.sum()), 1.0)
-    surge, age_s = features[:, FEATURES.index(_SURGE)], features[:, FEATURES.index(_AGE)]
+    surge, age_s = (data.column(name)[split.validation] for name in AUDIT_FEATURES)
     known = ~np.isnan(surge)
     strata = []
     if known.any():

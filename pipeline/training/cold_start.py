@@ -45,4 +45,5 @@ def treeless_model(fraud_share: float) -> LightGBMModel:
 def cold_start(fraud_share: float, threshold: float, audit_rate: float) -> tuple[LightGBMModel, Policy]:
     """Return a version without trees and a policy for it; arguments as of `treeless_model` and `Policy`."""
     model = treeless_model(fraud_share)
-    return model, Policy(threshold, audit_rate=audit_rate, lightgbm_version=model.version)
+    # Nothing but the online model tells transactions apart: it does not wait for the gate.
+    return model, Policy(threshold, blend=1.0, audit_rate=audit_rate, lightgbm_version=model.version)

@@ -42,7 +42,7 @@ class TrainingSet:
     """Transactions with what they turned out to be; arrays of n rows."""
 
     features: NDArray[np.float64]
-    """Shape (n, len(FEATURES))."""
+    """Shape (n, len(names))."""
     fraud: NDArray[np.bool_]
     weight: NDArray[np.float64]
     """How many transactions each row stands for."""
@@ -55,6 +55,20 @@ class TrainingSet:
     """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
     attributes: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
     """Declared attributes by which outcomes are told apart, each of shape (n,)."""
+    names: tuple[str, ...] = FEATURES
+    """What ``features`` holds. Only these can be trained on."""
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return a feature of all rows; shape (n,)."""
+        return self.features[:, self.names.index(name)]
+
+    def wide(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return some rows as models read them, shape (k, len(FEATURES)); 0 for features that are not held."""
+        if self.names == FEATURES:
+            return self.features[rows]
+        found = np.zeros((len(rows), len(FEATURES)))
+        found[:, [FEATURES.index(name) for name in self.names]] = self.features[rows]
+        return found
 
 
 _COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "identity")
@@ -133,7 +147,7 @@ def train(
     trees = _Trees(data, config, features)
     checked = split.validation
     booster, rounds = trees.grown_until_best(split.training, checked, report)
-    margin = np.asarray(booster.predict(data.features[checked], raw_score=True, num_threads=config.threads))
+    margin = np.asarray(booster.predict(data.wide(checked), raw_score=True, num_threads=config.threads))
     fraud, weight = data.fraud[checked], data.weight[checked]
     _check_learned(margin, fraud, weight, force=force)
     calibration = fit_platt(margin, fraud, weight)
@@ -142,7 +156,7 @@ def train(
     rows = np.sort(np.concatenate([split.training, checked]), kind="stable")
 
     def probability(of: NDArray[np.intp]) -> NDArray[np.float64]:
-        raw = np.asarray(booster.predict(data.features[of], raw_score=True, num_threads=config.threads))
+        raw = np.asarray(booster.predict(data.wide(of), raw_score=True, num_threads=config.threads))
         return sigmoid(calibration.slope * raw + calibration.intercept)
 
     young = _young_targets(data, rows, early, probability)
@@ -164,7 +178,7 @@ def train(
         **_validation_record(data, split, score, threshold, trees.sampled(split.training), features),
         **({"sensitivity": _sensitivity(data, split, config, features)} if wrong_labels else {}),
     }
-    distributions = distributions_of(data.features, data.weight, features, rows)
+    distributions = distributions_of(data.features, data.weight, features, rows, held=data.names)
     report(f"growing {rounds} trees on both periods")
     text = _Trees(grown_on, config, features).grown(rows, rounds)
     model = LightGBMModel(text, calibration, metadata, distributions=distributions)
@@ -331,7 +345,7 @@ class _Trees:
     def _dataset(
         self, rows: NDArray[np.intp], weight: NDArray[np.float64], reference: lightgbm.Dataset | None = None
     ) -> lightgbm.Dataset:
-        columns = self._data.features[rows]
+        columns = self._data.wide(rows)
         columns[:, self._others] = 0.0
         return lightgbm.Dataset(
             columns,
@@ -360,7 +374,7 @@ def _check_learned(
 
 def _digest(data: TrainingSet, rows: NDArray[np.intp], features: Sequence[str]) -> str:
     """Return the digest of the rows that a version was grown on."""
-    return input_digest(data.features, data.fraud, data.weight, data.event_time_us, rows, features)
+    return input_digest(data.column, data.fraud, data.weight, data.event_time_us, rows, features)
 
 
 def _validation_record(
@@ -378,11 +392,11 @@ def _validation_record(
         "calibration_table": calibration_table(fraud, score, weight),
         "by_period": by_period(fraud, score, weight, data.event_time_us[checked]),
         "segments": outcomes_by_segment(
-            data.features[checked],
+            data.wide(checked),
             {name: values[checked] for name, values in data.attributes.items()},
             *(fraud, score, weight, threshold),
         ),
-        "benchmark": benchmark(data.features, data.fraud, data.weight, training, checked, features),
+        "benchmark": benchmark(data.column, data.fraud, data.weight, training, checked, features),
     }
 
 
@@ -396,7 +410,7 @@ def _sensitivity(
 
     def scored(fraud: NDArray[np.bool_]) -> NDArray[np.float64]:
         booster, _ = _Trees(replace(of, fraud=fraud), config, features).grown_until_best(training, checked)
-        return np.asarray(booster.predict(of.features[checked], raw_score=True, num_threads=config.threads))
+        return np.asarray(booster.predict(of.wide(checked), raw_score=True, num_threads=config.threads))
 
     return sensitivity(of.features, of.fraud, of.identity, of.event_time_us, by_first_row(of.card), checked, scored)
 

@@ -15,7 +15,9 @@ MOST_VALUES: Final = 10
 """Most frequent values of an attribute that are told apart."""
 AMOUNT_BANDS: Final = 4
 MERCHANT_AGE_DAYS: Final = (14, 60)
-_AMOUNT, _AGE_S = FEATURES.index("amount"), FEATURES.index("merchant_seconds_since_first")
+SEGMENT_FEATURES: Final = ("amount", "merchant_seconds_since_first")
+"""Features that segments go by."""
+_AMOUNT, _AGE_S = (FEATURES.index(name) for name in SEGMENT_FEATURES)
 
 
 def outcomes_by_segment(

@@ -27,7 +27,7 @@ from pipeline.engine.feature_blocks import (
 )
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
 from pipeline.kafka.internal import not_counted, readable_features, refuse
-from pipeline.learning.labels import FRAUD, KNOWN, holding
+from pipeline.learning.labels import FRAUD, KNOWN, NO_LABEL, holding
 from pipeline.learning.regimes import NEVER_US
 from pipeline.settings import Settings
 from pipeline.training.cohorts import Split, split_cohorts
@@ -56,8 +56,8 @@ class Labelled(NamedTuple):
 
     def known_of(
         self, identity: NDArray[np.int64], as_of_us: int = NEVER_US
-    ) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-        """Return what is known of n transactions, and since when each was known as fraud; both of shape (n,).
+    ) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int8]]:
+        """Return what is known of n transactions, since when each was known as fraud, and by whom; of shape (n,) each.
 
         Args:
             identity: Shape (n,).
@@ -65,9 +65,10 @@ class Labelled(NamedTuple):
         """
         known = np.zeros(len(identity), np.int8)
         reported_us = np.full(len(identity), NEVER_US, np.int64)
+        reported_by = np.full(len(identity), NO_LABEL, np.int8)
         labels = self if as_of_us == NEVER_US else self.take(self.known_at_us <= as_of_us)
         if not len(labels.identity) or not len(identity):
-            return known, reported_us
+            return known, reported_us, reported_by
         holds = holding([labels.identity], labels.rank, labels.labelled_at_us, labels.known)
         at = np.minimum(np.searchsorted(labels.identity[holds], identity), len(holds) - 1)
         found = labels.identity[holds][at] == identity
@@ -76,7 +77,8 @@ class Labelled(NamedTuple):
         order = frauds[np.lexsort((labels.known_at_us[frauds], labels.identity[frauds]))]
         first = np.searchsorted(labels.identity[order], identity[known == KNOWN_FRAUD])
         reported_us[known == KNOWN_FRAUD] = labels.known_at_us[order][first]
-        return known, reported_us
+        reported_by[known == KNOWN_FRAUD] = labels.rank[order][first]
+        return known, reported_us, reported_by
 
 
 _WHOLE, _SMALL = np.empty(0, np.int64), np.empty(0, np.int8)
@@ -109,6 +111,8 @@ class ServedRows:
     """Known value of each, an index of `pipeline.learning.labels.KNOWN`."""
     reported_us: NDArray[np.int64]
     """Time at which a fraud was first known, in microseconds since 1970; `NEVER_US` for what is no known fraud."""
+    reported_by: NDArray[np.int8]
+    """`pipeline.learning.labels.source_rank` of who reported it then; -1 for what is no known fraud."""
     names: tuple[str, ...]
     """Names of versions."""
     labels: Labelled | None = None
@@ -261,7 +265,7 @@ class ServedLog:
 
     def _served(self, part: _Part) -> ServedRows:
         labels = self._held_labels()
-        known, reported_us = labels.known_of(part.identity)
+        known, reported_us, reported_by = labels.known_of(part.identity)
         card = np.unique(part.card, return_inverse=True)[1].astype(np.int64)
         return ServedRows(
             part.features,
@@ -275,6 +279,7 @@ class ServedLog:
             part.decided_ms,
             known,
             reported_us,
+            reported_by,
             tuple(self._codes),
             labels,
         )

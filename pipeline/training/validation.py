@@ -1,7 +1,7 @@
 """Records of a version's validation period, small enough to be kept with it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import US_PER_DAY
 from pipeline.training.metrics import auc_roc, average_precision
 
+Column = Callable[[str], NDArray[np.float64]]
+"""Gives a feature, by its name, of all rows of a training set."""
 SCORE_EDGES: Final = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9, 1.0)
 """Bins of the calibration table: frauds are rare, so that most scores are small."""
 DAILY_UP_TO: Final = 14
@@ -89,7 +91,7 @@ def by_period(
 
 
 def benchmark(
-    features: NDArray[np.float64],
+    column: Column,
     fraud: NDArray[np.bool_],
     weight: NDArray[np.float64],
     training: tuple[NDArray[np.intp], NDArray[np.float64]],
@@ -102,7 +104,7 @@ def benchmark(
     version itself may use take part.
 
     Args:
-        features: Shape (n, len(FEATURES)).
+        column: Gives a feature of all rows, shape (n,).
         fraud: Shape (n,).
         weight: How many transactions each row stands for, shape (n,).
         training: Rows to fit on, and their weights.
@@ -111,27 +113,26 @@ def benchmark(
     """
     found: dict[str, Any] = {}
     if "amount" in names:
-        amount = features[validation, FEATURES.index("amount")]
+        amount = column("amount")[validation]
         found["amount"] = average_precision(fraud[validation], amount, weight[validation])
     used = [name for name in BENCHMARK_FEATURES if name in names]
     if used:
-        columns = [FEATURES.index(name) for name in used]
         rows, row_weight = training
-        inputs = _inputs(features, rows, columns)
+        inputs = _inputs(column, rows, used)
         mean, deviation = inputs.mean(axis=0), inputs.std(axis=0) + 1e-9
         fitted = LogisticRegression(max_iter=200).fit((inputs - mean) / deviation, fraud[rows], row_weight)
-        score = fitted.decision_function((_inputs(features, validation, columns) - mean) / deviation)
+        score = fitted.decision_function((_inputs(column, validation, used) - mean) / deviation)
         found["logistic_regression"] = average_precision(fraud[validation], score, weight[validation])
         found["features"] = used
     return found
 
 
-def _inputs(features: NDArray[np.float64], rows: NDArray[np.intp], columns: list[int]) -> NDArray[np.float64]:
-    return np.log1p(np.maximum(np.nan_to_num(features[rows][:, columns]), 0.0))
+def _inputs(column: Column, rows: NDArray[np.intp], names: list[str]) -> NDArray[np.float64]:
+    return np.log1p(np.maximum(np.nan_to_num(np.column_stack([column(name)[rows] for name in names])), 0.0))
 
 
 def input_digest(
-    features: NDArray[np.float64],
+    column: Column,
     fraud: NDArray[np.bool_],
     weight: NDArray[np.float64],
     event_time_us: NDArray[np.int64],
@@ -141,7 +142,7 @@ def input_digest(
     """Return the first 16 digits of the SHA-256 of all that a training sees of some rows, in their order.
 
     Args:
-        features: Shape (n, len(FEATURES)); every missing value counts alike.
+        column: Gives a feature of all rows, shape (n,); every missing value counts alike.
         fraud: Shape (n,).
         weight: Shape (n,).
         event_time_us: Shape (n,).
@@ -150,9 +151,9 @@ def input_digest(
     """
     digest = hashlib.sha256(" ".join(names).encode())
     for name in names:
-        column = features[rows, FEATURES.index(name)]
-        column[np.isnan(column)] = np.nan
-        digest.update(column.tobytes())
+        values = column(name)[rows]
+        values[np.isnan(values)] = np.nan
+        digest.update(values.tobytes())
     for other in (fraud, weight, event_time_us):
         digest.update(np.ascontiguousarray(other[rows]).tobytes())
     return digest.hexdigest()[:16]

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
@@ -70,11 +71,13 @@ def champion(registry: Registry, recipe: Recipe) -> Champion:
         validation_us=round(recipe.validation_days * US_PER_DAY),
         known_before_us=(recipe.known_before - EPOCH) // timedelta(microseconds=1),
     )
-    trained = train(data, split, alerts_per_day=recipe.alerts_per_day, config=recipe.config)
-    policy = registry.register(POLICY, trained.policy.to_payload())
+    # The online model takes part in every score: what it adds is what is measured.
+    policy = Policy(0.5, blend=1.0)
+    trained = train(data, split, alerts_per_day=recipe.alerts_per_day, config=recipe.config, policy=policy)
+    registered = registry.register(POLICY, trained.policy.to_payload())
     details = {
         RECIPE: described,
-        "policy": policy,
+        "policy": registered,
         "metrics": trained.metrics,
         "periods": trained.model.metadata["periods"],
     }

@@ -22,7 +22,7 @@ def policy(threshold: float = 0.6, **changes: object) -> Policy:
     rule = Rule(
         code="large-amount", feature="amount", op=">=", value=LARGE_AMOUNT, sentence="The amount is 900 or more."
     )
-    return Policy(threshold, **{"rules": (rule,), "lightgbm_version": small_model().version, **changes})  # type: ignore[arg-type]
+    return Policy(threshold, **{"blend": 1.0, "rules": (rule,), "lightgbm_version": small_model().version, **changes})  # type: ignore[arg-type]
 
 
 def active(river: RiverModel | None = None, **changes: object) -> ActiveModels:

@@ -13,6 +13,7 @@ from pipeline.engine.blocks import Block, Sources, pack_block
 from pipeline.engine.feature_blocks import LAYOUT, NUMBERS, OWN_FEATURES
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.learning.labels import NO_LABEL, SOURCE_RANK
 from pipeline.learning.regimes import NEVER_US
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -54,6 +55,7 @@ class History(NamedTuple):
             self.event_time_us // 1_000,
             np.where(reported_us < NEVER_US, KNOWN_FRAUD, 0).astype(np.int8),
             reported_us,
+            np.where(reported_us < NEVER_US, SOURCE_RANK["customer"], NO_LABEL).astype(np.int8),
             (model.version, "policy"),
         )
 

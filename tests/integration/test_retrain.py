@@ -81,19 +81,6 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(cluster: Clust
     assert promoted.figures["compared_with"] == "served"
     assert sum(promoted.figures["offsets"]["accepted-labels"].values()) >= int(bought["fraud"].sum())
 
-    # A recipe that knows less is compared once, and rejected.
-    names = ("models", "propose", "--features", "amount,hour", "--reason", "It is simpler.", "--by", "mona")
-    options = ("--maturity-days", "2", "--compare-days", "6", "--fold-days", "3")
-    for code, text in (
-        (1, "not proven to find more frauds"),
-        (1, "was rejected on days that would be looked at again"),
-    ):
-        process = start(cluster.settings, "-m", "pipeline.cli", *names, *options)
-        assert process.code() == code, process.said
-        assert text in process.said
-    outcomes = [json.loads(one.value or b"")["outcome"] for one in cluster.read(CONTROL) if one.key == b"assessment"]
-    assert outcomes == ["declared", "rejected"]
-
     # A day later everything goes on under the new version, until somebody publishes one that alerts on everything.
     later["event_time"] += pd.Timedelta(days=1)
     later.index = range(len(bought), len(bought) + len(later))

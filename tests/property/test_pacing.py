@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decision.pacing import HOURS, Pacing, PacingOptions, ScoredRows
+from pipeline.decision.event_clock import EventClock
+from pipeline.decision.pacing import HOURS, Pacing, PacingOptions, ScoredRows, is_news
 from pipeline.features.catalogue import US_PER_HOUR
 from pipeline.scoring.errors import ModelError
 from tests.helpers.paced import FIRST_DAY, Stream, paced, per_day, stream
@@ -185,6 +186,49 @@ def test_critical_scores_pass_whatever_the_budget_says() -> None:
         thresholds.append(pacing.decide(0.5).threshold)
     assert thresholds[0] > 0.3
     assert thresholds[1] == 0.3
+
+
+def test_a_critical_score_holds_before_there_is_a_day_of_scores() -> None:
+    pacing = Pacing(PacingOptions(40.0, 0.3))
+    pace = pacing.decide(0.5, START_HOUR)
+    assert (pace.threshold, pace.figures["cold"], is_news(0.5, pace, None)) == (0.3, True, True)
+    assert not is_news(0.3, pacing.decide(0.3, START_HOUR), None)
+
+
+@pytest.mark.parametrize("at", [0.3, 0.99])
+def test_critical_cases_exceed_the_budget_and_count(at: float) -> None:
+    """More critical cases than the budget has: all alert, and nothing below does."""
+    of = stream(14, 600, seed=5)
+    score = np.where(np.arange(len(of.score)) % 60 == 0, 0.995, np.minimum(of.score, 0.9))
+    found = paced(of._replace(score=score), PacingOptions(3.0, at), 0.5)
+    assert found.alert[score >= at].all()
+    days = per_day(of, found.first)
+    assert days[8:13].mean() > 2 * 3.0
+    if at == 0.99:
+        later = of.event_time_us // US_PER_HOUR >= START_HOUR + 24 * 9
+        assert not found.alert[later & (score < at)].any()
+
+
+def test_one_event_of_another_century_changes_nothing() -> None:
+    of = stream(10, 300, seed=3)
+    straight, odd = Pacing(BUDGET), Pacing(BUDGET)
+    straight.add(rows_of(of, 0.3))
+    wrong = Stream(np.array([4_070_908_800_000_000]), np.array([0.01]), ["c-2099"])
+    for part in (_some(of, np.arange(1_000)), rows_of(wrong, 0.3), _some(of, np.arange(1_000, len(of.score)))):
+        odd.add(part)
+    assert odd.hour == straight.hour
+    assert odd.decide(0.5) == straight.decide(0.5)
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 30, 31, 60, 900_000]), min_size=1, max_size=30), st.data())
+def test_a_clock_does_not_depend_on_batches(steps: list[int], data: st.DataObject) -> None:
+    times_us = (START_HOUR + np.array(steps)) * US_PER_HOUR
+    cut = data.draw(st.integers(0, len(steps)))
+    whole, parts = EventClock(), EventClock()
+    expected = whole.hours(times_us).tolist()
+    assert parts.hours(times_us[:cut]).tolist() + parts.hours(times_us[cut:]).tolist() == expected
+    assert expected == sorted(expected)
+    assert all(hour in (START_HOUR + np.array(steps)).tolist() for hour in expected)
 
 
 @pytest.mark.parametrize("options", [PacingOptions(0.0), PacingOptions(float("nan")), PacingOptions(10.0, 1.5)])

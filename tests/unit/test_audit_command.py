@@ -96,3 +96,11 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path) -> None:
         assert result.exit_code in (1, 2)
         assert why in result.output
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", ["audit", "drift"])
+def test_a_setting_that_is_none_is_one_sentence(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_MATURITY_DAYS", "soon")
+    result = CliRunner().invoke(main, [command, "--file", str(tmp_path)])
+    assert (result.exit_code, isinstance(result.exception, SystemExit)) == (1, True)
+    assert "FRAUD_PIPELINE_MATURITY_DAYS cannot be used" in result.stderr

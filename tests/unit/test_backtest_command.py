@@ -212,6 +212,7 @@ def test_both_commands_ask_the_same_by_the_same_options(run: Run, monkeypatch: p
     options = [
         "--bootstrap", "127.0.0.1:1", "--from", "2024-03-08", "--to", "2024-03-10T12:00", "--warm-up", "36h",
         "--lateness", "2d", "--policy", "p", "--river", "r", "--learn", "--publish-every", "90",
+        "--blend", "0.5",
     ]  # fmt: skip
     run(*options, "--model", "m", "--threshold", "0.5", file=False)
     CliRunner().invoke(main, ["reprocess", "--into", "candidate", *options, "--model", "m", "--threshold", "0.5"])
@@ -223,7 +224,7 @@ def test_both_commands_ask_the_same_by_the_same_options(run: Run, monkeypatch: p
     assert (other.source.bootstrap, other.source.lateness_us) == ("127.0.0.1:1", 2 * US_PER_DAY)
     begin_us = round(START.timestamp()) * 1_000_000 + 7 * US_PER_DAY
     assert other.span == (begin_us - 3 * US_PER_DAY // 2, begin_us, begin_us + 5 * US_PER_DAY // 2)
-    assert (other.policy, other.river, other.publish_every_us) == ("p", "r", 90_000_000)
+    assert (other.policy, other.river, other.publish_every_us, other.blend) == ("p", "r", 90_000_000, 0.5)
     run("--order", "recorded", "--bootstrap", "127.0.0.1:1", file=False)
     assert (ours.order, asked[-1].order) == (Order.EVENT_TIME, Order.RECORDED)
 

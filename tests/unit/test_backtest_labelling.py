@@ -16,10 +16,10 @@ from pipeline.backtest.result import DECISION_COLUMNS
 from pipeline.backtest.run import Candidate, replay_scheduled
 from pipeline.backtest.tables import file_tables
 from pipeline.backtest.truth import NEVER, answered_us
+from pipeline.engine.history import labels_known
 from pipeline.engine.models import ActiveModels
 from pipeline.features.identity import transaction_hash
 from pipeline.label_schedule import NEVER_US, LabelSchedule, Truth
-from pipeline.learning.regimes import NEVER_US as REGIME_NEVER_US
 from pipeline.learning.regimes import LabelRegime
 from pipeline.settings import Settings
 from pipeline.sources import UnusableSource
@@ -288,6 +288,8 @@ def test_a_partial_backtest_knows_the_truth_of_what_it_decided(file: Path, setti
         LabelRegime(delay_days=1.0, delay_spread=0.8),
         LabelRegime(reported="frauds-only", delay_days=2.0, early_share=0.4),
         LabelRegime(reported="mixed", delay_days=2.0, legitimate_share=0.3),
+        LabelRegime(delay_days=2.0, corrected_share=0.2, correction_days=3.0),
+        LabelRegime(reported="frauds-only", delay_days=2.0, delay_spread=0.8, corrected_share=0.2),
     ],
 )
 @pytest.mark.parametrize("learn", [False, True])
@@ -308,6 +310,8 @@ def test_a_regime_gives_the_labels_that_it_says(
         early_share=regime.early_share,
         early_hours=regime.early_hours,
         never_reported=regime.never_reported,
+        corrected_share=regime.corrected_share,
+        correction_days=regime.correction_days,
         settings=settings,
     )
     result = asked.run()
@@ -315,22 +319,26 @@ def test_a_regime_gives_the_labels_that_it_says(
     identity = np.array(list(map(transaction_hash, history["card_id"], history["transaction_id"])), np.uint64)
     fraud = history["fraud"].to_numpy(bool)
     known_us = regime.known_at_us(us(history["event_time"]), fraud, identity)
-    order = np.argsort(known_us, kind="stable")[: np.count_nonzero(known_us < REGIME_NEVER_US)]
+    due = labels_known(known_us, fraud, corrected_at_us=regime.corrected_at_us(known_us, identity))
     told = pd.DataFrame(
         {
-            "transaction_id": history["transaction_id"].iloc[order],
-            "card_id": history["card_id"].iloc[order],
-            "label": np.where(fraud[order], "fraud", "legitimate"),
+            "transaction_id": history["transaction_id"].iloc[due.row],
+            "card_id": history["card_id"].iloc[due.row],
+            "label": np.where(due.known == 1, "fraud", "legitimate"),
             "source": "simulator",
-            "labelled_at": pd.to_datetime(known_us[order], unit="us", utc=True),
+            "labelled_at": pd.to_datetime(due.known_at_us, unit="us", utc=True),
         }
     )
-    assert set(told["label"]) == {"fraud"} if regime.reported == "frauds-only" else {"fraud", "legitimate"}
+    frauds_alone = regime.reported == "frauds-only" and not regime.corrected_share
+    assert set(told["label"]) == {"fraud"} if frauds_alone else {"fraud", "legitimate"}
     (candidate,) = asked.candidates().values()
     again = replayed(asked, candidate.models, history, told, candidate.learning)
     pd.testing.assert_frame_equal(again.astype(variant.decisions.dtypes), variant.decisions, check_exact=True)
     outcomes = {name: count for name, count in result.counts.items() if name.startswith("labels")}
-    assert outcomes == {"labels: first": len(told)}
+    corrected = int(told.duplicated(["card_id", "transaction_id"]).sum())
+    assert (corrected > 0) == (regime.corrected_share > 0)
+    expected = {"labels: first": len(told) - corrected, "labels: changed": corrected}
+    assert outcomes == {name: count for name, count in expected.items() if count}
     assert result.parameters["reported"] == regime.reported
 
 

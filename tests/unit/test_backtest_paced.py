@@ -107,10 +107,18 @@ def test_a_report_tells_how_the_budget_was_kept(file: Path, settings: Settings) 
     assert "Paced at 6.0 alerts a day" in build_report(result).html
 
 
+def test_critical_scores_alert_whatever_the_budget_says(file: Path, settings: Settings) -> None:
+    (usual,), (critical,) = (kept(asked(file, settings, critical=one))[0].values() for one in (None, 0.3))
+    assert usual["threshold"].max() > 0.3 >= critical["threshold"].max()
+    assert (critical["action"] == "alert")[critical["score"] >= 0.3].all()
+
+
 def test_what_cannot_be_paced_is_refused(file: Path, settings: Settings) -> None:
     for changes, words in (
         ({"labels": "simulated-review"}, "name a threshold"),
         ({"pace": 0.0}, "budget"),
+        ({"pace": None, "critical": 0.5}, "belongs to a pace"),
+        ({"critical": 0.01}, "from 0.02 to 1"),
     ):
         with pytest.raises(ValueError, match=words):
             asked(file, settings, **changes)

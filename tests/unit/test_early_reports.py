@@ -5,8 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.learning.labels import NO_LABEL, source_rank
 from pipeline.learning.regimes import NEVER_US, LabelRegime
-from pipeline.learning.report_delays import FALLBACK, LEAST_REPORTS, ReportDelays
+from pipeline.learning.report_delays import FALLBACK, LEAST_REPORTS, ReportDelays, described_by_source
 from pipeline.training.early_reports import LARGEST_WEIGHT, targets_at
 
 NOW_US = 100 * US_PER_DAY
@@ -107,3 +108,19 @@ def test_too_few_reports_leave_one_long_delay() -> None:
     assert few.share_reported(days(29, 30)).tolist() == [0.0, 1.0]
     declared = ReportDelays.estimated(times[1:], reported[1:], NOW_US, fallback=SPREAD)
     assert declared.maturity_us == ReportDelays.declared(SPREAD).maturity_us
+
+
+def test_delays_are_described_by_the_source_that_reported_first() -> None:
+    customer, issuer, rare = (source_rank(name) for name in ("customer", "issuer", "somebody"))
+    times = np.full(400, NOW_US - 80 * US_PER_DAY)
+    by = np.repeat([customer, issuer, rare, NO_LABEL], [100, 200, 10, 90]).astype(np.int8)
+    delays = np.r_[np.linspace(0.1, 10.0, 100), np.linspace(0.2, 40.0, 200), np.full(10, 1.0), np.zeros(90)]
+    reported = np.where(by == NO_LABEL, NEVER_US, times + days(*delays))
+    # Too young to say how long reports take.
+    times[99], reported[99] = NOW_US - 2 * US_PER_DAY, NOW_US - US_PER_DAY
+    found = described_by_source(times, reported, by, NOW_US)
+    assert list(found) == ["all", "issuer", "customer"]
+    assert found["customer"] == {"reports": 99, "half_days": pytest.approx(5.0), "nine_tenths_days": pytest.approx(9.0)}
+    assert found["issuer"]["reports"] == 200
+    assert found["issuer"]["nine_tenths_days"] == pytest.approx(36.0)
+    assert found["all"]["reports"] == 309

@@ -132,3 +132,22 @@ def test_messages_hold_exact_amounts_and_times() -> None:
 def test_options_without_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         ReplayOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_wrong_label_is_corrected_and_a_review_takes_the_corrections_place() -> None:
+    def schedule() -> LabelSchedule:
+        made = LabelSchedule(100, reviews=True)
+        made.add(Truth("t1", "c", 0, True, None, 10, 30))
+        return made
+
+    plain = schedule()
+    told = [plain.pop(NEVER_US - 1) for _ in range(3)]
+    assert [(one.due_us, one.fraud) for one in told if one is not None] == [(10, False), (30, True)]
+    assert (told[2], plain.pending, plain.next_due_us) == (None, 0, NEVER_US)
+    reviewed = schedule()
+    reviewed.pop(10)
+    reviewed.review("c", "t1", "alert", 20)
+    label = reviewed.pop(NEVER_US - 1)
+    assert label is not None
+    assert (label.due_us, label.fraud, label.alert_id) == (20, True, "alert")
+    assert (reviewed.pop(NEVER_US - 1), reviewed.pending) == (None, 0)

@@ -1,6 +1,7 @@
 """The model card: every figure comes from a record, and what is not recorded is said to be so."""
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_a_short_period_is_shown_by_days_and_a_long_one_by_weeks(days: int, step
 def test_the_benchmark_uses_no_feature_that_the_version_may_not_use() -> None:
     data = synthetic()
     rows, checked = np.arange(4_000), np.arange(4_000, 6_000)
-    asked = data.features, data.fraud, data.weight, (rows, np.ones(4_000)), checked
+    asked = data.column, data.fraud, data.weight, (rows, np.ones(4_000)), checked
     assert set(benchmark(*asked, FEATURES)) == {"amount", "logistic_regression", "features"}
     assert benchmark(*asked, ["hour"]) == {}
     assert benchmark(*asked, ["card_amount_to_regular"])["features"] == ["card_amount_to_regular"]
@@ -213,7 +214,8 @@ def test_the_digest_is_of_what_a_training_sees() -> None:
 
     def digest(**changes: Any) -> str:
         of = {"features": data.features, "fraud": data.fraud, "weight": data.weight, "names": names, **changes}
-        return input_digest(of["features"], of["fraud"], of["weight"], data.event_time_us, rows, of["names"])
+        column = replace(data, features=of["features"]).column
+        return input_digest(column, of["fraud"], of["weight"], data.event_time_us, rows, of["names"])
 
     other = data.features.copy()
     other[:, FEATURES.index("hour")] += 1

@@ -1,17 +1,23 @@
 """Proposals of recipes: what is compared, and how often."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 
 from pipeline.features.catalogue import US_PER_DAY
+from pipeline.models.changes import Said
 from pipeline.models.history import VersionHistory
 from pipeline.models.recipes import RECIPE, recipe_of_facts
 from pipeline.retraining.challenger import Champion, compared_days, recipe_of, trained_by
-from pipeline.retraining.proposal import DECLARED, Period, compare_recipes, period_of_look
+from pipeline.retraining.proposal import DECLARED, Period, compare_recipes, period_of_look, propose
+from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
 from schemas.messages import Assessment
-from tests.unit.test_retraining import HISTORY, LIMITS, NOW_US, OPTIONS, at, champion
+from tests.unit.test_model_changes import Cluster
+from tests.unit.test_retraining import HISTORY, LIMITS, NOW_US, OPTIONS, START_US, at, champion, served_by
 
 
 def assessed(outcome: str, recipe: str, start_us: int, end_us: int) -> Assessment:
@@ -75,3 +81,35 @@ def test_labels_of_after_an_origin_do_not_enter_its_trainings() -> None:
     start_us, _ = compared_days(rows, OPTIONS)
     known = rows.training_set(start_us)
     assert known.fraud.sum() == np.count_nonzero(rows.reported_us <= start_us) < (rows.reported_us <= NOW_US).sum()
+
+
+class Topics(ClusterLog):
+    """What was served, and `control` of a cluster in memory."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__("127.0.0.1:1", Settings(), 120.0)
+        self._cluster = cluster
+        self.served = served_by((champion().model, START_US))
+        self.read_control()
+
+    def read_control(self) -> None:
+        self.published = self._cluster.published()
+
+
+def test_a_proposal_is_declared_compared_and_recorded_once(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.publish(champion().model, champion().policy)
+    topics, mona = Topics(cluster), Said("mona", "It is simpler.")
+    poor = recipe_of(champion().model)._replace(features=("amount", "hour"))
+    found = propose(topics, cluster, poor, mona, OPTIONS, second_approval=True, fold_days=5)
+    assert found.outcome == "rejected"
+    declared, rejected = cluster.items[-2:]
+    assert [declared.outcome, rejected.outcome] == [DECLARED, "rejected"]
+    assert declared.figures["compared_to_us"] == rejected.figures["compared_to_us"]
+    assert rejected.by == "mona"
+    assert rejected.versions[0].version == found.lightgbm
+    topics.read_control()
+    with pytest.raises(ModelError, match="looked at again"):
+        propose(topics, cluster, poor, mona, OPTIONS, second_approval=True)
+    with pytest.raises(ModelError, match="this is the recipe of the active version"):
+        propose(topics, cluster, recipe_of(champion().model), mona, OPTIONS, second_approval=True)

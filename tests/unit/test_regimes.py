@@ -101,6 +101,8 @@ def test_a_share_of_the_legitimate_ones_is_labelled_where_labels_are_mixed() -> 
         {"early_share": 1.1},
         {"early_hours": 0.0},
         {"legitimate_share": -0.1},
+        {"corrected_share": 1.5},
+        {"correction_days": 0.0},
     ],
 )
 def test_numbers_out_of_range_are_refused(changes: dict[str, float]) -> None:
@@ -113,3 +115,27 @@ def test_labels_are_in_the_order_in_which_they_became_known() -> None:
     assert labels.row.tolist() == [2, 3, 0]
     assert labels.known.tolist() == [0, 1, 1]
     assert labels.known_at_us.tolist() == [10, 10, 30]
+
+
+def test_a_share_of_the_labels_says_the_opposite_first() -> None:
+    regime = LabelRegime(delay_days=2.0, corrected_share=0.25, correction_days=3.0)
+    times = known(regime)
+    np.testing.assert_array_equal(times, known(LabelRegime(delay_days=2.0)))
+    corrected = regime.corrected_at_us(times, IDENTITY)
+    wrong = corrected < NEVER_US
+    assert wrong.mean() == pytest.approx(0.25, abs=0.01)
+    np.testing.assert_array_equal(corrected[wrong], times[wrong] + 3 * US_PER_DAY)
+    labels = labels_known(times, FRAUD, IDENTITY, corrected)
+    assert (np.diff(labels.known_at_us) >= 0).all()
+    newest = dict(zip(labels.row.tolist(), labels.known.tolist(), strict=True))
+    assert [newest[row] for row in range(N)] == FRAUD.astype(int).tolist()
+    first = dict(zip(labels.row[::-1].tolist(), labels.known[::-1].tolist(), strict=True))
+    np.testing.assert_array_equal(np.array([first[row] for row in range(N)]), FRAUD ^ wrong)
+    assert labels.identity is not None
+    np.testing.assert_array_equal(labels.identity, IDENTITY[labels.row])
+
+
+def test_a_label_is_corrected_under_the_same_draw_whatever_the_share() -> None:
+    times = known(LabelRegime(delay_days=2.0))
+    few, many = (LabelRegime(corrected_share=share).corrected_at_us(times, IDENTITY) < NEVER_US for share in (0.1, 0.3))
+    assert (few & ~many).sum() == 0 < few.sum() < many.sum()

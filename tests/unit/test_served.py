@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.features.catalogue import FEATURES, US_PER_DAY
-from pipeline.learning.labels import KNOWN
+from pipeline.learning.labels import KNOWN, NO_LABEL, source_rank
 from pipeline.learning.regimes import NEVER_US
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -63,6 +63,9 @@ def test_the_last_word_counts_and_a_fraud_is_dated_by_its_first_report() -> None
     told = frauds[:10] + frauds[20:]
     assert np.flatnonzero(rows.known == KNOWN.index("fraud")).tolist() == told
     np.testing.assert_array_equal(rows.reported_us[told], HISTORY.event_time_us[told] + DELAY_US)
+    expected = np.full(len(rows), NO_LABEL)
+    expected[told] = source_rank("analyst")
+    np.testing.assert_array_equal(rows.reported_by, expected)
     as_of_us = int(rows.reported_us[frauds[5]])
     assert rows.training_set(as_of_us).fraud.tolist() == (rows.reported_us <= as_of_us).tolist()
     assert np.shares_memory(rows.training_set(as_of_us).features, rows.features)

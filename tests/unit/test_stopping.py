@@ -17,7 +17,7 @@ from agents.stopping import EXIT_LATE
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 PROGRAM = """
     import atexit, ctypes, logging, sys, threading
     from concurrent.futures import ThreadPoolExecutor

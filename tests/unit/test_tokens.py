@@ -13,6 +13,7 @@ from pipeline.cli import main
 from pipeline.settings import Settings
 from pipeline.signing import KeyFileError
 from pipeline.tokens import NotTokenised, TokenKeys
+from schemas.codec import MAX_VALUE_BYTES
 
 CARD = "4000001234567899"
 MESSAGE = b'{"transaction_id":"t-1","card_id":"4000001234567899","ip":"10.0.0.1","amount":12.50,"extra":1e999}'
@@ -86,6 +87,8 @@ def test_a_forgotten_key_is_gone_from_the_disk(tmp_path: Path) -> None:
         (b'["4000001234567899"]', "wrong_type"),
         (b'{"card_id":4000001234567899}', "wrong_type"),
         (b'{"pan":"4000001234567899"}', "missing_field"),
+        (b'{"card_id":"4000001234567899","a":"' + b"x" * MAX_VALUE_BYTES + b'"}', "too_large"),
+        (b'{"card_id":"4000001234567899","a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not_json"),
     ],
 )
 def test_what_cannot_be_tokenised_is_refused_without_its_values(

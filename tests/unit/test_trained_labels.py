@@ -30,6 +30,13 @@ def told(regime: LabelRegime) -> dict[str, Any]:
     return labels.describe(np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
 
+def test_estimated_delays_are_told_by_source_where_there_are_some() -> None:
+    by_source = {"all": {"reports": 90, "half_days": 3.0, "nine_tenths_days": 8.0}}
+    none = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    assert TrainedLabels(0, US_PER_DAY, {}, by_source).describe(*none)["report_delays"] == by_source
+    assert "report_delays" not in TrainedLabels(0, US_PER_DAY, {}).describe(*none)
+
+
 def test_a_version_says_which_labels_it_was_trained_on() -> None:
     as_of_us = 30 * US_PER_DAY
     data, early = reported_early(synthetic(), FRAUDS, as_of_us)

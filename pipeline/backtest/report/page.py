@@ -50,7 +50,7 @@ def page(content: Content) -> str:
         ("summary", "Summary", sections.summary(content)),
         ("labels", "What the labels can say", sections.labels(content)),
         *(
-            [("ranking", "Models on the way, and fraud types", sections.ranking(content))]
+            [("ranking", "Fraud types and learning", sections.ranking(content))]
             if any(variant.fraud_types or variant.prequential for variant in content.variants)
             else []
         ),

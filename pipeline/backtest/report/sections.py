@@ -140,17 +140,16 @@ def comparisons(content: Content) -> Markup:
     """Variants beside the first one."""
     parts = []
     for one in content.comparisons:
-        less = f"{one.other} less {one.base}"
-        parts.append(element("h3", less))
+        parts.append(element("h3", f"{one.other} less {one.base}"))
         rows = [_metric_row(metric) for metric in one.differences]
         level = f"{content.options.level:.0%} interval"
         columns = ["Metric", "Difference", f"{level}, days", f"{level}, cards"]
-        parts.append(table(f"Metrics: {less}", columns, rows))
+        parts.append(table("Metrics", columns, rows))
         parts.append(
             element("p", "An interval that does not contain zero is a difference that chance does not easily explain.")
         )
-        parts.append(_figures(f"By amount, {content.base_currency}: {less}", "Amount", one.amounts))
-        parts.append(_folded(_figures(f"By day: {less}", "Day", one.days), f"Differences by day of {one.other}"))
+        parts.append(_figures(f"By amount, {content.base_currency}", "Amount", one.amounts))
+        parts.append(_folded(_figures("By day", "Day", one.days), "By day"))
         parts.append(_sides(one))
         for name, side in ((one.base, one.only_base), (one.other, one.only_other)):
             if side.examples:
