@@ -311,5 +311,5 @@ def _code(call: Callable[[], object]) -> int | None:
         answer = call()
     except KafkaException as error:
         return int(error.args[0].code())
-    errors = [at.error for at in answer if at.error is not None] if isinstance(answer, list) else []
+    errors = [at.error for at in getattr(answer, "topic_partitions", ()) or () if at.error is not None]
     return int(errors[0].code()) if errors else None
