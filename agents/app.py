@@ -301,7 +301,7 @@ class WorkerContext:
 
 
 def _folded(spec: AgentSpec) -> tuple[Topic, ...]:
-    """What the agent's state is a function of: its inputs, and the order of several."""
+    """Return the topics that rebuild the agent's state: its inputs, and the order of several."""
     return (*spec.reads, PROGRESS) if has_order(spec.reads) else spec.reads
 
 

@@ -129,7 +129,7 @@ class LearnPartitions:
         return self._models.frozen
 
     def due(self) -> bool:
-        """Whether a version waits to be published, and long enough after the last one."""
+        """True if a version waits to be published, and long enough after the last one."""
         return (
             self._held is not None
             and self._held.unpublished

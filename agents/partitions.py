@@ -39,7 +39,7 @@ CHECK_INTERVAL_S: Final = 1.0
 
 
 class Place(NamedTuple):
-    """Where one partition's state is kept while it is held."""
+    """The location of one partition's state while it is held."""
 
     storage: Storage
     store: Store
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Environment:
-    """What the partitions of an agent need of their worker."""
+    """The parts of a worker that an agent's partitions need."""
 
     agent: str
     settings: Settings
@@ -85,7 +85,7 @@ class KernelPartitions(ABC, Generic[P]):
     uses_store = True
     uses_storage = True
     rules: Rules | None = None
-    """By what batches are judged, where settings decide anything about them."""
+    """The processing config of batches, where settings decide anything about them."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment

@@ -1,4 +1,4 @@
-"""What each role may do on a secured cluster, from the declarations of agents and topics.
+"""The permissions of each role on a secured cluster, from the declarations of agents and topics.
 
 A role is a person or program that gets a principal of its own. Reading and writing a topic imply describing it.
 """
@@ -20,7 +20,7 @@ LABELLER: Final = "labeller"
 REVIEWER: Final = "analyst"
 """Source of the labels that people give by `fraud-pipeline label`."""
 REPROCESSED: Final = "reprocess-"
-"""How the names of topics begin that an operator may reprocess into, and the transactional ids of that."""
+"""Prefix of the topics that an operator may reprocess into, and of that program's transactional ids."""
 
 
 class Grant(NamedTuple):
@@ -46,7 +46,7 @@ def roles(settings: Settings) -> dict[str, list[Grant]]:
 
 
 _READS: Final = Grant(GROUP, READER_GROUP, (DESCRIBE,))
-"""What a reader without a group needs."""
+"""The grant that a reader without a group needs."""
 
 
 def _grant(settings: Settings, name: str, *operations: str, resource: str = TOPIC, prefixed: bool = False) -> Grant:

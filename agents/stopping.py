@@ -1,4 +1,4 @@
-"""How a worker ends: the first signal finishes, the second one, or time, ends it at once. Nothing is lost by either."""
+"""Ends a worker: the first signal finishes, the second one, or time, ends it at once. Nothing is lost by either."""
 
 import faulthandler
 import logging
@@ -15,7 +15,7 @@ import faust
 log = logging.getLogger(__name__)
 
 FAUST_LOG: Final = logging.getLogger("faust.pipeline")
-"""What Faust says of our app and worker."""
+"""Faust's logger of our app and worker."""
 EXIT_LATE: Final = 1
 EXIT_DEAD_THREAD: Final = 1
 
