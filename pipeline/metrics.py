@@ -28,7 +28,7 @@ PREFIX: Final = "fraud_pipeline_"
 STAGE_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 BATCH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 LONG_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0)
-"""Of what takes from a moment to an hour: snapshots and restores."""
+"""Buckets for durations from a moment to an hour: snapshots and restores."""
 LATENCY_BUCKETS_S: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
@@ -202,7 +202,7 @@ class WorkerMetrics:
         self._duplicates.inc(records)
 
     def labels(self, agent: str, counts: Mapping[str, int]) -> None:
-        """What became of labels at ``agent``, as outcome -> number."""
+        """Count labels at ``agent``, given as outcome -> number."""
         for outcome, count in counts.items():
             self._labels.labels(agent, outcome).inc(count)
 
@@ -211,7 +211,7 @@ class WorkerMetrics:
         _count(self._examples, counts)
 
     def lessons(self, counts: Mapping[str, int]) -> None:
-        """What became of examples at the learn agent, as outcome -> number."""
+        """Count examples at the learn agent, given as outcome -> number."""
         _count(self._lessons, counts)
 
     def prequential(self, figures: Mapping[str, Figures]) -> None:
@@ -281,7 +281,7 @@ class WorkerMetrics:
         self._snapshot_time.labels(agent, str(partition)).set(taken_at_s)
 
     def store(self, agent: str, partition: int, *, entries: int, size_bytes: int) -> None:
-        """How large a partition's store is."""
+        """Set the size of a partition's store."""
         self._store_entries.labels(agent, str(partition)).set(entries)
         self._store_bytes.labels(agent, str(partition)).set(size_bytes)
 
@@ -291,7 +291,7 @@ class WorkerMetrics:
             family.remove_by_labels({"agent": agent, "partition": str(partition)})
 
     def stage_seconds(self, agent: str, stage: str, seconds: float) -> None:
-        """One batch spent ``seconds`` in ``stage``."""
+        """Observe that one batch spent ``seconds`` in ``stage``."""
         self._stages.labels(agent, stage).observe(seconds)
 
     @contextmanager

@@ -45,7 +45,7 @@ class RegistryError(ModelError):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a version without reading it."""
+    """The metadata of a version, readable without its payload."""
 
     name: str
     version: str
@@ -97,7 +97,7 @@ class Registry:
         return version
 
     def entry(self, name: str, version: str) -> Entry:
-        """What is known of a version; raises `RegistryError` when there is none."""
+        """Return the metadata of a version; raises `RegistryError` when there is none."""
         path = self._directory(name, version) / "metadata.json"
         try:
             return msgspec.json.decode(path.read_bytes(), type=Entry)

@@ -46,7 +46,7 @@ HANDBOOK: Final[Mapping[str, str]] = {
 CANONICAL: Final[Mapping[str, str]] = {name: name for name in FIELDS}
 PRESETS: Final[Mapping[str, Mapping[str, str]]] = {"canonical": CANONICAL, "handbook": HANDBOOK}
 ZERO_AMOUNT_TYPES: Final[Mapping[str, str]] = {"handbook": "verification"}
-"""By preset, the transaction type of rows with amount zero, which a purchase may not have. The Handbook's simulator
+"""The transaction type of rows with amount zero, which a purchase may not have, by preset. The Handbook's simulator
 rounds small draws to zero and has no types."""
 
 _OTHER_DECIMALS: Final = {
@@ -71,7 +71,7 @@ class UnusableSource(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ColumnMapping:
-    """Which column of a file holds what.
+    """The assignment of a file's columns to fields.
 
     ``columns`` maps names of ``FIELDS`` to the file's own; ``currency`` holds where no column is mapped to it, and
     ``time_zone`` for times without an offset (a local time that occurs twice is taken as the first of the two).
@@ -307,7 +307,7 @@ def _converted(
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One table of a file, with what is needed to name the row of an error."""
+    """A table of a file, with the context that names the row of an error."""
 
     path: Path
     mapping: ColumnMapping

@@ -31,7 +31,7 @@ BAR, BAR_GAP = 22, 10
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; ``text`` stands at its end."""
+    """A bar of a chart; ``text`` stands at its end."""
 
     label: str
     value: float
@@ -39,19 +39,19 @@ class Bar:
     ours: bool = False
     """Shown in another colour."""
     number: int | None = None
-    """Which colour, whatever ``ours`` says."""
+    """Index of the colour, whatever ``ours`` says."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line."""
+    """A line of a chart."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     markers: bool = True
-    """Whether each point is marked; too much where they are many."""
+    """True if each point is marked; too much where they are many."""
     number: int | None = None
-    """Which colour, dash and marker; by default those of its place."""
+    """Index of colour, dash and marker; by default the line's position."""
 
 
 def bars(title: str, rows: Sequence[Bar], *, alt: str = "") -> str:
@@ -146,7 +146,7 @@ def lines(
 
 
 def nothing(title: str, reason: str) -> str:
-    """Where there are no figures, and why."""
+    """Draw the reason why there are no figures."""
     return _svg(title, 110, [_text(20, 74, reason, colour=QUIET_INK)])
 
 
@@ -161,7 +161,7 @@ def contrast(one: str, other: str) -> float:
 
 
 class _Axis:
-    """From values to places."""
+    """The mapping from values to coordinates."""
 
     def __init__(
         self, least: float, most: float, begin: float, end: float, *, log: bool, rounded: bool = False
@@ -177,7 +177,7 @@ class _Axis:
         self._least, self._most, self._begin, self._end = least, most, begin, end
 
     def at(self, value: float) -> float:
-        """Where ``value`` lies."""
+        """Return the coordinate of ``value``."""
         scale: Callable[[float], float] = math.log10 if self._log else float
         share = (scale(value) - scale(self._least)) / (scale(self._most) - scale(self._least))
         return self._begin + share * (self._end - self._begin)
@@ -198,7 +198,7 @@ class _Axis:
 
 
 def _step(span: float) -> float:
-    """Of about five round ticks."""
+    """Return a round step that gives about five ticks."""
     power = 10.0 ** math.floor(math.log10(span / 5)) if span > 0 else 1.0
     return next(step * power for step in (1, 2, 5, 10) if span / (step * power) <= 6)
 
