@@ -38,7 +38,7 @@ _AGO_UNITS: Final = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"), 
 
 
 class Facts:
-    """One transaction's features by name, and how to write them.
+    """The features of one transaction by name, and how to write them.
 
     Args:
         row: Features, shape (len(FEATURES),).
@@ -55,7 +55,7 @@ class Facts:
         return float(self._row[_COLUMN[name]])
 
     def has(self, *names: str) -> bool:
-        """Whether all of them have a value."""
+        """Return True if all of them have a value."""
         return not any(math.isnan(self[name]) for name in names)
 
     def money(self, amount: float) -> str:
@@ -76,14 +76,14 @@ class Telling(NamedTuple):
     sentence: str
     usual: float | None = None
     general: bool = False
-    """Whether the transaction's own values are no argument: then other reasons may take its place."""
+    """True if the transaction's own values are no argument: then other reasons may take its place."""
 
 
 class Story(NamedTuple):
     """Features whose contributions are added up. ``tell`` says nothing where the values do not bear the story out."""
 
     code: str
-    """Of what is said where ``tell`` says nothing."""
+    """Reason code used where ``tell`` returns nothing."""
     features: tuple[str, ...]
     tell: Callable[[Facts], Telling | None]
     subject: str
@@ -312,7 +312,7 @@ _PATTERN_CODE: Final = {
 
 
 def told(story: Story, facts: Facts) -> Telling | None:
-    """What the story says of this transaction, if its values bear it out."""
+    """Return the story's text for this transaction, if its values bear it out."""
     return story.tell(facts)
 
 
