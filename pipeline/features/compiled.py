@@ -323,7 +323,7 @@ def _find(state: State, high: Any, low: Any) -> Any:
 
 @inlined
 def _entry(high: Any, slot: Any) -> Any:
-    """What stands in the index for a slot whose key begins with ``high``."""
+    """Return the index entry of a slot whose key begins with ``high``."""
     return (high & ~_SLOT_MASK) | slot
 
 
@@ -441,7 +441,7 @@ def fill_index(state: State) -> None:
 
 @inlined
 def _has_room(state: State, kind: Any, words: Any) -> bool:
-    """Whether one more row surely finds its chunks, its place in the arena and in the journal."""
+    """Return True if one more row surely finds its chunks, its place in the arena and in the journal."""
     chunks, items, _, _ = _tables(state, kind)
     meta = state.meta
     return bool(
@@ -523,7 +523,7 @@ def _take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capa
 
 @compiled
 def _next_capacity(held: Any) -> int:
-    """By the root of what the timeline holds: about as many chunks to walk as runs or rows to look through in one."""
+    """Return the next capacity, the root of the timeline's length: about as many chunks as rows in one."""
     capacity, factor = SMALLEST_CHUNK, 4 if held < 256 else 16
     while capacity < LARGEST_CHUNK and capacity * capacity < factor * held:
         capacity <<= 1

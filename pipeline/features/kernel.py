@@ -28,7 +28,7 @@ from pipeline.features.tables import Tables
 
 
 class CardProfile(NamedTuple):
-    """What is known of n transactions from their cards."""
+    """The profiles of n transactions by their cards."""
 
     features: NDArray[np.float64]
     """Shape (n, len(CARD_FEATURES))."""
@@ -48,7 +48,7 @@ class CardProfile(NamedTuple):
 
 
 class _Windows:
-    """What the windows of cards and of merchants have in common."""
+    """The common part of the cards' and the merchants' windows."""
 
     event_words: int
     """Words of an event's row."""
@@ -73,7 +73,7 @@ class _Windows:
                 tables.grow()
 
     def settle(self) -> None:
-        """What was profiled is for good; forgets a bounded part of what lies behind the horizon."""
+        """Commit the changes; forget a bounded number of entities behind the retention."""
         self._tables.settle()
 
     def undo(self) -> None:
