@@ -69,7 +69,7 @@ class Surges:
 
     @property
     def hours(self) -> dict[str, SourceHours]:
-        """What it has counted, for a dump."""
+        """Return the counts so far, for a dump."""
         return self._hours
 
     def take(self, source: str, known_at_us: int) -> bool:
