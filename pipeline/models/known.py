@@ -22,7 +22,7 @@ class KnownVersion(NamedTuple):
     version: str
     payload: bytes
     reference: VersionReference | None = None
-    """Where the cluster has it; None where it does not."""
+    """The version's position in the cluster; None if it is not there."""
     entry: Entry | None = None
     """The registry's entry; None if it has none."""
 

@@ -20,10 +20,10 @@ class Content(NamedTuple):
     """A version to be published."""
 
     name: str
-    """As in `schemas.messages.ModelVersion`."""
+    """See `schemas.messages.ModelVersion`."""
     version: str
     payload: bytes
-    """One JSON object."""
+    """A JSON object."""
 
 
 class Step(NamedTuple):
