@@ -62,7 +62,7 @@ class CycleOptions(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How versions are trained: features, hyperparameters and label handling."""
+    """The recipe of a version: features, hyperparameters and label handling."""
 
     config: TrainingConfig
     features: tuple[str, ...]

@@ -82,7 +82,7 @@ class Band(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """What is wrong with it, for people."""
+        """Return a sentence for people that names the miscalibration."""
         return (
             f"of amounts from {self.amount_from:.2f} to {self.amount_to:.2f} it expects {self.expected:.0f} frauds, "
             f"where there were {self.observed} and the active version expects {self.expected_active:.0f}"
