@@ -67,7 +67,7 @@ class StoreFile(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in a snapshot."""
+    """The contents of a snapshot."""
 
     agent: str
     partition: int
@@ -206,7 +206,7 @@ def _item_bytes(column: str, name: str) -> int:
 
 
 def directory_of(key: SnapshotKey) -> str:
-    """Where the snapshots of a partition lie."""
+    """Return the directory of a partition's snapshots."""
     return f"{key.agent}/{key.partition}"
 
 

@@ -1,4 +1,4 @@
-"""Where snapshots lie: a local directory or any fsspec address, with writes that are whole or not there at all."""
+"""Snapshot storage: a local directory or any fsspec address, with writes that are whole or not there at all."""
 
 import os
 import re
@@ -238,7 +238,7 @@ class RemotePlace:
 
 
 _TIMES: Final = ("mtime", "LastModified", "last_modified", "updated", "created")
-"""What file systems call the time of writing in their listings."""
+"""Names that file systems give the time of writing in their listings."""
 
 
 def _as_os_error(error: Exception, passwords: Sequence[str]) -> OSError:

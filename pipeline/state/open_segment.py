@@ -30,7 +30,7 @@ _PAGE_BYTES: Final = PAGE_ITEMS * _WORD_BYTES
 
 
 class _Extent(NamedTuple):
-    """How far a segment reaches."""
+    """The extent of a segment."""
 
     rows: int
     groups: int
@@ -41,7 +41,7 @@ class _Extent(NamedTuple):
 
 
 class _Dumped(NamedTuple):
-    """How far a segment reached when it was last dumped."""
+    """The extent of a segment when it was last dumped."""
 
     rows: int = 0
     groups: int = 0
@@ -61,7 +61,7 @@ class OpenSegment:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         self._index = OpenIndex()
         self._offsets = [0]
-        """Where each group begins, and the end of the last."""
+        """Offset of each group, and the end of the last."""
         self._gathering: list[bytes] = []
         self._started_us, self._newest_us = started_us, NO_TIME_US
         self._dumped = _Dumped()
@@ -84,12 +84,12 @@ class OpenSegment:
 
     @property
     def span_us(self) -> int:
-        """How far event time has come since the segment began."""
+        """Event time that passed since the segment began."""
         return self._newest_us - self._started_us
 
     @property
     def started_us(self) -> int:
-        """How far event time had come when the segment began."""
+        """Stream time at which the segment began."""
         return self._started_us
 
     @property

@@ -138,7 +138,7 @@ def digest_of(path: Path) -> str:
 
 
 class FileIdentity(NamedTuple):
-    """What a file keeps when it is moved or linked, and shares with no file of other content."""
+    """The identity of a file, which stays when it is moved or linked, and which no file of other content has."""
 
     name: str
     size_bytes: int
@@ -148,7 +148,7 @@ class FileIdentity(NamedTuple):
 
 
 def identity_of(path: Path) -> FileIdentity:
-    """Which file it is."""
+    """Return the identity of the file at ``path``."""
     status = path.stat()
     return FileIdentity(path.name, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
 

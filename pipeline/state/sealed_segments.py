@@ -35,7 +35,7 @@ class SealedSegments:
         self._storage = MappedStorage(directory / "filters")
         self._filters = np.empty(0, np.uint64)
         self._starts = np.zeros(1, np.int64)
-        """Where the filter of each segment begins, and the end of the last."""
+        """Offset of each segment's filter, and the end of the last."""
         # Compiled here, not while the first batch waits.
         fill_filter(np.zeros(1, np.uint64), keys_of([]))
         next_candidates(self._filters, self._starts, keys_of([]), np.empty(0, np.int64))

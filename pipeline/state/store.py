@@ -27,10 +27,10 @@ MINIMUM_BYTES: Final = 8 << 20
 
 _BLOOM_BITS: Final = 10
 _MEMTABLE_BLOOM_SHARE: Final = 0.02
-"""Of a write buffer: about 15 bits for each of the small entries that fit in it."""
+"""Bloom filter's share of a write buffer: about 15 bits for each of the small entries that fit in it."""
 _BLOCK_BYTES: Final = 8 << 10
 _ZSTANDARD_LEVEL: Final = 1
-"""Of what has come to rest: what is kept comes out no larger than at RocksDB's own, 3, for less work."""
+"""Compression of files at rest: no larger than at RocksDB's own level, 3, for less work."""
 _LARGEST_WRITE_BUFFER_BYTES: Final = 64 << 20
 _OPEN_FILES: Final = 256
 WRITE_AT_ONCE: Final = 1_000
@@ -55,7 +55,7 @@ class StoreMemory:
         self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(size_bytes // 4, False, self._cache)
 
     def used_bytes(self) -> int:
-        """How much of it is in use."""
+        """Return the bytes that are in use."""
         # What is not yet in a file is charged to the cache, and so counted with it.
         used: int = self._cache.get_usage()
         return used

@@ -40,7 +40,7 @@ _UNCHANGING: Final = frozenset({".sst", SEGMENT_SUFFIX, INDEX_SUFFIX})
 
 
 class Written(NamedTuple):
-    """What a snapshot took."""
+    """The figures of a written snapshot."""
 
     name: str
     objects: int
@@ -78,7 +78,7 @@ class SnapshotWriter:
 
     @property
     def needs_full(self) -> bool:
-        """Whether the next dump must be a full one, since there is nothing that it could be built on."""
+        """True if the next dump must be a full one, since there is nothing that it could be built on."""
         return self._base is None
 
     def write(self, positions: Mapping[str, int], progress: int, dump: StateDump) -> Written:
@@ -195,7 +195,7 @@ class SnapshotWriter:
                     return
 
     def _prune(self) -> None:
-        """Of this format and of others, the newest ``kept`` stay, the others' for ``FOREIGN_S``, and what they need."""
+        """Delete old snapshots; the newest ``kept`` stay, other formats' for ``FOREIGN_S``, with what they need."""
         # Listed before the snapshots are read: what is named later than this is too young to go.
         objects = self._place.listing(f"{self._directory}/objects")
         whole = foreign = 0
