@@ -45,7 +45,7 @@ class TrainingSet:
     """Shape (n, len(names))."""
     fraud: NDArray[np.bool_]
     weight: NDArray[np.float64]
-    """How many transactions each row stands for."""
+    """Number of transactions that each row stands for."""
     event_time_us: NDArray[np.int64]
     card: NDArray[np.int64]
     """The card as any integer."""
@@ -56,7 +56,7 @@ class TrainingSet:
     attributes: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
     """Declared attributes by which outcomes are told apart, each of shape (n,)."""
     names: tuple[str, ...] = FEATURES
-    """What ``features`` holds. Only these can be trained on."""
+    """Names of the columns of ``features``. Only these can be trained on."""
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a feature of all rows; shape (n,)."""
@@ -76,7 +76,7 @@ _COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "iden
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How the trees are grown. The defaults suit some 10 frauds a day and more; see ``docs/models.md``."""
+    """The hyperparameters of the trees. The defaults suit some 10 frauds a day and more; see ``docs/models.md``."""
 
     trees: int = 400
     leaves: int = 15
