@@ -51,7 +51,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _US_PER_HOUR: Final = 3_600_000_000
 _US_PER_DAY: Final = 24 * _US_PER_HOUR
 WEEKDAY_OF_EPOCH: Final = 3
-"""Of 1 January 1970, a Thursday, where Monday is 0."""
+"""Weekday of 1 January 1970: a Thursday, where Monday is 0."""
 EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 LATEST_US: Final = (datetime(2100, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 """Times that are accepted lie from `EARLIEST_US` on and before it."""
@@ -73,7 +73,7 @@ _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 
 class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
-    """What the kernel needs of a transaction that passed every check."""
+    """The fields that the kernel needs of a transaction that passed every check."""
 
     transaction_id: str
     card_id: str
@@ -85,7 +85,7 @@ class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
     amount_base_minor: int
     """Whole minor units of the rate table's base currency."""
     counts: bool
-    """Whether it enters windows."""
+    """True if the transaction enters windows."""
     hour: float
     """Hours since midnight, with fraction: of ``local_time`` where that is given, else of the event time in UTC."""
     weekday: float
