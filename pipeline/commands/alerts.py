@@ -43,9 +43,9 @@ class Shown(NamedTuple):
     """None for a record that is no alert of this version: somebody else wrote it."""
     error: str
     number: int
-    """Which one of its case it is, from 1."""
+    """The alert's number within its case, from 1."""
     late: bool
-    """Whether an alert of its card with a later event time came before it."""
+    """True if an alert of its card with a later event time came before it."""
 
 
 class Alerts:

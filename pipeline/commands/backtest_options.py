@@ -1,4 +1,4 @@
-"""What the commands share that decide history again: options, and how far they are."""
+"""The options that backtest and reprocess share, and their progress."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -16,7 +16,7 @@ Decorator = Callable[[Any], Any]
 
 
 class SharedOptions(TypedDict):
-    """What `range_options` and `model_options` hand to a command: keywords of `pipeline.Backtest`, in its units."""
+    """The values of `range_options` and `model_options`: keywords of `pipeline.Backtest`, in its units."""
 
     bootstrap: str | None
     start: datetime | None
@@ -81,12 +81,12 @@ _POLICY_AND_ONLINE_MODEL: Final[tuple[Decorator, ...]] = (
 
 
 def range_options(command: Any) -> Any:
-    """What is read, and in which order."""
+    """Add the options for the range that is read, and its order."""
     return _with(command, _RANGE)
 
 
 def model_options(command: Any) -> Any:
-    """What decides, besides the LightGBM version and the threshold."""
+    """Add the options for the policy and the online model."""
     return _with(command, _POLICY_AND_ONLINE_MODEL)
 
 

@@ -33,7 +33,7 @@ ADVICE: Final = {
     "label_without_transaction": "Once its transaction has been accepted, resend it.",
     "set_aside": "An error of the pipeline: once a release mends it, resend it.",
 }
-"""What to do about codes whose records may pass unchanged; `REPAIR` for the others."""
+"""Advice about codes whose records may pass unchanged; `REPAIR` for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class DeadLetter:
 
     @property
     def resent(self) -> int:
-        """How many times it had been sent again before."""
+        """Return the number of times it had been sent again before."""
         values = [value for name, value in self.headers if name == RESENT]
         return int(values[-1]) if values and values[-1] is not None and values[-1].isdigit() else 0
 
@@ -102,7 +102,7 @@ class DeadLetter:
 
 
 class Filters(TypedDict):
-    """Which dead letters are meant."""
+    """The filters that select dead letters."""
 
     codes: tuple[str, ...]
     topics: tuple[str, ...]

@@ -26,10 +26,10 @@ from schemas.topics import ALERTS, DECISIONS, TRANSACTIONS, Topic
 LABELS_OFFERED: Final = ("fraud", "legitimate", "disputed", "unknown")
 SOURCES_OFFERED: Final = ("analyst", "audit", "customer", "chargeback", "issuer", "rule", "simulator")
 SEARCHED: Final = (ALERTS, DECISIONS, TRANSACTIONS)
-"""Where a transaction is looked for, in order: the smallest topic first, and it holds what analysts look at."""
+"""Topics searched for a transaction, in order: the smallest first, and it holds what analysts look at."""
 
 SIMULATED_AFTER: Final = timedelta(days=30)
-"""Where the newest transaction lies so far from now on a topic whose producers stamp it, its clock is simulated."""
+"""Distance of the newest transaction from now beyond which the clock of a topic that producers stamp is simulated."""
 NEWEST_RECORDS: Final = 20
 """Offsets looked at behind the end of a partition: the last ones may be the markers of Kafka transactions."""
 
@@ -123,7 +123,7 @@ def simulated_now(bootstrap: str, settings: Settings, now: datetime) -> datetime
 
 
 def sentence(label: Label, found_in: str | None) -> str:
-    """What was sent, in words."""
+    """Describe a sent label in a sentence."""
     by = f"{label.source} {printable(label.analyst)}" if label.analyst else label.source
     where = f" (found in {found_in})" if found_in else ""
     return (

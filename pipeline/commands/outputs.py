@@ -11,7 +11,7 @@ import pandas as pd
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a cell that spreadsheets run as a formula."""
 Write = tuple[Path, Callable[[Path], object]]
-"""Where to, and what writes it there."""
+"""An output's path, and the function that writes it there."""
 
 
 def refuse_unwritable(files: Iterable[Path | None], directory: Path | None = None) -> None:

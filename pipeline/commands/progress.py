@@ -1,4 +1,4 @@
-"""What commands that take long have in common: a bar on the standard error, and an end at Ctrl-C."""
+"""Shared parts of commands that take long: a bar on the standard error, and an end at Ctrl-C."""
 
 import signal
 import threading
@@ -33,7 +33,7 @@ def interrupts(stop: threading.Event) -> Iterator[None]:
 
 
 def failure(error: Exception, stop: threading.Event) -> click.ClickException:
-    """What a command raises in place of an error that a person can mend; 130 is its exit code once it was to stop."""
+    """Return the exception of a command whose error a person can mend; its exit code is 130 once it was to stop."""
     told = click.ClickException(str(error))
     if stop.is_set():
         told.exit_code = INTERRUPTED

@@ -52,7 +52,7 @@ from schemas.codec import timestamp_us
 
 _DEFAULTS = TrainingConfig()
 BY_TRAIN: Final = "train"
-"""What an activation names as its maker."""
+"""The name that an activation gives as its maker."""
 OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "force", "publish"})
 """Arguments that decide nothing about the version."""
 LATER: Final = {"corrected_share": 0.0, "correction_days": 7.0}
