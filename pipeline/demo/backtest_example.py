@@ -36,14 +36,14 @@ _CONTINUED: Final = " \\"
 
 @dataclass(frozen=True, slots=True)
 class ExampleOptions:
-    """What the user may choose."""
+    """The user's choices for the example."""
 
     world: World = field(default_factory=lambda: World(history_days=90))
     """All of its history is written to the topics."""
     range_days: int = 21
     """The last days of the history, which are decided again."""
     age_days: int = 28
-    """By how much longer ago the older model was trained; the newer is trained when the range begins."""
+    """The difference in age to the older model; the newer is trained when the range begins."""
     output: Path = Path("build")
     """Directory of the report."""
 
@@ -54,12 +54,12 @@ class ExampleOptions:
 
     @property
     def page(self) -> Path:
-        """Where the report goes, as a page."""
+        """Return the path of the report as a page."""
         return self.output / "backtest.html"
 
     @property
     def content(self) -> Path:
-        """Where the report goes, as JSON."""
+        """Return the path of the report as JSON."""
         return self.output / "backtest.json"
 
 
@@ -84,7 +84,7 @@ def run_example(
 
 
 class _Example:
-    """One run. What is started is a context that is left on every way out, the newest first."""
+    """A run of the example. Each started part is a context that is left on every way out, the newest first."""
 
     def __init__(
         self, settings: Settings, options: ExampleOptions, view: PlainView, stream: TextIO, signals: StopSignals

@@ -26,7 +26,7 @@ ALERTS_PER_THOUSAND_CARDS: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class FirstModel:
-    """What was put in force."""
+    """The versions that were activated first."""
 
     lightgbm: str
     policy: str
@@ -34,7 +34,7 @@ class FirstModel:
     """The online model before its first lesson."""
     trees: int
     precision: float | None
-    """Of the alerts of the validation period."""
+    """Precision of the alerts of the validation period."""
     transactions: int
 
 

@@ -60,7 +60,7 @@ class Incomplete(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What the user may choose."""
+    """The user's choices for a run."""
 
     days: int = 30
     """Simulated days to stream; 0: until stopped."""
@@ -121,7 +121,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 class Controller:
-    """One run. Everything that is started is a context that is left on every way out, the newest first."""
+    """A run of the demo. Each started part is a context that is left on every way out, the newest first."""
 
     def __init__(
         self, settings: Settings, options: RunOptions, state: RunState, view: View, signals: StopSignals

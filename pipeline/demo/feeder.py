@@ -49,7 +49,7 @@ class TimedProducer(RecordProducer):
         timestamp_ms: int,
         headers: list[tuple[str, bytes | None]] | None = None,
     ) -> None:
-        """As the base class does it; waiting for room in the client's queue counts as latency."""
+        """Produce like the base class; waiting for room in the client's queue counts as latency."""
         if topic == self._transactions:
             self._ledger.sent(self._decode(value).transaction_id, time.monotonic(), warm_up=self.warm_up)
         super().produce(topic, key, value, timestamp_ms, headers)

@@ -82,7 +82,7 @@ class Figures:
     river_versions: int = 0
     """Versions of the River model that were published after the first."""
     latencies: LatencyHistogram = field(default_factory=LatencyHistogram)
-    """From the producer's send to the decision read with read_committed; without the warm-up."""
+    """Latencies from the producer's send to the decision read with read_committed; without the warm-up."""
     latest_alerts: deque[Alert] = field(default_factory=lambda: deque(maxlen=LATEST_ALERTS))
 
     @property

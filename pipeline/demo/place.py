@@ -1,4 +1,4 @@
-"""Where a run keeps its things, and how the commands for analysts find the cluster."""
+"""The directory of a run, and the cluster that the commands for analysts find through it."""
 
 from pathlib import Path
 from typing import Final

@@ -1,4 +1,4 @@
-"""What a run is doing at the moment; the controller writes it, the view reads it."""
+"""The current state of a run; the controller writes it, the view reads it."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +12,7 @@ class RunState:
 
     started_s: float
     stage: str = "starting"
-    """What is being done, or waited for, in words for a newcomer."""
+    """The current step or wait, in words for a newcomer."""
     days: int = 0
     """Simulated days to stream; 0 for a run without end."""
     day: int = 0

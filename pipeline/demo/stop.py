@@ -25,7 +25,7 @@ class Stopped(BaseException):
 
 
 class Mode(Enum):
-    """What a stop signal does."""
+    """The effect of a stop signal."""
 
     RAISE = auto()
     """It raises `Stopped` at once, wherever the main thread is."""

@@ -12,7 +12,7 @@ from pipeline.features.catalogue import HORIZON_US, US_PER_DAY
 from pipeline.simulator import DEFAULT_START, Profiles, Scenario, make_profiles, simulate_days, stream_days
 
 WARM_UP_DAYS: Final = HORIZON_US // US_PER_DAY
-"""What the longest window can see: after so many days the workers' windows hold what they would always have held."""
+"""Days of the longest window: after so many the workers' windows hold what they would always have held."""
 SLICE_S: Final = 0.04
 """Real time between two sends; what falls into it is sent at once. Each send is a request for each partition."""
 LONGEST_CATCH_UP_S: Final = 0.5
@@ -54,7 +54,7 @@ class World:
         return _valid(simulate_days(self._profiles(), self.seed, 0, self.history_days, self.start))
 
     def days(self, first: int, count: int | None) -> Iterator[pd.DataFrame]:
-        """One frame a day from day ``first``; without end when ``count`` is None."""
+        """Yield a frame for each day from day ``first``; without end when ``count`` is None."""
         return map(_valid, stream_days(self._profiles(), self.seed, first, self.start, count))
 
     def warm_up(self) -> Iterator[pd.DataFrame]:
