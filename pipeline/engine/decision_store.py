@@ -44,7 +44,7 @@ class Known(NamedTuple):
     emitted: int = 0
     """Examples emitted, a presumption that the times alone imply included."""
     learned: Learned = NOTHING_LEARNED
-    """What the online model was given last of it, and has not been told to undo."""
+    """The last update of the online model from it that was not undone."""
 
 
 NOT_KNOWN: Final = Known()

@@ -52,7 +52,7 @@ class FeedbackOptions(NamedTuple):
         return FeedbackRules(**{name: getattr(self, name) for name in FeedbackRules.__struct_fields__})
 
     def under(self, rules: FeedbackRules) -> Self:
-        """As it was under other ``rules``."""
+        """Return the options under another processing config."""
         return self._replace(**msgspec.structs.asdict(rules))
 
 

@@ -1,4 +1,4 @@
-"""How the kernels lay their state out in a `Store` and in the values of a dump.
+"""The layout of the kernels' state in a `Store` and in the values of a dump.
 
 Raise `LAYOUT` when either changes, but for a new value whose default is what was so before.
 """

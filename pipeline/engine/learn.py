@@ -77,7 +77,7 @@ class LearnPartition:
 
     @property
     def unpublished(self) -> bool:
-        """Whether there are lessons that no published version has."""
+        """True if there are training updates that no published version has."""
         return self._published_offset != self.next_offset
 
     def learn(self, records: Sequence[Record]) -> Result:

@@ -1,4 +1,4 @@
-"""What the card agent makes of a batch, as blocks for ``profiled``: columns throughout, no work by row."""
+"""The card agent's results of a batch, as blocks for ``profiled``: columns throughout, no work by row."""
 
 from collections.abc import Sequence, Set
 from datetime import datetime

@@ -19,7 +19,7 @@ from pipeline.engine.subjects import INGESTED_US, INPUT_OFFSET
 
 
 class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How far a card agent has read one partition of an input, as far as ``profiled`` shows it."""
+    """The extent of a card agent's reading of one input partition, as far as ``profiled`` shows it."""
 
     topic: str
     partition: int
@@ -32,7 +32,7 @@ class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     identity: int
     """`transaction_hash` of the transaction at ``first``."""
     reached: int
-    """How far that batch came: below ``last`` where it reads rows again that are written already."""
+    """End of that batch: below ``last`` where it reads rows again that are written already."""
 
 
 class ReadInputs:

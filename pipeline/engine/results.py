@@ -1,4 +1,4 @@
-"""What an engine hands back for a batch: records to write, and counts of what happened."""
+"""The result of an engine's batch: records to write, and counts of what happened."""
 
 import hashlib
 from collections import Counter
@@ -31,7 +31,7 @@ class Result:
     outputs: list[Output] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
-    """From ingestion to decision, one a decision."""
+    """Latencies from ingestion to decision, one a decision."""
 
     def unreadable(self, record: Record, agent: str, reason: object) -> None:
         """Refuse a record of a topic that only the pipeline's own agents write, and that is no message of theirs."""

@@ -52,7 +52,7 @@ class SegmentsState(msgspec.Struct):
     first_row: int = 0
     """First row that is in no sealed segment."""
     started_us: int = NO_TIME_US
-    """How far event time had come when the open segment began."""
+    """Stream time at which the open segment began."""
     stored_bytes: int = 0
     """Bytes of the open segment's file."""
     gathering: list[bytes] = []

@@ -1,4 +1,4 @@
-"""What a partition's state is made of, and how it is taken back, kept and loaded; where it is kept is an adapter's.
+"""The state of a partition: committed, rolled back, saved and loaded; where it is kept is an adapter's.
 
 A batch changes state at once. `settle` then says that the batch is committed, `undo` that it was not: exactly what it
 changed is taken back. Between the two a partition works on one batch only.
@@ -21,7 +21,7 @@ class StateDump(NamedTuple):
     """A settled state, copied; what is written of it later does not change with the partition any more."""
 
     values: bytes
-    """What is small, in the kernel's own encoding."""
+    """The small part of the state, in the kernel's own encoding."""
     columns: Mapping[str, Pages]
     store: str | None = None
     """A directory that holds the store's files, frozen; None where the store is in memory or there is none."""
@@ -69,7 +69,7 @@ class Store(Protocol):
         """Forget ``start`` <= key < ``end``. Takes effect when the batch is settled, and not before."""
 
     def settle(self) -> None:
-        """What was written since the last time is committed."""
+        """Commit what was written since the last time."""
 
     def undo(self) -> None:
         """Take back what was written since the last time."""
@@ -85,7 +85,7 @@ class Store(Protocol):
 
 
 class PartitionState(Protocol):
-    """One partition's state, as the agents keep it; every kernel's partition is one."""
+    """The state of one partition, as the agents keep it; every kernel's partition is one."""
 
     def settle(self) -> None:
         """The batch is committed."""

@@ -85,7 +85,7 @@ class MemoryIndex:
 
     @property
     def transactions(self) -> int:
-        """How many are remembered; some may be due to be forgotten."""
+        """Number of entries; some may be due to be forgotten."""
         return self._entries.count
 
     @property
