@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.exports.errors import ExportError
 
 FORMAT: Final = 1
-"""Of the layout; a directory of another one is not gone on with."""
+"""Version of the layout; an export does not go on with a directory of another one."""
 _DIRECTORY: Final = "kafka_partition"
 """Not the column's name: readers that find one name in path and file want both to have one type."""
 _DIGITS: Final = 20
@@ -28,7 +28,7 @@ _GROUP_ROWS: Final = 65_536
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What the files of a topic's directory are of, written into each of them."""
+    """The origin of the files of a topic's directory, written into each of them."""
 
     cluster_id: str
     topic: str
@@ -40,7 +40,7 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 def origin_of(schema: pa.Schema) -> Origin | None:
-    """What the file of a schema is of; None where no export wrote it."""
+    """Return the origin of a schema's file; None where no export wrote it."""
     told = (schema.metadata or {}).get(_ORIGIN)
     return None if told is None else msgspec.json.decode(told, type=Origin)
 
@@ -54,7 +54,7 @@ class File(NamedTuple):
 
 
 def partition_directory(directory: Path, number: int) -> Path:
-    """Where below a topic's directory the files of a partition are."""
+    """Return the directory of a partition's files, below a topic's directory."""
     return directory / f"{_DIRECTORY}={number}"
 
 
@@ -201,15 +201,15 @@ def sync(directory: Path) -> None:
 
 
 class Missing(NamedTuple):
-    """What of the offsets that were asked for no file holds yet."""
+    """The offsets that were asked for and that no file holds yet."""
 
     ranges: list[range]
     whole: bool
-    """Whether all that is held is one range of offsets once these are there."""
+    """True if all that is held is one range of offsets once these are there."""
 
 
 def missing(asked: range, covered: Sequence[range]) -> Missing:
-    """What of ``asked`` is not in ``covered`` (ascending, apart from each other).
+    """Return the parts of ``asked`` that are not in ``covered`` (ascending, apart from each other).
 
     >>> missing(range(0, 10), [range(2, 4), range(4, 7)])
     Missing(ranges=[range(0, 2), range(7, 10)], whole=True)

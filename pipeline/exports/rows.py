@@ -66,7 +66,7 @@ class _Part(NamedTuple):
 
     fields: list[pa.Field]
     build: Callable[[Sequence[Any]], _Built]
-    """Of messages, all of the topic's kinds."""
+    """Builds columns from messages, all of the topic's kinds."""
 
 
 class RowFormat:
@@ -155,7 +155,7 @@ def _is_plain(message: Any, value: bytes, name: str, is_feature: bool) -> bool:
 
 
 def _is_told_apart(kinds: Sequence[Any]) -> bool:
-    """Whether a decoder finds out which of the kinds a value is."""
+    """Return True if a decoder finds out which of the kinds a value is."""
     structs = all(isinstance(kind, type) and issubclass(kind, msgspec.Struct) for kind in kinds)
     return structs and (len(kinds) == 1 or all(kind.__struct_config__.tag is not None for kind in kinds))
 

@@ -1,4 +1,4 @@
-"""From topics to files: which offsets are asked for, which are there already, and the rest, partition by partition."""
+"""Exports topics to files: missing offsets only, partition by partition."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ FILE_ROWS: Final = 500_000
 
 _FIRST_RECORDS: Final = 100
 _BATCH_BYTES: Final = 16 * 1024 * 1024
-"""Of values that are read at a time; records of megabytes come one by one."""
+"""Bytes of values that are read at a time; records of megabytes come one by one."""
 
 
 class Named(NamedTuple):
@@ -59,19 +59,19 @@ EVERYTHING: Final = Asked()
 
 
 class Step(NamedTuple):
-    """How far an export has come."""
+    """The progress of an export."""
 
     topic: str
     records: int
     """Written so far."""
     elapsed_s: float
     share: float
-    """Of the offsets that were missing, 0 to 1."""
+    """Share of the offsets that were missing, 0 to 1."""
 
 
 @dataclass(slots=True)
 class Exported:
-    """What became of one topic."""
+    """The result of exporting one topic."""
 
     topic: str
     """The full name."""
@@ -81,7 +81,7 @@ class Exported:
     rows: int = 0
     """Rows of them: on ``features`` one for each decision."""
     undecoded: int = 0
-    """Of them, kept as bytes alone."""
+    """Undecodable records among them, kept as bytes alone."""
     present: int = 0
     """Offsets that were exported before."""
     left: int = 0
@@ -91,7 +91,7 @@ class Exported:
 
 
 def named(text: str, topics: Iterable[Topic] = TOPICS) -> Named:
-    """What ``NAME`` or ``NAME=TOPIC`` asks for: one of ``topics``, or one with the messages of another.
+    """Parse ``NAME`` or ``NAME=TOPIC``: one of ``topics``, or one with the messages of another.
 
     Raises `ExportError`.
     """
@@ -228,7 +228,7 @@ class _Log:
     missing: list[tuple[int, range]]
     """Partitions and offsets."""
     whole: dict[int, Offsets]
-    """Of each partition, what its files hold once these are there; one range, without a hole."""
+    """Range of offsets of each partition that its files hold once these are there, without a hole."""
     exported: Exported
 
 
