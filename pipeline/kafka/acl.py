@@ -35,11 +35,11 @@ class Rule(NamedTuple):
 
     principal: str
     resource: str
-    """One of ``topic``, ``group``, ``transactional_id``, ``cluster``."""
+    """Resource type: ``topic``, ``group``, ``transactional_id`` or ``cluster``."""
     name: str
     operation: str
     prefixed: bool
-    """Whether all resources are meant whose names begin with ``name``."""
+    """True if all resources are meant whose names begin with ``name``."""
 
 
 def create_rules(bootstrap: str, settings: Settings, rules: Sequence[Rule]) -> int:

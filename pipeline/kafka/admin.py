@@ -39,7 +39,7 @@ _PARTITION_SETTINGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """What was done about one topic: ``created`` or ``present``, and in which ways it is not what it should be."""
+    """The action on one topic: ``created`` or ``present``, and in which ways it is not as it should be."""
 
     name: str
     action: str
@@ -58,7 +58,7 @@ def cluster_is_up(bootstrap: str, timeout_s: float = 2.0, *, settings: Settings 
 
 
 def reached(client: AdminClient, bootstrap: str) -> ClusterMetadata:
-    """What the cluster says of itself; raises ``ClusterUnreachable`` when no broker answers."""
+    """Return the cluster's metadata; raises ``ClusterUnreachable`` when no broker answers."""
     try:
         return client.list_topics(timeout=CONNECT_TIMEOUT_S)
     except KafkaException as error:

@@ -46,7 +46,7 @@ class OncePerWhile(logging.Filter):
         self._told_s: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether ``record`` is told."""
+        """Return True if ``record`` is logged."""
         kind = getattr(record, "kafka_error", None) or record.getMessage().partition(" ")[0]
         now_s = time.monotonic()
         if now_s - self._told_s.get(kind, -REPEAT_S) < REPEAT_S:
@@ -102,7 +102,7 @@ PASSING_ERRORS: Final = frozenset(
         KafkaError._NOENT,  # the client knows no leader: "Failed to query partition leaders"
     }
 )
-"""What a fresh topic, a moving leader or a restarting broker answers for a while; the client does not retry these."""
+"""Errors of a fresh topic, a moving leader or a restarting broker, for a while; the client does not retry these."""
 
 Config = dict[str, Any]
 GroupProtocol = Literal["consumer", "classic"]
@@ -346,7 +346,7 @@ def patiently(call: Callable[[], T]) -> T:
 def last_offsets(
     client: AdminClient, partitions: Sequence[tuple[str, int]], isolation: IsolationLevel
 ) -> dict[tuple[str, int], int]:
-    """One past the last offset of each partition (topic, number) that a reader with ``isolation`` can reach now."""
+    """Return the end offset of each partition (topic, number) that a reader with ``isolation`` can reach now."""
     return _offsets(client, partitions, OffsetSpec.latest(), isolation)
 
 
@@ -372,7 +372,7 @@ def _offsets(
 def offsets_at(
     client: AdminClient, partitions: Sequence[tuple[str, int]], timestamp_ms: int
 ) -> dict[tuple[str, int], int]:
-    """Of each partition (topic, number) the first offset whose record bears ``timestamp_ms`` or a later one.
+    """Return each partition's (topic, number) first offset whose record bears ``timestamp_ms`` or a later one.
 
     The end of the log where there is none. Timestamps are milliseconds since 1970.
     """

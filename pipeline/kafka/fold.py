@@ -1,4 +1,4 @@
-"""What a fold reads: ranges of the input topics, batch by batch in the order in which they were read live.
+"""The input of a replay: ranges of the input topics, batch by batch in the order in which they were read live.
 
 An agent that reads several topics commits, with every batch, a `schemas.messages.Progress` record that says how far it
 had read each of them, and by what rules it judged. State is a function of the topics, of that order and of these rules,
@@ -128,7 +128,7 @@ class RangeReader:
         self._consumer: LogConsumer | None = None
         self._ahead: list[Message] = []
         self._next = 0
-        """Of ``_ahead``, what was not returned yet."""
+        """Number of records of ``_ahead`` that were returned already."""
         self._log_end = -1
         """Offset at which the client has last met the end of what can be read."""
 
@@ -148,7 +148,7 @@ class RangeReader:
         return list(map(record_of, self._messages(end, most)))
 
     def read_columns(self, end: int, most: int = READ_BATCH) -> RecordColumns:
-        """As `read_to`."""
+        """Read like `read_to`, as columns."""
         messages = self._messages(end, most)
         n = len(messages)
         return RecordColumns(
@@ -233,7 +233,7 @@ class RangeReader:
 
 
 class NewRecords:
-    """What was committed to one partition of one topic (full name), from the beginning and then from call to call."""
+    """The records committed to one partition of one topic (full name), from the beginning and then from call to call."""
 
     def __init__(self, bootstrap: str, settings: Settings, topic: str, partition: int) -> None:
         self._bootstrap, self._settings, self._topic, self._partition = bootstrap, settings, topic, partition

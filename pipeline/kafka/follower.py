@@ -53,7 +53,7 @@ class TopicFollower:
 
     @property
     def caught_up(self) -> bool:
-        """Whether the end of every partition has been seen once."""
+        """True once the end of every partition has been seen."""
         return not self._pending_ends
 
     def poll(self, timeout_s: float) -> list[Record]:

@@ -41,7 +41,7 @@ class Reach(NamedTuple):
     position: int
     """Records below this offset have the offsets that they claim."""
     resume: int
-    """Where to read again. Of the offsets from ``position`` to here, none is of a record that can be read there."""
+    """Offset to read from again: the offsets from ``position`` to here have no record that can be read there."""
 
 
 class Seen(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where a group stands, as its coordinator says, and believed only as far as the group's results bear it out."""
+"""Committed offsets of a group, believed only as far as the group's results bear them out."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ FORGETFUL_S: Final = 30.0
 
 
 class CommittedOffsets:
-    """Of one agent's group."""
+    """The committed offsets of one agent's group."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class CommittedOffsets:
         return {place: start for place, start in starts.items() if start <= ends[place]}
 
     def _starts(self, committed: Mapping[Place, Committed]) -> dict[Place, int]:
-        """Where results tell that reading had got to at least."""
+        """Return the offsets that reading had got to at least, by the results."""
         client = admin_client(self._bootstrap, settings=self._settings)
         numbers = {number for _, number in committed}
         asked = (self._bootstrap, self._agent, self._reads, numbers, self._settings, self._on_refused)

@@ -35,7 +35,7 @@ THE_RECORDS_OWN: Final = (OutputTooLarge, ProcessDied)
 _OWN_NAMES: Final = frozenset(kind.__name__ for kind in THE_RECORDS_OWN)
 _TEXT_LIMIT: Final = 1_000
 _NO_TIMESTAMP_MS: Final = -1
-"""As in Kafka, of records whose timestamp nobody knows."""
+"""The timestamp of records that have none, as in Kafka."""
 _DAY: Final = timedelta(days=1)
 _Place = tuple[str, int, int]
 

@@ -16,14 +16,14 @@ from schemas.topics import PROGRESS
 
 
 class Restoration(NamedTuple):
-    """How a partition's state was brought up to what is committed."""
+    """The restoration of a partition's state to the committed one."""
 
     records: int
     """Records that were folded."""
     progress: int
     """Offset in ``progress`` behind the markers of all of them; 0 for an agent with one input."""
     first: Mapping[str, int]
-    """By topic, where its log begins if lost records are accepted, else 0: below it nothing was asked for."""
+    """Begin of each topic's log if lost records are accepted, else 0: below it nothing was asked for."""
 
 
 def restore_partition(

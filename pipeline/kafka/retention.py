@@ -1,4 +1,4 @@
-"""Whether topics keep their records for as long as a restore of state may have to read them."""
+"""The check that topics keep their records for as long as a restore of state may have to read them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -10,7 +10,7 @@ from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISION_FEATURES, DEC
 MS_PER_DAY: Final = 24 * 60 * 60 * 1_000
 WINDOW_HORIZON_DAYS: Final = (LONGEST_WINDOW_US + LATENESS_US) / US_PER_DAY
 PATIENCE_DAYS: Final = 7.0
-"""How long a label waits for its transaction or decision beyond the label horizon."""
+"""Days for which a label waits for its transaction or decision beyond the label retention."""
 
 
 def needed_days(topic: Topic, settings: Settings) -> float | None:
@@ -48,7 +48,7 @@ def wanted_problems(settings: Settings) -> list[str]:
 def retention_problems(
     topics: Sequence[Topic], configs: Mapping[str, Mapping[str, str | None]], settings: Settings
 ) -> list[str]:
-    """What is wrong with the retention of ``topics``, as sentences; ``configs`` by full name, as brokers have them."""
+    """Return the problems of the retention of ``topics``, as sentences; ``configs`` by full name, as brokers have them."""
     problems: list[str] = []
     for topic in topics:
         name = settings.topic(topic.name)

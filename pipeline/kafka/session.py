@@ -289,7 +289,7 @@ class Session:
 
     @property
     def progress(self) -> Mapping[int, int]:
-        """By partition number: an offset in ``progress`` behind the marker of the last batch in the settled state.
+        """Offset in ``progress`` behind the marker of the last committed batch, by partition number.
 
         Not its end of now: another member, which holds the partition by then, may have written on.
         """
@@ -520,7 +520,7 @@ class Session:
             self._consumer.incremental_assign([start_at(place, offset)])
 
     def _markers(self, batch: Batch) -> list[Output]:
-        """What the batch read and by what it was judged, for folds; one input topic needs no order recorded."""
+        """Return the batch's input ranges and processing config, for replays; one input topic needs no order recorded."""
         if not has_order(self._names.values()):
             return []
         markers = []

@@ -1,4 +1,4 @@
-"""What a worker looks at before its agents start: whether this cluster can keep what the pipeline promises.
+"""The checks before a worker's agents start: can this cluster keep what the pipeline promises?
 
 ``check_start`` does all of it. A problem refuses the start with what to do about it; where an operator may know better,
 a setting makes it a warning.
@@ -89,7 +89,7 @@ class Cluster(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a check found, as sentences."""
+    """The results of a check, as sentences."""
 
     problems: list[str]
     warnings: list[str]
@@ -137,7 +137,7 @@ def check_retention(cluster: Cluster, roles: Sequence[Role]) -> Findings:
 
 
 def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> Findings:
-    """Where brokers are to stamp what producers write, the topics must let them: a timestamp bounds the event time."""
+    """Check that brokers stamp times only where topics let them: a timestamp bounds the event time."""
     settings = cluster.settings
     read = {topic for role in roles for topic in role.reads}
     topics = [settings.topic(topic.name) for topic in (TRANSACTIONS, *settings.topics_of_labels) if topic in read]
@@ -191,7 +191,7 @@ def check_replication(cluster: Cluster, roles: Sequence[Role]) -> Findings:
 
 
 def _internal_topics(client: AdminClient, broker: int) -> list[str]:
-    """What is wrong with Kafka's own topics, which hold the offsets and the outcome of every transaction."""
+    """Return the problems of Kafka's own topics, which hold the offsets and the outcome of every transaction."""
     configs, warnings = configs_of(client, ResourceType.BROKER, [str(broker)])
     config = configs.get(str(broker), {})
     for name, holds, key in (
@@ -324,7 +324,7 @@ def _made_anew(group: str, anew: Mapping[Partition, int]) -> list[str]:
 
 
 def _without_order(group: str, progress: str, committed: Mapping[Partition, int], traces: Traces) -> list[str]:
-    """Where what was read is committed, and the order in which it was read is not told."""
+    """Warn of committed input whose order of reading is not recorded."""
     warnings = []
     what_follows = (
         "a fold reads such records topic by topic, which may not be the order in which they were worked on. Was the "
@@ -368,7 +368,7 @@ def _beyond(group: str, committed: Mapping[Partition, int], ends: Mapping[Partit
 def _decided_again(
     cluster: Cluster, role: Role, missing: Sequence[Partition], traces: Traces, *, whole: bool
 ) -> list[str]:
-    """What would be done a second time, because inputs whose results exist have no offset."""
+    """Find inputs that would be decided a second time, because their results exist and they have no offset."""
     # Whoever publishes a model writes to `models`, and a second reading of the lessons ends at the same version.
     results = [topic for topic in role.writes if topic not in (MODELS, CONTROL, PROGRESS)]
     if not missing or not results:

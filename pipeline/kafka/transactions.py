@@ -32,7 +32,7 @@ FENCED: Final = frozenset(
     }
 )
 TOO_LARGE: Final = KafkaError.MSG_SIZE_TOO_LARGE
-"""Of this client before it sends a record, or of the broker that refuses it."""
+"""The error of this client before it sends a record, or of the broker that refuses it."""
 NOT_A_MEMBER: Final = frozenset(
     {
         KafkaError.ILLEGAL_GENERATION,

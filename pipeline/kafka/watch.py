@@ -1,4 +1,4 @@
-"""Whether a broker answers, asked every few seconds from a thread of its own, whatever the agents are waiting for."""
+"""Asks every few seconds, from a thread of its own, whether a broker answers, whatever the agents are waiting for."""
 
 import logging
 import threading
