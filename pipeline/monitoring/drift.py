@@ -83,7 +83,7 @@ class _Compared(NamedTuple):
     spread: NDArray[np.float64]
     """Their standard deviation, in units of the noise."""
     signed: bool
-    """Whether differences fall on both sides of 0."""
+    """True if differences fall on both sides of 0."""
 
 
 def judge(
