@@ -117,7 +117,7 @@ class ConfiguredRiverModel:
         return [""] * len(base_logit)
 
     def to_payload(self) -> bytes:
-        """What the message carries: configuration, offset, and the name and digest of the registry file."""
+        """Encode the message: configuration, offset, and the name and digest of the registry file."""
         return encode_payload(
             _Payload(
                 kind=CONFIGURED_KIND,

@@ -1,4 +1,4 @@
-"""How features are distributed in a population: counts between quantiles, small enough to travel with a model."""
+"""Feature distributions of a population: counts between quantiles, small enough to travel with a model."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import FEATURES
 
 BINS: Final = 10
-"""Of equal shares of the population that sets the edges."""
+"""Number of equal shares of the population that set the edges."""
 
 
 _BLOCK_ROWS: Final = 65_536
@@ -23,13 +23,13 @@ LARGEST_COUNT: Final = 1e15
 
 
 class FeatureDistribution(msgspec.Struct, frozen=True, kw_only=True):
-    """How one feature is distributed."""
+    """The distribution of one feature."""
 
     name: str
     edges: tuple[float, ...]
     """Ascending and distinct; a value belongs behind the last edge that is not above it."""
     counts: tuple[float, ...]
-    """Of the bins, from the one before the first edge on; behind them, the last, of what has no value."""
+    """Counts of the bins, from the one before the first edge on; the last one counts rows without a value."""
 
 
 class BinCounter:
@@ -56,7 +56,7 @@ class BinCounter:
 
     @classmethod
     def like(cls, distributions: Sequence[FeatureDistribution]) -> "BinCounter":
-        """One with the same bins, nothing counted."""
+        """Build an empty counter with the same bins."""
         return cls([one.name for one in distributions], [np.array(one.edges) for one in distributions])
 
     def add(self, features: NDArray[np.float64], weight: NDArray[np.float64] | None = None) -> None:
@@ -65,7 +65,7 @@ class BinCounter:
         _count(features, weight, self._columns, self._edges, self._sizes, self._counts)
 
     def distributions(self) -> tuple[FeatureDistribution, ...]:
-        """What was counted so far."""
+        """Return the counts so far as distributions."""
         return tuple(
             FeatureDistribution(name=name, edges=tuple(edges[:size]), counts=tuple(counts[: size + 2]))
             for name, size, edges, counts in zip(

@@ -1,4 +1,4 @@
-"""Which examples an online model learns, and how far one of them may move it."""
+"""Selection of the examples that train an online model, and a bound on how far one of them may move it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,14 +20,14 @@ be long gone."""
 
 
 class Update(NamedTuple):
-    """What the online model makes of an example: it undoes one label, learns another, or both."""
+    """The training update that an example makes: it undoes one label, learns another, or both."""
 
     example: Example
     former: bool | None
-    """Whether the label that is undone was fraud; None where nothing is undone."""
+    """True if the label that is undone was fraud; None where nothing is undone."""
     former_weight: float
     target: bool | None
-    """Whether the label that is learned is fraud; None where none is learned."""
+    """True if the label that is learned is fraud; None where none is learned."""
     weight: float
 
 

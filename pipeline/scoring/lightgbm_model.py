@@ -129,7 +129,7 @@ class LightGBMModel:
 
     @property
     def compiled(self) -> bool:
-        """Whether the compiled sum scores; trees of more than 64 leaves are left to LightGBM, ten times slower."""
+        """True if the compiled sum scores; trees of more than 64 leaves are left to LightGBM, ten times slower."""
         return self._forest is not None
 
     @cached_property
@@ -163,7 +163,7 @@ class LightGBMModel:
         return np.clip(logits, -LOGIT_BOUND, LOGIT_BOUND, out=logits)
 
     def contributions(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each feature added to the calibrated log-odds (TreeSHAP), without the base value.
+        """Return each feature's part of the calibrated log-odds (TreeSHAP), without the base value.
 
         Shape (n, len(FEATURES)). Hundreds of microseconds a row, milliseconds where it is left to LightGBM: for alerts,
         not for traffic.

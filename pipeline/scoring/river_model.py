@@ -1,4 +1,4 @@
-"""What every online model offers: to the score agent an immutable scorer, to the learn agent a learner."""
+"""The protocol of online models: to the score agent an immutable scorer, to the learn agent a learner."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -55,5 +55,5 @@ class RiverLearner(Protocol):
         ...
 
     def numbers(self) -> bytes | None:
-        """What `save` gives where that is data without code, which may be kept anywhere; else None."""
+        """Return the result of `save` where that is data without code, which may be kept anywhere; else None."""
         ...

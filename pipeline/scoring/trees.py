@@ -49,7 +49,7 @@ _END: Final = "end of trees\n"
 
 
 class Tree(NamedTuple):
-    """One tree as LightGBM numbers it: a child below 0 is the leaf ``~child``."""
+    """A tree as LightGBM numbers it: a child below 0 is the leaf ``~child``."""
 
     feature: list[int]
     threshold: list[float]
@@ -65,7 +65,7 @@ class Tree(NamedTuple):
 
     @property
     def takes_zero_for_missing(self) -> bool:
-        """Whether a test takes 0 for a missing value, which no column of `SplitColumns` says."""
+        """Return True if a test takes 0 for a missing value, which no column of `SplitColumns` says."""
         return any((decision >> 2) & 3 == _MISSING_ZERO for decision in self.decision)
 
 
