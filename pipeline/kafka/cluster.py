@@ -17,7 +17,7 @@ _OLD: Final = ("zookeeper.connect", "inter.broker.protocol.version")
 
 
 class Identities(NamedTuple):
-    """The identities that a snapshot belongs to: another cluster, or a topic made anew under its name, has other ids."""
+    """The identities that a snapshot belongs to: another cluster, or a topic made anew, has other ids."""
 
     cluster_id: str
     topic_ids: dict[str, str]

@@ -233,7 +233,7 @@ class RangeReader:
 
 
 class NewRecords:
-    """The records committed to one partition of one topic (full name), from the beginning and then from call to call."""
+    """The records committed to a partition of a topic (full name), from the beginning and then from call to call."""
 
     def __init__(self, bootstrap: str, settings: Settings, topic: str, partition: int) -> None:
         self._bootstrap, self._settings, self._topic, self._partition = bootstrap, settings, topic, partition

@@ -48,7 +48,7 @@ def wanted_problems(settings: Settings) -> list[str]:
 def retention_problems(
     topics: Sequence[Topic], configs: Mapping[str, Mapping[str, str | None]], settings: Settings
 ) -> list[str]:
-    """Return the problems of the retention of ``topics``, as sentences; ``configs`` by full name, as brokers have them."""
+    """Return the problems of the topics' retention, as sentences; ``configs`` by full name, as brokers have them."""
     problems: list[str] = []
     for topic in topics:
         name = settings.topic(topic.name)

@@ -1,4 +1,4 @@
-"""One agent's Kafka session: reads batches, and commits outputs together with input offsets.
+"""The Kafka session of an agent: reads batches, and commits outputs together with input offsets.
 
 Everything here runs on the agent's own thread, rebalance callbacks included (librdkafka calls them from ``poll``), so
 that no partition can be taken away while a batch of it is being worked on. ``docs/decisions/0004-exactly-once.md``
@@ -520,7 +520,7 @@ class Session:
             self._consumer.incremental_assign([start_at(place, offset)])
 
     def _markers(self, batch: Batch) -> list[Output]:
-        """Return the batch's input ranges and processing config, for replays; one input topic needs no order recorded."""
+        """Return the batch's input ranges and config, for replays; an agent of one input topic needs none."""
         if not has_order(self._names.values()):
             return []
         markers = []

@@ -137,7 +137,7 @@ def check_retention(cluster: Cluster, roles: Sequence[Role]) -> Findings:
 
 
 def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> Findings:
-    """Check that brokers stamp times only where topics let them: a timestamp bounds the event time."""
+    """Check that topics let brokers stamp what producers write, if they are to: a timestamp bounds the event time."""
     settings = cluster.settings
     read = {topic for role in roles for topic in role.reads}
     topics = [settings.topic(topic.name) for topic in (TRANSACTIONS, *settings.topics_of_labels) if topic in read]
