@@ -107,7 +107,7 @@ class FraudApp(faust.App):  # type: ignore[misc]
                 log.critical("agent %s cannot go on: %s", agent.name, "; ".join([sentence, *notes_of(exc)]))
             else:
                 log.critical("agent %s cannot go on", agent.name, exc_info=exc)
-            # That is told. Faust would tell it again for every service that ends with the agent.
+            # That is logged. Faust would log it again for every service that ends with the agent.
             silence_faust()
         await self.crash(exc)
 
@@ -150,7 +150,7 @@ class WorkerContext:
             settings = self._settings
             Trust.of(settings), Signer.of(settings)  # a key that cannot be used stops a start, and no agent later
             rates_content = read_rates(settings)
-            self._rates = fitting(rates_content, settings)  # an unfit table is told here, not by an agent that fails
+            self._rates = fitting(rates_content, settings)  # an unfit table fails here, not by an agent that fails
             for name in settings.agent_names:
                 place = self._stack.enter_context(
                     StatePlace(settings.data_dir, settings.topic(settings.instance), name)

@@ -41,7 +41,7 @@ class CardPartitions(KernelPartitions[CardPartition]):
         return cls(environment, _options(environment.settings, shared.rates), shared.published_rates)
 
     def assigning(self, waiting: Callable[[], None]) -> None:
-        """Learn also by which rate tables others have judged."""
+        """Learn also the rate tables that others have used."""
         super().assigning(waiting)
         self._rates.refresh(waiting)
 
@@ -51,7 +51,7 @@ class CardPartitions(KernelPartitions[CardPartition]):
         return CardPartition(self._options, place.storage, place.store, loaded)
 
     def fold_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
-        """Let committed records enter the state as they were judged."""
+        """Let committed records enter the state as they were processed."""
         options = None
         if isinstance(rules, CardRules):
             options = self._options.under(rules, self._rates.table(rules.rates_version, rules.rates_digest))

@@ -49,7 +49,7 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
         return entries + segments.rows(), size_bytes + segments.size_bytes()
 
     def fold_into(self, state: FeedbackPartition, records: Sequence[Record], rules: Rules | None) -> None:
-        """Let committed records enter the state as they were judged; nothing is written."""
+        """Let committed records enter the state as they were processed; nothing is written."""
         state.process(records, None, self._options.under(rules) if isinstance(rules, FeedbackRules) else None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:

@@ -178,7 +178,7 @@ class Keeper:
             self._due_s[number] = time.monotonic() + max(self._settings.snapshot_interval_s, DUTY * seconds)
 
     def _failed(self, number: int, error: SnapshotError) -> None:
-        """Told and counted, from either thread: a snapshot only shortens a fold, and the next is tried in its time."""
+        """Log and count it, from either thread: a snapshot only shortens a replay; the next is tried in its time."""
         log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
         self._metrics.snapshot_failed(self._agent)
 

@@ -71,7 +71,7 @@ class LearnPartitions:
     def restore(
         self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
     ) -> Restored:
-        """Start from the published version: the fold is of the committed examples that it does not have."""
+        """Start from the published version: the replay is of the committed examples that it does not have."""
         del partition, logs, waiting
         self._held = None
         self._started_s = time.monotonic()
@@ -88,13 +88,13 @@ class LearnPartitions:
         held.settle()
 
     def restored(self, partition: int, records: int) -> None:
-        """Tell how the restore went."""
+        """Report how the restore went."""
         self._environment.metrics.state_restored(
             LEARN.name, partition, source="log", seconds=time.monotonic() - self._started_s, records=records
         )
 
     def digest(self, partition: int) -> str:
-        """Return the digest of the learner's settled state."""
+        """Return the digest of the learner's committed state."""
         del partition
         return self._of().digest()
 

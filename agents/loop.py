@@ -44,10 +44,10 @@ class Partitions(PartitionHandler, Protocol):
         """True if ``process`` has something to write without new records."""
 
     def save(self, session: Session, *, at_end: bool = False) -> None:
-        """Keep the settled state of partitions whose turn it is, or of all ``at_end``."""
+        """Save the committed state of partitions whose turn it is, or of all ``at_end``."""
 
     def digest(self, partition: int) -> str:
-        """The digest of the settled state of a partition held (`pipeline.engine.state.PartitionState.digest`)."""
+        """The digest of the committed state of a partition held (`pipeline.engine.state.PartitionState.digest`)."""
 
     def close(self) -> None:
         """Release what the state holds."""

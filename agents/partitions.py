@@ -1,4 +1,4 @@
-"""The partitions of one agent: made from a snapshot or from nothing, folded, settled, taken back, and kept again."""
+"""The partitions of one agent: made from a snapshot or from nothing, replayed, committed, rolled back, and saved."""
 
 import logging
 import shutil
@@ -66,7 +66,7 @@ class Shared(NamedTuple):
     """Resources that the agents of a worker share."""
 
     rates: RateTable
-    """The table that transactions are judged by."""
+    """The rate table."""
     published_rates: PublishedRates
     models: Callable[[str], ModelSubscriber]
     """Makes the subscriber of an agent, given its name."""
@@ -105,7 +105,7 @@ class KernelPartitions(ABC, Generic[P]):
 
         Args:
             settings: The worker's settings.
-            rates: The table that transactions are judged by.
+            rates: The rate table.
         """
 
     @abstractmethod
@@ -114,7 +114,7 @@ class KernelPartitions(ABC, Generic[P]):
 
     @abstractmethod
     def fold_into(self, state: P, records: Sequence[Record], rules: Rules | None) -> None:
-        """Let one batch of committed records enter ``state``, judged by ``rules``; nothing is written."""
+        """Let one batch of committed records enter ``state``, processed under ``rules``; nothing is written."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Read what was quarantined, by whoever held the partitions before."""
@@ -159,7 +159,7 @@ class KernelPartitions(ABC, Generic[P]):
             state.settle()
 
     def restored(self, partition: int, records: int) -> None:
-        """Tell how the restore went."""
+        """Report how the restore went."""
         restoring = self._restoring.pop(partition)
         seconds = time.monotonic() - restoring.started_s
         environment = self._environment
@@ -191,7 +191,7 @@ class KernelPartitions(ABC, Generic[P]):
         self._environment.metrics.forget_state(self._environment.agent, partition)
 
     def digest(self, partition: int) -> str:
-        """Return the digest of the settled state of a partition that is held."""
+        """Return the digest of the committed state of a partition that is held."""
         return self._held[partition].digest()
 
     def settle(self, partitions: Collection[int]) -> None:

@@ -15,7 +15,7 @@ from schemas.records import Record
 
 
 class ScorePartitions(KernelPartitions[ScorePartition]):
-    """The state of every partition that this worker holds, and the models in force."""
+    """The state of every partition that this worker holds, and the active models."""
 
     uses_store = False
 

@@ -39,7 +39,7 @@ from schemas.topics import (
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent: what it reads (co-partitioned, folded in this order), what it calls, what it writes."""
+    """An agent: what it reads (co-partitioned, replayed in this order), what it calls, what it writes."""
 
     name: str
     reads: tuple[Topic, ...]
