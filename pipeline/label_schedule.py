@@ -58,7 +58,7 @@ class LabelSchedule:
         self.pending = 0
         """Labels that are still to be sent, as far as is known now."""
         self.unmatched_alerts = 0
-        """Alerts about transactions that are not held: not sent by this replay, or settled before."""
+        """Alerts about transactions that are not held: not sent by this replay, or final before."""
 
     def add(self, truth: Truth) -> None:
         """Hold what is true of a transaction until its label is due; a repeat of a held one is not held again."""

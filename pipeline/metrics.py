@@ -81,7 +81,7 @@ class WorkerMetrics:
     """All metrics of one worker process, in a registry of their own.
 
     ``host`` and ``port`` (0: any free one) are where ``start`` serves ``/metrics``, ``/livez`` and ``/readyz``.
-    ``health`` is the worker's; it is told of separately. Counting works without ``start``, from any thread. Amounts of
+    ``health`` is the worker's; it is reported separately. Counting works without ``start``, from any thread. Amounts of
     time are seconds.
     """
 
@@ -270,7 +270,7 @@ class WorkerMetrics:
         records: int,
         snapshot_at_s: float | None = None,
     ) -> None:
-        """The state of ``partition`` is complete after ``seconds``, ``records`` of them folded.
+        """The state of ``partition`` is complete after ``seconds``, after a replay of ``records``.
 
         ``snapshot_at_s`` is when the snapshot used was taken, in seconds since 1970; without one its age counts from
         now, so that a partition which never gets a snapshot is seen.
@@ -286,7 +286,7 @@ class WorkerMetrics:
         self._store_bytes.labels(agent, str(partition)).set(size_bytes)
 
     def forget_state(self, agent: str, partition: int) -> None:
-        """The partition's state was let go: its snapshots and its store are another worker's to tell of."""
+        """The partition's state was let go: its snapshots and its store are another worker's to report."""
         for family in (self._snapshot_bytes, self._snapshot_time, self._store_entries, self._store_bytes):
             family.remove_by_labels({"agent": agent, "partition": str(partition)})
 
@@ -312,7 +312,7 @@ class WorkerMetrics:
         self._lag.labels(agent, topic, str(partition)).set(records)
 
     def forget_partition(self, agent: str, topic: str, partition: int) -> None:
-        """The partition was revoked: its lag is another worker's to tell."""
+        """The partition was revoked: its lag is another worker's to report."""
         self._lag.remove_by_labels({"agent": agent, "topic": topic, "partition": str(partition)})
 
     def oldest_undecided(self, agent: str, topic: str, partition: int, seconds: float) -> None:

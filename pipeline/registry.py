@@ -2,7 +2,7 @@
 
     <registry>/<name>/<version>/payload.json    the version itself; its SHA-256 begins with <version>
     <registry>/<name>/<version>/metadata.json   how it came about
-    <registry>/<name>/active                    the version in force
+    <registry>/<name>/active                    the active version
     <registry>/files/<file>                     states of River classifiers that are not numbers
 
 Every write goes to a temporary place beside its target and is renamed onto it, so that readers and other writers see

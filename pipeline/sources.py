@@ -217,7 +217,7 @@ def whole_units(scaled: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
 
 
 def truths(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """(whether it is fraud, whether nobody can tell) of what a column of truths holds; shape (n,)."""
+    """Parse a column of truths: (is it fraud, is it unknown); shape (n,)."""
     values, of = _distinct(column)
     texts = [str(value).strip().lower() for value in values]
     true = np.array([text in _TRUE for text in texts], np.bool_)

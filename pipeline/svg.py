@@ -55,7 +55,7 @@ class Series:
 
 
 def bars(title: str, rows: Sequence[Bar], *, alt: str = "") -> str:
-    """Horizontal bars from 0 on, in the order given; ``alt`` tells those who do not see them what they show."""
+    """Horizontal bars from 0 on, in the order given; ``alt`` describes to those who do not see them what they show."""
     left = 20 + _width_of(max((row.label for row in rows), key=len))
     room = WIDTH - left - RIGHT - _width_of(max((row.text for row in rows), key=len)) - 8
     largest = max(row.value for row in rows) or 1.0
@@ -86,7 +86,7 @@ def stacked(title: str, unit: str, rows: Sequence[tuple[str, Sequence[tuple[str,
         x = float(left)
         for number, (_, value) in enumerate(split):
             width = room * value / largest
-            # The background between two parts tells them apart where their colours do not.
+            # The background between two parts separates them where their colours do not.
             parts.append(
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" fill="{_colour(number)}" '
                 f'stroke="{BACKGROUND}"/>'
@@ -113,7 +113,7 @@ def lines(
     """Lines over two axes; a linear vertical axis begins at 0 and ends at ``y_most`` or behind the largest value.
 
     ``x_ticks`` stand along the horizontal axis, by default every x that a point has, written by ``x_text``; ``alt``
-    tells those who do not see the lines what they show.
+    describes to those who do not see the lines what they show.
     """
     xs = sorted({x for one in series for x, _ in one.points})
     ys = [y for one in series for _, y in one.points]
@@ -221,7 +221,7 @@ def _legend(
 ) -> float:
     """Names with their colours, over as many lines as it takes; returns the last one's height.
 
-    Of lines with ``marked``, which tells those that have markers; otherwise of areas. ``numbers`` are their colours.
+    Of lines with ``marked``, which are those that have markers; otherwise of areas. ``numbers`` are their colours.
     """
     x = 20.0
     for place, name in enumerate(names):
