@@ -36,7 +36,7 @@ EPISODES_COUNTED: Final = 2
 
 
 class Shown(NamedTuple):
-    """An alert with what only its neighbours tell."""
+    """An alert with what only its neighbours show."""
 
     value: bytes
     alert: Alert | None

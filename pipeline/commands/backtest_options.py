@@ -97,6 +97,6 @@ def _with(command: Any, options: tuple[Decorator, ...]) -> Any:
 
 
 def show_step(bar: Bar, step: Step) -> None:
-    """Tell how far a backtest is."""
+    """Report the progress of a backtest."""
     where = f"{moment(step.event_time_us)}  {step.stage}".rstrip()
     bar.tell(where, step.transactions, "transactions", step.elapsed_s, step.share)

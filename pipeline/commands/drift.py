@@ -69,8 +69,8 @@ def command(
 ) -> None:
     """Compare each day with the same weekday of the weeks before, feature by feature, and report drift.
 
-    A day is unusual against the series' own past: 28 days are needed before the first one can be judged. A day that is
-    not over is not judged. Exit code 0: no drift on the newest two days; 3: drift.
+    A day is unusual against the series' own past: 28 days come before the first one that is assessed. A day that is
+    not over is not assessed. Exit code 0: no drift on the newest two days; 3: drift.
     """
     if directory is not None and (follow or bootstrap or start):
         raise click.UsageError("--file reads exported files: leave out --follow, --bootstrap and --from")

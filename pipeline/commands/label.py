@@ -52,7 +52,7 @@ class _Head(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The card of a transaction, and the topic that told."""
+    """The card of a transaction, and the topic it was found on."""
 
     card_id: str
     topic: str

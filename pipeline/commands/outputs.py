@@ -31,7 +31,7 @@ def refuse_unwritable(files: Iterable[Path | None], directory: Path | None = Non
 
 
 def write_each(writes: Iterable[Write]) -> None:
-    """Write all that can be written; a `click.ClickException` then tells what could not."""
+    """Write all that can be written; a `click.ClickException` then reports what could not."""
     failed = []
     for path, write in writes:
         try:

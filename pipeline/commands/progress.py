@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from pipeline.cli import INTERRUPTED
 
 PROGRESS_INTERVAL_S: Final = 5.0
-"""Time between two lines that tell how far something is."""
+"""Time between two lines that report progress."""
 
 
 @contextmanager
@@ -57,7 +57,7 @@ class Bar:
     """Progress on the standard error: what is done, and time left where the end is known."""
 
     def __init__(self, begins: str) -> None:
-        """``begins`` is told until there is some progress."""
+        """``begins`` is reported until there is some progress."""
         self._progress = Progress(
             BarColumn(),
             TaskProgressColumn(),

@@ -329,7 +329,7 @@ def _of_topics(
 
 
 def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The transactions that workers would decide: no others have features, or move a window. Tells what is left out.
+    """The transactions that workers would decide: no others have features, or move a window. Reports what is left out.
 
     Amounts come back in the base currency, converted by the rate table, as workers convert them.
     """
