@@ -109,7 +109,7 @@ def is_news(threshold: float, pace: Pace, since_hour: int | None) -> bool:
 
 
 def recent_scores(metadata: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """Return the scores that a policy's metadata tells of the days before its LightGBM version became active.
+    """Return the scores that a policy's metadata has of the days before its LightGBM version became active.
 
     Args:
         metadata: May hold ``recent_scores``: pairs of an event hour since 1970 and a score.

@@ -144,7 +144,7 @@ class Policy:
         """Decide n transactions: scores (n,), features (n, len(FEATURES)), `transaction_hash` values (n,).
 
         A score at or above the threshold alerts by ``score``, else a rule by ``rule``, else the audit sample by
-        ``audit``. A row's verdict depends on nothing but that row.
+        ``audit``. A row's decision depends on nothing but that row.
         """
         certain = score >= self.threshold
         selection: list[str | None] = [None] * len(score)
