@@ -39,7 +39,7 @@ LOOK_S: Final = 0.05
 """Time between two looks at something that is waited for."""
 EXAMPLES_NAMED: Final = 5
 TRAINING_STAGE_S: Final = 2.0
-"""Time between two stages of the training that are told."""
+"""Time between two stages of the training that are reported."""
 
 FAILURES: Final = (
     BrokerError,
@@ -51,7 +51,7 @@ FAILURES: Final = (
     WorkerDied,
     MonitorFailed,
 )
-"""Errors whose text tells the user what to do."""
+"""Errors whose text says what the user can do."""
 
 
 class Incomplete(RuntimeError):
@@ -163,7 +163,7 @@ class Controller:
             self._view.stage("starting a Kafka broker (the first time its 45 MB are fetched, which can take a minute)")
 
     def _introduce(self, settings: Settings, log_dir: Path) -> None:
-        """Tell where everything is, for those who want to look from another terminal."""
+        """Report where everything is, for those who want to look from another terminal."""
         prefix = f", topics begin with {settings.topic_prefix}" if settings.topic_prefix else ""
         self._view.say(f"Kafka is at {settings.kafka_bootstrap_servers}{prefix}; workers log to {log_dir}.")
         self._view.say("In another terminal:")
