@@ -155,14 +155,14 @@ class CardPartition:
         self._join.undo()
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state."""
+        """Copy the committed state."""
         windows, columns = self._windows.dump(full=full)
         clock = self._join.clock
         values = _Values(LAYOUT, windows, clock.newest_us, self._index.state, self._waiting.state, clock.first_day)
         return StateDump(msgspec.msgpack.encode(values), columns, self._store.freeze())
 
     def digest(self) -> str:
-        """Return the digest of the settled state."""
+        """Return the digest of the committed state."""
         states = self._index.state, self._waiting.state
         return state_digest(*self._join.clock, *states, self._windows.contents(), self._store)
 

@@ -93,7 +93,7 @@ class DecisionStore:
         return self._state
 
     def settle(self) -> None:
-        """The batch is committed (the store is settled by its owner)."""
+        """Commit the batch (the store is committed by its owner)."""
         self.segments.settle()
         self._settled = copy.copy(self._state)
 

@@ -48,7 +48,7 @@ class FeedbackOptions(NamedTuple):
 
     @property
     def rules(self) -> FeedbackRules:
-        """The rules by which records are judged; a restore must judge alike."""
+        """Return the processing config; a restore must use the same."""
         return FeedbackRules(**{name: getattr(self, name) for name in FeedbackRules.__struct_fields__})
 
     def under(self, rules: FeedbackRules) -> Self:
@@ -113,7 +113,7 @@ class FeedbackPartition:
         ``records`` are one partition's, of ``accepted-labels`` and ``features``, each in offset order; decisions come
         before labels, whatever the order. ``now`` None only updates the state (a restore) and emits nothing.
         ``options``, if given, take the place of the kernel's own for this batch: a restore hands over those under which
-        it was judged live.
+        it was processed live.
         """
         rules = (self._options if options is None else options).rules
         result = Result()
@@ -136,7 +136,7 @@ class FeedbackPartition:
         self._kernel.undo()
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state; what is large is in files, which are linked."""
+        """Copy the committed state; what is large is in files, which are linked."""
         segments = self._segments.dump(full=full)
         values = _Values(
             LAYOUT,
@@ -152,7 +152,7 @@ class FeedbackPartition:
         return StateDump(msgspec.msgpack.encode(values), segments.columns, frozen)
 
     def digest(self) -> str:
-        """Return the digest of the settled state."""
+        """Return the digest of the committed state."""
         newest_us, first_day = self._kernel.progress
         decisions = list(self._served.contents(first_day))
         hours = sorted(self._kernel.surges.hours.items())

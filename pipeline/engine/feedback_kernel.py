@@ -157,7 +157,7 @@ class FeedbackKernel:
         return taken
 
     def settle(self) -> None:
-        """The batch is committed (the store is settled by its owner)."""
+        """Commit the batch (the store is committed by its owner)."""
         self.decisions.settle()
         self.pending.settle()
         self.surges.settle()
@@ -175,7 +175,7 @@ class FeedbackKernel:
         """File decisions, join labels, and presume what has matured.
 
         Args:
-            rules: Those under which the batch is judged.
+            rules: Processing config of the batch.
             decided: Its decisions.
             joined: Its labels.
             records: Records of the batch, refused ones included: forgetting keeps step with them.

@@ -18,7 +18,7 @@ MOST_OFFSETS: Final = 1 << 48
 
 
 class NotForwarded(ValueError):
-    """A record of an internal topic does not name its origin; the text tells its sender what to do."""
+    """A record of an internal topic does not name its origin; the text says what its sender can do."""
 
 
 class Forwarded(NamedTuple):

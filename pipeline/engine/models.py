@@ -57,7 +57,7 @@ class ModelBoard:
     nothing: they need no key."""
 
     def updated(self, *versions: ModelVersion) -> "ModelBoard":
-        """Return the board with all of ``versions``, whose contents have the digests that they name.
+        """Return the model set with all of ``versions``, whose contents have the digests that they name.
 
         A name that this release does not know changes nothing.
 

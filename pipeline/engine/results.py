@@ -57,7 +57,7 @@ class Result:
         """Set ``record`` aside with its reason: original key, value and headers, and where it came from.
 
         Of more than ``kept_bytes`` the value is left out, and key and headers too where they alone are more; size and
-        digest then tell what was there. ``record`` may stand for all up to offset ``end``, which nobody could read.
+        digest then show what was there. ``record`` may stand for all up to offset ``end``, which nobody could read.
         ``first`` is the partition and the offset of a record that it contradicts, ``row`` the row of a block of which
         ``record`` has the producer's own bytes.
         """
@@ -110,7 +110,7 @@ def merged(results: Iterable[Result]) -> Result:
 
 
 def _kept(record: Record, most_bytes: int) -> tuple[bytes | None, bytes | None, Headers, Headers]:
-    """Key, value and headers as far as they fit, and headers that tell of what was left out."""
+    """Key, value and headers as far as they fit, and headers that name what was left out."""
     key, value, headers = record.key, record.value, record.headers
     value_bytes = len(value or b"")
     other_bytes = len(key or b"") + sum(len(name.encode()) + len(content or b"") for name, content in headers)

@@ -18,7 +18,7 @@ _LAST_KEY: Final = b"\xff" * 64
 
 
 class StateDump(NamedTuple):
-    """A settled state, copied; what is written of it later does not change with the partition any more."""
+    """A committed state, copied; what is written of it later does not change with the partition any more."""
 
     values: bytes
     """The small part of the state, in the kernel's own encoding."""
@@ -66,7 +66,7 @@ class Store(Protocol):
         """Keys and values with ``start`` <= key < ``end``, ascending, as they are now."""
 
     def delete_range(self, start: bytes, end: bytes) -> None:
-        """Forget ``start`` <= key < ``end``. Takes effect when the batch is settled, and not before."""
+        """Forget ``start`` <= key < ``end``. Takes effect when the batch is committed, and not before."""
 
     def settle(self) -> None:
         """Commit what was written since the last time."""
@@ -75,7 +75,7 @@ class Store(Protocol):
         """Take back what was written since the last time."""
 
     def freeze(self) -> str | None:
-        """A directory with the store's settled files as they are now, or None where there are none to keep.
+        """A directory with the store's committed files as they are now, or None where there are none to keep.
 
         An error other than StoreError leaves the store as it was.
         """
@@ -94,10 +94,10 @@ class PartitionState(Protocol):
         """The batch is not committed: take back all that it changed."""
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state: what changed since the last dump, or all of it when ``full``."""
+        """Copy the committed state: what changed since the last dump, or all of it when ``full``."""
 
     def digest(self) -> str:
-        """Return the digest of the settled state: equal live, after a rollback, after a restore and in a backtest."""
+        """Return the digest of the committed state: equal live, after a rollback, after a restore and in a backtest."""
 
     def close(self) -> None:
         """Let go of the state and of what it is kept in."""
@@ -155,7 +155,7 @@ class MemoryStore:
                 yield key, value
 
     def delete_range(self, start: bytes, end: bytes) -> None:
-        """Forget a range when the batch is settled."""
+        """Forget a range when the batch is committed."""
         self._ranges.append((start, end))
 
     def settle(self) -> None:
@@ -181,7 +181,7 @@ class MemoryStore:
         return None
 
     def items(self) -> dict[bytes, bytes]:
-        """All that is settled."""
+        """All that is committed."""
         return {key: value for held in self._settled.values() for key, value in held.items()}
 
     def close(self) -> None:

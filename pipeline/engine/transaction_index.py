@@ -179,7 +179,7 @@ class StoreIndex:
         return self._state
 
     def settle(self) -> None:
-        """Commit the batch (the store is settled by its owner)."""
+        """Commit the batch (the store is committed by its owner)."""
         self._settled = copy.copy(self._state)
 
     def undo(self) -> None:

@@ -68,7 +68,7 @@ class WaitingRoom:
         return self._state
 
     def settle(self) -> None:
-        """The batch is committed (the store is settled by its owner)."""
+        """Commit the batch (the store is committed by its owner)."""
         self._settled = copy.copy(self._state)
 
     def undo(self) -> None:
