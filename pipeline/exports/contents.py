@@ -1,6 +1,6 @@
 """The intended contents of a topic's directory: noted before its first file, so that a reader sees what is missing.
 
-Names tell which offsets a file holds, but not which files there were to be: a partition may have no record, and the
+Names show which offsets a file holds, but not which files there were to be: a partition may have no record, and the
 last file of one that was not read to its end looks like any other.
 """
 

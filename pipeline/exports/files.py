@@ -1,4 +1,4 @@
-"""Parquet files of one topic: each holds a range of one partition's offsets, is whole or not there, and tells whose."""
+"""Parquet files of a topic: each holds a range of offsets, is whole or not there, and names its origin."""
 
 import fcntl
 import os
@@ -158,7 +158,7 @@ class Part:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._file.closed:
-            # Closed here, or it would write its end when it is collected; a full disk was told already.
+            # Closed here, or it would write its end when it is collected; a full disk was reported already.
             with suppress(OSError, pa.ArrowException):
                 self._writer.close()
             self._file.close()

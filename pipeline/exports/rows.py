@@ -44,7 +44,7 @@ RECORD_FIELDS: Final = (
     pa.field(HEADERS, _list_of([pa.field("name", pa.string()), pa.field("value", pa.binary())])),
 )
 _PLAIN_AMOUNT: Final = re.compile(rb'"?(-?(?:0|[1-9]\d{0,6})(?:\.\d{1,4})?)"?')
-"""An amount whose float tells the decimal that was written, and how many decimals of a currency it has."""
+"""An amount whose float stands for the decimal that was written, and how many decimals of a currency it has."""
 _FEATURES: Final = "features"
 FEATURE_FIELDS: Final = [pa.field(f"feature_{name}", pa.float64()) for name in FEATURES]
 _WIDEST: Final = 2**63
@@ -124,7 +124,7 @@ class RowFormat:
             if judged_alike and all(_is_plain(message, value, *of) for of in self._amounts):
                 return message, False, None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            # The message itself is told below, as far as it can be read.
+            # The message itself is written below, as far as it can be read.
             pass
         try:
             return self._decode(value), True, None
@@ -314,7 +314,7 @@ def _texts(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
 _Features: Any = msgspec.defstruct(
     "_Features", [(name, float | None, None) for name in FEATURES], forbid_unknown_fields=True, gc=False
 )
-"""Features by this release's names; a message that tells of others is read as it is, and its bytes are kept."""
+"""Features by this release's names; a message that has others is read as it is, and its bytes are kept."""
 
 
 def _features(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
