@@ -11,7 +11,7 @@ within the next: by rows, by runs and by whole chunks, as far as each lies in th
 their chunk: what a window holds of one is a difference of two rows, found by binary search. Chunks are taken from the
 arena in the order of need, so that old events lie on pages that nothing touches until they expire.
 
-What is overwritten between two settles is copied to a journal first; `take_back` copies it back, last one first.
+What is overwritten between two commits is copied to a journal first; `take_back` copies it back, last one first.
 """
 
 from collections.abc import Callable
