@@ -73,7 +73,7 @@ def read_mark(metadata: str | None) -> Mark | None:
 
 
 def holder(mark: Mark | None) -> str:
-    """Return the instance that committed last and has not released the partition since; "" where no mark tells.
+    """Return the instance that committed last and has not released the partition since; "" where no mark says so.
 
     >>> holder(Mark(commit="worker-2/9f3c/17"))
     'worker-2'

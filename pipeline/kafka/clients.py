@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 librdkafka_log = logging.getLogger("pipeline.kafka.librdkafka")
 
 REPEAT_S: Final = 10.0
-"""Seconds for which a complaint of one kind is not told again: a broker that is away is tried many times a second."""
+"""Seconds for which a complaint of one kind is not logged again: a broker that is away is tried many times a second."""
 
 
 class OncePerWhile(logging.Filter):
@@ -152,7 +152,7 @@ def log_error_only(error: KafkaError) -> None:
 
 @cache
 def _check_given(given: tuple[tuple[str, str], ...]) -> None:
-    """Raise `ConfigError` for properties that librdkafka does not know or cannot use; no value is told."""
+    """Raise `ConfigError` for properties that librdkafka does not know or cannot use; no value is shown."""
     try:
         AdminClient({**dict(given), "logger": logging.getLogger("pipeline.kafka.unused")})
     except KafkaException as error:
@@ -229,7 +229,7 @@ def consumer_config(
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
-        # Reading and working share a thread: a long fold is no reason to lose the partitions it is for.
+        # Reading and working share a thread: a long replay is no reason to lose the partitions it is for.
         "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
         "auto.offset.reset": "earliest",
     }
@@ -283,7 +283,7 @@ def producer_config(
         invariants["transactional.id"] = transactional_id
         tuning |= {
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-            # A transaction that follows another at once is told to retry; the default of 100 ms would be its latency.
+            # A transaction that follows another at once is asked to retry; the default of 100 ms would be its latency.
             "retry.backoff.ms": 2,
             "retry.backoff.max.ms": 5,
         }
@@ -580,7 +580,7 @@ def _raise_unless_end(error: KafkaError) -> None:
 
 
 class _Presence:
-    """Asks now and then whether a broker still answers a reader, who is not told when the last one ends."""
+    """Asks now and then whether a broker still answers a reader, who does not notice when the last one ends."""
 
     def __init__(self, consumer: Consumer, bootstrap: str, topic: str, lost_after_s: float | None) -> None:
         self._consumer, self._bootstrap, self._topic = consumer, bootstrap, topic

@@ -93,7 +93,7 @@ def configs_of(
 
 
 def stamped_by_producers(client: AdminClient, topic: str, otherwise: bool) -> bool:
-    """Return True if a topic (full name) keeps its producers' timestamps; ``otherwise`` if its brokers do not tell."""
+    """Return True if a topic (full name) keeps its producers' timestamps; ``otherwise`` if its brokers do not say."""
     configs, _ = configs_of(client, ResourceType.TOPIC, [topic])
     kind = configs.get(topic, {}).get("message.timestamp.type")
     return otherwise if kind is None else kind == "CreateTime"

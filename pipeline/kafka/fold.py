@@ -1,8 +1,8 @@
 """The input of a replay: ranges of the input topics, batch by batch in the order in which they were read live.
 
 An agent that reads several topics commits, with every batch, a `schemas.messages.Progress` record that says how far it
-had read each of them, and by what rules it judged. State is a function of the topics, of that order and of these rules,
-so that a fold repeats all three.
+had read each of them, and its processing config. State depends on the topics, on that order and on this config alone,
+so that a replay repeats all three.
 """
 
 import logging
@@ -87,7 +87,7 @@ def settled_end(bootstrap: str, settings: Settings, topic: str, partition: int, 
 
 
 class Judged(NamedTuple):
-    """Records that were one batch, and the rules by which they were judged; None where no marker says so."""
+    """Records that were one batch, and their processing config; None where no marker says so."""
 
     records: list[Record]
     rules: Rules | None
@@ -273,7 +273,7 @@ def _covers(at: RecordPosition, topic: str, record: Record) -> bool:
 def read_markers(reader: RangeReader, agent: str, end: int, on_refused: OnRefused = not_counted) -> Iterator[Progress]:
     """Yield what each batch of ``agent`` read, as a partition of ``progress`` has it up to offset ``end``, in order.
 
-    A record that is no marker is refused; what only it could tell is replayed topic by topic.
+    A record that is no marker is refused; what only it records is replayed topic by topic.
     """
     key = agent.encode()
     while records := reader.read_to(end):
@@ -286,7 +286,7 @@ def in_recorded_order(
 ) -> Iterator[Judged]:
     """Batches as they were read live, from the readers' positions up to ``ends`` (by full topic name).
 
-    ``name_of`` turns a topic's full name into the one that markers bear. What no marker tells of (records from before
+    ``name_of`` turns a topic's full name into the one that markers bear. What no marker covers (records from before
     there were any, and all of an agent with one input) comes topic by topic, in the order of ``readers``, and without
     rules.
     """

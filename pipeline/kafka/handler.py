@@ -34,13 +34,13 @@ class PartitionHandler(Protocol):
         """
 
     def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
-        """Let one batch of committed records enter the state of ``partition``, silently, as ``rules`` had it judged.
+        """Replay one batch of committed records into the state of ``partition``, without output, under ``rules``.
 
-        None: nobody wrote down by what rules, and those in force must do.
+        None: its config was not recorded, and the active one must do.
         """
 
     def restored(self, partition: int, records: int) -> None:
-        """The fold of ``records`` records is complete."""
+        """Note that the replay of ``records`` records is complete."""
 
     def forget(self, partition: int) -> None:
         """Drop the state of ``partition``; one that is not held is no error."""

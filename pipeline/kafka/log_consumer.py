@@ -1,7 +1,7 @@
 """A consumer without a group, which skips the record batches that nobody can read where that is agreed.
 
 What agents read is skipped where an agent has quarantined it, so that every reader skips the same. A range on
-``control`` is skipped only as far as the batch, whose end is probed, cannot be read. Of the topics that tell readers
+``control`` is skipped only as far as the batch, whose end is probed, cannot be read. Of the topics that show readers
 what to do (``control``, ``models``, ``progress``) nobody quarantines anything: their readers refuse such a batch, as
 they refuse a record that is none of the pipeline's messages. Readers that decide nothing (start-up checks) skip an
 unreadable batch of any topic.

@@ -381,5 +381,5 @@ def _seen(message: Message) -> Seen:
 
 
 def content_of(message: Message) -> Content:
-    """Return what tells a record from another one."""
+    """Return the identity of a record."""
     return message.timestamp()[1], message.key(), message.value()

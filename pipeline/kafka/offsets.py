@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S: Final = 10.0
 FORGETFUL_S: Final = 30.0
-"""Longest wait for a group coordinator that does not know what results tell."""
+"""Longest wait for a group coordinator that does not know what results show."""
 
 
 class CommittedOffsets:
@@ -48,7 +48,7 @@ class CommittedOffsets:
         )
 
     def of(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, Committed]:
-        """Committed offsets, 0 where there is none, but none from before the newest batch of which results tell.
+        """Committed offsets, 0 where there is none, but none from before the newest batch that results show.
 
         Going on from there would do records again. A coordinator may know a part of its log only, and so older offsets
         or none: Kafka 4.4.0 takes the end of a load that leadership had ended for the end of the next one

@@ -187,7 +187,7 @@ class Quarantines:
 
 
 def control_record(item: Control) -> Output:
-    """Return the record of ``control`` for ``item``; its key tells a person what it is, and no reader uses it."""
+    """Return the record of ``control`` for ``item``; its key is for people, and no reader uses it."""
     if isinstance(item, Quarantine):
         at = item.position
         row = "" if at.row is None else f"/{at.row}"

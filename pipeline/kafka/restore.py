@@ -1,4 +1,4 @@
-"""Bringing a partition's state up to what is committed: a snapshot, and a silent fold of what came after it."""
+"""Restores a partition's committed state: a snapshot, and a replay without output of what came after it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -19,7 +19,7 @@ class Restoration(NamedTuple):
     """The restoration of a partition's state to the committed one."""
 
     records: int
-    """Records that were folded."""
+    """Records that were replayed."""
     progress: int
     """Offset in ``progress`` behind the markers of all of them; 0 for an agent with one input."""
     first: Mapping[str, int]

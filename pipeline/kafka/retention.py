@@ -14,7 +14,7 @@ PATIENCE_DAYS: Final = 7.0
 
 
 def needed_days(topic: Topic, settings: Settings) -> float | None:
-    """Days for which ``topic`` must keep a record so that state can be folded from it; None: for ever."""
+    """Days for which ``topic`` must keep a record so that state can be replayed from it; None: for ever."""
     labels_days = settings.label_horizon_days + PATIENCE_DAYS
     if topic in (EXAMPLES, MODELS, CONTROL):
         return None

@@ -132,7 +132,7 @@ class Session:
         self._positions: dict[Place, int] = {}
         self._carried = carried_messages(topics, settings.batch_max_records)
         self._settled: dict[Place, int] = {}
-        """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
+        """Next offset of each partition's committed state; ``_positions`` may be ahead by a batch."""
         self._progress: dict[int, int] = {}
         self._assigned: set[Place] = set()
         self._careful = CarefulReading(bootstrap, settings, agent, self._patience)
@@ -155,7 +155,7 @@ class Session:
 
     @property
     def settled(self) -> Mapping[Place, int]:
-        """Offsets behind what has entered the settled state of each partition held."""
+        """Offsets behind what has entered the committed state of each partition held."""
         return self._settled
 
     def poll(self, timeout_s: float) -> Batch | None:
@@ -219,19 +219,19 @@ class Session:
     def empty_batch(self) -> Batch:
         """A batch of no records, for outputs that no input asks for.
 
-        Its offsets are where the settled state stands, which moves nothing: with offsets in it the group refuses the
+        Its offsets are those of the committed state, which moves nothing: with offsets in it the group refuses the
         transaction of a worker that has lost its partitions without having heard of it.
         """
         return Batch([], self._consumer.consumer_group_metadata(), ends=dict(self._settled))
 
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
-        """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then settle the state.
+        """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then commit the state.
 
-        1. In one transaction: the outputs, a record of what was read and by what rules it was judged, the offsets.
-        2. Committed: the state is settled.
+        1. In one transaction: the outputs, a record of the input ranges and the processing config, the offsets.
+        2. Committed: the state is committed.
         3. Aborted: the state is taken back, reading goes back to the batch's start, and ``Aborted`` is raised.
         4. Nobody says which (a broker that died, a fence): a new producer ends the old transaction one way or the
-           other, and the marks beside the group's committed offsets tell which.
+           other, and the marks beside the group's committed offsets show which.
 
         ``OutputTooLarge`` leaves the state taken back and the position behind the batch: who gets it tries a part of
         the batch, or passes the record over. Raises ``SessionError`` when this worker must end (another one has its
@@ -505,7 +505,7 @@ class Session:
             if place in {(held.topic, held.partition) for held in self._consumer.assignment()}:
                 self._restart(place, offset)
                 return
-            # The client does not hold the partition any more, of which the next poll will tell.
+            # The client does not hold the partition any more, which the next poll will report.
             log.warning("%s: %s partition %d is lost: %s", self.agent, *place, error.args[0].str())
             self._positions.pop(place, None)
 
@@ -646,7 +646,7 @@ class Session:
     def _end_left_open(self, places: Collection[Place]) -> None:
         """Abort the transactions of workers that died with partitions.
 
-        Until they end, offsets are not told, and readers of the outputs get no further. Brokers would wait for
+        Until they end, offsets are not known, and readers of the outputs get no further. Brokers would wait for
         ``transaction.timeout.ms``. A holder that lives has lost these partitions, and makes a new producer.
         """
         if not self._transactions.exactly_once:
@@ -684,7 +684,7 @@ class Session:
     def _take_away(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = {partition.partition for partition in partitions}
         left: list[TopicPartition] = []
-        # A client that was given up tells of it while it is closed; what it held may be its successor's by then.
+        # A client that was given up reports it while it is closed; what it held may be its successor's by then.
         if consumer is self._consumer:
             self._assigned -= {(partition.topic, partition.partition) for partition in partitions}
             left = [TopicPartition(*place) for place in self._assigned if place[1] in numbers]

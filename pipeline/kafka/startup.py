@@ -143,7 +143,7 @@ def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     topics = [settings.topic(topic.name) for topic in (TRANSACTIONS, *settings.topics_of_labels) if topic in read]
     if settings.timestamps != "broker" or not topics:
         return Findings([], [])
-    # What may not be read is told by the check of retention, which asks for the same.
+    # What may not be read is reported by the check of retention, which asks for the same.
     configs, _ = configs_of(cluster.client, ResourceType.TOPIC, topics)
     problems = [
         f"topic {name} has message.timestamp.type={config.get('message.timestamp.type')}, so that a producer whose "
@@ -369,7 +369,7 @@ def _decided_again(
     cluster: Cluster, role: Role, missing: Sequence[Partition], traces: Traces, *, whole: bool
 ) -> list[str]:
     """Find inputs that would be decided a second time, because their results exist and they have no offset."""
-    # Whoever publishes a model writes to `models`, and a second reading of the lessons ends at the same version.
+    # Whoever publishes a model writes to `models`, and a second reading of the examples ends at the same version.
     results = [topic for topic in role.writes if topic not in (MODELS, CONTROL, PROGRESS)]
     if not missing or not results:
         return []

@@ -50,7 +50,7 @@ class Traces:
     newest: dict[Partition, int] = field(default_factory=dict)
     """The same of the newest result alone, which may be of a topic that was made anew since."""
     numbers: set[int] = field(default_factory=set)
-    """Partition numbers of ``progress`` that tell anything of the agent."""
+    """Partition numbers of ``progress`` that have a record of the agent."""
 
 
 def any_record(bootstrap: str, topic: Topic, settings: Settings, agent: str) -> bool:
@@ -84,7 +84,7 @@ def progressed(
 ) -> Traces:
     """Find the offsets of an agent of several inputs; the middle of `progress` is not read."""
     traces = Traces()
-    # A topic whose partitions are too few is told by another check.
+    # A topic whose partitions are too few is reported by another check.
     there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
     asked = sorted({*numbers} & {*there})
     newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings)
@@ -122,7 +122,7 @@ def newest_batches(
     """Return the begin of the newest batch that an agent's results show, by input partition.
 
     Its end may be ahead of the group's offsets for good: a worker that delivers at least once can die between its
-    results and their offsets. A partition of which the last ``TRACE_RECORDS`` results tell nothing is absent.
+    results and their offsets. A partition of which the last ``TRACE_RECORDS`` results show nothing is absent.
     """
     topic, key = (PROGRESS, agent.encode()) if has_order(reads) else (DECISIONS, None)
     if key is None and PROFILED not in reads:

@@ -86,7 +86,7 @@ class OutputTooLarge(Exception):
 
 
 class Unknown(Exception):
-    """A transaction ended without word of how; a new producer has ended it, the committed offsets tell the rest."""
+    """A transaction ended without word of how; a new producer has ended it, the committed offsets show the rest."""
 
 
 class _Client(NamedTuple):
@@ -190,7 +190,7 @@ class Transactions:
             stopping: Set when the worker ends.
             waiting: Called while a call waits for a broker; may raise.
             renewed: Called when producers are replaced.
-            marks: Whether records of ``progress`` will be among the outputs, whose offsets `marked` tells.
+            marks: Whether records of ``progress`` will be among the outputs, whose offsets `marked` returns.
             producers: Number of producers that take turns, each with a transactional id of its own.
         """
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent

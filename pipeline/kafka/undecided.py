@@ -1,6 +1,6 @@
 """The age of the oldest undecided record of each partition, measured beside the agents.
 
-Offsets tell nearly always that nothing waits. Only where a record that was there at the last measurement is still
+Offsets show nearly always that nothing waits. Only where a record that was there at the last measurement is still
 undecided is one record read, for its timestamp; an open transaction hides it from agents, but not from here.
 """
 

@@ -57,7 +57,7 @@ class WatchThread(ABC):
 
 
 class BrokerWatch(WatchThread):
-    """Tells a ``Health`` whether a broker answers."""
+    """Reports to a ``Health`` whether a broker answers."""
 
     def __init__(
         self,
