@@ -1,4 +1,4 @@
-"""The sources that a label may claim: Kafka does not tell who wrote a record, so that its topic has to."""
+"""The sources that a label may claim: Kafka does not record who wrote a record, so that its topic has to."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple

@@ -108,7 +108,7 @@ def holding(
     """Return which of n labels hold, `resolve_numbers` over columns; labels of rules are left out before.
 
     Args:
-        names: Columns by which transactions are told apart, each of shape (n,); the last one is the first to sort by.
+        names: Columns that identify transactions, each of shape (n,); the last one is the first to sort by.
         rank: `source_rank` of their sources; shape (n,).
         at_us: When they were made, in microseconds since 1970; shape (n,).
         known: Indexes in `KNOWN`; shape (n,).

@@ -1,7 +1,7 @@
 """Updates of the online model: what labels and their corrections are to it, so that its updates stay balanced.
 
 A fraud is learned at its report, and a sample of the other transactions once they have reached the maturity without
-one. Reports that come later are allowed for by weights, so that they teach nothing themselves.
+one. Reports that come later are allowed for by weights, so that they train nothing themselves.
 """
 
 from typing import Final, NamedTuple
@@ -40,7 +40,7 @@ class OnlineUpdate(NamedTuple):
     """The change that an example makes to the online model."""
 
     weight: float
-    """Weight of its label; 0 for one that teaches nothing."""
+    """Weight of its label; 0 for one that trains nothing."""
     former: Learned = NOTHING_LEARNED
     """The update that is undone before."""
     held: bool = False

@@ -27,7 +27,7 @@ def sample_positions(identity: NDArray[np.uint64], sample: str) -> NDArray[np.fl
 
 
 def keyed_positions(identity: NDArray[np.uint64], sample: str, key: bytes) -> NDArray[np.float64]:
-    """Return the order of a sample that only holders of a key can tell; as `sample_positions` otherwise.
+    """Return the order of a sample that only holders of a key can compute; as `sample_positions` otherwise.
 
     The finalizer is applied twice, each time to the exclusive or with 64 bits that BLAKE2b derives from the key and the
     name of the sample. It costs nanoseconds a row, and is no cryptographic proof against somebody who sees which of
