@@ -35,7 +35,7 @@ class ModelSubscriber:
     Args:
         bootstrap: Addresses of brokers.
         settings: Give the topics' full names and the client's configuration.
-        board: The board to start from, without versions.
+        board: The model set to start from, without versions.
         metrics: Count what is refused, and show what is active.
         waiting: Called while no broker answers; may raise.
     """

@@ -286,7 +286,7 @@ def _limits(sources: CardSources) -> list[str]:
 
 
 def limits(sources: CardSources) -> Iterator[str]:
-    """Yield what the version must not be taken for, as far as the records tell."""
+    """Yield what the version must not be taken for, as far as the records show."""
     facts = sources.facts
     period = facts.get("periods", {}).get("validation")
     if period:

@@ -99,7 +99,7 @@ def label_regime(facts: Facts) -> dict[str, Any]:
 
 
 def metrics_of(known: KnownVersion) -> dict[str, Any]:
-    """Return the metrics of a LightGBM version's training; empty where nothing tells them."""
+    """Return the metrics of a LightGBM version's training; empty where none are recorded."""
     found: dict[str, Any] = lightgbm_facts(known)["metrics"]
     return found
 

@@ -1,4 +1,4 @@
-"""The history of versions as `control` tells it: activations, assessments and switches of learning, as plain values."""
+"""The history of versions in `control`: activations, assessments and switches of learning, as plain values."""
 
 from collections.abc import Iterable
 from datetime import datetime

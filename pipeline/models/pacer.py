@@ -58,7 +58,7 @@ class Pacer:
         settings: Give the topics' full names and the client's configuration.
         options: The budget.
         gate: Whether reported frauds set the policy's blend too.
-        identity: Tells this process from other paces.
+        identity: Distinguishes this process from other paces.
         stopped: Whether to stop.
     """
 

@@ -1,4 +1,4 @@
-"""Rate tables on the cluster: a batch is judged again, later and elsewhere, by the table that judged it."""
+"""Rate tables on the cluster: a batch is processed again, later and elsewhere, with its first table."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ class PublishedRates:
         self._unfound += [reference for reference in self._named(waiting) if not self._found(reference, waiting)]
 
     def publish(self, content: bytes) -> bool:
-        """Publish a table, given as its file's bytes, before anything is judged by it.
+        """Publish a table, given as its file's bytes, before any record is processed with it.
 
         Returns:
             Whether it was new.
