@@ -30,7 +30,7 @@ def drift_reason(
     learn from them.
 
     Args:
-        event_time_us: Shape (n,), in microseconds since 1970-01-01T00:00:00Z. The day of the newest is not judged
+        event_time_us: Shape (n,), in microseconds since 1970-01-01T00:00:00Z. The day of the newest is not assessed
             unless its last hour has begun.
         features: Shape (n, len(FEATURES)), as served; NaN for no value.
         score: Shape (n,).
