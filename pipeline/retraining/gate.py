@@ -1,6 +1,6 @@
 """The gate: may a challenger replace the active version?
 
-Both are judged on matured transactions that neither was trained on. Of a challenger of the same recipe the gate asks
+Both are assessed on matured transactions that neither was trained on. Of a challenger of the same recipe the gate asks
 for no improvement: renewing is routine, and only harm stops it. A new recipe must be superior.
 """
 
