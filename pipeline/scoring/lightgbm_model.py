@@ -124,7 +124,7 @@ class LightGBMModel:
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """The features that the trees may ask for; all of them where the version does not tell."""
+        """The features that the trees may ask for; all of them where the version names none."""
         return tuple(one.name for one in self.distributions) or self.feature_names
 
     @property
@@ -193,7 +193,7 @@ class LightGBMModel:
 
 
 def _check_distributions(distributions: tuple[FeatureDistribution, ...], trees: list[Tree]) -> None:
-    """A version that does not tell how its training was distributed has none."""
+    """Check that distributions are sound and, where there are any, cover the features of the trees."""
     if not are_sound(distributions):
         raise ModelError("the distributions of this version's features are damaged: publish or train it again")
     told = {FEATURES.index(one.name) for one in distributions}

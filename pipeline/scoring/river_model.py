@@ -31,7 +31,7 @@ class RiverModel(Protocol):
 
 
 class RiverLearner(Protocol):
-    """A fold over ``examples``, in the order of their log."""
+    """A learner of ``examples``, in the order of their log."""
 
     @property
     def sources(self) -> Sequence[str]:
@@ -39,7 +39,7 @@ class RiverLearner(Protocol):
         ...
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
-        """Fold examples in order; counts by what became of them (fields of `pipeline.scoring.river_layer.Lessons`)."""
+        """Learn examples in order; counts by what became of them (fields of `pipeline.scoring.river_layer.Lessons`)."""
         ...
 
     def snapshot(self, examples_offset: int) -> RiverModel:

@@ -113,7 +113,7 @@ def read_trees(text: str, feature_names: tuple[str, ...]) -> list[Tree]:
 def gain_shares(trees: Sequence[Tree], feature_names: Sequence[str]) -> dict[str, float]:
     """Return the share of all splits' gain that falls to each feature the trees ask for.
 
-    Where the text of the trees does not tell gains, each split counts as one.
+    Where the text of the trees has no gains, each split counts as one.
     """
     gains = dict.fromkeys(feature_names, 0.0)
     for tree in trees:
