@@ -1,4 +1,4 @@
-"""Snapshots of partitions' state: written in the background after a commit, so that a worker folds less when it starts.
+"""Snapshots of partitions' state: written in the background after a commit, so that a worker replays less at its start.
 
     <root>/<agent>/<partition>/objects/<sha-256>              what states are made of
     <root>/<agent>/<partition>/<number>-<random>.json         a snapshot: which objects, whose state, up to where
@@ -148,10 +148,10 @@ class SnapshotRepository:
         logs: Mapping[str, range] = _NO_LOGS,
         waiting: Callable[[], None] = lambda: None,
     ) -> Snapshot | None:
-        """The newest whole snapshot of ``key`` from which a fold reaches ``committed`` (next offsets), and not beyond.
+        """Newest whole snapshot of ``key`` from which a replay reaches ``committed`` (next offsets), and not beyond.
 
         ``logs`` are the offsets that the topics hold now (those of a topic that is absent are not checked). The
-        snapshot is fetched into ``scratch``, which is emptied first. Each newer one that cannot be used is told of;
+        snapshot is fetched into ``scratch``, which is emptied first. Each newer one that cannot be used is reported;
         None where there is none that can. An address that cannot be read is tried again a few times; ``waiting`` is
         called meanwhile, and may raise. Raises SnapshotUnreadable where that is of no avail, snapshots are
         irreplaceable and the logs have lost their beginnings; else does not fail for what it finds or does not find.
@@ -323,7 +323,7 @@ def _unfit(
     told = logs.get(PROGRESS.name)
     if told is not None and manifest.progress > told.stop:
         return Reason.AHEAD, f"it stands at {manifest.progress} of {PROGRESS.name}, which ends at {told.stop}"
-    # Without a record to fold, the order of records does not matter.
+    # Without a record to replay, the order of records does not matter.
     folds = any(offset > positions.get(topic, 0) for topic, offset in committed.items())
     if told is not None and folds and manifest.progress < told.start:
         return Reason.BEHIND, f"it stands at {manifest.progress} of {PROGRESS.name}, which begins at {told.start} now"
