@@ -150,7 +150,7 @@ class ServedRows:
     def training_set(self, as_of_us: int) -> TrainingSet:
         """Return all rows as a training set, by the labels that had come by ``as_of_us``.
 
-        Features are not copied. Which rows may teach is for a `Split` to say.
+        Features are not copied. Which rows may be trained on is for a `Split` to say.
         """
         reported_us = self.reports_by(as_of_us)
         fraud, weight = reported_us < NEVER_US, np.ones(len(self))
