@@ -270,7 +270,7 @@ class Alert(Message, frozen=True, kw_only=True):
 
 
 class Example(Message, frozen=True, kw_only=True):
-    """A lesson: the features as served, with what they turned out to be; on ``examples``."""
+    """An example: the features as served, with what they turned out to be; on ``examples``."""
 
     transaction_id: str
     card_id: str
@@ -284,7 +284,7 @@ class Example(Message, frozen=True, kw_only=True):
     weight: float
     """Inverse of the probability with which an example of this label is kept."""
     revision: int
-    """0 for the first lesson of a transaction; a correction counts up."""
+    """0 for the first example of a transaction; a correction counts up."""
     online_weight: float | None = None
     """Weight with which the online model learns the label; absent in records of earlier releases: ``weight``."""
     former: str | None = None
@@ -358,7 +358,7 @@ class Progress(Message, frozen=True, kw_only=True):
     ends: dict[str, Offset]
     """Topic to the offset behind the last record read."""
     rules: Rules | None = None
-    """The processing config in force at the time; absent in records of earlier releases."""
+    """The processing config active at the time; absent in records of earlier releases."""
     quarantined: list[RecordPosition] = []
     """Records of the batch that were quarantined: they did not enter the state, and a restore skips them too."""
 
