@@ -25,7 +25,7 @@ from agents.channel import BatchChannel, register
 from agents.keeper import Identity, Keeper
 from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
-from agents.partitions import Environment, Shared
+from agents.partitions import Environment, WorkerResources
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
 from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from pipeline.broker import provide_broker
@@ -36,7 +36,7 @@ from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
-from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
+from pipeline.kafka.cluster import ClusterIdentities, group_protocol, topic_identities
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
 from pipeline.kafka.transactions import Stopped, end_unfinished
@@ -133,7 +133,7 @@ class WorkerContext:
         self.check_broker: Callable[[], None] = lambda: None
         self._rates: RateTable
         self._published_rates: PublishedRates
-        self._identities: Identities
+        self._identities: ClusterIdentities
         self._group_protocol: GroupProtocol = "consumer"
         self._undecided: UndecidedWatch
         self._places: dict[str, Path] = {}
@@ -204,7 +204,7 @@ class WorkerContext:
 
     def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
         """Return the state and core call of an agent."""
-        shared = Shared(self._rates, self._published_rates, self._models)
+        shared = WorkerResources(self._rates, self._published_rates, self._models)
         partitions: Partitions = resolve_name(spec.partitions).create(self._environment(spec, quarantines), shared)
         return partitions
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Self
 
-from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
+from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
 from pipeline.engine.card import CardOptions, CardPartition, compile_kernels
 from pipeline.engine.card_batch import process_together
 from pipeline.engine.results import Result
@@ -35,7 +35,7 @@ class CardPartitions(KernelPartitions[CardPartition]):
         compile_kernels(_options(settings, rates))
 
     @classmethod
-    def create(cls, environment: Environment, shared: Shared) -> Self:
+    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
         """Return the partitions of a worker's card agent."""
         cls.prepare(environment.settings, shared.rates)
         return cls(environment, _options(environment.settings, shared.rates), shared.published_rates)
@@ -45,7 +45,7 @@ class CardPartitions(KernelPartitions[CardPartition]):
         super().assigning(waiting)
         self._rates.refresh(waiting)
 
-    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> CardPartition:
+    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> CardPartition:
         """The card kernel of one partition."""
         del partition
         return CardPartition(self._options, place.storage, place.store, loaded)

@@ -38,7 +38,7 @@ CHECK_INTERVAL_S: Final = 1.0
 """Seconds between looks whether the files of the state are still there."""
 
 
-class Place(NamedTuple):
+class StateLocation(NamedTuple):
     """The location of one partition's state while it is held."""
 
     storage: Storage
@@ -62,7 +62,7 @@ class Environment:
     health: Health
 
 
-class Shared(NamedTuple):
+class WorkerResources(NamedTuple):
     """Resources that the agents of a worker share."""
 
     rates: RateTable
@@ -109,7 +109,7 @@ class KernelPartitions(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> P:
+    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> P:
         """The kernel of one partition."""
 
     @abstractmethod
@@ -140,7 +140,7 @@ class KernelPartitions(ABC, Generic[P]):
             ranges = {topic.removeprefix(prefix): offsets for topic, offsets in logs.items()}
             found = environment.keeper.newest(partition, by_name, directory / "fetched", ranges, waiting)
             environment.keeper.begin(partition, found)
-        place = Place(self._storage(directory), self._store(directory, found), directory)
+        place = StateLocation(self._storage(directory), self._store(directory, found), directory)
         if isinstance(place.store, RocksStore):
             self._stores[partition] = place.store
         self._held[partition] = self.new(partition, place, found.state if found is not None else None)

@@ -32,7 +32,7 @@ class Check(NamedTuple):
     detail: str
 
 
-class Report(NamedTuple):
+class HealthReport(NamedTuple):
     """All checks of one question."""
 
     checks: tuple[Check, ...]
@@ -131,7 +131,7 @@ class Health:
         with self._lock:
             return {name: agent.state for name, agent in self._agents.items()}
 
-    def live(self) -> Report:
+    def live(self) -> HealthReport:
         """Check that every agent's thread comes round."""
         with self._lock:
             now_s, broker = self.clock(), self._broker
@@ -141,9 +141,9 @@ class Health:
                 checks.append(
                     Check("broker watch", silence_s <= self.liveness_timeout_s, f"asked {silence_s:.0f} s ago")
                 )
-        return Report(tuple(checks))
+        return HealthReport(tuple(checks))
 
-    def ready(self) -> Report:
+    def ready(self) -> HealthReport:
         """Check that transactions are being decided."""
         with self._lock:
             now_s, broker = self.clock(), self._broker
@@ -156,7 +156,7 @@ class Health:
             checks += [
                 Check(f"agent {name}", agent.state == "running", agent.state) for name, agent in self._agents.items()
             ]
-        return Report(tuple(checks))
+        return HealthReport(tuple(checks))
 
     def _unreachable_s(self, now_s: float) -> float:
         silence_s = now_s - self._broker.answered_s

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from pipeline.endpoint import Endpoint
 from pipeline.health import Health, HealthCollector
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
-from pipeline.scoring.prequential import Figures
+from pipeline.scoring.prequential import ScoreMeasures
 
 PREFIX: Final = "fraud_pipeline_"
 
@@ -214,7 +214,7 @@ class WorkerMetrics:
         """Count examples at the learn agent, given as outcome -> number."""
         _count(self._lessons, counts)
 
-    def prequential(self, figures: Mapping[str, Figures]) -> None:
+    def prequential(self, figures: Mapping[str, ScoreMeasures]) -> None:
         """Show how well each model did on the newest examples; without figures the series end."""
         self._auc.clear()
         self._log_loss.clear()

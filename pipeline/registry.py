@@ -44,7 +44,7 @@ class RegistryError(ModelError):
     """The registry has no such version, or one that was changed; the text says what to do."""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class RegistryEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The metadata of a version, readable without its payload."""
 
     name: str
@@ -81,7 +81,7 @@ class Registry:
         if target.is_dir():
             self.load(name, version)
             return version
-        entry = Entry(
+        entry = RegistryEntry(
             name=name,
             version=version,
             digest=payload_digest(payload),
@@ -105,7 +105,7 @@ class Registry:
         _sync(home)
         return version
 
-    def entry(self, name: str, version: str) -> Entry:
+    def entry(self, name: str, version: str) -> RegistryEntry:
         """Return the metadata of a version.
 
         Args:
@@ -117,7 +117,7 @@ class Registry:
         """
         path = self._directory(name, version) / "metadata.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Entry)
+            return msgspec.json.decode(path.read_bytes(), type=RegistryEntry)
         except FileNotFoundError:
             known = ", ".join(entry.version for entry in self.entries(name)) or "none"
             raise RegistryError(f"the registry {self.path} has no {name} version {version}; it has {known}") from None
@@ -156,7 +156,7 @@ class Registry:
         """Load the policy ``version``."""
         return Policy.from_payload(self.load(POLICY, version))
 
-    def entries(self, name: str) -> list[Entry]:
+    def entries(self, name: str) -> list[RegistryEntry]:
         """Return the metadata of all versions of ``name``, the oldest first."""
         home = self._home(name)
         if not home.is_dir():

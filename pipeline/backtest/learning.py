@@ -20,7 +20,7 @@ from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.feature_blocks import named_features
 from pipeline.engine.feedback import FeedbackOptions, example
-from pipeline.engine.feedback_kernel import DecidedRows, Emitted, FeedbackKernel, Identities, JoinedRows
+from pipeline.engine.feedback_kernel import DecidedBatch, Emitted, FeedbackKernel, JoinedRows, TransactionIdentities
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.state import MemoryStore
@@ -118,7 +118,7 @@ class Teacher:
         cards, names = taken.card_id.to_pylist(), taken.transaction_id.to_pylist()
         if self._gate is not None:
             _show_gate(self._gate, chunk.labels, decisions, list(zip(cards, names, strict=True)))
-        identities = Identities.of(cards, names)
+        identities = TransactionIdentities.of(cards, names)
         columns = DecisionColumns(
             taken,
             np.ascontiguousarray(decisions.features[:, self._columns]),
@@ -131,8 +131,8 @@ class Teacher:
         found: list[tuple[Emitted, DecisionColumns, int]] = []
         for number, partition in enumerate(self._feedback):
             rows = np.flatnonzero(decisions.partition == number)
-            decided = DecidedRows(
-                Identities([identities.digest[row] for row in rows.tolist()], identities.hash[rows]),
+            decided = DecidedBatch(
+                TransactionIdentities([identities.digest[row] for row in rows.tolist()], identities.hash[rows]),
                 taken.event_time_us[rows].tolist(),
                 decisions.position[rows].tolist(),
                 rows.tolist(),
@@ -199,7 +199,7 @@ class _Partition(NamedTuple):
         self,
         rules: FeedbackRules,
         columns: DecisionColumns,
-        decided: DecidedRows,
+        decided: DecidedBatch,
         joined: JoinedRows,
         counts: Counter[tuple[str, str]],
     ) -> list[tuple[Emitted, DecisionColumns, int]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.drift import ModelDrift
 from pipeline.backtest.labelling import Reviewed
 from pipeline.backtest.paced import FirstAlerts
-from pipeline.scoring.prequential import Figures
+from pipeline.scoring.prequential import ScoreMeasures
 
 DECISION_COLUMNS: Final = (
     "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "action", "selection",
@@ -68,7 +68,7 @@ class Variant:
     """Budget figures if its threshold was set anew each hour, the days before the range included."""
     versions: Sequence[TrainedVersion] = ()
     """Trainings of a variant that was trained by the backtest, in turn."""
-    prequential: Mapping[str, Figures] = field(default_factory=dict)
+    prequential: Mapping[str, ScoreMeasures] = field(default_factory=dict)
     """Figures of each model over the labelled examples of the whole history, before it learned them; empty where the
     online model does not learn."""
     reviewed: Reviewed | None = None

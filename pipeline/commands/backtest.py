@@ -25,7 +25,7 @@ from pipeline.backtest.training import Training
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
 from pipeline.commands.outputs import Write, refuse_unwritable, spreadsheet_safe, write_each
-from pipeline.commands.progress import Bar, failure, interrupts
+from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.commands.regime_options import RegimeOptions, regime_options
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
@@ -230,7 +230,7 @@ def command(
             settings=Settings(),
             **shared,
         )
-        with interrupts(stop), Bar("opening the history") as bar:
+        with interrupts(stop), ProgressBar("opening the history") as bar:
             result = asked.run(partial(show_step, bar), stop.is_set)
         made = build_report(result, shown)
     # Sources, ranges, orders and rate tables that may not be used are values that may not be used.

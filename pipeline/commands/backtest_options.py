@@ -9,7 +9,7 @@ import click
 from pipeline.backtest.findings import Step
 from pipeline.backtest.order import Order
 from pipeline.backtest.sources import moment
-from pipeline.commands.progress import Bar
+from pipeline.commands.progress import ProgressBar
 from pipeline.commands.replay import Duration, Moment
 
 Decorator = Callable[[Any], Any]
@@ -96,7 +96,7 @@ def _with(command: Any, options: tuple[Decorator, ...]) -> Any:
     return command
 
 
-def show_step(bar: Bar, step: Step) -> None:
+def show_step(bar: ProgressBar, step: Step) -> None:
     """Report the progress of a backtest."""
     where = f"{moment(step.event_time_us)}  {step.stage}".rstrip()
     bar.tell(where, step.transactions, "transactions", step.elapsed_s, step.share)

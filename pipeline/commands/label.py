@@ -51,7 +51,7 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LocatedCard:
     """The card of a transaction, and the topic it was found on."""
 
     card_id: str
@@ -79,7 +79,7 @@ def cards_of(records: Iterable[Record], transaction_id: str) -> set[str]:
     return cards
 
 
-def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) -> Found:
+def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) -> LocatedCard:
     """Look for ``transaction_id`` in each of `SEARCHED` until one holds it.
 
     Raises ``TransactionNotFound`` when none does and ``AmbiguousTransaction`` when that topic has it on several cards.
@@ -93,7 +93,7 @@ def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) ->
                 "Name the card that is meant with --card."
             )
         if cards:
-            return Found(cards.pop(), topic.name)
+            return LocatedCard(cards.pop(), topic.name)
     raise TransactionNotFound(
         f"No transaction {printable(transaction_id)} in the topics {', '.join(topic.name for topic in SEARCHED)}. "
         "Check the identifier (and FRAUD_PIPELINE_TOPIC_PREFIX), or name its card with --card if the topics no longer "
@@ -185,7 +185,7 @@ def command(
         def read(topic: Topic) -> Iterable[Record]:
             return read_topic(bootstrap, settings.topic(topic.name), settings=settings)
 
-        found = Found(card, "") if card else find_card(read, transaction_id)
+        found = LocatedCard(card, "") if card else find_card(read, transaction_id)
         now = datetime.now(UTC)
         simulated = None if at else simulated_now(bootstrap, settings, now)
         message = Label(

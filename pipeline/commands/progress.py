@@ -53,7 +53,7 @@ def seldom(say: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) 
     return maybe
 
 
-class Bar:
+class ProgressBar:
     """Progress on the standard error: what is done, and time left where the end is known."""
 
     def __init__(self, begins: str) -> None:
@@ -68,7 +68,7 @@ class Bar:
         )
         self._task = self._progress.add_task(begins, total=None)
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "ProgressBar":
         self._progress.start()
         return self
 

@@ -12,7 +12,7 @@ from pipeline.backtest.reprocess import reprocess
 from pipeline.backtest.written_runs import features_topic
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
-from pipeline.commands.progress import Bar, failure, interrupts
+from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.kafka.producer import DeliveryFailed
@@ -60,7 +60,7 @@ def command(
             settings=Settings(),
             **shared,
         )
-        with interrupts(stop), Bar("looking at the topics") as bar:
+        with interrupts(stop), ProgressBar("looking at the topics") as bar:
             done = reprocess(asked, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)
     # Names, ranges and orders that may not be used are values that may not be used.
     except (

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.budget import LOWEST_THRESHOLD
-from pipeline.decision.case_scores import CaseScores, Reach
+from pipeline.decision.case_scores import CaseScores, ThresholdRange
 from pipeline.decision.event_clock import EventClock
 from pipeline.decision.hour_scores import HourScores, quantile, reaching, signed
 from pipeline.decision.policy import LARGEST_THRESHOLD
@@ -202,7 +202,7 @@ class Pacing:
             self._first_seeded = hour if self._first_seeded is None else min(self._first_seeded, hour)
             self._last_seeded = max(self._last_seeded, hour)
             if score >= LOWEST_THRESHOLD:
-                self._of_hour(hour).note(("seed", number), Reach(score, 0.0))
+                self._of_hour(hour).note(("seed", number), ThresholdRange(score, 0.0))
 
     def forget_scores(self) -> None:
         """Let go of all scores, since they mean nothing to the version that scores now; alerts stay counted."""

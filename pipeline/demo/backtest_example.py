@@ -19,7 +19,7 @@ from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, 
 from pipeline.demo.controller import FAILURES, logging_to
 from pipeline.demo.space import run_broker, run_directory, run_settings
 from pipeline.demo.state import RunState
-from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
+from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import PLAIN_WIDTH, count_text
 from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
 from pipeline.demo.world import World
@@ -75,7 +75,7 @@ def run_example(
         try:
             options.output.mkdir(parents=True, exist_ok=True)
             _Example(settings, options, view, stream, signals).run()
-        except Stopped as stopped:
+        except RunStopped as stopped:
             return stopped.exit_code
         except (*FAILURES, OSError) as error:
             errors.write(f"\nError: {error}\n")
@@ -94,7 +94,7 @@ class _Example:
         self._told_s = 0.0
 
     def run(self) -> None:
-        """Run to the end; raises `Stopped` or one of `FAILURES`."""
+        """Run to the end; raises `RunStopped` or one of `FAILURES`."""
         options, view = self._options, self._view
         with run_directory(self._given) as directory:
             settings = run_settings(self._given, directory, datetime.now(UTC))

@@ -20,7 +20,7 @@ from pipeline.demo.monitor import Monitor, MonitorFailed
 from pipeline.demo.processes import WorkerDied, WorkerProcess, check_alive, running_workers
 from pipeline.demo.space import RunRefused, run_broker, run_directory, run_settings
 from pipeline.demo.state import RunState
-from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
+from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import count_text
 from pipeline.demo.view import COMMAND_INDENT, View, closing_lines, command_text, make_view, summary_lines
 from pipeline.demo.world import World
@@ -85,7 +85,7 @@ def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, er
         with make_view(state, stream) as view:
             try:
                 Controller(settings, options, state, view, signals).run()
-            except Stopped as stopped:
+            except RunStopped as stopped:
                 code = 0 if options.days == 0 and state.day else stopped.exit_code
             except (*FAILURES, Incomplete) as error:
                 code, failure = 1, error
@@ -135,7 +135,7 @@ class Controller:
         self._monitor: Monitor | None = None
 
     def run(self) -> None:
-        """Run to the end; raises `Stopped`, `Incomplete` or one of `FAILURES`."""
+        """Run to the end; raises `RunStopped`, `Incomplete` or one of `FAILURES`."""
         log_dir = self._given.data_dir / "logs"
         with run_directory(self._given) as directory:
             settings = run_settings(self._given, directory, datetime.now(UTC), self._options.workers)

@@ -11,7 +11,7 @@ import msgspec
 import pandas as pd
 
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS
-from pipeline.demo.figures import Figures
+from pipeline.demo.figures import RunFigures
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.state import RunState
 from pipeline.demo.world import LONGEST_CATCH_UP_S, World, paced
@@ -58,7 +58,7 @@ class TimedProducer(RecordProducer):
 class DecidedFlow:
     """Lets transactions be sent up to ``limit`` ahead of those that have a decision, or were refused."""
 
-    def __init__(self, figures: Figures, limit: int) -> None:
+    def __init__(self, figures: RunFigures, limit: int) -> None:
         self._figures, self._limit = figures, limit
         self._decided = -1
         self._progress_s = time.monotonic()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pipeline.demo.figures import Figures
+from pipeline.demo.figures import RunFigures
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class RunState:
     workers: int = 0
     """Worker processes that run."""
     topic_prefix: str = ""
-    figures: Figures = field(default_factory=Figures)
+    figures: RunFigures = field(default_factory=RunFigures)
 
     @property
     def share(self) -> float | None:

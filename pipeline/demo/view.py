@@ -17,7 +17,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.demo.figures import Figures
+from pipeline.demo.figures import RunFigures
 from pipeline.demo.place import demo_dir
 from pipeline.demo.state import RunState
 from pipeline.demo.text import PLAIN_WIDTH, alert_row, count_text, duration_text, utc_text
@@ -51,7 +51,7 @@ def milliseconds_text(latency_ms: float | None) -> str:
     return f"{latency_ms:.1f} ms" if latency_ms < 10 else f"{latency_ms:,.0f} ms"
 
 
-def precision_text(figures: Figures) -> str:
+def precision_text(figures: RunFigures) -> str:
     """Write the share of fraud among the alerts that have a label by now."""
     if figures.precision is None:
         return "precision not known yet: labels come days later"

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from pipeline.engine.layout import DIGEST_BYTES, day_key, day_of, time_key
-from pipeline.engine.segments import DecisionSegments, Entry
+from pipeline.engine.segments import DecisionReference, DecisionSegments
 from pipeline.engine.state import Store
 from pipeline.learning.labels import UNSEEN, StateNumbers
 from pipeline.learning.online_updates import NOTHING_LEARNED, Learned
@@ -102,7 +102,7 @@ class DecisionStore:
         self.segments.undo()
         self._state = copy.copy(self._settled)
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, Entry]:
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Return the entries of those of ``digests`` that have one, forgotten ones perhaps included."""
         return self.segments.find(digests)
 

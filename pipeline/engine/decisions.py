@@ -140,7 +140,7 @@ def outcome_columns(selection: NDArray[np.int8]) -> dict[str, pa.DictionaryArray
     }
 
 
-class Decided(NamedTuple):
+class PolicyResult(NamedTuple):
     """The result of models and policy for n transactions; as in `Decisions`."""
 
     logit: NDArray[np.float64]
@@ -152,7 +152,7 @@ class Decided(NamedTuple):
 
 def decided(
     models: ActiveModels, features: NDArray[np.float64], identities: Callable[[], NDArray[np.uint64]]
-) -> Decided:
+) -> PolicyResult:
     """Score transactions, and let the policy decide.
 
     Args:
@@ -163,7 +163,7 @@ def decided(
     logit = models.lightgbm.logit(features)
     river_logit = models.river.logit(features, logit)
     score = blend(logit, river_logit, models.policy.blend)
-    return Decided(logit, river_logit, score, *_judged(models.policy, score, features, identities))
+    return PolicyResult(logit, river_logit, score, *_judged(models.policy, score, features, identities))
 
 
 def _judged(

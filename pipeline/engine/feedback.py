@@ -14,11 +14,11 @@ from pipeline.engine.decision_store import DecisionState, DecisionStore
 from pipeline.engine.feature_blocks import EVENT_US, read_features
 from pipeline.engine.feedback_kernel import (
     NO_LABELS,
-    DecidedRows,
+    DecidedBatch,
     Emitted,
     FeedbackKernel,
-    Identities,
     JoinedRows,
+    TransactionIdentities,
 )
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.results import Result
@@ -163,7 +163,7 @@ class FeedbackPartition:
         self._segments.close()
         self._store.close()
 
-    def _read_decisions(self, records: Sequence[Record], result: Result) -> DecidedRows:
+    def _read_decisions(self, records: Sequence[Record], result: Result) -> DecidedBatch:
         transactions: list[str] = []
         cards: list[str] = []
         event_time_us: list[int] = []
@@ -179,7 +179,7 @@ class FeedbackPartition:
             cards += [text.decode() for text in texts[1]]
             event_time_us += rows.block.wide[EVENT_US, rows.rows].tolist()
             packed += pack_records(rows, texts)
-        return DecidedRows(Identities.of(cards, transactions), event_time_us, [0] * len(packed), packed)
+        return DecidedBatch(TransactionIdentities.of(cards, transactions), event_time_us, [0] * len(packed), packed)
 
     def _read_labels(self, records: Sequence[Record], result: Result) -> JoinedRows:
         """Read accepted labels; the card agent reads the same topic and refuses what is left out here."""

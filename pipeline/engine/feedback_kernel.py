@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.engine.columns import Labels
 from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Known, Matured
 from pipeline.engine.layout import day_of, forgotten_with, transaction_digest
-from pipeline.engine.segments import Entry
+from pipeline.engine.segments import DecisionReference
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST, WaitingRoom
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hashes
@@ -41,23 +41,23 @@ _LAST: Final = 2**63 - 1
 _UTF_8: Final = ("utf-8", "surrogatepass")
 
 
-class Identities(NamedTuple):
+class TransactionIdentities(NamedTuple):
     """Identities of n transactions."""
 
     digest: list[bytes]
     hash: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, card_id: Sequence[str], transaction_id: Sequence[str]) -> "Identities":
+    def of(cls, card_id: Sequence[str], transaction_id: Sequence[str]) -> "TransactionIdentities":
         """Return those of transactions by their names."""
         digests = list(map(transaction_digest, card_id, transaction_id))
         return cls(digests, transaction_hashes(card_id, transaction_id))
 
 
-class DecidedRows(NamedTuple):
+class DecidedBatch(NamedTuple):
     """Decisions of a batch, in order."""
 
-    identities: Identities
+    identities: TransactionIdentities
     event_time_us: Sequence[int]
     position: Sequence[int]
     """Ascending."""
@@ -102,7 +102,7 @@ class JoinedRows(NamedTuple):
     @classmethod
     def of(cls, labels: Labels, position: Sequence[int]) -> "JoinedRows":
         """Return the rows of columns."""
-        digests, hashes = Identities.of(labels.card_id.to_pylist(), labels.transaction_id.to_pylist())
+        digests, hashes = TransactionIdentities.of(labels.card_id.to_pylist(), labels.transaction_id.to_pylist())
         numbers = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, hashes)
         rows = map(LabelRow, *(column.tolist() for column in numbers), labels.source.to_pylist())
         return cls(digests, list(rows), position)
@@ -115,7 +115,7 @@ class Emitted(NamedTuple):
     """A training example that follows."""
 
     position: int
-    entry: Entry
+    entry: DecisionReference
     """Reference to the decision."""
     label: str
     source: str | None
@@ -171,7 +171,7 @@ class FeedbackKernel:
         self.counts.clear()
         self._newest_us, self._first_day = self._settled_newest_us, self._settled_first_day
 
-    def process(self, rules: FeedbackRules, decided: DecidedRows, joined: JoinedRows, records: int) -> list[Emitted]:
+    def process(self, rules: FeedbackRules, decided: DecidedBatch, joined: JoinedRows, records: int) -> list[Emitted]:
         """File decisions, join labels, and presume what has matured.
 
         Args:
@@ -220,7 +220,7 @@ class _Part:
         rules: FeedbackRules,
         newest_us: Sequence[int],
         first_day: Sequence[int],
-        decided: DecidedRows,
+        decided: DecidedBatch,
         joined: JoinedRows,
     ) -> None:
         self._decisions, self._pending, self._counts = kernel.decisions, kernel.pending, kernel.counts
@@ -254,12 +254,14 @@ class _Part:
         first_row = self._decisions.file(
             digests, [decided.event_time_us[row] for row in kept], [decided.decisions[row] for row in kept]
         )
-        filed: defaultdict[int, dict[bytes, Entry]] = defaultdict(dict)
+        filed: defaultdict[int, dict[bytes, DecisionReference]] = defaultdict(dict)
         if involved:
             for number, digest in enumerate(digests):
                 if digest in involved:
                     row = kept[number]
-                    filed[decided.position[row]][digest] = Entry(decided.event_time_us[row], first_row + number)
+                    filed[decided.position[row]][digest] = DecisionReference(
+                        decided.event_time_us[row], first_row + number
+                    )
         if labels:
             hashes = np.array([joined.labels[number].hash for number in labels], np.uint64)
             self._sampled = keep_negatives(hashes, self._rules.negative_sample_rate).tolist()
@@ -297,7 +299,7 @@ class _Part:
         return due
 
     def _visit(
-        self, position: int, filed: Mapping[bytes, Entry], labels: Sequence[int], due: Sequence[Matured]
+        self, position: int, filed: Mapping[bytes, DecisionReference], labels: Sequence[int], due: Sequence[Matured]
     ) -> None:
         """Go through what happens at a position."""
         self._remembered = self._first_day[bisect_right(self._decided.position, position)]
@@ -324,11 +326,11 @@ class _Part:
                 one = Emitted(position, entry, PRESUMED, None, at_us, weight, 0, OnlineUpdate(weight), share)
                 self._emit(digest, known._replace(learned=Learned.presumed(weight)), one)
 
-    def _find(self, digest: bytes) -> Entry | None:
+    def _find(self, digest: bytes) -> DecisionReference | None:
         entry = self._entries.get(digest)
         return None if entry is None or day_of(entry.event_time_us) < self._remembered else entry
 
-    def _join_pending(self, position: int, digest: bytes, entry: Entry) -> None:
+    def _join_pending(self, position: int, digest: bytes, entry: DecisionReference) -> None:
         """Join the labels that wait for a decision."""
         before_us = self._newest_us[bisect_left(self._decided.position, position)]
         # An earlier batch has given up what it could; of an earlier position's that is done here.
@@ -343,7 +345,7 @@ class _Part:
                 sampled = keep_negative(label.hash, self._rules.negative_sample_rate)
                 self._join(position, digest, entry, label, sampled)
 
-    def _join(self, position: int, digest: bytes, entry: Entry, label: LabelRow, sampled: bool) -> None:
+    def _join(self, position: int, digest: bytes, entry: DecisionReference, label: LabelRow, sampled: bool) -> None:
         rules, counts = self._rules, self._counts
         if label.known_at_us - entry.event_time_us > rules.label_horizon_us:
             counts["label", "too_late"] += 1

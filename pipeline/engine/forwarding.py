@@ -95,7 +95,7 @@ def _advice(topic: Topic) -> str:
     return f"only the {topic.writer} may write to this topic: send the record to its own topic instead."
 
 
-class Batch(NamedTuple):
+class ForwardedBatch(NamedTuple):
     """Records of one kind, as they lay and as they were read: the same, but for those that were forwarded."""
 
     records: list[Record]

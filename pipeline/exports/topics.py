@@ -58,7 +58,7 @@ class Asked(NamedTuple):
 EVERYTHING: Final = Asked()
 
 
-class Step(NamedTuple):
+class ExportProgress(NamedTuple):
     """The progress of an export."""
 
     topic: str
@@ -126,7 +126,7 @@ class TopicExport:
         self._topics, self._asked, self._file_rows = topics, asked, file_rows
 
     def run(
-        self, progress: Callable[[Step], None] = lambda _: None, stopped: Callable[[], bool] = lambda: False
+        self, progress: Callable[[ExportProgress], None] = lambda _: None, stopped: Callable[[], bool] = lambda: False
     ) -> list[Exported]:
         """Write what is not there yet; once ``stopped`` says so, what was read is made whole, and the rest left.
 
@@ -241,7 +241,7 @@ class _Run:
     bootstrap: str
     settings: Settings
     file_rows: int
-    progress: Callable[[Step], None]
+    progress: Callable[[ExportProgress], None]
     stopped: Callable[[], bool]
     total: int = 0
     passed: int = 0
@@ -307,7 +307,7 @@ class _Run:
 
     def _tell(self, log: _Log, ahead: int) -> None:
         share = (self.passed + ahead) / self.total if self.total else 1.0
-        self.progress(Step(log.name, self.records, time.monotonic() - self.started_s, share))
+        self.progress(ExportProgress(log.name, self.records, time.monotonic() - self.started_s, share))
 
 
 def _span(offsets: range) -> str:

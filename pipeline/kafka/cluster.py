@@ -16,7 +16,7 @@ _OLD: Final = ("zookeeper.connect", "inter.broker.protocol.version")
 """Properties of brokers before 4.0, none of which offers KIP-848 for production."""
 
 
-class Identities(NamedTuple):
+class ClusterIdentities(NamedTuple):
     """The identities that a snapshot belongs to: another cluster, or a topic made anew, has other ids."""
 
     cluster_id: str
@@ -24,11 +24,11 @@ class Identities(NamedTuple):
     """Full name -> Kafka's id of the topic."""
 
 
-def topic_identities(client: AdminClient, names: Sequence[str]) -> Identities:
+def topic_identities(client: AdminClient, names: Sequence[str]) -> ClusterIdentities:
     """The ids of the cluster and of the topics ``names`` (full). Raises ``TopicError``, ``KafkaException``."""
     cluster_id = str(_metadata(client).cluster_id)
     topics = describe_topics(client, names)
-    return Identities(cluster_id, {name: str(topics[name].topic_id) for name in names})
+    return ClusterIdentities(cluster_id, {name: str(topics[name].topic_id) for name in names})
 
 
 def group_protocol(client: AdminClient, settings: Settings) -> GroupProtocol:

@@ -42,7 +42,7 @@ from pipeline.kafka.transactions import (
     OutputTooLarge,
     SessionError,
     Stopped,
-    Transactions,
+    TransactionalProducers,
     Unknown,
     end_agent,
 )
@@ -92,7 +92,7 @@ class Session:
         """Join nothing yet.
 
         ``late_ms``: how long brokers may collect records before they answer, in milliseconds; ``producers``: how many
-        take turns (`pipeline.kafka.transactions.Transactions`).
+        take turns (`pipeline.kafka.transactions.TransactionalProducers`).
         """
         self._on_refused = on_refused
         self._settings, self._handler, self.agent = settings, handler, agent
@@ -117,7 +117,7 @@ class Session:
         self._producers = producers
         self._unreadable = UnreadableBatches(self._consumer_config, agent)
         self._odd = OddOffsets(self._consumer_config, settings.inputs, self._waiting)
-        self._transactions = Transactions(
+        self._transactions = TransactionalProducers(
             bootstrap,
             settings,
             agent,

@@ -156,7 +156,7 @@ def end_agent(
     """
     if settings.delivery != "exactly_once":
         return
-    own = Transactions(
+    own = TransactionalProducers(
         bootstrap, settings, agent, stopping=stopping, waiting=waiting, renewed=lambda: None,
         marks=False, producers=producers,
     )  # fmt: skip
@@ -166,7 +166,7 @@ def end_agent(
         own.close()
 
 
-class Transactions:
+class TransactionalProducers:
     """Producers that are replaced when they can no longer be used; used from one thread, but for ``stopping``."""
 
     def __init__(

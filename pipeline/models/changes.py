@@ -20,7 +20,7 @@ from pipeline.models.history import (
 )
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions, board_without_river
-from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.barred import barred_among
@@ -278,14 +278,14 @@ class VersionChanges:
             version.usable()
         board = self._published.board.active
         before = {} if board is None else {"lightgbm": board.lightgbm.version, "policy": board.policy.version}
-        told = Step(step, said.by, said.reason, {"before": before, **(figures or {})})
+        told = ModelChange(step, said.by, said.reason, {"before": before, **(figures or {})})
         self._writer.activate(self._references(versions), told)
 
     def _references(self, versions: Iterable[KnownVersion]) -> list[VersionReference]:
         there, missing = [], []
         for one in versions:
             if one.reference is None:
-                missing.append(Content(one.name, one.version, one.payload))
+                missing.append(VersionToPublish(one.name, one.version, one.payload))
             else:
                 there.append(one.reference)
         return [*there, *(self._writer.contents(missing) if missing else ())]

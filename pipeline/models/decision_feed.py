@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.online_gate import BothScores, Report
+from pipeline.decision.online_gate import BothScores, LabelReport
 from pipeline.decision.pacing import ScoredRows
 from pipeline.engine.accepted_labels import read_accepted, reports_of
 from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
@@ -30,7 +30,7 @@ _NEWEST_RECORDS: Final = 20
 _POLL_S: Final = 0.1
 
 
-class Decided(msgspec.Struct, frozen=True, gc=False):
+class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     """Fields of a decision that are read."""
 
     transaction_id: str
@@ -44,16 +44,16 @@ class Decided(msgspec.Struct, frozen=True, gc=False):
     case_id: str
 
 
-decode_decided: Final = msgspec.json.Decoder(Decided).decode
+decode_decided: Final = msgspec.json.Decoder(DecisionFields).decode
 
 
-class DecidedRows(NamedTuple):
+class PartitionDecisions(NamedTuple):
     """Decisions of one partition, in the order of its log."""
 
     partition: int
-    decided: Sequence[Decided]
+    decided: Sequence[DecisionFields]
 
-    def until(self, hour: int) -> "DecidedRows":
+    def until(self, hour: int) -> "PartitionDecisions":
         """Return those with an event time up to an hour since 1970."""
         hours = (self.times_us() // US_PER_HOUR).tolist()
         return self._replace(decided=[one for one, at in zip(self.decided, hours, strict=True) if at <= hour])
@@ -104,21 +104,21 @@ class RecentFeed:
         self._decisions = self._follow(DECISIONS, since_ms)
         self._labels = self._follow(ACCEPTED_LABELS, since_ms) if labels else None
 
-    def past(self) -> Iterator[DecidedRows]:
+    def past(self) -> Iterator[PartitionDecisions]:
         """Yield the decisions that are there already, batch by batch."""
         while not self._decisions.caught_up:
             self._waiting()
             yield from _by_partition(self._decisions.poll(_POLL_S))
 
-    def new(self, timeout_s: float) -> Iterator[DecidedRows]:
+    def new(self, timeout_s: float) -> Iterator[PartitionDecisions]:
         """Yield decisions that came since, after at most ``timeout_s`` seconds."""
         yield from _by_partition(self._decisions.poll(timeout_s))
 
-    def committed(self) -> Iterator[DecidedRows]:
+    def committed(self) -> Iterator[PartitionDecisions]:
         """Yield all decisions that were committed before this call."""
         yield from _by_partition(self._decisions.read_committed(self._waiting))
 
-    def reports(self) -> Iterator[Report]:
+    def reports(self) -> Iterator[LabelReport]:
         """Yield the labels that were committed before this call."""
         records = [] if self._labels is None else self._labels.read_committed(self._waiting)
         yield from reports_of(read_accepted(records, self._settings.topic_prefix).labels)
@@ -150,8 +150,8 @@ class RecentFeed:
         return follower.start(starts_at(self._bootstrap, name, since_ms, settings=self._settings))
 
 
-def _by_partition(records: Sequence[Record]) -> Iterator[DecidedRows]:
+def _by_partition(records: Sequence[Record]) -> Iterator[PartitionDecisions]:
     decided = readable(records, decode_decided, not_counted)
     in_order = sorted(decided, key=lambda item: item[0].partition)
     for partition, of_partition in groupby(in_order, key=lambda item: item[0].partition):
-        yield DecidedRows(partition, [one for _, one in of_partition])
+        yield PartitionDecisions(partition, [one for _, one in of_partition])

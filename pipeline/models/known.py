@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from pipeline.decision.policy import Policy
 from pipeline.models.history import BUNDLED, FALL_BACK
 from pipeline.models.library import PublishedVersions
-from pipeline.registry import POLICY, Entry, Registry
+from pipeline.registry import POLICY, Registry, RegistryEntry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
@@ -23,7 +23,7 @@ class KnownVersion(NamedTuple):
     payload: bytes
     reference: VersionReference | None = None
     """The version's position in the cluster; None if it is not there."""
-    entry: Entry | None = None
+    entry: RegistryEntry | None = None
     """The registry's entry; None if it has none."""
 
     @property
@@ -53,7 +53,7 @@ class KnownVersions:
 
     def __init__(self, registry: Registry, published: PublishedVersions | None = None) -> None:
         self._registry, self._published = registry, published
-        self._entries: dict[str, list[Entry]] = {}
+        self._entries: dict[str, list[RegistryEntry]] = {}
         """Entries of the registry by name, read once."""
 
     def find(self, version: str, name: str | None = None) -> KnownVersion:
@@ -129,17 +129,17 @@ class KnownVersions:
             "the version again"
         )
 
-    def at_entry(self, entry: Entry) -> KnownVersion:
+    def at_entry(self, entry: RegistryEntry) -> KnownVersion:
         """Return a version of the registry; raises `pipeline.registry.RegistryError`."""
         return self._known(None, entry)
 
-    def _registered(self, name: str) -> list[Entry]:
+    def _registered(self, name: str) -> list[RegistryEntry]:
         """Return the registry's versions of a name, oldest first."""
         if name not in self._entries:
             self._entries[name] = self._registry.entries(name)
         return self._entries[name]
 
-    def _known(self, reference: VersionReference | None, entry: Entry | None) -> KnownVersion:
+    def _known(self, reference: VersionReference | None, entry: RegistryEntry | None) -> KnownVersion:
         if reference is not None and self._published is not None:
             content = self._published.content(reference)
             if content is not None:

@@ -8,7 +8,7 @@ from pipeline.kafka.fold import NewRecords
 from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
 from pipeline.models.contents import VersionContents
-from pipeline.models.publish import Content, publish_active
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
 from schemas.messages import Activation, VersionReference
@@ -63,7 +63,7 @@ class PublishedRates:
         if new := (table.version, table.digest) not in self._tables:
             # Before it is written too: what nobody may use should not stay there for ever.
             self._refuse_other(table)
-            publish_active(self._bootstrap, self._settings, [Content(RATES, table.version, content.strip())])
+            publish_active(self._bootstrap, self._settings, [VersionToPublish(RATES, table.version, content.strip())])
             # Another worker may have written another one at the same moment.
             self.refresh()
             topic = self._settings.topic(MODELS.name)

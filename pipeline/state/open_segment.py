@@ -12,7 +12,7 @@ from pipeline.engine.segments import (
     KEYS,
     NO_TIME_US,
     TIMES,
-    Entry,
+    DecisionReference,
     SegmentsState,
     changed_pages,
     keys_of,
@@ -111,12 +111,12 @@ class OpenSegment:
                 self._offsets.append(self._offsets[-1] + len(group))
         self._gathering = gathering[whole:]
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, Entry]:
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Return the entries of those of ``digests`` that are here."""
         rows = self._index.find(keys_of(digests)).tolist()
         times = self._index.times
         return {
-            digest: Entry(int(times[row]), self.first_row + row)
+            digest: DecisionReference(int(times[row]), self.first_row + row)
             for digest, row in zip(digests, rows, strict=True)
             if row != NONE
         }

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.segments import Entry, SealedSegment, keys_of
+from pipeline.engine.segments import DecisionReference, SealedSegment, keys_of
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.segment_groups import GROUP_ROWS, unpack_group
 from pipeline.state.segment_index import SegmentIndex, digests_of, read_index
@@ -68,7 +68,7 @@ class SealedSegments:
         self._filters[: end - start] = self._filters[start:end].copy()
         self._starts = self._starts[count:] - start
 
-    def find(self, digests: Sequence[bytes]) -> Iterator[tuple[bytes, Entry]]:
+    def find(self, digests: Sequence[bytes]) -> Iterator[tuple[bytes, DecisionReference]]:
         """Yield those of ``digests`` that a segment has, each with its entry in the last one that has it."""
         left = list(digests)
         before = np.full(len(left), len(self.segments), np.int64)
@@ -124,10 +124,10 @@ class SealedSegments:
             self._close(path)
         self._storage.close()
 
-    def _entry(self, place: int, digest: bytes) -> Entry | None:
+    def _entry(self, place: int, digest: bytes) -> DecisionReference | None:
         segment = self.segments[place]
         found = self._indexes[place].find(self._file(self.paths(segment.number)[1]), digest)
-        return None if found is None else Entry(found[0], segment.first_row + found[1])
+        return None if found is None else DecisionReference(found[0], segment.first_row + found[1])
 
     def _file(self, path: Path) -> int:
         file = self._files.get(path)

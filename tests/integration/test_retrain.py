@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.models.publish import Content, publish_active
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.retraining.cycles import BY
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.simulator import Scenario, make_profiles, simulate_days
@@ -92,7 +92,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(cluster: Clust
     loud = LightGBMModel(good._text, msgspec.structs.replace(good.calibration, intercept=9.0))
     bad_policy = policy(0.5, lightgbm_version=loud.version)
     contents = [("lightgbm", loud.version, loud.to_payload()), ("policy", bad_policy.version, bad_policy.to_payload())]
-    publish_active(cluster.bootstrap, cluster.settings, [Content(*one) for one in contents])
+    publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*one) for one in contents])
     worker.until_it_says(f"lightgbm version {loud.version} is active")
     buy(cluster, later.iloc[half:])
     worker.until(lambda: len(cluster.decisions()) >= len(bought) + len(later))

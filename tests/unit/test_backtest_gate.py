@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.decision import online_gate
-from pipeline.decision.online_gate import BothScores, Gate, Report
+from pipeline.decision.online_gate import BothScores, Gate, LabelReport
 from pipeline.decision.policy import FIRST_BLEND, Policy
 from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.labels import KNOWN, source_rank
@@ -48,7 +48,7 @@ def expected_blends(rows: pd.DataFrame, history: pd.DataFrame, blend: float) -> 
         while told < len(labelled) and known_us[told] <= times_us[first]:
             card, transaction, fraud = labelled[told]
             at_us, known = int(known_us[told]), KNOWN.index("fraud" if fraud else "legitimate")
-            gate.report(Report((card, transaction), source_rank("simulator"), known, at_us, at_us))
+            gate.report(LabelReport((card, transaction), source_rank("simulator"), known, at_us, at_us))
             told += 1
         blend = gate.decide(blend).blend if number else blend
         end = first + len(of_hour)

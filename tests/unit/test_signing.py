@@ -18,7 +18,7 @@ from pipeline.kafka.quarantine import control_record, decode_control
 from pipeline.models.contents import sound_versions
 from pipeline.settings import Settings
 from pipeline.signing import SIGNATURE, KeyFileError, Signer, Trust, snapshot_keys
-from pipeline.state.snapshots import Reason, Refused, SnapshotRepository
+from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason
 from schemas.messages import LearningSwitch
 from schemas.records import Output, Record
 from tests.unit.snapshot_helpers import KEY, dump_at, positions_at
@@ -178,7 +178,7 @@ def test_snapshots_that_no_key_signed_are_not_used(tmp_path: Path) -> None:
     assert not newest("signed", new)
     assert not newest("signed", ())
     assert not newest("unsigned", old)
-    assert [one.reason for one in refused] == [Reason.UNSIGNED]
+    assert [one.reason for one in refused] == [UnusableReason.UNSIGNED]
 
 
 def test_a_key_of_snapshots_is_long_and_private(tmp_path: Path) -> None:
