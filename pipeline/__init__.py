@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.backtest.api import Backtest
-    from pipeline.backtest.training import Training
+    from pipeline.backtest.training.variants import Training
     from pipeline.tokens import Tokeniser
 
 __all__ = ["Backtest", "Tokeniser", "Training"]
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
 
         return Backtest
     if name == "Training":
-        from pipeline.backtest.training import Training
+        from pipeline.backtest.training.variants import Training
 
         return Training
     if name == "Tokeniser":

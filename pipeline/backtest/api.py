@@ -6,22 +6,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from pipeline.backtest import asking
-from pipeline.backtest.candidates import LATEST, UNTAUGHT, candidates_of
-from pipeline.backtest.collected import Collected
-from pipeline.backtest.conduct import Conducted, conduct
-from pipeline.backtest.findings import Listener, Passed, Step
-from pipeline.backtest.labelling import Labelling, Reviews
-from pipeline.backtest.levels import levels_of
-from pipeline.backtest.live import Comparison
-from pipeline.backtest.order import Order
-from pipeline.backtest.request import Request
-from pipeline.backtest.result import BacktestResult
-from pipeline.backtest.run import Candidate
-from pipeline.backtest.sources import LATEST_US, TopicSource
-from pipeline.backtest.training import Grown, Training
-from pipeline.backtest.verdicts import passed, result_of
-from pipeline.backtest.versions import ModelLibrary
+from pipeline.backtest.input.order import Order
+from pipeline.backtest.input.span import LATEST_US
+from pipeline.backtest.input.topic_source import TopicSource
+from pipeline.backtest.labels.schedule import LabelMode, ReviewPolicy
+from pipeline.backtest.runner import request_validation as validation
+from pipeline.backtest.runner.candidates import LATEST, UNTAUGHT, candidates_of
+from pipeline.backtest.runner.collected import Collected
+from pipeline.backtest.runner.live_comparison import LiveComparison
+from pipeline.backtest.runner.model_library import ModelLibrary
+from pipeline.backtest.runner.outcome import result_of, summary_of
+from pipeline.backtest.runner.replay import Candidate
+from pipeline.backtest.runner.request import Request
+from pipeline.backtest.runner.result import BacktestResult
+from pipeline.backtest.runner.runner import FinishedRun, run_request
+from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListener, RunSummary
+from pipeline.backtest.runner.thresholds import alert_thresholds
+from pipeline.backtest.training.variants import Training, VariantTraining
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import LATENESS_US, US_PER_DAY, US_PER_SECOND
@@ -66,7 +67,7 @@ class Backtest:
         warm_up_s: float | None = None,
         lateness_s: float | None = None,
         label_file: Path | None = None,
-        labels: Labelling | str | None = None,
+        labels: LabelMode | str | None = None,
         label_delay_s: float = _LABEL_DELAY_S,
         reported: Reported = "all",
         legitimate_share: float = 0.1,
@@ -109,19 +110,19 @@ class Backtest:
         bootstrap = bootstrap or settings.kafka_bootstrap_servers
         if not 0 < validation_days < LATEST_US / US_PER_DAY:
             raise ValueError(f"validation_days must be more than none, not {validation_days}")
-        lateness_us = LATENESS_US if lateness_s is None else asking.duration_us("lateness_s", lateness_s)
-        source = asking.source_of(history, mapping, label_file, label_delay_s, lateness_us, settings, bootstrap)
+        lateness_us = LATENESS_US if lateness_s is None else validation.duration_us("lateness_s", lateness_s)
+        source = validation.source_of(history, mapping, label_file, label_delay_s, lateness_us, settings, bootstrap)
         recorded = order is Order.RECORDED
-        asking.refuse_off_topics(source, order, compare_live=compare_live)
-        levels = levels_of(tuple(thresholds), tuple(budgets), pace, critical)
-        asking.refuse_paced_beside_live(levels, compare_live=compare_live)
-        asking.refuse_budgets_of_renewals(levels, training)
+        validation.refuse_off_topics(source, order, compare_live=compare_live)
+        levels = alert_thresholds(tuple(thresholds), tuple(budgets), pace, critical)
+        validation.refuse_paced_beside_live(levels, compare_live=compare_live)
+        validation.refuse_budgets_of_renewals(levels, training)
         if recorded:
-            asking.refuse_in_recorded_order(levels, learn=learn, training=training)
-        labelling = asking.labelling_of(labels, source, levels, against_live=recorded or compare_live)
+            validation.refuse_in_recorded_order(levels, learn=learn, training=training)
+        labelling = validation.labelling_of(labels, source, levels, against_live=recorded or compare_live)
         if reviews_a_day < 1:
             raise ValueError(f"reviews_a_day must be at least one, not {reviews_a_day}")
-        label_delay_us = asking.duration_us("label_delay_s", label_delay_s)
+        label_delay_us = validation.duration_us("label_delay_s", label_delay_s)
         regime = LabelRegime(
             reported=reported,
             delay_days=label_delay_us / US_PER_DAY,
@@ -133,27 +134,27 @@ class Backtest:
             corrected_share=corrected_share,
             correction_days=correction_days,
         )
-        asking.refuse_regime_of_recorded_labels(labelling, regime)
-        reviews = Reviews(asking.duration_us("review_delay_s", review_delay_s), reviews_a_day)
+        validation.refuse_regime_of_recorded_labels(labelling, regime)
+        reviews = ReviewPolicy(validation.duration_us("review_delay_s", review_delay_s), reviews_a_day)
         if not 0 < publish_every_s * US_PER_SECOND < LATEST_US:
             raise ValueError(f"publish_every_s must be a time that passes, not {publish_every_s}")
         if blend is not None and not 0 <= blend <= 1:
             raise ValueError(f"blend must be a weight from 0 to 1, not {blend}")
-        from_us, to_us = asking.range_of(start, end)
-        warm_up_us = asking.warm_up_of(warm_up_s, label_delay_us, order, settings)
-        named = asking.models_of(models, training)
-        gap_s = (settings.maturity_days if labelling is Labelling.RECORDED else regime.maturity_days) * (
+        from_us, to_us = validation.range_of(start, end)
+        warm_up_us = validation.warm_up_of(warm_up_s, label_delay_us, order, settings)
+        named = validation.models_of(models, training)
+        gap_s = (settings.maturity_days if labelling is LabelMode.RECORDED else regime.maturity_days) * (
             US_PER_DAY / US_PER_SECOND
         )
-        declared = None if labelling is Labelling.RECORDED else regime
-        if training is not None and labelling is Labelling.REVIEW:
+        declared = None if labelling is LabelMode.RECORDED else regime
+        if training is not None and labelling is LabelMode.REVIEW:
             # Answers to alerts come sooner than the regime says, and depend on scores.
             training = dataclasses.replace(training, early_reports=False)
         self.request = Request(
             settings=settings,
             source=source,
             order=order,
-            span=asking.span_of(from_us, to_us, warm_up_us, levels, validation_days),
+            span=validation.span_of(from_us, to_us, warm_up_us, levels, validation_days),
             warm_up_us=warm_up_us,
             compare_live=compare_live,
             labels=labelling,
@@ -169,15 +170,15 @@ class Backtest:
             period=None if training is None else training.period(from_us, gap_s, validation_days, declared),
             validation_days=validation_days,
         )
-        self.comparison: Comparison | None = None
+        self.comparison: LiveComparison | None = None
         """What came of comparing with live decisions, once `run` is through."""
         self.trained: dict[str, Trained] = {}
         """Trainings before the range, by the names of their variants, once `run` is through."""
-        self._grown: dict[str, Grown] = {}
+        self._grown: dict[str, VariantTraining] = {}
         self._library = ModelLibrary(settings, source.bootstrap if isinstance(source, TopicSource) else None)
 
     def run(
-        self, progress: Callable[[Step], None] | None = None, stopped: Callable[[], bool] = lambda: False
+        self, progress: Callable[[BacktestProgress], None] | None = None, stopped: Callable[[], bool] = lambda: False
     ) -> BacktestResult:
         """Replay the range; ``progress`` is told of every chunk, and once ``stopped`` says so, the result is partial.
 
@@ -192,19 +193,19 @@ class Backtest:
             collected[name].add(decisions)
 
         done = self._conduct(keep, progress, stopped)
-        return result_of(self.request, done.partitions, done.candidates, collected, done.findings)
+        return result_of(self.request, done.partitions, done.candidates, collected, done.statistics)
 
     def each(
         self,
         take: Callable[[str, Decisions], None],
-        progress: Callable[[Step], None] | None = None,
+        progress: Callable[[BacktestProgress], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> Passed:
+    ) -> RunSummary:
         """As `run`, but keeps nothing: ``take`` is given the decisions of the range, chunk by chunk.
 
-        With the name of what decided: of a candidate, or `pipeline.backtest.recorded_pass.AS_RECORDED`.
+        With the name of what decided: of a candidate, or `pipeline.backtest.runner.recorded_pass.AS_RECORDED`.
         """
-        return passed(self._conduct(take, progress, stopped).findings)
+        return summary_of(self._conduct(take, progress, stopped).statistics)
 
     def candidates(self) -> dict[str, Candidate]:
         """The models that are asked for, and those that were trained, by their names.
@@ -217,10 +218,10 @@ class Backtest:
     def _conduct(
         self,
         take: Callable[[str, Decisions], None],
-        progress: Callable[[Step], None] | None,
+        progress: Callable[[BacktestProgress], None] | None,
         stopped: Callable[[], bool],
-    ) -> Conducted:
-        done = conduct(self.request, self._library, take, Listener(progress, stopped))
-        self.comparison, self._grown = done.findings.comparison, done.findings.trained
+    ) -> FinishedRun:
+        done = run_request(self.request, self._library, take, ProgressListener(progress, stopped))
+        self.comparison, self._grown = done.statistics.comparison, done.statistics.trained
         self.trained = {name: one.trained for name, one in self._grown.items() if one.trained is not None}
         return done

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.blocks import blocks
-from pipeline.backtest.labelling import Labelling
-from pipeline.backtest.live import Comparison
-from pipeline.backtest.report import Report, ReportOptions, build_report
-from pipeline.backtest.result import BacktestResult, TrainedVersion, Variant
-from pipeline.backtest.sources import moment
-from pipeline.backtest.training import Training
+from pipeline.backtest.input.blocks import blocks
+from pipeline.backtest.input.span import moment
+from pipeline.backtest.labels.schedule import LabelMode
+from pipeline.backtest.report import BacktestReport, ReportOptions, build_report
+from pipeline.backtest.runner.live_comparison import LiveComparison
+from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
+from pipeline.backtest.training.variants import Training
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
 from pipeline.commands.outputs import Write, refuse_unwritable, spreadsheet_safe, write_each
@@ -137,7 +137,7 @@ class _Options(SharedOptions, RegimeOptions):
 )
 @click.option(
     "--labels",
-    type=click.Choice([one.value for one in Labelling]),
+    type=click.Choice([one.value for one in LabelMode]),
     help="How labels come about.  [default: recorded; delay for a file with a column fraud and no label file]",
 )
 @click.option(
@@ -306,8 +306,8 @@ def _renewed(name: str, one: TrainedVersion) -> str:
 
 def _writes(
     result: BacktestResult,
-    made: Report,
-    comparison: Comparison | None,
+    made: BacktestReport,
+    comparison: LiveComparison | None,
     report: Path | None,
     as_json: Path | None,
     decisions: Path | None,
@@ -339,7 +339,7 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
             writer.write_table(pa.Table.from_pandas(frame.iloc[rows], schema, preserve_index=False))
 
 
-def _tell(comparison: Comparison, *, examples: bool) -> None:
+def _tell(comparison: LiveComparison, *, examples: bool) -> None:
     click.echo(f"{comparison.compared:,} decisions compared with live: {len(comparison.differences):,} differ")
     for cause, count in comparison.causes.most_common():
         click.echo(f"  {count:,} {cause}")

@@ -6,9 +6,9 @@ from typing import Any, Final, TypedDict
 
 import click
 
-from pipeline.backtest.findings import Step
-from pipeline.backtest.order import Order
-from pipeline.backtest.sources import moment
+from pipeline.backtest.input.order import Order
+from pipeline.backtest.input.span import moment
+from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.commands.progress import Bar
 from pipeline.commands.replay import Duration, Moment
 
@@ -96,7 +96,7 @@ def _with(command: Any, options: tuple[Decorator, ...]) -> Any:
     return command
 
 
-def show_step(bar: Bar, step: Step) -> None:
+def show_step(bar: Bar, step: BacktestProgress) -> None:
     """Tell how far a backtest is."""
     where = f"{moment(step.event_time_us)}  {step.stage}".rstrip()
     bar.tell(where, step.transactions, "transactions", step.elapsed_s, step.share)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from pipeline.backtest.versions import ACTIVE, ModelLibrary
+from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
 from pipeline.commands.replay import Duration, Moment
 from pipeline.demo.place import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
 from pipeline.drift_metrics import DriftMetrics

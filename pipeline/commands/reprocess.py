@@ -8,8 +8,8 @@ from typing import Unpack
 import click
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.reprocess import reprocess
-from pipeline.backtest.written_runs import features_topic
+from pipeline.backtest.reprocess.reprocess import reprocess
+from pipeline.backtest.reprocess.written_runs import features_topic
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
 from pipeline.commands.progress import Bar, failure, interrupts

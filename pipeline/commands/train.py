@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.backtest import frame_tables
-from pipeline.backtest.decidable import decidable
+from pipeline.backtest.input.eligible import eligible_rows
 from pipeline.commands.model_options import one_sentence
 from pipeline.commands.progress import seldom
 from pipeline.commands.regime_options import RegimeOptions, regime_options
@@ -333,7 +333,7 @@ def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
     Amounts come back in the base currency, converted by the rate table, as workers convert them.
     """
-    found = decidable(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
+    found = eligible_rows(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
     if found.refused:
         codes = ", ".join(f"{code} {count:,}" for code, count in found.refused.most_common())
         _say(f"{found.refused.total():,} transactions are left out, since workers refuse them: {codes}")

@@ -12,9 +12,9 @@ from typing import Final, TextIO
 import pandas as pd
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.findings import Step
+from pipeline.backtest.input.span import RangeError, moment
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.sources import RangeError, moment
+from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, train_on
 from pipeline.demo.controller import FAILURES, logging_to
 from pipeline.demo.space import run_broker, run_directory, run_settings
@@ -198,7 +198,7 @@ class _Example:
             view.say(f"The report is partial. It is {options.page}; as data, {options.content}.")
         self._signals.check()
 
-    def _tell_decided(self, step: Step) -> None:
+    def _tell_decided(self, step: BacktestProgress) -> None:
         now_s = time.monotonic()
         if now_s >= self._told_s + PLAIN_INTERVAL_S:
             self._told_s = now_s

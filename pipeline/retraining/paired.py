@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from pipeline.backtest.bootstrap import resampled
+from pipeline.backtest.metrics.bootstrap import resampled
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import NEVER_US
 from pipeline.training.metrics import daily_top_cards

@@ -20,8 +20,8 @@ import pandas as pd
 import psutil
 
 from pipeline import Backtest
-from pipeline.backtest.findings import Step
 from pipeline.backtest.report import build_report
+from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.broker import embedded_broker
 from pipeline.commands.train import publish_champion
 from pipeline.engine.models import ActiveModels
@@ -84,7 +84,7 @@ def from_topics(bootstrap: str, directory: Path, options: Options) -> dict[str, 
 
 
 def _decided(asked: Backtest) -> tuple[int, Timed]:
-    steps: list[Step] = []
+    steps: list[BacktestProgress] = []
     started = clocks()
     asked.run(steps.append)
     return steps[-1].transactions, since(started)

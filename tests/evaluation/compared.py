@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import Backtest
-from pipeline.backtest.result import BacktestResult
+from pipeline.backtest.runner.result import BacktestResult
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import LabelRegime

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score
 
 from pipeline import Backtest, Training
-from pipeline.backtest.bootstrap import interval, resampled
-from pipeline.backtest.metrics import daily_precision, top_of_days
+from pipeline.backtest.metrics.bootstrap import interval, resampled
+from pipeline.backtest.metrics.ranking import daily_precision, top_of_days
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.history import event_times_us, identities_of
 from pipeline.engine.models import ActiveModels

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.training_period import Period
+from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.engine.history import identities_of
 from pipeline.features.catalogue import DEFAULT_FEATURES, US_PER_DAY, US_PER_HOUR
 from pipeline.learning.regimes import NEVER_US, LabelRegime
@@ -59,7 +59,7 @@ class History:
         early: bool = False,
     ) -> tuple[LightGBMModel, float]:
         """Return the version that is trained at a time, and the threshold that is chosen for it."""
-        period = Period(
+        period = TrainingPeriod(
             from_us=_us(at(detection.TRAIN_FROM)),
             known_us=_us(known),
             gap_us=round(self.regime.maturity_days * US_PER_DAY),
@@ -74,7 +74,7 @@ class History:
         )  # fmt: skip
         return trained.model, trained.policy.threshold
 
-    def _known(self, period: Period) -> TrainingSet:
+    def _known(self, period: TrainingPeriod) -> TrainingSet:
         of = self._set
         first, end = np.searchsorted(of.event_time_us, [period.from_us, period.known_us])
         rows = slice(int(first), int(end))

@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from pipeline.backtest.metrics import known_cards
-from pipeline.backtest.truth import NEVER
+from pipeline.backtest.labels.ground_truth import NEVER
+from pipeline.backtest.metrics.ranking import known_cards
 from pipeline.features.catalogue import US_PER_DAY
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 

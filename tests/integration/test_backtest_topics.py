@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from confluent_kafka import TopicPartition
 
 from pipeline import Backtest
-from pipeline.backtest.live import ARRIVAL, BETWEEN, LIGHTGBM, POLICY, RIVER, UNEXPLAINED, WINDOWS
-from pipeline.backtest.sources import RangeError
-from pipeline.backtest.truth import find_truth
+from pipeline.backtest.input.span import RangeError
+from pipeline.backtest.labels.ground_truth import ground_truth
+from pipeline.backtest.runner.live_comparison import ARRIVAL, BETWEEN, LIGHTGBM, POLICY, RIVER, UNEXPLAINED, WINDOWS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.clients import TopicError, admin_client
@@ -220,7 +220,7 @@ def test_labels_of_topics_may_become_known_otherwise(cluster: Cluster) -> None:
     cluster.flush()
     recorded = Backtest(settings=cluster.settings).run()
     assert recorded.label_mode == "recorded"
-    held = find_truth(recorded.variants[0].decisions, recorded.labels)
+    held = ground_truth(recorded.variants[0].decisions, recorded.labels)
     assert 0 < held.fraud.sum() < len(told)
     for labels in ("delay", "simulated-review"):
         asked = Backtest(
@@ -230,7 +230,7 @@ def test_labels_of_topics_may_become_known_otherwise(cluster: Cluster) -> None:
         result = asked.run()
         decisions = result.variants[0].decisions
         assert list(decisions["transaction_id"]) == list(recorded.variants[0].decisions["transaction_id"])
-        truth = find_truth(decisions, result.labels)
+        truth = ground_truth(decisions, result.labels)
         assert truth.fraud.tolist() == held.fraud.tolist()
         assert truth.legitimate.tolist() == held.legitimate.tolist()
         late_us = truth.known_us[~truth.unlabelled] - result.event_time_us[~truth.unlabelled]

@@ -22,7 +22,7 @@ from confluent_kafka.admin import NewTopic
 
 from pipeline import Backtest
 from pipeline.backtest.report import build_report
-from pipeline.backtest.result import BacktestResult
+from pipeline.backtest.runner.result import BacktestResult
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.models import ActiveModels

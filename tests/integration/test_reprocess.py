@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 from confluent_kafka import TopicPartition
 
 from pipeline import Backtest
-from pipeline.backtest.reprocess import Reprocessed, reprocess
-from pipeline.backtest.written_runs import DECIDED, RUN, ReprocessError, features_topic
+from pipeline.backtest.reprocess.reprocess import Reprocessed, reprocess
+from pipeline.backtest.reprocess.written_runs import DECIDED, RUN, ReprocessError, features_topic
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.decision_messages import NOT_READ
@@ -46,7 +46,7 @@ def bought(cluster: Cluster) -> Cluster:
 
 @pytest.fixture(autouse=True)
 def _small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 16)
+    monkeypatch.setattr("pipeline.backtest.reprocess.writer._TRANSACTION_ROWS", 16)
 
 
 def written(cluster: Cluster, name: str = INTO) -> list[Record]:
@@ -170,7 +170,7 @@ def test_messages_are_what_the_backtest_decides(bought: Cluster) -> None:
 
 @pytest.mark.parametrize("learn", [False, True])
 def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest.MonkeyPatch, learn: bool) -> None:
-    monkeypatch.setattr("pipeline.backtest.merged.CHUNK_ROWS", 50)
+    monkeypatch.setattr("pipeline.backtest.input.merge.CHUNK_ROWS", 50)
     write = TransactionalProducer.write
     calls: list[int] = []
 
@@ -253,7 +253,7 @@ def test_other_runs_and_other_topics_are_left_alone(bought: Cluster, monkeypatch
 
 
 def test_a_log_that_has_changed_meanwhile_is_seen(bought: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.merged.CHUNK_ROWS", 50)
+    monkeypatch.setattr("pipeline.backtest.input.merge.CHUNK_ROWS", 50)
     stopped = reprocess(Backtest(settings=bought.settings), INTO, stopped=lambda: len(written(bought)) > 0)
     assert not stopped.complete
     assert stopped.written > 0

@@ -17,13 +17,13 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions, delayed_truth, file_tables, frame_tables
-from pipeline.backtest.findings import Findings, Listener, Step
-from pipeline.backtest.order import OutOfOrder
+from pipeline.backtest.input.order import OutOfOrder
+from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.result import DECISION_COLUMNS, BacktestResult
-from pipeline.backtest.sources import RangeError
-from pipeline.backtest.verdicts import nothing_decided
-from pipeline.backtest.versions import ModelLibrary, with_threshold
+from pipeline.backtest.runner.model_library import ModelLibrary, with_threshold
+from pipeline.backtest.runner.outcome import nothing_decided
+from pipeline.backtest.runner.result import DECISION_COLUMNS, BacktestResult
+from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListener, RunStatistics
 from pipeline.exports.contents import Contents, Offsets, contents_path, note_contents
 from pipeline.exports.errors import ExportError
 from pipeline.exports.files import Origin
@@ -274,8 +274,8 @@ def test_a_backtest_that_is_stopped_has_what_it_decided(file: Path, settings: Se
 def test_progress_tells_the_warm_up_from_the_range(
     file: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.backtest.sources.file_tables", partial(file_tables, chunk_rows=50))
-    steps: list[Step] = []
+    monkeypatch.setattr("pipeline.backtest.input.topic_source.file_tables", partial(file_tables, chunk_rows=50))
+    steps: list[BacktestProgress] = []
     start = START + 12 * DAY
     Backtest(file, start=start, settings=settings).run(steps.append)
     assert [step.stage for step in steps] == [
@@ -402,8 +402,8 @@ def test_a_file_without_a_row_is_told_as_such(history: pd.DataFrame, settings: S
 def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Settings) -> None:
     on_topics = settings.model_copy(update={"kafka_bootstrap_servers": "nowhere:9092"})
     request = Backtest(order="recorded", settings=on_topics).request
-    findings = Findings(request.span, 0, Listener(None, lambda: False), lambda *_: None)
-    assert "what live workers wrote to progress, profiled and decisions" in nothing_decided(request, findings)
+    statistics = RunStatistics(request.span, 0, ProgressListener(None, lambda: False), lambda *_: None)
+    assert "what live workers wrote to progress, profiled and decisions" in nothing_decided(request, statistics)
 
 
 def test_a_file_that_is_out_of_order_is_refused(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.backtest.decision_columns import ColumnSegments, DecisionColumns
+from pipeline.backtest.engine.online import ColumnSegments, DecisionColumns
 from pipeline.engine.columns import no_transactions
 from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.layout import transaction_digest

@@ -10,12 +10,12 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions, Learning, delayed_truth, frame_tables, replay
-from pipeline.backtest.labelling import Labelling
+from pipeline.backtest.input.tables import file_tables
+from pipeline.backtest.labels.ground_truth import NEVER, answered_us
+from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.result import DECISION_COLUMNS
-from pipeline.backtest.run import Candidate, replay_scheduled
-from pipeline.backtest.tables import file_tables
-from pipeline.backtest.truth import NEVER, answered_us
+from pipeline.backtest.runner.replay import Candidate, replay_scheduled
+from pipeline.backtest.runner.result import DECISION_COLUMNS
 from pipeline.engine.history import labels_known
 from pipeline.engine.models import ActiveModels
 from pipeline.features.identity import transaction_hash
@@ -130,7 +130,7 @@ def test_nothing_is_known_before_its_day_is_over(
     half.to_parquet(part, index=False)
     cut = Backtest(part, **asked).run().variants[0].decisions  # type: ignore[arg-type]
     pd.testing.assert_frame_equal(cut, whole.iloc[: len(cut)], check_exact=True)
-    monkeypatch.setattr("pipeline.backtest.sources.file_tables", lambda *of: file_tables(*of, chunk_rows=7))
+    monkeypatch.setattr("pipeline.backtest.input.topic_source.file_tables", lambda *of: file_tables(*of, chunk_rows=7))
     small = Backtest(file, **asked).run()  # type: ignore[arg-type]
     pd.testing.assert_frame_equal(small.variants[0].decisions, whole, check_exact=True)
     assert small.variants[0].reviewed is not None
@@ -242,7 +242,7 @@ def test_labels_that_cannot_be_had_are_refused(
             ask(None, bootstrap="127.0.0.1:1", labels=labels, compare_live=True)
         with pytest.raises(ValueError, match="the recorded order has no place for them"):
             ask(None, bootstrap="127.0.0.1:1", labels=labels, order="recorded")
-    assert ask(unknown).request.labels is Labelling.RECORDED
+    assert ask(unknown).request.labels is LabelMode.RECORDED
     assert ask(unknown).run().labels.empty
     with pytest.raises(ValueError, match="'guessed' is not a valid Labelling"):
         ask(labels="guessed")

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions
-from pipeline.backtest.levels import levels_of
 from pipeline.backtest.report import build_report
+from pipeline.backtest.runner.thresholds import alert_thresholds
 from pipeline.decision.pacing import Pacing, PacingOptions, ScoredRows, is_news
 from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.settings import Settings
@@ -127,4 +127,8 @@ def test_what_cannot_be_paced_is_refused(file: Path, settings: Settings) -> None
         Backtest(None, settings=live, pace=5.0, compare_live=True)
     with pytest.raises(ValueError, match="order of event time"):
         Backtest(None, settings=live, pace=5.0, order="recorded")
-    assert [one.suffix for one in levels_of([0.5], [5.0], 5.0)] == [" at 0.5", " at 5 a day", " paced at 5 a day"]
+    assert [one.suffix for one in alert_thresholds([0.5], [5.0], 5.0)] == [
+        " at 0.5",
+        " at 5 a day",
+        " paced at 5 a day",
+    ]

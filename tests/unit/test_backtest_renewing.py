@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from pipeline import Backtest, Training
+from pipeline.backtest.input.spill import NumberColumn
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.result import BacktestResult, TrainedVersion, Variant
-from pipeline.backtest.spill import NumberColumn
+from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
 from pipeline.engine.decisions import Decisions
 from pipeline.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings

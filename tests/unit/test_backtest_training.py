@@ -14,9 +14,9 @@ import pytest
 
 from pipeline import Backtest, Training
 from pipeline.backtest import delayed_truth, frame_tables
+from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.result import BacktestResult
-from pipeline.backtest.sources import RangeError
+from pipeline.backtest.runner.result import BacktestResult
 from pipeline.decision.budget import budget_threshold
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.engine.models import ActiveModels

@@ -18,13 +18,12 @@ from click.testing import CliRunner
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions
-from pipeline.backtest.messages import DecisionMessages
-from pipeline.backtest.records import Numbering
-from pipeline.backtest.reprocess import Reprocessed, refuse_own, run_name
-from pipeline.backtest.request import Request
-from pipeline.backtest.run_writer import RunWriter
-from pipeline.backtest.sources import RangeError
-from pipeline.backtest.written_runs import (
+from pipeline.backtest.input.records import Numbering
+from pipeline.backtest.input.span import RangeError
+from pipeline.backtest.reprocess.messages import DecisionMessages
+from pipeline.backtest.reprocess.reprocess import Reprocessed, refuse_own, run_name
+from pipeline.backtest.reprocess.writer import RunWriter
+from pipeline.backtest.reprocess.written_runs import (
     DECIDED,
     RUN,
     Present,
@@ -34,6 +33,7 @@ from pipeline.backtest.written_runs import (
     hashes_of_decision,
     look,
 )
+from pipeline.backtest.runner.request import Request
 from pipeline.cli import main
 from pipeline.commands import export, reprocess
 from pipeline.engine.decision_messages import NOT_READ
@@ -264,7 +264,7 @@ def take_all(writer: RunWriter, parts: Iterable[Decisions]) -> None:
 
 
 def test_what_is_replaced_goes_once_the_new_run_has_begun_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 40)
+    monkeypatch.setattr("pipeline.backtest.reprocess.writer._TRANSACTION_ROWS", 40)
     history, card = busy_history(7), options(3)
     happened: list[object] = []
 
@@ -288,7 +288,7 @@ def test_what_is_replaced_goes_once_the_new_run_has_begun_and_not_before(monkeyp
 
 
 def test_each_transaction_has_decisions_and_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 40)
+    monkeypatch.setattr("pipeline.backtest.reprocess.writer._TRANSACTION_ROWS", 40)
     producer = Writes([])
     writer = writer_to(producer, Present())
     take_all(writer, run(busy_history(7), options(3), 37))
@@ -308,7 +308,7 @@ def test_each_transaction_has_decisions_and_their_features(monkeypatch: pytest.M
 
 
 def test_a_run_goes_on_behind_what_is_there_if_that_is_what_it_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 40)
+    monkeypatch.setattr("pipeline.backtest.reprocess.writer._TRANSACTION_ROWS", 40)
     parts = run(busy_history(7), options(3), 100)
     producer = Writes([])
     first = writer_to(producer, Present())

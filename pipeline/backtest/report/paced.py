@@ -5,9 +5,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.paced import FirstAlerts
 from pipeline.backtest.report.content import PacingContent
 from pipeline.backtest.report.observed import Observed, Shared
+from pipeline.backtest.runner.pacing import FirstAlerts
 from pipeline.features.catalogue import US_PER_DAY
 
 _WEEK: Final = 7
