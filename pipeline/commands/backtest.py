@@ -19,14 +19,22 @@ from pipeline.backtest.input.blocks import blocks
 from pipeline.backtest.input.span import moment
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report import BacktestReport, ReportOptions, build_report
+from pipeline.backtest.runner.arguments import LabelPolicy, Thresholds
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
 from pipeline.backtest.training.variants import Training
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
+from pipeline.commands.backtest_options import (
+    SharedOptions,
+    model_options,
+    online_model,
+    range_options,
+    show_step,
+    time_range,
+)
 from pipeline.commands.outputs import Write, refuse_unwritable, spreadsheet_safe, write_each
 from pipeline.commands.progress import Bar, failure, interrupts
-from pipeline.commands.regime_options import RegimeOptions, regime_options
+from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
@@ -213,22 +221,24 @@ def command(
         mapping = file_mapping(history, changes, preset, currency, time_zone) if history and from_file else None
         asked = Backtest(
             history,
+            range=time_range(shared, validation_days),
             models=_named(models),
-            thresholds=thresholds,
-            budgets=budgets,
-            pace=pace,
-            critical=critical,
+            thresholds=Thresholds(fixed=thresholds, budgets=budgets, pace=pace, critical=critical),
+            online=online_model(shared),
+            policy=shared["policy"],
+            labels=LabelPolicy(
+                mode=labels,
+                file=label_file,
+                regime=regime_of(shared, label_delay),
+                review_delay_s=review_delay,
+                reviews_a_day=top,
+            ),
             training=training,
-            validation_days=validation_days,
+            order=shared["order"],
             compare_live=compare is not None,
-            label_file=label_file,
-            labels=labels,
-            label_delay_s=label_delay,
-            review_delay_s=review_delay,
-            reviews_a_day=top,
             mapping=mapping,
             settings=Settings(),
-            **shared,
+            bootstrap=shared["bootstrap"],
         )
         with interrupts(stop), Bar("opening the history") as bar:
             result = asked.run(partial(show_step, bar), stop.is_set)

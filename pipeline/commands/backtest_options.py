@@ -8,6 +8,7 @@ import click
 
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import moment
+from pipeline.backtest.runner.arguments import OnlineModel, TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.commands.progress import Bar
 from pipeline.commands.replay import Duration, Moment
@@ -16,7 +17,7 @@ Decorator = Callable[[Any], Any]
 
 
 class SharedOptions(TypedDict):
-    """What `range_options` and `model_options` hand to a command: keywords of `pipeline.Backtest`, in its units."""
+    """What `range_options` and `model_options` hand to a command, in the units of `pipeline.Backtest`."""
 
     bootstrap: str | None
     start: datetime | None
@@ -88,6 +89,21 @@ def range_options(command: Any) -> Any:
 def model_options(command: Any) -> Any:
     """What decides, besides the LightGBM version and the threshold."""
     return _with(command, _POLICY_AND_ONLINE_MODEL)
+
+
+def time_range(options: SharedOptions, validation_days: float = TimeRange().validation_days) -> TimeRange:
+    """Return the range that a command's options name."""
+    return TimeRange(options["start"], options["end"], options["warm_up_s"], validation_days, options["lateness_s"])
+
+
+def online_model(options: SharedOptions) -> OnlineModel:
+    """Return the online model that a command's options name."""
+    return OnlineModel(
+        version=options["river"],
+        learn=options["learn"],
+        publish_every_s=options["publish_every_s"],
+        blend=options["blend"],
+    )
 
 
 def _with(command: Any, options: tuple[Decorator, ...]) -> Any:

@@ -14,6 +14,7 @@ import pandas as pd
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.input.span import RangeError, moment
 from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.runner.arguments import TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, train_on
 from pipeline.demo.controller import FAILURES, logging_to
@@ -183,7 +184,7 @@ class _Example:
             view.say(line)
         self._signals.mode = Mode.NOTE
         try:
-            result = Backtest(settings=settings, start=start, end=end, models=versions).run(
+            result = Backtest(settings=settings, range=TimeRange(start, end), models=versions).run(
                 self._tell_decided, self._signals.event.is_set
             )
         except RangeError:

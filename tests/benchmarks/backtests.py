@@ -33,6 +33,7 @@ from tests.benchmarks.alone import DAYS_AGO, SMALL, Size, Timed, arguments, cloc
 from tests.benchmarks.job.prepare import write
 from tests.benchmarks.ours.job import pipeline_settings
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
+from tests.helpers.backtest_inputs import backtest_of
 
 PARTITIONS = 4
 LENGTHS = (1, 4)
@@ -79,7 +80,7 @@ def from_topics(bootstrap: str, directory: Path, options: Options) -> dict[str, 
     publish_champion(bootstrap, settings, models.lightgbm, models.policy)
     begins = write_topics(settings, options)
     # The first run compiles, or loads what was compiled.
-    _, (transactions, took) = [_decided(Backtest(settings=settings, start=begins)) for _ in range(2)]
+    _, (transactions, took) = [_decided(backtest_of(settings=settings, start=begins)) for _ in range(2)]
     return {"transactions": transactions, **took.row(transactions)}
 
 
@@ -110,7 +111,7 @@ def memory(path: Path, data_dir: Path) -> dict[str, Any]:
     watcher.start()
     started = clocks()
     try:
-        result = Backtest(path, settings=settings).run()
+        result = backtest_of(path, settings=settings).run()
         decided = since(started)
         _ = build_report(result).html
         took = since(started)

@@ -18,7 +18,7 @@ import click
 import numpy as np
 import pandas as pd
 
-from pipeline import Backtest
+from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import US_PER_DAY
@@ -91,11 +91,10 @@ def _decided(file: Path, mapping: ColumnMapping, models: dict[str, ActiveModels]
     with tempfile.TemporaryDirectory(prefix="fraud-pipeline-compared-") as directory:
         return Backtest(
             file,
-            start=TEST_FROM,
-            end=TEST_TO,
+            range=TimeRange(TEST_FROM, TEST_TO),
             models=models,
-            learn=learn,
-            label_delay_s=DELAY_DAYS * 86_400.0,
+            online=OnlineModel(learn=learn),
+            labels=LabelPolicy(regime=LabelRegime(delay_days=DELAY_DAYS)),
             mapping=mapping,
             settings=Settings(data_dir=Path(directory), kafka_bootstrap_servers=None),
         ).run()

@@ -36,6 +36,7 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, train
+from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.unit.model_helpers import small_model
 
@@ -72,7 +73,7 @@ def asked(history: pd.DataFrame, start: datetime, settings: Settings, tmp_path: 
             "validation_days": 6.0,
             "settings": settings,
         }
-        return Backtest(path, **(given | more))
+        return backtest_of(path, **(given | more))
 
     return ask
 
@@ -227,7 +228,7 @@ def test_exported_topics_of_several_partitions_train_what_their_file_trains(
         placed = placed.assign(partition=number, timestamp=frame[time], offset=range(len(frame)))
         (directory / name).mkdir(parents=True)
         placed.to_parquet(directory / name / "0.parquet", index=False)
-    of_export = Backtest(
+    of_export = backtest_of(
         directory,
         start=start + 28 * DAY,
         warm_up_s=28 * 86_400.0,
@@ -336,9 +337,9 @@ def test_a_training_that_cannot_be_is_told(asked: Callable[..., Backtest], start
     with pytest.raises(RangeError, match="no transaction to train on from 2018-01-01 00:00:00 to 2018-01-29"):
         asked(training=long_ago).run()
     with pytest.raises(ValueError, match="only in the order of event time"):
-        Backtest(order="recorded", bootstrap="127.0.0.1:1", start=start, training=training(start))
+        backtest_of(order="recorded", bootstrap="127.0.0.1:1", start=start, training=training(start))
     with pytest.raises(ValueError, match="only in the order of event time"):
-        Backtest(order="recorded", bootstrap="127.0.0.1:1", budgets=[5])
+        backtest_of(order="recorded", bootstrap="127.0.0.1:1", budgets=[5])
 
 
 def test_a_budget_s_threshold_is_the_one_that_keeps_it_on_the_days_before(

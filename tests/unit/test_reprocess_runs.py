@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from pipeline import Backtest
 from pipeline.backtest import Decisions
 from pipeline.backtest.input.records import Numbering
 from pipeline.backtest.input.span import RangeError
@@ -50,6 +49,7 @@ from schemas.messages import Decision, RecordPosition
 from schemas.records import Headers, Record
 from schemas.topics import MODELS, TOPICS
 from tests.contract.records import RATES
+from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.blocks import features_block
 from tests.helpers.champion import active
 from tests.helpers.histories import busy_history, play
@@ -125,7 +125,7 @@ def test_topics_of_a_pipeline_are_refused_whatever_their_prefix() -> None:
 
 def named(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, learn: bool = False, partitions: int = 3) -> str:
     monkeypatch.setattr(Request, "partitions", partitions)
-    asked = Backtest(models={"candidate": active()}, learn=learn, settings=settings, bootstrap="127.0.0.1:1")
+    asked = backtest_of(models={"candidate": active()}, learn=learn, settings=settings, bootstrap="127.0.0.1:1")
     (candidate,) = asked.candidates().values()
     ids = {"transactions": "a", "labels": "b"}
     return run_name(asked.request, 7, candidate, asked.request.card_options(partitions), "cluster", ids)

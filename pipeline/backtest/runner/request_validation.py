@@ -1,5 +1,6 @@
-"""From what somebody asks of a backtest to what it is: sources, ranges and durations, and what contradicts itself."""
+"""Validate the arguments of a backtest and build a request."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -11,23 +12,98 @@ from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.sources import Source
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, Span, time_us
 from pipeline.backtest.input.topic_source import TopicSource
-from pipeline.backtest.labels.schedule import LabelMode
-from pipeline.backtest.runner.thresholds import AlertThreshold
+from pipeline.backtest.labels.schedule import LabelMode, ReviewPolicy
+from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, Thresholds, TimeRange
+from pipeline.backtest.runner.candidates import LATEST, UNTAUGHT
+from pipeline.backtest.runner.request import Request
+from pipeline.backtest.runner.thresholds import AlertThreshold, alert_thresholds
 from pipeline.backtest.training.variants import Training
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import REACH_US, US_PER_DAY, US_PER_SECOND
+from pipeline.features.catalogue import LATENESS_US, REACH_US, US_PER_DAY, US_PER_SECOND
 from pipeline.kafka.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
 from pipeline.settings import Settings
 from pipeline.sources import ColumnMapping, UnusableSource, resolve_mapping
+from schemas.times import SECONDS_PER_DAY
 from schemas.topics import TRANSACTIONS
+
+
+def request_of(
+    history: str | Path | None,
+    time_range: TimeRange,
+    models: Iterable[str] | Mapping[str, str | ActiveModels],
+    thresholds: Thresholds,
+    online: OnlineModel,
+    labels: LabelPolicy,
+    training: Training | None,
+    *,
+    policy: str | None,
+    order: Order,
+    compare_live: bool,
+    mapping: ColumnMapping | None,
+    settings: Settings,
+    bootstrap: str | None,
+) -> Request:
+    """Validate the arguments of `pipeline.Backtest` and build a request of them.
+
+    Raises:
+        ValueError: Arguments contradict each other, or are out of range.
+        TypeError: A time is no datetime.
+        UnusableSource: There is no such history.
+    """
+    validation_days, lateness_s = time_range.validation_days, time_range.lateness_s
+    if not 0 < validation_days < LATEST_US / US_PER_DAY:
+        raise ValueError(f"validation_days must be more than none, not {validation_days}")
+    lateness_us = LATENESS_US if lateness_s is None else duration_us("lateness_s", lateness_s)
+    source = source_of(history, mapping, labels, lateness_us, settings, bootstrap)
+    recorded = order is Order.RECORDED
+    refuse_off_topics(source, order, compare_live=compare_live)
+    levels = alert_thresholds(thresholds)
+    refuse_paced_beside_live(levels, compare_live=compare_live)
+    refuse_budgets_of_renewals(levels, training)
+    if recorded:
+        refuse_in_recorded_order(levels, learn=online.learn, training=training)
+    mode, regime = label_mode(labels.mode, source, levels, against_live=recorded or compare_live), labels.regime
+    if labels.reviews_a_day < 1:
+        raise ValueError(f"reviews_a_day must be at least one, not {labels.reviews_a_day}")
+    label_delay_us = duration_us("delay_days", regime.delay_days * SECONDS_PER_DAY)
+    refuse_regime_of_recorded_labels(mode, regime)
+    reviews = ReviewPolicy(duration_us("review_delay_s", labels.review_delay_s), labels.reviews_a_day)
+    publish_every_us = publish_every_of(online)
+    from_us, to_us = range_of(time_range.start, time_range.end)
+    warm_up_us = warm_up_of(time_range.warm_up_s, label_delay_us, order, settings)
+    named = models_of(models, training)
+    gap_s = (settings.maturity_days if mode is LabelMode.RECORDED else regime.maturity_days) * SECONDS_PER_DAY
+    declared = None if mode is LabelMode.RECORDED else regime
+    if training is not None and mode is LabelMode.REVIEW:
+        # Answers to alerts come sooner than the regime says, and depend on scores.
+        training = dataclasses.replace(training, early_reports=False)
+    return Request(
+        settings=settings,
+        source=source,
+        order=order,
+        span=span_of(from_us, to_us, warm_up_us, levels, validation_days),
+        warm_up_us=warm_up_us,
+        compare_live=compare_live,
+        labels=mode,
+        regime=regime,
+        reviews=reviews,
+        models=named,
+        levels=levels,
+        policy=policy,
+        river=online.version or (UNTAUGHT if online.learn else LATEST),
+        publish_every_us=publish_every_us,
+        blend=online.blend,
+        training=training,
+        period=None if training is None else training.period(from_us, gap_s, validation_days, declared),
+        validation_days=validation_days,
+    )
 
 
 def source_of(
     history: str | Path | None,
     mapping: ColumnMapping | None,
-    label_file: Path | None,
-    label_delay_s: float,
+    labels: LabelPolicy,
     lateness_us: int,
     settings: Settings,
     bootstrap: str | None,
@@ -42,7 +118,7 @@ def source_of(
         return ExportSource(path, lateness_us)
     if not path.exists():
         raise UnusableSource(f"there is no file or directory {path}")
-    return FileSource(path, mapping or resolve_mapping(path), label_file, label_delay_s)
+    return FileSource(path, mapping or resolve_mapping(path), labels.file, labels.regime.delay_days * SECONDS_PER_DAY)
 
 
 def refuse_off_topics(source: Source, order: Order, *, compare_live: bool) -> None:
@@ -82,7 +158,7 @@ def refuse_budgets_of_renewals(levels: Sequence[AlertThreshold], training: Train
         )
 
 
-def labelling_of(
+def label_mode(
     asked: LabelMode | str | None, source: Source, levels: Sequence[AlertThreshold], *, against_live: bool
 ) -> LabelMode:
     """How labels come about; ValueError where the source has no such labels, or what is asked for no place for them.
@@ -194,3 +270,12 @@ def duration_us(name: str, seconds: float) -> int:
     if not 0 <= seconds * US_PER_SECOND < LATEST_US:
         raise ValueError(f"{name} must be a time that passes, not {seconds}")
     return round(seconds * US_PER_SECOND)
+
+
+def publish_every_of(online: OnlineModel) -> int | None:
+    """Return after how many microseconds of event time an online model is published; None if it does not learn."""
+    if not 0 < online.publish_every_s * US_PER_SECOND < LATEST_US:
+        raise ValueError(f"publish_every_s must be a time that passes, not {online.publish_every_s}")
+    if online.blend is not None and not 0 <= online.blend <= 1:
+        raise ValueError(f"blend must be a weight from 0 to 1, not {online.blend}")
+    return max(round(online.publish_every_s * US_PER_SECOND), 1) if online.learn else None

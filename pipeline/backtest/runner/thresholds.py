@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeline.backtest.runner.arguments import Thresholds
 from pipeline.decision.budget import LOWEST_THRESHOLD
 from pipeline.decision.pacing import PacingOptions
 
@@ -34,10 +34,14 @@ class AlertThreshold(NamedTuple):
         return "" if self.budget is None else f" at {_digits(self.budget)} a day"
 
 
-def alert_thresholds(
-    thresholds: Sequence[float], budgets: Sequence[float], pace: float | None = None, critical: float | None = None
-) -> tuple[AlertThreshold, ...]:
-    """The level of each variant of a model, of which there is at least one; ValueError for those that cannot be."""
+def alert_thresholds(asked: Thresholds) -> tuple[AlertThreshold, ...]:
+    """Return the threshold of each variant of a model, of which there is at least one.
+
+    Raises:
+        ValueError: A number is out of range, or named twice.
+    """
+    thresholds, budgets = tuple(asked.fixed), tuple(asked.budgets)
+    pace, critical = asked.pace, asked.critical
     if critical is not None and (pace is None or not LOWEST_THRESHOLD <= critical <= 1):
         raise ValueError(
             f"a critical score, from {LOWEST_THRESHOLD:g} to 1, belongs to a pace, whose budget it may exceed: not "
@@ -49,8 +53,8 @@ def alert_thresholds(
     for budget in (*budgets, *(() if pace is None else (pace,))):
         if not 0 < budget < math.inf:
             raise ValueError(f"a budget is a number of alerts a day, more than none, not {budget}")
-    for kind, asked in (("threshold", thresholds), ("budget", budgets)):
-        if twice := [one for one, count in Counter(asked).items() if count > 1]:
+    for kind, values in (("threshold", thresholds), ("budget", budgets)):
+        if twice := [one for one, count in Counter(values).items() if count > 1]:
             raise ValueError(f"the {kind} {_digits(twice[0])} is named twice: name it once")
     named = (
         *(AlertThreshold(threshold=one) for one in thresholds),
