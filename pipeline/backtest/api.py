@@ -20,8 +20,8 @@ from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListen
 from pipeline.backtest.training.variants import Training, VariantTraining
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.models import ActiveModels
+from pipeline.history.files import ColumnMapping
 from pipeline.settings import Settings
-from pipeline.sources import ColumnMapping
 from pipeline.training.fit import Trained
 
 _WHOLE: Final = TimeRange()
@@ -110,7 +110,7 @@ class Backtest:
     ) -> BacktestResult:
         """Replay the range; ``progress`` is told of every chunk, and once ``stopped`` says so, the result is partial.
 
-        Raises `RangeError`, `pipeline.sources.UnusableSource`, `pipeline.kafka.clients.TopicError`,
+        Raises `RangeError`, `pipeline.history.files.UnusableSource`, `pipeline.kafka.clients.TopicError`,
         `pipeline.registry.RegistryError`, `pipeline.scoring.errors.ModelError`, `OutOfOrder`.
         """
         collected: dict[str, Collected] = {}

@@ -37,11 +37,11 @@ from pipeline.commands.progress import Bar, failure, interrupts
 from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
+from pipeline.history.files import PRESETS
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS
 from pipeline.terminal import printable
 
 _DEFAULTS = ReportOptions()

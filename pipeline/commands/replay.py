@@ -11,11 +11,11 @@ from typing import Unpack
 import click
 
 from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
+from pipeline.history.files import PRESETS, ColumnMapping, UnusableSource, read_transactions, resolve_mapping
 from pipeline.kafka.clients import ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.replay import Replay, ReplayOptions, ReplayProgress
+from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, read_transactions, resolve_mapping
 from schemas.errors import InvalidMessage
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}

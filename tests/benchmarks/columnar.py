@@ -21,10 +21,10 @@ from pipeline.backtest.input.tables import CHUNK_ROWS
 from pipeline.backtest.runner import replay as replay_module
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import US_PER_HOUR
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_layer import RiverLayer
+from schemas.times import US_PER_HOUR
 from tests.benchmarks.alone import (
     DAYS_AGO,
     NO_TIME,

@@ -21,15 +21,15 @@ import pandas as pd
 from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.history.files import ColumnMapping, load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
-from pipeline.replay import EPOCH
+from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
-from pipeline.sources import ColumnMapping, load_transactions, resolve_mapping
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingSet, train
+from schemas.times import US_PER_DAY
 from tests.evaluation.detection import ALL, Data
 from tests.evaluation.histories import RIVER_WARM_UP, History
 from tests.evaluation.parts import Found, Part, Table, Unit, markdown

@@ -24,12 +24,12 @@ from pipeline.engine.decisions import Decisions
 from pipeline.engine.history import event_times_us, identities_of
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES
+from pipeline.history.files import load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
-from pipeline.replay import EPOCH
+from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
-from pipeline.sources import load_transactions, resolve_mapping
 from pipeline.training.fit import TrainingConfig
 from pipeline.training.metrics import daily_card_precision, days_of
 

@@ -26,11 +26,12 @@ from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListen
 from pipeline.exports.contents import Contents, Offsets, contents_path, note_contents
 from pipeline.exports.errors import ExportError
 from pipeline.exports.files import Origin
-from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US, US_PER_DAY
+from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US
+from pipeline.history.files import UnusableSource
 from pipeline.registry import POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from pipeline.sources import UnusableSource
+from schemas.times import US_PER_DAY
 from tests.helpers.backtest_inputs import START, backtest_of, simulated_days
 from tests.helpers.champion import active, policy
 from tests.unit.model_helpers import small_model

@@ -19,7 +19,7 @@ from pipeline.engine.joins import Horizons
 from pipeline.engine.pending import NO_LABELS, MemoryPending
 from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
-from pipeline.sources import UnusableSource, resolve_mapping
+from pipeline.history.files import UnusableSource, resolve_mapping
 from tests.helpers.histories import DAY
 from tests.unit.test_backtest import frame, models, options
 

@@ -11,9 +11,9 @@ import pytest
 from pipeline.decision import online_gate
 from pipeline.decision.online_gate import BothScores, Gate, Report
 from pipeline.decision.policy import FIRST_BLEND, Policy
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.labels import KNOWN, source_rank
 from pipeline.settings import Settings
+from schemas.times import US_PER_DAY, US_PER_HOUR
 from tests.helpers.backtest_inputs import START, backtest_of, simulated_days, with_a_champion
 from tests.helpers.champion import policy
 

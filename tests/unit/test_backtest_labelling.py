@@ -20,10 +20,10 @@ from pipeline.backtest.runner.result import DECISION_COLUMNS
 from pipeline.engine.history import labels_known
 from pipeline.engine.models import ActiveModels
 from pipeline.features.identity import transaction_hash
-from pipeline.label_schedule import NEVER_US, LabelSchedule, Truth
+from pipeline.history.files import UnusableSource
 from pipeline.learning.regimes import LabelRegime
+from pipeline.replay.label_schedule import NEVER_US, LabelSchedule, Truth
 from pipeline.settings import Settings
-from pipeline.sources import UnusableSource
 from tests.helpers.backtest_inputs import backtest_of, simulated_days
 from tests.helpers.champion import active
 

@@ -18,11 +18,12 @@ from pipeline.backtest.runner.outcome import warnings_of_comparison
 from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from schemas.messages import Decision, DecisionFeatures
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, DECISIONS, Topic
 from tests.helpers.blocks import features_block
 from tests.helpers.histories import START_US, Happening, busy_history, play, transactions

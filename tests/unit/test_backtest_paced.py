@@ -16,8 +16,8 @@ from pipeline.backtest.report import build_report
 from pipeline.backtest.runner.arguments import Thresholds
 from pipeline.backtest.runner.thresholds import alert_thresholds
 from pipeline.decision.pacing import Pacing, PacingOptions, ScoredRows, is_news
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.settings import Settings
+from schemas.times import US_PER_DAY, US_PER_HOUR
 from tests.helpers.backtest_inputs import START, backtest_of, simulated_days
 
 DAY = timedelta(days=1)

@@ -8,8 +8,8 @@ from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
 from pipeline.backtest.runner.recorded_pass import count_judged
 from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
 from pipeline.engine.results import Result
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.settings import Settings
+from schemas.times import US_PER_DAY
 from schemas.topics import ACCEPTED_LABELS, REROUTED, TRANSACTIONS
 from tests.helpers.logs import Log, after, microseconds, transaction
 from tests.unit.test_engine_card import Desk

@@ -18,7 +18,7 @@ from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Vari
 from pipeline.engine.decisions import Decisions
 from pipeline.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
-from pipeline.simulator import make_profiles, simulate_days
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.fit import TrainingConfig
 from tests.helpers.backtest_inputs import backtest_of
 

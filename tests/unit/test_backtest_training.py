@@ -20,7 +20,8 @@ from pipeline.backtest.runner.result import BacktestResult
 from pipeline.decision.budget import budget_threshold
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.history.files import load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels
@@ -30,12 +31,12 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river
 from pipeline.scoring.trees import read_trees
 from pipeline.settings import Settings
-from pipeline.simulator import make_profiles, simulate_days
-from pipeline.sources import load_transactions, resolve_mapping
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, train
+from schemas.times import US_PER_DAY
 from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.unit.model_helpers import small_model

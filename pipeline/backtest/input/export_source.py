@@ -23,7 +23,7 @@ from pipeline.engine.scanned import NO_TIME
 from pipeline.exports.contents import check_whole
 from pipeline.exports.files import origin_of, schema_of
 from pipeline.features.catalogue import LATENESS_US
-from pipeline.sources import UnusableSource
+from pipeline.history.files import UnusableSource
 from schemas.times import US_PER_MS
 from schemas.topics import TRANSACTIONS, Topic, topic_of_labels
 

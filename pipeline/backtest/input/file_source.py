@@ -14,10 +14,10 @@ from pipeline.backtest.input.sources import OpenedHistory
 from pipeline.backtest.input.span import SeenTimes, Span
 from pipeline.backtest.input.tables import file_tables, frauds, label_tables
 from pipeline.engine.columns import Labels, Reject, Transactions
-from pipeline.features.catalogue import US_PER_SECOND
+from pipeline.history.files import ColumnMapping
 from pipeline.learning.label_sources import SIMULATOR
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE
-from pipeline.sources import ColumnMapping
+from schemas.times import US_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input import wire
 from pipeline.backtest.input.acceptance import LABEL_FIELDS, SEQUENCE, STAMP
-from pipeline.features.catalogue import US_PER_SECOND
+from pipeline.history.files import (
+    NO_TRUTH,
+    ColumnMapping,
+    UnusableSource,
+    column_names,
+    read_tables,
+    resolve_mapping,
+    truths,
+)
 from pipeline.learning.labels import FRAUD, LEGITIMATE
-from pipeline.sources import NO_TRUTH, ColumnMapping, UnusableSource, column_names, read_tables, resolve_mapping, truths
+from schemas.times import US_PER_SECOND
 
 CHUNK_ROWS: Final = 16_384
 """Rows of a table: large enough for what one costs, small enough for its features to stay near the processor."""
@@ -23,9 +31,9 @@ CHUNK_ROWS: Final = 16_384
 def file_tables(path: Path, mapping: ColumnMapping | None = None, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
     """A file of transactions (Parquet or CSV) as tables with the columns of the wire contract.
 
-    ``mapping`` tells the file's own names (`pipeline.sources.resolve_mapping`); its currency holds where no column says
-    one, and its ``zero_amount_type`` for amounts of zero. Columns `STAMP` and `SEQUENCE` are read where the file has
-    them. Raises `UnusableSource` for a file that cannot be read.
+    ``mapping`` tells the file's own names (`pipeline.history.files.resolve_mapping`); its currency holds where no
+    column says one, and its ``zero_amount_type`` for amounts of zero. Columns `STAMP` and `SEQUENCE` are read where
+    the file has them. Raises `UnusableSource` for a file that cannot be read.
     """
     mapping = mapping or resolve_mapping(path)
     present = column_names(path)

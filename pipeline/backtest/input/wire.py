@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
 from pipeline.engine.scanned import LONGEST_IDENTIFIER, NO_TIME, PLAIN_TIMES_US
-from pipeline.sources import in_zone, whole_units
+from pipeline.history.files import in_zone, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR
 from schemas.money import RateTable
 
@@ -108,7 +108,8 @@ def amounts(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Mask]:
     """(minor units of the currency, minor units of the base currency, plain); amounts are in major units.
 
-    A float stands for the decimal of the currency's digits that it is nearest to (`pipeline.sources.whole_units`).
+    A float stands for the decimal of the currency's digits that it is nearest to
+    (`pipeline.history.files.whole_units`).
     """
     terms = rate_terms(rates)
     row = _rate_rows(currency, terms)

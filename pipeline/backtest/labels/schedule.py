@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pipeline.backtest.metrics.ranking import top_of_days
 from pipeline.engine.columns import Labels, Transactions, identities, no_labels
 from pipeline.engine.decisions import Decisions
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.label_sources import SIMULATOR
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, source_rank
 from pipeline.learning.regimes import NEVER_US, LabelRegime
+from schemas.times import US_PER_DAY
 
 REVIEW_SOURCE: Final = "analyst"
 """Source of labels that answer alerts, as in ``fraud-pipeline replay``; reports come from `SIMULATOR`."""
@@ -58,8 +58,8 @@ class ReviewOutcome(NamedTuple):
 class ScheduledLabels:
     """Gives each transaction that bears a truth its label when it is due, and a correction where the first was wrong.
 
-    That is `pipeline.label_schedule.LabelSchedule` on columns: a label is due when its transaction is reported under
-    the regime, or at the review of its alert if that is sooner. Memory is that of the labels that are still due.
+    That is `pipeline.replay.label_schedule.LabelSchedule` on columns: a label is due when its transaction is reported
+    under the regime, or at the review of its alert if that is sooner. Memory is that of the labels that are still due.
     """
 
     def __init__(self, regime: LabelRegime, reviews: ReviewPolicy | None = None) -> None:

@@ -12,8 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.backtest.input.blocks import BLOCK_ROWS, blocks, summed
 from pipeline.backtest.input.spill import in_blocks
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.training.metrics import days_of
+from schemas.times import US_PER_DAY
 
 
 def top_of_days(score: NDArray[np.float64], event_time_us: NDArray[np.int64], top: int) -> NDArray[np.bool_]:

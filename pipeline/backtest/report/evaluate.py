@@ -26,7 +26,7 @@ from pipeline.backtest.report.paced import pacing
 from pipeline.backtest.report.slices import Slicing, resample_slices
 from pipeline.backtest.report.trainings import version_contents
 from pipeline.backtest.runner.result import BacktestResult, Variant
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 CYCLE_DAYS: Final = {"hour": 1.0, "weekday": 7.0}
 """A feature of the calendar in a range that is shorter than its cycle tells the range's length, and no drift."""

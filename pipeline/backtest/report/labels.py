@@ -12,7 +12,7 @@ from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report.content import LabelContent, SourceCount
 from pipeline.backtest.report.observed import Shared
 from pipeline.backtest.runner.result import BacktestResult
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 _MODES: Final = {
     LabelMode.RECORDED: "Labels are those that were recorded, each shown from when it was known.",

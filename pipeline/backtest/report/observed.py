@@ -12,7 +12,7 @@ from pipeline.backtest.labels.ground_truth import GroundTruth, answered_us, grou
 from pipeline.backtest.metrics.cost_model import from_alert_on
 from pipeline.backtest.metrics.ranking import top_of_days
 from pipeline.backtest.runner.result import BacktestResult, Variant
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 
 class Shared(NamedTuple):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.report.content import PacingContent
 from pipeline.backtest.report.observed import Observed, Shared
 from pipeline.backtest.runner.pacing import FirstAlerts
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 _WEEK: Final = 7
 _OF_DAYS: Final = 0.3

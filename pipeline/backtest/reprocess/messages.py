@@ -33,11 +33,11 @@ from pipeline.engine.subjects import (
     TYPE,
     Subjects,
 )  # fmt: skip
-from pipeline.features.catalogue import US_PER_SECOND
-from pipeline.sources import currency_decimals
+from pipeline.history.files import currency_decimals
 from schemas.codec import timestamp_us
 from schemas.money import RateTable
 from schemas.records import Output
+from schemas.times import US_PER_SECOND
 from schemas.topics import TRANSACTIONS
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode

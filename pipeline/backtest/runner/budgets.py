@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
 from pipeline.engine.decisions import Decisions
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 
 class Budget:

@@ -17,10 +17,11 @@ from pipeline.backtest.training.renewal import RenewalSchedule
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import FEATURES
 from pipeline.learning.trained_labels import warning_of_labels
 from pipeline.scoring.prequential import Prequential
 from pipeline.training.fit import Trained
+from schemas.times import US_PER_DAY
 
 LATEST: Final = "latest"
 UNTAUGHT: Final = "untaught"

@@ -24,8 +24,8 @@ from pipeline.backtest.training.variants import VariantTraining
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Reject
 from pipeline.engine.decisions import Decisions
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.registry import Registry
+from schemas.times import US_PER_DAY
 
 
 def renewals_of(

@@ -13,8 +13,9 @@ from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import Span
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.engine.decisions import SELECTIONS, Decisions
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US, US_PER_SECOND
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US
 from schemas.codec import timestamp_us
+from schemas.times import US_PER_SECOND
 from schemas.topics import TRANSACTIONS
 
 WINDOWS: Final = "shorter history"

@@ -17,7 +17,8 @@ from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.result import BacktestResult, Parameter, TrainedVersion, Variant
 from pipeline.backtest.runner.statistics import FirstAndCount, RunStatistics, RunSummary
 from pipeline.backtest.training.variants import VariantTraining
-from pipeline.features.catalogue import REACH_US, US_PER_DAY
+from pipeline.features.catalogue import REACH_US
+from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, PROGRESS
 
 _REFUSED: Final = refusal("transaction", "")

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pipeline.decision.pacing import Pacing, PacingOptions, ScoredRows, is_news, recent_scores, worth_noting
 from pipeline.decision.policy import Policy
 from pipeline.engine.decisions import Decisions
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
+from schemas.times import US_PER_DAY, US_PER_HOUR
 
 
 class FirstAlerts(NamedTuple):

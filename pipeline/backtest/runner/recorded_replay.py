@@ -51,11 +51,12 @@ from pipeline.engine.subjects import (
     TYPE,
     Subjects,
 )  # fmt: skip
-from pipeline.features.catalogue import FEATURES, US_PER_SECOND
+from pipeline.features.catalogue import FEATURES
+from pipeline.history.files import currency_decimals
 from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
-from pipeline.sources import currency_decimals
 from schemas.messages import CardRules, Profiled, ProfiledTransaction, RecordPosition, Versions
 from schemas.records import Record
+from schemas.times import US_PER_SECOND
 from schemas.topics import ACCEPTED_LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS, Topic
 
 _BATCH: Final = 16

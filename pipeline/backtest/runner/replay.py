@@ -21,7 +21,7 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 Rows = TypeVar("Rows", Transactions, Labels)
 

@@ -14,11 +14,11 @@ from pipeline.backtest.training.variants import Training
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
 from pipeline.options import card_options, feedback_options
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
+from schemas.times import US_PER_DAY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,12 @@ from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.thresholds import AlertThreshold, alert_thresholds
 from pipeline.backtest.training.variants import Training
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import LATENESS_US, REACH_US, US_PER_DAY, US_PER_SECOND
+from pipeline.features.catalogue import LATENESS_US, REACH_US
+from pipeline.history.files import ColumnMapping, UnusableSource, resolve_mapping
 from pipeline.kafka.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
 from pipeline.settings import Settings
-from pipeline.sources import ColumnMapping, UnusableSource, resolve_mapping
-from schemas.times import SECONDS_PER_DAY
+from schemas.times import SECONDS_PER_DAY, US_PER_DAY, US_PER_SECOND
 from schemas.topics import TRANSACTIONS
 
 

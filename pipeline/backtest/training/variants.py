@@ -20,12 +20,12 @@ from pipeline.backtest.training.rows import TrainingRows
 from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Labels, Transactions
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import Registry
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
+from schemas.times import US_PER_DAY, US_PER_SECOND
 
 
 class VariantTraining(NamedTuple):

@@ -20,36 +20,18 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from pipeline.history.columns import FRAUD_TYPES, FloatArray, IntArray, ObjectArray, canonical_frame
+from schemas.times import SECONDS_PER_DAY
+
 DEFAULT_START: Final = date(2018, 4, 1)
-SECONDS_PER_DAY: Final = 86_400
 MINOR_UNITS: Final = 100
 CURRENCY: Final = "EUR"
 
-COLUMNS: Final = (
-    "transaction_id",
-    "event_time",
-    "card_id",
-    "merchant_id",
-    "amount",
-    "amount_minor",
-    "currency",
-    "fraud",
-    "fraud_type",
-)
-"""The canonical columns of a frame of transactions, in order."""
-
-FRAUD_TYPES: Final = (None, "amount", "merchant", "card")
-"""By the Handbook's scenario number; 0 is legitimate."""
 
 _TRANSACTIONS, _MERCHANTS, _CARDS, _SHARES = 1, 2, 3, 4
 _CHUNK_CARDS: Final = 256
-
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
-ObjectArray = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,38 +187,6 @@ def stream_days(
     while n_days is None or day < first_day + n_days:
         yield simulate_days(profiles, seed, day, 1, start)
         day += 1
-
-
-def canonical_frame(
-    *,
-    transaction_id: ObjectArray,
-    event_time_us: IntArray,
-    card_id: ObjectArray,
-    merchant_id: ObjectArray,
-    amount: FloatArray,
-    amount_minor: IntArray,
-    currency: ObjectArray,
-    fraud: npt.NDArray[np.bool_],
-    fraud_type: ObjectArray,
-) -> pd.DataFrame:
-    """Build a frame with ``COLUMNS`` from arrays of one length; ``event_time_us`` counts from 1970-01-01T00:00:00Z.
-
-    Text columns keep the ``object`` type: their strings are shared between rows, and reading them back costs no
-    conversion.
-    """
-    return pd.DataFrame(
-        {
-            "transaction_id": pd.Series(transaction_id, dtype=object),
-            "event_time": pd.Series(event_time_us.astype("datetime64[us]")).dt.tz_localize("UTC"),
-            "card_id": pd.Series(card_id, dtype=object),
-            "merchant_id": pd.Series(merchant_id, dtype=object),
-            "amount": amount,
-            "amount_minor": amount_minor,
-            "currency": pd.Series(currency, dtype=object),
-            "fraud": fraud,
-            "fraud_type": pd.Series(fraud_type, dtype=object),
-        }
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

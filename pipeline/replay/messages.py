@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.sources import PASSED_ON, currency_decimals
+from pipeline.history.files import PASSED_ON, currency_decimals
 from schemas.messages import Transaction
 
 ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
@@ -28,7 +28,7 @@ def event_times_us(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
 def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -> Iterator[Transaction]:
     """Yield each row as a message, its amount exact to the minor unit; ``times_us`` are the rows' event times.
 
-    Columns of ``pipeline.sources.PASSED_ON`` go along where the frame has them and they are not missing.
+    Columns of ``pipeline.history.files.PASSED_ON`` go along where the frame has them and they are not missing.
     """
     currencies: list[str] = frame["currency"].tolist()
     scales = {code: -currency_decimals(code) for code in set(currencies)}

@@ -14,22 +14,21 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.engine.history import identities_of
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
-from pipeline.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
 from pipeline.learning.label_sources import SIMULATOR
 from pipeline.learning.regimes import LabelRegime
-from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
-from pipeline.replay_watch import AlertWatch, Flow, FlowWatch
+from pipeline.replay.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
+from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
+from pipeline.replay.watch import AlertWatch, Flow, FlowWatch
 from pipeline.settings import Settings
 from schemas.messages import Label
+from schemas.times import US_PER_DAY, US_PER_SECOND
 from schemas.topics import ALERTS, TRANSACTIONS
 
 CARD_GROUP: Final = "card"
 REVIEWER: Final = "analyst"
 """Source of the labels of alerts."""
-US_PER_SECOND: Final = 1_000_000
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _CHUNK_ROWS: Final = 2_048
@@ -105,11 +104,11 @@ class ReplayProgress:
 class Replay:
     """Sends frames of transactions, and each one's label after its delay, in the order of simulated time.
 
-    ``frames`` yields frames with `pipeline.simulator.COLUMNS` in event-time order (``fraud`` and ``fraud_type`` may
-    be missing: then there are no labels), or the rows that `rows` made of one, and may be endless. Record timestamps
-    are the simulated clock: a transaction's event time, a label's ``labelled_at``. ``report`` is called every
-    ``report_interval_s`` from the thread of `run`, and once at the end, with the same object; ``stop`` ends the replay,
-    without the labels that are left.
+    ``frames`` yields frames with `pipeline.history.columns.COLUMNS` in event-time order (``fraud`` and ``fraud_type``
+    may be missing: then there are no labels), or the rows that `rows` made of one, and may be endless. Record
+    timestamps are the simulated clock: a transaction's event time, a label's ``labelled_at``. ``report`` is called
+    every ``report_interval_s`` from the thread of `run`, and once at the end, with the same object; ``stop`` ends the
+    replay, without the labels that are left.
     """
 
     def __init__(

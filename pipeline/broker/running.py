@@ -1,4 +1,4 @@
-"""Where a run keeps its things, and how the commands for analysts find the cluster."""
+"""Finds the cluster that runs, for the commands of analysts."""
 
 from pathlib import Path
 from typing import Final

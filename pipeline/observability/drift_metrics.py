@@ -5,10 +5,10 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
-from pipeline.metrics import PREFIX
 from pipeline.monitoring.drift import DayDrift, drifted
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
+from pipeline.observability.metrics import PREFIX
+from schemas.times import US_PER_DAY, US_PER_SECOND
 
 _SECONDS_PER_DAY: Final = US_PER_DAY // US_PER_SECOND
 

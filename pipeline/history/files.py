@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pipeline.simulator import FRAUD_TYPES, canonical_frame
+from pipeline.history.columns import FRAUD_TYPES, canonical_frame
 
 REQUIRED: Final = ("transaction_id", "event_time", "card_id", "merchant_id", "amount")
 TRUTH: Final = ("fraud", "fraud_type")
@@ -142,7 +142,7 @@ def read_transactions(
     sort: bool = False,
     batch_rows: int = _BATCH_ROWS,
 ) -> Iterator[pd.DataFrame]:
-    """Yield frames of at most ``batch_rows`` rows with `pipeline.simulator.COLUMNS`, ordered by event time.
+    """Yield frames of at most ``batch_rows`` rows with `pipeline.history.columns.COLUMNS`, ordered by event time.
 
     Columns of ``PASSED_ON`` that the mapping names follow them, ``transaction_type`` also where the mapping has a
     ``zero_amount_type``; None there is a purchase. ``fraud`` and ``fraud_type`` are there only if the mapping names

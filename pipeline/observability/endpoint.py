@@ -21,7 +21,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from pipeline.health import Health
+from pipeline.observability.health import Health
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from pipeline.endpoint import Endpoint
-from pipeline.health import Health, HealthCollector
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
+from pipeline.observability.endpoint import Endpoint
+from pipeline.observability.health import Health, HealthCollector
 from pipeline.scoring.prequential import Figures
 
 PREFIX: Final = "fraud_pipeline_"
