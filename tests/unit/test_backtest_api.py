@@ -274,7 +274,7 @@ def test_a_backtest_that_is_stopped_has_what_it_decided(file: Path, settings: Se
 def test_progress_tells_the_warm_up_from_the_range(
     file: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.backtest.input.topic_source.file_tables", partial(file_tables, chunk_rows=50))
+    monkeypatch.setattr("pipeline.backtest.input.file_source.file_tables", partial(file_tables, chunk_rows=50))
     steps: list[BacktestProgress] = []
     start = START + 12 * DAY
     backtest_of(file, start=start, settings=settings).run(steps.append)

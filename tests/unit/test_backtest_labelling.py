@@ -131,7 +131,7 @@ def test_nothing_is_known_before_its_day_is_over(
     half.to_parquet(part, index=False)
     cut = backtest_of(part, **asked).run().variants[0].decisions
     pd.testing.assert_frame_equal(cut, whole.iloc[: len(cut)], check_exact=True)
-    monkeypatch.setattr("pipeline.backtest.input.topic_source.file_tables", lambda *of: file_tables(*of, chunk_rows=7))
+    monkeypatch.setattr("pipeline.backtest.input.file_source.file_tables", lambda *of: file_tables(*of, chunk_rows=7))
     small = backtest_of(file, **asked).run()
     pd.testing.assert_frame_equal(small.variants[0].decisions, whole, check_exact=True)
     assert small.variants[0].reviewed is not None
