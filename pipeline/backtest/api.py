@@ -1,4 +1,4 @@
-"""A backtest as a notebook asks for it: a history, a range and some models in, frames out."""
+"""Backtests for notebooks and commands: a history, a range and models in, frames out."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

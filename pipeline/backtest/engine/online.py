@@ -1,4 +1,4 @@
-"""The online model behind an engine: taught by what transactions turn out to be, published by the clock of events."""
+"""The online model behind the kernels: trained on labels as they come, published by event time."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the decoder accepts, and refuses, of rows: at the speed of columns, in the decoder's own words.
+"""Accepted and refused rows, at the speed of columns and with the decoder's own codes and texts.
 
 Rows that are plainly in order are taken as columns. Each of the others is written as the record that a producer would
 have sent, and `schemas.codec` decides: there is no second set of rules, codes and texts.

@@ -1,4 +1,4 @@
-"""Which records of a log are read for a span of event time: by when they arrived, whoever keeps the records.
+"""The records of a log to read for a range of event time, by their times of arrival.
 
 A topic is looked up by time, but what is found may be a mark of a transaction, or a record that was aborted. So both
 topics and exports of them are cut here, by the records that a reader sees.

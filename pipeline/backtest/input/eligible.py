@@ -1,4 +1,4 @@
-"""Which rows of a history workers would decide: those that they accept, and each transaction once."""
+"""Eligible rows of a history: those that workers accept, and each transaction once."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What recorded labels say in the end about transactions, for backtests that let it become known at other times."""
+"""Final labels: the last word of recorded labels about each transaction."""
 
 from collections.abc import Iterator
 from dataclasses import replace

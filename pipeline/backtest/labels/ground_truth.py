@@ -1,4 +1,4 @@
-"""What the labels say about decided transactions, and what they cannot say."""
+"""Ground truth about decided transactions, and the bounds that unknown labels leave."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple

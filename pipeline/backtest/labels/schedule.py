@@ -1,4 +1,4 @@
-"""How labels come about in a backtest that does not take them as they were recorded."""
+"""Schedules of labels that follow from the truth: reported under a regime, or by reviews of alerts."""
 
 from collections import deque
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Confidence in figures, by resampling whole units: days, or cards.
+"""Confidence intervals by resampling whole units: days, or cards.
 
 Transactions of one day, or of one card, are not independent of each other; so a day or a card is drawn with all that it
 holds (the cluster bootstrap: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).

@@ -1,4 +1,4 @@
-"""What alerts are worth: fraud amounts from the alert on, less what reviews cost."""
+"""The value of alerts: fraud amounts from the alert on, less the cost of reviews."""
 
 from typing import NamedTuple
 

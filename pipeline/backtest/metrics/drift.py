@@ -1,4 +1,4 @@
-"""How far the features of a range have moved from those that the models which scored it were trained on."""
+"""Drift of features between a range and the training data of the models that scored it."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple

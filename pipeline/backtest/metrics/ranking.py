@@ -1,4 +1,4 @@
-"""The metrics of the field, as the Fraud Detection Handbook names and defines them, and confidence in them.
+"""Ranking metrics as the Fraud Detection Handbook names and defines them.
 
 Le Borgne, Siblini, Lebichot, Bontempi, "Reproducible Machine Learning for Credit Card Fraud Detection", chapter 4. What
 one number over all rows tells (AUC ROC, average precision), and card precision, are in `pipeline.training.metrics`.

@@ -1,4 +1,4 @@
-"""What a report says, as data: the JSON, of which the page and the summary are two readings.
+"""The content of a report as data: the JSON, which the page and the summary are readings of.
 
 Amounts are in the major unit of the base currency, times RFC 3339, days YYYY-MM-DD of UTC. A figure that has no meaning
 (a precision without alerts) is null.

@@ -1,4 +1,4 @@
-"""From a backtest's result to the content of its report. Pure: no clock, no files."""
+"""Turn a backtest's result into the content of its report. Pure: no clock, no files."""
 
 from typing import Final, NamedTuple
 

@@ -1,4 +1,4 @@
-"""The figures that have confidence intervals: what is measured, over all rows and over resamples of them."""
+"""Figures with confidence intervals, over all rows and over resamples of them."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple

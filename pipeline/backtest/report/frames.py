@@ -1,4 +1,4 @@
-"""What a report says, as frames for a notebook. Intervals are NaN where there is none."""
+"""Frames of a report for a notebook. Intervals are NaN where there is none."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is known about the range, from where, and what that leaves open."""
+"""Known labels of the range, their sources, and what they leave open."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""How figures are written, on the page and in the terminal."""
+"""Format figures for the page and the terminal."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""History decided again into topics of its own, beside what was decided live.
+"""Decide history again into topics of its own, beside the live decisions.
 
 A run writes its decisions and their features in the order in which it makes them, so many in a transaction. What is
 committed is therefore the beginning of the run, and the same run that is started again goes on behind it: it decides

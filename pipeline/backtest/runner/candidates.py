@@ -1,4 +1,4 @@
-"""From the models that a backtest is asked for to what decides in it."""
+"""Candidates of a backtest: the models that it was asked for, and those that it trained."""
 
 from collections.abc import Mapping
 from typing import Final

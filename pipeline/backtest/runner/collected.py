@@ -1,4 +1,4 @@
-"""What of a backtest's decisions is kept for whoever reports it."""
+"""Decisions of a backtest as far as its report reads them."""
 
 from functools import cached_property
 from typing import Final

@@ -1,4 +1,4 @@
-"""What of the input decided, or taught, nothing: from the counts of a backtest to sentences."""
+"""Sentences about input that no decision or training used, from the counts of a backtest."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,4 +1,4 @@
-"""What was decided live, beside what a backtest decides: every difference, with its cause."""
+"""Comparison of a backtest with the live decisions: each difference, with its cause."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the statistics of a pass come to: sentences that the reader must see first, and the result."""
+"""Turn the statistics of a pass into warnings and the result."""
 
 import dataclasses
 from collections.abc import Mapping

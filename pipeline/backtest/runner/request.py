@@ -1,4 +1,4 @@
-"""What is asked of a backtest, and what follows from it for the kernels."""
+"""The validated request of a backtest, with the options of its kernels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a backtest hands to its report: decisions of each variant, the labels, and what was asked."""
+"""The result of a backtest for its report: decisions of each variant, labels and parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Runs what is asked for: training first, then the pass over the range."""
+"""Run a request: train first, then pass over the range."""
 
 from collections.abc import Callable
 from typing import NamedTuple

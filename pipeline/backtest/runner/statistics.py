@@ -1,4 +1,4 @@
-"""What a backtest finds besides decisions, and how far it has come."""
+"""Statistics and progress of a run."""
 
 import time
 from collections import Counter
