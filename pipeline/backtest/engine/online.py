@@ -73,7 +73,7 @@ class ColumnSegments(MemorySegments):
 
 
 class Learning(NamedTuple):
-    """How the online model learns from what transactions turn out to be."""
+    """The options of the online model's training in a backtest."""
 
     options: FeedbackOptions
     publish_every_us: int
@@ -81,11 +81,11 @@ class Learning(NamedTuple):
     learner: RiverLearner | None = None
     """Goes on with this one, which belongs to the models that score; a new one where there is none."""
     next_offset: int = 0
-    """How many examples it has been given."""
+    """Number of examples it has been given."""
     prequential: Prequential | None = None
     """Takes in the examples, with the scores from before they were learned."""
     gate: bool = False
-    """Whether reported frauds set the policy's blend with each version, as ``fraud-pipeline pace`` does; else it
+    """True if reported frauds set the policy's blend with each version, as ``fraud-pipeline pace`` does; else it
     stays."""
 
 
@@ -133,7 +133,7 @@ class OnlineTrainer:
 
     def __init__(self, models: ActiveModels, learning: Learning, partitions: int) -> None:
         self.river = models.river
-        """What scores: the version that was published last."""
+        """The scorer: the version that was published last."""
         self._options = learning.options
         self._learner, self._prequential = learning.learner or new_learner(), learning.prequential
         self._columns = [FEATURES.index(name) for name in self._learner.sources]
