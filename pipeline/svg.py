@@ -115,13 +115,13 @@ def lines(
     ``x_ticks`` stand along the horizontal axis, by default every x that a point has, written by ``x_text``; ``alt``
     describes to those who do not see the lines what they show.
     """
-    xs = sorted({x for one in series for x, _ in one.points})
-    ys = [y for one in series for _, y in one.points]
+    xs = sorted({x for line in series for x, _ in line.points})
+    ys = [y for line in series for _, y in line.points]
     ticks = xs if x_ticks is None else sorted(x_ticks)
     x_axis = _Axis(min(*xs, *ticks), max(*xs, *ticks), LEFT, WIDTH - RIGHT, log=log_x)
     parts: list[str] = []
-    numbers = [place if one.number is None else one.number for place, one in enumerate(series)]
-    names, marked = [one.name for one in series], [one.markers for one in series]
+    numbers = [place if line.number is None else line.number for place, line in enumerate(series)]
+    names, marked = [line.name for line in series], [line.markers for line in series]
     top = _legend(parts, names, 50.0, marked=marked, numbers=numbers) + 34
     bottom = top + LINES_HEIGHT
     most = max(ys) if y_most is None else y_most
@@ -136,11 +136,11 @@ def lines(
         _text((LEFT + WIDTH - RIGHT) / 2, bottom + 40, x_name, anchor="middle", size=SMALL, colour=QUIET_INK),
         _text(20, top - 12, y_name, size=SMALL, colour=QUIET_INK),
     ]
-    for number, one in zip(numbers, series, strict=True):
-        placed = [(x_axis.at(x), y_axis.at(y)) for x, y in one.points]
+    for number, sery in zip(numbers, series, strict=True):
+        placed = [(x_axis.at(x), y_axis.at(y)) for x, y in sery.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(f'<polyline points="{path}" fill="none" {_stroke(number)}/>')
-        if one.markers:
+        if sery.markers:
             parts += [_marker(number, x, y) for x, y in placed]
     return _svg(title, bottom + BOTTOM, parts, alt)
 

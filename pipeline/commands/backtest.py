@@ -294,10 +294,10 @@ def _training(
     if train_from is None:
         raise click.UsageError("--train needs to know where training begins: add --train-from")
     variants: dict[str, list[str]] = {}
-    for one in trainings:
-        name, _, patterns = one.partition("=")
+    for training in trainings:
+        name, _, patterns = training.partition("=")
         if not name or name in variants:
-            raise click.BadParameter(f"{one!r} needs a name of its own: write NAME=FEATURES", param_hint="--train")
+            raise click.BadParameter(f"{training!r} needs a name of its own: write NAME=FEATURES", param_hint="--train")
         variants[name] = patterns.split(",") if patterns else []
     return Training(
         variants=variants,
@@ -355,11 +355,8 @@ def _tell(comparison: LiveComparison, *, examples: bool) -> None:
         click.echo(f"  {count:,} {cause}")
     if not examples:
         return
-    for one in comparison.differences[:_SHOWN]:
-        click.echo(
-            printable(
-                f"  {one.transaction_id} of {one.card_id}: {one.cause} ({one.differs or one.action or one.live_action})"
-            )
-        )
+    for difference in comparison.differences[:_SHOWN]:
+        what = difference.differs or difference.action or difference.live_action
+        click.echo(printable(f"  {difference.transaction_id} of {difference.card_id}: {difference.cause} ({what})"))
     if len(comparison.differences) > _SHOWN:
         click.echo("  ...; --differences FILE writes all of them")

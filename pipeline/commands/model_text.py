@@ -132,7 +132,7 @@ def event_word(event: VersionEvent) -> str:
 
 def reference_text(references: Sequence[VersionReference]) -> str:
     """Return names and versions in a row."""
-    return ", ".join(f"{printable(one.name)} {printable(one.version)}" for one in references)
+    return ", ".join(f"{printable(reference.name)} {printable(reference.version)}" for reference in references)
 
 
 def metric_text(metrics: Mapping[str, Any]) -> str:

@@ -69,4 +69,4 @@ class CaseScores:
         if hour < self._swept_hour + _SWEEP_HOURS:
             return
         self._swept_hour = hour
-        self._cases = {key: one for key, one in self._cases.items() if one.first_hour > hour - KEPT_HOURS}
+        self._cases = {key: case for key, case in self._cases.items() if case.first_hour > hour - KEPT_HOURS}

@@ -53,7 +53,7 @@ Signed = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def signed(hours: Sequence[HourScores]) -> Signed:
     """Return what cases reach in some hours. A case counts at a threshold in the hour in which it alerts first."""
-    columns = [one.columns() for one in hours]
+    columns = [hour.columns() for hour in hours]
     reached = np.concatenate([np.empty(0), *(score for score, _ in columns)])
     before = np.concatenate([np.empty(0), *(earlier[earlier > 0] for _, earlier in columns)])
     return np.concatenate([reached, before]), np.concatenate([np.ones(len(reached)), -np.ones(len(before))])

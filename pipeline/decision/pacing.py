@@ -312,7 +312,7 @@ class Pacing:
         if len(self._own) + len(self._others) > 4 * HOURS:
             self._own, self._others = ({at for at in of if at >= hour - HOURS} for of in (self._own, self._others))
         if len(self._reaches) > HOURS + 1 or len(self._alerts) > HOURS + 1:
-            self._reaches = {at: one for at, one in self._reaches.items() if at >= hour - HOURS}
+            self._reaches = {at: reach for at, reach in self._reaches.items() if at >= hour - HOURS}
             self._alerts = {at: count for at, count in self._alerts.items() if at >= hour - HOURS}
 
 

@@ -59,7 +59,7 @@ class ReadInputs:
         if not of:
             return found
         follows = rows.follows[of.start : of.stop].tolist()
-        starts = [row for row, one in enumerate(follows, of.start) if not one and row > of.start]
+        starts = [row for row, follow in enumerate(follows, of.start) if not follow and row > of.start]
         for start, end in pairwise([of.start, *starts, of.stop]):
             if rows.kinds[start] != TRANSACTION:
                 continue

@@ -137,7 +137,7 @@ class TopicExport:
             raise ExportError("the range is empty: let it end later than it begins")
         reached(admin_client(self._bootstrap, settings=self._settings), self._bootstrap)
         with ExitStack() as stack:
-            logs = [self._open(one, stack) for one in self._topics]
+            logs = [self._open(topic, stack) for topic in self._topics]
             if all(log.exported.note for log in logs):
                 raise ExportError("\n".join(str(log.exported.note) for log in logs))
             # Of all topics before the first record: one that is not reached is not whole either.

@@ -678,7 +678,9 @@ class Session:
 
     @callback
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        log.warning("%s: lost %s", self.agent, places_text([(one.topic, one.partition) for one in partitions]))
+        log.warning(
+            "%s: lost %s", self.agent, places_text([(partition.topic, partition.partition) for partition in partitions])
+        )
         self._take_away(consumer, partitions)
 
     def _take_away(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -170,8 +170,15 @@ def _performance(facts: Facts) -> list[str]:
         lines += [f"A simple benchmark is {NOT_RECORDED}.", ""]
     if periods := facts.get("by_period"):
         by_period = [
-            (one["from"], one["days"], one["rows"], one["frauds"], one["average_precision"], one["auc_roc"])
-            for one in periods
+            (
+                period["from"],
+                period["days"],
+                period["rows"],
+                period["frauds"],
+                period["average_precision"],
+                period["auc_roc"],
+            )
+            for period in periods
         ]
         lines += table(["from", "days", "rows", "frauds", "average precision", "AUC"], by_period)
     return lines
@@ -211,10 +218,10 @@ def _stability(sources: CardSources) -> list[str]:
     digest, history = sources.facts["digest"], sources.history
     events: list[Activation | Assessment] = [*history.assessments_of(digest), *history.activations_of(digest)]
     rows = [
-        (event_time(one), one.figures.get("compared_with"), one.figures["top_overlap"], correlation)
-        for one in events
-        if "top_overlap" in one.figures
-        for correlation in [one.figures.get("top_rank_correlation")]
+        (event_time(event), event.figures.get("compared_with"), event.figures["top_overlap"], correlation)
+        for event in events
+        if "top_overlap" in event.figures
+        for correlation in [event.figures.get("top_rank_correlation")]
     ]
     lines = ["## Stability", ""]
     if not rows:
@@ -257,13 +264,16 @@ def _threshold(sources: CardSources) -> list[str]:
 
 def _approvals(sources: CardSources) -> list[str]:
     digest, history = sources.facts["digest"], sources.history
-    rows = [(one.activated_at, one.step, one.by, one.reason) for one in history.activations_of(digest)]
+    rows = [
+        (activation.activated_at, activation.step, activation.by, activation.reason)
+        for activation in history.activations_of(digest)
+    ]
     lines = ["## Approvals", ""]
     lines += table(["time", "step", "by", "reason"], rows) if rows else ["It was never activated.", ""]
     own = history.assessments_of(digest)
     if own:
         lines += ["Its own comparisons before:", "", *_assessments(own)]
-    rejected = [one for one in history.challengers_of(digest) if one.outcome == "rejected"]
+    rejected = [challenger for challenger in history.challengers_of(digest) if challenger.outcome == "rejected"]
     lines += ["### Rejected challengers", ""]
     return [*lines, *(_assessments(rejected) if rejected else ["None are recorded.", ""])]
 
@@ -277,7 +287,7 @@ def _assessments(found: Sequence[Assessment]) -> list[str]:
 
 
 def _figures(event: Activation | Assessment) -> str:
-    simple = {name: one for name, one in event.figures.items() if isinstance(one, int | float | str)}
+    simple = {name: figure for name, figure in event.figures.items() if isinstance(figure, int | float | str)}
     return ", ".join(f"{name.replace('_', ' ')} {cell(one)}" for name, one in simple.items())
 
 
@@ -297,7 +307,7 @@ def limits(sources: CardSources) -> Iterator[str]:
         yield "Legitimate transactions had no labels: those that nobody reported count as legitimate."
     elif not (regime.get("reported") or regime.get("regime.reported")):
         yield "The label regime is not recorded: compare it with that of the traffic before you trust the figures."
-    if len(facts["features"]) and not any("known" in one or "fraud" in one for one in facts["features"]):
+    if len(facts["features"]) and not any("known" in name or "fraud" in name for name in facts["features"]):
         yield "No feature knows reported frauds: it cannot follow a new pattern before it is trained again."
     if not facts.get("benchmark"):
         yield "It was not compared with a simple benchmark."

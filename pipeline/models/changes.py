@@ -162,7 +162,7 @@ class VersionChanges:
             raise ModelError(
                 f"LightGBM version {model.version} was active already: use `fraud-pipeline models promote`"
             )
-        found = [one for one in self.history.assessments_of(model.digest) if RECIPE in one.figures]
+        found = [assessment for assessment in self.history.assessments_of(model.digest) if RECIPE in assessment.figures]
         if not found or found[-1].outcome != ACCEPTED:
             was = f"was {found[-1].outcome}" if found else "was not proposed"
             raise ModelError(f"LightGBM version {model.version} {was}: approve one that `models propose` has accepted")
@@ -283,11 +283,11 @@ class VersionChanges:
 
     def _references(self, versions: Iterable[KnownVersion]) -> list[VersionReference]:
         there, missing = [], []
-        for one in versions:
-            if one.reference is None:
-                missing.append(VersionToPublish(one.name, one.version, one.payload))
+        for version in versions:
+            if version.reference is None:
+                missing.append(VersionToPublish(version.name, version.version, version.payload))
             else:
-                there.append(one.reference)
+                there.append(version.reference)
         return [*there, *(self._writer.contents(missing) if missing else ())]
 
 

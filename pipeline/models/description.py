@@ -78,7 +78,7 @@ def lightgbm_facts(known: KnownVersion) -> Facts:
         "kernel": content.kernel,
         "libraries": dict(known.entry.libraries) if known.entry is not None else {},
         "trees": content.text.count("\nTree="),
-        "features": [one.name for one in content.distributions] or list(content.feature_names),
+        "features": [distribution.name for distribution in content.distributions] or list(content.feature_names),
         "hyperparameters": metadata.get("training", {}),
         "calibration": content.calibration,
         **{name: value for name, value in metadata.items() if name not in _MOVED},

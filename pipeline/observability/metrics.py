@@ -218,10 +218,10 @@ class WorkerMetrics:
         """Show how well each model did on the newest examples; without figures the series end."""
         self._auc.clear()
         self._log_loss.clear()
-        for model, one in figures.items():
-            if one.auc is not None:
-                self._auc.labels(model).set(one.auc)
-            self._log_loss.labels(model).set(one.log_loss)
+        for model, figure in figures.items():
+            if figure.auc is not None:
+                self._auc.labels(model).set(figure.auc)
+            self._log_loss.labels(model).set(figure.log_loss)
 
     def transaction_aborted(self, agent: str) -> None:
         """``agent`` aborted a Kafka transaction; its batch is processed again."""

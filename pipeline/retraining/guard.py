@@ -150,7 +150,7 @@ def harm_done(
         alerts_per_day: The budget.
         whole: Compare frauds too; otherwise only alerts are counted.
     """
-    start = max((n for n, one in enumerate(tenures) if one.step == ROLLBACK), default=0)
+    start = max((n for n, tenure in enumerate(tenures) if tenure.step == ROLLBACK), default=0)
     last = len(tenures) - 1
     if last <= start or served.newest_us is None:
         return None

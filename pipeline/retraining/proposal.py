@@ -118,11 +118,11 @@ def period_of_look(history: VersionHistory, recipe: str, now: ComparisonPeriod) 
         ModelError: The recipe was compared on some of these days before.
     """
     looks: list[Assessment] = [
-        one for one in history.events if isinstance(one, Assessment) and one.figures.get(RECIPE) == recipe
+        event for event in history.events if isinstance(event, Assessment) and event.figures.get(RECIPE) == recipe
     ]
     if looks and looks[-1].outcome == DECLARED:
         return ComparisonPeriod(looks[-1].figures[_FROM], looks[-1].figures[_TO])
-    seen_us = max((int(one.figures.get(_TO, 0)) for one in looks), default=0)
+    seen_us = max((int(look.figures.get(_TO, 0)) for look in looks), default=0)
     if seen_us > now.start_us:
         days = -(-(seen_us - now.start_us) // US_PER_DAY)
         raise ModelError(

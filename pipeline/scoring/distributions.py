@@ -57,7 +57,10 @@ class BinCounter:
     @classmethod
     def like(cls, distributions: Sequence[FeatureDistribution]) -> "BinCounter":
         """Build an empty counter with the same bins."""
-        return cls([one.name for one in distributions], [np.array(one.edges) for one in distributions])
+        return cls(
+            [distribution.name for distribution in distributions],
+            [np.array(distribution.edges) for distribution in distributions],
+        )
 
     def add(self, features: NDArray[np.float64], weight: NDArray[np.float64] | None = None) -> None:
         """Count rows: features of shape (n, len(held)), NaN for no value; each stands for ``weight`` (n,) rows."""
@@ -102,16 +105,16 @@ def distributions_of(
 
 def are_sound(distributions: Sequence[FeatureDistribution]) -> bool:
     """Return whether they can be read: known features, once each, edges in order, and a sensible count of each bin."""
-    names = [one.name for one in distributions]
+    names = [distribution.name for distribution in distributions]
     return (
         len(set(names)) == len(names)
         and set(names) <= set(FEATURES)
         and all(
-            len(one.counts) == len(one.edges) + 2
-            and len(one.edges) <= MOST_EDGES
-            and all(before < after for before, after in pairwise(one.edges))
-            and all(0.0 <= count <= LARGEST_COUNT for count in one.counts)
-            for one in distributions
+            len(distribution.counts) == len(distribution.edges) + 2
+            and len(distribution.edges) <= MOST_EDGES
+            and all(before < after for before, after in pairwise(distribution.edges))
+            and all(0.0 <= count <= LARGEST_COUNT for count in distribution.counts)
+            for distribution in distributions
         )
     )
 

@@ -125,7 +125,7 @@ class LightGBMModel:
     @property
     def trained_on(self) -> tuple[str, ...]:
         """The features that the trees may ask for; all of them where the version names none."""
-        return tuple(one.name for one in self.distributions) or self.feature_names
+        return tuple(distribution.name for distribution in self.distributions) or self.feature_names
 
     @property
     def compiled(self) -> bool:
@@ -196,7 +196,7 @@ def _check_distributions(distributions: tuple[FeatureDistribution, ...], trees: 
     """Check that distributions are sound and, where there are any, cover the features of the trees."""
     if not are_sound(distributions):
         raise ModelError("the distributions of this version's features are damaged: publish or train it again")
-    told = {FEATURES.index(one.name) for one in distributions}
+    told = {FEATURES.index(distribution.name) for distribution in distributions}
     foreign = sorted({FEATURES[feature] for tree in trees for feature in tree.feature if feature not in told})
     if distributions and foreign:
         raise ModelError(

@@ -44,11 +44,11 @@ class Prequential:
 
     def add(self, examples: Iterable[Example]) -> None:
         """Take in examples."""
-        for one in examples:
-            if one.label not in TARGETS or one.revision or one.held or one.label_source == "rule":
+        for example in examples:
+            if example.label not in TARGETS or example.revision or example.held or example.label_source == "rule":
                 continue
-            river_logit = one.logit if one.river_logit is None else one.river_logit
-            self._rows[self._next] = (TARGETS[one.label], one.weight, one.logit, river_logit, one.score)
+            river_logit = example.logit if example.river_logit is None else example.river_logit
+            self._rows[self._next] = (TARGETS[example.label], example.weight, example.logit, river_logit, example.score)
             self._next = (self._next + 1) % len(self._rows)
             self.examples += 1
 

@@ -169,7 +169,9 @@ def _check_header(header: dict[str, str], feature_names: tuple[str, ...]) -> Non
         raise _broken(f"the objective {header['objective'][:40]!r} is none of binary, regression and cross_entropy")
     _integers(header.get("label_index", ""))
     constraints = _integers(header.get("monotone_constraints", ""))
-    if "monotone_constraints" in header and [abs(one) <= 1 for one in constraints] != [True] * len(feature_names):
+    if "monotone_constraints" in header and [abs(constraint) <= 1 for constraint in constraints] != [True] * len(
+        feature_names
+    ):
         raise _broken("the monotone constraints are not -1, 0 or 1 for each feature")
     infos = header.get("feature_infos", "").split(" ")
     if len(infos) != len(feature_names) or not all(infos):

@@ -44,7 +44,7 @@ class Training:
     """LightGBM models that are trained before a range is decided, and decide it beside the others."""
 
     variants: Mapping[str, Sequence[str]]
-    """Features that each variant is trained on, by its name: patterns of `pipeline.training.selection.select_features`."""
+    """Features of each variant, by its name: patterns of `pipeline.training.selection.select_features`."""
     start: datetime
     """Event time of the first transaction to train on (UTC without an offset)."""
     end: datetime | None = None
