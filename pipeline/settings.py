@@ -361,7 +361,7 @@ class Settings(BaseSettings):
     @property
     def topics(self) -> tuple[Topic, ...]:
         """All topics of the pipeline."""
-        return tuple(one for topic in TOPICS for one in (self.topics_of_labels if topic is LABELS else (topic,)))
+        return tuple(each for topic in TOPICS for each in (self.topics_of_labels if topic is LABELS else (topic,)))
 
     @property
     def inputs(self) -> frozenset[str]:
@@ -403,9 +403,9 @@ class Settings(BaseSettings):
 def invalid_settings(error: ValidationError) -> str:
     """Return what is wrong with which variables, without any value: one may be a secret."""
     return "; ".join(
-        f"{_variable(str(one['loc'][0]))} cannot be used: "
-        f"{'it is no setting' if one['type'] == 'extra_forbidden' else _uncapitalized(one['msg'])}"
-        for one in error.errors(include_url=False, include_context=False, include_input=False)
+        f"{_variable(str(problem['loc'][0]))} cannot be used: "
+        f"{'it is no setting' if problem['type'] == 'extra_forbidden' else _uncapitalized(problem['msg'])}"
+        for problem in error.errors(include_url=False, include_context=False, include_input=False)
     )
 
 

@@ -145,7 +145,7 @@ class _Options(SharedOptions, RegimeOptions):
 )
 @click.option(
     "--labels",
-    type=click.Choice([one.value for one in LabelMode]),
+    type=click.Choice([mode.value for mode in LabelMode]),
     help="How labels come about.  [default: recorded; delay for a file with a column fraud and no label file]",
 )
 @click.option(

@@ -149,7 +149,7 @@ def read_letters(bootstrap: str, settings: Settings, given: Filters) -> list[Dea
     if since is not None:
         start = starts_at(bootstrap, topic, round(since.timestamp() * 1_000), settings=settings)
     records = read_topic(bootstrap, topic, settings=settings, start=start)
-    return sorted(chosen(records, given, settings.topic_prefix), key=lambda one: one.record.timestamp_ms)
+    return sorted(chosen(records, given, settings.topic_prefix), key=lambda letter: letter.record.timestamp_ms)
 
 
 def resend(producer: RecordProducer, settings: Settings, letters: Sequence[DeadLetter]) -> None:

@@ -136,8 +136,8 @@ class Gate:
             blend: The one that holds.
         """
         since_us = self._newest_us - REPORT_DAYS * US_PER_DAY
-        self._held = {one: held for one, held in self._held.items() if held[1] > since_us}
-        frauds = {one for one, (state, _) in self._held.items() if state[2] == _FRAUD}
+        self._held = {identity: held for identity, held in self._held.items() if held[1] > since_us}
+        frauds = {identity for identity, (state, _) in self._held.items() if state[2] == _FRAUD}
         won = lost = 0
         for with_online, without in self._days.values():
             ours, theirs = with_online.identities & frauds, without.identities & frauds

@@ -189,7 +189,7 @@ class FeedbackPartition:
         return JoinedRows.of(labels, [0] * len(labels)) if len(labels) else NO_LABELS
 
     def _write(self, emitted: Sequence[Emitted], result: Result) -> None:
-        packed = self._segments.read([one.entry for one in emitted])
+        packed = self._segments.read([emission.entry for emission in emitted])
         for one, decision in zip(emitted, packed, strict=True):
             found = example(one, unpack_record(decision))
             result.outputs.append(Output(EXAMPLES, found.card_id.encode(), _encode(found)))

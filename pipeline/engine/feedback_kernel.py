@@ -248,7 +248,7 @@ class _Part:
         self._awaited = set(self._pending.awaited(digests))
         due = self._matured(rows, kept)
         involved = {*self._awaited, *joined.digest[labels.start : labels.stop]}
-        involved.update(one.digest for ones in due.values() for one in ones)
+        involved.update(item.digest for ones in due.values() for item in ones)
         self._entries = self._decisions.find(list(involved))
         self._known = self._decisions.known(list(involved))
         first_row = self._decisions.file(
@@ -290,12 +290,12 @@ class _Part:
                     own[item].append(decided.position[row])
         self._decisions.let_mature(items, rate)
         due: defaultdict[int, list[Matured]] = defaultdict(list)
-        for one in self._decisions.take_matured(newest_us, PRESUME_AT_MOST * self.positions):
-            row = bisect_left(self._newest_us, one.at_us, rows.start, rows.stop)
+        for decision in self._decisions.take_matured(newest_us, PRESUME_AT_MOST * self.positions):
+            row = bisect_left(self._newest_us, decision.at_us, rows.start, rows.stop)
             position = self._start if row == rows.start else decided.position[row - 1]
             # Not before it was filed; of equal ones those of this batch come first.
-            of_batch = own.get((one.at_us, one.digest))
-            due[max(position, of_batch.pop()) if of_batch else position].append(one)
+            of_batch = own.get((decision.at_us, decision.digest))
+            due[max(position, of_batch.pop()) if of_batch else position].append(decision)
         return due
 
     def _visit(

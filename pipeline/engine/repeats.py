@@ -40,7 +40,7 @@ class ReadInputs:
 
     def __init__(self, saved: Iterable[ReadInput] = ()) -> None:
         self._inputs: JournaledDict[tuple[str, int], ReadInput] = JournaledDict()
-        self._inputs.update({(one.topic, one.partition): one for one in saved})
+        self._inputs.update({(read.topic, read.partition): read for read in saved})
 
     def repeats(self, rows: ProfiledRows, of: range) -> list[int]:
         """Find the transactions that were written before, and note how far the inputs were read.
@@ -97,7 +97,7 @@ class ReadInputs:
 
     def dump(self) -> list[ReadInput]:
         """All of them, in order."""
-        return [one for _, one in sorted(self._inputs.items())]
+        return [read for _, read in sorted(self._inputs.items())]
 
 
 def _further(before: ReadInput, batch_us: int, offset: int) -> ReadInput:

@@ -231,7 +231,7 @@ class StoreIndex:
 
     def merchants(self, entry: NDArray[np.int64]) -> list[bytes]:
         """Return the merchants' names in UTF-8."""
-        return [self._names[one] for one in entry.tolist()]
+        return [self._names[number] for number in entry.tolist()]
 
     def _put(self, rows: NDArray[np.int64], digests: list[bytes], names: list[bytes]) -> None:
         """Write entries with their merchants' names."""

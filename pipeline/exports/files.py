@@ -61,8 +61,8 @@ def partition_directory(directory: Path, number: int) -> Path:
 def files_in(directory: Path) -> list[File]:
     """The files of a partition's directory, in the order of their offsets. Raises `ExportError` for what is none."""
     found = sorted(map(_named, directory.glob("*.parquet")), key=lambda file: file.offsets.start)
-    for one, following in pairwise(found):
-        if following.offsets.start < one.offsets.stop:
+    for part, following in pairwise(found):
+        if following.offsets.start < part.offsets.stop:
             raise ExportError(
                 f"two files in {directory} hold offset {following.offsets.start}: remove what was put there, or name "
                 "another directory"
@@ -229,8 +229,8 @@ def missing(asked: range, covered: Sequence[range]) -> Missing:
 
 def _is_one(ranges: Iterable[range]) -> bool:
     at = None
-    for one in ranges:
-        if at is not None and one.start != at:
+    for part in ranges:
+        if at is not None and part.start != at:
             return False
-        at = one.stop
+        at = part.stop
     return True

@@ -232,7 +232,7 @@ def _present(info: Any) -> tuple[Any, bool]:
     """(type without null, whether it may be null)."""
     if not isinstance(info, msgspec.inspect.UnionType):
         return info, False
-    others = [one for one in info.types if not isinstance(one, msgspec.inspect.NoneType)]
+    others = [kind for kind in info.types if not isinstance(kind, msgspec.inspect.NoneType)]
     return (others[0] if len(others) == 1 else msgspec.inspect.UnionType(tuple(others))), len(others) < len(info.types)
 
 

@@ -170,7 +170,7 @@ class TopicExport:
             # What was exported may be gone from the topic by now.
             begin = min([of.start, *(held.start for held in covered)]) if self._asked.from_ms is None else of.start
             found = self._missing(name, number, range(begin, of.stop), covered, begins[name, number])
-            log.missing += [(number, one) for one in found]
+            log.missing += [(number, gap) for gap in found]
             log.exported.left += sum(map(len, found))
             if parts := [*covered, *found]:
                 log.whole[number] = Offsets(min(part.start for part in parts), max(part.stop for part in parts))

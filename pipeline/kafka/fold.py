@@ -175,7 +175,7 @@ class RangeReader:
                 continue
             last = min(self._next + most - len(found), len(self._ahead))
             if self._ahead[last - 1].offset() >= end:
-                last = bisect_left(self._ahead, end, self._next, last, key=lambda one: one.offset())
+                last = bisect_left(self._ahead, end, self._next, last, key=lambda message: message.offset())
                 self.position = end
             else:
                 self.position = self._ahead[last - 1].offset() + 1

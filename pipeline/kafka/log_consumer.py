@@ -151,7 +151,7 @@ class LogConsumer:
     def _believable(self, messages: Sequence[Message]) -> tuple[list[Message], dict[Place, int]]:
         """Return ``messages`` without records that may hide others, and where to read again for these."""
         start = next(iter(self._positions.values()))
-        follows = [one.offset() for one in messages] == [*range(start, start + len(messages))]
+        follows = [read.offset() for read in messages] == [*range(start, start + len(messages))]
         if len(self._positions) == 1 and follows and not self._odd.called_back:
             return list(messages), {}
         taken: dict[Place, list[int]] = {}

@@ -147,13 +147,13 @@ def _odd_range(first_at: FirstAt, fetch: Fetch, seen: Seen, position: int, own: 
     records = fetch.records if fetch.is_batch else [seen]
 
     def is_own(offset: int) -> bool:
-        record = next((one for one in records if one.offset >= offset), None)
+        record = next((candidate for candidate in records if candidate.offset >= offset), None)
         return record is not None and first_at(offset) == record
 
     offset = own.pop(position, position + 1)
     if fetch.is_batch and fetch.start is not None:
         # As many offsets as records are of the batch at least.
-        ahead = min(fetch.start + len(records) - 1, max(one.offset for one in records))
+        ahead = min(fetch.start + len(records) - 1, max(known.offset for known in records))
         offset = ahead if ahead > offset and is_own(ahead) else offset
     most = offset + MOST_PROBES
     while is_own(offset):

@@ -74,10 +74,10 @@ def restore_partition(
             told = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
             progress = settled_end(bootstrap, settings, told.topic, number, waiting)
             markers = read_markers(told, agent, progress, on_refused)
-        for one in readers:
-            if one.position < ends[one.topic]:
+        for each in readers:
+            if each.position < ends[each.topic]:
                 # All connect and fetch at once; else each begins when its first record is asked for.
-                one.begin()
+                each.begin()
         for batch in in_recorded_order(readers, markers, ends, lambda name: name.removeprefix(settings.topic_prefix)):
             waiting()
             handler.fold(number, batch.records, batch.rules)

@@ -673,7 +673,7 @@ class Session:
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is self._consumer:
             self._release({partition.partition for partition in partitions})
-        log.info("%s: gave up %s", self.agent, places_text([(one.topic, one.partition) for one in partitions]))
+        log.info("%s: gave up %s", self.agent, places_text([(lost.topic, lost.partition) for lost in partitions]))
         self._take_away(consumer, partitions)
 
     @callback

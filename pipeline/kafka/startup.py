@@ -235,7 +235,7 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     settings = cluster.settings
     with ThreadPoolExecutor(len(roles)) as threads:
         found = list(threads.map(partial(offset_findings, cluster), roles))
-    lost, beyond, again, warnings = ([one for of_role in found for one in of_role[kind]] for kind in range(4))
+    lost, beyond, again, warnings = ([sentence for of_role in found for sentence in of_role[kind]] for kind in range(4))
     refused = CheckResult.of(lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS")
     redone = CheckResult.of(
         again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"

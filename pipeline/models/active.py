@@ -110,7 +110,7 @@ class ModelSubscriber:
         if activated or arrived or self._unsearched:
             self._searches, self._unsearched = 0, False
             self.board = self._activations.apply(self.board, partial(self._find, waiting=waiting))
-            self._arrived = {at: one for at, one in self._arrived.items() if at in self._activations.awaited}
+            self._arrived = {at: model for at, model in self._arrived.items() if at in self._activations.awaited}
         if before.lightgbm is None and self.board.lightgbm is not None and self.board.river is None:
             self._find_river(waiting)
         for version in reversed(published):

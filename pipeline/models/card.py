@@ -89,7 +89,7 @@ def cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M}"
-    text = "".join(one if one.isprintable() else " " for one in str(value))
+    text = "".join(character if character.isprintable() else " " for character in str(value))
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -189,7 +189,7 @@ def _calibration(facts: Facts) -> list[str]:
     if not found:
         return ["## Calibration", "", f"The calibration table is {NOT_RECORDED}.", ""]
     rows = [
-        (f"{one['from']:g} to {one['to']:g}", one["rows"], one["mean_score"], one["observed_rate"]) for one in found
+        (f"{row['from']:g} to {row['to']:g}", row["rows"], row["mean_score"], row["observed_rate"]) for row in found
     ]
     return ["## Calibration", "", *table(["score", "transactions", "mean score", "observed rate"], rows)]
 
@@ -204,11 +204,11 @@ def _segments(facts: Facts) -> list[str]:
     ]  # fmt: skip
     rows = [
         (
-            *(one["segment"], one["value"], one["rows"], one["frauds"], one["expected_frauds"], one["alert_rate"]),
-            "no alert" if one["precision"] is None else one["precision"],
-            one["false_positives_per_1000"],
+            *(row["segment"], row["value"], row["rows"], row["frauds"], row["expected_frauds"], row["alert_rate"]),
+            "no alert" if row["precision"] is None else row["precision"],
+            row["false_positives_per_1000"],
         )
-        for one in found
+        for row in found
     ]
     told = "On the validation period, by the threshold that was chosen there. Attributes are those of the history."
     return ["## Outcomes by segment", "", told, "", *table(columns, rows)]
@@ -238,7 +238,7 @@ def _sensitivity(facts: Facts) -> list[str]:
     lines = ["## Sensitivity to wrong labels", ""]
     if not found:
         return [*lines, f"It is {NOT_RECORDED}; `fraud-pipeline train --wrong-labels` measures it.", ""]
-    rows = [(one["labels"], one["wrong"], one["average_precision"], one["card_precision_100"]) for one in found]
+    rows = [(row["labels"], row["wrong"], row["average_precision"], row["card_precision_100"]) for row in found]
     told = (
         "The same training on labels that were spoilt on purpose, measured on the true ones of the validation period."
     )
@@ -280,8 +280,8 @@ def _approvals(sources: CardSources) -> list[str]:
 
 def _assessments(found: Sequence[Assessment]) -> list[str]:
     rows = [
-        (event_time(one), ", ".join(at.version for at in one.versions), one.outcome, one.reason, _figures(one))
-        for one in found
+        (event_time(row), ", ".join(at.version for at in row.versions), row.outcome, row.reason, _figures(row))
+        for row in found
     ]
     return table(["time", "versions", "outcome", "reason", "figures"], rows)
 

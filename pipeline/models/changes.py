@@ -317,5 +317,5 @@ def switch_learning(writer: ControlWriter, said: Said, *, frozen: bool) -> None:
 def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:
     """Return the fields in which two policies differ, each with its value before and after."""
     fields = ("threshold", "blend", "audit_rate", "audit", "max_reasons", "rules", "lightgbm_version")
-    pairs = {name: tuple(msgspec.to_builtins(getattr(one, name)) for one in (before, after)) for name in fields}
+    pairs = {name: tuple(msgspec.to_builtins(getattr(version, name)) for version in (before, after)) for name in fields}
     return {name: {"before": one, "after": other} for name, (one, other) in pairs.items() if one != other}

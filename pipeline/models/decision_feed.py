@@ -56,30 +56,30 @@ class PartitionDecisions(NamedTuple):
     def until(self, hour: int) -> "PartitionDecisions":
         """Return those with an event time up to an hour since 1970."""
         hours = (self.times_us() // US_PER_HOUR).tolist()
-        return self._replace(decided=[one for one, at in zip(self.decided, hours, strict=True) if at <= hour])
+        return self._replace(decided=[decision for decision, at in zip(self.decided, hours, strict=True) if at <= hour])
 
     def scored(self, lightgbm: str) -> ScoredRows:
         """Return what the controller reads; ``lightgbm`` is the version whose scores count."""
         return ScoredRows(
             self.times_us(),
-            np.array([one.score for one in self.decided]),
-            np.array([one.action == "alert" for one in self.decided], np.bool_),
-            [one.case_id for one in self.decided],
-            np.array([one.versions.lightgbm == lightgbm for one in self.decided], np.bool_),
+            np.array([decision.score for decision in self.decided]),
+            np.array([decision.action == "alert" for decision in self.decided], np.bool_),
+            [decision.case_id for decision in self.decided],
+            np.array([decision.versions.lightgbm == lightgbm for decision in self.decided], np.bool_),
         )
 
     def both_scores(self) -> BothScores:
         """Return what the gate reads: the online model's score is that of blend 1, whatever the policy blends."""
         return BothScores(
             self.times_us(),
-            np.array([one.model_scores.river for one in self.decided]),
-            sigmoid(np.array([one.logit for one in self.decided])),
-            [(one.card_id, one.transaction_id) for one in self.decided],
+            np.array([decision.model_scores.river for decision in self.decided]),
+            sigmoid(np.array([decision.logit for decision in self.decided])),
+            [(decision.card_id, decision.transaction_id) for decision in self.decided],
         )
 
     def times_us(self) -> NDArray[np.int64]:
         """Return event times; shape (n,)."""
-        return np.array([timestamp_us(one.event_time) for one in self.decided], np.int64)
+        return np.array([timestamp_us(decision.event_time) for decision in self.decided], np.int64)
 
 
 class RecentFeed:
@@ -154,4 +154,4 @@ def _by_partition(records: Sequence[Record]) -> Iterator[PartitionDecisions]:
     decided = readable(records, decode_decided, not_counted)
     in_order = sorted(decided, key=lambda item: item[0].partition)
     for partition, of_partition in groupby(in_order, key=lambda item: item[0].partition):
-        yield PartitionDecisions(partition, [one for _, one in of_partition])
+        yield PartitionDecisions(partition, [decision for _, decision in of_partition])

@@ -138,7 +138,7 @@ class VersionHistory:
                 stays = before is not None and isinstance(event, Assessment) and isinstance(before.event, Activation)
                 newest = before.event if before is not None and stays else event
                 found[reference.name, reference.digest] = Mention(reference, newest, first_at)
-        return sorted(found.values(), key=lambda one: event_time(one.event), reverse=True)
+        return sorted(found.values(), key=lambda version: event_time(version.event), reverse=True)
 
     def bundles(self) -> list[Bundle]:
         """Return the bundle after each activation that left one, oldest first."""
@@ -229,6 +229,6 @@ def event_time(event: VersionEvent) -> datetime:
 
 def _below(stack: list[Bundle], bundle: Bundle) -> list[Bundle]:
     """Return the bundles below the one that a rollback went to; all of them where it went to none of these."""
-    same = [at for at, one in enumerate(stack) if one.digests == bundle.digests]
-    alike = [at for at, one in enumerate(stack) if one.lightgbm.digest == bundle.lightgbm.digest]
+    same = [at for at, entry in enumerate(stack) if entry.digests == bundle.digests]
+    alike = [at for at, entry in enumerate(stack) if entry.lightgbm.digest == bundle.lightgbm.digest]
     return stack[: (same or alike or [len(stack)])[-1]]

@@ -70,9 +70,9 @@ class KnownVersions:
             raise ModelError(f"{version!r} is no version: give 4 to 64 of its hexadecimal digits")
         names = BUNDLED if name is None else (name,)
         references = {
-            (one.reference.name, one.reference.version): one.reference
-            for one in (self._published.history.mentions() if self._published is not None else ())
-            if one.reference.name in names and one.reference.digest.startswith(version)
+            (mention.reference.name, mention.reference.version): mention.reference
+            for mention in (self._published.history.mentions() if self._published is not None else ())
+            if mention.reference.name in names and mention.reference.digest.startswith(version)
         }
         entries = {
             (one.name, one.version): one
@@ -97,7 +97,7 @@ class KnownVersions:
         Raises:
             ModelError: Its content cannot be read, on the cluster or in the registry.
         """
-        entries = [one for one in self._registered(reference.name) if one.digest == reference.digest]
+        entries = [entry for entry in self._registered(reference.name) if entry.digest == reference.digest]
         return self._known(reference, entries[0] if entries else None)
 
     def policy_for(self, lightgbm: str) -> KnownVersion:

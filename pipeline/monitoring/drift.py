@@ -109,7 +109,7 @@ def judge(
         for row, day in enumerate(one.history.days.tolist()):
             if (p := _p_value(one, row, options)) is not None:
                 p_values.setdefault(day, {})[one.history.name] = p
-    by_name = {one.history.name: one for one in compared}
+    by_name = {series.history.name: series for series in compared}
     last: dict[str, tuple[int, int]] = {}
     days = []
     for day, of_day in sorted(p_values.items()):
@@ -146,8 +146,10 @@ def drifted(
     for day in days:
         if day.day > days[-1].day - within_days:
             newest |= {found.name: found for found in day.findings}
-    found = [one for one in newest.values() if one.name not in ignored and one.importance >= least_importance]
-    return sorted(found, key=lambda one: (-one.importance * one.distance, one.name))
+    found = [
+        finding for finding in newest.values() if finding.name not in ignored and finding.importance >= least_importance
+    ]
+    return sorted(found, key=lambda finding: (-finding.importance * finding.distance, finding.name))
 
 
 def episodes(days: Sequence[DayDrift], options: DriftOptions = DEFAULT_OPTIONS) -> list[int]:

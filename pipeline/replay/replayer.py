@@ -134,7 +134,7 @@ class Replay:
         self._transactions = settings.topic(TRANSACTIONS.name)
         # Topics with another clock are refused before anything is sent.
         sources = settings.label_sources._replace(simulated=True)
-        self._label_topics = {one: settings.topic(sources.topic_for(one)) for one in (SIMULATOR, REVIEWER)}
+        self._label_topics = {source: settings.topic(sources.topic_for(source)) for source in (SIMULATOR, REVIEWER)}
         self._schedule = LabelSchedule(
             round(self._options.regime.maturity_days * US_PER_DAY), reviews=self._options.review_delay_s is not None
         )

@@ -86,7 +86,7 @@ class SealedSegments:
 
     def read(self, row: int) -> tuple[int, list[bytes]]:
         """Read the group of decisions that ``row`` lies in; return its first row and the decisions."""
-        place = bisect_right(self.segments, row, key=lambda one: one.first_row) - 1
+        place = bisect_right(self.segments, row, key=lambda sealed: sealed.first_row) - 1
         segment, index = self.segments[place], self._indexes[place]
         path, index_path = self.paths(segment.number)
         number = (row - segment.first_row) // GROUP_ROWS

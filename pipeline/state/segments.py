@@ -77,7 +77,7 @@ class FileSegments:
         found = [b""] * len(entries)
         first, group = 0, list[bytes]()
         with StoreErrors(self._directory):
-            for number in sorted(range(len(entries)), key=lambda one: entries[one].row):
+            for number in sorted(range(len(entries)), key=lambda at: entries[at].row):
                 row = entries[number].row
                 if not first <= row < first + len(group):
                     first, group = (self._open if row >= self._open.first_row else self._sealed).read(row)

@@ -233,7 +233,7 @@ class ServedLog:
         newest_us = int(part.event_time_us.max())
         self.newest_us = newest_us if self.newest_us is None else max(self.newest_us, newest_us)
         oldest_us = self.newest_us - self._window_us
-        self._parts = [one for one in [*self._parts, part] if one.event_time_us.max() >= oldest_us]
+        self._parts = [kept for kept in [*self._parts, part] if kept.event_time_us.max() >= oldest_us]
         self._changed = True
 
     def add_labels(self, records: Sequence[Record]) -> None:
