@@ -34,10 +34,10 @@ def interrupts(stop: threading.Event) -> Iterator[None]:
 
 def failure(error: Exception, stop: threading.Event) -> click.ClickException:
     """Return the exception of a command whose error a person can mend; its exit code is 130 once it was to stop."""
-    told = click.ClickException(str(error))
+    exception = click.ClickException(str(error))
     if stop.is_set():
-        told.exit_code = INTERRUPTED
-    return told
+        exception.exit_code = INTERRUPTED
+    return exception
 
 
 def seldom(say: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) -> Callable[[str], None]:

@@ -349,6 +349,6 @@ def _apply(
     row[RANK], row[LABELLED_AT_US], row[KNOWN], row[CHANGES] = state
     if state[2] == before[2]:
         return 0, 1
-    told = follows[0]
-    told[0], told[1], told[2], told[3] = position, label, entry, state[2]
+    joined = follows[0]
+    joined[0], joined[1], joined[2], joined[3] = position, label, entry, state[2]
     return 1, 1

@@ -41,8 +41,8 @@ class Origin(msgspec.Struct, frozen=True):
 
 def origin_of(schema: pa.Schema) -> Origin | None:
     """Return the origin of a schema's file; None where no export wrote it."""
-    told = (schema.metadata or {}).get(_ORIGIN)
-    return None if told is None else msgspec.json.decode(told, type=Origin)
+    origin_json = (schema.metadata or {}).get(_ORIGIN)
+    return None if origin_json is None else msgspec.json.decode(origin_json, type=Origin)
 
 
 class File(NamedTuple):
@@ -123,12 +123,12 @@ class TopicFiles:
     def _checked(self, file: File) -> range:
         origin = origin_of(file.schema)
         if origin is not None and origin != self.origin:
-            told = (
+            contents = (
                 f"topic {origin.topic} ({origin.topic_id}) of cluster {origin.cluster_id}, {origin.partitions} "
                 f"partitions; this one is {self.origin.topic} ({self.origin.topic_id}) of cluster "
                 f"{self.origin.cluster_id}, {self.origin.partitions} partitions"
             )
-            raise ExportError(f"{self.directory} holds {told}: name another directory")
+            raise ExportError(f"{self.directory} holds {contents}: name another directory")
         if origin is None or not file.schema.equals(self.schema):
             raise ExportError(
                 f"{file.path} has other columns than this release writes: name another directory, and export all of it "

@@ -75,10 +75,10 @@ class RowFormat:
     def __init__(self, form: Topic) -> None:
         """``form`` says which messages its values are. Values of no single message type stay as they are."""
         kinds = typing.get_args(form.value) or (form.value,)
-        self._parts = _parts_of(kinds) if _is_told_apart(kinds) else ()
+        self._parts = _parts_of(kinds) if _distinguishes(kinds) else ()
         said = [field for part in self._parts for field in part.fields]
-        told = [pa.field(ERROR, pa.string())] if said else []
-        self.schema = pa.schema([*RECORD_FIELDS, *said, pa.field(VALUE, pa.binary()), *told])
+        error_columns = [pa.field(ERROR, pa.string())] if said else []
+        self.schema = pa.schema([*RECORD_FIELDS, *said, pa.field(VALUE, pa.binary()), *error_columns])
         if said:
             self._decode_all = msgspec.json.Decoder(_union([_without_more(kind) for kind in kinds])).decode
             self._decode = msgspec.json.Decoder(_union(kinds)).decode
@@ -94,7 +94,7 @@ class RowFormat:
         n = len(records)
         kept = np.ones(n, np.bool_)
         said: list[pa.Array] = []
-        told: list[pa.Array] = []
+        error_columns: list[pa.Array] = []
         if self._parts:
             messages, errors = [], []
             for row, record in enumerate(records):
@@ -109,9 +109,9 @@ class RowFormat:
                 columns, unsaid = part.build(found)
                 kept[decoded] |= unsaid
                 said += columns if len(found) == n else [column.take(where) for column in columns]
-            told = [pa.array(errors, pa.string())]
+            error_columns = [pa.array(errors, pa.string())]
         values = [record.value if keep else None for record, keep in zip(records, kept, strict=True)]
-        columns = [*record_columns(records), *said, pa.array(values, pa.binary()), *told]
+        columns = [*record_columns(records), *said, pa.array(values, pa.binary()), *error_columns]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _read(self, value: bytes | None) -> tuple[Any, bool, str | None]:
@@ -154,7 +154,7 @@ def _is_plain(message: Any, value: bytes, name: str, is_feature: bool) -> bool:
     return _PLAIN_AMOUNT.fullmatch(bytes(getattr(message, name))) is not None and value.count(written) == times
 
 
-def _is_told_apart(kinds: Sequence[Any]) -> bool:
+def _distinguishes(kinds: Sequence[Any]) -> bool:
     """Return True if a decoder finds out which of the kinds a value is."""
     structs = all(isinstance(kind, type) and issubclass(kind, msgspec.Struct) for kind in kinds)
     return structs and (len(kinds) == 1 or all(kind.__struct_config__.tag is not None for kind in kinds))

@@ -43,15 +43,15 @@ class OncePerWhile(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told_s: dict[str, float] = {}
+        self._logged_s: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return True if ``record`` is logged."""
         kind = getattr(record, "kafka_error", None) or record.getMessage().partition(" ")[0]
         now_s = time.monotonic()
-        if now_s - self._told_s.get(kind, -REPEAT_S) < REPEAT_S:
+        if now_s - self._logged_s.get(kind, -REPEAT_S) < REPEAT_S:
             return False
-        self._told_s[kind] = now_s
+        self._logged_s[kind] = now_s
         return True
 
 

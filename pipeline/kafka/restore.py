@@ -71,9 +71,9 @@ def restore_partition(
         readers = [reader(topic, max(positions.get(topic, 0), first[topic])) for topic in ends]
         markers: Iterator[Progress] = iter(())
         if len(ends) > 1:
-            told = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
-            progress = settled_end(bootstrap, settings, told.topic, number, waiting)
-            markers = read_markers(told, agent, progress, on_refused)
+            progress_reader = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
+            progress = settled_end(bootstrap, settings, progress_reader.topic, number, waiting)
+            markers = read_markers(progress_reader, agent, progress, on_refused)
         for each in readers:
             if each.position < ends[each.topic]:
                 # All connect and fetch at once; else each begins when its first record is asked for.

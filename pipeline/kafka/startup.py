@@ -114,9 +114,9 @@ def check_partitions(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     for like, group in names.items():
         counts = {name: len(topics[name].partitions) for name in group}
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
             problems.append(
-                f"the topics keyed by {like} differ in their partitions ({told}): records of one key would lie with "
+                f"the topics keyed by {like} differ in their partitions ({listed}): records of one key would lie with "
                 "different workers. Delete the pipeline's topics and create them again (their records are lost), or "
                 "choose another FRAUD_PIPELINE_TOPIC_PREFIX"
             )
@@ -312,13 +312,13 @@ def _made_anew(group: str, anew: Mapping[Partition, int]) -> list[str]:
     """Topics that end before what was made of them: Kafka forgets a group's offsets with the topic."""
     problems = []
     for name in dict.fromkeys(topic for topic, _ in anew):
-        told = ", ".join(
+        listed = ", ".join(
             f"partition {number} up to offset {end}" for (topic, number), end in anew.items() if topic == name
         )
         problems.append(
             f"group {group} has no offsets for topic {name}, which ends before what the group's results tell that it "
-            f"had read ({told}): the topic was made anew, or lost records. Restore it from a backup; or, if all topics "
-            "of the pipeline are to be new, use another FRAUD_PIPELINE_TOPIC_PREFIX"
+            f"had read ({listed}): the topic was made anew, or lost records. Restore it from a backup; or, if all "
+            "topics of the pipeline are to be new, use another FRAUD_PIPELINE_TOPIC_PREFIX"
         )
     return problems
 
@@ -383,8 +383,8 @@ def _decided_again(
     else:
         missing = [at for at in missing if at in traces.ends]
         found = results if missing else []
-        told = ", ".join(f"{topic} partition {number}" for topic, number in missing)
-        what = f"group {group} has no offsets for {told}, but its topics"
+        listed = ", ".join(f"{topic} partition {number}" for topic, number in missing)
+        what = f"group {group} has no offsets for {listed}, but its topics"
     if not found:
         return []
     return [

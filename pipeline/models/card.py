@@ -210,8 +210,10 @@ def _segments(facts: Facts) -> list[str]:
         )
         for row in found
     ]
-    told = "On the validation period, by the threshold that was chosen there. Attributes are those of the history."
-    return ["## Outcomes by segment", "", told, "", *table(columns, rows)]
+    introduction = (
+        "On the validation period, by the threshold that was chosen there. Attributes are those of the history."
+    )
+    return ["## Outcomes by segment", "", introduction, "", *table(columns, rows)]
 
 
 def _stability(sources: CardSources) -> list[str]:
@@ -226,11 +228,11 @@ def _stability(sources: CardSources) -> list[str]:
     lines = ["## Stability", ""]
     if not rows:
         return [*lines, f"A comparison of its highest scores with another version's is {NOT_RECORDED}.", ""]
-    told = (
+    introduction = (
         "The best cards of a day against those of the version before: the share of them that both have, and the rank "
     )
     columns = ["time", "compared with", "overlap", "rank correlation"]
-    return [*lines, f"{told}correlation over those that either has.", "", *table(columns, rows)]
+    return [*lines, f"{introduction}correlation over those that either has.", "", *table(columns, rows)]
 
 
 def _sensitivity(facts: Facts) -> list[str]:
@@ -239,11 +241,11 @@ def _sensitivity(facts: Facts) -> list[str]:
     if not found:
         return [*lines, f"It is {NOT_RECORDED}; `fraud-pipeline train --wrong-labels` measures it.", ""]
     rows = [(row["labels"], row["wrong"], row["average_precision"], row["card_precision_100"]) for row in found]
-    told = (
+    introduction = (
         "The same training on labels that were spoilt on purpose, measured on the true ones of the validation period."
     )
     columns = ["wrong labels", "number", "average precision", "card precision at 100"]
-    return [*lines, told, "", *table(columns, rows)]
+    return [*lines, introduction, "", *table(columns, rows)]
 
 
 def _threshold(sources: CardSources) -> list[str]:

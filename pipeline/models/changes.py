@@ -278,8 +278,8 @@ class VersionChanges:
             version.usable()
         board = self._published.board.active
         before = {} if board is None else {"lightgbm": board.lightgbm.version, "policy": board.policy.version}
-        told = ModelChange(step, said.by, said.reason, {"before": before, **(figures or {})})
-        self._writer.activate(self._references(versions), told)
+        change = ModelChange(step, said.by, said.reason, {"before": before, **(figures or {})})
+        self._writer.activate(self._references(versions), change)
 
     def _references(self, versions: Iterable[KnownVersion]) -> list[VersionReference]:
         there, missing = [], []

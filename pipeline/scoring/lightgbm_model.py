@@ -196,8 +196,8 @@ def _check_distributions(distributions: tuple[FeatureDistribution, ...], trees: 
     """Check that distributions are sound and, where there are any, cover the features of the trees."""
     if not are_sound(distributions):
         raise ModelError("the distributions of this version's features are damaged: publish or train it again")
-    told = {FEATURES.index(distribution.name) for distribution in distributions}
-    foreign = sorted({FEATURES[feature] for tree in trees for feature in tree.feature if feature not in told})
+    described = {FEATURES.index(distribution.name) for distribution in distributions}
+    foreign = sorted({FEATURES[feature] for tree in trees for feature in tree.feature if feature not in described})
     if distributions and foreign:
         raise ModelError(
             f"the trees of this version ask for {', '.join(foreign[:5])}, which it says they were not trained on: "

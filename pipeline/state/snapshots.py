@@ -327,14 +327,17 @@ def _unfit(
             )
         if topic in logs and position < min(logs[topic].start, committed[topic]):
             return UnusableReason.BEHIND, f"it stands at {position} of {topic}, which begins at {logs[topic].start} now"
-    told = logs.get(PROGRESS.name)
-    if told is not None and manifest.progress > told.stop:
-        return UnusableReason.AHEAD, f"it stands at {manifest.progress} of {PROGRESS.name}, which ends at {told.stop}"
+    progress_log = logs.get(PROGRESS.name)
+    if progress_log is not None and manifest.progress > progress_log.stop:
+        return (
+            UnusableReason.AHEAD,
+            f"it stands at {manifest.progress} of {PROGRESS.name}, which ends at {progress_log.stop}",
+        )
     # Without a record to replay, the order of records does not matter.
     folds = any(offset > positions.get(topic, 0) for topic, offset in committed.items())
-    if told is not None and folds and manifest.progress < told.start:
+    if progress_log is not None and folds and manifest.progress < progress_log.start:
         return (
             UnusableReason.BEHIND,
-            f"it stands at {manifest.progress} of {PROGRESS.name}, which begins at {told.start} now",
+            f"it stands at {manifest.progress} of {PROGRESS.name}, which begins at {progress_log.start} now",
         )
     return None

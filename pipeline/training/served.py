@@ -242,11 +242,11 @@ class ServedLog:
         for record, error in read.refused:
             refuse(record, error, not_counted)
         labels = read.labels
-        told = labels.rank > 0
-        if told.any():
+        labelled = labels.rank > 0
+        if labelled.any():
             identity = digest_keys(labels.card_id, labels.transaction_id)[:, 0]
             columns = (identity, labels.rank, labels.labelled_at_us, labels.known, labels.known_at_us)
-            self._labels.append(Labelled._make(column[told] for column in columns))
+            self._labels.append(Labelled._make(column[labelled] for column in columns))
             self._changed = True
 
     def rows(self) -> ServedRows:
