@@ -13,7 +13,7 @@ from pipeline.backtest.input.blocks import blocks, summed, texts
 from pipeline.backtest.input.spill import NumberColumn, TextColumn, WordColumn, in_blocks, mapped_frame
 from pipeline.backtest.labels import ground_truth
 from pipeline.backtest.labels.schedule import ReviewOutcome
-from pipeline.backtest.metrics.ranking import ranking
+from pipeline.backtest.metrics import ranking
 from pipeline.backtest.report import ReportOptions, build_report
 from tests.helpers.backtests import result
 
