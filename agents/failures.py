@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.engine.blocks import row_count
 from pipeline.engine.results import Result, merged
-from pipeline.engine.score import KernelChanged
+from pipeline.engine.score import KernelChanged, KernelMismatch
 from pipeline.engine.state import StoreError
 from pipeline.kafka.batch import Batch, UnreadableRange
 from pipeline.kafka.quarantine import THE_RECORDS_OWN, ProcessDied, Quarantines
@@ -155,7 +155,8 @@ class Failures:
 
 def described(error: Exception) -> str:
     """Return an error of a record for a log: without its text, which may hold a card's number, unless that is ours."""
-    return str(error) if isinstance(error, THE_RECORDS_OWN) else f"{type(error).__name__} (text on topic control)"
+    ours = isinstance(error, (*THE_RECORDS_OWN, KernelMismatch))
+    return str(error) if ours else f"{type(error).__name__} (text on topic control)"
 
 
 def spans(records: Sequence[Record]) -> str:
