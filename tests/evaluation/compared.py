@@ -95,6 +95,7 @@ def _decided(file: Path, mapping: ColumnMapping, models: dict[str, ActiveModels]
             end=TEST_TO,
             models=models,
             learn=learn,
+            blend=1.0 if learn else None,
             label_delay_s=DELAY_DAYS * 86_400.0,
             mapping=mapping,
             settings=Settings(data_dir=Path(directory), kafka_bootstrap_servers=None),
