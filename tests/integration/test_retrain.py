@@ -12,7 +12,7 @@ import pytest
 from pipeline.models.publish import Content, publish_active
 from pipeline.retraining.cycles import BY
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.simulator import Scenario, make_profiles, simulate_days
+from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
 from schemas.messages import Activation, LearningSwitch
 from schemas.topics import ACCEPTED_LABELS, CONTROL
 from tests.helpers.champion import policy
