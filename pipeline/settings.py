@@ -266,7 +266,7 @@ class Settings(BaseSettings):
     dead_letters: Literal["original", "redacted"] = Field(
         default="original",
         description="Content of a dead letter: the record's own bytes, or none of them (`redacted`): only where the "
-        "record is, its size and digest, and the code of the error.",
+        "record is, its size, and the code of the error.",
     )
     dropped_fields: str = Field(
         default="",

@@ -9,7 +9,8 @@ import hashlib
 import hmac
 import secrets
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -52,7 +53,7 @@ class TokenKeys:
     """
 
     def __init__(self, path: Path, secret: bytes) -> None:
-        self._secret = secret
+        self._path, self._secret = path, secret
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600)
@@ -84,8 +85,15 @@ class TokenKeys:
         self._database.close()
 
     def keys(self, names: Iterable[Name]) -> dict[Name, bytes]:
-        """Return the key of each value; those without one get it, for good, before this returns."""
-        rows = {self._row(name): name for name in names}
+        """Return the key of each value; those without one get it, for good, before this returns.
+
+        Raises:
+            KeyFileError: The database cannot be used any more.
+        """
+        with self._usable():
+            return self._found_or_made({self._row(name): name for name in names})
+
+    def _found_or_made(self, rows: Mapping[bytes, Name]) -> dict[Name, bytes]:
         found: dict[bytes, bytes] = {}
         asked = list(rows)
         for first in range(0, len(asked), _MOST_ASKED):
@@ -101,11 +109,28 @@ class TokenKeys:
         return {name: found[row] for row, name in rows.items()}
 
     def forget(self, name: Name) -> bool:
-        """Destroy the key of a value; returns whether there was one."""
-        gone = self._database.execute("DELETE FROM keys WHERE name = ?", (self._row(name),)).rowcount > 0
-        # Else the key would stay in the log of the database for a while.
-        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        """Destroy the key of a value; returns whether there was one.
+
+        Raises:
+            KeyFileError: The key is not destroyed, or its copy in the log of the database is not.
+        """
+        with self._usable():
+            gone = self._database.execute("DELETE FROM keys WHERE name = ?", (self._row(name),)).rowcount > 0
+            # Else the key would stay in the log of the database for a while.
+            ((busy, _, _),) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if busy:
+            raise KeyFileError(
+                f"the key is deleted, and a copy of it is still in {self._path}-wal, which another program uses: end "
+                "that, and forget the value again"
+            )
         return gone
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise KeyFileError(f"the token keys in {self._path} cannot be used: {error}") from None
 
     def _of(self, rows: Sequence[bytes]) -> dict[bytes, bytes]:
         places = ", ".join("?" * len(rows))

@@ -99,7 +99,7 @@ def test_a_copy_of_a_signed_record_does_not_count_again(signing: tuple[Settings,
     assert reasons(own, first, first) == (["old", "old"], 0)
 
 
-def test_a_copy_with_its_signature_in_another_spelling_does_not_count_either(
+def test_a_copy_with_another_spelling_of_its_signature_does_not_count(
     signing: tuple[Settings, Settings],
 ) -> None:
     own, _ = signing
