@@ -155,7 +155,7 @@ class Failures:
 
 def described(error: Exception) -> str:
     """Return an error of a record for a log: without its text, which may hold a card's number, unless that is ours."""
-    return str(error) if isinstance(error, THE_RECORDS_OWN) else f"{type(error).__name__} (text on topic control)"
+    return str(error) if isinstance(error, THE_RECORDS_OWN) else f"{type(error).__name__} (see topic control)"
 
 
 def spans(records: Sequence[Record]) -> str:

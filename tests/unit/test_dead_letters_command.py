@@ -1,6 +1,5 @@
 """What people are told of dead letters, and which of them are sent again, whatever their headers claim."""
 
-
 import msgspec
 import pytest
 
