@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
+import trustme
 from click.testing import CliRunner
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
@@ -177,6 +178,17 @@ def test_a_client_without_its_security_settings_is_told_what_to_check(secured: S
     client = client_of(secured, "TLS", SUPER, "", tmp_path)
     plain = client._replace(settings=client.settings.model_copy(update={"kafka_config": {}}))
     assert "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings" in plain.run("alerts", "--once", code=1)
+    stranger = client_of(secured, "LOGIN", "stranger", "", tmp_path)
+    said = stranger.run("alerts", "--once", code=1)
+    assert "Authentication failed" in said
+    assert PASSWORDS.format("stranger") not in said
+    distrustful = {
+        **client.settings.kafka_config,
+        "ssl.ca.location": "",
+        "ssl.ca.pem": trustme.CA().cert_pem.bytes().decode(),
+    }
+    other = client._replace(settings=client.settings.model_copy(update={"kafka_config": distrustful}))
+    assert "certificate" in other.run("alerts", "--once", code=1)
 
 
 class Roles(NamedTuple):
