@@ -1,5 +1,6 @@
 """Signatures: what no trusted key signed is refused and counted, and reading goes on."""
 
+import base64
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ def key_pair(directory: Path, name: str) -> tuple[Path, Path]:
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     private.chmod(0o600)
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    public.chmod(0o644)
     return private, public
 
 
@@ -147,6 +149,25 @@ def test_keys_of_files_are_checked(tmp_path: Path) -> None:
         private.chmod(mode)
         with pytest.raises(KeyFileError, match="chmod 600"):
             Signer.of(Settings(signing_key_file=private))
+
+
+def test_a_public_key_that_others_may_change_is_refused(tmp_path: Path) -> None:
+    _, public = key_pair(tmp_path, "one")
+    for mode in (0o664, 0o646):
+        public.chmod(mode)
+        with pytest.raises(KeyFileError, match="choose whom to trust"):
+            Trust.of(Settings(trusted_keys=str(public)))
+
+
+def test_a_key_of_an_unknown_kind_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    private, public = key_pair(tmp_path, "one")
+    for path, kind in ((private, "PRIVATE"), (public, "PUBLIC")):
+        der = base64.b64decode("".join(path.read_text().splitlines()[1:-1])).replace(b"+ep", b"+es")
+        path.write_text(f"-----BEGIN {kind} KEY-----\n{base64.b64encode(der).decode()}\n-----END {kind} KEY-----\n")
+    with pytest.raises(KeyFileError, match="no private Ed25519 key"):
+        Signer.of(Settings(signing_key_file=private))
+    with pytest.raises(KeyFileError, match="no public Ed25519 key"):
+        Trust.of(Settings(trusted_keys=str(public)))
 
 
 def test_a_command_names_the_key_that_it_cannot_use(tmp_path: Path) -> None:

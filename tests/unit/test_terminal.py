@@ -68,7 +68,7 @@ def test_an_error_that_names_foreign_text_is_harmless() -> None:
     assert "second \\x1b[2J" in output
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0d"])
 def test_no_text_of_a_csv_is_a_formula(start: str) -> None:
     frame = pd.DataFrame({"text": [f"{start}HYPERLINK()", "card"], "number": [-1.5, 2.0]})
     safe = spreadsheet_safe(frame)
