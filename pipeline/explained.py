@@ -14,6 +14,8 @@ from pipeline.setting_files import SettingFileError
 from pipeline.settings import PREFIX, Settings
 
 _OURS: Final = frozenset({"agents", "pipeline", "schemas"})
+_OURS_BEGIN: Final = "Value error, "
+"""What pydantic puts before the sentence of a check of ours."""
 _FAILED_REQUESTS: Final[tuple[type[BaseException], ...]] = (FailedRequest,)
 _ADVICE: Final = {
     errno.ENOSPC: "free space there, or choose another directory with FRAUD_PIPELINE_DATA_DIR",
@@ -73,7 +75,7 @@ def _invalid_settings(error: ValidationError) -> str:
     """Return what is wrong with which variables, without any value: one may be a secret."""
     return "; ".join(
         f"{_variable(str(one['loc'][0]))} cannot be used: "
-        f"{'it is no setting' if one['type'] == 'extra_forbidden' else _uncapitalized(one['msg'])}"
+        f"{'it is no setting' if one['type'] == 'extra_forbidden' else _without_start(one['msg'])}"
         for one in error.errors(include_url=False, include_context=False, include_input=False)
     )
 
@@ -90,5 +92,6 @@ def _variable(name: str) -> str:
     return name if name.isupper() else f"{PREFIX}{name.upper()}"
 
 
-def _uncapitalized(text: str) -> str:
+def _without_start(text: str) -> str:
+    text = text.removeprefix(_OURS_BEGIN)
     return text[:1].lower() + text[1:]

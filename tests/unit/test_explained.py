@@ -51,6 +51,18 @@ def check_one_sentence(result: Result, *parts: str) -> None:
             {"FRAUD_PIPELINE_KAFKA_CONFIG": json.dumps({"security.protocol": SECRET})},
             ["FRAUD_PIPELINE_KAFKA_CONFIG", "security.protocol"],
         ),
+        (
+            {"FRAUD_PIPELINE_KAFKA_CONFIG": json.dumps({"security.protocol": "sasl_ssl", "sasl.mechanism": SECRET})},
+            ["FRAUD_PIPELINE_KAFKA_CONFIG", "Unsupported SASL mechanism: its value"],
+        ),
+        (
+            {"FRAUD_PIPELINE_KAFKA_CONFIG": json.dumps({"security.protocol": "ssl", "ssl.key.location": SECRET})},
+            ["ssl.key.location names a file that is missing"],
+        ),
+        (
+            {"FRAUD_PIPELINE_LABEL_TOPICS": '{"labels": []}'},
+            ["FRAUD_PIPELINE_LABEL_TOPICS cannot be used: topic labels has no sources"],
+        ),
         ({"FRAUD_PIPELINE_AUDIT_KEYS": f'["{SECRET}"]'}, ["FRAUD_PIPELINE_AUDIT_KEYS"]),
         ({"FRAUD_PIPELINE_LOG_LEVELS": "loud"}, ["FRAUD_PIPELINE_LOG_LEVELS"]),
     ],
