@@ -32,6 +32,8 @@ _BUSY_S: Final = 30.0
 
 Name = tuple[str, str]
 """A field and its value."""
+_NO_NAME: Final = b"\0"
+"""No field's name is empty; the row of this text shows with which secret a database was made."""
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str)
 
@@ -64,8 +66,24 @@ class TokenKeys:
             for pragma in ("secure_delete = ON", "synchronous = FULL", "journal_mode = WAL"):
                 self._database.execute(f"PRAGMA {pragma}")
             self._database.execute("CREATE TABLE IF NOT EXISTS keys (name BLOB PRIMARY KEY, key BLOB) WITHOUT ROWID")
+            self._check_secret()
         except (OSError, sqlite3.Error) as error:
             raise KeyFileError(f"the token keys in {path} cannot be used: {error}") from None
+
+    def _check_secret(self) -> None:
+        """Raise `KeyFileError` where the database was made with another secret: no value would be found in it."""
+        own = hmac.digest(self._secret, _NO_NAME, hashlib.sha256)
+        self._database.execute("BEGIN IMMEDIATE")
+        with self._database:
+            insert = "INSERT INTO keys SELECT ?, x'' WHERE NOT EXISTS (SELECT 1 FROM keys)"
+            self._database.execute(insert, (own,))
+        if not self._of([own]):
+            self._database.close()
+            raise KeyFileError(
+                f"{self._path} was made with another secret, so that all values would get other tokens and none could "
+                "be forgotten: set FRAUD_PIPELINE_TOKEN_SECRET_FILE to that one, or name another database with "
+                "FRAUD_PIPELINE_TOKEN_DATABASE_FILE"
+            )
 
     @classmethod
     def of(cls, settings: "Settings") -> Self:
