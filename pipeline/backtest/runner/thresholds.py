@@ -22,9 +22,9 @@ class AlertThreshold(NamedTuple):
     def suffix(self) -> str:
         """Return the part of a variant's name that tells it from others of its model.
 
-        >>> Level(threshold=0.5).suffix, Level(budget=20.0).suffix, Level().suffix
+        >>> AlertThreshold(threshold=0.5).suffix, AlertThreshold(budget=20.0).suffix, AlertThreshold().suffix
         (' at 0.5', ' at 20 a day', '')
-        >>> Level(pace=PacingOptions(20.0)).suffix
+        >>> AlertThreshold(pace=PacingOptions(20.0)).suffix
         ' paced at 20 a day'
         """
         if self.threshold is not None:
