@@ -93,7 +93,7 @@ def _decided(file: Path, mapping: ColumnMapping, models: dict[str, ActiveModels]
             file,
             range=TimeRange(TEST_FROM, TEST_TO),
             models=models,
-            online=OnlineModel(learn=learn),
+            online=OnlineModel(learn=learn, blend=1.0 if learn else None),
             labels=LabelPolicy(regime=LabelRegime(delay_days=DELAY_DAYS)),
             mapping=mapping,
             settings=Settings(data_dir=Path(directory), kafka_bootstrap_servers=None),
