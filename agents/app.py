@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -103,10 +104,11 @@ class FraudApp(faust.App):  # type: ignore[misc]
         # holds the partition next reads it again, and an operator must look first.
         if self._crashed_by is None:
             self._crashed_by = exc
-            if (sentence := explained(exc)) is not None:
-                log.critical("agent %s cannot go on: %s", agent.name, "; ".join([sentence, *notes_of(exc)]))
-            else:
-                log.critical("agent %s cannot go on", agent.name, exc_info=exc)
+            sentence = explained(exc)
+            # The text of an error of the program may hold what is in a record.
+            where = "" if sentence is not None else "\n" + "".join(traceback.format_tb(exc.__traceback__))
+            told = "; ".join([sentence or type(exc).__name__, *notes_of(exc)])
+            log.critical("agent %s cannot go on: %s%s", agent.name, told, where)
             # That is told. Faust would tell it again for every service that ends with the agent.
             silence_faust()
         await self.crash(exc)
@@ -276,7 +278,7 @@ class WorkerContext:
             self.disconnect()
         for channel, error in zip(self._channels, closed, strict=True):
             if error is not None:
-                log.error("agent %s did not close cleanly: %s", channel.name, explained(error) or repr(error))
+                log.error("agent %s did not close cleanly: %s", channel.name, explained(error) or type(error).__name__)
 
     def _snapshot_refused(self, refused: Refused) -> None:
         tell_refused(refused)

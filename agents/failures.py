@@ -156,7 +156,7 @@ class Failures:
 def described(error: Exception) -> str:
     """Return an error of a record for a log: without its text, which may hold a card's number, unless that is ours."""
     ours = isinstance(error, (*THE_RECORDS_OWN, KernelMismatch))
-    return str(error) if ours else f"{type(error).__name__} (text on topic control)"
+    return str(error) if ours else f"{type(error).__name__} (see topic control)"
 
 
 def spans(records: Sequence[Record]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.broker import running_broker
-from pipeline.kafka.admin import cluster_is_up
+from pipeline.kafka.admin import failed_answer
 from pipeline.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 10.0
@@ -32,9 +32,9 @@ def find_cluster(settings: Settings) -> str:
             f"No embedded broker runs for {settings.data_dir.absolute()}. Start one there (`make run-pipeline`, "
             "`fraud-pipeline broker`), or name a cluster with KAFKA_BOOTSTRAP_SERVERS."
         )
-    if not cluster_is_up(address, ANSWER_TIMEOUT_S, settings=settings):
+    if (failed := failed_answer(address, ANSWER_TIMEOUT_S, settings=settings)) is not None:
         raise ClusterNotFound(
-            f"No broker answers at {address}. Check that the cluster runs, KAFKA_BOOTSTRAP_SERVERS, and "
+            f"No broker answers at {address}{failed}. Check that the cluster runs, KAFKA_BOOTSTRAP_SERVERS, and "
             "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings."
         )
     return address

@@ -158,13 +158,16 @@ def _check_knowledge(check: Check, run: Run, examples: dict[Key, list[dict[str, 
     for key, of_one in examples.items():
         labels = fate.applied.get(key, [])
         there = {(one.label, one.source, one.known_at_us) for one in labels}
+        by_revision = {one["revision"]: one["label"] for one in of_one}
         for one in of_one:
             told = one["label"], one["label_source"], microseconds(one["known_at"])
             heavy = sampled(run, key) and one["label"] in ("legitimate", PRESUMED)
             heavy &= one["label_source"] not in REVIEWERS
             if one["held"] not in (told_of.held.get((key, told[1], told[2])) or {False}):
                 check.differs(f"{key}: held is {one['held']}, of an example {told[0]} of {told[1]}")
-            check.same(f"{key}: weight", one["weight"], 1.0 / rate if heavy else 1.0)
+            corrects = by_revision.get(one["revision"] - 1) == "fraud"
+            if not (corrects and key in twice):
+                check.same(f"{key}: weight", one["weight"], 1.0 / rate if heavy and not corrects else 1.0)
             if one["label"] == PRESUMED:
                 matured_us = microseconds(one["event_time"]) + run.rules.maturity_us
                 check.same(f"{key}: known_at of what is presumed", told[1:], (None, matured_us))

@@ -390,7 +390,7 @@ class _FeedbackPartition:
         if now == "legitimate" and one.lessons == 0 and not kept and not reviewed:
             self._fate.not_sampled += 1
             return
-        heavy = now == "legitimate" and kept and not reviewed
+        heavy = now == "legitimate" and kept and not reviewed and before != "fraud"
         weight = 1.0 / self._rules.negative_sample_rate if heavy else 1.0
         said = WITHDRAWN if now == "none" else now
         is_late = label.known_at_us > one.event_us + self._rules.maturity_us

@@ -74,13 +74,13 @@ class TrainingRows:
         of = times_us[rows]
         reported_us = self._reported_us(rows, period.known_us)
         return TrainingSet(
-            self._features.so_far().reshape(-1, len(FEATURES))[rows],
-            reported_us < NEVER_US,
-            np.ones(len(of)),
-            of,
-            np.asarray(pd.factorize(self._cards.so_far()[rows])[0], np.int64),
-            self._high.so_far()[rows],
-            reported_us,
+            features=self._features.so_far().reshape(-1, len(FEATURES))[rows],
+            fraud=reported_us < NEVER_US,
+            weight=np.ones(len(of)),
+            event_time_us=of,
+            card=np.asarray(pd.factorize(self._cards.so_far()[rows])[0], np.int64),
+            identity=self._high.so_far()[rows],
+            reported_us=reported_us,
         )
 
     def _reported_us(self, rows: slice, known_us: int) -> NDArray[np.int64]:
