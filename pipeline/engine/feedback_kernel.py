@@ -20,7 +20,6 @@ from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Known, Matu
 from pipeline.engine.layout import day_of, forgotten_with, transaction_digest
 from pipeline.engine.segments import Entry
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST, WaitingRoom
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hashes
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
 from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
@@ -28,6 +27,7 @@ from pipeline.learning.sampling import keep_negative, keep_negatives
 from pipeline.learning.surges import SourceHours, Surges
 from schemas.codec import EARLIEST_US
 from schemas.messages import FeedbackRules
+from schemas.times import US_PER_DAY
 
 PRESUME_AT_MOST: Final = 5_000
 """Transactions that one position presumes legitimate at most; others are left to the positions after it."""

@@ -5,7 +5,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.models.changes import Said
 from pipeline.models.history import ACCEPTED, PROMOTE, VersionHistory
 from pipeline.models.publish import Content, ControlWriter, Step
@@ -29,6 +28,7 @@ from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.training.served import ServedRows
 from schemas.messages import Assessment, VersionReference
+from schemas.times import US_PER_DAY
 
 DECLARED: Final = "declared"
 """Outcome of the record that is written before the look."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.learning.sampling import TRAINING_SAMPLE, sample_positions
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.scoring.blend import sigmoid
@@ -25,6 +25,7 @@ from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.segments import outcomes_by_segment
 from pipeline.training.sensitivity import sensitivity
 from pipeline.training.validation import benchmark, by_first_row, by_period, calibration_table, input_digest
+from schemas.times import US_PER_DAY
 
 TOP_CARDS: Final = 100
 """Cards a day of the card precision that is reported."""

@@ -6,9 +6,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.sampling import sample_positions
 from pipeline.training.metrics import average_precision, card_precision
+from schemas.times import US_PER_DAY
 
 WRONG_SHARES: Final = (0.01, 0.05, 0.1)
 POISONED_DAYS: Final = 21

@@ -26,7 +26,7 @@ from pipeline.engine.feature_blocks import (
     FeatureRows,
     block_texts,
 )
-from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY, US_PER_HOUR
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.kafka.internal import not_counted, readable_features, refuse
 from pipeline.learning.labels import FRAUD, KNOWN, NO_LABEL, holding
 from pipeline.learning.regimes import NEVER_US
@@ -34,6 +34,7 @@ from pipeline.settings import Settings
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.fit import TrainingSet
 from schemas.records import Record
+from schemas.times import US_PER_DAY, US_PER_HOUR
 
 WINDOW_DAYS: Final = 120.0
 """Days of event time that are held by default."""

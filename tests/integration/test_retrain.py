@@ -16,7 +16,7 @@ from pipeline.models.publish import Content, publish_active
 from pipeline.retraining.cycles import BY
 from pipeline.scoring.distributions import FeatureDistribution
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.simulator import Scenario, make_profiles, simulate_days
+from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
 from pipeline.training.cold_start import treeless_model
 from schemas.messages import Activation, LearningSwitch
 from schemas.topics import ACCEPTED_LABELS, CONTROL

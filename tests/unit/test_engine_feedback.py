@@ -14,11 +14,11 @@ from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.sampling import keep_negative
 from schemas.messages import Example, LogPosition, Versions
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES
 from tests.helpers.blocks import features_block
 from tests.helpers.logs import START, LabelLog, Log, after, decode_example, feature_row, features, label

@@ -6,7 +6,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.models.changes import Said
 from pipeline.models.history import VersionHistory
 from pipeline.models.recipes import RECIPE, recipe_of_facts
@@ -16,6 +15,7 @@ from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Assessment
+from schemas.times import US_PER_DAY
 from tests.unit.test_model_changes import Cluster
 from tests.unit.test_retraining import HISTORY, LIMITS, NOW_US, OPTIONS, START_US, at, champion, served_by
 

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.features.catalogue import FEATURES, US_PER_DAY, US_PER_HOUR
+from pipeline.features.catalogue import FEATURES
 from pipeline.learning.labels import KNOWN, NO_LABEL, source_rank
 from pipeline.learning.regimes import NEVER_US
 from pipeline.scoring.errors import ModelError
@@ -12,6 +12,7 @@ from pipeline.settings import Settings
 from pipeline.training.served import ServedLog
 from schemas.messages import Versions
 from schemas.records import Record
+from schemas.times import US_PER_DAY, US_PER_HOUR
 from tests.helpers.blocks import features_block
 from tests.helpers.logs import feature_row
 from tests.helpers.served import DELAY_US, feature_records, label_records, simulated

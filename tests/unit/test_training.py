@@ -15,14 +15,14 @@ from pipeline.commands.train import command
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.history import compute_features, event_times_us
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
-from pipeline.simulator import make_profiles, simulate_days
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.audit import audit_within_budget
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split, rolling_folds, split_cohorts
@@ -40,6 +40,7 @@ from pipeline.training.fit import (
 )
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
+from schemas.times import US_PER_DAY
 from tests.unit.model_helpers import matrix, truth
 
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
