@@ -34,7 +34,6 @@ from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelBoard
 from pipeline.explained import explained, notes_of
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
@@ -44,9 +43,10 @@ from pipeline.kafka.transactions import Stopped, end_unfinished
 from pipeline.kafka.undecided import UndecidedWatch
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.logs import configure_logging, logging_config
-from pipeline.metrics import WorkerMetrics
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
+from pipeline.observability.health import Health
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
 from pipeline.signing import Signer, Trust, snapshot_keys

@@ -15,11 +15,11 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.cli import INTERRUPTED
-from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
-from pipeline.features.catalogue import EPISODE_US, US_PER_SECOND
+from pipeline.features.catalogue import EPISODE_US
 from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at, tail_topic
 from pipeline.logs import silence_clients
@@ -27,6 +27,7 @@ from pipeline.settings import Settings
 from pipeline.terminal import printable, printable_json
 from schemas.messages import Alert
 from schemas.records import Record
+from schemas.times import US_PER_SECOND
 from schemas.topics import ALERTS
 
 LOST_AFTER_S: Final = 5.0

@@ -9,9 +9,9 @@ from typing import Any, Final, TypedDict, Unpack
 
 import click
 
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.replay import Moment
 from pipeline.decision.stories import count
-from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.demo.text import count_text, utc_text
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer

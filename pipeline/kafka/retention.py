@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from pipeline.features.catalogue import LATENESS_US, LONGEST_WINDOW_US, US_PER_DAY
+from pipeline.features.catalogue import LATENESS_US, LONGEST_WINDOW_US
 from pipeline.settings import Settings
+from schemas.times import MS_PER_DAY, US_PER_DAY
 from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISION_FEATURES, DECISIONS, EXAMPLES, MODELS, Topic
 
-MS_PER_DAY: Final = 24 * 60 * 60 * 1_000
 WINDOW_HORIZON_DAYS: Final = (LONGEST_WINDOW_US + LATENESS_US) / US_PER_DAY
 PATIENCE_DAYS: Final = 7.0
 """How long a label waits for its transaction or decision beyond the label horizon."""
