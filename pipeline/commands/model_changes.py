@@ -22,7 +22,7 @@ from pipeline.terminal import printable
 
 
 def now_active(active: Active) -> str:
-    """Return the sentence that tells what is active."""
+    """Return the sentence that names what is active."""
     return f"Active: LightGBM version {active.lightgbm} with policy {active.policy}."
 
 

@@ -23,7 +23,7 @@ from agents.permissions import GROUP, RELEASE, REPROCESSED, TOPIC, TRANSACTIONAL
 from agents.topology import AGENTS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.kafka.acl import Rule, create_rules
+from pipeline.kafka.acl import AclRule, create_rules
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import READER_GROUP, admin_client
 from pipeline.kafka.gateway import STAGE
@@ -250,7 +250,7 @@ def test_the_gateway_writes_tokens_by_its_role(by_role: Roles, tmp_path: Path) -
     bootstrap, raw = by_role.cluster.bootstrap, Topic("raw", "any", bytes, "producers", "cards")
     ensure_topics(bootstrap, root, [raw])
     name = root.topic(raw.name)
-    create_rules(bootstrap, root, [Rule("User:gateway", "topic", name, "read", prefixed=False)])
+    create_rules(bootstrap, root, [AclRule("User:gateway", "topic", name, "read", prefixed=False)])
     with RecordProducer(bootstrap, root) as producer:
         producer.produce(name, b"c1", transaction(9, now()), 1_000)
         producer.produce(name, b"c1", b"not json", 1_000)
