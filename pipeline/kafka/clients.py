@@ -157,7 +157,7 @@ def _check_given(given: tuple[tuple[str, str], ...]) -> None:
     """Raise `ConfigError` for properties that librdkafka does not know or cannot use; no value is shown."""
     for name, value in given:
         # librdkafka would not say why, nor which file it is.
-        if name.endswith(".location") and value != "probe" and not os.access(value, os.R_OK):
+        if name.endswith(".location") and value not in ("", "probe") and not os.access(value, os.R_OK):
             raise ConfigError(
                 f"FRAUD_PIPELINE_KAFKA_CONFIG cannot be used: {name} names a file that is missing, or that this user "
                 "may not read"

@@ -139,7 +139,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     weak_policy = Policy(0.5, lightgbm_version=weak.version, metadata={"alerts_per_day": BUDGET})
     contents = [("lightgbm", weak.version, weak.to_payload()), ("policy", weak_policy.version, weak_policy.payload)]
     publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*one) for one in contents])
-    propose = ("propose", "--compare-days", "6", "--fold-days", "6", "--by", "mona")
+    propose = ("propose", "--compare-days", "5", "--fold-days", "5", "--by", "mona")
     assert "change something in it" in models(*propose, code=1)
     assert "hardly better than chance" in models(*propose, "--features", "weekday", code=1)
     said = models(*propose, "--features", "+card_*,+merchant_*")
