@@ -182,8 +182,9 @@ def shipped() -> Iterator[ast.AST]:
 
 
 def codes_in_use() -> set[str]:
-    """What the codec raises, and the literals, or constants, that are the third argument of ``Result.dead_letter``."""
+    """Codes of the codec, of every `InvalidMessage`, and of ``Result.dead_letter`` (third argument)."""
     arguments = [call.args[2] for call in calls("dead_letter") if len(call.args) >= 4]
+    arguments += [call.args[0] for call in calls("InvalidMessage") if call.args]
     constants = {
         node.target.id: node.value.value
         for node in shipped()
