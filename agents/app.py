@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +34,6 @@ from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelBoard
 from pipeline.explained import explained, notes_of
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
@@ -43,9 +43,10 @@ from pipeline.kafka.transactions import Stopped, end_unfinished
 from pipeline.kafka.undecided import UndecidedWatch
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.logs import configure_logging, logging_config
-from pipeline.metrics import WorkerMetrics
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
+from pipeline.observability.health import Health
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
 from pipeline.signing import Signer, Trust, snapshot_keys
@@ -103,10 +104,11 @@ class FraudApp(faust.App):  # type: ignore[misc]
         # holds the partition next reads it again, and an operator must look first.
         if self._crashed_by is None:
             self._crashed_by = exc
-            if (sentence := explained(exc)) is not None:
-                log.critical("agent %s cannot go on: %s", agent.name, "; ".join([sentence, *notes_of(exc)]))
-            else:
-                log.critical("agent %s cannot go on", agent.name, exc_info=exc)
+            sentence = explained(exc)
+            # The text of an error of the program may hold what is in a record.
+            where = "" if sentence is not None else "\n" + "".join(traceback.format_tb(exc.__traceback__))
+            told = "; ".join([sentence or type(exc).__name__, *notes_of(exc)])
+            log.critical("agent %s cannot go on: %s%s", agent.name, told, where)
             # That is told. Faust would tell it again for every service that ends with the agent.
             silence_faust()
         await self.crash(exc)
@@ -276,7 +278,7 @@ class WorkerContext:
             self.disconnect()
         for channel, error in zip(self._channels, closed, strict=True):
             if error is not None:
-                log.error("agent %s did not close cleanly: %s", channel.name, explained(error) or repr(error))
+                log.error("agent %s did not close cleanly: %s", channel.name, explained(error) or type(error).__name__)
 
     def _snapshot_refused(self, refused: Refused) -> None:
         tell_refused(refused)

@@ -10,7 +10,7 @@ from typing import Final
 from pipeline.engine.results import Result
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.session import Session
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 

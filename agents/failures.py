@@ -13,12 +13,12 @@ import msgspec
 
 from pipeline.engine.blocks import row_count
 from pipeline.engine.results import Result, merged
-from pipeline.engine.score import KernelChanged
+from pipeline.engine.score import KernelChanged, KernelMismatch
 from pipeline.engine.state import StoreError
-from pipeline.health import Health
 from pipeline.kafka.batch import Batch, UnreadableRange
 from pipeline.kafka.quarantine import THE_RECORDS_OWN, ProcessDied, Quarantines
 from pipeline.kafka.transactions import Aborted, OutputTooLarge, SessionError
+from pipeline.observability.health import Health
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -155,7 +155,8 @@ class Failures:
 
 def described(error: Exception) -> str:
     """Return an error of a record for a log: without its text, which may hold a card's number, unless that is ours."""
-    return str(error) if isinstance(error, THE_RECORDS_OWN) else f"{type(error).__name__} (text on topic control)"
+    ours = isinstance(error, (*THE_RECORDS_OWN, KernelMismatch))
+    return str(error) if ours else f"{type(error).__name__} (see topic control)"
 
 
 def spans(records: Sequence[Record]) -> str:

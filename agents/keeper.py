@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from pipeline.engine.state import PartitionState, StateDump
 from pipeline.kafka.session import Session
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.errors import SnapshotError
 from pipeline.state.manifest import SnapshotKey

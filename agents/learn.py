@@ -116,7 +116,7 @@ class LearnPartitions:
 
     def forget(self, partition: int) -> None:
         """Drop the learner."""
-        self._held = None
+        self._held, self._reported = None, 0
         self._report({})
         self._environment.metrics.forget_state(LEARN.name, partition)
 

@@ -10,14 +10,14 @@ from agents.counts import Counts
 from agents.failures import NOT_THE_RECORD, Failures, spans
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
-from pipeline.health import Health
 from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.clients import LATE_FETCH_MS, GroupProtocol
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
 from pipeline.kafka.transactions import Aborted, OutputTooLarge
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.health import Health
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from schemas.records import Record
 

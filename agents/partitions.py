@@ -12,13 +12,13 @@ from typing import Final, Generic, Literal, NamedTuple, TypeVar
 from agents.keeper import Keeper
 from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
 from pipeline.features.columns import MemoryStorage, Storage
-from pipeline.health import Health
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
-from pipeline.metrics import WorkerMetrics
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
+from pipeline.observability.health import Health
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.errors import check_present
 from pipeline.state.mapped import MappedStorage

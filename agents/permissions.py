@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from agents.topology import CARD, chosen, specs
 from pipeline.kafka.clients import READER_GROUP
+from pipeline.kafka.gateway import STAGE
 from pipeline.models.held_labels import TRANSACTIONAL_ID as RELEASE
 from pipeline.settings import Settings
 from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, TRANSACTIONS
@@ -39,6 +40,7 @@ def roles(settings: Settings) -> dict[str, list[Grant]]:
     return {
         "producer": [_grant(settings, TRANSACTIONS.name, WRITE)],
         **labellers,
+        "gateway": _gateway(settings),
         "analyst": _analyst(settings),
         "worker": _worker(settings),
         "operator": _operator(settings),
@@ -47,10 +49,24 @@ def roles(settings: Settings) -> dict[str, list[Grant]]:
 
 _READS: Final = Grant(GROUP, READER_GROUP, (DESCRIBE,))
 """What a reader without a group needs."""
+_JOINS: Final = Grant(CLUSTER, "kafka-cluster", (DESCRIBE_CONFIGS,))
+"""What the member of a group needs: by which protocol brokers let groups be joined."""
 
 
 def _grant(settings: Settings, name: str, *operations: str, resource: str = TOPIC, prefixed: bool = False) -> Grant:
     return Grant(resource, settings.topic(name), operations, prefixed)
+
+
+def _gateway(settings: Settings) -> list[Grant]:
+    """Replace card numbers by tokens; which topic to read is no setting, and its rule is the operator's own."""
+    targets = [TRANSACTIONS.name, *settings.label_topics]
+    return [
+        *(_grant(settings, name, WRITE, DESCRIBE_CONFIGS) for name in (*targets, DEAD_LETTERS.name)),
+        _grant(settings, f"{STAGE}-", READ, resource=GROUP, prefixed=True),
+        _grant(settings, f"{STAGE}-", WRITE, resource=TRANSACTIONAL_ID, prefixed=True),
+        _READS,
+        _JOINS,
+    ]
 
 
 def _analyst(settings: Settings) -> list[Grant]:
@@ -82,8 +98,7 @@ def _worker(settings: Settings) -> list[Grant]:
         *(_grant(settings, agent.name, READ, resource=GROUP) for agent in agents),
         *(_grant(settings, agent.name, WRITE, resource=TRANSACTIONAL_ID, prefixed=True) for agent in agents),
         _READS,
-        # By which protocol brokers let groups be joined.
-        Grant(CLUSTER, "kafka-cluster", (DESCRIBE_CONFIGS,)),
+        _JOINS,
     ]
 
 

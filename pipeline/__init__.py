@@ -4,10 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.backtest.api import Backtest
-    from pipeline.backtest.training import Training
+    from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, Thresholds, TimeRange
+    from pipeline.backtest.training.variants import Training
     from pipeline.tokens import Tokeniser
 
-__all__ = ["Backtest", "Tokeniser", "Training"]
+__all__ = ["Backtest", "LabelPolicy", "OnlineModel", "Thresholds", "TimeRange", "Tokeniser", "Training"]
+
+_ARGUMENTS = ("LabelPolicy", "OnlineModel", "Thresholds", "TimeRange")
 
 
 def __getattr__(name: str) -> Any:
@@ -16,8 +19,12 @@ def __getattr__(name: str) -> Any:
         from pipeline.backtest.api import Backtest
 
         return Backtest
+    if name in _ARGUMENTS:
+        from pipeline.backtest.runner import arguments
+
+        return getattr(arguments, name)
     if name == "Training":
-        from pipeline.backtest.training import Training
+        from pipeline.backtest.training.variants import Training
 
         return Training
     if name == "Tokeniser":

@@ -101,18 +101,26 @@ class LazyGroup(click.Group):
 
 
 def _sentence(error: Exception) -> str:
-    """Return any error in one sentence; an error of the program with the place where it happened."""
+    """Return any error in one sentence; an error of the program by its place, since its text may hold personal data."""
     from pipeline.explained import explained
 
     if os.environ.get("FRAUD_PIPELINE_LOG_LEVELS", "").startswith("debug"):
-        traceback.print_exception(error)
+        click.echo(printable_lines("".join(traceback.format_exception(error))), err=True)
     if (sentence := explained(error)) is not None:
         return sentence
     at = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno}). This is an error of the program: please "
-        "report it, with the traceback that FRAUD_PIPELINE_LOG_LEVELS=debug shows"
+        f"{type(error).__name__} in {at.filename}, line {at.lineno}. This is an error of the program: please report it "
+        "with its traceback, which FRAUD_PIPELINE_LOG_LEVELS=debug shows; see first whether that holds personal data"
     )
+
+
+def _warn_of_variables() -> None:
+    if any(name.upper().startswith("FRAUD_PIPELINE_") for name in os.environ):
+        from pipeline.explained import unknown_variables
+
+        for sentence in unknown_variables(os.environ):
+            click.echo(f"Warning: {printable_lines(sentence)}", err=True)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -120,6 +128,7 @@ def _sentence(error: Exception) -> str:
 def main() -> None:
     """Streaming fraud detection on Kafka."""
     keep_private()
+    _warn_of_variables()
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ _LEVELS_OF_LIBRARIES: Final = {"faust": "warning", "mode": "warning"}
 
 
 class TextFormatter(logging.Formatter):
-    """Readable lines, in which what others wrote cannot steer a terminal."""
+    """Readable lines, in which what others wrote can neither steer a terminal nor pass for a line of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record as text."""
-        return printable_lines(super().format(record))
+        """Return a record as text, whose further lines are indented."""
+        return printable_lines(super().format(record)).replace("\n", "\n    ")
 
 
 class JsonFormatter(logging.Formatter):

@@ -3,9 +3,9 @@
 from pipeline.engine.accepted_labels import LabelOptions
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.settings import Settings
 from schemas.money import RateTable
+from schemas.times import US_PER_DAY, US_PER_SECOND
 
 
 def label_options(settings: Settings) -> LabelOptions:

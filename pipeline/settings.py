@@ -1,17 +1,16 @@
 """Settings, from the environment (prefix ``FRAUD_PIPELINE_``) and from arguments; validated at the start."""
 
-import re
 import socket
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 import msgspec
-from pydantic import AliasChoices, Field, StringConstraints, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import AliasChoices, Field, StringConstraints, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.learning.label_sources import ANY_SOURCE, LabelSources
 from pipeline.learning.regimes import Reported
-from pipeline.setting_files import SettingFileError, SettingFiles
+from pipeline.setting_files import SettingFiles
 from schemas.messages import Label, Transaction
 from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic, topic_of_labels
 
@@ -267,7 +266,7 @@ class Settings(BaseSettings):
     dead_letters: Literal["original", "redacted"] = Field(
         default="original",
         description="Content of a dead letter: the record's own bytes, or none of them (`redacted`): only where the "
-        "record is, its size and digest, and the code of the error.",
+        "record is, its size, and the code of the error.",
     )
     dropped_fields: str = Field(
         default="",
@@ -398,28 +397,3 @@ class Settings(BaseSettings):
     def topic(self, name: str) -> str:
         """Name of a topic, group or transactional id on the cluster: the prefix and ``name``."""
         return f"{self.topic_prefix}{name}"
-
-
-def invalid_settings(error: ValidationError) -> str:
-    """Return what is wrong with which variables, without any value: one may be a secret."""
-    return "; ".join(
-        f"{_variable(str(one['loc'][0]))} cannot be used: "
-        f"{'it is no setting' if one['type'] == 'extra_forbidden' else _uncapitalized(one['msg'])}"
-        for one in error.errors(include_url=False, include_context=False, include_input=False)
-    )
-
-
-def unreadable_setting(error: SettingsError) -> str:
-    """Return the same of a variable, or of a file, that should hold JSON."""
-    if isinstance(error, SettingFileError):
-        return str(error)
-    name = re.search(r'field "(\w+)"', str(error))
-    return f"{_variable(name[1]) if name else 'a setting'} cannot be used: it should be a JSON object"
-
-
-def _variable(name: str) -> str:
-    return name if name.isupper() else f"{PREFIX}{name.upper()}"
-
-
-def _uncapitalized(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -153,13 +153,14 @@ def _signed_bytes(topic: str, value: bytes | None) -> bytes:
 
 
 def _private_key(path: Path) -> "Ed25519PrivateKey":
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     content = _private_bytes(path)
     try:
         key = load_pem_private_key(content, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(
@@ -169,13 +170,16 @@ def _private_key(path: Path) -> "Ed25519PrivateKey":
 
 
 def _public_key(path: Path) -> "Ed25519PublicKey":
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     content = _read(path)
+    if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise KeyFileError(f"others may change {path}, and so choose whom to trust: chmod 644 it, and look at it first")
     try:
         key = load_pem_public_key(content)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise KeyFileError(f"{path} is no public Ed25519 key: `openssl pkey -in KEY -pubout` writes a private key's")

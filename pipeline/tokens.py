@@ -9,7 +9,8 @@ import hashlib
 import hmac
 import secrets
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -31,6 +32,8 @@ _BUSY_S: Final = 30.0
 
 Name = tuple[str, str]
 """A field and its value."""
+_NO_NAME: Final = b"\0"
+"""No field's name is empty; the row of this text shows with which secret a database was made."""
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str)
 
@@ -52,7 +55,7 @@ class TokenKeys:
     """
 
     def __init__(self, path: Path, secret: bytes) -> None:
-        self._secret = secret
+        self._path, self._secret = path, secret
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600)
@@ -63,8 +66,24 @@ class TokenKeys:
             for pragma in ("secure_delete = ON", "synchronous = FULL", "journal_mode = WAL"):
                 self._database.execute(f"PRAGMA {pragma}")
             self._database.execute("CREATE TABLE IF NOT EXISTS keys (name BLOB PRIMARY KEY, key BLOB) WITHOUT ROWID")
+            self._check_secret()
         except (OSError, sqlite3.Error) as error:
             raise KeyFileError(f"the token keys in {path} cannot be used: {error}") from None
+
+    def _check_secret(self) -> None:
+        """Raise `KeyFileError` where the database was made with another secret: no value would be found in it."""
+        own = hmac.digest(self._secret, _NO_NAME, hashlib.sha256)
+        self._database.execute("BEGIN IMMEDIATE")
+        with self._database:
+            insert = "INSERT INTO keys SELECT ?, x'' WHERE NOT EXISTS (SELECT 1 FROM keys)"
+            self._database.execute(insert, (own,))
+        if not self._of([own]):
+            self._database.close()
+            raise KeyFileError(
+                f"{self._path} was made with another secret, so that all values would get other tokens and none could "
+                "be forgotten: set FRAUD_PIPELINE_TOKEN_SECRET_FILE to that one, or name another database with "
+                "FRAUD_PIPELINE_TOKEN_DATABASE_FILE"
+            )
 
     @classmethod
     def of(cls, settings: "Settings") -> Self:
@@ -84,8 +103,15 @@ class TokenKeys:
         self._database.close()
 
     def keys(self, names: Iterable[Name]) -> dict[Name, bytes]:
-        """Return the key of each value; those without one get it, for good, before this returns."""
-        rows = {self._row(name): name for name in names}
+        """Return the key of each value; those without one get it, for good, before this returns.
+
+        Raises:
+            KeyFileError: The database cannot be used any more.
+        """
+        with self._usable():
+            return self._found_or_made({self._row(name): name for name in names})
+
+    def _found_or_made(self, rows: Mapping[bytes, Name]) -> dict[Name, bytes]:
         found: dict[bytes, bytes] = {}
         asked = list(rows)
         for first in range(0, len(asked), _MOST_ASKED):
@@ -101,11 +127,28 @@ class TokenKeys:
         return {name: found[row] for row, name in rows.items()}
 
     def forget(self, name: Name) -> bool:
-        """Destroy the key of a value; returns whether there was one."""
-        gone = self._database.execute("DELETE FROM keys WHERE name = ?", (self._row(name),)).rowcount > 0
-        # Else the key would stay in the log of the database for a while.
-        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        """Destroy the key of a value; returns whether there was one.
+
+        Raises:
+            KeyFileError: The key is not destroyed, or its copy in the log of the database is not.
+        """
+        with self._usable():
+            gone = self._database.execute("DELETE FROM keys WHERE name = ?", (self._row(name),)).rowcount > 0
+            # Else the key would stay in the log of the database for a while.
+            ((busy, _, _),) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if busy:
+            raise KeyFileError(
+                f"the key is deleted, and a copy of it is still in {self._path}-wal, which another program uses: end "
+                "that, and forget the value again"
+            )
         return gone
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise KeyFileError(f"the token keys in {self._path} cannot be used: {error}") from None
 
     def _of(self, rows: Sequence[bytes]) -> dict[bytes, bytes]:
         places = ", ".join("?" * len(rows))

@@ -17,6 +17,7 @@ import msgspec
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, Message, Transaction
 from schemas.money import CurrencyRate, InexactAmount, RateTable
+from schemas.times import US_PER_DAY, US_PER_HOUR
 
 MAX_VALUE_BYTES: Final = 1024 * 1024
 """Longest accepted value of a transaction or label; the topics carry more, so that longer ones become dead letters."""
@@ -48,8 +49,6 @@ _MAX_AMOUNT: Final = Decimal(10**18)
 _MAX_DECIMALS: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_US_PER_HOUR: Final = 3_600_000_000
-_US_PER_DAY: Final = 24 * _US_PER_HOUR
 WEEKDAY_OF_EPOCH: Final = 3
 """Of 1 January 1970, a Thursday, where Monday is 0."""
 EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
@@ -141,8 +140,8 @@ def decode_transaction(
         )
     local_time = transaction.local_time
     if local_time is None:
-        of_day_us = event_time_us % _US_PER_DAY
-        weekday = (event_time_us // _US_PER_DAY + WEEKDAY_OF_EPOCH) % 7
+        of_day_us = event_time_us % US_PER_DAY
+        weekday = (event_time_us // US_PER_DAY + WEEKDAY_OF_EPOCH) % 7
     else:
         of_day_us, weekday = _wall_clock(local_time)
     return AcceptedTransaction(
@@ -153,7 +152,7 @@ def decode_transaction(
         amount_minor,
         amount_base_minor,
         transaction.transaction_type in COUNTING_TYPES,
-        of_day_us / _US_PER_HOUR,
+        of_day_us / US_PER_HOUR,
         float(weekday),
         transaction.currency,
         transaction.transaction_type,

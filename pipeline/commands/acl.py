@@ -8,7 +8,7 @@ import click
 
 from agents.permissions import Grant, roles
 from agents.topology import UnknownAgent
-from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.kafka.acl import AclError, Rule, create_rules
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError
 from pipeline.settings import Settings

@@ -15,11 +15,11 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.cli import INTERRUPTED
-from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
-from pipeline.features.catalogue import EPISODE_US, US_PER_SECOND
+from pipeline.features.catalogue import EPISODE_US
 from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at, tail_topic
 from pipeline.logs import silence_clients
@@ -27,6 +27,7 @@ from pipeline.settings import Settings
 from pipeline.terminal import printable, printable_json
 from schemas.messages import Alert
 from schemas.records import Record
+from schemas.times import US_PER_SECOND
 from schemas.topics import ALERTS
 
 LOST_AFTER_S: Final = 5.0
@@ -85,6 +86,16 @@ def write_alert(shown: Shown, console: Console | None) -> None:
             console.print(line, soft_wrap=True)
 
 
+def write_json(value: bytes) -> None:
+    """Write a record of the topic on one line; what is no JSON is told on the standard error."""
+    try:
+        text = msgspec.json.format(value, indent=-1).decode()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        click.echo(f"A record that is no JSON is left out ({printable(str(error))}).", err=True)
+    else:
+        click.echo(printable_json(text))
+
+
 def held_alerts(bootstrap: str, settings: Settings) -> Iterator[Shown]:
     """All alerts that the topic holds, by event time; those of a card come from several partitions."""
     records = read_topic(bootstrap, settings.topic(ALERTS.name), settings=settings)
@@ -138,7 +149,7 @@ def command(*, from_beginning: bool, once: bool, limit: int | None, as_json: boo
             click.echo(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.", err=True)
         for shown in islice(alerts, limit):
             if as_json:
-                click.echo(printable_json(msgspec.json.format(shown.value, indent=-1).decode()))
+                write_json(shown.value)
             else:
                 write_alert(shown, console)
     except (ClusterNotFound, ClusterUnreachable, TopicError) as error:

@@ -8,12 +8,12 @@ from typing import Any, Final
 import click
 import msgspec
 
-from pipeline.audited import outcomes_of_files, outcomes_of_topics
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.replay import Moment
-from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.exports.errors import ExportError
 from pipeline.kafka.clients import ConfigError, TopicError
 from pipeline.monitoring.audit import AuditOptions, AuditReport, Interval, assess
+from pipeline.monitoring_data.audit import outcomes_of_files, outcomes_of_topics
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 

@@ -15,25 +15,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.blocks import blocks
-from pipeline.backtest.labelling import Labelling
-from pipeline.backtest.live import Comparison
-from pipeline.backtest.report import Report, ReportOptions, build_report
-from pipeline.backtest.result import BacktestResult, TrainedVersion, Variant
-from pipeline.backtest.sources import moment
-from pipeline.backtest.training import Training
+from pipeline.backtest.input.blocks import blocks
+from pipeline.backtest.input.span import moment
+from pipeline.backtest.labels.schedule import LabelMode
+from pipeline.backtest.report import BacktestReport, ReportOptions, build_report
+from pipeline.backtest.runner.arguments import LabelPolicy, Thresholds
+from pipeline.backtest.runner.live_comparison import LiveComparison
+from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
+from pipeline.backtest.training.variants import Training
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
+from pipeline.commands.backtest_options import (
+    SharedOptions,
+    model_options,
+    online_model,
+    range_options,
+    show_step,
+    time_range,
+)
 from pipeline.commands.outputs import Write, refuse_unwritable, spreadsheet_safe, write_each
 from pipeline.commands.progress import Bar, failure, interrupts
-from pipeline.commands.regime_options import RegimeOptions, regime_options
+from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
+from pipeline.history.files import PRESETS
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS
 from pipeline.terminal import printable
 
 _DEFAULTS = ReportOptions()
@@ -137,7 +145,7 @@ class _Options(SharedOptions, RegimeOptions):
 )
 @click.option(
     "--labels",
-    type=click.Choice([one.value for one in Labelling]),
+    type=click.Choice([one.value for one in LabelMode]),
     help="How labels come about.  [default: recorded; delay for a file with a column fraud and no label file]",
 )
 @click.option(
@@ -213,22 +221,24 @@ def command(
         mapping = file_mapping(history, changes, preset, currency, time_zone) if history and from_file else None
         asked = Backtest(
             history,
+            range=time_range(shared, validation_days),
             models=_named(models),
-            thresholds=thresholds,
-            budgets=budgets,
-            pace=pace,
-            critical=critical,
+            thresholds=Thresholds(fixed=thresholds, budgets=budgets, pace=pace, critical=critical),
+            online=online_model(shared),
+            policy=shared["policy"],
+            labels=LabelPolicy(
+                mode=labels,
+                file=label_file,
+                regime=regime_of(shared, label_delay),
+                review_delay_s=review_delay,
+                reviews_a_day=top,
+            ),
             training=training,
-            validation_days=validation_days,
+            order=shared["order"],
             compare_live=compare is not None,
-            label_file=label_file,
-            labels=labels,
-            label_delay_s=label_delay,
-            review_delay_s=review_delay,
-            reviews_a_day=top,
             mapping=mapping,
             settings=Settings(),
-            **shared,
+            bootstrap=shared["bootstrap"],
         )
         with interrupts(stop), Bar("opening the history") as bar:
             result = asked.run(partial(show_step, bar), stop.is_set)
@@ -306,8 +316,8 @@ def _renewed(name: str, one: TrainedVersion) -> str:
 
 def _writes(
     result: BacktestResult,
-    made: Report,
-    comparison: Comparison | None,
+    made: BacktestReport,
+    comparison: LiveComparison | None,
     report: Path | None,
     as_json: Path | None,
     decisions: Path | None,
@@ -339,7 +349,7 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
             writer.write_table(pa.Table.from_pandas(frame.iloc[rows], schema, preserve_index=False))
 
 
-def _tell(comparison: Comparison, *, examples: bool) -> None:
+def _tell(comparison: LiveComparison, *, examples: bool) -> None:
     click.echo(f"{comparison.compared:,} decisions compared with live: {len(comparison.differences):,} differ")
     for cause, count in comparison.causes.most_common():
         click.echo(f"  {count:,} {cause}")

@@ -6,9 +6,10 @@ from typing import Any, Final, TypedDict
 
 import click
 
-from pipeline.backtest.findings import Step
-from pipeline.backtest.order import Order
-from pipeline.backtest.sources import moment
+from pipeline.backtest.input.order import Order
+from pipeline.backtest.input.span import moment
+from pipeline.backtest.runner.arguments import OnlineModel, TimeRange
+from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.commands.progress import Bar
 from pipeline.commands.replay import Duration, Moment
 
@@ -16,7 +17,7 @@ Decorator = Callable[[Any], Any]
 
 
 class SharedOptions(TypedDict):
-    """What `range_options` and `model_options` hand to a command: keywords of `pipeline.Backtest`, in its units."""
+    """What `range_options` and `model_options` hand to a command, in the units of `pipeline.Backtest`."""
 
     bootstrap: str | None
     start: datetime | None
@@ -90,13 +91,28 @@ def model_options(command: Any) -> Any:
     return _with(command, _POLICY_AND_ONLINE_MODEL)
 
 
+def time_range(options: SharedOptions, validation_days: float = TimeRange().validation_days) -> TimeRange:
+    """Return the range that a command's options name."""
+    return TimeRange(options["start"], options["end"], options["warm_up_s"], validation_days, options["lateness_s"])
+
+
+def online_model(options: SharedOptions) -> OnlineModel:
+    """Return the online model that a command's options name."""
+    return OnlineModel(
+        version=options["river"],
+        learn=options["learn"],
+        publish_every_s=options["publish_every_s"],
+        blend=options["blend"],
+    )
+
+
 def _with(command: Any, options: tuple[Decorator, ...]) -> Any:
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def show_step(bar: Bar, step: Step) -> None:
+def show_step(bar: Bar, step: BacktestProgress) -> None:
     """Tell how far a backtest is."""
     where = f"{moment(step.event_time_us)}  {step.stage}".rstrip()
     bar.tell(where, step.transactions, "transactions", step.elapsed_s, step.share)

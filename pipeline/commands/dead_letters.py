@@ -2,16 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypedDict, Unpack
 
 import click
 
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.replay import Moment
 from pipeline.decision.stories import count
-from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.demo.text import count_text, utc_text
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
@@ -19,12 +19,13 @@ from pipeline.logs import silence_clients
 from pipeline.settings import Settings
 from pipeline.terminal import printable
 from schemas.records import Headers, Record
-from schemas.topics import DEAD_LETTERS, LABELS, TOPICS, TRANSACTIONS
+from schemas.topics import DEAD_LETTERS, TRANSACTIONS
 
 RESENT: Final = "fraud-pipeline-resent"
 """Header of a record that was sent again: how many times."""
-OF_AGENTS: Final = frozenset(topic.name for topic in TOPICS) - {TRANSACTIONS.name, LABELS.name}
-"""Topics that agents write; records of the others, which may hold labels, come from producers."""
+_MOST_DIGITS: Final = 15
+"""Of a number in a header; producers may send any."""
+_LATEST_MS: Final = round(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1_000
 REPAIR: Final = "It would be refused again as it is: repair it at its producer."
 ADVICE: Final = {
     "currency_unknown": "Add the currency to the rate table (FRAUD_PIPELINE_RATES_FILE), then resend it.",
@@ -68,14 +69,19 @@ class DeadLetter:
     def resent(self) -> int:
         """How many times it had been sent again before."""
         values = [value for name, value in self.headers if name == RESENT]
-        return int(values[-1]) if values and values[-1] is not None and values[-1].isdigit() else 0
+        return _number(values[-1] or b"", 0) if values else 0
 
-    def obstacle(self) -> str:
-        """Return why it cannot be sent again; nothing where it can."""
+    @property
+    def refused_at(self) -> datetime:
+        """Time of its refusal."""
+        return refused_at(self.record)
+
+    def obstacle(self, inputs: Collection[str]) -> str:
+        """Return why it cannot be sent again; nothing where it can. ``inputs`` are the topics that producers write."""
         if "end" in self.own:
             return "a range of offsets that nobody could read"
-        if self.topic in OF_AGENTS:
-            return f"of topic {printable(self.topic)}, which agents write"
+        if self.topic not in inputs:
+            return f"of topic {printable(self.topic)}, which is none that producers write to"
         if "row" in self.own:
             return "a row of a block"
         left_out = [part for part in ("key", "value") if f"{part}-bytes" in self.own]
@@ -85,7 +91,7 @@ class DeadLetter:
 
     def line(self) -> str:
         """Return it on one line, without what it holds."""
-        time = utc_text(datetime.fromtimestamp(self.record.timestamp_ms / 1_000, UTC))
+        time = utc_text(self.refused_at)
         again = f", resent {count(self.resent, 'time')} before" if self.resent else ""
         place = f"{self.topic} {self.own.get('partition', '?')}/{self.own.get('offset', '?')}"
         at = f"{self.record.partition}/{self.record.offset}"
@@ -95,10 +101,19 @@ class DeadLetter:
         """Return it as a JSON object, without what it holds."""
         return {
             "position": f"{self.record.partition}/{self.record.offset}",
-            "refused_at": datetime.fromtimestamp(self.record.timestamp_ms / 1_000, UTC).isoformat(),
+            "refused_at": self.refused_at.isoformat(),
             "resent": self.resent,
             **self.own,
         }
+
+
+def refused_at(record: Record) -> datetime:
+    """Return the time of a record of ``dead-letters``, within the years that a calendar has."""
+    return datetime.fromtimestamp(min(max(record.timestamp_ms, 0), _LATEST_MS) / 1_000, UTC)
+
+
+def _number(text: bytes, default: int) -> int:
+    return int(text) if text.isdigit() and len(text) <= _MOST_DIGITS else default
 
 
 class Filters(TypedDict):
@@ -130,7 +145,7 @@ def chosen(records: Iterable[Record], given: Filters, prefix: str = "") -> Itera
     """Yield the dead letters that pass the filters; ``prefix`` begins the names of topics."""
     since, until = given["since"], given["until"]
     for record in records:
-        at = datetime.fromtimestamp(record.timestamp_ms / 1_000, UTC)
+        at = refused_at(record)
         if (since is not None and at < since) or (until is not None and at >= until):
             continue
         if given["positions"] and f"{record.partition}/{record.offset}" not in given["positions"]:
@@ -158,7 +173,7 @@ def resend(producer: RecordProducer, settings: Settings, letters: Sequence[DeadL
         headers = [(name, value) for name, value in letter.headers if name != RESENT]
         headers.append((RESENT, str(letter.resent + 1).encode()))
         record = letter.record
-        arrived_ms = int(letter.own.get("timestamp-ms", record.timestamp_ms))
+        arrived_ms = _number(letter.own.get("timestamp-ms", "").encode(), record.timestamp_ms)
         producer.produce(settings.topic(letter.topic), record.key, record.value or b"", arrived_ms, headers)
 
 
@@ -203,12 +218,12 @@ def list_command(*, limit: int, as_json: bool, **given: Unpack[Filters]) -> None
 @click.option("--value", "with_value", is_flag=True, help="Show the record's value too; it may hold personal data.")
 def explain_command(*, with_value: bool, **given: Unpack[Filters]) -> None:
     """Say why records were refused, and what to do."""
-    letters = _read(given)
+    letters, inputs = _read(given), _inputs(Settings())
     for letter in letters:
         click.echo(letter.line())
         click.echo(f"  refused by: {printable(letter.own.get('stage', '?'))} agent")
         click.echo(f"  reason:     {printable(letter.own.get('message', '?'))}")
-        obstacle = letter.obstacle()
+        obstacle = letter.obstacle(inputs)
         click.echo(f"  what to do: {f'Not to be resent: {obstacle}.' if obstacle else ADVICE.get(letter.code, REPAIR)}")
         if with_value:
             click.echo(f"  value:      {printable((letter.record.value or b'').decode('utf-8', 'backslashreplace'))}")
@@ -228,10 +243,10 @@ def resend_command(*, yes: bool, **given: Unpack[Filters]) -> None:
     if not any(given.values()):
         raise click.UsageError("name positions (PARTITION/OFFSET), or give --code, --topic, --since or --until")
     settings = Settings()
-    letters = _read(given)
-    for obstacle, n in Counter(filter(None, (letter.obstacle() for letter in letters))).items():
+    found = [(letter, letter.obstacle(_inputs(settings))) for letter in _read(given)]
+    for obstacle, n in Counter(obstacle for _, obstacle in found if obstacle).items():
         click.echo(f"{count_text(n)} are not resent: {obstacle}.", err=True)
-    ready = [letter for letter in letters if not letter.obstacle()]
+    ready = [letter for letter, obstacle in found if not obstacle]
     if not ready:
         click.echo("Nothing to resend.", err=True)
         return
@@ -248,6 +263,10 @@ def resend_command(*, yes: bool, **given: Unpack[Filters]) -> None:
     except (ClusterNotFound, DeliveryFailed) as error:
         raise click.ClickException(f"{error}. Some may have been sent: repeats do no harm, so resend all") from error
     click.echo(f"Sent {into}. `fraud-pipeline dead-letters list` shows what is refused again.")
+
+
+def _inputs(settings: Settings) -> set[str]:
+    return {TRANSACTIONS.name, *settings.label_topics}
 
 
 def _read(given: Filters) -> list[DeadLetter]:

@@ -10,18 +10,18 @@ from typing import Any, Final
 import click
 import msgspec
 
-from pipeline.backtest.versions import ACTIVE, ModelLibrary
+from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
+from pipeline.broker.running import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
 from pipeline.commands.replay import Duration, Moment
-from pipeline.demo.place import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
-from pipeline.drift_metrics import DriftMetrics
-from pipeline.endpoint import Endpoint, EndpointError
 from pipeline.exports.errors import ExportError
-from pipeline.health import Health
 from pipeline.kafka.admin import cluster_is_up
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
-from pipeline.monitored import Monitored, MonitoredTopics, count_files
 from pipeline.monitoring.daily import day_text
 from pipeline.monitoring.drift import DEFAULT_OPTIONS, DayDrift, DriftOptions, Finding, drifted, judge
+from pipeline.monitoring_data.drift import Monitored, MonitoredTopics, count_files
+from pipeline.observability.drift_metrics import DriftMetrics
+from pipeline.observability.endpoint import Endpoint, EndpointError
+from pipeline.observability.health import Health
 from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel

@@ -10,9 +10,9 @@ from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.settings import Settings
 from pipeline.state.objects import shown_url
 from pipeline.tokens import CARD_ID, TokenKeys
+from schemas.times import MS_PER_DAY
 from schemas.topics import CONTROL, MODELS, PROGRESS
 
-MS_PER_DAY: Final = 86_400_000
 HOLD_NO_CARD: Final = (MODELS, CONTROL, PROGRESS)
 
 

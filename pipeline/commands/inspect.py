@@ -8,7 +8,7 @@ from typing import Final
 import click
 import msgspec
 
-from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.engine.block_messages import read_messages
 from pipeline.engine.blocks import PROFILED_LAYOUT, BlockError, Layout, parse_block
 from pipeline.engine.feature_blocks import LAYOUT as FEATURES_LAYOUT

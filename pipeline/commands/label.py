@@ -10,7 +10,7 @@ from typing import Final
 import click
 import msgspec
 
-from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.demo.text import utc_text
 from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.clients import TopicError, read_topic

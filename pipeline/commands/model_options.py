@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.changes import Said

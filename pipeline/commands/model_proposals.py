@@ -12,7 +12,7 @@ from pipeline.models.publish import ControlWriter
 
 
 @click.command()
-@click.option("--features", help="Train on those that match, as in `train`.  [default: those of the active version]")
+@click.option("--features", help="As in `train`; `+` and `-` change those of the active version.")
 @click.option("--trees", type=click.IntRange(min=1), help="At most.")
 @click.option("--leaves", type=click.IntRange(min=2), help="Of a tree.")
 @click.option("--learning-rate", type=FiniteRange(min=0, min_open=True), help="Shrinkage of each tree.")
@@ -62,13 +62,12 @@ def propose(
     given: dict[str, Any] = {name: value for name, value in hyperparameters.items() if value is not None}
     with one_sentence():
         servers, settings = cluster(bootstrap)
-        chosen = select_features(features.split(",")) if features else None
         topics = ClusterLog(servers, settings, window_days)
         topics.read()
         recipe = recipe_of(active_champion(topics).model)
         recipe = recipe._replace(
             config=msgspec.structs.replace(recipe.config, **given),
-            features=chosen or recipe.features,
+            features=select_features(features.split(",") if features else [], recipe.features),
             early_reports=recipe.early_reports if early_reports is None else early_reports,
             maturity_days=recipe.maturity_days if maturity_days is None else maturity_days,
         )

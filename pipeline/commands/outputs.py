@@ -8,8 +8,8 @@ from typing import Final
 import click
 import pandas as pd
 
-FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
-"""Beginnings of a cell that spreadsheets run as a formula."""
+FORMULA_STARTS: Final = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")
+"""Beginnings of a cell that spreadsheets run as a formula; those of full width too, which some take for the others."""
 Write = tuple[Path, Callable[[Path], object]]
 """Where to, and what writes it there."""
 

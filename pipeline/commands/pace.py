@@ -10,9 +10,9 @@ from types import FrameType
 
 import click
 
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
-from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.logs import configure_logging

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.demo.place import ClusterNotFound, find_cluster
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.rates import PublishedRates

@@ -5,6 +5,7 @@ from typing import Any, Final, TypedDict, get_args
 import click
 
 from pipeline.learning.regimes import LabelRegime, Reported
+from schemas.times import SECONDS_PER_DAY
 
 _DEFAULTS: Final = LabelRegime()
 _OPTIONS: Final = (
@@ -85,3 +86,18 @@ def regime_options(command: Any) -> Any:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def regime_of(options: RegimeOptions, label_delay_s: float) -> LabelRegime:
+    """Return the label regime that a command's options name."""
+    return LabelRegime(
+        reported=options["reported"],
+        delay_days=label_delay_s / SECONDS_PER_DAY,
+        delay_spread=options["delay_spread"],
+        never_reported=options["never_reported"],
+        early_share=options["early_share"],
+        early_hours=options["early_hours"],
+        legitimate_share=options["legitimate_share"],
+        corrected_share=options["corrected_share"],
+        correction_days=options["correction_days"],
+    )

@@ -10,13 +10,12 @@ from typing import Unpack
 
 import click
 
-from pipeline.commands.regime_options import RegimeOptions, regime_options
+from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
+from pipeline.history.files import PRESETS, ColumnMapping, UnusableSource, read_transactions, resolve_mapping
 from pipeline.kafka.clients import ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.learning.regimes import LabelRegime
-from pipeline.replay import Replay, ReplayOptions, ReplayProgress
+from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, read_transactions, resolve_mapping
 from schemas.errors import InvalidMessage
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
@@ -128,7 +127,7 @@ def command(
         )
     options = ReplayOptions(
         speed=speed,
-        regime=LabelRegime(delay_days=label_delay / 86_400.0, **declared),
+        regime=regime_of(declared, label_delay),
         review_delay_s=review_delay,
         flush_labels=flush_labels,
         max_in_flight=max_in_flight,

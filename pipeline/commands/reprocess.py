@@ -8,10 +8,18 @@ from typing import Unpack
 import click
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.reprocess import reprocess
-from pipeline.backtest.written_runs import features_topic
+from pipeline.backtest.reprocess.reprocess import reprocess
+from pipeline.backtest.reprocess.written_runs import features_topic
+from pipeline.backtest.runner.arguments import Thresholds
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.backtest_options import SharedOptions, model_options, range_options, show_step
+from pipeline.commands.backtest_options import (
+    SharedOptions,
+    model_options,
+    online_model,
+    range_options,
+    show_step,
+    time_range,
+)
 from pipeline.commands.progress import Bar, failure, interrupts
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
@@ -55,10 +63,14 @@ def command(
     stop = threading.Event()
     try:
         asked = Backtest(
+            range=time_range(shared),
             models=[] if model is None else [model],
-            thresholds=[] if threshold is None else [threshold],
+            thresholds=Thresholds(fixed=[] if threshold is None else [threshold]),
+            online=online_model(shared),
+            policy=shared["policy"],
+            order=shared["order"],
             settings=Settings(),
-            **shared,
+            bootstrap=shared["bootstrap"],
         )
         with interrupts(stop), Bar("looking at the topics") as bar:
             done = reprocess(asked, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)

@@ -10,9 +10,9 @@ from typing import Final
 
 import click
 
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.progress import interrupts
-from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.logs import configure_logging

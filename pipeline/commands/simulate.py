@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.simulator import DEFAULT_START, Scenario, make_profiles, stream_days
+from pipeline.simulation.simulator import DEFAULT_START, Scenario, make_profiles, stream_days
 
 _PUBLISHED: Final = Scenario()
 

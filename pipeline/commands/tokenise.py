@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.progress import interrupts
-from pipeline.demo.place import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.gateway import Gateway, GatewayError, Tokenised
 from pipeline.kafka.transactions import SessionError

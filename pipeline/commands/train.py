@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.backtest import frame_tables
-from pipeline.backtest.decidable import decidable
+from pipeline.backtest.input.eligible import eligible_rows
 from pipeline.commands.model_options import one_sentence
 from pipeline.commands.progress import seldom
 from pipeline.commands.regime_options import RegimeOptions, regime_options
@@ -21,7 +21,8 @@ from pipeline.commands.replay import Moment, file_mapping
 from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.engine.history import event_times_us
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import FEATURES
+from pipeline.history.files import PRESETS, ColumnMapping, UnusableSource, column_names, load_transactions
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import NEVER_US, LabelRegime
@@ -37,7 +38,6 @@ from pipeline.retraining.topics import read_served
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
-from pipeline.sources import PRESETS, ColumnMapping, UnusableSource, column_names, load_transactions
 from pipeline.terminal import printable
 from pipeline.training.audit import AUDIT_FEATURES, audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
@@ -49,6 +49,7 @@ from pipeline.training.segments import SEGMENT_FEATURES
 from pipeline.training.selection import refuse_barred, select_features
 from pipeline.training.served import WINDOW_DAYS, ServedRows
 from schemas.codec import timestamp_us
+from schemas.times import US_PER_DAY
 
 _DEFAULTS = TrainingConfig()
 BY_TRAIN: Final = "train"
@@ -333,7 +334,7 @@ def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
     Amounts come back in the base currency, converted by the rate table, as workers convert them.
     """
-    found = decidable(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
+    found = eligible_rows(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
     if found.refused:
         codes = ", ".join(f"{code} {count:,}" for code, count in found.refused.most_common())
         _say(f"{found.refused.total():,} transactions are left out, since workers refuse them: {codes}")

@@ -7,10 +7,10 @@ import click
 
 from agents.topology import AGENTS, UnknownAgent
 from pipeline.broker import BrokerError
-from pipeline.endpoint import EndpointError
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.kafka.startup import StartRefused
+from pipeline.observability.endpoint import EndpointError
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
 from pipeline.state.place import PlaceTaken

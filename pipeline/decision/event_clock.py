@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_HOUR
+from schemas.times import US_PER_HOUR
 
 AHEAD_HOURS: Final = 24
 """Event hours ahead of the clock that are believed at once."""

@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.labels import FRAUD, KNOWN, UNSEEN, StateNumbers, resolve_numbers
+from schemas.times import US_PER_DAY
 
 TOP: Final = 100
 """Highest scores of a day that are compared."""

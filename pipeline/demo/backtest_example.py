@@ -12,9 +12,10 @@ from typing import Final, TextIO
 import pandas as pd
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.findings import Step
+from pipeline.backtest.input.span import RangeError, moment
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.sources import RangeError, moment
+from pipeline.backtest.runner.arguments import TimeRange
+from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, train_on
 from pipeline.demo.controller import FAILURES, logging_to
 from pipeline.demo.space import run_broker, run_directory, run_settings
@@ -25,7 +26,7 @@ from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
 from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
-from pipeline.replay import Replay, ReplayOptions, ReplayProgress
+from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from pipeline.training.fit import Trained
 
@@ -183,7 +184,7 @@ class _Example:
             view.say(line)
         self._signals.mode = Mode.NOTE
         try:
-            result = Backtest(settings=settings, start=start, end=end, models=versions).run(
+            result = Backtest(settings=settings, range=TimeRange(start, end), models=versions).run(
                 self._tell_decided, self._signals.event.is_set
             )
         except RangeError:
@@ -198,7 +199,7 @@ class _Example:
             view.say(f"The report is partial. It is {options.page}; as data, {options.content}.")
         self._signals.check()
 
-    def _tell_decided(self, step: Step) -> None:
+    def _tell_decided(self, step: BacktestProgress) -> None:
         now_s = time.monotonic()
         if now_s >= self._told_s + PLAIN_INTERVAL_S:
             self._told_s = now_s

@@ -8,7 +8,6 @@ import pandas as pd
 
 from pipeline.commands.train import publish_champion
 from pipeline.demo.world import World
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.river_factory import first_river
@@ -16,6 +15,7 @@ from pipeline.settings import Settings
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import Trained, TrainingConfig, train
+from schemas.times import US_PER_DAY
 
 LABEL_DELAY_DAYS: Final = 7
 VALIDATION_DAYS: Final = 14

@@ -27,7 +27,7 @@ from pipeline.demo.world import World
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.registry import RegistryError
-from pipeline.replay import ReplayProgress
+from pipeline.replay.replayer import ReplayProgress
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 

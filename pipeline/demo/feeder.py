@@ -17,8 +17,8 @@ from pipeline.demo.state import RunState
 from pipeline.demo.world import LONGEST_CATCH_UP_S, World, paced
 from pipeline.kafka.producer import RecordProducer
 from pipeline.learning.regimes import LabelRegime
-from pipeline.replay import Replay, ReplayOptions, ReplayProgress, Row
-from pipeline.replay_watch import Flow
+from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress, Row
+from pipeline.replay.watch import Flow
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.broker import ProvidedBroker, provide_broker
-from pipeline.demo.place import demo_dir
+from pipeline.broker.running import demo_dir
 from pipeline.kafka.admin import end_offsets, ensure_topics
 from pipeline.settings import Settings
 

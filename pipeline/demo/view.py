@@ -17,8 +17,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.broker.running import demo_dir
 from pipeline.demo.figures import Figures
-from pipeline.demo.place import demo_dir
 from pipeline.demo.state import RunState
 from pipeline.demo.text import PLAIN_WIDTH, alert_row, count_text, duration_text, utc_text
 from pipeline.settings import Settings

@@ -8,8 +8,9 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from pipeline.features.catalogue import HORIZON_US, US_PER_DAY
-from pipeline.simulator import DEFAULT_START, Profiles, Scenario, make_profiles, simulate_days, stream_days
+from pipeline.features.catalogue import HORIZON_US
+from pipeline.simulation.simulator import DEFAULT_START, Profiles, Scenario, make_profiles, simulate_days, stream_days
+from schemas.times import US_PER_DAY
 
 WARM_UP_DAYS: Final = HORIZON_US // US_PER_DAY
 """What the longest window can see: after so many days the workers' windows hold what they would always have held."""

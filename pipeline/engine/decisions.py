@@ -15,9 +15,10 @@ from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
 from pipeline.engine.columns import Reject, Transactions
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import FEATURES, US_PER_SECOND
+from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import blend, sigmoid
 from schemas.messages import Reason
+from schemas.times import US_PER_SECOND
 
 SELECTIONS: Final = (BY_SCORE, BY_RULE, BY_AUDIT)
 

@@ -20,19 +20,20 @@ from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Known, Matu
 from pipeline.engine.layout import day_of, forgotten_with, transaction_digest
 from pipeline.engine.segments import Entry
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST, WaitingRoom
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hashes
-from pipeline.learning.labels import KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
+from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
 from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
 from pipeline.learning.sampling import keep_negative, keep_negatives
 from pipeline.learning.surges import SourceHours, Surges
 from schemas.codec import EARLIEST_US
 from schemas.messages import FeedbackRules
+from schemas.times import US_PER_DAY
 
 PRESUME_AT_MOST: Final = 5_000
 """Transactions that one position presumes legitimate at most; others are left to the positions after it."""
 _NOTHING: Final = KNOWN.index(NOTHING)
 _LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
+_FRAUD: Final = KNOWN.index(FRAUD)
 _STATE_KNOWN: Final = 2
 """Place of what is known in `StateNumbers`."""
 _PENDING: Final = struct.Struct("<bbqQ?")
@@ -364,9 +365,10 @@ class _Part:
         if now == _LEGITIMATE and known.emitted == 0 and not sampled and not reviewed:
             counts["label", "not_sampled"] += 1
             return
-        # A correction replaces an example that is there for certain, and so is one of what somebody has looked at; a
-        # first one stands for 1 / rate.
-        weight = 1.0 / rules.negative_sample_rate if now == _LEGITIMATE and sampled and not reviewed else 1.0
+        # A fraud is an example for certain, and so are its correction and what somebody has looked at. Any other
+        # legitimate one stands for 1 / rate.
+        is_sample = now == _LEGITIMATE and sampled and not reviewed and before != _FRAUD
+        weight = 1.0 / rules.negative_sample_rate if is_sample else 1.0
         online, learned = online_update(known.learned, now, weight, rules.reported_share, in_time=in_time)
         name, online = WITHDRAWN if now == _NOTHING else KNOWN[now], online._replace(held=label.held)
         one = Emitted(

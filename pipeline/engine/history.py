@@ -11,15 +11,11 @@ from numpy.typing import NDArray
 from pipeline.engine.accept import counting
 from pipeline.engine.columns import digest_keys, identities, name_keys
 from pipeline.engine.merchants import MerchantLog, behind, labels_log, transactions_log
-from pipeline.features.catalogue import (
-    CARD_FEATURES,
-    FEATURES,
-    MERCHANT_FEATURES,
-    US_PER_SECOND,
-)
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, MERCHANT_FEATURES
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.learning.regimes import NEVER_US
+from schemas.times import US_PER_SECOND
 
 _BATCH_ROWS = 16_384
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import OUTCOMES, UNSEEN, resolve_numbers
+from schemas.times import US_PER_DAY
 
 IntArray = NDArray[np.signedinteger[Any]]
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.features.compiled import compiled, inlined, wide_product
+from schemas.times import US_PER_DAY, US_PER_SECOND
 
 LONGEST_VALUE: Final = 40
 """More bytes than a number (sign, 17 digits, point, ``e-308``), a whole number or a time has."""

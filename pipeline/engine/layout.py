@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import msgspec
 import xxhash
 
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 LAYOUT: Final = 12
 DIGEST_BYTES: Final = 16

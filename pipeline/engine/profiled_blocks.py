@@ -27,12 +27,13 @@ from pipeline.engine.json_bytes import copy_bytes
 from pipeline.engine.json_numbers import LONGEST_VALUE, write_whole
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.profiling import Joined
-from pipeline.features.catalogue import KERNEL_VERSION, US_PER_SECOND
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.compiled import compiled
 from pipeline.features.kernel import CardProfile
 from pipeline.learning.labels import KNOWN
 from schemas.codec import timestamp_us
 from schemas.records import Output, Record
+from schemas.times import US_PER_SECOND
 from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
 
 _TOPICS: Final = tuple(topic.name.encode() for topic in (TRANSACTIONS, LABELS, REROUTED))

@@ -19,6 +19,7 @@ letter must fit whatever it is compressed with, or the record could be neither r
 _TEXT_LIMIT: Final = 1_000
 _FIRST_OWN: Final = "dead-letter-topic"
 _MESSAGE: Final = "dead-letter-message"
+_DIGEST: Final = "-sha256"
 
 
 @dataclass(slots=True)
@@ -81,15 +82,16 @@ class Result:
 def redacted(letter: Output) -> Output:
     """Return a dead letter without anything that its record holds: neither key nor value nor headers.
 
-    What is left says where the record is, how large it is, and its digest, and why it was refused, by code: sentences
-    may repeat a value.
+    What is left says where the record is, how large it is, and why it was refused, by code: sentences may repeat a
+    value, and whoever tries all card numbers finds the one that has a digest.
     """
     names = [name for name, _ in letter.headers]
     # Producers may use such names too; the dead letter's own come last.
     own = len(names) - names[::-1].index(_FIRST_OWN) - 1
-    headers = tuple((name, content) for name, content in letter.headers[own:] if name != _MESSAGE)
     size = () if letter.value is None else _told_of("value", letter.value)
-    return Output(letter.topic, None, None, (*headers, *size), letter.partition)
+    headers = (*letter.headers[own:], *size)
+    kept = tuple((name, content) for name, content in headers if name != _MESSAGE and not name.endswith(_DIGEST))
+    return Output(letter.topic, None, None, kept, letter.partition)
 
 
 def _first_headers(partition: int, offset: int) -> Headers:
@@ -130,5 +132,5 @@ def _kept(record: Record, most_bytes: int) -> tuple[bytes | None, bytes | None, 
 def _told_of(part: str, content: bytes) -> Headers:
     return (
         (f"dead-letter-{part}-bytes", str(len(content)).encode()),
-        (f"dead-letter-{part}-sha256", hashlib.sha256(content).hexdigest().encode()),
+        (f"dead-letter-{part}{_DIGEST}", hashlib.sha256(content).hexdigest().encode()),
     )

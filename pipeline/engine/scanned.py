@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from pipeline.features.compiled import compiled
 from schemas.codec import MAX_NAMES
 from schemas.messages import Transaction
+from schemas.times import US_PER_DAY, US_PER_SECOND
 
 PLAIN_TIMES_US: Final = (
     int(datetime(1995, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000,

@@ -15,8 +15,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.engine.layout import DIGEST_BYTES
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.columns import PAGE_ITEMS, Pages, SavedColumn
+from schemas.times import US_PER_DAY
 
 NO_TIME_US: Final = -(2**63)
 KEYS: Final = "segment-keys"

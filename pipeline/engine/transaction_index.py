@@ -27,7 +27,7 @@ from pipeline.engine.joins import (
 )
 from pipeline.engine.layout import DIGEST_BYTES, day_key, day_of
 from pipeline.engine.state import Store
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 _TRANSACTION: Final = b"t"
 _DAY: Final = b"d"

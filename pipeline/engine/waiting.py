@@ -9,7 +9,7 @@ import msgspec
 
 from pipeline.engine.layout import DIGEST_BYTES, time_key
 from pipeline.engine.state import Store, StoreError
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 EARLY_LABEL_PATIENCE_US: Final = 7 * US_PER_DAY
 """How long, in event time, a label waits for its transaction; the card agent then refuses it, feedback drops it."""

@@ -6,9 +6,7 @@
 import hashlib
 from typing import Final
 
-US_PER_SECOND: Final = 1_000_000
-US_PER_HOUR: Final = 3_600 * US_PER_SECOND
-US_PER_DAY: Final = 24 * US_PER_HOUR
+from schemas.times import US_PER_DAY, US_PER_HOUR
 
 WINDOWS_US: Final[dict[str, int]] = {
     "1h": US_PER_HOUR,

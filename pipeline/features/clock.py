@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from schemas.codec import WEEKDAY_OF_EPOCH
+from schemas.times import US_PER_DAY, US_PER_HOUR
 
 
 def hours(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:

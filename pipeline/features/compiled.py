@@ -38,12 +38,11 @@ from pipeline.features.catalogue import (
     RISK_PRIOR_RATE,
     RISK_PRIOR_STRENGTH,
     TRANSACTION_FEATURES,
-    US_PER_DAY,
-    US_PER_SECOND,
     USUAL_EVENTS,
     WINDOWS_US,
 )
 from pipeline.features.columns import PAGE_ITEMS
+from schemas.times import US_PER_DAY, US_PER_SECOND
 
 F = TypeVar("F", bound=Callable[..., Any])
 

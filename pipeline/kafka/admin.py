@@ -27,6 +27,8 @@ from schemas.topics import TRANSACTIONS, Topic
 
 REQUEST_TIMEOUT_S: Final = 30.0
 CREATION_POLL_S: Final = 0.02
+ANSWER_POLL_S: Final = 1.0
+"""Longest time between two looks at what brokers have refused."""
 APPEAR_TIMEOUT_S: Final = 30.0
 APPEAR_POLL_S: Final = 0.05
 CONNECT_TIMEOUT_S: Final = 15.0
@@ -49,12 +51,26 @@ class TopicState:
 
 def cluster_is_up(bootstrap: str, timeout_s: float = 2.0, *, settings: Settings | None = None) -> bool:
     """Return whether a broker answers, and counts itself among the cluster's."""
-    quiet = {"log_level": 0, "error_cb": lambda _error: None}
-    client = admin_client(bootstrap, settings=settings, overrides=quiet)
-    try:
-        return bool(client.list_topics(timeout=timeout_s).brokers)
-    except KafkaException:  # the answer to the question
-        return False
+    return failed_answer(bootstrap, timeout_s, settings=settings) is None
+
+
+def failed_answer(bootstrap: str, timeout_s: float, *, settings: Settings | None = None) -> str | None:
+    """Return how no broker answers, as a part of a sentence that may be empty; None where one does.
+
+    A broker that refuses the client for its security settings is not asked again.
+    """
+    told: list[KafkaError] = []
+    quiet = {"log_level": 0, "error_cb": told.append}
+    client, end_s = admin_client(bootstrap, settings=settings, overrides=quiet), time.monotonic() + timeout_s
+    while (left_s := end_s - time.monotonic()) > 0:
+        try:
+            return None if client.list_topics(timeout=min(left_s, ANSWER_POLL_S)).brokers else ""
+        except KafkaException:  # the answer to the question
+            client.poll(0)
+        for error in told:
+            if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+                return f" to this client ({error.str()})"
+    return ""
 
 
 def reached(client: AdminClient, bootstrap: str) -> ClusterMetadata:

@@ -5,6 +5,8 @@ everything else that ``settings.kafka_config`` names wins over the tuning here.
 """
 
 import logging
+import os
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -153,12 +155,20 @@ def log_error_only(error: KafkaError) -> None:
 @cache
 def _check_given(given: tuple[tuple[str, str], ...]) -> None:
     """Raise `ConfigError` for properties that librdkafka does not know or cannot use; no value is told."""
+    for name, value in given:
+        # librdkafka would not say why, nor which file it is.
+        if name.endswith(".location") and value != "probe" and not os.access(value, os.R_OK):
+            raise ConfigError(
+                f"FRAUD_PIPELINE_KAFKA_CONFIG cannot be used: {name} names a file that is missing, or that this user "
+                "may not read"
+            )
     try:
         AdminClient({**dict(given), "logger": logging.getLogger("pipeline.kafka.unused")})
     except KafkaException as error:
         text = error.args[0].str()
         for value in sorted((value for _, value in given if value), key=len, reverse=True):
-            text = text.replace(f'"{value}"', "its value")
+            # Not as a part of a property's name.
+            text = re.sub(rf'"?(?<![\w.]){re.escape(value)}(?![\w.])"?', "its value", text)
         raise ConfigError(f"FRAUD_PIPELINE_KAFKA_CONFIG cannot be used: {text}") from None
 
 

@@ -18,7 +18,7 @@ from pipeline.kafka.transactions import Aborted, end_unfinished
 from pipeline.settings import Settings
 from pipeline.tokens import NotTokenised, Tokeniser
 from schemas.records import Output, Record
-from schemas.topics import Topic
+from schemas.topics import DEAD_LETTERS, Topic
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Gateway:
             raise GatewayError(f"{raw} is a topic of the pipeline: have producers write to another one")
         if settings.delivery != "exactly_once":
             raise GatewayError("a gateway writes exactly once: unset FRAUD_PIPELINE_DELIVERY")
-        ensure_topics(bootstrap, settings)
+        ensure_topics(bootstrap, settings, [target, DEAD_LETTERS])
         client = admin_client(bootstrap, settings=settings)
         partition_numbers(client, settings.topic(raw))
         name = f"{STAGE}-{target.name}"

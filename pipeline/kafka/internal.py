@@ -1,5 +1,6 @@
 """Reading topics that belong to the pipeline, where a record that is none of its messages stops nobody."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
@@ -75,7 +76,7 @@ class TrustedRecords:
         self._trust = Trust.of(settings)
         self._control = settings.topic(CONTROL.name)
         self._first: dict[bytes, int] = {}
-        """Offset on ``control`` of each signature."""
+        """Offset on ``control`` of each value that was signed, by its digest."""
 
     def readable(self, records: Iterable[Record], decode: Callable[[bytes], T]) -> Iterator[tuple[Record, T]]:
         """Yield what `readable` yields of the records that are trusted; the others are refused."""
@@ -91,13 +92,11 @@ class TrustedRecords:
 
     def _repeated(self, record: Record) -> str | None:
         """Return why a signed record of ``control`` is a copy: it would bring back what was in force before."""
-        if record.topic != self._control:
+        if record.topic != self._control or all(name != SIGNATURE for name, _ in record.headers):
             return None
-        for name, signature in record.headers:
-            if name == SIGNATURE and signature is not None:
-                first = self._first.setdefault(signature, record.offset)
-                return f"it is a copy of the record at offset {first}" if first != record.offset else None
-        return None
+        # By the value: one signature can be written in many ways, and each is true.
+        first = self._first.setdefault(hashlib.sha256(record.value or b"").digest(), record.offset)
+        return f"it is a copy of the record at offset {first}" if first != record.offset else None
 
 
 def readable_features(records: Iterable[Record], on_refused: OnRefused) -> Iterator[tuple[Record, FeatureRows]]:

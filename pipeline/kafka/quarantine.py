@@ -144,7 +144,7 @@ class Quarantines:
 
         With ``row`` that row of a block is quarantined alone, and its dead letter has what `row_value` returns.
         """
-        kind, message = type(error).__name__, str(error)[:_TEXT_LIMIT]
+        kind, message = type(error).__name__, self._text(error)
         result = self._quarantined(self.position(record, row), value_digest(record.value), kind, message, now)
         if row is not None:
             record = msgspec.structs.replace(record, value=row_value(record.value, row))
@@ -152,6 +152,12 @@ class Quarantines:
         kept_bytes = 0 if isinstance(error, OutputTooLarge) else KEPT_BYTES
         result.dead_letter(record, self._agent, "set_aside", f"{kind}: {message}", kept_bytes=kept_bytes, row=row)
         return result
+
+    def _text(self, error: Exception) -> str:
+        """Return what ``control``, which is kept for ever, may have of an error: its text may hold a card's number."""
+        if self._settings.dead_letters == "redacted" and not isinstance(error, THE_RECORDS_OWN):
+            return ""
+        return str(error)[:_TEXT_LIMIT]
 
     def range_outputs(self, unreadable: UnreadableRange, now: datetime) -> Result:
         """Return what quarantines offsets that cannot be read, once it commits with the offset behind them."""

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from pipeline.features.catalogue import LATENESS_US, LONGEST_WINDOW_US, US_PER_DAY
+from pipeline.features.catalogue import LATENESS_US, LONGEST_WINDOW_US
 from pipeline.settings import Settings
-from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISION_FEATURES, DECISIONS, EXAMPLES, MODELS, TOPICS, Topic
+from schemas.times import MS_PER_DAY, US_PER_DAY
+from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISION_FEATURES, DECISIONS, EXAMPLES, MODELS, Topic
 
-MS_PER_DAY: Final = 24 * 60 * 60 * 1_000
 WINDOW_HORIZON_DAYS: Final = (LONGEST_WINDOW_US + LATENESS_US) / US_PER_DAY
 PATIENCE_DAYS: Final = 7.0
 """How long a label waits for its transaction or decision beyond the label horizon."""
@@ -33,14 +33,15 @@ def retention_ms(topic: Topic, settings: Settings) -> int:
 
 def wanted_problems(settings: Settings) -> list[str]:
     """Return what is wrong with the setting ``retention_days``, as sentences."""
-    named = {topic.name: topic for topic in TOPICS}
+    named = {topic.name: topic for topic in settings.topics}
     problems = []
     for name, days in settings.retention_days.items():
         needed = needed_days(named[name], settings) if name in named else 0.0
         if name not in named:
             problems.append(f"FRAUD_PIPELINE_RETENTION_DAYS names {name}, which is no topic of the pipeline")
         elif needed is None or not days > 0 or days < needed:
-            wanted = "for ever: leave it out" if needed is None else f"{needed:g} days or more"
+            at_least = f"{needed:g} days or more" if needed else "more than 0 days"
+            wanted = "for ever: leave it out" if needed is None else at_least
             problems.append(f"FRAUD_PIPELINE_RETENTION_DAYS keeps {name} for {days:g} days, but it is needed {wanted}")
     return problems
 

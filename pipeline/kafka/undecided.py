@@ -20,7 +20,7 @@ from pipeline.kafka.batch import Place, start_at
 from pipeline.kafka.clients import READER_GROUP, admin_client, consumer_config
 from pipeline.kafka.unreadable import UNREADABLE
 from pipeline.kafka.watch import WatchThread
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)

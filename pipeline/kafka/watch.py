@@ -8,8 +8,8 @@ from typing import Final, Self
 
 from confluent_kafka import KafkaException
 
-from pipeline.health import Health
 from pipeline.kafka.clients import admin_client
+from pipeline.observability.health import Health
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.sampling import sample_positions
+from schemas.times import US_PER_DAY
 
 Reported = Literal["all", "frauds-only", "mixed"]
 

@@ -6,9 +6,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.labels import SOURCE_RANK, UNKNOWN_SOURCE_RANK
 from pipeline.learning.regimes import MATURE_SHARE, LabelRegime
+from schemas.times import US_PER_DAY
 
 COHORT_AGE_US: Final = 60 * US_PER_DAY
 LEAST_REPORTS: Final = 50

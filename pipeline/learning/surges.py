@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from pipeline.features.catalogue import US_PER_HOUR
 from pipeline.learning.labels import SOURCE_RANK
+from schemas.times import US_PER_HOUR
 
 MULTIPLE: Final = 5
 """Times the usual most of an hour beyond which labels are held."""

@@ -8,9 +8,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import LEGITIMATE_LABEL_FEATURES, US_PER_DAY
+from pipeline.features.catalogue import LEGITIMATE_LABEL_FEATURES
 from pipeline.learning.regimes import Reported
 from pipeline.scoring.lightgbm_model import LightGBMModel
+from schemas.times import US_PER_DAY
 
 LABELS: Final = "labels"
 """The key of a version's metadata."""

@@ -10,9 +10,9 @@ from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.internal import TrustedRecords
 from pipeline.kafka.quarantine import decode_control
 from pipeline.learning.trained_labels import warning_of_labels
-from pipeline.metrics import WorkerMetrics
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents, sound_versions
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.registry import LIGHTGBM
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings

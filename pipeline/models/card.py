@@ -211,19 +211,21 @@ def _stability(sources: CardSources) -> list[str]:
     digest, history = sources.facts["digest"], sources.history
     events: list[Activation | Assessment] = [*history.assessments_of(digest), *history.activations_of(digest)]
     rows = [
-        (event_time(one), one.figures.get("compared_with"), one.figures["top_overlap"], correlation)
+        (
+            *(event_time(one), one.figures.get("compared_with")),
+            *(one.figures["top_overlap"], one.figures.get("top_rank_correlation")),
+        )
         for one in events
         if "top_overlap" in one.figures
-        for correlation in [one.figures.get("top_rank_correlation")]
     ]
     lines = ["## Stability", ""]
     if not rows:
         return [*lines, f"A comparison of its highest scores with another version's is {NOT_RECORDED}.", ""]
     told = (
         "The best cards of a day against those of the version before: the share of them that both have, and the rank "
+        "correlation over those that either has."
     )
-    columns = ["time", "compared with", "overlap", "rank correlation"]
-    return [*lines, f"{told}correlation over those that either has.", "", *table(columns, rows)]
+    return [*lines, told, "", *table(["time", "compared with", "overlap", "rank correlation"], rows)]
 
 
 def _sensitivity(facts: Facts) -> list[str]:

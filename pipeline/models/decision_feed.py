@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pipeline.decision.online_gate import BothScores, Report
 from pipeline.decision.pacing import ScoredRows
 from pipeline.engine.accepted_labels import read_accepted, reports_of
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.clients import read_topic, starts_at
 from pipeline.kafka.follower import TopicFollower
@@ -23,6 +22,7 @@ from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import ModelScores, Versions
 from schemas.records import Record
+from schemas.times import US_PER_DAY, US_PER_HOUR
 from schemas.topics import ACCEPTED_LABELS, DECISIONS, Topic
 
 _NEWEST_RECORDS: Final = 20

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc
 
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 NOT_SELECTED, BY_SCORE_OR_RULE, BY_AUDIT = -1, 0, 1
 _LARGEST: Final = 1 << 40

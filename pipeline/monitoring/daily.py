@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.scoring.distributions import BinCounter, FeatureDistribution
+from schemas.times import US_PER_DAY, US_PER_HOUR
 
 SCORE: Final = "score"
 ALERTS: Final = "alerts"

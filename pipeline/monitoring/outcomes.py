@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT as AUDIT
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.labels import (
     FRAUD,
     KNOWN,
@@ -20,6 +19,7 @@ from pipeline.learning.labels import (
 )
 from pipeline.learning.regimes import NEVER_US
 from pipeline.monitoring.audit import BY_AUDIT, BY_SCORE_OR_RULE, NOT_SELECTED, AuditRows
+from schemas.times import US_PER_DAY
 
 _ANSWERS: Final = frozenset({"audit", "analyst"})
 """Sources that answer an alert; all others but rules report by themselves."""

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
@@ -22,6 +21,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, train
 from pipeline.training.served import ServedRows
+from schemas.times import US_PER_DAY, US_PER_HOUR
 
 THRESHOLD_DAYS: Final = 7.0
 """Newest days whose scores choose the first threshold."""

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.retraining.paired import Scorings, by_event_day, mean_difference, top_agreement
 from pipeline.scoring.blend import sigmoid
 from pipeline.training.metrics import calibration_error
+from schemas.times import US_PER_DAY
 
 LEAST_DAYS: Final = 2
 """Days that are compared, at least."""

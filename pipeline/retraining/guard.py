@@ -12,18 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.models.history import ROLLBACK, Tenure
 from pipeline.retraining.gate import rescored
 from pipeline.retraining.paired import Scorings, by_report_day, confidence_sequence
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.served import ServedLog, ServedRows
+from schemas.times import MS_PER_DAY, US_PER_DAY
 
 log = logging.getLogger(__name__)
 
 CHAIN_DAYS: Final = 28
 """Days over which a chain of renewals is compared with the version before its first one."""
-_MS_PER_DAY: Final = US_PER_DAY // 1_000
 _VOLUME_US: Final = 2 * US_PER_DAY
 """Newest event time in which alerts are counted."""
 
@@ -161,7 +160,7 @@ def harm_done(
     if not whole:
         return None
     rows = served.rows()
-    oldest_ms = int(rows.decided_ms.max()) - CHAIN_DAYS * _MS_PER_DAY
+    oldest_ms = int(rows.decided_ms.max()) - CHAIN_DAYS * MS_PER_DAY
     first = next((n for n in range(start + 1, last) if tenures[n].activated_ms >= oldest_ms), last)
     for number in dict.fromkeys((last, first)):
         before = tenures[number - 1]

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from pipeline.backtest.bootstrap import resampled
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.backtest.metrics.bootstrap import resampled
 from pipeline.learning.regimes import NEVER_US
 from pipeline.training.metrics import daily_top_cards
+from schemas.times import US_PER_DAY
 
 REPLICATES: Final = 2_000
 SEED: Final = 45

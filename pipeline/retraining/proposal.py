@@ -5,7 +5,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.models.changes import Said
 from pipeline.models.history import ACCEPTED, PROMOTE, VersionHistory
 from pipeline.models.publish import Content, ControlWriter, Step
@@ -29,9 +28,12 @@ from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.training.served import ServedRows
 from schemas.messages import Assessment, VersionReference
+from schemas.times import US_PER_DAY
 
 DECLARED: Final = "declared"
 """Outcome of the record that is written before the look."""
+FAILED: Final = "failed"
+"""Outcome of a look that could not be taken."""
 COMPARE_DAYS: Final = 28
 FOLD_DAYS: Final = 7
 _FROM, _TO = "compared_from_us", "compared_to_us"
@@ -107,7 +109,7 @@ def compare_recipes(
 def period_of_look(history: VersionHistory, recipe: str, now: Period) -> Period:
     """Return the days on which a recipe may be compared: one look at each day.
 
-    A look that was declared and never ended is taken on the days of its declaration.
+    A look that was declared and never ended is taken on the days of its declaration. One that failed has shown nothing.
 
     Args:
         history: What `control` has.
@@ -122,12 +124,13 @@ def period_of_look(history: VersionHistory, recipe: str, now: Period) -> Period:
     ]
     if looks and looks[-1].outcome == DECLARED:
         return Period(looks[-1].figures[_FROM], looks[-1].figures[_TO])
-    seen_us = max((int(one.figures.get(_TO, 0)) for one in looks), default=0)
+    judged = [one for one in looks if one.outcome not in (DECLARED, FAILED)]
+    seen_us = max((int(one.figures.get(_TO, 0)) for one in judged), default=0)
     if seen_us > now.start_us:
         days = -(-(seen_us - now.start_us) // US_PER_DAY)
         raise ModelError(
-            f"this recipe was {looks[-1].outcome} on days that would be looked at again: wait for {days} more days, or "
-            "compare on fewer with --compare-days"
+            f"this recipe was {judged[-1].outcome} on days that would be looked at again: wait for {days} more days, "
+            "or compare on fewer with --compare-days"
         )
     return now
 
@@ -182,7 +185,7 @@ def propose(
     try:
         found = compare_recipes(rows, champion, proposed, period, limits, options, fold_days)
     except ModelError as error:
-        writer.assess("failed", [], against, Step("failed", said.by, f"{said.reason} {error}", figures))
+        writer.assess(FAILED, [], against, Step(FAILED, said.by, f"{said.reason} {error}", figures))
         raise
     figures |= found.judgement.figures
     topics.read_control()

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
 from pipeline.models.publish import Content, ControlWriter, Step
 from pipeline.monitoring.reasons import drift_reason
@@ -20,6 +19,7 @@ from pipeline.settings import Settings
 from pipeline.training.selection import refuse_barred
 from pipeline.training.served import ServedRows
 from schemas.messages import LearningSwitch, VersionReference
+from schemas.times import US_PER_DAY
 
 log = logging.getLogger(__name__)
 

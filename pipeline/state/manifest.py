@@ -104,6 +104,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return {*self.objects, *(file.digest for file in files if file.digest is not None)}
 
 
+_SIGNED: Final = re.compile(r"([0-9a-f]{16}):[0-9a-f]{64}")
+"""A checksum that is made with a key: the key's id stands before it."""
+
+
 class _Envelope(msgspec.Struct, frozen=True):
     format: int
     checksum: str
@@ -119,7 +123,7 @@ class ManifestDamaged(ValueError):
 
 
 class ManifestUnsigned(ValueError):
-    """The bytes are whole, and none of the keys that are trusted has signed them."""
+    """None of the keys that are trusted has signed the bytes, which somebody else may well read."""
 
 
 class ManifestForeign(ValueError):
@@ -145,11 +149,11 @@ def decode_manifest(content: bytes, keys: Sequence[bytes] = ()) -> Manifest:
 
     Args:
         content: What was read.
-        keys: Keys, one of which must have made its checksum; without any, that needs no key.
+        keys: Keys, one of which must have signed it; without any, it must not be signed.
 
     Raises:
         ManifestDamaged: It is not one, or not one that this program could have written.
-        ManifestUnsigned: It was written without a key, and one is asked for.
+        ManifestUnsigned: It is signed by none of the keys.
         ManifestForeign: It is of another format.
     """
     try:
@@ -158,9 +162,10 @@ def decode_manifest(content: bytes, keys: Sequence[bytes] = ()) -> Manifest:
         raise ManifestDamaged(f"the manifest is not one: {error}") from error
     body = bytes(envelope.body)
     if not any(_equal(envelope.checksum, _checksum(envelope.format, body, key)) for key in keys or [b""]):
-        if keys and envelope.checksum == _checksum(envelope.format, body):
+        signed = _SIGNED.fullmatch(envelope.checksum)
+        if (signed and signed[1] not in map(_key_id, keys)) or envelope.checksum == _checksum(envelope.format, body):
             raise ManifestUnsigned("it is not signed by a key of FRAUD_PIPELINE_SNAPSHOT_KEYS")
-        raise ManifestDamaged("the manifest's checksum does not fit its content, or it was made with another key")
+        raise ManifestDamaged("the manifest's checksum does not fit its content")
     if envelope.format != FORMAT:
         raise ManifestForeign(envelope.format, {digest.decode() for digest in _DIGEST.findall(body)})
     try:
@@ -222,7 +227,14 @@ def number_of(name: str) -> int:
 
 def _checksum(format_number: int, body: bytes, key: bytes = b"") -> str:
     content = b"%d:" % format_number + body
-    return hmac.new(key, content, hashlib.sha256).hexdigest() if key else hashlib.sha256(content).hexdigest()
+    if not key:
+        return hashlib.sha256(content).hexdigest()
+    return f"{_key_id(key)}:{hmac.new(key, content, hashlib.sha256).hexdigest()}"
+
+
+def _key_id(key: bytes) -> str:
+    """Return by what a manifest names its key: one of another key is not taken for a damaged one."""
+    return hmac.new(key, b"id", hashlib.sha256).hexdigest()[:16]
 
 
 def _equal(one: str, other: str) -> bool:

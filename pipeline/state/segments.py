@@ -19,12 +19,12 @@ from pipeline.engine.segments import (
     checksum_bytes,
     row_checksum,
 )
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.columns import SavedColumn
 from pipeline.state.errors import SnapshotError, check_present
 from pipeline.state.open_segment import OpenSegment
 from pipeline.state.sealed_segments import SealedSegments
 from pipeline.state.store import StoreErrors
+from schemas.times import US_PER_DAY
 
 SEALED_BYTES: Final = 64 << 20
 SEALED_SPAN_US: Final = 16 * US_PER_DAY

@@ -5,9 +5,9 @@ from typing import Final
 import numpy as np
 
 from pipeline.decision.audit import Audit, Stratum
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.training.cohorts import Split
 from pipeline.training.fit import TrainingSet
+from schemas.times import US_PER_DAY
 
 _SURGE: Final = "merchant_surge"
 _AGE: Final = "merchant_seconds_since_first"

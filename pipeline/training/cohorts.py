@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.scoring.errors import ModelError
+from schemas.times import US_PER_DAY
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,15 +55,15 @@ def from_history(
     fraud = reported_us <= by_us
     card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
     return TrainingSet(
-        features,
-        fraud,
-        np.ones(len(frame)),
-        event_time_us,
-        card,
-        digests_of(frame),
-        reported_us,
-        _attributes(frame),
-        names,
+        features=features,
+        fraud=fraud,
+        weight=np.ones(len(frame)),
+        event_time_us=event_time_us,
+        card=card,
+        identity=digests_of(frame),
+        reported_us=reported_us,
+        attributes=_attributes(frame),
+        names=names,
     )
 
 

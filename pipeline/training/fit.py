@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.learning.sampling import TRAINING_SAMPLE, sample_positions
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.scoring.blend import sigmoid
@@ -25,6 +25,7 @@ from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.segments import outcomes_by_segment
 from pipeline.training.sensitivity import sensitivity
 from pipeline.training.validation import benchmark, by_first_row, by_period, calibration_table, input_digest
+from schemas.times import US_PER_DAY
 
 TOP_CARDS: Final = 100
 """Cards a day of the card precision that is reported."""
@@ -37,7 +38,7 @@ LEGITIMATE_PER_FRAUD: Final = 10
 """Legitimate rows to grow on for each fraud, at least, where there are so many."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSet:
     """Transactions with what they turned out to be; arrays of n rows."""
 
@@ -71,7 +72,7 @@ class TrainingSet:
         return found
 
 
-_COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "identity")
+COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "identity")
 """Fields of `TrainingSet` that every row has."""
 
 
@@ -405,14 +406,16 @@ def _sensitivity(
 ) -> list[dict[str, Any]]:
     """Return how the training does on wrong labels."""
     rows = np.sort(np.concatenate([split.training, split.validation]), kind="stable")
-    of = replace(data, **{name: getattr(data, name)[rows] for name in _COLUMNS}, reported_us=None, attributes={})
+    of = replace(data, **{name: getattr(data, name)[rows] for name in COLUMNS}, reported_us=None, attributes={})
     training, checked = (np.searchsorted(rows, its) for its in (split.training, split.validation))
 
     def scored(fraud: NDArray[np.bool_]) -> NDArray[np.float64]:
         booster, _ = _Trees(replace(of, fraud=fraud), config, features).grown_until_best(training, checked)
         return np.asarray(booster.predict(of.wide(checked), raw_score=True, num_threads=config.threads))
 
-    return sensitivity(of.features, of.fraud, of.identity, of.event_time_us, by_first_row(of.card), checked, scored)
+    return sensitivity(
+        of.column("amount"), of.fraud, of.identity, of.event_time_us, by_first_row(of.card), checked, scored
+    )
 
 
 def _measure(

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 
 def auc_roc(fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64]) -> float | None:

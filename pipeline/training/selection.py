@@ -28,14 +28,15 @@ def refuse_barred(features: Iterable[str], barred: str) -> None:
         )
 
 
-def select_features(patterns: Iterable[str]) -> tuple[str, ...]:
+def select_features(patterns: Iterable[str], base: Iterable[str] = DEFAULT_FEATURES) -> tuple[str, ...]:
     """Return the features that match, in the order of the catalogue.
 
-    Patterns apply one after the other. Without any, or if the first has a sign, they start from `DEFAULT_FEATURES`.
+    Patterns apply one after the other. Without any, or if the first has a sign, they start from ``base``.
 
     Args:
         patterns: Names with ``*``, ``?`` and ``[...]`` as in a shell. ``-`` in front removes what matches, ``+`` or
             nothing adds it.
+        base: Features to start from.
 
     Raises:
         ModelError: A pattern matches no feature, or none is left.
@@ -46,7 +47,7 @@ def select_features(patterns: Iterable[str]) -> tuple[str, ...]:
     1
     """
     patterns = [pattern.strip() for pattern in patterns]
-    chosen = set(DEFAULT_FEATURES) if not patterns or patterns[0][:1] in ("-", "+") else set[str]()
+    chosen = set(base) if not patterns or patterns[0][:1] in ("-", "+") else set[str]()
     for pattern in patterns:
         matched = {name for name in FEATURES if fnmatchcase(name, pattern.lstrip("+-"))}
         if not matched:

@@ -6,20 +6,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
 from pipeline.learning.sampling import sample_positions
 from pipeline.training.metrics import average_precision, card_precision
+from schemas.times import US_PER_DAY
 
 WRONG_SHARES: Final = (0.01, 0.05, 0.1)
 POISONED_DAYS: Final = 21
 POISONED_SHARE: Final = 1 / 3
 """Share of the smallest amounts of the newest days that a poisoned source calls fraud."""
 _WRONG_SAMPLE: Final = "wrong-label"
-_AMOUNT: Final = FEATURES.index("amount")
 
 
 def sensitivity(
-    features: NDArray[np.float64],
+    amount: NDArray[np.float64],
     fraud: NDArray[np.bool_],
     identity: NDArray[np.int64],
     event_time_us: NDArray[np.int64],
@@ -30,7 +29,7 @@ def sensitivity(
     """Return how a training does on the true labels of its validation period, after it has learned wrong ones.
 
     Args:
-        features: Shape (n, len(FEATURES)).
+        amount: Amounts, shape (n,).
         fraud: True labels, shape (n,).
         identity: First words of `transaction_digest`, by which labels are spoilt; shape (n,).
         event_time_us: Shape (n,).
@@ -42,7 +41,7 @@ def sensitivity(
         For each kind of wrong labels, "none" first: the number of them, average precision and card precision at 100.
     """
     found = []
-    for labels, spoilt in _spoilt(features, fraud, identity, event_time_us):
+    for labels, spoilt in _spoilt(amount, fraud, identity, event_time_us):
         score, truth = scored(spoilt), fraud[checked]
         found.append(
             {
@@ -56,7 +55,7 @@ def sensitivity(
 
 
 def _spoilt(
-    features: NDArray[np.float64],
+    amount: NDArray[np.float64],
     fraud: NDArray[np.bool_],
     identity: NDArray[np.int64],
     event_time_us: NDArray[np.int64],
@@ -73,6 +72,6 @@ def _spoilt(
         wrong = position < np.where(fraud, share, share * np.count_nonzero(fraud) / others)
         yield f"{share:.0%} of the frauds, and as many others", fraud ^ wrong
     recent = event_time_us >= event_time_us.max() - POISONED_DAYS * US_PER_DAY
-    small = features[:, _AMOUNT] <= np.quantile(features[:, _AMOUNT], 0.25)
+    small = amount <= np.quantile(amount, 0.25)
     said = recent & small & (position < POISONED_SHARE)
     yield f"a source that calls a third of the smallest amounts of {POISONED_DAYS} days fraud", fraud | said

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision.event_clock import EventClock
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.columns import digest_keys, name_keys
 from pipeline.engine.feature_blocks import (
@@ -25,7 +26,7 @@ from pipeline.engine.feature_blocks import (
     FeatureRows,
     block_texts,
 )
-from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.kafka.internal import not_counted, readable_features, refuse
 from pipeline.learning.labels import FRAUD, KNOWN, NO_LABEL, holding
 from pipeline.learning.regimes import NEVER_US
@@ -33,6 +34,7 @@ from pipeline.settings import Settings
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.fit import TrainingSet
 from schemas.records import Record
+from schemas.times import US_PER_DAY, US_PER_HOUR
 
 WINDOW_DAYS: Final = 120.0
 """Days of event time that are held by default."""
@@ -153,8 +155,15 @@ class ServedRows:
         Features are not copied. Which rows may teach is for a `Split` to say.
         """
         reported_us = self.reports_by(as_of_us)
-        fraud, weight = reported_us < NEVER_US, np.ones(len(self))
-        return TrainingSet(self.features, fraud, weight, self.event_time_us, self.card, self.identity, reported_us)
+        return TrainingSet(
+            features=self.features,
+            fraud=reported_us < NEVER_US,
+            weight=np.ones(len(self)),
+            event_time_us=self.event_time_us,
+            card=self.card,
+            identity=self.identity,
+            reported_us=reported_us,
+        )
 
     def split(self, as_of_us: int, maturity_us: int, validation_days: float) -> Split:
         """Return the rows to train on at ``as_of_us``: those that are ``maturity_us`` old by then.
@@ -188,7 +197,7 @@ class _Part(NamedTuple):
     partition: NDArray[np.int32]
     offset: NDArray[np.int64]
 
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "_Part":
+    def take(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> "_Part":
         return _Part._make(column[rows] for column in self)
 
 
@@ -196,7 +205,8 @@ class ServedLog:
     """Takes in records of ``features`` and ``accepted-labels``, and holds the newest days of them.
 
     A decision that is read twice counts once. Rows of another kernel version are counted and left out, because their
-    features mean something else. With 77 features a million rows take 0.7 GB, and twice that while `rows` orders them.
+    features mean something else. A row with a date far ahead of its partition's clock moves no window, and waits until
+    the clock has come there. With 77 features a million rows take 0.7 GB, and twice that while `rows` orders them.
 
     Args:
         settings: Give the prefix of the topics.
@@ -211,8 +221,9 @@ class ServedLog:
         self._codes: dict[str, int] = {}
         self._changed = False
         self._rows: ServedRows | None = None
+        self._clocks: dict[int, EventClock] = {}
         self.newest_us: int | None = None
-        """Newest event time so far; None before the first row."""
+        """Newest event time so far, as far as it is to be believed; None before the first row."""
         self.other_kernel = 0
         """Rows of another kernel version."""
 
@@ -222,6 +233,7 @@ class ServedLog:
         for record, rows in readable_features(records, not_counted):
             if rows.block.kernel == KERNEL_VERSION:
                 found.append((rows, record.timestamp_ms))
+                self._advance(record.partition, rows.block.wide[EVENT_US, rows.rows])
             else:
                 self.other_kernel += len(rows.rows)
         if not found:
@@ -229,11 +241,16 @@ class ServedLog:
         part = self._columns(found)
         if not len(part.event_time_us):
             return
-        newest_us = int(part.event_time_us.max())
-        self.newest_us = newest_us if self.newest_us is None else max(self.newest_us, newest_us)
-        oldest_us = self.newest_us - self._window_us
+        oldest_us = (self.newest_us or 0) - self._window_us
         self._parts = [one for one in [*self._parts, part] if one.event_time_us.max() >= oldest_us]
         self._changed = True
+
+    def _advance(self, partition: int, event_time_us: NDArray[np.int64]) -> None:
+        hours = self._clocks.setdefault(partition, EventClock()).hours(event_time_us)
+        believed = event_time_us[event_time_us // US_PER_HOUR <= hours]
+        if len(believed):
+            newest_us = int(believed.max())
+            self.newest_us = newest_us if self.newest_us is None else max(self.newest_us, newest_us)
 
     def add_labels(self, records: Sequence[Record]) -> None:
         """Take in records of ``accepted-labels``; labels of rules are left out, since nothing is known by them."""
@@ -264,6 +281,9 @@ class ServedLog:
         return self._served(self._merged(parts, since_us) if parts else _no_rows())
 
     def _served(self, part: _Part) -> ServedRows:
+        """Return ordered rows, as far as their dates are to be believed."""
+        if self.newest_us is not None:
+            part = part.take(slice(int(np.searchsorted(part.event_time_us, self.newest_us, side="right"))))
         labels = self._held_labels()
         known, reported_us, reported_by = labels.known_of(part.identity)
         card = np.unique(part.card, return_inverse=True)[1].astype(np.int64)

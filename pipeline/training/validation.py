@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.training.metrics import auc_roc, average_precision
+from schemas.times import US_PER_DAY
 
 Column = Callable[[str], NDArray[np.float64]]
 """Gives a feature, by its name, of all rows of a training set."""

@@ -20,19 +20,20 @@ import pandas as pd
 import psutil
 
 from pipeline import Backtest
-from pipeline.backtest.findings import Step
 from pipeline.backtest.report import build_report
+from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.broker import embedded_broker
 from pipeline.commands.train import publish_champion
 from pipeline.engine.models import ActiveModels
 from pipeline.kafka.admin import ensure_topics
 from pipeline.registry import LIGHTGBM, POLICY, Registry
-from pipeline.replay_messages import event_times_us
+from pipeline.replay.messages import event_times_us
 from pipeline.settings import Settings
 from tests.benchmarks.alone import DAYS_AGO, SMALL, Size, Timed, arguments, clocks, scratch, since, told
 from tests.benchmarks.job.prepare import write
 from tests.benchmarks.ours.job import pipeline_settings
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
+from tests.helpers.backtest_inputs import backtest_of
 
 PARTITIONS = 4
 LENGTHS = (1, 4)
@@ -79,12 +80,12 @@ def from_topics(bootstrap: str, directory: Path, options: Options) -> dict[str, 
     publish_champion(bootstrap, settings, models.lightgbm, models.policy)
     begins = write_topics(settings, options)
     # The first run compiles, or loads what was compiled.
-    _, (transactions, took) = [_decided(Backtest(settings=settings, start=begins)) for _ in range(2)]
+    _, (transactions, took) = [_decided(backtest_of(settings=settings, start=begins)) for _ in range(2)]
     return {"transactions": transactions, **took.row(transactions)}
 
 
 def _decided(asked: Backtest) -> tuple[int, Timed]:
-    steps: list[Step] = []
+    steps: list[BacktestProgress] = []
     started = clocks()
     asked.run(steps.append)
     return steps[-1].transactions, since(started)
@@ -110,7 +111,7 @@ def memory(path: Path, data_dir: Path) -> dict[str, Any]:
     watcher.start()
     started = clocks()
     try:
-        result = Backtest(path, settings=settings).run()
+        result = backtest_of(path, settings=settings).run()
         decided = since(started)
         _ = build_report(result).html
         took = since(started)

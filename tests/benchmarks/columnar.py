@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.backtest import Decisions, Learning, delayed_truth, file_tables, frame_tables, label_tables, replay, run
-from pipeline.backtest.engine import Engine
-from pipeline.backtest.learning import Teacher
-from pipeline.backtest.tables import CHUNK_ROWS
+from pipeline.backtest import Decisions, Learning, delayed_truth, file_tables, frame_tables, label_tables, replay
+from pipeline.backtest.engine.kernels import Engine
+from pipeline.backtest.engine.online import OnlineTrainer
+from pipeline.backtest.input.tables import CHUNK_ROWS
+from pipeline.backtest.runner import replay as replay_module
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import US_PER_HOUR
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_layer import RiverLayer
+from schemas.times import US_PER_HOUR
 from tests.benchmarks.alone import (
     DAYS_AGO,
     NO_TIME,
@@ -45,7 +46,7 @@ from tests.benchmarks.traffic import a_while_ago
 _LABEL_DELAY_S = 7_200.0
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "check and convert": [(run, "accept_transactions"), (run, "accept_labels")],
+    "check and convert": [(replay_module, "accept_transactions"), (replay_module, "accept_labels")],
     "repeats and labels": [(Engine, "_join")],
     "card windows": [(CardWindows, "profile"), (CardWindows, "settle")],
     "merchant windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
@@ -162,7 +163,7 @@ def run_benchmark(options: Options) -> Outcome:
                 staged = once(directory, models, options, stages, learning=False)
             outcome.stages_us = stages_row(stages.seconds, staged.transactions)
             lessons = Stages()
-            with lessons.around({"learning": [(Teacher, "learn")]}):
+            with lessons.around({"learning": [(OnlineTrainer, "learn")]}):
                 once(directory, models, options, lessons, learning=True)
             outcome.learning_s = lessons.seconds["learning"]
             return outcome

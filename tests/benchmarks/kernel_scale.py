@@ -22,7 +22,7 @@ import psutil
 from numpy.typing import NDArray
 
 from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.rates import load_rates
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -32,6 +32,7 @@ from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from tests.benchmarks import report
 from tests.benchmarks.forests import BUILD, forest, training_matrix
 from tests.benchmarks.stages import Stages

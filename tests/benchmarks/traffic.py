@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.demo.world import World
-from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
+from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
 from schemas.messages import Label
 
 LABELLED = 0.01

@@ -10,6 +10,7 @@ import xxhash
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 US = timedelta(microseconds=1)
 DAY_US = 86_400_000_000
+HOUR_US = 3_600_000_000
 LOGIT_BOUND = 15.0
 MASK = (1 << 64) - 1
 

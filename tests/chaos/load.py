@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.simulator import make_profiles, simulate_days
-from pipeline.sources import load_transactions, resolve_mapping
+from pipeline.history.files import load_transactions, resolve_mapping
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from tests.chaos.arithmetic import DAY_US, EPOCH, partition_of
 from tests.chaos.records import Sent
 from tests.chaos.run import Expected

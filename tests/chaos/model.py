@@ -5,13 +5,14 @@ Written from ``docs/wire-contract.md`` and ``docs/models.md``: dictionaries, and
 
 import hashlib
 import json
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
-from tests.chaos.arithmetic import DAY_US, holds, identity, microseconds, sample_position
+from tests.chaos.arithmetic import DAY_US, HOUR_US, SOURCE_RANK, holds, identity, microseconds, sample_position
 from tests.chaos.records import Key, Place, Sent, exact
 from tests.chaos.run import LogPlace, Run, key_of, log_of
 
@@ -113,6 +114,8 @@ class Lesson(NamedTuple):
 class FeedbackFate:
     """Examples that the feedback agents must have made of labels and ``features``."""
 
+    held: dict[tuple[Key, str, int], set[bool]] = field(default_factory=lambda: defaultdict(set))
+    """Of each label, by its source and when it was known: is it part of a surge? Two alike may differ."""
     lessons: dict[Key, list[Lesson]] = field(default_factory=lambda: defaultdict(list))
     given_up: list[Told] = field(default_factory=list)
     """Labels that no decision came for in time."""
@@ -304,6 +307,8 @@ class _FeedbackPartition:
         self._decided: dict[Key, _Decided] = {}
         self._maturing: list[tuple[int, Key]] = []
         self._waiting: dict[Key, list[Told]] = defaultdict(list)
+        self._hours: dict[str, list[tuple[int, bool]]] = defaultdict(list)
+        """Of each source: hours of its labels, and whether they are held."""
 
     def take(self, batch: list[Place]) -> None:
         """One batch: decisions, then labels, then what has matured, then what has waited for too long."""
@@ -320,6 +325,7 @@ class _FeedbackPartition:
             if self._run.home(sent.card) != self._partition:
                 continue
             key, label = (sent.card, sent.transaction), told(origin, sent)
+            self._fate.held[key, label.source, label.known_at_us].add(self._surges(label))
             if self._kept(key) is None:
                 self._fate.forgotten += key in self._decided
                 self._waiting[key].append(label)
@@ -329,6 +335,19 @@ class _FeedbackPartition:
             at_us, key = heappop(self._maturing)
             self._mature(key, at_us)
         self._fate.given_up += _too_old(self._waiting, self._newest_us - self._rules.label_patience_us)
+
+    def _surges(self, label: Told) -> bool:
+        """Count a label: it is held beyond 5 times the 99th percentile of the hours with labels in 28 days, or 20."""
+        hours = self._hours[label.source if label.source in SOURCE_RANK else "other"]
+        hour = max([label.known_at_us // HOUR_US, *(one for one, _ in hours)])
+        held = False
+        if hours and hour - hours[0][0] >= 7 * 24:
+            past = Counter(one for one, is_held in hours if hour - 28 * 24 <= one < hour and not is_held)
+            # The lowest count that 99 % of the hours do not exceed.
+            usual = sorted(past.values())[math.ceil(0.99 * len(past)) - 1] if past else 0
+            held = sum(one == hour for one, _ in hours) >= max(5 * usual, 20)
+        hours.append((hour, held))
+        return held
 
     def _file(self, decision: dict[str, Any]) -> Key | None:
         key, event_us = key_of(decision), microseconds(decision["event_time"])
@@ -371,7 +390,7 @@ class _FeedbackPartition:
         if now == "legitimate" and one.lessons == 0 and not kept and not reviewed:
             self._fate.not_sampled += 1
             return
-        heavy = now == "legitimate" and kept and not reviewed
+        heavy = now == "legitimate" and kept and not reviewed and before != "fraud"
         weight = 1.0 / self._rules.negative_sample_rate if heavy else 1.0
         said = WITHDRAWN if now == "none" else now
         is_late = label.known_at_us > one.event_us + self._rules.maturity_us

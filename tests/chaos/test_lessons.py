@@ -79,6 +79,11 @@ CASES = {
         ((1, "fraud", "customer"), (2, "legitimate", "analyst")),
         (Lesson("fraud", "customer", 1, 1.0, 0), Lesson("legitimate", "analyst", 2, 1.0, 1, ("fraud", 1.0))),
     ),
+    "corrected by who has not looked": Case(
+        name_of(9, kept=True),
+        ((1, "fraud", "customer"), (2, "legitimate", "issuer")),
+        (Lesson("fraud", "customer", 1, 1.0, 0), Lesson("legitimate", "issuer", 2, 1.0, 1, ("fraud", 1.0))),
+    ),
     "withdrawn before maturity": Case(
         name_of(4, kept=True),
         ((1, "fraud", "customer"), (2, "unknown", "analyst")),
@@ -187,7 +192,7 @@ def test_examples_that_are_right_pass() -> None:
     check = examples_are_consistent(made())
     assert (check.differences, check.problems) == (0, [])
     assert check.compared["presumed"] >= 5
-    assert [check.compared[what] for what in ("corrections", "not_sampled", "labels_too_late")] == [3, 1, 1]
+    assert [check.compared[what] for what in ("corrections", "not_sampled", "labels_too_late")] == [4, 1, 1]
 
 
 @pytest.mark.parametrize("title", [title for title, case in CASES.items() if case.lessons])

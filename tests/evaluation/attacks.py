@@ -13,11 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.decision.online_gate import BothScores, Gate, Identity, Report
-from pipeline.features.catalogue import US_PER_HOUR
 from pipeline.learning.labels import FRAUD, KNOWN, source_rank
 from pipeline.learning.regimes import LabelRegime
 from pipeline.scoring.blend import sigmoid
 from pipeline.settings import Settings
+from schemas.times import US_PER_HOUR
 from tests.evaluation.detection import TOP, Data, Scored, at, before, figures
 from tests.evaluation.histories import RIVER_WARM_UP, History, hours_of
 from tests.evaluation.parts import Found, Part, Table, Unit, compared, markdown

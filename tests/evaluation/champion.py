@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import KERNEL_VERSION, US_PER_DAY
+from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.history.files import ColumnMapping, load_transactions
 from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, POLICY, Registry
-from pipeline.replay import EPOCH
-from pipeline.sources import ColumnMapping, load_transactions
+from pipeline.replay.replayer import EPOCH
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingConfig, train
+from schemas.times import US_PER_DAY
 
 RECIPE = "evaluation"
 """Where a registered version keeps what it was made from."""

@@ -18,18 +18,18 @@ import click
 import numpy as np
 import pandas as pd
 
-from pipeline import Backtest
-from pipeline.backtest.result import BacktestResult
+from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange
+from pipeline.backtest.runner.result import BacktestResult
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.history.files import ColumnMapping, load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
-from pipeline.replay import EPOCH
+from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
-from pipeline.sources import ColumnMapping, load_transactions, resolve_mapping
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingSet, train
+from schemas.times import US_PER_DAY
 from tests.evaluation.detection import ALL, Data
 from tests.evaluation.histories import RIVER_WARM_UP, History
 from tests.evaluation.parts import Found, Part, Table, Unit, markdown
@@ -91,11 +91,10 @@ def _decided(file: Path, mapping: ColumnMapping, models: dict[str, ActiveModels]
     with tempfile.TemporaryDirectory(prefix="fraud-pipeline-compared-") as directory:
         return Backtest(
             file,
-            start=TEST_FROM,
-            end=TEST_TO,
+            range=TimeRange(TEST_FROM, TEST_TO),
             models=models,
-            learn=learn,
-            label_delay_s=DELAY_DAYS * 86_400.0,
+            online=OnlineModel(learn=learn, blend=1.0 if learn else None),
+            labels=LabelPolicy(regime=LabelRegime(delay_days=DELAY_DAYS)),
             mapping=mapping,
             settings=Settings(data_dir=Path(directory), kafka_bootstrap_servers=None),
         ).run()

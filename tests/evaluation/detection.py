@@ -17,19 +17,19 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score
 
-from pipeline import Backtest, Training
-from pipeline.backtest.bootstrap import interval, resampled
-from pipeline.backtest.metrics import daily_precision, top_of_days
+from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange, Training
+from pipeline.backtest.metrics.bootstrap import interval, resampled
+from pipeline.backtest.metrics.ranking import daily_precision, top_of_days
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.history import event_times_us, identities_of
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES
+from pipeline.history.files import load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
-from pipeline.replay import EPOCH
+from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
-from pipeline.sources import load_transactions, resolve_mapping
 from pipeline.training.fit import TrainingConfig
 from pipeline.training.metrics import daily_card_precision, days_of
 
@@ -93,17 +93,9 @@ class Data:
         """Return a backtest of some days under a label regime, with no version in force."""
         return Backtest(
             self.file,
-            start=start,
-            end=end,
+            range=TimeRange(start, end, validation_days=VALIDATION_DAYS),
             mapping=self.mapping,
-            label_delay_s=regime.delay_days * 86_400.0,
-            reported=regime.reported,
-            legitimate_share=regime.legitimate_share,
-            delay_spread=regime.delay_spread,
-            early_share=regime.early_share,
-            early_hours=regime.early_hours,
-            never_reported=regime.never_reported,
-            validation_days=VALIDATION_DAYS,
+            labels=LabelPolicy(regime=regime),
             settings=Settings(data_dir=Path("build/quality"), registry_dir=None, kafka_bootstrap_servers=None),
             **more,
         )
@@ -149,7 +141,9 @@ def scored(data: Data, variant: Variant, start: datetime, end: datetime) -> dict
         early_reports=variant.early_reports,
     )
     if variant.trained_under is None:
-        backtest = data.backtest(variant.regime, start, end, training=training, learn=variant.learns)
+        backtest = data.backtest(
+            variant.regime, start, end, training=training, online=OnlineModel(learn=variant.learns)
+        )
     else:
         before = data.backtest(variant.trained_under, start, start + timedelta(days=1), training=training)
         before.each(lambda name, decisions: None)

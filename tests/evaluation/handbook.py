@@ -28,17 +28,17 @@ from pipeline.broker import BrokerError, provide_broker
 from pipeline.commands.replay import Duration, Moment, Speed
 from pipeline.commands.train import publish_champion
 from pipeline.demo.processes import WorkerDied
+from pipeline.history.files import UnusableSource, load_transactions, resolve_mapping
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
 from pipeline.registry import LIGHTGBM, Registry, RegistryError
-from pipeline.replay import EPOCH, ReplayOptions
+from pipeline.replay.replayer import EPOCH, ReplayOptions
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import first_river, load_river, new_learner
 from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
-from pipeline.sources import UnusableSource, load_transactions, resolve_mapping
 from pipeline.training.fit import TrainingConfig
 from schemas.messages import Example, ModelVersion
 from schemas.topics import EXAMPLES, MODELS

@@ -12,12 +12,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.training_period import Period
+from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.engine.history import identities_of
-from pipeline.features.catalogue import DEFAULT_FEATURES, US_PER_DAY, US_PER_HOUR
+from pipeline.features.catalogue import DEFAULT_FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.sampling import keep_negatives
-from pipeline.replay import EPOCH
+from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.online_regression import OnlineRegression
 from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, river_inputs
@@ -25,6 +25,7 @@ from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
 from pipeline.settings import Settings
 from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingConfig, TrainingSet, train
+from schemas.times import US_PER_DAY, US_PER_HOUR
 from tests.evaluation import detection
 from tests.evaluation.detection import TOP, VALIDATION_DAYS, Data, Scored, at
 
@@ -59,7 +60,7 @@ class History:
         early: bool = False,
     ) -> tuple[LightGBMModel, float]:
         """Return the version that is trained at a time, and the threshold that is chosen for it."""
-        period = Period(
+        period = TrainingPeriod(
             from_us=_us(at(detection.TRAIN_FROM)),
             known_us=_us(known),
             gap_us=round(self.regime.maturity_days * US_PER_DAY),
@@ -74,7 +75,7 @@ class History:
         )  # fmt: skip
         return trained.model, trained.policy.threshold
 
-    def _known(self, period: Period) -> TrainingSet:
+    def _known(self, period: TrainingPeriod) -> TrainingSet:
         of = self._set
         first, end = np.searchsorted(of.event_time_us, [period.from_us, period.known_us])
         rows = slice(int(first), int(end))

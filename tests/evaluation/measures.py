@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
+from schemas.times import US_PER_DAY
 from tests.evaluation.recorded import Decisions, Identity
 
 TOP_CARDS = 100

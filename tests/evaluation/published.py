@@ -17,10 +17,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from pipeline.backtest.metrics import known_cards
-from pipeline.backtest.truth import NEVER
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.backtest.labels.ground_truth import NEVER
+from pipeline.backtest.metrics.ranking import known_cards
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
+from schemas.times import US_PER_DAY
 
 WINDOWS = (1, 7, 30)
 DELAY_DAYS = 7

@@ -12,7 +12,7 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_inputs import INPUTS
 from pipeline.scoring.river_layer import RiverLayer, Scale
-from pipeline.simulator import Scenario, make_profiles, simulate_days
+from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
 from tests.evaluation import checks
 from tests.evaluation.measures import detection, latency_ms
 from tests.evaluation.recorded import Decisions, Versions

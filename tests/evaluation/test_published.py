@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 from tests.evaluation.published import PUBLISHED, baselines, handbook_features, trailing
 
 FILE = os.environ.get("HANDBOOK_FILE")

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
-from pipeline.simulator import Scenario
+from pipeline.simulation.simulator import Scenario
 from pipeline.training.fit import TrainingConfig
 from tests.evaluation import attacks, compared, detection, over_time, quality, variants, worlds
 from tests.evaluation.detection import Variant

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.regimes import LabelRegime
-from pipeline.simulator import DEFAULT_START, Scenario, make_profiles, simulate_days
+from pipeline.simulation.simulator import DEFAULT_START, Scenario, make_profiles, simulate_days
 from pipeline.training.fit import TrainingConfig
 from tests.evaluation import detection
 from tests.evaluation.detection import FRAUDS, LATE, MEASURES, Data, at, difference, figures, joined

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.backtest.drift import ModelDrift
-from pipeline.backtest.result import BacktestResult, Variant
+from pipeline.backtest.metrics.drift import ModelDrift
+from pipeline.backtest.runner.result import BacktestResult, Variant
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from agents.app import WorkerContext
 from agents.topology import CARD, FEEDBACK, SCORE
-from pipeline.backtest.recorded import RecordedReplay
-from pipeline.backtest.sources import EARLIEST_US, LATEST_US, Span, TopicSource
-from pipeline.backtest.versions import ModelLibrary
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
+from pipeline.backtest.input.topic_source import TopicSource
+from pipeline.backtest.runner.model_library import ModelLibrary
+from pipeline.backtest.runner.recorded_replay import RecordedReplay
 from pipeline.engine.state import PartitionState
 from pipeline.kafka.admin import committed_offsets, partition_count
 from pipeline.kafka.quarantine import Quarantines

@@ -17,11 +17,11 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
 from agents.topology import diagram
-from pipeline.drift_metrics import DriftMetrics
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.features.meanings import MEANINGS
-from pipeline.metrics import PREFIX, WorkerMetrics
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
+from pipeline.observability.drift_metrics import DriftMetrics
+from pipeline.observability.metrics import PREFIX, WorkerMetrics
 from pipeline.settings import Settings
 from schemas.export import MESSAGES
 from schemas.topics import TOPICS, Topic

@@ -5,7 +5,7 @@ from datetime import date
 import numpy as np
 import pandas as pd
 
-from pipeline.simulator import DEFAULT_START, Scenario, make_profiles, simulate_days
+from pipeline.simulation.simulator import DEFAULT_START, Scenario, make_profiles, simulate_days
 
 
 def handbook_frame(days: int, seed: int, start: date = DEFAULT_START) -> pd.DataFrame:

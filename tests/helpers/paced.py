@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.pacing import Pacing, PacingOptions, ScoredRows
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
+from schemas.times import US_PER_DAY, US_PER_HOUR
 
 FIRST_DAY = 19_800
 

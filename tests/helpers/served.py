@@ -12,14 +12,15 @@ from pipeline.engine.accepted_labels import accept
 from pipeline.engine.blocks import Block, Sources, pack_block
 from pipeline.engine.feature_blocks import LAYOUT, NUMBERS, OWN_FEATURES
 from pipeline.engine.history import compute_features, event_times_us
-from pipeline.features.catalogue import FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.labels import NO_LABEL, SOURCE_RANK
 from pipeline.learning.regimes import NEVER_US
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.simulator import make_profiles, simulate_days
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.served import KNOWN_FRAUD, ServedRows
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, LABELS
 from tests.helpers.live import moment
 from tests.helpers.logs import LABEL_OPTIONS, Log, label, to

@@ -10,10 +10,9 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import TopicPartition
 
-from pipeline import Backtest
-from pipeline.backtest.live import ARRIVAL, BETWEEN, LIGHTGBM, POLICY, RIVER, UNEXPLAINED, WINDOWS
-from pipeline.backtest.sources import RangeError
-from pipeline.backtest.truth import find_truth
+from pipeline.backtest.input.span import RangeError
+from pipeline.backtest.labels.ground_truth import ground_truth
+from pipeline.backtest.runner.live_comparison import ARRIVAL, BETWEEN, LIGHTGBM, POLICY, RIVER, UNEXPLAINED, WINDOWS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.clients import TopicError, admin_client
@@ -27,6 +26,7 @@ from schemas.topics import (
     REROUTED,
     TRANSACTIONS,
 )
+from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.digests import recorded_digests, restored_digests
 from tests.helpers.logs import after, transaction
@@ -139,7 +139,7 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     assert len({one.versions.policy for one in live}) == 2
     assert lived.read(REROUTED) != []
 
-    again = Backtest(order="recorded", compare_live=True, settings=lived.settings)
+    again = backtest_of(order="recorded", compare_live=True, settings=lived.settings)
     result = again.run()
     assert again.comparison is not None
     assert again.comparison.differences == []
@@ -172,27 +172,27 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
 
     # A part of it, warmed up by all that came before; whose clock the topics keep is theirs to say.
     unaware = lived.settings.model_copy(update={"timestamps": "broker"})
-    part = Backtest(order="recorded", compare_live=True, start=after(3), settings=unaware)
+    part = backtest_of(order="recorded", compare_live=True, start=after(3), settings=unaware)
     part.run()
     assert part.comparison is not None
     assert part.comparison.differences == []
     assert part.comparison.compared == sum(one.event_time >= after(3) for one in live)
 
     # With less than that, what differs is what the windows have not seen.
-    cut = Backtest(order="recorded", compare_live=True, start=after(3), warm_up_s=86_400.0, settings=lived.settings)
+    cut = backtest_of(order="recorded", compare_live=True, start=after(3), warm_up_s=86_400.0, settings=lived.settings)
     cut.run()
     assert cut.comparison is not None
     assert cut.comparison.compared == part.comparison.compared
     assert set(cut.comparison.causes) == {WINDOWS}
 
     # Another policy on the recorded order: the same scores, where versions are the same.
-    strict = Backtest(order="recorded", models=["active"], thresholds=[0.99, 0.01], settings=lived.settings).run()
+    strict = backtest_of(order="recorded", models=["active"], thresholds=[0.99, 0.01], settings=lived.settings).run()
     alerts = [int((one.decisions["action"] == "alert").sum()) for one in strict.variants]
     assert alerts[0] < alerts[1]
 
-    what_if = Backtest(compare_live=True, settings=lived.settings)
+    what_if = backtest_of(compare_live=True, settings=lived.settings)
     first = what_if.run()
-    second = Backtest(settings=lived.settings).run()
+    second = backtest_of(settings=lived.settings).run()
     assert what_if.comparison is not None
     pd.testing.assert_frame_equal(first.variants[0].decisions, second.variants[0].decisions, check_exact=True)
     assert first.variants[0].decisions["event_time"].is_monotonic_increasing
@@ -218,19 +218,19 @@ def test_labels_of_topics_may_become_known_otherwise(cluster: Cluster) -> None:
     # What was withdrawn in the end is not known, and what came before its transaction is.
     cluster.say(("c1", "t250"), after(minutes=1))
     cluster.flush()
-    recorded = Backtest(settings=cluster.settings).run()
+    recorded = backtest_of(settings=cluster.settings).run()
     assert recorded.label_mode == "recorded"
-    held = find_truth(recorded.variants[0].decisions, recorded.labels)
+    held = ground_truth(recorded.variants[0].decisions, recorded.labels)
     assert 0 < held.fraud.sum() < len(told)
     for labels in ("delay", "simulated-review"):
-        asked = Backtest(
+        asked = backtest_of(
             settings=cluster.settings, labels=labels, label_delay_s=86_400.0, review_delay_s=60.0, reviews_a_day=2,
             models=["active"], thresholds=[0.0, 0.9],
         )  # fmt: skip
         result = asked.run()
         decisions = result.variants[0].decisions
         assert list(decisions["transaction_id"]) == list(recorded.variants[0].decisions["transaction_id"])
-        truth = find_truth(decisions, result.labels)
+        truth = ground_truth(decisions, result.labels)
         assert truth.fraud.tolist() == held.fraud.tolist()
         assert truth.legitimate.tolist() == held.legitimate.tolist()
         late_us = truth.known_us[~truth.unlabelled] - result.event_time_us[~truth.unlabelled]
@@ -249,14 +249,14 @@ def test_labels_of_topics_may_become_known_otherwise(cluster: Cluster) -> None:
 def test_what_cannot_be_read_says_what_to_do(cluster: Cluster) -> None:
     cluster.publish()
     with pytest.raises(RangeError, match="holds no record"):
-        Backtest(settings=cluster.settings).run()
+        backtest_of(settings=cluster.settings).run()
     bought = buy_out_of_order(cluster, range(60), seed=1)
     assert bought
     with pytest.raises(RangeError, match="no transaction to decide from"):
-        Backtest(settings=cluster.settings, start=after(300)).run()
+        backtest_of(settings=cluster.settings, start=after(300)).run()
     unknown = cluster.settings.model_copy(update={"topic_prefix": "nobody-"})
     with pytest.raises(TopicError, match="there is no topic nobody-"):
-        Backtest(settings=unknown).run()
+        backtest_of(settings=unknown).run()
 
     client = admin_client(cluster.bootstrap)
     name = cluster.settings.topic(TRANSACTIONS.name)
@@ -266,8 +266,8 @@ def test_what_cannot_be_read_says_what_to_do(cluster: Cluster) -> None:
     cluster.buy(900, after(100), card_id="c1")
     cluster.flush()
     with pytest.raises(RangeError, match="before the first record that topic"):
-        Backtest(settings=cluster.settings, end=after(50)).run()
-    result = Backtest(settings=cluster.settings, start=after(99)).run()
+        backtest_of(settings=cluster.settings, end=after(50)).run()
+    result = backtest_of(settings=cluster.settings, start=after(99)).run()
     assert any("history begins at" in warning for warning in result.warnings)
 
 
@@ -286,7 +286,7 @@ def test_the_command_reads_topics(cluster: Cluster, start: Starter, tmp_path: Pa
     assert len(pd.read_csv(written)) == 0
     assert "recorded features" not in ran.output
     # What came in the order of events differs by what other partitions did meanwhile, if at all.
-    by_time = Backtest(compare_live=True, settings=cluster.settings)
+    by_time = backtest_of(compare_live=True, settings=cluster.settings)
     by_time.run()
     assert by_time.comparison is not None
     assert by_time.comparison.compared == len(bought)
@@ -311,7 +311,7 @@ def test_a_day_is_found_by_the_time_of_its_records(cluster: Cluster) -> None:
     for number in range(200):
         cluster.buy(number, after(number), card_id=f"c{number % 7}")
     cluster.flush()
-    result = Backtest(settings=cluster.settings, start=after(150), end=after(151)).run()
+    result = backtest_of(settings=cluster.settings, start=after(150), end=after(151)).run()
     assert list(result.variants[0].decisions["transaction_id"]) == ["t150"]
     # 67 days before, and not more.
     assert result.warm_up_from_us == round(after(83).timestamp() * 1e6)

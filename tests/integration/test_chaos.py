@@ -129,7 +129,7 @@ def is_river(one: Any) -> bool:
 
 
 def is_lesson(one: Any) -> bool:
-    return bool(one["revision"] == 0 and one["label"] == "fraud")
+    return bool(one["revision"] == 0 and one["label"] == "fraud" and not one["held"])
 
 
 def is_correction(one: Any) -> bool:

@@ -8,12 +8,12 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from agents.topology import AGENTS
-from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster import brokers, describe_topics, group_protocol
 from pipeline.kafka.startup import check_start
 from pipeline.kafka.watch import BrokerWatch
+from pipeline.observability.health import Health
 from pipeline.settings import Settings
 from schemas.topics import TOPICS, TRANSACTIONS
 from tests.helpers.cluster import Nodes, kafka_nodes

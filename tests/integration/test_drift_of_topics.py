@@ -18,10 +18,10 @@ from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.processes import settings_environment
 from pipeline.features.identity import transaction_hashes
 from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions
-from pipeline.monitored import Monitored, MonitoredTopics
 from pipeline.monitoring.daily import ALERTS as ALERTS_SERIES
 from pipeline.monitoring.daily import REPORTS
 from pipeline.monitoring.drift import judge
+from pipeline.monitoring_data.drift import Monitored, MonitoredTopics
 from schemas.codec import encode
 from schemas.messages import Alert
 from schemas.topics import ACCEPTED_LABELS, ALERTS, DECISION_FEATURES, EXAMPLES, LABELS

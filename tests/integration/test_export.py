@@ -20,9 +20,8 @@ from click.testing import CliRunner, Result
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 
-from pipeline import Backtest
 from pipeline.backtest.report import build_report
-from pipeline.backtest.result import BacktestResult
+from pipeline.backtest.runner.result import BacktestResult
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.models import ActiveModels
@@ -34,6 +33,7 @@ from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import DECISION_FEATURES, LABELS, TRANSACTIONS, Topic
+from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.blocks import features_block
 from tests.helpers.champion import policy
 from tests.helpers.logs import after, feature_row, label, microseconds, transaction
@@ -139,7 +139,7 @@ def backtest(cluster: Cluster, history: Path | None, **asked: Any) -> BacktestRe
     # A directory has no topic of models.
     base = small_model()
     models = ActiveModels(base, first_river(), policy())
-    return Backtest(history, models={"candidate": models}, settings=cluster.settings, **asked).run()
+    return backtest_of(history, models={"candidate": models}, settings=cluster.settings, **asked).run()
 
 
 def test_a_backtest_of_an_export_is_that_of_the_topics(cluster: Cluster, tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Producer
 
-from pipeline import Backtest
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.placement import partition_of
 from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
 from schemas.topics import DEAD_LETTERS, LABELS, TRANSACTIONS
+from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.batches import odd_batch, produce_batch, record_batch
 from tests.helpers.logs import after, label, microseconds, reason, transaction
 from tests.helpers.topics import Cluster, Starter, shop
@@ -126,7 +126,7 @@ def test_records_that_claim_other_offsets_hide_nothing_and_are_quarantined(
 
     # Programs read the same.
     assert len(cluster.read(TRANSACTIONS)) == len(bought)
-    backtest = Backtest(order="recorded", compare_live=True, settings=cluster.settings)
+    backtest = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
     backtest.run()
     assert backtest.comparison is not None
     assert (backtest.comparison.compared, backtest.comparison.differences) == (len(bought), [])

@@ -10,10 +10,10 @@ import pytest
 from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.quarantine import control_record
-from pipeline.metrics import WorkerMetrics
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.publish import Content, publish_active
 from pipeline.models.rates import PublishedRates
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.rates import RatesError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest

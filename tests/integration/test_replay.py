@@ -23,10 +23,10 @@ from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
 from pipeline.learning.regimes import LabelRegime
-from pipeline.replay import Replay, ReplayOptions, ReplayProgress, Row
-from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
+from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
+from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress, Row
 from pipeline.settings import Settings
-from pipeline.simulator import make_profiles, simulate_days
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from schemas.codec import timestamp_us
 from schemas.messages import Label, Transaction
 from schemas.records import Record

@@ -9,9 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 from confluent_kafka import TopicPartition
 
-from pipeline import Backtest
-from pipeline.backtest.reprocess import Reprocessed, reprocess
-from pipeline.backtest.written_runs import DECIDED, RUN, ReprocessError, features_topic
+from pipeline.backtest.reprocess.reprocess import Reprocessed, reprocess
+from pipeline.backtest.reprocess.written_runs import DECIDED, RUN, ReprocessError, features_topic
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.decision_messages import NOT_READ
@@ -24,6 +23,7 @@ from pipeline.kafka.producer import DeliveryFailed, TopicRecord, TransactionalPr
 from schemas.messages import Decision, DecisionFeatures
 from schemas.records import Record
 from schemas.topics import DECISION_FEATURES, DECISIONS, TRANSACTIONS
+from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter, shop
 
@@ -46,7 +46,7 @@ def bought(cluster: Cluster) -> Cluster:
 
 @pytest.fixture(autouse=True)
 def _small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 16)
+    monkeypatch.setattr("pipeline.backtest.reprocess.writer._TRANSACTION_ROWS", 16)
 
 
 def written(cluster: Cluster, name: str = INTO) -> list[Record]:
@@ -74,7 +74,7 @@ def seen(records: list[Record]) -> dict[tuple[int, int], tuple[int, DecisionFeat
 
 
 def again(cluster: Cluster, into: str = INTO, *, replace: bool = False, **asked: Any) -> Reprocessed:
-    return reprocess(Backtest(settings=cluster.settings, **asked), into, replace=replace)
+    return reprocess(backtest_of(settings=cluster.settings, **asked), into, replace=replace)
 
 
 def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: St
 def test_messages_are_what_the_backtest_decides(bought: Cluster) -> None:
     asked: dict[str, Any] = {"start": after(0.5), "end": after(1.2), "thresholds": [0.3]}
     done = again(bought, **asked)
-    (variant,) = Backtest(settings=bought.settings, **asked).run().variants
+    (variant,) = backtest_of(settings=bought.settings, **asked).run().variants
     found = decided(written(bought))
     assert done.written == len(found) == len(variant.decisions) > 50
     by_key = {(one.card_id, one.transaction_id): one for one in found.values()}
@@ -170,7 +170,7 @@ def test_messages_are_what_the_backtest_decides(bought: Cluster) -> None:
 
 @pytest.mark.parametrize("learn", [False, True])
 def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest.MonkeyPatch, learn: bool) -> None:
-    monkeypatch.setattr("pipeline.backtest.merged.CHUNK_ROWS", 50)
+    monkeypatch.setattr("pipeline.backtest.input.merge.CHUNK_ROWS", 50)
     write = TransactionalProducer.write
     calls: list[int] = []
 
@@ -210,7 +210,7 @@ def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest
     # Once more, there is nothing to do.
     assert again(bought, learn=learn)[2:5] == (300, 0, True)
 
-    stopped = reprocess(Backtest(settings=bought.settings, learn=learn), "stopped", stopped=lambda: True)
+    stopped = reprocess(backtest_of(settings=bought.settings, learn=learn), "stopped", stopped=lambda: True)
     assert (stopped.complete, stopped.written < 300) == (False, True)
     rest = again(bought, "stopped", learn=learn)
     assert (rest.present, rest.present + rest.written, rest.complete) == (stopped.written, 300, True)
@@ -253,8 +253,8 @@ def test_other_runs_and_other_topics_are_left_alone(bought: Cluster, monkeypatch
 
 
 def test_a_log_that_has_changed_meanwhile_is_seen(bought: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.merged.CHUNK_ROWS", 50)
-    stopped = reprocess(Backtest(settings=bought.settings), INTO, stopped=lambda: len(written(bought)) > 0)
+    monkeypatch.setattr("pipeline.backtest.input.merge.CHUNK_ROWS", 50)
+    stopped = reprocess(backtest_of(settings=bought.settings), INTO, stopped=lambda: len(written(bought)) > 0)
     assert not stopped.complete
     assert stopped.written > 0
     # Late, and so among what is decided already.

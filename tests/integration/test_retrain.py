@@ -1,18 +1,23 @@
 """The service that renews models on a real cluster: history in, a new version active, a bad one taken back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
+from pipeline.decision.policy import Policy
 from pipeline.models.publish import Content, publish_active
 from pipeline.retraining.cycles import BY
+from pipeline.scoring.distributions import FeatureDistribution
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.simulator import Scenario, make_profiles, simulate_days
+from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
+from pipeline.training.cold_start import treeless_model
 from schemas.messages import Activation, LearningSwitch
 from schemas.topics import ACCEPTED_LABELS, CONTROL
 from tests.helpers.champion import policy
@@ -53,7 +58,27 @@ def activations(cluster: Cluster) -> Sequence[Activation]:
     return [item for item in items if isinstance(item, Activation)]
 
 
-def test_a_challenger_becomes_active_and_a_bad_version_goes_again(cluster: Cluster, start: Starter) -> None:
+@pytest.fixture
+def models(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a subcommand of ``fraud-pipeline models`` where two people have to agree."""
+    settings = cluster.settings
+    monkeypatch.setenv("FRAUD_PIPELINE_TOPIC_PREFIX", settings.topic_prefix)
+    monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("FRAUD_PIPELINE_MATURITY_DAYS", "2")
+    monkeypatch.setenv("FRAUD_PIPELINE_SECOND_APPROVAL", "true")
+
+    def run(*arguments: str, code: int = 0) -> str:
+        more = ("--reason", "A test.", "--bootstrap", cluster.bootstrap)
+        result = CliRunner().invoke(main, ["models", *arguments, *more])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return run
+
+
+def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
+    cluster: Cluster, start: Starter, models: Callable[..., str]
+) -> None:
     cluster.publish()
     bought = history()
     later = bought[bought["event_time"] > bought["event_time"].iloc[-1] - pd.Timedelta(days=1)].copy()
@@ -106,6 +131,29 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(cluster: Clust
     service.until_it_says("nothing to do: a version was rolled back")
     assert service.stop() == 0, service.said
     worker.until_it_says(f"lightgbm version {found['lightgbm']} is active (was {loud.version})")
+
+    # A new recipe, by two people; the routine had no need of them.
+    few = treeless_model(0.05)
+    names = [FeatureDistribution(name=name, edges=(), counts=(1.0, 0.0)) for name in ("amount", "hour")]
+    weak = LightGBMModel(few._text, few.calibration, {"training": {"trees": 40}}, distributions=tuple(names))
+    weak_policy = Policy(0.5, lightgbm_version=weak.version, metadata={"alerts_per_day": BUDGET})
+    contents = [("lightgbm", weak.version, weak.to_payload()), ("policy", weak_policy.version, weak_policy.payload)]
+    publish_active(cluster.bootstrap, cluster.settings, [Content(*one) for one in contents])
+    propose = ("propose", "--compare-days", "6", "--fold-days", "6", "--by", "mona")
+    assert "change something in it" in models(*propose, code=1)
+    assert "hardly better than chance" in models(*propose, "--features", "weekday", code=1)
+    said = models(*propose, "--features", "+card_*,+merchant_*")
+    version = said.split()[1].rstrip(":")
+    assert f"accepted {version}: the challenger finds" in said
+    proposal = [msgspec.json.decode(one.value or b"") for one in cluster.read(CONTROL) if one.key == b"assessment"]
+    assert [one["outcome"] for one in proposal[-4:]] == ["declared", "failed", "declared", "accepted"]
+    assert "was never active" in models("promote", version, "--by", "mona", code=1)
+    assert "somebody else has to approve it" in models("approve", version, "--by", "Mona", code=1)
+    assert version in models("approve", version, "--by", "dana")
+    worker.until_it_says(f"lightgbm version {version} is active (was {weak.version})")
+    approved = activations(cluster)[-1]
+    assert (approved.step, approved.by, approved.figures["proposed_by"]) == ("promote", "dana", "mona")
+    assert "was active already" in models("approve", version, "--by", "dana", code=1)
     assert worker.stop() == 0, worker.said
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
+import trustme
 from click.testing import CliRunner
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
@@ -22,11 +23,14 @@ from agents.permissions import GROUP, RELEASE, REPROCESSED, TOPIC, TRANSACTIONAL
 from agents.topology import AGENTS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
+from pipeline.kafka.acl import Rule, create_rules
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import READER_GROUP, admin_client
+from pipeline.kafka.gateway import STAGE
+from pipeline.kafka.producer import RecordProducer
 from pipeline.learning.label_sources import NOT_ALLOWED
 from pipeline.settings import Settings
-from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, TRANSACTIONS, Topic
 from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.logs import label, transaction
 from tests.helpers.secured import PASSWORDS, SUPER, Secured, secured_broker
@@ -174,6 +178,17 @@ def test_a_client_without_its_security_settings_is_told_what_to_check(secured: S
     client = client_of(secured, "TLS", SUPER, "", tmp_path)
     plain = client._replace(settings=client.settings.model_copy(update={"kafka_config": {}}))
     assert "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings" in plain.run("alerts", "--once", code=1)
+    stranger = client_of(secured, "LOGIN", "stranger", "", tmp_path)
+    said = stranger.run("alerts", "--once", code=1)
+    assert "Authentication failed" in said
+    assert PASSWORDS.format("stranger") not in said
+    distrustful = {
+        **client.settings.kafka_config,
+        "ssl.ca.location": "",
+        "ssl.ca.pem": trustme.CA().cert_pem.bytes().decode(),
+    }
+    other = client._replace(settings=client.settings.model_copy(update={"kafka_config": distrustful}))
+    assert "certificate" in other.run("alerts", "--once", code=1)
 
 
 class Roles(NamedTuple):
@@ -229,6 +244,24 @@ def test_each_role_does_its_part(by_role: Roles, start: Starter, tmp_path: Path)
     run_operators_commands(operator, tmp_path)
 
 
+def test_the_gateway_writes_tokens_by_its_role(by_role: Roles, tmp_path: Path) -> None:
+    root, gateway = by_role.cluster.settings, by_role.clients["gateway"]
+    bootstrap, raw = by_role.cluster.bootstrap, Topic("raw", "any", bytes, "producers", "cards")
+    ensure_topics(bootstrap, root, [raw])
+    name = root.topic(raw.name)
+    create_rules(bootstrap, root, [Rule("User:gateway", "topic", name, "read", prefixed=False)])
+    with RecordProducer(bootstrap, root) as producer:
+        producer.produce(name, b"c1", transaction(9, now()), 1_000)
+        producer.produce(name, b"c1", b"not json", 1_000)
+    before = len(by_role.cluster.read(DEAD_LETTERS))
+    (secret := tmp_path / "secret").write_text("s" * 64)
+    secret.chmod(0o600)
+    settings = gateway.settings.model_copy(update={"token_secret_file": secret})
+    done = gateway._replace(settings=settings).run("tokenise", raw.name, "--limit", "2")
+    assert "1 records written to bank.transactions, 1 refused" in done
+    assert len(by_role.cluster.read(DEAD_LETTERS)) == before + 1
+
+
 def expected(grants: list[Grant], resource: str, name: str) -> set[str]:
     """Operations that the table allows on a resource (full name), with those that Kafka infers."""
     found = {
@@ -266,7 +299,7 @@ def test_each_role_writes_where_it_may_and_nowhere_else(by_role: Roles) -> None:
 def test_each_role_uses_the_groups_that_it_may(by_role: Roles) -> None:
     settings = by_role.cluster.settings
     at = TopicPartition(settings.topic(TRANSACTIONS.name), 0, 0)
-    groups = [*(settings.topic(name) for name in AGENTS), READER_GROUP, "somebody"]
+    groups = [*(settings.topic(name) for name in (*AGENTS, f"{STAGE}-labels")), READER_GROUP, "somebody"]
     for role, client in by_role.clients.items():
         admin = admin_client(str(client.settings.kafka_bootstrap_servers), settings=client.whole)
         for group in groups:
@@ -281,7 +314,7 @@ def test_each_role_uses_the_groups_that_it_may(by_role: Roles) -> None:
 def test_each_role_uses_the_transactional_ids_that_it_may(by_role: Roles) -> None:
     settings = by_role.cluster.settings
     ids = [settings.topic(f"{agent}-w1") for agent in AGENTS]
-    ids += [settings.topic(f"{REPROCESSED}one-reprocess"), settings.topic(RELEASE), settings.topic("somebody")]
+    ids += [settings.topic(name) for name in (f"{REPROCESSED}one-reprocess", f"{STAGE}-labels-w1", RELEASE, "somebody")]
 
     def denied(cell: tuple[str, str]) -> bool:
         client = by_role.clients[cell[0]]

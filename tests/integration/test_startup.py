@@ -22,18 +22,19 @@ from agents.app import WorkerContext
 from agents.topology import AGENTS, CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import TopicError, admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster import group_protocol, topic_identities
 from pipeline.kafka.internal import not_counted
 from pipeline.kafka.quarantine import Quarantines
-from pipeline.kafka.retention import MS_PER_DAY, needed_days
+from pipeline.kafka.retention import needed_days
 from pipeline.kafka.startup import Role, StartRefused, check_start
 from pipeline.kafka.traces import progressed
 from pipeline.kafka.watch import BrokerWatch
+from pipeline.observability.health import Health
 from pipeline.settings import Settings
 from schemas.messages import ProfiledTransaction, Progress
+from schemas.times import MS_PER_DAY
 from schemas.topics import (
     ACCEPTED_LABELS,
     DEAD_LETTERS,

@@ -11,7 +11,6 @@ import pyarrow.dataset as ds
 import pytest
 from click.testing import CliRunner
 
-from pipeline import Backtest
 from pipeline.broker import EmbeddedBroker
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
@@ -33,6 +32,7 @@ from schemas.topics import (
     TRANSACTIONS,
     Topic,
 )
+from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.batches import COMPRESSIONS, damage_batch, produce_batch, record_batch, with_payload
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, microseconds, reason, transaction
@@ -152,7 +152,7 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
 
     # Programs skip the same. One record was delivered of a batch that then gave nothing more.
     assert len(cluster.read(TRANSACTIONS)) == 180 + 1
-    backtest = Backtest(order="recorded", compare_live=True, settings=cluster.settings)
+    backtest = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
     backtest.run()
     assert backtest.comparison is not None
     assert (backtest.comparison.compared, backtest.comparison.differences) == (180, [])

@@ -28,10 +28,10 @@ from pipeline.engine.subjects import (
     STATED_US,
     TYPE,
 )
-from pipeline.features.catalogue import US_PER_DAY
 from schemas.codec import decode_transaction
 from schemas.messages import ProfiledTransaction
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from schemas.topics import PROFILED, TRANSACTIONS
 from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US
 from tests.contract.test_codec_fuzz import amounts_in_any_currency, changed_messages, plausible_messages, spliced_bytes

@@ -28,9 +28,9 @@ from pipeline.engine.repeats import ReadInput, ReadInputs
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
-from pipeline.features.catalogue import US_PER_DAY
 from schemas.messages import DecisionFeatures, Example, ProfiledTransaction
 from schemas.records import Output, Record
+from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, EXAMPLES, PROFILED, TRANSACTIONS
 from tests.helpers.champion import active, decide
 from tests.helpers.logs import (

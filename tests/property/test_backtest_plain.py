@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.backtest.accept import Acceptance
-from pipeline.backtest.merged import Part
-from pipeline.backtest.records import Numbering, transactions_of
+from pipeline.backtest.input.acceptance import Acceptance
+from pipeline.backtest.input.merge import LogPart
+from pipeline.backtest.input.records import Numbering, transactions_of
 from pipeline.engine import accept
 from pipeline.engine.accept import PlainTransactions
 from pipeline.engine.columns import Reject, Transactions
@@ -65,7 +65,7 @@ plain_times = st.builds(
 )
 
 
-def read(values: Sequence[bytes | None], arrived_us: int = ARRIVED_US) -> tuple[Part[Transactions], list[Reject]]:
+def read(values: Sequence[bytes | None], arrived_us: int = ARRIVED_US) -> tuple[LogPart[Transactions], list[Reject]]:
     n = len(values)
     columns = RecordColumns(2, np.arange(n) * 3, np.full(n, arrived_us // 1_000), list(values))
     rejects: list[Reject] = []

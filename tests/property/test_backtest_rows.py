@@ -13,7 +13,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.engine.columns import Reject, digest_keys, identities, name_keys, span_keys, text_buffers
 from pipeline.engine.layout import transaction_digest
 from pipeline.features.identity import transaction_hash

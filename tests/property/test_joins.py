@@ -15,8 +15,8 @@ from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.state import MemoryStore
 from pipeline.engine.transaction_index import MemoryIndex, StoreIndex
 from pipeline.engine.waiting import WaitingRoom
-from pipeline.features.catalogue import US_PER_DAY
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from tests.helpers.logs import START, after, label, microseconds
 
 HORIZONS = tuple(Horizons(dedup * US_PER_DAY, label * US_PER_DAY) for dedup, label in ((3, 5), (8, 4), (20, 20)))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.decision.event_clock import EventClock
 from pipeline.decision.pacing import HOURS, Pacing, PacingOptions, ScoredRows, is_news
-from pipeline.features.catalogue import US_PER_HOUR
 from pipeline.scoring.errors import ModelError
+from schemas.times import US_PER_HOUR
 from tests.helpers.paced import FIRST_DAY, Stream, paced, per_day, stream
 
 BUDGET = PacingOptions(40.0)

@@ -14,11 +14,11 @@ from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
-from pipeline.features.catalogue import US_PER_DAY, US_PER_SECOND
 from schemas.codec import encode
 from schemas.messages import CardRules, FeedbackRules, ProfiledTransaction, Progress, Rules
 from schemas.money import RateTable, load
 from schemas.records import Record
+from schemas.times import US_PER_DAY, US_PER_SECOND
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS
 from tests.helpers.logs import LabelLog, Log, after, label, to, transaction
 from tests.property.test_undo import NOW, Batches, Kernel, Run, cut, own_values, told

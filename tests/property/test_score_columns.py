@@ -20,8 +20,8 @@ from pipeline.engine.decision_messages import ALERT, DECISION
 from pipeline.engine.profiled import read_rows
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
-from pipeline.features.catalogue import US_PER_DAY
 from schemas.messages import Alert, Decision, LogPosition, ProfiledTransaction, Transaction
+from schemas.times import US_PER_DAY
 from schemas.topics import ALERTS, DECISIONS, PROFILED, TRANSACTIONS
 from tests.contract.records import RATES, TOLERANCE_US
 from tests.helpers.champion import active, decide

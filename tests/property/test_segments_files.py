@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.engine.layout import transaction_digest
 from pipeline.engine.segments import Entry, MemorySegments
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.state.segments import FileSegments
+from schemas.times import US_PER_DAY
 from tests.helpers.memory_columns import MemoryColumn
 
 DIGESTS = [transaction_digest("c", f"t{number}") for number in range(60)]

@@ -25,13 +25,13 @@ from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump
 from pipeline.engine.transaction_index import StoreIndex
 from pipeline.engine.waiting import WaitingRoom
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.records import Output, Record
+from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, EXAMPLES, PROFILED, REROUTED
 from tests.helpers.champion import active, decide
 from tests.helpers.logs import START, Log, after

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from pipeline.engine.placement import partition_of
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import FEATURES
 from pipeline.learning.labels import KNOWN, NOTHING, UNSEEN, known_value, resolve_numbers, source_rank
 from pipeline.scoring.blend import blend
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -31,6 +31,7 @@ from schemas.messages import (
 )
 from schemas.money import load
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from tests.helpers.champion import no_files
 from tests.simulation.model_kafka import Committed
 from tests.simulation.names import LABEL_TOPICS, PARTITIONS, PREFIX

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from packaging.version import Version
 
-from pipeline.drift_metrics import DriftMetrics
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.drift_metrics import DriftMetrics
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from tests.helpers.tools import tool
 

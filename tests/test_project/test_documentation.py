@@ -10,10 +10,10 @@ import pytest
 from agents.topology import AGENTS
 from pipeline.cli import COMMANDS
 from pipeline.commands.models import SUBCOMMANDS
-from pipeline.drift_metrics import DriftMetrics
 from pipeline.features.catalogue import FEATURES, WINDOWS_US
-from pipeline.metrics import PREFIX, WorkerMetrics
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
+from pipeline.observability.drift_metrics import DriftMetrics
+from pipeline.observability.metrics import PREFIX, WorkerMetrics
 from pipeline.settings import Settings
 from schemas.messages import Versions
 from tests.helpers.generated import PARTS, filled

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.endpoint import EndpointError
-from pipeline.metrics import ArrayHistogram, WorkerMetrics
+from pipeline.observability.endpoint import EndpointError
+from pipeline.observability.metrics import ArrayHistogram, WorkerMetrics
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.metrics import WorkerMetrics
 from tests.helpers.tools import tool
 from tests.helpers.waiting import eventually
 

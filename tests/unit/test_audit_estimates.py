@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import NEVER_US
 from pipeline.monitoring import audit as audit_module
 from pipeline.monitoring.audit import BY_AUDIT, BY_SCORE_OR_RULE, NOT_SELECTED, AuditReport, AuditRows, assess
 from pipeline.monitoring.outcomes import Outcomes
+from schemas.times import US_PER_DAY
 
 DAYS = 60
 NOW_US = DAYS * US_PER_DAY

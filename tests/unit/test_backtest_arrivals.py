@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.backtest.arrivals import Arrivals, Cut
-from pipeline.backtest.sources import EARLIEST_US, LATEST_US, ExportLog, Span, columns_of
+from pipeline.backtest.input.arrival_times import ArrivalFilter, ArrivalRange
+from pipeline.backtest.input.export_source import ExportLog
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
+from pipeline.backtest.input.topic_source import columns_of
 from pipeline.kafka.fold import RecordColumns
 
 STAMPS_MS = [40, 90, 100, 70, 150, 199, 120, 200, 130, 210]
@@ -33,7 +35,7 @@ class Reader:
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 20])
 def test_topics_and_exports_are_cut_at_the_same_records(batch: int, tmp_path: Path) -> None:
-    arrivals = Arrivals(100, 200)
+    arrivals = ArrivalRange(100, 200)
     reader: Any = Reader(batch)
     read = list(columns_of(reader, len(STAMPS_MS), arrivals))
     assert [stamp for part in read for stamp in part.timestamp_ms.tolist()] == TAKEN
@@ -60,13 +62,13 @@ def test_a_record_without_a_stamp_may_be_of_any_time(tmp_path: Path) -> None:
     path = tmp_path / "0.parquet"
     stamps = pd.to_datetime(pd.Series([50.0, None, 60.0, 300.0]), unit="ms", utc=True)
     pd.DataFrame({"timestamp": stamps, "partition": 0, "offset": range(4)}).to_parquet(path, index=False)
-    (table,) = ExportLog(0, [path]).tables(Arrivals(100, 200))
+    (table,) = ExportLog(0, [path]).tables(ArrivalRange(100, 200))
     assert table.column("offset").to_pylist() == [1, 2]
 
 
 @given(st.lists(st.integers(0, 30)), st.integers(0, 31), st.integers(0, 31), st.data())
 def test_batches_change_nothing(stamps: list[int], first: int, end: int, data: st.DataObject) -> None:
-    cut, taken, at = Cut(Arrivals(first, end)), [], 0
+    cut, taken, at = ArrivalFilter(ArrivalRange(first, end)), [], 0
     while at < len(stamps) and not cut.ended:
         batch = np.array(stamps[at : at + data.draw(st.integers(1, 9))], np.int64)
         taken += batch[cut.of(batch)].tolist()
@@ -79,5 +81,5 @@ def test_batches_change_nothing(stamps: list[int], first: int, end: int, data: s
 def test_a_span_says_when_its_records_arrived() -> None:
     span = Span(5_000_000, 7_000_000, 9_000_999)
     assert span.arrivals(1_000_000, 2_000_000) == (4_000, 11_001)
-    assert span.arrivals(9_000_000, None) == Arrivals(first_ms=0)
-    assert Span(EARLIEST_US, EARLIEST_US, LATEST_US).arrivals(1, 1) == Arrivals()
+    assert span.arrivals(9_000_000, None) == ArrivalRange(first_ms=0)
+    assert Span(EARLIEST_US, EARLIEST_US, LATEST_US).arrivals(1, 1) == ArrivalRange()

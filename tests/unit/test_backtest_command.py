@@ -14,18 +14,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline import Backtest
-from pipeline.backtest import live
-from pipeline.backtest.live import Comparison
-from pipeline.backtest.order import Order
-from pipeline.backtest.report import Report
-from pipeline.backtest.request import Request
-from pipeline.backtest.sources import RangeError, TopicSource
-from pipeline.backtest.tables import file_tables
+from pipeline.backtest.input.order import Order
+from pipeline.backtest.input.span import RangeError
+from pipeline.backtest.input.tables import file_tables
+from pipeline.backtest.input.topic_source import TopicSource
+from pipeline.backtest.report import BacktestReport
+from pipeline.backtest.runner import live_comparison as live
+from pipeline.backtest.runner.live_comparison import LiveComparison
+from pipeline.backtest.runner.request import Request
 from pipeline.cli import main
 from pipeline.commands import backtest, reprocess
 from pipeline.commands.backtest import command
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.registry import Registry
+from schemas.times import US_PER_DAY
 from tests.helpers.backtest_inputs import START, simulated_days, with_a_champion
 from tests.helpers.champion import policy
 
@@ -80,7 +81,7 @@ def test_alerts_are_reviewed_as_is_asked_for(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_a_partial_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.sources.file_tables", in_small_tables)
+    monkeypatch.setattr("pipeline.backtest.input.file_source.file_tables", in_small_tables)
     monkeypatch.setattr(backtest.Bar, "tell", lambda self, *_: signal.raise_signal(signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     content = tmp_path / "content.json"
@@ -178,7 +179,7 @@ def test_an_output_that_fails_takes_no_other_with_it(run: Run, tmp_path: Path, m
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Report, "html", property(fail))
+    monkeypatch.setattr(BacktestReport, "html", property(fail))
     content = tmp_path / "content.json"
     result = run("--report", str(tmp_path / "page.html"), "--json", str(content))
     assert result.exit_code == 1
@@ -245,4 +246,4 @@ def test_causes_of_differences_are_in_the_page() -> None:
         live.ONLY_HERE, live.UNEXPLAINED,
     ]  # fmt: skip
     assert [cause for cause in causes if f"`{cause}`" not in page] == []
-    assert Comparison().frame().empty
+    assert LiveComparison().frame().empty

@@ -8,9 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipeline.backtest import accept, delayed_truth, file_tables, frame_tables, label_tables, replay
-from pipeline.backtest.engine import Engine
-from pipeline.backtest.order import NOTHING
+from pipeline.backtest import delayed_truth, file_tables, frame_tables, label_tables, replay
+from pipeline.backtest.engine.kernels import Engine
+from pipeline.backtest.input import acceptance
+from pipeline.backtest.input.order import NOTHING
 from pipeline.demo.world import World
 from pipeline.engine.columns import digest_keys
 from pipeline.engine.history import compute_features
@@ -18,7 +19,7 @@ from pipeline.engine.joins import Horizons
 from pipeline.engine.pending import NO_LABELS, MemoryPending
 from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
-from pipeline.sources import UnusableSource, resolve_mapping
+from pipeline.history.files import UnusableSource, resolve_mapping
 from tests.helpers.histories import DAY
 from tests.unit.test_backtest import frame, models, options
 
@@ -96,8 +97,8 @@ def test_rows_in_order_are_not_shown_to_the_decoder(history: pd.DataFrame, monke
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an ordinary row was decoded by itself")
 
-    monkeypatch.setattr(accept, "decode_transaction", refuse)
-    monkeypatch.setattr(accept, "decode_label", refuse)
+    monkeypatch.setattr(acceptance, "decode_transaction", refuse)
+    monkeypatch.setattr(acceptance, "decode_label", refuse)
     truth = delayed_truth(frame_tables(history), DELAY_S)
     assert sum(map(len, replay(models(), frame_tables(history), truth, options=options()))) == len(history)
 

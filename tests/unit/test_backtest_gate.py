@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import Backtest
 from pipeline.decision import online_gate
 from pipeline.decision.online_gate import BothScores, Gate, Report
 from pipeline.decision.policy import FIRST_BLEND, Policy
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.learning.labels import KNOWN, source_rank
 from pipeline.settings import Settings
-from tests.helpers.backtest_inputs import START, simulated_days, with_a_champion
+from schemas.times import US_PER_DAY, US_PER_HOUR
+from tests.helpers.backtest_inputs import START, backtest_of, simulated_days, with_a_champion
 from tests.helpers.champion import policy
 
 DAY = timedelta(days=1)
@@ -61,7 +60,7 @@ def expected_blends(rows: pd.DataFrame, history: pd.DataFrame, blend: float) -> 
 def kept(file: Path, settings: Settings, **changes: Any) -> list[pd.DataFrame]:
     """The decisions of each variant."""
     frames: dict[str, list[pd.DataFrame]] = {}
-    asked = Backtest(file, settings=settings, label_delay_s=86_400.0, learn=True, river="untaught", **changes)
+    asked = backtest_of(file, settings=settings, label_delay_s=86_400.0, learn=True, river="untaught", **changes)
     asked.each(lambda name, decisions: frames.setdefault(name, []).append(decisions.frame()))
     return [pd.concat(of, ignore_index=True) for of in frames.values()]
 
@@ -86,7 +85,7 @@ def test_a_blend_that_is_asked_for_holds(file: Path, settings: Settings) -> None
     np.testing.assert_array_equal(out["score"], out["lightgbm"])
     assert (out["river"] != out["lightgbm"]).any()
     with pytest.raises(ValueError, match="a weight from 0 to 1"):
-        Backtest(file, settings=settings, blend=1.5)
+        backtest_of(file, settings=settings, blend=1.5)
 
 
 def test_paced_and_chosen_thresholds_take_the_blend_over(file: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How labels come about: as they were recorded, after a delay, or by simulated reviews of a variant's own alerts."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,20 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions, Learning, delayed_truth, frame_tables, replay
-from pipeline.backtest.labelling import Labelling
+from pipeline.backtest.input.tables import file_tables
+from pipeline.backtest.labels.ground_truth import NEVER, answered_us
+from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.result import DECISION_COLUMNS
-from pipeline.backtest.run import Candidate, replay_scheduled
-from pipeline.backtest.tables import file_tables
-from pipeline.backtest.truth import NEVER, answered_us
+from pipeline.backtest.runner.replay import Candidate, replay_scheduled
+from pipeline.backtest.runner.result import DECISION_COLUMNS
 from pipeline.engine.history import labels_known
 from pipeline.engine.models import ActiveModels
 from pipeline.features.identity import transaction_hash
-from pipeline.label_schedule import NEVER_US, LabelSchedule, Truth
+from pipeline.history.files import UnusableSource
 from pipeline.learning.regimes import LabelRegime
+from pipeline.replay.label_schedule import NEVER_US, LabelSchedule, Truth
 from pipeline.settings import Settings
-from pipeline.sources import UnusableSource
-from tests.helpers.backtest_inputs import simulated_days
+from tests.helpers.backtest_inputs import backtest_of, simulated_days
 from tests.helpers.champion import active
 
 DAY_US = 86_400_000_000
@@ -89,9 +90,9 @@ def truth_of(history: pd.DataFrame) -> dict[tuple[str, str], bool]:
 def test_labels_are_those_that_reviews_of_the_variants_own_alerts_would_give(
     history: pd.DataFrame, file: Path, settings: Settings, learn: bool
 ) -> None:
-    asked = Backtest(
+    asked = backtest_of(
         file, models=["active"], thresholds=[0.02, 0.5], learn=learn, reviews_a_day=3, settings=settings, **REVIEWS
-    )  # type: ignore[arg-type]
+    )
     result = asked.run()
     truth = truth_of(history)
     for variant, candidate in zip(result.variants, asked.candidates().values(), strict=True):
@@ -114,8 +115,8 @@ def test_labels_are_those_that_reviews_of_the_variants_own_alerts_would_give(
 
 def test_a_variant_alone_decides_as_beside_another(file: Path, settings: Settings) -> None:
     asked = {"settings": settings, "reviews_a_day": 3, "models": ["active"], **REVIEWS}
-    both = Backtest(file, thresholds=[0.02, 0.5], **asked).run()  # type: ignore[arg-type]
-    alone = Backtest(file, thresholds=[0.5], **asked).run()  # type: ignore[arg-type]
+    both = backtest_of(file, thresholds=[0.02, 0.5], **asked).run()
+    alone = backtest_of(file, thresholds=[0.5], **asked).run()
     pd.testing.assert_frame_equal(alone.variants[0].decisions, both.variants[1].decisions, check_exact=True)
 
 
@@ -124,14 +125,14 @@ def test_nothing_is_known_before_its_day_is_over(
 ) -> None:
     """What comes later changes nothing that was decided, and neither does how rows are cut."""
     asked = {"settings": settings, "reviews_a_day": 2, "models": ["active"], "thresholds": [0.02], **REVIEWS}
-    whole = Backtest(file, **asked).run().variants[0].decisions  # type: ignore[arg-type]
+    whole = backtest_of(file, **asked).run().variants[0].decisions
     half = history.iloc[: len(history) // 2 + 3]
     part = tmp_path / "part.parquet"
     half.to_parquet(part, index=False)
-    cut = Backtest(part, **asked).run().variants[0].decisions  # type: ignore[arg-type]
+    cut = backtest_of(part, **asked).run().variants[0].decisions
     pd.testing.assert_frame_equal(cut, whole.iloc[: len(cut)], check_exact=True)
-    monkeypatch.setattr("pipeline.backtest.sources.file_tables", lambda *of: file_tables(*of, chunk_rows=7))
-    small = Backtest(file, **asked).run()  # type: ignore[arg-type]
+    monkeypatch.setattr("pipeline.backtest.input.file_source.file_tables", lambda *of: file_tables(*of, chunk_rows=7))
+    small = backtest_of(file, **asked).run()
     pd.testing.assert_frame_equal(small.variants[0].decisions, whole, check_exact=True)
     assert small.variants[0].reviewed is not None
     over = small.variants[0].reviewed.answers["known_at"]
@@ -144,7 +145,7 @@ def test_nothing_is_known_before_its_day_is_over(
 def test_a_truth_is_known_after_its_delay(
     history: pd.DataFrame, file: Path, settings: Settings, delay_s: float, learn: bool
 ) -> None:
-    asked = Backtest(file, labels="delay", learn=learn, label_delay_s=delay_s, settings=settings)
+    asked = backtest_of(file, labels="delay", learn=learn, label_delay_s=delay_s, settings=settings)
     result = asked.run()
     (candidate,) = asked.candidates().values()
     parts = replay(
@@ -190,7 +191,7 @@ def test_the_truth_of_recorded_labels_is_what_they_say_in_the_end(
     frame, final = told_about(history)
     path = tmp_path / "labels.csv"
     frame.to_csv(path, index=False, date_format="%Y-%m-%dT%H:%M:%S.%f%z")
-    asked = Backtest(
+    asked = backtest_of(
         file, label_file=path, models=["active"], thresholds=[0.02], reviews_a_day=3, settings=settings,
         **(REVIEWS | {"labels": labels}),
     )  # type: ignore[arg-type]  # fmt: skip
@@ -211,7 +212,7 @@ def test_the_truth_of_recorded_labels_is_what_they_say_in_the_end(
         assert 0 < variant.reviewed.unanswered < variant.reviewed.alerts
         text = build_report(result, ReportOptions(replicates=0, top=3)).text
         assert f"about {variant.reviewed.unanswered} nobody knows the truth" in " ".join(text.split())
-    recorded = Backtest(file, label_file=path, models=["active"], thresholds=[0.02], settings=settings).run()
+    recorded = backtest_of(file, label_file=path, models=["active"], thresholds=[0.02], settings=settings).run()
     assert recorded.label_mode == "recorded"
     assert not recorded.variants[0].decisions["score"].equals(variant.decisions["score"])
     assert len(recorded.labels) == len(frame)
@@ -229,7 +230,7 @@ def test_labels_that_cannot_be_had_are_refused(
     history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path
 ) -> None:
     def ask(path: Path | None = file, **more: Any) -> Backtest:
-        return Backtest(path, settings=settings, **more)
+        return backtest_of(path, settings=settings, **more)
 
     with pytest.raises(ValueError, match="no labels were recorded with history"):
         ask(labels="recorded")
@@ -242,11 +243,11 @@ def test_labels_that_cannot_be_had_are_refused(
             ask(None, bootstrap="127.0.0.1:1", labels=labels, compare_live=True)
         with pytest.raises(ValueError, match="the recorded order has no place for them"):
             ask(None, bootstrap="127.0.0.1:1", labels=labels, order="recorded")
-    assert ask(unknown).request.labels is Labelling.RECORDED
+    assert ask(unknown).request.labels is LabelMode.RECORDED
     assert ask(unknown).run().labels.empty
-    with pytest.raises(ValueError, match="'guessed' is not a valid Labelling"):
+    with pytest.raises(ValueError, match="'guessed' is not a valid LabelMode"):
         ask(labels="guessed")
-    for wrong in ({"review_delay_s": -1.0}, {"label_delay_s": -1.0}, {"reviews_a_day": 0}):
+    for wrong in ({"review_delay_s": -1.0}, {"label_delay_s": math.inf}, {"reviews_a_day": 0}):
         with pytest.raises(ValueError, match="must be"):
             ask(labels="simulated-review", **wrong)
     with pytest.raises(ValueError, match="reviews are of what a threshold alerts"):
@@ -258,7 +259,7 @@ def test_labels_that_cannot_be_had_are_refused(
 
 
 def test_reviews_are_of_one_candidates_alerts(settings: Settings, file: Path) -> None:
-    asked = Backtest(file, settings=settings, **REVIEWS)  # type: ignore[arg-type]
+    asked = backtest_of(file, settings=settings, **REVIEWS)
     (schedule,) = asked.request.schedules(1)
     passed = replay_scheduled(
         [Candidate(active()), Candidate(active())], iter([]), [schedule], [], options=asked.request.card_options(1)
@@ -274,7 +275,7 @@ def test_a_partial_backtest_knows_the_truth_of_what_it_decided(file: Path, setti
         calls.append(None)  # type: ignore[arg-type]
         return len(calls) > 4
 
-    asked = Backtest(file, settings=settings, models=["active"], thresholds=[0.02], **REVIEWS)  # type: ignore[arg-type]
+    asked = backtest_of(file, settings=settings, models=["active"], thresholds=[0.02], **REVIEWS)
     result = asked.run(stopped=stopped)
     assert result.partial
     assert set(result.labels["transaction_id"]) == set(result.variants[0].decisions["transaction_id"])
@@ -297,7 +298,7 @@ def test_a_regime_gives_the_labels_that_it_says(
     history: pd.DataFrame, file: Path, settings: Settings, regime: LabelRegime, learn: bool
 ) -> None:
     """Written down as they come, and read as a label file, they give the same decisions."""
-    asked = Backtest(
+    asked = backtest_of(
         file,
         models=["active"],
         thresholds=[0.02],
@@ -343,7 +344,7 @@ def test_a_regime_gives_the_labels_that_it_says(
 
 
 def test_reviews_answer_alerts_that_nobody_would_report(history: pd.DataFrame, file: Path, settings: Settings) -> None:
-    asked = Backtest(
+    asked = backtest_of(
         file,
         models=["active"],
         thresholds=[0.02],
@@ -351,7 +352,7 @@ def test_reviews_answer_alerts_that_nobody_would_report(history: pd.DataFrame, f
         reviews_a_day=3,
         settings=settings,
         **REVIEWS,
-    )  # type: ignore[arg-type]
+    )
     (variant,) = asked.run().variants
     assert variant.reviewed is not None
     truth = truth_of(history)
@@ -365,4 +366,4 @@ def test_recorded_labels_have_no_regime(file: Path, settings: Settings, tmp_path
     told = tmp_path / "labels.parquet"
     pd.DataFrame([], columns=LABEL_COLUMNS).to_parquet(told)
     with pytest.raises(ValueError, match="recorded labels say themselves"):
-        Backtest(file, models=["active"], label_file=told, reported="frauds-only", settings=settings)
+        backtest_of(file, models=["active"], label_file=told, reported="frauds-only", settings=settings)

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 
 from pipeline.backtest import Decisions, Order, replay
-from pipeline.backtest import live as compared
-from pipeline.backtest.findings import Findings, Listener
-from pipeline.backtest.joined import LiveDecisions, Place
-from pipeline.backtest.live import Comparer
-from pipeline.backtest.sources import Span, TopicSource
-from pipeline.backtest.verdicts import warnings_of_comparison
+from pipeline.backtest.input.live_decisions import LiveDecisions, SourcePosition
+from pipeline.backtest.input.span import Span
+from pipeline.backtest.input.topic_source import TopicSource
+from pipeline.backtest.runner import live_comparison as compared
+from pipeline.backtest.runner.live_comparison import LiveComparer
+from pipeline.backtest.runner.outcome import warnings_of_comparison
+from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from schemas.messages import Decision, DecisionFeatures
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, DECISIONS, Topic
 from tests.helpers.blocks import features_block
 from tests.helpers.histories import START_US, Happening, busy_history, play, transactions
@@ -40,7 +42,7 @@ def history() -> list[Happening]:
     return [dataclasses.replace(one, sequence=number) for number, one in enumerate(bought)]
 
 
-def here(history: list[Happening], scored_by: ActiveModels | None = None) -> tuple[Decisions, list[Place]]:
+def here(history: list[Happening], scored_by: ActiveModels | None = None) -> tuple[Decisions, list[SourcePosition]]:
     (decisions,) = replay(scored_by or models(), [transactions(history)], options=options())
     return decisions, [(0, int(row)) for row in decisions.transactions.row]
 
@@ -116,11 +118,11 @@ def live_of(logs: Logs, *, span: Span = LONG_AGO, at_once: int = 50, features: b
     return LiveDecisions(source, span, {0: range(len(logs.decisions))}, blocks)
 
 
-def comparer(logs: Logs, *, span: Span = LONG_AGO, at_once: int = 50, order: Order = Order.EVENT_TIME) -> Comparer:
-    return Comparer(live_of(logs, span=span, at_once=at_once), order)
+def comparer(logs: Logs, *, span: Span = LONG_AGO, at_once: int = 50, order: Order = Order.EVENT_TIME) -> LiveComparer:
+    return LiveComparer(live_of(logs, span=span, at_once=at_once), order)
 
 
-def causes(found: Comparer) -> dict[str, int]:
+def causes(found: LiveComparer) -> dict[str, int]:
     return dict(found.finish().causes)
 
 
@@ -276,15 +278,15 @@ def test_a_decision_without_recorded_features_is_compared_in_everything_else(
     (warning,) = warnings_of_comparison(comparison)
     assert f"7 of {len(decisions)} live decisions have no recorded features" in warning
 
-    findings = Findings(LONG_AGO, 0, Listener(None, lambda: False), lambda *_: None)
-    findings.comparison = comparison
-    assert findings.told_counts()["compared with live without recorded features"] == 7
+    statistics = RunStatistics(LONG_AGO, 0, ProgressListener(None, lambda: False), lambda *_: None)
+    statistics.comparison = comparison
+    assert statistics.told_counts()["compared with live without recorded features"] == 7
 
     found = comparer(whole)
     found.take(decisions, places)
-    findings.comparison = found.finish()
-    assert warnings_of_comparison(findings.comparison) == []
-    assert findings.told_counts() == {"compared with live": len(decisions)}
+    statistics.comparison = found.finish()
+    assert warnings_of_comparison(statistics.comparison) == []
+    assert statistics.told_counts() == {"compared with live": len(decisions)}
 
 
 def messages(numbers: Sequence[int], **changes: Any) -> list[Decision]:
@@ -310,9 +312,9 @@ def test_of_repeated_records_the_last_one_counts(later_ms: int, rows: int) -> No
 
 
 def test_what_has_no_other_side_does_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.joined._MOST_UNPAIRED", 10)
-    monkeypatch.setattr("pipeline.backtest.joined._DECISIONS_READ", 1)
-    monkeypatch.setattr("pipeline.backtest.joined.MOST_ROWS", 1)
+    monkeypatch.setattr("pipeline.backtest.input.live_decisions._MOST_UNPAIRED", 10)
+    monkeypatch.setattr("pipeline.backtest.input.live_decisions._DECISIONS_READ", 1)
+    monkeypatch.setattr("pipeline.backtest.input.live_decisions.MOST_ROWS", 1)
     numbers = range(200)
     without = live_of(written(messages(numbers), rows_of(range(150, 200)), rows=1), at_once=1)
     found = without.find((0, 0))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.backtest.merged import Part, by_time
+from pipeline.backtest.input.merge import LogPart, by_time
 from pipeline.engine.columns import Transactions
 
 HOUR = 3_600_000_000
@@ -19,21 +19,23 @@ def rows(key: NDArray[np.int64], row: NDArray[np.int64]) -> Transactions:
     return Transactions(row, key, text, text, text, key, text, none, none, text, np.ones(n, np.bool_), numbers, numbers)
 
 
-def log(seed: int, number: int, size: int = 400) -> Part[Transactions]:
+def log(seed: int, number: int, size: int = 400) -> LogPart[Transactions]:
     """Arrivals in order, of events up to ten hours before, some at one instant."""
     random = np.random.default_rng(seed)
     arrived_us = np.cumsum(random.integers(0, 2, size) * HOUR) // 4
     late_us = random.choice([0, 0, HOUR, 10 * HOUR], size)
-    return Part(rows(arrived_us - late_us, np.arange(size) * 8 + number), arrived_us)
+    return LogPart(rows(arrived_us - late_us, np.arange(size) * 8 + number), arrived_us)
 
 
-def cut(part: Part[Transactions], size: int) -> Iterator[Part[Transactions]]:
+def cut(part: LogPart[Transactions], size: int) -> Iterator[LogPart[Transactions]]:
     for first in range(0, len(part.rows), size):
         of = slice(first, first + size)
-        yield Part(part.rows.take(of), part.arrived_us[of])
+        yield LogPart(part.rows.take(of), part.arrived_us[of])
 
 
-def merged(logs: list[Part[Transactions]], sizes: list[int], margin_us: int) -> tuple[list[int], list[int], list[int]]:
+def merged(
+    logs: list[LogPart[Transactions]], sizes: list[int], margin_us: int
+) -> tuple[list[int], list[int], list[int]]:
     late: list[int] = []
     parts = [cut(one, size) for one, size in zip(logs, sizes, strict=True)]
     found = list(by_time(parts, margin_us, lambda refused: late.extend(refused.row.tolist())))
@@ -46,7 +48,7 @@ def merged(logs: list[Part[Transactions]], sizes: list[int], margin_us: int) -> 
 
 @pytest.mark.parametrize("chunk", [1, 64, 16_384])
 def test_the_order_is_that_of_time_and_place_alone(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.merged.CHUNK_ROWS", chunk)
+    monkeypatch.setattr("pipeline.backtest.input.merge.CHUNK_ROWS", chunk)
     logs = [log(seed, seed) for seed in range(3)]
     keys, places, late = merged(logs, [7, 400, 31], 12 * HOUR)
     everything = sorted(
@@ -80,10 +82,10 @@ def test_empty_logs_and_no_logs_have_no_rows() -> None:
 
 def test_rows_are_given_before_the_logs_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is that of a margin: a long log is not read whole before its first row is given."""
-    monkeypatch.setattr("pipeline.backtest.merged.CHUNK_ROWS", 16)
+    monkeypatch.setattr("pipeline.backtest.input.merge.CHUNK_ROWS", 16)
     read = 0
 
-    def counted(parts: Iterator[Part[Transactions]]) -> Iterator[Part[Transactions]]:
+    def counted(parts: Iterator[LogPart[Transactions]]) -> Iterator[LogPart[Transactions]]:
         nonlocal read
         for part in parts:
             read += len(part.rows)

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from pipeline.backtest.bootstrap import interval, resampled
-from pipeline.backtest.drift import ModelDrift
-from pipeline.backtest.metrics import Ranking, daily_precision, known_cards, top_of_days
-from pipeline.backtest.value import from_alert_on, sweep, sweep_thresholds
+from pipeline.backtest.metrics.bootstrap import interval, resampled
+from pipeline.backtest.metrics.cost_model import from_alert_on, sweep, sweep_thresholds
+from pipeline.backtest.metrics.drift import ModelDrift
+from pipeline.backtest.metrics.ranking import Ranking, daily_precision, known_cards, top_of_days
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
 from pipeline.training.metrics import card_precision

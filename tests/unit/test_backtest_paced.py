@@ -12,12 +12,13 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions
-from pipeline.backtest.levels import levels_of
 from pipeline.backtest.report import build_report
+from pipeline.backtest.runner.arguments import Thresholds
+from pipeline.backtest.runner.thresholds import alert_thresholds
 from pipeline.decision.pacing import Pacing, PacingOptions, ScoredRows, is_news
-from pipeline.features.catalogue import US_PER_DAY, US_PER_HOUR
 from pipeline.settings import Settings
-from tests.helpers.backtest_inputs import START, simulated_days
+from schemas.times import US_PER_DAY, US_PER_HOUR
+from tests.helpers.backtest_inputs import START, backtest_of, simulated_days
 
 DAY = timedelta(days=1)
 BUDGET = 6.0
@@ -45,7 +46,7 @@ def kept(asked: Backtest) -> tuple[dict[str, pd.DataFrame], list[Decisions]]:
 
 def asked(file: Path, settings: Settings, **changes: Any) -> Backtest:
     fields: dict[str, Any] = {"start": FROM, "end": TO, "models": {"now": "active"}, "pace": BUDGET, **changes}
-    return Backtest(file, settings=settings, validation_days=3.0, **fields)
+    return backtest_of(file, settings=settings, validation_days=3.0, **fields)
 
 
 def reference(rows: pd.DataFrame, threshold: float) -> list[float]:
@@ -124,7 +125,11 @@ def test_what_cannot_be_paced_is_refused(file: Path, settings: Settings) -> None
             asked(file, settings, **changes)
     live = settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:1"})
     with pytest.raises(ValueError, match="leave --pace out"):
-        Backtest(None, settings=live, pace=5.0, compare_live=True)
+        backtest_of(None, settings=live, pace=5.0, compare_live=True)
     with pytest.raises(ValueError, match="order of event time"):
-        Backtest(None, settings=live, pace=5.0, order="recorded")
-    assert [one.suffix for one in levels_of([0.5], [5.0], 5.0)] == [" at 0.5", " at 5 a day", " paced at 5 a day"]
+        backtest_of(None, settings=live, pace=5.0, order="recorded")
+    assert [one.suffix for one in alert_thresholds(Thresholds(fixed=[0.5], budgets=[5.0], pace=5.0))] == [
+        " at 0.5",
+        " at 5 a day",
+        " paced at 5 a day",
+    ]

@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import msgspec
 
-from pipeline.backtest.findings import Findings, Listener
-from pipeline.backtest.recorded_pass import count_judged
-from pipeline.backtest.sources import EARLIEST_US, LATEST_US, Span
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
+from pipeline.backtest.runner.recorded_pass import count_judged
+from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
 from pipeline.engine.results import Result
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.settings import Settings
+from schemas.times import US_PER_DAY
 from schemas.topics import ACCEPTED_LABELS, REROUTED, TRANSACTIONS
 from tests.helpers.logs import Log, after, microseconds, transaction
 from tests.unit.test_engine_card import Desk
@@ -18,12 +18,12 @@ HORIZON_DAYS = 2
 PATIENCE_DAYS = 7
 
 
-def findings(from_us: int = EARLIEST_US) -> Findings:
+def statistics(from_us: int = EARLIEST_US) -> RunStatistics:
     span = Span(from_us, from_us, LATEST_US)
-    return Findings(span, HORIZON_DAYS * US_PER_DAY, Listener(None, lambda: False), lambda *_: None)
+    return RunStatistics(span, HORIZON_DAYS * US_PER_DAY, ProgressListener(None, lambda: False), lambda *_: None)
 
 
-def counted(results: list[Result], found: Findings, settings: Settings | None = None) -> dict[str, int]:
+def counted(results: list[Result], found: RunStatistics, settings: Settings | None = None) -> dict[str, int]:
     for result in results:
         count_judged(found, settings or Settings(topic_prefix=""), result)
     return found.told_counts()
@@ -42,7 +42,7 @@ def test_refusals_repeats_and_labels_are_counted_of_every_batch() -> None:
         desk.say(1, after(1.5)),
         desk.say(1, after(1.5)),
     ]
-    assert counted(results, findings()) == {
+    assert counted(results, statistics()) == {
         "repeated transactions": 1,
         "refused transactions: amount_negative": 1,
         "refused transactions: not_json": 1,
@@ -64,14 +64,14 @@ def test_labels_in_vain_are_refused_where_their_transaction_was_not_before_the_w
         desk.say(3, last - timedelta(days=3), arrived=last, card_id="nobody"),
         desk.buy(4, last + timedelta(days=PATIENCE_DAYS + 1)),
     ]
-    found = counted(results, findings(microseconds(warm_up)))
+    found = counted(results, statistics(microseconds(warm_up)))
     assert found == {
         "labels: early": 3,
         "labels: unknown_transaction": 3,
         "labels: transaction_not_read": 1,
         "refused labels: label_without_transaction": 2,
     }
-    assert counted(results, findings())["refused labels: label_without_transaction"] == 3
+    assert counted(results, statistics())["refused labels: label_without_transaction"] == 3
 
 
 def test_topics_are_known_under_their_prefix() -> None:
@@ -80,5 +80,5 @@ def test_topics_are_known_under_their_prefix() -> None:
         log.append(b"nonsense")
         log.records[:] = [msgspec.structs.replace(record, topic=f"shop-{topic.name}") for record in log.records]
     results = [desk.work([*desk.transactions.records, *desk.labels.records])]
-    found = counted(results, findings(), Settings(topic_prefix="shop-"))
+    found = counted(results, statistics(), Settings(topic_prefix="shop-"))
     assert found == {"refused transactions: not_json": 1, "refused accepted labels: unreadable": 1}

@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
-from pipeline.backtest.records import Numbering, labels_of, transactions_of
+from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
 from pipeline.engine.columns import Reject
 from pipeline.kafka.fold import RecordColumns
 from schemas.messages import Label

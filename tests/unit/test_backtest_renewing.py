@@ -12,14 +12,15 @@ import pandas as pd
 import pytest
 
 from pipeline import Backtest, Training
+from pipeline.backtest.input.spill import NumberColumn
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.result import BacktestResult, TrainedVersion, Variant
-from pipeline.backtest.spill import NumberColumn
+from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
 from pipeline.engine.decisions import Decisions
 from pipeline.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
-from pipeline.simulator import make_profiles, simulate_days
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.fit import TrainingConfig
+from tests.helpers.backtest_inputs import backtest_of
 
 DAY = timedelta(days=1)
 DAYS = 34
@@ -68,7 +69,7 @@ def asked(history: pd.DataFrame, first_day: datetime, settings: Settings, tmp_pa
             "settings": settings,
             "training": Training(**({"start": first_day + 5 * DAY} | given | (train or {}))),
         }
-        return Backtest(path, **(asked | more))
+        return backtest_of(path, **(asked | more))
 
     return ask
 

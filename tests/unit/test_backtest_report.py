@@ -16,15 +16,15 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.backtest import LABEL_FIELDS, Order, replay
-from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.drift import ModelDrift
-from pipeline.backtest.labelling import Labelling, Reviewed
-from pipeline.backtest.metrics import top_of_days
-from pipeline.backtest.report import Report, ReportOptions, build_report, plots
+from pipeline.backtest.labels.schedule import LabelMode, ReviewOutcome
+from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
+from pipeline.backtest.metrics.cost_model import from_alert_on
+from pipeline.backtest.metrics.drift import ModelDrift
+from pipeline.backtest.metrics.ranking import top_of_days
+from pipeline.backtest.report import BacktestReport, ReportOptions, build_report, plots
 from pipeline.backtest.report.content import Metric
 from pipeline.backtest.report.wording import verdict
-from pipeline.backtest.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
-from pipeline.backtest.value import from_alert_on
+from pipeline.backtest.runner.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
@@ -38,7 +38,7 @@ QUICK = ReportOptions(replicates=30, top=5)
 VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
 
 
-def quick(of: BacktestResult) -> Report:
+def quick(of: BacktestResult) -> BacktestReport:
     return build_report(of, QUICK)
 
 
@@ -267,25 +267,25 @@ def test_what_the_labels_leave_open_is_told_of_the_best_of_each_day_too() -> Non
     assert f"{labels.labelled_share:.1%}" in cells
 
 
-@pytest.mark.parametrize("mode", list(Labelling))
-def test_the_report_says_how_labels_came_about(mode: Labelling) -> None:
+@pytest.mark.parametrize("mode", list(LabelMode))
+def test_the_report_says_how_labels_came_about(mode: LabelMode) -> None:
     given = result(label_mode=mode.value)
     at = [given.labels["labelled_at"].min()]
     answers = pd.DataFrame({"transaction_id": ["t1"], "card_id": ["c1"], "known_at": at})
-    if mode is Labelling.REVIEW:
-        given = replace(given, variants=[replace(given.variants[0], reviewed=Reviewed(30, 4, answers))])
+    if mode is LabelMode.REVIEW:
+        given = replace(given, variants=[replace(given.variants[0], reviewed=ReviewOutcome(30, 4, answers))])
     report = quick(given)
     said = {
-        Labelling.RECORDED: "Labels are those that were recorded",
-        Labelling.DELAY: "nobody has to find a fraud",
-        Labelling.REVIEW: "the best alerts of a variant's day are reviewed",
+        LabelMode.RECORDED: "Labels are those that were recorded",
+        LabelMode.DELAY: "nobody has to find a fraud",
+        LabelMode.REVIEW: "the best alerts of a variant's day are reviewed",
     }
     for text in (report.html, " ".join(report.text.split())):
         for other, words in said.items():
             assert (words.replace("'", "&#x27;") in text or words in text) == (other is mode)
-        assert ("ooked at" in text) == (mode is Labelling.REVIEW) or mode is not Labelling.REVIEW
+        assert ("ooked at" in text) == (mode is LabelMode.REVIEW) or mode is not LabelMode.REVIEW
     reviewed = report.content.variants[0].reviewed
-    assert (reviewed is not None) == (mode is Labelling.REVIEW)
+    assert (reviewed is not None) == (mode is LabelMode.REVIEW)
     if reviewed is not None:
         assert (reviewed.alerts, reviewed.unanswered, reviewed.sooner) == (30, 4, 1)
         assert "Simulated reviews" in report.html
@@ -299,7 +299,7 @@ def test_cards_are_known_from_the_review_on_where_it_came_before_the_report() ->
     alerted = frame.loc[frame["action"] == "alert", ["transaction_id", "card_id", "event_time"]]
     answers = alerted.rename(columns={"event_time": "known_at"})
     answers["known_at"] = answers["known_at"].dt.floor("D") + pd.Timedelta(hours=23, minutes=59)
-    reviewed = replace(given.variants[0], reviewed=Reviewed(len(answers), 0, answers))
+    reviewed = replace(given.variants[0], reviewed=ReviewOutcome(len(answers), 0, answers))
     at = given.labels["transaction_id"].map(answers.set_index("transaction_id")["known_at"])
     moved = given.labels.assign(labelled_at=at.fillna(given.labels["labelled_at"]))
     options = ReportOptions(replicates=0, top=2)
@@ -684,7 +684,7 @@ def test_the_verdict_is_one_sentence_and_says_no_more_than_intervals_allow() -> 
         (None, None, None, "Nobody can tell"),
     ):
         metric = next(metric for metric in one.differences if metric.name == "average_precision")
-        changed = msgspec.structs.replace(metric, value=value, by_days=Interval(low, high), by_cards=None)
+        changed = msgspec.structs.replace(metric, value=value, by_days=ConfidenceInterval(low, high), by_cards=None)
         comparison = msgspec.structs.replace(one, differences=[changed])
         said = verdict(msgspec.structs.replace(both, comparisons=[comparison]))
         assert words in said

@@ -5,11 +5,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipeline.backtest import settled
-from pipeline.backtest.accept import Acceptance, accept_transactions
-from pipeline.backtest.settled import SettledLabels
-from pipeline.backtest.sources import LabelBook
-from pipeline.backtest.truth import held_labels
+from pipeline.backtest.input.acceptance import Acceptance, accept_transactions
+from pipeline.backtest.input.label_book import LabelBook
+from pipeline.backtest.labels import final_labels
+from pipeline.backtest.labels.final_labels import FinalLabels
+from pipeline.backtest.labels.ground_truth import held_labels
 from pipeline.engine.columns import Transactions
 from pipeline.learning.labels import KNOWN, known_value
 from pipeline.rates import load_rates
@@ -62,11 +62,11 @@ def said(labels: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str | No
 @pytest.mark.parametrize("part_rows", [None, 100, 1])
 def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows: int | None) -> None:
     if part_rows is not None:
-        monkeypatch.setattr(settled, "PART_ROWS", part_rows)
+        monkeypatch.setattr(final_labels, "PART_ROWS", part_rows)
     rows, book = transactions(1_000), told(transactions(1_000), 3_000)
     held = held_labels(book.whole())
     expected = said(held[held["known"] != KNOWN.index("none")])
-    found, due = SettledLabels(book.whole()), LabelBook()
+    found, due = FinalLabels(book.whole()), LabelBook()
     assert len(found) == len(expected) > 300
     parts = [rows.take(slice(0, 400)), rows.take(slice(400, 400)), rows.take(slice(400, None))]
     given = Transactions.concat(list(found.told(iter(parts), DELAY_US, due)))
@@ -83,7 +83,7 @@ def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows
 
 
 def test_where_nothing_was_told_nothing_is_known() -> None:
-    found, due = SettledLabels(LabelBook().whole()), LabelBook()
+    found, due = FinalLabels(LabelBook().whole()), LabelBook()
     (given,) = found.told(iter([transactions(3)]), DELAY_US, due)
     assert given.truth is not None
     assert given.truth.tolist() == [KNOWN.index("none")] * 3

@@ -8,12 +8,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipeline.backtest import blocks as blocks_module
-from pipeline.backtest import metrics, truth
-from pipeline.backtest.blocks import blocks, summed, texts
-from pipeline.backtest.labelling import Reviewed
+from pipeline.backtest.input import blocks as blocks_module
+from pipeline.backtest.input.blocks import blocks, summed, texts
+from pipeline.backtest.input.spill import NumberColumn, TextColumn, WordColumn, in_blocks, mapped_frame
+from pipeline.backtest.labels import ground_truth
+from pipeline.backtest.labels.schedule import ReviewOutcome
+from pipeline.backtest.metrics import ranking
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.spill import NumberColumn, TextColumn, WordColumn, in_blocks, mapped_frame
 from tests.helpers.backtests import result
 
 
@@ -98,15 +99,15 @@ def test_a_report_says_the_same_whatever_the_blocks(monkeypatch: pytest.MonkeyPa
     labels["labelled_at"] += pd.to_timedelta(np.arange(len(labels)) % 41, "h")
     known_at = given.labels["labelled_at"] - pd.Timedelta(hours=47)
     answers = given.labels[["transaction_id", "card_id"]].assign(known_at=known_at)
-    reviewed = [replace(one, reviewed=Reviewed(len(answers), 0, answers)) for one in given.variants]
+    reviewed = [replace(one, reviewed=ReviewOutcome(len(answers), 0, answers)) for one in given.variants]
     few = ReportOptions(top=3, replicates=20)
     asked = [replace(given, labels=labels, variants=of) for of in (given.variants, variants, reviewed)]
     whole = [build_report(one, few).json for one in asked]
     metrics_of = [json.loads(one)["variants"][0]["metrics"] for one in whole]
     assert metrics_of[2] != metrics_of[0]
     monkeypatch.setattr(blocks_module.blocks, "__defaults__", (100,))
-    monkeypatch.setattr(truth, "LABEL_BLOCK_ROWS", 70)
-    monkeypatch.setattr(metrics, "BLOCK_ROWS", 50)
+    monkeypatch.setattr(ground_truth, "LABEL_BLOCK_ROWS", 70)
+    monkeypatch.setattr(ranking, "BLOCK_ROWS", 50)
     assert [build_report(one, few).json for one in asked] == whole
 
 

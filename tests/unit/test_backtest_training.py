@@ -14,13 +14,14 @@ import pytest
 
 from pipeline import Backtest, Training
 from pipeline.backtest import delayed_truth, frame_tables
+from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.result import BacktestResult
-from pipeline.backtest.sources import RangeError
+from pipeline.backtest.runner.result import BacktestResult
 from pipeline.decision.budget import budget_threshold
 from pipeline.engine.history import compute_features, event_times_us
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.history.files import load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels
@@ -30,12 +31,13 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river
 from pipeline.scoring.trees import read_trees
 from pipeline.settings import Settings
-from pipeline.simulator import make_profiles, simulate_days
-from pipeline.sources import load_transactions, resolve_mapping
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, train
+from schemas.times import US_PER_DAY
+from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.unit.model_helpers import small_model
 
@@ -72,7 +74,7 @@ def asked(history: pd.DataFrame, start: datetime, settings: Settings, tmp_path: 
             "validation_days": 6.0,
             "settings": settings,
         }
-        return Backtest(path, **(given | more))
+        return backtest_of(path, **(given | more))
 
     return ask
 
@@ -227,7 +229,7 @@ def test_exported_topics_of_several_partitions_train_what_their_file_trains(
         placed = placed.assign(partition=number, timestamp=frame[time], offset=range(len(frame)))
         (directory / name).mkdir(parents=True)
         placed.to_parquet(directory / name / "0.parquet", index=False)
-    of_export = Backtest(
+    of_export = backtest_of(
         directory,
         start=start + 28 * DAY,
         warm_up_s=28 * 86_400.0,
@@ -336,9 +338,9 @@ def test_a_training_that_cannot_be_is_told(asked: Callable[..., Backtest], start
     with pytest.raises(RangeError, match="no transaction to train on from 2018-01-01 00:00:00 to 2018-01-29"):
         asked(training=long_ago).run()
     with pytest.raises(ValueError, match="only in the order of event time"):
-        Backtest(order="recorded", bootstrap="127.0.0.1:1", start=start, training=training(start))
+        backtest_of(order="recorded", bootstrap="127.0.0.1:1", start=start, training=training(start))
     with pytest.raises(ValueError, match="only in the order of event time"):
-        Backtest(order="recorded", bootstrap="127.0.0.1:1", budgets=[5])
+        backtest_of(order="recorded", bootstrap="127.0.0.1:1", budgets=[5])
 
 
 def test_a_budget_s_threshold_is_the_one_that_keeps_it_on_the_days_before(

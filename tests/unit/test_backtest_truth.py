@@ -7,7 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.backtest.truth import NEVER, Truth, find_truth, held_labels, precision_bounds, recall_bounds
+from pipeline.backtest.labels.ground_truth import (
+    NEVER,
+    GroundTruth,
+    ground_truth,
+    held_labels,
+    precision_bounds,
+    recall_bounds,
+)
 from pipeline.learning.labels import KNOWN, UNSEEN, StateNumbers, known_value, resolve_numbers, source_rank
 from schemas.codec import timestamp_us
 
@@ -43,7 +50,7 @@ def test_the_label_that_holds_is_the_one_that_holds_live(seed: int) -> None:
         states[name], _ = resolve_numbers(
             states.get(name, UNSEEN), source_rank(row.source), timestamp_us(row.labelled_at), known
         )
-    truth = find_truth(decisions(*states), frame)
+    truth = ground_truth(decisions(*states), frame)
     found = np.where(truth.fraud, "fraud", np.where(truth.legitimate, "legitimate", "none")).tolist()
     assert found == [KNOWN[known] for _, _, known, _ in states.values()]
     assert len(set(found)) == 3
@@ -57,7 +64,7 @@ def test_a_card_of_its_own_makes_another_transaction() -> None:
         [("t", "one", "fraud", "chargeback", NOON, "card"), ("t", "two", "legitimate", "analyst", NOON, None)],
         [*COLUMNS, "fraud_type"],
     )
-    truth = find_truth(decisions(("t", "two"), ("t", "three"), ("t", "one")), frame)
+    truth = ground_truth(decisions(("t", "two"), ("t", "three"), ("t", "one")), frame)
     assert truth.fraud.tolist() == [False, False, True]
     assert truth.legitimate.tolist() == [True, False, False]
     assert truth.source.tolist() == ["analyst", "", "chargeback"]
@@ -65,17 +72,19 @@ def test_a_card_of_its_own_makes_another_transaction() -> None:
 
 
 def test_without_labels_nothing_is_known() -> None:
-    truth = find_truth(decisions(("t", "c")), labels([]))
+    truth = ground_truth(decisions(("t", "c")), labels([]))
     assert truth.unlabelled.tolist() == [True]
     assert held_labels(labels([("t", "c", "fraud", "rule", NOON)])).empty
-    assert find_truth(decisions(("t", "c")), labels([("t", "c", "fraud", "rule", NOON)])).unlabelled.tolist() == [True]
+    assert ground_truth(decisions(("t", "c")), labels([("t", "c", "fraud", "rule", NOON)])).unlabelled.tolist() == [
+        True
+    ]
 
 
 def test_bounds_hold_for_every_way_in_which_the_unlabelled_can_turn_out() -> None:
     known = np.array([0, 1, 2, 2, 1, 0, 0, 0, 2])
     alert = np.array([True, True, True, True, False, False, False, True, False])
     none = np.full(9, "", object)
-    truth = Truth(known == 2, known == 1, none, none, np.full(9, NEVER))
+    truth = GroundTruth(known == 2, known == 1, none, none, np.full(9, NEVER))
     unknown = np.flatnonzero(known == 0)
     precisions, recalls = [], []
     for outcome in range(2 ** len(unknown)):
@@ -90,6 +99,6 @@ def test_bounds_hold_for_every_way_in_which_the_unlabelled_can_turn_out() -> Non
 
 def test_bounds_of_nothing_have_no_meaning() -> None:
     none = np.full(2, "", object)
-    truth = Truth(np.zeros(2, bool), np.ones(2, bool), none, none, np.full(2, NEVER))
+    truth = GroundTruth(np.zeros(2, bool), np.ones(2, bool), none, none, np.full(2, NEVER))
     assert precision_bounds(truth, np.zeros(2, bool)) == (None,) * 4
     assert recall_bounds(truth, np.ones(2, bool)) == (None,) * 4

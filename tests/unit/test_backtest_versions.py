@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.backtest import versions
-from pipeline.backtest.versions import ModelLibrary
+from pipeline.backtest.runner import model_library
+from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.kafka.quarantine import control_record, value_digest
 from pipeline.models.contents import VersionContents, sound_versions
@@ -68,7 +68,7 @@ def library(
 ) -> ModelLibrary:
     settings = Settings(data_dir=tmp_path, kafka_bootstrap_servers=None)
     found = PublishedVersions(settings, control, Contents(models), empty_board())
-    monkeypatch.setattr(versions.PublishedVersions, "on", lambda *_: found)
+    monkeypatch.setattr(model_library.PublishedVersions, "on", lambda *_: found)
     return ModelLibrary(settings, "a cluster")
 
 

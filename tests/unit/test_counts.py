@@ -10,7 +10,7 @@ from agents import counts as module
 from agents.counts import Counts
 from pipeline.engine.results import Result
 from pipeline.kafka.batch import Batch
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.metrics import WorkerMetrics
 from schemas.records import Record
 
 

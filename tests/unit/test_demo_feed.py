@@ -10,8 +10,8 @@ from pipeline.demo.feeder import DecidedFlow
 from pipeline.demo.figures import Figures
 from pipeline.demo.space import FEWEST_PARTITIONS, run_settings
 from pipeline.demo.world import SLICE_S, paced
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.settings import Settings
+from schemas.times import US_PER_DAY
 
 MIDNIGHT_US = 1_000 * US_PER_DAY
 

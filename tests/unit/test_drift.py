@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import FEATURES
 from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORTS, SCORE, DailyCounts, History
 from pipeline.monitoring.drift import DayDrift, DriftOptions, drifted, episodes, judge
 from pipeline.monitoring.reasons import drift_reason
 from pipeline.scoring.distributions import FeatureDistribution
+from schemas.times import US_PER_DAY
 
 ROWS = 2_000
 BINS = 6

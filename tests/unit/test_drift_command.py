@@ -9,11 +9,11 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.commands.drift import DRIFTED
-from pipeline.drift_metrics import DriftMetrics
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.monitored import Monitored, count_files
 from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORTS
 from pipeline.monitoring.drift import judge
+from pipeline.monitoring_data.drift import Monitored, count_files
+from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.scoring.distributions import FeatureDistribution
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from schemas.codec import encode

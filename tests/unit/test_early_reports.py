@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.labels import NO_LABEL, source_rank
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import FALLBACK, LEAST_REPORTS, ReportDelays, described_by_source
 from pipeline.training.early_reports import LARGEST_WEIGHT, targets_at
+from schemas.times import US_PER_DAY
 
 NOW_US = 100 * US_PER_DAY
 SPREAD = LabelRegime(reported="frauds-only", delay_days=5.0, delay_spread=1.0, never_reported=0.1)

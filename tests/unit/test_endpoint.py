@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from pipeline import endpoint
-from pipeline.endpoint import MAX_CONNECTIONS, Endpoint
-from pipeline.health import Health
+from pipeline.observability import endpoint
+from pipeline.observability.endpoint import MAX_CONNECTIONS, Endpoint
+from pipeline.observability.health import Health
 from tests.helpers.waiting import eventually
 
 LARGE_BYTES = 20_000_000

@@ -13,10 +13,11 @@ from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.card_batch import process_together
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.engine.state import MemoryStore
-from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION, US_PER_DAY, US_PER_SECOND
+from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
 from schemas.codec import MAX_VALUE_BYTES
 from schemas.messages import ProfiledLabel, ProfiledTransaction, RecordPosition
 from schemas.records import Headers, Output, Record
+from schemas.times import US_PER_DAY, US_PER_SECOND
 from schemas.topics import DEAD_LETTERS, PROFILED, TRANSACTIONS
 from tests.contract.records import RATES
 from tests.helpers.logs import START, LabelLog, Log, after, label, microseconds, profiled, reason, to, transaction

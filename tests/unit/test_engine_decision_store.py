@@ -7,7 +7,7 @@ from pipeline.engine.decision_store import DecisionStore, Known, Matured
 from pipeline.engine.layout import transaction_digest
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
-from pipeline.features.catalogue import US_PER_DAY
+from schemas.times import US_PER_DAY
 
 ONE, OTHER = transaction_digest("c1", "t1"), transaction_digest("c1", "t2")
 

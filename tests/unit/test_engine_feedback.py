@@ -14,11 +14,11 @@ from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.sampling import keep_negative
 from schemas.messages import Example, LogPosition, Versions
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES
 from tests.helpers.blocks import features_block
 from tests.helpers.logs import START, LabelLog, Log, after, decode_example, feature_row, features, label
@@ -161,11 +161,17 @@ def test_a_correction_is_a_further_revision(desk: Desk, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [IN[0], OUT[0]])
-def test_a_correction_by_who_has_not_looked_stands_for_its_sample(desk: Desk, number: int) -> None:
-    weight = 4.0 if number == IN[0] else 1.0
+def test_a_correction_is_an_example_for_certain_whoever_makes_it(desk: Desk, number: int) -> None:
     desk.decide(number)
     desk.say(number, after(1), source="customer")
-    assert told(desk.say(number, after(2), "legitimate", source="issuer")) == [(f"t{number}", "legitimate", 1, weight)]
+    assert told(desk.say(number, after(2), "legitimate", source="issuer")) == [(f"t{number}", "legitimate", 1, 1.0)]
+
+
+def test_a_label_of_what_was_presumed_stands_for_its_sample(desk: Desk) -> None:
+    desk.decide(IN[0])
+    assert told(desk.decide(OUT[0], after(2 * MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
+    found = desk.say(IN[0], after(2 * MATURITY_DAYS), "legitimate", source="issuer")
+    assert told(found) == [(f"t{IN[0]}", "legitimate", 1, 4.0)]
 
 
 Update = tuple[float | None, str | None, float, bool]
@@ -179,8 +185,8 @@ def test_a_correction_undoes_what_was_learned_and_a_withdrawal_undoes_it_alone(d
     desk.decide(IN[0])
     assert updates(desk.say(IN[0], after(1), source="customer")) == [(1.0, None, 0.0, False)]
     found = desk.say(IN[0], after(2), "legitimate", source="issuer")
-    assert updates(found) == [(4.0, "fraud", 1.0, False)]
-    assert updates(desk.say(IN[0], after(3), "disputed", source="issuer")) == [(0.0, "legitimate", 4.0, False)]
+    assert updates(found) == [(1.0, "fraud", 1.0, False)]
+    assert updates(desk.say(IN[0], after(3), "disputed", source="issuer")) == [(0.0, "legitimate", 1.0, False)]
     assert updates(desk.say(IN[0], after(4), source="analyst")) == [(1.0, None, 0.0, False)]
 
 

@@ -20,9 +20,10 @@ from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.transaction_index import RUN_AT_MOST, StoreIndex
 from pipeline.engine.waiting import WaitingRoom
-from pipeline.features.catalogue import CARD_FEATURES, US_PER_DAY
+from pipeline.features.catalogue import CARD_FEATURES
 from schemas.messages import ProfiledTransaction
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES, TRANSACTIONS
 from tests.helpers.logs import START, LabelLog, Log, after, features, label, microseconds, reason, to, transaction
 from tests.unit.test_engine_card import NOW, Desk, bought, everything, options, told, values_of

@@ -17,13 +17,14 @@ from pipeline.engine.models import ActiveModels
 from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.score import KernelChanged, KernelMismatch, ScorePartition
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION, US_PER_DAY
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_model import RiverModel
 from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, RecordPosition
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS
 from tests.helpers.blocks import changed, with_text
 from tests.helpers.champion import LARGE_AMOUNT, active, decide

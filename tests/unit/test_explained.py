@@ -51,6 +51,18 @@ def check_one_sentence(result: Result, *parts: str) -> None:
             {"FRAUD_PIPELINE_KAFKA_CONFIG": json.dumps({"security.protocol": SECRET})},
             ["FRAUD_PIPELINE_KAFKA_CONFIG", "security.protocol"],
         ),
+        (
+            {"FRAUD_PIPELINE_KAFKA_CONFIG": json.dumps({"security.protocol": "sasl_ssl", "sasl.mechanism": SECRET})},
+            ["FRAUD_PIPELINE_KAFKA_CONFIG", "Unsupported SASL mechanism: its value"],
+        ),
+        (
+            {"FRAUD_PIPELINE_KAFKA_CONFIG": json.dumps({"security.protocol": "ssl", "ssl.key.location": SECRET})},
+            ["ssl.key.location names a file that is missing"],
+        ),
+        (
+            {"FRAUD_PIPELINE_LABEL_TOPICS": '{"labels": []}'},
+            ["FRAUD_PIPELINE_LABEL_TOPICS cannot be used: topic labels has no sources"],
+        ),
         ({"FRAUD_PIPELINE_AUDIT_KEYS": f'["{SECRET}"]'}, ["FRAUD_PIPELINE_AUDIT_KEYS"]),
         ({"FRAUD_PIPELINE_LOG_LEVELS": "loud"}, ["FRAUD_PIPELINE_LOG_LEVELS"]),
     ],
@@ -73,8 +85,8 @@ def failing(error: Exception) -> click.Group:
     [
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left on device: free space"),
         (MemoryError(), "no memory left"),
-        (KeyError("lost"), "KeyError: 'lost' ("),
-        (ZeroDivisionError("by zero"), "This is an error of the program"),
+        (KeyError(SECRET), "KeyError in "),
+        (ZeroDivisionError(SECRET), "This is an error of the program"),
     ],
 )
 def test_any_failure_of_a_command_is_one_sentence(error: Exception, part: str) -> None:
@@ -84,6 +96,45 @@ def test_any_failure_of_a_command_is_one_sentence(error: Exception, part: str) -
 def test_the_traceback_of_an_error_of_the_program_is_there_for_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_PIPELINE_LOG_LEVELS", "debug")
     assert CliRunner().invoke(failing(KeyError("lost")), ["fails"]).output.startswith("Traceback")
+
+
+def test_a_traceback_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_LOG_LEVELS", "debug")
+    assert "\x1b" not in CliRunner().invoke(failing(ValueError("\x1b[2J")), ["fails"]).output
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("FRAUD_PIPELINE_TOPICS_PREFIX", "FRAUD_PIPELINE_TOPIC_PREFIX"),
+        ("FRAUD_PIPELINE_METRIC_PORT", "FRAUD_PIPELINE_METRICS_PORT"),
+        ("FRAUD_PIPELINE_SNAPSHOT_URL_FIEL", "FRAUD_PIPELINE_SNAPSHOT_URL_FILE"),
+    ],
+)
+def test_a_misspelt_variable_is_warned_about_by_name(variable: str, nearest: str) -> None:
+    result = run("acl", **{variable: SECRET})
+    assert result.exit_code == 0
+    assert result.stderr == f"Warning: {variable} is no setting, and is ignored: do you mean {nearest}?\n"
+
+
+def test_a_variable_like_no_setting_is_warned_about_too() -> None:
+    assert run("acl", FRAUD_PIPELINE_X="1").stderr == "Warning: FRAUD_PIPELINE_X is no setting, and is ignored\n"
+
+
+def test_variables_of_kubernetes_and_settings_are_not_warned_about() -> None:
+    given = {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "9464",
+        "SERVICE_PORT_METRICS": "9464",
+        "PORT": "tcp://10.0.0.1:9464",
+        "PORT_9464_TCP": "tcp://10.0.0.1:9464",
+        "PORT_9464_TCP_ADDR": "10.0.0.1",
+        "RETRAIN_SERVICE_HOST": "10.0.0.1",
+        "topic_prefix": "x-",
+        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
+    }
+    result = run("acl", **{f"FRAUD_PIPELINE_{name}": value for name, value in given.items()})
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_each_log_line_is_a_json_object(capsys: pytest.CaptureFixture[str]) -> None:

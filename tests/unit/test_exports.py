@@ -13,8 +13,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.backtest.accept import Acceptance, accept_labels, accept_transactions
-from pipeline.backtest.records import Numbering, labels_of, transactions_of
+from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
 from pipeline.engine.columns import Reject
 from pipeline.exports.contents import Contents, Offsets, check_whole, contents_path, note_contents
 from pipeline.exports.errors import ExportError

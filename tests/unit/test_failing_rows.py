@@ -21,10 +21,10 @@ from pipeline.engine.blocks import row_count
 from pipeline.engine.decider import Decider
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
-from pipeline.health import Health
 from pipeline.kafka.batch import make_batch
 from pipeline.kafka.quarantine import Quarantines
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.health import Health
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from schemas.messages import ProfiledTransaction
 from schemas.records import Output, Record

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import NEVER_US
 from pipeline.retraining.gate import GateLimits, judge, rescored
 from pipeline.retraining.guard import finds_less, raises_too_much
 from pipeline.retraining.paired import Scorings
 from pipeline.scoring.blend import sigmoid
+from schemas.times import US_PER_DAY
 
 LIMITS = GateLimits(alerts_per_day=20.0)
 DAYS = 14

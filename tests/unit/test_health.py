@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.health import AGENT_STATES, Health, Report
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.health import AGENT_STATES, Health, Report
+from pipeline.observability.metrics import WorkerMetrics
 
 
 class Clock:

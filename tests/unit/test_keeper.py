@@ -14,7 +14,7 @@ from agents.keeper import FIRST_S, Identity, Keeper
 from pipeline.engine.card import CardPartition
 from pipeline.engine.state import StateDump
 from pipeline.kafka.session import Session
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.errors import StoreError
 from pipeline.state.snapshots import Snapshot, SnapshotRepository

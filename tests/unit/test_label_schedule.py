@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
-from pipeline.replay import ReplayOptions
-from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
-from pipeline.simulator import make_profiles, simulate_days
+from pipeline.replay.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
+from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
+from pipeline.replay.replayer import ReplayOptions
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from schemas.messages import Transaction
 
 

@@ -18,10 +18,10 @@ from pipeline.engine.card import CardPartition
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StoreError
 from pipeline.features.columns import MemoryStorage
-from pipeline.health import Health
 from pipeline.kafka.batch import Batch, make_batch
 from pipeline.kafka.quarantine import Quarantines
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.health import Health
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.messages import Rules

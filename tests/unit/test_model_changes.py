@@ -19,9 +19,11 @@ from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.models.publish import Content, ControlWriter, Step
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.retraining.challenger import recipe_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
+from pipeline.training.cold_start import cold_start
 from schemas.messages import Activation, LearningSwitch, ModelVersion, VersionReference
 from schemas.records import Record
 from tests.helpers.champion import policy
@@ -281,14 +283,16 @@ def test_records_that_come_later_change_what_is_known(tmp_path: Path) -> None:
     assert [one.lightgbm.digest for one in published.history.tenures()] == [MODEL.digest, OTHER.digest]
 
 
-def proposed(cluster: Cluster, outcome: str = "accepted", against: str | None = None) -> None:
+def proposed(
+    cluster: Cluster, outcome: str = "accepted", against: str | None = None, compared: Sequence[VersionReference] = ()
+) -> None:
     """Record a proposal of `OTHER` by Mona."""
     recipe = recipe_of_facts(lightgbm_facts(KnownVersion(LIGHTGBM, MODEL.version, MODEL.to_payload())))
     versions = cluster.contents(
         [Content(LIGHTGBM, OTHER.version, OTHER.to_payload()), Content(POLICY, SECOND.version, SECOND.to_payload())]
     )
     figures = {RECIPE: "new", AGAINST_RECIPE: against or recipe, "frauds_a_day_more": 1.5}
-    cluster.assess(outcome, versions, [], Step(outcome, "mona", "It knows more.", figures))
+    cluster.assess(outcome, versions, compared, Step(outcome, "mona", "It knows more.", figures))
 
 
 def test_a_proposed_version_is_approved_by_somebody_else(tmp_path: Path) -> None:
@@ -322,6 +326,14 @@ def test_what_was_not_accepted_against_the_active_recipe_is_not_approved(tmp_pat
     proposed(cluster, against="another")
     with pytest.raises(ModelError, match="of another recipe than that was compared"):
         cluster.changes().approve(OTHER.version, DANA)
+
+
+def test_a_proposal_against_a_version_that_does_not_tell_its_recipe_is_approved(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cold, of_cold = cold_start(0.01, 0.5, 0.0)
+    cluster.publish(cold, of_cold)
+    proposed(cluster, against=recipe_of(cold).digest, compared=cluster.published().history.tenures()[-1].references)
+    assert cluster.changes().approve(OTHER.version, DANA).lightgbm == OTHER.version
 
 
 def test_with_a_second_approval_nobody_promotes_what_was_never_active(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pipeline.kafka.undecided import Found, OldestUndecided, UndecidedWatch
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 
 PLACE = ("transactions", 1)

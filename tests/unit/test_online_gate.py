@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.decision.online_gate import REACH_DAYS, REPORT_DAYS, TOP, BothScores, Gate, Identity, Report, verdict
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.labels import KNOWN, source_rank
+from schemas.times import US_PER_DAY
 
 START_US = 20_000 * US_PER_DAY
 FRAUD, LEGITIMATE = KNOWN.index("fraud"), KNOWN.index("legitimate")

@@ -7,7 +7,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import NEVER_US
 from pipeline.retraining.paired import (
     PairedDays,
@@ -19,6 +18,7 @@ from pipeline.retraining.paired import (
     top_agreement,
 )
 from pipeline.training.metrics import daily_card_precision
+from schemas.times import US_PER_DAY
 
 TOP = 5
 

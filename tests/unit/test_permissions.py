@@ -26,9 +26,10 @@ def writers(topic: str) -> set[str]:
 def test_every_topic_has_the_writers_that_its_declaration_names() -> None:
     expected = {topic.name: {"worker"} for topic in TOPICS}
     expected |= {
-        "transactions": {"producer"},
-        "labels": {"labeller:labels", "analyst"},
-        "chargebacks": {"labeller:chargebacks"},
+        "transactions": {"producer", "gateway"},
+        "labels": {"labeller:labels", "gateway", "analyst"},
+        "chargebacks": {"labeller:chargebacks", "gateway"},
+        "dead-letters": {"worker", "gateway"},
         "models": {"worker", "operator"},
         "control": {"worker", "operator"},
         "examples": {"worker", "operator"},

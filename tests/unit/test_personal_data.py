@@ -1,5 +1,6 @@
 """People's data: what is left out of dead letters and of ``profiled``, and for how long topics keep records."""
 
+import hashlib
 import json
 
 import pytest
@@ -31,7 +32,17 @@ def test_a_redacted_dead_letter_holds_nothing_of_its_record() -> None:
     )  # fmt: skip
     assert told["dead-letter-error"] == b"not_json"
     assert told["dead-letter-value-bytes"] == str(len(VALUE)).encode()
-    assert len(told["dead-letter-value-sha256"] or b"") == 64
+
+
+def test_a_redacted_dead_letter_has_no_digest_by_which_a_card_could_be_found() -> None:
+    result = Result()
+    number = b"4000001234567899"
+    result.dead_letter(Record("raw", 0, 1, 0, number, number), "tokenise", "wrong_type", "It is no object.")
+    result.dead_letter(Record("raw", 0, 2, 0, number, number), "tokenise", "too_large", "No.", kept_bytes=0)
+    found = {hashlib.sha256(number).hexdigest().encode(), number}
+    for letter in map(redacted, result.outputs):
+        assert dict(letter.headers)["dead-letter-value-bytes"] == b"16"
+        assert not found & {content for _, content in letter.headers}
 
 
 def test_a_redacted_dead_letter_without_a_value_is_one_too() -> None:
@@ -59,6 +70,13 @@ def test_a_required_field_cannot_be_dropped() -> None:
         Settings(dropped_fields="ip,card_id")
 
 
+def test_topics_of_labels_have_a_retention_too() -> None:
+    topics = {"labels": ("analyst",), "chargebacks": ("chargeback",)}
+    assert wanted_problems(Settings(label_topics=topics, retention_days={"chargebacks": 200})) == []
+    (problem,) = wanted_problems(Settings(label_topics=topics, retention_days={"chargebacks": 20}))
+    assert "127 days or more" in problem
+
+
 def test_topics_are_created_with_the_retention_that_is_set() -> None:
     settings = Settings(retention_days={"decisions": 400, "transactions": 200})
     assert topic_config(DECISIONS, settings)["retention.ms"] == str(400 * 86_400_000)
@@ -74,7 +92,7 @@ def test_topics_are_created_with_the_retention_that_is_set() -> None:
         ("models", 4_000, "for ever"),
         ("control", 4_000, "for ever"),
         ("examples", 4_000, "for ever"),
-        ("decisions", 0, "0 days or more"),
+        ("decisions", 0, "more than 0 days"),
         ("decision", 10, "no topic"),
     ],
 )

@@ -6,16 +6,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.models.changes import Said
 from pipeline.models.history import VersionHistory
 from pipeline.models.recipes import RECIPE, recipe_of_facts
 from pipeline.retraining.challenger import Champion, compared_days, recipe_of, trained_by
-from pipeline.retraining.proposal import DECLARED, Period, compare_recipes, period_of_look, propose
+from pipeline.retraining.proposal import DECLARED, FAILED, Period, compare_recipes, period_of_look, propose
 from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Assessment
+from schemas.times import US_PER_DAY
 from tests.unit.test_model_changes import Cluster
 from tests.unit.test_retraining import HISTORY, LIMITS, NOW_US, OPTIONS, START_US, at, champion, served_by
 
@@ -33,6 +33,8 @@ def test_a_recipe_gets_one_look_at_each_day() -> None:
     seen = VersionHistory([assessed(DECLARED, "r", *now), assessed("rejected", "r", *now)])
     with pytest.raises(ModelError, match="was rejected on days that would be looked at again: wait for 25 more days"):
         period_of_look(seen, "r", Period(13 * US_PER_DAY, 41 * US_PER_DAY))
+    failed = VersionHistory([assessed(DECLARED, "r", *now), assessed(FAILED, "r", *now)])
+    assert period_of_look(failed, "r", Period(13 * US_PER_DAY, 41 * US_PER_DAY)) == (13 * US_PER_DAY, 41 * US_PER_DAY)
     # A look that was declared is taken as it was declared, whenever that is.
     declared = VersionHistory([assessed(DECLARED, "r", *now)])
     assert period_of_look(declared, "r", Period(13 * US_PER_DAY, 41 * US_PER_DAY)) == now

@@ -10,7 +10,7 @@ from agents.topology import CARD, SCORE, AgentSpec
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.waiting import WaitingRoom
 from pipeline.kafka.batch import UnreadableRange
-from pipeline.kafka.quarantine import Quarantines
+from pipeline.kafka.quarantine import ProcessDied, Quarantines
 from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
 from schemas.records import Output, Record
@@ -41,6 +41,18 @@ def test_a_restore_skips_the_record_whose_content_the_quarantine_names() -> None
     assert known.without([record(1), record(2)]) == [record(2)]
     # A record that was forged for a position to come cannot name what will lie there.
     assert known.without([record(1, b"other")]) == [record(1, b"other")]
+
+
+def test_where_dead_letters_are_redacted_control_has_no_text_of_an_error() -> None:
+    known = Quarantines("nowhere:1", Settings(dead_letters="redacted"), "score", SCORE.reads, [].append)
+    outputs = known.outputs(record(1), KeyError("card-4711"), NOW).outputs
+    (item,) = (output.value or b"" for output in outputs if output.topic is CONTROL)
+    assert b"KeyError" in item
+    assert b"4711" not in item
+    known._take(control(*outputs))
+    assert known.without([record(1)]) == []
+    own = known.outputs(record(1), ProcessDied("It killed two processes."), NOW).outputs
+    assert any(b"It killed two" in (output.value or b"") for output in own)
 
 
 def test_a_record_without_a_value_can_be_quarantined() -> None:

@@ -6,8 +6,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.engine.history import labels_known
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.learning.regimes import NEVER_US, LabelRegime
+from schemas.times import US_PER_DAY
 
 N = 40_000
 TIMES = np.arange(N, dtype=np.int64) * 1_000_000

@@ -16,15 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from pipeline import Backtest
 from pipeline.backtest import Decisions
-from pipeline.backtest.messages import DecisionMessages
-from pipeline.backtest.records import Numbering
-from pipeline.backtest.reprocess import Reprocessed, refuse_own, run_name
-from pipeline.backtest.request import Request
-from pipeline.backtest.run_writer import RunWriter
-from pipeline.backtest.sources import RangeError
-from pipeline.backtest.written_runs import (
+from pipeline.backtest.input.records import Numbering
+from pipeline.backtest.input.span import RangeError
+from pipeline.backtest.reprocess.messages import DecisionMessages
+from pipeline.backtest.reprocess.reprocess import Reprocessed, refuse_own, run_name
+from pipeline.backtest.reprocess.writer import RunWriter
+from pipeline.backtest.reprocess.written_runs import (
     DECIDED,
     RUN,
     Present,
@@ -34,6 +32,7 @@ from pipeline.backtest.written_runs import (
     hashes_of_decision,
     look,
 )
+from pipeline.backtest.runner.request import Request
 from pipeline.cli import main
 from pipeline.commands import export, reprocess
 from pipeline.engine.decision_messages import NOT_READ
@@ -50,6 +49,7 @@ from schemas.messages import Decision, RecordPosition
 from schemas.records import Headers, Record
 from schemas.topics import MODELS, TOPICS
 from tests.contract.records import RATES
+from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.blocks import features_block
 from tests.helpers.champion import active
 from tests.helpers.histories import busy_history, play
@@ -125,7 +125,7 @@ def test_topics_of_a_pipeline_are_refused_whatever_their_prefix() -> None:
 
 def named(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, learn: bool = False, partitions: int = 3) -> str:
     monkeypatch.setattr(Request, "partitions", partitions)
-    asked = Backtest(models={"candidate": active()}, learn=learn, settings=settings, bootstrap="127.0.0.1:1")
+    asked = backtest_of(models={"candidate": active()}, learn=learn, settings=settings, bootstrap="127.0.0.1:1")
     (candidate,) = asked.candidates().values()
     ids = {"transactions": "a", "labels": "b"}
     return run_name(asked.request, 7, candidate, asked.request.card_options(partitions), "cluster", ids)
@@ -264,7 +264,7 @@ def take_all(writer: RunWriter, parts: Iterable[Decisions]) -> None:
 
 
 def test_what_is_replaced_goes_once_the_new_run_has_begun_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 40)
+    monkeypatch.setattr("pipeline.backtest.reprocess.writer._TRANSACTION_ROWS", 40)
     history, card = busy_history(7), options(3)
     happened: list[object] = []
 
@@ -288,7 +288,7 @@ def test_what_is_replaced_goes_once_the_new_run_has_begun_and_not_before(monkeyp
 
 
 def test_each_transaction_has_decisions_and_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 40)
+    monkeypatch.setattr("pipeline.backtest.reprocess.writer._TRANSACTION_ROWS", 40)
     producer = Writes([])
     writer = writer_to(producer, Present())
     take_all(writer, run(busy_history(7), options(3), 37))
@@ -308,7 +308,7 @@ def test_each_transaction_has_decisions_and_their_features(monkeypatch: pytest.M
 
 
 def test_a_run_goes_on_behind_what_is_there_if_that_is_what_it_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backtest.run_writer._TRANSACTION_ROWS", 40)
+    monkeypatch.setattr("pipeline.backtest.reprocess.writer._TRANSACTION_ROWS", 40)
     parts = run(busy_history(7), options(3), 100)
     producer = Writes([])
     first = writer_to(producer, Present())

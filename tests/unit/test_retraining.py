@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from pipeline.decision.policy import Policy, Rule
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.quarantine import control_record
 from pipeline.learning.regimes import NEVER_US
 from pipeline.models.history import Tenure, VersionHistory
@@ -33,6 +32,7 @@ from pipeline.training.fit import TrainingConfig, train
 from pipeline.training.served import ServedLog, ServedRows
 from schemas.messages import Activation, Assessment, Control, VersionReference
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from tests.helpers.served import feature_records, label_records, simulated
 from tests.unit.model_helpers import edited_text, small_model
 

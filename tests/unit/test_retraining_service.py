@@ -7,7 +7,6 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.commands.retrain import command
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.kafka.quarantine import control_record
 from pipeline.retraining.cycles import AS_OF, BY
 from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions
@@ -15,6 +14,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from schemas.messages import Assessment, Control, LearningSwitch
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from tests.helpers.logs import START
 from tests.unit.model_helpers import small_model
 from tests.unit.test_retraining import activation

@@ -105,5 +105,5 @@ def test_an_unknown_file_system_is_refused_without_the_password() -> None:
 
 
 def test_the_log_of_a_failing_record_does_not_hold_its_values() -> None:
-    assert described(KeyError("card-4711")) == "KeyError (text on topic control)"
+    assert described(KeyError("card-4711")) == "KeyError (see topic control)"
     assert described(ProcessDied("3 processes died")) == "3 processes died"

@@ -13,11 +13,11 @@ import pytest
 from pipeline.engine.layout import transaction_digest
 from pipeline.engine.segments import Entry
 from pipeline.engine.state import LoadedState, StateDump
-from pipeline.features.catalogue import US_PER_DAY
 from pipeline.state.errors import SnapshotError, StateRemoved, StoreError
 from pipeline.state.segment_groups import GROUP_ROWS
 from pipeline.state.segments import FileSegments
 from pipeline.state.snapshots import Reason, Refused, SnapshotRepository
+from schemas.times import US_PER_DAY
 from tests.unit.snapshot_helpers import KEY
 
 SEALED_BYTES = 1_500 * GROUP_ROWS

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.features.catalogue import FEATURES, US_PER_DAY
+from pipeline.features.catalogue import FEATURES
 from pipeline.learning.labels import KNOWN, NO_LABEL, source_rank
 from pipeline.learning.regimes import NEVER_US
 from pipeline.scoring.errors import ModelError
@@ -12,6 +12,7 @@ from pipeline.settings import Settings
 from pipeline.training.served import ServedLog
 from schemas.messages import Versions
 from schemas.records import Record
+from schemas.times import US_PER_DAY, US_PER_HOUR
 from tests.helpers.blocks import features_block
 from tests.helpers.logs import feature_row
 from tests.helpers.served import DELAY_US, feature_records, label_records, simulated
@@ -123,3 +124,19 @@ def test_rows_teach_once_they_are_mature() -> None:
     assert rows.event_time_us[split.training].max() < now_us - 12 * US_PER_DAY
     with pytest.raises(ModelError, match="leave 0 transactions"):
         rows.split(now_us, 60 * US_PER_DAY, 5.0)
+
+
+def test_a_date_that_is_wrong_moves_no_window() -> None:
+    times_us = [int(HISTORY.event_time_us[0]) + hours * US_PER_HOUR for hours in (1, 2, 600_000, 3, 75, 76, 77, 78)]
+    moved = HISTORY._replace(event_time_us=np.array(times_us))
+    records = [record for row in range(8) for record in feature_records(moved, small_model(), rows=slice(row, row + 1))]
+    served = log(window_days=1)
+    served.add_features(records[:4])
+    assert served.newest_us == times_us[3]
+    assert served.rows().event_time_us.tolist() == [*times_us[:2], times_us[3]]
+    assert served.newest(times_us[1]).event_time_us.tolist() == [times_us[1], times_us[3]]
+    # Days without traffic end with three decisions in a row, none of which is lost.
+    served.add_features(records[4:6])
+    assert len(served.rows()) == 3
+    served.add_features(records[6:])
+    assert served.rows().event_time_us.tolist() == times_us[4:]

@@ -1,5 +1,6 @@
 """Signatures: what no trusted key signed is refused and counted, and reading goes on."""
 
+import base64
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.kafka.quarantine import control_record, decode_control
 from pipeline.models.contents import sound_versions
 from pipeline.settings import Settings
 from pipeline.signing import SIGNATURE, KeyFileError, Signer, Trust, snapshot_keys
+from pipeline.state.manifest import MANIFEST_SUFFIX
 from pipeline.state.snapshots import Reason, Refused, SnapshotRepository
 from schemas.messages import LearningSwitch
 from schemas.records import Output, Record
@@ -33,6 +35,7 @@ def key_pair(directory: Path, name: str) -> tuple[Path, Path]:
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     private.chmod(0o600)
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    public.chmod(0o644)
     return private, public
 
 
@@ -99,6 +102,23 @@ def test_a_copy_of_a_signed_record_does_not_count_again(signing: tuple[Settings,
     assert reasons(own, first, first) == (["old", "old"], 0)
 
 
+def test_a_copy_with_another_spelling_of_its_signature_does_not_count(
+    signing: tuple[Settings, Settings],
+) -> None:
+    own, _ = signing
+    first = record(switch("old"), own, 3, own)
+    ((_, signature),) = first.headers
+    assert signature is not None
+    # Two bits of the last digit before the padding mean nothing.
+    digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    spelt = signature[:-3] + digits[digits.index(signature[-3:-2]) ^ 1 :][:1] + b"=="
+    copies = [
+        Record(first.topic, 0, 9, 0, first.key, first.value, ((SIGNATURE, spelt),)),
+        Record(first.topic, 0, 10, 0, first.key, first.value, ((SIGNATURE, signature), (SIGNATURE, b"another"))),
+    ]
+    assert reasons(own, first, *copies) == (["old"], 2)
+
+
 def test_keys_are_rotated_by_trusting_several(tmp_path: Path) -> None:
     (old, old_public), (new, new_public) = key_pair(tmp_path, "old"), key_pair(tmp_path, "new")
     before, after = Settings(signing_key_file=old), Settings(signing_key_file=new, trusted_keys=f"{old_public}")
@@ -129,6 +149,25 @@ def test_keys_of_files_are_checked(tmp_path: Path) -> None:
         private.chmod(mode)
         with pytest.raises(KeyFileError, match="chmod 600"):
             Signer.of(Settings(signing_key_file=private))
+
+
+def test_a_public_key_that_others_may_change_is_refused(tmp_path: Path) -> None:
+    _, public = key_pair(tmp_path, "one")
+    for mode in (0o664, 0o646):
+        public.chmod(mode)
+        with pytest.raises(KeyFileError, match="choose whom to trust"):
+            Trust.of(Settings(trusted_keys=str(public)))
+
+
+def test_a_key_of_an_unknown_kind_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    private, public = key_pair(tmp_path, "one")
+    for path, kind in ((private, "PRIVATE"), (public, "PUBLIC")):
+        der = base64.b64decode("".join(path.read_text().splitlines()[1:-1])).replace(b"+ep", b"+es")
+        path.write_text(f"-----BEGIN {kind} KEY-----\n{base64.b64encode(der).decode()}\n-----END {kind} KEY-----\n")
+    with pytest.raises(KeyFileError, match="no private Ed25519 key"):
+        Signer.of(Settings(signing_key_file=private))
+    with pytest.raises(KeyFileError, match="no public Ed25519 key"):
+        Trust.of(Settings(trusted_keys=str(public)))
 
 
 def test_a_command_names_the_key_that_it_cannot_use(tmp_path: Path) -> None:
@@ -175,10 +214,14 @@ def test_snapshots_that_no_key_signed_are_not_used(tmp_path: Path) -> None:
     assert newest("signed", old)
     assert newest("signed", rotated)
     assert newest("unsigned", ())
-    assert not newest("signed", new)
-    assert not newest("signed", ())
-    assert not newest("unsigned", old)
-    assert [one.reason for one in refused] == [Reason.UNSIGNED]
+    # What another key signed is not damaged: where a state cannot be made without it, a worker must not start.
+    for root, keys in (("signed", new), ("signed", ()), ("unsigned", old)):
+        assert not newest(root, keys)
+        assert [one.reason for one in refused] == [Reason.UNSIGNED]
+    (manifest,) = (tmp_path / "signed").rglob(f"*{MANIFEST_SUFFIX}")
+    manifest.write_bytes(manifest.read_bytes().replace(b'"created_at":"2', b'"created_at":"3'))
+    assert not newest("signed", old)
+    assert [one.reason for one in refused] == [Reason.DAMAGED]
 
 
 def test_a_key_of_snapshots_is_long_and_private(tmp_path: Path) -> None:

@@ -7,14 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.simulator import (
-    COLUMNS,
-    Profiles,
-    Scenario,
-    make_profiles,
-    simulate_days,
-    stream_days,
-)
+from pipeline.history.columns import COLUMNS
+from pipeline.simulation.simulator import Profiles, Scenario, make_profiles, simulate_days, stream_days
 
 DAYS = 60
 FRAUD_BUILT_UP = pd.Timestamp("2018-04-30", tz="UTC")

@@ -16,11 +16,12 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.engine.history import compute_features
 from pipeline.features.catalogue import CARD_FEATURES
+from pipeline.history.columns import COLUMNS
+from pipeline.history.files import UnusableSource, load_transactions, read_transactions, resolve_mapping
 from pipeline.rates import load_rates
-from pipeline.replay_messages import ENCODER, event_times_us, transaction_messages
+from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
 from pipeline.settings import Settings
-from pipeline.simulator import COLUMNS, make_profiles, simulate_days
-from pipeline.sources import UnusableSource, load_transactions, read_transactions, resolve_mapping
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from schemas.codec import decode_transaction
 
 HEADER = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT,TX_TIME_SECONDS,TX_FRAUD,TX_FRAUD_SCENARIO\n"

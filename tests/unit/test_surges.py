@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.features.catalogue import US_PER_HOUR
 from pipeline.learning.surges import HISTORY_HOURS, LEAST_LIMIT, Surges
+from schemas.times import US_PER_HOUR
 
 WEEK = 7 * 24
 

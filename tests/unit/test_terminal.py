@@ -47,9 +47,13 @@ def test_json_keeps_its_value(value: dict[str, str]) -> None:
 def test_a_line_of_the_log_is_harmless(log_format: str) -> None:
     config = logging_config(Settings.model_validate({"log_format": log_format}))["formatters"]["line"]
     kind = config.pop("()")
-    line = kind(**config).format(logging.LogRecord("x", logging.INFO, "x", 1, "card %s", (HOSTILE,), None))
+    forged = f"{HOSTILE}\n[2026-01-01 00:00:00,000] [1] [INFO] all is well"
+    line = kind(**config).format(logging.LogRecord("x", logging.INFO, "x", 1, "card %s", (forged,), None))
     assert "card" in line
-    assert all(map(harmless, line.split("\n")))
+    first, *others = line.split("\n")
+    assert all(map(harmless, [first, *others]))
+    # No text passes for a line of its own.
+    assert all(other.startswith(" ") for other in others)
 
 
 def test_an_error_that_names_foreign_text_is_harmless() -> None:
@@ -64,7 +68,7 @@ def test_an_error_that_names_foreign_text_is_harmless() -> None:
     assert "second \\x1b[2J" in output
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0d"])
 def test_no_text_of_a_csv_is_a_formula(start: str) -> None:
     frame = pd.DataFrame({"text": [f"{start}HYPERLINK()", "card"], "number": [-1.5, 2.0]})
     safe = spreadsheet_safe(frame)

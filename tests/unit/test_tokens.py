@@ -1,5 +1,6 @@
 """Tokens: keyed for each value, the same for all processes, and nobody's once the key is destroyed."""
 
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,11 +57,21 @@ def test_the_database_alone_tells_nothing_of_a_value(tmp_path: Path) -> None:
     with TokenKeys(path, SECRET) as keys, TokenKeys(tmp_path / "other.sqlite", SECRET) as other:
         token = Tokeniser(keys).token("card_id", CARD)
         assert Tokeniser(other).token("card_id", CARD) != token
-    with TokenKeys(path, b"o" * 32) as keys:
-        assert Tokeniser(keys).token("card_id", CARD) != token
     files = list(tmp_path.iterdir())
     assert not any(CARD.encode() in file.read_bytes() for file in files)
     assert all(file.stat().st_mode & 0o077 == 0 for file in files)
+
+
+def test_a_database_of_another_secret_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.sqlite"
+    with TokenKeys(path, SECRET) as keys:
+        Tokeniser(keys).token("card_id", CARD)
+        assert keys.forget(("card_id", CARD))
+    # Else all cards would get other tokens, and a card that is there would be said not to be.
+    with pytest.raises(KeyFileError, match="made with another secret"):
+        TokenKeys(path, b"o" * 32)
+    with TokenKeys(path, SECRET) as keys:
+        assert not keys.forget(("card_id", CARD))
 
 
 def test_a_forgotten_key_is_gone_from_the_disk(tmp_path: Path) -> None:
@@ -76,6 +87,33 @@ def test_a_forgotten_key_is_gone_from_the_disk(tmp_path: Path) -> None:
         assert not any(key in file.read_bytes() for file in tmp_path.iterdir())
         assert not keys.forget(("card_id", CARD))
         assert Tokeniser(keys).token("card_id", CARD) != token
+
+
+def test_a_copy_of_a_forgotten_key_that_another_program_holds_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tokens.sqlite"
+    monkeypatch.setattr("pipeline.tokens._BUSY_S", 0.0)
+    with TokenKeys(path, SECRET) as keys:
+        Tokeniser(keys).token("card_id", CARD)
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM keys").fetchall()
+        with pytest.raises(KeyFileError, match="forget the value again"):
+            keys.forget(("card_id", CARD))
+        reader.close()
+        assert not keys.forget(("card_id", CARD))
+
+
+def test_a_database_that_cannot_be_used_is_named_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.sqlite"
+    with TokenKeys(path, SECRET) as keys:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("DROP TABLE keys")
+        other.close()
+        for use in (keys.forget, lambda name: keys.keys([name])):
+            with pytest.raises(KeyFileError, match=r"tokens\.sqlite cannot be used: no such table"):
+                use(("card_id", CARD))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, LEGITIMATE_LABEL_FEATURES, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, LEGITIMATE_LABEL_FEATURES
 from pipeline.learning.regimes import LabelRegime, Reported
 from pipeline.learning.trained_labels import LABELS, TrainedLabels, warning_of_labels
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, train
+from schemas.times import US_PER_DAY
 from tests.unit.model_helpers import small_model
 from tests.unit.test_training import reported_early, synthetic
 

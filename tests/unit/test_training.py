@@ -15,22 +15,32 @@ from pipeline.commands.train import command
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.history import compute_features, event_times_us
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, US_PER_DAY
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
-from pipeline.simulator import make_profiles, simulate_days
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.audit import audit_within_budget
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split, rolling_folds, split_cohorts
 from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import LEAST_AUC, Trained, TrainingConfig, TrainingSet, _Trees, train, with_trees_of_folds
+from pipeline.training.fit import (
+    COLUMNS,
+    LEAST_AUC,
+    Trained,
+    TrainingConfig,
+    TrainingSet,
+    _Trees,
+    train,
+    with_trees_of_folds,
+)
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
+from schemas.times import US_PER_DAY
 from tests.unit.model_helpers import matrix, truth
 
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
@@ -155,7 +165,7 @@ def test_legitimate_rows_are_sampled_and_weighted() -> None:
 
 def test_a_transaction_is_sampled_whatever_the_history_begins_with() -> None:
     data = synthetic()
-    later = TrainingSet(*(getattr(data, name)[2_000:] for name in TrainingSet.__slots__[:6]))
+    later = TrainingSet(**{name: getattr(data, name)[2_000:] for name in COLUMNS})
     config = msgspec.structs.replace(SMALL, legitimate_rows=1)
 
     def drawn(of: TrainingSet, **changes: int) -> set[int]:
@@ -187,9 +197,7 @@ def test_the_number_of_trees_of_rolling_folds_belongs_to_the_recipe() -> None:
 
 def test_trees_that_tell_nothing_are_refused() -> None:
     data = synthetic()
-    constant = TrainingSet(
-        np.zeros_like(data.features), data.fraud, data.weight, data.event_time_us, data.card, data.identity
-    )
+    constant = replace(data, features=np.zeros_like(data.features))
     with pytest.raises(ModelError, match="one score"):
         trained(constant)
     by_chance = np.random.default_rng(7).permutation(data.fraud)
@@ -215,8 +223,7 @@ def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others()
     kept = {*names, "amount", "merchant_seconds_since_first"}
     spoilt[:, [column for column, name in enumerate(FEATURES) if name not in kept]] = 1e9
     np.testing.assert_array_equal(part.logit(spoilt), part.logit(data.features))
-    other = TrainingSet(spoilt, data.fraud, data.weight, data.event_time_us, data.card, data.identity)
-    assert train(other, split, config=SMALL, features=names).model.version == part.version
+    assert train(replace(data, features=spoilt), split, config=SMALL, features=names).model.version == part.version
     assert not np.array_equal(whole.logit(spoilt), whole.logit(data.features))
 
 
@@ -233,6 +240,7 @@ def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others()
 )
 def test_features_are_chosen_by_patterns(patterns: list[str], chosen: tuple[str, ...]) -> None:
     assert select_features(patterns) == chosen
+    assert select_features(["+hour", "-amount"], ["amount", "weekday"]) == ("hour", "weekday")
 
 
 def test_patterns_that_choose_nothing_are_refused() -> None:
@@ -251,26 +259,16 @@ def test_the_new_policy_keeps_rules_blend_and_audit() -> None:
 def test_sampled_negatives_are_calibrated_back() -> None:
     data = synthetic(20_000)
     kept = data.fraud | (np.random.default_rng(5).random(len(data.fraud)) < 0.2)
-    sampled = TrainingSet(
-        data.features[kept],
-        data.fraud[kept],
-        np.where(data.fraud, 1.0, 5.0)[kept],
-        data.event_time_us[kept],
-        data.card[kept],
-        data.identity[kept],
-    )
-    result = trained(sampled)
+    weighted = replace(data, weight=np.where(data.fraud, 1.0, 5.0))
+    result = trained(TrainingSet(**{name: getattr(weighted, name)[kept] for name in COLUMNS}))
     everywhere = sigmoid(result.model.logit(data.features))
     assert everywhere.sum() / data.fraud.sum() == pytest.approx(1.0, abs=0.15)
 
 
 def test_a_period_without_frauds_is_explained() -> None:
     data = synthetic()
-    honest = TrainingSet(
-        data.features, np.zeros_like(data.fraud), data.weight, data.event_time_us, data.card, data.identity
-    )
     with pytest.raises(ModelError, match="holds 0 frauds"):
-        trained(honest)
+        trained(replace(data, fraud=np.zeros_like(data.fraud)))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -420,7 +418,15 @@ def test_an_audit_keeps_within_its_budget() -> None:
     features[:, FEATURES.index("merchant_surge")] = random.lognormal(0, 1, rows)
     features[:, FEATURES.index("merchant_seconds_since_first")] = random.uniform(0, 200, rows) * 86_400
     split = Split(np.arange(0), np.arange(rows), days * US_PER_DAY)
-    data = TrainingSet(features, np.zeros(rows, bool), np.ones(rows), np.arange(rows), np.arange(rows), np.arange(rows))
+    numbers = np.arange(rows)
+    data = TrainingSet(
+        features=features,
+        fraud=np.zeros(rows, bool),
+        weight=np.ones(rows),
+        event_time_us=numbers,
+        card=numbers,
+        identity=numbers,
+    )
     audit = audit_within_budget(data, split, audits_per_day=20.0)
     expected = audit.probabilities(features).sum() / days
     assert 19.5 < expected < 20.5

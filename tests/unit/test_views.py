@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from pipeline.broker.running import demo_dir
 from pipeline.commands.alerts import Alerts
 from pipeline.demo.figures import Figures, LatencyHistogram, RateMeter, summary_json
 from pipeline.demo.ledger import Ledger
-from pipeline.demo.place import demo_dir
 from pipeline.demo.state import RunState
 from pipeline.demo.text import alert_lines, alert_row
 from pipeline.demo.view import (

@@ -6,21 +6,21 @@ from functools import cached_property
 import msgspec
 import pandas as pd
 
-from pipeline.backtest.report.content import Content, ReportOptions
+from pipeline.backtest.report.content import ReportContent, ReportOptions
 from pipeline.backtest.report.evaluate import evaluate
 from pipeline.backtest.report.frames import amounts_frame, days_frame, fraud_types_frame, metrics_frame
 from pipeline.backtest.report.page import page
 from pipeline.backtest.report.summary import summary
-from pipeline.backtest.result import BacktestResult
+from pipeline.backtest.runner.result import BacktestResult
 
-__all__ = ["Content", "Report", "ReportOptions", "build_report"]
+__all__ = ["BacktestReport", "ReportContent", "ReportOptions", "build_report"]
 
 
 @dataclass(frozen=True)
-class Report:
+class BacktestReport:
     """Readings of one content."""
 
-    content: Content
+    content: ReportContent
 
     @cached_property
     def html(self) -> str:
@@ -29,7 +29,7 @@ class Report:
 
     @cached_property
     def json(self) -> str:
-        """`Content` as JSON, indented."""
+        """`ReportContent` as JSON, indented."""
         return msgspec.json.format(msgspec.json.encode(self.content)).decode()
 
     @cached_property
@@ -58,9 +58,9 @@ class Report:
         return fraud_types_frame(self.content)
 
 
-def build_report(result: BacktestResult, options: ReportOptions | None = None) -> Report:
+def build_report(result: BacktestResult, options: ReportOptions | None = None) -> BacktestReport:
     """The report of ``result``; nothing is written.
 
     Raises ValueError where variants did not decide about the same transactions, or decisions lie outside of the range.
     """
-    return Report(evaluate(result, ReportOptions() if options is None else options))
+    return BacktestReport(evaluate(result, ReportOptions() if options is None else options))

@@ -1,4 +1,4 @@
-"""What a report says, as data: the JSON, of which the page and the summary are two readings.
+"""The content of a report as data: the JSON, which the page and the summary are readings of.
 
 Amounts are in the major unit of the base currency, times RFC 3339, days YYYY-MM-DD of UTC. A figure that has no meaning
 (a precision without alerts) is null.
@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.result import Parameter
-from pipeline.backtest.truth import Bounds
+from pipeline.backtest.labels.ground_truth import Bounds
+from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
+from pipeline.backtest.runner.result import Parameter
 
 
 class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +49,8 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     value: float | None
     unit: str = ""
     """``amount``, ``a day``, or nothing for shares and areas."""
-    by_days: Interval | None = None
-    by_cards: Interval | None = None
+    by_days: ConfidenceInterval | None = None
+    by_cards: ConfidenceInterval | None = None
 
 
 class TypeRecall(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +123,7 @@ class ScoreBin(msgspec.Struct, frozen=True, kw_only=True):
     """Known to be, or without a label."""
     mean_score: float | None
     fraud_share: float | None
-    share_interval: Interval
+    share_interval: ConfidenceInterval
     """Of the share, by Wilson's formula, 95 %."""
 
 
@@ -137,7 +137,7 @@ class ReasonCount(msgspec.Struct, frozen=True, kw_only=True):
     mean_contribution: float
 
 
-class Transaction(msgspec.Struct, frozen=True, kw_only=True):
+class ReportedTransaction(msgspec.Struct, frozen=True, kw_only=True):
     """One that is worth a look."""
 
     transaction_id: str
@@ -180,7 +180,7 @@ class PacingContent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VersionContent(msgspec.Struct, frozen=True, kw_only=True):
-    """A LightGBM version that was trained for a variant; `pipeline.backtest.result.TrainedVersion`."""
+    """A LightGBM version that was trained for a variant; `pipeline.backtest.runner.result.TrainedVersion`."""
 
     known_time: str
     """Everything was used that was known then."""
@@ -243,7 +243,7 @@ class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     """The sum of all scores: as many as there would be if scores were probabilities."""
     explained: int
     reasons: list[ReasonCount]
-    misses: list[Transaction]
+    misses: list[ReportedTransaction]
     """Frauds before which, and with which, there was no alert: the costliest."""
 
 
@@ -254,11 +254,11 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     frauds: int
     unlabelled: int
     caught_amount: float
-    examples: list[Transaction]
+    examples: list[ReportedTransaction]
     """Of those alerts, the largest amounts."""
 
 
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+class VariantComparison(msgspec.Struct, frozen=True, kw_only=True):
     """A variant beside the first one."""
 
     base: str
@@ -322,7 +322,7 @@ class DriftContent(msgspec.Struct, frozen=True, kw_only=True):
     """Those that it was trained on, the farthest first."""
 
 
-class Content(msgspec.Struct, frozen=True, kw_only=True):
+class ReportContent(msgspec.Struct, frozen=True, kw_only=True):
     """A whole report."""
 
     partial: bool
@@ -341,5 +341,5 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     options: ReportOptions
     labels: LabelContent
     variants: list[VariantContent]
-    comparisons: list[Comparison]
+    comparisons: list[VariantComparison]
     drift: list[DriftContent]

@@ -1,44 +1,44 @@
-"""From a backtest's result to the content of its report. Pure: no clock, no files."""
+"""Turn a backtest's result into the content of its report. Pure: no clock, no files."""
 
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from pipeline.backtest.drift import ModelDrift
-from pipeline.backtest.labelling import Reviewed
+from pipeline.backtest.labels.ground_truth import precision_bounds, recall_bounds
+from pipeline.backtest.labels.schedule import ReviewOutcome
+from pipeline.backtest.metrics.drift import ModelDrift
 from pipeline.backtest.report import slices, tables
 from pipeline.backtest.report.content import (
-    Comparison,
-    Content,
     DriftContent,
     FeatureDrift,
     ModelFigures,
+    ReportContent,
     ReportOptions,
     ReviewContent,
     Side,
+    VariantComparison,
     VariantContent,
 )
 from pipeline.backtest.report.figures import Resamples, differences, metrics, resample
 from pipeline.backtest.report.labels import label_content
 from pipeline.backtest.report.observed import Observed, Shared, observe, share
 from pipeline.backtest.report.paced import pacing
-from pipeline.backtest.report.slices import Cut, resample_slices
+from pipeline.backtest.report.slices import Slicing, resample_slices
 from pipeline.backtest.report.trainings import version_contents
-from pipeline.backtest.result import BacktestResult, Variant
-from pipeline.backtest.truth import precision_bounds, recall_bounds
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.backtest.runner.result import BacktestResult, Variant
+from schemas.times import US_PER_DAY
 
 CYCLE_DAYS: Final = {"hour": 1.0, "weekday": 7.0}
 """A feature of the calendar in a range that is shorter than its cycle tells the range's length, and no drift."""
 
 
-def evaluate(result: BacktestResult, options: ReportOptions) -> Content:
+def evaluate(result: BacktestResult, options: ReportOptions) -> ReportContent:
     """Everything that the report says. Raises ValueError where variants did not decide about the same transactions."""
     shared = share(result)
     protection_us = round(options.protection_days * US_PER_DAY)
     observed = [observe(variant, shared, protection_us, options.top) for variant in result.variants]
     samples = _samples(shared, observed, options)
-    return Content(
+    return ReportContent(
         partial=result.partial,
         from_time=tables.time_text(result.from_us),
         to_time=tables.time_text(result.to_us),
@@ -68,9 +68,9 @@ class _Samples(NamedTuple):
     """Figures of all variants over resamples: of the whole range, and of its slices."""
 
     whole: list[Resamples]
-    days: tuple[Cut, list[list[Resamples]]]
-    amounts: tuple[Cut, list[list[Resamples]]]
-    kinds: tuple[Cut, list[list[Resamples]]]
+    days: tuple[Slicing, list[list[Resamples]]]
+    amounts: tuple[Slicing, list[list[Resamples]]]
+    kinds: tuple[Slicing, list[list[Resamples]]]
 
 
 def _samples(shared: Shared, observed: list[Observed], options: ReportOptions) -> _Samples:
@@ -131,7 +131,7 @@ def _variant(
     )
 
 
-def _reviews(reviewed: Reviewed) -> ReviewContent:
+def _reviews(reviewed: ReviewOutcome) -> ReviewContent:
     return ReviewContent(alerts=reviewed.alerts, unanswered=reviewed.unanswered, sooner=len(reviewed.answers))
 
 
@@ -142,7 +142,7 @@ def _comparison(
     samples: _Samples,
     number: int,
     options: ReportOptions,
-) -> Comparison:
+) -> VariantComparison:
     base, other = observed[0], observed[number]
     (days, by_day), (bands, by_amount) = samples.days, samples.amounts
 
@@ -157,7 +157,7 @@ def _comparison(
             examples=tables.costliest(shared, observed, alone, options.rows // 2),
         )
 
-    return Comparison(
+    return VariantComparison(
         base=result.variants[0].name,
         other=result.variants[number].name,
         alerts_of_both=int((base.alert & other.alert).sum()),

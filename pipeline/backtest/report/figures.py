@@ -1,4 +1,4 @@
-"""The figures that have confidence intervals: what is measured, over all rows and over resamples of them."""
+"""Figures with confidence intervals, over all rows and over resamples of them."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
@@ -6,12 +6,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.bootstrap import Interval, interval, resampled
-from pipeline.backtest.metrics import Ranking, daily_precision, known_cards
+from pipeline.backtest.input.spill import in_blocks
+from pipeline.backtest.labels.ground_truth import NEVER
+from pipeline.backtest.metrics.bootstrap import ConfidenceInterval, interval, resampled
+from pipeline.backtest.metrics.ranking import Ranking, daily_precision, known_cards
 from pipeline.backtest.report.content import Metric, ReportOptions
 from pipeline.backtest.report.observed import Observed, Shared
-from pipeline.backtest.spill import in_blocks
-from pipeline.backtest.truth import NEVER
 from pipeline.training.metrics import daily_card_precision
 
 RANKED: Final = {"auc_roc": "AUC ROC", "average_precision": "Average precision"}
@@ -99,7 +99,7 @@ def differences(
     return [metric for metric in metrics(apart, options, names) if metric.name != "fraud_amount"]
 
 
-def _known(found: Interval) -> Interval | None:
+def _known(found: ConfidenceInterval) -> ConfidenceInterval | None:
     return None if found.low is None else found
 
 

@@ -1,4 +1,4 @@
-"""What a report says, as frames for a notebook. Intervals are NaN where there is none."""
+"""Frames of a report for a notebook. Intervals are NaN where there is none."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.report.content import Content, Metric, Slice, TypeRecall
+from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
+from pipeline.backtest.report.content import Metric, ReportContent, Slice, TypeRecall
 from pipeline.backtest.report.wording import wider
 
 
-def metrics_frame(content: Content) -> pd.DataFrame:
+def metrics_frame(content: ReportContent) -> pd.DataFrame:
     """A row for each variant and metric: ``value``, and intervals by days and by cards."""
     return pd.DataFrame(
         [
@@ -28,18 +28,18 @@ def metrics_frame(content: Content) -> pd.DataFrame:
     )
 
 
-def days_frame(content: Content) -> pd.DataFrame:
+def days_frame(content: ReportContent) -> pd.DataFrame:
     """A row for each variant and day: counts, and each metric with the ends of its interval."""
     found = _frame((variant.name, variant.days) for variant in content.variants)
     return found.assign(name=pd.to_datetime(found["name"], utc=True)).rename(columns={"name": "day"})
 
 
-def amounts_frame(content: Content) -> pd.DataFrame:
+def amounts_frame(content: ReportContent) -> pd.DataFrame:
     """A row for each variant and band of amounts, likewise; of two intervals the wider one."""
     return _frame((variant.name, variant.amounts) for variant in content.variants).rename(columns={"name": "amount"})
 
 
-def fraud_types_frame(content: Content) -> pd.DataFrame:
+def fraud_types_frame(content: ReportContent) -> pd.DataFrame:
     """A row for each variant and type of fraud, likewise."""
     return _frame((variant.name, variant.fraud_types) for variant in content.variants)
 
@@ -56,6 +56,6 @@ def _columns(one: Slice | TypeRecall) -> dict[str, Any]:
     return columns
 
 
-def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+def _ends(name: str, interval: ConfidenceInterval | None) -> dict[str, float | None]:
     low, high = (None, None) if interval is None else interval
     return {f"{name}_low": low, f"{name}_high": high}

@@ -1,24 +1,24 @@
-"""What is known about the range, from where, and what that leaves open."""
+"""Known labels of the range, their sources, and what they leave open."""
 
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.blocks import blocks
-from pipeline.backtest.labelling import Labelling
+from pipeline.backtest.input.blocks import blocks
+from pipeline.backtest.input.spill import NumberColumn
+from pipeline.backtest.labels.ground_truth import NEVER
+from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report.content import LabelContent, SourceCount
 from pipeline.backtest.report.observed import Shared
-from pipeline.backtest.result import BacktestResult
-from pipeline.backtest.spill import NumberColumn
-from pipeline.backtest.truth import NEVER
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.backtest.runner.result import BacktestResult
+from schemas.times import US_PER_DAY
 
 _MODES: Final = {
-    Labelling.RECORDED: "Labels are those that were recorded, each shown from when it was known.",
-    Labelling.DELAY: "Labels are what the history says in the end, known so long after each transaction; nobody has to "
+    LabelMode.RECORDED: "Labels are those that were recorded, each shown from when it was known.",
+    LabelMode.DELAY: "Labels are what the history says in the end, known so long after each transaction; nobody has to "
     "find a fraud for it to be known.",
-    Labelling.REVIEW: "Labels are simulated: the best alerts of a variant's day are reviewed, and answered by what the "
+    LabelMode.REVIEW: "Labels are simulated: the best alerts of a variant's day are reviewed, and answered by what the "
     "history says in the end; the rest becomes known after the delay. Each variant learns by labels of its own.",
 }
 
@@ -54,7 +54,7 @@ def label_content(result: BacktestResult, shared: Shared) -> LabelContent:
 def _statements(
     result: BacktestResult, frauds: int, legitimate: int, unlabelled: int, median_days: float | None
 ) -> list[str]:
-    mode = Labelling(result.label_mode)
+    mode = LabelMode(result.label_mode)
     statements = [_MODES[mode]]
     rows = frauds + legitimate + unlabelled
     if rows:
@@ -65,7 +65,7 @@ def _statements(
         )
     if not frauds:
         statements.append("No fraud is known in the range: nothing can be said of recall, ranking or money.")
-    if unlabelled and mode is not Labelling.RECORDED:
+    if unlabelled and mode is not LabelMode.RECORDED:
         statements.append(
             "What nobody ever labelled stays unknown after the delay too, and a review of it has no answer."
         )
@@ -75,7 +75,7 @@ def _statements(
             "Who was reviewed was chosen by the alerts of then, so that other alerts, which nobody looked at, seem to "
             "be wrong; only an audit sample, drawn whatever the score, is free of this."
         )
-    if median_days is not None and mode is Labelling.RECORDED:
+    if median_days is not None and mode is LabelMode.RECORDED:
         statements.append(
             f"Half of the labels were known within {median_days:.1f} days; of the range's last days more frauds may "
             "still become known."

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.blocks import blocks, texts
-from pipeline.backtest.metrics import top_of_days
-from pipeline.backtest.result import BacktestResult, Variant
-from pipeline.backtest.spill import in_blocks
-from pipeline.backtest.truth import Truth, answered_us, find_truth
-from pipeline.backtest.value import from_alert_on
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.backtest.input.blocks import blocks, texts
+from pipeline.backtest.input.spill import in_blocks
+from pipeline.backtest.labels.ground_truth import GroundTruth, answered_us, ground_truth
+from pipeline.backtest.metrics.cost_model import from_alert_on
+from pipeline.backtest.metrics.ranking import top_of_days
+from pipeline.backtest.runner.result import BacktestResult, Variant
+from schemas.times import US_PER_DAY
 
 
 class Shared(NamedTuple):
@@ -36,7 +36,7 @@ class Shared(NamedTuple):
     from_us: int
     until_us: int
     """Ends of what was decided, the later one excluded; in microseconds since 1970."""
-    truth: Truth
+    truth: GroundTruth
 
 
 class Observed(NamedTuple):
@@ -49,7 +49,7 @@ class Observed(NamedTuple):
     best: NDArray[np.bool_]
     """Whether the score is among the highest k of its day."""
     known_us: NDArray[np.int64]
-    """When what is known was known to this variant; `pipeline.backtest.truth.NEVER` where nothing is."""
+    """When what is known was known to this variant; `pipeline.backtest.labels.ground_truth.NEVER` where nothing is."""
 
 
 def share(result: BacktestResult) -> Shared:
@@ -73,7 +73,7 @@ def share(result: BacktestResult) -> Shared:
         span_days=(result.until_us - result.from_us) / US_PER_DAY,
         from_us=result.from_us,
         until_us=result.until_us,
-        truth=find_truth(frame, result.labels),
+        truth=ground_truth(frame, result.labels),
     )
 
 

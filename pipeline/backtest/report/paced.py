@@ -5,10 +5,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.paced import FirstAlerts
 from pipeline.backtest.report.content import PacingContent
 from pipeline.backtest.report.observed import Observed, Shared
-from pipeline.features.catalogue import US_PER_DAY
+from pipeline.backtest.runner.pacing import FirstAlerts
+from schemas.times import US_PER_DAY
 
 _WEEK: Final = 7
 _OF_DAYS: Final = 0.3

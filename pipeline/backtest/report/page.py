@@ -3,7 +3,7 @@
 from typing import Final
 
 from pipeline.backtest.report import sections
-from pipeline.backtest.report.content import Content
+from pipeline.backtest.report.content import ReportContent
 from pipeline.backtest.report.markup import Markup, element, join
 from pipeline.backtest.report.trainings import trainings
 from pipeline.backtest.report.wording import number, partial_sentence
@@ -44,7 +44,7 @@ td small { color: var(--quiet); } summary { cursor: pointer; } nav ul { columns:
 """
 
 
-def page(content: Content) -> str:
+def page(content: ReportContent) -> str:
     """The whole page."""
     parts = [
         ("summary", "Summary", sections.summary(content)),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from math import exp, inf, isfinite, log
 
-from pipeline.backtest.report.content import Content, DriftContent, Slice, VariantContent
+from pipeline.backtest.report.content import DriftContent, ReportContent, Slice, VariantContent
 from pipeline.backtest.report.wording import MOVED, number, percent, ratio, score
 from pipeline.svg import QUIET, Bar, Series, bars, lines, nothing
 
@@ -13,7 +13,7 @@ _NO_FRAUD = "No fraud is known in the range."
 _EPOCH = date(1970, 1, 1)
 
 
-def precision_recall(content: Content) -> str:
+def precision_recall(content: ReportContent) -> str:
     """Precision over recall of all variants, and where their alerts stand."""
     title = "Precision and recall"
     series, told = [], []
@@ -34,12 +34,12 @@ def precision_recall(content: Content) -> str:
     return lines(title, "recall", "precision", series, x_ticks=_SHARES, y_most=1.0, alt=alt)
 
 
-def alerts_by_day(content: Content) -> str:
+def alerts_by_day(content: ReportContent) -> str:
     """How many alerts a day."""
     return _by_day(content, "Alerts by day", "alerts", lambda day: float(day.alerts), None)
 
 
-def precision_by_day(content: Content) -> str:
+def precision_by_day(content: ReportContent) -> str:
     """Which share of a day's alerts is about known fraud; days without alerts are left out."""
     return _by_day(content, "Precision of alerts by day", "precision", lambda day: day.value("alert_precision"), 1.0)
 
@@ -71,7 +71,7 @@ def score_distribution(variant: VariantContent, place: int) -> str:
     return lines(title, "score (on the scale of log-odds)", "percent", series, x_ticks=ticks, x_text=_as_score, alt=alt)
 
 
-def calibration(content: Content) -> str:
+def calibration(content: ReportContent) -> str:
     """The share of frauds over the mean score, beside what calibrated scores would give."""
     title = "Calibration"
     series = [Series("calibrated", ((0.0, 0.0), (1.0, 1.0)), markers=False, number=QUIET)]
@@ -91,7 +91,7 @@ def calibration(content: Content) -> str:
     return lines(title, "mean score", "share of frauds", series, x_ticks=_SHARES, y_most=1.0, alt=alt)
 
 
-def threshold_sweep(content: Content) -> str:
+def threshold_sweep(content: ReportContent) -> str:
     """Net saving over the number of alerts that a threshold gives."""
     title = "Net saving by threshold"
     series, told = [], []
@@ -136,7 +136,9 @@ def top_reasons(variant: VariantContent, most: int, place: int) -> str:
     return bars(title, drawn, alt=alt)
 
 
-def _by_day(content: Content, title: str, name: str, value: Callable[[Slice], float | None], most: float | None) -> str:
+def _by_day(
+    content: ReportContent, title: str, name: str, value: Callable[[Slice], float | None], most: float | None
+) -> str:
     series, told = [], []
     for place, variant in enumerate(content.variants):
         found = [(_day(day), value(day)) for day in variant.days]

@@ -2,8 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.backtest.labels.ground_truth import Bounds
 from pipeline.backtest.report import plots
-from pipeline.backtest.report.content import Comparison, Content, Metric, Side, Slice, SliceDifference, Transaction
+from pipeline.backtest.report.content import (
+    Metric,
+    ReportContent,
+    ReportedTransaction,
+    Side,
+    Slice,
+    SliceDifference,
+    VariantComparison,
+)
 from pipeline.backtest.report.markup import Markup, element, join, table
 from pipeline.backtest.report.wording import (
     MOVED,
@@ -21,17 +30,16 @@ from pipeline.backtest.report.wording import (
     verdict,
     wider,
 )
-from pipeline.backtest.result import Parameter
-from pipeline.backtest.truth import Bounds
+from pipeline.backtest.runner.result import Parameter
 
 
-def opening(content: Content) -> Markup:
+def opening(content: ReportContent) -> Markup:
     """What came out, in a sentence and a picture."""
     curve = _figure(plots.precision_recall(content), "Each point is a threshold; up and right is better.")
     return join([element("p", verdict(content), class_="verdict"), curve])
 
 
-def summary(content: Content) -> Markup:
+def summary(content: ReportContent) -> Markup:
     """The metrics of all variants."""
     parts: list[Markup] = []
     kinds = [f"{content.options.level:.0%} interval, days", f"{content.options.level:.0%} interval, cards"]
@@ -67,7 +75,7 @@ def _metric_row(metric: Metric) -> list[str]:
     return [metric.title, figure(metric), between(metric.by_days, metric), between(metric.by_cards, metric)]
 
 
-def labels(content: Content) -> Markup:
+def labels(content: ReportContent) -> Markup:
     """Where labels came from, and what they leave open."""
     labels = content.labels
     parts = [element("ul", *(element("li", statement) for statement in labels.statements))]
@@ -114,7 +122,7 @@ def _bounds_row(name: str, bounds: Bounds) -> list[str]:
     return [name, *(ratio(value) for value in bounds)]
 
 
-def ranking(content: Content) -> Markup:
+def ranking(content: ReportContent) -> Markup:
     """How the models did on the way, and which frauds are found."""
     parts: list[Markup] = []
     figures = [
@@ -136,7 +144,7 @@ def ranking(content: Content) -> Markup:
     return join(parts)
 
 
-def comparisons(content: Content) -> Markup:
+def comparisons(content: ReportContent) -> Markup:
     """Variants beside the first one."""
     parts = []
     for one in content.comparisons:
@@ -158,7 +166,7 @@ def comparisons(content: Content) -> Markup:
     return join(parts)
 
 
-def _sides(one: Comparison) -> Markup:
+def _sides(one: VariantComparison) -> Markup:
     def row(name: str, side: Side) -> list[str]:
         return [name, *map(number, (side.alerts, side.frauds, side.unlabelled)), number(side.caught_amount)]
 
@@ -168,7 +176,7 @@ def _sides(one: Comparison) -> Markup:
     return table("Alerts by who raises them", columns, rows)
 
 
-def money(content: Content) -> Markup:
+def money(content: ReportContent) -> Markup:
     """What other thresholds would have done."""
     parts = [
         _figure(plots.threshold_sweep(content), "By scores alone; rules and audit samples are not part of the sweep.")
@@ -186,7 +194,7 @@ def money(content: Content) -> Markup:
     return join(parts)
 
 
-def time(content: Content) -> Markup:
+def time(content: ReportContent) -> Markup:
     """Alerts and frauds by day and by amount."""
     parts = [
         _figure(plots.alerts_by_day(content), "Alerts of each day of the range."),
@@ -243,7 +251,7 @@ def _with_interval(metric: Metric) -> Markup:
     return join([figure(metric), Markup("<br>"), element("small", between(interval, metric))])
 
 
-def scores(content: Content) -> Markup:
+def scores(content: ReportContent) -> Markup:
     """How scores are distributed, and whether they mean what they say."""
     parts = [
         _figure(plots.score_distribution(variant, place), "Each line adds up to 100 percent.")
@@ -264,7 +272,7 @@ def scores(content: Content) -> Markup:
     return join(parts)
 
 
-def reasons(content: Content) -> Markup:
+def reasons(content: ReportContent) -> Markup:
     """What alerts told their readers."""
     parts: list[Markup] = []
     for place, variant in enumerate(content.variants):
@@ -281,7 +289,7 @@ def reasons(content: Content) -> Markup:
     return join(parts)
 
 
-def misses(content: Content) -> Markup:
+def misses(content: ReportContent) -> Markup:
     """The frauds that cost most."""
     parts = []
     for variant in content.variants:
@@ -293,7 +301,7 @@ def misses(content: Content) -> Markup:
     return join(parts)
 
 
-def _transactions(content: Content, caption: str, rows: list[Transaction]) -> Markup:
+def _transactions(content: ReportContent, caption: str, rows: list[ReportedTransaction]) -> Markup:
     names = [f"Score of {variant.name}" for variant in content.variants]
     columns = ["Transaction", "Card", "Merchant", "Time", "Label", "Fraud type", "Amount", *names]
     written = [
@@ -306,7 +314,7 @@ def _transactions(content: Content, caption: str, rows: list[Transaction]) -> Ma
     return table(caption, columns, written, texts=6)
 
 
-def drift(content: Content) -> Markup:
+def drift(content: ReportContent) -> Markup:
     """How far features moved from the training of each LightGBM version."""
     parts: list[Markup] = []
     for one in content.drift:
@@ -329,7 +337,7 @@ def drift(content: Content) -> Markup:
     return join(parts) if parts else element("p", "Nothing was scored in the range.")
 
 
-def asked(content: Content) -> Markup:
+def asked(content: ReportContent) -> Markup:
     """Parameters, models, counts."""
     parts = [_named("Parameters", dict(content.parameters) | {"range": f"{content.from_time} to {content.to_time}"})]
     for variant in content.variants:

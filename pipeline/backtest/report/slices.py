@@ -7,12 +7,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.blocks import blocks
-from pipeline.backtest.bootstrap import resampled
+from pipeline.backtest.input.blocks import blocks
+from pipeline.backtest.input.spill import in_blocks
+from pipeline.backtest.metrics.bootstrap import resampled
 from pipeline.backtest.report.content import ReportOptions, Slice, SliceDifference, TypeRecall
 from pipeline.backtest.report.figures import Resamples, differences, metrics
 from pipeline.backtest.report.observed import Observed, Shared
-from pipeline.backtest.spill import in_blocks
 
 SLICED: Final = ("alert_precision", "alert_recall", "precision_at_k", "recall_at_k", "caught_amount", "missed_amount")
 """Figures of a slice, in their order."""
@@ -22,7 +22,7 @@ AMOUNT_EDGES: Final = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0)
 """Between bands of amounts, in the base currency's major unit."""
 
 
-class Cut(NamedTuple):
+class Slicing(NamedTuple):
     """The range in slices."""
 
     names: list[str]
@@ -30,13 +30,13 @@ class Cut(NamedTuple):
     """The slice of each transaction; shape (n,)."""
 
 
-def days(shared: Shared) -> Cut:
+def days(shared: Shared) -> Slicing:
     """Each day (UTC) of the range, those without a transaction too."""
     first = date(1970, 1, 1) + timedelta(days=int(shared.first_day))
-    return Cut([(first + timedelta(days=number)).isoformat() for number in range(shared.days)], shared.day)
+    return Slicing([(first + timedelta(days=number)).isoformat() for number in range(shared.days)], shared.day)
 
 
-def bands(shared: Shared) -> Cut:
+def bands(shared: Shared) -> Slicing:
     """Bands of amounts that have transactions."""
     names = [f"{low:,.0f} to {high:,.0f}" for low, high in zip((0.0, *AMOUNT_EDGES), AMOUNT_EDGES, strict=False)]
     names.append(f"{AMOUNT_EDGES[-1]:,.0f} and more")
@@ -44,10 +44,10 @@ def bands(shared: Shared) -> Cut:
     of = in_blocks(len(amount), np.int64, lambda rows: np.searchsorted(AMOUNT_EDGES, amount[rows], side="right"))
     present = np.flatnonzero(np.bincount(of, minlength=len(names)))
     cut = in_blocks(len(of), np.int64, lambda rows: np.searchsorted(present, of[rows]))
-    return Cut([names[number] for number in present.tolist()], cut)
+    return Slicing([names[number] for number in present.tolist()], cut)
 
 
-def kinds(shared: Shared) -> Cut:
+def kinds(shared: Shared) -> Slicing:
     """Types of fraud; none where no type is told. What is no known fraud belongs to no slice."""
     truth = shared.truth
     names = sorted(truth.fraud_type[truth.fraud].unique().tolist())
@@ -57,10 +57,12 @@ def kinds(shared: Shared) -> Cut:
     number = np.array([slice_of.get(name, OUTSIDE) for name in truth.fraud_type.categories], np.int64)
     fraud, codes = truth.fraud, truth.fraud_type.codes
     of = in_blocks(len(fraud), np.int64, lambda rows: np.where(fraud[rows], number[codes[rows]], OUTSIDE))
-    return Cut([name or "not told" for name in names], of)
+    return Slicing([name or "not told" for name in names], of)
 
 
-def slices(shared: Shared, one: Observed, cut: Cut, figures: list[Resamples], options: ReportOptions) -> list[Slice]:
+def slices(
+    shared: Shared, one: Observed, cut: Slicing, figures: list[Resamples], options: ReportOptions
+) -> list[Slice]:
     """A slice after the other."""
     fraud, alert, unlabelled = shared.truth.fraud, one.alert, shared.truth.unlabelled
     everything = np.ones(len(cut.of), np.bool_)
@@ -86,7 +88,7 @@ def slices(shared: Shared, one: Observed, cut: Cut, figures: list[Resamples], op
     ]
 
 
-def _counted(cut: Cut, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _counted(cut: Slicing, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """How many rows of each slice are ``chosen``; shape (slices,)."""
     counts = np.zeros(len(cut.names), np.int64)
     for rows in blocks(len(chosen)):
@@ -94,7 +96,7 @@ def _counted(cut: Cut, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     return counts
 
 
-def fraud_types(shared: Shared, cut: Cut, figures: list[Resamples], options: ReportOptions) -> list[TypeRecall]:
+def fraud_types(shared: Shared, cut: Slicing, figures: list[Resamples], options: ReportOptions) -> list[TypeRecall]:
     """Recall and money by type, of alerts and of the best of each day; nothing where no type is told."""
     return [
         TypeRecall(
@@ -108,7 +110,7 @@ def fraud_types(shared: Shared, cut: Cut, figures: list[Resamples], options: Rep
 
 
 def slice_differences(
-    cut: Cut, base: list[Resamples], other: list[Resamples], options: ReportOptions
+    cut: Slicing, base: list[Resamples], other: list[Resamples], options: ReportOptions
 ) -> list[SliceDifference]:
     """The other's figures less the base's, slice by slice."""
     return [
@@ -118,7 +120,7 @@ def slice_differences(
 
 
 def resample_slices(
-    shared: Shared, variants: Sequence[Observed], cut: Cut, options: ReportOptions, *, by_days: bool = True
+    shared: Shared, variants: Sequence[Observed], cut: Slicing, options: ReportOptions, *, by_days: bool = True
 ) -> list[list[Resamples]]:
     """Of each variant the figures of each slice, columns as `SLICED`.
 
@@ -155,7 +157,7 @@ _ALERTS, _ALERTED_FRAUDS, _FRAUDS, _BEST, _BEST_FRAUDS, _CAUGHT, _AMOUNT, _SUMS 
 class _Sums:
     """What a slice's figures are made of, by slice and unit, of those pairs that have an alert, a fraud or a best."""
 
-    def __init__(self, cut: Cut, shared: Shared, one: Observed, unit: NDArray[np.int64]) -> None:
+    def __init__(self, cut: Slicing, shared: Shared, one: Observed, unit: NDArray[np.int64]) -> None:
         fraud, amount = shared.truth.fraud, shared.amount
         rows = np.flatnonzero((one.alert | one.best | fraud) & (cut.of != OUTSIDE))
         fraud, alert, best = fraud[rows], one.alert[rows], one.best[rows]

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.backtest.losses import losses
-from pipeline.backtest.report.content import Content
+from pipeline.backtest.report.content import ReportContent
 from pipeline.backtest.report.trainings import sentence
 from pipeline.backtest.report.wording import (
     between,
@@ -22,6 +21,7 @@ from pipeline.backtest.report.wording import (
     percent,
     ratio,
 )
+from pipeline.backtest.runner.input_quality import losses
 
 COLUMNS: Final = 80
 _SHOWN: Final = (
@@ -31,7 +31,7 @@ _SHOWN: Final = (
 _MISSES: Final = 5
 
 
-def summary(content: Content) -> str:
+def summary(content: ReportContent) -> str:
     """Plain text, of lines of at most `COLUMNS` characters."""
     out = StringIO()
     console = Console(file=out, width=COLUMNS, color_system=None, force_terminal=False, highlight=False, emoji=False)

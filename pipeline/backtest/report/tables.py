@@ -7,19 +7,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.metrics import Ranking
-from pipeline.backtest.report.content import (
-    CurvePoint,
-    ReasonCount,
-    ScoreBin,
-    SweepRow,
-    Transaction,
-)
+from pipeline.backtest.input.spill import in_blocks
+from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
+from pipeline.backtest.metrics.cost_model import sweep, sweep_thresholds
+from pipeline.backtest.metrics.ranking import Ranking
+from pipeline.backtest.report.content import CurvePoint, ReasonCount, ReportedTransaction, ScoreBin, SweepRow
 from pipeline.backtest.report.observed import Observed, Shared
-from pipeline.backtest.result import Variant
-from pipeline.backtest.spill import in_blocks
-from pipeline.backtest.value import sweep, sweep_thresholds
+from pipeline.backtest.runner.result import Variant
 from pipeline.decision.stories import CODES
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
 from pipeline.scoring.blend import sigmoid
@@ -94,7 +88,7 @@ def score_bins(shared: Shared, one: Observed, edges: NDArray[np.float64]) -> lis
     ]
 
 
-def wilson(found: int, n: int) -> Interval:
+def wilson(found: int, n: int) -> ConfidenceInterval:
     """The 95 % interval of a share (Wilson, "Probable Inference", 1927); ``n`` is at least one.
 
     >>> low, high = wilson(0, 10)
@@ -104,7 +98,7 @@ def wilson(found: int, n: int) -> Interval:
     share, z2 = found / n, _Z * _Z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * float(np.sqrt(share * (1 - share) / n + z2 / (4 * n * n)))
-    return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
+    return ConfidenceInterval(max(middle - half, 0.0), min(middle + half, 1.0))
 
 
 def reasons(variant: Variant) -> list[ReasonCount]:
@@ -125,14 +119,16 @@ def reasons(variant: Variant) -> list[ReasonCount]:
     return sorted(rows, key=lambda row: (-row.alerts, row.code))
 
 
-def costliest(shared: Shared, observed: list[Observed], chosen: NDArray[np.bool_], most: int) -> list[Transaction]:
+def costliest(
+    shared: Shared, observed: list[Observed], chosen: NDArray[np.bool_], most: int
+) -> list[ReportedTransaction]:
     """Of the ``chosen`` transactions those with the largest amounts, at most ``most``."""
     rows = np.flatnonzero(chosen)
     rows = rows[np.argsort(-shared.amount[rows], kind="stable")[:most]]
     truth = shared.truth
     names: pd.DataFrame = shared.frame.iloc[rows]
     return [
-        Transaction(
+        ReportedTransaction(
             transaction_id=str(transaction),
             card_id=str(card),
             merchant_id=str(merchant),

@@ -1,10 +1,10 @@
 """The versions that a backtest trained, as content and as a section of the page."""
 
-from pipeline.backtest.report.content import Content, VariantContent, VersionContent
+from pipeline.backtest.report.content import ReportContent, VariantContent, VersionContent
 from pipeline.backtest.report.markup import Markup, element, join, table
 from pipeline.backtest.report.tables import time_text
 from pipeline.backtest.report.wording import NONE, moment, number, ratio
-from pipeline.backtest.result import Parameter, Variant
+from pipeline.backtest.runner.result import Parameter, Variant
 
 _COLUMNS = (
     "Known at", "Version", "First decision", "Decisions", "Rows", "Frauds", "Trees", "Average precision", "Precision",
@@ -31,7 +31,7 @@ def version_contents(variant: Variant) -> list[VersionContent]:
     ]
 
 
-def trainings(content: Content) -> Markup:
+def trainings(content: ReportContent) -> Markup:
     """The versions of all variants that were trained."""
     parts: list[Markup] = []
     for variant in content.variants:

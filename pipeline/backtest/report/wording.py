@@ -1,9 +1,9 @@
-"""How figures are written, on the page and in the terminal."""
+"""Format figures for the page and the terminal."""
 
 from typing import Final
 
-from pipeline.backtest.bootstrap import Interval
-from pipeline.backtest.report.content import Comparison, Content, DriftContent, Metric, PacingContent
+from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
+from pipeline.backtest.report.content import DriftContent, Metric, PacingContent, ReportContent, VariantComparison
 
 NONE: Final = "n/a"
 STABLE: Final = 0.1
@@ -54,14 +54,14 @@ def figure(metric: Metric) -> str:
     return _written(metric.value, metric.unit)
 
 
-def between(interval: Interval | None, metric: Metric) -> str:
+def between(interval: ConfidenceInterval | None, metric: Metric) -> str:
     """An interval of a metric."""
     if interval is None:
         return NONE
     return f"{_written(interval.low, metric.unit)} to {_written(interval.high, metric.unit)}"
 
 
-def wider(metric: Metric) -> Interval | None:
+def wider(metric: Metric) -> ConfidenceInterval | None:
     """Of the intervals of a metric the one that promises less."""
     known = [one for one in (metric.by_days, metric.by_cards) if one is not None]
     return max(known, key=lambda one: (one.high or 0.0) - (one.low or 0.0), default=None)
@@ -71,7 +71,7 @@ def _written(value: float | None, unit: str) -> str:
     return {"amount": number(value), "a day": number(value, 1)}.get(unit, ratio(value))
 
 
-def verdict(content: Content) -> str:
+def verdict(content: ReportContent) -> str:
     """What came out, in one sentence; of several variants, which of the others ranks frauds better than the first."""
     if not content.comparisons:
         (variant, *_) = content.variants
@@ -84,7 +84,7 @@ def verdict(content: Content) -> str:
     return " ".join(map(_compared, content.comparisons))
 
 
-def _compared(one: Comparison) -> str:
+def _compared(one: VariantComparison) -> str:
     """Whether a variant ranks frauds better than the first one, by its average precision."""
     difference = next(metric for metric in one.differences if metric.name == "average_precision")
     interval = wider(difference)
@@ -130,7 +130,7 @@ def pacing_sentence(one: PacingContent) -> str:
     )
 
 
-def partial_sentence(content: Content) -> str:
+def partial_sentence(content: ReportContent) -> str:
     """What an interrupted replay is to be read as."""
     return (
         f"Partial: the replay was interrupted. It covers {content.from_time} to {content.until_time}, of a range that "

@@ -11,7 +11,7 @@ import pandas as pd
 from confluent_kafka import Producer
 from river import linear_model, optim, preprocessing
 
-from pipeline.simulator import make_profiles, simulate_days
+from pipeline.simulation.simulator import make_profiles, simulate_days
 from tests.benchmarks.job.definition import (
     DECISION_FIELDS,
     HOME_COUNTRY,

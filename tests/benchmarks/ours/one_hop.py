@@ -22,14 +22,14 @@ from pipeline.engine.layout import LAYOUT
 from pipeline.engine.results import Result, merged
 from pipeline.engine.state import LoadedState
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.health import Health
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import group_protocol, topic_identities
 from pipeline.kafka.internal import not_counted
 from pipeline.kafka.quarantine import Quarantines
-from pipeline.metrics import WorkerMetrics
+from pipeline.observability.health import Health
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import StoreMemory

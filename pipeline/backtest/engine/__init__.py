@@ -1,0 +1,1 @@
+"""The live kernels over columns, with the online model behind them."""

@@ -1,0 +1,67 @@
+"""Eligible rows of a history: those that workers accept, and each transaction once."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.backtest.input.acceptance import Acceptance, accept_each, accept_transactions
+from pipeline.engine.card import CardOptions
+from pipeline.engine.columns import Reject, Transactions, content_keys, digest_keys
+from pipeline.engine.joins import REPEAT_DIFFERS, SAME, Horizons
+from pipeline.engine.pending import NO_LABELS, MemoryPending
+from pipeline.engine.profiling import Arrivals, CardJoin
+from pipeline.engine.transaction_index import MemoryIndex
+
+
+class EligibleRows(NamedTuple):
+    """What of a history can be decided, and why the rest cannot."""
+
+    row: NDArray[np.int64]
+    """Numbers of the rows, ascending."""
+    amount_base_minor: NDArray[np.int64]
+    """Their amounts in the minor unit of the base currency, by the rate table."""
+    refused: Counter[str]
+    """Of rows that workers refuse, by code."""
+    repeated: int
+    """Rows that repeat others."""
+
+
+def eligible_rows(tables: Iterable[pa.Table], options: CardOptions) -> EligibleRows:
+    """Look through ``tables`` as of `pipeline.backtest.replay`, in order, as one partition."""
+    rejects: list[Reject] = []
+    horizons = Horizons(options.dedup_horizon_us, options.label_horizon_us)
+    join = CardJoin(MemoryIndex(), MemoryPending())
+    kept, accepted, contradicted = [np.empty((0, 2), np.int64)], 0, 0
+    for rows in accept_each(
+        tables, accept_transactions, Acceptance(options.rates, options.future_tolerance_us), rejects
+    ):
+        accepted += len(rows)
+        joined = join.join(horizons, _unlabelled(rows))
+        kept.append(np.stack([rows.row, rows.amount_base_minor], axis=1)[joined.accepted])
+        contradicted += int(np.count_nonzero(joined.differs != SAME))
+        join.forget(0)
+        join.settle()
+    row, amount_base_minor = np.concatenate(kept).T
+    refused = Counter(reject.code for reject in rejects)
+    if contradicted:
+        refused[REPEAT_DIFFERS] += contradicted
+    return EligibleRows(row, amount_base_minor, refused, accepted - len(row) - contradicted)
+
+
+def _unlabelled(rows: Transactions) -> Arrivals[NDArray[np.int64]]:
+    """Without labels nobody asks for merchants."""
+    n = len(rows)
+    return Arrivals(
+        digest=digest_keys(rows.card_id, rows.transaction_id),
+        event_time_us=rows.event_time_us,
+        position=np.arange(n),
+        content=content_keys(rows),
+        source=rows.row,
+        merchants=np.zeros((n, 3), np.int64),
+        labels=NO_LABELS,
+        label_position=np.empty(0, np.int64),
+    )

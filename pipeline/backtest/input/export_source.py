@@ -1,0 +1,159 @@
+"""A history in a directory of exported topics."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.backtest.input import wire
+from pipeline.backtest.input.acceptance import STAMP, Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.input.arrival_times import ArrivalFilter, ArrivalRange
+from pipeline.backtest.input.label_book import LabelBook, note_labels
+from pipeline.backtest.input.merge import LogPart, by_time
+from pipeline.backtest.input.sources import OpenedHistory, note_late
+from pipeline.backtest.input.span import SeenTimes, Span
+from pipeline.backtest.input.tables import CHUNK_ROWS
+from pipeline.engine.columns import Labels, Reject, Transactions
+from pipeline.engine.scanned import NO_TIME
+from pipeline.exports.contents import check_whole
+from pipeline.exports.files import origin_of, schema_of
+from pipeline.features.catalogue import LATENESS_US
+from pipeline.history.files import UnusableSource
+from schemas.times import US_PER_MS
+from schemas.topics import TRANSACTIONS, Topic, topic_of_labels
+
+_MOST_PARTITIONS: Final = 2**16
+"""Of an export, whose partitions are not counted."""
+
+
+class ExportLog(NamedTuple):
+    """One partition of an exported topic: the files that hold records of it, as they follow each other."""
+
+    number: int
+    paths: list[Path]
+
+    def tables(self, arrivals: ArrivalRange) -> Iterator[pa.Table]:
+        """The records that arrived then, in their order."""
+        cut = ArrivalFilter(arrivals)
+        for path in self.paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(CHUNK_ROWS):
+                    table = pa.Table.from_batches([batch])
+                    table = table.filter(pc.equal(table.column("partition"), self.number))
+                    stamps_us, _ = wire.times_us(wire.column(table, STAMP), "UTC")
+                    # What has no stamp may be of any time.
+                    of = cut.of(np.where(stamps_us == NO_TIME, arrivals.first_ms, stamps_us // US_PER_MS))
+                    yield table.slice(of.start, of.stop - of.start)
+                    if cut.ended:
+                        return
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSource:
+    """A directory of exported topics: ``transactions/`` and perhaps those of labels, Parquet files below each.
+
+    The columns are those of the wire contract, and ``timestamp``, ``partition`` and ``offset`` of each record; each
+    partition's records stand in their order in the files as their names sort.
+    """
+
+    directory: Path
+    lateness_us: int = LATENESS_US
+    bears_truth: bool = False
+    tells_labels: bool = True
+    time_zone: str = "UTC"
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.directory.name
+
+    @property
+    def partitions(self) -> int:
+        """Those of the topic, as `fraud-pipeline export` notes them; 1 where nothing does."""
+        origins = (origin_of(schema_of(path)) for path in self._files(TRANSACTIONS)[:1])
+        return next((origin.partitions for origin in origins if origin is not None), 1)
+
+    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
+        """As `Source`."""
+        if not self._files(TRANSACTIONS):
+            raise UnusableSource(
+                f"{self.directory} holds no Parquet file below {TRANSACTIONS.name}/: name a directory into which "
+                "topics were exported, or a file"
+            )
+        of_labels = [topic_of_labels(name) for name in rules.sources.topics]
+        warnings = [text for topic in (TRANSACTIONS, *of_labels) for text in check_whole(self.directory / topic.name)]
+        if missing := [f"{topic.name}/" for topic in of_labels if not self._files(topic)]:
+            what_follows = (
+                "nothing is learned, and no decision can be judged"
+                if len(missing) == len(of_labels)
+                else "labels are missing"
+            )
+            warnings.append(f"{self.directory} holds no {', '.join(missing)}: {what_follows}; export that topic too")
+        late = note_late(rejects)
+        of_range = span.arrivals(rules.future_tolerance_us, self.lateness_us)
+        until_now = span.arrivals(rules.future_tolerance_us, None)
+        sold = [self._transactions(log, of_range, rules, rejects) for log in self._logs(TRANSACTIONS)]
+        logs = [(topic.name, log) for topic in of_labels for log in self._logs(topic)]
+        told = [
+            self._labels(topic, log, number, until_now, rules, rejects, book)
+            for number, (topic, log) in enumerate(logs)
+        ]
+        seen = SeenTimes()
+        return OpenedHistory(
+            (seen.within(span, rows) for rows in by_time(sold, self.lateness_us, late("transaction"))),
+            by_time(told, self.lateness_us, late("label")),
+            seen,
+            warnings=warnings,
+        )
+
+    def _files(self, topic: Topic) -> list[Path]:
+        return sorted((self.directory / topic.name).rglob("*.parquet"))
+
+    def _logs(self, topic: Topic) -> list[ExportLog]:
+        """Of each partition the files that hold records of it."""
+        numbers: dict[int, list[Path]] = {}
+        for path in self._files(topic):
+            columns = pq.read_schema(path).names
+            missing = [name for name in (STAMP, "partition", "offset") if name not in columns]
+            if missing:
+                raise UnusableSource(f"{path} has no column {', '.join(missing)}: it is no export of a topic")
+            for number in pc.unique(pq.read_table(path, columns=["partition"]).column("partition")).to_pylist():
+                numbers.setdefault(int(number), []).append(path)
+        return [ExportLog(number, paths) for number, paths in sorted(numbers.items())]
+
+    def _transactions(
+        self, log: ExportLog, arrivals: ArrivalRange, rules: Acceptance, rejects: list[Reject]
+    ) -> Iterator[LogPart[Transactions]]:
+        for table in log.tables(arrivals):
+            rows, refused = accept_transactions(table, rules)
+            rejects += refused
+            yield _placed(rows, table, log.number)
+
+    def _labels(
+        self,
+        topic: str,
+        log: ExportLog,
+        number: int,
+        arrivals: ArrivalRange,
+        rules: Acceptance,
+        rejects: list[Reject],
+        book: LabelBook,
+    ) -> Iterator[LogPart[Labels]]:
+        for table in log.tables(arrivals):
+            rows, refused = accept_labels(table, rules, topic=topic)
+            rejects += refused
+            yield _placed(note_labels(rows, table, 0, book), table, number)
+
+
+def _placed(rows: Any, table: pa.Table, number: int) -> LogPart[Any]:
+    """Rows by their place in the log, and when they arrived."""
+    offsets = table.column("offset").to_numpy()[rows.row]
+    stamps, _ = wire.times_us(wire.column(table, STAMP), "UTC")
+    arrived_us = stamps[rows.row]
+    moved = {name: getattr(rows, name) for name in rows.__dataclass_fields__}
+    return LogPart(type(rows)(**{**moved, "row": offsets * _MOST_PARTITIONS + number}), arrived_us)

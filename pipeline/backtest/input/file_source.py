@@ -1,0 +1,91 @@
+"""A history in a Parquet or CSV file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.input.label_book import LabelBook, fraud_types, note_labels
+from pipeline.backtest.input.sources import OpenedHistory
+from pipeline.backtest.input.span import SeenTimes, Span
+from pipeline.backtest.input.tables import file_tables, frauds, label_tables
+from pipeline.engine.columns import Labels, Reject, Transactions
+from pipeline.history.files import ColumnMapping
+from pipeline.learning.label_sources import SIMULATOR
+from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE
+from schemas.times import US_PER_SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A Parquet or CSV file of transactions, in the order of event time, with labels of its own or in a second file."""
+
+    path: Path
+    mapping: ColumnMapping
+    label_file: Path | None = None
+    label_delay_s: float = 7 * 86_400.0
+    """From a transaction to the label that the file's truth becomes."""
+    partitions: int = 1
+
+    @property
+    def time_zone(self) -> str:
+        """The mapping's."""
+        return self.mapping.time_zone
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def bears_truth(self) -> bool:
+        """A column for it, where there is no file of labels."""
+        return self.label_file is None and "fraud" in self.mapping.columns
+
+    @property
+    def tells_labels(self) -> bool:
+        """A file of them."""
+        return self.label_file is not None
+
+    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
+        """As `Source`."""
+        seen = SeenTimes()
+        labels = iter(()) if self.label_file is None else self._told(self.label_file, rules, rejects, book)
+        return OpenedHistory(self._until_end(span, rules, rejects, book, seen), labels, seen)
+
+    def _until_end(
+        self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook, seen: SeenTimes
+    ) -> Iterator[Transactions]:
+        first = 0
+        for table in file_tables(self.path, self.mapping):
+            rows, refused = accept_transactions(table, rules, first)
+            rejects += refused
+            rows = seen.within(span, rows)
+            if self.bears_truth:
+                of = rows.row - first
+                rows = replace(rows, truth=_borne(table, of))
+                sources, delay_us = pa.repeat(SIMULATOR, len(rows)), round(self.label_delay_s * US_PER_SECOND)
+                book.add_truth(rows, delay_us, sources, fraud_types(table, of))
+            yield rows
+            # In order: behind the end there is nothing more.
+            if seen.last_us >= span.to_us:
+                return
+            first += table.num_rows
+
+    def _told(self, path: Path, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
+        first = 0
+        for table in label_tables(path):
+            rows, refused = accept_labels(table, rules, first)
+            rejects += refused
+            yield note_labels(rows, table, first, book)
+            first += table.num_rows
+
+
+def _borne(table: pa.Table, of: NDArray[np.int64]) -> NDArray[np.int8]:
+    """What some rows of a file turned out to be, by its column ``fraud``. Raises `UnusableSource`."""
+    told = frauds(table.select(["fraud"]).take(pa.array(of)))
+    return np.where(told, KNOWN.index(FRAUD), KNOWN.index(LEGITIMATE)).astype(np.int8)

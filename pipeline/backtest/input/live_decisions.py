@@ -1,0 +1,194 @@
+"""Live decisions as the topics hold them, each joined to the features that the models saw."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.input.span import Span
+from pipeline.backtest.input.topic_source import TopicSource
+from pipeline.engine.blocks import MOST_ROWS
+from pipeline.engine.feature_blocks import EVENT_US, OFFSET, PARTITION, FeatureRows
+from pipeline.kafka.internal import not_counted, readable, readable_features
+from schemas.codec import timestamp_us
+from schemas.messages import LogPosition, ModelScores, RecordPosition, Versions
+from schemas.records import Record
+from schemas.topics import DECISION_FEATURES, DECISIONS
+
+SourcePosition = tuple[int, int]
+"""Partition and offset of a transaction's record on ``transactions``."""
+
+_DECISIONS_READ: Final = 1_000
+"""Decisions of a partition that are read at a time."""
+_BLOCKS_READ: Final = 1
+_MOST_UNPAIRED: Final = 20_000
+"""Decisions and rows of features that wait for the other side, besides what is read of each partition at a time."""
+
+
+class RecordedDecision(msgspec.Struct, gc=False):
+    """Fields of a decision on ``decisions`` that are compared."""
+
+    transaction_id: str
+    card_id: str
+    event_time: datetime
+    score: float
+    model_scores: ModelScores
+    logit: float
+    action: str
+    threshold: float
+    versions: Versions
+    source: RecordPosition
+    log: LogPosition
+    case_id: str
+    case_sequence: int
+    river_logit: float | None = None
+    selection: str | None = None
+    selection_probability: float = 1.0
+
+
+class LiveDecision(NamedTuple):
+    """A decision as it was recorded."""
+
+    stated: RecordedDecision
+    features: NDArray[np.float64] | None
+    """Shape (len(FEATURES),), NaN for no value; None where ``features`` does not hold them, or was not read."""
+
+
+_decode = msgspec.json.Decoder(RecordedDecision).decode
+
+
+class _Unpaired:
+    """A decision without its features, or features without their decision."""
+
+    __slots__ = ("decisions_ahead", "features", "stated")
+
+    def __init__(self, found: LiveDecision | None) -> None:
+        self.stated = None if found is None else found.stated
+        self.features = None if found is None else found.features
+        self.decisions_ahead = int(found is not None and found.features is None)
+        """Copies of the decision less copies of its features, which differ while a repeat is read."""
+
+
+class LiveDecisions:
+    """Decisions of a range, found by their transaction's record; topics are read only as far as they are needed.
+
+    ``decisions`` and ``features`` are read side by side, in the order of their timestamps, and joined in memory. Of
+    repeated records the last one counts.
+    """
+
+    def __init__(
+        self, source: TopicSource, span: Span, decisions: dict[int, range], features: dict[int, range] | None
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            source: The topics.
+            span: Decisions of other event times are passed over.
+            decisions: Offsets of each partition of ``decisions``.
+            features: Offsets of each partition of ``features``; None if no features are needed.
+        """
+        self._span, self._joins = span, features is not None
+        self._readers = {
+            (False, number): source.read(DECISIONS, number, of, batch=_DECISIONS_READ)
+            for number, of in decisions.items()
+        }
+        for number, of in (features or {}).items():
+            self._readers[True, number] = source.read(DECISION_FEATURES, number, of, batch=_BLOCKS_READ)
+        self._newest_ms = dict.fromkeys(self._readers, 0)
+        self._unpaired: OrderedDict[SourcePosition, _Unpaired] = OrderedDict()
+        read_at_once = len(decisions) * _DECISIONS_READ + len(features or {}) * MOST_ROWS
+        self._most_unpaired = _MOST_UNPAIRED + 2 * read_at_once
+        self.waiting: dict[SourcePosition, LiveDecision] = {}
+        """Read, and not asked for yet."""
+
+    def pull(self) -> int:
+        """Read the next decisions, and the features of that time.
+
+        Returns:
+            The number of decisions that were read; 0 at the end.
+        """
+        while self._readers:
+            reader = min(self._readers, key=lambda one: (self._newest_ms[one], one))
+            records = next(self._readers[reader], None)
+            if records is None:
+                del self._readers[reader]
+                continue
+            self._newest_ms[reader] = records[-1].timestamp_ms
+            holds_features, _ = reader
+            if not holds_features:
+                self._add_decisions(records)
+                return len(records)
+            self._add_features(records)
+        while self._unpaired:
+            self._release()
+        return 0
+
+    def find(self, place: SourcePosition) -> LiveDecision | None:
+        """Return the decision about a transaction, read up to where it stands; None where there is none."""
+        while place not in self.waiting and self.pull():
+            pass
+        return self.waiting.pop(place, None)
+
+    def _add_decisions(self, records: Iterable[Record]) -> None:
+        for _, one in readable(records, _decode, not_counted):
+            if self._span.from_us <= timestamp_us(one.event_time) < self._span.to_us:
+                place = (one.source.partition, one.source.offset)
+                if self._joins:
+                    unpaired = self._begin(place)
+                    unpaired.stated = one
+                    unpaired.decisions_ahead += 1
+                    self._end(place, unpaired)
+                else:
+                    self.waiting[place] = LiveDecision(one, None)
+
+    def _add_features(self, records: Iterable[Record]) -> None:
+        for _, rows in readable_features(records, not_counted):
+            block = rows.block
+            event_us = block.wide[EVENT_US, rows.rows]
+            inside = rows.rows[(event_us >= self._span.from_us) & (event_us < self._span.to_us)]
+            places = zip(block.narrow[PARTITION, inside].tolist(), block.wide[OFFSET, inside].tolist(), strict=True)
+            for place, values in zip(places, FeatureRows(block, inside).own_features(), strict=True):
+                unpaired = self._begin(place)
+                # A tenth of the memory of a dictionary; and a view would hold the whole block.
+                unpaired.features = values.copy()
+                unpaired.decisions_ahead -= 1
+                self._end(place, unpaired)
+
+    def _begin(self, place: SourcePosition) -> _Unpaired:
+        if place not in self._unpaired:
+            self._unpaired[place] = _Unpaired(self.waiting.pop(place, None))
+        return self._unpaired[place]
+
+    def _end(self, place: SourcePosition, unpaired: _Unpaired) -> None:
+        if unpaired.decisions_ahead == 0:
+            self._unpaired.move_to_end(place, last=False)
+            self._release()
+        elif len(self._unpaired) > self._most_unpaired:
+            self._release()
+
+    def _release(self) -> None:
+        """Let the first of the unpaired go: a decision is compared as it is, features alone are dropped."""
+        place, unpaired = self._unpaired.popitem(last=False)
+        if unpaired.stated is not None:
+            self.waiting[place] = LiveDecision(unpaired.stated, unpaired.features)
+
+
+def live_decisions(source: TopicSource, span: Span, *, features: bool) -> LiveDecisions:
+    """Return the live decisions about the transactions of a span's range.
+
+    Args:
+        source: The topics.
+        span: The range, with its warm-up.
+        features: Whether each is joined to its features.
+
+    Raises:
+        TopicError: A topic is missing.
+    """
+    written = source.written_in(span)
+    decisions = source.ranges(DECISIONS, written, 0, to_end=True)
+    blocks = source.ranges(DECISION_FEATURES, written, 0, to_end=True) if features else None
+    return LiveDecisions(source, span, decisions, blocks)

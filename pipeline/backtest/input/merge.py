@@ -1,0 +1,70 @@
+"""Several logs as one order of time: each may be out of order by a margin, and nothing else is held in memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.input.tables import CHUNK_ROWS
+from pipeline.engine.columns import Labels, Transactions
+
+Rows = TypeVar("Rows", Transactions, Labels)
+_BEFORE_ALL: Final = -(2**62)
+_BEHIND_ALL: Final = 2**62
+
+
+class LogPart(NamedTuple, Generic[Rows]):
+    """Rows of one log, in its order."""
+
+    rows: Rows
+    arrived_us: NDArray[np.int64]
+    """Shape (n,): when each arrived; of rows that were refused nothing is told."""
+
+
+def by_time(
+    logs: Sequence[Iterator[LogPart[Rows]]], margin_us: int, too_late: Callable[[Rows], None]
+) -> Iterator[Rows]:
+    """The rows of all logs in the order of ``key``, and of ``row`` among equal ones, in chunks.
+
+    A row may stand behind the newest arrival of its log by ``margin_us``; what lies further behind goes to
+    ``too_late`` instead. Which that is depends on the log alone, not on how it is cut into parts. ``row`` must be
+    unique. Memory is that of the rows of a margin, and of a part of each log.
+    """
+    if not logs:
+        return
+    newest_us = [_BEFORE_ALL] * len(logs)
+    held: Rows | None = None
+    fresh: list[Rows] = []
+    n_fresh = 0
+    while min(newest_us) < _BEHIND_ALL:
+        number = newest_us.index(min(newest_us))
+        part = next(logs[number], None)
+        if part is None:
+            newest_us[number] = _BEHIND_ALL
+        elif len(part.rows):
+            clock_us = np.maximum.accumulate(np.append(newest_us[number], part.arrived_us))[1:]
+            newest_us[number] = int(clock_us[-1])
+            late = part.rows.key < clock_us - margin_us
+            if late.any():
+                too_late(part.rows.take(late))
+            rows = part.rows.take(~late) if late.any() else part.rows
+            fresh.append(rows)
+            n_fresh += len(rows)
+        # Sorted again once there is half as much as before: the cost of a row stays that of a few sorts.
+        ends = min(newest_us) == _BEHIND_ALL
+        if n_fresh and (ends or n_fresh >= max(CHUNK_ROWS, (0 if held is None else len(held)) // 2)):
+            if held is not None:
+                fresh.append(held)
+            held = _sorted(fresh)
+            fresh, n_fresh = [], 0
+        if held is not None and not n_fresh:
+            ready = int(np.searchsorted(held.key, min(newest_us) - (0 if ends else margin_us)))
+            for first in range(0, ready, CHUNK_ROWS):
+                yield held.take(slice(first, min(first + CHUNK_ROWS, ready)))
+            held = held.take(slice(ready, None))
+
+
+def _sorted(parts: list[Rows]) -> Rows:
+    rows = type(parts[0]).concat(parts)
+    return rows.take(np.lexsort((rows.row, rows.key)))

@@ -1,0 +1,77 @@
+"""Records of transactions and labels of topics as the columns of a replay."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.input.acceptance import Acceptance
+from pipeline.backtest.input.merge import LogPart
+from pipeline.engine.accept import accept_labels, accept_transactions
+from pipeline.engine.columns import Labels, Reject, Transactions
+from pipeline.kafka.fold import RecordColumns
+from schemas.messages import Label
+from schemas.records import LATEST_STAMP_MS
+from schemas.times import US_PER_MS
+
+Rows = TypeVar("Rows", Transactions, Labels)
+
+
+class Numbering(NamedTuple):
+    """Names a record of a topic by one number, so that rows of all partitions can stand in one column."""
+
+    partitions: int
+
+    def row(self, partition: int, offset: int) -> int:
+        """The number of a record."""
+        return offset * self.partitions + partition
+
+    def place(self, row: int) -> tuple[int, int]:
+        """(partition, offset) of a row."""
+        offset, partition = divmod(row, self.partitions)
+        return partition, offset
+
+
+def transactions_of(
+    read: RecordColumns, rules: Acceptance, numbering: Numbering, rejects: list[Reject]
+) -> LogPart[Transactions]:
+    """Accepted transactions; what is refused goes to ``rejects``, as its dead letter tells it."""
+    arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * US_PER_MS
+    rows, refused = accept_transactions(read.values, arrived_us, rules.rates, rules.future_tolerance_us)
+    return _part(read, rows, arrived_us, numbering, refused, rejects)
+
+
+def labels_of(
+    read: RecordColumns,
+    rules: Acceptance,
+    numbering: Numbering,
+    rejects: list[Reject],
+    told: Callable[[Sequence[Label], Sequence[int]], None],
+    topic: str,
+) -> LogPart[Labels]:
+    """Accepted labels of a topic (without prefix).
+
+    ``told`` is given them, each with when it became known, in microseconds since 1970.
+    """
+    arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * US_PER_MS
+    rows, refused, messages = accept_labels(
+        read.values, arrived_us, rules.future_tolerance_us, lambda _, label: rules.sources.check(topic, label.source)
+    )
+    told(messages, rows.known_at_us.tolist())
+    return _part(read, rows, arrived_us, numbering, refused, rejects)
+
+
+def _part(
+    read: RecordColumns,
+    rows: Rows,
+    arrived_us: NDArray[np.int64],
+    numbering: Numbering,
+    refused: Sequence[Reject],
+    rejects: list[Reject],
+) -> LogPart[Rows]:
+    """Number rows and rejects as records of a topic."""
+    number = read.offset * numbering.partitions + read.partition
+    rejects += [reject._replace(row=int(number[reject.row])) for reject in refused]
+    return LogPart(replace(rows, row=number[rows.row]), arrived_us[rows.row])

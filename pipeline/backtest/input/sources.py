@@ -1,0 +1,68 @@
+"""The interface of a history: a file, a directory of exported topics, or the topics themselves."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from pipeline.backtest.input.acceptance import Acceptance
+from pipeline.backtest.input.label_book import LabelBook
+from pipeline.backtest.input.span import SeenTimes, Span
+from pipeline.engine.columns import Labels, Reject, Transactions
+
+TOO_LATE: Final = "late_beyond_margin"
+"""Code of records that stand further behind their time than the margin within which a source is put in order."""
+
+
+class OpenedHistory(NamedTuple):
+    """A history in the order of event time."""
+
+    transactions: Iterator[Transactions]
+    labels: Iterator[Labels]
+    seen: SeenTimes
+    close: Callable[[], None] = lambda: None
+    """Lets go of what is read."""
+    warnings: Sequence[str] = ()
+    """What may be missing of it."""
+
+
+class Source(Protocol):
+    """A history that can be read from a given time on."""
+
+    @property
+    def bears_truth(self) -> bool:
+        """Whether its transactions bear what they turned out to be (`Transactions.truth`), in place of labels."""
+
+    @property
+    def tells_labels(self) -> bool:
+        """Whether labels were recorded with it, each with when it was known."""
+
+    @property
+    def time_zone(self) -> str:
+        """Of times without an offset."""
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it."""
+
+    @property
+    def partitions(self) -> int:
+        """Of the topic that it is, or was made of; else 1. Raises `ClusterUnreachable`, `TopicError`."""
+
+    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
+        """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
+
+        Raises `RangeError`, `UnusableSource`, `pipeline.exports.errors.ExportError`,
+        `pipeline.kafka.clients.TopicError`.
+        """
+
+
+def note_late(rejects: list[Reject]) -> Any:
+    """Return a function of a kind of rows that makes a function, which notes rows that arrived too late."""
+
+    def of(kind: str) -> Any:
+        def note(rows: Transactions | Labels) -> None:
+            text = "arrived later than the lateness within which records are put in order; raise --lateness"
+            rejects.extend(Reject(kind, int(row), TOO_LATE, f"The record {text}.") for row in rows.row.tolist())
+
+        return note
+
+    return of

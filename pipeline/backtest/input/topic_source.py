@@ -1,0 +1,203 @@
+"""A history on the topics of a cluster."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.backtest.input.acceptance import Acceptance
+from pipeline.backtest.input.arrival_times import ArrivalFilter, ArrivalRange
+from pipeline.backtest.input.label_book import LabelBook
+from pipeline.backtest.input.merge import LogPart, by_time
+from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
+from pipeline.backtest.input.sources import OpenedHistory, note_late
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, SeenTimes, Span, moment
+from pipeline.engine.columns import Labels, Reject
+from pipeline.features.catalogue import LATENESS_US
+from pipeline.kafka.admin import reached
+from pipeline.kafka.clients import (
+    QUEUE_OF_BLOCKS,
+    READ_BATCH,
+    admin_client,
+    first_offsets,
+    offsets_at,
+    partition_numbers,
+    patiently,
+    settled_ends,
+)
+from pipeline.kafka.cluster import stamped_by_producers
+from pipeline.kafka.fold import RangeReader, RecordColumns
+from pipeline.settings import Settings
+from schemas.messages import Label
+from schemas.records import Record
+from schemas.times import US_PER_MS
+from schemas.topics import TRANSACTIONS, Topic, topic_of_labels
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSource:
+    """The topics of transactions and labels, read without a group; nothing about them is written anywhere."""
+
+    bootstrap: str
+    settings: Settings
+    lateness_us: int = LATENESS_US
+    """How long after its event time a transaction may arrive; record times are looked for with this margin."""
+    bears_truth: bool = False
+    tells_labels: bool = True
+    time_zone: str = "UTC"
+
+    @property
+    def name(self) -> str:
+        """The topic's name on the cluster."""
+        return self.settings.topic(TRANSACTIONS.name)
+
+    @property
+    def numbering(self) -> Numbering:
+        """How rows name records of ``transactions``. Raises `ClusterUnreachable`, `TopicError`."""
+        client = admin_client(self.bootstrap, settings=self.settings)
+        reached(client, self.bootstrap)
+        return Numbering(len(partition_numbers(client, self.name)))
+
+    @property
+    def partitions(self) -> int:
+        """The topic's. Raises `ClusterUnreachable`, `TopicError`."""
+        return self.numbering.partitions
+
+    def written_in(self, span: Span) -> Span:
+        """The span in which agents' outputs are looked for, whose records bear the time of writing.
+
+        Where ``transactions`` keep their producers' clock, which may be a simulated one, it tells nothing.
+        """
+        client = admin_client(self.bootstrap, settings=self.settings)
+        simulated = stamped_by_producers(client, self.name, self.settings.timestamps == "producer")
+        return Span(EARLIEST_US, EARLIEST_US, LATEST_US) if simulated else span
+
+    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
+        """As `Source`."""
+        late = note_late(rejects)
+        of_range = span.arrivals(rules.future_tolerance_us, self.lateness_us)
+        until_now = span.arrivals(rules.future_tolerance_us, None)
+        # Their ends as well are told by records.
+        sold = self.ranges(TRANSACTIONS, span, rules.future_tolerance_us, to_end=True)
+        told = [
+            (topic, number, of)
+            for topic in map(topic_of_labels, rules.sources.topics)
+            for number, of in self.ranges(topic, span, rules.future_tolerance_us, to_end=True).items()
+        ]
+        self.refuse_lost(span, len(sold))
+        numbering = Numbering(len(sold))
+
+        def note(items: Sequence[Label], known_at_us: Sequence[int]) -> None:
+            names = ("transaction_id", "card_id", "label", "source", "fraud_type")
+            ids, cards, words, by, types = (
+                pa.array([getattr(item, name) for item in items], pa.string()) for name in names
+            )
+            book.add(ids, cards, words, by, np.array(known_at_us, np.int64), types)
+
+        of_labels = Numbering(len(told))
+
+        def accepted(topic: Topic, log: int, read: RecordColumns) -> LogPart[Labels]:
+            """Accept labels of a partition, which is the ``log``-th of all topics of labels."""
+            return labels_of(read._replace(partition=log), rules, of_labels, rejects, note, topic.name)
+
+        readers = ExitStack()
+
+        def begun(topic: Topic, number: int, of: range, arrivals: ArrivalRange) -> Iterator[RecordColumns]:
+            reader = readers.enter_context(closing(self._reader(topic, number, of.start)))
+            # All at once: a client's first record takes half a second.
+            reader.begin()
+            return columns_of(reader, of.stop, arrivals)
+
+        transactions = [
+            (transactions_of(read, rules, numbering, rejects) for read in begun(TRANSACTIONS, number, of, of_range))
+            for number, of in sold.items()
+            if of
+        ]
+        labels = [
+            map(partial(accepted, topic, log), begun(topic, number, of, until_now))
+            for log, (topic, number, of) in enumerate(told)
+            if of
+        ]
+        seen = SeenTimes()
+        return OpenedHistory(
+            (seen.within(span, rows) for rows in by_time(transactions, self.lateness_us, late("transaction"))),
+            by_time(labels, self.lateness_us, late("label")),
+            seen,
+            readers.close,
+        )
+
+    def ranges(self, topic: Topic, span: Span, tolerance_us: int, *, to_end: bool) -> dict[int, range]:
+        """Of each partition the offsets that may hold something of the span. Raises `TopicError`."""
+        client = admin_client(self.bootstrap, settings=self.settings)
+        full = self.settings.topic(topic.name)
+        numbers = partition_numbers(client, full)
+        places = [(full, number) for number in numbers]
+        first_ms, end_ms = span.arrivals(tolerance_us, None if to_end else self.lateness_us)
+        if first_ms > ArrivalRange().first_ms:
+            starts = patiently(lambda: offsets_at(client, places, first_ms))
+        else:
+            starts = patiently(lambda: first_offsets(client, places))
+        ends = settled_ends(self.bootstrap, self.settings, full, numbers)
+        if end_ms < ArrivalRange().end_ms:
+            found = patiently(lambda: offsets_at(client, places, end_ms))
+            ends = {number: min(ends[number], found[full, number]) for number in numbers}
+        return {number: range(starts[full, number], ends[number]) for number in numbers}
+
+    def refuse_lost(self, span: Span, partitions: int) -> None:
+        """Raise `RangeError` where all of the range lies before what the topic still holds, or nothing is there."""
+        client = admin_client(self.bootstrap, settings=self.settings)
+        places = [(self.name, number) for number in range(partitions)]
+        begins = patiently(lambda: first_offsets(client, places))
+        ends = settled_ends(self.bootstrap, self.settings, self.name, range(partitions))
+        if all(ends[number] <= begins[self.name, number] for number in range(partitions)):
+            raise RangeError(f"topic {self.name} holds no record: send transactions first, or check the topic prefix")
+        if span.to_us >= LATEST_US:
+            return
+        last_us = max(span.to_us + self.lateness_us, 0)
+        behind = patiently(lambda: offsets_at(client, places, last_us // US_PER_MS))
+        if all(behind[place] <= begins[place] for place in places):
+            first_ms = [
+                record.timestamp_ms
+                for place in places
+                for records in self.read(TRANSACTIONS, place[1], range(begins[place], ends[place[1]]), most=1)
+                for record in records
+            ]
+            raise RangeError(
+                f"the range ends at {moment(span.to_us)}, before the first record that topic {self.name} still holds "
+                f"({moment(min(first_ms) * US_PER_MS)}): choose a later range, give the topic a longer retention, or "
+                "backtest a file of that time"
+            )
+
+    def read(
+        self, topic: Topic, number: int, offsets: range, *, most: int | None = None, batch: int = READ_BATCH
+    ) -> Iterator[list[Record]]:
+        """Yield the committed records of some offsets of a partition.
+
+        Args:
+            topic: The topic.
+            number: The partition.
+            offsets: Offsets to read.
+            most: Records after which to end.
+            batch: Records to yield at a time, at most.
+        """
+        with closing(self._reader(topic, number, offsets.start)) as reader:
+            while records := reader.read_to(offsets.stop, most or batch):
+                yield records
+                if most is not None:
+                    return
+
+    def _reader(self, topic: Topic, number: int, start: int) -> RangeReader:
+        name = self.settings.topic(topic.name)
+        tuning = QUEUE_OF_BLOCKS if topic.holds_blocks else None
+        return RangeReader(self.bootstrap, self.settings, name, number, start, tuning=tuning)
+
+
+def columns_of(reader: RangeReader, end: int, arrivals: ArrivalRange) -> Iterator[RecordColumns]:
+    """The records below offset ``end`` that arrived then."""
+    cut = ArrivalFilter(arrivals)
+    while not cut.ended and (read := reader.read_columns(end)).values:
+        of = cut.of(read.timestamp_ms)
+        yield RecordColumns(read.partition, read.offset[of], read.timestamp_ms[of], read.values[of])

@@ -1,0 +1,184 @@
+"""Columns of the wire contract in the form that the kernels take, as far as it is plain what the decoder would say.
+
+Most functions return values and a mask of the rows whose value is plain: written in the ordinary way, and within
+limits that are narrower than the decoder's. What is not plain need not be wrong; the decoder itself is asked about it.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.engine.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
+from pipeline.engine.scanned import LONGEST_IDENTIFIER, NO_TIME, PLAIN_TIMES_US
+from pipeline.history.files import in_zone, whole_units
+from schemas.codec import MAX_AMOUNT_BASE_MINOR
+from schemas.money import RateTable
+
+Mask = NDArray[np.bool_]
+
+_PLAIN_MINOR: Final = 10.0**15
+"""Below it the nearest float of a decimal tells the decimal."""
+_MOST_DECIMALS: Final = 4
+_CLOCK: Final = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?"
+_PLAIN_LOCAL: Final = rf"^\d{{4}}-\d\d-\d\d[T ]{_CLOCK}$"
+_PLAIN_ZONED: Final = rf"^\d{{4}}-\d\d-\d\dT{_CLOCK}(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)$"
+_PLAIN_AMOUNT: Final = r"^(?:0|[1-9]\d{0,10})(?:\.\d{1,4})?$"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_US, _LAST_US = (
+    (at - _EPOCH) // timedelta(microseconds=1)
+    for at in (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
+)
+
+
+def column(table: pa.Table, name: str) -> pa.Array:
+    """A column as one array; all null where the table lacks it, dictionaries decoded, texts `string`."""
+    if name not in table.column_names:
+        return pa.nulls(table.num_rows, pa.string())
+    values = table.column(name).combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks)
+    if pa.types.is_dictionary(values.type):
+        return values.dictionary_decode()
+    plain = not any(of(values.type) for of in (pa.types.is_null, pa.types.is_large_string, pa.types.is_string_view))
+    return values if plain else values.cast(pa.string())
+
+
+def texts(values: pa.Array) -> tuple[pa.Array, Mask]:
+    """Strings, from text or from whole numbers; plain where there is one."""
+    kind = values.type
+    if pa.types.is_string(kind) or pa.types.is_integer(kind):
+        return values.cast(pa.string()), _mask(values.is_valid())
+    return pa.nulls(len(values), pa.string()), np.zeros(len(values), np.bool_)
+
+
+def missing(values: pa.Array) -> Mask:
+    """Where there is no value."""
+    return _mask(values.is_null())
+
+
+def identifiers(values: pa.Array, longest: int = LONGEST_IDENTIFIER) -> tuple[pa.Array, Mask]:
+    """Strings of 1 to ``longest`` characters."""
+    names, plain = texts(values)
+    length = pc.fill_null(pc.utf8_length(names), 0).to_numpy()
+    return names, plain & (length > 0) & (length <= longest)
+
+
+def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]:
+    """Microseconds since 1970 of timestamps, or of text; those without an offset are of ``time_zone``.
+
+    `NO_TIME` where there is none.
+    """
+    n = len(values)
+    if pa.types.is_timestamp(values.type):
+        times = pd.Series(values.cast(pa.timestamp("us", values.type.tz), safe=False).to_pandas())
+        return _microseconds(times if times.dt.tz is not None else in_zone(times, time_zone))
+    if not pa.types.is_string(values.type):
+        return np.full(n, NO_TIME), np.zeros(n, np.bool_)
+    moments, plain = np.full(n, NO_TIME), np.zeros(n, np.bool_)
+    for pattern in (_PLAIN_ZONED, _PLAIN_LOCAL):
+        rows = np.flatnonzero(_mask(pc.fill_null(pc.match_substring_regex(values, pattern), False)))
+        if len(rows):
+            said = pd.Series(values.take(pa.array(rows)).to_pandas())
+            zoned = pattern is _PLAIN_ZONED
+            times = pd.to_datetime(said, format="ISO8601", errors="coerce", utc=zoned)
+            moments[rows], plain[rows] = _microseconds(times if zoned else in_zone(times, time_zone))
+    return moments, plain
+
+
+def wall_clock_us(values: pa.Array) -> tuple[NDArray[np.int64], Mask]:
+    """What ``local_time`` shows, in microseconds since 1970 on that clock."""
+    if values.null_count == len(values) or not pa.types.is_string(values.type):
+        return np.zeros(len(values), np.int64), np.zeros(len(values), np.bool_)
+    plain = pc.fill_null(pc.match_substring_regex(values, _PLAIN_LOCAL), False)
+    times = pd.to_datetime(
+        pd.Series(pc.if_else(plain, values, None).to_pandas()), format="ISO8601", errors="coerce", utc=True
+    )
+    return _microseconds(times)
+
+
+def amounts(
+    values: pa.Array, currency: pa.Array, rates: RateTable
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Mask]:
+    """(minor units of the currency, minor units of the base currency, plain); amounts are in major units.
+
+    A float stands for the decimal of the currency's digits that it is nearest to
+    (`pipeline.history.files.whole_units`).
+    """
+    terms = rate_terms(rates)
+    row = _rate_rows(currency, terms)
+    plain = row >= 0
+    major, plain_majors = _majors(values)
+    plain &= plain_majors
+    scaled: NDArray[np.float64] = np.where(plain, major, 0.0) * 10 ** np.append(terms.digits, 0)[row]
+    whole, inexact = whole_units(scaled)
+    plain &= ~inexact & (whole >= 0) & (whole < _PLAIN_MINOR)
+    minor = np.where(plain, whole, 0).astype(np.int64)
+    base = np.empty(len(minor), np.int64)
+    convert(minor, row, terms, base)
+    return minor, base, plain & (base != NOT_CONVERTED) & (base <= MAX_AMOUNT_BASE_MINOR)
+
+
+def _rate_rows(currency: pa.Array, terms: RateTerms) -> NDArray[np.int64]:
+    """The row of each currency code among ``terms``; -1 where there is none."""
+    encoded = currency.dictionary_encode()
+    of = {code.to_bytes(3, "big").decode(): row for row, code in enumerate(terms.code.tolist())}
+    rows = [of.get(code, -1) for code in encoded.dictionary.to_pylist()]
+    found: NDArray[np.int64] = np.array([*rows, -1], np.int64)[pc.fill_null(encoded.indices, len(rows)).to_numpy()]
+    return found
+
+
+def _majors(values: pa.Array) -> tuple[NDArray[np.float64], Mask]:
+    kind = values.type
+    if pa.types.is_string(kind):
+        plain = pc.fill_null(pc.match_substring_regex(values, _PLAIN_AMOUNT), False)
+        values = pc.if_else(plain, values, None).cast(pa.float64())
+    elif pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= _MOST_DECIMALS):
+        values = values.cast(pa.float64(), safe=False)
+    elif not pa.types.is_floating(kind):
+        return np.zeros(len(values)), np.zeros(len(values), np.bool_)
+    major = values.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
+    return major, np.isfinite(major)
+
+
+def _microseconds(times: "pd.Series[pd.Timestamp]") -> tuple[NDArray[np.int64], Mask]:
+    moments = times.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
+    return moments, (moments >= PLAIN_TIMES_US[0]) & (moments < PLAIN_TIMES_US[1])
+
+
+def _mask(values: pa.Array) -> Mask:
+    return np.asarray(values.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def time_cell(values: pa.Array, moments_us: NDArray[np.int64], row: int) -> Any:
+    """A time as a producer would write it: text as it is, but for such as only ``time_zone`` made a moment."""
+    value = values[row]
+    if not value.is_valid:
+        return None
+    text = pa.types.is_string(values.type)
+    if text and (moments_us[row] == NO_TIME or re.match(_PLAIN_LOCAL, value.as_py()) is None):
+        return value.as_py()
+    if text or pa.types.is_timestamp(values.type):
+        return _EPOCH + timedelta(microseconds=min(max(int(moments_us[row]), _FIRST_US), _LAST_US))
+    return value.as_py()
+
+
+def amount_cell(value: Any, decimals: int | None) -> Any:
+    """An amount as a producer would write it: a float as the decimal that it stands for, in the currency's digits."""
+    if not isinstance(value, float):
+        return value
+    exact = Decimal(repr(value))
+    if not exact.is_finite():
+        # As text, since JSON has no such number.
+        return str(exact)
+    if decimals is not None and abs(value) < _PLAIN_MINOR:
+        whole, inexact = whole_units(np.array([value]) * 10.0**decimals)
+        if not inexact[0]:
+            return Decimal(int(whole[0])).scaleb(-decimals)
+    return exact

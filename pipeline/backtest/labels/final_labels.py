@@ -1,0 +1,121 @@
+"""Final labels: the last word of recorded labels about each transaction."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.backtest.input.blocks import BLOCK_ROWS, blocks, texts
+from pipeline.backtest.input.label_book import LabelBook
+from pipeline.backtest.input.sources import OpenedHistory, Source
+from pipeline.backtest.input.spill import NumberColumn
+from pipeline.backtest.labels.ground_truth import microseconds
+from pipeline.engine.columns import Transactions, digest_keys
+from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, holding, known_value, source_rank
+
+PART_ROWS: Final = BLOCK_ROWS
+"""Labels that are resolved together, about."""
+_MOST_BITS: Final = 8
+"""By which labels are parted: each part is an open file."""
+_NOTHING: Final = KNOWN.index(NOTHING)
+_LABEL: Final = np.dtype(
+    [
+        ("high", np.int64), ("low", np.int64), ("at_us", np.int64), ("source", np.int32), ("fraud_type", np.int32),
+        ("rank", np.int8), ("known", np.int8),
+    ]
+)  # fmt: skip
+"""A label by its transaction's digest; words by their numbers, -1 for none."""
+
+
+class FinalLabels:
+    """The label that holds of each transaction, of all that were ever told: on disk, sorted by digests.
+
+    Memory is that of one part of the labels, which are parted by their digests.
+    """
+
+    def __init__(self, labels: pd.DataFrame) -> None:
+        """``labels`` as of `LabelBook.whole`."""
+        self._words = {name: pa.array(labels[name].cat.categories, pa.string()) for name in ("source", "fraud_type")}
+        high, held = NumberColumn(np.int64), NumberColumn(_LABEL)
+        for part in _parted(labels):
+            rows = part[holding([part["low"], part["high"]], part["rank"], part["at_us"], part["known"])]
+            rows = rows[rows["known"] != _NOTHING]
+            high.add(rows["high"])
+            held.add(rows)
+        # Alone, since it is searched: of records it would be copied each time.
+        self._high, self._held = high.finish(), held.finish()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def told(self, parts: Iterator[Transactions], delay_us: int, book: LabelBook) -> Iterator[Transactions]:
+        """The transactions with their truth, which ``book`` is told to be known ``delay_us`` after each."""
+        for part in parts:
+            at = self._found(part)
+            truth = np.full(len(part), _NOTHING, np.int8)
+            known = at >= 0
+            held = self._held[at[known]]
+            truth[known] = held["known"]
+            rows = replace(part, truth=truth)
+            said = {name: words.take(pa.array(held[name], mask=held[name] < 0)) for name, words in self._words.items()}
+            book.add_truth(rows.take(known), delay_us, said["source"], said["fraud_type"])
+            yield rows
+
+    def _found(self, part: Transactions) -> np.ndarray:
+        """Which label is of each transaction, -1 for none; shape (n,)."""
+        if not len(self):
+            return np.full(len(part), -1)
+        wanted = digest_keys(part.card_id, part.transaction_id)
+        # Of 128 bits the first 64 do not occur twice; the others tell whether it is the one.
+        at = np.searchsorted(self._high, wanted[:, 0]).clip(max=len(self) - 1)
+        same = (self._high[at] == wanted[:, 0]) & (self._held["low"][at] == wanted[:, 1])
+        return np.where(same, at, -1)
+
+
+def bearing_truth(
+    source: Source, opened: OpenedHistory, delay_us: int, book: LabelBook
+) -> tuple[Iterator[Transactions], LabelBook]:
+    """Transactions that bear what they turned out to be, and where that is noted, as known ``delay_us`` after each.
+
+    ``book`` is that of ``opened``, which is ``source`` as it is read.
+    """
+    if source.bears_truth:
+        return opened.transactions, book
+    # All that was ever said is looked at first; what is measured by becomes known when it is due.
+    for _ in opened.labels:
+        pass
+    due = LabelBook()
+    return FinalLabels(book.whole()).told(opened.transactions, delay_us, due), due
+
+
+def _parted(labels: pd.DataFrame) -> Iterator[NDArray[Any]]:
+    """The labels but those of rules, as `_LABEL`; each part in the order in which they were told, of higher digests
+    than the one before."""
+    bits = min(max((len(labels) // PART_ROWS).bit_length(), 1), _MOST_BITS)
+    columns = [NumberColumn(_LABEL) for _ in range(1 << bits)]
+    for of in blocks(len(labels)):
+        rows = _rows(labels.iloc[of])
+        number = (rows["high"] >> 64 - bits) + (1 << bits - 1)
+        order = np.argsort(number, kind="stable")
+        ends = np.cumsum(np.bincount(number, minlength=len(columns)))
+        for column, some in zip(columns, np.split(rows[order], ends[:-1]), strict=True):
+            column.add(some)
+    for column in columns:
+        yield column.finish()
+
+
+def _rows(labels: pd.DataFrame) -> NDArray[Any]:
+    digests = digest_keys(*(texts(labels[name], slice(None)) for name in ("card_id", "transaction_id")))
+    codes = {name: labels[name].cat.codes.to_numpy() for name in ("label", "source", "fraud_type")}
+    ranks = [source_rank(word) for word in labels["source"].cat.categories]
+    known = [KNOWN.index(known_value(word)) for word in labels["label"].cat.categories]
+    rows = np.empty(len(labels), _LABEL)
+    rows["high"], rows["low"], rows["at_us"] = digests[:, 0], digests[:, 1], microseconds(labels["labelled_at"])
+    rows["source"], rows["fraud_type"] = codes["source"], codes["fraud_type"]
+    rows["rank"], rows["known"] = np.array(ranks, np.int8)[codes["source"]], np.array(known, np.int8)[codes["label"]]
+    kept: NDArray[Any] = rows[rows["rank"] != SOURCE_RANK["rule"]]
+    return kept

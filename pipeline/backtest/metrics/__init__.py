@@ -1,0 +1,1 @@
+"""Metrics of decisions: ranking, cost, drift, and confidence intervals."""

@@ -1,0 +1,171 @@
+"""Ranking metrics as the Fraud Detection Handbook names and defines them.
+
+Le Borgne, Siblini, Lebichot, Bontempi, "Reproducible Machine Learning for Credit Card Fraud Detection", chapter 4. What
+one number over all rows tells (AUC ROC, average precision), and card precision, are in `pipeline.training.metrics`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from pipeline.backtest.input.blocks import BLOCK_ROWS, blocks, summed
+from pipeline.backtest.input.spill import in_blocks
+from pipeline.training.metrics import days_of
+from schemas.times import US_PER_DAY
+
+
+def top_of_days(score: NDArray[np.float64], event_time_us: NDArray[np.int64], top: int) -> NDArray[np.bool_]:
+    """Which transactions have one of the ``top`` highest scores of their day (UTC); all of shape (n,).
+
+    Of equal scores the earlier row comes first, as it reaches the analysts first.
+    """
+    chosen = np.zeros(len(score), np.bool_)
+    for _, rows in days_of(event_time_us):
+        best = np.argsort(-score[rows], kind="stable")[:top]
+        chosen[best + rows.start if isinstance(rows, slice) else rows[best]] = True
+    return chosen
+
+
+def daily_precision(
+    fraud: NDArray[np.bool_], chosen: NDArray[np.bool_], event_time_us: NDArray[np.int64], top: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(days since 1970-01-01 in UTC, precision at ``top``), each of shape (days with rows,).
+
+    ``chosen`` is that of `top_of_days`. The divisor is ``top`` even on a day of fewer transactions, as in the Handbook.
+    """
+    found = [(day, np.count_nonzero(fraud[rows] & chosen[rows]) / top) for day, rows in days_of(event_time_us)]
+    days, precision = zip(*found, strict=True) if found else ((), ())
+    return np.array(days, np.int64), np.array(precision, np.float64)
+
+
+def known_cards(
+    card: NDArray[np.int64], event_time_us: NDArray[np.int64], fraud_known_us: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which transactions are of a card that was known to be compromised before their day began; all of shape (n,).
+
+    ``fraud_known_us`` is when a transaction was known to be fraud, the largest integer where it never was. The Handbook
+    leaves such cards out of its test sets (chapter 3, "Baseline fraud detection system").
+    """
+    first_known = np.full(int(card.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first_known, card, fraud_known_us)
+    known = np.empty(len(card), np.bool_)
+    for rows in blocks(len(card)):
+        known[rows] = first_known[card[rows]] < event_time_us[rows] // US_PER_DAY * US_PER_DAY
+    return known
+
+
+class Curve(NamedTuple):
+    """Precision and recall where the threshold is each score of a fraud, the highest first; each of shape (m,)."""
+
+    threshold: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+
+class Areas(NamedTuple):
+    """How well scores rank."""
+
+    auc_roc: float
+    """Area under the ROC curve; NaN where one of the two classes is missing."""
+    average_precision: float
+    """NaN without frauds."""
+
+
+class Ranking:
+    """Frauds and others by score, gathered so that metrics of many weightings cost little.
+
+    AUC ROC and average precision depend on where the frauds' scores lie among the others. So rows are counted by the
+    gap between two fraud scores in which they lie, or the fraud score that they equal, and by their unit (a day, a
+    card), whose weight is given later.
+    """
+
+    def __init__(
+        self, fraud: NDArray[np.bool_], score: NDArray[np.float64], unit: NDArray[np.int64], units: int
+    ) -> None:
+        """``unit`` (n,) holds integers below ``units``; ``fraud`` and ``score`` have shape (n,)."""
+        self._levels = np.unique(score[fraud])
+        self._cells = 2 * len(self._levels) + 1
+
+        def pairs(rows: slice, of: NDArray[np.bool_]) -> NDArray[np.int64]:
+            scores, its_unit = score[rows][of], unit[rows][of]
+            above = np.searchsorted(self._levels, scores, side="left")
+            ties = np.r_[self._levels, np.nan][above] == scores
+            return np.asarray((2 * above + ties) * units + its_unit, np.int64)
+
+        n = len(score)
+        self._fraud = _gathered((pairs(rows, fraud[rows]) for rows in blocks(n)), units)
+        self._other = _gathered((pairs(rows, ~fraud[rows]) for rows in blocks(n)), units)
+
+    def areas(self, weight: NDArray[np.float64]) -> Areas:
+        """Of rows that are each weighted by their unit's ``weight``, shape (units,)."""
+        fraud, other = self._weighted(weight)
+        total, pairs = fraud.sum(), fraud.sum() * other.sum()
+        found, chosen = np.cumsum(fraud[::-1]), np.cumsum((fraud + other)[::-1])
+        precision = found / np.maximum(chosen, np.finfo(float).tiny)
+        below = np.cumsum(other) - other
+        return Areas(
+            float(np.sum(fraud * (below + other / 2)) / pairs) if pairs else float("nan"),
+            float(np.sum(fraud[::-1] * precision) / total) if total else float("nan"),
+        )
+
+    def curve(self) -> Curve:
+        """Precision and recall at each score that a fraud has, of unweighted rows."""
+        found, chosen = (np.cumsum(counts[::-1]) for counts in self._levelled())
+        return Curve(self._levels[::-1], found / chosen, found / max(found[-1:].sum(), 1.0))
+
+    def _levelled(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Frauds, and all rows, from each fraud score up to the next; rows below the lowest are left out."""
+        fraud, other = self._weighted(None)
+        return fraud[1::2], (fraud + other)[1:].reshape(-1, 2).sum(axis=1)
+
+    def _weighted(self, weight: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights of frauds and of others by cell, each of shape (2 m + 1,)."""
+        return self._sums(self._fraud, weight), self._sums(self._other, weight)
+
+    def _sums(self, part: "_Gathered", weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        def rows_of(places: slice) -> NDArray[np.float64]:
+            return part.rows[places] if weight is None else part.rows[places] * weight[part.unit[places]]
+
+        return summed(part.cell, self._cells, rows_of)
+
+
+class _Gathered(NamedTuple):
+    """How many rows lie in a cell and belong to a unit; of those pairs that occur."""
+
+    cell: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    rows: NDArray[np.float64]
+
+
+def _gathered(parts: Iterator[NDArray[np.int64]], units: int) -> _Gathered:
+    """Of cells x ``units`` + units, in parts."""
+    held, rows = np.empty(0, np.int64), np.empty(0, np.int64)
+    fresh: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    waiting = 0
+    for part in parts:
+        fresh.append(np.unique(part, return_counts=True))
+        waiting += len(fresh[-1][0])
+        if waiting > max(BLOCK_ROWS, len(held)):
+            held, rows = _merged([(held, rows), *fresh])
+            fresh, waiting = [], 0
+    held, rows = _merged([(held, rows), *fresh])
+
+    def column(values: NDArray[np.int64], dtype: DTypeLike, of: Callable[[NDArray[np.int64]], Any]) -> NDArray[Any]:
+        return in_blocks(len(values), dtype, lambda places: of(values[places]))
+
+    return _Gathered(
+        column(held, np.int64, lambda pairs: pairs // units),
+        column(held, np.int64, lambda pairs: pairs % units),
+        column(rows, np.float64, lambda counts: counts),
+    )
+
+
+def _merged(parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each pair once, with the sum of its counts."""
+    pairs, counts = (np.concatenate(of) for of in zip(*parts, strict=True))
+    order = np.argsort(pairs, kind="stable")
+    pairs, counts = pairs[order], counts[order]
+    first = np.flatnonzero(np.r_[True, pairs[1:] != pairs[:-1]][: len(pairs)])
+    return pairs[first], np.add.reduceat(counts, first) if len(first) else counts

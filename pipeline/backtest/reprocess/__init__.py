@@ -1,0 +1,1 @@
+"""Decisions of a backtest as messages on topics of their own."""

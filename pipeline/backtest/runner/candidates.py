@@ -1,0 +1,163 @@
+"""Candidates of a backtest: the models that it was asked for, and those that it trained."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from pipeline.backtest.engine.online import Learning
+from pipeline.backtest.input.order import Order
+from pipeline.backtest.input.span import moment
+from pipeline.backtest.labels.schedule import LabelMode
+from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary, with_threshold
+from pipeline.backtest.runner.replay import Candidate
+from pipeline.backtest.runner.request import Request
+from pipeline.backtest.runner.result import Parameter
+from pipeline.backtest.runner.thresholds import AlertThreshold
+from pipeline.backtest.training.period import TrainingPeriod
+from pipeline.backtest.training.renewal import RenewalSchedule
+from pipeline.backtest.training.variants import VariantTraining
+from pipeline.decision.policy import Policy
+from pipeline.engine.models import ActiveModels
+from pipeline.features.catalogue import FEATURES
+from pipeline.learning.trained_labels import warning_of_labels
+from pipeline.scoring.prequential import Prequential
+from pipeline.training.fit import Trained
+from schemas.times import US_PER_DAY
+
+LATEST: Final = "latest"
+UNTAUGHT: Final = "untaught"
+MOST_EXAMPLES: Final = 1_000_000
+"""The newest examples by which models are compared before they learn; 40 MB."""
+_POLICY_ALONE: Final = (AlertThreshold(),)
+
+
+def candidates_of(
+    request: Request, library: ModelLibrary, trained: Mapping[str, VariantTraining]
+) -> dict[str, Candidate]:
+    """The models that are asked for, and those that were trained, by their names.
+
+    None of them where those are asked for that decisions name. Raises `RegistryError`, `ModelError`.
+    """
+    named = dict(request.models)
+    if not named and request.training is None:
+        changed = request.policy is not None or request.blend is not None
+        if request.order is Order.RECORDED and request.levels == _POLICY_ALONE and not changed:
+            return {}
+        named = {ACTIVE: ACTIVE}
+    known: dict[str, ActiveModels] = {
+        name: version if isinstance(version, ActiveModels) else _version(request, library, version)
+        for name, version in named.items()
+    }
+    parameters: dict[str, dict[str, Parameter]] = {name: {} for name in known}
+    schedules = _schedules(request, trained)
+    for name, (variant, every_us) in schedules.items():
+        grown = trained[variant]
+        if grown.trained is not None:
+            known[name] = ActiveModels(grown.trained.model, library.untaught_river(), grown.trained.policy)
+            parameters[name] = _told(grown.trained, grown.period, request, every_us)
+    found = {}
+    for name, active in known.items():
+        for level in request.levels:
+            under = _blended(request, active.policy)
+            if level.threshold is not None:
+                under = with_threshold(under, level.threshold)
+            models = active if under is active.policy else active.under(under)
+            told = parameters[name] | ({} if level.budget is None else {"alerts a day": level.budget})
+            told |= {} if level.pace is None else {"paced at alerts a day": level.pace.alerts_per_day}
+            critical = None if level.pace is None else level.pace.critical
+            told |= {} if critical is None else {"critical from": critical}
+            told |= {} if request.blend is None else {"blend": request.blend}
+            trained_as, every = schedules.get(name, (None, None))
+            renewed = None
+            if trained_as is not None and every is not None:
+                renewed = RenewalSchedule(trained_as, every, level.threshold)
+            learning = _learning(request, library, models)
+            found[name + level.suffix] = Candidate(
+                models, learning, level.budget, level.pace, told, trained_as, renewed
+            )
+    return found
+
+
+def _schedules(request: Request, trained: Mapping[str, VariantTraining]) -> dict[str, tuple[str, int | None]]:
+    """Return what each variant is trained as, and how often: one that is renewed stands behind the one that is not."""
+    renewed = {} if request.training is None else request.training.renewed
+    found: dict[str, tuple[str, int | None]] = {}
+    for name in trained:
+        found[name] = name, None
+        found |= {other: schedule for other, schedule in renewed.items() if schedule[0] == name}
+    return found
+
+
+def policy_to_train(request: Request, library: ModelLibrary) -> Policy | None:
+    """The policy whose rules, blend and audit rate a trained model is given; None where none is in force."""
+    policy = library.policy_in_force() if request.policy is None else library.policy(request.policy)
+    return policy if request.blend is None else _blended(request, policy or Policy(0.5))
+
+
+def _blended(request: Request, policy: Policy) -> Policy:
+    """Return the policy with the blend that was asked for."""
+    return policy if request.blend in (None, policy.blend) else policy.replace(blend=request.blend)
+
+
+def warnings_of_policies(candidates: Mapping[str, Candidate]) -> list[str]:
+    """A sentence for each candidate whose threshold was chosen for another model."""
+    found = []
+    for name, one in candidates.items():
+        made_for = one.models.policy.lightgbm_version
+        if made_for is not None and made_for != one.models.lightgbm.version:
+            found.append(
+                f"{name}: the threshold of policy {one.models.policy.version} was chosen for LightGBM {made_for}, "
+                f"not for {one.models.lightgbm.version}; name another --policy or a --threshold"
+            )
+    return found
+
+
+def warnings_of_labels(request: Request, candidates: Mapping[str, Candidate]) -> list[str]:
+    """Return a sentence for each LightGBM version that was trained under another label regime than the declared one."""
+    if request.labels is LabelMode.RECORDED:
+        return []
+    regime = request.regime
+    # What the backtest trains is trained under the regime.
+    models = {one.models.lightgbm.version: one.models.lightgbm for one in candidates.values() if one.trained_as is None}
+    found = [warning_of_labels(one, regime.reported, regime.maturity_days) for one in models.values()]
+    return [one for one in found if one is not None]
+
+
+def _version(request: Request, library: ModelLibrary, version: str) -> ActiveModels:
+    lightgbm = library.lightgbm(version)
+    return ActiveModels(
+        lightgbm,
+        library.latest_river()
+        if request.river == LATEST
+        else library.untaught_river()
+        if request.river == UNTAUGHT
+        else library.river(request.river, lightgbm.version),
+        library.policy_for(lightgbm.version) if request.policy is None else library.policy(request.policy),
+    )
+
+
+def _learning(request: Request, library: ModelLibrary, models: ActiveModels) -> Learning | None:
+    every_us = request.publish_every_us
+    if every_us is None:
+        return None
+    return Learning(
+        request.feedback_options(),
+        every_us,
+        *library.learner(models),
+        prequential=Prequential(MOST_EXAMPLES),
+        gate=request.blend is None,
+    )
+
+
+def _told(trained: Trained, period: TrainingPeriod, request: Request, every_us: int | None) -> dict[str, Parameter]:
+    names = trained.model.trained_on
+    window_days = None if request.training is None else request.training.window_days
+    without = [name for name in FEATURES if name not in names]
+    told = f"without {', '.join(without)}" if len(without) < len(names) else ", ".join(names)
+    return {
+        "trained from": moment(period.from_us),
+        "trained by what was known at": moment(period.known_us),
+        "last target": moment(period.last_us),
+        **({} if every_us is None else {"days to the next training": every_us / US_PER_DAY}),
+        **({} if window_days is None else {"days trained on": window_days}),
+        "features": f"{len(names)} of {len(FEATURES)}{f': {told}' if without else ''}",
+    }

@@ -1,0 +1,216 @@
+"""Comparison of a backtest with the live decisions: each difference, with its cause."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pipeline.backtest.input.live_decisions import LiveDecision, LiveDecisions, SourcePosition
+from pipeline.backtest.input.order import Order
+from pipeline.backtest.input.span import Span
+from pipeline.backtest.input.topic_source import TopicSource
+from pipeline.engine.decisions import SELECTIONS, Decisions
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US
+from schemas.codec import timestamp_us
+from schemas.times import US_PER_SECOND
+from schemas.topics import TRANSACTIONS
+
+WINDOWS: Final = "shorter history"
+"""The windows of the backtest began later than the live ones, and were not full yet."""
+FULL_AFTER_US: Final = REACH_US + LATENESS_US
+"""From where a backtest began to read to the first event whose features no shorter history explains."""
+ARRIVAL: Final = "order of arrival"
+"""Live, transactions of the card were read in another order than that of their event times."""
+BETWEEN: Final = "order between partitions"
+"""Live, the merchant's transactions of several cards, or its labels, were read in another order."""
+RULES: Final = "other rules"
+"""Another kernel or rate table decided."""
+LIGHTGBM: Final = "other LightGBM version"
+RIVER: Final = "other River version"
+POLICY: Final = "other policy"
+ONLY_LIVE: Final = "decided live only"
+ONLY_HERE: Final = "decided here only"
+NO_FEATURES: Final = "features not recorded"
+"""Same versions and another outcome, and ``features`` does not hold what the live models saw."""
+UNEXPLAINED: Final = "unexplained"
+"""Same order, features and versions, and another outcome: an error of the program or of a machine."""
+
+
+class _Row(NamedTuple):
+    """A decision of the backtest that waits for its live one."""
+
+    decisions: Decisions
+    row: int
+
+
+class Difference(NamedTuple):
+    """One decision that is not as it was live."""
+
+    transaction_id: str
+    card_id: str
+    event_time_us: int
+    cause: str
+    differs: str
+    """Names of what differs, separated by commas; features by their names."""
+    live_score: float | None
+    score: float | None
+    live_action: str | None
+    action: str | None
+
+
+@dataclass(slots=True)
+class LiveComparison:
+    """What came of comparing decisions with those that were made live."""
+
+    compared: int = 0
+    """Transactions that both decided."""
+    without_features: int = 0
+    """Those of ``compared`` whose live features are not on ``features``."""
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def causes(self) -> Counter[str]:
+        """How many differences each cause has."""
+        return Counter(one.cause for one in self.differences)
+
+    def frame(self) -> pd.DataFrame:
+        """A row a difference."""
+        frame = pd.DataFrame(self.differences, columns=Difference._fields)
+        times = pd.to_datetime(frame.pop("event_time_us"), unit="us", utc=True)
+        frame.insert(2, "event_time", times)
+        return frame
+
+
+class LiveComparer:
+    """Joins decisions of a backtest to those made live, in whatever order both come."""
+
+    def __init__(self, live: LiveDecisions, order: Order) -> None:
+        self._live, self._order = live, order
+        self._rows: dict[SourcePosition, _Row] = {}
+        self._given = 0
+        self._read = 0
+        self._began_us: int | None = None
+        self.comparison = LiveComparison()
+
+    def began(self, event_time_us: int) -> None:
+        """The first transaction that entered the windows of the backtest."""
+        self._began_us = event_time_us if self._began_us is None else min(self._began_us, event_time_us)
+
+    def take(self, decisions: Decisions, places: Sequence[SourcePosition]) -> None:
+        """Compare some decisions of the range, each with the place of its transaction."""
+        for row, place in enumerate(places):
+            self._rows[place] = _Row(decisions, row)
+        self._given += len(places)
+        # As far as the backtest is, and a little further: neither side waits for long in memory.
+        while self._read < self._given + _AHEAD and (more := self._live.pull()):
+            self._read += more
+        self._match()
+
+    def pair(self, decisions: Decisions, row: int, live: LiveDecision) -> None:
+        """Compare one decision with its live one."""
+        self.comparison.compared += 1
+        self.comparison.without_features += live.features is None
+        differs, features = _differences(decisions, row, live)
+        if differs:
+            self._note(decisions, row, live, self._cause(decisions, live, differs, features), differs)
+
+    def alone(self, decisions: Decisions, row: int) -> None:
+        """Note a decision that has no live one."""
+        self._note(decisions, row, None, ONLY_HERE, [])
+
+    def finish(self, *, partial: bool = False) -> LiveComparison:
+        """Compare what is left; of a backtest that was stopped, what only live decided is no difference."""
+        while not partial and self._live.pull():
+            self._match()
+        self._match()
+        for waiting in self._rows.values():
+            self.alone(waiting.decisions, waiting.row)
+        if not partial:
+            for one, _ in self._live.waiting.values():
+                at_us = timestamp_us(one.event_time)
+                self.comparison.differences.append(
+                    Difference(one.transaction_id, one.card_id, at_us, ONLY_LIVE, "", one.score, None, one.action, None)
+                )
+        return self.comparison
+
+    def _match(self) -> None:
+        waiting = self._live.waiting
+        fewer = self._rows if len(self._rows) < len(waiting) else waiting
+        for place in [place for place in fewer if place in self._rows and place in waiting]:
+            here = self._rows.pop(place)
+            self.pair(here.decisions, here.row, waiting.pop(place))
+
+    def _note(
+        self, decisions: Decisions, row: int, live: LiveDecision | None, cause: str, differs: Sequence[str]
+    ) -> None:
+        taken = decisions.transactions
+        self.comparison.differences.append(
+            Difference(
+                taken.transaction_id[row].as_py(),
+                taken.card_id[row].as_py(),
+                int(taken.event_time_us[row]),
+                cause,
+                ",".join(differs),
+                None if live is None else live.stated.score,
+                float(decisions.score[row]),
+                None if live is None else live.stated.action,
+                "alert" if decisions.selection[row] >= 0 else "allow",
+            )
+        )
+
+    def _cause(self, decisions: Decisions, live: LiveDecision, differs: Sequence[str], features: Sequence[str]) -> str:
+        """The first thing in the chain from record to decision that was not the same."""
+        versions = decisions.models.versions(decisions.rates_version)
+        if (versions.kernel, versions.rates) != (live.stated.versions.kernel, live.stated.versions.rates):
+            return RULES
+        if features or "case" in differs:
+            if self._began_us is not None and timestamp_us(live.stated.event_time) < self._began_us + FULL_AFTER_US:
+                return WINDOWS
+            if self._order is Order.RECORDED:
+                return UNEXPLAINED
+            return ARRIVAL if "case" in differs or any(name in CARD_FEATURES for name in features) else BETWEEN
+        for cause, name in ((LIGHTGBM, "lightgbm"), (RIVER, "river"), (POLICY, "policy")):
+            if getattr(versions, name) != getattr(live.stated.versions, name):
+                return cause
+        return NO_FEATURES if live.features is None else UNEXPLAINED
+
+
+def live_comparer(live: LiveDecisions, source: TopicSource, span: Span, order: Order) -> LiveComparer:
+    """What compares with them decisions that are made in ``order``. Raises `TopicError`."""
+    comparer = LiveComparer(live, order)
+    ranges = source.ranges(TRANSACTIONS, span, 0, to_end=True)
+    # The log holds records before those that warm the windows up, or did once.
+    if any(of.start > 0 for of in ranges.values()):
+        comparer.began(span.warm_up_from_us)
+    return comparer
+
+
+_AHEAD: Final = 20_000
+"""Decisions that are read ahead of the backtest, which may go through partitions in another order."""
+
+
+def _differences(decisions: Decisions, row: int, live: LiveDecision) -> tuple[list[str], list[str]]:
+    """(names of all that differs, to the last bit; the features among them)."""
+    here = decisions.features[row]
+    recorded, there = live
+    unequal = [] if there is None else ~((here == there) | (np.isnan(here) & np.isnan(there)))
+    features = [FEATURES[column] for column in np.flatnonzero(unequal)]
+    code = int(decisions.selection[row])
+    started_s = int(decisions.case_start_us[row]) // US_PER_SECOND
+    case = (f"{recorded.card_id}-{started_s}", int(decisions.case_sequence[row]))
+    pairs: Iterator[tuple[str, object, object]] = iter(
+        (
+            ("case", case, (recorded.case_id, recorded.case_sequence)),
+            ("logit", float(decisions.logit[row]), recorded.logit),
+            ("river", float(decisions.river_logit[row]), recorded.river_logit),
+            ("score", float(decisions.score[row]), recorded.score),
+            ("action", "alert" if code >= 0 else "allow", recorded.action),
+            ("selection", SELECTIONS[code] if code >= 0 else None, recorded.selection),
+            ("selection_probability", float(decisions.selection_probability[row]), recorded.selection_probability),
+            ("threshold", decisions.models.policy.threshold, recorded.threshold),
+        )
+    )  # fmt: skip
+    return [*features, *(name for name, one, other in pairs if one != other)], features

@@ -1,0 +1,192 @@
+"""Turn the statistics of a pass into warnings and the result."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Final
+
+from pipeline.backtest.input.file_source import FileSource
+from pipeline.backtest.input.order import Order
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment
+from pipeline.backtest.labels.schedule import LabelMode
+from pipeline.backtest.runner.collected import Collected
+from pipeline.backtest.runner.input_quality import refusal
+from pipeline.backtest.runner.input_quality import warnings as warnings_of_losses
+from pipeline.backtest.runner.live_comparison import LiveComparison
+from pipeline.backtest.runner.replay import Candidate
+from pipeline.backtest.runner.request import Request
+from pipeline.backtest.runner.result import BacktestResult, Parameter, TrainedVersion, Variant
+from pipeline.backtest.runner.statistics import FirstAndCount, RunStatistics, RunSummary
+from pipeline.backtest.training.variants import VariantTraining
+from pipeline.features.catalogue import REACH_US
+from schemas.times import US_PER_DAY
+from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, PROGRESS
+
+_REFUSED: Final = refusal("transaction", "")
+
+
+def nothing_decided(request: Request, statistics: RunStatistics) -> str:
+    """Why there is no decision in the range, and what to do."""
+    span, seen, source = request.span, statistics.seen, request.source
+    limits = [f"from {moment(span.from_us)}"] if span.from_us > EARLIEST_US else []
+    limits += [f"before {moment(span.to_us)}"] if span.to_us < LATEST_US else []
+    text = f"{source.name} has no transaction to decide {' and '.join(limits)}".rstrip()
+    if statistics.partial:
+        return f"{text} that was reached before the backtest was stopped"
+    if request.order is Order.RECORDED:
+        return (
+            f"{text} in the recorded order, which goes by what live workers wrote to {PROGRESS.name}, "
+            f"{PROFILED.name} and {DECISIONS.name}: choose another range with --from and --to, or, where nothing "
+            "was decided live, --order event-time"
+        )
+    if seen.last_us > EARLIEST_US:
+        text += f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
+    refused = sum(count for name, count in statistics.counts.items() if name.startswith(_REFUSED))
+    text += f" ({refused} were refused)" if refused else ""
+    # Of topics, and of exports, only a part is read.
+    if not refused and seen.last_us <= EARLIEST_US and isinstance(source, FileSource):
+        return f"{source.name} holds no transaction at all, within the range or out of it"
+    return f"{text}: choose another range with --from and --to"
+
+
+def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
+    """What the reader must know of the warm-up, of losses and of budgets."""
+    span, found = request.span, []
+    if span.from_us <= EARLIEST_US:
+        found.append(
+            "no begin was named, so that windows begin empty: name one with --from, and what lies before warms up"
+        )
+    else:
+        found += warnings_of_short_history(statistics.first_us, span)
+        if request.warm_up_us < REACH_US:
+            found.append(
+                f"the windows are warmed up for {request.warm_up_us / US_PER_DAY:g} days, and features look back "
+                f"{REACH_US / US_PER_DAY:g}: decisions of the first days see less than live ones"
+            )
+    found += warnings_of_losses(statistics.counts, statistics.worked_on)
+    found += warnings_of_comparison(statistics.comparison)
+    for name, grown in statistics.renewed.items():
+        refused = [one for one in grown if one.trained is None]
+        if refused:
+            found.append(
+                f"{name}: {len(refused)} of {len(grown)} trainings within the range were refused, and the version "
+                f"before went on deciding; the first, at {moment(refused[0].period.known_us)}: {refused[0].refused}"
+            )
+    for name, budget in statistics.budgets.items():
+        if budget.days < request.validation_days:
+            found.append(
+                f"{name}: the threshold was chosen on {budget.days:.1f} days before the range, not on "
+                f"{request.validation_days:g}"
+            )
+    return found
+
+
+def warnings_of_comparison(comparison: LiveComparison | None) -> list[str]:
+    """Return a sentence if live decisions could not be compared in all that they depend on."""
+    if comparison is None or not comparison.without_features:
+        return []
+    return [
+        f"{comparison.without_features:,} of {comparison.compared:,} live decisions have no recorded features on "
+        f"{DECISION_FEATURES.name}: they were deleted, or cannot be read. The features of these decisions were not "
+        "compared; everything else was"
+    ]
+
+
+def warnings_of_short_history(first_us: int, span: Span, of: str = "") -> list[str]:
+    """A sentence, ``of`` at its begin, where transactions begin later than the warm-up does."""
+    if first_us <= span.warm_up_from_us + US_PER_DAY:
+        return []
+    days = (span.from_us - min(first_us, span.from_us)) / US_PER_DAY
+    return [
+        f"{of}history begins at {moment(first_us)}: it warms the windows up for {days:.1f} of "
+        f"{(span.from_us - span.warm_up_from_us) / US_PER_DAY:g} days, and decisions of the first days see "
+        "less than live ones"
+    ]
+
+
+def summary_of(statistics: RunStatistics) -> RunSummary:
+    """What is known besides decisions."""
+    return RunSummary(statistics.told_counts(), statistics.warnings, statistics.partial)
+
+
+def result_of(
+    request: Request,
+    partitions: int,
+    candidates: Mapping[str, Candidate],
+    collected: Mapping[str, Collected],
+    statistics: RunStatistics,
+) -> BacktestResult:
+    """The result, of what was decided by each variant."""
+    span = request.span
+    from_us = span.from_us if span.from_us > EARLIEST_US else statistics.first_decided_us
+    variants = [_variant(name, one, candidates.get(name), statistics) for name, one in collected.items()]
+    counts, warnings, partial = summary_of(statistics)
+    return BacktestResult(
+        variants=variants,
+        labels=statistics.book.of(variants[0].decisions["transaction_id"]),
+        from_us=from_us,
+        to_us=span.to_us if span.to_us < LATEST_US else statistics.last_decided_us + 1,
+        warm_up_from_us=min(statistics.first_us, from_us),
+        base_currency=request.settings.base_currency,
+        label_mode=request.labels.value,
+        parameters={
+            "source": request.source.name,
+            "order": request.order.value,
+            **_label_parameters(request),
+            "warm_up_days": round(request.warm_up_us / US_PER_DAY, 3),
+            "partitions": partitions,
+            "online_model": "frozen" if request.publish_every_us is None else "learning",
+        },
+        counts=counts,
+        warnings=warnings,
+        drift=statistics.drift.found(),
+        partial=partial,
+    )
+
+
+def _variant(name: str, collected: Collected, candidate: Candidate | None, statistics: RunStatistics) -> Variant:
+    variant = collected.variant(name)
+    if candidate is None:
+        return variant
+    paced = statistics.paced.get(name)
+    prequential = None if candidate.learning is None else candidate.learning.prequential
+    return dataclasses.replace(
+        variant,
+        parameters=candidate.parameters,
+        paced=None if paced is None else paced.first_alerts,
+        reviewed=statistics.reviewed.get(name),
+        prequential={} if prequential is None else prequential.figures(),
+        versions=tuple(_version(one, statistics.decided_by[name]) for one in statistics.trainings(name)),
+    )
+
+
+def _version(grown: VariantTraining, decided: Mapping[str, FirstAndCount]) -> TrainedVersion:
+    trained = grown.trained
+    if trained is None:
+        return TrainedVersion(
+            known_us=grown.period.known_us, lightgbm=None, policy=None, refused=grown.refused, seconds=grown.seconds,
+            rows=0, frauds=0, metrics={}, first_decision_us=None, decisions=0,
+        )  # fmt: skip
+    told, by = trained.model.metadata, decided.get(trained.model.version)
+    return TrainedVersion(
+        known_us=grown.period.known_us,
+        lightgbm=trained.model.version,
+        policy=trained.policy.version,
+        refused="",
+        seconds=grown.seconds,
+        rows=told["input"]["rows"],
+        frauds=sum(told["frauds"].values()) + told.get("early", {}).get("frauds", 0),
+        metrics=trained.metrics,
+        first_decision_us=None if by is None else by.first_us,
+        decisions=0 if by is None else by.count,
+    )
+
+
+def _label_parameters(request: Request) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {"labels": request.labels.value}
+    if request.labels is not LabelMode.RECORDED:
+        told = request.regime.describe()
+        found |= {"label_delay_days": round(float(told.pop("delay_days")), 3), **told}
+    if request.labels is LabelMode.REVIEW:
+        found["review_delay_days"] = round(request.reviews.delay_us / US_PER_DAY, 3)
+        found["reviews_a_day"] = request.reviews.a_day
+    return found

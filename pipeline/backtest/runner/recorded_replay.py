@@ -1,0 +1,323 @@
+"""The logs as they are: card and score kernels over topics, in the order and by the rules of the live batches.
+
+The card kernel goes through each partition batch by batch, as ``progress`` tells them; the score kernel through
+``profiled``, whose order between cards nothing else tells. What the card kernel says now takes the place of what
+``profiled`` holds, so that both hops are computed again.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.backtest.input.live_decisions import LiveDecision, LiveDecisions, SourcePosition
+from pipeline.backtest.input.records import Numbering
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
+from pipeline.backtest.input.topic_source import TopicSource
+from pipeline.backtest.runner.model_library import ModelLibrary
+from pipeline.engine.block_messages import read_messages, write_messages
+from pipeline.engine.blocks import BlockError
+from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.columns import Transactions
+from pipeline.engine.decisions import Decisions, decided
+from pipeline.engine.models import ActiveModels
+from pipeline.engine.placement import partition_of
+from pipeline.engine.profiled import read_rows
+from pipeline.engine.results import Result
+from pipeline.engine.score import ScorePartition
+from pipeline.engine.state import MemoryStore, PartitionState
+from pipeline.engine.subjects import (
+    AMOUNT,
+    AMOUNT_BASE,
+    CARD,
+    CASE,
+    CASE_SEQUENCE,
+    COUNTS,
+    CURRENCY,
+    EVENT_US,
+    ID,
+    MERCHANT,
+    RATES,
+    SOURCE_OFFSET,
+    SOURCE_PARTITION,
+    TYPE,
+    Subjects,
+)  # fmt: skip
+from pipeline.features.catalogue import FEATURES
+from pipeline.history.files import currency_decimals
+from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
+from schemas.messages import CardRules, Profiled, ProfiledTransaction, RecordPosition, Versions
+from schemas.records import Record
+from schemas.times import US_PER_SECOND
+from schemas.topics import ACCEPTED_LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS, Topic
+
+_BATCH: Final = 16
+"""Blocks that are read at once, of up to 512 rows each."""
+_NOW: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""When batches are stamped to have been ingested: what is compared and kept has the live stamp."""
+_Key = tuple[str, int, int]
+
+
+class Scored(NamedTuple):
+    """Decisions about some transactions of the range, all by the same models."""
+
+    decisions: Decisions
+    places: list[SourcePosition]
+    """Of each transaction's record."""
+    live: list[LiveDecision | None]
+    """The recorded decision about each; None where there is none, or nobody asked."""
+
+
+class RecordedReplay:
+    """Both hops over the logs of a span."""
+
+    def __init__(
+        self,
+        source: TopicSource,
+        span: Span,
+        options: CardOptions,
+        library: ModelLibrary,
+        on_result: Callable[[Result], None],
+        ended: Callable[[str, int, PartitionState], None] = lambda *_: None,
+    ) -> None:
+        """Prepare a replay.
+
+        Args:
+            source: The topics.
+            span: The range to decide, with its warm-up.
+            options: For batches that no record of ``progress`` covers.
+            library: The models that decisions name.
+            on_result: Called with the card kernel's result for each batch, those of the warm-up included.
+            ended: Called with the agent's name, the number and the state of each partition behind its last batch.
+        """
+        self._source, self._span, self._library, self._on_result = source, span, library, on_result
+        self._ended = ended
+        future_us = options.future_tolerance_us
+        self._ranges: dict[Topic, dict[int, range]] = {
+            topic: source.ranges(topic, span, future_us, to_end=False)
+            for topic in (TRANSACTIONS, REROUTED, *source.settings.topics_of_labels)
+        }
+        self._sources = {topic.name: of for topic, of in self._ranges.items()}
+        # Stamped by the label agent's clock, and not by a producer's.
+        self._ranges[ACCEPTED_LABELS] = source.ranges(ACCEPTED_LABELS, source.written_in(span), future_us, to_end=False)
+        self._options = options._replace(
+            partitions=len(self._ranges[TRANSACTIONS]), topic_prefix=source.settings.topic_prefix
+        )
+        everything = Span(EARLIEST_US, EARLIEST_US, LATEST_US)
+        self._progress = source.ranges(PROGRESS, everything, future_us, to_end=True)
+        self.first_event_us: int | None = None
+        """Event time of the first transaction that entered the windows."""
+        self.entered = 0
+        """How many transactions entered the windows so far."""
+        self.stored_otherwise = 0
+        """Rows of ``profiled`` that the card kernel does not give again."""
+        self.newest_us = 0
+        """The newest of them."""
+
+    def run(self, models: ActiveModels | None, live: LiveDecisions | None) -> Generator[list[Scored], None, None]:
+        """Decide the range by ``models``, or, without, each transaction by those that its live decision names.
+
+        A transaction without a live decision is passed over in the latter case. Comes back after every batch that was
+        read, of the warm-up too.
+        """
+        with ExitStack() as stack:
+            cards = {number: stack.enter_context(closing(self._cards(number))) for number in self._ranges[TRANSACTIONS]}
+            again: dict[_Key, Profiled] = {}
+            scores: dict[int, ScorePartition] = {}
+            for number, records in self._profiled(stack):
+                if number not in scores:
+                    scores[number] = ScorePartition()
+                    stack.callback(scores[number].close)
+                score = scores[number]
+                repeated = [self._repeated(record, cards, again) for record in records]
+                rows = read_rows([record for record in repeated if record is not None])
+                decided_rows = score.profile(rows, range(len(rows.records)), Result())
+                score.settle()
+                yield list(self._decide(rows.subjects.take(decided_rows), rows.features[decided_rows], models, live))
+            # Of what stands behind the last that was profiled nothing is decided, but it may be refused.
+            for card in cards.values():
+                for _ in card:
+                    yield []
+            for number, score in scores.items():
+                self._ended("score", number, score)
+
+    def _profiled(self, stack: ExitStack) -> Iterator[tuple[int, list[Record]]]:
+        """Records of all partitions, each in its order, those first that were written first."""
+        span = self._source.written_in(self._span)
+        ranges = self._source.ranges(PROFILED, span, self._options.future_tolerance_us, to_end=False)
+        heap: list[tuple[int, int, list[Record]]] = []
+        readers = {}
+        for number, of in ranges.items():
+            name = self._source.settings.topic(PROFILED.name)
+            reader = stack.enter_context(
+                closing(RangeReader(self._source.bootstrap, self._source.settings, name, number, of.start))
+            )
+            readers[number] = reader
+            if records := reader.read_to(of.stop, _BATCH):
+                heapq.heappush(heap, (records[0].timestamp_ms, number, records))
+        while heap:
+            _, number, records = heapq.heappop(heap)
+            yield number, list(self._library.without("score", records))
+            if following := readers[number].read_to(ranges[number].stop, _BATCH):
+                heapq.heappush(heap, (following[0].timestamp_ms, number, following))
+
+    def _cards(self, number: int) -> Generator[list[Profiled], None, None]:
+        """What the card kernel of a partition says, batch by batch."""
+        settings = self._source.settings
+        topics = {settings.topic(topic.name): topic for topic in (TRANSACTIONS, REROUTED, ACCEPTED_LABELS)}
+        ends = {
+            name: self._ranges[topic][number].stop for name, topic in topics.items() if number in self._ranges[topic]
+        }
+        progress = settings.topic(PROGRESS.name)
+        told = self._progress[number]
+        card = CardPartition(self._options, None, MemoryStore())
+        with ExitStack() as stack:
+            stack.callback(card.close)
+            readers = [
+                stack.enter_context(
+                    closing(
+                        RangeReader(self._source.bootstrap, settings, name, number, self._ranges[topic][number].start)
+                    )
+                )
+                for name, topic in topics.items()
+            ]
+            marks = stack.enter_context(
+                closing(RangeReader(self._source.bootstrap, settings, progress, number, told.start))
+            )
+            markers = read_markers(marks, "card", told.stop)
+            for batch, rules in in_recorded_order(readers, markers, ends, lambda name: topics[name].name):
+                options = (
+                    self._options.under(rules, self._library.rates(rules)) if isinstance(rules, CardRules) else None
+                )
+                result = card.process(batch, _NOW, options)
+                card.settle()
+                self._on_result(result)
+                said = [read_messages(output.value) for output in result.outputs if output.topic is PROFILED]
+                yield [message for block in said for message in block]
+            self._ended("card", number, card)
+
+    def _repeated(
+        self, record: Record, cards: Mapping[int, Iterator[list[Profiled]]], again: dict[_Key, Profiled]
+    ) -> Record | None:
+        """A record of ``profiled`` as the card kernel gives it now; None where nothing of it lies in the span."""
+        try:
+            messages = read_messages(record.value)
+        except BlockError:
+            # Live a dead letter.
+            return None
+        skipped = set(record.skipped_rows)
+        rows = [self._repeated_row(message, cards, again) for message in messages]
+        repeated = [None if row in skipped else message for row, message in enumerate(rows)]
+        if rows == messages:
+            return record
+        inside = [message for message in repeated if message is not None]
+        return msgspec.structs.replace(record, value=write_messages(inside), skipped_rows=()) if inside else None
+
+    def _repeated_row(
+        self, message: Profiled, cards: Mapping[int, Iterator[list[Profiled]]], again: dict[_Key, Profiled]
+    ) -> Profiled | None:
+        key = _key(message)
+        number = partition_of(message.card_id, self._options.partitions)
+        of = self._sources.get(message.source.topic, {}).get(message.source.partition)
+        if of is None or not of.start <= message.source.offset < of.stop:
+            return None
+        while key not in again and (said := next(cards[number], None)) is not None:
+            again.update((_key(one), one) for one in said)
+        found = again.pop(key, None)
+        if isinstance(message, ProfiledTransaction):
+            self.entered += 1
+            self.newest_us = max(self.newest_us, message.event_time_us)
+            first_us = self.first_event_us
+            self.first_event_us = message.event_time_us if first_us is None else min(first_us, message.event_time_us)
+        if found is None:
+            self.stored_otherwise += 1
+            return message
+        if isinstance(found, ProfiledTransaction) and isinstance(message, ProfiledTransaction):
+            found = msgspec.structs.replace(found, ingested_at=message.ingested_at)
+        if found == message:
+            return message
+        self.stored_otherwise += 1
+        return found
+
+    def _decide(
+        self,
+        subjects: Subjects,
+        features: NDArray[np.float64],
+        models: ActiveModels | None,
+        live: LiveDecisions | None,
+    ) -> Iterator[Scored]:
+        event_time_us = subjects.wholes[EVENT_US]
+        inside = np.flatnonzero((event_time_us >= self._span.from_us) & (event_time_us < self._span.to_us))
+        subjects, features = subjects.take(inside), features[inside]
+        places: list[SourcePosition] = [*zip(*subjects.wholes[[SOURCE_PARTITION, SOURCE_OFFSET]].tolist(), strict=True)]
+        found = [None if live is None else live.find(place) for place in places]
+        groups: dict[tuple[str, Versions | None], list[int]] = {}
+        for row, (rates, recorded) in enumerate(zip(subjects.strings(RATES), found, strict=True)):
+            if models is None and recorded is None:
+                continue
+            versions = recorded.stated.versions if models is None and recorded is not None else None
+            groups.setdefault((rates, versions), []).append(row)
+        for (rates, versions), rows in groups.items():
+            chosen = models if versions is None else self._library.named(versions)
+            if chosen is None:
+                continue
+            decisions = self._columns(subjects.take(np.array(rows)), features[rows], chosen, rates)
+            yield Scored(decisions, [places[row] for row in rows], [found[row] for row in rows])
+
+    def _columns(
+        self, subjects: Subjects, features: NDArray[np.float64], models: ActiveModels, rates_version: str
+    ) -> Decisions:
+        numbering, wholes = Numbering(self._options.partitions), subjects.wholes
+        names = {column: subjects.strings(column) for column in (ID, CARD, MERCHANT, CURRENCY, TYPE)}
+        taken = Transactions(
+            row=wholes[SOURCE_OFFSET] * numbering.partitions + wholes[SOURCE_PARTITION],
+            key=wholes[EVENT_US],
+            transaction_id=_texts(names[ID]),
+            card_id=_texts(names[CARD]),
+            merchant_id=_texts(names[MERCHANT]),
+            event_time_us=wholes[EVENT_US],
+            currency=_texts(names[CURRENCY]),
+            amount_minor=np.array([*map(_minor, subjects.strings(AMOUNT), names[CURRENCY])], np.int64),
+            amount_base_minor=wholes[AMOUNT_BASE],
+            transaction_type=_texts(names[TYPE]),
+            counts=wholes[COUNTS].astype(np.bool_),
+            hour=features[:, FEATURES.index("hour")].copy(),
+            weekday=features[:, FEATURES.index("weekday")].copy(),
+        )
+        starts_s = [int(case.rpartition("-")[2]) for case in subjects.strings(CASE)]
+        return Decisions(
+            transactions=taken,
+            position=np.arange(subjects.rows),
+            partition=wholes[SOURCE_PARTITION],
+            features=features,
+            **decided(models, features, taken.identities)._asdict(),
+            case_start_us=np.array(starts_s, np.int64) * US_PER_SECOND,
+            case_sequence=wholes[CASE_SEQUENCE],
+            models=models,
+            base_currency=self._options.rates.base,
+            rates_version=rates_version,
+            duplicates=0,
+            label_outcomes=Counter(),
+            rejects=(),
+        )
+
+
+def _key(message: Profiled) -> _Key:
+    source: RecordPosition = message.source
+    return source.topic, source.partition, source.offset
+
+
+def _minor(amount: str, currency: str) -> int:
+    return int(Decimal(amount).scaleb(currency_decimals(currency)))
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
+    return pa.array(values, pa.string())

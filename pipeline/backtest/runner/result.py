@@ -1,0 +1,133 @@
+"""The result of a backtest for its report: decisions of each variant, labels and parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.backtest.labels.schedule import ReviewOutcome
+from pipeline.backtest.metrics.drift import ModelDrift
+from pipeline.backtest.runner.pacing import FirstAlerts
+from pipeline.scoring.prequential import Figures
+
+DECISION_COLUMNS: Final = (
+    "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "action", "selection",
+)  # fmt: skip
+"""What of `pipeline.backtest.Decisions.frame` a report reads; a long backtest need not keep the other columns."""
+REASON_COLUMNS: Final = ("code", "contribution")
+
+Parameter = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedVersion:
+    """A training of a variant, and the LightGBM version that came of it."""
+
+    known_us: int
+    """Everything was used that was known then, in microseconds since 1970-01-01T00:00:00Z."""
+    lightgbm: str | None
+    """None, and so all but the seconds, if the training was refused and the version before went on deciding."""
+    policy: str | None
+    refused: str
+    """Why."""
+    seconds: float
+    """Duration of the training."""
+    rows: int
+    """Transactions that were trained on, those of the validation period included."""
+    frauds: int
+    metrics: Mapping[str, Parameter]
+    """Those of the validation period, the threshold, and the number of trees."""
+    first_decision_us: int | None
+    """Event time of the first transaction of the range that it decided; None if it decided none."""
+    decisions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to decide: its models and policy, and what it decided."""
+
+    name: str
+    """Unique among the variants of a result."""
+    decisions: pd.DataFrame
+    """A row a decision within the range, in the order of decision; at least `DECISION_COLUMNS`. All variants decide
+    about the same transactions, in the same order."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Versions by what they are of: ``lightgbm``, ``river``, ``policy``, ``kernel``, ``rates``."""
+    threshold: float | None = None
+    """The policy's, where one held for the whole range."""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    """What else makes it this variant."""
+    reasons: pd.DataFrame | None = None
+    """A row a reason of the alerts that were explained, `REASON_COLUMNS`; None where none was."""
+    explained: int = 0
+    """Of how many alerts ``reasons`` tells."""
+    paced: FirstAlerts | None = None
+    """Budget figures if its threshold was set anew each hour, the days before the range included."""
+    versions: Sequence[TrainedVersion] = ()
+    """Trainings of a variant that was trained by the backtest, in turn."""
+    prequential: Mapping[str, Figures] = field(default_factory=dict)
+    """Figures of each model over the labelled examples of the whole history, before it learned them; empty where the
+    online model does not learn."""
+    reviewed: ReviewOutcome | None = None
+    """Where reviews of its alerts were simulated: what became known sooner by them than by the result's labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class BacktestResult:
+    """Everything that a report is made of."""
+
+    variants: Sequence[Variant]
+    """At least one; the others are compared with the first."""
+    labels: pd.DataFrame
+    """Every label of the range's transactions that is known, `pipeline.backtest.LABEL_FIELDS`, and ``fraud_type`` where
+    it is told; several of one transaction are resolved as live. ``labelled_at`` is a timestamp of UTC (when the label
+    became known, where that was later)."""
+    from_us: int
+    """Event time from which on decisions are in the range, in microseconds since 1970-01-01T00:00:00Z."""
+    to_us: int
+    """Event time before which decisions are in the range."""
+    warm_up_from_us: int
+    """Event time of the first transaction that entered the windows; ``from_us`` where nothing came before the range."""
+    base_currency: str
+    label_mode: str = "recorded"
+    """How labels came about, a `pipeline.backtest.labels.schedule.LabelMode`."""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    """What was asked, by name: source, order, warm-up, partitions …; shown as it is."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What became of the input besides decisions: repeats, refused rows by code, outcomes of labels."""
+    warnings: Sequence[str] = ()
+    """Sentences that the reader must see first, such as that history is shorter than the warm-up."""
+    drift: Sequence[ModelDrift] = ()
+    """How features were distributed in the training of each LightGBM version that scored, and are in the range."""
+    partial: bool = False
+    """Whether the replay was interrupted before ``to_us``."""
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise ValueError("a report needs at least one variant")
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"variants need names of their own, but are called {', '.join(names)}")
+        sizes = [len(variant.decisions) for variant in self.variants]
+        if len(set(sizes)) > 1:
+            raise ValueError(f"variants must decide about the same transactions; they decided {sizes}")
+        if self.to_us <= self.from_us:
+            raise ValueError("the range is empty: its end must be later than its begin")
+
+    @property
+    def event_time_us(self) -> NDArray[np.int64]:
+        """Of each decision, shape (n,)."""
+        times = self.variants[0].decisions["event_time"]
+        # As it lies there, if it is of microseconds: a copy would be as long as the range.
+        return np.asarray((times if times.dt.unit == "us" else times.dt.as_unit("us")).array.asi8)
+
+    @property
+    def until_us(self) -> int:
+        """Event time before which everything was decided: ``to_us``, or where an interrupted replay came to."""
+        if not self.partial:
+            return self.to_us
+        times = self.event_time_us
+        return min(int(times.max()) + 1, self.to_us) if len(times) else self.from_us

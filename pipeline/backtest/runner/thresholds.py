@@ -1,0 +1,69 @@
+"""Thresholds, and budgets for which thresholds are chosen or paced: each makes a variant of every model."""
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+from pipeline.backtest.runner.arguments import Thresholds
+from pipeline.decision.budget import LOWEST_THRESHOLD
+from pipeline.decision.pacing import PacingOptions
+
+
+class AlertThreshold(NamedTuple):
+    """From which score on a variant alerts; of neither: as its policy says."""
+
+    threshold: float | None = None
+    budget: float | None = None
+    """Alerts a day, for which one threshold is chosen before the range."""
+    pace: PacingOptions | None = None
+    """Budget for which the threshold is set anew each hour."""
+
+    @property
+    def suffix(self) -> str:
+        """What of a variant's name tells it from others of its model.
+
+        >>> AlertThreshold(threshold=0.5).suffix, AlertThreshold(budget=20.0).suffix, AlertThreshold().suffix
+        (' at 0.5', ' at 20 a day', '')
+        >>> AlertThreshold(pace=PacingOptions(20.0)).suffix
+        ' paced at 20 a day'
+        """
+        if self.threshold is not None:
+            return f" at {_digits(self.threshold)}"
+        if self.pace is not None:
+            return f" paced at {_digits(self.pace.alerts_per_day)} a day"
+        return "" if self.budget is None else f" at {_digits(self.budget)} a day"
+
+
+def alert_thresholds(asked: Thresholds) -> tuple[AlertThreshold, ...]:
+    """Return the threshold of each variant of a model, of which there is at least one.
+
+    Raises:
+        ValueError: A number is out of range, or named twice.
+    """
+    thresholds, budgets = tuple(asked.fixed), tuple(asked.budgets)
+    pace, critical = asked.pace, asked.critical
+    if critical is not None and (pace is None or not LOWEST_THRESHOLD <= critical <= 1):
+        raise ValueError(
+            f"a critical score, from {LOWEST_THRESHOLD:g} to 1, belongs to a pace, whose budget it may exceed: not "
+            f"{critical:g} with pace {pace}"
+        )
+    for threshold in thresholds:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"a threshold is a score from 0 to 1, not {threshold}")
+    for budget in (*budgets, *(() if pace is None else (pace,))):
+        if not 0 < budget < math.inf:
+            raise ValueError(f"a budget is a number of alerts a day, more than none, not {budget}")
+    for kind, values in (("threshold", thresholds), ("budget", budgets)):
+        if twice := [one for one, count in Counter(values).items() if count > 1]:
+            raise ValueError(f"the {kind} {_digits(twice[0])} is named twice: name it once")
+    named = (
+        *(AlertThreshold(threshold=one) for one in thresholds),
+        *(AlertThreshold(budget=one) for one in budgets),
+        *(() if pace is None else (AlertThreshold(pace=PacingOptions(pace, critical)),)),
+    )
+    return named or (AlertThreshold(),)
+
+
+def _digits(value: float) -> str:
+    """As short as it can be told from every other number."""
+    return text if float(text := f"{value:g}") == value else repr(float(value))

@@ -1,0 +1,87 @@
+"""One pass over what precedes a range, to train on it."""
+
+from contextlib import closing
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.input.label_book import LabelBook
+from pipeline.backtest.input.order import Order, in_order
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, SeenTimes, Span, moment
+from pipeline.backtest.labels.final_labels import bearing_truth
+from pipeline.backtest.labels.schedule import LabelMode, ScheduledLabels
+from pipeline.backtest.runner.candidates import policy_to_train
+from pipeline.backtest.runner.model_library import ModelLibrary
+from pipeline.backtest.runner.outcome import warnings_of_short_history
+from pipeline.backtest.runner.request import Request
+from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics, training_stage
+from pipeline.backtest.training.period import TrainingPeriod
+from pipeline.backtest.training.rows import TrainingRows
+from pipeline.backtest.training.variants import Training, known_by, read_rows, scheduled
+from pipeline.registry import Registry
+
+
+def train_before(
+    request: Request, training: Training, period: TrainingPeriod, partitions: int, library: ModelLibrary,
+    listener: ProgressListener, statistics: RunStatistics,
+) -> TrainingRows:  # fmt: skip
+    """Read features and labels of ``period``, and train on them.
+
+    Returns:
+        What was read: if models are renewed, up to the begin of the range.
+
+    Raises:
+        Exception: As `pipeline.Backtest.run`.
+    """
+    until_us = request.span.from_us if training.renew_days else period.known_us
+    span = Span(period.from_us - request.warm_up_us, period.from_us, until_us)
+    followed = _Followed(listener, span)
+    rows, seen = _read(request, span, partitions, followed)
+    data = rows.training_set(period)
+    targets = len(data.fraud)
+    if not targets:
+        read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
+        raise RangeError(
+            f"{request.source.name} has no transaction to train on from {moment(period.from_us)} to "
+            f"{moment(period.last_us)}{read if seen.last_us > EARLIEST_US else ''}: choose another period with "
+            "--train-from and --train-to"
+        )
+    statistics.warnings += warnings_of_short_history(followed.first_us, span, "training: ")
+    policy, registry = policy_to_train(request, library), Registry(request.settings.registry_path)
+    for name, grow in training.growing(data, period, policy, registry):
+        listener.tell(targets, period.last_us, None, training_stage(name))
+        statistics.trained[name] = grow()
+        listener.refuse_stopped()
+    return rows
+
+
+class _Followed:
+    """How far the reading has come."""
+
+    def __init__(self, listener: ProgressListener, span: Span) -> None:
+        self._listener, self._span = listener, span
+        self._worked_on = 0
+        self.first_us = LATEST_US
+
+    def note(self, times_us: NDArray[np.int64]) -> None:
+        """Note event times of transactions, which come in order."""
+        if len(times_us):
+            self._worked_on += len(times_us)
+            self.first_us = min(self.first_us, int(times_us[0]))
+            share = (int(times_us[-1]) - self.first_us) / max(self._span.to_us - self.first_us, 1)
+            self._listener.tell(self._worked_on, int(times_us[-1]), share, "reading what to train on")
+        self._listener.refuse_stopped()
+
+
+def _read(request: Request, span: Span, partitions: int, followed: _Followed) -> tuple[TrainingRows, SeenTimes]:
+    options = request.card_options(partitions)
+    book = LabelBook()
+    opened = request.source.open(span, request.acceptance(options), [], book)
+    with closing(opened):
+        if request.labels is LabelMode.RECORDED:
+            chunks = in_order(opened.transactions, known_by(opened.labels, span.to_us), Order.EVENT_TIME)
+        else:
+            # Nothing was alerted by what is still to be trained: its labels come after the delay.
+            transactions, _ = bearing_truth(request.source, opened, request.label_delay_us, book)
+            chunks = scheduled(transactions, ScheduledLabels(request.regime), span.to_us)
+        return read_rows(chunks, span.from_us, options, followed.note), opened.seen

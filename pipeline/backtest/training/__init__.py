@@ -1,0 +1,1 @@
+"""Models that a backtest trains: variants, their periods and rows, and renewals."""

@@ -1,0 +1,130 @@
+"""Models that are trained again on a schedule while a range is decided."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from pipeline.backtest.engine.online import Periods
+from pipeline.backtest.input.order import Chunk
+from pipeline.backtest.training.period import TrainingPeriod
+from pipeline.backtest.training.rows import TrainingRows
+from pipeline.backtest.training.variants import Training, VariantTraining
+from pipeline.decision.policy import Policy
+from pipeline.engine.columns import Labels
+from pipeline.engine.decisions import Decisions
+from pipeline.engine.models import ActiveModels
+from pipeline.registry import Registry
+from pipeline.scoring.errors import ModelError
+
+
+class RenewalSchedule(NamedTuple):
+    """Schedule by which the models of a candidate are renewed."""
+
+    variant: str
+    """Name of what is trained."""
+    every_us: int
+    """Event time from one training to the next."""
+    threshold: float | None = None
+    """Threshold in place of the one that each training chooses."""
+
+    def models(self, before: ActiveModels, grown: VariantTraining) -> ActiveModels:
+        """Return what decides after a training: with the online model of before, and as before if it was refused."""
+        if grown.trained is None:
+            return before
+        policy = grown.trained.policy
+        if self.threshold is not None:
+            policy = policy.replace(threshold=self.threshold)
+        return replace(before, lightgbm=grown.trained.model, policy=policy)
+
+
+class ModelRenewal:
+    """Trains the models of candidates that see the same labels, whenever event time passes a boundary.
+
+    The boundaries of a schedule lie so many days apart, from the begin of the range on. If there is no transaction
+    between two of them, there is one training, at the later one. Schedules that share a boundary share the training.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        first: TrainingPeriod,
+        from_us: int,
+        rows: TrainingRows | None,
+        policy: Policy | None,
+        registry: Registry,
+        note: Callable[[str, int | None, VariantTraining | None], None],
+    ) -> None:
+        """Begin behind the training of ``first``.
+
+        Args:
+            training: What is trained, and how often.
+            first: What was trained on before the range.
+            from_us: Begin of the range.
+            rows: Transactions before the range, and their labels; those of the range are added. None where no candidate
+                is renewed, which is decided in the same parts as others are.
+            policy: Gives rules, blend and audit rate of the policies.
+            registry: Where versions are kept, if that is asked for.
+            note: Called with the name of a variant before it is trained, and with its schedule and what came of it.
+        """
+        self._training, self._first, self._from_us, self._rows = training, first, from_us, rows
+        self._policy, self._registry, self._note = policy, registry, note
+        schedules = dict.fromkeys(every_us for _, every_us in training.renewed.values())
+        self.periods = tuple(Periods(every_us, from_us) for every_us in schedules)
+        """Between two trainings, of each schedule; the first one reaches back to the first transaction."""
+
+    def take(self, labels: Labels, decisions: Decisions) -> None:
+        """Keep labels, and the features of what was decided within the range."""
+        if self._rows is None:
+            return
+        inside = decisions.transactions.event_time_us >= self._from_us
+        of = decisions if inside.all() else decisions.take(inside)
+        self._rows.add(labels, of.transactions, of.features)
+
+    def renew(
+        self,
+        part: Chunk,
+        due: Sequence[Periods],
+        renewed: Sequence[RenewalSchedule | None],
+        models: Sequence[ActiveModels],
+    ) -> list[ActiveModels]:
+        """Train, and return the models of each candidate from the first transaction of a part on.
+
+        Args:
+            part: Begins with a transaction.
+            due: The schedules of which a period begins with it.
+            renewed: How the models of each candidate are renewed.
+            models: The models of each candidate until then.
+        """
+        begin_us = {one.every_us: one.begin_us(int(part.transactions.event_time_us[0])) for one in due}
+        asks = [one for one in renewed if one is not None and one.every_us in begin_us]
+        # Schedules that meet here share what is trained.
+        wanted = dict.fromkeys((begin_us[one.every_us], one.variant) for one in asks)
+        trained = {
+            known_us: self._trained(known_us, [variant for at_us, variant in wanted if at_us == known_us])
+            for known_us in dict.fromkeys(at_us for at_us, _ in wanted)
+        }
+        for variant, every_us in dict.fromkeys((one.variant, one.every_us) for one in asks):
+            self._note(variant, every_us, trained[begin_us[every_us]][variant])
+        return [
+            before
+            if one is None or one.every_us not in begin_us
+            else one.models(before, trained[begin_us[one.every_us]][one.variant])
+            for one, before in zip(renewed, models, strict=True)
+        ]
+
+    def _trained(self, known_us: int, variants: Sequence[str]) -> dict[str, VariantTraining]:
+        """Train some variants by what was known at a time."""
+        period = self._training.at(self._first, known_us)
+        if self._rows is None:
+            raise ValueError("nothing was kept to train on")
+        data = self._rows.training_set(period)
+        found = {}
+        for name, grow in self._training.growing(data, period, self._policy, self._registry):
+            if name in variants:
+                self._note(name, None, None)
+                try:
+                    found[name] = grow()
+                except ModelError as error:
+                    # As live: the version before goes on, and the report says why.
+                    found[name] = VariantTraining(period, None, 0.0, str(error))
+        return found

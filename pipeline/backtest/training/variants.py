@@ -1,0 +1,192 @@
+"""Models that a backtest trains for itself: on features that the kernel gives of a period before its range."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backtest.engine.kernels import profile_chunks
+from pipeline.backtest.input.order import Chunk, Order, alone, checked, merged
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, moment, time_us
+from pipeline.backtest.labels.schedule import ScheduledLabels
+from pipeline.backtest.training.period import TrainingPeriod
+from pipeline.backtest.training.rows import TrainingRows
+from pipeline.decision.policy import Policy
+from pipeline.engine.card import CardOptions
+from pipeline.engine.columns import Labels, Transactions
+from pipeline.learning.regimes import LabelRegime
+from pipeline.registry import Registry
+from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
+from pipeline.training.registered import register
+from pipeline.training.selection import select_features
+from schemas.times import US_PER_DAY, US_PER_SECOND
+
+
+class VariantTraining(NamedTuple):
+    """A training of a variant."""
+
+    period: TrainingPeriod
+    trained: Trained | None
+    """None where it was refused, so that the version before goes on deciding."""
+    seconds: float
+    refused: str = ""
+    """The reason of the refusal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """LightGBM models that are trained before a range is decided, and decide it beside the others."""
+
+    variants: Mapping[str, Sequence[str]]
+    """Names, and which features each is trained on: patterns of `pipeline.training.selection.select_features`."""
+    start: datetime
+    """Event time of the first transaction to train on (UTC without an offset)."""
+    end: datetime | None = None
+    """Only what was known by then is used. Default: where the range begins."""
+    gap_s: float | None = None
+    """Transactions of the last ``gap_s`` before the end are no targets, since not all of their labels are known.
+    Default: the labels' delay where a file's truth becomes labels, else the setting ``maturity_days``."""
+    alerts_per_day: float = 100.0
+    """For which the new policies' thresholds are chosen, where no other is asked for."""
+    config: TrainingConfig = field(default_factory=TrainingConfig)
+    register: bool = False
+    """Whether the models and their policies are kept in the registry; they are not put in force."""
+    renew_days: Sequence[float] = ()
+    """For each, and each variant, another variant beside it that is trained again after so many days of event time
+    within the range, on what is known by then, and that decides by that from then on."""
+    window_days: float | None = None
+    """Leave out transactions that are older than that when a training ends; ``start`` limits them too."""
+    early_reports: bool = True
+    """Grow models on younger transactions too, if a file's truth becomes labels."""
+
+    def __post_init__(self) -> None:
+        given = [("renew_days", days) for days in self.renew_days]
+        given += [("window_days", self.window_days)] if self.window_days is not None else []
+        for name, days in given:
+            if not 0 < days < LATEST_US / US_PER_DAY:
+                raise ValueError(f"{name} must be more than none, not {days}")
+
+    @property
+    def renewed(self) -> dict[str, tuple[str, int]]:
+        """Names of the variants that are renewed: what each is trained as, and after how many microseconds again."""
+        return {
+            f"{name} every {'day' if days == 1 else f'{days:g} days'}": (name, max(round(days * US_PER_DAY), 1))
+            for name in self.variants
+            for days in self.renew_days
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all variants."""
+        return [*self.variants, *self.renewed]
+
+    def period(
+        self, from_us: int, gap_s: float, validation_days: float, regime: LabelRegime | None = None
+    ) -> TrainingPeriod:
+        """What to train on before a range that begins at ``from_us``; ``gap_s`` where no other is asked for.
+
+        ``regime`` is that of labels that are not recorded. Raises ValueError for a training that would know what is
+        still to come, and `RangeError` for one that is too short, `pipeline.scoring.errors.ModelError` for features
+        that there are not.
+        """
+        # Before anything is read: a name that is wrong should not cost the time of a training.
+        self._features()
+        if self.end is None and from_us <= EARLIEST_US:
+            raise ValueError("a model is trained on what lies before the range: say where that begins (--from)")
+        known_us = time_us(self.end, from_us)
+        if known_us > from_us:
+            raise ValueError(
+                f"the training ends at {moment(known_us)}, within the range, and would know what is still to come: end "
+                "it where the range begins, or before"
+            )
+        gap_us = round((gap_s if self.gap_s is None else self.gap_s) * US_PER_SECOND)
+        validation_us = round(validation_days * US_PER_DAY)
+        period = TrainingPeriod(self._from_us(known_us), known_us, gap_us, validation_us, regime, self.early_reports)
+        if period.last_us - period.validation_us <= period.from_us:
+            raise RangeError(
+                f"nothing is left to train on from {moment(period.from_us)} by what is known at {moment(known_us)}: "
+                f"{gap_us / US_PER_DAY:g} days go to the labels' delay and {validation_days:g} to the validation; "
+                f"begin earlier with --train-from{'' if self.window_days is None else ', or widen --train-window'}"
+            )
+        return period
+
+    def at(self, first: TrainingPeriod, known_us: int) -> TrainingPeriod:
+        """Return what is trained on at a later time than the ``first`` period's end."""
+        return first._replace(from_us=self._from_us(known_us), known_us=known_us)
+
+    def _from_us(self, known_us: int) -> int:
+        start_us = time_us(self.start, EARLIEST_US)
+        return start_us if self.window_days is None else max(start_us, known_us - round(self.window_days * US_PER_DAY))
+
+    def growing(
+        self, data: TrainingSet, period: TrainingPeriod, policy: Policy | None, registry: Registry
+    ) -> Iterator[tuple[str, Callable[[], VariantTraining]]]:
+        """Yield the name of each variant, and a function that trains it.
+
+        The function raises `pipeline.scoring.errors.ModelError`, `pipeline.registry.RegistryError`.
+
+        Args:
+            data: Transactions of the period, with what was known at its end.
+            period: What is trained on.
+            policy: Gives rules, blend and audit rate.
+            registry: Where versions are kept, if that is asked for.
+        """
+
+        def grow(features: tuple[str, ...]) -> VariantTraining:
+            started_s = time.monotonic()
+            trained = train(
+                data,
+                period.split(data),
+                alerts_per_day=self.alerts_per_day,
+                config=self.config,
+                policy=policy,
+                features=features,
+                early=period.early,
+                labels=period.labels,
+            )
+            if self.register:
+                register(registry, trained)
+            return VariantTraining(period, trained, time.monotonic() - started_s)
+
+        for name, features in self._features().items():
+            yield name, partial(grow, features)
+
+    def _features(self) -> dict[str, tuple[str, ...]]:
+        return {name: select_features(patterns) for name, patterns in self.variants.items()}
+
+
+def read_rows(
+    chunks: Iterator[Chunk], from_us: int, options: CardOptions, note: Callable[[NDArray[np.int64]], None]
+) -> TrainingRows:
+    """Return the transactions from a time on, among records by event time that begin with what warms the windows up.
+
+    ``note`` is told the event times of each chunk's transactions.
+    """
+    rows = TrainingRows(from_us)
+    with closing(profile_chunks(chunks, options)) as passed:
+        for chunk, profiled in passed:
+            rows.add(chunk.labels, profiled.transactions, profiled.features)
+            note(profiled.transactions.event_time_us)
+    return rows
+
+
+def known_by(labels: Iterator[Labels], until_us: int) -> Iterator[Labels]:
+    """The labels, in the order of ``known_at``, that are known at ``until_us``; no more is read than tells so."""
+    for part in labels:
+        inside = part.known_at_us <= until_us
+        yield part.take(inside)
+        if not inside.all():
+            return
+
+
+def scheduled(transactions: Iterator[Transactions], schedule: ScheduledLabels, until_us: int) -> Iterator[Chunk]:
+    """Transactions that bear their truth, by event time, with the labels that are due, up to ``until_us``."""
+    for part in checked(transactions, "transaction", Order.EVENT_TIME):
+        yield merged(part, schedule.until(part), Order.EVENT_TIME)
+    yield from map(alone, known_by(iter([schedule.rest()]), until_us))

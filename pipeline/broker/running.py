@@ -1,0 +1,40 @@
+"""Finds the cluster that runs, for the commands of analysts."""
+
+from pathlib import Path
+from typing import Final
+
+from pipeline.broker import running_broker
+from pipeline.kafka.admin import failed_answer
+from pipeline.settings import Settings
+
+ANSWER_TIMEOUT_S: Final = 10.0
+
+
+class ClusterNotFound(RuntimeError):
+    """No cluster was named, or nobody answers there."""
+
+
+def demo_dir(settings: Settings) -> Path:
+    """Directory of a run's own broker and state; each run begins by emptying it."""
+    return settings.data_dir / "demo"
+
+
+def find_cluster(settings: Settings) -> str:
+    """Bootstrap servers: those of the settings, else the data directory's embedded broker, else that of a run there.
+
+    Raises ``ClusterNotFound`` when there is none or none of them answers.
+    """
+    address = settings.kafka_bootstrap_servers
+    if address is None:
+        address = running_broker(settings.data_dir / "kafka") or running_broker(demo_dir(settings) / "kafka")
+    if address is None:
+        raise ClusterNotFound(
+            f"No embedded broker runs for {settings.data_dir.absolute()}. Start one there (`make run-pipeline`, "
+            "`fraud-pipeline broker`), or name a cluster with KAFKA_BOOTSTRAP_SERVERS."
+        )
+    if (failed := failed_answer(address, ANSWER_TIMEOUT_S, settings=settings)) is not None:
+        raise ClusterNotFound(
+            f"No broker answers at {address}{failed}. Check that the cluster runs, KAFKA_BOOTSTRAP_SERVERS, and "
+            "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings."
+        )
+    return address

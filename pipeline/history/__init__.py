@@ -1,0 +1,1 @@
+"""Files of transactions, and the canonical columns of a frame of them."""

@@ -1,0 +1,1 @@
+"""History through the topics on a simulated clock."""
